@@ -107,8 +107,9 @@ def dense(a: tuple[Tensor, ...], ms: tuple[Tensor, ...], *, learned: bool) -> St
     mixers = []
     for m in ms:
         mixer = build_mixer(kind="dense", rank=m.shape[1], rank_out=m.shape[0]).double()
-        mixer.weight.data.copy_(m)
-        mixer.weight.requires_grad_(learned)
+        weight = mixer.get_parameter("weight")
+        weight.data.copy_(m)
+        weight.requires_grad_(learned)
         mixers.append(mixer)
     return Start(a, tuple(mixers))
 

@@ -212,21 +212,21 @@ def test_folded_at_init_starts_from_the_same_function_as_learned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mixer", "trains", "stuck"),
+    ("mixer", "trains", "said"),
     [
-        ({"kind": "identity"}, "mixer", "B"),
-        ({"kind": "dense"}, "mixer", "B"),
-        ({"kind": "token-gate"}, "mixer", "B"),
-        ({"kind": "dense", "init": "zeros"}, "b", "M"),
-        ({"kind": "dense", "init": "near-zero"}, "b", "M"),
-        ({"kind": "dense", "init": "zeros", "train": "frozen"}, "all", "M"),
-        ({"kind": "dense", "init": "zeros", "train": "folded"}, "all", "M"),
-        ({"kind": "diagonal"}, "b", "M"),
+        ({"kind": "identity"}, "mixer", "B starts at zero and does not learn"),
+        ({"kind": "dense"}, "mixer", "B starts at zero and does not learn"),
+        ({"kind": "token-gate"}, "mixer", "B starts at zero and does not learn"),
+        ({"kind": "dense", "init": "zeros"}, "b", "M starts at zero and does not learn"),
+        ({"kind": "dense", "init": "near-zero"}, "b", "M starts at zero and does not learn"),
+        ({"kind": "dense", "init": "zeros", "train": "frozen"}, "all", "init = 'zeros': "),
+        ({"kind": "dense", "init": "zeros", "train": "folded"}, "all", "init = 'zeros': "),
+        ({"kind": "diagonal"}, "b", "M starts at zero and does not learn"),
     ],
 )
-def test_what_starts_at_zero_has_to_learn(mixer: dict[str, object], trains: str, stuck: str) -> None:
+def test_what_starts_at_zero_has_to_learn(mixer: dict[str, object], trains: str, said: str) -> None:
     model = tiny_llama()
-    with pytest.raises(ValueError, match=rf"q_proj: {stuck} starts at zero and does not learn"):
+    with pytest.raises(ValueError, match=rf"q_proj: {said}"):
         inject(model, rank=4, alpha=8, mixer=mixer, target_modules=["q_proj"], trains=trains)  # type: ignore[arg-type]
     assert not any(named_adapters(model))
 

@@ -44,7 +44,7 @@ CODE = (
 )
 """Packages and modules whose code makes the numbers."""
 
-REMADE = (Changes.DRAW, Changes.TRAINED, Changes.ROWS, Changes.READING)
+REMADE: tuple[Changes, ...] = (Changes.DRAW, Changes.TRAINED, Changes.ROWS, Changes.READING)
 """What the values of a recipe change with which a run is made again. What lies at a place is in the hashes."""
 
 WHAT = {

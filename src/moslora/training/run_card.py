@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -180,7 +180,7 @@ def strategy(objective: nn.Module) -> dict[str, Any]:
     here = 0
     kind = "ddp"
     for parameter in frozen:
-        own = parameter
+        own: Tensor = parameter
         if isinstance(parameter, DTensor):
             kind = "fsdp"
             own = parameter.to_local()

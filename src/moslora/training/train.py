@@ -259,7 +259,7 @@ class Training:
             )
         if done == total:
             return
-        number = signal.SIGTERM  # of another process
+        number: int = signal.SIGTERM  # of another process
         if signals:
             number = signals[0]
         raise Interrupted(

@@ -51,7 +51,7 @@ def build_mixer(
         raise ValueError(f"mixer kind {kind!r}: must be one of {', '.join(MIXERS)}")
     mixer = MIXERS[kind]
     checked = checked_options(mixer.options_type, options, rank=rank, rank_out=rank_out)
-    given = {"rank": rank, "rank_out": rank_out, "in_features": in_features, "tasks": tasks}
+    given: dict[str, Any] = {"rank": rank, "rank_out": rank_out, "in_features": in_features, "tasks": tasks}
     taken = signature(mixer).parameters
     if tasks and "tasks" not in taken:
         raise ValueError(f"tasks = {tasks!r}: a {kind} mixer does not depend on the task; leave them out")
