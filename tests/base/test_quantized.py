@@ -35,6 +35,7 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.convert.proof import PROMPTS
 from moslora.errors import MosloraError, UsageError
+from moslora.evaluation.display import heading
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.quickstart import quickstart
@@ -258,7 +259,7 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs: Path, world: P
         assert len(quantized_layers(target.load())) == 14
         results, out = evaluate_target(target, tasks=("obqa",))
         assert out.name == f"choice-label-{kind}-float32" + ("-base" if base else "")
-        assert results.settings.metadata["quantization"] == kind and f"float32 on {kind}" in results.heading
+        assert results.settings.metadata["quantization"] == kind and f"float32 on {kind}" in heading(results)
         scores[base] = [p.scores for p in results.predictions]
     assert scores[True] != scores[False]
     in_bfloat16 = open_target(str(run), dtype="bfloat16")

@@ -10,6 +10,7 @@ import pytest
 from cli_kit import run
 from evaluation_kit import WORDS
 from moslora.evaluation import Results, read_results
+from moslora.evaluation.display import heading
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe, load_recipe
@@ -96,7 +97,7 @@ def test_the_merged_model_is_asked_as_the_run_from_anywhere(
     monkeypatch.chdir(tmp_path)
     ours, *others = (evaluate_target(open_target(str(one)))[0] for one in (tmp_path / "run", moved, "again"))
     for theirs in others:
-        assert theirs.heading == ours.heading and list(theirs.tasks) == ["weather", "boolq"]
+        assert heading(theirs) == heading(ours) and list(theirs.tasks) == ["weather", "boolq"]
         assert [p.id for p in ours.predictions] == [p.id for p in theirs.predictions] and len(ours.predictions) == 8
         for one, other in zip(ours.predictions, theirs.predictions, strict=True):
             assert one.scores == pytest.approx(other.scores, abs=1e-4)

@@ -12,6 +12,7 @@ from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate
+from moslora.evaluation.display import table
 from moslora.evaluation.generate import Decided, Generate, find_answer
 from moslora.prompts.formats import FORMATS
 from moslora.prompts.instructions import answer_pattern, labels
@@ -100,7 +101,7 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.Mo
     assert sorted(str(p.prediction) for p in results.predictions) == ["0", "1", "None", "None"]
     assert results.tasks["siqa"].accuracy == sum(p.prediction == p.gold for p in results.predictions) / 4
     assert results.macro.drift is None
-    assert results.table()[0] == ["task", "n", "majority class", "accuracy", "95 % interval", "parsed"]
+    assert table(results)[0] == ["task", "n", "majority class", "accuracy", "95 % interval", "parsed"]
 
 
 def test_a_format_without_labels_cannot_generate() -> None:

@@ -11,6 +11,7 @@ import pytest
 from cli_kit import run
 from evaluation_kit import make_examples
 from moslora.evaluation import read_results
+from moslora.evaluation.display import remarks
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.results import Results, summarise
 from moslora.evaluation.target import open_target
@@ -52,7 +53,7 @@ def run_recipe(recipe: MakeRecipe, data: Path, *more: str) -> Recipe:
 
 def told(results: Results) -> list[str]:
     """What is said below the table, but for the signs of a model that has learned nothing."""
-    return [line for line in results.remarks() if not line.startswith("collapse: ")]
+    return [line for line in remarks(results) if not line.startswith("collapse: ")]
 
 
 def accuracy(predictions: list[Prediction]) -> float:

@@ -13,6 +13,7 @@ from statsmodels.stats.proportion import proportion_confint
 import compare_kit
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import read_results
+from moslora.evaluation.display import table
 from moslora.evaluation.results import summarise
 from moslora.evaluation.scores import average, score_task
 from moslora.runs.answers import TaskAnswers
@@ -115,13 +116,13 @@ def test_texts_have_numbers_of_their_own_and_are_in_no_average() -> None:
     score, rates = results.texts["mine"], nats / sizes
     assert (score.n, score.truncated) == (12, 2) and score.nats_per_byte == pytest.approx(rates.mean())
     assert score.interval == pytest.approx(stats.t.interval(0.95, 11, rates.mean(), stats.sem(rates)))
-    head, *rows = results.table()
+    head, *rows = table(results)
     row = dict(zip(head, rows[-1], strict=True))
     assert row["nats per byte"] == f"{rates.mean():.4f}" and row["accuracy"] == row["log p"] == "–"
-    assert [r[:-1] for r in [head, *rows[:-1]]] == without.table() and {r[-1] for r in rows[:-1]} == {"–"}
+    assert [r[:-1] for r in [head, *rows[:-1]]] == table(without) and {r[-1] for r in rows[:-1]} == {"–"}
     assert "texts" not in json.loads(without.to_json()) and json.loads(results.to_json())["texts"]["mine"]["n"] == 12
     alone = summarise(SETTINGS, texts[:1], {"mine": TaskRecord()})
-    assert alone.table() == [["task", "n", "nats per byte"], ["mine", "1", f"{rates[0]:.4f}"]]
+    assert table(alone) == [["task", "n", "nats per byte"], ["mine", "1", f"{rates[0]:.4f}"]]
     assert alone.texts["mine"].interval is alone.macro is alone.without_leaks is None and not alone.collapse
 
 
@@ -133,7 +134,7 @@ def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_cho
 
 
 def test_table() -> None:
-    head, *rows = summarise(SETTINGS, make_predictions(1), RECORDS).table()
+    head, *rows = table(summarise(SETTINGS, make_predictions(1), RECORDS))
     assert head[:5] == ["task", "n", "majority class", "accuracy", "per character"]
     assert head[5:] == ["95 % interval", "log p", "close calls"]
     assert [row[0] for row in rows] == [*SIZES, "macro average", "micro average"]
@@ -142,7 +143,7 @@ def test_table() -> None:
     low, high = proportion_confint(right, SIZES["obqa"], method="wilson")
     assert rows[2][4:6] == [f"{100 * right / SIZES['obqa']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
     obqa = [p for p in make_predictions(1) if p.task == "obqa"]
-    assert [row[0] for row in summarise(SETTINGS, obqa, RECORDS).table()] == ["task", "obqa"]
+    assert [row[0] for row in table(summarise(SETTINGS, obqa, RECORDS))] == ["task", "obqa"]
 
 
 def test_intervals_are_those_of_few_questions() -> None:

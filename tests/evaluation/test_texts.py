@@ -12,6 +12,7 @@ from evaluation_kit import make_examples, make_model, tokenizer
 from moslora.adapters import describe_task, inject, named_adapters
 from moslora.errors import UsageError
 from moslora.evaluation import Request, Results, evaluate
+from moslora.evaluation.display import remarks
 from moslora.tasks import Example, Plain, Task
 from moslora.tasks.task import Columns
 from reference import perturb
@@ -73,7 +74,7 @@ def test_a_long_text_loses_its_end(tokens: PreTrainedTokenizerFast) -> None:
     nats, size = nats_and_bytes(make_model(), tokens, kept)
     (cut,) = [p for p in results.predictions if p.truncated]
     assert text.startswith(kept) and cut.bytes == size and -cut.scores[0] == pytest.approx(nats, abs=1e-5)
-    assert results.texts["mine"].truncated == 1 and "1 text without the end" in results.remarks()[0]
+    assert results.texts["mine"].truncated == 1 and "1 text without the end" in remarks(results)[0]
 
 
 def test_neither_limit_nor_protocol_moves_a_text() -> None:

@@ -1,19 +1,101 @@
-"""Shares as text: in percent."""
+"""Results as they are printed: a heading, a table, and remarks below it."""
 
-NONE = "–"
-"""A number in a table that there is not."""
+from moslora.errors import counted
+from moslora.evaluation.leaks import WithoutLeaks
+from moslora.evaluation.percent import NONE, percent, percent_range
+from moslora.evaluation.results import Results
+from moslora.evaluation.scores import Score
+from moslora.evaluation.texts import TextScore
 
 
-def percent(share: float | None) -> str:
-    """0.6615 as ``66.2``."""
-    if share is None:
+def heading(results: Results) -> str:
+    """The line above the table: protocol, format and precision."""
+    settings = results.settings
+    precision = settings.dtype
+    quantization = settings.metadata.get("quantization")
+    if quantization:
+        precision += f" on {quantization}"
+    return f"protocol {settings.protocol}, format {settings.format}, {precision}; shares in percent"
+
+
+def table(results: Results) -> list[list[str]]:
+    """Header, a row per task, and with several macro and micro: shares in percent, the interval of the main one; then
+    the sets of texts. A column is there if a row has it."""
+    primary = results.settings.primary
+    rows = {name: _of_questions(score, primary) for name, score in results.tasks.items()}
+    if results.macro and results.micro and len(rows) > 1:
+        rows["macro average"] = _of_questions(results.macro, primary)
+        rows["micro average"] = _of_questions(results.micro, primary)
+    for name, score in results.texts.items():
+        rows[name] = _of_texts(score)
+    titles: dict[str, None] = {}
+    for row in rows.values():
+        titles |= dict.fromkeys(row)
+    found = [["task", *titles]]
+    for name, row in rows.items():
+        cells = [row.get(title, NONE) for title in titles]
+        found.append([name, *cells])
+    return found
+
+
+def _of_questions(score: Score, primary: str) -> dict[str, str]:
+    """Title -> cell, of the numbers that there are."""
+    _, interval = score.value(primary)
+    cells = {
+        "n": f"{score.n:,}",
+        "majority class": percent(score.majority_class),
+        "accuracy": percent(score.accuracy),
+        "per character": percent(score.accuracy_per_character),
+        "95 % interval": percent_range(interval),
+    }
+    if score.log_probability is not None:
+        cells["log p"] = f"{score.log_probability:.3f}"
+    cells["parsed"] = percent(score.parse_rate)
+    if score.close_calls is not None:
+        cells["close calls"] = str(score.close_calls)
+    return {title: cell for title, cell in cells.items() if cell != NONE}
+
+
+def _of_texts(score: TextScore) -> dict[str, str]:
+    cells = {"n": f"{score.n:,}", "nats per byte": f"{score.nats_per_byte:.4f}"}
+    if score.interval is not None:
+        low, high = score.interval
+        cells["95 % interval"] = f"{low:.4f} to {high:.4f}"
+    return cells
+
+
+def remarks(results: Results) -> list[str]:
+    """Notes below the table: signs of a collapse, truncated questions, leaks, close calls."""
+    lines = [f"collapse: {sign}" for sign in results.collapse]
+    longest = f"longer than evaluation.max_length = {results.settings.max_length} tokens"
+    if results.macro and results.macro.truncated:
+        lines.append(f"{counted(results.macro.truncated, 'question')} without the start, {longest}")
+    texts_cut = sum(score.truncated for score in results.texts.values())
+    if texts_cut:
+        lines.append(f"{counted(texts_cut, 'text')} without the end, {longest}")
+    if results.without_leaks and any(results.without_leaks.leaks.values()):
+        lines.append(_on_leaks(results.without_leaks, results.settings.primary))
+    if results.macro and results.macro.close_calls:
+        close = counted(results.macro.close_calls, "answer")
+        noise = f"the noise of the arithmetic ({results.macro.drift:.2g})"
+        lines.append(f"{close} closer than {noise}; --dtype float32 decides")
+    return lines
+
+
+def _on_leaks(found: WithoutLeaks, primary: str) -> str:
+    """How many questions of each task are leaks, and the metric ``primary`` without them, in percent."""
+    counts = {task: count for task, count in found.leaks.items() if count}
+    scores: dict[str, Score | None] = {task: found.tasks.get(task) for task in counts}
+    if len(found.leaks) > 1:
+        scores["macro average"] = found.macro
+    values = [f"{name} {_with_interval(score, primary)}" for name, score in scores.items()]
+    questions = ", ".join(f"{task} {count}" for task, count in counts.items())
+    without = f"{primary.replace('_', ' ')} without them: {', '.join(values)}"
+    return f"questions among {found.compared_with}: {questions}; {without}"
+
+
+def _with_interval(score: Score | None, primary: str) -> str:
+    if score is None:
         return NONE
-    return f"{100 * share:.1f}"
-
-
-def percent_range(interval: tuple[float, float] | None) -> str:
-    """(0.6198, 0.7003) as ``62.0 to 70.0``."""
-    if interval is None:
-        return NONE
-    low, high = interval
-    return f"{percent(low)} to {percent(high)}"
+    value, interval = score.value(primary)
+    return f"{percent(value)} ({percent_range(interval)})"

@@ -35,7 +35,7 @@ def tell_run(trained: AdapterFolder, folder: Path, *, base: bool) -> None:
     run = trained.run
     summary = read_results(folder).summary()
     run.add_facts(results={folder.name: summary})
-    scores = {name: summary[name] for name in ("macro", "majority_class") if name in summary}
+    scores = {name: value for name, value in summary.items() if name in ("macro", "majority_class")}
     scores |= summary["tasks"] | summary.get("nats_per_byte", {})
     scores = {f"eval/{folder.name}/{name}": score for name, score in scores.items()}
     for name in trained.recipe.tracking.to:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from moslora.console import note
 from moslora.data.overlap import DIGEST, digest
-from moslora.evaluation.display import NONE, percent, percent_range
 from moslora.evaluation.scores import Score, macro, score_task
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.answers import TaskAnswers
@@ -21,19 +20,6 @@ class WithoutLeaks:
     leaks: Mapping[str, int]  # task -> number of questions left out
     tasks: Mapping[str, Score]  # without tasks that have only leaks
     macro: Score | None  # every task the same weight; ``None`` if a task has only leaks
-
-    def line(self, primary: str) -> str | None:
-        """The metric ``primary`` without the leaks, in percent; ``None`` if there are no leaks."""
-        counts = [f"{task} {count}" for task, count in self.leaks.items() if count]
-        if not counts:
-            return None
-        scores = {task: self.tasks.get(task) for task, count in self.leaks.items() if count}
-        if len(self.leaks) > 1:
-            scores["macro average"] = self.macro
-        numbers = {name: score.value(primary) if score else None for name, score in scores.items()}
-        values = [f"{name} {f'{percent(x[0])} ({percent_range(x[1])})' if x else NONE}" for name, x in numbers.items()]
-        without = f"{primary.replace('_', ' ')} without them: {', '.join(values)}"
-        return f"questions among {self.compared_with}: {', '.join(counts)}; {without}"
 
 
 def without_leaks(
@@ -57,13 +43,25 @@ def without_leaks(
 def find_leaks(folder: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:
     """The leaks among all test ``questions``, by task; empty if the run has no record of its training rows. Texts are
     no questions, and have none."""
-    file = folder.run.contents
-    contents = file.read_bytes() if file.is_file() else b""
-    if len(contents) != DIGEST * folder.manifest.get("trained_rows", -1):
+    digests = _training_digests(folder)
+    if digests is None:
         note("not known whether test questions were in the training rows: this adapter has no record of them")
         return {}
-    asked = {task: rows for task, rows in questions.items() if not rows[0].is_text}
-    trained = {contents[start : start + DIGEST] for start in range(0, len(contents), DIGEST)}
-    found = {task: sorted(row.id for row in rows if digest(row) in trained) for task, rows in asked.items()}
     compared_with = f"the {folder.manifest['trained_rows']:,} rows this run was trained on"
-    return {task: Leaks(compared_with, tuple(ids)) for task, ids in found.items()}
+    found = {}
+    for task, rows in questions.items():
+        if not rows[0].is_text:
+            ids = sorted(row.id for row in rows if digest(row) in digests)
+            found[task] = Leaks(compared_with, tuple(ids))
+    return found
+
+
+def _training_digests(folder: AdapterFolder) -> set[bytes] | None:
+    """`digest` of each row that the adapter was trained on; ``None`` if its run has no record of them."""
+    file = folder.run.contents
+    if not file.is_file():
+        return None
+    contents = file.read_bytes()
+    if len(contents) != DIGEST * folder.manifest.get("trained_rows", -1):
+        return None
+    return {contents[start : start + DIGEST] for start in range(0, len(contents), DIGEST)}

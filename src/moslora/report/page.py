@@ -15,7 +15,8 @@ from moslora.compare.conclusion import lines, tables
 from moslora.compare.find import Read
 from moslora.errors import MosloraError
 from moslora.evaluation import Results
-from moslora.evaluation.display import percent
+from moslora.evaluation.display import remarks
+from moslora.evaluation.percent import percent
 from moslora.recipe.recipe import flat
 from moslora.report import PAGE, figures, weights
 from moslora.report.bases import base_model
@@ -75,7 +76,7 @@ def page(found: Reported, paths: Sequence[Path], *, folder: Path, evaluation: st
         glance=_glance(runs, counted=not shared),
         remarks=[
             *filter(None, [line]),
-            *(f"{n}: {text}" for n, one in scored if one for text in one.remarks()),
+            *(f"{n}: {text}" for n, one in scored if one for text in remarks(one)),
         ],
         curves=[figure for name, title in CURVES.items() if (figure := figures.curve(canvas, runs, name, title))],
         accuracy=figures.accuracy(canvas, runs, averaged=bool(shared)),

@@ -1,0 +1,19 @@
+"""Shares as text: in percent."""
+
+NONE = "–"
+"""A number in a table that there is not."""
+
+
+def percent(share: float | None) -> str:
+    """0.6615 as ``66.2``."""
+    if share is None:
+        return NONE
+    return f"{100 * share:.1f}"
+
+
+def percent_range(interval: tuple[float, float] | None) -> str:
+    """(0.6198, 0.7003) as ``62.0 to 70.0``."""
+    if interval is None:
+        return NONE
+    low, high = interval
+    return f"{percent(low)} to {percent(high)}"
