@@ -18,7 +18,7 @@ from moslora.choices import FormatName
 from moslora.evaluation.question import as_example
 from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import Target
-from moslora.prompts.protocols import PROTOCOLS, Protocol, readers
+from moslora.prompts.protocols import PROTOCOLS, Protocol, ProtocolName, readers
 from moslora.runs.predictions import Prediction
 
 
@@ -36,16 +36,13 @@ class Answered:
 
     options: tuple[Answer, ...]
     prediction: Prediction
-    protocol: str
-    format: str
+    protocol: ProtocolName
+    format: FormatName
 
     def __str__(self) -> str:
-        score = "log-probability of the option's label"
-        if self.prediction.characters:
-            score = "log-probability of the option's text, per character"
         said = (
             f"protocol {self.protocol}, format {self.format}, asked as {self.prediction.task};"
-            f" probability: softmax of the {score}"
+            f" probability: softmax of the log-probability of {PROTOCOLS[self.protocol].score}"
         )
         if self.prediction.truncated:
             said += "; the question is longer than max_length, so its beginning was cut"

@@ -26,9 +26,14 @@ class Protocol:
     description: str  # in a line, for the reference of recipes
     card: str  # the same for the card of a model, which shows a `prompt` and its `answers`
     formats: tuple[FormatName, ...]  # those it reads, the usual one first
+    score: str = ""  # whose log-probability is the deciding score; empty if options have none
     primary: str = "accuracy"  # the metric that counts, an accuracy of `moslora.evaluation.scores.Score`
-    scores_options: bool = True  # every option has a log-probability, so a question has a margin
     room: int = 0  # tokens of ``evaluation.max_length`` kept for the text that the model writes
+
+    @property
+    def scores_options(self) -> bool:
+        """Whether every option has a log-probability, so that a question has a margin."""
+        return self.score != ""
 
     @property
     def writes(self) -> bool:
@@ -50,12 +55,14 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
             description="the likeliest label, one forward pass per question",
             card="the likeliest of `answers` after `prompt` is the model's answer",
             formats=LABEL_FORMATS,
+            score="the option's label",
         ),
         Protocol(
             name="cloze",
             description="the likeliest option text, plain and per character",
             card="of `answers` after `prompt` the likeliest, per character, is the model's answer",
             formats=("cloze", "cloze-passage"),
+            score="the option's text, per character",
             primary="accuracy_per_character",
         ),
         Protocol(
@@ -63,7 +70,6 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
             description="LLM-Adapters' procedure, which generates an answer and searches it for a label",
             card="the first label in what the model writes after `prompt` is its answer",
             formats=LABEL_FORMATS,
-            scores_options=False,
             room=32,
         ),
     )
