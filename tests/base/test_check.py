@@ -46,7 +46,7 @@ def test_a_config_that_changes_logits_is_refused_before_weights_are_read(tmp_pat
 def test_a_family_that_mixes_tokens_in_its_own_way_is_refused_by_its_class(family: str) -> None:
     config = AutoConfig.for_model(family)
     with pytest.raises(UsageError, match="ForCausalLM"):
-        refuse_by_config(config, family)
+        refuse_by_config(config)
 
 
 @pytest.fixture

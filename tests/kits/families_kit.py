@@ -198,7 +198,7 @@ def compared(folder: Path) -> Iterator[tuple[str, float]]:
 def outcome(family: str, folder: Path) -> Outcome:
     """What becomes of ``family``, of which a tiny model is written to ``folder``."""
     try:
-        refuse_by_config(config_of(family), family)
+        refuse_by_config(config_of(family))
     except UsageError as error:
         return Outcome("refused", str(error))
     except Exception as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from moslora.base.engine import final_hidden, leave_cudnn_attention, output_weight, use_own_modules
+from moslora.base.failures import UnsupportedModel
 from moslora.base.quantized import quantized_layers
 from moslora.base.twin import small_twin
 from moslora.console import note_once
@@ -23,7 +24,6 @@ from moslora.errors import UsageError, first_line
 from moslora.kernels.attention import exchangeable
 from moslora.kernels.linear import IN_FLOAT32, keeping_nothing_packed, kernel, product
 from moslora.kernels.rows import concatenate
-from moslora.recipe import ModelSection
 
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "logit_softcapping", "logit_softcap")
 """Keys of a config that cap the logits, unless they are null."""
@@ -50,11 +50,11 @@ ENDS = (3, 6)
 """Number of tokens that follow in each of the two rows."""
 
 
-def refuse_by_config(config: PretrainedConfig, name: str) -> None:
-    """Refuses the model of ``config`` if that says that the engine would be wrong; no weight is read.
+def refuse_by_config(config: PretrainedConfig) -> None:
+    """Refuses the model of ``config`` if the config says that the engine would be wrong; no weight is read.
 
     Raises:
-        UsageError: names the key, or the class that mixes tokens in a way of its own.
+        UnsupportedModel: with the key, or the class that mixes tokens in a way of its own.
     """
     decoder = config.get_text_config(decoder=True)
     for part in (config, decoder):
@@ -62,23 +62,20 @@ def refuse_by_config(config: PretrainedConfig, name: str) -> None:
         changes |= {key: getattr(part, key, None) for key in FACTORS if getattr(part, key, None) != 1}
         for key, value in changes.items():
             if value is not None:
-                raise UsageError(
-                    f"model.name = {name}: its config.json has {key} = {value:g}, which changes its logits in a way"
-                    " that moslora does not support; choose another model"
+                raise UnsupportedModel(
+                    f"its config.json has {key} = {value:g}, which changes its logits in a way that moslora does not"
+                    " support"
                 )
     known = getattr(decoder, "unpadded_vocab_size", None)
     computed = getattr(decoder, "vocab_size", None)
     if known and computed and known < computed:
-        raise UsageError(
-            f"model.name = {name}: its config.json has unpadded_vocab_size = {known}, below vocab_size = {computed};"
-            " moslora would give the tokens between them a share of p; choose another model"
+        raise UnsupportedModel(
+            f"its config.json has unpadded_vocab_size = {known}, below vocab_size = {computed}; moslora would give the"
+            " tokens between them a share of p"
         )
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if isinstance(kind, type) and not exchangeable(kind, config):
-        raise UsageError(
-            f"model.name = {name}: {kind.__name__} mixes its tokens in a way of its own, which moslora cannot exchange;"
-            " choose another model"
-        )
+        raise UnsupportedModel(f"{kind.__name__} mixes its tokens in a way of its own, which moslora cannot exchange")
 
 
 def computes_quickly(model: PreTrainedModel) -> bool:
@@ -115,25 +112,24 @@ def engine_logits(model: PreTrainedModel) -> Tensor:
     return product(torch.cat([hidden[path] for path in paths]).to(weight.dtype), weight)
 
 
-def exchange_modules(model: PreTrainedModel, section: ModelSection, *, computed_here: bool = True) -> None:
+def exchange_modules(model: PreTrainedModel, *, trust_remote_code: bool = False, computed_here: bool = True) -> None:
     """Exchanges the modules of ``model`` for ours (:func:`use_own_modules`), and compares its logits before and after.
 
     Without ``computed_here``, or where its own modules are slow, its twin is compared instead.
 
     Raises:
-        UsageError: the logits differ; names the architecture and the error.
+        UnsupportedModel: the logits differ; with the architecture and the error.
     """
-    name = section.name
-    refuse_bias(model, name)
+    refuse_bias(model)
     leave_cudnn_attention()
     expected = None
     if computed_here and computes_quickly(model):
-        with _refusing(name, f"{type(model).__name__} does not compute text by itself"):
+        with _refusing(f"{type(model).__name__} does not compute text by itself"):
             expected = plain_logits(model)
     use_own_modules(model)
     model.eval()  # ours are made in training mode
     if expected is not None:
-        error = _error(model, expected, name)
+        error = _error(model, expected)
         tolerance = TOLERANCE
         if expected.dtype.itemsize <= 2:
             tolerance = TOLERANCE_IN_16_BITS
@@ -142,19 +138,19 @@ def exchange_modules(model: PreTrainedModel, section: ModelSection, *, computed_
         if _may_round_factors(expected.device):
             tolerance = TOLERANCE_IN_16_BITS
         if error > FAR * tolerance:
-            raise _other_logits(model, name, error)
-    refuse_by_twin(model.config, name, trust_remote_code=section.trust_remote_code)
+            raise _other_logits(model, error)
+    refuse_by_twin(model.config, trust_remote_code=trust_remote_code)
 
 
 _equal: set[str] = set()
 """Configs whose twins were compared, and agreed."""
 
 
-def refuse_by_twin(config: PretrainedConfig, name: str, *, trust_remote_code: bool = False) -> None:
+def refuse_by_twin(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
     """Compares the logits of the small twin of the model of ``config``, once per process.
 
     Raises:
-        UsageError: they differ; names the architecture and the error.
+        UnsupportedModel: they differ; with the architecture and the error.
     """
     key = f"{type(config)} {config.to_json_string()}"
     if key in _equal:
@@ -163,29 +159,27 @@ def refuse_by_twin(config: PretrainedConfig, name: str, *, trust_remote_code: bo
         twin = small_twin(config, trust_remote_code=trust_remote_code)
         expected = plain_logits(twin)
     except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
+        name = config.name_or_path or type(config).__name__
         note_once(f"model.name = {name}: its logits were not compared with transformers' ({first_line(misfit)})")
         return
-    refuse_bias(twin, name)
+    refuse_bias(twin)
     use_own_modules(twin.requires_grad_(False))
     twin.eval()
-    error = _error(twin, expected, name)
+    error = _error(twin, expected)
     if not error <= TOLERANCE:
-        raise _other_logits(twin, name, error)
+        raise _other_logits(twin, error)
     _equal.add(key)
 
 
-def refuse_bias(model: PreTrainedModel, name: str) -> None:
+def refuse_bias(model: PreTrainedModel) -> None:
     """Refuses a model whose output layer has a bias, which loss and scores leave out."""
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise UsageError(
-            f"model.name = {name}: the output layer of {type(model).__name__} has a bias, which moslora does not"
-            " support; choose another model"
-        )
+        raise UnsupportedModel(f"the output layer of {type(model).__name__} has a bias, which moslora does not support")
 
 
-def _error(model: PreTrainedModel, expected: Tensor, name: str) -> float:
+def _error(model: PreTrainedModel, expected: Tensor) -> float:
     """‖z' − z‖ / ‖z‖; infinite where the engine computes other tokens."""
-    with _refusing(name, f"{type(model).__name__} does not compute rows that lie end to end"):
+    with _refusing(f"{type(model).__name__} does not compute rows that lie end to end"):
         found = engine_logits(model)
     if found.shape != expected.shape:
         return torch.inf
@@ -193,8 +187,8 @@ def _error(model: PreTrainedModel, expected: Tensor, name: str) -> float:
 
 
 @contextmanager
-def _refusing(name: str, fault: str) -> Iterator[None]:
-    """Turns any error of a model's code into a refusal of the model, one line that names its ``fault``.
+def _refusing(fault: str) -> Iterator[None]:
+    """Turns any error of a model's code into a refusal of the model for this ``fault``.
 
     A GPU out of memory is left to `moslora.base.failures.fitting`.
     """
@@ -203,10 +197,9 @@ def _refusing(name: str, fault: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except UsageError as unfit:
-        raise UsageError(f"model.name = {name}: {str(unfit).removeprefix('model: ')}; choose another model") from None
+        raise UnsupportedModel(str(unfit).removeprefix("model: ")) from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UsageError(f"model.name = {name}: {fault} ({reason}); choose another model") from None
+        raise UnsupportedModel(f"{fault} ({type(error).__name__}: {first_line(error)})") from None
 
 
 def _may_round_factors(device: torch.device) -> bool:
@@ -218,10 +211,10 @@ def _may_round_factors(device: torch.device) -> bool:
     return device.type != "cpu" or torch.get_float32_matmul_precision() != "highest"
 
 
-def _other_logits(model: PreTrainedModel, name: str, error: float) -> UsageError:
-    return UsageError(
-        f"model.name = {name}: {type(model).__name__} computes its logits in a way that moslora does not support (what"
-        f" moslora computes is off by {error:.2g} of them); choose another model"
+def _other_logits(model: PreTrainedModel, error: float) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{type(model).__name__} computes its logits in a way that moslora does not support (what moslora computes is"
+        f" off by {error:.2g} of them)"
     )
 
 

@@ -18,6 +18,11 @@ from moslora.files import disk_fault
 from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection
 
+
+class UnsupportedModel(UsageError):
+    """A model that cannot be trained or scored here. The message says why, and :func:`naming` adds the model's name."""
+
+
 _BARS = itertools.count()
 """Number of progress bars that this process would have had."""
 
@@ -103,6 +108,15 @@ def _reason(error: Exception, report: str) -> str:
     if isinstance(error, (OSError, ValueError, SafetensorError)):
         return reason
     return f"{type(error).__name__}: {reason}"  # the text alone says little
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Adds the model's ``name`` and the fix to the message of an `UnsupportedModel` in the block."""
+    try:
+        yield
+    except UnsupportedModel as fault:
+        raise UsageError(f"model.name = {name}: {fault}; choose another model") from None
 
 
 @contextmanager

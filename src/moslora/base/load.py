@@ -9,7 +9,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from moslora.base.check import exchange_modules, refuse_by_config
-from moslora.base.failures import loading
+from moslora.base.failures import loading, naming
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import ADAPTER, locate
 from moslora.choices import DType
@@ -50,15 +50,16 @@ def load_base(
         _judge_dtype(section.dtype, device)
     else:
         _judge_dtype(section.dtype, own_device())
-    model = _read_model(section, device)
-    if section.quantization:
-        fix_layers(model, section.name, on_cpu=device.type == "cpu")
-    if section.gradient_checkpointing:
-        recompute_layers(model)
-    if not section.quantization:
-        model.to(device)  # type: ignore[arg-type]
-    model.requires_grad_(False).eval()
-    exchange_modules(model, section, computed_here=computed_here)
+    with naming(section.name):
+        model = _read_model(section, device)
+        if section.quantization:
+            fix_layers(model, on_cpu=device.type == "cpu")
+        if section.gradient_checkpointing:
+            recompute_layers(model)
+        if not section.quantization:
+            model.to(device)  # type: ignore[arg-type]
+        model.requires_grad_(False).eval()
+        exchange_modules(model, trust_remote_code=section.trust_remote_code, computed_here=computed_here)
     return model
 
 
@@ -112,7 +113,7 @@ def _refuse_config(config: PretrainedConfig, source: str, section: ModelSection)
         )
     if find_adapter_config_file(source, revision=section.revision) is not None:
         raise UsageError(f"model.name = {name}: has an adapter beside its weights ({ADAPTER}); choose one without")
-    refuse_by_config(config, name)
+    refuse_by_config(config)
 
 
 def recompute_layers(model: PreTrainedModel) -> None:

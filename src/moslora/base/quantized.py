@@ -38,8 +38,12 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
     )
 
 
-def fix_layers(model: PreTrainedModel, name: str, *, on_cpu: bool) -> None:
-    """Works around faults of bitsandbytes' layers (0.50.2), two of them on a CPU alone."""
+def fix_layers(model: PreTrainedModel, *, on_cpu: bool) -> None:
+    """Works around faults of bitsandbytes' layers (0.50.2), two of them on a CPU alone.
+
+    Raises:
+        UsageError: a layer that bitsandbytes unpacks wrongly on a CPU.
+    """
     layer: Any
     for path, layer in quantized_layers(model).items():
         if hasattr(layer.weight, "SCB"):
@@ -51,8 +55,8 @@ def fix_layers(model: PreTrainedModel, name: str, *, on_cpu: bool) -> None:
         # Packed in blocks across rows, but unpacked in blocks per row: silently wrong scales.
         if layer.in_features % 64:
             raise UsageError(
-                f"model.quantization = nf4: {path} of {name} has {layer.in_features} inputs, not a multiple of 64,"
-                " which bitsandbytes unpacks wrongly on a CPU; use int8 or null, or a GPU"
+                f"model.quantization = nf4: {path} of {model.name_or_path} has {layer.in_features} inputs, not a"
+                " multiple of 64, which bitsandbytes unpacks wrongly on a CPU; use int8 or null, or a GPU"
             )
         # On a CPU with AVX512-BF16 the first forward pass in evaluation mode would repack the weight permanently,
         # with scales rounded to bfloat16 and for a kernel without a gradient.

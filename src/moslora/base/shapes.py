@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moslora.base.check import refuse_by_config, refuse_by_twin
 from moslora.base.engine import use_own_modules
-from moslora.base.failures import loading
+from moslora.base.failures import loading, naming
 from moslora.base.resolve import BUILTIN, locate
 from moslora.recipe import ModelSection
 
@@ -51,8 +51,9 @@ def meta_model(section: ModelSection) -> PreTrainedModel:
         source = locate(name, revision=section.revision)
         with loading(name, "config.json"):
             config = AutoConfig.from_pretrained(source, revision=section.revision, **code)
-    refuse_by_config(config, name)
-    refuse_by_twin(config, name, trust_remote_code=section.trust_remote_code)
+    with naming(name):
+        refuse_by_config(config)
+        refuse_by_twin(config, trust_remote_code=section.trust_remote_code)
     with loading(name, "model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **code)
     use_own_modules(model)
