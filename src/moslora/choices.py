@@ -12,7 +12,7 @@ Outcome = Literal["accuracy", "log_probability", "nats_per_byte"]
 TrackerName = Literal["wandb", "tensorboard", "trackio", "mlflow"]
 
 FORMER_NAMES = {"rank": "choice"}
-"""What a value was called before it had its name."""
+"""What a value was called in earlier versions -> its name."""
 
 BUILTIN_MODEL = "smollm2-135m-instruct"
 """The name of the model that needs no hub, whatever folder is called so."""

@@ -1,4 +1,4 @@
-"""The request, and the base class of the protocols: questions become predictions batch by batch."""
+"""The request, and the base class of the scorers: questions become predictions, batch by batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +33,7 @@ class Request(EvaluationSection):
 
 @dataclass(frozen=True)
 class Scorer(ABC, Generic[Question, Found]):
-    """A protocol with its model."""
+    """What computes a protocol, with a model."""
 
     protocol: ClassVar[Protocol]
 
@@ -66,8 +66,8 @@ class Scorer(ABC, Generic[Question, Found]):
         """The question as tokens; fails if the protocol cannot score it."""
 
     def to_try(self, examples: Sequence[Example]) -> list[Example]:
-        """Those of one task's questions that are encoded before anything is scored: if they can be, all can. The first
-        of each number of options, whose labels decide about ``choice``; `Cloze` adds those that may not fit."""
+        """The questions of one task that are encoded before anything is scored: if they can be, all can. They are the
+        first of each number of options, whose labels decide about ``choice``; `Cloze` adds those that may not fit."""
         first: dict[int, Example] = {}
         for example in examples:
             first.setdefault(len(example.choices), example)
