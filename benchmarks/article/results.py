@@ -35,7 +35,7 @@ from moslora.evaluation.intervals import mean_and_error
 from moslora.recipe import Recipe, load_recipe
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, VARIABLES, Canvas
-from moslora.report.figures import FORGOTTEN, gain_and_forgetting
+from moslora.report.figures.forgetting import FORGOTTEN, gain_and_forgetting
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 from moslora.runs.run import SETTINGS, Run, base_of, is_run

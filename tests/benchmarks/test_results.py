@@ -17,7 +17,7 @@ from benchmarks.article import results
 from compare_kit import base, drawn, with_tasks, write_run
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.runs import ComparedRun
-from moslora.report.figures import change
+from moslora.report.figures.forgetting import change
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import COLUMNS
 

@@ -11,9 +11,9 @@ from moslora.adapters import inject, named_adapters
 from moslora.base.load import load_base
 from moslora.convert.importing import import_adapter
 from moslora.report.canvas import Canvas
+from moslora.report.figures.weights import by_layer, heat_maps
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.report.runs import ReportedRun
-from moslora.report.weights import by_layer, heat_maps
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.run import Run
 from moslora.training import train_recipe

@@ -31,11 +31,13 @@ from moslora.recipe import load_recipe
 from moslora.report import write_report
 from moslora.report.bases import base_names
 from moslora.report.canvas import STYLE, Canvas
-from moslora.report.figures import FORGOTTEN, accuracy, curve, differences
-from moslora.report.page import BY_LAYER, CURVES
+from moslora.report.figures.accuracy import accuracy
+from moslora.report.figures.curves import CURVES, curve
+from moslora.report.figures.differences import differences
+from moslora.report.figures.forgetting import FORGOTTEN
+from moslora.report.figures.weights import BY_LAYER, by_layer, heat_maps
 from moslora.report.questions import most_changed
 from moslora.report.runs import reported_runs
-from moslora.report.weights import by_layer, heat_maps
 from moslora.runs.evaluation import COLUMNS, Evaluation, read_evaluation
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import Settings

@@ -17,9 +17,12 @@ PAGE = "report.html"
 
 
 def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = None) -> Path:
-    """Writes the report about the runs at ``paths`` into ``out``, replacing an older report alone; returns the page.
+    """Writes the report about the runs at ``paths`` into ``out``, where it replaces an older report; returns the page.
 
-    ``evaluation`` names the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
+    Args:
+        paths: runs, folders of runs, or experiments.
+        out: a folder that is empty or holds nothing but a report.
+        evaluation: name of the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
     """
     older = _files(out / PAGE)
     refuse_used(out, older=older)
@@ -31,19 +34,24 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     with needing("matplotlib", "a report"):
         import matplotlib  # noqa: F401
     from moslora.compare.runs import read_complete
+    from moslora.report.contents import gather
     from moslora.report.page import page
     from moslora.report.runs import reported_runs
 
     read = cache(read_complete)  # so that each evaluation is read once
     found = reported_runs(paths, evaluation=evaluation, read=read)
     with new_folder(out, older=older) as scratch:
-        text = page(found, paths, folder=scratch, evaluation=evaluation, read=read)
-        (scratch / PAGE).write_text(text, encoding="utf-8")
+        contents = gather(found, paths, evaluation=evaluation, read=read)
+        (scratch / PAGE).write_text(page(contents, folder=scratch), encoding="utf-8")
     return out / PAGE
 
 
 def _files(page: Path) -> list[str]:
     """The names of the files of the report with this page, which lists them; none if no report wrote it."""
-    text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    if not page.is_file():
+        return []
+    text = page.read_text(encoding="utf-8", errors="replace")
     found = re.search('<meta name="moslora-report" content="(.*)">', text)
-    return html.unescape(found[1]).split("/") if found else []
+    if found is None:
+        return []
+    return html.unescape(found[1]).split("/")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from markupsafe import Markup
@@ -16,11 +16,14 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
+INK = "#1f2937"
+MUTED = "#6b7280"
+GRID = "#e5e7eb"
 SERIES = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#db2777", "#65a30d", "#0891b2")
-MARKERS, LINES = "osD^vP*X<>hp", ("-", "--", ":")
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{color: f"c{n}" for n, color in enumerate(SERIES)}}
-"""Each colour is a variable of the page, which has another value in the dark."""
+MARKERS = "osD^vP*X<>hp"
+LINES = ("-", "--", ":")
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {color: f"c{i}" for i, color in enumerate(SERIES)}
+"""Colour -> the variable of the page that holds it, with another value in the dark."""
 
 FIRST_LINE = 0.3
 """Inches of a legend of one line."""
@@ -56,9 +59,18 @@ STYLE: Any = {
 }
 
 
-# Zero is transparent: the colour of the page.
-BLUE, ORANGE = to_rgb(SERIES[0]), to_rgb(SERIES[1])
+BLUE = to_rgb(SERIES[0])
+ORANGE = to_rgb(SERIES[1])
 DIVERGING = LinearSegmentedColormap.from_list("faded", [(*BLUE, 1), (*BLUE, 0), (*ORANGE, 0), (*ORANGE, 1)])
+"""From blue to orange; zero is transparent, so that it has the colour of the page."""
+
+
+class Style(NamedTuple):
+    """How the marks and lines of an arm look."""
+
+    color: str
+    marker: str
+    line: str
 
 
 @dataclass(frozen=True)
@@ -75,10 +87,16 @@ class Canvas:
             figure = Figure(figsize=(width, height))
             yield figure, figure.subplots(rows, columns, squeeze=rows * columns == 1)
 
-    def style(self, arm: str) -> tuple[str, str, str]:
-        """Colour, marker and line style, the same in every figure: twelve colours alone would look alike."""
-        place = self.arms.index(arm) if arm in self.arms else 0
-        return SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)], LINES[place // len(SERIES) % len(LINES)]
+    def style(self, arm: str) -> Style:
+        """The style of an arm, the same in every figure. Colours alone would not tell twelve arms apart."""
+        place = 0
+        if arm in self.arms:
+            place = self.arms.index(arm)
+        return Style(
+            color=SERIES[place % len(SERIES)],
+            marker=MARKERS[place % len(MARKERS)],
+            line=LINES[place // len(SERIES) % len(LINES)],
+        )
 
     def keep(self, name: str, figure: Figure) -> Markup:
         """Writes ``FOLDER/NAME.png``, and returns the SVG for the page."""
@@ -87,7 +105,8 @@ class Canvas:
             figure.draw_without_rendering()  # labels are wrapped by where they stand, which the first layout finds
             figure.savefig(self.folder / f"{name}.png", dpi=160, facecolor="white")
             figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
-        svg = re.sub(r"(?<=<g) id=\"[A-Za-z0-9]+_\d+\"", "", text.getvalue().partition("<svg")[2])
+        _, _, svg = text.getvalue().partition("<svg")
+        svg = re.sub(r"(?<=<g) id=\"[A-Za-z0-9]+_\d+\"", "", svg)
         svg = re.sub(r'.*?(viewBox=".*?").*?>', r'<svg role="img" \1>', svg, count=1, flags=re.S)
         for value, variable in VARIABLES.items():
             svg = svg.replace(value, f"var(--{variable})")
@@ -101,14 +120,18 @@ def in_steps(axes: Axes, title: str, label: str) -> None:
 
 
 def new_label(axes: Axes, label: str) -> str | None:
-    """The label, the first time in these axes; a long one in several lines, as a figure's width is fixed."""
+    """The label for the legend, in several lines if it is long, as a figure's width is fixed; ``None`` if it is there
+    already."""
     text = fill(label, 36)
-    return None if text in axes.get_legend_handles_labels()[1] else text
+    _, known = axes.get_legend_handles_labels()
+    if text in known:
+        return None
+    return text
 
 
 def legend_above(axes: Axes) -> None:
-    """A legend above the axes, in at most four columns, and fewer where the figure is too narrow. The figure grows by
-    what the legend has beyond a first line."""
+    """A legend above the axes, in four columns, or fewer where the figure is too narrow. The figure grows by the height
+    of the legend's further lines."""
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     legend = figure.legend(loc="outside upper center", ncols=4)

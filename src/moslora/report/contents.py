@@ -1,0 +1,132 @@
+"""What a report shows of its runs, before anything is drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from moslora.compare.find import Read
+from moslora.compare.runs import read_complete
+from moslora.evaluation.display import remarks
+from moslora.report.bases import base_model
+from moslora.report.comparisons import ShownComparison, comparisons
+from moslora.report.questions import Changed, most_changed, texts
+from moslora.report.runs import Reported, ReportedRun
+from moslora.runs.evaluation import Evaluation
+
+MOST_CHANGED = 8
+"""Questions that gained most, and as many that lost most."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a report shows.
+
+    Attributes:
+        runs: one or more, as far as they got.
+        same_questions: whether all scores are of the same questions.
+        left_out: a line on the questions that only some runs were asked; empty if there are none.
+        changed: ``gained`` and ``lost`` -> the questions that changed most in the first run; empty if none did.
+    """
+
+    runs: Sequence[ReportedRun]
+    same_questions: bool
+    left_out: str
+    changed: dict[str, list[Changed]]
+    comparisons: Sequence[ShownComparison]
+
+    @cached_property
+    def arms(self) -> list[str]:
+        """In the order of their first runs."""
+        return list(dict.fromkeys(run.arm for run in self.runs))
+
+    @cached_property
+    def firsts(self) -> list[ReportedRun]:
+        """The first run of each arm."""
+        found: dict[str, ReportedRun] = {}
+        for run in self.runs:
+            found.setdefault(run.arm, run)
+        return list(found.values())
+
+    @cached_property
+    def bases(self) -> dict[str, ReportedRun]:
+        """Name of each base -> the first run that has it."""
+        found: dict[str, ReportedRun] = {}
+        for run in self.runs:
+            if run.base:
+                found.setdefault(run.base_name, run)
+        return found
+
+    @property
+    def base(self) -> Evaluation | None:
+        """The base's evaluation, if there is exactly one."""
+        if len(self.bases) != 1:
+            return None
+        (first_run,) = self.bases.values()
+        return first_run.base
+
+    @property
+    def asked_alike(self) -> bool:
+        """Whether the base and all runs were asked the same questions in the same way."""
+        evaluations = [run.tuned for run in self.runs]
+        evaluations += [run.base for run in self.bases.values()]
+        ways = set()
+        for one in evaluations:
+            if one is not None:
+                model = {**one.settings.model, "base": base_model(one.settings)}
+                ways.add(str((one.settings.asked, model)))
+        return self.same_questions and len(ways) == 1
+
+    @property
+    def answers(self) -> list[tuple[str, Evaluation]]:
+        """Arm and answers of each run that was evaluated."""
+        return [(run.arm, run.tuned) for run in self.runs if run.tuned]
+
+    @property
+    def main_comparisons(self) -> list[ShownComparison]:
+        """Those whose figures open the section of answers: against bases, or else all."""
+        against_bases = [comparison for comparison in self.comparisons if comparison.against_base]
+        return against_bases or list(self.comparisons)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the scores must know: questions that were left out, and the evaluations' own remarks."""
+        evaluated = [(run.name, run.tuned_results) for run in self.runs]
+        evaluated += [(name, run.base_results) for name, run in self.bases.items()]
+        found = []
+        if self.left_out:
+            found.append(self.left_out)
+        for name, results in evaluated:
+            if results is not None:
+                found += [f"{name}: {remark}" for remark in remarks(results)]
+        return found
+
+
+def gather(
+    found: Reported, paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete
+) -> Contents:
+    """The contents of a report on the runs ``found`` at ``paths``.
+
+    Args:
+        evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
+        read: reads an evaluation.
+    """
+    runs, shared, left_out = found
+    return Contents(
+        runs=runs,
+        same_questions=bool(shared),
+        left_out=left_out,
+        changed=_changed(runs[0]),
+        comparisons=comparisons(runs, paths, evaluation=evaluation, read=read),
+    )
+
+
+def _changed(run: ReportedRun) -> dict[str, list[Changed]]:
+    """The questions that changed most against the base, by kind; empty if none did."""
+    if run.tuned is None or run.base is None:
+        return {}
+    examples = texts(run.run.recipe.questions, run.tuned.settings)
+    gained, lost = most_changed(run.base, run.tuned, examples, most=MOST_CHANGED)
+    if not gained and not lost:
+        return {}
+    return {"gained": gained, "lost": lost}

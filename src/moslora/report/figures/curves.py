@@ -1,0 +1,71 @@
+"""The course of training: a metric over the steps."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from moslora.report.canvas import Canvas, Style, in_steps, new_label
+from moslora.report.runs import ReportedRun
+
+CURVES = {
+    "loss": "Training loss",
+    "validation_loss": "Validation loss",
+    "learning_rate": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "tokens_per_second": "Tokens per second",
+}
+"""Metric -> title of its figure."""
+
+FROM_ZERO = ("learning_rate", "tokens_per_second", "grad_norm")
+"""Metrics whose axis begins at zero."""
+
+SMOOTHED_FROM = 100
+"""A curve of so many points or more is drawn faint, below its running mean."""
+
+WINDOWS = 30
+"""The running mean is taken over one in so many of a curve's points."""
+
+MARKED_UP_TO = 12
+"""In a curve of at most so many points, each is marked."""
+
+
+def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) -> Markup | None:
+    """One metric over the steps, a line per run; ``None`` if no run has it."""
+    having = [run for run in runs if run.curve(metric)[1]]  # a run without validation rows has no such loss
+    if not having:
+        return None
+    with canvas.figure(4.8, 2.5) as (figure, axes):
+        for run in having:
+            steps, values = run.curve(metric)
+            _draw(axes, steps, values, canvas.style(run.arm), label=new_label(axes, run.arm))
+        in_steps(axes, title, "step")
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        if metric in FROM_ZERO:
+            axes.set_ylim(bottom=0)
+        if len(canvas.arms) > 1:
+            axes.legend()
+    return canvas.keep(f"training-{metric.replace('_', '-')}", figure)
+
+
+def _draw(axes: Axes, steps: Sequence[int], values: Sequence[float], style: Style, *, label: str | None) -> None:
+    """One run's line, under its running mean if it has many points."""
+    width = 1
+    if len(values) >= SMOOTHED_FROM:
+        width = len(values) // WINDOWS
+        axes.plot(steps, values, linewidth=0.6, alpha=0.3, color=style.color)
+    marker = ""
+    if len(values) <= MARKED_UP_TO:
+        marker = style.marker
+    smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+    axes.plot(
+        steps[width - 1 :],
+        smooth,
+        linewidth=1.6,
+        color=style.color,
+        label=label,
+        linestyle=style.line,
+        marker=marker,
+        markersize=3.5,
+    )

@@ -1,0 +1,85 @@
+"""What is gained against what is forgotten."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from moslora.compare.statistics import Floats
+from moslora.report.canvas import MUTED, Canvas, Style, new_label
+from moslora.runs.evaluation import Evaluation
+
+GAINED = "log_probability"  # an outcome of questions
+FORGOTTEN = "nats_per_byte"  # an outcome of texts
+
+
+def change(outcome: str, tuned: Evaluation, base: Evaluation) -> float:
+    """Macro average of the ``outcome`` over the tasks that have it, minus the base's; NaN if none has."""
+    changes = []
+    for task, answers in tuned.tasks.items():
+        after = answers.outcomes.get(outcome)
+        before = base.tasks[task].outcomes.get(outcome)
+        if after and before:
+            changes.append(fmean(after) - fmean(before))
+    if not changes:
+        return np.nan
+    return fmean(changes)
+
+
+def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], base: Evaluation) -> Markup | None:
+    """How much better than the base each run answers, over how much worse it predicts texts, and the arms' means with
+    their standard errors; ``None`` without texts.
+
+    Args:
+        runs: arm and answers, to the questions of ``base``.
+    """
+    found = _changes(canvas.arms, runs, base)
+    if not found:
+        return None
+    by_gain = sorted(found, key=lambda arm: -found[arm][:, 1].mean())
+    with canvas.figure(6, 3.5) as (figure, axes):
+        for arm in by_gain:  # the legend in the order of the marks
+            _draw(axes, found[arm], canvas.style(arm), label=new_label(axes, arm))
+        if len(found) > 1:  # far from the base and close together, they stay apart
+            axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+        axes.axhline(0, color=MUTED, linewidth=1.2)
+        axes.axvline(0, color=MUTED, linewidth=1.2)
+        axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
+        axes.set_title("Against the base; means ± standard errors")
+        axes.locator_params(nbins=5)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return canvas.keep("gain-and-forgetting", figure)
+
+
+def _changes(arms: Sequence[str], runs: Sequence[tuple[str, Evaluation]], base: Evaluation) -> dict[str, Floats]:
+    """Arm -> forgetting and gain of each of its runs, shape ``(S, 2)``; without arms of which one is not known."""
+    found = {}
+    for arm in arms:
+        of_runs = [run for its, run in runs if its == arm]
+        points = np.array([(change(FORGOTTEN, run, base), change(GAINED, run, base)) for run in of_runs])
+        if points.size and np.isfinite(points).all():
+            found[arm] = points
+    return found
+
+
+def _draw(axes: Axes, points: Floats, style: Style, *, label: str | None) -> None:
+    """A point per run, and their mean with its standard errors."""
+    x, y = points.T
+    axes.scatter(x, y, s=16, alpha=0.4, linewidths=0, color=style.color, marker=style.marker)
+    xerr = 0.0
+    yerr = 0.0
+    if len(points) > 1:
+        xerr, yerr = points.std(axis=0, ddof=1) / len(points) ** 0.5
+    axes.errorbar(
+        x.mean(),
+        y.mean(),
+        yerr,
+        xerr,
+        linestyle="",
+        markersize=6.5,
+        label=label,
+        color=style.color,
+        marker=style.marker,
+    )

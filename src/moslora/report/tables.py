@@ -1,0 +1,104 @@
+"""The tables of the page: the runs at a glance, and where their cards differ. Header first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from moslora.evaluation import Results
+from moslora.evaluation.percent import NONE, percent
+from moslora.recipe.recipe import flat
+from moslora.report.runs import ReportedRun
+
+
+def glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
+    """A row per run. Averages are ``counted``, with their number of questions, if they are not of the same ones."""
+    bases = {run.base_name for run in runs if run.base}
+    rows = [["run", "method", "seed", "trained", "validation loss", "base", "tuned", "minutes", "peak GB"]]
+    for run in runs:
+        base = NONE
+        tuned = NONE
+        if run.tuned_results:
+            tuned = _average(run.tuned_results, counted=counted)
+        if run.tuned_results and run.base_results:
+            base = _average(run.base_results, counted=counted)
+            if len(bases) > 1:
+                base += run.base_name.removeprefix("base")
+        recipe = run.run.recipe
+        rows.append(
+            [
+                run.name,
+                recipe.adapter.summary(),
+                str(recipe.seed),
+                _steps(run),
+                _validation_loss(run),
+                base,
+                tuned,
+                _minutes(run),
+                _peak_memory(run),
+            ]
+        )
+    return rows
+
+
+def _average(results: Results, *, counted: bool) -> str:
+    if not results.macro:
+        return NONE
+    value, _ = results.macro.value(results.settings.primary)
+    average = percent(value)
+    if counted:
+        average += f" (n {results.macro.n:,})"
+    return average
+
+
+def _steps(run: ReportedRun) -> str:
+    done = max((row["step"] for row in run.metrics), default=0)
+    planned = run.run.facts.get("steps", 0)
+    return f"{done:,} of {planned:,} steps"
+
+
+def _validation_loss(run: ReportedRun) -> str:
+    """The last one."""
+    _, losses = run.curve("validation_loss")
+    if not losses:
+        return NONE
+    return f"{losses[-1]:.4f}"
+
+
+def _minutes(run: ReportedRun) -> str:
+    _, seconds = run.curve("seconds")
+    if not seconds:
+        return NONE
+    return f"{seconds[-1] / 60:.1f}"
+
+
+def _peak_memory(run: ReportedRun) -> str:
+    _, gigabytes = run.curve("peak_memory_gb")
+    if not gigabytes:
+        return NONE
+    return f"{max(gigabytes):.1f}"
+
+
+def differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
+    """A row per fact of the cards that is not the same in all runs."""
+    cards = [_facts(run) for run in runs]
+    keys: dict[str, None] = {}
+    for card in cards:
+        keys |= dict.fromkeys(card)
+    rows = [["", *(run.name for run in runs)]]
+    for key in keys:
+        values = [_in_words(card.get(key, NONE)) for card in cards]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    return rows
+
+
+def _facts(run: ReportedRun) -> dict[str, Any]:
+    """Key -> fact, of the run's recipe and of its card, without scores."""
+    card = run.run.facts
+    others = {key: fact for key, fact in card.items() if key not in ("recipe", "results")}
+    return flat(card.get("recipe", {})) | flat(others)
+
+
+def _in_words(fact: Any) -> str:
+    if isinstance(fact, float):
+        return f"{fact:.5g}"
+    return str(fact)
