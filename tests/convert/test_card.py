@@ -137,6 +137,18 @@ def test_a_base_that_was_asked_something_else_is_not_beside_the_adapter(trained:
     assert line.count("the base") == 1 and "the base" in line[line.index("boolq") : line.index("arc_easy")]
 
 
+@pytest.mark.parametrize(("max_length", "beside"), [(400, True), (60, False)])
+def test_a_base_asked_with_another_limit_in_tokens_is_beside_the_adapter_where_neither_was_cut(
+    trained: Path, tmp_path: Path, max_length: int, beside: bool
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluate_target(open_target(str(run)), tasks="boolq", limit=7)
+    plain, _ = evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=7, max_length=max_length)
+    assert bool(plain.tasks["boolq"].truncated) != beside
+    export_peft(run / "adapter", out=tmp_path / "peft")
+    assert (", the base " in (tmp_path / "peft" / "README.md").read_text()) == beside
+
+
 def test_what_was_made_before_the_end_of_its_run_is_called_so_later(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

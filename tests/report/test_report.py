@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, replace
@@ -31,6 +32,7 @@ from moslora.recipe import load_recipe
 from moslora.report import write_report
 from moslora.report.bases import base_names
 from moslora.report.canvas import STYLE, Canvas
+from moslora.report.contents import gather
 from moslora.report.figures.accuracy import accuracy
 from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
@@ -184,6 +186,54 @@ def test_runs_that_cannot_be_compared_are_still_shown(evaluated: Path, other: Pa
     shutil.rmtree(other / "eval")
     text = write_report([evaluated, other], out=tmp_path / "page").read_text("utf-8")
     assert "Not compared: " in text and "moslora eval" in text
+
+
+def reasons(*runs: Path) -> list[str]:
+    """Why a report has no comparison of these runs, each of another base, against each other."""
+    against_each_other = gather(reported_runs(runs), runs, evaluation=None).comparisons[0]
+    assert against_each_other.title == "Against each other" and not against_each_other.contrasts
+    return [line.removeprefix("Not compared: ") for line in against_each_other.verdicts]
+
+
+def test_a_difference_that_may_be_meant_is_said_with_the_command_that_compares(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A report itself takes no --allow."""
+    other = over_another_base(evaluated, tmp_path / "other")
+    (line,) = reasons(evaluated, other)
+    values, _, command = line.partition("; if that is meant: ")
+    assert values.startswith("base: ") and str(other) in values
+    words = shlex.split(command)
+    assert words == ["moslora", "compare", str(evaluated), str(other), "--allow", "base"]
+    assert cli(capsys, *words[1:])[0] == 0
+    assert cli(capsys, *words[1:-2])[0] == 2
+
+
+def test_allow_is_not_advised_where_it_would_not_help(evaluated: Path, tmp_path: Path) -> None:
+    """As the runs were also asked in different formats."""
+    other = over_another_base(evaluated, tmp_path / "other")
+    for settings in other.glob("eval/*/settings.json"):
+        settings.write_text(settings.read_text("utf-8").replace('"format": "label"', '"format": "llm-adapters"'))
+    in_format, of_base = reasons(evaluated, other)
+    assert in_format.startswith("format: label in ") and in_format.endswith("evaluate both in the same way")
+    assert of_base.startswith("base: ") and "--allow" not in of_base
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_another_limit_in_tokens_matters_where_it_cut_a_question(evaluated: Path, tmp_path: Path, cut: bool) -> None:
+    """To a report as to a comparison."""
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    base = next(run.glob("eval/*-base"))
+    settings = json.loads((base / "settings.json").read_text("utf-8"))
+    settings["settings"]["max_length"] -= 1
+    (base / "settings.json").write_text(json.dumps(settings))
+    if cut:
+        first, *others = (base / "predictions.jsonl").read_text("utf-8").splitlines()
+        lines = [json.dumps({**json.loads(first), "truncated": True}), *others, ""]
+        (base / "predictions.jsonl").write_text("\n".join(lines))
+    contents = gather(reported_runs([run]), [run], evaluation=None)
+    assert contents.asked_alike == (not cut)
+    assert bool(contents.comparisons[0].contrasts) == (not cut)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from moslora.compare.arms import Arm, all_runs
@@ -10,57 +11,96 @@ from moslora.console import note
 from moslora.errors import UsageError, capped, some
 from moslora.recipe import Changes
 from moslora.recipe.recipe import fields_that_change
+from moslora.runs.evaluation import Evaluation
 
 MAX_LENGTH = "max_length"
 """The field of the settings with the limit in tokens, by default the model's context."""
 
 
+@dataclass(frozen=True)
+class Unlike:
+    """A field in which two runs differ.
+
+    Attributes:
+        field: its name; one of base, rows or steps is accepted by ``--allow``.
+        values: of both runs, and the runs that have them.
+        fix: how to ask both alike; empty if the field may differ where that is meant.
+    """
+
+    field: str
+    values: str
+    fix: str
+
+    @property
+    def line(self) -> str:
+        if self.fix:
+            return f"{self.values}; {self.fix}"
+        return f"{self.values}; if that is meant, add --allow {self.field}"
+
+
+class NotComparable(UsageError):
+    """Runs that differ in fields that must be alike: a line for each."""
+
+    def __init__(self, unlike: Sequence[Unlike], *others: str) -> None:
+        super().__init__(capped([*(one.line for one in unlike), *others]))
+        self.unlike = unlike
+
+
 def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     """Refuses runs that were asked differently, or that differ in base, rows or steps: one line for each field, with
-    both values. Fields of base, rows and steps may be ``allowed`` to differ."""
+    both values. Fields of base, rows and steps may be ``allowed`` to differ.
+
+    Raises:
+        NotComparable: the runs differ.
+    """
     runs = all_runs(arms)
-    limit_matters = _may_be_cut(runs)
+    ways = how_asked([run.evaluation for run in runs])
     base_names: dict[str, str] = {}
     first: dict[str, tuple[str, Path]] = {}  # field -> its value in the first run that has it, and that run
-    faults: dict[str, str] = {}
+    unlike: dict[str, Unlike] = {}
     may_be_allowed: dict[str, None] = {}
-    for run in runs:
-        asked = _how_asked(run)
-        if not limit_matters:
-            asked.pop(MAX_LENGTH, None)
+    for run, asked in zip(runs, ways, strict=True):
         made = _how_made(run, base_names)
         may_be_allowed |= dict.fromkeys(made)
         for field, value in {**asked, **made}.items():
             first_value, first_path = first.setdefault(field, (value, run.path))
             if value == first_value or field in allowed:
                 continue
-            fix = f"if that is meant, add --allow {field}"
+            fix = ""
             if field in asked:
                 fix = _how_to_ask_alike(field)
-            faults.setdefault(field, f"{field}: {first_value} in {first_path}, {value} in {run.path}; {fix}")
+            values = f"{field}: {first_value} in {first_path}, {value} in {run.path}"
+            unlike.setdefault(field, Unlike(field, values, fix))
+    others = []
     unknown = [field for field in allowed if field not in may_be_allowed]
     if unknown:
-        faults["--allow"] = f"--allow {', '.join(unknown)}: must be one of {', '.join(may_be_allowed)}"
-    if faults:
-        raise UsageError(capped(list(faults.values())))
+        others.append(f"--allow {', '.join(unknown)}: must be one of {', '.join(may_be_allowed)}")
+    if unlike or others:
+        raise NotComparable(list(unlike.values()), *others)
 
 
-def _may_be_cut(runs: Sequence[ComparedRun]) -> bool:
-    """Whether a question or a text of these runs was cut, or nobody knows."""
-    for run in runs:
-        for answers in run.tasks.values():
-            unknown = len(answers.cut) < len(answers.ids)
-            if unknown or any(answers.cut):
-                return True
+def how_asked(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
+    """Field -> value, of protocol, template and questions, for each evaluation. The limit in tokens is left out if it
+    cut nothing in any of them."""
+    limit_matters = any(_may_be_cut(evaluation) for evaluation in evaluations)
+    ways = []
+    for evaluation in evaluations:
+        fields = dict(evaluation.settings.asked)
+        if not limit_matters:
+            fields.pop(MAX_LENGTH, None)
+        for task in evaluation.tasks:
+            fields[f"questions of {task}"] = str(evaluation.settings.data.get(task))[:8]
+        ways.append(fields)
+    return ways
+
+
+def _may_be_cut(evaluation: Evaluation) -> bool:
+    """Whether one of its questions or texts was cut, or nobody knows."""
+    for answers in evaluation.tasks.values():
+        unknown = len(answers.cut) < len(answers.ids)
+        if unknown or any(answers.cut):
+            return True
     return False
-
-
-def _how_asked(run: ComparedRun) -> dict[str, str]:
-    """Field -> value, of protocol, template and questions."""
-    fields = dict(run.settings.asked)
-    for task in run.tasks:
-        fields[f"questions of {task}"] = str(run.settings.data.get(task))[:8]
-    return fields
 
 
 def _how_made(run: ComparedRun, base_names: dict[str, str]) -> dict[str, str]:

@@ -37,15 +37,21 @@ class Scored(NamedTuple):
         """Whether both were asked the same questions of a task, in the same way."""
         if name not in other.tasks or self.tasks[name]["n"] != other.tasks[name]["n"]:
             return False
-        for way in ("protocol", "format", "dtype", "max_length", "beams"):
-            if self.settings.get(way) != other.settings.get(way):
-                return False
+        ways = ["protocol", "format", "dtype", "beams"]
+        if self._may_be_cut(name) or other._may_be_cut(name):
+            ways.append("max_length")
+        if any(self.settings.get(way) != other.settings.get(way) for way in ways):
+            return False
         names = [name]
         if name == MACRO:
             names = [task for task in self.tasks if task != MACRO]
         own_data = self.settings["data"]
         other_data = other.settings["data"]
         return all(own_data.get(task) == other_data.get(task) for task in names)
+
+    def _may_be_cut(self, name: str) -> bool:
+        """Whether the limit in tokens cut a question of a task, or nobody knows."""
+        return self.tasks[name].get("truncated") != 0
 
 
 def section(run: Run, manifest: Mapping[str, Any], scored: str, *, task: str | None) -> str:

@@ -1,16 +1,18 @@
 """The comparisons on the page: the arms against each other, and the runs of each base against it."""
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moslora.compare.arms import load_arms
+from moslora.compare.comparable import NotComparable
 from moslora.compare.comparison import compare_loaded
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.contrast import Contrast
 from moslora.compare.find import Read
-from moslora.errors import MosloraError
+from moslora.errors import MosloraError, capped
 from moslora.report.runs import ReportedRun
 
 
@@ -35,7 +37,9 @@ class ShownComparison:
         return list(groups.values())
 
 
-def comparisons(runs: Sequence[ReportedRun], paths: Sequence[Path], *, evaluation: str | None) -> list[ShownComparison]:
+def comparisons(
+    runs: Sequence[ReportedRun], paths: Sequence[Path], *, evaluation: str | None, read: Read
+) -> list[ShownComparison]:
     """The arms against each other, if there are several, and the runs of each base against it."""
     found = []
     arms = {run.arm for run in runs}
@@ -69,7 +73,7 @@ def _compared(
         arms = load_arms(places, evaluation=evaluation, read=read)
         found = compare_loaded(arms, places)
     except MosloraError as error:
-        reasons = [f"Not compared: {line}" for line in str(error).splitlines()]
+        reasons = [f"Not compared: {reason}" for reason in _reasons(error, places, evaluation=evaluation)]
         return ShownComparison(title, figure, against_base, verdicts=reasons)
     contrasts: Sequence[Contrast] = found.exploratory or found.named
     if base:
@@ -95,3 +99,24 @@ def _compared(
         tables=tables(found),
         lines=others,
     )
+
+
+def _reasons(error: MosloraError, places: Sequence[Path], *, evaluation: str | None) -> list[str]:
+    """Why there is no comparison, a line each, with what helps.
+
+    A report takes no ``--allow``. Where every difference may be meant, it names the command that compares nevertheless;
+    where some may not, allowing the others would not help.
+    """
+    if not isinstance(error, NotComparable):
+        return str(error).splitlines()
+    to_fix = [one.line for one in error.unlike if one.fix]
+    meant = [one for one in error.unlike if not one.fix]
+    reasons = [*to_fix, *(one.values for one in meant)]
+    if not to_fix:
+        words = ["moslora", "compare", *(str(place) for place in places)]
+        if evaluation:
+            words += ["--evaluation", evaluation]
+        for one in meant:
+            words += ["--allow", one.field]
+        reasons[-1] += f"; if that is meant: {shlex.join(words)}"
+    return capped(reasons).splitlines()

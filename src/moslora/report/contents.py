@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from moslora.compare.comparable import how_asked
 from moslora.compare.find import Read
 from moslora.compare.runs import read_complete
 from moslora.evaluation.display import remarks
@@ -67,15 +68,14 @@ class Contents:
 
     @property
     def asked_alike(self) -> bool:
-        """Whether the base and all runs were asked the same questions in the same way."""
-        evaluations = [run.tuned for run in self.runs]
-        evaluations += [run.base for run in self.bases.values()]
-        ways = set()
-        for one in evaluations:
-            if one is not None:
-                model = {**one.settings.model, "base": base_model(one.settings)}
-                ways.add(str((one.settings.asked, model)))
-        return self.same_questions and len(ways) == 1
+        """Whether the same questions were put to one base and its runs in the same way."""
+        evaluations = [run.tuned for run in self.runs if run.tuned]
+        evaluations += [run.base for run in self.bases.values() if run.base]
+        models = [{**one.settings.model, "base": base_model(one.settings)} for one in evaluations]
+        one_model = all(model == models[0] for model in models)
+        ways = how_asked(evaluations)
+        one_way = all(way == ways[0] for way in ways)
+        return self.same_questions and one_model and one_way
 
     @property
     def answers(self) -> list[tuple[str, Evaluation]]:
