@@ -29,7 +29,7 @@ PRIVATE = {
 }
 """Name -> where it is, and what would replace it."""
 
-PUBLIC = {"_exit", "_replace"}
+PUBLIC = {"_asdict", "_exit", "_replace"}
 """Of os and of named tuples: documented."""
 
 
