@@ -190,7 +190,7 @@ def test_runs_that_cannot_be_compared_are_still_shown(evaluated: Path, other: Pa
 
 def reasons(*runs: Path) -> list[str]:
     """Why a report has no comparison of these runs, each of another base, against each other."""
-    against_each_other = gather(reported_runs(runs), runs, evaluation=None).comparisons[0]
+    against_each_other = gather(reported_runs(runs), runs).comparisons[0]
     assert against_each_other.title == "Against each other" and not against_each_other.contrasts
     return [line.removeprefix("Not compared: ") for line in against_each_other.verdicts]
 
@@ -231,7 +231,7 @@ def test_another_limit_in_tokens_matters_where_it_cut_a_question(evaluated: Path
         first, *others = (base / "predictions.jsonl").read_text("utf-8").splitlines()
         lines = [json.dumps({**json.loads(first), "truncated": True}), *others, ""]
         (base / "predictions.jsonl").write_text("\n".join(lines))
-    contents = gather(reported_runs([run]), [run], evaluation=None)
+    contents = gather(reported_runs([run]), [run])
     assert contents.asked_alike == (not cut)
     assert bool(contents.comparisons[0].contrasts) == (not cut)
 
