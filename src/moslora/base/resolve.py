@@ -67,7 +67,7 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
                 fix = f"did you mean {', '.join(models[:3])}?"
             raise UsageError(f"{path}: not a Hugging Face model folder (no config.json); {fix}")
         return path
-    if os.path.isfile(path) or means_path(name, revision=revision):
+    if os.path.isfile(path) or is_mistyped_path(name, revision=revision):
         raise UsageError(f"model.name = {name}: {no_such_folder(name)}")
     return None
 
@@ -84,7 +84,7 @@ def _refuse_adapter(folder: Path) -> None:
     )
 
 
-def at_hand(name: str, *, revision: str | None = None) -> Path | None:
+def available_offline(name: str, *, revision: str | None = None) -> Path | None:
     """The folder of a model, or of what the hub's cache has of it, without the network; ``None`` if there is none."""
     folder = Path(os.path.expanduser(name))
     if name == BUILTIN:
@@ -98,31 +98,31 @@ def at_hand(name: str, *, revision: str | None = None) -> Path | None:
     return None
 
 
-def written_as_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
     """Whether a model's name is a path rather than a hub id."""
     return os.path.isabs(os.path.expanduser(name)) or name.startswith(("./", "../", "~"))
 
 
-def means_path(name: str, *, revision: str | None = None) -> bool:
+def is_mistyped_path(name: str, *, revision: str | None = None) -> bool:
     """Whether a model's name that is no folder here is a mistyped path rather than a hub id.
 
     It is one if no hub id can have its form, or if its first part is a folder here and the hub's cache does not have
     the model.
     """
-    if written_as_path(name) or name.strip("/").count("/") > 1:
+    if looks_like_path(name) or name.strip("/").count("/") > 1:
         return True
     folder = os.path.dirname(name.rstrip("/"))
-    return os.path.isdir(folder) and at_hand(name, revision=revision) is None
+    return os.path.isdir(folder) and available_offline(name, revision=revision) is None
 
 
 def no_such_folder(name: str) -> str:
-    """The message, without the name, about a name that `means_path`."""
+    """The message, without the name, about a name that `is_mistyped_path`."""
     path = Path(os.path.expanduser(name))
     fix = "choose the folder of a model, or an id of the hub"
     close = near_folders(path)
     if close:
         fix = f"did you mean {', '.join(close)}?"
-    if not written_as_path(name) and os.path.isdir(path.parent):
+    if not looks_like_path(name) and os.path.isdir(path.parent):
         fix += f" (an id of the hub is not looked up where a folder {path.parent}/ is here)"
     return f"no such folder; {fix}"
 

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, written_as_path
+from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, looks_like_path
 from moslora.convert import asked, scores
 from moslora.recipe import Recipe, load_recipe
 from moslora.recipe.yaml_text import render
@@ -143,7 +143,7 @@ def base_in_code(base: str) -> str:
 
 def _is_local(base: str) -> bool:
     """Whether a base is named by a path of this machine."""
-    return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or written_as_path(base))
+    return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or looks_like_path(base))
 
 
 def _training(manifest: Mapping[str, Any], recipe: Recipe, origin: Origin) -> str:

@@ -177,7 +177,7 @@ class RunRows:
                 note(f"the prepared rows are not kept: {first_line(error)}")
         return made
 
-    def at_hand(self) -> TrainingData | None:
+    def prepare_offline(self) -> TrainingData | None:
         """The rows, if they are in the cache or all their sources are files of this machine."""
         if all(self._is_local(task) for task in self.tasks):
             return self.prepare()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from moslora.base.load import load_tokenizer
-from moslora.base.resolve import at_hand
+from moslora.base.resolve import available_offline
 from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
@@ -69,7 +69,7 @@ def outline(recipe: Recipe) -> Outline:
     training = recipe.training
     section = recipe.data
     model = adapt(meta_model(recipe.model), recipe)
-    data = _at_hand(recipe)
+    data = _offline_rows(recipe)
     if data:
         rows = len(data.rows)
         tokens_of_rows = data.rows.token_count()
@@ -91,15 +91,15 @@ def outline(recipe: Recipe) -> Outline:
     return Outline(model, plan, data, section.max_length, labelled, tokens, lines)
 
 
-def _at_hand(recipe: Recipe) -> TrainingData | None:
+def _offline_rows(recipe: Recipe) -> TrainingData | None:
     """The rows, encoded by an earlier command or in files of this machine; ``None`` also without a cached tokenizer."""
     model = recipe.model
-    folder = at_hand(model.name, revision=model.revision)
+    folder = available_offline(model.name, revision=model.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     tokenizer = load_tokenizer(model.model_copy(update={"name": str(folder), "revision": None}))
     encoder = Encoder(tokenizer, max_length=recipe.data.max_length)
-    return RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).at_hand()
+    return RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare_offline()
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:

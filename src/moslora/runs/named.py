@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from moslora.base.resolve import means_path, no_such_folder
+from moslora.base.resolve import is_mistyped_path, no_such_folder
 from moslora.errors import UsageError
 from moslora.runs import RUNS
 from moslora.runs.run import is_checkpoints
@@ -18,6 +18,6 @@ def names_run(target: str) -> bool:
         return True
     if os.path.isdir(RUNS / path):
         raise UsageError(f"{target}: no such folder or model; did you mean {RUNS / path}?")
-    if means_path(target):
+    if is_mistyped_path(target):
         raise UsageError(f"{target}: {no_such_folder(target)}")
     return False

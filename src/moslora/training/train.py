@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from moslora.adapters import has_learned
 from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import fingerprint
-from moslora.base.resolve import BUILTIN, at_hand
+from moslora.base.resolve import BUILTIN, available_offline
 from moslora.console import note, say
 from moslora.data.prepared import TrainingData
 from moslora.errors import Interrupted, MosloraError, UsageError
@@ -109,7 +109,7 @@ def _refuse_too_many_processes(*, rows: int) -> None:
 
 def _note_missing_gpu(base: str, *, revision: str | None) -> None:
     """Says that a base which has to be downloaded will train on the CPU."""
-    if device().type == "cpu" and base != BUILTIN and not at_hand(base, revision=revision):
+    if device().type == "cpu" and base != BUILTIN and not available_offline(base, revision=revision):
         note(f"no GPU here, so {base} trains on the CPU; moslora plan RECIPE --gpu-memory 80GB says what a GPU needs")
 
 
