@@ -10,7 +10,7 @@ __all__ = "adapter_penalty", "adapter_state_dict", "describe_batch", "fold", "in
 if TYPE_CHECKING:
     from moslora.adapters import adapter_penalty, adapter_state_dict, describe_batch, fold, inject, named_adapters
     from moslora.evaluation.target import load
-    from moslora.runs.adapter_folder import save
+    from moslora.runs.save import save
 else:
 
     def __getattr__(name: str) -> Any:
@@ -21,5 +21,5 @@ else:
         if name == "load":
             module = "moslora.evaluation.target"
         if name == "save":
-            module = "moslora.runs.adapter_folder"
+            module = "moslora.runs.save"
         return getattr(import_module(module), name)

@@ -18,7 +18,8 @@ from cli_kit import run
 from moslora.cli.table import print_entries, print_table
 from moslora.processes.launch import PART
 from moslora.recipe import list_recipes
-from moslora.runs.run import Run, table_of_runs
+from moslora.runs.listing import table_of_runs
+from moslora.runs.run import Run
 
 
 def test_help_loads_no_tensor_library() -> None:

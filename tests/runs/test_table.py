@@ -15,7 +15,7 @@ from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation, read_predictions
-from moslora.runs.run import table_of_runs
+from moslora.runs.listing import table_of_runs
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, target: str, *, after: int, **asked: Any) -> None:

@@ -19,7 +19,8 @@ from moslora.evaluation.target import open_target
 from moslora.plan.report import plan
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
-from moslora.runs.run import Run, table_of_runs
+from moslora.runs.listing import table_of_runs
+from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
 from recipe_kit import PEFT
 from training_kit import adapter, in_two_processes, same_bits, steps_logged

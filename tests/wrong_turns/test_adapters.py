@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from changes_kit import edit_json, replace, truncate
 from importing_kit import REFUSED, setting, weight
 from moslora.convert.importing import import_adapter
-from moslora.runs.run import table_of_runs
+from moslora.runs.listing import table_of_runs
 from training_kit import sign
 
 

@@ -144,7 +144,7 @@ def compare(
 @app.command()
 def runs(folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay=False)] = RUNS) -> None:
     """List the runs in a folder: adapter, steps, state and scores."""
-    from moslora.runs.run import table_of_runs
+    from moslora.runs.listing import table_of_runs
 
     print_entries(table_of_runs(folder))
 

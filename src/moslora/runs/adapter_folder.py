@@ -17,18 +17,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, adapter_options
 from moslora.base.adapted import adapter_state, with_adapters
 from moslora.base.identity import fingerprint
 from moslora.base.load import load_base
 from moslora.base.quantized import dequantize
 from moslora.base.shapes import meta_model
 from moslora.console import note
-from moslora.errors import MosloraError, UsageError, some
-from moslora.files import in_use, once_per_machine, replacing, sha256, write_json
-from moslora.recipe import Recipe, stack_recipe
+from moslora.errors import MosloraError, UsageError
+from moslora.files import replacing, sha256, write_json
+from moslora.recipe import Recipe
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_checked, with_own_hash
 from moslora.runs.run import Run, run_of
 from moslora.tasks import INSTRUCTION
@@ -54,15 +53,19 @@ class AdapterFolder:
 
     def trained_tasks(self) -> tuple[str, ...] | None:
         """The tasks whose embedding a task gate has trained; ``None`` for other mixers."""
-        return tuple(self.manifest["data"]["tasks"]) if self.recipe.adapter.gated_by_task else None
+        if not self.recipe.adapter.gated_by_task:
+            return None
+        return tuple(self.manifest["data"]["tasks"])
 
     def refuse_untrained(self, task: str) -> None:
         """Refuses a task whose embedding in the adapter's gate is still random."""
         trained = self.trained_tasks()
         if trained is None or task in trained:
             return
-        known = ", ".join(name for name in trained if name != INSTRUCTION)
-        fix = f"--task must be one of {known}" if known else "its rows had no task; train again"
+        fix = "its rows had no task; train again"
+        known = [name for name in trained if name != INSTRUCTION]
+        if known:
+            fix = f"--task must be one of {', '.join(known)}"
         raise UsageError(f"{self.path}: its gate was never trained on {task}; {fix}")
 
 
@@ -76,12 +79,17 @@ def save_adapter(
 ) -> None:
     """Writes ``folder`` whole, replacing an older one.
 
-    ``facts`` are JSON values for the manifest, such as the step and the data hashes; ``extra`` are more files of
-    tensors by file name, such as the optimizer's.
+    Args:
+        folder: where.
+        model: has the adapters.
+        recipe: of its run.
+        facts: JSON values for the manifest, such as the step and the data hashes.
+        extra: more files of tensors by file name, such as the optimizer's.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
     files = {WEIGHTS: state, **(extra or {})}
-    base, revision = recipe.model.name, recipe.model.revision
+    base = recipe.model.name
+    revision = recipe.model.revision
     with replacing(folder) as scratch:
         scratch.mkdir()
         for name, tensors in files.items():
@@ -97,42 +105,13 @@ def save_adapter(
         write_json(scratch / MANIFEST, with_own_hash(manifest))
 
 
-def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None) -> None:
-    """Writes the adapters of ``model`` as a folder that :func:`moslora.load` and the commands take, replacing an older
-    one: ``lora_a (r, in)``, M and ``lora_b (out, r)`` of each layer, the options of `inject` as a recipe, and the
-    fingerprint of ``base``, a hub id or folder; by default that from which transformers loaded the weights.
-
-    >>> moslora.save(model, "runs/mine")
-
-    Raises:
-        UsageError: an option or a base that no recipe can have; or ``folder`` holds more, such as what was merged.
-    """
-    folder, config, options = Path(folder), model.config, adapter_options(model)
-    section: dict[str, Any] = {"name": base or config.name_or_path}
-    if not (options and section["name"]) or isinstance(model.get_output_embeddings(), AdapterLinear):
-        needs = "the adapters of moslora.inject, none on its output layer, and the name of its base (base=…)"
-        raise UsageError(f"{folder}: to be saved, a model needs {needs}")
-    if used := in_use(folder, older=(WEIGHTS, RECIPE, MANIFEST)):
-        raise UsageError(f"{folder}: not empty ({some(used)}); save to another folder, or remove what is there")
-    section["revision"] = None if base else getattr(config, "_commit_hash", None)
-    section["dtype"] = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
-    if bits := getattr(config, "quantization_config", None):
-        if not isinstance(bits, BitsAndBytesConfig):
-            raise UsageError(f"{folder}: its base is quantised, and not by bitsandbytes; use the original")
-        nf4 = {"quantization": bits.bnb_4bit_quant_type, "double_quantization": bits.bnb_4bit_use_double_quant}
-        section |= {"quantization": "int8"} if bits.load_in_8bit else nf4
-    seed, mixer = options.pop("seed"), dict(options["mixer"])
-    tasks = {"tasks": list(mixer.pop("tasks", ()))} if mixer["kind"] == "task-gate" else {}
-    values = {"seed": seed, "model": section, "adapter": {**options, "mixer": mixer}, "data": tasks}
-    recipe = stack_recipe([("moslora.save", values)], name=f"{folder.resolve().name}.yaml", folder=Path())
-    with once_per_machine(folder):
-        save_adapter(folder, model, recipe, facts={"data": tasks} if tasks else {})
-
-
 def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFolder:
     """Reads and checks an adapter folder; its stored recipe cannot allow the base's own Python code to run."""
-    overrides = (f"{TRUST}=true",) if trust_remote_code else ()
-    return AdapterFolder(folder, *read_checked(folder, overrides))
+    overrides = []
+    if trust_remote_code:
+        overrides.append(f"{TRUST}=true")
+    recipe, manifest = read_checked(folder, overrides)
+    return AdapterFolder(folder, recipe, manifest)
 
 
 def load_adapted(
@@ -143,8 +122,15 @@ def load_adapted(
     layers: Mapping[str, nn.Module] | None = None,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """The base of ``folder`` with its adapters, in evaluation mode; ``overrides`` change its ``model`` section, and the
-    layers of these names have the weights of ``layers``. ``computed_here`` as for `load_base`."""
+    """The base of ``folder`` with its adapters, in evaluation mode.
+
+    Args:
+        folder: the adapters, and the recipe of their base.
+        device: where the model is loaded.
+        computed_here: as for `load_base`.
+        layers: by name layers whose weights the base's have instead of their own.
+        overrides: changes of the recipe's ``model`` section.
+    """
     check_base(folder)
     section = folder.recipe.model.model_copy(update=overrides)
     base = load_base(section, device=device, computed_here=computed_here)
@@ -169,8 +155,10 @@ def _adapt(model: PreTrainedModel, folder: AdapterFolder) -> PreTrainedModel:
 
 def check_base(folder: AdapterFolder) -> None:
     """Refuses a base whose weights or config are not those that the adapter was trained on."""
-    base, section = folder.manifest["base"], folder.recipe.model
-    if (found := fingerprint(section.name, revision=section.revision)) != base["fingerprint"]:
+    base = folder.manifest["base"]
+    section = folder.recipe.model
+    found = fingerprint(section.name, revision=section.revision)
+    if found != base["fingerprint"]:
         raise UsageError(
             f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but it now has {found}:"
             " its weights or its config.json changed; restore them, or pin the hub's with model.revision"
@@ -182,7 +170,11 @@ def changed_encoding(manifest: Mapping[str, Any], encoding: Mapping[str, str]) -
     none, or if its writer did not know them. ``encoding`` as from `moslora.data.encode.encoding`."""
     then = manifest.get("encoding", {})
     words = {"tokenizer": "the base's tokenizer", "chat_template": "its chat template"}
-    return " and ".join(word for key, word in words.items() if then.get(key) != encoding.get(key, then.get(key)))
+    changed = []
+    for key, word in words.items():
+        if key in encoding and encoding[key] != then.get(key):
+            changed.append(word)
+    return " and ".join(changed)
 
 
 def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:

@@ -41,7 +41,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise MosloraError(f"{path}: altered (its sha256 differs); use another checkpoint")
         written_as = manifest["format"]
         if written_as != FORMAT:
-            fix = "upgrade moslora" if written_as > FORMAT else "train again, or use the version that wrote it"
+            fix = "train again, or use the version that wrote it"
+            if written_as > FORMAT:
+                fix = "upgrade moslora"
             raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; {fix}")
         _ = manifest["base"]["fingerprint"], manifest["sha256"][WEIGHTS], manifest["sha256"][RECIPE]
     except (ValueError, KeyError, TypeError) as error:
@@ -70,8 +72,7 @@ def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None)
     try:
         return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
     except UsageError as fault:
-        if by in (None, here := __version__):
+        if by in (None, __version__):
             raise
-        raise UsageError(
-            f"{path}: written by moslora {by}, this is {here}; use that version ({first_line(fault)})"
-        ) from None
+        versions = f"written by moslora {by}, this is {__version__}"
+        raise UsageError(f"{path}: {versions}; use that version ({first_line(fault)})") from None

@@ -38,16 +38,22 @@ class Origin:
     def __str__(self) -> str:
         if self.step is None:
             return self.run
-        planned = f" of {self.steps:,}" if self.steps else ""
-        return f"step {self.step:,}{planned} of {self.run}"
+        if not self.steps:
+            return f"step {self.step:,} of {self.run}"
+        return f"step {self.step:,} of {self.steps:,} of {self.run}"
 
 
 def origin_of(adapter: "AdapterFolder", *, base: str) -> Origin:
     """What is made of ``adapter`` comes from there; ``base`` is its base's name to others."""
-    steps = adapter.run.facts.get("steps")
     manifest = adapter.manifest
-    weights = manifest["sha256"][WEIGHTS]
-    return Origin(adapter.recipe.name, manifest.get("step"), steps, base, manifest["base"]["fingerprint"], weights)
+    return Origin(
+        run=adapter.recipe.name,
+        step=manifest.get("step"),
+        steps=adapter.run.facts.get("steps"),
+        base=base,
+        fingerprint=manifest["base"]["fingerprint"],
+        adapter=manifest["sha256"][WEIGHTS],
+    )
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
@@ -61,22 +67,29 @@ def read_origin(folder: Path) -> Origin | None:
         origin = Origin(**{field.name: facts[field.name] for field in fields(Origin)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    texts = (origin.run, origin.base, origin.fingerprint, origin.adapter)
-    numbers = (origin.step, origin.steps)
-    sound = all(isinstance(text, str) for text in texts) and all(isinstance(n, int | None) for n in numbers)
-    return origin if sound else None
+    for text in (origin.run, origin.base, origin.fingerprint, origin.adapter):
+        if not isinstance(text, str):
+            return None
+    for number in (origin.step, origin.steps):
+        if not isinstance(number, int | None):
+            return None
+    return origin
 
 
 def remark_on(folder: Path) -> str:
     """A note on weights that were made before the end of their run; empty for others."""
     origin = read_origin(folder)
-    return f"{folder} is unfinished: made at {origin}" if origin and origin.unfinished else ""
+    if origin is None or not origin.unfinished:
+        return ""
+    return f"{folder} is unfinished: made at {origin}"
 
 
 def refuse_made(out: Path) -> None:
     """Refuses a folder that already holds what a command has made, by what that is."""
-    origin = read_origin(out) if ORIGIN in in_use(out) else None  # of a killed command half is there
-    if origin:
+    if ORIGIN not in in_use(out):  # of a killed command half is there
+        return
+    origin = read_origin(out)
+    if origin is not None:
         raise UsageError(
             f"{out}: not empty: it was made at {origin}; choose another folder with --out, or remove what is there"
         )

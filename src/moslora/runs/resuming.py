@@ -19,7 +19,9 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
         refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe, fix=as_it_was)
         if run.without_result:
             raise UsageError(f"{run.path}: {run.how_to_finish}")
-    elif found := in_use(run.path):
+        return
+    found = in_use(run.path)
+    if found:
         raise UsageError(f"{run.path}: {_already_there(run, found)}choose another folder with name=… or --out")
 
 
@@ -38,9 +40,20 @@ def _already_there(run: Run, found: Sequence[str]) -> str:
 def newest_intact(
     run: Run, recipe: Recipe, *, tell: Callable[[str], object]
 ) -> tuple[Path, Recipe, dict[str, Any]] | None:
-    """The result of ``run``, or else its newest intact checkpoint, which must be of this recipe, with recipe and
-    manifest; ``None`` if there is none yet. That all are damaged is an error; ``tell`` is told of each."""
-    found = [*([run.result] if run.result.is_dir() else []), *reversed(run.checkpoints)]
+    """The result of ``run``, or else its newest intact checkpoint, with its recipe and manifest; ``None`` if there is
+    none yet.
+
+    Args:
+        run: the run.
+        recipe: the recipe that it must be of.
+        tell: is told of each that is damaged.
+
+    Raises:
+        MosloraError: all are damaged.
+    """
+    found = run.checkpoints[::-1]
+    if run.result.is_dir():
+        found.insert(0, run.result)
     for path in found:
         try:
             then, manifest = read_checked(path)

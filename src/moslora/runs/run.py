@@ -12,21 +12,26 @@ import json
 import os
 import re
 import shlex
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import MosloraError, UsageError, counted
+from moslora.errors import UsageError
 from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
 
-RUN, METRICS, RESULT, CHECKPOINTS, EVALUATIONS = "run.json", "metrics.jsonl", "adapter", "checkpoints", "eval"
-SETTINGS, PREDICTIONS, RESULTS = "settings.json", "predictions.jsonl", "results.json"
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+RESULT = "adapter"
+CHECKPOINTS = "checkpoints"
+EVALUATIONS = "eval"
+
+SETTINGS = "settings.json"
+PREDICTIONS = "predictions.jsonl"
+RESULTS = "results.json"
 """In the folder of an evaluation: its head, a line per question, and the numbers, which are there once it is done."""
 
 BESIDE = re.compile(r"-base$|-step-\d+$")
@@ -93,7 +98,10 @@ class Run:
     @property
     def adapters(self) -> list[Path]:
         """The adapter folders: the result, then the checkpoints, newest first."""
-        return [*([self.result] if self.finished else []), *reversed(self.checkpoints)]
+        found = self.checkpoints[::-1]
+        if self.finished:
+            found.insert(0, self.result)
+        return found
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -102,7 +110,9 @@ class Run:
             facts = json.loads((self.path / RUN).read_bytes())
         except (OSError, ValueError):
             return {}
-        return facts if isinstance(facts, dict) else {}
+        if not isinstance(facts, dict):
+            return {}
+        return facts
 
     def add_facts(self, **facts: Any) -> None:
         """Adds to run.json, also while another process does. A mapping is added to the one that is there."""
@@ -110,8 +120,10 @@ class Run:
         with writing(card), once_per_machine(card):
             known = self.facts
             for key, fact in facts.items():
-                both = isinstance(fact, dict) and isinstance(known.get(key), dict)
-                known[key] = known[key] | fact if both else fact
+                then = known.get(key)
+                if isinstance(fact, dict) and isinstance(then, dict):
+                    fact = then | fact
+                known[key] = fact
             write_json(card, known)
 
     def begin(self, recipe: Recipe, card: dict[str, Any]) -> None:
@@ -121,8 +133,10 @@ class Run:
         with once_per_machine(self.path / RUN):
             known = self.facts
             kept = {key: fact for key, fact in known.items() if key == "experiment" or key.endswith("_id")}
-            results = {name: its for name, its in known.get("results", {}).items() if BESIDE.search(name)}
-            write_json(self.path / RUN, card | kept | ({"results": results} if results else {}))
+            results = {name: scores for name, scores in known.get("results", {}).items() if BESIDE.search(name)}
+            if results:
+                kept["results"] = results
+            write_json(self.path / RUN, card | kept)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -144,79 +158,66 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``, each with a step; none without the file."""
-        path, rows = self.path / METRICS, []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
                 _ = row["step"] + 0
-                rows.append(row)
             except (ValueError, KeyError, TypeError):  # such as the line being written when the run was killed
                 continue
+            rows.append(row)
         return rows
-
-    @property
-    def unfinished_evaluations(self) -> dict[str, tuple[int, int]]:
-        """The evaluations that were interrupted, by name: the number of questions answered, and asked; the latter is 0
-        if an earlier version did not record it."""
-        folders = sorted(file.parent for file in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
-        found = {folder.name: _progress(folder) for folder in folders}
-        return {name: progress for name, progress in found.items() if progress}
 
     @property
     def steps_done(self) -> int:
         """Number of updates that are saved."""
         if self.finished or self.without_result:
             return int(self.facts.get("steps", 0))
-        return int(self.checkpoints[-1].name.removeprefix("step-")) if self.checkpoints else 0
+        checkpoints = self.checkpoints
+        if not checkpoints:
+            return 0
+        return int(checkpoints[-1].name.removeprefix("step-"))
+
+    @property
+    def evaluations(self) -> list[Path]:
+        """The folders of all its evaluations, also those of its base and its checkpoints, by name."""
+        return sorted(file.parent for file in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
 
     def evaluation(self, name: str | None = None) -> Path:
         """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
-        every = sorted(path.parent for path in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
-        found = [path for path in every if not BESIDE.search(path.name)]
-        names = ", ".join(path.name for path in found or every if path != base_of(path))
-        if not name and len(found) > 1 and self.exists:
-            own = evaluation_name(self.recipe.evaluation.protocol, self.recipe.data.format, self.recipe.model.precision)
-            name = own if self.path / EVALUATIONS / own in found else None
+        every = self.evaluations
+        own = [folder for folder in every if not BESIDE.search(folder.name)]
+        if not name and len(own) > 1 and self.exists:
+            name = self._named_by_recipe(own)
         if name:
             found = [self.path / EVALUATIONS / name]
+        else:
+            found = own
+        known = own or [folder for folder in every if folder != base_of(folder)]
+        names = ", ".join(folder.name for folder in known)
         if len(found) > 1:
             raise UsageError(f"{self.path}: evaluated in several ways; choose one with --evaluation, among {names}")
-        if not found or not (found[0] / SETTINGS).is_file():
-            fix = f"not evaluated; moslora eval {shlex.quote(str(self.path))} does it"
-            if names:
-                fix = f"evaluated as {names}; choose one with --evaluation"
-            raise UsageError(f"{self.path}: " + f"no evaluation {name}; " * bool(name) + fix)
-        return found[0]
+        if found and (found[0] / SETTINGS).is_file():
+            return found[0]
+        fault = ""
+        if name:
+            fault = f"no evaluation {name}; "
+        if names:
+            fault += f"evaluated as {names}; choose one with --evaluation"
+        else:
+            fault += f"not evaluated; moslora eval {shlex.quote(str(self.path))} does it"
+        raise UsageError(f"{self.path}: {fault}")
 
-
-def _progress(folder: Path) -> tuple[int, int] | None:
-    """The numbers of questions answered and asked in an evaluation's folder; ``None`` if it is finished, or if a file
-    is damaged, which is told where the scores are read."""
-    finished = (folder / RESULTS).is_file()
-    try:
-        tasks = json.loads((folder / SETTINGS).read_bytes())["tasks"]
-        asked = {task: record["asked"] for task, record in tasks.items() if record.get("asked") is not None}
-        if finished and not asked:  # of an earlier version
-            return None
-        file = folder / PREDICTIONS
-        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-        answered = Counter(map(_task_of, lines))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    def _named_by_recipe(self, folders: Sequence[Path]) -> str | None:
+        """The name of that of these evaluations that asks as the recipe says; ``None`` if none does."""
+        recipe = self.recipe
+        name = evaluation_name(recipe.evaluation.protocol, recipe.data.format, recipe.model.precision)
+        if self.path / EVALUATIONS / name in folders:
+            return name
         return None
-    if not asked:
-        return len(lines), 0
-    if finished and all(answered[task] >= number for task, number in asked.items()):
-        return None
-    return sum(min(answered[task], number) for task, number in asked.items()), sum(asked.values())
-
-
-def _task_of(line: bytes) -> str:
-    """The task of a line of predictions: most begin with the id, and the id with the task."""
-    begin = b'{"id":"'
-    if line.startswith(begin) and b'"task":' not in line:
-        return line[len(begin) : line.find(b"/")].decode()
-    row = json.loads(line)
-    return str(row.get("task") or row["id"].partition("/")[0])
 
 
 def evaluation_name(protocol: str, format: str, precision: str) -> str:
@@ -239,9 +240,16 @@ def run_of(adapter: Path) -> Run:
     real = adapter.resolve()
     typed = [adapter.parent, adapter.parent.parent]
     for place in (real.parent, real.parent.parent):
-        if (place / RUN).is_file():
-            return Run(next((path for path in typed if path.resolve() == place), place))
-    return Run(next((path for path in typed if (path / RUN).is_file()), adapter))
+        if not (place / RUN).is_file():
+            continue
+        for path in typed:
+            if path.resolve() == place:
+                return Run(path)
+        return Run(place)
+    for path in typed:
+        if (path / RUN).is_file():
+            return Run(path)
+    return Run(adapter)
 
 
 def locate_adapter(path: Path) -> Path:
@@ -249,20 +257,26 @@ def locate_adapter(path: Path) -> Path:
     of checkpoints."""
     if (path / MANIFEST).is_file():
         return path
-    if is_checkpoints(path) and (checkpoints := Run(path / "..").checkpoints):
-        return path / checkpoints[-1].name
-    if adapters := Run(path).adapters:
+    if is_checkpoints(path):
+        checkpoints = Run(path / "..").checkpoints
+        if checkpoints:
+            return path / checkpoints[-1].name
+    adapters = Run(path).adapters
+    if adapters:
         return adapters[0]
-    quoted = shlex.quote(str(path))
+    raise UsageError(f"{path}: {_why_no_adapter(path)}")
+
+
+def _why_no_adapter(path: Path) -> str:
     if not path.exists():
-        raise UsageError(f"{path}: {_missing(path)}")
+        return _missing(path)
     if (path / "adapter_config.json").is_file():
-        raise UsageError(f"{path}: a PEFT adapter, not a run; import it: moslora import {quoted}")
+        return f"a PEFT adapter, not a run; import it: moslora import {shlex.quote(str(path))}"
     if (path / "config.json").is_file():
-        raise UsageError(f"{path}: a model without an adapter; choose a run or an adapter folder")
+        return "a model without an adapter; choose a run or an adapter folder"
     if Run(path).exists:
-        raise UsageError(f"{path}: this run has no adapter; {Run(path).how_to_finish}")
-    raise UsageError(f"{path}: not a run or an adapter folder (no {MANIFEST}); moslora runs lists all")
+        return f"this run has no adapter; {Run(path).how_to_finish}"
+    return f"not a run or an adapter folder (no {MANIFEST}); moslora runs lists all"
 
 
 def is_checkpoints(path: Path) -> bool:
@@ -273,15 +287,20 @@ def is_checkpoints(path: Path) -> bool:
 def checkpoint_name(adapter: Path) -> str:
     """The name of a checkpoint, such as ``step-20``, however its path is written; empty for another adapter."""
     place = adapter.resolve()
-    return place.name if is_checkpoints(place.parent) else ""
+    if not is_checkpoints(place.parent):
+        return ""
+    return place.name
 
 
 def _missing(path: Path) -> str:
     """What is said of a run or an adapter that is not there."""
     if is_checkpoints(path.parent):
-        steps = ", ".join(found.name for found in Run(path.parent / "..").checkpoints)
-        return f"no such checkpoint; there {'are ' + steps if steps else 'is none'}"
-    if close := near_folders(path):
+        checkpoints = Run(path.parent / "..").checkpoints
+        if not checkpoints:
+            return "no such checkpoint; there is none"
+        return f"no such checkpoint; there are {', '.join(found.name for found in checkpoints)}"
+    close = near_folders(path)
+    if close:
         return f"no such run; did you mean {', '.join(close)}?"
     return "no such run; moslora runs lists all"
 
@@ -289,69 +308,23 @@ def _missing(path: Path) -> str:
 def unfinished(path: Path, adapter: Path, *, doing: str) -> str:
     """A note before ``doing`` something with ``adapter``, the newest checkpoint of an unfinished run; empty otherwise,
     and if ``path`` names that checkpoint itself."""
-    run, name = run_of(adapter), checkpoint_name(adapter)
+    run = run_of(adapter)
+    name = checkpoint_name(adapter)
     if not name or run.finished or path.resolve() == adapter.resolve():
         return ""
+    note = f"{run.path} is unfinished: {doing} {name.replace('-', ' ')}"
     steps = run.facts.get("steps")
-    planned = f" of {steps}" if steps else ""
-    return f"{run.path} is unfinished: {doing} {name.replace('-', ' ')}{planned}"
+    if steps:
+        note += f" of {steps}"
+    return note
 
 
 def newest_run(*places: Path) -> Run:
     """The finished run in one of ``places`` that was written to last."""
-    found = [run for place in places for path in place.glob("*/") if (run := Run(path)).finished]
+    found = []
+    for place in places:
+        runs = [Run(path) for path in place.glob("*/")]
+        found += [run for run in runs if run.finished]
     if not found:
         raise UsageError("no finished run in runs/ or here; give a run or a model, or train one: moslora train RECIPE")
     return max(found, key=lambda run: (run.result / MANIFEST).stat().st_mtime)
-
-
-def table_of_runs(folder: Path) -> list[list[str]]:
-    """Header first: every run at or below ``folder``, what it is, how far it came, and its scores."""
-    rows = []
-    for place, below, files in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        if RECIPE in files and MANIFEST not in files:
-            path = Path(place)
-            rows.append([str(path.relative_to(folder) if path != folder else folder), *_row(Run(path))])
-            below[:] = [name for name in below if name not in (RESULT, CHECKPOINTS, EVALUATIONS, "merged", "peft")]
-    if not rows:
-        what = "no runs here" if folder.is_dir() else "no such folder"
-        raise UsageError(f"{folder}: {what}; name the folder they are in, or train one: moslora train RECIPE")
-    return [["run", "base", "adapter", "steps", "state", "scores"], *rows]
-
-
-def _row(run: Run) -> list[str]:
-    facts, total = run.facts, run.facts.get("steps")
-    steps = f"{run.steps_done:,}/{total:,}" if total else "–"
-    state = "finished" if run.finished else "unfinished" if total else "not begun"
-    state = f"finished, no {RESULT}/" if run.without_result else state
-    state = "imported" if "imported" in facts else state
-    try:
-        base, adapter = run.recipe.model.name, run.recipe.adapter.summary()
-    except MosloraError:  # of another version
-        base, adapter = "?", "unreadable recipe"
-    begun = run.unfinished_evaluations
-    cards = {name: card for name, card in facts.get("results", {}).items() if name not in begun}
-    said = [*_scores(cards), *(_interrupted(name, *numbers) for name, numbers in begun.items())]
-    return [Path(base).name, adapter, steps, state, "; ".join(said) or "–"]
-
-
-def _interrupted(name: str, answered: int, asked: int) -> str:
-    """Without an average, which would be over a part of the questions."""
-    of = f"{answered:,} of {asked:,} questions" if asked else counted(answered, "question")
-    return f"{name} unfinished ({of})"
-
-
-def _scores(cards: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Macro averages; a remark where a run, its base and its checkpoints were not asked the same."""
-    for _, group in groupby(sorted(cards), key=lambda name: BESIDE.sub("", name)):
-        found = {name: cards[name] for name in group}
-        for name, card in found.items():
-            macro = [f"{100 * card['macro']:.1f} (n {card['questions']:,})"] if "macro" in card else []
-            texts = [f"{task} {nats:.4f} nats per byte" for task, nats in card.get("nats_per_byte", {}).items()]
-            yield f"{name} {', '.join(macro + texts)}"
-        # Of each task the number of questions and the hash of its data; an old card has the number over all tasks.
-        new = all("asked" in card for card in found.values())
-        first, *others = [c["asked"] if new else (c.get("questions"), {*c["tasks"]}) for c in found.values()]
-        if any(other != first for other in others):
-            yield "of different questions: moslora compare takes those in common"

@@ -71,14 +71,16 @@ KINDS: dict[TrackerName, Kind] = {
 def refuse_missing(recipe: Recipe) -> None:
     """Refuses trackers whose package is not installed: accelerate would leave them out silently."""
     available = [str(tracker) for tracker in get_available_trackers()]
-    if missing := " ".join(name for name in recipe.tracking.to if name not in available):
+    missing = " ".join(name for name in recipe.tracking.to if name not in available)
+    if missing:
         raise UsageError(f"tracking.to: {missing} not installed; pip install {missing}, or set tracking.to=[]")
 
 
 @contextmanager
 def record(name: TrackerName, recipe: Recipe, run: Run, *, step: int | None = None) -> Iterator[tuple[Any, int]]:
     """The record of ``run`` in a tracker, for a training from ``step`` on or for scores; on the main process only."""
-    kind, known = KINDS[name], run.facts.get(f"{name}_id")
+    kind = KINDS[name]
+    known = run.facts.get(f"{name}_id")
     PartialState(cpu=device().type == "cpu")  # which accelerate's classes ask
     try:
         tracker = kind.tracker(recipe, run, known, step)

@@ -1,0 +1,161 @@
+"""All runs below a folder as a table: what they are, how far they came, their scores. Importing this loads no torch."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from moslora.errors import MosloraError, UsageError, counted
+from moslora.runs.manifest import MANIFEST, RECIPE
+from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, PREDICTIONS, RESULT, RESULTS, SETTINGS, Run
+
+HEADER = ["run", "base", "adapter", "steps", "state", "scores"]
+
+NOT_SEARCHED = (RESULT, CHECKPOINTS, EVALUATIONS, "merged", "peft")
+"""Folders of a run in which there are no other runs."""
+
+
+def table_of_runs(folder: Path) -> list[list[str]]:
+    """Header first: every run at or below ``folder``."""
+    rows = []
+    for run in _runs_below(folder):
+        name = run.path
+        if run.path != folder:
+            name = run.path.relative_to(folder)
+        rows.append([str(name), *_row(run)])
+    if not rows:
+        what = "no runs here" if folder.is_dir() else "no such folder"
+        raise UsageError(f"{folder}: {what}; name the folder they are in, or train one: moslora train RECIPE")
+    return [HEADER, *rows]
+
+
+def _runs_below(folder: Path) -> Iterator[Run]:
+    """In the order of their paths."""
+    for place, below, files in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))  # where os.walk goes on
+        if RECIPE in files and MANIFEST not in files:
+            yield Run(Path(place))
+            below[:] = [name for name in below if name not in NOT_SEARCHED]
+
+
+def _row(run: Run) -> list[str]:
+    facts = run.facts
+    steps = "–"
+    total = facts.get("steps")
+    if total:
+        steps = f"{run.steps_done:,}/{total:,}"
+    try:
+        base = Path(run.recipe.model.name).name
+        adapter = run.recipe.adapter.summary()
+    except MosloraError:  # of another version
+        base = "?"
+        adapter = "unreadable recipe"
+    interrupted = unfinished_evaluations(run)
+    results = {name: card for name, card in facts.get("results", {}).items() if name not in interrupted}
+    scores = [*_scores(results)]
+    for name, (answered, asked) in interrupted.items():
+        scores.append(_interrupted(name, answered, asked))
+    return [base, adapter, steps, _state(run, facts), "; ".join(scores) or "–"]
+
+
+def _state(run: Run, facts: Mapping[str, Any]) -> str:
+    if "imported" in facts:
+        return "imported"
+    if run.without_result:
+        return f"finished, no {RESULT}/"
+    if run.finished:
+        return "finished"
+    if facts.get("steps"):
+        return "unfinished"
+    return "not begun"
+
+
+def _interrupted(name: str, answered: int, asked: int) -> str:
+    """Without an average, which would be over a part of the questions."""
+    progress = counted(answered, "question")
+    if asked:
+        progress = f"{answered:,} of {asked:,} questions"
+    return f"{name} unfinished ({progress})"
+
+
+def _scores(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Macro averages; a remark where a run, its base and its checkpoints were not asked the same."""
+    for _, names in groupby(sorted(results), key=lambda name: BESIDE.sub("", name)):
+        cards = {name: results[name] for name in names}
+        for name, card in cards.items():
+            scores = []
+            if "macro" in card:
+                scores.append(f"{100 * card['macro']:.1f} (n {card['questions']:,})")
+            for task, nats in card.get("nats_per_byte", {}).items():
+                scores.append(f"{task} {nats:.4f} nats per byte")
+            yield f"{name} {', '.join(scores)}"
+        if not _asked_alike(list(cards.values())):
+            yield "of different questions: moslora compare takes those in common"
+
+
+def _asked_alike(cards: list[dict[str, Any]]) -> bool:
+    """Whether all have the same number of questions of each task, and the same hash of its data; an old card has the
+    number over all tasks."""
+    if all("asked" in card for card in cards):
+        asked = [card["asked"] for card in cards]
+    else:
+        asked = [(card.get("questions"), set(card["tasks"])) for card in cards]
+    return all(other == asked[0] for other in asked)
+
+
+def unfinished_evaluations(run: Run) -> dict[str, tuple[int, int]]:
+    """The evaluations that were interrupted, by name: the number of questions answered, and asked; the latter is 0 if
+    an earlier version did not record it."""
+    found = {}
+    for folder in run.evaluations:
+        progress = _progress(folder)
+        if progress is not None:
+            found[folder.name] = progress
+    return found
+
+
+def _progress(folder: Path) -> tuple[int, int] | None:
+    """The numbers of questions answered and asked in an evaluation's folder; ``None`` if it is finished, or if a file
+    is damaged, which is told where the scores are read."""
+    finished = (folder / RESULTS).is_file()
+    try:
+        asked = _asked(folder)
+        if finished and not asked:  # of an earlier version
+            return None
+        answered = _answered(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if not asked:
+        return answered.total(), 0
+    if finished and all(answered[task] >= number for task, number in asked.items()):
+        return None
+    done = sum(min(answered[task], number) for task, number in asked.items())
+    return done, sum(asked.values())
+
+
+def _asked(folder: Path) -> dict[str, int]:
+    """Task -> number of questions that the last evaluation asked; without tasks of earlier versions."""
+    tasks = json.loads((folder / SETTINGS).read_bytes())["tasks"]
+    numbers = {task: record.get("asked") for task, record in tasks.items()}
+    return {task: number for task, number in numbers.items() if number is not None}
+
+
+def _answered(folder: Path) -> Counter[str]:
+    """Task -> number of its predictions. A line that is still being written is none."""
+    file = folder / PREDICTIONS
+    if not file.exists():
+        return Counter()
+    lines = file.read_bytes().split(b"\n")
+    return Counter(_task_of(line) for line in lines[:-1])
+
+
+def _task_of(line: bytes) -> str:
+    """The task of a line of predictions: most begin with the id, and the id with the task."""
+    begin = b'{"id":"'
+    if line.startswith(begin) and b'"task":' not in line:
+        return line[len(begin) : line.find(b"/")].decode()
+    row = json.loads(line)
+    return str(row.get("task") or row["id"].partition("/")[0])

@@ -1,0 +1,63 @@
+"""A model that `moslora.inject` has changed, saved as an adapter folder."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from moslora.adapters import AdapterLinear, adapter_options
+from moslora.errors import UsageError, some
+from moslora.files import in_use, once_per_machine
+from moslora.recipe import stack_recipe
+from moslora.runs.adapter_folder import save_adapter
+from moslora.runs.manifest import MANIFEST, RECIPE, WEIGHTS
+
+
+def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None) -> None:
+    """Writes the adapters of ``model`` as a folder that :func:`moslora.load` and the commands take, replacing an older
+    one: ``lora_a (r, in)``, M and ``lora_b (out, r)`` of each layer, the options of `inject` as a recipe, and the
+    fingerprint of ``base``, a hub id or folder; by default that from which transformers loaded the weights.
+
+    >>> moslora.save(model, "runs/mine")
+
+    Raises:
+        UsageError: an option or a base that no recipe can have; or ``folder`` holds more, such as what was merged.
+    """
+    folder = Path(folder)
+    options = adapter_options(model)
+    name = base or model.config.name_or_path
+    if not (options and name) or isinstance(model.get_output_embeddings(), AdapterLinear):
+        needs = "the adapters of moslora.inject, none on its output layer, and the name of its base (base=…)"
+        raise UsageError(f"{folder}: to be saved, a model needs {needs}")
+    used = in_use(folder, older=(WEIGHTS, RECIPE, MANIFEST))
+    if used:
+        raise UsageError(f"{folder}: not empty ({some(used)}); save to another folder, or remove what is there")
+    section: dict[str, Any] = {"name": name, "revision": None}
+    if base is None:
+        section["revision"] = getattr(model.config, "_commit_hash", None)
+    section["dtype"] = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    section |= _quantization(model, folder)
+    seed = options.pop("seed")
+    mixer = dict(options["mixer"])
+    data: dict[str, Any] = {}
+    if mixer["kind"] == "task-gate":
+        data["tasks"] = list(mixer.pop("tasks", ()))
+    values = {"seed": seed, "model": section, "adapter": {**options, "mixer": mixer}, "data": data}
+    recipe = stack_recipe([("moslora.save", values)], name=f"{folder.resolve().name}.yaml", folder=Path())
+    facts = {}
+    if data:
+        facts["data"] = data
+    with once_per_machine(folder):
+        save_adapter(folder, model, recipe, facts=facts)
+
+
+def _quantization(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    """How the base of ``model`` is quantised, as keys of a recipe; empty if it is not."""
+    config = getattr(model.config, "quantization_config", None)
+    if not config:
+        return {}
+    if not isinstance(config, BitsAndBytesConfig):
+        raise UsageError(f"{folder}: its base is quantised, and not by bitsandbytes; use the original")
+    if config.load_in_8bit:
+        return {"quantization": "int8"}
+    return {"quantization": config.bnb_4bit_quant_type, "double_quantization": config.bnb_4bit_use_double_quant}
