@@ -156,6 +156,8 @@ def small(words: list[str], world: Path) -> list[str] | None:
             extra = ["--source", "wheel", "--limit", "2"]
         case "experiment":
             extra = ["--table"] if given["file"] and not given["table"] else []
+        case "plan" if given["probe"]:
+            extra = [f"model.name={world}/model", f"data.source={world}/data", "data.tasks=[boolq, obqa]"]
         case "data show":
             extra = ["--source", f"{world}/data", "--model", f"{world}/model"]
         case "data audit":
