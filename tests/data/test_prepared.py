@@ -1,8 +1,6 @@
 """Rows from the cache: the same as fresh ones to the bit, made once, and again when what they depend on changes."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from forked_kit import python
 from moslora.base.load import load_tokenizer
 from moslora.data import prepared
 from moslora.data.encode import Encoded, Encoder, encode_examples
@@ -142,8 +141,8 @@ def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Pa
         "def say(rows): print('made', flush=True); import time; time.sleep(1); return made(rows)\n"
         "t.RunRows._make = say; print(t.prepare(load_recipe(sys.argv[1], [])).sha256)"
     )
-    command = [sys.executable, "-c", script, str(world / "recipe.yaml")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=importing_tests()) for _ in range(2)]
+    environment = importing_tests() | {"CUDA_VISIBLE_DEVICES": ""}
+    both = [python("-c", script, world / "recipe.yaml", env=environment) for _ in range(2)]
     said = [process.communicate(timeout=240)[0].split() for process in both]
     assert sorted(map(len, said)) == [1, 2] and said[0][-1] == said[1][-1] == prepare(recipe()).sha256
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.distributed.elastic.utils.distributed import get_free_port
 
+from forked_kit import Forked, python
 from moslora.files import sha256
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST, read_manifest, with_own_hash
@@ -53,18 +55,9 @@ def sign(folder: Path, **values: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps(with_own_hash(manifest)))
 
 
-def moslora(*arguments: object, **options: object) -> subprocess.Popen[str]:
+def moslora(*arguments: object, **options: Any) -> Forked | subprocess.Popen[str]:
     """The command, on the CPU unless ``options`` have another environment."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "moslora", *map(str, arguments)],
-        text=True,
-        **{
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "env": os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-            **options,
-        },  # type: ignore[call-overload]
-    )
+    return python("-m", "moslora", *arguments, **({"env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}} | options))
 
 
 def importing_tests() -> dict[str, str]:
@@ -74,10 +67,33 @@ def importing_tests() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
+ON_A_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
 def in_two_processes(*program: object) -> str:
-    """Runs ``program``, a script or "-m" and a module, with its arguments, over gloo; what it wrote to its output."""
+    """Runs ``program``, a script or "-m" and a module, with its arguments, over gloo; what it wrote to its output.
+
+    The variables are torchrun's; :func:`by_torchrun` is torchrun itself, which costs three starts of the interpreter.
+    """
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(get_free_port()),
+    }
+    both = []
+    for rank in ("0", "1"):
+        environment = importing_tests() | ON_A_CPU | shared | {"RANK": rank, "LOCAL_RANK": rank}
+        both.append(python(*program, env=environment))
+    said = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(errors[-3000:] for _, errors in said)
+    return "".join(output for output, _ in said)
+
+
+def by_torchrun(*program: object) -> str:
+    """As :func:`in_two_processes`."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, program)]
-    environment = importing_tests() | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = importing_tests() | ON_A_CPU
     ran = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return ran.stdout

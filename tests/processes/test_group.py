@@ -2,13 +2,12 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forked_kit import python
 from moslora.processes.group import Shared, refuse_faults, refuse_other_facts
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
@@ -16,11 +15,12 @@ from training_kit import MakeRecipe
 HOST = socket.gethostname()
 
 COMMAND = """
-import importlib.metadata, os, sys
-if "OTHER" in os.environ:
-    found = importlib.metadata.version
-    importlib.metadata.version = lambda name: "0.0" if name == "accelerate" else found(name)
+import os
 from moslora import cli
+from moslora.training import run_card
+if "OTHER" in os.environ:
+    found = run_card.version
+    run_card.version = lambda name: "0.0" if name == "accelerate" else found(name)
 cli.main()
 """
 
@@ -39,8 +39,7 @@ def on_two_nodes(tmp_path: Path, *commands: tuple[object, ...], **other: str) ->
         place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "MOSLORA_HOME": str(here / "home")}
         environment = os.environ | place | {"CUDA_VISIBLE_DEVICES": ""} | (other if rank else {})
-        program = [sys.executable, "-c", COMMAND, *map(str, command)]
-        started.append(subprocess.Popen(program, cwd=here, env=environment, stderr=subprocess.PIPE, text=True))
+        started.append(python("-c", COMMAND, *command, cwd=here, env=environment))
     errors = [process.communicate(timeout=120)[1] for process in started]
     return [(process.returncode, said) for process, said in zip(started, errors, strict=True)]
 

@@ -3,13 +3,14 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.utils.distributed import get_free_port
+
+from forked_kit import Forked, python
 
 SILENCE = 5.0
 WORK = """
@@ -32,16 +33,12 @@ except Exception as error:
 """A group in which each process does what the second argument says."""
 
 
-def started(work: str, *, processes: int) -> list[subprocess.Popen[str]]:
+def started(work: str, *, processes: int) -> list[Forked | subprocess.Popen[str]]:
     """The processes, once they have met. As `srun` starts them: rank 0 has the store in which they give signs."""
     shared = {"WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{get_free_port()}"}
     shared |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORK, str(SILENCE), work]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    them = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": f"{rank}"}, **options)  # type: ignore[call-overload]
-        for rank in range(processes)
-    ]
+    places = [os.environ | shared | {"RANK": str(rank)} for rank in range(processes)]
+    them = [python("-c", WORK, SILENCE, work, env=place) for place in places]
     for process in them:
         line = ""
         while line != "met\n":
@@ -51,7 +48,7 @@ def started(work: str, *, processes: int) -> list[subprocess.Popen[str]]:
     return them
 
 
-def finish(them: list[subprocess.Popen[str]]) -> None:
+def finish(them: list[Forked | subprocess.Popen[str]]) -> None:
     for process in them:
         with suppress(ProcessLookupError):
             process.kill()

@@ -22,7 +22,7 @@ from moslora.processes.launch import adopt_slurm, launch, processes_to_start
 from moslora.recipe import TrainingSection
 from moslora.training import launch as training_launch
 from moslora.training import train_recipe
-from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits, steps_logged
+from training_kit import MakeRecipe, adapter, by_torchrun, moslora, same_bits, steps_logged
 
 CHANGES = ("adapter.dropout=0", "training.epochs=8", "training.log_every=1")
 """84 steps."""
@@ -39,7 +39,7 @@ def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(
     """torchrun, `accelerate launch` and the plain command, which starts again after a kill: the same bits. One process,
     also from the middle on: the same up to the order of float32 sums."""
     command = ("train", world / "recipe.yaml", *CHANGES)
-    said = in_two_processes("-m", "moslora", *command, "--out", tmp_path / "torchrun")
+    said = by_torchrun("-m", "moslora", *command, "--out", tmp_path / "torchrun")
     assert said.count("adapter saved in") == 1 and "2 processes on 1 machine" in said
     two = adapter(tmp_path / "torchrun")
 

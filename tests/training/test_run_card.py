@@ -1,10 +1,10 @@
 """run.json, the card of a run."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
-import sys
 from importlib.metadata import Distribution, PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from cli_kit import run as cli
+from forked_kit import python
 from moslora.base.identity import fingerprint
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
@@ -101,7 +102,7 @@ def test_two_processes_add_to_one_card(tmp_path: Path) -> None:
     Run(tmp_path).add_facts(kept=1)
     program = "import sys; from pathlib import Path; from moslora.runs.run import Run\n"
     program += "for n in range(40): Run(Path(sys.argv[1])).add_facts(results={f'{sys.argv[2]}{n}': n})"
-    both = [subprocess.Popen([sys.executable, "-c", program, tmp_path, name]) for name in "ab"]
+    both = [python("-c", program, tmp_path, name, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}) for name in "ab"]
     assert [process.wait() for process in both] == [0, 0]
     assert len(Run(tmp_path).facts["results"]) == 80 and Run(tmp_path).facts["kept"] == 1
 

@@ -12,6 +12,7 @@ from signal import SIGINT, SIGTERM
 
 import pytest
 
+from forked_kit import python
 from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from training_kit import moslora
@@ -60,7 +61,8 @@ def closed_pipe():
 
 @pytest.mark.parametrize(("command", "code"), [("recipes", 141), ("--help", 1)])
 def test_a_reader_that_went_away_sees_no_traceback(closed_pipe, command, code):
-    process = moslora(command, stdout=closed_pipe)
+    words = [sys.executable, "-m", "moslora", command]
+    process = subprocess.Popen(words, stdout=closed_pipe, stderr=subprocess.PIPE, text=True)
     assert (process.communicate()[1], process.returncode) == ("", code)
 
 
@@ -99,8 +101,7 @@ def test_a_stop_of_the_quickstart_reaches_its_workers(here, world, monkeypatch, 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     long = load_recipe(world / "recipe.yaml", ["training.epochs=400", "training.log_every=1"])
     Path("long.yaml").write_text(long.to_yaml())
-    command = [sys.executable, "-c", QUICKSTART, "quickstart", "--out", "q"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = python("-c", QUICKSTART, "quickstart", "--out", "q")
     while not Path("q/metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(number)
