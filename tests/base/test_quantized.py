@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import sys
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +43,7 @@ from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch
-from training_kit import adapter, in_two_processes, moslora, same_bits
+from training_kit import adapter, in_two_processes, kill_at_checkpoint, moslora, same_bits, same_files
 
 KINDS = ("nf4", "int8")
 NF4_ERROR, INT8_ERROR = 0.09, 0.01
@@ -200,18 +199,13 @@ def test_a_run_changes_every_factor_and_mixer_and_nothing_else(runs: Path, kind:
 @pytest.mark.parametrize("kind", KINDS)
 def test_kill_9_and_resuming_ends_with_the_same_bits(runs: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"
-    process = moslora("train", runs / f"{kind}.yaml", "--out", out)
-    while not (out / "checkpoints" / "step-8").exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.kill()
-    process.communicate(timeout=60)
-    assert not (out / "adapter").exists(), "the run ended before it could be killed"
+    kill_at_checkpoint("step-8", out, "train", runs / f"{kind}.yaml", "--out", out)
     resumed = moslora("train", out, "--resume")
     said, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0 and "resuming after step" in said
     assert said.count("on a CPU") == 1 and f"in {kind}-float32, 6 layers" in said
     assert "bitsandbytes" not in errors and "kernels" not in errors and "cast" not in errors
-    assert same_bits(adapter(runs / kind), adapter(out))
+    assert same_files(runs / kind, out)
 
 
 @pytest.mark.slow

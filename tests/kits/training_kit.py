@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,24 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     return one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
 
 
+def same_files(one: Path, other: Path) -> bool:
+    """Whether both runs have the same weights, moments and scores, in the result and in each checkpoint."""
+    found = []
+    for run in (one, other):
+        files = [*run.glob("adapter/*.safetensors"), *run.glob("checkpoints/step-*/*.safetensors")]
+        found.append({path.relative_to(run): path.read_bytes() for path in files})
+    return len(found[0]) > 2 and found[0] == found[1]
+
+
+def cut_after(step: int, run: Path) -> Path:
+    """Takes away the result and all later checkpoints, as if the run had been killed soon after that step."""
+    shutil.rmtree(run / "adapter")
+    for checkpoint in Run(run).checkpoints:
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    return run
+
+
 def sign(folder: Path, **values: Any) -> None:
     """Changes values of an adapter folder's manifest, and has its hashes fit the files."""
     manifest = read_manifest(folder) | values
@@ -58,6 +78,16 @@ def sign(folder: Path, **values: Any) -> None:
 def moslora(*arguments: object, **options: Any) -> Forked | subprocess.Popen[str]:
     """The command, on the CPU unless ``options`` have another environment."""
     return python("-m", "moslora", *arguments, **({"env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}} | options))
+
+
+def kill_at_checkpoint(name: str, out: Path, *command: object) -> None:
+    """kill -9 as soon as the run in ``out`` has that checkpoint."""
+    process = moslora(*command)
+    while not (out / "checkpoints" / name).exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (out / "adapter").exists(), "the run ended before it could be killed"
 
 
 def importing_tests() -> dict[str, str]:

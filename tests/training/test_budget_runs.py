@@ -1,6 +1,4 @@
-"""Whole runs with a rank budget: 6 layers of rank 4, 10 updates, the first entries gone after update 5, the choice
-fixed after update 8.
-"""
+"""Whole runs with a rank budget. They resume: test_resume.py."""
 
 import json
 import re
@@ -14,24 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from methods_kit import BUDGET, Done
 from moslora.errors import MosloraError, UsageError
 from moslora.plan.outline import outline
 from moslora.progress import Line
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import Recipe
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
 from moslora.training.tracking import Tracker
-from training_kit import sign
+from training_kit import cut_after, sign
 
 MakeRecipe = Callable[..., Recipe]
-RUN = (
-    "adapter.mixer={kind: diagonal, orthogonality: 0.1}",
-    "training.rank_budget={target_rank: 2, warmup_share: 0.4, final_share: 0.2}",
-    "training.epochs=null",
-    "training.max_steps=10",
-    "training.log_every=1",
-)
 
 
 def kept(folder: Path) -> list[list[bool]]:
@@ -44,24 +36,8 @@ def logged(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows if "loss" in row]
 
 
-def same_files(one: Path, other: Path, *names: str) -> bool:
-    files = [(load_file(one / name), load_file(other / name)) for name in names]
-    return all(
-        mine.keys() == theirs.keys() and all(value.equal(theirs[key]) for key, value in mine.items())
-        for mine, theirs in files
-    )
-
-
-@pytest.fixture(scope="module")
-def straight(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with all its checkpoints."""
-    out = tmp_path_factory.mktemp("budget") / "run"
-    every = ("training.checkpoint_every=1", "training.keep_checkpoints=99")
-    train_recipe(load_recipe(world / "recipe.yaml", (*RUN, *every)), out=out)
-    return out
-
-
-def test_a_run_ends_with_the_target_and_logs_its_way(straight: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_ends_with_the_target_and_logs_its_way(with_budget: Done) -> None:
+    straight = with_budget.out
     counts = [sum(map(sum, kept(straight / "checkpoints" / f"step-{step}"))) for step in range(1, 11)]
     plan = {"first": 24, "target": 12, "warmup": 4, "final": 2, "total": 10}
     assert counts[1:] == [budget_at(step, **plan) for step in range(2, 11)] == [24, 24, 24, 17, 13, 12, 12, 12, 12]
@@ -72,36 +48,23 @@ def test_a_run_ends_with_the_target_and_logs_its_way(straight: Path, capsys: pyt
     assert all(0 < row["penalty"] < 1 for row in rows)
 
 
-@pytest.mark.parametrize("step", [3, 6, 8, 9])
-def test_a_run_resumed_in_any_phase_ends_with_the_same_bits(
-    straight: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int
+def test_a_resumed_run_says_what_is_left_of_the_budget(
+    with_budget: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Adapter, moments and scores, in the warm-up, the descent, at the choice and behind it."""
-    run = Path(shutil.copytree(straight, tmp_path / "run"))
-    shutil.rmtree(run / "adapter")
-    for later in range(step + 1, 11):
-        shutil.rmtree(run / "checkpoints" / f"step-{later}")
-    train_recipe(recipe(*RUN), out=run, resuming=True)
+    run = cut_after(9, Path(shutil.copytree(with_budget.out, tmp_path / "run")))
+    train_recipe(with_budget.recipe, out=run, resuming=True)
     said = capsys.readouterr().out
-    assert f"resuming after step {step} of 10" in said
     assert "step 10/10" in said and "rank_budget 12 " in said and "penalty 0." in said
-    assert same_files(straight / "adapter", run / "adapter", "adapter.safetensors")
-    last = "checkpoints/step-10"
-    names = ("adapter.safetensors", "optimizer.safetensors", "rank_budget.safetensors")
-    assert same_files(straight / last, run / last, *names)
-    speed = {"tokens_per_second", "examples_per_second", "peak_memory_gb"}
-    told = [[{k: v for k, v in row.items() if k not in speed} for row in logged(folder)] for folder in (straight, run)]
-    assert told[0] == told[1]
 
 
 def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
-    straight: Path, recipe: MakeRecipe, tmp_path: Path
+    with_budget: Done, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    run = Path(shutil.copytree(straight, tmp_path / "run"))
+    run = Path(shutil.copytree(with_budget.out, tmp_path / "run"))
     with pytest.raises(UsageError, match=r"training\.rank_budget\.target_rank was 2, is 3"):
-        train_recipe(recipe(*RUN, "training.rank_budget.target_rank=3"), out=run, resuming=True)
+        train_recipe(recipe(*BUDGET, "training.rank_budget.target_rank=3"), out=run, resuming=True)
     with pytest.raises(UsageError, match=r"training\.rank_budget\.target_rank was 2, is null"):
-        train_recipe(recipe(*RUN, "training.rank_budget=null"), out=run, resuming=True)
+        train_recipe(recipe(*BUDGET, "training.rank_budget=null"), out=run, resuming=True)
     shutil.rmtree(run / "adapter")
     newest = run / "checkpoints" / "step-10"
     scores = newest / "rank_budget.safetensors"
@@ -109,7 +72,7 @@ def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
     save_file({key: state[key] for key in others}, scores)
     sign(newest)
     with pytest.raises(MosloraError, match=rf"rank_budget\.safetensors: .*{re.escape(first)}: missing"):
-        train_recipe(recipe(*RUN), out=run, resuming=True)
+        train_recipe(recipe(*BUDGET), out=run, resuming=True)
 
 
 def test_the_progress_line_shows_a_large_budget_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +83,7 @@ def test_the_progress_line_shows_a_large_budget_in_full(tmp_path: Path, capsys: 
 
 
 def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe: MakeRecipe, tmp_path: Path) -> None:
-    short = (*RUN, "training.max_steps=1", "training.warmup_steps=0")
+    short = (*BUDGET, "training.max_steps=1", "training.warmup_steps=0")
     with pytest.raises(UsageError, match=r"training\.rank_budget: .*0 steps.*1 steps"):
         train_recipe(recipe(*short), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -157,7 +120,7 @@ def test_a_run_that_diverges_stops_with_finite_scores_in_its_last_checkpoint(
     seen: list[Tensor] = []
     poison(monkeypatch, {6}, seen)
     with pytest.raises(MosloraError, match=r"step 6: loss nan"):
-        train_recipe(recipe(*RUN), out=tmp_path / "run")
+        train_recipe(recipe(*BUDGET), out=tmp_path / "run")
     assert len(seen) == 5 and seen[-1].isfinite().all() and seen[-1].any()
     state = load_file(tmp_path / "run" / "checkpoints" / "step-4" / "rank_budget.safetensors")
     assert all(value.isfinite().all() for value in state.values()) and any(value.any() for value in state.values())
@@ -169,7 +132,7 @@ def test_steps_that_the_float16_scaler_skips_leave_the_scores_and_not_the_choice
     """Skipped: one in the descent, and the whole final phase with the step of the choice."""
     seen: list[Tensor] = []
     poison(monkeypatch, {6, 8, 9, 10}, seen)
-    train_recipe(recipe(*RUN, "model.dtype=float16"), out=tmp_path / "run")
+    train_recipe(recipe(*BUDGET, "model.dtype=float16"), out=tmp_path / "run")
     assert all(scores.isfinite().all() for scores in seen) and len(seen) == 10
     same = [after.equal(before) for before, after in pairwise(seen)]
     assert [number for number, rests in enumerate(same, start=2) if rests] == [6, 8, 9, 10]

@@ -1,18 +1,16 @@
-"""Every built-in method on the small world: it trains, stops and goes on, saves, reloads and is scored."""
+"""Every built-in method on the small world: it trains, saves, reloads and is scored. It resumes: test_resume.py."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from evaluation_kit import log_probability, make_examples, make_model, tokenizer
-from moslora.adapters import adapter_state_dict, describe_batch, describe_task, inject, task_names
+from methods_kit import METHODS, Done, logits_of
+from moslora.adapters import adapter_state_dict, describe_task, inject
 from moslora.base.load import load_base
 from moslora.base.shapes import meta_model
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
@@ -22,22 +20,12 @@ from moslora.evaluation import Request, evaluate
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.prompts.formats import FORMATS
-from moslora.recipe import Recipe, list_recipes, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.tasks import COMMONSENSE, TASKS
-from moslora.training import train as train_module
-from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from moslora.training.prepare import adapt
 from moslora.training.run_card import describe
 from reference import perturb
-
-METHODS = [name for name, _ in list_recipes() if name.startswith("methods/")]
-SMALL = {
-    "methods/adalora": ("training.rank_budget.target_rank=4", "training.rank_budget.warmup_share=0.2"),
-    "methods/flora": ("adapter.rank_out=4",),
-}
-"""Method -> what has to shrink with the rank of 8; FLoRA's core is rectangular, its recipe's option."""
 
 FIXED = {
     "methods/controls/moslora-frozen": ("mixer.weight",),
@@ -48,58 +36,6 @@ FIXED = {
 """Method -> what its adapters keep and training leaves alone."""
 
 PENALTY = ("methods/adalora", "methods/lora-moe-topk")
-IDS = torch.arange(3, 27).view(2, 12)
-
-
-@dataclass(frozen=True)
-class Done:
-    """A finished run, and what its model said at the end, before it was saved."""
-
-    out: Path
-    recipe: Recipe
-    logits: Tensor
-
-
-def logits_of(model: nn.Module, tasks: tuple[str, ...] = ("boolq", "obqa")) -> Tensor:
-    was_training = model.training
-    names = task_names(model)
-    describe_batch(model.eval(), tasks=torch.tensor([names.index(task) if names else 0 for task in tasks]))
-    with torch.no_grad():
-        logits: Tensor = model(IDS).logits
-    model.train(was_training)
-    return logits
-
-
-def recipe_of(method: str, world: Path, folder: Path, *overrides: str) -> Recipe:
-    file = folder / "recipe.yaml"
-    file.write_text(f"extends: [{world / 'recipe.yaml'}, {method}]\n")
-    few = ("training.epochs=null", "training.max_steps=8", "training.checkpoint_every=3", "training.log_every=1")
-    return load_recipe(file, ("adapter.rank=8", *few, *SMALL.get(method, ()), *overrides))
-
-
-@pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Done]]:
-    """The run of a method over the small world, made once: 8 updates, checkpoints after 3, 6 and 8."""
-    found: dict[str, Done] = {}
-
-    def make(method: str) -> Done:
-        if method not in found:
-            folder = tmp_path_factory.mktemp("method")
-            recipe = recipe_of(method, world, folder, "training.keep_checkpoints=99")
-            said: list[Tensor] = []
-            save = train_module.save_adapter
-
-            def listening(path: Path, model: nn.Module, *arguments: object, **options: object) -> None:
-                said.append(logits_of(model))
-                save(path, model, *arguments, **options)  # type: ignore[arg-type]
-
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(train_module, "save_adapter", listening)
-                train_recipe(recipe, out=folder / "run")
-            found[method] = Done(folder / "run", recipe, said[0])
-        return found[method]
-
-    yield make
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
@@ -191,37 +127,6 @@ def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], m
                 found = torch.tensor(scores.pop(example.id), dtype=torch.float64)
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not scores
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("step", [3, pytest.param(6, marks=pytest.mark.slow)])
-def test_it_resumes_to_the_same_bits(finished: Callable[[str], Done], tmp_path: Path, method: str, step: int) -> None:
-    """Adapter and optimizer, from the checkpoints that the straight run left."""
-    done = finished(method)
-    run = Path(shutil.copytree(done.out, tmp_path / "run"))
-    shutil.rmtree(run / "adapter")
-    for later in (number for number in (3, 6, 8) if number > step):
-        shutil.rmtree(run / "checkpoints" / f"step-{later}")
-    train_recipe(done.recipe, out=run, resuming=True)
-    for name in ("adapter/adapter", "checkpoints/step-8/adapter", "checkpoints/step-8/optimizer"):
-        one, other = (load_file(folder / f"{name}.safetensors") for folder in (done.out, run))
-        assert one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
-    assert [row["loss"] for row in metrics(run)] == [row["loss"] for row in metrics(done.out)]
-
-
-def test_a_part_taken_out_of_a_rounded_base_leaves_it_the_same_again(world: Path, tmp_path: Path) -> None:
-    """PiSSA under DoRA in bfloat16, where the residual is rounded: resumed bit for bit, and reloaded."""
-    parts = ("adapter.dora=true", "model.dtype=bfloat16", "training.keep_checkpoints=9")
-    recipe = recipe_of("methods/pissa", world, tmp_path, *parts)
-    train_recipe(recipe, out=tmp_path / "run")
-    again = Path(shutil.copytree(tmp_path / "run", tmp_path / "again"))
-    for later in ("adapter", "checkpoints/step-6", "checkpoints/step-8"):
-        shutil.rmtree(again / later)
-    train_recipe(recipe, out=again, resuming=True)
-    one, other = (load_file(run / "adapter" / "adapter.safetensors") for run in (tmp_path / "run", again))
-    assert all(value.equal(other[key]) for key, value in one.items())
-    models = [load_adapted(open_adapter(run / "adapter")) for run in (tmp_path / "run", again)]
-    assert logits_of(models[0]).equal(logits_of(models[1]))
 
 
 # The task gate

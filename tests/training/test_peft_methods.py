@@ -1,6 +1,8 @@
-"""Methods of PEFT on the small world: trained, stopped and resumed, scored, merged, exported; one arm among others."""
+"""Methods of PEFT on the small world: trained, scored, merged, exported; one arm among others. They resume:
+test_resume.py."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cli_kit import run
+from methods_kit import IDS, PEFT_METHODS, Done, recipe_of
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import MosloraError, UsageError
@@ -17,37 +20,20 @@ from moslora.evaluation.ask import ask
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.plan.report import plan
-from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.listing import table_of_runs
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
-from recipe_kit import PEFT
 from training_kit import adapter, in_two_processes, same_bits, steps_logged
-
-CHOSEN = ("c3a", "dora", "hra", "ia3", "ln-tuning", "lora", "miss", "oft", "randlora", "shira", "vblora", "vera")
-IDS = torch.arange(3, 27).view(2, 12)
-
-
-def recipe_of(method: str, world: Path, folder: Path, *overrides: str) -> Recipe:
-    file = folder / "recipe.yaml"
-    file.write_text(f"extends: [{world / 'recipe.yaml'}, {method}]\n")
-    fields = [f"adapter.peft.{field}" for field in PEFT[method]]
-    steps = ("training.epochs=null", "training.max_steps=4", "training.checkpoint_every=2", "training.log_every=1")
-    return load_recipe(file, [*fields, *steps, *overrides])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [f"peft/{name}" for name in CHOSEN])
-def test_it_trains_resumes_to_the_same_bits_and_is_scored_merged_and_exported(
-    method: str, world: Path, tmp_path: Path
+@pytest.mark.parametrize("method", PEFT_METHODS)
+def test_it_trains_and_is_scored_merged_and_exported(
+    finished: Callable[[str], Done], method: str, world: Path, tmp_path: Path
 ) -> None:
-    recipe, out, again = recipe_of(method, world, tmp_path), tmp_path / "run", tmp_path / "again"
-    train_recipe(recipe, out=out)
+    out = Path(shutil.copytree(finished(method).out, tmp_path / "run"))
     assert [row["step"] for row in steps_logged(out) if "loss" in row] == [1, 2, 3, 4]
-    shutil.copytree(out, again, ignore=shutil.ignore_patterns("adapter", "step-4"))  # as after a kill in step 3 or 4
-    train_recipe(recipe, out=again, resuming=True)
-    assert same_bits(adapter(out), adapter(again)) and steps_logged(out) == steps_logged(again)
 
     run_of_it = Run(out)
     base = AutoModelForCausalLM.from_pretrained(world / "model")

@@ -2,10 +2,7 @@
 
 import json
 import re
-import shlex
 import shutil
-import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -35,7 +32,7 @@ from moslora.training import loop, train_recipe
 from moslora.training.loop import Parts
 from moslora.training.prepare import prepare
 from moslora.training.state import save_checkpoint
-from training_kit import MakeRecipe, adapter, in_two_processes, moslora, same_bits, sign, steps_logged
+from training_kit import MakeRecipe, adapter, in_two_processes, same_bits, sign, steps_logged
 
 
 def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
@@ -59,56 +56,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
     assert same_bits(adapter(trained), adapter(tmp_path / "again"))
     train_recipe(recipe("seed=4"), out=tmp_path / "other")
     assert not same_bits(adapter(trained), adapter(tmp_path / "other"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stop_after", [3, 13])
-def test_ctrl_c_saves_and_resuming_ends_with_the_same_bits(
-    trained: Path, world: Path, tmp_path: Path, stop_after: int
-) -> None:
-    """Step 3 is before the first planned checkpoint, step 13 in the middle of the second epoch."""
-    out = tmp_path / "my runs" / "it's one"
-    process = moslora("train", world / "recipe.yaml", "--out", out, "training.log_every=1")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(f"step {stop_after}/"):
-            process.send_signal(signal.SIGINT)
-            break
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert shlex.split(errors.partition("with: ")[2]) == ["moslora", "train", str(out), "--resume"]
-    assert not (out / "adapter").exists()
-
-    resumed = moslora("train", out, "--resume", "training.log_every=2")
-    output, errors = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, errors
-    assert "resuming after step" in output
-    assert same_bits(adapter(trained), adapter(out))
-    final = {row["step"]: row.get("loss") for row in steps_logged(trained) if "loss" in row}
-    redone = {row["step"]: row["loss"] for row in steps_logged(out) if "loss" in row}
-    assert all(redone[step] == loss for step, loss in final.items())
-
-
-@pytest.mark.slow
-def test_kill_9_and_resuming_ends_with_the_same_bits(trained: Path, world: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = moslora("train", world / "recipe.yaml", "--out", out)
-    while not (out / "checkpoints" / "step-8").exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.kill()
-    process.communicate(timeout=60)
-    if (out / "adapter").exists():
-        pytest.fail("the run ended before it could be killed")
-    # What a kill in the middle of writing leaves behind is neither read nor in the way.
-    torn = out / "checkpoints" / ".step-99.writing-1"
-    torn.mkdir()
-    (torn / "adapter.safetensors").write_bytes(b"half")
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99, "lo')
-    resumed = moslora("train", out, "--resume")
-    assert resumed.communicate(timeout=120) and resumed.returncode == 0
-    assert same_bits(adapter(trained), adapter(out))
-    assert [row["step"] for row in steps_logged(out)] == [row["step"] for row in steps_logged(trained)]
 
 
 METHODS = {
@@ -602,23 +549,6 @@ def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(
     shutil.rmtree(again / "checkpoints" / "step-21")
     train_recipe(chosen, out=again, resuming=True)
     assert all((plain / file).read_bytes() == (again / file).read_bytes() for file in files)
-
-
-@pytest.mark.slow
-def test_three_processes_resume_to_the_same_bits(world: Path, tmp_path: Path) -> None:
-    """Three addends are rounded by their order, which DDP changes after its first backward pass."""
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    short = ("training.epochs=null", "training.max_steps=8", "training.keep_checkpoints=9")
-    trained = moslora("train", world / "recipe.yaml", "--processes", 3, "--out", whole, *short)
-    assert trained.communicate(timeout=240) and trained.returncode == 0
-    shutil.copytree(whole, again)
-    for later in ("adapter", "checkpoints/step-8"):
-        shutil.rmtree(again / later)
-    resumed = moslora("train", again, "--processes", 3, "--resume")
-    assert resumed.communicate(timeout=240) and resumed.returncode == 0
-    files = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
-    assert len(files) == 5
-    assert all((whole / file).read_bytes() == (again / file).read_bytes() for file in files)
 
 
 def test_a_rehearsal_takes_the_largest_pass_rather_than_the_most_tokens(

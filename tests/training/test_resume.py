@@ -1,0 +1,118 @@
+"""A run that was cut, stopped or killed resumes to the bits of one that nothing stopped."""
+
+import shlex
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from methods_kit import METHODS, PEFT_METHODS, Done, finish, recipe_of
+from moslora.training import train_recipe
+from training_kit import cut_after, kill_at_checkpoint, moslora, same_files, steps_logged
+
+SLOW = pytest.mark.slow
+CUTS = [
+    *((method, 3) for method in METHODS),
+    *(pytest.param(method, 6, marks=SLOW) for method in METHODS),
+    *(pytest.param(method, 2, marks=SLOW) for method in PEFT_METHODS),
+    ("pissa, dora, bfloat16", 3),
+    *(("rank budget", step) for step in (3, 6, 8, 9)),
+]
+"""A run and the step after which it is cut: with a rank budget in the warm-up, the descent, at the choice, after it."""
+
+
+@pytest.fixture
+def straight(finished: Callable[[str], Done], with_budget: Done, world: Path, tmp_path: Path) -> Callable[[str], Done]:
+    """A finished run with its checkpoints."""
+
+    def run(name: str) -> Done:
+        if name == "rank budget":
+            return with_budget
+        if name == "pissa, dora, bfloat16":  # where the residual of the base is rounded
+            parts = ("adapter.dora=true", "model.dtype=bfloat16", "training.keep_checkpoints=9")
+            return finish(recipe_of("methods/pissa", world, tmp_path, *parts), tmp_path / "straight")
+        return finished(name)
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "step"), CUTS)
+def test_a_run_that_was_cut_resumes_to_the_same_bits(
+    straight: Callable[[str], Done], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, step: int
+) -> None:
+    """Adapter, moments and scores, and what is logged on the way."""
+    done = straight(name)
+    run = cut_after(step, Path(shutil.copytree(done.out, tmp_path / "run")))
+    capsys.readouterr()
+    train_recipe(done.recipe, out=run, resuming=True)
+    assert f"resuming after step {step} of " in capsys.readouterr().out
+    assert same_files(done.out, run)
+    assert steps_logged(run) == steps_logged(done.out)
+
+
+def interrupt(step: int, recipe: Path, out: Path) -> None:
+    """Ctrl-C as soon as that step is logged."""
+    process = moslora("train", recipe, "--out", out, "training.log_every=1")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"step {step}/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert shlex.split(errors.partition("with: ")[2]) == ["moslora", "train", str(out), "--resume"]
+    assert not (out / "adapter").exists()
+
+
+def kill(recipe: Path, out: Path) -> None:
+    """And leaves what a kill in the middle of writing does, which is neither read nor in the way."""
+    kill_at_checkpoint("step-8", out, "train", recipe, "--out", out)
+    torn = out / "checkpoints" / ".step-99.writing-1"
+    torn.mkdir()
+    (torn / "adapter.safetensors").write_bytes(b"half")
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(partial(interrupt, 3), id="Ctrl-C before the first planned checkpoint"),
+        pytest.param(partial(interrupt, 13), id="Ctrl-C in the second epoch"),
+        pytest.param(kill, id="kill -9"),
+    ],
+)
+def test_a_run_that_was_stopped_or_killed_resumes_to_the_same_bits(
+    trained: Path, world: Path, tmp_path: Path, end: Callable[[Path, Path], None]
+) -> None:
+    out = tmp_path / "my runs" / "it's one"
+    end(world / "recipe.yaml", out)
+    resumed = moslora("train", out, "--resume", "training.log_every=2")
+    output, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    assert "resuming after step" in output
+    assert same_files(trained, out)
+    losses, again = losses_of(trained), losses_of(out)
+    assert all(again[step] == loss for step, loss in losses.items()) and 99 not in again
+
+
+def losses_of(run: Path) -> dict[float, float]:
+    return {row["step"]: row["loss"] for row in steps_logged(run) if "loss" in row}
+
+
+@pytest.mark.slow
+def test_three_processes_resume_to_the_same_bits(world: Path, tmp_path: Path) -> None:
+    """Three addends are rounded by their order, which DDP changes after its first backward pass."""
+    whole = tmp_path / "whole"
+    short = ("training.epochs=null", "training.max_steps=8", "training.keep_checkpoints=9")
+    trained = moslora("train", world / "recipe.yaml", "--processes", 3, "--out", whole, *short)
+    assert trained.communicate(timeout=240) and trained.returncode == 0
+    again = cut_after(4, Path(shutil.copytree(whole, tmp_path / "again")))
+    resumed = moslora("train", again, "--processes", 3, "--resume")
+    assert resumed.communicate(timeout=240) and resumed.returncode == 0
+    assert len(list(whole.rglob("*.safetensors"))) == 5
+    assert same_files(whole, again)
