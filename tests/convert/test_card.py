@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not re-exported
 
 from cli_kit import run as cli
+from message_kit import says
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.convert.card import Made, how_to_upload, write_card
 from moslora.convert.export import export_peft
@@ -157,10 +158,10 @@ def test_what_was_made_before_the_end_of_its_run_is_called_so_later(
     shutil.rmtree("run/adapter")
     shutil.rmtree("run/checkpoints/step-21")
     code, said, _ = cli(capsys, "merge", "run/checkpoints")
-    assert code == 0 and "note: run is unfinished: merging step 20 of 21" in said
+    assert code == 0 and says(said, "note: run", "unfinished", "step 20 of 21")
     assert cli(capsys, "export", "run")[0] == 0
     for name, command in (("merged", "merge"), ("peft", "export")):
-        assert "unfinished: step 20 of 21 of small\n" in Path(f"run/{name}/README.md").read_text()
+        assert says(Path(f"run/{name}/README.md").read_text(), "unfinished", "step 20 of 21 of small\n")
         code, _, errors = cli(capsys, command, "run")
         assert code == 2 and f"run/{name}: not empty: it was made at step 20 of 21 of small" in errors
     for command in (["eval", "run/merged", "--limit", "1"], ["import", "run/peft"]):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cli_kit import run as cli
+from message_kit import in_order
 from moslora.adapters import describe_task
 from moslora.base.load import load_base
 from moslora.convert.export import export_peft
@@ -140,7 +141,7 @@ def test_a_task_gate_becomes_one_weight_and_one_folder_for_each_task(
     for write in (export_peft, merge):
         with pytest.raises(UsageError, match="--task"):
             write(folder.path, out=tmp_path / "x")
-        with pytest.raises(UsageError, match="never trained on boolq,obqa; --task must be one of boolq, "):
+        with pytest.raises(UsageError, match=in_order("boolq,obqa", "--task", "boolq, ")):
             write(folder.path, out=tmp_path / "x", task="boolq,obqa")
         with pytest.raises(UsageError, match="--task boolq"):
             write(trained / "adapter", out=tmp_path / "x", task="boolq")

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from data_kit import TOKENIZERS, hub_examples, llama3, sample, smollm2
 from evaluation_kit import make_examples
 from evaluation_kit import tokenizer as small_tokenizer
+from message_kit import says
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.show import show_rows
 from moslora.errors import UsageError
@@ -258,7 +259,7 @@ def test_show_prints_text_tokens_mask_and_options() -> None:
     encoder = Encoder(smollm2(), max_length=20)
     settings = {"source": "wheel", "whole": False, "split": "train", "format": "label", "loss_on": "response"}
     (shown,) = show_rows([TASKS["arc_easy"]], encoder, row=0, **settings)
-    assert shown.startswith("arc_easy/train/0   format label, 20 tokens, the start of the prompt cut, loss on 7 of")
+    assert says(shown, "arc_easy/train/0", "format label", "20 tokens", "start", "cut", "loss on 7 of")
     assert "loss  ' correct'" in shown and "-  '\\n'" in shown
     assert shown.count("\n* answer") == 1 and shown.count("\n  answer") == 3
     with pytest.raises(UsageError, match="--row 5000"):

@@ -23,8 +23,11 @@ from moslora.runs.predictions import Prediction
 from moslora.training import train_recipe
 from reference import token_batch
 
-TASKS, QUESTIONS = ("boolq", "winogrande", "siqa", "obqa"), 51
-"""The sets with short rows, as float32 is slow without a GPU; 204 questions in all."""
+TASKS = ("boolq", "winogrande", "siqa", "obqa")
+"""The sets with short rows, as float32 is slow without a GPU."""
+
+QUESTIONS = 25
+"""Of each set."""
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = load_recipe(
         "smollm2-135m",
         [
-            *("data.rows=12", "data.validation_rows=8", "training.max_steps=6", "training.warmup_steps=2"),
-            *("training.global_batch_size=16", "training.schedule=constant"),
+            *("data.rows=6", "data.validation_rows=2", "training.max_steps=5", "training.warmup_steps=1"),
+            *("training.global_batch_size=8", "training.schedule=constant"),
         ],
     )
     train_recipe(recipe, out=out)
@@ -51,7 +54,7 @@ def predictions(
 
 @pytest.mark.slow
 def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp_path: Path) -> None:
-    """≥ 200 real questions. The merge is made in float32 as well, so that rounding decides nothing."""
+    """100 real questions. The merge is made in float32 as well, so that rounding decides nothing."""
     folder = open_adapter(run / "adapter")
     in_float32 = folder.recipe.model.model_copy(update={"dtype": "float32"})
     adapted = load_adapted(folder, dtype="float32")
@@ -66,7 +69,7 @@ def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     mine, merged = predictions(adapted, tokenizer), predictions(stock, tokenizer)
-    assert len(mine) == 204
+    assert len(mine) == 100
     assert {i: p.prediction for i, p in mine.items()} == {i: p.prediction for i, p in merged.items()}
     for _, layer in named_adapters(adapted):
         layer.scale = 0.0

@@ -9,6 +9,7 @@ import pytest
 
 from cli_kit import run
 from evaluation_kit import WORDS
+from message_kit import says
 from moslora.evaluation import Results, read_results
 from moslora.evaluation.display import heading
 from moslora.evaluation.evaluate_target import evaluate_target
@@ -150,13 +151,13 @@ def test_the_card_names_the_sources_of_the_rows_and_of_the_questions(
     assert run(capsys, "export", ours)[0] == 0
     card = (ours / "peft" / "README.md").read_text()
     drawn = json.loads((ours / "run.json").read_text())["data"]["tasks"]
-    assert f"- weather: {drawn['weather']} rows from its own source, named in the recipe\n" in card
+    assert says(card, f"- weather: {drawn['weather']} rows", "own source", "recipe\n")
     assert "train: ./rows.jsonl\n" in card
     assert f"- boolq: {drawn['boolq']} rows from `./data`\n" in card
     assert f"{sum(drawn.values())} rows, repeats included" in card and "wheel" not in card and str(mine) not in card
     value, (low, high) = results.tasks["weather"].value("accuracy")
     shown = f"weather {100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f}) of 4"
-    assert f"questions from its own source, named in the recipe, `./data`, accuracy: {shown}" in card
+    assert says(card, "questions", "own source", "`./data`", f"accuracy: {shown}")
     kept = next(ours.glob("eval/*/results.json"))
     stale = json.loads(kept.read_text())
     stale["settings"]["metadata"]["fingerprint"] = "of another base"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cli_kit import run
+from message_kit import says
 from moslora.convert.merge import merge
 from moslora.evaluation import read_results
 from moslora.evaluation.evaluate_target import evaluate_target
@@ -122,7 +123,7 @@ def test_a_name_in_a_runs_eval_is_kept_for_the_weights_it_stands_for(
     checkpoint = copy / "checkpoints" / "step-21"
     for target, name in (([checkpoint], "mine"), ([copy, "--base"], "mine-step-21"), ([copy], "mine-base")):
         code, _, err = run(capsys, "eval", *target, *options, copy / "eval" / name)
-        assert code == 2 and "this name is for other weights" in err and not (copy / "eval" / name).exists()
+        assert code == 2 and "other weights" in err and not (copy / "eval" / name).exists()
     assert run(capsys, "eval", checkpoint, *options, copy / "eval" / "mine-step-21")[0] == 0
     assert run(capsys, "eval", copy, *options, copy / "eval" / "mine")[0] == 0
 
@@ -202,13 +203,13 @@ def test_a_limit_of_the_evaluation_cuts_and_says_so(
 ) -> None:
     train_recipe(recipe("evaluation.max_length=24", "training.max_steps=3"), out=tmp_path / "run")
     code, out, _ = run(capsys, "eval", tmp_path / "run", "--tasks", "obqa")
-    assert code == 0 and "20 questions without the start, longer than evaluation.max_length = 24" in out
+    assert code == 0 and says(out, "20 questions", "evaluation.max_length = 24")
 
 
 def test_a_typed_limit_replaces_the_recipes(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "1", "--max-length", "24")
-    assert code == 0 and "1 question without the start, longer than evaluation.max_length = 24 tokens" in out
+    assert code == 0 and says(out, "1 question", "evaluation.max_length = 24")
     assert read_evaluation(copy / "eval" / "choice-label-float32").settings.max_length == 24
 
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, MixtralConfig, PreTrainedConfig
 
 from cli_kit import run
+from message_kit import says
 from moslora.adapters import inject
 from moslora.base.shapes import meta_model
 from moslora.plan.duration import GPUS, Cost, cost, on_gpus, probe
@@ -144,14 +145,14 @@ def test_a_probe_runs_steps_and_keeps_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, _ = run(capsys, "plan", world / "recipe.yaml", "--probe")
-    assert code == 0 and re.search(r"^measured here: [\d,]+ tokens a second in one process, over 5 steps: ", out, re.M)
+    assert code == 0 and re.search(r"^measured here: [\d,]+ tokens a second .*5 steps", out, re.M)
     assert not any(tmp_path.iterdir())
 
 
 def test_processes_without_a_row_do_not_shorten_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     few, many = (run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB", "--processes", n)[1] for n in (16, 20))
     assert many.splitlines()[-1] == few.splitlines()[-1]
-    assert "\n4 of 20 processes have nothing to do: raise training.global_batch_size\n" in many
+    assert says(many, "4 of 20 processes", "training.global_batch_size")
 
 
 def test_a_run_too_short_to_probe_is_told(capsys: pytest.CaptureFixture[str], world: Path) -> None:
