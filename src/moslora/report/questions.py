@@ -93,7 +93,8 @@ def _changed(before: Answered, after: Answered, example: Example) -> Changed:
 
 def texts(questions: Questions, asked: Settings) -> dict[str, Example]:
     """Id -> question, for the tasks whose rows are here, and are those that were asked."""
-    found, source = dict[str, Example](), asked.metadata.get("source", questions.source)
+    found: dict[str, Example] = {}
+    source = asked.metadata.get("source", questions.source)
     for task in questions.tasks:
         try:
             rows = load_examples(task, "test", source=source)

@@ -19,7 +19,8 @@ from moslora.report.figures.weights import BY_LAYER, by_layer, heat_maps
 
 def of_training(canvas: Canvas, contents: Contents) -> list[Markup]:
     """A curve for each metric."""
-    return _drawn(curve(canvas, contents.runs, metric, title) for metric, title in CURVES.items())
+    figures = [curve(canvas, contents.runs, metric, title) for metric, title in CURVES.items()]
+    return _drawn(figures)
 
 
 def of_answers(canvas: Canvas, contents: Contents) -> list[Markup]:
@@ -45,7 +46,8 @@ def of_comparison(canvas: Canvas, comparison: ShownComparison) -> list[Markup]:
 
 def of_weights(canvas: Canvas, contents: Contents) -> list[Markup]:
     """Numbers of every layer, in the first run of each arm."""
-    return _drawn(by_layer(canvas, contents.firsts, *figure) for figure in BY_LAYER)
+    figures = [by_layer(canvas, contents.firsts, *numbers) for numbers in BY_LAYER]
+    return _drawn(figures)
 
 
 def of_mixers(canvas: Canvas, contents: Contents) -> dict[str, Markup]:
