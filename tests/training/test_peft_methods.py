@@ -19,7 +19,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
-from moslora.plan.report import plan
+from moslora.plan.plan import plan
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.listing import table_of_runs
 from moslora.runs.run import Run

@@ -27,7 +27,7 @@ def runs() -> list[tuple[str, str]]:
 
 
 def tasks(incomplete: str) -> list[str]:
-    """Names of tasks; after a comma, another one."""
+    """Names of tasks; after a comma, those that are not there yet."""
     from moslora.tasks import BUILT_IN
 
     before, comma, _ = incomplete.rpartition(",")

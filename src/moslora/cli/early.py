@@ -51,7 +51,7 @@ def refuse_training(recipe: "Recipe", out: Path, *, resuming: bool) -> None:
 
 
 def refuse_target(target: str) -> "Recipe | None":
-    """Refuses a run or a model that is not there. Returns how it is asked, if it says so."""
+    """Refuses a run or a model that is not there. Returns the recipe that says how to ask it, if there is one."""
     from moslora.runs.evaluation_defaults import read_evaluation_defaults
     from moslora.runs.manifest import RECIPE, check_hash, read_manifest, written_recipe
     from moslora.runs.named import names_run

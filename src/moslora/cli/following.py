@@ -1,4 +1,4 @@
-"""The last line of a command: the one that comes next."""
+"""The last line that a command prints: the command that comes next."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def say_next(*words: str) -> None:
-    """Prints a command to go on with, if there is one, unless this is a part of another command."""
+    """Prints the command that comes next, ``moslora`` and these words; nothing without words, or within a command."""
     from moslora.processes.launch import PART
 
     if words and PART not in os.environ:

@@ -318,7 +318,7 @@ def _share(
 
 def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
     early.refuse_rows(recipe)
-    from moslora.plan.report import plan as plan_run
+    from moslora.plan.plan import plan as plan_run
 
     planned = plan_run(recipe, **options)
     print_table(planned.table, above=planned.heading, below=planned.remarks)

@@ -20,7 +20,7 @@ TARGET = typer.Argument(help="A run, an adapter folder, a model folder or a hub 
 
 
 def _no_option(context: typer.Context, value: str | list[str] | None) -> str | list[str] | None:
-    """Refuses a mistyped option, which Typer takes for a recipe or an override where :data:`ALL_TO_THE_RECIPE`."""
+    """Refuses a mistyped option, which commands :data:`ALL_TO_THE_RECIPE` would take for a recipe or an override."""
     if context.resilient_parsing:  # for completion
         return value
     texts = value or []

@@ -97,7 +97,7 @@ def _described(parameter: Any) -> str:
 
 
 def _of_a_value(error: Any) -> str:
-    """A value that its option or argument does not take."""
+    """The line for a value that its option or argument does not take."""
     value = _typed(error.param.opts, sys.argv[1:])
     where = f"{_name(error.param)} {value}".rstrip()
     for pattern, words in SAID:

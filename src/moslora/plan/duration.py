@@ -1,4 +1,4 @@
-"""The duration of a run: from its products and a share of a device's peak, or from the rate of a few real steps."""
+"""How long a run takes: estimated from its products and a share of a GPU's peak, or measured over a few real steps."""
 
 import time
 from collections.abc import Sequence

@@ -25,25 +25,25 @@ NCCL_BUFFERS = 6 * 10**8
 ``init.cc``: an assumption."""
 
 CPU_OVERHEAD = 25 * 10**6
-"""Set up by the libraries at the first step, without the gaps that the C library's heap leaves: measured."""
+"""What the libraries allocate at the first step, without the gaps in the C library's heap: measured."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device when a step needs most."""
+    """Bytes on one device at the peak of a step."""
 
     weights: int  # the frozen base
-    packed: int  # on a CPU copies of its layers in the order that products read, `moslora.kernels.linear`
+    packed: int  # copies of its layers on a CPU, in the order that products read: `moslora.kernels.linear`
     adapters: int  # in float32
     gradients: int  # in float32; with several processes also the buckets in which they are exchanged
     optimizer: int  # AdamW's two moments, and a rank budget's two running means
     activations: int  # what autograd keeps for the backward pass
-    temporary: int  # the most of what comes and goes: logits, gradients of activations, an unpacked weight
+    temporary: int  # what is freed within the step, at its peak: logits, gradients of activations, an unpacked weight
     # Three times the largest decoder layer, where weights are sharded: ``wait_for_unshard`` in torch's
     # ``_fsdp_param_group.py`` copies a layer out of one flat buffer while it still holds the last layer's.
     gathered: int
     overhead: int  # of the framework
-    loading: int = 0  # where a quantised base is sharded, what a device that has it whole first needs beyond all this
+    loading: int = 0  # more than all this, while a quantised base that will be sharded is still whole on each device
 
     @property
     def total(self) -> int:
@@ -114,7 +114,7 @@ def _packed_copies(model: PreTrainedModel, section: ModelSection) -> int:
 
 
 def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> int | None:
-    """The most tokens of a micro-batch for which ``need`` stays within ``room`` bytes.
+    """Maximum number of tokens in a micro-batch for which ``need`` stays within ``room`` bytes.
 
     All of ``work``'s if they fit, otherwise a multiple of 64; ``None`` if even the longest row does not fit.
     """
@@ -138,7 +138,7 @@ class _Base:
 
 
 def _base(model: PreTrainedModel, section: ModelSection) -> _Base:
-    """The base's bytes; if it is quantised, all linear layers but the output layer are."""
+    """The base's bytes. If it is quantised, so are all linear layers but the output layer."""
     own = own_parameters(model)
     quantized = _quantized_weights(model, section)
     layers = Counter[str]()
@@ -169,7 +169,7 @@ def _quantized_weights(model: PreTrainedModel, section: ModelSection) -> set[Ten
 
 
 def _quantized(weight: Tensor, section: ModelSection) -> tuple[int, int]:
-    """A quantised weight and its constants, as bitsandbytes 0.50 stores them.
+    """Bytes of a quantised weight and of its constants, as bitsandbytes 0.50 stores them.
 
     int8: a byte per entry, a float32 per row. NF4: half a byte per entry, a code book of 16 float32, and a scale for
     each block of 64: a float32, or with double quantisation a byte, with a float32 per 256 of them, a code book of 256

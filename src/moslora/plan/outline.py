@@ -1,4 +1,4 @@
-"""A run in a few lines, without weights or network, and without data where none is at hand."""
+"""What a run is, without its weights or the network; its rows are counted if they are on this machine."""
 
 import math
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Outline:
 
 
 def outline(recipe: Recipe) -> Outline:
-    """The run, counted on the meta device and from the rows at hand, or else from the task table."""
+    """Counts parameters on the meta device, and rows where they are at hand, otherwise by the task table."""
     training = recipe.training
     section = recipe.data
     model = adapt(meta_model(recipe.model), recipe)

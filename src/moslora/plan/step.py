@@ -119,7 +119,7 @@ def _one_layer_of_each_kind(model: PreTrainedModel, dtype: torch.dtype) -> tuple
 
 
 def _allocate_gradients(model: nn.Module) -> None:
-    """As before every step but the first, in which backwards would make them."""
+    """Gives each trained weight its gradient, which only the first step of a run has to allocate."""
     for weight in model.parameters():
         if weight.requires_grad:
             weight.grad = torch.zeros_like(weight)
@@ -152,7 +152,7 @@ def _bytes_that_forward_keeps(layers: Iterable[nn.Module], live: "_Live") -> Map
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made under it: those that are alive, and their peak."""
+    """Counts the bytes of the tensors that are made within the block: those alive, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -113,13 +113,13 @@ class Canvas:
         return Markup(svg)
 
 
-def in_steps(axes: Axes, title: str, label: str) -> None:
-    """Titles the axes, with round whole numbers along x."""
+def label_axes(axes: Axes, title: str, label: str) -> None:
+    """Titles the axes and labels x, along which there are round whole numbers."""
     axes.set(title=title, xlabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
-def new_label(axes: Axes, label: str) -> str | None:
+def label_once(axes: Axes, label: str) -> str | None:
     """The label for the legend, in several lines if it is long, as a figure's width is fixed; ``None`` if it is there
     already."""
     text = fill(label, 36)

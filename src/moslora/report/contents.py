@@ -11,7 +11,7 @@ from moslora.compare.runs import read_complete
 from moslora.evaluation.display import remarks
 from moslora.report.bases import base_model
 from moslora.report.comparisons import ShownComparison, comparisons
-from moslora.report.questions import Changed, most_changed, texts
+from moslora.report.questions import Changed, examples_asked, most_changed
 from moslora.report.runs import Reported, ReportedRun
 from moslora.runs.evaluation import Evaluation
 
@@ -125,7 +125,7 @@ def _changed(run: ReportedRun) -> dict[str, list[Changed]]:
     """The questions that changed most against the base, by kind; empty if none did."""
     if run.tuned is None or run.base is None:
         return {}
-    examples = texts(run.run.recipe.questions, run.tuned.settings)
+    examples = examples_asked(run.run.recipe.questions, run.tuned.settings)
     gained, lost = most_changed(run.base, run.tuned, examples, most=MOST_CHANGED)
     if not gained and not lost:
         return {}

@@ -15,34 +15,33 @@ from moslora.tasks import Example, Questions
 
 
 class Option(NamedTuple):
-    """An option with its probability before and after."""
+    """An option of a question, before training and after."""
 
     text: str
     right: bool
-    before: float
+    before: float  # probability
     after: float
     chosen_before: bool
     chosen_after: bool
 
 
 class Changed(NamedTuple):
-    """A question, and the change of the right option's log-probability in nats."""
+    """A question, and how its answer changed."""
 
     id: str
     question: str
-    change: float
+    change: float  # of the right option's log-probability, in nats
     options: list[Option]
 
 
 class Answered(NamedTuple):
-    """A model's answer to one question: what decides about the options, which it chose, and the log-probability of the
-    right one."""
+    """A model's answer to one question."""
 
     id: str
-    gold: int
-    scores: tuple[float, ...]
-    chosen: int | None
-    log_probability: float
+    gold: int  # position of the right option
+    scores: tuple[float, ...]  # that decide: of cloze per character
+    chosen: int | None  # position
+    log_probability: float  # of the right option
 
 
 def most_changed(
@@ -57,7 +56,10 @@ def most_changed(
     changes = []
     for id, answer in _answered(after).items():
         example = examples.get(id)
-        if id in known and example and (example.gold, len(example.choices)) == (answer.gold, len(answer.scores)):
+        if example is None or id not in known:
+            continue
+        as_asked = example.gold == answer.gold and len(example.choices) == len(answer.scores)
+        if as_asked:
             changes.append(_changed(known[id], answer, example))
     changes.sort(key=lambda change: -change.change)
     gained = [change for change in changes[:most] if change.change > 0]
@@ -91,8 +93,8 @@ def _changed(before: Answered, after: Answered, example: Example) -> Changed:
     return Changed(after.id, question, after.log_probability - before.log_probability, options)
 
 
-def texts(questions: Questions, asked: Settings) -> dict[str, Example]:
-    """Id -> question, for the tasks whose rows are here, and are those that were asked."""
+def examples_asked(questions: Questions, asked: Settings) -> dict[str, Example]:
+    """Id -> example, of the tasks whose rows are at hand and are those that were asked."""
     found: dict[str, Example] = {}
     source = asked.metadata.get("source", questions.source)
     for task in questions.tasks:

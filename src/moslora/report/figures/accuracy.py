@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from moslora.compare.statistics import MACRO, Floats
 from moslora.evaluation import Results, Score
-from moslora.report.canvas import MARKERS, MUTED, Canvas, legend_above, new_label
+from moslora.report.canvas import MARKERS, MUTED, Canvas, label_once, legend_above
 from moslora.report.figures.layout import height, offsets, row_names, set_rows
 from moslora.report.runs import ReportedRun
 
@@ -64,7 +64,7 @@ def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> 
 
 
 def _draw_majority_class(axes: Axes, row: int, level: float) -> None:
-    label = new_label(axes, "majority class")
+    label = label_once(axes, "majority class")
     ends = [row - 0.38, row + 0.38]
     axes.plot([level] * 2, ends, color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.3)), label=label)
 
@@ -80,7 +80,7 @@ def _draw(axes: Axes, series: Series, mark: Mark, place: float) -> None:
         mark.mean,
         place,
         xerr=mark.errors,
-        label=new_label(axes, series.name),
+        label=label_once(axes, series.name),
         fmt=series.marker,
         markersize=5,
         elinewidth=1.5,

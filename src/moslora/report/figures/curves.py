@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from moslora.report.canvas import Canvas, Style, in_steps, new_label
+from moslora.report.canvas import Canvas, Style, label_axes, label_once
 from moslora.report.runs import ReportedRun
 
 CURVES = {
@@ -39,8 +39,8 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
     with canvas.figure(4.8, 2.5) as (figure, axes):
         for run in having:
             steps, values = run.curve(metric)
-            _draw(axes, steps, values, canvas.style(run.arm), label=new_label(axes, run.arm))
-        in_steps(axes, title, "step")
+            _draw(axes, steps, values, canvas.style(run.arm), label=label_once(axes, run.arm))
+        label_axes(axes, title, "step")
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         if metric in FROM_ZERO:
             axes.set_ylim(bottom=0)

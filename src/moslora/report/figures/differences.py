@@ -6,7 +6,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from moslora.compare.contrast import Contrast
-from moslora.report.canvas import MUTED, Canvas, Style, legend_above, new_label
+from moslora.report.canvas import MUTED, Canvas, Style, label_once, legend_above
 from moslora.report.figures.layout import height, offsets, row_names, set_rows
 
 
@@ -30,7 +30,7 @@ def _draw(axes: Axes, contrast: Contrast, task: str, place: float, style: Style)
     """The difference in one task, with its interval; filled where it is shown."""
     effect = contrast.effects[task]
     factor = contrast.unit.factor
-    label = new_label(axes, contrast.after)
+    label = label_once(axes, contrast.after)
     filled_with = "none"
     if effect.shown:
         filled_with = style.color

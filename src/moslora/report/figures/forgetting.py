@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from moslora.compare.statistics import Floats
-from moslora.report.canvas import MUTED, Canvas, Style, new_label
+from moslora.report.canvas import MUTED, Canvas, Style, label_once
 from moslora.runs.evaluation import Evaluation
 
 GAINED = "log_probability"  # an outcome of questions
@@ -41,7 +41,7 @@ def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], 
     by_gain = sorted(found, key=lambda arm: -found[arm][:, 1].mean())
     with canvas.figure(6, 3.5) as (figure, axes):
         for arm in by_gain:  # the legend in the order of the marks
-            _draw(axes, found[arm], canvas.style(arm), label=new_label(axes, arm))
+            _draw(axes, found[arm], canvas.style(arm), label=label_once(axes, arm))
         if len(found) > 1:  # far from the base and close together, they stay apart
             axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
         axes.axhline(0, color=MUTED, linewidth=1.2)

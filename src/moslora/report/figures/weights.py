@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from moslora.compare.statistics import Floats
-from moslora.report.canvas import DIVERGING, GRID, INK, MUTED, Canvas, in_steps, new_label
+from moslora.report.canvas import DIVERGING, GRID, INK, MUTED, Canvas, label_axes, label_once
 from moslora.report.learned import LearnedLayer
 from moslora.report.runs import ReportedRun
 
@@ -89,9 +89,9 @@ def by_layer(canvas: Canvas, runs: Sequence[ReportedRun], name: str, attribute: 
                     depths = [layer.depth for layer in layers]
                     values = [getattr(layer, attribute) for layer in layers]
                     axes.plot(depths, values, color=color, **style)
-                axes.plot([], [], color=MUTED, label=new_label(axes, kind), **style)
+                axes.plot([], [], color=MUTED, label=label_once(axes, kind), **style)
         axes.set_ylim(bottom=0)
-        in_steps(axes, title, "layer")
+        label_axes(axes, title, "layer")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=5)
     return canvas.keep(name, figure)
 

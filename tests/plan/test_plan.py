@@ -120,10 +120,10 @@ def test_the_dry_run_of_train_is_the_plan(
 ) -> None:
     recipe = world / "recipe.yaml"
     assert run(capsys, "train", recipe, "--dry-run") == run(capsys, "plan", recipe)
-    monkeypatch.setattr("moslora.plan.report.total_memory", lambda device: 2_000_000)
+    monkeypatch.setattr("moslora.plan.plan.total_memory", lambda device: 2_000_000)
     code, out, _ = run(capsys, "train", recipe, "--dry-run")
     assert code == 0 and "\ndoes not fit" in out, "a machine without a GPU may not be the one that trains"
-    monkeypatch.setattr("moslora.plan.report.gpus", lambda: 1)
+    monkeypatch.setattr("moslora.plan.plan.gpus", lambda: 1)
     code, out, _ = run(capsys, "train", recipe, "--dry-run")
     assert code == 1 and "\ndoes not fit" in out and "moslora plan RECIPE --probe" in out
 
