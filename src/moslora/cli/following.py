@@ -24,10 +24,10 @@ def say_next(*words: str) -> None:
 def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence[str]:
     """The command after ``words``, which evaluated ``run`` in ``folder``: the comparison with its base, or first the
     same evaluation of the base or of the run, if that is missing. Empty after the evaluation of a checkpoint."""
-    from moslora.runs.run import SETTINGS, base_of
+    from moslora.runs.run import SETTINGS, base_of, result_of
 
+    own = result_of(folder)
     base = base_of(folder)
-    own = base.with_name(base.name.removesuffix("-base"))
     if folder not in (own, base):
         return ()
     if not (base / SETTINGS).is_file():

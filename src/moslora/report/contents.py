@@ -8,7 +8,7 @@ from pathlib import Path
 from moslora.compare.comparable import how_asked
 from moslora.compare.find import Read
 from moslora.compare.runs import read_complete
-from moslora.evaluation.display import remarks
+from moslora.evaluation import display
 from moslora.report.bases import base_model
 from moslora.report.comparisons import ShownComparison, comparisons
 from moslora.report.questions import Changed, examples_asked, most_changed
@@ -98,7 +98,7 @@ class Contents:
             found.append(self.left_out)
         for name, results in evaluated:
             if results is not None:
-                found += [f"{name}: {remark}" for remark in remarks(results)]
+                found += [f"{name}: {remark}" for remark in display.remarks(results)]
         return found
 
 

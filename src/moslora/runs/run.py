@@ -225,9 +225,14 @@ def evaluation_name(protocol: str, format: str, precision: str) -> str:
     return f"{protocol}-{format}-{precision}"
 
 
+def result_of(evaluation: Path) -> Path:
+    """The folder with the answers of the run's result, beside an evaluation's folder of its base or of a checkpoint."""
+    return evaluation.with_name(BESIDE.sub("", evaluation.name))
+
+
 def base_of(evaluation: Path) -> Path:
     """The folder with the base's answers to the questions of an evaluation's folder."""
-    return evaluation.with_name(BESIDE.sub("", evaluation.name) + "-base")
+    return evaluation.with_name(result_of(evaluation).name + "-base")
 
 
 def is_run(path: Path) -> bool:
