@@ -55,12 +55,20 @@ class AdapterSection(Section):
 
     def summary(self) -> str:
         """The method in a few words."""
-        ranks = f"{self.rank}" if self.rank_out in (None, self.rank) else f"{self.rank} to {self.rank_out}"
-        root = "√" if self.scaling == "rslora" else ""
-        parts = [f"mixer {self.mixer.kind}", f"rank {ranks}", f"s = {self.alpha:g}/{root}{self.rank}"]
-        parts += {"lora": [], "pissa": ["PiSSA start"], "svd": ["SVD start"]}[self.start]
-        parts += {"all": [], "b": ["only B learns"], "mixer": ["only M learns"]}[self.trains]
-        return ", ".join(parts + ["DoRA"] * self.dora)
+        ranks = f"rank {self.rank}"
+        if self.rank_out not in (None, self.rank):
+            ranks += f" to {self.rank_out}"
+        divisor = f"{self.rank}"
+        if self.scaling == "rslora":
+            divisor = f"√{self.rank}"
+        parts = [f"mixer {self.mixer.kind}", ranks, f"s = {self.alpha:g}/{divisor}"]
+        if self.start != "lora":
+            parts.append({"pissa": "PiSSA start", "svd": "SVD start"}[self.start])
+        if self.trains != "all":
+            parts.append({"b": "only B learns", "mixer": "only M learns"}[self.trains])
+        if self.dora:
+            parts.append("DoRA")
+        return ", ".join(parts)
 
     @property
     def gated_by_task(self) -> bool:
@@ -99,16 +107,21 @@ class PeftSection(Section):
 
     def summary(self) -> str:
         """The method in a few words."""
-        fields = self.peft.model_dump(exclude={"peft_type"}).items()
-        return ", ".join([f"PEFT {self.peft.peft_type}", *(f"{key} {value}" for key, value in fields)])
+        fields = self.peft.model_dump(exclude={"peft_type"})
+        return ", ".join([f"PEFT {self.peft.peft_type}", *(f"{key} {value}" for key, value in fields.items())])
 
 
-OURS, PEFTS = "ours", "PEFT's"
+OURS = "ours"
+PEFTS = "PEFT's"
 """Which of the two a section is, in pydantic's location of a fault."""
 
 
 def _whose(adapter: Any) -> str:
-    return PEFTS if isinstance(adapter, PeftSection) or (isinstance(adapter, dict) and "peft" in adapter) else OURS
+    if isinstance(adapter, PeftSection):
+        return PEFTS
+    if isinstance(adapter, dict) and "peft" in adapter:
+        return PEFTS
+    return OURS
 
 
 Adapter = Annotated[Annotated[AdapterSection, Tag(OURS)] | Annotated[PeftSection, Tag(PEFTS)], Discriminator(_whose)]

@@ -26,20 +26,37 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     path = folder / os.path.expanduser(name)
     if os.path.isfile(path):
         return path
-    files, stem = _builtin(kind), name.removeprefix("recipes/").removesuffix(".yaml")
+    files = _builtin(kind)
+    stem = name.removeprefix("recipes/").removesuffix(".yaml")
     if kind == "experiment":
         stem = stem.removeprefix(EXPERIMENTS)
     if stem in files:
         return files[stem]
     if os.path.isfile(path / "recipe.yaml"):
         raise UsageError(f"{name}: is a run, not a recipe; continue it with --resume, or use {name}/recipe.yaml")
-    what = "a folder without a run (no recipe.yaml)" if os.path.isdir(path) else f"neither a file nor a built-in {kind}"
-    if close := near_files(path, shown_in=os.path.dirname(name)):
+    what = f"neither a file nor a built-in {kind}"
+    if os.path.isdir(path):
+        what = "a folder without a run (no recipe.yaml)"
+    close = near_files(path, shown_in=os.path.dirname(name))
+    if close:
         raise UsageError(f"{printable(name)}: is {what}; did you mean {', '.join(close)}?")
-    known = {file.rpartition("/")[2]: file for file in reversed(files)} | {file: file for file in files}
-    close = [*dict.fromkeys(known[file] for file in difflib.get_close_matches(stem, known, n=5))]
-    hint = f"did you mean {', '.join(close)}?" if close else f"give one such as {', '.join([*files][:5])}"
-    raise UsageError(f"{printable(name)}: is {what}; {hint}" + " (moslora recipes lists all)" * (kind == "recipe"))
+    hint = f"give one such as {', '.join([*files][:5])}"
+    close = _near_names(stem, [*files])
+    if close:
+        hint = f"did you mean {', '.join(close)}?"
+    if kind == "recipe":
+        hint += " (moslora recipes lists all)"
+    raise UsageError(f"{printable(name)}: is {what}; {hint}")
+
+
+def _near_names(name: str, files: list[str]) -> list[str]:
+    """Those of ``files`` that are close to ``name``, with their folder or without it."""
+    known = {}
+    for file in reversed(files):  # of one name in two folders, the first
+        known[file.rpartition("/")[2]] = file
+    known |= {file: file for file in files}
+    near = difflib.get_close_matches(name, known, n=5)
+    return list(dict.fromkeys(known[file] for file in near))
 
 
 def near_files(path: Path, *, shown_in: str) -> list[str]:
@@ -49,7 +66,9 @@ def near_files(path: Path, *, shown_in: str) -> list[str]:
     except (OSError, ValueError):  # no such folder, or no path at all
         return []
     stems = {os.path.splitext(name)[0]: name for name in names}
-    wanted = os.path.splitext(path.name)[0] if path.name.endswith(ENDINGS) else path.name
+    wanted = path.name
+    if wanted.endswith(ENDINGS):
+        wanted = os.path.splitext(wanted)[0]
     close = difflib.get_close_matches(wanted, stems, n=3)
     return [printable(os.path.join(shown_in, stems[stem])) for stem in close]
 
@@ -77,4 +96,6 @@ def _builtin(kind: str) -> dict[str, Path]:
 
 def printable(text: str) -> str:
     """The text itself, or quoted with escapes if it is empty or would break a line of output."""
-    return text if text and text.isprintable() else repr(text)
+    if text and text.isprintable():
+        return text
+    return repr(text)

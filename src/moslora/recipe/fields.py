@@ -15,8 +15,9 @@ class Section(StrictModel):
 
 def _names(value: Any) -> Any:
     """`commonsense`, `boolq,piqa` or a list, as task names; other types are left to pydantic."""
-    names = isinstance(value, str | list | tuple) and all(isinstance(name, str) for name in value)
-    return split_names(value) if names else value
+    if isinstance(value, str | list | tuple) and all(isinstance(name, str) for name in value):
+        return split_names(value)
+    return value
 
 
 def _compiles(value: Any) -> Any:
@@ -24,7 +25,9 @@ def _compiles(value: Any) -> Any:
         try:
             re.compile(value)
         except (re.error, OverflowError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            reason = str(error)
+            if isinstance(error, RecursionError):
+                reason = "nested too deeply"
             raise ValueError(f"is not a regular expression ({reason}); fix the pattern") from error
     return value
 

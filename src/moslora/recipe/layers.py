@@ -31,10 +31,15 @@ def combine_layers(layers: Iterable[Layer]) -> dict[str, Any]:
 
 
 def _over_recipe(under: dict[str, Any], over: dict[str, Any]) -> Any:
-    before, now = under.get("adapter"), over.get("adapter")
-    if isinstance(before, dict) and isinstance(now, dict):
-        gone = {*before} - {"peft", "target_modules"} if "peft" in now else {"peft"} if "mixer" in now else ()
-        under = under | {"adapter": {key: value for key, value in before.items() if key not in gone}}
+    adapter_under = under.get("adapter")
+    adapter_over = over.get("adapter")
+    if isinstance(adapter_under, dict) and isinstance(adapter_over, dict):
+        gone: set[str] = set()
+        if "peft" in adapter_over:
+            gone = {*adapter_under} - {"peft", "target_modules"}
+        elif "mixer" in adapter_over:
+            gone = {"peft"}
+        under = under | {"adapter": {key: value for key, value in adapter_under.items() if key not in gone}}
     return _over(under, over)
 
 
@@ -43,7 +48,13 @@ def _over(under: Any, over: Any) -> Any:
         return over
     if any(tag in under and tag in over and under[tag] != over[tag] for tag in ("kind", "peft_type")):
         return over
-    return under | {key: _over(under[key], value) if key in under else value for key, value in over.items()}
+    merged = dict(under)
+    for key, value in over.items():
+        if key in under:
+            merged[key] = _over(under[key], value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def depth(values: Any, path: KeyPath) -> int:
@@ -67,10 +78,13 @@ def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: 
     ``faults`` receives a line for each thing that cannot be read; the rest is still read. ``anchored``: the files of
     its tasks are relative to it, not to the working folder. ``chain`` has the files that extend it, outermost first.
     """
-    origin, chain = shown(path), (*chain, path.resolve())
-    if chain[-1] in chain[:-1]:
-        faults.append(f"{origin}: extends itself: {' -> '.join(map(shown, chain[chain.index(chain[-1]) :]))}")
+    origin = shown(path)
+    here = path.resolve()
+    if here in chain:
+        circle = (*chain[chain.index(here) :], here)
+        faults.append(f"{origin}: extends itself: {' -> '.join(map(shown, circle))}")
         return []
+    chain = (*chain, here)
     values: Any = {}
     try:
         values = parse(path.read_text("utf-8"))
@@ -96,7 +110,8 @@ def extended(layer: Layer, faults: list[str], *, folder: Path, chain: tuple[Path
     if isinstance(training, dict) and (training.get("epochs") is None) != (training.get("max_steps") is None):
         # What ends a run takes the place of what ended it in the layers below.
         own.values["training"] = {"epochs": None, "max_steps": None} | training
-    names = [names] if isinstance(names, str) else names
+    if isinstance(names, str):
+        names = [names]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         faults.append(f"{layer.origin}: extends = {names!r}: must be a recipe's file or name, or a list of these")
         return [own]
@@ -126,14 +141,20 @@ def without_trust(values: dict[str, Any]) -> dict[str, Any]:
 
 def _anchor(tasks: Any, folder: Path) -> None:
     """Makes the local files of own tasks relative to the working folder."""
-    for task in tasks.values() if isinstance(tasks, dict) else ():
-        if isinstance(task, dict) and not task.get("hub"):
-            for split in ("train", "test", "texts"):
-                if isinstance(file := task.get(split), str) and not file.startswith("~"):
-                    task[split] = os.path.normpath(folder / file)
+    if not isinstance(tasks, dict):
+        return
+    for task in tasks.values():
+        if not isinstance(task, dict) or task.get("hub"):
+            continue
+        for split in ("train", "test", "texts"):
+            file = task.get(split)
+            if isinstance(file, str) and not file.startswith("~"):
+                task[split] = os.path.normpath(folder / file)
 
 
 def shown(path: Path) -> str:
     """The path as a user would type it: relative if it is below the working directory."""
     relative = os.path.relpath(path)
-    return str(path) if relative.startswith(os.pardir) else relative
+    if relative.startswith(os.pardir):
+        return str(path)
+    return relative

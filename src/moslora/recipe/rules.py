@@ -30,14 +30,9 @@ def conflicts(
         yield from _mixer(adapter, training)
         yield from _start(adapter)
     yield from _tasks(data, evaluation, (*BUILT_IN, *own_tasks))
-    texts = [PASSAGES.name, *(name for name, task in own_tasks.items() if task.texts)]
-    if named := ", ".join(name for name in data.tasks if name in texts):
-        yield "data.tasks", f"texts, such as {named}, are not trained on; name them in evaluation.tasks"
+    yield from _texts(data, own_tasks)
     for name, task in own_tasks.items():
-        if task.texts and (beside := task.model_dump(exclude={"texts"}, exclude_defaults=True)):
-            yield f"tasks.{name}.texts", f"a set of texts has no {', '.join(beside)}; remove that, or texts"
-        elif not (task.train or task.texts) and (name in data.tasks or not task.test):
-            yield f"tasks.{name}.train", "is missing; set it, or test alone, for a task of evaluation.tasks"
+        yield from _own_task(name, task, trained=name in data.tasks)
     if data.source == "commonsense_170k":
         yield from _mixture(data, adapter)
     yield from _evaluation(data, evaluation)
@@ -121,11 +116,31 @@ def _start(adapter: AdapterSection) -> Conflicts:
 
 def _tasks(data: DataSection, evaluation: EvaluationSection, known: tuple[str, ...]) -> Conflicts:
     # A limit for a task that is not in data.tasks has no effect, so that data.tasks can be narrowed by itself.
-    limits = data.rows if isinstance(data.rows, dict) else ()
-    named = {"data.tasks": data.tasks, "evaluation.tasks": evaluation.tasks or (), "data.rows": limits}
-    for key, names in named.items():
-        if unknown := unknown_names(names, known if key == "data.rows" else (*known, GROUP)):
-            yield key, "; ".join(unknown)
+    unknown = {"data.tasks": unknown_names(data.tasks, (*known, GROUP))}
+    if evaluation.tasks is not None:
+        unknown["evaluation.tasks"] = unknown_names(evaluation.tasks, (*known, GROUP))
+    if isinstance(data.rows, dict):
+        unknown["data.rows"] = unknown_names(data.rows, known)
+    for key, names in unknown.items():
+        if names:
+            yield key, "; ".join(names)
+
+
+def _texts(data: DataSection, own_tasks: Mapping[str, TaskSection]) -> Conflicts:
+    texts = [PASSAGES.name]
+    texts += [name for name, task in own_tasks.items() if task.texts]
+    named = [name for name in data.tasks if name in texts]
+    if named:
+        yield "data.tasks", f"texts, such as {', '.join(named)}, are not trained on; name them in evaluation.tasks"
+
+
+def _own_task(name: str, task: TaskSection, *, trained: bool) -> Conflicts:
+    if task.texts:
+        beside = task.model_dump(exclude={"texts"}, exclude_defaults=True)
+        if beside:
+            yield f"tasks.{name}.texts", f"a set of texts has no {', '.join(beside)}; remove that, or texts"
+    elif not task.train and (trained or not task.test):
+        yield f"tasks.{name}.train", "is missing; set it, or test alone, for a task of evaluation.tasks"
 
 
 def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:

@@ -43,7 +43,9 @@ class ModelSection(Section):
     @property
     def precision(self) -> str:
         """The precision in one word, for names: `bfloat16`, or `nf4-bfloat16` for a quantised base."""
-        return f"{self.quantization}-{self.dtype}" if self.quantization else self.dtype
+        if self.quantization:
+            return f"{self.quantization}-{self.dtype}"
+        return self.dtype
 
 
 class DataSection(Section):
@@ -153,8 +155,9 @@ class TrainingSection(Section):
 
     def warmup(self, steps: int) -> int:
         """The warm-up steps of a run of ``steps``."""
-        warmup = self.warmup_steps
-        return warmup if isinstance(warmup, int) else round(warmup * steps)
+        if isinstance(self.warmup_steps, int):
+            return self.warmup_steps
+        return round(self.warmup_steps * steps)
 
 
 class EvaluationSection(Section):

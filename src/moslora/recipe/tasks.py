@@ -90,12 +90,20 @@ class TaskSection(Section):
         """This section as an entry like those of the eight sets."""
         if self.texts:
             return Task(name=name, columns=Columns(), wording=Plain(), splits={"test": self.texts})
+        splits = {}
+        if self.train:
+            splits["train"] = self.train
+        if self.test:
+            splits["test"] = self.test
+        hub = None
+        if self.hub:
+            hub = Hub(**self.hub.model_dump())
         return Task(
             name=name,
             columns=Columns(self.question, self.options, self.answer, self.context),
             wording=Numbered(self.instruction, self.label, shown="{context} {question}", cloze=self.cloze),
-            splits={**({"train": self.train} if self.train else {}), **({"test": self.test} if self.test else {})},
-            hub=Hub(**self.hub.model_dump()) if self.hub else None,
+            splits=splits,
+            hub=hub,
             held_out=self.held_out,
         )
 

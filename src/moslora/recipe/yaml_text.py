@@ -40,7 +40,9 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.Node:
         # Only double quotes have escapes: in single quotes a line end such as U+0085 loads as another character.
-        style = None if text.isprintable() else '"'
+        style = None
+        if not text.isprintable():
+            style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -63,8 +65,10 @@ def parse(text: str) -> Any:
         return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{place}{error.problem or error.context}") from error
+        problem = error.problem or error.context
+        if mark:
+            problem = f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+        raise ValueError(problem) from error
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
