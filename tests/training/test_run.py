@@ -531,9 +531,9 @@ def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(
     def learned(parts: Parts) -> list[Tensor]:
         return [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
 
-    def rehearsed(parts: Parts, settings: Any, *, first_step: int, **options: Any) -> int:
+    def rehearsed(parts: Parts, *, first_step: int, **options: Any) -> int:
         loop.rehearse(parts, first_step=first_step)
-        return train(parts, settings, first_step=first_step, **options)
+        return train(parts, first_step=first_step, **options)
 
     chosen, plain, again = recipe(*change), tmp_path / "plain", tmp_path / "rehearsed"
     train_recipe(chosen, out=plain)

@@ -4,8 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import reduce
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -36,22 +35,51 @@ def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, c
     value may be in a file that cannot be read.
     """
     values = combine_layers(layers)
+    wrong = _wrong_fields(error, values)
+    for path, details in wrong.items():
+        # Every alternative of a union reports an error; one is noise if another alternative matched further in.
+        noise = any(_begins(other, path) for other in wrong if other != path)
+        missing = details[0]["type"] == "missing"
+        if not noise and (complete or not missing):
+            yield _line(layers, path, _message(details), main)
+    if not complete:
+        return
+    for keys, message in _conflicts(error, values, wrong):
+        paths: list[KeyPath] = [tuple(key.split(".")) for key in keys.split()]
+        if not any(_is_wrong(path, wrong) for path in paths):
+            yield _line(layers, _to_change(paths, layers, main), message, main)
+
+
+def _wrong_fields(error: ValidationError, values: dict[str, Any]) -> dict[KeyPath, list[ErrorDetails]]:
+    """Pydantic's errors of single fields, by their keys in ``values``."""
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] != "conflict":
             wrong.setdefault(_key_path(detail, values), []).append(detail)
-    for path, found in wrong.items():
-        # Every alternative of a union reports an error; one is noise if another alternative matched further in.
-        noise = any(other[: len(path)] == path for other in wrong if other != path)
-        if not noise and (complete or found[0]["type"] != "missing"):
-            yield _line(layers, path, _message(found), main)
-    for keys, message in _conflicts(error, values, wrong) if complete else ():
-        paths = [tuple(key.split(".")) for key in keys.split()]
-        if not any(path[: len(other)] == other[: len(path)] for path in paths for other in wrong):
-            # Reported at the field that the user set most directly.
-            near = {"override": 0, main: 1, "default": 3}
-            given = [path for path in paths if depth(values, path) == len(path)] or paths
-            yield _line(layers, min(given, key=lambda path: near.get(origin_of(layers, path), 2)), message, main)
+    return wrong
+
+
+def _begins(path: KeyPath, beginning: KeyPath) -> bool:
+    return path[: len(beginning)] == beginning
+
+
+def _is_wrong(path: KeyPath, wrong: Mapping[KeyPath, Any]) -> bool:
+    """Whether the field at ``path``, or one around it, is wrong by itself."""
+    return any(_begins(path, other) for other in wrong)
+
+
+def _to_change(paths: Sequence[KeyPath], layers: Sequence[Layer], main: str) -> KeyPath:
+    """The one of ``paths`` that the user set most directly: typed, in the recipe's own file, or in another file."""
+    values = combine_layers(layers)
+    given = [path for path in paths if depth(values, path) == len(path)]
+    if not given:
+        given = list(paths)
+    nearness = {"override": 0, main: 1, "default": 3}
+
+    def distance(path: KeyPath) -> int:
+        return nearness.get(origin_of(layers, path), 2)
+
+    return min(given, key=distance)
 
 
 def _conflicts(
@@ -59,12 +87,9 @@ def _conflicts(
 ) -> Iterator[tuple[str, str]]:
     """The broken rules between fields. Pydantic checks them only if all fields are valid: without the wrong ones."""
     if wrong:
-        right = deepcopy(values)
-        for path in sorted(wrong, key=len, reverse=True):
-            if wrong[path][0]["type"] != "missing":
-                *parents, last = path[: depth(values, path)]  # a list goes with its items
-                reduce(dict.__getitem__, parents, right).pop(last, None)
-        right |= {"name": "unknown", "model": {**right.get("model", {}), "name": "unknown"}}  # names have no default
+        right = _without(values, wrong)
+        model = {**right.get("model", {}), "name": "unknown"}
+        right |= {"name": "unknown", "model": model}  # names have no default
         try:
             Recipe.model_validate(right)
             return
@@ -74,41 +99,71 @@ def _conflicts(
         yield from detail.get("ctx", {}).get("conflicts", ())
 
 
+def _without(values: dict[str, Any], wrong: Mapping[KeyPath, list[ErrorDetails]]) -> dict[str, Any]:
+    """A copy of ``values`` without the wrong ones, a list without any if one of its items is wrong."""
+    right = deepcopy(values)
+    for path in sorted(wrong, key=len, reverse=True):
+        if wrong[path][0]["type"] == "missing":
+            continue
+        *sections, last = path[: depth(values, path)]
+        section = right
+        for key in sections:
+            section = section[key]
+        section.pop(last, None)
+    return right
+
+
 def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
     """The key of the error in `values`; pydantic's own location also names alternatives of unions."""
     path = []
     for step in error["loc"]:
-        inside = values if isinstance(values, dict) else dict(enumerate(values if isinstance(values, list) else ()))
-        if step in inside:
+        inside = values
+        if isinstance(values, list):
+            inside = dict(enumerate(values))
+        if isinstance(inside, dict) and step in inside:
             values = inside[step]
             path.append(str(step))
-    beyond = {"missing": error["loc"][-1:], "union_tag_invalid": ("kind",)}.get(error["type"], ())
-    return (*path, *map(str, beyond))
+    if error["type"] == "missing":
+        path.append(str(error["loc"][-1]))
+    elif error["type"] == "union_tag_invalid":
+        path.append("kind")
+    return tuple(path)
 
 
 def _line(layers: Sequence[Layer], path: KeyPath, message: str, main: str) -> str:
-    origin, value = origin_of(layers, path), combine_layers(layers)
+    origin = origin_of(layers, path)
+    if origin == "default":
+        origin = main
+    key = ".".join(map(printable, path))
+    return f"{origin}: {key}{_shown(combine_layers(layers), path)}: {message}"
+
+
+def _shown(values: Any, path: KeyPath) -> str:
+    """` = value`, shortened; empty if there is none."""
     try:
         for key in path:
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        text = repr(value)
-        shown = f" = {text if len(text) <= 80 else f'{text[:79]}…'}"
-    except (TypeError, ValueError, LookupError):  # the value is missing
-        shown = ""
-    return f"{main if origin == 'default' else origin}: {'.'.join(map(printable, path))}{shown}: {message}"
+            if isinstance(values, list):
+                values = values[int(key)]
+            else:
+                values = values[key]
+        text = repr(values)
+    except (TypeError, ValueError, LookupError):
+        return ""
+    if len(text) > 80:
+        text = f"{text[:79]}…"
+    return f" = {text}"
 
 
 def _message(errors: list[ErrorDetails]) -> str:
-    first, context = errors[0], errors[0].get("ctx", {})
+    first = errors[0]
+    context = first.get("ctx", {})
     match first["type"]:
         case "extra_forbidden":
             return _unknown(first["loc"])
         case "value_error":
             return "; ".join(str(context["error"]).splitlines())
         case "union_tag_invalid":
-            tag, tags = context["tag"], context["expected_tags"]
-            close = difflib.get_close_matches(_MIXERS_ELSEWHERE.get(tag, tag), tags.split("'"), n=1)
-            return "; ".join([f"must be one of {tags}", *(f"did you mean {meant}?" for meant in close)])
+            return _unknown_mixer(context["tag"], context["expected_tags"])
     texts = [_WORDS.get(error["type"], re.sub(r"^\w+ should ", "must ", error["msg"])) for error in errors]
     said = " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
     if first["type"] == "literal_error":
@@ -118,28 +173,48 @@ def _message(errors: list[ErrorDetails]) -> str:
     return said
 
 
+def _unknown_mixer(kind: str, kinds: str) -> str:
+    """What a mixer's kind must be; ``kinds`` are quoted, with commas."""
+    meant = difflib.get_close_matches(_MIXERS_ELSEWHERE.get(kind, kind), kinds.split("'"), n=1)
+    if meant:
+        return f"must be one of {kinds}; did you mean {meant[0]}?"
+    return f"must be one of {kinds}"
+
+
 def _unknown(location: tuple[str | int, ...]) -> str:
     *section, key = map(str, location)
     if section[:1] == ["tasks"]:
         del section[1]  # the task's own name
     section = [step for step in section if step != OURS]
-    models, key = dict(_models(Recipe)), _KEYS_ELSEWHERE.get(key, key)
-    known = [*models[tuple(section)].model_fields, *["extends"] * (not section)]
+    key = _KEYS_ELSEWHERE.get(key, key)
+    models = dict(_models(Recipe))
+    known = [*models[tuple(section)].model_fields]
+    if not section:
+        known.append("extends")
     close = difflib.get_close_matches(key, known, n=1)
+    here = [step for step in section if step != PEFTS]
     for at, model in models.items():  # in another section, such as `learning_rate` at the top level
         place = [step for step in at if step != PEFTS]
-        if key in model.model_fields and place[:2] != [step for step in section if step != PEFTS][:2]:
+        if key in model.model_fields and place[:2] != here[:2]:
             close.append(".".join((*place, key)))
-    return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; must be one of {', '.join(known)}"
+    if close:
+        return f"unknown key; did you mean {close[0]}?"
+    return f"unknown key; must be one of {', '.join(known)}"
 
 
 def _models(model: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:
     """Every model of a recipe by pydantic's location; a mixer's ends in its kind, a section of PEFT in its tag."""
     yield at, model
     for name, field in model.model_fields.items():
-        for tagged in get_args(field.annotation) or (field.annotation,):
-            option, *tags = get_args(tagged) if hasattr(tagged, "__metadata__") else (tagged,)
+        alternatives = get_args(field.annotation) or (field.annotation,)
+        for alternative in alternatives:
+            option = alternative
+            tags = []
+            if get_origin(alternative) is Annotated:
+                option, *marks = get_args(alternative)
+                tags = [mark.tag for mark in marks if mark.tag != OURS]
             if isinstance(option, type) and issubclass(option, BaseModel):
                 kind = option.model_fields.get("kind")
-                tags = [kind.default] if kind else [tag.tag for tag in tags if tag.tag != OURS]
+                if kind is not None:
+                    tags = [kind.default]
                 yield from _models(option, (*at, name, *tags))

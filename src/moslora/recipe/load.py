@@ -52,7 +52,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: b
     Raises:
         UsageError: one line for every fault in every file.
     """
-    return _resolve(source, overrides, written=written)[0]
+    recipe, _ = _resolve(source, overrides, written=written)
+    return recipe
 
 
 def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = None) -> tuple[Task, ...]:
@@ -66,14 +67,17 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
     Raises:
         UsageError: unknown names, one line each with the closest known name; no name at all; a file's faults.
     """
-    known = {**BUILT_IN, **(own or {})}
+    known = dict(BUILT_IN)
+    if own is not None:
+        known |= own
     found: dict[str, Task] = {}
     faults = []
     for name in split_names(names):
         if "/" in name or "." in name:
-            tasks = _resolve(name, beneath=[NO_MODEL])[0].own_tasks
-            faults += [] if tasks else [f"{name}: declares no tasks; it needs a section `tasks:`, as in a recipe"]
-            found |= tasks
+            recipe, _ = _resolve(name, beneath=[NO_MODEL])
+            if not recipe.tasks:
+                faults.append(f"{name}: declares no tasks; it needs a section `tasks:`, as in a recipe")
+            found |= recipe.own_tasks
         elif name in known:
             found[name] = known[name]
         else:
@@ -133,15 +137,22 @@ def trace_recipe(
     rows = []
     for key, value in flat(recipe.model_dump(mode="json")).items():
         path = tuple(key.split("."))
-        origin = origin_of(layers, path) if depth(given, path) == len(path) else "default"
+        origin = "default"
+        if depth(given, path) == len(path):
+            origin = origin_of(layers, path)
         rows.append((key, render_inline(value), origin))
     return rows
 
 
 def copy_recipe(name: str | Path, destination: Path) -> Path:
     """Copy a recipe, or `experiments/NAME`, into a file or folder."""
-    source = find_recipe(name, kind="experiment" if str(name).startswith(EXPERIMENTS) else "recipe")
-    target = destination / source.name if os.path.isdir(destination) else destination
+    kind = "recipe"
+    if str(name).startswith(EXPERIMENTS):
+        kind = "experiment"
+    source = find_recipe(name, kind=kind)
+    target = destination
+    if os.path.isdir(destination):
+        target = destination / source.name
     copied = target.is_file() and not target.is_symlink() and target.read_bytes() == source.read_bytes()
     if os.path.lexists(target) and not copied:
         raise UsageError(f"{target}: already exists; choose another destination")
@@ -159,16 +170,21 @@ def _untrusting(text: str) -> str:
         values = parse(text)
     except ValueError:  # nobody can train by it
         return text
-    changed = without_trust(values) if isinstance(values, dict) else values
-    return text if changed == values else render(changed)
+    if not isinstance(values, dict):
+        return text
+    changed = without_trust(values)
+    if changed == values:
+        return text
+    return render(changed)
 
 
 def _resolve(
     source: str | Path, overrides: Sequence[str] = (), *, beneath: Sequence[Layer] = (), written: bool = False
 ) -> tuple[Recipe, list[Layer]]:
     """A recipe and its layers, over those `beneath`."""
-    if dashed := [text for text in (str(source), *overrides) if text.startswith("-")]:
-        raise UsageError(f"override {dashed[0]!r}: no such option; a value has no dashes: training.learning_rate=1e-4")
+    for text in (str(source), *overrides):
+        if text.startswith("-"):
+            raise UsageError(f"override {text!r}: no such option; a value has no dashes: training.learning_rate=1e-4")
     path = find_recipe(source)
     faults: list[str] = []
     files = read_layers(path, faults, anchored=not written)
@@ -226,4 +242,6 @@ def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Layer]:
         for key in reversed(match[1].split(".")):
             value = {key: value}
         layers.append(Layer("override", value))
-    return extended(Layer("override", combine_layers(layers)), faults, folder=Path()) if layers else []
+    if not layers:
+        return []
+    return extended(Layer("override", combine_layers(layers)), faults, folder=Path())

@@ -52,9 +52,11 @@ class Recipe(Section):
     @property
     def questions(self) -> Questions:
         """The test rows; by default of the tasks and the source of the training rows."""
-        source = self.evaluation.source or self.data.source
         tasks = self._entries(self.evaluation.tasks or self.data.tasks)
-        return Questions(tasks, "hub" if source == "commonsense_170k" else source)  # that has only training rows
+        source = self.evaluation.source or self.data.source
+        if source == "commonsense_170k":  # which has only training rows
+            source = "hub"
+        return Questions(tasks, source)
 
     def _entries(self, names: tuple[str, ...]) -> tuple[Task, ...]:
         known = {**BUILT_IN, **self.own_tasks}
