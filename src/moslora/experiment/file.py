@@ -21,8 +21,11 @@ from moslora.recipe.layers import shown
 from moslora.recipe.yaml_text import parse
 from moslora.runs.outcomes import OUTCOMES
 
-OTHERS, LIST = "others", ""
-"""Keys of the learning rates of all arms that have none of their own: in a mapping, and of a list alone."""
+OTHERS = "others"
+"""Key of the learning rates of all arms that have none of their own, in a mapping."""
+
+LIST = ""
+"""Their key where the file has a list alone."""
 
 
 def _layer(value: Any) -> Any:
@@ -32,6 +35,13 @@ def _layer(value: Any) -> Any:
     if not isinstance(value, dict):
         raise ValueError("must be a recipe's name, or a mapping of keys as in a recipe file")
     return value
+
+
+def _by_arm(rates: Any) -> Any:
+    """A list of learning rates is one for all arms."""
+    if isinstance(rates, dict):
+        return rates
+    return {LIST: rates}
 
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
@@ -53,9 +63,7 @@ class ExperimentFile(Section):
     first: Annotated[tuple[str, ...], Strict(False)] = ()
     """The arms that run if none are named; empty for all."""
 
-    learning_rates: Annotated[
-        dict[str, Rates], BeforeValidator(lambda value: value if isinstance(value, dict) else {LIST: value})
-    ]
+    learning_rates: Annotated[dict[str, Rates], BeforeValidator(_by_arm)]
     """Each arm uses the one with the lowest validation loss: of a list for all, or of its own or `others`'."""
 
     rate_seeds: Seeds = ()
@@ -81,7 +89,10 @@ class ExperimentFile(Section):
 
     def rates(self, arm: str) -> tuple[float, ...]:
         """The learning rates tried for ``arm``."""
-        return next((self.learning_rates[key] for key in (arm, OTHERS, LIST) if key in self.learning_rates), ())
+        for key in (arm, OTHERS, LIST):
+            if key in self.learning_rates:
+                return self.learning_rates[key]
+        return ()
 
     @property
     def searched(self) -> list[str]:
@@ -91,8 +102,13 @@ class ExperimentFile(Section):
     @property
     def named(self) -> tuple[tuple[str, str], ...]:
         """All comparisons named beforehand."""
-        every = [(self.against, arm) for arm in self.arms if self.against not in (None, arm)]
-        return tuple(dict.fromkeys([*filter(None, [self.contrast]), *self.contrasts, *every]))
+        found = []
+        if self.contrast is not None:
+            found.append(self.contrast)
+        found += self.contrasts
+        if self.against is not None:
+            found += [(self.against, arm) for arm in self.arms if arm != self.against]
+        return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -130,8 +146,11 @@ class Experiment:
 
     def planned(self, choices: Sequence[tuple[str, float]], *, scored: bool) -> list[Planned]:
         """The runs of arms with learning rates, seed after seed."""
+        seeds = self.file.rate_seeds
+        if scored:
+            seeds = self.file.seeds
         found = []
-        for seed, (arm, rate) in product(self.file.seeds if scored else self.file.rate_seeds, choices):
+        for seed, (arm, rate) in product(seeds, choices):
             training = self.recipes[arm].training.model_copy(update={"learning_rate": rate})
             update = {"name": run_name(arm, rate, seed), "seed": seed, "training": training}
             found.append(Planned(arm, self.recipes[arm].model_copy(update=update), scored))
@@ -139,8 +158,11 @@ class Experiment:
 
     def search(self, arms: tuple[str, ...]) -> list[Planned]:
         """The runs that choose the learning rates; none of an arm with one rate."""
-        searched = [arm for arm in arms if arm in self.file.searched]
-        return self.planned([(arm, rate) for arm in searched for rate in self.file.rates(arm)], scored=False)
+        choices: list[tuple[str, float]] = []
+        for arm in arms:
+            if arm in self.file.searched:
+                choices += [(arm, rate) for rate in self.file.rates(arm)]
+        return self.planned(choices, scored=False)
 
     def chosen_arms(self, named: tuple[str, ...]) -> tuple[str, ...]:
         """The arms ``named`` on the command line, ``all`` among them, or else the first ones.
@@ -149,10 +171,13 @@ class Experiment:
             UsageError: an unknown arm.
         """
         known = tuple(self.recipes)
-        if unknown := [name for name in named if name not in (*known, "all")]:
+        unknown = [name for name in named if name not in (*known, "all")]
+        if unknown:
             raise UsageError(f"{', '.join(unknown)}: no such arm; must be all, or among {', '.join(known)}")
         wanted = named or self.file.first
-        return tuple(arm for arm in known if not wanted or arm in wanted or "all" in wanted)
+        if not wanted or "all" in wanted:
+            return known
+        return tuple(arm for arm in known if arm in wanted)
 
 
 def load_experiment(source: str) -> Experiment:
@@ -163,30 +188,36 @@ def load_experiment(source: str) -> Experiment:
     """
     path = find_recipe(source, kind="experiment")
     origin = shown(path)
-    try:
-        file = ExperimentFile.model_validate(parse(path.read_text("utf-8")))
-    except ValidationError as error:
-        raise UsageError("\n".join(dict.fromkeys(f"{origin}: {line}" for line in _lines(error)))) from None
-    except OSError as error:
-        raise UsageError(f"{origin}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{origin}: is not YAML: {error}") from None
+    file = _read_file(path, origin)
     faults = [f"{origin}: {fault}" for fault in _faults(file)]
-    shared, recipes = (f"{origin}: recipe", file.recipe), {}
+    shared = (f"{origin}: recipe", file.recipe)
     try:
         common = stack_recipe([shared], name=path.stem, folder=path.parent)
     except UsageError as error:
         raise UsageError("\n".join([*faults, str(error)])) from None
+    recipes = {}
     for arm, layer in file.arms.items():
+        own = (f"{origin}: arms.{arm}", layer)
         try:
-            own = (f"{origin}: arms.{arm}", layer)
             recipes[arm] = stack_recipe([shared, own], name=path.stem, folder=path.parent)
         except UsageError as error:
             faults.append(str(error))
-    faults += [f"{origin}: {fault}" for fault in _unlike(file, common, recipes)]
+    faults += [f"{origin}: {fault}" for fault in _not_comparable(file, common, recipes)]
     if faults:
         raise UsageError("\n".join(faults))
     return Experiment(re.sub(r"[^\w.-]", "-", path.stem), path, file, recipes)
+
+
+def _read_file(path: Path, origin: str) -> ExperimentFile:
+    try:
+        return ExperimentFile.model_validate(parse(path.read_text("utf-8")))
+    except ValidationError as error:
+        lines = dict.fromkeys(f"{origin}: {line}" for line in _lines(error))
+        raise UsageError("\n".join(lines)) from None
+    except OSError as error:
+        raise UsageError(f"{origin}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{origin}: is not YAML: {error}") from None
 
 
 def _lines(error: ValidationError) -> Iterator[str]:
@@ -200,53 +231,76 @@ def _lines(error: ValidationError) -> Iterator[str]:
             "model_type": "must be a mapping of keys, such as recipe, arms, seeds",
         }.get(fault["type"], fault["msg"].removeprefix("Value error, ").replace("should ", "must "))
         place = ".".join(str(part) for part in fault["loc"] if part not in ("[key]", LIST))
-        yield f"{place}: {text}" if place else text
+        if place:
+            text = f"{place}: {text}"
+        yield text
 
 
 def _faults(file: ExperimentFile) -> Iterator[str]:
     """Parts of the file that do not fit together."""
-    rates = [key for key in file.learning_rates if key not in (OTHERS, LIST)]
     if OTHERS in file.arms and LIST not in file.learning_rates:
         yield f"arms.{OTHERS}: in learning_rates, that is all arms without rates of their own; choose another name"
-    for key, named in {"first": file.first, "learning_rates": rates, "contrast or against": chain(*file.named)}.items():
-        for arm in dict.fromkeys(named):
+    with_rates = [key for key in file.learning_rates if key not in (OTHERS, LIST)]
+    compared = chain(*file.named)
+    for key, arms in {"first": file.first, "learning_rates": with_rates, "contrast or against": compared}.items():
+        for arm in dict.fromkeys(arms):
             if arm not in file.arms:
                 yield f"{key}: {arm} is not an arm; must be one of {', '.join(file.arms)}"
-    yield from (f"contrast: {one} against itself; name two arms" for one, other in file.named if one == other)
+    for one, other in file.named:
+        if one == other:
+            yield f"contrast: {one} against itself; name two arms"
     if not file.named:
         yield "contrast: is missing; name two arms, several such pairs in contrasts, or an arm in against"
-    if without := [arm for arm in file.arms if not file.rates(arm)]:
+    without = [arm for arm in file.arms if not file.rates(arm)]
+    if without:
         yield f"learning_rates: none for {', '.join(without)}; add them, or {OTHERS} for all that have none"
-    if both := sorted({*file.seeds} & {*file.rate_seeds}):
-        yield f"rate_seeds: {both[0]} is also among the seeds; the rate must be chosen with seeds of its own"
+    in_both = sorted({*file.seeds} & {*file.rate_seeds})
+    if in_both:
+        yield f"rate_seeds: {in_both[0]} is also among the seeds; the rate must be chosen with seeds of its own"
     if file.searched and not file.rate_seeds:
         yield "rate_seeds: is missing; several learning_rates need seeds to choose among them"
-    seeds = (*file.rate_seeds, *file.seeds)
-    runs = [run_name(arm, rate, seed) for arm in file.arms for rate, seed in product(file.rates(arm), seeds)]
-    names = Counter(run.lower() for run in runs)  # some file systems do not tell the case apart
-    if twice := [name for name, count in names.items() if count > 1]:
+    twice = _names_of_several_runs(file)
+    if twice:
         yield f"{len(twice)} runs would share a folder with another, such as {twice[0]}; change an arm, rate or seed"
 
 
-def _unlike(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[str]:
+def _names_of_several_runs(file: ExperimentFile) -> list[str]:
+    """Names in small letters, as some file systems do not tell the case apart."""
+    names: Counter[str] = Counter()
+    for arm in file.arms:
+        for rate, seed in product(file.rates(arm), (*file.rate_seeds, *file.seeds)):
+            names[run_name(arm, rate, seed).lower()] += 1
+    return [name for name, count in names.items() if count > 1]
+
+
+def _not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[str]:
     """Reasons why the arms' recipes cannot be compared."""
     for arm, recipe in recipes.items():
         changed = [key for key in shared_keys(Recipe) if attrgetter(key)(recipe) != attrgetter(key)(common)]
         if changed:
             yield f"arms.{arm}: changes {', '.join(changed)}, which all arms share; set it for all, outside the arms"
-    written: dict[str, str] = {}
+    first_with: dict[str, str] = {}  # a recipe's text -> the first arm with it
     for arm, recipe in recipes.items():
         text = recipe.model_copy(update={"name": "same"}).to_yaml()
-        if (other := written.setdefault(text, arm)) != arm:
+        other = first_with.setdefault(text, arm)
+        if other != arm:
             yield f"arms.{arm}: changes nothing that arm {other} does not change; the two are one recipe"
     if file.searched and not common.data.validation_rows:
         yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
     for outcome in (file.outcome, *file.also):
-        protocol = PROTOCOLS[common.evaluation.protocol]
-        if OUTCOMES[outcome].scored and not protocol.scores_options:
-            scoring = joined_names(reader for reader in readers(common.data.format) if reader.scores_options)
-            fix = f"choose accuracy, or protocol {scoring}"
-            yield f"outcome: {outcome} does not exist under protocol {protocol.name}; {fix}"
-        if (texts := OUTCOMES[outcome].of_texts) not in {task.is_text for task in common.questions.tasks}:
-            kind = "texts, such as passages" if texts else "questions, such as obqa"
-            yield f"outcome: {outcome} is of {kind}, and none are asked; add some to evaluation.tasks"
+        yield from _no_such_outcome(outcome, common)
+
+
+def _no_such_outcome(outcome: Outcome, common: Recipe) -> Iterator[str]:
+    """Why the runs have no such outcome: their protocol does not give it, or nothing is asked that has it."""
+    measure = OUTCOMES[outcome]
+    protocol = PROTOCOLS[common.evaluation.protocol]
+    if measure.scored and not protocol.scores_options:
+        scoring = joined_names(reader for reader in readers(common.data.format) if reader.scores_options)
+        fix = f"choose accuracy, or protocol {scoring}"
+        yield f"outcome: {outcome} does not exist under protocol {protocol.name}; {fix}"
+    kind = "questions, such as obqa"
+    if measure.of_texts:
+        kind = "texts, such as passages"
+    if not any(task.is_text == measure.of_texts for task in common.questions.tasks):
+        yield f"outcome: {outcome} is of {kind}, and none are asked; add some to evaluation.tasks"

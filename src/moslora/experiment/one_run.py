@@ -42,13 +42,20 @@ def state(run: Run) -> State | None:
 
 
 def is_done(out: Path, planned: Planned) -> bool:
-    return state(planned_run(out, planned)) in ("scored", "diverged", *([] if planned.scored else ["trained"]))
+    reached = state(planned_run(out, planned))
+    if reached == "trained":
+        return not planned.scored
+    return reached in ("scored", "diverged")
 
 
 def validation_loss(run: Run) -> float:
     """The last validation loss of a run that is done; infinite if it was not finite, or there is none."""
     losses = [row["validation_loss"] for row in run.metrics if "validation_loss" in row]
-    return math.inf if state(run) == "diverged" or not losses or losses[-1] is None else float(losses[-1])
+    if state(run) == "diverged" or not losses:
+        return math.inf
+    if losses[-1] is None:  # as JSON has it where it was not finite
+        return math.inf
+    return float(losses[-1])
 
 
 @contextmanager
@@ -67,12 +74,16 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
         run.add_facts(experiment={**provenance(planned), "state": "begun"})
         write_text(run.path / RECIPE, with_absolute_paths(planned.recipe).to_yaml())
     trust = planned.recipe.model.trust_remote_code  # which a stored recipe cannot grant
-    reached: State = "scored" if planned.scored else "trained"
+    reached: State = "trained"
+    if planned.scored:
+        reached = "scored"
     try:
         if run.finished:
             close(run)
         else:
-            again = [str(run.path), "--resume", *["model.trust_remote_code=true"] * trust]
+            again = [str(run.path), "--resume"]
+            if trust:
+                again.append("model.trust_remote_code=true")
             processes = processes or worker_processes(planned.recipe.training)
             train_in_processes(again, out=run.path, processes=processes)
         if planned.scored:

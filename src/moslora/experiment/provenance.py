@@ -104,7 +104,9 @@ def changes(
     if planned.scored:
         counted = (*REMADE, Changes.ASKED)
     found = planned.recipe.differences(recipe, *counted)
-    here = provenance(planned) if fetching else _program(planned.recipe)
+    here = _program(planned.recipe)
+    if fetching:
+        here = provenance(planned)
     if any_code:
         made_with = {**made_with, "code": here["code"], "packages": here["packages"]}
     for key, text in WHAT.items():
@@ -130,10 +132,15 @@ def without_comments(source: str) -> str:
     """Python code without comments, docstrings and layout."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            kept = [part for part in body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [part for part in body if not _is_text(part)] or [ast.Pass()]  # type: ignore[attr-defined]
     return ast.unparse(tree)
+
+
+def _is_text(statement: ast.AST) -> bool:
+    """Whether a statement is a constant alone, such as a docstring."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def _hash(value: Any) -> str:

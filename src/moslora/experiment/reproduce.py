@@ -39,7 +39,8 @@ def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
         MosloraError: the rows are others, training failed, or the weights differ by more than :data:`TOLERANCE`.
     """
     refuse_reproduction(run, out)
-    recipe, facts = run.recipe_to_resume(), run.facts
+    recipe = run.recipe_to_resume()
+    facts = run.facts
     if trust_remote_code:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"trust_remote_code": True})})
     data = gather_inputs(recipe).data
@@ -47,16 +48,19 @@ def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
     if not Run(out).exists:
         write_text(out / RECIPE, (run.path / RECIPE).read_text(encoding="utf-8"))
     threads = facts.get("hardware", {}).get("threads")
-    on_cpu = bool(threads) or not gpus()
-    for line in changes(facts, device="cpu" if on_cpu else GPU, recipe=recipe):
-        note(line)
-    say(f"training again in {out}")
     # In a process of its own: a process's threads are set when it starts.
     environment = {"OMP_NUM_THREADS": str(threads or os.cpu_count())}
-    environment |= {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
-    processes = facts.get("processes", 1)
-    again = [str(out), "--resume", *["model.trust_remote_code=true"] * trust_remote_code]
-    train_in_processes(again, out=out, processes=processes, environment=environment)
+    device = GPU
+    if threads or not gpus():
+        device = "cpu"
+        environment["ACCELERATE_USE_CPU"] = "true"
+    for line in changes(facts, device=device, recipe=recipe):
+        note(line)
+    say(f"training again in {out}")
+    again = [str(out), "--resume"]
+    if trust_remote_code:
+        again.append("model.trust_remote_code=true")
+    train_in_processes(again, out=out, processes=facts.get("processes", 1), environment=environment)
     return verdict(run, Run(out), start=start_of(recipe))
 
 
@@ -95,10 +99,13 @@ def verdict(run: Run, again: Run, *, start: Mapping[str, Tensor]) -> str:
     :data:`TOLERANCE`, or where the rows are others."""
     refuse_other_rows(run.facts.get("data", {}), again.facts["data"])
     differs = first_difference(run, again)
-    before, after = (open_adapter(one.result).weights() for one in (run, again))
-    if before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items()):
-        tensors = f"bitwise equal: all {len(before)} tensors of {again.result} are those of {run.result}"
-        return f"{tensors}, and so is every metric" if differs is None else f"{tensors}; but {differs}"
+    before = open_adapter(run.result).weights()
+    after = open_adapter(again.result).weights()
+    if _are_equal(before, after):
+        line = f"bitwise equal: all {len(before)} tensors of {again.result} are those of {run.result}"
+        if differs is not None:
+            return f"{line}; but {differs}"
+        return f"{line}, and so is every metric"
     distance = relative_distance(before, after, start=start)
     line = f"the weights differ by {distance:.2g} of what training changed; {differs or 'every metric is equal'}"
     if distance > TOLERANCE:
@@ -106,16 +113,27 @@ def verdict(run: Run, again: Run, *, start: Mapping[str, Tensor]) -> str:
     return f"equal within the tolerance of {TOLERANCE:g}, but not bitwise: {line}"
 
 
+def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    if one.keys() != other.keys():
+        return False
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def relative_distance(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, start: Mapping[str, Tensor]
 ) -> float:
     """‖θ′ − θ‖ / ‖θ − θ₀‖ over all tensors; infinite if they are not the same ones. Not of ‖θ‖, which is mostly A's
     start."""
-    shapes = [{key: value.shape for key, value in state.items()} for state in (before, after, start)]
-    if shapes[0] != shapes[1] or shapes[0] != shapes[2]:
+    if not _shapes(before) == _shapes(after) == _shapes(start):
         return math.inf
     changed = _distance(before, start)
-    return _distance(before, after) / changed if changed else math.inf
+    if not changed:
+        return math.inf
+    return _distance(before, after) / changed
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
 
 
 def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
@@ -127,12 +145,20 @@ def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 def first_difference(run: Run, again: Run) -> str | None:
     """The first metric of ``run`` that differs, with its step and both values; ``None`` if none does. An earlier
     version logged fewer steps."""
-    before, after = (
-        {(row["step"], key): row[key] for row in one.metrics for key in row if key not in ("step", *MEASURED)}
-        for one in (run, again)
-    )
+    before = _metrics(run)
+    after = _metrics(again)
     for (step, name), then in sorted(before.items(), key=lambda item: item[0][0]):  # stable: as logged within a step
         now = after.get((step, name))
         if then != now:
             return f"first difference at step {step}: {name} was {then}, is {now}"
     return None
+
+
+def _metrics(run: Run) -> dict[tuple[int, str], Any]:
+    """By step and name the metrics that equal runs have in common."""
+    found = {}
+    for row in run.metrics:
+        for name, value in row.items():
+            if name not in ("step", *MEASURED):
+                found[row["step"], name] = value
+    return found

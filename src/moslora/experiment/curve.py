@@ -1,0 +1,57 @@
+"""The choice of an arm's learning rate."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The choice of an arm's learning rate: the lowest mean validation loss over the search's own seeds.
+
+    Attributes:
+        seeds: number of the search's seeds.
+        losses: rate -> validation losses of the seeds that have run; infinite if not finite.
+    """
+
+    arm: str
+    seeds: int
+    losses: Mapping[float, list[float]]
+
+    @property
+    def best(self) -> float | None:
+        """The chosen rate; ``None`` while runs are missing, or if no loss was finite. A lone rate needs no run."""
+        if len(self.losses) == 1:
+            return next(iter(self.losses))
+        if not self.complete:
+            return None
+        means = {rate: fmean(losses) for rate, losses in self.losses.items()}
+        best = min(means, key=means.__getitem__)
+        if not math.isfinite(means[best]):
+            return None
+        return best
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run of the search is done."""
+        return all(len(losses) == self.seeds for losses in self.losses.values())
+
+    @property
+    def remark(self) -> str:
+        """A note if no rate was good, or if the best is the lowest or the highest: the optimum may lie beyond."""
+        rates = sorted(self.losses)
+        best = self.best
+        if best is None:
+            if self.complete:
+                return f"{self.arm}: no learning rate had a finite validation loss, so no run is scored; add lower ones"
+            return ""
+        if len(rates) == 1 or best not in (rates[0], rates[-1]):
+            return ""
+        side = "highest"
+        next_to_it = rates[-2]
+        if best == rates[0]:
+            side = "lowest"
+            next_to_it = rates[1]
+        beyond = best**2 / next_to_it
+        return f"{self.arm}: {best:g} is the {side} learning rate tried; one beyond it may be better: add {beyond:.2g}"

@@ -1,0 +1,78 @@
+"""The tables of an experiment: the search for the learning rates, and the scores so far."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from moslora.evaluation.intervals import mean_and_error
+from moslora.experiment.curve import Curve
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.outcomes import OUTCOMES
+
+
+def rate_table(curves: Sequence[Curve]) -> list[list[str]]:
+    """Arms × rates: the mean validation loss, ± half the range where there are several seeds; a * marks the choice."""
+    rates: set[float] = set()
+    for curve in curves:
+        rates.update(curve.losses)
+    header = ["validation loss at learning rate", *(f"{rate:g}" for rate in sorted(rates))]
+    rows = [header]
+    for curve in curves:
+        rows.append([curve.arm, *(_losses_in_words(curve, rate) for rate in sorted(rates))])
+    return rows
+
+
+def _losses_in_words(curve: Curve, rate: float) -> str:
+    """The losses of one rate; empty if the arm does not try it."""
+    if rate not in curve.losses:
+        return ""
+    losses = curve.losses[rate]
+    chosen = rate == curve.best
+    if not losses:
+        return "*" if chosen else "–"
+    so_far = ""
+    if len(losses) < curve.seeds:
+        so_far = f" ({len(losses)} of {curve.seeds})"
+    if not math.isfinite(sum(losses)):
+        return f"not finite{so_far}"
+    text = f"{fmean(losses):.4f}"
+    if len(losses) > 1:
+        text += f" ± {(max(losses) - min(losses)) / 2:.4f}"
+    text += so_far
+    if chosen:
+        text += " *"
+    return text
+
+
+def score_table(
+    curves: Sequence[Curve], scored: Mapping[str, Sequence[Evaluation]], *, outcomes: Sequence[str], seeds: int
+) -> list[list[str]]:
+    """Arms × outcomes: the mean over the ``scored`` runs of each arm, of which there will be ``seeds``."""
+    rows = [["arm", "learning rate", "seeds", *(OUTCOMES[outcome].title for outcome in outcomes)]]
+    for curve in curves:
+        runs = scored[curve.arm]
+        rate = "not chosen"
+        if curve.best is not None:
+            rate = f"{curve.best:g}"
+        means = [_mean_over_seeds(runs, outcome) for outcome in outcomes]
+        rows.append([curve.arm, rate, f"{len(runs)}/{seeds}", *means])
+    return rows
+
+
+def _mean_over_seeds(runs: Sequence[Evaluation], outcome: str) -> str:
+    """The mean of the runs' macro averages, ± its standard error over the seeds; a dash without values, as of
+    probabilities under `generate`."""
+    measure = OUTCOMES[outcome]
+    averages = []
+    for run in runs:
+        columns = [answers.outcomes[outcome] for answers in run.tasks.values() if outcome in answers.outcomes]
+        if not columns or not columns[0]:
+            return "–"
+        averages.append(measure.factor * fmean(fmean(column) for column in columns))
+    if not averages:
+        return "–"
+    mean, error = mean_and_error(averages)
+    text = f"{mean:.{measure.fine}f}"
+    if error is not None:
+        text += f" ± {error:.{measure.fine}f}"
+    return text
