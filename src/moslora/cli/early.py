@@ -16,6 +16,7 @@ from moslora.ranks import is_main_process
 
 if TYPE_CHECKING:
     from moslora.recipe import Recipe
+    from moslora.runs.run import Run
     from moslora.tasks import Task
 
 
@@ -34,18 +35,18 @@ def refuse_rows(recipe: "Recipe") -> None:
     refuse_missing(recipe.training_tasks, "train", source=recipe.data.source)
 
 
-def refuse_training(recipe: "Recipe", out: Path, *, resuming: bool) -> None:
+def refuse_training(recipe: "Recipe", run: "Run", *, resuming: bool) -> None:
     """Refuses to train into a folder in use, or with a model or rows that are not there."""
     from moslora.base.resolve import local_folder
     from moslora.files import locked
     from moslora.runs.resuming import refuse_other_run
-    from moslora.runs.run import RUN, Run
+    from moslora.runs.run import RUN
 
-    if is_main_process() and out.is_dir():
-        with locked(out, shared=(RUN,)):  # which removes what a killed process left, even if the run is refused
-            refuse_other_run(Run(out), recipe, resuming=resuming)
+    if is_main_process() and run.path.is_dir():
+        with locked(run.path, shared=(RUN,)):  # which removes what a killed process left, even if the run is refused
+            refuse_other_run(run, recipe, resuming=resuming)
     elif is_main_process():
-        refuse_other_run(Run(out), recipe, resuming=resuming)
+        refuse_other_run(run, recipe, resuming=resuming)
     local_folder(recipe.model.name, revision=recipe.model.revision)
     refuse_rows(recipe)
 

@@ -34,29 +34,31 @@ def train(
     max_restarts: options.Restarts = None,
 ) -> None:
     """Train an adapter from a recipe, on all GPUs of this machine."""
-    run = Path(recipe)
-    names_a_run = run.is_dir() or (run.parent == RUNS and not run.exists())
-    if resume and names_a_run:
-        from moslora.runs.run import Run as TrainedRun
+    from moslora.runs.run import Run
 
-        resolved = TrainedRun(run).recipe_to_resume(overrides or ())
-        out = out or run
+    path = Path(recipe)
+    names_a_run = path.is_dir() or (path.parent == RUNS and not path.exists())
+    if resume and names_a_run:
+        run = Run(path)
+        resolved = run.recipe_to_resume(overrides or ())
     else:
         from moslora.recipe import load_recipe
 
         resolved = load_recipe(recipe, overrides or ())
-        out = out or RUNS / resolved.name
+        run = Run(RUNS / resolved.name)
+    if out is not None:
+        run = Run(out)
     if dry_run:
         _print_plan(resolved)
-    early.refuse_training(resolved, out, resuming=resume)
+    early.refuse_training(resolved, run, resuming=resume)
     then = "the same command with --resume continues from the last checkpoint"
     most = resolved.training.global_batch_size
-    _share(processes, then=then, restarts=max_restarts, run=out, most=most)
+    _share(processes, then=then, restarts=max_restarts, run=run.path, most=most)
     with options.importing():
-        from moslora.training import train_recipe
+        from moslora.training import train_run
 
-    train_recipe(resolved, out=out, resuming=resume)
-    say_next("eval", str(out))
+    train_run(resolved, run, resuming=resume)
+    say_next("eval", str(run.path))
 
 
 @app.command(context_settings=options.ALL_TO_THE_RECIPE)

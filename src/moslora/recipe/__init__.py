@@ -3,11 +3,11 @@
 from .adapter import Adapter, AdapterSection, PeftSection
 from .builtin import find_recipe, list_recipes
 from .changes import KEPT, Changes
-from .load import copy_recipe, load_recipe, resolve_tasks, rows_named, stack_recipe, trace_recipe
+from .load import copy_recipe, load_recipe, override_recipe, resolve_tasks, rows_named, stack_recipe, trace_recipe
 from .recipe import Recipe, recipe_schema
 from .sections import DataSection, EvaluationSection, ModelSection, RankBudgetSection, TrainingSection
 
 __all__ = ["KEPT", "Adapter", "AdapterSection", "Changes", "PeftSection", "Recipe"]
 __all__ += ["DataSection", "EvaluationSection", "ModelSection", "RankBudgetSection", "TrainingSection"]
 __all__ += ["copy_recipe", "find_recipe", "list_recipes", "load_recipe", "recipe_schema"]
-__all__ += ["resolve_tasks", "rows_named", "stack_recipe", "trace_recipe"]
+__all__ += ["override_recipe", "resolve_tasks", "rows_named", "stack_recipe", "trace_recipe"]

@@ -127,6 +127,13 @@ def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, 
     return _checked(given, faults, main=layers[-1][0])
 
 
+def override_recipe(recipe: Recipe, overrides: Sequence[str], *, path: Path) -> Recipe:
+    """``recipe``, which was read at ``path``, with overrides as in `load_recipe`."""
+    faults: list[str] = []
+    read = Layer(shown(path), recipe.model_dump(mode="json"))
+    return _checked([read, *_overrides(overrides, faults)], faults, main=read.origin)
+
+
 def trace_recipe(
     source: str | Path, overrides: Sequence[str] = (), *, written: bool = False
 ) -> list[tuple[str, str, str]]:

@@ -5,6 +5,7 @@ from typing import Annotated
 from jinja2 import TemplateSyntaxError
 from pydantic import AfterValidator, Field, Strict
 
+from moslora.choices import Split
 from moslora.tasks import BUILT_IN, GROUP, INSTRUCTION, Columns, Hub, Numbered, Plain, Task
 from moslora.tasks.task import compiled
 
@@ -90,7 +91,7 @@ class TaskSection(Section):
         """This section as an entry like those of the eight sets."""
         if self.texts:
             return Task(name=name, columns=Columns(), wording=Plain(), splits={"test": self.texts})
-        splits = {}
+        splits: dict[Split, str] = {}
         if self.train:
             splits["train"] = self.train
         if self.test:

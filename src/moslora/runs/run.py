@@ -20,7 +20,7 @@ from typing import Any
 
 from moslora.errors import UsageError
 from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
-from moslora.recipe import Recipe
+from moslora.recipe import Recipe, override_recipe
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
 
 RUN = "run.json"
@@ -153,7 +153,9 @@ class Run:
                 f"{self.path}: not a run folder with a {RECIPE}, so it cannot be resumed; choose the run folder, or"
                 " copy the recipe there from a checkpoint"
             )
-        return written_recipe(self.path / RECIPE, overrides, by=self.facts.get("versions", {}).get("moslora"))
+        if not overrides:
+            return self.recipe
+        return override_recipe(self.recipe, overrides, path=self.path / RECIPE)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -40,7 +40,12 @@ from moslora.training.tracking import Tracker
 
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
-    """Trains what ``recipe`` describes and returns the folder ``out/adapter``.
+    """Trains what ``recipe`` describes and returns the folder ``out/adapter``; as :func:`train_run`."""
+    return train_run(recipe, Run(out), resuming=resuming)
+
+
+def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
+    """Trains ``run`` as ``recipe`` describes it and returns the folder of the result.
 
     ``resuming`` goes on from the newest checkpoint, or from the start if there is none; a finished run is returned.
 
@@ -54,9 +59,9 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     smaller = "a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
     lock: AbstractContextManager[Any] = nullcontext()
     if is_main_process():
-        lock = locked(out, shared=(RUN,))
+        lock = locked(run.path, shared=(RUN,))
     with lock, or_out_of_memory(f"out of GPU memory; use {smaller}"):
-        return _train(recipe, Run(out), resuming=resuming)
+        return _train(recipe, run, resuming=resuming)
 
 
 def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
