@@ -11,7 +11,7 @@ from moslora.cli.options import Format, MaxLength, Source, SourceOrRecipes, Task
 from moslora.cli.table import print_table
 
 if TYPE_CHECKING:
-    from moslora.recipe import ModelSection, Recipe
+    from moslora.recipe import ModelSection
 
 app = typer.Typer(help="Fetch, show and audit the eight commonsense sets.", no_args_is_help=True)
 
@@ -56,7 +56,7 @@ def show(
     from moslora.data.show import show_rows
 
     data = named.recipe.data
-    tokenizer = load_tokenizer(_with_tokenizer(named.recipe, model))
+    tokenizer = load_tokenizer(_with_tokenizer(named.recipe.model, model))
     shown = show_rows(
         named.tasks,
         Encoder(tokenizer, max_length=max_length or data.max_length),
@@ -94,17 +94,17 @@ def audit(
     table, notes = audit_rows(
         named.tasks,
         source=source,
-        tokenizer=load_tokenizer(_with_tokenizer(named.recipe, model)),
+        tokenizer=load_tokenizer(_with_tokenizer(named.recipe.model, model)),
         format=format or data.format,
         max_length=max_length or data.max_length,
     )
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])
 
 
-def _with_tokenizer(recipe: "Recipe", model: str | None) -> "ModelSection":
-    """The model whose tokenizer is used: the recipe's, if none is named."""
+def _with_tokenizer(section: "ModelSection", model: str | None) -> "ModelSection":
+    """The model whose tokenizer is used: the recipe's ``section``, if none is named."""
     from moslora.recipe import ModelSection
 
     if model:
         return ModelSection(name=model)
-    return recipe.model
+    return section

@@ -28,11 +28,11 @@ def refuse_model(name: str | None) -> None:
         local_folder(name)
 
 
-def refuse_rows(recipe: "Recipe") -> None:
+def refuse_rows(tasks: "Sequence[Task]", source: str) -> None:
     """Refuses a recipe whose training rows are not there."""
     from moslora.data.sources import refuse_missing
 
-    refuse_missing(recipe.training_tasks, "train", source=recipe.data.source)
+    refuse_missing(tasks, "train", source=source)
 
 
 def refuse_training(recipe: "Recipe", run: "Run", *, resuming: bool) -> None:
@@ -48,7 +48,7 @@ def refuse_training(recipe: "Recipe", run: "Run", *, resuming: bool) -> None:
     elif is_main_process():
         refuse_other_run(run, recipe, resuming=resuming)
     local_folder(recipe.model.name, revision=recipe.model.revision)
-    refuse_rows(recipe)
+    refuse_rows(recipe.training_tasks, recipe.data.source)
 
 
 def refuse_target(target: str) -> "Recipe | None":

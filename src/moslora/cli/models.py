@@ -319,7 +319,7 @@ def _share(
 
 
 def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
-    early.refuse_rows(recipe)
+    early.refuse_rows(recipe.training_tasks, recipe.data.source)
     from moslora.plan.plan import plan as plan_run
 
     planned = plan_run(recipe, **options)

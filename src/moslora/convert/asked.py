@@ -4,7 +4,7 @@ No row is shown: those of a local file may be nobody's business.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ def section(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, *, tasks:
     else:
         return "Format `chat`: the question as a user's message in the base's own chat template."
     blocks: dict[str, list[str]] = {}
-    for title, example in _examples(recipe, tasks):
+    for title, example in _examples(recipe.own_tasks, tasks):
         blocks.setdefault(_block(format, example), []).append(title)
     reading = PROTOCOLS[recipe.evaluation.protocol].card
     if [*blocks.values()] == [[FREE]]:
@@ -52,9 +52,9 @@ def _tokens(format: Format) -> str:
     return "Prompt and answer are encoded apart, after BOS where the tokenizer adds one"
 
 
-def _examples(recipe: Recipe, names: Sequence[str]) -> Iterator[tuple[str, Example]]:
-    """(title, example) of every task, with placeholders as its texts."""
-    known = {**TASKS, **recipe.own_tasks}
+def _examples(own: Mapping[str, Task], names: Sequence[str]) -> Iterator[tuple[str, Example]]:
+    """(title, example) of every task, among the built-in ones and ``own``, with placeholders as its texts."""
+    known = {**TASKS, **own}
     for name in names:
         if name == INSTRUCTION:
             yield FREE, Example("card", INSTRUCTION, "<instruction>", ("<response>",), 0)

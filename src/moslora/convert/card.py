@@ -52,7 +52,7 @@ def write_card(
     if made.task:
         method += f"; its gate fixed at task `{made.task}`"
     card = f"""---
-{_metadata(out, recipe)}
+{_metadata(out, base_name=recipe.model.name, lora=not recipe.adapter.needs_peft)}
 ---
 # {recipe.name}
 
@@ -84,16 +84,16 @@ With moslora, `moslora ask` and `moslora eval` ask so by themselves.
     (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _metadata(out: Path, recipe: Recipe) -> ModelCardData:
+def _metadata(out: Path, *, base_name: str, lora: bool) -> ModelCardData:
     """What the hub reads of a card."""
     base = None
-    if not _is_local(recipe.model.name):
-        base = public_name(recipe.model.name)
+    if not _is_local(base_name):
+        base = public_name(base_name)
     library = "transformers"
     if (out / "adapter_config.json").exists():
         library = "peft"
     tags = ["moslora"]
-    if not recipe.adapter.needs_peft:
+    if lora:
         tags.append("lora")
     return ModelCardData(base_model=base, library_name=library, tags=tags)
 

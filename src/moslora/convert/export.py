@@ -13,11 +13,12 @@ from moslora.adapters import LoraPair, NotMergeable, build_mixer, describe_task,
 from moslora.base.load import load_tokenizer
 from moslora.base.peft_methods import config_of
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
+from moslora.choices import FormatName
 from moslora.console import note
 from moslora.convert.card import THIS_FOLDER, Made, base_in_code, public_name, write_card
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import new_folder, write_json
-from moslora.recipe import ModelSection, PeftSection, Recipe
+from moslora.recipe import ModelSection, PeftSection
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import origin_of, write_origin
@@ -98,7 +99,7 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
             origin=origin,
             task=task,
         )
-        write_card(scratch, folder, made, tokenizer=_chat_tokenizer(recipe))
+        write_card(scratch, folder, made, tokenizer=_chat_tokenizer(recipe.model, recipe.data.format))
     return out
 
 
@@ -132,12 +133,12 @@ def _remark_on_the_base(base: ModelSection) -> str:
     )
 
 
-def _chat_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
+def _chat_tokenizer(base: ModelSection, format: FormatName) -> PreTrainedTokenizerBase | None:
     """The tokenizer whose template the prompts are in; ``None`` if they are in none, or it is not at hand."""
-    if recipe.data.format != "chat":
+    if format != "chat":
         return None
     try:
-        return load_tokenizer(recipe.model)
+        return load_tokenizer(base)
     except MosloraError:  # an export needs no more of its base than its shapes
         return None
 

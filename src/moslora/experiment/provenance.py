@@ -24,7 +24,7 @@ from moslora.choices import FormatName, Split
 from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import identity
 from moslora.experiment.file import Planned
-from moslora.recipe import Changes, ModelSection, Recipe
+from moslora.recipe import Adapter, Changes, ModelSection, Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.tasks import Task
 from moslora.version import PACKAGE, source_files
@@ -66,17 +66,17 @@ def provenance(planned: Planned) -> dict[str, Any]:
         "rows": _hash(_rows("train", recipe.training_tasks, recipe.data.source)),
         "base": fingerprint(recipe.model.name, revision=recipe.model.revision),
         **_encoding(recipe.model, recipe.data.format),
-        **_program(recipe),
+        **_program(recipe.model, recipe.adapter),
     }
     if planned.scored:
         found["questions"] = _hash(_rows("test", *recipe.questions))
     return found
 
 
-def _program(recipe: Recipe) -> dict[str, Any]:
+def _program(base: ModelSection, adapter: Adapter) -> dict[str, Any]:
     """What computes: needs neither the base nor the rows."""
-    quantized = recipe.model.quantization is not None
-    return {"code": code(), "packages": packages(quantized=quantized, peft=recipe.adapter.needs_peft)}
+    quantized = base.quantization is not None
+    return {"code": code(), "packages": packages(quantized=quantized, peft=adapter.needs_peft)}
 
 
 @cache
@@ -104,7 +104,7 @@ def changes(
     if planned.scored:
         counted = (*REMADE, Changes.ASKED)
     found = planned.recipe.differences(recipe, *counted)
-    here = _program(planned.recipe)
+    here = _program(planned.recipe.model, planned.recipe.adapter)
     if fetching:
         here = provenance(planned)
     if any_code:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import first_line
 from moslora.plan.duration import PROBED_STEPS, cost, in_words, on_gpus, probe
@@ -14,7 +15,7 @@ from moslora.plan.outline import Outline, outline
 from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
-from moslora.recipe import ModelSection, Recipe
+from moslora.recipe import ModelSection, Recipe, TrainingSection
 
 SMALLER: Mapping[str, dict[str, Any]] = {
     "model.gradient_checkpointing=true": {"gradient_checkpointing": True},
@@ -66,13 +67,13 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
     """
-    devices = _devices(recipe, processes, gpu_memory)
+    devices = _devices(processes, gpu_memory, rows=recipe.training.global_batch_size)
     rate = None
     if probing:
         rate = probe(recipe)  # first, because it makes the rows
     run = outline(recipe)
     whole_step = run.share_of_a_step(devices.processes)
-    micro_batch = whole_step.of(_budget(recipe, devices))
+    micro_batch = whole_step.of(_budget(recipe.training, devices))
     need = partial(
         memory,
         run.model,
@@ -90,7 +91,9 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     need_of_chosen = partial(need, shards=shards[strategy])
     remarks = [fit(recipe.model, need_of_chosen, micro_batch=micro_batch, whole_step=whole_step, room=devices.room)]
     if devices.processes > 1:
-        remarks.append(_about_strategy(recipe, sharded_fits=needed["fsdp"].total <= devices.room))
+        may_be_sharded = recipe.model.quantization != "int8"
+        sharding_helps = may_be_sharded and needed["fsdp"].total <= devices.room
+        remarks.append(_about_strategy(strategy, sharding_helps=sharding_helps))
     remarks += _about_time(run, recipe, devices, rate)
     heading = (
         f"memory of {devices.title} ({gigabytes(devices.room)} GB), with micro-batches of up to"
@@ -104,8 +107,8 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     return Plan([*run.lines, heading], as_table(columns), remarks, fits)
 
 
-def _devices(recipe: Recipe, processes: int | None, gpu_memory: str | None) -> Devices:
-    """The devices that were named, or else this machine's."""
+def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> Devices:
+    """The devices that were named, or else this machine's, at most one for each of the ``rows`` of a step."""
     on_gpu = True
     if gpu_memory is not None:
         count = 1
@@ -115,23 +118,21 @@ def _devices(recipe: Recipe, processes: int | None, gpu_memory: str | None) -> D
         on_gpu = count > 0
         size = total_memory(device())
     if processes is None:
-        processes = max(1, min(count, recipe.training.global_batch_size))
+        processes = max(1, min(count, rows))
     if on_gpu:
         return Devices(on_gpu, processes, room=size)
     return Devices(on_gpu, processes, room=size // processes)
 
 
-def _budget(recipe: Recipe, devices: Devices) -> int:
+def _budget(training: TrainingSection, devices: Devices) -> int:
     """Maximum number of tokens in a micro-batch."""
-    return recipe.training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=devices.on_gpu)
+    return training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=devices.on_gpu)
 
 
-def _about_strategy(recipe: Recipe, *, sharded_fits: bool) -> str:
+def _about_strategy(strategy: Strategy, *, sharding_helps: bool) -> str:
     """Which strategy the remark on memory is for, and whether the other one would help."""
-    strategy = recipe.training.strategy
     line = f"these lines are for training.strategy={strategy}"
-    may_be_sharded = recipe.model.quantization != "int8"
-    if strategy == "ddp" and may_be_sharded and sharded_fits:
+    if strategy == "ddp" and sharding_helps:
         line += "; with training.strategy=fsdp it fits"
     return line
 
@@ -157,7 +158,7 @@ def estimated(run: Outline, recipe: Recipe, devices: Devices, *, working: int) -
     """The operations of the run, shared by the ``working`` processes, and on GPUs of this size its time."""
     steps = len(run.plan)
     tokens_per_step = run.tokens / steps
-    passes_per_step = math.ceil(tokens_per_step / working / _budget(recipe, devices))
+    passes_per_step = math.ceil(tokens_per_step / working / _budget(recipe.training, devices))
     total = cost(
         run.model,
         recipe.model,

@@ -68,10 +68,10 @@ KINDS: dict[TrackerName, Kind] = {
 }
 
 
-def refuse_missing(recipe: Recipe) -> None:
+def refuse_missing(names: Sequence[TrackerName]) -> None:
     """Refuses trackers whose package is not installed: accelerate would leave them out silently."""
     available = [str(tracker) for tracker in get_available_trackers()]
-    missing = " ".join(name for name in recipe.tracking.to if name not in available)
+    missing = " ".join(name for name in names if name not in available)
     if missing:
         raise UsageError(f"tracking.to: {missing} not installed; pip install {missing}, or set tracking.to=[]")
 

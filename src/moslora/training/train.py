@@ -74,13 +74,14 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     saved = None
     if resuming:
         saved = newest_saved(run, recipe)
+    facts = agreed_by_processes(recipe, saved)
     if saved is not None and saved.path == run.result:
-        return _already_finished(recipe, run, saved)
+        with process_group(facts, then=f"resume: {run.resume_command}"):
+            return _already_finished(run, saved)
     if is_main_process():
-        refuse_missing(recipe)
+        refuse_missing(recipe.tracking.to)
     _note_missing_gpu(recipe.model.name, revision=recipe.model.revision)
     inputs = gather_inputs(recipe)
-    facts = agreed_by_processes(recipe, saved)
     facts["the hash of the training rows"] = inputs.data.sha256[:12]
     facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
     facts["the fingerprint of the base"] = inputs.base
@@ -92,14 +93,13 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
         return _train_in_group(with_absolute_paths(recipe), run, saved, inputs)
 
 
-def _already_finished(recipe: Recipe, run: Run, saved: AdapterFolder) -> Path:
-    """Says that the run is finished, once all processes agree that it is, and returns the result ``saved``."""
-    with process_group(agreed_by_processes(recipe, saved), then=f"resume: {run.resume_command}"):
-        done = saved.manifest["step"]
-        if is_main_process():
-            _note_cost(run)
-        say(f"{run.path}: finished, {done} of {done} steps; start a new run with name=… or --out")
-        return saved.path
+def _already_finished(run: Run, saved: AdapterFolder) -> Path:
+    """Says that the run is finished and returns its result, which is ``saved``."""
+    done = saved.manifest["step"]
+    if is_main_process():
+        _note_cost(run)
+    say(f"{run.path}: finished, {done} of {done} steps; start a new run with name=… or --out")
+    return saved.path
 
 
 def _refuse_too_many_processes(*, rows: int) -> None:
