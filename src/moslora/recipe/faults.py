@@ -64,8 +64,8 @@ def _begins(path: KeyPath, beginning: KeyPath) -> bool:
 
 
 def _is_wrong(path: KeyPath, wrong: Mapping[KeyPath, Any]) -> bool:
-    """Whether the field at ``path``, or one around it, is wrong by itself."""
-    return any(_begins(path, other) for other in wrong)
+    """Whether the field at ``path`` is wrong by itself, or one around it or in it."""
+    return any(_begins(path, other) or _begins(other, path) for other in wrong)
 
 
 def _to_change(paths: Sequence[KeyPath], layers: Sequence[Layer], main: str) -> KeyPath:
@@ -209,12 +209,13 @@ def _models(model: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath,
         alternatives = get_args(field.annotation) or (field.annotation,)
         for alternative in alternatives:
             option = alternative
-            tags = []
+            marks: Sequence[Any] = ()
             if get_origin(alternative) is Annotated:
                 option, *marks = get_args(alternative)
-                tags = [mark.tag for mark in marks if mark.tag != OURS]
-            if isinstance(option, type) and issubclass(option, BaseModel):
-                kind = option.model_fields.get("kind")
-                if kind is not None:
-                    tags = [kind.default]
-                yield from _models(option, (*at, name, *tags))
+            if not isinstance(option, type) or not issubclass(option, BaseModel):
+                continue
+            tags = [mark.tag for mark in marks if mark.tag != OURS]
+            kind = option.model_fields.get("kind")
+            if kind is not None:
+                tags = [kind.default]
+            yield from _models(option, (*at, name, *tags))
