@@ -33,7 +33,7 @@ SCRATCH = ".moslora.writing"
 _OLD = ".old"
 """In a scratch folder, the folder that is being replaced."""
 
-MARKS = ("config.json", "adapter_config.json", "adapter", "report.html")
+MARKS = ("config.json", "adapter_config.json", "adapter", "report.html", "experiment.json")
 """Names by which readers identify a folder, so they are moved in last."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

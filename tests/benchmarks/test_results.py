@@ -1,11 +1,10 @@
 """The results' figures and tables: of an experiment that was drawn at random, against its numbers and by hand."""
 
-import json
 import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,12 +13,12 @@ import pytest
 from scipy import stats
 
 from benchmarks.article import results
-from compare_kit import base, drawn, with_tasks, write_run
+from compare_kit import base, drawn, packed, with_tasks
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.runs import ComparedRun
 from moslora.report.figures.forgetting import change
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.evaluation import COLUMNS
+from moslora.runs.packed import PackedRun, read_packed, write_packed
 
 METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
 SEEDS = (0, 1, 2, 3)
@@ -34,9 +33,18 @@ def with_texts(answers: ComparedRun, nats: float) -> ComparedRun:
     return with_tasks(answers, {**answers.tasks, TEXTS: texts})
 
 
+def without_base(run: PackedRun) -> PackedRun:
+    own = [name for name in run.settings if not name.endswith("-base")]
+    settings = {name: run.settings[name] for name in own}
+    return replace(run, settings=settings, answers={name: run.answers[name] for name in own})
+
+
 def write_experiment(folder: Path, *, methods: Sequence[str] = METHODS, seeds: Sequence[int] = SEEDS) -> None:
-    """The later a method stands, the more it gains and the more it forgets; seed 1 forgets 0.02 more."""
+    """The later a method stands, the more it gains and the more it forgets; seed 1 forgets 0.02 more. The base was
+    asked beside the last run."""
     runs = []
+    small_files = {}
+    last = (methods[-1], seeds[-1])
     for number, method in enumerate(methods):
         for seed in seeds:
             run = ExperimentRun(method, seed, 0.002, f"runs/{method}-{seed}")
@@ -46,17 +54,11 @@ def write_experiment(folder: Path, *, methods: Sequence[str] = METHODS, seeds: S
                 "training.learning_rate=0.002",
                 "evaluation.tasks=[boolq,siqa,obqa]",
             )
-            write_run(folder / run.folder, answers, *changes)
-            card = folder / run.folder / "run.json"
-            card.write_text(json.dumps(json.loads(card.read_text()) | {"trainable_parameters": 1000 + number}))
+            untrained = with_texts(base(gain=-0.02), 0.9) if (method, seed) == last else None
+            count = {"trainable_parameters": 1000 + number}
+            small_files[f"{method}-{seed}"] = packed(answers, *changes, base=untrained, **count)
             runs.append(run)
-    untrained = folder / runs[-1].folder / "eval" / "cloze-cloze-float32-base"
-    shutil.copytree(untrained.with_name("cloze-cloze-float32"), untrained)
-    columns = {task: asdict(its) for task, its in with_texts(base(gain=-0.02), 0.9).tasks.items()}
-    (untrained / COLUMNS).write_text(json.dumps(columns))
-    settings = json.loads((untrained / "settings.json").read_text())
-    settings["settings"]["metadata"]["adapter"] = None
-    (untrained / "settings.json").write_text(json.dumps(settings))
+    write_packed(folder, small_files)
     ExperimentIndex("drawn", ("lora", "moslora"), "log_probability", tuple(runs)).write(folder)
 
 
@@ -132,14 +134,13 @@ def test_the_intervals_hold_for_all_arms_at_once(drawn_folder: Path) -> None:
 
 def test_two_arms_and_questions_that_one_run_lacks(tmp_path: Path) -> None:
     write_experiment(tmp_path, methods=("lora", "moslora"), seeds=(0, 1))
-    (columns,) = (tmp_path / "runs" / "moslora-1").glob("eval/*float32/columns.json")
-    (beside,) = tmp_path.glob("runs/*/eval/*-base/columns.json")
-    for file, task, count in (columns, "obqa", 3), (beside, "siqa", 5):
-        written = json.loads(file.read_text())
-        its = written[task]
-        its["ids"], its["gold"] = its["ids"][count:], its["gold"][count:]
-        its["outcomes"] = {name: column[count:] for name, column in its["outcomes"].items()}
-        file.write_text(json.dumps(written))
+    runs = dict(read_packed(tmp_path))
+    for evaluation, task, count in ("cloze-cloze-float32", "obqa", 3), ("cloze-cloze-float32-base", "siqa", 5):
+        run = runs["moslora-1"]
+        tasks = run.answers[evaluation]
+        fewer = {**tasks, task: tasks[task].only(tasks[task].ids[count:])}
+        runs["moslora-1"] = replace(run, answers={**run.answers, evaluation: fewer})
+    write_packed(tmp_path, runs)
     found = results.load(tmp_path)
     assert {*found.contrasts["accuracy"]} == {"moslora"} and "left out: 3 of obqa" in found.left_out
     lacking = [len(its.ids) - len(found.base.tasks[task].ids) for task, its in found.arms[0].runs[0].tasks.items()]
@@ -151,7 +152,8 @@ def test_two_arms_and_questions_that_one_run_lacks(tmp_path: Path) -> None:
 
 def test_without_texts_or_a_base_there_is_no_forgetting(drawn_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(drawn_folder, tmp_path / "copy"))
-    shutil.rmtree(next(folder.glob("runs/*/eval/*-base")))
+    runs = {name: without_base(run) for name, run in read_packed(folder).items()}
+    write_packed(folder, runs)
     found = results.load(folder)
     assert found.base is None and results.figures(found)["gain-and-forgetting"] is None
     assert found.names == list(METHODS)

@@ -1,6 +1,5 @@
 """Comparisons whole: an experiment's small files alone, the tables, and what is concluded."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import SETTINGS, base, drawn, with_tasks, write_run
+from compare_kit import SETTINGS, base, drawn, packed, with_tasks
 from message_kit import in_order, says
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare_arms, compare_paths
@@ -21,6 +20,7 @@ from moslora.compare.statistics import MACRO
 from moslora.errors import UsageError
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
+from moslora.runs.packed import read_packed, write_packed
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
@@ -30,10 +30,13 @@ WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
 def experiment(tmp_path: Path) -> Path:
     """Three arms of six seeds, of which only ``learned`` gains."""
     folder = tmp_path / "ablation"
-    runs = [ExperimentRun(arm, seed, 1e-3, f"{arm}-{seed}") for arm in GAINS for seed in range(6)]
+    folder.mkdir()
+    runs = [ExperimentRun(arm, seed, 1e-3, f"runs/{arm}-{seed}") for arm in GAINS for seed in range(6)]
+    small_files = {}
     for one in runs:
         answers = drawn(one.seed, gain=GAINS[one.arm], sizes=WIDE, arm=one.arm)
-        write_run(folder / one.folder, answers, f"adapter.alpha={1 + [*GAINS].index(one.arm)}")
+        small_files[f"{one.arm}-{one.seed}"] = packed(answers, f"adapter.alpha={1 + [*GAINS].index(one.arm)}")
+    write_packed(folder, small_files)
     ExperimentIndex("ablation", ("init-only", "learned"), "log_probability", tuple(runs)).write(folder)
     return folder
 
@@ -109,10 +112,10 @@ def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> Non
 def test_the_command_line(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "compare", experiment, "--margin", "5", "--contrast", "lora,init-only")
     assert code == 0 and says(out, "equal within ±5 nats", "yes") and "init-only and lora are equal" in out
-    shutil.rmtree(experiment / "lora-0")
+    write_packed(experiment, {name: run for name, run in read_packed(experiment).items() if name != "lora-0"})
     code, out, _ = run(capsys, "compare", experiment)
     assert code == 0 and "1 of 18 runs" in out
-    code, out, _ = run(capsys, "compare", *(experiment / f"{arm}-1" for arm in GAINS))
+    code, out, _ = run(capsys, "compare", *(experiment / "runs" / f"{arm}-1" for arm in GAINS))
     assert code == 0 and says(out, "No contrast", "named") and "Conclusion" not in out
 
 

@@ -1,4 +1,4 @@
-"""Answers drawn at random, with the difference between arms known, and runs on disk that have them."""
+"""Answers drawn at random, with the difference between arms known, and packed runs that have them."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ import numpy as np
 from moslora.compare.runs import ComparedRun
 from moslora.recipe import load_recipe
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.evaluation import COLUMNS, Evaluation
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.packed import PackedRun
 from moslora.runs.settings import Settings
 
 SETTINGS = Settings(
@@ -77,11 +78,19 @@ def base(**changes: Any) -> ComparedRun:
     return replace(drawn(99, settings=untrained, **changes), recipe=None, facts={}, seed=None)
 
 
-def write_run(folder: Path, answers: ComparedRun, *changes: str) -> None:
-    """Writes the files of a run that are committed: its recipe, ``run.json`` and an evaluation's columns."""
-    evaluation = folder / "eval" / "cloze-cloze-float32"
-    evaluation.mkdir(parents=True)
-    (evaluation / "settings.json").write_text(json.dumps({"settings": asdict(answers.settings), "tasks": {}}))
-    (evaluation / COLUMNS).write_text(json.dumps({task: asdict(columns) for task, columns in answers.tasks.items()}))
-    (folder / "run.json").write_text(json.dumps(answers.facts))
-    (folder / "recipe.yaml").write_text(load_recipe("smollm2-135m", [f"seed={answers.seed or 0}", *changes]).to_yaml())
+def packed(answers: ComparedRun, *changes: str, base: ComparedRun | None = None, **facts: Any) -> PackedRun:
+    """The small files of a run: its recipe, ``run.json``, and an evaluation of it, and of its ``base``."""
+    evaluations = {"cloze-cloze-float32": answers}
+    if base is not None:
+        evaluations["cloze-cloze-float32-base"] = base
+    return PackedRun(
+        arm=answers.arm,
+        seed=answers.seed or 0,
+        recipe=load_recipe("smollm2-135m", [f"seed={answers.seed or 0}", *changes]).to_yaml(),
+        card=json.dumps({**answers.facts, **facts}),
+        settings={
+            name: json.dumps({"settings": asdict(its.settings), "tasks": {}}) for name, its in evaluations.items()
+        },
+        metrics=[],
+        answers={name: its.tasks for name, its in evaluations.items()},
+    )

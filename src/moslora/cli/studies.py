@@ -32,6 +32,14 @@ def experiment(
     ] = None,
     out: Out = None,
     table: Annotated[bool, typer.Option("--table", help="Print the results so far, and run nothing.")] = False,
+    pack: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the runs that are done into a few small files in this folder, which compare reads, and run"
+            " nothing.",
+        ),
+    ] = None,
     any_code: Annotated[
         bool, typer.Option("--any-code", help="Also count results made by another version of the code.")
     ] = False,
@@ -62,6 +70,11 @@ def experiment(
     from moslora.experiment.study import Study
 
     study = Study(plan, out or RUNS / plan.name, chosen, any_code, any_rate, fetching=not table)
+    if pack is not None:
+        from moslora.experiment.pack import pack_runs
+
+        print(*pack_runs(study, pack), sep="\n")
+        return
     if on == "ray":
         from moslora.experiment.on_ray import on_ray, refuse_missing_ray
 

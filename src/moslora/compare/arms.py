@@ -13,7 +13,8 @@ from moslora.compare.find import Read, compared_run, find
 from moslora.compare.runs import ComparedRun, read_complete
 from moslora.compare.statistics import Floats
 from moslora.errors import UsageError, some
-from moslora.runs.run import SETTINGS, Run, base_of, is_run
+from moslora.runs.evaluation import is_evaluation
+from moslora.runs.run import Run, base_of, is_run
 
 SEED_AT_END = re.compile(r"[-_.=]*(seed|s)?[-_.=]*\d+$")
 """At the end of the name of a run."""
@@ -77,7 +78,7 @@ def _base_beside(run: Path, *, evaluation: str | None, read: Read) -> Path:
     """The evaluation of a run's base that was asked as the run was."""
     tuned = Run(run).evaluation(evaluation)
     base = base_of(tuned)
-    if not (base / SETTINGS).is_file():
+    if not is_evaluation(base):
         asked = compared_run(tuned, read=read)
         command = eval_command(replace(asked, path=base, recipe=None), asked)
         raise UsageError(

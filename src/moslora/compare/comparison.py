@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from moslora.compare.arms import Arm, all_runs, load_arms
 from moslora.compare.comparable import note_versions, refuse_mixed, refuse_other_prompts
 from moslora.compare.contrast import Contrast, contrast_of
@@ -227,7 +225,10 @@ def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Meas
         if shared:
             known = f"must be one of {', '.join(shared)}"
         raise UsageError(f"--metric {name or 'NAME'}: {known} for all of these tasks; choose others with --tasks")
-    return name, measure(name, np.concatenate([table.outcomes[name] for table in tables]))
+    values: set[float] = set()
+    for table in tables:
+        values.update(table.outcomes[name])
+    return name, measure(name, values)
 
 
 def _natural(shared: Sequence[str]) -> str:

@@ -12,9 +12,9 @@ from moslora.compare.logs import log_files, read_logs
 from moslora.compare.runs import ComparedRun, read_complete
 from moslora.console import note
 from moslora.errors import UsageError
-from moslora.runs.evaluation import Evaluation
+from moslora.runs.evaluation import Evaluation, is_evaluation
 from moslora.runs.manifest import WEIGHTS, read_manifest
-from moslora.runs.run import SETTINGS, Run, is_run
+from moslora.runs.run import Run, is_run
 from moslora.runs.settings import Settings
 
 Read = Callable[[Path], Evaluation]
@@ -38,7 +38,7 @@ def find(paths: Sequence[Path], *, evaluation: str | None = None, read: Read = r
 
 
 def _is_log(path: Path) -> bool:
-    if (path / SETTINGS).is_file() or runs_at(path):
+    if is_evaluation(path) or runs_at(path):
         return False
     return bool(log_files(path))
 
@@ -56,7 +56,7 @@ def runs_at(path: Path) -> dict[Path, str | None]:
 
 def _find_at(path: Path, *, evaluation: str | None, read: Read) -> list[ComparedRun]:
     """The evaluations at one path."""
-    if (path / SETTINGS).is_file():
+    if is_evaluation(path):
         return [compared_run(path, read=read)]
     runs = runs_at(path)
     index = read_index(path)

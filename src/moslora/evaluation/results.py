@@ -79,12 +79,13 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> Results:
-    """All numbers of the answers to these ``tasks``; ``records`` by task, in whose order the tasks are."""
+    """All numbers of the answers to these ``tasks``; ``records`` by task, in whose order the tasks are. A task of which
+    only outcomes are known, and no answers, has none."""
     scores: dict[str, Score] = {}
     texts: dict[str, TextScore] = {}
     for task, record in records.items():
         answers = tasks.get(task)
-        if answers is None or not answers.ids:
+        if answers is None or not answers.predicted:
             continue
         if answers.are_texts:
             texts[task] = score_texts(answers)

@@ -107,11 +107,14 @@ class Study:
 
     @property
     def _file(self) -> str:
-        """The experiment's file, as seen from the folder."""
+        return self.file_seen_from(self.out)
+
+    def file_seen_from(self, folder: Path) -> str:
+        """The experiment's file, as seen from a folder with its runs."""
         path = self.experiment.path
         if is_builtin(path, kind="experiment"):
             return _BUILT_IN + self.experiment.name
-        return os.path.relpath(os.path.realpath(path), os.path.realpath(self.out))
+        return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
     def curves(self) -> list[Curve]:
         """The arms' learning rates, as far as they are known."""

@@ -16,8 +16,8 @@ from moslora.evaluation.results import Results, results_of
 from moslora.report.bases import base_names
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.evaluation import Evaluation, Questions
-from moslora.runs.run import RESULTS, SETTINGS, Run, base_of
+from moslora.runs.evaluation import Evaluation, Questions, is_evaluation, is_finished
+from moslora.runs.run import Run, base_of
 from moslora.runs.settings import read_head
 
 
@@ -146,9 +146,9 @@ def _with_evaluations(run: ReportedRun, *, evaluation: str | None, read: Read) -
 
 def _finished(folder: Path, read: Read) -> Evaluation | None:
     """The evaluation in ``folder`` if it is finished."""
-    if (folder / RESULTS).is_file():
+    if is_finished(folder):
         return read(folder)
-    if (folder / SETTINGS).is_file():
+    if is_evaluation(folder):
         note(f"{folder}: interrupted, and left out; moslora eval continues it")
     return None
 

@@ -4,7 +4,8 @@
 ``predictions.jsonl``  one line per question (`moslora.runs.predictions`)
 ``results.json``       the numbers of the finished tasks, which is there once it is done
 
-`moslora.evaluation.journal` writes the first two, and the third at the end.
+`moslora.evaluation.journal` writes the first two, and the third at the end. A packed experiment has the finished ones
+of its runs (`moslora.runs.packed`).
 """
 
 from collections import Counter
@@ -12,20 +13,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.errors import MosloraError, UsageError
 from moslora.runs.answers import TaskAnswers, by_task
 from moslora.runs.outcomes import with_outcomes
+from moslora.runs.packed import packed_run
 from moslora.runs.predictions import Prediction
-from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, Run
+from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run
 from moslora.runs.settings import Head, Settings, TaskRecord, read_head
 
 Questions = Mapping[str, Collection[str]]
 """Task -> the ids of some of its questions."""
-
-COLUMNS = "columns.json"
-"""The columns of `TaskAnswers` by task, in an evaluation of which no more was kept."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,22 @@ class Evaluation:
         return replace(self, tasks=kept)
 
 
+def is_evaluation(folder: Path) -> bool:
+    """Whether there is an evaluation in ``folder``, finished or not, or packed."""
+    packed = packed_run(folder.parent.parent)
+    if packed is None:
+        return (folder / SETTINGS).is_file()
+    return folder.name in packed.settings
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the evaluation in ``folder`` came to its end at least once; those that are packed did."""
+    packed = packed_run(folder.parent.parent)
+    if packed is None:
+        return (folder / RESULTS).is_file()
+    return folder.name in packed.settings
+
+
 def read_evaluation(folder: Path) -> Evaluation:
     """The evaluation in ``folder``, with every outcome that its answers give. Each file is read once.
 
@@ -92,13 +105,13 @@ def read_evaluation(folder: Path) -> Evaluation:
         MosloraError: a file is damaged.
     """
     head = read_head(folder)
-    finished = (folder / RESULTS).is_file()
-    if (folder / COLUMNS).is_file():
-        return Evaluation(folder, head.settings, _read_columns(folder / COLUMNS), head.tasks, finished)
+    packed = packed_run(folder.parent.parent)
+    if packed is not None:
+        return Evaluation(folder, head.settings, packed.answers.get(folder.name, {}), head.tasks)
     predictions = read_predictions(folder)
     found = Evaluation.of(folder, head.settings, predictions)
     partial = unfinished_tasks(head, predictions)
-    return replace(found, records=head.tasks, finished=finished, unfinished=partial)
+    return replace(found, records=head.tasks, finished=is_finished(folder), unfinished=partial)
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
@@ -119,13 +132,6 @@ def read_predictions(folder: Path) -> list[Prediction]:
             raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
         predictions[prediction.id] = prediction
     return list(predictions.values())
-
-
-def _read_columns(file: Path) -> dict[str, TaskAnswers]:
-    try:
-        return TypeAdapter(dict[str, TaskAnswers]).validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise MosloraError(f"{file}: not the answers of a run ({first_line(error)}); evaluate again") from None
 
 
 def unfinished_tasks(head: Head, predictions: Iterable[Prediction]) -> dict[str, tuple[int, int]]:

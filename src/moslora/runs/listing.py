@@ -10,6 +10,7 @@ from typing import Any
 
 from moslora.errors import MosloraError, UsageError, counted
 from moslora.runs.manifest import MANIFEST, RECIPE
+from moslora.runs.packed import RUN_FOLDERS, packed_names
 from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, PREDICTIONS, RESULT, RESULTS, SETTINGS, Run
 
 HEADER = ["run", "base", "adapter", "steps", "state", "scores"]
@@ -39,6 +40,10 @@ def _runs_below(folder: Path) -> Iterator[Run]:
         if RECIPE in files and MANIFEST not in files:
             yield Run(Path(place))
             below[:] = [name for name in below if name not in NOT_SEARCHED]
+        for name in sorted(packed_names(Path(place))):
+            run = Run(Path(place) / RUN_FOLDERS / name)
+            if run.packed is not None:
+                yield run
 
 
 def _row(run: Run) -> list[str]:

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import sha256
 from moslora.recipe import Recipe, load_recipe
+from moslora.recipe.layers import without_trust
+from moslora.recipe.load import stack_recipe
+from moslora.recipe.yaml_text import parse
 from moslora.version import __version__
 
 FORMAT = 3
@@ -69,8 +73,25 @@ def check_hash(path: Path, expected: str) -> None:
 
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
     """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
-    try:
+    with _of_version(by, path):
         return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
+
+
+def stored_recipe(text: str, path: Path, *, by: str | None) -> Recipe:
+    """`written_recipe` of the ``text`` of a file; ``path`` names it in messages."""
+    with _of_version(by, path):
+        try:
+            values = parse(text)
+        except ValueError as error:
+            raise UsageError(f"{path}: is not YAML: {error}") from None
+        return stack_recipe([(str(path), without_trust(values))], name=path.parent.name, folder=path.parent)
+
+
+@contextmanager
+def _of_version(by: str | None, path: Path) -> Iterator[None]:
+    """Says of a recipe with faults that moslora ``by`` wrote it, if that is not this version."""
+    try:
+        yield
     except UsageError as fault:
         if by in (None, __version__):
             raise

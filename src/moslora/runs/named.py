@@ -6,7 +6,7 @@ from pathlib import Path
 from moslora.base.resolve import is_mistyped_path, no_such_folder
 from moslora.errors import UsageError
 from moslora.runs import RUNS
-from moslora.runs.run import is_checkpoints
+from moslora.runs.run import is_checkpoints, is_run
 
 
 def names_run(target: str) -> bool:
@@ -14,7 +14,7 @@ def names_run(target: str) -> bool:
     path = Path(os.path.expanduser(target))
     if os.path.isdir(path):
         return not (path / "config.json").is_file()
-    if path.parent == RUNS or is_checkpoints(path.parent):
+    if path.parent == RUNS or is_checkpoints(path.parent) or is_run(path):
         return True
     if os.path.isdir(RUNS / path):
         raise UsageError(f"{target}: no such folder or model; did you mean {RUNS / path}?")

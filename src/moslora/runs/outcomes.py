@@ -1,11 +1,8 @@
 """The numbers of a question that can be compared. A new one is an entry here, and a name in `moslora.choices`."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
 
 from moslora.runs.answers import TaskAnswers
 
@@ -144,10 +141,10 @@ DEFAULTS = ("accuracy", "acc_norm", "acc", "exact_match", "score", "nats_per_byt
 """The first of these that all have is compared by default."""
 
 
-def measure(outcome: str, values: NDArray[np.float64]) -> Measure:
+def measure(outcome: str, values: Collection[float]) -> Measure:
     """How an outcome with these values is written: a log's in points if they are shares."""
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
-    if values.min() < 0 or values.max() > 1:
+    if min(values) < 0 or max(values) > 1:
         return Measure(outcome, outcome, 1, 3, 4, 0)
-    return Measure(f"{outcome}, %", "points", 100, 1, 1, 0.5, binary=bool(np.isin(values, (0, 1)).all()))
+    return Measure(f"{outcome}, %", "points", 100, 1, 1, 0.5, binary=set(values) <= {0, 1})

@@ -5,7 +5,8 @@
 ``adapter/``       the result             ``eval/NAME/``     an evaluation of it, or of its base
 ``contents.bin``   hashes of the training rows, by which an evaluation finds leaks
 
-Importing this does not load torch.
+A run may also be packed with its experiment (`moslora.runs.packed`), and then has the first three and its finished
+evaluations. Importing this does not load torch.
 """
 
 import json
@@ -21,7 +22,8 @@ from typing import Any
 from moslora.errors import UsageError
 from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe, override_recipe
-from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
+from moslora.runs.manifest import MANIFEST, RECIPE, stored_recipe, written_recipe
+from moslora.runs.packed import PackedRun, packed_run
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -51,7 +53,12 @@ class Run:
     @property
     def exists(self) -> bool:
         """Whether there is a recipe to train by."""
-        return (self.path / RECIPE).is_file()
+        return (self.path / RECIPE).is_file() or self.packed is not None
+
+    @property
+    def packed(self) -> PackedRun | None:
+        """Its files in a packed experiment, if it has no folder."""
+        return packed_run(self.path)
 
     @property
     def result(self) -> Path:
@@ -106,8 +113,12 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """The content of run.json; empty if the run was killed before it was written, or if it is damaged."""
+        packed = self.packed
         try:
-            facts = json.loads((self.path / RUN).read_bytes())
+            if packed is None:
+                facts = json.loads((self.path / RUN).read_bytes())
+            else:
+                facts = json.loads(packed.card)
         except (OSError, ValueError):
             return {}
         if not isinstance(facts, dict):
@@ -141,7 +152,11 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """How it was trained; it grants no trust in remote code."""
-        return written_recipe(self.path / RECIPE, by=self.facts.get("versions", {}).get("moslora"))
+        by = self.facts.get("versions", {}).get("moslora")
+        packed = self.packed
+        if packed is None:
+            return written_recipe(self.path / RECIPE, by=by)
+        return stored_recipe(packed.recipe, self.path / RECIPE, by=by)
 
     def recipe_to_resume(self, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe to train on with; ``overrides`` have to repeat that remote code is trusted."""
@@ -160,6 +175,9 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``, each with a step; none without the file."""
+        packed = self.packed
+        if packed is not None:
+            return [dict(row) for row in packed.metrics]
         path = self.path / METRICS
         if not path.exists():
             return []
@@ -186,6 +204,9 @@ class Run:
     @property
     def evaluations(self) -> list[Path]:
         """The folders of all its evaluations, also those of its base and its checkpoints, by name."""
+        packed = self.packed
+        if packed is not None:
+            return [self.path / EVALUATIONS / name for name in packed.settings]
         return sorted(file.parent for file in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
 
     def evaluation(self, name: str | None = None) -> Path:
@@ -202,7 +223,7 @@ class Run:
         names = ", ".join(folder.name for folder in known)
         if len(found) > 1:
             raise UsageError(f"{self.path}: evaluated in several ways; choose one with --evaluation, among {names}")
-        if found and (found[0] / SETTINGS).is_file():
+        if found and found[0] in every:
             return found[0]
         fault = ""
         if name:
@@ -238,7 +259,7 @@ def base_of(evaluation: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    return os.path.isfile(path / RUN) or os.path.isdir(path / EVALUATIONS)
+    return os.path.isfile(path / RUN) or os.path.isdir(path / EVALUATIONS) or packed_run(path) is not None
 
 
 def run_of(adapter: Path) -> Run:
@@ -301,6 +322,8 @@ def checkpoint_name(adapter: Path) -> str:
 
 def _missing(path: Path) -> str:
     """What is said of a run or an adapter that is not there."""
+    if packed_run(path) is not None:
+        return "packed with its experiment, and so without its adapter; train it again to evaluate or merge it"
     if is_checkpoints(path.parent):
         checkpoints = Run(path.parent / "..").checkpoints
         if not checkpoints:
