@@ -162,6 +162,8 @@ class Run:
         """The recipe to train on with; ``overrides`` have to repeat that remote code is trusted."""
         if "imported" in self.facts:
             raise UsageError(f"{self.path}: an imported adapter, which cannot be resumed, only evaluated or merged")
+        if self.packed is not None:
+            raise UsageError(f"{self.path}: {_missing(self.path)}")
         if (self.path / MANIFEST).is_file() or not self.exists:
             locate_adapter(self.path)  # a clearer message if there is no adapter either
             raise UsageError(
