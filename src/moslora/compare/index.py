@@ -14,19 +14,27 @@ EXPERIMENT = "experiment.json"
 
 @dataclass(frozen=True)
 class ExperimentRun:
-    """One scored run, in ``folder`` of the experiment's; a run that ``diverged`` has no answers."""
+    """One scored run."""
 
     arm: str
     seed: int
     learning_rate: float
-    folder: str
-    diverged: bool = False
+    folder: str  # as seen from the experiment's
+    diverged: bool = False  # and so without answers
 
 
 @dataclass(frozen=True)
 class ExperimentIndex:
-    """The content of ``experiment.json``; ``contrast`` is the comparison named beforehand: the second arm against the
-    first. ``others`` were named with it. ``file`` is the experiment's, as seen from the folder: both may be moved."""
+    """The content of ``experiment.json``.
+
+    Attributes:
+        name: of the experiment.
+        contrast: the comparison named beforehand: the second arm against the first.
+        outcome: the number that is compared.
+        runs: those that are scored.
+        others: comparisons that were named with ``contrast``.
+        file: the experiment's, as seen from the folder: both may be moved.
+    """
 
     name: str
     contrast: tuple[str, str]
@@ -42,8 +50,10 @@ class ExperimentIndex:
 def read_index(folder: Path) -> ExperimentIndex | None:
     """The index that `ExperimentIndex.write` wrote; ``None`` in a folder that is no experiment's."""
     path = folder / EXPERIMENT
+    if not path.is_file():
+        return None
     try:
-        return TypeAdapter(ExperimentIndex).validate_json(path.read_bytes()) if path.is_file() else None
+        return TypeAdapter(ExperimentIndex).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise MosloraError(
             f"{path}: not an experiment ({first_line(error)}); remove it, and give the experiment's command again"

@@ -167,7 +167,7 @@ def check_base(folder: AdapterFolder) -> None:
 
 def changed_encoding(manifest: Mapping[str, Any], encoding: Mapping[str, str]) -> str:
     """Which of tokenizer and chat template are not those of the adapter with this ``manifest``, in words; empty if
-    none, or if its writer did not know them. ``encoding`` as from `moslora.data.encode.encoding`."""
+    none. ``encoding`` as from `moslora.data.encode.encoding`."""
     then = manifest.get("encoding", {})
     words = {"tokenizer": "the base's tokenizer", "chat_template": "its chat template"}
     changed = []

@@ -146,5 +146,6 @@ def measure(outcome: str, values: Collection[float]) -> Measure:
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
     if min(values) < 0 or max(values) > 1:
-        return Measure(outcome, outcome, 1, 3, 4, 0)
-    return Measure(f"{outcome}, %", "points", 100, 1, 1, 0.5, binary=set(values) <= {0, 1})
+        return Measure(title=outcome, unit=outcome, factor=1, digits=3, fine=4, margin=0)
+    binary = set(values) <= {0, 1}
+    return Measure(title=f"{outcome}, %", unit="points", factor=100, digits=1, fine=1, margin=0.5, binary=binary)

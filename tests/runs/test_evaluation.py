@@ -1,0 +1,93 @@
+"""An evaluation as columns: restricted, in order, with what its scores give, against the predictions themselves."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from compare_kit import SETTINGS
+from moslora.errors import MosloraError
+from moslora.evaluation.journal import Journal
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import Evaluation, read_evaluation
+from moslora.runs.outcomes import with_outcomes
+from moslora.runs.predictions import Prediction
+from moslora.runs.settings import NOT_KNOWN, TaskRecord
+
+TASKS = {"boolq": 2, "obqa": 4}
+
+
+def predictions() -> list[Prediction]:
+    """Twenty of each task, not in the order of their ids, the tasks one after the other."""
+    draw = np.random.default_rng(3)
+    found = []
+    for task, options in TASKS.items():
+        for row in draw.permutation(20):
+            scores = tuple(draw.normal(-9, 3, options).round(6).tolist())
+            characters = tuple(draw.integers(1, 9, options).tolist())
+            gold = int(draw.integers(options))
+            id = f"{task}/test/{row:02}"
+            found.append(
+                Prediction(id, task, gold, int(np.argmax(scores)), scores, characters, truncated=bool(row < 3))
+            )
+    return found
+
+
+def test_columns_are_those_of_the_predictions() -> None:
+    every = predictions()
+    evaluation = Evaluation.of(Path(), SETTINGS, every)
+    assert list(evaluation.tasks) == list(TASKS)
+    for task, answers in evaluation.tasks.items():
+        rows = [row for row in every if row.task == task]
+        assert answers.ids == tuple(row.id for row in rows)
+        assert answers.chosen == tuple(row.chosen for row in rows)
+        assert answers.cut == tuple(row.truncated for row in rows) and sum(answers.cut) == 3
+        right = [float(np.argmax(np.divide(row.scores, row.characters)) == row.gold) for row in rows]
+        assert answers.outcomes["accuracy"] == tuple(right) and 0 < sum(right) < 20
+        logs = [log_softmax(np.divide(row.scores, row.characters))[row.gold] for row in rows]
+        assert answers.outcomes["log_probability"] == pytest.approx(logs, abs=1e-9)
+
+
+def test_some_questions_in_the_order_of_their_ids() -> None:
+    every = predictions()
+    questions = {"obqa": {f"obqa/test/{row:02}" for row in (7, 1, 12, 99)}, "siqa": {"siqa/test/01"}}
+    evaluation = Evaluation.of(Path(), SETTINGS, every).in_order.only(questions)
+    ((task, answers),) = evaluation.tasks.items()
+    by_id = {row.id: row for row in every}
+    assert (task, answers.ids) == ("obqa", ("obqa/test/01", "obqa/test/07", "obqa/test/12"))
+    assert answers.scores == tuple(by_id[id].scores for id in answers.ids)
+    assert answers.gold == tuple(by_id[id].gold for id in answers.ids)
+    assert answers.at([]).ids == () and answers.at([]).outcomes["accuracy"] == ()
+
+
+def test_outcomes_that_were_kept_stay_and_scores_give_the_others() -> None:
+    whole = Evaluation.of(Path(), SETTINGS, predictions()).tasks["obqa"]
+    without = TaskAnswers(whole.ids, whole.gold, whole.outcomes, cut=whole.cut)
+    assert with_outcomes(without) == without, "without scores nothing is added"
+    part = replace(whole, outcomes={"accuracy": (0.5,) * 20}, predicted=())
+    assert with_outcomes(part).outcomes == {**whole.outcomes, "accuracy": (0.5,) * 20}
+    with pytest.raises(ValueError, match="different lengths"):
+        replace(whole, gold=whole.gold[:-1])
+
+
+def test_what_was_interrupted_is_known_and_left_out(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, SETTINGS)
+    journal.record({"boolq": TaskRecord(asked=20), "obqa": TaskRecord(asked=30)})
+    journal.append(predictions())
+    found = read_evaluation(tmp_path)
+    assert (found.finished, found.unfinished) == (False, {"obqa": (20, 30)})
+    assert list(found.tasks) == list(TASKS) and list(found.complete.tasks) == ["boolq"]
+    assert found.settings == SETTINGS and found.records["obqa"].asked == 30
+    journal.finish()
+    assert read_evaluation(tmp_path).finished
+    (tmp_path / "settings.json").write_text(json.dumps({"settings": {}, "tasks": {}}))
+    with pytest.raises(MosloraError, match="not an evaluation's settings"):
+        read_evaluation(tmp_path)
+
+
+def test_settings_that_are_not_known_agree_with_all() -> None:
+    assert not NOT_KNOWN.known and NOT_KNOWN.asked == {} and NOT_KNOWN.model == {}
+    assert SETTINGS.known and SETTINGS.asked["protocol"] == "cloze" and SETTINGS.model["base"] == "small (f00d)"
