@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,10 @@ def combine_layers(layers: Iterable[Layer]) -> dict[str, Any]:
     A mapping with another `kind` or `peft_type` replaces the whole mapping, since the keys of one kind mean nothing to
     another; and `adapter.peft` all that is of an adapter of ours, as `adapter.mixer` does `adapter.peft`.
     """
-    return reduce(_over_recipe, (layer.values for layer in layers))
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _over_recipe(merged, layer.values)
+    return merged
 
 
 def _over_recipe(under: dict[str, Any], over: dict[str, Any]) -> Any:

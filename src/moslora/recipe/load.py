@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,7 +206,9 @@ def _drop_gone(layers: Sequence[Layer]) -> None:
         for dotted, today in GONE.items():
             *sections, key = dotted.split(".")
             if depth(layer.values, (*sections, key)) > len(sections):
-                section = reduce(dict.__getitem__, sections, layer.values)
+                section = layer.values
+                for name in sections:
+                    section = section[name]
                 if section[key] == today:
                     del section[key]
                 elif key == "wandb_project":
