@@ -17,6 +17,7 @@ from transformers import DataCollatorWithFlattening
 from benchmarks.gpu import parts as gpu_parts
 from benchmarks.gpu import runner as gpu
 from benchmarks.speed.contestants import our_step, padded
+from forked_kit import python
 from moslora.adapters import inject
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate
@@ -87,17 +88,11 @@ def test_a_part_that_fails_leaves_its_last_words_and_nothing_running(tmp_path: P
 def test_each_test_is_written_down_as_it_ends(tmp_path: Path) -> None:
     (tmp_path / "test_recorded.py").write_text(RECORDED)
     records = tmp_path / "gpu.jsonl"
-    program = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu.parts",
-        "tests",
-        records,
-        tmp_path / "test_recorded.py",
-    ]
-    place = {"RECORDS": str(records), "MOSLORA_GPU_DRY_RUN": "1"}
-    ran = subprocess.run(program, cwd=gpu.ROOT, env=os.environ | place, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    place = {"RECORDS": str(records), "MOSLORA_GPU_DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": ""}
+    words = ("benchmarks.gpu.parts", "tests", records, tmp_path / "test_recorded.py")
+    ran = python("-m", *words, cwd=gpu.ROOT, env=os.environ | place)
+    said = ran.communicate(timeout=240)
+    assert ran.returncode == 0, said
     found = gpu.findings(records, "tests")
     assert {key: found[key] for key in ("passed", "failed", "skipped")} == {"passed": 2, "failed": 1, "skipped": 1}
     assert found["test_first"]["fact"] == 7 and found["test_last"]["outcome"] == "passed"
@@ -140,10 +135,10 @@ def test_all_parts_end_in_time_and_are_summed_up(
 def test_a_step_is_compared_with_the_plain_model_of_transformers(tmp_path: Path) -> None:
     """In its own process, as on a GPU: both are as far from float32 as bfloat16 rounds."""
     records = tmp_path / "gpu.jsonl"
-    program = [sys.executable, "-m", "benchmarks.gpu.parts", "first", records]
-    environment = os.environ | {"MOSLORA_GPU_DRY_RUN": "1", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(program, cwd=gpu.ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+    environment = os.environ | {"MOSLORA_GPU_DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ran = python("-m", "benchmarks.gpu.parts", "first", records, cwd=gpu.ROOT, env=environment)
+    said = ran.communicate(timeout=240)
+    assert ran.returncode == 0, said
     found = gpu.findings(records, "first")
     assert found["torch"] == torch.__version__ and found["liger"]["fault"] == ""
     for name in ("ours", "plain"):

@@ -196,6 +196,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
             sys.path.append(path)
     kind, *words = request["words"]
     if kind == "-m":
+        sys.path.insert(0, os.getcwd())
         sys.argv = words
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":

@@ -1,11 +1,11 @@
 """What `tests/pretend` checks on an accelerator that is not there, in processes of their own: it stays where it is."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from forked_kit import python
 
 FOLDER = Path(__file__).parent
 ONLY = ("check_methods.py", "check_device.py", "check_layers.py", "check_training.py", "check_evaluation.py")
@@ -16,15 +16,10 @@ SECOND = ("check_second.py", "check_device.py", "check_layers.py", "check_traini
 
 
 def check(*files: str, **environment: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
-    ran = subprocess.run(
-        [*command, *(str(FOLDER / file) for file in files)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stdout[-20_000:] + ran.stderr[-2_000:]
+    command = ("-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *(FOLDER / file for file in files))
+    ran = python(*command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment)
+    said, errors = ran.communicate()
+    assert ran.returncode == 0, said[-20_000:] + errors[-2_000:]
 
 
 @pytest.mark.slow
