@@ -25,12 +25,14 @@ CUTS = [
 
 
 @pytest.fixture
-def straight(finished: Callable[[str], Done], with_budget: Done, world: Path, tmp_path: Path) -> Callable[[str], Done]:
+def straight(
+    finished: Callable[[str], Done], request: pytest.FixtureRequest, world: Path, tmp_path: Path
+) -> Callable[[str], Done]:
     """A finished run with its checkpoints."""
 
     def run(name: str) -> Done:
         if name == "rank budget":
-            return with_budget
+            return request.getfixturevalue("with_budget")
         if name == "pissa, dora, bfloat16":  # where the residual of the base is rounded
             parts = ("adapter.dora=true", "model.dtype=bfloat16", "training.keep_checkpoints=9")
             return finish(recipe_of("methods/pissa", world, tmp_path, *parts), tmp_path / "straight")

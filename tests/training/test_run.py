@@ -32,7 +32,7 @@ from moslora.training import loop, train_recipe
 from moslora.training.loop import Parts
 from moslora.training.prepare import prepare
 from moslora.training.state import save_checkpoint
-from training_kit import MakeRecipe, adapter, in_two_processes, same_bits, sign, steps_logged
+from training_kit import MakeRecipe, adapter, cut_after, in_two_processes, same_bits, sign, steps_logged
 
 
 def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
@@ -218,8 +218,7 @@ def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(
     run = Path(shutil.copytree(tmp_path / "straight", tmp_path / "run"))
     moments = load_file(run / "checkpoints" / "step-4" / "optimizer.safetensors")
     assert len(moments) == 6 * 3 * 3 and not any(value.any() for value in moments.values())
-    for later in ("adapter", *(f"checkpoints/step-{step}" for step in (8, 12, 16, 20, 21))):
-        shutil.rmtree(run / later)
+    cut_after(4, run)
     poison(monkeypatch, from_step=1, until=2)  # the fifth step of all
     train_recipe(half, out=run, resuming=True)
     assert same_bits(adapter(tmp_path / "straight"), adapter(run))
@@ -231,8 +230,7 @@ def test_micro_batches_of_another_size_are_told(
     short = ("training.max_steps=4", "training.checkpoint_every=3")
     for size, told in (("200", False), ("300", True)):
         train_recipe(recipe(*short), out=tmp_path / size)
-        for later in ("adapter", "checkpoints/step-4"):
-            shutil.rmtree(tmp_path / size / later)
+        cut_after(3, tmp_path / size)
         capsys.readouterr()
         train_recipe(recipe(*short, f"training.micro_batch_tokens={size}"), out=tmp_path / size, resuming=True)
         said = capsys.readouterr().out
@@ -352,9 +350,7 @@ def test_a_few_changes_are_named_as_a_recipe_writes_them(trained: Path, recipe: 
 def test_a_run_goes_on_with_its_rows_in_another_place(
     trained: Path, world: Path, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    for later in ("adapter", "checkpoints/step-21"):
-        shutil.rmtree(run / later)
+    run = cut_after(20, Path(shutil.copytree(trained, tmp_path / "run")))
     data = shutil.copytree(world / "data", tmp_path / "data")
     train_recipe(recipe(f"data.source={data}"), out=run, resuming=True)
     assert same_bits(adapter(trained), adapter(run))
@@ -545,8 +541,7 @@ def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(
     assert len(files) >= 5
     assert all((plain / file).read_bytes() == (again / file).read_bytes() for file in files)
 
-    shutil.rmtree(again / "adapter")
-    shutil.rmtree(again / "checkpoints" / "step-21")
+    cut_after(20, again)
     train_recipe(chosen, out=again, resuming=True)
     assert all((plain / file).read_bytes() == (again / file).read_bytes() for file in files)
 
