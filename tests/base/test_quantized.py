@@ -43,7 +43,7 @@ from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch
-from training_kit import adapter, in_two_processes, kill_at_checkpoint, moslora, same_bits, same_files
+from training_kit import adapter, in_processes, kill_at_checkpoint, moslora, same_bits, same_files
 
 KINDS = ("nf4", "int8")
 NF4_ERROR, INT8_ERROR = 0.09, 0.01
@@ -214,12 +214,12 @@ def test_two_processes_train_over_a_quantised_base(runs: Path, tmp_path: Path) -
     """Whole on both or sharded, with the same bits, and as on one process."""
     changes = ["adapter.dropout=0", "training.max_steps=5"]
     command = ("-m", "moslora", "train", runs / "nf4.yaml", *changes)
-    said = in_two_processes(*command, "--out", tmp_path / "two")
+    said = in_processes(*command, "--out", tmp_path / "two")
     assert said.count("on a CPU") == 1
-    assert in_two_processes(*command, "training.strategy=fsdp", "--out", tmp_path / "sharded").startswith(said[:200])
+    assert in_processes(*command, "training.strategy=fsdp", "--out", tmp_path / "sharded").startswith(said[:200])
     assert 0.5 < json.loads((tmp_path / "sharded" / "run.json").read_text())["frozen_share"] < 1
     assert same_bits(adapter(tmp_path / "two"), adapter(tmp_path / "sharded"))
-    in_two_processes("-m", "moslora", "eval", tmp_path / "sharded", "--limit", 2, "--out", tmp_path / "shared")
+    in_processes("-m", "moslora", "eval", tmp_path / "sharded", "--limit", 2, "--out", tmp_path / "shared")
     evaluate_target(open_target(str(tmp_path / "sharded")), limit=2, out=tmp_path / "alone")
     scores = [(tmp_path / name / "results.json").read_bytes() for name in ("shared", "alone")]
     assert scores[0] == scores[1]

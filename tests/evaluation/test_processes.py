@@ -16,7 +16,7 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.processes.devices import device
 from reference import perturb, tiny_llama
-from training_kit import in_two_processes, moslora
+from training_kit import in_processes, moslora
 
 LOSES_ONE = """
 import os, signal
@@ -38,7 +38,7 @@ def test_two_processes_score_as_one_also_after_one_was_lost(
     script.write_text(LOSES_ONE)
     command = ("eval", trained, "--out", tmp_path / "two")
     with pytest.raises(AssertionError) as failed:
-        in_two_processes(script, *command)
+        in_processes(script, *command)
     assert "another process has ended" in str(failed.value) and "the same command continues" in str(failed.value)
     kept = (tmp_path / "two" / "predictions.jsonl").read_text().splitlines()
     assert len(kept) == 20, "the block of the process that lived"
@@ -87,7 +87,7 @@ def test_two_processes_with_a_share_each_score_like_one(trained: Path, tmp_path:
     script = tmp_path / "counted.py"
     script.write_text(COUNTED)
     options = ("--strategy", "fsdp", "--batch-tokens", 300, "--out", tmp_path / "two")
-    said = in_two_processes(script, "eval", run, *options)
+    said = in_processes(script, "eval", run, *options)
     counts = [[int(word) for word in line.split() if word.isdigit()] for line in said.splitlines() if "empty" in line]
     assert len(counts) == 2 and sum(counts[0]) == sum(counts[1]) and counts[0] != counts[1], said
     for file in ("results.json", "settings.json"):
@@ -127,7 +127,7 @@ def test_every_protocol_over_tied_and_untied_embeddings(tmp_path: Path) -> None:
         f"    open(f'{tmp_path}/{{number}}-{{dist.get_rank()}}', 'w').write(text)\n"
         "dist.destroy_process_group()\n"
     )
-    in_two_processes(script)
+    in_processes(script)
     for number, (case, text) in enumerate(zip(CASES, one, strict=True)):
         for rank in (0, 1):
             assert (tmp_path / f"{number}-{rank}").read_text() == text, case

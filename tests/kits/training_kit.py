@@ -100,28 +100,28 @@ def importing_tests() -> dict[str, str]:
 ON_A_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def in_two_processes(*program: object) -> str:
+def in_processes(*program: object, processes: int = 2) -> str:
     """Runs ``program``, a script or "-m" and a module, with its arguments, over gloo; what it wrote to its output.
 
     The variables are torchrun's; :func:`by_torchrun` is torchrun itself, which costs three starts of the interpreter.
     """
     shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(get_free_port()),
     }
-    both = []
-    for rank in ("0", "1"):
+    started = []
+    for rank in map(str, range(processes)):
         environment = importing_tests() | ON_A_CPU | shared | {"RANK": rank, "LOCAL_RANK": rank}
-        both.append(python(*program, env=environment))
-    said = [process.communicate(timeout=240) for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(errors[-3000:] for _, errors in said)
+        started.append(python(*program, env=environment))
+    said = [process.communicate(timeout=240) for process in started]
+    assert not any(process.returncode for process in started), "\n".join(errors[-3000:] for _, errors in said)
     return "".join(output for output, _ in said)
 
 
 def by_torchrun(*program: object) -> str:
-    """As :func:`in_two_processes`."""
+    """As :func:`in_processes`."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, program)]
     environment = importing_tests() | ON_A_CPU
     ran = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)

@@ -24,7 +24,7 @@ from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.listing import table_of_runs
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
-from training_kit import adapter, in_two_processes, same_bits, steps_logged
+from training_kit import adapter, in_processes, same_bits, steps_logged
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_sharding_the_base_gives_the_same_bits(world: Path, tmp_path: Path) -> N
     for strategy in ("ddp", "fsdp"):
         recipe = recipe_of("peft/dora", world, tmp_path, f"training.strategy={strategy}")
         (tmp_path / f"{strategy}.yaml").write_text(recipe.to_yaml())
-        in_two_processes("-m", "moslora", "train", tmp_path / f"{strategy}.yaml", "--out", tmp_path / strategy)
+        in_processes("-m", "moslora", "train", tmp_path / f"{strategy}.yaml", "--out", tmp_path / strategy)
     assert Run(tmp_path / "fsdp").facts["strategy"] == "fsdp" and Run(tmp_path / "fsdp").facts["frozen_share"] < 0.9
     assert same_bits(adapter(tmp_path / "ddp"), adapter(tmp_path / "fsdp"))
 

@@ -11,7 +11,7 @@ import pytest
 
 from methods_kit import METHODS, PEFT_METHODS, Done, finish, recipe_of
 from moslora.training import train_recipe
-from training_kit import cut_after, kill_at_checkpoint, moslora, same_files, steps_logged
+from training_kit import cut_after, in_processes, kill_at_checkpoint, moslora, same_files, steps_logged
 
 SLOW = pytest.mark.slow
 CUTS = [
@@ -111,10 +111,8 @@ def test_three_processes_resume_to_the_same_bits(world: Path, tmp_path: Path) ->
     """Three addends are rounded by their order, which DDP changes after its first backward pass."""
     whole = tmp_path / "whole"
     short = ("training.epochs=null", "training.max_steps=8", "training.keep_checkpoints=9")
-    trained = moslora("train", world / "recipe.yaml", "--processes", 3, "--out", whole, *short)
-    assert trained.communicate(timeout=240) and trained.returncode == 0
+    in_processes("-m", "moslora", "train", world / "recipe.yaml", "--out", whole, *short, processes=3)
     again = cut_after(4, Path(shutil.copytree(whole, tmp_path / "again")))
-    resumed = moslora("train", again, "--processes", 3, "--resume")
-    assert resumed.communicate(timeout=240) and resumed.returncode == 0
+    in_processes("-m", "moslora", "train", again, "--resume", processes=3)
     assert len(list(whole.rglob("*.safetensors"))) == 5
     assert same_files(whole, again)

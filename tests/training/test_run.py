@@ -32,7 +32,7 @@ from moslora.training import loop, train_recipe
 from moslora.training.loop import Parts
 from moslora.training.prepare import prepare
 from moslora.training.state import save_checkpoint
-from training_kit import MakeRecipe, adapter, cut_after, in_two_processes, same_bits, sign, steps_logged
+from training_kit import MakeRecipe, adapter, cut_after, in_processes, same_bits, sign, steps_logged
 
 
 def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
@@ -127,7 +127,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe: MakeRecip
         "assert dist.get_world_size() == 2 and dist.get_backend() == 'gloo'\n"
         "dist.destroy_process_group()\n"
     )
-    in_two_processes(script)
+    in_processes(script)
     for method, rank in product(METHODS, range(2)):
         shared = load_file(tmp_path / f"{method}-{rank}.safetensors")
         assert largest_difference(whole[method], shared) < 1e-5, method

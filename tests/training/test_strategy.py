@@ -8,7 +8,7 @@ import pytest
 
 from moslora.base.load import load_base
 from moslora.training import train_recipe
-from training_kit import MakeRecipe, cut_after, in_two_processes, moslora, same_files, steps_logged
+from training_kit import MakeRecipe, cut_after, in_processes, moslora, same_files, steps_logged
 
 SHARDED = "training.strategy=fsdp"
 CHANGES = ("adapter.dropout=0", SHARDED, "training.log_every=1", "training.keep_checkpoints=9")
@@ -72,7 +72,7 @@ def test_factors_that_do_not_learn_are_the_same_in_all_processes(world: Path, tm
     script = tmp_path / "differs.py"
     script.write_text(DIFFERS)
     changes = ("adapter.start=svd", "adapter.trains=mixer", "adapter.mixer.init=near-zero")
-    assert "the same 6" in in_two_processes(script, world / "recipe.yaml", *changes)
+    assert "the same 6" in in_processes(script, world / "recipe.yaml", *changes)
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_a_sharded_base_trains_like_a_whole_one_and_resumes(recipe: MakeRecipe, 
     """Two processes against one: losses 1e-4. A checkpoint resumes on two to the bit, on one to rounding."""
     two, script = tmp_path / "two", tmp_path / "checked.py"
     script.write_text(CHECKED)
-    said = in_two_processes(script, "train", world / "recipe.yaml", *CHANGES, "--out", two)
+    said = in_processes(script, "train", world / "recipe.yaml", *CHANGES, "--out", two)
     assert said.count("checked") == 2 and said.count("adapter saved in") == 1
     ran = json.loads((two / "run.json").read_text())
     sizes = {name: weight.numel() for name, weight in load_base(recipe().model).named_parameters()}
