@@ -1,4 +1,7 @@
-"""The small world, its recipe and a finished run of it."""
+"""The small world, its recipe and a finished run of it.
+
+What starts the workers of `pytest -n` loads this file, too, and needs nothing that loads torch.
+"""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,8 +11,6 @@ import pytest
 
 from moslora.download.wheels import home
 from moslora.recipe import Recipe, load_recipe
-from moslora.training import train_recipe
-from world_kit import make_world
 
 # A parent that ignores Ctrl-C (`nohup make test &`, or a job in the background) hands that on to Python and to all that
 # it starts. The tests send SIGINT to themselves and to their children.
@@ -31,6 +32,8 @@ def own_rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``model/``, ``data/`` and ``recipe.yaml``. Read only."""
+    from world_kit import make_world
+
     root = tmp_path_factory.mktemp("world")
     make_world(root)
     return root
@@ -45,6 +48,8 @@ def recipe(world: Path) -> Callable[..., Recipe]:
 @pytest.fixture(scope="session")
 def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the world's recipe: 84 rows, 2 epochs, 21 steps, dropout 0.1. Copy it before changing it."""
+    from moslora.training import train_recipe
+
     out = tmp_path_factory.mktemp("trained") / "run"
     train_recipe(load_recipe(world / "recipe.yaml"), out=out)
     return out
