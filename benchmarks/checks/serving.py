@@ -38,12 +38,12 @@ from moslora.data.encode import EncodedText
 from moslora.data.sources import load_examples
 from moslora.download.wheels import home
 from moslora.evaluation import Request
-from moslora.evaluation.batches import order_key
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.scorers import make_scorer
 from moslora.files import new_folder, sha256
 from moslora.kernels.rows import common_prefix
 from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.answers import order_key
 from moslora.runs.predictions import Prediction
 from moslora.tasks import COMMONSENSE, TASKS, Example
 

@@ -18,9 +18,10 @@ from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from message_kit import says
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import ModelFacts, Request, Results, evaluate, read_results
-from moslora.evaluation.batches import BLOCK_SIZE, order_key
+from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
+from moslora.runs.answers import order_key
 from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import Leaks

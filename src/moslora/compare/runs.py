@@ -7,7 +7,6 @@ from typing import Any
 
 from moslora.console import note_once
 from moslora.errors import counted, some
-from moslora.evaluation.batches import order_key
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation, Questions, read_evaluation
 from moslora.runs.settings import Settings
@@ -59,16 +58,7 @@ class ComparedRun:
 
     def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "ComparedRun":
         """With what an evaluation of these tasks with this limit has."""
-        return replace(self, evaluation=restricted_to(self.evaluation, tasks, limit))
-
-
-def restricted_to(evaluation: Evaluation, tasks: Collection[str], limit: int | None = None) -> Evaluation:
-    """What an evaluation of these tasks with this limit has."""
-    kept = {}
-    for task, answers in evaluation.tasks.items():
-        if task in tasks:
-            kept[task] = set(sorted(answers.ids, key=order_key)[:limit])
-    return evaluation.only(kept)
+        return replace(self, evaluation=self.evaluation.restricted_to(tasks, limit))
 
 
 def read_complete(folder: Path) -> Evaluation:

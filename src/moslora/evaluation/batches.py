@@ -8,12 +8,12 @@ and a block is computed as a whole. What remains are the sizes of a batch and of
 recorded with the results.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from moslora.runs.answers import order_key
 from moslora.tasks import Example
 
 BLOCK_SIZE = 64
@@ -36,11 +36,6 @@ class Block:
 
     computed: tuple[Example, ...]  # the questions that go through the model
     wanted: tuple[Example, ...]  # the first of them, which count
-
-
-def order_key(id: str) -> bytes:
-    """Sort key of a question: the hash of its id, so that the first questions are always a random sample."""
-    return hashlib.sha256(id.encode()).digest()
 
 
 def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size: int = BLOCK_SIZE) -> Iterator[Block]:

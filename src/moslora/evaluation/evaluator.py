@@ -13,7 +13,7 @@ from moslora.base.identity import packages
 from moslora.data.encode import encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
-from moslora.evaluation.batches import blocks, order_key
+from moslora.evaluation.batches import blocks
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.results import Results, summarise
 from moslora.evaluation.scorer import Request, Scorer
@@ -21,6 +21,7 @@ from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing
 from moslora.evaluation.texts import Texts
 from moslora.processes.group import all_gather, rank_in_group
+from moslora.runs.answers import order_key
 from moslora.runs.settings import Leaks, Settings, TaskRecord
 from moslora.tasks import Example
 from moslora.version import __version__

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
-from moslora.compare.runs import read_complete, restricted_to
+from moslora.compare.runs import read_complete
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.experiment.curve import Curve
@@ -259,7 +259,7 @@ class Study:
             run = planned_run(self.out, planned)
             if state(run) == "scored":
                 evaluation = read_complete(run.evaluation())
-                found[planned.arm].append(restricted_to(evaluation, tasks, recipe.evaluation.limit))
+                found[planned.arm].append(evaluation.restricted_to(tasks, recipe.evaluation.limit))
         return found
 
     def closing(self) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The answers to the questions of one task, as one table of columns."""
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -115,6 +116,11 @@ class TaskAnswers:
             else:
                 changed[each.name] = {name: those(column) for name, column in value.items()}
         return TaskAnswers(**changed)
+
+
+def order_key(id: str) -> bytes:
+    """Sort key of a question: the hash of its id, so that the first questions are always a random sample."""
+    return hashlib.sha256(id.encode()).digest()
 
 
 def by_task(predictions: Sequence[Prediction]) -> dict[str, TaskAnswers]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moslora.errors import MosloraError, UsageError
-from moslora.runs.answers import TaskAnswers, by_task
+from moslora.runs.answers import TaskAnswers, by_task, order_key
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.packed import packed_run
 from moslora.runs.predictions import Prediction
@@ -79,6 +79,14 @@ class Evaluation:
         """The answers to these questions."""
         kept = {task: self.tasks[task].only(ids) for task, ids in questions.items() if task in self.tasks}
         return replace(self, tasks=kept)
+
+    def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "Evaluation":
+        """What an evaluation of these tasks with this limit has."""
+        kept = {}
+        for task, answers in self.tasks.items():
+            if task in tasks:
+                kept[task] = set(sorted(answers.ids, key=order_key)[:limit])
+        return self.only(kept)
 
 
 def is_evaluation(folder: Path) -> bool:
