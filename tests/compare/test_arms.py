@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -279,12 +280,18 @@ def test_the_micro_batches_of_a_gate_with_balance_change_its_steps(runs: Path) -
 
 
 def test_other_rows_at_another_place_are_another_arm(runs: Path) -> None:
-    """Where the hash of the rows under a seed that both have says so; with equal hashes they are one arm."""
+    """Where the hash of all rows says so; with equal hashes they are one arm."""
     for seed in (1, 2):
         rewritten(runs / f"mixed-{seed}", "adapter.mixer={kind: identity}", "data.source=hub")
-    (runs / "mixed-1/run.json").write_text('{"steps": 50, "trained_rows": 9, "data": {"sha256": "y"}}')
+
+    def trained_on(source: str, names: Sequence[str]) -> None:
+        for name in names:
+            Run(runs / name).add_facts(data={"sha256": "x", "source_sha256": source})
+
+    trained_on("one", ("lora-1", "lora-2"))
+    trained_on("other", ("mixed-1", "mixed-2"))
     assert [(arm.name, [*arm.runs]) for arm in load_arms([runs])] == [("lora", [1, 2]), ("mixed", [1, 2])]
-    (runs / "mixed-1/run.json").write_text('{"steps": 50, "trained_rows": 9, "data": {"sha256": "x"}}')
+    trained_on("one", ("mixed-1", "mixed-2"))
     with pytest.raises(UsageError, match="one arm"):
         load_arms([runs])
 

@@ -48,7 +48,7 @@ class ComparedRun:
 
     @property
     def source_hash(self) -> str | None:
-        """Of all rows among which its seed chose; ``None`` if it was not trained, or an earlier version trained it."""
+        """Hash of all rows among which its seed chose; ``None`` if it was not trained here."""
         found: str | None = self.facts.get("data", {}).get("source_sha256")
         return found
 

@@ -124,10 +124,7 @@ def _said(own: Scored, plain: Scored | None, metric: str) -> Iterator[str]:
 
 def _value(score: Score, metric: str) -> str:
     share = f"{100 * score[metric]:.1f}"
-    ends = score.get(metric.replace("accuracy", "interval"))  # none in old files
-    if not ends:
-        return share
-    low, high = ends
+    low, high = score[metric.replace("accuracy", "interval")]
     return f"{share} ({100 * low:.1f} to {100 * high:.1f})"
 
 

@@ -33,7 +33,7 @@ class Score:
     close_calls: int | None = None  # questions whose margin is below their task's drift; not for generate
     same_answer: float | None = None  # share of the most frequent answer, by its position; not of an average
     below_majority: float | None = None  # p of the test of this name; not of an average
-    interval: tuple[float, float] | None = None  # of ``accuracy``, 95 %: `wilson`'s; ``None`` in old files
+    interval: tuple[float, float] | None = None  # of ``accuracy``, 95 %: `wilson`'s
     interval_per_character: tuple[float, float] | None = None  # the same, cloze only
 
     def value(self, metric: str) -> tuple[float, tuple[float, float] | None]:

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import MosloraError, UsageError, counted
+from moslora.errors import MosloraError, UsageError
 from moslora.runs.manifest import MANIFEST, RECIPE
 from moslora.runs.packed import RUN_FOLDERS, packed_names
 from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, PREDICTIONS, RESULT, RESULTS, SETTINGS, Run
@@ -80,10 +80,7 @@ def _state(run: Run, facts: Mapping[str, Any]) -> str:
 
 def _interrupted(name: str, answered: int, asked: int) -> str:
     """Without an average, which would be over a part of the questions."""
-    progress = counted(answered, "question")
-    if asked:
-        progress = f"{answered:,} of {asked:,} questions"
-    return f"{name} unfinished ({progress})"
+    return f"{name} unfinished ({answered:,} of {asked:,} questions)"
 
 
 def _scores(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
@@ -102,18 +99,12 @@ def _scores(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _asked_alike(cards: list[dict[str, Any]]) -> bool:
-    """Whether all have the same number of questions of each task, and the same hash of its data; an old card has the
-    number over all tasks."""
-    if all("asked" in card for card in cards):
-        asked = [card["asked"] for card in cards]
-    else:
-        asked = [(card.get("questions"), set(card["tasks"])) for card in cards]
-    return all(other == asked[0] for other in asked)
+    """Whether all have the same number of questions of each task, and the same hash of its data."""
+    return all(card["asked"] == cards[0]["asked"] for card in cards)
 
 
 def unfinished_evaluations(run: Run) -> dict[str, tuple[int, int]]:
-    """The evaluations that were interrupted, by name: the number of questions answered, and asked; the latter is 0 if
-    an earlier version did not record it."""
+    """The evaluations that were interrupted, by name: the number of questions answered, and asked."""
     found = {}
     for folder in run.evaluations:
         progress = _progress(folder)
@@ -128,13 +119,9 @@ def _progress(folder: Path) -> tuple[int, int] | None:
     finished = (folder / RESULTS).is_file()
     try:
         asked = _asked(folder)
-        if finished and not asked:  # of an earlier version
-            return None
         answered = _answered(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not asked:
-        return answered.total(), 0
     if finished and all(answered[task] >= number for task, number in asked.items()):
         return None
     done = sum(min(answered[task], number) for task, number in asked.items())
@@ -142,10 +129,9 @@ def _progress(folder: Path) -> tuple[int, int] | None:
 
 
 def _asked(folder: Path) -> dict[str, int]:
-    """Task -> number of questions that the last evaluation asked; without tasks of earlier versions."""
+    """Task -> number of questions that the last evaluation asked."""
     tasks = json.loads((folder / SETTINGS).read_bytes())["tasks"]
-    numbers = {task: record.get("asked") for task, record in tasks.items()}
-    return {task: number for task, number in numbers.items() if number is not None}
+    return {task: record["asked"] for task, record in tasks.items()}
 
 
 def _answered(folder: Path) -> Counter[str]:

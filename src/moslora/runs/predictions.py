@@ -64,7 +64,7 @@ class Prediction:
 
     @classmethod
     def from_json(cls, line: str) -> "Prediction":
-        """The inverse of `to_json`, with floats equal bit for bit. Lines of earlier versions have more fields."""
+        """The inverse of `to_json`, with floats equal bit for bit."""
         values = json.loads(line)
         for name in ("scores", "characters"):
             values[name] = tuple(values.get(name, ()))

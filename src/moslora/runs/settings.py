@@ -26,9 +26,9 @@ class Settings:
     max_length: int | None  # longest sequence in tokens; ``None`` if the model states no context length
     data: Mapping[str, str]  # task -> sha256 of all its questions
     metadata: Mapping[str, Any]  # from the caller: what identifies the model
-    # of generate, the arguments of transformers' `GenerationConfig`; ``None`` otherwise, and in old files
+    # of generate, the arguments of transformers' `GenerationConfig`; ``None`` otherwise
     writing: Mapping[str, Any] | None = None
-    # versions of packages, hashes of the tokenizer and the chat template; empty in old files
+    # versions of packages, hashes of the tokenizer and the chat template
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -77,7 +77,7 @@ class TaskRecord:
     # deciding score; ``None`` for generate, and before it is measured
     drift: float | None = None
     leaks: Leaks | None = None  # ``None`` if the training rows are unknown
-    asked: int | None = None  # number of questions that the last evaluation asked; ``None`` in old files
+    asked: int | None = None  # number of questions that the last evaluation asked; ``None`` before it asks
 
 
 @dataclass(frozen=True)
