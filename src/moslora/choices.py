@@ -8,7 +8,6 @@ LossOn = Literal["response", "all"]
 Split = Literal["train", "test", "dev"]
 Onto = Literal["original", "dequantized"]
 Strategy = Literal["ddp", "fsdp"]
-Outcome = Literal["accuracy", "log_probability", "nats_per_byte"]
 TrackerName = Literal["wandb", "tensorboard", "trackio", "mlflow"]
 
 FORMER_NAMES = {"rank": "choice"}

@@ -13,7 +13,7 @@ from moslora.compare.runs import ComparedRun, in_common
 from moslora.console import note
 from moslora.errors import UsageError, some
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Measure, measure
+from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
 
@@ -210,7 +210,7 @@ def _nothing_in_common(runs: Sequence[ComparedRun]) -> str:
     return f"{first.path} and {other.path}: no question in common; {fix}"
 
 
-def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Measure]:
+def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Outcome]:
     """The ``chosen`` outcome, or the first of `DEFAULTS` that all runs have of all tasks, or the only one they have."""
     tables: list[TaskAnswers] = []
     for run in runs:

@@ -8,7 +8,7 @@ import numpy as np
 
 from moslora.compare.arms import Arm, pair, values
 from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
-from moslora.runs.outcomes import Measure
+from moslora.runs.outcomes import Outcome
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Contrast:
 
     before: str
     after: str
-    unit: Measure
+    unit: Outcome
     seeds: int
     y: dict[str, Floats]
     majority: dict[str, Floats]
@@ -53,7 +53,7 @@ class Contrast:
         return effects(differences, binary=True)[MACRO]
 
 
-def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Measure) -> Contrast:
+def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome) -> Contrast:
     """``after`` against ``before``, whose runs have answered the same questions.
 
     Args:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from moslora.choices import Outcome
 from moslora.errors import MosloraError, first_line
 from moslora.files import write_text
+from moslora.runs.outcomes import OutcomeName
 
 EXPERIMENT = "experiment.json"
 
@@ -38,7 +38,7 @@ class ExperimentIndex:
 
     name: str
     contrast: tuple[str, str]
-    outcome: Outcome
+    outcome: OutcomeName
     runs: tuple[ExperimentRun, ...]
     others: tuple[tuple[str, str], ...] = ()
     file: str = ""

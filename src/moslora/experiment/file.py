@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict, ValidationError
 
-from moslora.choices import Outcome
 from moslora.errors import UsageError
 from moslora.prompts.protocols import PROTOCOLS, joined_names, readers
 from moslora.recipe import Recipe, find_recipe, stack_recipe
@@ -19,7 +18,7 @@ from moslora.recipe.changes import shared_keys
 from moslora.recipe.fields import Section
 from moslora.recipe.layers import shown
 from moslora.recipe.yaml_text import parse
-from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.outcomes import OUTCOMES, OutcomeName
 
 OTHERS = "others"
 """Key of the learning rates of all arms that have none of their own, in a mapping."""
@@ -81,10 +80,10 @@ class ExperimentFile(Section):
     against: str | None = None
     """Or that of every other arm against this one."""
 
-    outcome: Outcome
+    outcome: OutcomeName
     """The number compared."""
 
-    also: Annotated[tuple[Outcome, ...], Strict(False)] = ()
+    also: Annotated[tuple[OutcomeName, ...], Strict(False)] = ()
     """Other outcomes named beforehand."""
 
     def rates(self, arm: str) -> tuple[float, ...]:
@@ -291,7 +290,7 @@ def _not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, 
         yield from _no_such_outcome(outcome, common)
 
 
-def _no_such_outcome(outcome: Outcome, common: Recipe) -> Iterator[str]:
+def _no_such_outcome(outcome: str, common: Recipe) -> Iterator[str]:
     """Why the runs have no such outcome: their protocol does not give it, or nothing is asked that has it."""
     measure = OUTCOMES[outcome]
     protocol = PROTOCOLS[common.evaluation.protocol]

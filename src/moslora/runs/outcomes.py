@@ -1,8 +1,11 @@
-"""The numbers of a question that can be compared. A new one is an entry here, and a name in `moslora.choices`."""
+"""The numbers of a question that can be compared. A new one is an entry of :data:`OUTCOMES`, and nothing else."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from moslora.runs.answers import TaskAnswers
 
@@ -45,12 +48,17 @@ def nats_per_byte(answers: TaskAnswers) -> Column:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """How an outcome is written: times ``factor``, with so many ``digits`` (in a mean over seeds ``fine``); a
-    difference below ``margin`` of this ``unit`` does not matter; 0 if nobody knows which.
+class Outcome:
+    """A number of each question, or text: what it is, how it is written, and which difference matters.
 
     Attributes:
-        of: its number of each question, from the answers of a task; ``None`` of a log's, which has the numbers.
+        title: its column in a table.
+        unit: of its numbers, times ``factor``.
+        factor: 100 for a share in percent.
+        digits: of one run's mean; a difference has one more.
+        fine: digits of a mean over seeds.
+        margin: a difference below it, in ``unit``, does not matter; 0 if nobody knows which.
+        of: computes it from the answers of a task; ``None`` for one of a log, which has the numbers.
         of_texts: texts have it, and questions do not; lower is better.
         binary: it is 0 or 1.
         scored: it is read from the options' scores, which ``generate`` does not have.
@@ -80,8 +88,8 @@ class Measure:
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
 
 
-OUTCOMES: Mapping[str, Measure] = {
-    "log_probability": Measure(
+OUTCOMES: Mapping[str, Outcome] = {
+    "log_probability": Outcome(
         title="log p of the right option",
         unit="nats",
         factor=1,
@@ -91,7 +99,7 @@ OUTCOMES: Mapping[str, Measure] = {
         of=log_probability,
         scored=True,
     ),
-    "accuracy": Measure(
+    "accuracy": Outcome(
         title="accuracy, %",
         unit="points",
         factor=100,
@@ -101,7 +109,7 @@ OUTCOMES: Mapping[str, Measure] = {
         of=right,
         binary=True,
     ),
-    "nats_per_byte": Measure(
+    "nats_per_byte": Outcome(
         title="nats per byte",
         unit="nats per byte",
         factor=1,
@@ -115,6 +123,16 @@ OUTCOMES: Mapping[str, Measure] = {
 }
 
 
+def _known(name: str) -> str:
+    if name not in OUTCOMES:
+        raise ValueError(f"must be one of {', '.join(OUTCOMES)}")
+    return name
+
+
+OutcomeName = Annotated[str, AfterValidator(_known)]
+"""A key of :data:`OUTCOMES`, for pydantic."""
+
+
 def with_outcomes(answers: TaskAnswers) -> TaskAnswers:
     """These answers with every outcome that they give, beside those that they had."""
     found: dict[str, Column] = {}
@@ -126,7 +144,7 @@ def with_outcomes(answers: TaskAnswers) -> TaskAnswers:
     return replace(answers, outcomes={**found, **answers.outcomes})
 
 
-def _has(answers: TaskAnswers, outcome: Measure) -> bool:
+def _has(answers: TaskAnswers, outcome: Outcome) -> bool:
     """Whether these answers have the columns that an outcome is read from."""
     if outcome.of_texts:
         return answers.are_texts
@@ -141,11 +159,11 @@ DEFAULTS = ("accuracy", "acc_norm", "acc", "exact_match", "score", "nats_per_byt
 """The first of these that all have is compared by default."""
 
 
-def measure(outcome: str, values: Collection[float]) -> Measure:
+def measure(outcome: str, values: Collection[float]) -> Outcome:
     """How an outcome with these values is written: a log's in points if they are shares."""
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
     if min(values) < 0 or max(values) > 1:
-        return Measure(title=outcome, unit=outcome, factor=1, digits=3, fine=4, margin=0)
+        return Outcome(title=outcome, unit=outcome, factor=1, digits=3, fine=4, margin=0)
     binary = set(values) <= {0, 1}
-    return Measure(title=f"{outcome}, %", unit="points", factor=100, digits=1, fine=1, margin=0.5, binary=binary)
+    return Outcome(title=f"{outcome}, %", unit="points", factor=100, digits=1, fine=1, margin=0.5, binary=binary)
