@@ -73,7 +73,7 @@ class Target:
         return self.recipe.own_tasks
 
     def asked(self, typed: Mapping[str, Any]) -> Request:
-        """Its request with the ``typed`` fields. If only one of protocol and format is given, the other is chosen to fit."""
+        """Its request with the ``typed`` fields. Of protocol and format, one that is not typed is chosen to match."""
         own = self.request
         protocol = typed.get("protocol")
         format = typed.get("format")
