@@ -114,8 +114,9 @@ def label_loss(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor 
     each rounded to its own size; in float16, where those below 6e-8 are zero, expm1(log p), which is as exact as that.
     """
     labels = labels[:, None]
-    logits = product(states, weight)
-    log_p = logits.to(torch.promote_types(states.dtype, torch.float32)).log_softmax(1)
+    wide = torch.promote_types(states.dtype, torch.float32)
+    # In one statement: a name would keep the logits, of 16 bits and wide, beside what is made of them.
+    log_p = product(states, weight).to(wide).log_softmax(1)
     of_labels = log_p.gather(1, labels)
     if gradient is not None:
         p = torch.exp(log_p, out=torch.empty_like(log_p, dtype=states.dtype))
