@@ -13,7 +13,7 @@ from huggingface_hub import ModelCardData
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, looks_like_path
-from moslora.convert import asked, scores
+from moslora.convert import card_prompts, card_scores
 from moslora.recipe import Recipe, load_recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.absolute_paths import local_files
@@ -65,7 +65,7 @@ No licence is set here: the terms of `{base}` apply to what is made of it.
 
 ## Prompt
 
-{asked.section(recipe, tokenizer, tasks=tasks_of(folder.manifest, recipe, made.task))}
+{card_prompts.section(recipe, tokenizer, tasks=tasks_of(folder.manifest, recipe, made.task))}
 
 With moslora, `moslora ask` and `moslora eval` ask so by themselves.
 
@@ -75,7 +75,7 @@ With moslora, `moslora ask` and `moslora eval` ask so by themselves.
 
 ## Evaluation
 
-{scores.section(folder.run, folder.manifest, made.scored, task=made.task)}
+{card_scores.section(folder.run, folder.manifest, made.scored, task=made.task)}
 
 ## Check of this folder
 
@@ -129,14 +129,14 @@ def public_name(base: str) -> str:
     if base == BUILTIN:
         return BUILTIN_ON_THE_HUB
     if _is_local(base):
-        return scores.last_part(base)
+        return card_scores.last_part(base)
     return base
 
 
 def base_in_code(base: str) -> str:
     """The argument of ``from_pretrained`` for a base: its hub id, or a place to put its path into."""
     if _is_local(base):
-        name = scores.last_part(base).removeprefix("./")
+        name = card_scores.last_part(base).removeprefix("./")
         return f'"path/to/{name}"'
     return f'"{public_name(base)}"'
 
@@ -162,12 +162,12 @@ def _training(manifest: Mapping[str, Any], recipe: Recipe, origin: Origin) -> st
         f"{manifest['step']:,} steps by moslora {manifest['moslora']}: {sum(drawn.values()):,} rows, repeats included,"
         f" of {manifest['trained_rows']:,} (sha256 `{manifest['data']['sha256']}`)"
     )
-    facts += [f"{task}: {n:,} rows from {scores.origin(task, recipe.data.source)}" for task, n in drawn.items()]
+    facts += [f"{task}: {n:,} rows from {card_scores.origin(task, recipe.data.source)}" for task, n in drawn.items()]
     facts += manifest["data"]["notes"]
     values = recipe.model_dump(mode="json")
     if _is_local(recipe.model.name):
-        values["model"]["name"] = scores.last_part(recipe.model.name)
+        values["model"]["name"] = card_scores.last_part(recipe.model.name)
     for section, key in local_files(values):
-        section[key] = scores.last_part(section[key])
+        section[key] = card_scores.last_part(section[key])
     listed = "".join(f"- {fact}\n" for fact in facts)
     return f"{listed}\n```yaml\n{render(values).rstrip()}\n```"

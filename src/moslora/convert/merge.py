@@ -188,8 +188,8 @@ class Merging:
         return _compare_weights(start, by_stored_layer(adapters.layers, base.stored), out)
 
     def _log_p_of_merged(self, out: Path) -> Tensor:
-        written = self.section.model_copy(update={"name": str(out), "revision": None, "quantization": None})
-        return self._log_p(load_base(written))
+        merged = self.section.model_copy(update={"name": str(out), "revision": None, "quantization": None})
+        return self._log_p(load_base(merged))
 
 
 class Start(NamedTuple):
@@ -258,7 +258,7 @@ def _compare_weights(start: Start, layers: Mapping[str, AdapterLinear], out: Pat
         for name, layer in layers.items():
             key = f"{name}.weight"
             plain = start.tensor(key, base)
-            written = merged[key].get_tensor(key)
+            weight_there = merged[key].get_tensor(key)
             delta = layer.delta_weight()
             sums = torch.zeros(3, dtype=torch.float64)
             for begin in range(0, len(plain), ROWS):
@@ -268,7 +268,7 @@ def _compare_weights(start: Start, layers: Mapping[str, AdapterLinear], out: Pat
                 if layer.magnitude is not None:
                     gain = layer.magnitude.weight[rows] / adapted.norm(dim=1)
                     adapted *= gain.nan_to_num(0, 0)[:, None]
-                sums += weight_sums(written[rows], exact=adapted, plain=weight)
+                sums += weight_sums(weight_there[rows], exact=adapted, plain=weight)
             found[name] = sums
     return found
 

@@ -52,14 +52,14 @@ class LogProbabilities(NamedTuple):
     merged: Tensor
 
 
-def weight_sums(written: Tensor, *, exact: Tensor, plain: Tensor) -> Tensor:
+def weight_sums(merged: Tensor, *, exact: Tensor, plain: Tensor) -> Tensor:
     """Σ|W' − R|, Σ|ΔW| and Σ|W| over a layer's weight, or some rows of it: float64, ``(3,)``.
 
-    W' is ``written``; ``exact`` is E = W + ΔW in float32 and ``plain`` W; R is E rounded once to the dtype of W'. An
+    W' is ``merged``; ``exact`` is E = W + ΔW in float32 and ``plain`` W; R is E rounded once to the dtype of W'. An
     error ε of E makes an entry round to the next number with probability |ε| / (their distance). So Σ|W' − R| is about
     Σ|ε| in every dtype, also where every ε is far below the rounding; a sum of squares would not be.
     """
-    missed = written.float() - exact.to(written.dtype).float()
+    missed = merged.float() - exact.to(merged.dtype).float()
     return torch.stack([value.abs().sum(dtype=torch.float64) for value in (missed, exact - plain, plain)])
 
 

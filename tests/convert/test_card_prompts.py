@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from moslora.choices import FormatName
-from moslora.convert import asked
+from moslora.convert import card_prompts
 from moslora.convert.card import tasks_of
 from moslora.prompts.formats import make_format
 from moslora.recipe import DataSection, EvaluationSection, Recipe, load_recipe
@@ -41,7 +41,7 @@ def shown(
     folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase, task: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """What the Python text of each task makes."""
-    text = asked.section(folder.recipe, tokenizer, tasks=tasks_of(folder.manifest, folder.recipe, task))
+    text = card_prompts.section(folder.recipe, tokenizer, tasks=tasks_of(folder.manifest, folder.recipe, task))
     found: dict[str, dict[str, Any]] = {}
     for titles, code in re.findall(r"^([^\n]+):\n\n```python\n(.*?)```", text, re.DOTALL | re.MULTILINE):
         names: dict[str, Any] = {}
@@ -102,10 +102,10 @@ def test_the_prompt_of_own_tasks_and_free_rows(trained: Path, tokenizer: PreTrai
         wording=recipe.own_tasks["triage"].wording,
     )
     label = make_format("label", tokenizer)
-    for task, example in (("triage", triage), (asked.FREE, Example("1", INSTRUCTION, "Sing!", ("La.",), 0))):
+    for task, example in (("triage", triage), (card_prompts.FREE, Example("1", INSTRUCTION, "Sing!", ("La.",), 0))):
         assert with_texts(found[task]["prompt"], example) == label.options(example)[0].prompt
-    assert "answers" not in found[asked.FREE]
-    assert [len(found[task]["answers"]) for task in ("triage", "pick", "any")] == [2, 3, asked.USUAL_OPTIONS]
+    assert "answers" not in found[card_prompts.FREE]
+    assert [len(found[task]["answers"]) for task in ("triage", "pick", "any")] == [2, 3, card_prompts.USUAL_OPTIONS]
 
 
 def test_a_gate_that_is_fixed_is_asked_about_its_task_alone(trained: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -113,4 +113,4 @@ def test_a_gate_that_is_fixed_is_asked_about_its_task_alone(trained: Path, token
     assert {*shown(folder, tokenizer)} == {"boolq", "arc_easy", "obqa"}
     assert {*shown(folder, tokenizer, "obqa")} == {"obqa"}
     chat = folder.recipe.model_copy(update={"data": DataSection(format="chat")})
-    assert "chat template" in asked.section(chat, None, tasks=tasks_of(folder.manifest, chat, None))
+    assert "chat template" in card_prompts.section(chat, None, tasks=tasks_of(folder.manifest, chat, None))
