@@ -99,7 +99,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def shared_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted keys that all arms of an experiment `Shared`."""
+    """The dotted keys of the fields that are `Shared` by all arms of an experiment."""
     for name, field in model.model_fields.items():
         if Shared in field.metadata:
             yield prefix + name
