@@ -82,6 +82,11 @@ def commands(world: Path) -> dict[str, Command]:
         one_run.train_in_processes = train  # type: ignore[attr-defined]
         return typed("experiment", "e.yaml", "all", "--any-rate")()
 
+    def packed() -> None:
+        planned()
+        assert experiment() == 0
+        _expect_zero(typed("experiment", "e.yaml", "--pack", "packed"))
+
     def again() -> int:
         reproduce.train_in_processes = _train_again  # type: ignore[attr-defined]
         return typed("reproduce", "runs/one")()
@@ -108,6 +113,7 @@ def commands(world: Path) -> dict[str, Command]:
         Command("eval --base", typed("eval", "runs/one", "--base", "--limit", 4), scored),
         Command("eval MODEL", typed("eval", world / "model", "--source", world / "data", "--limit", 4, *_OWN_TASKS)),
         Command("experiment", experiment, planned),
+        Command("experiment --pack", typed("experiment", "e.yaml", "--pack", "packed"), packed),
         Command("reproduce", again, trained),
         Command("merge", typed("merge", "runs/one"), scored),
         Command("export", typed("export", "runs/one"), trained),

@@ -145,10 +145,8 @@ def _rows_of_metrics(runs: Mapping[str, PackedRun]) -> list[Row]:
     rows = []
     for name, run in runs.items():
         for record in run.metrics:
-            row: Row = {"folder": name}
-            for metric, value in record.items():
-                row[metric] = math.nan if value is None else value
-            rows.append(row)
+            numbers = {metric: _or_nan(value) for metric, value in record.items()}
+            rows.append({"folder": name, **numbers})
     return rows
 
 
@@ -156,14 +154,23 @@ def _metrics(table: "pyarrow.Table") -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = defaultdict(list)
     for row in table.to_pylist():
         name = row.pop("folder")
-        record = {}
-        for metric, value in row.items():
-            if value is None:
-                continue
-            finite = isinstance(value, str) or math.isfinite(value)
-            record[metric] = value if finite else None
+        record = {metric: _or_none(value) for metric, value in row.items() if value is not None}
         found[name].append(record)
     return found
+
+
+def _or_nan(value: Any) -> Any:
+    """A metric, and NaN for a number that was not finite, which is ``None`` in a record."""
+    if value is None:
+        return math.nan
+    return value
+
+
+def _or_none(value: Any) -> Any:
+    """The inverse of `_or_nan`."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
 
 
 def _rows_of_answers(runs: Mapping[str, PackedRun]) -> list[Row]:
@@ -217,7 +224,9 @@ def _answers(table: "pyarrow.Table") -> dict[str, dict[str, dict[str, TaskAnswer
         places[key].append(place)
     found: dict[str, dict[str, dict[str, TaskAnswers]]] = {}
     for (name, evaluation, task), rows in places.items():
-        of_task = {column: tuple(values[row] for row in rows) for column, values in columns.items()}
+        of_task = {}
+        for column, values in columns.items():
+            of_task[column] = tuple(values[row] for row in rows)
         found.setdefault(name, {}).setdefault(evaluation, {})[task] = _answers_of_task(of_task)
     return found
 
@@ -283,17 +292,22 @@ def _write(file: Path, rows: Sequence[Row]) -> None:
         names |= dict.fromkeys(row)
     texts = pa.list_(pa.string())  # also where all are empty
     types = {"evaluations": texts, "settings": texts}
-    columns = {name: pa.array([row.get(name) for row in rows], types.get(name)) for name in names}
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        columns[name] = pa.array(values, types.get(name))
     table = pa.table(columns).replace_schema_metadata({NAMES: ",".join(names)})
+    content = pa.BufferOutputStream()
     parquet.write_table(
         table,
-        file,
+        content,
         compression="zstd",
         compression_level=19,
         use_dictionary=[field.name for field in table.schema if field.type == pa.string()],
         column_encoding=_encodings(table.schema),
         write_page_checksum=True,
     )
+    file.write_bytes(content.getvalue())
 
 
 def _encodings(schema: "pyarrow.Schema") -> dict[str, str]:
