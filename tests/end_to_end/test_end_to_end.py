@@ -36,8 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = load_recipe(
         "smollm2-135m",
         [
-            *("data.rows=6", "data.validation_rows=2", "training.max_steps=5", "training.warmup_steps=1"),
-            *("training.global_batch_size=8", "training.schedule=constant"),
+            *("data.rows=12", "data.validation_rows=8", "training.max_steps=6", "training.warmup_steps=2"),
+            *("training.global_batch_size=16", "training.schedule=constant"),
         ],
     )
     train_recipe(recipe, out=out)
