@@ -88,7 +88,9 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     """Refuses a source without test rows and a model that does not exist, before anything is downloaded. Notes scores
     that need a remark."""
     sets = [task.name for task in tasks if not task.own]
-    trained_on = target.recipe.data.source if target.recipe else None
+    trained_on = None
+    if target.recipe is not None:
+        trained_on = target.recipe.data.source
     if sets and source == trained_on and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(f"{source}: a single file has no test rows, and this model was trained on it; set --source")
     if target.trained is None:

@@ -136,7 +136,9 @@ class Target:
             another_way = "--strategy fsdp, "
         # To be sharded it is read on the CPU, where processes share the file's pages; quantised it is on its device.
         on_host = sharded and not self.model.quantization
-        place = torch.device("cpu") if on_host else device()
+        place = device()
+        if on_host:
+            place = torch.device("cpu")
         with fitting(self.model, another=another_way):
             if self.adapter is None:
                 model = load_base(self.model, device=place, computed_here=not on_host)

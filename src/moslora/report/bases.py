@@ -23,7 +23,10 @@ def base_names(bases: Sequence[Settings | None]) -> list[str]:
     for known in described:
         told = [known.get(field, "None") for field in differing]
         told = [value for value in told if value != "None"]
-        names.append(f"base ({', '.join(told)})" if told else "base")
+        if told:
+            names.append(f"base ({', '.join(told)})")
+        else:
+            names.append("base")
     return names
 
 

@@ -18,7 +18,7 @@ from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.evaluation import Evaluation, Questions, is_evaluation, is_finished
 from moslora.runs.run import Run, base_of
-from moslora.runs.settings import read_head
+from moslora.runs.settings import Settings, read_head
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
     """The name of each run, or its path if others have the same name."""
     names = {path: Run(path).name for path in paths}
     often = Counter(names.values())
-    return {path: name if often[name] == 1 else str(path) for path, name in names.items()}
+    for path, name in names.items():
+        if often[name] > 1:
+            names[path] = str(path)
+    return names
 
 
 def _arms(paths: Sequence[Path], *, evaluation: str | None, read: Read) -> dict[Path, str]:
@@ -154,9 +157,12 @@ def _finished(folder: Path, read: Read) -> Evaluation | None:
 
 
 def _with_base_names(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
-    settings = []
+    settings: list[Settings | None] = []
     for run in runs:
-        settings.append(run.base.settings if run.base else None)
+        if run.base is None:
+            settings.append(None)
+        else:
+            settings.append(run.base.settings)
     return [replace(run, base_name=name) for run, name in zip(runs, base_names(settings), strict=True)]
 
 
@@ -170,7 +176,13 @@ def _on_shared_questions(runs: Sequence[ReportedRun]) -> Reported:
         return list(runs), questions, line
     restricted = []
     for run in runs:
-        tuned = run.tuned.only(questions) if run.tuned else None
-        base = run.base.only(questions) if run.base else None
+        tuned = _restricted(run.tuned, questions)
+        base = _restricted(run.base, questions)
         restricted.append(replace(run, tuned=tuned, base=base))
     return restricted, questions, line
+
+
+def _restricted(evaluation: Evaluation | None, questions: Questions) -> Evaluation | None:
+    if evaluation is None:
+        return None
+    return evaluation.only(questions)
