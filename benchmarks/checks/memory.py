@@ -41,7 +41,7 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import SHARD_BYTES, merge
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
-from moslora.plan.memory import memory
+from moslora.plan.memory import Devices, memory
 from moslora.plan.step import Work
 from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.adapter_folder import save_adapter
@@ -106,7 +106,7 @@ def work(case: dict[str, Any]) -> dict[str, int]:
     recipe = load_recipe("smollm2-135m", [f"{key}={value}" for key, value in changes.items()])
     meta = adapt(meta_model(recipe.model), recipe)
     planned_for = Work(tuple(lengths), labels * len(lengths) / sum(lengths))
-    planned = memory(meta, recipe.model, planned_for, on_gpu=False, processes=processes)
+    planned = memory(meta, recipe.model, planned_for, Devices(on_gpu=False, processes=processes))
     accelerator = Accelerator(mixed_precision="no", cpu=True)
     generator = torch.Generator().manual_seed(0)
     rows = []

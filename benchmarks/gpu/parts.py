@@ -231,6 +231,7 @@ def tests(record: Record, *files: str) -> None:
 
 def memory(record: Record) -> None:
     """Bytes of two training steps, without and with gradient checkpointing: planned, and as the device had them."""
+    from moslora.plan.memory import Devices
     from moslora.plan.memory import memory as planned
     from moslora.plan.step import Work
 
@@ -247,7 +248,7 @@ def memory(record: Record) -> None:
         reset_peak()
         for _ in range(2):
             step(rows)
-        plan = planned(meta, section, work, on_gpu=GPU)
+        plan = planned(meta, section, work, Devices(on_gpu=GPU))
         found: dict[str, Any] = {
             "planned": plan.total,
             "planned_parts": asdict(plan),

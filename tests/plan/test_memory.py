@@ -21,7 +21,7 @@ from moslora.base.quantized import quantized_layers
 from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoded
 from moslora.data.steps import MicroBatch, collate
-from moslora.plan.memory import NCCL_BUFFERS, Memory, largest_budget, memory
+from moslora.plan.memory import NCCL_BUFFERS, Devices, Memory, largest_budget, memory
 from moslora.plan.outline import outline
 from moslora.plan.step import Work, measure
 from moslora.recipe import ModelSection, load_recipe
@@ -165,7 +165,7 @@ def test_a_sharded_pass_takes_what_fully_shard_gathers(one_of_two: None, checkpo
     use_own_modules(model.requires_grad_(False))
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
     section = ModelSection(name="x", dtype="float32", gradient_checkpointing=checkpointing)
-    planned = memory(model, section, Work((4,), 0.75), on_gpu=False, processes=2, shards=2)
+    planned = memory(model, section, Work((4,), 0.75), Devices(on_gpu=False, processes=2, shards=2))
     sharded.shard_base(model, device=torch.device("cpu"))
     batch, objective = micro_batch(Work((4,), 0.75)), LabelLoss(model).train()
     objective(batch)[0].backward()
@@ -239,7 +239,7 @@ def test_adapters_gradients_and_optimizer_take_what_training_makes() -> None:
 
 
 def needed(model: PreTrainedModel, section: ModelSection, **options: Any) -> Memory:
-    return memory(model, section, Work((32, 32), 0.125), on_gpu=True, **options)
+    return memory(model, section, Work((32, 32), 0.125), Devices(on_gpu=True, **options))
 
 
 def test_shards_divide_the_decoder_layers_and_gather_three() -> None:

@@ -29,6 +29,15 @@ CPU_OVERHEAD = 25 * 10**6
 
 
 @dataclass(frozen=True)
+class Devices:
+    """What a run uses: a process on each of several GPUs, or on a CPU."""
+
+    on_gpu: bool
+    processes: int = 1
+    shards: int = 1  # processes that share the decoder layers' frozen weights
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes on one device at the peak of a step."""
 
@@ -54,13 +63,13 @@ def memory(
     model: PreTrainedModel,
     section: ModelSection,
     work: Work,
+    devices: Devices,
     *,
-    on_gpu: bool,
-    processes: int = 1,
-    shards: int = 1,
     rank_budget: bool = False,
 ) -> Memory:
-    """Memory of each of ``processes`` devices; ``shards`` of them share the decoder layers' frozen weights."""
+    """Memory of each device."""
+    on_gpu = devices.on_gpu
+    shards = devices.shards
     dtype = DTYPES[section.dtype]
     base = _base(model, section)
     own = own_parameters(model)
@@ -82,7 +91,7 @@ def memory(
         step = replace(step, overhead=CUDA_OVERHEAD)
     elif shards == 1:
         step = replace(step, packed=_packed_copies(model, section))
-    if processes > 1:
+    if devices.processes > 1:
         step = replace(step, gradients=2 * step.gradients)
         if on_gpu:
             step = replace(step, overhead=step.overhead + NCCL_BUFFERS)

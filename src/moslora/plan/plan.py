@@ -10,7 +10,7 @@ from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import first_line
 from moslora.plan.duration import PROBED_STEPS, cost, in_words, on_gpus, probe
-from moslora.plan.memory import Memory, largest_budget, memory
+from moslora.plan.memory import Devices, Memory, largest_budget, memory
 from moslora.plan.outline import Outline, outline
 from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
@@ -40,12 +40,18 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Devices:
+class Hardware:
     """What a run is planned for: a process on each of several GPUs, or one or more on this machine's CPU."""
 
     on_gpu: bool
     processes: int
     room: int  # bytes that each process may use
+
+    def devices(self, strategy: Strategy) -> Devices:
+        shards = 1
+        if strategy == "fsdp":
+            shards = self.processes
+        return Devices(on_gpu=self.on_gpu, processes=self.processes, shards=shards)
 
     @property
     def title(self) -> str:
@@ -67,48 +73,41 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
     """
-    devices = _devices(processes, gpu_memory, rows=recipe.training.global_batch_size)
+    hardware = _hardware(processes, gpu_memory, rows=recipe.training.global_batch_size)
     rate = None
     if probing:
         rate = probe(recipe)  # first, because it makes the rows
     run = outline(recipe)
-    whole_step = run.share_of_a_step(devices.processes)
-    micro_batch = whole_step.of(_budget(recipe.training, devices))
-    need = partial(
-        memory,
-        run.model,
-        on_gpu=devices.on_gpu,
-        processes=devices.processes,
-        rank_budget=recipe.training.rank_budget is not None,
-    )
-    shards = {"ddp": 1, "fsdp": devices.processes}
+    whole_step = run.share_of_a_step(hardware.processes)
+    micro_batch = whole_step.of(_budget(recipe.training, hardware))
+    need = partial(memory, run.model, rank_budget=recipe.training.rank_budget is not None)
     try:
-        needed = {strategy: need(recipe.model, micro_batch, shards=count) for strategy, count in shards.items()}
+        ddp = need(recipe.model, micro_batch, hardware.devices("ddp"))
+        fsdp = need(recipe.model, micro_batch, hardware.devices("fsdp"))
     except (NotImplementedError, RuntimeError) as error:
         reason = f"{type(run.model).__name__} {first_line(error)}"
         return Plan(run.lines, table=[], remarks=[f"memory and time are not known: {reason}"])
     strategy = recipe.training.strategy
-    need_of_chosen = partial(need, shards=shards[strategy])
-    remarks = [fit(recipe.model, need_of_chosen, micro_batch=micro_batch, whole_step=whole_step, room=devices.room)]
-    if devices.processes > 1:
+    need_of_chosen = partial(need, devices=hardware.devices(strategy))
+    remarks = [fit(recipe.model, need_of_chosen, micro_batch=micro_batch, whole_step=whole_step, room=hardware.room)]
+    columns = {"GB": ddp}
+    if hardware.processes > 1:
+        columns = {"ddp, GB": ddp, "fsdp, GB": fsdp}
         may_be_sharded = recipe.model.quantization != "int8"
-        sharding_helps = may_be_sharded and needed["fsdp"].total <= devices.room
+        sharding_helps = may_be_sharded and fsdp.total <= hardware.room
         remarks.append(_about_strategy(strategy, sharding_helps=sharding_helps))
-    remarks += _about_time(run, recipe, devices, rate)
+    remarks += _about_time(run, recipe, hardware, rate)
     heading = (
-        f"memory of {devices.title} ({gigabytes(devices.room)} GB), with micro-batches of up to"
+        f"memory of {hardware.title} ({gigabytes(hardware.room)} GB), with micro-batches of up to"
         f" {micro_batch.tokens:,} tokens:"
     )
-    if devices.processes > 1:
-        columns = {f"{name}, GB": of_device for name, of_device in needed.items()}
-    else:
-        columns = {"GB": needed[strategy]}
-    fits = not devices.on_gpu or needed[strategy].total <= devices.room
+    needed = need_of_chosen(recipe.model, micro_batch).total
+    fits = not hardware.on_gpu or needed <= hardware.room
     return Plan([*run.lines, heading], as_table(columns), remarks, fits)
 
 
-def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> Devices:
-    """The devices that were named, or else this machine's, at most one for each of the ``rows`` of a step."""
+def _hardware(processes: int | None, gpu_memory: str | None, *, rows: int) -> Hardware:
+    """The hardware that was named, or else this machine's; by default no more processes than ``rows`` in a step."""
     on_gpu = True
     if gpu_memory is not None:
         count = 1
@@ -120,13 +119,13 @@ def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> Dev
     if processes is None:
         processes = max(1, min(count, rows))
     if on_gpu:
-        return Devices(on_gpu, processes, room=size)
-    return Devices(on_gpu, processes, room=size // processes)
+        return Hardware(on_gpu, processes, room=size)
+    return Hardware(on_gpu, processes, room=size // processes)
 
 
-def _budget(training: TrainingSection, devices: Devices) -> int:
+def _budget(training: TrainingSection, hardware: Hardware) -> int:
     """Maximum number of tokens in a micro-batch."""
-    return training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=devices.on_gpu)
+    return training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=hardware.on_gpu)
 
 
 def _about_strategy(strategy: Strategy, *, sharding_helps: bool) -> str:
@@ -137,15 +136,15 @@ def _about_strategy(strategy: Strategy, *, sharding_helps: bool) -> str:
     return line
 
 
-def _about_time(run: Outline, recipe: Recipe, devices: Devices, rate: float | None) -> list[str]:
+def _about_time(run: Outline, recipe: Recipe, hardware: Hardware, rate: float | None) -> list[str]:
     """The time of the run: by the ``rate`` in tokens a second that one process was measured to have, or estimated."""
     lines = []
-    working = min(devices.processes, recipe.training.global_batch_size)
-    idle = devices.processes - working
+    working = min(hardware.processes, recipe.training.global_batch_size)
+    idle = hardware.processes - working
     if idle:
-        lines.append(f"{idle} of {devices.processes} processes have nothing to do: raise training.global_batch_size")
+        lines.append(f"{idle} of {hardware.processes} processes have nothing to do: raise training.global_batch_size")
     if rate is None:
-        lines.append(estimated(run, recipe, devices, working=working))
+        lines.append(estimated(run, recipe, hardware, working=working))
         return lines
     measured = f"measured here: {rate:,.0f} tokens a second in one process, over {PROBED_STEPS} steps"
     if working > 1:
@@ -154,11 +153,11 @@ def _about_time(run: Outline, recipe: Recipe, devices: Devices, rate: float | No
     return lines
 
 
-def estimated(run: Outline, recipe: Recipe, devices: Devices, *, working: int) -> str:
+def estimated(run: Outline, recipe: Recipe, hardware: Hardware, *, working: int) -> str:
     """The operations of the run, shared by the ``working`` processes, and on GPUs of this size its time."""
     steps = len(run.plan)
     tokens_per_step = run.tokens / steps
-    passes_per_step = math.ceil(tokens_per_step / working / _budget(recipe.training, devices))
+    passes_per_step = math.ceil(tokens_per_step / working / _budget(recipe.training, hardware))
     total = cost(
         run.model,
         recipe.model,
@@ -168,8 +167,8 @@ def estimated(run: Outline, recipe: Recipe, devices: Devices, *, working: int) -
         passes=steps * working * passes_per_step,
     )
     line = f"about {total.operations:.1e} operations"
-    if devices.on_gpu:
-        line += on_gpus(total.of_each(working), dtype=recipe.model.dtype, memory=devices.room)
+    if hardware.on_gpu:
+        line += on_gpus(total.of_each(working), dtype=recipe.model.dtype, memory=hardware.room)
     return f"{line}; moslora plan RECIPE --probe measures a few steps here"
 
 
