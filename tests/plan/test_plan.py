@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_other_architectures_are_planned_or_refused(
 def test_operations_are_those_that_torch_counts(recomputed: bool, dora: bool) -> None:
     """DoRA's too, with the second product with each frozen weight that dropout asks for."""
     model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
-    options = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1 if dora else 0.0}
+    options: dict[str, Any] = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1 if dora else 0.0}
     inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, **options)
     if recomputed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -207,7 +208,7 @@ def test_a_base_in_4_bits_is_unpacked_for_each_product(
     """All of its linear layers, forwards and backwards, in three passes. Adapted ones with DoRA: two more forwards, one
     more backwards. What is computed again stops before a layer's last product."""
     model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
-    options = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1}
+    options: dict[str, Any] = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1}
     inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, **options)
     section = ModelSection(name="tiny", quantization="nf4", gradient_checkpointing=recomputed)
     found = cost(model, section, tokens=48, labels=40, row=6, passes=3)
