@@ -17,6 +17,14 @@ from moslora.runs import RUNS
 
 app = typer.Typer()
 
+PACK = typer.Option(
+    metavar="FOLDER",
+    help="Write the runs that are done into a few small files in this folder, which compare reads, and run nothing.",
+)
+ON = typer.Option(
+    help="One run after the other here, or many at once on Ray: the cluster at RAY_ADDRESS, or this machine."
+)
+
 
 @app.command()
 def experiment(
@@ -32,14 +40,7 @@ def experiment(
     ] = None,
     out: Out = None,
     table: Annotated[bool, typer.Option("--table", help="Print the results so far, and run nothing.")] = False,
-    pack: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write the runs that are done into a few small files in this folder, which compare reads, and run"
-            " nothing.",
-        ),
-    ] = None,
+    pack: Annotated[Path | None, PACK] = None,
     any_code: Annotated[
         bool, typer.Option("--any-code", help="Also count results made by another version of the code.")
     ] = False,
@@ -47,12 +48,7 @@ def experiment(
         bool,
         typer.Option("--any-rate", help="Also score arms whose best learning rate is the lowest or highest tried."),
     ] = False,
-    on: Annotated[
-        Literal["here", "ray"],
-        typer.Option(
-            help="One run after the other here, or many at once on Ray: the cluster at RAY_ADDRESS, or this machine."
-        ),
-    ] = "here",
+    on: Annotated[Literal["here", "ray"], ON] = "here",
 ) -> None:
     """Train and score several methods with several seeds, each at its best learning rate.
 
