@@ -158,6 +158,7 @@ def small(words: list[str], world: Path) -> list[str] | None:
             extra = ["--table"] if given["file"] and not given["table"] else []
         case "plan" if given["probe"]:
             extra = [f"model.name={world}/model", f"data.source={world}/data", "data.tasks=[boolq, obqa]"]
+            extra += ["data.rows=null", "data.validation_rows=4", "training.global_batch_size=8"]
         case "data show":
             extra = ["--source", f"{world}/data", "--model", f"{world}/model"]
         case "data audit":
