@@ -1,12 +1,11 @@
 """What the adapters of a model know in a forward pass beside x."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from moslora.adapters.linear import Factors
+from moslora.adapters.factors import Factors
 
 
 class Context:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from moslora.adapters.context import Context
+from moslora.adapters.factors import Factors
 from moslora.adapters.injection import named_adapters
-from moslora.adapters.linear import AdapterLinear, Factors
+from moslora.adapters.linear import AdapterLinear
 
 READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same x, where they are parts of one module."""

@@ -1,6 +1,5 @@
 """The one adapter layer: a frozen linear map plus s · B · M · A."""
 
-import weakref
 from typing import Literal
 
 import torch
@@ -8,37 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.adapters.context import Context
+from moslora.adapters.factors import Factors
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers.base import Mixer, kaiming
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.linear import add_product
-from moslora.kernels.recompute import project
 
 Trains = Literal["all", "b", "mixer"]
 """Which of A, M and B learn."""
-
-
-class Factors:
-    """The factors of layers that read the same x, as their products take them: s · M · A of all, one above another, in
-    ``a`` (s · A where M is not folded), and each B in ``b``. They share dropout, and one product with ``a``."""
-
-    def __init__(self, a: Tensor, *b: Tensor) -> None:
-        self.a, self.b = a, b
-        self._of: weakref.ref[Tensor] | None = None  # weakly: what checkpointing computes again is another x
-        self._left: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
-
-    def project(self, x: Tensor, place: int, dropout: Dropout) -> tuple[Tensor, Tensor, Tensor | None]:
-        """h of the layer at ``place``, ``(..., r)``; x for its base, as :func:`project` gives it; what is dropped. The
-        first that is called computes it for all."""
-        if self._of is None or self._of() is not x or place not in self._left:
-            drawn = dropout.draw(x)
-            h, x_for_base = project(x, self.a, drawn)
-            parts: tuple[Tensor, ...] = (h,)
-            if len(self.b) > 1:
-                parts = h.split(h.shape[-1] // len(self.b), -1)
-            self._of = weakref.ref(x)
-            self._left = {at: (part, x_for_base, drawn) for at, part in enumerate(parts)}
-        return self._left.pop(place)
 
 
 class AdapterLinear(nn.Module):

