@@ -110,6 +110,8 @@ def test_what_matches_nothing_is_an_error_that_lists_what_there_is(targets: obje
         ({"rank_out": -2}, "rank_out = -2"),
         ({"alpha": "8"}, "alpha = '8'"),
         ({"alpha": 0}, "alpha = 0"),
+        ({"alpha": float("nan")}, "alpha = nan"),
+        ({"dropout": float("nan")}, "dropout = nan"),
         ({"dropout": 1}, "dropout = 1"),
         ({"mixer": "dense"}, "mixer = 'dense'.*{'kind': 'dense'}"),
         ({"mixer": {"rank": 4}}, "such as {'kind'"),

@@ -45,7 +45,7 @@ class AdapterOptions:
             wrong["rank"] = "a whole number above 0"
         if self.rank_out is not None and not _is_positive_integer(self.rank_out):
             wrong["rank_out"] = "a whole number above 0, or None"
-        if not _is_number(self.alpha) or self.alpha <= 0:
+        if not _is_number(self.alpha) or not self.alpha > 0:  # a NaN is not, either
             wrong["alpha"] = "a number above 0"
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             wrong["dropout"] = "a number from 0 to below 1"
