@@ -13,7 +13,7 @@ from cli_kit import run
 from data_kit import COUNTED, rows, sample, smollm2
 from moslora.choices import FormatName
 from moslora.data.audit import Overlap, audit_rows, count_overlaps, read
-from moslora.data.overlap import content, digest, normal, read_back
+from moslora.data.overlap import content, digest, normalized, read_back
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
 from moslora.prompts.instructions import llm_adapters_row
@@ -71,7 +71,7 @@ def test_context_belongs_to_the_question_where_formats_show_it() -> None:
     assert content(siqa) != content(replace(siqa, context="Bob left."))
     boolq = Example("boolq/test/0", "boolq", "is it", ("true", "false"), 0, context="A passage.")
     assert content(boolq) == content(replace(boolq, context=None))  # no passage in LLM-Adapters' files
-    assert normal("It's  “3.5”, Élan_x!") == "it s 3 5 élan_x"
+    assert normalized("It's  “3.5”, Élan_x!") == "it s 3 5 élan_x"
 
 
 # Counted on the wheel by a program of its own, with the definitions of docs/data.md: training and test rows; repeats

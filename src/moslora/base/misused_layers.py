@@ -1,4 +1,5 @@
-"""Linear layers that cannot be adapted, as the model's code does more than call them, such as those of a router."""
+"""Linear layers that cannot be adapted because the model's code does more than call them: a router, for example, whose
+weight is read, or which returns a tuple."""
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -9,24 +10,27 @@ from moslora.base.twin import small_twin
 from moslora.errors import UsageError
 
 ALL_LINEAR = "all-linear"
-"""What `adapter.target_modules` says for all but the output layer."""
+"""Value of `adapter.target_modules` that stands for all linear layers but the output layer."""
 
 
 def refuse_misused_layers(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
-    """Refuses ``all-linear`` for the model of ``config`` if one of the layers cannot be adapted: its small twin shows
-    it, by a few tokens.
+    """Refuses ``all-linear`` for the model of ``config`` if one of its linear layers cannot be adapted.
+
+    Its small twin is run on a few tokens: with adapters on all layers, and only if that fails on each by itself.
 
     Raises:
         UsageError: names the layers.
     """
     try:
-        if _computes(config, ALL_LINEAR, trust_remote_code=trust_remote_code):
+        if _runs_with_adapters(config, ALL_LINEAR, trust_remote_code=trust_remote_code):
             return
         twin = small_twin(config, trust_remote_code=trust_remote_code)
-        plain_logits(twin)
-        names = {name.rpartition(".")[2] for name in _adapt(twin, ALL_LINEAR)}
-        misused = [name for name in names if not _computes(config, [name], trust_remote_code=trust_remote_code)]
-    except Exception:  # of whatever kind: a twin that does not compute by itself shows nothing
+        plain_logits(twin)  # raises if the twin fails without adapters, too
+        names = {name.rpartition(".")[2] for name in _add_adapters(twin, ALL_LINEAR)}  # as a recipe lists them
+        misused = [
+            name for name in names if not _runs_with_adapters(config, [name], trust_remote_code=trust_remote_code)
+        ]
+    except Exception:  # of any type: a twin that cannot be built, or fails by itself, says nothing about its layers
         return
     if misused:
         others = ", ".join(sorted(names.difference(misused)))
@@ -36,18 +40,20 @@ def refuse_misused_layers(config: PretrainedConfig, *, trust_remote_code: bool) 
         )
 
 
-def _computes(config: PretrainedConfig, target_modules: list[str] | str, *, trust_remote_code: bool) -> bool:
-    """Whether the twin computes with adapters on these layers."""
+def _runs_with_adapters(config: PretrainedConfig, target_modules: list[str] | str, *, trust_remote_code: bool) -> bool:
+    """Whether a forward pass of the twin succeeds with adapters on these layers."""
     twin = small_twin(config, trust_remote_code=trust_remote_code)
-    _adapt(twin, target_modules)
+    _add_adapters(twin, target_modules)
     try:
         plain_logits(twin)
-    except (AttributeError, TypeError):  # there is no weight; or not a tensor came back
+    except AttributeError:  # the model reads the layer's weight, which an adapter does not have
+        return False
+    except TypeError:  # the layer returns a tuple, to which an adapter cannot add its product
         return False
     return True
 
 
-def _adapt(twin: PreTrainedModel, target_modules: list[str] | str) -> list[str]:
-    """Any adapters; the names of their layers."""
-    any_mixer = {"kind": "identity"}
-    return inject(twin, rank=1, alpha=1, mixer=any_mixer, target_modules=target_modules, within=text_part(twin))
+def _add_adapters(twin: PreTrainedModel, target_modules: list[str] | str) -> list[str]:
+    """Adds the smallest adapters to these layers, and returns the layers' names."""
+    mixer = {"kind": "identity"}
+    return inject(twin, rank=1, alpha=1, mixer=mixer, target_modules=target_modules, within=text_part(twin))

@@ -48,6 +48,7 @@ def show(
     from moslora.recipe import rows_named
 
     named = rows_named(task)
+    is_of_recipe = named.source is not None  # a recipe's training rows are shown, and no tasks
     source = source or named.source or "wheel"
     refuse_missing(named.tasks, split or "train", source=source)
     refuse_model(model)
@@ -56,12 +57,12 @@ def show(
     from moslora.data.show import show_rows
 
     data = named.recipe.data
-    tokenizer = load_tokenizer(_with_tokenizer(named.recipe.model, model))
+    tokenizer = load_tokenizer(_section_of_tokenizer(named.recipe.model, model))
     shown = show_rows(
         named.tasks,
         Encoder(tokenizer, max_length=max_length or data.max_length),
         source=source,
-        whole=named.source is not None,
+        whole=is_of_recipe,
         split=split,
         row=row,
         format=format or data.format,
@@ -94,15 +95,15 @@ def audit(
     table, notes = audit_rows(
         named.tasks,
         source=source,
-        tokenizer=load_tokenizer(_with_tokenizer(named.recipe.model, model)),
+        tokenizer=load_tokenizer(_section_of_tokenizer(named.recipe.model, model)),
         format=format or data.format,
         max_length=max_length or data.max_length,
     )
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])
 
 
-def _with_tokenizer(section: "ModelSection", model: str | None) -> "ModelSection":
-    """The model whose tokenizer is used: the recipe's ``section``, if none is named."""
+def _section_of_tokenizer(section: "ModelSection", model: str | None) -> "ModelSection":
+    """The section for `load_tokenizer`: of the ``model`` that was typed, or else the recipe's own ``section``."""
     from moslora.recipe import ModelSection
 
     if model:

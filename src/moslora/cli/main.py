@@ -25,10 +25,12 @@ class Commands(TyperGroup):
     """Turns usage errors, Ctrl-C and a closed pipe into a line and an exit code."""
 
     def main(self, *arguments: Any, standalone_mode: bool = True, **others: Any) -> Any:
+        others["standalone_mode"] = False  # or Typer would print its errors, and exit by itself
         try:
-            code = super().main(*arguments, **{**others, "standalone_mode": False})
+            code = super().main(*arguments, **others)
         except TyperUsageError as error:
-            if type(error).__name__ == "NoArgsIsHelpError":  # `moslora data`
+            # `moslora data`: the error's text is the help. By name, as its package depends on Typer's version.
+            if type(error).__name__ == "NoArgsIsHelpError":
                 print(error, file=sys.stderr)
                 sys.exit(UsageError.exit_code)
             raise UsageError(one_line(error)) from None
@@ -117,7 +119,7 @@ def _set_defaults_of_libraries() -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its old name; steps of many sizes leave gaps in a GPU's memory
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # for rows that are read in seconds
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # rows are read in seconds, which needs no bar
     if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads wait in a loop for milliseconds, on cores others need
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # turns; some 100 µs
         os.environ.setdefault("KMP_BLOCKTIME", "1")  # ms
@@ -133,7 +135,10 @@ def _fault(error: Exception) -> MosloraError | None:
 
 
 def _end_other_processes(error: Exception) -> None:
-    """Ends the other processes of a training or an evaluation, which would wait for this one."""
+    """Ends the other processes of a training or an evaluation, which would wait for this one.
+
+    In a dry run, and in other commands, no process waits for another.
+    """
     if not launched() or "--dry-run" in sys.argv:
         return
     if sys.argv[1] in ("train", "eval"):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from moslora.prompts.instructions import full_question, labels, parse_instruction
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
-DIGEST = 8
-"""Bytes of a row's digest. By chance, one evaluation of the eight sets in 5 billion has a question with another row's
+DIGEST_BYTES = 8
+"""Length of a row's digest. By chance, one evaluation of the eight sets in 5 billion has a question with another row's
 digest."""
 
 _WORD = re.compile(r"\w+")
@@ -33,23 +33,24 @@ class Content(NamedTuple):
 def content(example: Example) -> Content:
     """The content of ``example``; an instruction row is parsed where possible."""
     example = read_back(example)
-    choices = [normal(choice) for choice in example.choices]
+    choices = [normalized(choice) for choice in example.choices]
     options: tuple[str, ...] = ()
     if example.task != INSTRUCTION:
         options = tuple(sorted(choices))
-    return Content(normal(full_question(example)), options, choices[example.gold])
+    return Content(normalized(full_question(example)), options, choices[example.gold])
 
 
 def digest(example: Example) -> bytes:
-    """`DIGEST` bytes of the hash of an example's content."""
-    return hashlib.sha256(repr(content(example)).encode()).digest()[:DIGEST]
+    """The first :data:`DIGEST_BYTES` of the SHA-256 of an example's content."""
+    return hashlib.sha256(repr(content(example)).encode()).digest()[:DIGEST_BYTES]
 
 
 def read_back(example: Example) -> Example:
     """An instruction row parsed into question and choices, if it follows a template; any other row unchanged.
 
     SIQA, ARC and OpenBookQA share a template, so the returned task may be the wrong one of these; question and choices
-    are right for all. The answer is the option that the response names last.
+    are right for all. The answer is the option whose label is the last word of the response; a response that ends in no
+    label leaves the row unchanged.
     """
     if example.task != INSTRUCTION:
         return example
@@ -59,14 +60,15 @@ def read_back(example: Example) -> Example:
             continue
         context, question, choices = parsed
         found = replace(example, task=task, question=question, choices=choices, gold=0, context=context)
-        named = normal(example.choices[example.gold]).rpartition(" ")[2]
-        names = labels(found)
-        if named not in names:
+        response = example.choices[example.gold]
+        last_word = normalized(response).rpartition(" ")[2]
+        labels_of_choices = labels(found)
+        if last_word not in labels_of_choices:
             return example
-        return replace(found, gold=names.index(named))
+        return replace(found, gold=labels_of_choices.index(last_word))
     return example
 
 
-def normal(text: str) -> str:
+def normalized(text: str) -> str:
     """The words of ``text``: lower case, runs of word characters, one space between."""
     return " ".join(_WORD.findall(text.lower()))

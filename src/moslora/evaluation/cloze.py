@@ -2,6 +2,7 @@
 
     score_j = Σ_t log softmax(h(prompt_j, answer_j,<t) · Wᵀ)[answer_j,t]
 
+with h the last hidden state and W the output layer.
 The best score is lm-eval's ``acc``, the best score per character its ``acc_norm``. Prompts may differ between
 options (WinoGrande, partial scoring: the option ends the prompt, the rest of the sentence is the answer).
 """
@@ -45,6 +46,7 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
 
     def to_try(self, examples: Sequence[Example]) -> list[Example]:
         first = super().to_try(examples)
+        # And those whose answer may be so long that the limit leaves no room for the prompt.
         limit = self.encoder.max_length
         if limit is None:
             return first
@@ -58,14 +60,15 @@ class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
     def compute(self, questions: Sequence[Sequence[EncodedText]]) -> Callable[[], list[list[Scored]]]:
         texts = list(itertools.chain.from_iterable(questions))
         inputs = [_input_ids(question) for question in questions]
-        tokens, rows, paths = concatenate(inputs, self.model.device)
-        places: list[int] = []
+        tokens, rows, paths = concatenate(inputs, self.model.device)  # path: where a text's tokens lie among all
+        places: list[int] = []  # of the tokens that an answer's token, its target, follows
         targets: list[int] = []
         for text, path in zip(texts, paths, strict=True):
             places += path[text.answer_start - 1 :]
             targets += text.ids[text.answer_start :]
         hidden = final_hidden(self.model, tokens, rows)  # (T, H)
         values, hits = log_probabilities(hidden, output_weight(self.model), places, targets)  # (P,), (P,)
+        # The copies may not be there yet when this returns: `read` is called once the device has been waited for.
         values = values.to("cpu", non_blocking=True)
         hits = hits.to("cpu", non_blocking=True)
         counts = [len(text.ids) - text.answer_start for text in texts]

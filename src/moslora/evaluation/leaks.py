@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moslora.console import note
-from moslora.data.overlap import DIGEST, digest
+from moslora.data.overlap import DIGEST_BYTES, digest
 from moslora.evaluation.scores import Score, macro, score_task
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.answers import TaskAnswers
@@ -62,6 +62,6 @@ def _training_digests(folder: AdapterFolder) -> set[bytes] | None:
     if not file.is_file():
         return None
     contents = file.read_bytes()
-    if len(contents) != DIGEST * folder.manifest.get("trained_rows", -1):
+    if len(contents) != DIGEST_BYTES * folder.manifest.get("trained_rows", -1):
         return None
-    return {contents[start : start + DIGEST] for start in range(0, len(contents), DIGEST)}
+    return {contents[start : start + DIGEST_BYTES] for start in range(0, len(contents), DIGEST_BYTES)}

@@ -1,4 +1,4 @@
-"""The choice of an arm's learning rate."""
+"""The search for an arm's learning rate, and the rate that it chooses."""
 
 import math
 from collections.abc import Mapping
@@ -8,11 +8,13 @@ from statistics import fmean
 
 @dataclass(frozen=True)
 class Curve:
-    """The choice of an arm's learning rate: the lowest mean validation loss over the search's own seeds.
+    """An arm's validation losses by learning rate. The rate with the lowest mean over the search's seeds is chosen;
+    runs that are scored have other seeds.
 
     Attributes:
+        arm: its name in the experiment.
         seeds: number of the search's seeds.
-        losses: rate -> validation losses of the seeds that have run; infinite if not finite.
+        losses: learning rate -> validation losses of the seeds that are done; `math.inf` for one that is not finite.
     """
 
     arm: str
@@ -53,5 +55,5 @@ class Curve:
         if best == rates[0]:
             side = "lowest"
             next_to_it = rates[1]
-        beyond = best**2 / next_to_it
+        beyond = best**2 / next_to_it  # as far from the best, as a factor, as its neighbour
         return f"{self.arm}: {best:g} is the {side} learning rate tried; one beyond it may be better: add {beyond:.2g}"

@@ -1,6 +1,8 @@
-"""Rows laid end to end in one sequence, without padding, each of which attends to itself alone.
+"""Attention of rows that lie end to end in one sequence, without padding.
 
-    out_i = Σ_j softmax_j(s · q_i · k_j) v_j   over the tokens j ≤ i of the row that i lies in
+    out_i = Σ_j softmax_j(s · q_i · k_j) v_j   over the tokens j ≤ i of the path of i
+
+The path of a token is its row, behind the rows that this one continues, if any (`moslora.kernels.rows`).
 
 All that a model does token by token (its linear layers, norms and output layer) needs no rows and no padding. Attention
 does, and gets them as :class:`Rows`. Registered with transformers under the name :data:`ROWS`.
@@ -36,7 +38,7 @@ SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def exchangeable(kind: type[PreTrainedModel] | PreTrainedModel, config: PretrainedConfig) -> bool:
-    """Whether a model, or those of a class, mix tokens in nothing but an attention that can be exchanged."""
+    """Whether a model, or every model of a class, mixes tokens in attention alone, and that can be exchanged."""
     layer_types = getattr(config.get_text_config(decoder=True), "layer_types", None)
     if layer_types and not set(layer_types) <= {"full_attention", "sliding_attention"}:
         return False
@@ -59,7 +61,7 @@ def as_rows(rows: Rows) -> dict[str, Any]:
 
 
 def kernel(device: torch.device, dtype: torch.dtype, size: int) -> str:
-    """Name of what computes the attention of rows with ``size`` entries of a head."""
+    """Name of the way in which attention of rows is computed; ``size`` is the number of entries of a head."""
     if device.type == "cpu":
         return GROUPED
     fits = dtype.itemsize == 2 and size % 8 == 0 and size <= 256
@@ -99,9 +101,10 @@ def attend_in_rows(
     if value.shape[-1] != query.shape[-1]:
         sizes = "values of another size than its keys"
         raise UsageError(f"model: {type(module).__name__} has {sizes}, which moslora does not support")
-    ways = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded}
-    attend = ways[kernel(query.device, query.dtype, query.shape[-1])]
-    q, k, v = (x.squeeze(0) for x in (query, key, value))  # the gradient of query[0] would be a copy
+    functions = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded}
+    attend = functions[kernel(query.device, query.dtype, query.shape[-1])]
+    # Not query[0], whose backward pass copies the gradient into a tensor of zeros; that of squeeze is a view.
+    q, k, v = (x.squeeze(0) for x in (query, key, value))
     out = attend(q, k, v, rows, scaling, sliding_window)
     return out[None], None
 
@@ -111,7 +114,8 @@ AttentionMaskInterface.register(ROWS, sdpa_mask)
 
 
 def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
-    """Torch's flash attention over the rows as they lie, where one continues others over copies of their keys.
+    """Torch's flash attention: queries are the rows as they lie, keys and values their paths, as copies laid end to end
+    where a row continues others.
 
     The last query of a row sees its last key, as with `torch.nn.attention.bias.causal_lower_right`.
     """
@@ -137,7 +141,7 @@ def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: fl
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
-    """Torch's fused attention over padded batches: on a GPU, where a causal mask of its own is free."""
+    """Torch's fused attention over padded batches: on a GPU, where its own causal mask costs nothing."""
     heads, _, size = query.shape
     query_entries, key_entries, value_entries = (_entries(x, 1) for x in (query, key, value))
     found = []
@@ -148,7 +152,7 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
         q, k, v = (_repeated(x, heads).transpose(1, 2) for x in (q, k, v))  # only flash attention shares keys
         if group.past or (window is not None and window < group.longest):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.seen(window).unsqueeze(1), scale=scaling)
-        elif q.is_meta:  # stands for a GPU; torch itself would write the formula out
+        elif q.is_meta:  # stands for a GPU, to measure memory; there torch would write the formula out
             out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=True, scale=scaling)[0]
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
@@ -177,22 +181,22 @@ class _Grouped(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None
     ) -> Tensor:
         heads, _, size = query.shape
-        keys = len(key)
-        q, k, v = (_entries(x, keys) for x in (query * scaling, key, value))
+        key_heads = len(key)
+        q, k, v = (_entries(x, key_heads) for x in (query * scaling, key, value))
         out = torch.empty_like(q)
-        groups = rows.groups(keys)
+        groups = rows.groups(key_heads)
         weights = []
         for group in groups:
-            by_key = (group.shape[0] * keys, -1, size)  # the heads that share a key one below another
+            by_key = (group.shape[0] * key_heads, -1, size)  # the heads that share a key one below another
             scores = group.batch(q).view(by_key) @ group.with_past(k).view(by_key).transpose(1, 2)
-            masked = scores.view(*group.shape, heads // keys, -1) + group.mask(window)
+            masked = scores.view(*group.shape, heads // key_heads, -1) + group.mask(window)
             weight = masked.softmax(-1).to(scores.dtype).view_as(scores)
             group.back((weight @ group.with_past(v).view(by_key)).view(-1, q.shape[1]), out)
             weights.append(weight)
         ctx.save_for_backward(q, k, v, *weights)
         ctx.groups = groups
         ctx.scaling = scaling
-        ctx.keys = keys
+        ctx.key_heads = key_heads
         return out.view(-1, heads, size)
 
     @staticmethod
@@ -205,6 +209,7 @@ class _Grouped(torch.autograd.Function):
         d_v = torch.empty_like(v)
         for group, weight in zip(ctx.groups, weights, strict=True):
             by_key = (len(weight), -1, size)
+            # Zeros: dV and dK are sums over the queries, and padding is not one of them.
             g = group.batch(d_out, zero_padding=True).view(by_key)
             group.back_with_past((weight.transpose(1, 2) @ g).view(-1, size), d_v)
             d_weight = g @ group.with_past(v).view(by_key).transpose(1, 2)
@@ -212,10 +217,11 @@ class _Grouped(torch.autograd.Function):
             group.back((d_scores @ group.with_past(k).view(by_key)).view(-1, q.shape[1]), d_q)
             group.back_with_past((d_scores.transpose(1, 2) @ group.batch(q).view(by_key)).view(-1, size), d_k)
         d_q.mul_(ctx.scaling)
-        as_heads = (x.view(len(x) // ctx.keys, -1, size).transpose(0, 1) for x in (d_q, d_k, d_v))
+        as_heads = (x.view(len(x) // ctx.key_heads, -1, size).transpose(0, 1) for x in (d_q, d_k, d_v))
         return *as_heads, None, None, None
 
 
-def _entries(heads: Tensor, keys: int) -> Tensor:
-    """``(heads, T, size)`` to entries, ``(T · keys, heads / keys · size)``."""
-    return heads.transpose(0, 1).reshape(heads.shape[1] * keys, -1)
+def _entries(x: Tensor, key_heads: int) -> Tensor:
+    """``(heads, T, size)`` to the entries of `moslora.kernels.rows.Group`, ``(T · K, heads / K · size)``: one for each
+    token and key head, with the heads that share this key side by side."""
+    return x.transpose(0, 1).reshape(x.shape[1] * key_heads, -1)

@@ -1,25 +1,32 @@
-"""Puts a module of ours in the place of one of the model's, with the same weights under the same names."""
+"""The exchange of a model's modules for ours, which compute the same by other kernels."""
 
 from collections.abc import Callable
 
 from torch import nn
 
 PLAIN = ("Llama", "Mistral", "Qwen2", "Qwen3")
-"""Models of transformers with the plain formulas; a model's own code may use their names."""
+"""The models of transformers with the plain formulas, as their classes' names begin."""
 
 
 def exchange(model: nn.Module, *replacements: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Replaces every module for which one of ``replacements`` has another; ``None`` keeps it."""
+    """Exchanges modules of ``model``, in place.
+
+    Args:
+        model: whose modules may be exchanged.
+        replacements: each returns ours for a module that it knows, with the same weights under the same names, and
+            ``None`` for any other. No two know the same module.
+    """
     for name, module in list(model.named_modules()):
         for replacement in replacements:
-            own = replacement(module)
-            if own is not None:
-                model.set_submodule(name, own)
+            ours = replacement(module)
+            if ours is not None:
+                model.set_submodule(name, ours)
 
 
 def is_plain(module: nn.Module, part: str) -> bool:
-    """Whether a module is such a ``part`` of one of the models in :data:`PLAIN`."""
+    """Whether a module is the ``part`` of one of the models in :data:`PLAIN`: "Attention", "MLP" or "RMSNorm"."""
     kind = type(module)
+    # A model that brings its own code may use the same names for other formulas.
     if not kind.__module__.startswith("transformers.models."):
         return False
     return kind.__name__ in [model + part for model in PLAIN]

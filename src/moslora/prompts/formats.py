@@ -30,12 +30,13 @@ class Format(ABC):
     """How an example becomes text."""
 
     name: FormatName  # key in `FORMATS`, or "chat"
-    # Encode ``prompt + answer`` as one string, to reproduce the token boundary between them; otherwise they are encoded
-    # separately, and the prompt is a token prefix
+    # Whether ``prompt + answer`` is encoded as one string, in which a token may reach from one into the other, as in
+    # LLM-Adapters; otherwise they are encoded separately, and the prompt is a token prefix
     joint: bool = False
 
     def identity(self) -> str:
-        """The chat template, or whatever else changes the texts of a format of the same name."""
+        """What decides the texts besides the format's name, such as a chat template; empty if nothing does. A run is
+        recorded with its hash."""
         return ""
 
     def train(self, example: Example) -> Option:
@@ -53,7 +54,10 @@ class Format(ABC):
 
 @dataclass(frozen=True)
 class LabelFormat(Format):
-    """The answer is "the correct answer is {label}"; the prompts are templates with ``{instruction}``."""
+    """The answer is "the correct answer is {label}"; the prompts are templates with ``{instruction}``.
+
+    There are two because those of LLM-Adapters' training and evaluation differ, in white space only.
+    """
 
     name: FormatName
     train_prompt: str
@@ -107,9 +111,9 @@ class ClozeFormat(Format):
                 f"{example.id}: format {self.name} needs a row of a task, and this is a bare instruction;"
                 " use data.format=label evaluation.protocol=choice, or add the key 'task' to the row"
             )
-        words = wording(example)
-        texts = words.cloze_texts(example)
-        if not (self.passage and words.has_passage):
+        of_task = wording(example)
+        texts = of_task.cloze_texts(example)
+        if not (self.passage and of_task.has_passage):
             return texts
         if example.context is None:
             raise UsageError(f"{example.id}: format {self.name} needs BoolQ's passage, and this source has none")
@@ -121,10 +125,23 @@ TODAY = date(2024, 7, 26)
 date where it cannot ask."""
 
 ASKS_FOR_THE_DATE = "strftime_now"
-# A macro, as `apply_chat_template` takes no functions. The line break after it is not part of the text.
-_CLOCK = "{% macro strftime_now(format) %}{{ format"
-_CLOCK += "".join(f"|replace('%{one}', '{TODAY:%{one}}')" for one in (*"aAbBdeHIjmMpSyY", "-d", "-m"))
-_CLOCK += " }}{% endmacro %}\n"
+"""The function by which a chat template asks for the date."""
+
+_DIRECTIVES = (*"aAbBdeHIjmMpSyY", "-d", "-m")
+"""The directives of ``strftime`` that templates may use, without their %."""
+
+
+def _fixed_clock() -> str:
+    """A macro of Jinja that replaces the function `ASKS_FOR_THE_DATE` by one for :data:`TODAY`. It is prepended to the
+    template, as `apply_chat_template` takes no functions; its line break at the end does not get into the prompt."""
+    macro = "{% macro " + ASKS_FOR_THE_DATE + "(format) %}{{ format"
+    for directive in _DIRECTIVES:
+        value = TODAY.strftime(f"%{directive}")
+        macro += f"|replace('%{directive}', '{value}')"
+    return macro + " }}{% endmacro %}\n"
+
+
+_CLOCK = _fixed_clock()
 
 
 @dataclass(frozen=True)
@@ -162,12 +179,12 @@ class ChatFormat(Format):
 
 _INDENT = " " * 16  # LLM-Adapters' wrappers are indented triple-quoted strings
 _ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-_CLEAN_PROMPT = "{instruction}\n\n### Response:\n"
+_PROMPT_WITHOUT_INDENT = "{instruction}\n\n### Response:\n"
 
 FORMATS: Mapping[FormatName, Format] = {
     format.name: format
     for format in (
-        LabelFormat("label", train_prompt=_CLEAN_PROMPT, eval_prompt=_CLEAN_PROMPT),
+        LabelFormat("label", train_prompt=_PROMPT_WITHOUT_INDENT, eval_prompt=_PROMPT_WITHOUT_INDENT),
         LabelFormat(
             "llm-adapters",
             train_prompt=(

@@ -5,26 +5,29 @@ from pathlib import Path
 
 from moslora.runs.settings import Settings
 
-TELLING = ("base", "quantization", "dtype", "protocol", "format", "beams")
+FIELDS = ("base", "quantization", "dtype", "protocol", "format", "beams")
 """What bases are told apart by, fields of `Settings.model` and `Settings.asked`."""
+
+NOT_SET = "None"
+"""The value of such a field that an evaluation does not have, such as the beams of ``choice``: all values are text."""
 
 
 def base_names(bases: Sequence[Settings | None]) -> list[str]:
     """A name for each of these evaluations of bases: "base", with the values in which they differ, such as "base (nf4)"
-    and "base (llama-3, cloze)"."""
+    and "base (llama-3, cloze)". ``None`` is a run whose base was not evaluated; it counts for no difference."""
     models = _model_names([settings for settings in bases if settings is not None])
     described = [_described(settings, models) for settings in bases]
     differing = []
-    for field in TELLING:
+    for field in FIELDS:
         values = {known[field] for known in described if known}
         if len(values) > 1:
             differing.append(field)
     names = []
     for known in described:
-        told = [known.get(field, "None") for field in differing]
-        told = [value for value in told if value != "None"]
-        if told:
-            names.append(f"base ({', '.join(told)})")
+        values_of_base = [known.get(field, NOT_SET) for field in differing]
+        shown = [value for value in values_of_base if value != NOT_SET]
+        if shown:
+            names.append(f"base ({', '.join(shown)})")
         else:
             names.append("base")
     return names
@@ -38,7 +41,7 @@ def _described(settings: Settings | None, models: dict[str, str]) -> dict[str, s
 
 
 def base_model(settings: Settings) -> str:
-    """What identifies the weights of a base."""
+    """What identifies the weights of a base: its fingerprint, or the name where there is none."""
     return str(settings.metadata.get("fingerprint") or settings.metadata.get("base"))
 
 
