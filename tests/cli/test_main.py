@@ -186,7 +186,10 @@ def test_runs_are_readable_on_a_narrow_terminal(
     """No name is folded or cut, and no line is longer than the terminal; in a pipe each run is one line."""
     name = "a-name-of-forty-letters-with-3-numbers-12"
     shutil.copytree(trained, tmp_path / name)
-    results = {f"choice-label-bfloat16{of}": {"macro": 0.5, "questions": 12_345, "tasks": {}} for of in ("", "-base")}
+    results = {
+        f"choice-label-bfloat16{of}": {"macro": 0.5, "questions": 12_345, "tasks": {}, "asked": {}}
+        for of in ("", "-base")
+    }
     Run(tmp_path / name).add_facts(results=results)
     monkeypatch.setenv("COLUMNS", str(columns))
     said = {}
