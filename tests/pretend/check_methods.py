@@ -43,7 +43,7 @@ def steps(method: str, world: Path, folder: Path, *overrides: str, count: int) -
     told |= {"checkpoint": lambda _: None, "validate": lambda _: None, "stop_requested": lambda: True}
     for step in range(count):
         with watch() as seen:
-            train(parts, recipe.training, first_step=step, **told)
+            train(parts, first_step=step, **told)
     return {key: value.detach().cpu() for key, value in adapter_state_dict(parts.model).items()}, seen, logged
 
 
