@@ -226,7 +226,7 @@ class Stepper:
             first_step=self.done,
             report=lambda step, **values: None,
             checkpoint=lambda step: None,
-            validate=lambda step: None,
+            validate=lambda step: False,
             stop_requested=lambda: True,
         )
 

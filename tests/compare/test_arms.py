@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from compare_kit import SETTINGS, SIZES, asked_as, base, drawn, with_tasks
+from message_kit import says
 from moslora.compare.arms import Arm, load_arms, pair, values
 from moslora.compare.comparable import refuse_mixed
 from moslora.compare.comparison import compare_arms
@@ -257,6 +258,47 @@ def test_what_changes_no_step_makes_no_other_arm(runs: Path, change: str) -> Non
     rewritten(runs / "lora-2", change)
     lora, mixed = load_arms([runs])
     assert (lora.name, [*lora.runs], mixed.name, [*mixed.runs]) == ("lora", [1, 2], "mixed", [1, 2])
+
+
+def chosen(run: Path, best: int, *, trained: int, rule: str) -> None:
+    """The run as if validations had chosen its result and its end."""
+    rewritten(run, *rule.split())
+    found = {"step": best, "loss": 1.0, "last_loss": 2.0, "validations": 9, "since": 3}
+    Run(run).add_facts(best=found, trained_steps=trained)
+
+
+PATIENT = "training.result=best training.patience=3"
+
+
+def test_arms_that_one_rule_stopped_at_different_steps_are_compared(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("lora-1", "lora-2", "mixed-1", "mixed-2")):
+        chosen(runs / name, 10 + number, trained=20 + number, rule=PATIENT)
+    arms = load_arms([runs])
+    assert [[run.facts["steps"] for run in arm.runs.values()] for arm in arms] == [[10, 11], [12, 13]]
+    compare_arms(arms, outcome="accuracy")
+    said = "".join(capsys.readouterr())
+    assert says(said, "patience 3", "lora 10, 11", "mixed 12, 13")
+
+
+@pytest.mark.parametrize(
+    "rule", ["training.result=last", PATIENT.replace("3", "4"), f"{PATIENT} training.validate_every=7"]
+)
+def test_arms_of_other_rules_are_not_compared_unless_that_is_meant(runs: Path, rule: str) -> None:
+    for seed in (1, 2):
+        chosen(runs / f"lora-{seed}", 10, trained=20, rule=PATIENT)
+        if "patience" in rule:
+            chosen(runs / f"mixed-{seed}", 10, trained=20, rule=rule)
+    with pytest.raises(UsageError, match=r"^steps: .*--allow steps"):
+        refuse_mixed(load_arms([runs]))
+    refuse_mixed(load_arms([runs]), allowed=["steps"])
+
+
+def test_a_run_that_patience_ended_has_the_steps_that_it_trained(runs: Path) -> None:
+    for name in ("lora-1", "lora-2", "mixed-1", "mixed-2"):
+        chosen(runs / name, 10, trained=20, rule="training.patience=3")
+    assert {run.facts["steps"] for arm in load_arms([runs]) for run in arm.runs.values()} == {20}
 
 
 @pytest.mark.parametrize("change", ["training.learning_rate=0.01", "data.rows=8", "training.warmup_steps=3"])

@@ -55,7 +55,7 @@ class Watched:
             first_step=0,
             report=lambda step, **values: None,
             checkpoint=lambda step: None,
-            validate=lambda step: None,
+            validate=lambda step: False,
             stop_requested=lambda: False,
         )
 

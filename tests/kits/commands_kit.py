@@ -30,6 +30,19 @@ SHORT = (
 )
 """Two steps, each with a checkpoint, of which one is kept."""
 
+CHOSEN = (
+    "training.epochs=null",
+    "training.max_steps=9",
+    "training.learning_rate=3",
+    "training.warmup_steps=14",
+    "training.validate_every=1",
+    "training.checkpoint_every=3",
+    "training.keep_checkpoints=1",
+    "training.result=best",
+    "training.patience=2",
+)
+"""The best step is the third, and patience ends the run after the fifth."""
+
 EXPERIMENT = """
 recipe:
   extends: {world}/recipe.yaml
@@ -108,6 +121,7 @@ def commands(world: Path) -> dict[str, Command]:
     every = [
         Command("train", typed(*train_words), advised=True),
         Command("train --resume, from nothing", typed(*train_words, "--resume")),
+        Command("train --resume, to the best", typed("train", recipe, *CHOSEN, "--out", "runs/one", "--resume")),
         Command("train --resume, after a stop", typed("train", "runs/one", "--resume"), stopped),
         Command("eval", typed("eval", "runs/one", "--limit", 4), trained),
         Command("eval --base", typed("eval", "runs/one", "--base", "--limit", 4), scored),

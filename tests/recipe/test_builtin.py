@@ -83,6 +83,18 @@ def test_llama3_8b_nf4_is_the_same_setting_over_a_base_as_in_qlora():
     )
 
 
+def test_llama3_8b_released_takes_back_what_a_recipe_can():
+    recipe, plain = load_recipe("llama3-8b-released"), load_recipe("llama3-8b")
+    released = {
+        "name": "llama3-8b-released",
+        "model": plain.model.model_copy(update={"dtype": "float16"}),
+        "training": plain.training.model_copy(update={"result": "best", "keep_checkpoints": 3}),
+        "evaluation": plain.evaluation.model_copy(update={"protocol": "generate", "beams": 4}),
+    }
+    assert recipe == plain.model_copy(update=released)
+    assert recipe.data.validation_rows == 120 and plain.training.result == "last"
+
+
 def test_wheel_carries_the_recipes_where_the_package_looks_for_them():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"recipes": "moslora/recipes"}

@@ -70,6 +70,8 @@ training.rank_budget.final_share   resume   arm   remade   group   -        -
 training.checkpoint_every          -        -     -        -       -        -
 training.keep_checkpoints          -        -     -        -       -        -
 training.validate_every            -        -     -        -       -        -
+training.result                    resume   arm   remade   group   shared   -
+training.patience                  resume   arm   remade   group   shared   -
 training.log_every                 -        -     -        -       -        -
 evaluation.tasks                   -        -     scored   -       shared   -
 evaluation.protocol                -        -     scored   -       shared   -
@@ -199,6 +201,17 @@ def test_under_a_balance_the_micro_batch_counts() -> None:
     gated = next(recipe for recipe in RECIPES if "adapter.mixer.balance" in keys(recipe))
     before = other(gated, "adapter.mixer.balance")
     after = other(before, "training.micro_batch_tokens")
+    assert after.differences(before, *KEPT)
+    assert before.values(*OF_AN_ARM) != after.values(*OF_AN_ARM)
+    assert changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("chosen", [{"result": "best"}, {"patience": 3}])
+def test_where_the_validation_loss_decides_its_steps_count(chosen: dict[str, Any]) -> None:
+    plain = RECIPES[1]
+    before = plain.model_copy(update={"training": plain.training.model_copy(update=chosen)})
+    after = other(before, "training.validate_every")
     assert after.differences(before, *KEPT)
     assert before.values(*OF_AN_ARM) != after.values(*OF_AN_ARM)
     assert changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)

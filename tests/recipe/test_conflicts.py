@@ -47,6 +47,8 @@ IMPOSSIBLE = [
     "evaluation.protocol=cloze",
     "evaluation.beams=4",
     "tracking.project=mine",
+    "training.result=best data.validation_rows=0",
+    "training.patience=3 data.validation_rows=0",
 ]
 POSSIBLE = [
     "tracking.project=mine tracking.to=[]",

@@ -19,6 +19,7 @@ from matplotlib.text import Text
 
 from cli_kit import run as cli
 from compare_kit import SETTINGS
+from message_kit import says
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun
@@ -37,9 +38,11 @@ from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
 from moslora.report.figures.weights import BY_LAYER, by_layer, heat_maps
 from moslora.report.questions import most_changed
-from moslora.report.runs import reported_runs
+from moslora.report.runs import ReportedRun, reported_runs
+from moslora.report.tables import glance
 from moslora.runs.evaluation import Evaluation, read_evaluation
 from moslora.runs.predictions import Prediction
+from moslora.runs.run import Run
 from moslora.runs.settings import Settings
 from moslora.tasks import Example
 from moslora.training import train_recipe
@@ -380,6 +383,40 @@ def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monke
     assert differences(canvas, "differences", several, "each 95 % interval by itself")
     assert by_layer(canvas, runs, *BY_LAYER[0]) and heat_maps(canvas, run)
     assert not cut
+
+
+def test_the_step_that_the_validation_loss_chose_is_ringed_and_in_the_table(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only there: a run whose last step is its result has no ring."""
+    rings: list[tuple[float, float]] = []
+
+    def keep(canvas: Canvas, name: str, figure: Figure) -> str:
+        for line in figure.axes[0].get_lines():
+            if line.get_fillstyle() == "none":
+                rings.append((line.get_xdata()[0], line.get_ydata()[0]))
+        return name
+
+    monkeypatch.setattr(Canvas, "keep", keep)
+    run = Run(Path(shutil.copytree(trained, tmp_path / "run")))
+
+    def draw() -> ReportedRun:
+        (reported,), _, _ = reported_runs([run.path])
+        for name in ("loss", "validation_loss"):
+            assert curve(Canvas(tmp_path, [reported.arm]), [reported], name, CURVES[name])
+        return reported
+
+    draw()
+    assert not rings
+    found = {row["step"]: row["validation_loss"] for row in run.metrics if "validation_loss" in row}
+    text = (run.path / "recipe.yaml").read_text().replace("result: last", "result: best")
+    (run.path / "recipe.yaml").write_text(text)
+    run.add_facts(best={"step": 10, "loss": found[10], "last_loss": found[21], "validations": 5, "since": 3})
+    best = draw()
+    assert rings == [(10, found[10])]
+    header, row = glance([best], counted=False)
+    cells = dict(zip(header, row, strict=True))
+    assert says(cells["trained"], "21 of 21 steps", "10") and cells["validation loss"] == f"{found[10]:.4f}"
 
 
 def test_a_cell_of_a_table_has_its_columns_name(page: Path) -> None:

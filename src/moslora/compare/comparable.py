@@ -123,7 +123,7 @@ def _how_made(run: ComparedRun, base_names: dict[str, str]) -> dict[str, str]:
         section, _, name = key.partition(".")
         fields[key] = str(run.recipe[section].get(name))
     fields["trained_rows"] = str(run.facts.get("trained_rows"))
-    fields["steps"] = str(run.facts.get("steps"))
+    fields["steps"] = run.rule or str(run.facts.get("steps"))
     fields[f"rows.{run.seed}"] = str(run.facts.get("data", {}).get("sha256"))[:8]
     if run.source_hash:
         fields["rows"] = run.source_hash[:8]
@@ -168,6 +168,18 @@ def _with_another_hash(name: str, run: ComparedRun, other: ComparedRun) -> list[
             if one != another:
                 found.append(f"{task} {id}")
     return found
+
+
+def note_steps(arms: Sequence[Arm]) -> None:
+    """Says which steps are compared, where validations chose them."""
+    found = []
+    for arm in arms:
+        steps = [f"{run.facts['steps']:,}" for run in arm.runs.values() if run.rule]
+        if steps:
+            found.append(f"{arm.name} {', '.join(steps)}")
+    if found:
+        rule = next(run.rule for run in all_runs(arms) if run.rule)
+        note(f"steps, each {rule}: {some(found, separator='; ', most=8)}")
 
 
 def note_versions(runs: Sequence[ComparedRun]) -> None:

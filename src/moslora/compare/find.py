@@ -12,6 +12,8 @@ from moslora.compare.logs import log_files, read_logs
 from moslora.compare.runs import ComparedRun, read_complete
 from moslora.console import note
 from moslora.errors import UsageError
+from moslora.recipe import TrainingSection
+from moslora.runs.best import result_step
 from moslora.runs.evaluation import Evaluation, is_evaluation
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.run import Run, is_run
@@ -111,12 +113,26 @@ def compared_run(folder: Path, *, run: Path | None = None, read: Read = read_com
         return replace(found, name="base")
     recipe = made.recipe
     facts = made.facts
+    chosen = result_step(facts, recipe.training)
+    rule = ""
     steps = evaluated_steps(folder, evaluation.settings, of_run=run is not None)
+    if steps is None:
+        steps = chosen
+    if steps is not None and steps == chosen:
+        rule = _rule(recipe.training, planned=facts["steps"])
     if steps is not None:
         facts["steps"] = steps
     arm = arm_of(recipe, facts, base=evaluation.settings.metadata.get("fingerprint"))
     values = recipe.model_dump(mode="json")
-    return replace(found, recipe=values, facts=facts, name=made.path.name, arm=arm, seed=recipe.seed)
+    return replace(found, recipe=values, facts=facts, name=made.path.name, arm=arm, seed=recipe.seed, rule=rule)
+
+
+def _rule(training: TrainingSection, *, planned: int) -> str:
+    """How validations chose the steps of a run."""
+    rule = f"the {training.result} of up to {planned}, validated every {training.validate_every}"
+    if training.patience is not None:
+        rule += f" with patience {training.patience}"
+    return rule
 
 
 def evaluated_steps(folder: Path, settings: Settings, *, of_run: bool) -> int | None:

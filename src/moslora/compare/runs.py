@@ -28,6 +28,7 @@ class ComparedRun:
         name: of the run.
         arm: the same for all runs that differ only in the seed.
         seed: ``None`` if it has none, as a base.
+        rule: by which validations chose its steps, so that runs of one rule may have different ones; empty otherwise.
     """
 
     evaluation: Evaluation
@@ -37,6 +38,7 @@ class ComparedRun:
     name: str = ""
     arm: str = ""
     seed: int | None = None
+    rule: str = ""
 
     @property
     def settings(self) -> Settings:

@@ -18,6 +18,7 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.recipe.yaml_text import render
 from moslora.runs.absolute_paths import local_files
 from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.best import ending
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
 from moslora.runs.manifest import RECIPE
 from moslora.runs.origin import Origin
@@ -162,6 +163,7 @@ def _training(manifest: Mapping[str, Any], recipe: Recipe, origin: Origin) -> st
         f"{manifest['step']:,} steps by moslora {manifest['moslora']}: {sum(drawn.values()):,} rows, repeats included,"
         f" of {manifest['trained_rows']:,} (sha256 `{manifest['data']['sha256']}`)"
     )
+    facts += ending(manifest, recipe.training)
     facts += [f"{task}: {n:,} rows from {card_scores.origin(task, recipe.data.source)}" for task, n in drawn.items()]
     facts += manifest["data"]["notes"]
     values = recipe.model_dump(mode="json")

@@ -21,6 +21,7 @@ from moslora.experiment.provenance import provenance
 from moslora.files import discard, write_text
 from moslora.processes.devices import free_memory
 from moslora.runs.absolute_paths import with_absolute_paths
+from moslora.runs.best import best_of
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
@@ -49,10 +50,14 @@ def is_done(out: Path, planned: Planned) -> bool:
 
 
 def validation_loss(run: Run) -> float:
-    """The last validation loss of a run that is done; infinite if it was not finite, or there is none."""
+    """The validation loss of a done run's result: the last, or the lowest where that is the result; infinite if it was
+    not finite, or there is none."""
     losses = [row["validation_loss"] for row in run.metrics if "validation_loss" in row]
     if state(run) == "diverged" or not losses:
         return math.inf
+    best = best_of(run.facts)
+    if best is not None and best.loss is not None and run.recipe.training.result == "best":
+        return best.loss
     if losses[-1] is None:  # as JSON has it where it was not finite
         return math.inf
     return float(losses[-1])

@@ -73,9 +73,11 @@ class Recipe(Section):
         """What another value at a dotted key changes in this recipe.
 
         The size of the micro-batches changes what is trained only with a gate's balance: each takes that over its own
-        rows.
+        rows. The steps between validations do where the validation loss decides what comes out.
         """
         if key == "training.micro_batch_tokens" and self.adapter.is_balanced:
+            return Changes.TRAINED
+        if key == "training.validate_every" and self.training.is_selected:
             return Changes.TRAINED
         return changes_at(type(self), key)
 

@@ -24,6 +24,7 @@ def conflicts(
 ) -> Conflicts:
     """All combinations in a recipe that cannot work."""
     yield from _training(training, model)
+    yield from _selection(training, data)
     if isinstance(adapter, PeftSection):
         yield from _peft(training, model)
     else:
@@ -56,6 +57,17 @@ def _training(training: TrainingSection, model: ModelSection) -> Conflicts:
         )
     if training.epochs is None and training.max_steps is None:
         yield "training.epochs training.max_steps", "nothing ends the run; set epochs or max_steps"
+
+
+def _selection(training: TrainingSection, data: DataSection) -> Conflicts:
+    if data.validation_rows:
+        return
+    fix = "set data.validation_rows, such as 120"
+    if training.result == "best":
+        keys = "training.result data.validation_rows"
+        yield keys, f"best is chosen by the loss of validation rows; {fix}, or result: last"
+    elif training.patience is not None:
+        yield "training.patience data.validation_rows", f"is counted in validations; {fix}, or patience: null"
 
 
 def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:

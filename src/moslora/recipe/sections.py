@@ -150,8 +150,22 @@ class TrainingSection(Section):
     validate_every: Annotated[PositiveInt, Changes.WRITTEN] = 200
     """Steps between measurements of the validation loss."""
 
+    result: Annotated[Literal["last", "best"], Changes.TRAINED, Shared] = "last"
+    """The run's adapter. `last`: that of its last step. `best`: that of the validated step with the lowest loss, the
+    first of equals; with a rank budget, of the steps after its last drop. Its checkpoint stays until there is a better
+    one, beside `keep_checkpoints`."""
+
+    patience: Annotated[PositiveInt | None, Changes.TRAINED, Shared] = None
+    """Number of validations in a row without a lower loss that end the run, counted as for `result`; null to train all
+    steps. The learning rate follows `schedule` as if the run were to go on."""
+
     log_every: Annotated[PositiveInt, Changes.WRITTEN] = 10
-    """Steps between lines of a log and of metrics.jsonl. The first step and the last always have one."""
+    """Steps between lines of a log and of metrics.jsonl. The first step and the last planned one always have one."""
+
+    @property
+    def is_selected(self) -> bool:
+        """Whether the validation loss decides what comes out."""
+        return self.result == "best" or self.patience is not None
 
     def warmup(self, steps: int) -> int:
         """The warm-up steps of a run of ``steps``."""

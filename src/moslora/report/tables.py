@@ -52,11 +52,18 @@ def _average(results: Results, *, counted: bool) -> str:
 def _steps(run: ReportedRun) -> str:
     done = max((row["step"] for row in run.metrics), default=0)
     planned = run.run.facts.get("steps", 0)
-    return f"{done:,} of {planned:,} steps"
+    steps = f"{done:,} of {planned:,} steps"
+    if run.best is not None:
+        best, _ = run.best
+        steps += f", best {best:,}"
+    return steps
 
 
 def _validation_loss(run: ReportedRun) -> str:
-    """The last one."""
+    """That of the result, or the last one so far."""
+    if run.best is not None:
+        _, loss = run.best
+        return f"{loss:.4f}"
     _, losses = run.curve("validation_loss")
     if not losses:
         return NONE

@@ -87,6 +87,18 @@ def save_adapter(
         extra: more files of tensors by file name, such as the optimizer's.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
+    write_adapter(folder, state, recipe, facts=facts, extra=extra)
+
+
+def write_adapter(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    recipe: Recipe,
+    *,
+    facts: Mapping[str, Any],
+    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """As :func:`save_adapter`, with the weights in ``state``, on the CPU."""
     files = {WEIGHTS: state, **(extra or {})}
     base = recipe.model.name
     revision = recipe.model.revision

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError
+from moslora.runs.best import best_of
 from moslora.runs.manifest import MANIFEST, RECIPE
 from moslora.runs.packed import RUN_FOLDERS, packed_names
 from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, PREDICTIONS, RESULT, RESULTS, SETTINGS, Run
@@ -72,10 +73,27 @@ def _state(run: Run, facts: Mapping[str, Any]) -> str:
     if run.without_result:
         return f"finished, no {RESULT}/"
     if run.finished:
-        return "finished"
+        return _how_finished(run, facts)
     if facts.get("steps"):
         return "unfinished"
     return "not begun"
+
+
+def _how_finished(run: Run, facts: Mapping[str, Any]) -> str:
+    """With what validations decided of it."""
+    words = ["finished"]
+    best = best_of(facts)
+    if best is None:
+        return words[0]
+    try:
+        training = run.recipe.training
+    except MosloraError:  # of another version
+        return words[0]
+    if best.has_run_out(training.patience):
+        words.append("by patience")
+    if training.result == "best":
+        words.append(f"best step {best.step:,}")
+    return ", ".join(words)
 
 
 def _interrupted(name: str, answered: int, asked: int) -> str:

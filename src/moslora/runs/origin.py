@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from moslora.errors import UsageError
 from moslora.files import in_use, write_json
+from moslora.runs.best import TRAINED_STEPS
 from moslora.runs.manifest import WEIGHTS
 from moslora.version import __version__
 
@@ -26,7 +27,7 @@ class Origin:
 
     run: str
     step: int | None  # of the adapter; ``None`` for one that no training here has made
-    steps: int | None  # that its run was to have; ``None`` if they are not known
+    steps: int | None  # that its run was to have; ``None`` if not known, or if validations chose the step or the end
     base: str  # its id on the hub, the built-in one's name, or the last part of a local path
     fingerprint: str  # of the base
     adapter: str  # sha256 of its weights
@@ -46,10 +47,13 @@ class Origin:
 def origin_of(adapter: "AdapterFolder", *, base: str) -> Origin:
     """What is made of ``adapter`` comes from there; ``base`` is its base's name to others."""
     manifest = adapter.manifest
+    steps = adapter.run.facts.get("steps")
+    if TRAINED_STEPS in manifest:
+        steps = None
     return Origin(
         run=adapter.recipe.name,
         step=manifest.get("step"),
-        steps=adapter.run.facts.get("steps"),
+        steps=steps,
         base=base,
         fingerprint=manifest["base"]["fingerprint"],
         adapter=manifest["sha256"][WEIGHTS],

@@ -8,7 +8,8 @@ from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, refuse_used
 from moslora.recipe import KEPT, Recipe
 from moslora.runs.absolute_paths import with_absolute_paths
-from moslora.runs.manifest import MANIFEST, RECIPE, read_checked
+from moslora.runs.best import best_of
+from moslora.runs.manifest import MANIFEST, RECIPE, read_checked, read_manifest, written_recipe
 from moslora.runs.run import Run
 
 
@@ -57,6 +58,7 @@ def newest_intact(
     for path in found:
         try:
             then, manifest = read_checked(path)
+            _check_best(run, path)
         except MosloraError as error:
             if isinstance(error, UsageError) and (path / MANIFEST).is_file():
                 raise  # not damaged, but written by a newer version
@@ -68,6 +70,32 @@ def newest_intact(
     if found:
         raise MosloraError(f"{run.path}: no intact checkpoint; start a new run with name=… or --out")
     return None
+
+
+def best_checkpoint(run: Run, checkpoint: Path) -> Path | None:
+    """The checkpoint of the best step of ``run`` when ``checkpoint`` was written; ``None`` if the run keeps none, if
+    there was none yet, or if ``checkpoint`` is damaged."""
+    try:
+        best = best_of(read_manifest(checkpoint))
+        if best is None or best.step is None:
+            return None
+        recipe = written_recipe(checkpoint / RECIPE, by=None)
+    except MosloraError:
+        return None
+    if recipe.training.result != "best":
+        return None
+    return run.checkpoint(best.step)
+
+
+def _check_best(run: Run, checkpoint: Path) -> None:
+    """Refuses a checkpoint if that of its best step, which may become the result, is not intact."""
+    best = best_checkpoint(run, checkpoint)
+    if best is None or checkpoint in (best, run.result):
+        return
+    try:
+        read_checked(best)
+    except MosloraError as error:
+        raise MosloraError(f"{checkpoint}: its best step is lost: {error}") from None
 
 
 def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe, fix: str) -> None:

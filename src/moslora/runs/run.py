@@ -1,7 +1,7 @@
 """A run on disk: where it lies, and all that is in its folder. Nobody else knows the names of these files.
 
 ``recipe.yaml``    the resolved recipe    ``run.json``       the run's card: how it was made, what came out
-``metrics.jsonl``  a line per record      ``checkpoints/``   the newest, to resume from
+``metrics.jsonl``  a line per record      ``checkpoints/``   the newest, to resume from, and the best
 ``adapter/``       the result             ``eval/NAME/``     an evaluation of it, or of its base
 ``contents.bin``   hashes of the training rows, by which an evaluation finds leaks
 
@@ -22,6 +22,7 @@ from typing import Any
 from moslora.errors import UsageError
 from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe, override_recipe
+from moslora.runs.best import TRAINED_STEPS
 from moslora.runs.manifest import MANIFEST, RECIPE, stored_recipe, written_recipe
 from moslora.runs.packed import PackedRun, packed_run
 
@@ -96,6 +97,10 @@ class Run:
         """The complete checkpoints, oldest first; unfinished ones have other names."""
         found = [path for path in (self.path / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after ``step`` updates is, or would be."""
+        return self.path / CHECKPOINTS / f"step-{step}"
 
     @property
     def contents(self) -> Path:
@@ -197,7 +202,8 @@ class Run:
     def steps_done(self) -> int:
         """Number of updates that are saved."""
         if self.finished or self.without_result:
-            return int(self.facts.get("steps", 0))
+            facts = self.facts
+            return int(facts.get(TRAINED_STEPS, facts.get("steps", 0)))
         checkpoints = self.checkpoints
         if not checkpoints:
             return 0

@@ -65,6 +65,11 @@ class RankBudget:
             self._averages[f"{name}:mean"] = torch.zeros_like(parameter)
             self._averages[f"{name}:spread"] = torch.zeros_like(parameter)
 
+    @property
+    def reached_at(self) -> int:
+        """The first update after which no more entries are dropped."""
+        return self._phases["total"] - self._phases["final"]
+
     @torch.no_grad()
     def update(self, step: int, *, skipped: bool = False) -> dict[str, float]:
         """Scores and prunes after update number ``step`` (from 1), with its gradients still in place.
@@ -74,7 +79,7 @@ class RankBudget:
         Returns:
             Metrics: the budget b(t) as ``rank_budget``.
         """
-        fixed = step >= self._phases["total"] - self._phases["final"]
+        fixed = step >= self.reached_at
         if not (fixed or skipped):
             self._score()
         budget = budget_at(step, first=sum(self._ranks), target=self._target, **self._phases)

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -19,6 +19,7 @@ from moslora.errors import Diverged
 from moslora.recipe import TrainingSection
 from moslora.training.budget import RankBudget
 from moslora.training.optimizer import make_moments, rate_factor, set_rate, update
+from moslora.training.selection import Selection
 
 SKIPS_IN_A_ROW = 10
 """Overflows in a row that the float16 scaler may skip: each halves its scale, which starts at 2¹⁶."""
@@ -39,6 +40,7 @@ class Parts:
     micro_batch_tokens: int  # most of one forward pass
     tasks: tuple[str, ...] = ()  # names by number, for gates that route by task
     budget: RankBudget | None = None
+    selection: Selection = field(default_factory=Selection)
 
     @cached_property
     def families(self) -> Families:
@@ -70,7 +72,7 @@ def train(
     first_step: int,
     report: Callable[..., None],
     checkpoint: Callable[[int], object],
-    validate: Callable[[int], None],
+    validate: Callable[[int], bool],
     stop_requested: Callable[[], bool],
 ) -> int:
     """Runs the steps from ``first_step`` on.
@@ -78,11 +80,13 @@ def train(
     Args:
         first_step: optimizer updates already done.
         report: called after each update with its number, ``tokens`` (no padding), ``examples`` and metrics by name.
-        checkpoint: called with the number of updates done, on every process; ``validate`` too.
+        checkpoint: called with the number of updates done, on every process.
+        validate: called likewise; tells ``parts.selection`` the validation loss, and returns whether it is the lowest.
         stop_requested: called after each step on every process; one true stops all.
 
     Returns:
-        The number of updates done: ``len(parts.plan)``, or fewer after a stop, which saves a checkpoint.
+        The number of updates done: ``len(parts.plan)``, or fewer after a stop, or where patience ran out. The last
+        one has a checkpoint.
 
     Raises:
         Diverged: a loss or gradient is not finite.
@@ -94,6 +98,8 @@ def train(
     overflows_in_a_row = 0
     next_batch = None  # this process's first micro-batch of the step
     parts.objective.train()
+    if parts.selection.patience_ran_out:  # the run was killed after its last step
+        return first_step
     for step in range(first_step, total):
         rows = parts.drawn(step)
         seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)
@@ -126,11 +132,13 @@ def train(
         optimizer.zero_grad()
 
         report(done, tokens=sum(len(row.input_ids) for row in rows), examples=len(rows), **values)
+        is_best = False
         if done % settings.validate_every == 0 or done == total:
-            validate(done)
-        if stop or done % settings.checkpoint_every == 0 or done == total:
+            is_best = validate(done)
+        ends = stop or done == total or parts.selection.patience_ran_out
+        if ends or done % settings.checkpoint_every == 0 or (is_best and parts.selection.keeps_best):
             checkpoint(done)
-        if stop:
+        if ends:
             return done
     return total
 

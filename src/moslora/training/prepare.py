@@ -30,6 +30,7 @@ from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
+from moslora.training.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def prepare(
         plan=inputs.plan,
         micro_batch_tokens=tokens,
         budget=budget,
+        selection=Selection.of(recipe.training, budget),
     )
     return parts, inputs.data
 

@@ -47,6 +47,11 @@ def describe(
     ]
     if warmup >= steps:
         lines.append(f"note: training.warmup_steps = {warmup:,} of {steps:,} steps: the learning rate only rises")
+    if training.result == "best":
+        every = f"measured every {training.validate_every:,} steps"
+        lines.append(f"the result is the step with the lowest validation loss, {every}")
+    if training.patience is not None:
+        lines.append(f"the run ends after {training.patience:,} validations in a row without a lower loss")
     return lines
 
 

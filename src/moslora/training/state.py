@@ -19,8 +19,8 @@ from moslora.errors import MosloraError
 from moslora.files import discard
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_tensors, save_adapter
-from moslora.runs.resuming import newest_intact
-from moslora.runs.run import CHECKPOINTS, Run
+from moslora.runs.resuming import best_checkpoint, newest_intact
+from moslora.runs.run import Run
 from moslora.training.loop import Parts
 from moslora.training.optimizer import fresh_moments, trainable
 
@@ -42,27 +42,26 @@ def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts:
     extra = {OPTIMIZER: _moments(parts)}
     if parts.budget is not None:
         extra[BUDGET] = parts.budget.state_dict()
-    facts = {**facts, "step": step, "scaler": parts.scaler.state_dict()}
-    save_adapter(_checkpoint(run, step), parts.model, recipe, facts=facts, extra=extra)
+    facts = {**facts, "step": step, "scaler": parts.scaler.state_dict(), **parts.selection.facts}
+    save_adapter(run.checkpoint(step), parts.model, recipe, facts=facts, extra=extra)
     delete_old_checkpoints(run, step=step, keep=recipe.training.keep_checkpoints)
 
 
 def delete_old_checkpoints(run: Run, *, step: int, keep: int) -> None:
-    """Keeps the checkpoint of ``step``, the newest, and those before it, ``keep`` in all. The first to go are those of
-    later steps, which are damaged, as the run was not resumed from them."""
+    """Keeps the checkpoint of ``step``, the newest, and those before it, ``keep`` in all, and the best of each of
+    them. The first to go are those of later steps, which are damaged, as the run was not resumed from them."""
     found = run.checkpoints
-    end = found.index(_checkpoint(run, step)) + 1
+    end = found.index(run.checkpoint(step)) + 1
     first_to_go = [*found[end:], *found[:end]]
+    # Not the newest one's best alone: if that is damaged, the run goes on from the one before.
+    bests = [best_checkpoint(run, kept) for kept in first_to_go[-keep:]]
     for old in first_to_go[:-keep]:
-        discard(old)
-
-
-def _checkpoint(run: Run, step: int) -> Path:
-    return run.path / CHECKPOINTS / f"step-{step}"
+        if old not in bests:
+            discard(old)
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:
-    """Restores optimizer, scaler and budget from a checkpoint, which must fit this run."""
+    """Restores optimizer, scaler, budget and selection from a checkpoint, which must fit this run."""
     parameters = dict(parts.model.named_parameters())
     for key, value in _load_fitting(folder.path / OPTIMIZER, _moments(parts)).items():
         name, _, moment = key.rpartition(":")
@@ -71,6 +70,7 @@ def restore(folder: AdapterFolder, parts: Parts) -> None:
     if parts.budget is not None:
         parts.budget.load_state_dict(_load_fitting(folder.path / BUDGET, parts.budget.state_dict()))
     parts.scaler.load_state_dict(folder.manifest["scaler"])
+    parts.selection.restore(folder.manifest)
 
 
 def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,6 +40,8 @@ class Tracker:
         self._tokens = 0  # since the last record
         self._examples = 0
         self._records = list(records)
+        self.best_so_far = ""
+        """The best step so far, for the live line."""
         self._seconds_before = 0.0  # of the processes before this one
         if self._active and self._path.exists():
             # What a killed run logged after its last checkpoint is dropped: those steps are repeated.
@@ -72,7 +74,10 @@ class Tracker:
         at = f"step {step}/{self._total}"
         peak = f"peak {row['peak_memory_gb']:.1f} GB"
         done_here = step - self._first
-        self._line.show(done_here, at, loss, examples_s, *others, tokens_s, peak)
+        fields = [loss, examples_s, *others, tokens_s, peak]
+        if self.best_so_far:
+            fields.insert(1, self.best_so_far)
+        self._line.show(done_here, at, *fields)
         recorded = step % self._log_every == 0 or step in (1, self._total)
         if recorded:
             self._last_record = now

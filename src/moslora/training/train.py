@@ -27,7 +27,9 @@ from moslora.progress import Line
 from moslora.ranks import is_main_process, world_size
 from moslora.recipe import KEPT, Recipe
 from moslora.runs.absolute_paths import with_absolute_paths
-from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, save_adapter
+from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, open_adapter, save_adapter, write_adapter
+from moslora.runs.best import BEST, TRAINED_STEPS, ending
+from moslora.runs.manifest import read_manifest
 from moslora.runs.resuming import refuse_other_run
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
@@ -95,10 +97,13 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
 
 def _already_finished(run: Run, saved: AdapterFolder) -> Path:
     """Says that the run is finished and returns its result, which is ``saved``."""
-    done = saved.manifest["step"]
+    done = saved.manifest.get(TRAINED_STEPS, saved.manifest["step"])
     if is_main_process():
-        _note_cost(run)
-    say(f"{run.path}: finished, {done} of {done} steps; start a new run with name=… or --out")
+        _note_outcome(run)
+    for line in ending(saved.manifest, saved.recipe.training):
+        say(line)
+    planned = run.facts.get("steps", done)
+    say(f"{run.path}: finished, {done} of {planned} steps; start a new run with name=… or --out")
     return saved.path
 
 
@@ -146,8 +151,8 @@ def _train_in_group(recipe: Recipe, run: Run, saved: AdapterFolder | None, input
     if saved is not None:
         first_step = training.resume(saved)
     training.begin()
-    training.train(first_step)
-    return training.finish()
+    done = training.train(first_step)
+    return training.finish(done)
 
 
 @dataclass(frozen=True)
@@ -233,8 +238,9 @@ class Training:
             "kernels": kernels(model, device),
         }
 
-    def train(self, first_step: int) -> None:
-        """Runs the steps from ``first_step`` on; ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
+    def train(self, first_step: int) -> int:
+        """Runs the steps from ``first_step`` on, and returns the number of updates done: all, or fewer where patience
+        ran out. Ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
         total = len(self.parts.plan)
         with ExitStack() as stack:
             records = []
@@ -243,7 +249,7 @@ class Training:
                     of_name = record(name, self.recipe, self.run, step=first_step + 1)
                     records.append(stack.enter_context(of_name))
             signals = stack.enter_context(stop_requests())
-            if first_step < total:
+            if first_step < total and not self.parts.selection.patience_ran_out:
                 self.prepare_steps(first_step)
             line = stack.enter_context(Line(total - first_step, f"step {first_step}/{total}"))
             tracker = Tracker(
@@ -254,6 +260,7 @@ class Training:
                 log_every=self.recipe.training.log_every,
                 records=records,
             )
+            tracker.best_so_far = self.parts.selection.so_far
             done = train(
                 self.parts,
                 first_step=first_step,
@@ -262,8 +269,8 @@ class Training:
                 validate=partial(self.validate, tracker),
                 stop_requested=lambda: bool(signals),
             )
-        if done == total:
-            return
+        if done == total or self.parts.selection.patience_ran_out:
+            return done
         number: int = signal.SIGTERM  # of another process
         if signals:
             number = signals[0]
@@ -285,54 +292,85 @@ class Training:
             save_checkpoint(self.run, self.parts, self.recipe, step=step, facts=self.facts(steps=step))
         self.parts.accelerator.wait_for_everyone()
 
+    def validate(self, tracker: Tracker, step: int) -> bool:
+        """Records the validation loss, if there are validation rows. Returns whether it is the lowest so far, where
+        that decides something."""
+        if not self.data.validation:
+            return False
+        selection = self.parts.selection
+        loss = self.validation_loss()
+        tracker.record({"step": step, "validation_loss": loss})
+        is_best = selection.add(step, loss)
+        tracker.best_so_far = selection.so_far
+        line = [f"step {step}/{len(self.parts.plan)}", f"validation_loss {loss:.4f}"]
+        remark = selection.remark(step)
+        if remark:
+            line.append(remark)
+        say("  ".join(line))
+        return is_best
+
     @torch.no_grad()
-    def validate(self, tracker: Tracker, step: int) -> None:
-        """Records the mean loss per label token of the validation rows, without dropout, if there are any."""
+    def validation_loss(self) -> float:
+        """The mean loss per label token of the validation rows, without dropout; the same on every process."""
         rows = self.data.validation
         parts = self.parts
         accelerator = parts.accelerator
-        if not rows:
-            return
         objective = accelerator.unwrap_model(parts.objective).eval()
         total = torch.zeros((), device=accelerator.device)
         for batch in parts.passes(rows):
             loss, _ = objective(parts.micro_batch(batch, training=False))
             total += loss
         objective.train()
-        mean = float(accelerator.reduce(total, reduction="sum")) / rows.label_count()
-        tracker.record({"step": step, "validation_loss": mean})
-        say(f"step {step}/{len(parts.plan)}  validation_loss {mean:.4f}")
+        return float(accelerator.reduce(total, reduction="sum")) / rows.label_count()
 
-    def finish(self) -> Path:
-        """Saves the result, if anything was learned."""
+    def finish(self, steps: int) -> Path:
+        """Saves the result after ``steps`` updates, if anything was learned."""
         result = self.run.result
         if self.writes:
-            self._save_result()
-            _note_cost(self.run)
+            self._save_result(steps)
+            _note_outcome(self.run)
+            for line in ending(self.run.facts, self.recipe.training):
+                say(line)
             say(f"adapter saved in {result}")
         self.parts.accelerator.wait_for_everyone()
         return result
 
-    def _save_result(self) -> None:
-        steps = len(self.parts.plan)
+    def _save_result(self, steps: int) -> None:
         moved = any(state["exp_avg"].any() for state in self.parts.optimizer.state.values())
         if not (moved and has_learned(self.parts.model)):
             raise MosloraError(f"nothing was learned: after {steps} steps the adapter is still as it started")
         # Those that a killed process left, before there is a result, with which the run is finished.
         delete_old_checkpoints(self.run, step=steps, keep=self.recipe.training.keep_checkpoints)
-        facts = {**self.facts(steps=steps), "step": steps}
+        facts = self.parts.selection.facts
+        if facts:
+            facts[TRAINED_STEPS] = steps
+        if self.parts.selection.keeps_best:
+            self._copy_best(facts)
+            return
+        facts = {**self.facts(steps=steps), "step": steps, **facts}
         save_adapter(self.run.result, self.parts.model, self.recipe, facts=facts)
+
+    def _copy_best(self, facts: Mapping[str, Any]) -> None:
+        """Makes the weights of the best step's checkpoint the result, with ``facts`` in its manifest."""
+        best = self.parts.selection.best
+        if best.step is None:
+            raise MosloraError(f"{self.run.path}: {best}, so no step is the best; try a lower training.learning_rate")
+        checkpoint = open_adapter(self.run.checkpoint(best.step))
+        facts = {**self.facts(steps=best.step), "step": best.step, **facts}
+        write_adapter(self.run.result, checkpoint.weights(), self.recipe, facts=facts)
 
 
 def close(run: Run) -> None:
     """Does what a process that was killed after it had saved the result has left to do."""
     with locked(run.path, shared=(RUN,)):
-        _note_cost(run)
+        _note_outcome(run)
 
 
-def _note_cost(run: Run) -> None:
-    """Adds a finished run's time and memory to its card, unless they are there."""
+def _note_outcome(run: Run) -> None:
+    """Adds to a finished run's card its time and memory, and what its validations chose, unless they are there."""
     logged = [row for row in run.metrics if "seconds" in row]
     if logged and "seconds" not in run.facts:
+        manifest = read_manifest(run.result)
+        chosen = {key: manifest[key] for key in (BEST, TRAINED_STEPS) if key in manifest}
         peak = max(row["peak_memory_gb"] for row in logged)
-        run.add_facts(seconds=logged[-1]["seconds"], peak_memory_gb=peak)
+        run.add_facts(seconds=logged[-1]["seconds"], peak_memory_gb=peak, **chosen)

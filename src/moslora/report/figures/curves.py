@@ -32,21 +32,32 @@ MARKED_UP_TO = 12
 
 
 def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) -> Markup | None:
-    """One metric over the steps, a line per run; ``None`` if no run has it."""
+    """One metric over the steps, a line per run; ``None`` if no run has it. In the validation loss a ring marks the
+    step that a run chose by it."""
     having = [run for run in runs if run.curve(metric)[1]]  # a run without validation rows has no such loss
     if not having:
         return None
+    below = "step"
     with canvas.figure(4.8, 2.5) as (figure, axes):
         for run in having:
             steps, values = run.curve(metric)
-            _draw(axes, steps, values, canvas.style(run.arm), label=label_once(axes, run.arm))
-        label_axes(axes, title, "step")
+            style = canvas.style(run.arm)
+            _draw(axes, steps, values, style, label=label_once(axes, run.arm))
+            if metric == "validation_loss" and run.best is not None:
+                _mark(axes, run.best, style)
+                below = "step (ring: the result)"
+        label_axes(axes, title, below)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         if metric in FROM_ZERO:
             axes.set_ylim(bottom=0)
         if len(canvas.arms) > 1:
             axes.legend()
     return canvas.keep(f"training-{metric.replace('_', '-')}", figure)
+
+
+def _mark(axes: Axes, best: tuple[int, float], style: Style) -> None:
+    """A ring around the step that is the run's result."""
+    axes.plot(*best, marker="o", markersize=9, fillstyle="none", color=style.color)
 
 
 def _draw(axes: Axes, steps: Sequence[int], values: Sequence[float], style: Style, *, label: str | None) -> None:

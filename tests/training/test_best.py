@@ -1,0 +1,257 @@
+"""Whole runs whose result is the best of the validated steps, and runs that patience ends."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli_kit import run as cli
+from methods_kit import BUDGET
+from moslora.convert.export import export_peft
+from moslora.errors import MosloraError
+from moslora.experiment.one_run import validation_loss
+from moslora.recipe import Recipe, load_recipe
+from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.listing import table_of_runs
+from moslora.runs.manifest import WEIGHTS
+from moslora.runs.run import RUN, Run
+from moslora.training import train_recipe
+from moslora.training.state import newest_saved
+from moslora.training.train import Training
+from training_kit import MakeRecipe, cut_after, in_processes, same_files, steps_logged
+
+RISES = (
+    "training.epochs=null",
+    "training.max_steps=6",
+    "training.learning_rate=3",
+    "training.warmup_steps=14",
+    "training.validate_every=1",
+    "training.checkpoint_every=2",
+    "training.log_every=1",
+)
+"""A learning rate that rises until the loss does, too: the best step is in the middle."""
+
+BEST = (*RISES, "training.result=best")
+PATIENT = (*BEST, "training.patience=2", "training.max_steps=9")
+
+
+def losses(run: Path) -> dict[int, float]:
+    """The logged validation losses by step."""
+    return {row["step"]: row["validation_loss"] for row in Run(run).metrics if "validation_loss" in row}
+
+
+def lowest(found: dict[int, float]) -> int:
+    return min(found, key=found.__getitem__)
+
+
+def steps_kept(run: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in Run(run).checkpoints]
+
+
+@pytest.fixture(scope="module")
+def best(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with all its checkpoints. Copy it before changing it."""
+    out = tmp_path_factory.mktemp("best") / "run"
+    train_recipe(load_recipe(world / "recipe.yaml", [*BEST, "training.keep_checkpoints=99"]), out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def patient(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that patience has ended, with all its checkpoints."""
+    out = tmp_path_factory.mktemp("patient") / "run"
+    train_recipe(load_recipe(world / "recipe.yaml", [*PATIENT, "training.keep_checkpoints=99"]), out=out)
+    return out
+
+
+def test_the_result_is_the_checkpoint_of_the_lowest_validation_loss(best: Path) -> None:
+    found = losses(best)
+    step = lowest(found)
+    assert list(found) == [1, 2, 3, 4, 5, 6] and step < 6
+    result = open_adapter(Run(best).result)
+    assert (result.path / WEIGHTS).read_bytes() == (Run(best).checkpoint(step) / WEIGHTS).read_bytes()
+    assert result.manifest["step"] == step
+    facts = Run(best).facts
+    expected = {"step": step, "loss": found[step], "last_loss": found[6], "validations": 6, "since": 6 - step}
+    assert facts["best"] == result.manifest["best"] == expected
+    assert (facts["steps"], facts["trained_steps"], Run(best).steps_done) == (6, 6, 6)
+
+
+def test_the_choice_changes_no_step(best: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A run whose last step is its result has the same weights and moments at each checkpoint, and the same losses."""
+    train_recipe(recipe(*RISES, "training.keep_checkpoints=99"), out=tmp_path / "last")
+    shared = 0
+    for checkpoint in Run(tmp_path / "last").checkpoints:
+        for file in checkpoint.glob("*.safetensors"):
+            assert file.read_bytes() == (Run(best).checkpoint(int(checkpoint.name[5:])) / file.name).read_bytes()
+            shared += 1
+    assert shared == 6 and steps_logged(tmp_path / "last") == steps_logged(best)
+    assert "best" not in Run(tmp_path / "last").facts
+    assert "best" not in open_adapter(tmp_path / "last" / "adapter").manifest
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 6])
+def test_a_run_that_was_cut_chooses_the_same(best: Path, tmp_path: Path, step: int) -> None:
+    run = cut_after(step, Path(shutil.copytree(best, tmp_path / "run")))
+    train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
+    assert same_files(best, run) and steps_logged(run) == steps_logged(best)
+    assert Run(run).facts["best"] == Run(best).facts["best"]
+    assert open_adapter(run / "adapter").manifest == open_adapter(best / "adapter").manifest
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_beside_each_checkpoint_its_best_stays(
+    best: Path, recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """As the run goes on from any of them where later ones are damaged."""
+    there: list[list[int]] = []
+    checkpoint = Training.checkpoint
+
+    def listening(self: Training, step: int) -> None:
+        checkpoint(self, step)
+        there.append(steps_kept(self.run.path))
+
+    monkeypatch.setattr(Training, "checkpoint", listening)
+    train_recipe(recipe(*BEST, f"training.keep_checkpoints={keep}"), out=tmp_path / "run")
+    found = losses(best)
+    written = [kept[-1] for kept in there]
+    for number, kept in enumerate(there, start=1):
+        newest = written[:number][-keep:]
+        bests = [lowest({at: loss for at, loss in found.items() if at <= step}) for step in newest]
+        assert kept == sorted({*newest, *bests})
+    assert there[-1][0] == lowest(found) < there[-1][-1] == 6
+    run = cut_after(6, tmp_path / "run")
+    (run / "checkpoints" / "step-6" / WEIGHTS).write_bytes(b"half")
+    train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
+    assert (run / "adapter" / WEIGHTS).read_bytes() == (best / "adapter" / WEIGHTS).read_bytes()
+
+
+def test_a_new_best_that_is_damaged_is_trained_again(best: Path, tmp_path: Path) -> None:
+    step = lowest(losses(best))
+    run = Path(shutil.copytree(best, tmp_path / "run"))
+    shutil.rmtree(run / "adapter")
+    for later in range(step + 1, 7):
+        shutil.rmtree(run / "checkpoints" / f"step-{later}", ignore_errors=True)
+    (run / "checkpoints" / f"step-{step}" / WEIGHTS).write_bytes(b"half")
+    train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
+    assert same_files(best, run)
+
+
+def test_a_checkpoint_whose_best_is_lost_is_passed_over(
+    best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or else the run would end without a result, or with another one."""
+    step = lowest(losses(best))
+    run = cut_after(6, Path(shutil.copytree(best, tmp_path / "run")))
+    (run / "checkpoints" / f"step-{step}" / WEIGHTS).write_bytes(b"half")
+    recipe = Run(run).recipe_to_resume()
+    saved = newest_saved(Run(run), recipe)
+    assert saved is not None and saved.manifest["step"] < step
+    assert "its best step is lost" in capsys.readouterr().out
+    train_recipe(recipe, out=run, resuming=True)
+    assert same_files(best, run)
+    cut_after(6, run)
+    for earlier in range(1, step + 1):
+        shutil.rmtree(run / "checkpoints" / f"step-{earlier}", ignore_errors=True)
+    with pytest.raises(MosloraError, match="no intact checkpoint"):
+        train_recipe(recipe, out=run, resuming=True)
+
+
+def test_patience_ends_a_run_which_is_then_finished(patient: Path, tmp_path: Path) -> None:
+    found = losses(patient)
+    step = lowest(found)
+    assert list(found) == [*range(1, step + 3)] and step + 2 < 9
+    facts = Run(patient).facts
+    assert (facts["steps"], facts["trained_steps"], facts["best"]["since"]) == (9, step + 2, 2)
+    assert Run(patient).finished and Run(patient).steps_done == step + 2
+    assert open_adapter(patient / "adapter").manifest["step"] == step
+    for cut in (1, step, step + 2):
+        run = cut_after(cut, Path(shutil.copytree(patient, tmp_path / str(cut))))
+        train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
+        assert same_files(patient, run) and steps_logged(run) == steps_logged(patient)
+        assert Run(run).facts["trained_steps"] == step + 2
+
+
+def test_with_the_last_as_result_patience_alone_ends_the_run(patient: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+    train_recipe(recipe(*PATIENT, "training.result=last"), out=tmp_path / "run")
+    ended = Run(patient).facts["trained_steps"]
+    result = open_adapter(tmp_path / "run" / "adapter")
+    assert result.manifest["step"] == Run(tmp_path / "run").facts["trained_steps"] == ended
+    newest = tmp_path / "run" / "checkpoints" / f"step-{ended}"
+    assert (result.path / WEIGHTS).read_bytes() == (newest / WEIGHTS).read_bytes()
+    assert steps_logged(tmp_path / "run") == steps_logged(patient)
+
+
+def test_every_place_says_which_step_and_why(patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(patient, tmp_path / "run"))
+    found = losses(run)
+    step = lowest(found)
+    ended = step + 2
+    code, said, errors = cli(capsys, "train", run, "--resume")
+    assert code == 0, errors
+    shown = [f"step {step}, best of {ended} validations by loss {found[step]:.4f}; last {found[ended]:.4f}"]
+    shown.append(f"ended by training.patience after step {ended}: 2 validations")
+    assert all(line in said for line in shown) and f"finished, {ended} of 9 steps" in said
+    (row,) = table_of_runs(run)[1:]
+    assert row[3:5] == [f"{ended}/9", f"finished, by patience, best step {step}"]
+    export_peft(run / "adapter", out=tmp_path / "peft")
+    card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
+    assert all(line in card for line in shown) and "unfinished" not in card
+    assert validation_loss(Run(run)) == found[step]
+
+
+def test_a_run_that_was_killed_before_its_card_was_closed_is_completed(patient: Path, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(patient, tmp_path / "run")))
+    closed = run.facts
+    outcome = {key: closed[key] for key in ("best", "trained_steps", "seconds", "peak_memory_gb")}
+    (run.path / RUN).unlink()
+    run.add_facts(**{key: fact for key, fact in closed.items() if key not in outcome})
+    train_recipe(run.recipe_to_resume(), out=run.path, resuming=True)
+    assert run.facts == closed
+
+
+@pytest.fixture
+def budget(world: Path) -> Callable[..., Recipe]:
+    """10 updates, of which the last entries are dropped after the eighth."""
+    return lambda *overrides: load_recipe(world / "recipe.yaml", [*BUDGET, "training.validate_every=1", *overrides])
+
+
+@pytest.mark.parametrize("patience", ["null", "1"])
+def test_with_a_rank_budget_only_steps_at_its_target_are_candidates(
+    budget: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: str
+) -> None:
+    """Also where all losses before are lower: here they rise with the step."""
+    monkeypatch.setattr("moslora.training.train.Training.validation_loss", lambda self: rising.pop(0))
+    rising = [float(loss) for loss in range(10)]
+    out = tmp_path / "run"
+    train_recipe(budget("training.result=best", f"training.patience={patience}"), out=out)
+    facts = Run(out).facts
+    assert facts["best"]["step"] == 8 and facts["best"]["validations"] == facts["trained_steps"] - 7
+    assert facts["trained_steps"] == (9 if patience == "1" else 10)
+    assert open_adapter(out / "adapter").manifest["step"] == 8
+
+
+def test_without_a_finite_loss_there_is_no_best(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moslora.training.train.Training.validation_loss", lambda self: math.nan)
+    with pytest.raises(MosloraError, match="validation losses was finite"):
+        train_recipe(recipe(*BEST, "training.max_steps=2"), out=tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_choose_together(world: Path, tmp_path: Path, strategy: str) -> None:
+    """A run of two, and the same after it was cut."""
+    whole = tmp_path / "whole"
+    changes = (*PATIENT, f"training.strategy={strategy}", "training.keep_checkpoints=99")
+    in_processes("-m", "moslora", "train", world / "recipe.yaml", "--out", whole, *changes)
+    facts = Run(whole).facts
+    step = lowest(losses(whole))
+    assert facts["processes"] == 2 and facts["best"]["step"] == step
+    assert facts["trained_steps"] == step + 2 < 9
+    again = cut_after(step, Path(shutil.copytree(whole, tmp_path / "again")))
+    in_processes("-m", "moslora", "train", again, "--resume")
+    assert same_files(whole, again)
