@@ -25,7 +25,16 @@ def test_commands_killed_at_some_of_their_writes_go_on_to_the_same_bytes() -> No
         "0",
         "--commands",
     ]
-    command += ["train", "train --resume, after a stop", "eval", "merge", "export", "import", "recipes copy"]
+    command += [
+        "train",
+        "train --resume, to the best",
+        "train --resume, after a stop",
+        "eval",
+        "merge",
+        "export",
+        "import",
+        "recipes copy",
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr[-3000:]
     (total,) = (line.split() for line in ran.stdout.splitlines() if line.startswith("all"))
