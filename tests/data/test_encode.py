@@ -14,7 +14,7 @@ from evaluation_kit import make_examples
 from evaluation_kit import tokenizer as small_tokenizer
 from message_kit import says
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
-from moslora.data.show import show_rows
+from moslora.data.show import rows_to_show, show_example
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS, Option, make_format
 from moslora.prompts.instructions import instruction, labels
@@ -257,10 +257,11 @@ def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut() -> None:
 
 def test_show_prints_text_tokens_mask_and_options() -> None:
     encoder = Encoder(smollm2(), max_length=20)
-    settings = {"source": "wheel", "whole": False, "split": "train", "format": "label", "loss_on": "response"}
-    (shown,) = show_rows([TASKS["arc_easy"]], encoder, row=0, **settings)
+    rows = {"source": "wheel", "whole": False, "split": "train"}
+    (example,) = rows_to_show([TASKS["arc_easy"]], row=0, **rows)
+    shown = show_example(example, encoder, format="label", loss_on="response")
     assert says(shown, "arc_easy/train/0", "format label", "20 tokens", "start", "cut", "loss on 7 of")
     assert "loss  ' correct'" in shown and "-  '\\n'" in shown
     assert shown.count("\n* answer") == 1 and shown.count("\n  answer") == 3
     with pytest.raises(UsageError, match="--row 5000"):
-        list(show_rows([TASKS["arc_easy"]], encoder, row=5000, **settings))
+        list(rows_to_show([TASKS["arc_easy"]], row=5000, **rows))

@@ -54,22 +54,13 @@ def show(
     refuse_model(model)
     from moslora.base.load import load_tokenizer
     from moslora.data.encode import Encoder
-    from moslora.data.show import show_rows
+    from moslora.data.show import rows_to_show, show_example
 
     data = named.recipe.data
     tokenizer = load_tokenizer(_section_of_tokenizer(named.recipe.model, model))
-    shown = show_rows(
-        named.tasks,
-        Encoder(tokenizer, max_length=max_length or data.max_length),
-        source=source,
-        whole=is_of_recipe,
-        split=split,
-        row=row,
-        format=format or data.format,
-        loss_on=loss_on or data.loss_on,
-    )
-    for text in shown:
-        print(text)
+    encoder = Encoder(tokenizer, max_length=max_length or data.max_length)
+    for example in rows_to_show(named.tasks, source=source, whole=is_of_recipe, split=split, row=row):
+        print(show_example(example, encoder, format=format or data.format, loss_on=loss_on or data.loss_on))
 
 
 @app.command("audit")

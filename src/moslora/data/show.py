@@ -11,18 +11,10 @@ from moslora.prompts.protocols import joined_names, readers
 from moslora.tasks import Example, Task
 
 
-def show_rows(
-    tasks: Sequence[Task],
-    encoder: Encoder,
-    *,
-    source: str,
-    whole: bool,
-    split: Split | None,
-    row: int,
-    format: FormatName,
-    loss_on: LossOn,
-) -> Iterator[str]:
-    """Row number ``row`` of each task as plain text.
+def rows_to_show(
+    tasks: Sequence[Task], *, source: str, whole: bool, split: Split | None, row: int
+) -> Iterator[Example]:
+    """Row number ``row`` of each task.
 
     Args:
         whole: the tasks are those of the source's training rows, bare instructions included, not only ``tasks``.
@@ -42,7 +34,7 @@ def show_rows(
     for (task_name, shown), examples in examples_of.items():
         if row >= len(examples):
             raise UsageError(f"--row {row}: must be 0 to {len(examples) - 1} for {task_name}, {shown}")
-        yield show_example(examples[row], encoder, format=format, loss_on=loss_on)
+        yield examples[row]
 
 
 def _first_split(task: Task) -> Split:
