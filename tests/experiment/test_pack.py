@@ -55,7 +55,9 @@ def test_a_packed_experiment_says_what_its_runs_say(here: Path, capsys: pytest.C
         assert (one.facts, one.recipe, one.metrics) == (other.facts, other.recipe, other.metrics)
         assert [path.name for path in one.evaluations] == [path.name for path in other.evaluations]
     scores = [row[-1] for row in table_of_runs(Path("runs/e"))]
-    assert [row[-1] for row in table_of_runs(Path("packed"))] == scores
+    packed = table_of_runs(Path("packed"))
+    assert [row[-1] for row in packed] == scores
+    assert {row[4] for row in packed[1:]} == {"packed"} and "/" not in packed[1][3]
     whole, packed = (reported_runs([Path(folder)])[0] for folder in ("runs/e", "packed"))
     assert [one.tuned_results for one in whole] == [one.tuned_results for one in packed]
     single = ("compare", "packed/runs/lora-0.03-0")  # against its base

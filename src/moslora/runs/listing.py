@@ -49,10 +49,6 @@ def _runs_below(folder: Path) -> Iterator[Run]:
 
 def _row(run: Run) -> list[str]:
     facts = run.facts
-    steps = "–"
-    total = facts.get("steps")
-    if total:
-        steps = f"{run.steps_done:,}/{total:,}"
     try:
         base = Path(run.recipe.model.name).name
         adapter = run.recipe.adapter.summary()
@@ -64,10 +60,22 @@ def _row(run: Run) -> list[str]:
     scores = [*_scores(results)]
     for name, (answered, asked) in interrupted.items():
         scores.append(_interrupted(name, answered, asked))
-    return [base, adapter, steps, _state(run, facts), "; ".join(scores) or "–"]
+    return [base, adapter, _steps(run, facts), _state(run, facts), "; ".join(scores) or "–"]
+
+
+def _steps(run: Run, facts: Mapping[str, Any]) -> str:
+    """Steps that are saved, of those planned; of a packed run, of which no weights are kept, the planned ones."""
+    planned = facts.get("steps")
+    if not planned:
+        return "–"
+    if run.packed is not None:
+        return f"{planned:,}"
+    return f"{run.steps_done:,}/{planned:,}"
 
 
 def _state(run: Run, facts: Mapping[str, Any]) -> str:
+    if run.packed is not None:
+        return "packed"
     if "imported" in facts:
         return "imported"
     if run.without_result:
