@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -31,7 +30,7 @@ from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.runs import ComparedRun, in_common, read_complete
 from moslora.compare.statistics import LEVEL, MACRO, Member, family
-from moslora.evaluation.intervals import mean_and_error
+from moslora.experiment.tables import mean_over_seeds
 from moslora.recipe import Recipe, load_recipe
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, VARIABLES, Canvas
@@ -190,24 +189,6 @@ def standalone(svg: Markup) -> str:
     return text.replace(f"stroke: {SHOWN['grid']}; stroke-width: 0.8", f"stroke: {SHOWN['grid']}; stroke-opacity: 0.3")
 
 
-def level(runs: Sequence[ComparedRun | Evaluation], outcome: str) -> str:
-    """The mean over seeds of the macro average, and its standard error; "–" if the runs do not have it."""
-    unit = OUTCOMES[outcome]
-    averages = []
-    for run in runs:
-        columns = [answers.outcomes.get(outcome) for answers in run.tasks.values()]
-        means = [fmean(column) for column in columns if column]
-        if means:
-            averages.append(unit.factor * fmean(means))
-    if not averages:
-        return "–"
-    mean, error = mean_and_error(averages)
-    text = f"{mean:.{unit.fine}f}"
-    if error is not None:
-        text += f" ± {error:.{unit.fine}f}"
-    return text
-
-
 class Cost(NamedTuple):
     """What a method costs on the quickstart's model: step time and peak memory as shares of LoRA's, as text."""
 
@@ -250,12 +231,13 @@ def arms_table(found: ScoredExperiment) -> str:
     if found.base is not None:
         _, of_others = in_common([found.first_run.evaluation, found.base])
         if not of_others:  # otherwise its means are not of the same questions
-            levels = [level([found.base], outcome) for outcome in COMPARED]
+            levels = [mean_over_seeds([found.base], outcome) for outcome in COMPARED]
             rows.append(["base", "", *levels, "0", "", ""])
     known = costs()
     for arm in found.arms:
         run = found.runs[arm.name][0]
-        levels = [level(list(arm.runs.values()), outcome) for outcome in COMPARED]
+        evaluations = [run.evaluation for run in arm.runs.values()]
+        levels = [mean_over_seeds(evaluations, outcome) for outcome in COMPARED]
         count = run.facts.get("trainable_parameters")
         trained = f"{count:,}" if count else "–"
         rate = f"{run.recipe.training.learning_rate:g}"

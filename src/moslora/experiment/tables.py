@@ -54,12 +54,12 @@ def score_table(
         rate = "not chosen"
         if curve.best is not None:
             rate = f"{curve.best:g}"
-        means = [_mean_over_seeds(runs, outcome) for outcome in outcomes]
+        means = [mean_over_seeds(runs, outcome) for outcome in outcomes]
         rows.append([curve.arm, rate, f"{len(runs)}/{seeds}", *means])
     return rows
 
 
-def _mean_over_seeds(runs: Sequence[Evaluation], outcome: str) -> str:
+def mean_over_seeds(runs: Sequence[Evaluation], outcome: str) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds; a dash without values, as of
     probabilities under `generate`."""
     measure = OUTCOMES[outcome]
