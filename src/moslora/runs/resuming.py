@@ -1,15 +1,15 @@
 """Whether a run can be trained on, or trained again, in a folder. Importing this does not load torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, refuse_used
-from moslora.recipe import KEPT, Recipe
+from moslora.recipe import KEPT, Recipe, TrainingSection
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.best import best_of
-from moslora.runs.manifest import MANIFEST, RECIPE, read_checked, read_manifest, written_recipe
+from moslora.runs.manifest import MANIFEST, RECIPE, read_checked
 from moslora.runs.run import Run
 
 
@@ -58,7 +58,7 @@ def newest_intact(
     for path in found:
         try:
             then, manifest = read_checked(path)
-            _check_best(run, path)
+            _check_best(run, path, then, manifest)
         except MosloraError as error:
             if isinstance(error, UsageError) and (path / MANIFEST).is_file():
                 raise  # not damaged, but written by a newer version
@@ -72,24 +72,18 @@ def newest_intact(
     return None
 
 
-def best_checkpoint(run: Run, checkpoint: Path) -> Path | None:
-    """The checkpoint of the best step of ``run`` when ``checkpoint`` was written; ``None`` if the run keeps none, if
-    there was none yet, or if ``checkpoint`` is damaged."""
-    try:
-        best = best_of(read_manifest(checkpoint))
-        if best is None or best.step is None:
-            return None
-        recipe = written_recipe(checkpoint / RECIPE, by=None)
-    except MosloraError:
-        return None
-    if recipe.training.result != "best":
+def best_checkpoint(run: Run, manifest: Mapping[str, Any], training: TrainingSection) -> Path | None:
+    """The checkpoint of the best step of ``run`` when the one with this ``manifest`` was written; ``None`` if the run
+    keeps none, or if there was none yet. ``training`` are its settings."""
+    best = best_of(manifest)
+    if training.result != "best" or best is None or best.step is None:
         return None
     return run.checkpoint(best.step)
 
 
-def _check_best(run: Run, checkpoint: Path) -> None:
+def _check_best(run: Run, checkpoint: Path, recipe: Recipe, manifest: Mapping[str, Any]) -> None:
     """Refuses a checkpoint if that of its best step, which may become the result, is not intact."""
-    best = best_checkpoint(run, checkpoint)
+    best = best_checkpoint(run, manifest, recipe.training)
     if best is None or checkpoint in (best, run.result):
         return
     try:

@@ -7,7 +7,8 @@ uninterrupted one bit for bit on a CPU. On a GPU it equals it as far as the same
 which torch does not promise: docs/reproducing.md, "The same bits".
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from moslora.adapters.injection import refuse_misfits
 from moslora.console import say
 from moslora.errors import MosloraError
 from moslora.files import discard
-from moslora.recipe import Recipe
+from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.adapter_folder import AdapterFolder, load_tensors, save_adapter
+from moslora.runs.manifest import read_manifest
 from moslora.runs.resuming import best_checkpoint, newest_intact
 from moslora.runs.run import Run
 from moslora.training.loop import Parts
@@ -44,20 +46,31 @@ def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts:
         extra[BUDGET] = parts.budget.state_dict()
     facts = {**facts, "step": step, "scaler": parts.scaler.state_dict(), **parts.selection.facts}
     save_adapter(run.checkpoint(step), parts.model, recipe, facts=facts, extra=extra)
-    delete_old_checkpoints(run, step=step, keep=recipe.training.keep_checkpoints)
+    delete_old_checkpoints(run, step=step, training=recipe.training)
 
 
-def delete_old_checkpoints(run: Run, *, step: int, keep: int) -> None:
-    """Keeps the checkpoint of ``step``, the newest, and those before it, ``keep`` in all, and the best of each of
-    them. The first to go are those of later steps, which are damaged, as the run was not resumed from them."""
+def delete_old_checkpoints(run: Run, *, step: int, training: TrainingSection) -> None:
+    """Keeps the checkpoint of ``step``, the newest, and those before it, ``keep_checkpoints`` in all, and the best of
+    each of them. The first to go are those of later steps, which are damaged, as the run was not resumed from them."""
     found = run.checkpoints
     end = found.index(run.checkpoint(step)) + 1
     first_to_go = [*found[end:], *found[:end]]
+    keep = training.keep_checkpoints
     # Not the newest one's best alone: if that is damaged, the run goes on from the one before.
-    bests = [best_checkpoint(run, kept) for kept in first_to_go[-keep:]]
+    bests = _bests_of(run, first_to_go[-keep:], training)
     for old in first_to_go[:-keep]:
         if old not in bests:
             discard(old)
+
+
+def _bests_of(run: Run, checkpoints: Sequence[Path], training: TrainingSection) -> list[Path | None]:
+    """The checkpoints of the best steps when these were written."""
+    bests = []
+    if training.result == "best":
+        for checkpoint in checkpoints:
+            with suppress(MosloraError):  # a damaged one, from which the run does not go on
+                bests.append(best_checkpoint(run, read_manifest(checkpoint), training))
+    return bests
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:

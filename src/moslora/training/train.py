@@ -340,7 +340,7 @@ class Training:
         if not (moved and has_learned(self.parts.model)):
             raise MosloraError(f"nothing was learned: after {steps} steps the adapter is still as it started")
         # Those that a killed process left, before there is a result, with which the run is finished.
-        delete_old_checkpoints(self.run, step=steps, keep=self.recipe.training.keep_checkpoints)
+        delete_old_checkpoints(self.run, step=steps, training=self.recipe.training)
         facts = self.parts.selection.facts
         if facts:
             facts[TRAINED_STEPS] = steps
