@@ -21,7 +21,6 @@ from moslora.experiment.provenance import provenance
 from moslora.files import discard, write_text
 from moslora.processes.devices import free_memory
 from moslora.runs.absolute_paths import with_absolute_paths
-from moslora.runs.best import best_of
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
@@ -55,9 +54,10 @@ def validation_loss(run: Run) -> float:
     losses = [row["validation_loss"] for row in run.metrics if "validation_loss" in row]
     if state(run) == "diverged" or not losses:
         return math.inf
-    best = best_of(run.facts)
-    if best is not None and best.loss is not None and run.recipe.training.result == "best":
-        return best.loss
+    best = run.best
+    if best is not None:
+        _, lowest = best
+        return lowest
     if losses[-1] is None:  # as JSON has it where it was not finite
         return math.inf
     return float(losses[-1])

@@ -16,7 +16,6 @@ from moslora.evaluation.results import Results, results_of
 from moslora.report.bases import base_names
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.best import best_of
 from moslora.runs.evaluation import Evaluation, Questions, is_evaluation, is_finished
 from moslora.runs.run import Run, base_of
 from moslora.runs.settings import Settings, read_head
@@ -56,11 +55,7 @@ class ReportedRun:
 
     @cached_property
     def best(self) -> tuple[int, float] | None:
-        """Step and validation loss of a finished run's result, if that loss chose it."""
-        best = best_of(self.run.facts)
-        if best is None or best.step is None or best.loss is None or self.run.recipe.training.result != "best":
-            return None
-        return best.step, best.loss
+        return self.run.best  # likewise
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""

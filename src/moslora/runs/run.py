@@ -22,7 +22,7 @@ from typing import Any
 from moslora.errors import UsageError
 from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe, override_recipe
-from moslora.runs.best import TRAINED_STEPS
+from moslora.runs.best import TRAINED_STEPS, best_of
 from moslora.runs.manifest import MANIFEST, RECIPE, stored_recipe, written_recipe
 from moslora.runs.packed import PackedRun, packed_run
 
@@ -208,6 +208,14 @@ class Run:
         if not checkpoints:
             return 0
         return int(checkpoints[-1].name.removeprefix("step-"))
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and validation loss of its result, if it is finished and that loss chose it."""
+        best = best_of(self.facts)
+        if best is None or best.step is None or best.loss is None or self.recipe.training.result != "best":
+            return None
+        return best.step, best.loss
 
     @property
     def evaluations(self) -> list[Path]:
