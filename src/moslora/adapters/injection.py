@@ -19,6 +19,9 @@ from moslora.errors import capped
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.rows import send
 
+ALL_LINEAR = "all-linear"
+"""Value of ``target_modules`` that stands for all linear layers but the output layer."""
+
 
 def inject(
     model: nn.Module,
@@ -242,7 +245,7 @@ def _match(model: nn.Module, target_modules: Collection[str] | str, within: nn.M
         if module in parts and hasattr(module, "in_features") and hasattr(module, "out_features"):
             last_of[name] = name.rpartition(".")[2]
     unmatched: list[str] = []
-    if target_modules == "all-linear":
+    if target_modules == ALL_LINEAR:
         output = getattr(model, "get_output_embeddings", lambda: None)()
         matched = [name for name in last_of if model.get_submodule(name) is not output]
     elif isinstance(target_modules, str):

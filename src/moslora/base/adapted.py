@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, adapter_state_dict, inject, named_adapters
+from moslora.adapters.injection import ALL_LINEAR
 from moslora.base.engine import text_part
-from moslora.base.misused_layers import ALL_LINEAR, refuse_misused_layers
+from moslora.base.misused_layers import refuse_misused_layers
 from moslora.base.peft_methods import PeftAdapters
 from moslora.base.quantized import dequantize
 from moslora.recipe import PeftSection, Recipe

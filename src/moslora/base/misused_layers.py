@@ -3,14 +3,11 @@ weight is read, or which returns a tuple."""
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from moslora.adapters import inject
+from moslora.adapters.injection import ALL_LINEAR, inject
 from moslora.base.check import plain_logits
 from moslora.base.engine import text_part
 from moslora.base.twin import small_twin
 from moslora.errors import UsageError
-
-ALL_LINEAR = "all-linear"
-"""Value of `adapter.target_modules` that stands for all linear layers but the output layer."""
 
 
 def refuse_misused_layers(config: PretrainedConfig, *, trust_remote_code: bool) -> None:
