@@ -61,17 +61,6 @@ def write(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write
     return file
 
 
-@pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished experiment of the file as it is; copy it before changing it."""
-    here = tmp_path_factory.mktemp("finished")
-    (here / "e.yaml").write_text(FILE.format(world=world, rates="[3e-2]", search=""), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_run, "train_in_processes", train)
-        study(str(here / "e.yaml"), here / "e").run()
-    return here / "e"
-
-
 def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, *, after: int) -> None:
     """Ctrl-C in the call after ``after`` calls."""
     real, calls = getattr(owner, name), []

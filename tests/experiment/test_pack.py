@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cli_kit import run
-from experiment_kit import FILE, study, train
+from experiment_kit import study, train
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import EXPERIMENT, read_index
@@ -22,21 +22,18 @@ from moslora.runs.run import Run
 
 
 @pytest.fixture(scope="module")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an experiment file, its finished runs, and one more that is only begun."""
+def scored(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an experiment file and its finished runs, in one of which the base was asked, too."""
     here = tmp_path_factory.mktemp("packing")
-    (here / "e.yaml").write_text(FILE.format(world=world, rates="[3e-2]", search=""), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_run, "train_in_processes", train)
-        patch.chdir(here)
-        study("e.yaml").run()
-        evaluate_target(open_target("runs/e/runs/lora-0.03-0", base=True))
+    shutil.copy(finished.with_name("e.yaml"), here)
+    shutil.copytree(finished, here / "runs" / "e")
+    evaluate_target(open_target(str(here / "runs" / "e" / "runs" / "lora-0.03-0"), base=True))
     return here
 
 
 @pytest.fixture
-def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = Path(shutil.copytree(finished, tmp_path / "here"))
+def here(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = Path(shutil.copytree(scored, tmp_path / "here"))
     monkeypatch.chdir(folder)
     monkeypatch.setattr(one_run, "train_in_processes", train)
     return folder
