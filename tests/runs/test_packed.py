@@ -26,7 +26,7 @@ from moslora.runs.packed import (
     read_packed,
     write_packed,
 )
-from moslora.runs.predictions import Prediction
+from moslora.runs.predictions import Prediction, argmax
 
 SCORES = st.floats(-1e4, 0)
 """Any; evaluations round theirs."""
@@ -50,7 +50,7 @@ def questions(draw: st.DrawFn, *, rounded: bool) -> TaskAnswers:
             scores = [round(score, 6) for score in scores]
         characters = [draw(st.integers(1, 300)) for _ in scores] if per_character else []
         gold = draw(st.integers(0, len(scores) - 1))
-        best = max(range(len(scores)), key=scores.__getitem__)
+        best = argmax(scores)
         cut = draw(st.booleans())
         made.append(Prediction(f"t/{number}", "t", gold, best, tuple(scores), tuple(characters), truncated=cut))
     return TaskAnswers.of(made)
