@@ -23,6 +23,7 @@ from moslora.recipe.tasks import TaskSection
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.origin import origin_of, read_origin, remark_on
 from moslora.tasks import INSTRUCTION
+from training_kit import cut_after
 
 
 def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path, world: Path, tmp_path: Path) -> None:
@@ -155,8 +156,7 @@ def test_what_was_made_before_the_end_of_its_run_is_called_so_later(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, "run")
-    shutil.rmtree("run/adapter")
-    shutil.rmtree("run/checkpoints/step-21")
+    cut_after(20, Path("run"))
     code, said, _ = cli(capsys, "merge", "run/checkpoints")
     assert code == 0 and says(said, "note: run", "unfinished", "step 20 of 21")
     assert cli(capsys, "export", "run")[0] == 0

@@ -37,9 +37,30 @@ MIXERS: dict[str, dict[str, Any]] = {
 }
 
 
+RISES = (
+    "training.epochs=null",
+    "training.max_steps=6",
+    "training.learning_rate=3",
+    "training.warmup_steps=14",
+    "training.validate_every=1",
+    "training.checkpoint_every=2",
+    "training.log_every=1",
+)
+"""A learning rate that rises until the loss does, too: the best step is in the middle."""
+
+BEST = (*RISES, "training.result=best")
+PATIENT = (*BEST, "training.patience=2", "training.max_steps=9")
+"""The best step is the third, and patience ends the run after the fifth."""
+
+
 def steps_logged(run: Path) -> list[dict[str, float]]:
     """The lines of ``metrics.jsonl``, without what differs from run to run."""
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in Run(run).metrics]
+
+
+def losses_logged(run: Path) -> list[dict[str, float]]:
+    """Those of them that have a training loss, and not a validation's."""
+    return [row for row in steps_logged(run) if "loss" in row]
 
 
 def adapter(run: Path) -> dict[str, torch.Tensor]:
@@ -59,12 +80,17 @@ def same_files(one: Path, other: Path) -> bool:
     return len(found[0]) > 2 and found[0] == found[1]
 
 
+def steps_kept(run: Run) -> list[int]:
+    """The steps of its checkpoints, the oldest first."""
+    return [int(checkpoint.name.removeprefix("step-")) for checkpoint in run.checkpoints]
+
+
 def cut_after(step: int, run: Path) -> Path:
     """Takes away the result and all later checkpoints, as if the run had been killed soon after that step."""
     shutil.rmtree(run / "adapter")
-    for checkpoint in Run(run).checkpoints:
-        if int(checkpoint.name.removeprefix("step-")) > step:
-            shutil.rmtree(checkpoint)
+    for kept in steps_kept(Run(run)):
+        if kept > step:
+            shutil.rmtree(Run(run).checkpoint(kept))
     return run
 
 

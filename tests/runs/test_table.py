@@ -16,6 +16,7 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.listing import table_of_runs
+from training_kit import cut_after
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, target: str, *, after: int, **asked: Any) -> None:
@@ -78,8 +79,7 @@ def test_every_run_is_listed_with_its_state_and_scores(
     monkeypatch.chdir(tmp_path)
     for name in ("runs/done", "runs/cut", "runs/e/runs/lora-0.03-0", "runs/strange"):
         shutil.copytree(trained, name)
-    shutil.rmtree("runs/cut/adapter")
-    shutil.rmtree("runs/cut/checkpoints/step-21")
+    cut_after(20, Path("runs/cut"))
     Path("runs/strange/recipe.yaml").write_text("gate: 3", encoding="utf-8")
     Path("runs/begun").mkdir()
     shutil.copy(trained / "recipe.yaml", "runs/begun")

@@ -1,7 +1,6 @@
 """The trackers of a run, offline: what their files hold."""
 
 import json
-import shutil
 import struct
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ from moslora.progress import Line
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from moslora.training.tracking import MEASURED, Tracker
-from training_kit import MakeRecipe
+from training_kit import MakeRecipe, cut_after
 
 pytest.importorskip("wandb", reason="wandb is an extra")
 import wandb
@@ -83,8 +82,7 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(
 ) -> None:
     run = tmp_path / "run"
     train_recipe(recipe(BOTH, *SIX), out=run)
-    for later in ("adapter", "checkpoints/step-6"):  # as if it had been killed before
-        shutil.rmtree(run / later)
+    cut_after(4, run)
     train_recipe(recipe(BOTH, *SIX), out=run, resuming=True)
     for which in ((), ("--base",)):
         code, _, errors = cli(capsys, "eval", run, "--limit", 4, *which)

@@ -20,21 +20,17 @@ from moslora.runs.run import RUN, Run
 from moslora.training import train_recipe
 from moslora.training.state import newest_saved
 from moslora.training.train import Training
-from training_kit import MakeRecipe, cut_after, in_processes, same_files, steps_logged
-
-RISES = (
-    "training.epochs=null",
-    "training.max_steps=6",
-    "training.learning_rate=3",
-    "training.warmup_steps=14",
-    "training.validate_every=1",
-    "training.checkpoint_every=2",
-    "training.log_every=1",
+from training_kit import (
+    BEST,
+    PATIENT,
+    RISES,
+    MakeRecipe,
+    cut_after,
+    in_processes,
+    same_files,
+    steps_kept,
+    steps_logged,
 )
-"""A learning rate that rises until the loss does, too: the best step is in the middle."""
-
-BEST = (*RISES, "training.result=best")
-PATIENT = (*BEST, "training.patience=2", "training.max_steps=9")
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -44,10 +40,6 @@ def losses(run: Path) -> dict[int, float]:
 
 def lowest(found: dict[int, float]) -> int:
     return min(found, key=found.__getitem__)
-
-
-def steps_kept(run: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in Run(run).checkpoints]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +77,7 @@ def test_the_choice_changes_no_step(best: Path, recipe: MakeRecipe, tmp_path: Pa
     shared = 0
     for checkpoint in Run(tmp_path / "last").checkpoints:
         for file in checkpoint.glob("*.safetensors"):
-            assert file.read_bytes() == (Run(best).checkpoint(int(checkpoint.name[5:])) / file.name).read_bytes()
+            assert file.read_bytes() == (best / "checkpoints" / checkpoint.name / file.name).read_bytes()
             shared += 1
     assert shared == 6 and steps_logged(tmp_path / "last") == steps_logged(best)
     assert "best" not in Run(tmp_path / "last").facts
@@ -111,7 +103,7 @@ def test_beside_each_checkpoint_its_best_stays(
 
     def listening(self: Training, step: int) -> None:
         checkpoint(self, step)
-        there.append(steps_kept(self.run.path))
+        there.append(steps_kept(self.run))
 
     monkeypatch.setattr(Training, "checkpoint", listening)
     train_recipe(recipe(*BEST, f"training.keep_checkpoints={keep}"), out=tmp_path / "run")
@@ -123,18 +115,15 @@ def test_beside_each_checkpoint_its_best_stays(
         assert kept == sorted({*newest, *bests})
     assert there[-1][0] == lowest(found) < there[-1][-1] == 6
     run = cut_after(6, tmp_path / "run")
-    (run / "checkpoints" / "step-6" / WEIGHTS).write_bytes(b"half")
+    (Run(run).checkpoint(6) / WEIGHTS).write_bytes(b"half")
     train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
     assert (run / "adapter" / WEIGHTS).read_bytes() == (best / "adapter" / WEIGHTS).read_bytes()
 
 
 def test_a_new_best_that_is_damaged_is_trained_again(best: Path, tmp_path: Path) -> None:
     step = lowest(losses(best))
-    run = Path(shutil.copytree(best, tmp_path / "run"))
-    shutil.rmtree(run / "adapter")
-    for later in range(step + 1, 7):
-        shutil.rmtree(run / "checkpoints" / f"step-{later}", ignore_errors=True)
-    (run / "checkpoints" / f"step-{step}" / WEIGHTS).write_bytes(b"half")
+    run = cut_after(step, Path(shutil.copytree(best, tmp_path / "run")))
+    (Run(run).checkpoint(step) / WEIGHTS).write_bytes(b"half")
     train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
     assert same_files(best, run)
 
@@ -145,7 +134,7 @@ def test_a_checkpoint_whose_best_is_lost_is_passed_over(
     """Or else the run would end without a result, or with another one."""
     step = lowest(losses(best))
     run = cut_after(6, Path(shutil.copytree(best, tmp_path / "run")))
-    (run / "checkpoints" / f"step-{step}" / WEIGHTS).write_bytes(b"half")
+    (Run(run).checkpoint(step) / WEIGHTS).write_bytes(b"half")
     recipe = Run(run).recipe_to_resume()
     saved = newest_saved(Run(run), recipe)
     assert saved is not None and saved.manifest["step"] < step
@@ -154,7 +143,7 @@ def test_a_checkpoint_whose_best_is_lost_is_passed_over(
     assert same_files(best, run)
     cut_after(6, run)
     for earlier in range(1, step + 1):
-        shutil.rmtree(run / "checkpoints" / f"step-{earlier}", ignore_errors=True)
+        shutil.rmtree(Run(run).checkpoint(earlier), ignore_errors=True)
     with pytest.raises(MosloraError, match="no intact checkpoint"):
         train_recipe(recipe, out=run, resuming=True)
 
@@ -179,7 +168,7 @@ def test_with_the_last_as_result_patience_alone_ends_the_run(patient: Path, reci
     ended = Run(patient).facts["trained_steps"]
     result = open_adapter(tmp_path / "run" / "adapter")
     assert result.manifest["step"] == Run(tmp_path / "run").facts["trained_steps"] == ended
-    newest = tmp_path / "run" / "checkpoints" / f"step-{ended}"
+    newest = Run(tmp_path / "run").checkpoint(ended)
     assert (result.path / WEIGHTS).read_bytes() == (newest / WEIGHTS).read_bytes()
     assert steps_logged(tmp_path / "run") == steps_logged(patient)
 

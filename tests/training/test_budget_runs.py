@@ -1,6 +1,5 @@
 """Whole runs with a rank budget. They resume: test_resume.py."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
 from moslora.training.tracking import Tracker
-from training_kit import cut_after, sign
+from training_kit import cut_after, losses_logged, sign
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -31,11 +30,6 @@ def kept(folder: Path) -> list[list[bool]]:
     return [(value != 0).tolist() for key, value in sorted(weights.items()) if key.endswith("mixer.weight")]
 
 
-def logged(run: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows if "loss" in row]
-
-
 def test_a_run_ends_with_the_target_and_logs_its_way(with_budget: Done) -> None:
     straight = with_budget.out
     counts = [sum(map(sum, kept(straight / "checkpoints" / f"step-{step}"))) for step in range(1, 11)]
@@ -43,7 +37,7 @@ def test_a_run_ends_with_the_target_and_logs_its_way(with_budget: Done) -> None:
     assert counts[1:] == [budget_at(step, **plan) for step in range(2, 11)] == [24, 24, 24, 17, 13, 12, 12, 12, 12]
     assert counts[0] == 0, "the first update has the learning rate zero"
     assert kept(straight / "checkpoints" / "step-8") == kept(straight / "adapter")
-    rows = logged(straight)
+    rows = losses_logged(straight)
     assert [row["rank_budget"] for row in rows] == [24, *counts[1:]]
     assert all(0 < row["penalty"] < 1 for row in rows)
 
@@ -137,6 +131,6 @@ def test_steps_that_the_float16_scaler_skips_leave_the_scores_and_not_the_choice
     same = [after.equal(before) for before, after in pairwise(seen)]
     assert [number for number, rests in enumerate(same, start=2) if rests] == [6, 8, 9, 10]
     assert sum(map(sum, kept(tmp_path / "run" / "adapter"))) == 12
-    rows = logged(tmp_path / "run")
+    rows = losses_logged(tmp_path / "run")
     assert [row["rank_budget"] for row in rows][4:] == [17, 13, 12, 12, 12, 12]
     assert rows[5]["penalty"] is None and rows[5]["loss"] is None

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +25,7 @@ from moslora.training.objective import LabelLoss
 from moslora.training.prepare import adapt
 from moslora.training.run_card import describe
 from reference import perturb
+from training_kit import losses_logged
 
 FIXED = {
     "methods/controls/moslora-frozen": ("mixer.weight",),
@@ -38,18 +38,13 @@ FIXED = {
 PENALTY = ("methods/adalora", "methods/lora-moe-topk")
 
 
-def metrics(run: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "loss" in row]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_it_trains_every_weight_that_it_has(finished: Callable[[str], Done], method: str) -> None:
     """The loss starts at the base's (but for dropout) and falls; against the start, drawn anew, exactly the weights
     that are to be fixed have not moved."""
     done = finished(method)
-    rows = metrics(done.out)
-    assert rows[0]["loss"] == pytest.approx(metrics(finished("methods/lora").out)[0]["loss"], abs=0.03)
+    rows = losses_logged(done.out)
+    assert rows[0]["loss"] == pytest.approx(losses_logged(finished("methods/lora").out)[0]["loss"], abs=0.03)
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert sum(row["loss"] for row in rows[-3:]) < sum(row["loss"] for row in rows[:3])
     fresh = load_base(done.recipe.model)
@@ -63,7 +58,7 @@ def test_it_trains_every_weight_that_it_has(finished: Callable[[str], Done], met
 
 @pytest.mark.parametrize("method", METHODS)
 def test_it_logs_its_penalty_and_its_budget_where_it_has_them(finished: Callable[[str], Done], method: str) -> None:
-    rows = metrics(finished(method).out)
+    rows = losses_logged(finished(method).out)
     for row in rows:
         assert ("penalty" in row) == (method in PENALTY)
         assert ("rank_budget" in row) == (method == "methods/adalora")

@@ -11,7 +11,7 @@ import pytest
 
 from methods_kit import METHODS, PEFT_METHODS, Done, finish, recipe_of
 from moslora.training import train_recipe
-from training_kit import cut_after, in_processes, kill_at_checkpoint, moslora, same_files, steps_logged
+from training_kit import cut_after, in_processes, kill_at_checkpoint, losses_logged, moslora, same_files, steps_logged
 
 SLOW = pytest.mark.slow
 CUTS = [
@@ -103,7 +103,7 @@ def test_a_run_that_was_stopped_or_killed_resumes_to_the_same_bits(
 
 
 def losses_of(run: Path) -> dict[float, float]:
-    return {row["step"]: row["loss"] for row in steps_logged(run) if "loss" in row}
+    return {row["step"]: row["loss"] for row in losses_logged(run)}
 
 
 @pytest.mark.slow

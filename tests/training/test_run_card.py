@@ -23,6 +23,7 @@ from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
 from moslora.training import run_card, train_recipe
 from moslora.training.run_card import git_state
+from training_kit import cut_after
 
 
 def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
@@ -71,9 +72,7 @@ def test_code_that_is_not_installed_knows_its_version(
 
 
 def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    shutil.rmtree(run / "adapter")
-    shutil.rmtree(run / "checkpoints" / "step-21")
+    run = cut_after(20, Path(shutil.copytree(trained, tmp_path / "run")))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [{**row, "seconds": 1000.0 * row["step"]} if "seconds" in row else row for row in rows]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 21, "lo')
