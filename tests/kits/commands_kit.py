@@ -4,7 +4,6 @@ import signal
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from moslora.experiment import one_run, reproduce
 from moslora.recipe import load_recipe
 from moslora.runs.run import Run
 from moslora.training import train_recipe
+from training_kit import PATIENT
 
 SHORT = (
     "training.max_steps=2",
@@ -30,18 +30,8 @@ SHORT = (
 )
 """Two steps, each with a checkpoint, of which one is kept."""
 
-CHOSEN = (
-    "training.epochs=null",
-    "training.max_steps=9",
-    "training.learning_rate=3",
-    "training.warmup_steps=14",
-    "training.validate_every=1",
-    "training.checkpoint_every=3",
-    "training.keep_checkpoints=1",
-    "training.result=best",
-    "training.patience=2",
-)
-"""The best step is the third, and patience ends the run after the fifth."""
+CHOSEN = (*PATIENT, "training.checkpoint_every=3", "training.keep_checkpoints=1", "training.log_every=2")
+"""A checkpoint is planned after the best step, and none after the last."""
 
 EXPERIMENT = """
 recipe:
@@ -101,7 +91,7 @@ def commands(world: Path) -> dict[str, Command]:
         _expect_zero(typed("experiment", "e.yaml", "--pack", "packed"))
 
     def again() -> int:
-        reproduce.train_in_processes = _train_again  # type: ignore[attr-defined]
+        reproduce.train_in_processes = train  # type: ignore[attr-defined]
         return typed("reproduce", "runs/one")()
 
     def saved(fill: float) -> Callable[[], int]:
@@ -142,10 +132,6 @@ def commands(world: Path) -> dict[str, Command]:
 
 
 _OWN_TASKS = ("--tasks", "boolq,obqa")
-
-
-def _train_again(arguments: list[str], *, out: Path, **_: Any) -> None:
-    train(arguments, out=out)
 
 
 def _expect_zero(act: Callable[[], int]) -> None:

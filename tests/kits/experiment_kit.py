@@ -30,8 +30,8 @@ def study(file: str, out: Path = Path("runs/e"), **options: Any) -> Study:
     return Study(loaded, out, loaded.chosen_arms(()), **options)
 
 
-def train(arguments: Sequence[str], *, out: Path, processes: int | None = None) -> None:
-    """Training in this process."""
+def train(arguments: Sequence[str], *, out: Path, **_: Any) -> None:
+    """Training in this process, whatever number and environment of others is asked for."""
     train_recipe(Run(out).recipe_to_resume(arguments[2:]), out=out, resuming=True)
 
 
