@@ -43,6 +43,7 @@ from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
 from moslora.plan.memory import Devices, memory
 from moslora.plan.step import Work
+from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.adapter_folder import save_adapter
 from moslora.training.loop import Parts, accumulate
@@ -259,7 +260,7 @@ def main() -> None:
         write_between(DOCS / page, f"{options.command} table", text)
     else:
         result = {"work": work, "load": load, "merge": merging_case}[options.command](options.case)
-        if os.environ.get("RANK", "0") == "0":
+        if is_main_process():
             print(json.dumps(result))
 
 

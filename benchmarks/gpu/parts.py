@@ -27,6 +27,7 @@ from moslora.adapters import named_adapters
 from moslora.data.encode import Encoded
 from moslora.kernels import liger
 from moslora.processes.group import take_gpu
+from moslora.ranks import is_main_process, launched
 from moslora.training.loop import accumulate
 
 sys.path.append(str(ROOT / "tests" / "kits"))
@@ -305,7 +306,7 @@ def sharded(record: Record) -> None:
     import torch.distributed as dist
     from torch.distributed.elastic.utils.distributed import get_free_port
 
-    if "RANK" not in os.environ:
+    if not launched():
         processes = torch.cuda.device_count() if GPU else 2
         if processes == 1:
             return record(skipped="one GPU")
@@ -348,8 +349,7 @@ def main(part: str, records: str, *options: str) -> None:
     if not GPU and "MOSLORA_GPU_DRY_RUN" not in os.environ:
         sys.exit("no CUDA device here; --dry-run runs every part on a CPU")
     name, _, how = part.partition(":")
-    first = os.environ.get("RANK", "0") == "0"
-    record: Record = partial(write, records, part) if first else lambda **found: None
+    record: Record = partial(write, records, part) if is_main_process() else lambda **found: None
     peft(record, how) if how else PARTS[name](record, *options)
 
 

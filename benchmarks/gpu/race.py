@@ -5,7 +5,6 @@ every shape of a batch has been seen.
 """
 
 import importlib.util
-import os
 import random
 import tempfile
 import time
@@ -23,6 +22,7 @@ from moslora.adapters import inject
 from moslora.base.engine import use_own_modules
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
+from moslora.ranks import local_rank
 from moslora.recipe import load_recipe
 
 GPU = torch.cuda.is_available()
@@ -38,7 +38,7 @@ ROWS = 16
 """Rows of a step."""
 
 if GPU:
-    DEVICE = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    DEVICE = torch.device("cuda", local_rank())
     SIZES: dict[str, Any] = SHAPES["Meta-Llama-3-8B"]
     STEPS = 30  # that are timed
     EVERY = 10  # steps after which the rates so far are written down
