@@ -24,6 +24,8 @@ from moslora.errors import UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import AdapterSection, Recipe, load_recipe
+from moslora.runs.manifest import RECIPE
+from moslora.runs.run import METRICS, RUN, Run
 from moslora.training import train_recipe
 from moslora.training.loop import train
 from moslora.training.prepare import adapt, prepare
@@ -164,10 +166,9 @@ def resume(run: Path, out: Path, *, step: int) -> float:
     """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    for name in ("recipe.yaml", "run.json", "metrics.jsonl"):
+    for name in (RECIPE, RUN, METRICS):
         shutil.copy(run / name, out / name)
-    checkpoint = Path("checkpoints") / f"step-{step}"
-    shutil.copytree(run / checkpoint, out / checkpoint)
+    shutil.copytree(Run(run).checkpoint(step), Run(out).checkpoint(step))
     train_recipe(load_recipe(out / "recipe.yaml"), out=out, resuming=True)
     ours, whole = (load_file(path / "adapter" / "adapter.safetensors") for path in (out, run))
     if ours.keys() != whole.keys():

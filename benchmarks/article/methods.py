@@ -27,6 +27,7 @@ from benchmarks.tables import machine, markdown, publish, spread
 from moslora.experiment.provenance import code
 from moslora.files import write_json
 from moslora.recipe import load_recipe
+from moslora.runs.run import Run
 
 TABLE = "methods table"
 
@@ -132,8 +133,7 @@ def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
 
 
 def _peak_memory(run: Path) -> float:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return max(float(row["peak_memory_gb"]) for row in map(json.loads, lines) if "peak_memory_gb" in row)
+    return max(float(row["peak_memory_gb"]) for row in Run(run).metrics if "peak_memory_gb" in row)
 
 
 def _process(arguments: Sequence[str], log: Path) -> None:

@@ -52,7 +52,7 @@ from moslora.runs.manifest import MANIFEST, WEIGHTS
 from moslora.runs.run import PREDICTIONS, RESULT, RESULTS, Run
 from moslora.training import train_recipe
 from moslora.training.state import newest_saved
-from moslora.training.tracking import MEASURED
+from training_kit import steps_logged
 from world_kit import make_world
 
 KEPT = 2
@@ -189,15 +189,12 @@ def outcome(run: Path) -> dict[str, Any]:
     checkpoint that was being deleted: these are in nobody's way."""
     open_adapter(run / RESULT)
     (scores,) = (run / "eval").iterdir()
-    rows = []
-    for row in Run(run).metrics:
-        rows.append({key: value for key, value in row.items() if key not in MEASURED})
     return {
         "the adapter": (run / RESULT / WEIGHTS).read_bytes(),
         "the checkpoints": [
             (path.name, open_adapter(path).manifest["sha256"]) for path in Run(run).checkpoints[-KEPT:]
         ],
-        "the metrics": rows,
+        "the metrics": steps_logged(run),
         "the answers": (scores / PREDICTIONS).read_bytes(),
         "the scores": json.loads((scores / RESULTS).read_bytes())["tasks"],
     }
