@@ -14,7 +14,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from moslora.compare.arms import Arm, all_runs, load_arms
 from moslora.compare.comparison import compare_arms, compare_planned
 from moslora.compare.conclusion import lines
 from moslora.compare.contrast import Contrast
+from moslora.compare.find import Read
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.runs import ComparedRun, in_common, read_complete
 from moslora.compare.statistics import LEVEL, MACRO, Member, family
@@ -106,7 +107,8 @@ def load(folder: Path) -> ScoredExperiment:
     if index is None:
         raise SystemExit(f"{folder}: no experiment.json; give the folder of an experiment")
     first = index.contrast[0]
-    arms = [arm.each(with_texts) for arm in load_arms([folder])]
+    read = cache(read_complete)  # so that each evaluation is read once
+    arms = [arm.each(partial(with_texts, read=read)) for arm in load_arms([folder], read=read)]
     arms.sort(key=lambda arm: arm.name != first)
     if arms[0].name != first:
         raise SystemExit(f"{folder}: no scored run of {first}, which the others are against")
@@ -123,9 +125,9 @@ def load(folder: Path) -> ScoredExperiment:
     return ScoredExperiment(index, runs, [arm.each(lambda run: run.only(shared)) for arm in arms], base, left_out)
 
 
-def with_texts(run: ComparedRun) -> ComparedRun:
+def with_texts(run: ComparedRun, *, read: Read) -> ComparedRun:
     """With the texts that it was asked besides the experiment's questions."""
-    every = read_complete(Run(run.path).evaluation()).in_order.tasks
+    every = read(Run(run.path).evaluation()).in_order.tasks
     texts = {task: answers for task, answers in every.items() if answers.outcomes.get(FORGOTTEN)}
     return replace(run, evaluation=replace(run.evaluation, tasks={**run.tasks, **texts}))
 
