@@ -4,7 +4,7 @@
     python -m benchmarks.article.methods --methods lora moslora --print-only
 
 A method has two processes of its own: the first trains by ``moslora train`` and has nothing else in its peak memory;
-the second, examine.py, does the rest, and times the method's training step and LoRA's in turns, on the same rows.
+the second, method_checks.py, does the rest, and times the method's training step and LoRA's in turns, on the same rows.
 What was found is kept, method by method, so the command goes on after Ctrl-C, and can be given some methods at a time;
 the page gets its table once all are measured by the same code on one machine.
 """

@@ -1,4 +1,4 @@
-"""The parts of gpu.py, each in a process of its own: python -m benchmarks.gpu.parts PART RECORDS"""
+"""The parts of runner.py, each in a process of its own: python -m benchmarks.gpu.parts PART RECORDS"""
 
 import json
 import os

@@ -158,7 +158,7 @@ def ours(record: Record) -> None:
 
 
 def peft(record: Record, how: str) -> None:
-    """By "rows", "length", "packed", "liger" or "compile", as in gpu.py."""
+    """By "rows", "length", "packed", "liger" or "compile", as in runner.py."""
     from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
 
     if how == "liger" and not GPU:

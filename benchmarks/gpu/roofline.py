@@ -44,7 +44,7 @@ LLAMA = SHAPES["Meta-Llama-3-8B"]
 CPU = torch.device("cpu")
 
 STEP = 8
-"""Of `gpu_race.step_rows` the one whose tokens, 1,749, and padding are most like the mean of the first thirty."""
+"""Of `race.step_rows` the one whose tokens, 1,749, and padding are most like the mean of the first thirty."""
 
 Made = tuple[nn.Module, Callable[[int], Any]]  # a model, and so many steps of training it
 
