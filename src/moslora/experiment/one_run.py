@@ -22,6 +22,7 @@ from moslora.files import discard, write_text
 from moslora.processes.devices import free_memory
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.manifest import RECIPE
+from moslora.runs.packed import RUN_FOLDERS
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
 from moslora.training.train import close
@@ -32,7 +33,7 @@ State = Literal["begun", "trained", "scored", "diverged"]
 
 def planned_run(out: Path, planned: Planned) -> Run:
     """The run in the experiment's folder ``out``."""
-    return Run(out / "runs" / planned.name)
+    return Run(out / RUN_FOLDERS / planned.name)
 
 
 def state(run: Run) -> State | None:

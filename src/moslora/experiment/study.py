@@ -28,6 +28,7 @@ from moslora.recipe.builtin import is_builtin
 from moslora.recipe.layers import shown
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.packed import RUN_FOLDERS
 from moslora.runs.run import Run
 
 _BUILT_IN = "the built-in experiment "
@@ -218,7 +219,7 @@ class Study:
                         arm=planned.arm,
                         seed=planned.recipe.seed,
                         learning_rate=planned.recipe.training.learning_rate,
-                        folder=f"runs/{planned.name}",
+                        folder=f"{RUN_FOLDERS}/{planned.name}",
                         diverged=state(planned_run(self.out, planned)) == "diverged",
                     )
                 )
