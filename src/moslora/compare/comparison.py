@@ -73,12 +73,11 @@ def compare_loaded(
     index = None
     if len(paths) == 1:
         index = read_index(paths[0])
-    if index is None:
-        return compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
-    outcome = outcome or index.outcome
-    if contrasts:
-        return compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
-    return compare_planned(arms, index, outcome=outcome, tasks=tasks, allowed=allowed)
+    if index is not None:
+        outcome = outcome or index.outcome
+        if not contrasts:
+            return compare_planned(arms, index, outcome=outcome, tasks=tasks, allowed=allowed)
+    return compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
 
 
 def compare_planned(
