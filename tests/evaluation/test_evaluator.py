@@ -22,7 +22,7 @@ from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
 from moslora.runs.answers import order_key
-from moslora.runs.evaluation import read_evaluation, read_predictions
+from moslora.runs.evaluation import is_finished, read_evaluation, read_predictions
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import Leaks
 from moslora.tasks import Example, Numbered
@@ -74,7 +74,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
     out = tmp_path / "killed"
     evaluate(model, tokenizer(), examples, Request(**CHOICE), out=out)
     (out / "results.json").unlink()
-    assert not read_evaluation(out).finished
+    assert not is_finished(out)
     lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     # In the middle of the second block, and in the middle of a line.
     (out / "predictions.jsonl").write_bytes(b"".join(lines[: BLOCK_SIZE + 10]) + lines[BLOCK_SIZE + 10][:25])
@@ -313,7 +313,7 @@ def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.C
     assert first.startswith("  hellaswag: 64/90 questions, about 0.0 min left") and "70/90" in second
     assert last == "  siqa: 90/90 questions"
     read = read_evaluation(tmp_path)
-    assert read.finished and read_results(tmp_path) == results and read.settings == results.settings
+    assert is_finished(tmp_path) and read_results(tmp_path) == results and read.settings == results.settings
     assert tuple(read_predictions(tmp_path)) == results.predictions
     written = json.loads((tmp_path / "results.json").read_text())
     assert (written["settings"]["dtype"], written["settings"]["primary"]) == ("float32", "accuracy_per_character")

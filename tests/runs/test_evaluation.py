@@ -12,7 +12,7 @@ from compare_kit import SETTINGS
 from moslora.errors import MosloraError
 from moslora.evaluation.journal import Journal
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.evaluation import Evaluation, read_evaluation
+from moslora.runs.evaluation import Evaluation, is_finished, read_evaluation
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import NOT_KNOWN, TaskRecord
@@ -78,11 +78,11 @@ def test_what_was_interrupted_is_known_and_left_out(tmp_path: Path) -> None:
     journal.record({"boolq": TaskRecord(asked=20), "obqa": TaskRecord(asked=30)})
     journal.append(predictions())
     found = read_evaluation(tmp_path)
-    assert (found.finished, found.unfinished) == (False, {"obqa": (20, 30)})
+    assert (is_finished(tmp_path), found.unfinished) == (False, {"obqa": (20, 30)})
     assert list(found.tasks) == list(TASKS) and list(found.complete.tasks) == ["boolq"]
     assert found.settings == SETTINGS and found.records["obqa"].asked == 30
     journal.finish()
-    assert read_evaluation(tmp_path).finished
+    assert is_finished(tmp_path)
     (tmp_path / "settings.json").write_text(json.dumps({"settings": {}, "tasks": {}}))
     with pytest.raises(MosloraError, match="not an evaluation's settings"):
         read_evaluation(tmp_path)

@@ -34,15 +34,13 @@ class Evaluation:
         settings: how it was asked.
         tasks: task -> answers, in the order in which the tasks were asked.
         records: task -> what else is known of it.
-        finished: whether it came to its end at least once.
-        unfinished: tasks of which it was interrupted since: the number of questions answered, and asked.
+        unfinished: tasks of which it was interrupted: the number of questions answered, and asked.
     """
 
     folder: Path
     settings: Settings
     tasks: Mapping[str, TaskAnswers]
     records: Mapping[str, TaskRecord] = field(default_factory=dict)
-    finished: bool = True
     unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
@@ -119,7 +117,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     predictions = read_predictions(folder)
     found = Evaluation.of(folder, head.settings, predictions)
     partial = unfinished_tasks(head, predictions)
-    return replace(found, records=head.tasks, finished=is_finished(folder), unfinished=partial)
+    return replace(found, records=head.tasks, unfinished=partial)
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
