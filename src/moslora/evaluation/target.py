@@ -156,15 +156,18 @@ class Target:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer, which must be the one that the run was trained with."""
-        tokenizer, _ = self.tokenizer_and_encoding(self.request.format)
-        return tokenizer
+        return self._checked_encoder().tokenizer
 
     def tokenizer_and_encoding(self, format: FormatName) -> tuple[PreTrainedTokenizerBase, dict[str, str]]:
         """The tokenizer, and the hashes of what decides the tokens of a question in ``format``."""
+        encoder = self._checked_encoder()
+        return encoder.tokenizer, encoding(encoder, format)
+
+    def _checked_encoder(self) -> Encoder:
         encoder = Encoder(load_tokenizer(self.model), max_length=None)
         if self.trained is not None:
             check_encoding(self.trained, encoding(encoder, self.trained.recipe.data.format))
-        return encoder.tokenizer, encoding(encoder, format)
+        return encoder
 
     def identity(self) -> dict[str, Any]:
         """Facts that identify the model and the arithmetic of its device."""
