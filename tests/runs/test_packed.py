@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from compare_kit import base, drawn, packed
 from moslora.errors import MosloraError
+from moslora.recipe import load_recipe
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.packed import (
@@ -27,6 +28,7 @@ from moslora.runs.packed import (
     write_packed,
 )
 from moslora.runs.predictions import Prediction, argmax
+from moslora.runs.run import Run
 
 SCORES = st.floats(-1e4, 0)
 """Any; evaluations round theirs."""
@@ -112,6 +114,18 @@ def test_a_folder_takes_the_place_of_the_packed_run(tmp_path: Path) -> None:
     assert packed_run(place) == packed(drawn(1))
     (place / "recipe.yaml").touch()
     assert packed_run(place) is None
+
+
+def test_a_packed_recipe_grants_no_trust(tmp_path: Path) -> None:
+    """Neither by itself nor by a file that it extends: its author may be anyone."""
+    trusting = "model: {name: smollm2-135m, trust_remote_code: true}\ntraining: {epochs: 1}\n"
+    (tmp_path / "trusting.yaml").write_text(trusting)
+    assert load_recipe(tmp_path / "trusting.yaml").model.trust_remote_code
+    recipes = {"own": trusting, "extending": f"extends: {tmp_path / 'trusting.yaml'}\n"}
+    write_packed(tmp_path, {name: replace(packed(drawn(0)), recipe=text) for name, text in recipes.items()})
+    for name in recipes:
+        recipe = Run(tmp_path / "runs" / name).recipe
+        assert (recipe.model.name, recipe.model.trust_remote_code) == ("smollm2-135m", False), name
 
 
 def test_what_changed_is_read_again(tmp_path: Path) -> None:

@@ -9,9 +9,7 @@ from typing import Any
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import sha256
-from moslora.recipe import Recipe, load_recipe
-from moslora.recipe.layers import without_trust
-from moslora.recipe.load import stack_recipe
+from moslora.recipe import Recipe, load_recipe, override_recipe, stack_recipe
 from moslora.recipe.yaml_text import parse
 from moslora.version import __version__
 
@@ -25,6 +23,9 @@ OWN_HASH = "manifest_sha256"
 
 TRUST = "model.trust_remote_code"
 """The one key that is never read from a stored recipe, since its author may be anyone."""
+
+NO_TRUST = f"{TRUST}=false"
+"""The override that takes the trust away from a stored recipe, and from what it extends."""
 
 
 def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def check_hash(path: Path, expected: str) -> None:
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
     """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
     with _of_version(by, path):
-        return load_recipe(path, [f"{TRUST}=false", *overrides], written=True)
+        return load_recipe(path, [NO_TRUST, *overrides], written=True)
 
 
 def stored_recipe(text: str, path: Path, *, by: str | None) -> Recipe:
@@ -84,7 +85,8 @@ def stored_recipe(text: str, path: Path, *, by: str | None) -> Recipe:
             values = parse(text)
         except ValueError as error:
             raise UsageError(f"{path}: is not YAML: {error}") from None
-        return stack_recipe([(str(path), without_trust(values))], name=path.parent.name, folder=path.parent)
+        recipe = stack_recipe([(str(path), values)], name=path.parent.name, folder=path.parent)
+        return override_recipe(recipe, [NO_TRUST], path=path)
 
 
 @contextmanager
