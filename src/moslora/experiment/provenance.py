@@ -104,9 +104,10 @@ def changes(
     if planned.scored:
         counted = (*REMADE, Changes.ASKED)
     found = planned.recipe.differences(recipe, *counted)
-    here = _program(planned.recipe.model, planned.recipe.adapter)
     if fetching:
         here = provenance(planned)
+    else:
+        here = _program(planned.recipe.model, planned.recipe.adapter)
     if any_code:
         made_with = {**made_with, "code": here["code"], "packages": here["packages"]}
     for key, text in WHAT.items():
