@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from moslora.evaluation.scores import Score
 else:
     _PLACES = {
-        "results": ("Results", "read_results"),
-        "evaluator": ("evaluate", "ModelFacts"),
-        "scorer": ("Request",),
-        "scores": ("Score",),
+        "ModelFacts": "evaluator",
+        "Request": "scorer",
+        "Results": "results",
+        "Score": "scores",
+        "evaluate": "evaluator",
+        "read_results": "results",
     }
 
     def __getattr__(name: str) -> Any:
         """Imports a name when it is first used: what needs no torch must not wait for it."""
-        for place, names in _PLACES.items():
-            if name in names:
-                return getattr(import_module(f"{__name__}.{place}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
