@@ -20,6 +20,7 @@ from cli_kit import run
 from data_kit import COUNTED
 from moslora.adapters import MIXERS, adapter_state_dict, named_adapters
 from moslora.data.local import read_file
+from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import load_recipe, trace_recipe
 from reference import perturb
@@ -142,11 +143,32 @@ def test_every_key_beside_those_of_other_programs_exists(tmp_path: Path) -> None
             load_recipe("llama3.2-1b", ["extends=methods/lora", f"{key}={value[0]}"])
     theirs = {field.name for kind in (peft.LoraConfig, TrainingArguments) for field in dataclasses.fields(kind)}
     rows = [line.split("|")[1:-1] for line in COMING.splitlines() if re.match(r"\| `[a-z.]+", line)]
+    rows = [row for row in rows if len(row) == 4]  # the first table, whose second column is of PEFT and the Trainer
     for names in (re.findall(r"`([a-z]\w+)(?:=[^`]*)?`", row[1]) for row in rows):
         assert theirs.issuperset({*names} - {"dtype", "train_dataset", "eval_dataset", "create_loraplus_optimizer"})
     (recipe,) = re.findall(r"```yaml\n(.*?)```", COMING, re.S)
     (tmp_path / "mine.yaml").write_text(recipe, encoding="utf-8")
     assert load_recipe(tmp_path / "mine.yaml").adapter.mixer.kind == "identity"
+
+
+def test_their_words_in_a_recipe_are_answered_with_the_key_beside_them(tmp_path: Path) -> None:
+    """All that the page's tables show as a key of theirs; names of classes, files and arguments of calls are none."""
+    no_keys = {"dtype", "epochs", "learning_rate", "max_steps", "seed", "weight_decay", "max_grad_norm", "warmup_steps"}
+    no_keys |= {"adapter", "create_loraplus_optimizer", "path", "project", "target_modules", "type"}
+    no_keys |= {"down_proj", "gate_proj", "o_proj", "output_proj", "qlora", "up_proj"}
+    keys: dict[str, set[str]] = {}  # theirs -> ours, of which a row each
+    for line in COMING.splitlines():
+        if not re.match(r"\| `[a-z]+(\.[a-z_]+)?(=[^`]*)?`", line):
+            continue
+        ours, others = line[1:].split("|", 1)
+        for word in re.findall(r"`([a-z]\w+)(?:=[^`]*|: [^`]*)?`", others):
+            keys.setdefault(word, set()).update(re.findall(r"`([a-z_.]+)", ours))
+    words = keys.keys() - no_keys
+    assert len(words) > 60
+    for word in words:
+        with pytest.raises(UsageError) as refused:
+            load_recipe("llama3.2-1b", [f"{word}=1"])
+        assert any(f"unknown key; did you mean {key}" in str(refused.value) for key in keys[word]), word
 
 
 @pytest.mark.slow

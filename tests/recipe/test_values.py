@@ -2,7 +2,8 @@
 
 import pytest
 
-from moslora.recipe import load_recipe
+from moslora.errors import UsageError
+from moslora.recipe import load_recipe, resolve_tasks
 from moslora.tasks import COMMONSENSE
 from recipe_kit import faults
 
@@ -104,6 +105,29 @@ def test_all_faults_of_all_files_come_at_once(write):
 )
 def test_names_of_other_tools_are_known_where_a_key_is_not(write, override, message):
     assert faults(write(a="model: {name: x}"), override) == [f"override: {message}"]
+
+
+def test_a_configuration_of_axolotl_is_answered_key_by_key(write):
+    theirs = "adapter: qlora\nlora_r: 32\nlora_target_linear: true\ndatasets: [{path: rows.jsonl}]\nbf16: auto"
+    assert faults(write(a=f"model: {{name: x}}\n{theirs}")) == [
+        "a.yaml: adapter = 'qlora': must be a mapping of keys; a method is chosen by extends, such as extends:"
+        " methods/lora",
+        "a.yaml: lora_r = 32: unknown key; did you mean adapter.rank?",
+        "a.yaml: lora_target_linear = True: unknown key; did you mean adapter.target_modules=all-linear?",
+        "a.yaml: datasets = [{'path': 'rows.jsonl'}]: unknown key; did you mean data.source?",
+        "a.yaml: bf16 = 'auto': unknown key; did you mean model.dtype?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [("openbookqa", "obqa"), ("ARC-E", "arc_easy"), ("Rowan/hellaswag", "hellaswag"), ("social_i_qa", "siqa")],
+)
+def test_a_sets_name_elsewhere_is_answered_with_ours(write, name, here):
+    (line,) = faults(write(a=f"model: {{name: x}}\ndata: {{tasks: {name}}}"))
+    assert line.endswith(f"unknown task {name!r}; here it is {here}")
+    with pytest.raises(UsageError, match=f"here it is {here}$"):
+        resolve_tasks(name)
 
 
 @pytest.mark.parametrize(("kind", "meant"), [("moslora", "dense"), ("lora", "identity"), ("kroneker", "kronecker")])

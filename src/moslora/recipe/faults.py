@@ -13,6 +13,7 @@ from moslora.choices import FORMER_NAMES
 
 from .adapter import OURS, PEFTS
 from .builtin import printable
+from .elsewhere import our_key
 from .layers import KeyPath, Layer, combine_layers, depth, origin_of
 from .recipe import Recipe
 
@@ -23,7 +24,6 @@ _WORDS = {
 }
 """Pydantic's error types -> our text, where pydantic's is about Python."""
 
-_KEYS_ELSEWHERE = {"lora_alpha": "alpha", "lora_dropout": "dropout", "lr": "learning_rate", "r": "rank"}
 _MIXERS_ELSEWHERE = {"lora": "identity", "moslora": "dense"}
 """Names in other tools and papers -> their names here."""
 
@@ -41,7 +41,7 @@ def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, c
         noise = any(_begins(other, path) for other in wrong if other != path)
         missing = details[0]["type"] == "missing"
         if not noise and (complete or not missing):
-            yield _line(layers, path, _message(details), main)
+            yield _line(layers, path, _message(details, path), main)
     if not complete:
         return
     for keys, message in _conflicts(error, values, wrong):
@@ -154,9 +154,11 @@ def _shown(values: Any, path: KeyPath) -> str:
     return f" = {text}"
 
 
-def _message(errors: list[ErrorDetails]) -> str:
+def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
     first = errors[0]
     context = first.get("ctx", {})
+    if path == ("adapter",) and isinstance(first["input"], str):  # axolotl's key, which names a method
+        return "must be a mapping of keys; a method is chosen by extends, such as extends: methods/lora"
     match first["type"]:
         case "extra_forbidden":
             return _unknown(first["loc"])
@@ -186,7 +188,11 @@ def _unknown(location: tuple[str | int, ...]) -> str:
     if section[:1] == ["tasks"]:
         del section[1]  # the task's own name
     section = [step for step in section if step != OURS]
-    key = _KEYS_ELSEWHERE.get(key, key)
+    meant = None
+    if section[:1] != ["tasks"] and PEFTS not in section:  # where such a word may mean something else
+        meant = our_key(key, ".".join(section))
+    if meant is not None:
+        return f"unknown key; did you mean {meant}?"
     models = dict(_models(Recipe))
     known = [*models[tuple(section)].model_fields]
     if not section:

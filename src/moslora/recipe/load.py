@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from moslora.errors import UsageError
 from moslora.files import replacing
-from moslora.tasks import BUILT_IN, GROUP, Task, split_names, unknown_names
+from moslora.tasks import BUILT_IN, GROUP, Task, name_here, split_names, unknown_names
 
 from .adapter import AdapterSection
 from .builtin import EXPERIMENTS, find_recipe, near_files
@@ -72,7 +72,7 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
     found: dict[str, Task] = {}
     faults = []
     for name in split_names(names):
-        if "/" in name or "." in name:
+        if _names_recipe(name):
             recipe, _ = _resolve(name, beneath=[NO_MODEL])
             if not recipe.tasks:
                 faults.append(f"{name}: declares no tasks; it needs a section `tasks:`, as in a recipe")
@@ -86,6 +86,11 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
     if faults:
         raise UsageError("\n".join(faults))
     return tuple(found.values())
+
+
+def _names_recipe(name: str) -> bool:
+    """Whether ``name`` is of a recipe with tasks, not of a task; the hub's ids of the eight sets have a "/", too."""
+    return ("/" in name or "." in name) and name_here(name) is None
 
 
 class Rows(NamedTuple):
@@ -104,7 +109,7 @@ def rows_named(names: str) -> Rows:
     """
     beneath = Layer("default", {"name": "tasks", "model": {"name": "smollm2-135m-instruct"}})
     every = split_names(names)
-    file = next((name for name in every if "/" in name or "." in name), None)
+    file = next((name for name in every if _names_recipe(name)), None)
     if file is None:
         return Rows(_checked([beneath], [], main=""), resolve_tasks(names))
     recipe, layers = _resolve(file, ["model.trust_remote_code=false"], beneath=[beneath])

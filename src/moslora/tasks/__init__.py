@@ -14,6 +14,7 @@ from .commonsense import (
     PASSAGES_OF,
     SAME_INSTRUCTION,
     TASKS,
+    name_here,
     split_names,
     unknown_names,
 )
@@ -23,4 +24,4 @@ from .wording import ClozeText, Numbered, Plain, TrueFalse
 __all__ = ["BUILT_IN", "COMMONSENSE", "FOR_OPTIONS", "FOR_TRUTHS", "GROUP", "INSTRUCTION", "PASSAGES", "PASSAGES_OF"]
 __all__ += ["SAME_INSTRUCTION", "TASKS"]
 __all__ += ["ClozeText", "Columns", "Example", "Hub", "Numbered", "Plain", "Questions", "Task", "TrueFalse"]
-__all__ += ["split_names", "unknown_names"]
+__all__ += ["name_here", "split_names", "unknown_names"]

@@ -194,6 +194,32 @@ BUILT_IN: Mapping[str, Task] = {**TASKS, PASSAGES.name: PASSAGES}
 """All that can be evaluated by name."""
 
 
+_NAMES_ELSEWHERE: Mapping[str, str] = {
+    "openbookqa": "obqa",
+    "allenai/openbookqa": "obqa",
+    "social_iqa": "siqa",
+    "social_i_qa": "siqa",
+    "socialiqa": "siqa",
+    "allenai/social_i_qa": "siqa",
+    "arc_e": "arc_easy",
+    "arc_c": "arc_challenge",
+    "arc": "arc_easy,arc_challenge",
+    "ai2_arc": "arc_easy,arc_challenge",
+    "allenai/ai2_arc": "arc_easy,arc_challenge",
+    "google/boolq": "boolq",
+    "ybisk/piqa": "piqa",
+    "rowan/hellaswag": "hellaswag",
+    "winogrande_xl": "winogrande",
+    "allenai/winogrande": "winogrande",
+}
+"""Names on the hub, in lm-eval, in LLM-Adapters and in papers, in lower case and with "_" for "-" -> the name here."""
+
+
+def name_here(name: str) -> str | None:
+    """The name here of a set that others call ``name``; ``None`` if nobody does."""
+    return _NAMES_ELSEWHERE.get(name.lower().replace("-", "_"))
+
+
 def split_names(names: str | Sequence[str], *, group: Sequence[str] = COMMONSENSE) -> tuple[str, ...]:
     """The names in ``"commonsense"``, the ``group``, in ``"boolq,piqa"`` or a list of these; each once, order kept."""
     text = names
@@ -214,6 +240,10 @@ def unknown_names(names: Iterable[str], known: Sequence[str], *, files: Sequence
     faults = []
     for name in names:
         if name in known:
+            continue
+        here = name_here(name)
+        if here is not None:
+            faults.append(f"unknown task {name!r}; here it is {here}")
             continue
         close = difflib.get_close_matches(name.lower(), known, n=1) or files
         hint = f"must be one of {', '.join(known)}"
