@@ -11,13 +11,14 @@ import pytest
 from compare_kit import SETTINGS, SIZES, asked_as, base, drawn, with_tasks
 from message_kit import says
 from moslora.compare.arms import Arm, load_arms, pair, values
-from moslora.compare.comparable import refuse_mixed
+from moslora.compare.comparable import note_predecessors, refuse_mixed
 from moslora.compare.comparison import compare_arms
 from moslora.compare.runs import ComparedRun
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
+from moslora.runs.predecessor import Predecessor
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run, base_of
 from moslora.runs.settings import Settings, TaskRecord
@@ -49,6 +50,27 @@ def runs(tmp_path: Path) -> Path:
             (run / "run.json").write_text('{"steps": 50, "trained_rows": 9, "data": {"sha256": "x"}}')
             evaluated(run)
     return tmp_path / "runs"
+
+
+def test_runs_that_continue_other_weights_are_another_arm(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By their hash, wherever they lie: the same weights at two places are one arm, others at one place are not."""
+    for number, (place, digest) in enumerate([("/a", "1" * 64), ("/b", "1" * 64), ("/b", "2" * 64)]):
+        run = Path(shutil.copytree(runs / "mixed-1", runs / f"on-{number}"))
+        changes = [f"name={run.name}", f"seed={number}", f"adapter.continue_from={place}"]
+        (run / "recipe.yaml").write_text(load_recipe("smollm2-135m", changes).to_yaml(), encoding="utf-8")
+        predecessor = Predecessor(sha256=digest, name="first", steps=9)
+        Run(run).add_facts(**predecessor.facts)
+    shutil.rmtree(runs / "lora-1")
+    shutil.rmtree(runs / "lora-2")
+    arms = load_arms([runs])
+    assert [[run.path.name for run in arm.runs.values()] for arm in arms] == [
+        ["mixed-1", "mixed-2"],
+        ["on-0", "on-1"],
+        ["on-2"],
+    ]
+    note_predecessors(arms)
+    said = capsys.readouterr().out
+    assert said.count(f"from step 9 of first (sha256 {'1' * 12}…)") == 1 and f"(sha256 {'2' * 12}…)" in said
 
 
 def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs: Path) -> None:

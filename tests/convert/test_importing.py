@@ -183,7 +183,7 @@ def test_a_wrong_import_is_refused_and_leaves_nothing(
 ) -> None:
     """M read as its transpose, which has the right shape: the proof sees it."""
     source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
-    monkeypatch.setattr(importing, "_our_state", transposed(importing._our_state))
+    monkeypatch.setattr(importing, "own_state", transposed(importing.own_state))
     with pytest.raises(MosloraError, match=f"{importing.TOLERANCE:g}"):
         import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

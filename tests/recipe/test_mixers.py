@@ -35,8 +35,10 @@ def test_a_mixer_takes_the_options_that_a_recipe_has_and_nothing_else_of_its_own
 
 
 def test_the_adapter_has_the_options_and_the_defaults_of_inject_where_it_has_them() -> None:
-    """Dropout is 0.05 in a recipe, the paper's, and none for a caller who names none."""
+    """Dropout is 0.05 in a recipe, the paper's, and none for a caller who names none. What a recipe names as the
+    adapter to continue, `inject` takes as its weights."""
     own = AdapterSection().model_dump()
+    assert own.pop("continue_from") is inspect.signature(inject).parameters["state"].default is None
     parameters = inspect.signature(inject).parameters
     assert own.keys() <= parameters.keys()
     other = {

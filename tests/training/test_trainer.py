@@ -8,9 +8,7 @@ import peft
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from evaluation_kit import tokenizer
 from moslora.adapters import inject, named_adapters
 from moslora.base.adapted import with_adapters
 from moslora.base.engine import use_own_modules
@@ -21,6 +19,7 @@ from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from reference import PROJECTIONS, tiny_llama
+from trainer_kit import under_the_trainer
 
 STEPS, ROWS = 20, 16
 
@@ -93,35 +92,17 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
         stop_requested=lambda: False,
     )
 
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        num_train_epochs=1,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=ROWS // 4,
+    ordered = [data[row] for step in range(len(plan)) for row in plan[step]]
+    expected = under_the_trainer(
+        theirs,
+        ordered,
+        tmp_path,
+        rows_per_step=ROWS,
         learning_rate=1e-2,
-        lr_scheduler_type="linear",
         warmup_steps=4,
         weight_decay=0.1,
         max_grad_norm=0.5,
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        use_cpu=True,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
     )
-    ordered = [data[row] for step in range(len(plan)) for row in plan[step]]
-    trainer = Trainer(
-        model=theirs,
-        args=arguments,
-        train_dataset=[
-            {"input_ids": row.input_ids, "labels": row.labels, "attention_mask": [1] * len(row.labels)}
-            for row in ordered
-        ],
-        data_collator=DataCollatorForSeq2Seq(tokenizer(), padding=True),
-    )
-    trainer.train()
-    expected = [(log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "grad_norm" in log]
     assert len(ours.rows) == len(expected) == STEPS
     assert expected[-1][0] < 0.95 * expected[0][0]
     for mine, other in zip(ours.rows, expected, strict=True):

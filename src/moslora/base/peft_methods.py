@@ -5,6 +5,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -81,8 +82,11 @@ class PeftAdapters:
         if state is not None:
             from peft import set_peft_model_state_dict
 
-            refuse_misfits(self.state(adapted), state)
-            set_peft_model_state_dict(adapted, dict(state))
+            own = self.state(adapted)
+            other_names = _state_named_by_peft(adapted).keys() - own.keys()  # PEFT saves a shared tensor under all
+            state = {key: value for key, value in state.items() if key not in other_names}
+            refuse_misfits(own, state)
+            set_peft_model_state_dict(adapted, state)
         if moved:
             adapted.to(home)
         adapted.train(model.training)
@@ -98,9 +102,7 @@ class PeftAdapters:
     @staticmethod
     def state(model: Any) -> dict[str, Tensor]:
         """Named as PEFT saves them; a tensor that several layers share is there once, by the shortest name."""
-        from peft import get_peft_model_state_dict
-
-        state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+        state = _state_named_by_peft(model)
         by_place: dict[Any, str] = {}
         for key in sorted(state, key=len)[::-1]:  # so that the shortest name stays
             by_place[state[key].data_ptr(), state[key].shape] = key
@@ -150,6 +152,14 @@ class PeftAdapters:
             )
 
 
+def _state_named_by_peft(model: Any) -> dict[str, Tensor]:
+    """The weights by all the names that PEFT saves them by; a tensor that several layers share has several."""
+    from peft import get_peft_model_state_dict
+
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return state
+
+
 def config_of(section: PeftSection) -> Any:
     """The config of PEFT's class for ``section``, with its target modules.
 
@@ -168,6 +178,46 @@ def config_of(section: PeftSection) -> Any:
         return cls(**{"target_modules": targets, **given, "task_type": "CAUSAL_LM"})
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(f"adapter.peft: {cls.__name__}: {first_line(error)}") from None
+
+
+def settings_of(section: PeftSection) -> dict[str, Any]:
+    """The settings of ``section`` that say what its weights are and compute, with PEFT's defaults, by a recipe's keys.
+
+    Raises:
+        UsageError: as :func:`config_of`.
+    """
+    return _settings(config_of(section))
+
+
+def settings_in(file: Path) -> dict[str, Any]:
+    """The same of an ``adapter_config.json``."""
+    with needing("peft", "adapter.continue_from"):
+        from peft import PeftConfig
+    try:
+        return _settings(PeftConfig.from_pretrained(str(file.parent)))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise UsageError(f"{file}: not a config that this version of PEFT reads ({first_line(error)})") from None
+
+
+def is_drawn_from_the_base(settings: Mapping[str, Any]) -> bool:
+    """Whether a method with these settings splits the base's weights at random, so that another seed splits them
+    otherwise."""
+    return DRAWN_FROM_THE_BASE in str(settings.get("adapter.peft.init_lora_weights"))
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Without what every method has, such as the base's name, and without dropout, which changes no weight."""
+    from peft.config import PeftConfig
+
+    found = {"adapter.peft.peft_type": config.peft_type.value}
+    for key, value in config.to_dict().items():
+        if key in PeftConfig.__dataclass_fields__ or "dropout" in key:
+            continue
+        if isinstance(value, set):
+            value = sorted(value)
+        found[f"adapter.peft.{key}"] = json.loads(json.dumps(value, default=str))
+    found["adapter.target_modules"] = found.pop("adapter.peft.target_modules")
+    return found
 
 
 def _config_class(kind: str) -> Any:

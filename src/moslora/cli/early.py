@@ -39,6 +39,7 @@ def refuse_training(recipe: "Recipe", run: "Run", *, resuming: bool) -> None:
     """Refuses to train into a folder in use, or with a model or rows that are not there."""
     from moslora.base.resolve import local_folder
     from moslora.files import locked
+    from moslora.runs.continuing import check_predecessor
     from moslora.runs.resuming import refuse_other_run
     from moslora.runs.run import RUN
 
@@ -48,6 +49,8 @@ def refuse_training(recipe: "Recipe", run: "Run", *, resuming: bool) -> None:
     elif is_main_process():
         refuse_other_run(run, recipe, resuming=resuming)
     local_folder(recipe.model.name, revision=recipe.model.revision)
+    if not (resuming and run.adapters):  # from which it goes on, whatever became of its predecessor
+        check_predecessor(recipe)
     refuse_rows(recipe.training_tasks, recipe.data.source)
 
 

@@ -261,8 +261,8 @@ def import_(
     A Trainer checkpoint (pytorch_model.bin) works too. The result is compared with the source's own equations. If
     anything is not supported (docs/merging.md has a list), nothing is written.
     """
-    from moslora.convert.adapter_files import adapter_files
     from moslora.files import refuse_used
+    from moslora.runs.peft_files import adapter_files
 
     adapter_files(source)
     out = out or RUNS / source.resolve().name

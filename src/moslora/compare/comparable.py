@@ -12,6 +12,7 @@ from moslora.errors import UsageError, capped, some
 from moslora.recipe import Changes
 from moslora.recipe.recipe import fields_that_change
 from moslora.runs.evaluation import Evaluation
+from moslora.runs.predecessor import predecessor_of
 
 MAX_LENGTH = "max_length"
 """The field of the settings with the limit in tokens, by default the model's context."""
@@ -180,6 +181,18 @@ def note_steps(arms: Sequence[Arm]) -> None:
     if found:
         rule = next(run.rule for run in all_runs(arms) if run.rule)
         note(f"steps, each {rule}: {some(found, separator='; ', most=8)}")
+
+
+def note_predecessors(arms: Sequence[Arm]) -> None:
+    """Says which arms started with the weights of another adapter."""
+    found = []
+    for arm in arms:
+        for run in arm.runs.values():
+            predecessor = predecessor_of(run.facts)
+            if predecessor is not None:
+                found.append(f"{arm.name} from {predecessor}")
+    if found:
+        note(f"continued: {some(list(dict.fromkeys(found)), separator='; ', most=8)}")
 
 
 def note_versions(runs: Sequence[ComparedRun]) -> None:

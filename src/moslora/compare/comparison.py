@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moslora.compare.arms import Arm, all_runs, load_arms
-from moslora.compare.comparable import note_steps, note_versions, refuse_mixed, refuse_other_prompts
+from moslora.compare.comparable import note_predecessors, note_steps, note_versions, refuse_mixed, refuse_other_prompts
 from moslora.compare.contrast import Contrast, contrast_of
 from moslora.compare.eval_command import eval_command
 from moslora.compare.index import ExperimentIndex, read_index
@@ -117,6 +117,7 @@ def compare_arms(
     arms, questions = _on_the_same_questions(arms)
     runs = all_runs(arms)
     note_steps(arms)
+    note_predecessors(arms)
     note_versions(runs)
     refuse_other_prompts(runs, allowed=allowed)
     outcome, unit = _outcome(runs, outcome)

@@ -22,6 +22,7 @@ from moslora.runs.best import ending
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
 from moslora.runs.manifest import RECIPE
 from moslora.runs.origin import Origin
+from moslora.runs.predecessor import predecessor_of
 
 THIS_FOLDER = "this folder, or its id on the hub"
 
@@ -163,6 +164,9 @@ def _training(manifest: Mapping[str, Any], recipe: Recipe, origin: Origin) -> st
         f"{manifest['step']:,} steps by moslora {manifest['moslora']}: {sum(drawn.values()):,} rows, repeats included,"
         f" of {manifest['trained_rows']:,} (sha256 `{manifest['data']['sha256']}`)"
     )
+    predecessor = predecessor_of(manifest)
+    if predecessor is not None:
+        facts.append(f"continued from {predecessor}")
     facts += ending(manifest, recipe.training)
     facts += [f"{task}: {n:,} rows from {card_scores.origin(task, recipe.data.source)}" for task, n in drawn.items()]
     facts += manifest["data"]["notes"]
@@ -171,5 +175,7 @@ def _training(manifest: Mapping[str, Any], recipe: Recipe, origin: Origin) -> st
         values["model"]["name"] = card_scores.last_part(recipe.model.name)
     for section, key in local_files(values):
         section[key] = card_scores.last_part(section[key])
+    if recipe.adapter.continue_from is not None:
+        values["adapter"]["continue_from"] = card_scores.last_part(recipe.adapter.continue_from)
     listed = "".join(f"- {fact}\n" for fact in facts)
     return f"{listed}\n```yaml\n{render(values).rstrip()}\n```"

@@ -20,8 +20,6 @@ from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.base.shapes import meta_model
 from moslora.choices import DType
 from moslora.console import note
-from moslora.convert.adapter_files import adapter_files
-from moslora.convert.peft_adapter import Layers, Settings, read_layers, read_settings
 from moslora.convert.proof import log_probabilities
 from moslora.data.encode import Encoder, encoding
 from moslora.errors import MosloraError, UsageError
@@ -30,11 +28,10 @@ from moslora.recipe import ModelSection, Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
 from moslora.runs.origin import read_origin, remark_on
+from moslora.runs.peft_adapter import OURS, Layers, Settings, own_section, own_state, read_layers, read_settings
+from moslora.runs.peft_files import adapter_files
 from moslora.runs.run import Run
 from moslora.version import __version__
-
-OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
-"""The source's weights, in the order in which they are applied, and their names here."""
 
 TOLERANCE = 1e-5
 """Largest accepted max |Δ log p| / max |log p|: the two sides differ only in the order of float32 sums."""
@@ -155,17 +152,7 @@ def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: 
     defaults = read_evaluation_defaults(source)
     if defaults is not None:
         asked |= defaults.model_dump(include={"data", "evaluation", "tasks"})
-    targets: str | list[str] = sorted({layer.rpartition(".")[2] for layer in layers})
-    if any("." in target for target in settings.target_modules):  # ours are last components or a pattern
-        targets = "|".join(re.escape(layer) for layer in layers)
-    adapter = {
-        "rank": settings.r,
-        "alpha": settings.lora_alpha,
-        "scaling": "rslora" if settings.use_rslora else "lora",
-        "dropout": settings.lora_dropout,
-        "target_modules": targets,
-        "mixer": {"kind": "dense" if settings.lora_use_mixer else "identity"},
-    }
+    adapter = own_section(settings, layers)
     name = re.sub(r"[^\w.-]", "-", source.name).lstrip(".-") or "imported"
     return Recipe.model_validate({**asked, "name": name, "model": model, "adapter": adapter})
 
@@ -174,20 +161,12 @@ def _load(recipe: Recipe, layers: Layers, weights: Path) -> tuple[PreTrainedMode
     """The adapter in our layers, without a base, and the base in float32, which is loaded only if the adapter fits."""
     try:
         ours = meta_model(recipe.model)
-        inject(ours, **recipe.adapter_options(), state=_our_state(layers), within=text_part(ours))
+        inject(ours, **recipe.adapter_options(), state=own_state(layers), within=text_part(ours))
         if isinstance(ours.get_output_embeddings(), AdapterLinear):
             raise ValueError("adapts the output layer, which moslora does not")
         return ours, load_base(recipe.model.model_copy(update={"dtype": "float32"}))
     except ValueError as misfits:
         raise UsageError("\n".join(f"{weights}: {line}" for line in str(misfits).splitlines())) from None
-
-
-def _our_state(layers: Layers) -> dict[str, Tensor]:
-    """The weights under our names."""
-    state: dict[str, Tensor] = {}
-    for name, parts in layers.items():
-        state |= {f"{name}.{OURS[part]}": value for part, value in parts.items()}
-    return state
 
 
 def _add(

@@ -26,6 +26,7 @@ from moslora.data.sources import identity
 from moslora.experiment.file import Planned
 from moslora.recipe import Adapter, Changes, ModelSection, Recipe
 from moslora.recipe.recipe import changed_keys
+from moslora.runs.predecessor import hash_of_predecessor
 from moslora.tasks import Task
 from moslora.version import PACKAGE, source_files
 
@@ -51,6 +52,7 @@ WHAT = {
     "rows": "the training rows changed",
     "questions": "the questions changed",
     "base": "the base model changed",
+    "start": "the adapter that it continues changed",
     "tokenizer": "the tokenizer changed",
     "chat_template": "the chat template changed",
     "code": "the code changed",
@@ -65,12 +67,20 @@ def provenance(planned: Planned) -> dict[str, Any]:
     found: dict[str, Any] = {
         "rows": _hash(_rows("train", recipe.training_tasks, recipe.data.source)),
         "base": fingerprint(recipe.model.name, revision=recipe.model.revision),
+        "start": _start(recipe.adapter),
         **_encoding(recipe.model, recipe.data.format),
         **_program(recipe.model, recipe.adapter),
     }
     if planned.scored:
         found["questions"] = _hash(_rows("test", *recipe.questions))
     return found
+
+
+def _start(adapter: Adapter) -> str | None:
+    """sha256 of the weights that a run continues; ``None`` if it starts at the base."""
+    if adapter.continue_from is None:
+        return None
+    return hash_of_predecessor(adapter.continue_from)
 
 
 def _program(base: ModelSection, adapter: Adapter) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from moslora.processes.devices import GPU, gpus
 from moslora.recipe import Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.continued import read_continued
 from moslora.runs.manifest import RECIPE
+from moslora.runs.predecessor import predecessor_of
 from moslora.runs.resuming import refuse_reproduction
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes
@@ -43,6 +45,7 @@ def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
     facts = run.facts
     if trust_remote_code:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"trust_remote_code": True})})
+    read_continued(recipe, begun_with=predecessor_of(facts))  # which refuses other weights
     data = gather_inputs(recipe).data
     refuse_other_rows(facts.get("data", {}), {"sha256": data.sha256, "tokens_sha256": data.tokens_sha256})
     if not Run(out).exists:
@@ -75,8 +78,8 @@ def refuse_other_rows(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def start_of(recipe: Recipe) -> dict[str, Tensor]:
     """The adapter's weights before the first step: drawn from the recipe's seed, and where its start says so made of
-    the base's."""
-    return adapter_state(adapt(load_base(recipe.model), recipe))
+    the base's; or those of the adapter that it continues."""
+    return adapter_state(adapt(load_base(recipe.model), recipe, start=read_continued(recipe)))
 
 
 def changes(facts: Mapping[str, Any], *, device: str, recipe: Recipe) -> list[str]:

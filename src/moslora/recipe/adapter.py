@@ -8,7 +8,7 @@ from moslora.mixer_options import DenseOptions, MixerOptions
 from moslora.strict import Size
 
 from .changes import Changes
-from .fields import Modules, Section, Share
+from .fields import Modules, Place, Section, Share
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 
@@ -49,6 +49,11 @@ class AdapterSection(Section):
 
     mixer: Annotated[MixerOptions, Changes.TRAINED] = Field(default=DenseOptions(), discriminator="kind")
     """M, the only part that differs between methods."""
+
+    continue_from: Annotated[Place | None, Changes.START] = None
+    """A run, a checkpoint, an adapter folder, or a LoRA in PEFT's format, whose weights training starts with; null for
+    the start that `start` says. All else in this section but `dropout` and `trains` must be as it was there. The
+    optimizer, the schedule and the rows are those of this recipe."""
 
     equation: ClassVar[str] = "ΔW = s · B · M · A"
     needs_peft: ClassVar[bool] = False
@@ -98,6 +103,10 @@ class PeftSection(Section):
     peft: Annotated[PeftMethod, Changes.TRAINED]
     """The method. A recipe that sets it drops what those below it say of an adapter of ours, but for `target_modules`;
     one that sets `adapter.mixer` drops it."""
+
+    continue_from: Annotated[Place | None, Changes.START] = None
+    """As for an adapter of ours: the weights of a run, or in PEFT's format. The method's fields must be as they were,
+    except those of dropout."""
 
     equation: ClassVar[str] = "a method of another library"
     needs_peft: ClassVar[bool] = True

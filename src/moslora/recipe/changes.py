@@ -18,6 +18,7 @@ class Changes(Enum):
     RUN = "which run it is"
     DRAW = "what is drawn"
     BASE = "where the base is"  # which is known by its fingerprint
+    START = "where the weights are that it starts with"  # which are known by their sha256
     TRAINED = "what is trained"
     ROWS = "which rows are trained on"
     READING = "how rows are read"  # which are known by a hash of what was read
@@ -35,7 +36,7 @@ class Shared:
     """
 
 
-KEPT = (Changes.RUN, Changes.DRAW, Changes.BASE, Changes.TRAINED, Changes.ROWS, Changes.READING)
+KEPT = (Changes.RUN, Changes.DRAW, Changes.BASE, Changes.START, Changes.TRAINED, Changes.ROWS, Changes.READING)
 """What a resumed run keeps. The others change no step of a training: output, memory, and the places of the rows, which
 are compared themselves."""
 

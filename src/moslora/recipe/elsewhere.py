@@ -25,6 +25,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "adapter.dora": ("use_dora", "peft_use_dora"),
     "adapter.start": ("init_lora_weights", "peft_init_lora_weights"),
     "adapter.start=pissa": ("pissa_init",),
+    "adapter.continue_from": ("adapter_name_or_path", "lora_model_dir"),
+    "moslora train RUN --resume": ("resume_from_checkpoint",),
     "training.lora_plus_ratio": ("loraplus_lr_ratio",),
     "training.learning_rate": ("lr",),
     "training.schedule": ("lr_scheduler", "lr_scheduler_type"),

@@ -54,4 +54,5 @@ TaskNames = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=1)]
+Place = Annotated[str, Field(min_length=1)]
 Modules = Annotated[Annotated[str, Field(min_length=1)] | Names, BeforeValidator(_compiles)]

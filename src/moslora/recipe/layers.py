@@ -38,7 +38,7 @@ def _over_recipe(under: dict[str, Any], over: dict[str, Any]) -> Any:
     if isinstance(adapter_under, dict) and isinstance(adapter_over, dict):
         gone: set[str] = set()
         if "peft" in adapter_over:
-            gone = {*adapter_under} - {"peft", "target_modules"}
+            gone = {*adapter_under} - {"peft", "target_modules", "continue_from"}
         elif "mixer" in adapter_over:
             gone = {"peft"}
         under = under | {"adapter": {key: value for key, value in adapter_under.items() if key not in gone}}

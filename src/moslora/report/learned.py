@@ -13,6 +13,7 @@ from moslora.adapters.start import generator_of
 from moslora.compare.statistics import Floats
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base
+from moslora.runs.predecessor import CONTINUED_FROM
 
 NEAR_ZERO = 0.01
 """Largest ‖M₀‖ of an M that starts at zero or near it."""
@@ -24,7 +25,7 @@ class LearnedLayer:
 
     name: str  # of the layer in the model
     mixer: Floats | None  # M, shape ``(rank_out, rank_in)``; ``None`` where M has no weights
-    start: Floats | None  # M as the seed drew it, of the same shape; ``None`` also where it was trained elsewhere
+    start: Floats | None  # M as the seed drew it, of the same shape; ``None`` also where it was trained before
     spectrum: Floats  # singular values of ΔW, falling; before a magnitude (DoRA)
 
     @property
@@ -75,7 +76,7 @@ def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
         start = None
         if any(True for _ in layer.mixer.parameters()):
             learned = _matrix(layer.mixer)
-            if "imported" not in folder.manifest:  # those were drawn by another program
+            if CONTINUED_FROM not in folder.manifest and "imported" not in folder.manifest:
                 start = _drawn(folder.recipe, name)
         pair = fold(layer)
         layers.append(LearnedLayer(name, learned, start, pair.scale * spectrum(pair.a, pair.b)))

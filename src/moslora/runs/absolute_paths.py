@@ -9,12 +9,15 @@ from moslora.recipe import Recipe
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """``recipe`` with absolute paths of its rows, tasks and base."""
+    """``recipe`` with absolute paths of its rows, tasks and base, and of the adapter that it continues."""
     values = recipe.model_dump(mode="json")
     for section, key in local_files(values):
         section[key] = absolute_path(section[key])
     if recipe.model.name != BUILTIN_MODEL:
         values["model"]["name"] = absolute_path(recipe.model.name)
+    place = recipe.adapter.continue_from
+    if place is not None:  # never an id of the hub, and the same once the run has begun and its predecessor is gone
+        values["adapter"]["continue_from"] = os.path.abspath(os.path.expanduser(place))
     return Recipe.model_validate(values)
 
 

@@ -29,6 +29,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import replacing, sha256, write_json
 from moslora.recipe import Recipe
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_checked, with_own_hash
+from moslora.runs.predecessor import Predecessor, predecessor_of
 from moslora.runs.run import Run, run_of
 from moslora.tasks import INSTRUCTION
 from moslora.version import __version__
@@ -47,6 +48,11 @@ class AdapterFolder:
         """The run that it is of; the folder itself if it was copied elsewhere."""
         return run_of(self.path)
 
+    @property
+    def predecessor(self) -> Predecessor | None:
+        """The adapter that its run continued."""
+        return predecessor_of(self.manifest)
+
     def weights(self) -> dict[str, Tensor]:
         """A, M and B of every adapter, by parameter name."""
         return load_tensors(self.path / WEIGHTS)
@@ -55,7 +61,10 @@ class AdapterFolder:
         """The tasks whose embedding a task gate has trained; ``None`` for other mixers."""
         if not self.recipe.adapter.gated_by_task:
             return None
-        return tuple(self.manifest["data"]["tasks"])
+        tasks = dict.fromkeys(self.manifest["data"]["tasks"])
+        if self.predecessor is not None:
+            tasks |= dict.fromkeys(self.predecessor.gate_tasks)
+        return tuple(tasks)
 
     def refuse_untrained(self, task: str) -> None:
         """Refuses a task whose embedding in the adapter's gate is still random."""

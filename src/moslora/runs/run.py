@@ -166,7 +166,10 @@ class Run:
     def recipe_to_resume(self, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe to train on with; ``overrides`` have to repeat that remote code is trusted."""
         if "imported" in self.facts:
-            raise UsageError(f"{self.path}: an imported adapter, which cannot be resumed, only evaluated or merged")
+            raise UsageError(
+                f"{self.path}: an imported adapter, which cannot be resumed; a new run continues it:"
+                f" adapter.continue_from={shlex.quote(str(self.path))}"
+            )
         if self.packed is not None:
             raise UsageError(f"{self.path}: {_missing(self.path)}")
         if (self.path / MANIFEST).is_file() or not self.exists:

@@ -26,6 +26,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.processes.devices import keep_freed_memory
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, check_base
+from moslora.runs.continued import Continued
 from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss
@@ -53,7 +54,11 @@ def gather_inputs(recipe: Recipe) -> Inputs:
 
 
 def prepare(
-    accelerator: Accelerator, recipe: Recipe, start: AdapterFolder | None = None, *, inputs: Inputs | None = None
+    accelerator: Accelerator,
+    recipe: Recipe,
+    start: AdapterFolder | Continued | None = None,
+    *,
+    inputs: Inputs | None = None,
 ) -> tuple[Parts, TrainingData]:
     """Loads and builds everything; the adapters take the weights of ``start``, if given."""
     keep_freed_memory()
@@ -69,7 +74,7 @@ def prepare(
     smaller = "training.strategy=fsdp on several GPUs, "
     if strategy == "fsdp":
         smaller = ""
-    if start:
+    if isinstance(start, AdapterFolder):
         check_base(start)
     with fitting(recipe.model, another=smaller):
         model = load_base(recipe.model, device=device, computed_here=not shared)
@@ -98,7 +103,7 @@ def prepare(
     return parts, inputs.data
 
 
-def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | None = None) -> PreTrainedModel:
+def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Continued | None = None) -> PreTrainedModel:
     """``model``, changed in place, with the adapters of ``recipe``, and with the weights of ``start`` if given.
 
     Raises:

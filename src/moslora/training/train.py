@@ -29,7 +29,9 @@ from moslora.recipe import KEPT, Recipe
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, open_adapter, save_adapter, write_adapter
 from moslora.runs.best import BEST, TRAINED_STEPS, ending
+from moslora.runs.continued import Continued, read_continued
 from moslora.runs.manifest import read_manifest
+from moslora.runs.predecessor import Predecessor, predecessor_of
 from moslora.runs.resuming import refuse_other_run
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
@@ -77,6 +79,11 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     if resuming:
         saved = newest_saved(run, recipe)
     facts = agreed_by_processes(recipe, saved)
+    start: AdapterFolder | Continued | None = saved
+    if saved is None:
+        start = read_continued(recipe, begun_with=predecessor_of(run.facts))
+    if start is not None and start.predecessor is not None:
+        facts["the adapter that it continues"] = start.predecessor.sha256[:12]
     if saved is not None and saved.path == run.result:
         with process_group(facts, then=f"resume: {run.resume_command}"):
             return _already_finished(run, saved)
@@ -92,7 +99,7 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
         if resuming and saved is None and not laid_by_experiment:
             note("no checkpoint yet; starting at step 0")
         # A function, so that nothing of it outlives the group.
-        return _train_in_group(with_absolute_paths(recipe), run, saved, inputs)
+        return _train_in_group(with_absolute_paths(recipe), run, start, inputs)
 
 
 def _already_finished(run: Run, saved: AdapterFolder) -> Path:
@@ -126,7 +133,8 @@ def _note_missing_gpu(base: str, *, revision: str | None) -> None:
 def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str, Any]:
     """What must be the same on every process, before each has looked at base and rows."""
     facts = recipe.values(*KEPT)
-    del facts["model.name"]  # a path, which may differ between machines
+    for path in ("model.name", "adapter.continue_from"):  # which may differ between machines
+        del facts[path]
     # These two may change between runs, but not between processes.
     facts["training.strategy"] = recipe.training.strategy
     facts["training.micro_batch_tokens"] = recipe.training.micro_batch_tokens
@@ -137,7 +145,7 @@ def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str
     return facts | packages(recipe.model, recipe.adapter)
 
 
-def _train_in_group(recipe: Recipe, run: Run, saved: AdapterFolder | None, inputs: Inputs) -> Path:
+def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued | None, inputs: Inputs) -> Path:
     accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")  # dtypes and the scaler are ours
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(
@@ -145,11 +153,14 @@ def _train_in_group(recipe: Recipe, run: Run, saved: AdapterFolder | None, input
             " training.strategy=fsdp shards the base"
         )
     liger.agree()
-    parts, data = prepare(accelerator, recipe, saved, inputs=inputs)
-    training = Training(run, recipe, parts, data)
+    parts, data = prepare(accelerator, recipe, start, inputs=inputs)
+    predecessor = None
+    if start is not None:
+        predecessor = start.predecessor
+    training = Training(run, recipe, parts, data, predecessor)
     first_step = 0
-    if saved is not None:
-        first_step = training.resume(saved)
+    if isinstance(start, AdapterFolder):
+        first_step = training.resume(start)
     training.begin()
     done = training.train(first_step)
     return training.finish(done)
@@ -163,6 +174,7 @@ class Training:
     recipe: Recipe
     parts: Parts
     data: TrainingData
+    predecessor: Predecessor | None = None  # the adapter that it continues
 
     @property
     def writes(self) -> bool:
@@ -171,7 +183,7 @@ class Training:
 
     def facts(self, *, steps: int) -> dict[str, Any]:
         """Facts for the manifest after ``steps`` updates, and for the card."""
-        return {
+        facts = {
             "data": self.data.facts(self.parts.plan, steps=steps),
             "encoding": self.data.encoding,
             "packages": packages(self.recipe.model, self.recipe.adapter),
@@ -179,6 +191,9 @@ class Training:
             "processes": self.parts.accelerator.num_processes,
             "micro_batch_tokens": self.parts.micro_batch_tokens,
         }
+        if self.predecessor is not None:
+            facts |= self.predecessor.facts
+        return facts
 
     def resume(self, saved: AdapterFolder) -> int:
         """Restores optimizer, scaler and budget from ``saved``, and returns the number of updates done."""
@@ -216,6 +231,8 @@ class Training:
             with replacing(self.run.contents) as contents:
                 contents.write_bytes(self.data.contents)
         lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
+        if self.predecessor is not None:
+            lines.append(f"continues {self.predecessor}")
         for line in (*lines, *self.data.remarks()):
             say(line)
 

@@ -8,7 +8,7 @@ weight M. Any setting or weight that is not understood is refused: ignoring it w
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, Literal
@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from pydantic_core import from_json
 from torch import Tensor
 
-from moslora.convert.adapter_files import CONFIG
 from moslora.errors import MosloraError, UsageError, capped, first_line, some
 from moslora.recipe.builtin import printable
 from moslora.runs.adapter_folder import load_tensors
+from moslora.runs.peft_files import CONFIG
 
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>AB|A|B)(\.default)?\.weight")
 """The name of a LoRA weight."""
@@ -68,6 +68,9 @@ class Settings(BaseModel):
 Layers = Mapping[str, Mapping[str, Tensor]]
 """The float32 weights A, AB and B of each layer, as far as it has them."""
 
+OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
+"""These weights in the order in which they are applied, and their names in an adapter of ours."""
+
 
 def read_settings(path: Path) -> Settings:
     """The settings, of which any that is not understood is refused."""
@@ -109,12 +112,16 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights as the file names them: safetensors, or a pickle of tensors alone."""
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
+    return _load_pickle(path)
+
+
 def read_layers(path: Path, *, targets: list[str]) -> Layers:
     """The weights by layer and part, where ``targets`` are the ends of their names; any other weight is refused."""
-    if path.suffix == ".safetensors":
-        tensors = load_tensors(path)
-    else:
-        tensors = _load_pickle(path)
+    tensors = load_weights(path)
     layers: dict[str, dict[str, Tensor]] = {}
     faults = []
     if not tensors:
@@ -132,3 +139,26 @@ def read_layers(path: Path, *, targets: list[str]) -> Layers:
     if faults:
         raise UsageError(capped([f"{path}: {fault}" for fault in faults]))
     return layers
+
+
+def own_section(settings: Settings, layers: Collection[str]) -> dict[str, Any]:
+    """The section ``adapter`` of a recipe whose adapter of ours has these settings and is on these layers."""
+    targets: str | list[str] = sorted({layer.rpartition(".")[2] for layer in layers})
+    if any("." in target for target in settings.target_modules):  # ours are last components or a pattern
+        targets = "|".join(re.escape(layer) for layer in layers)
+    return {
+        "rank": settings.r,
+        "alpha": settings.lora_alpha,
+        "scaling": "rslora" if settings.use_rslora else "lora",
+        "dropout": settings.lora_dropout,
+        "target_modules": targets,
+        "mixer": {"kind": "dense" if settings.lora_use_mixer else "identity"},
+    }
+
+
+def own_state(layers: Layers) -> dict[str, Tensor]:
+    """The weights under the names that they have in an adapter of ours."""
+    state: dict[str, Tensor] = {}
+    for name, parts in layers.items():
+        state |= {f"{name}.{OURS[part]}": value for part, value in parts.items()}
+    return state

@@ -1,8 +1,10 @@
 """The files of an adapter of another program. Importing this does not load torch."""
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from moslora.errors import UsageError
 
@@ -25,6 +27,22 @@ def adapter_files(folder: Path) -> tuple[Path, Path]:
     if config is None:
         raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy it here from the training run")
     return config, weights
+
+
+def has_adapter_files(folder: Path) -> bool:
+    """Whether ``folder`` has an adapter in PEFT's format, or a part of one, rather than one of ours."""
+    return _first_file(folder / name for name in (CONFIG, *WEIGHTS)) is not None
+
+
+def value_in(config: Path, key: str) -> Any:
+    """A value of the settings; ``None`` if they do not have it, or cannot be read."""
+    try:
+        values = json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    return values.get(key)
 
 
 def _first_file(paths: Iterable[Path]) -> Path | None:

@@ -1,0 +1,460 @@
+"""A training that continues another adapter: it starts where that one was, learns as PEFT would from there, and keeps
+where it came from."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from cli_kit import run as cli
+from importing_kit import OFFICIAL, TARGETS, official_model, write_source
+from methods_kit import METHODS, PEFT_METHODS, Done, logits_of, recipe_of
+from moslora.convert.export import export_peft
+from moslora.convert.importing import import_adapter
+from moslora.errors import MosloraError, UsageError
+from moslora.experiment.file import Planned
+from moslora.experiment.provenance import provenance
+from moslora.experiment.reproduce import reproduce, start_of
+from moslora.plan.plan import plan
+from moslora.recipe import Recipe, load_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.continued import read_continued
+from moslora.runs.continuing import check_predecessor
+from moslora.runs.manifest import read_manifest
+from moslora.runs.predecessor import predecessor_of
+from moslora.runs.run import Run
+from moslora.training import train_recipe
+from moslora.training.prepare import gather_inputs, prepare
+from reference import perturb
+from trainer_kit import under_the_trainer
+from training_kit import MakeRecipe, adapter, cut_after, in_processes, losses_logged, same_bits, same_files, sign
+
+LORA = (
+    "adapter.rank=4",
+    "adapter.alpha=8",
+    "adapter.dropout=0",
+    "adapter.mixer.kind=identity",
+    "adapter.target_modules=[q_proj, v_proj, down_proj]",
+)
+STEPS = 20
+TWENTY = (
+    "training.epochs=null",
+    f"training.max_steps={STEPS}",
+    "training.learning_rate=1e-2",
+    "training.warmup_steps=4",
+    "training.max_grad_norm=0.5",
+    "training.log_every=1",
+)
+SHORT = ("training.epochs=null", "training.max_steps=4", "training.checkpoint_every=2", "training.log_every=1")
+
+
+def started(recipe: Recipe) -> Any:
+    """The model with which a training of ``recipe`` starts."""
+    parts, _ = prepare(Accelerator(cpu=True), recipe, read_continued(recipe))
+    return parts.model
+
+
+def peft_lora(world: Path, folder: Path, **config: Any) -> Any:
+    """A LoRA of PEFT off its start, also saved in ``folder``."""
+    base = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS} | config
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    perturb([weight for weight in model.parameters() if weight.requires_grad], size=0.1)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("method", [*METHODS, *(pytest.param(name, marks=pytest.mark.slow) for name in PEFT_METHODS)])
+def test_it_starts_where_the_other_one_was(
+    finished: Callable[[str], Done], method: str, world: Path, tmp_path: Path
+) -> None:
+    """Whatever is drawn: its seed is another. A folded or a frozen M, PiSSA's residual and DoRA's magnitudes, too."""
+    done = finished(method)
+    recipe = recipe_of(method, world, tmp_path, f"adapter.continue_from={done.out}", "seed=8")
+    assert torch.equal(logits_of(started(recipe)), done.logits)
+    fresh = recipe_of(method, world, tmp_path, "seed=8")
+    assert not torch.allclose(logits_of(started(fresh)), done.logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("by", ["ours", "imported", "peft/lora"])
+def test_twenty_steps_have_the_losses_of_peft_from_the_same_start(world: Path, tmp_path: Path, by: str) -> None:
+    """A LoRA of PEFT goes on under the Trainer, and in our loop: from PEFT's folder or from an import of it as an
+    adapter of ours, and as PEFT's own method."""
+    theirs = peft_lora(world, tmp_path / "theirs")
+    source = tmp_path / "theirs"
+    if by == "imported":
+        source = tmp_path / "imported"
+        import_adapter(tmp_path / "theirs", out=source)
+    changes = [*LORA]
+    if by == "peft/lora":
+        changes = [
+            "adapter.peft={peft_type: LORA, r: 4, lora_alpha: 8}",
+            "adapter.target_modules=[v_proj, down_proj, q_proj]",
+        ]
+    recipe = load_recipe(world / "recipe.yaml", [*changes, *TWENTY, f"adapter.continue_from={source}"])
+    train_recipe(recipe, out=tmp_path / "run")
+    ours = [(row["loss"], row["grad_norm"]) for row in losses_logged(tmp_path / "run")]
+
+    inputs = gather_inputs(recipe)
+    ordered = [inputs.data.rows[row] for step in range(len(inputs.plan)) for row in inputs.plan[step]]
+    expected = under_the_trainer(
+        theirs,
+        ordered,
+        tmp_path / "trainer",
+        rows_per_step=recipe.training.global_batch_size,
+        learning_rate=1e-2,
+        warmup_steps=4,
+        max_grad_norm=0.5,
+    )
+    assert len(ours) == len(expected) == STEPS
+    assert expected[-1][0] < 0.95 * expected[0][0]
+    for mine, other in zip(ours, expected, strict=True):
+        assert mine == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["peft/miss", "peft/vera", "peft/vblora", "peft/randlora", "peft/dora"])
+def test_a_method_of_peft_goes_on_from_pefts_folder(method: str, world: Path, tmp_path: Path) -> None:
+    """As PEFT saved it, in bfloat16 weights or not, and with every default written out."""
+    recipe = recipe_of(method, world, tmp_path)
+    theirs = started(recipe)
+    perturb([weight for weight in theirs.parameters() if weight.requires_grad], size=0.05)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())["peft_type"]
+    continuing = recipe_of(method, world, tmp_path, f"adapter.continue_from={tmp_path / 'theirs'}", "seed=8")
+    assert torch.equal(logits_of(started(continuing)), logits_of(theirs))
+
+
+def test_an_export_goes_on_as_a_plain_lora(trained: Path, world: Path, tmp_path: Path) -> None:
+    """M is folded into A, and learns no more. Its run is named, and not only its folder."""
+    export_peft(trained / "adapter", out=tmp_path / "peft")
+    recipe = load_recipe(world / "recipe.yaml", [*LORA, *SHORT, f"adapter.continue_from={tmp_path / 'peft'}"])
+    expected = logits_of(load_adapted(open_adapter(trained / "adapter")))
+    torch.testing.assert_close(logits_of(started(recipe)), expected, rtol=1e-5, atol=1e-5)
+    train_recipe(recipe, out=tmp_path / "run")
+    predecessor = predecessor_of(read_manifest(tmp_path / "run" / "adapter"))
+    assert predecessor is not None and (predecessor.name, predecessor.steps) == ("small", 21)
+
+
+def test_an_adapter_of_the_moslora_repository_goes_on_with_its_mixer(world: Path, tmp_path: Path) -> None:
+    model, state = official_model(world)
+    source = write_source(tmp_path / "source", OFFICIAL | {"base_model_name_or_path": str(world / "model")}, state)
+    changes = ["adapter.rank=4", "adapter.alpha=6", f"adapter.continue_from={source}"]
+    found = started(load_recipe(world / "recipe.yaml", changes))
+    torch.testing.assert_close(logits_of(found), logits_of(model), rtol=1e-5, atol=1e-5)
+
+
+DIFFERENCES = {
+    "rank": (["adapter.rank=8"], ["adapter.rank was 4, is 8"]),
+    "scale": (
+        ["adapter.alpha=4", "adapter.scaling=rslora"],
+        ["adapter.alpha was 8.0, is 4.0", "adapter.scaling was lora, is rslora"],
+    ),
+    "layers": (["adapter.target_modules=all-linear"], ["was [down_proj, q_proj, v_proj], is all-linear"]),
+    "mixer": (["adapter.mixer.kind=identity"], ["adapter.mixer was {init: kaiming, kind: dense, train: learned}, is"]),
+    "frozen mixer": (["adapter.mixer.train=frozen"], ["is {init: kaiming, kind: dense, train: frozen}"]),
+    "start and magnitudes": (
+        ["adapter.start=pissa", "adapter.mixer.init=orthogonal", "adapter.dora=true"],
+        ["adapter.start was lora, is pissa", "adapter.dora was false, is true", "adapter.mixer was"],
+    ),
+    "method of PEFT": (["adapter.peft={peft_type: MISS, r: 8}"], ["adapter.rank was 4, is null", "adapter.mixer was"]),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_what_does_not_fit_is_named_at_once_with_the_overrides_that_restore_it(
+    trained: Path, world: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, expected = DIFFERENCES[name]
+    words = [f"adapter.continue_from={trained}", *SHORT, "--out", tmp_path / "run"]
+    code, _, said = cli(capsys, "train", world / "recipe.yaml", *changes, *words)
+    assert code == 2 and said.startswith(f"error: adapter.continue_from = {trained / 'adapter'}: ")
+    assert said.count("\n") == 1 and not (tmp_path / "run").exists()
+    for line in expected:
+        assert line in said
+    restored = re.findall(r"'([^']+)'|(\S+)", said.partition("; to continue it: ")[2])
+    fix = [quoted or plain for quoted, plain in restored]
+    started(load_recipe(world / "recipe.yaml", [*changes, *fix, *words[:1]]))
+
+
+def test_a_dropout_and_what_learns_may_be_others(trained: Path, world: Path) -> None:
+    changes = ["adapter.dropout=0", "adapter.trains=b", f"adapter.continue_from={trained}"]
+    model = started(load_recipe(world / "recipe.yaml", changes))
+    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"lora_b"}
+
+
+def test_a_field_of_a_method_of_peft_is_compared_with_its_default(
+    finished: Callable[[str], Done], world: Path, tmp_path: Path
+) -> None:
+    source = f"adapter.continue_from={finished('peft/lora').out}"
+    with pytest.raises(
+        UsageError, match=r"adapter\.peft\.lora_alpha was \d+, is 99; to continue it: adapter\.peft\.lora_alpha"
+    ):
+        read_continued(recipe_of("peft/lora", world, tmp_path, source, "adapter.peft.lora_alpha=99"))
+    with pytest.raises(UsageError, match=r"adapter\.peft was .*peft_type: LORA.*, is null"):
+        read_continued(load_recipe(world / "recipe.yaml", [source]))
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4"])
+def test_a_base_that_was_split_is_split_in_the_same_way(world: Path, tmp_path: Path, start: str) -> None:
+    """At random, it depends on the seed, which PEFT's folder does not have."""
+    field = f"adapter.peft.init_lora_weights={start}"
+    recipe = recipe_of("peft/lora", world, tmp_path, field)
+    train_recipe(recipe, out=tmp_path / "first")
+    source = f"adapter.continue_from={tmp_path / 'first'}"
+    expected = logits_of(load_adapted(open_adapter(tmp_path / "first" / "adapter")))
+    same_seed = recipe_of("peft/lora", world, tmp_path, field, source)
+    assert torch.equal(logits_of(started(same_seed)), expected)
+    other_seed = recipe_of("peft/lora", world, tmp_path, field, source, "seed=8")
+    if start == "pissa":
+        assert torch.equal(logits_of(started(other_seed)), expected)
+        return
+    with pytest.raises(UsageError, match="seed was 3, is 8"):
+        read_continued(other_seed)
+    export_peft(tmp_path / "first" / "adapter", out=tmp_path / "peft")
+    with pytest.raises(UsageError, match="split the base at random"):
+        read_continued(recipe_of("peft/lora", world, tmp_path, field, f"adapter.continue_from={tmp_path / 'peft'}"))
+
+
+def test_another_base_is_refused(trained: Path, world: Path, tmp_path: Path) -> None:
+    """By its weights and config, not by its name; of PEFT's folders only an export has a fingerprint."""
+    other = Path(shutil.copytree(world / "model", tmp_path / "other"))
+    same_weights = load_recipe(world / "recipe.yaml", [f"model.name={other}", f"adapter.continue_from={trained}"])
+    started(same_weights)
+    weights = load_file(other / "model.safetensors")
+    perturb([*weights.values()], size=0.1)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    gone = Path(shutil.move(other, tmp_path / "changed"))
+    changes = [f"model.name={gone}", f"adapter.continue_from={trained}"]
+    with pytest.raises(UsageError, match=f"model.name was {world / 'model'}, is {gone}, another base"):
+        read_continued(load_recipe(world / "recipe.yaml", changes))
+    with pytest.raises(UsageError, match=r"adapter\.rank was 4, is 8; model\.name was .*: adapter\.rank=4 model"):
+        check_predecessor(load_recipe(world / "recipe.yaml", [*changes, "adapter.rank=8"]))
+    export_peft(trained / "adapter", out=tmp_path / "peft")
+    changes = [*LORA, f"model.name={gone}", f"adapter.continue_from={tmp_path / 'peft'}"]
+    with pytest.raises(UsageError, match="another base"):
+        read_continued(load_recipe(world / "recipe.yaml", changes))
+
+
+def test_a_peft_folder_that_names_another_base_is_noted(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peft_lora(world, tmp_path / "theirs")
+    copy = shutil.copytree(world / "model", tmp_path / "copy")
+    changes = [*LORA, f"model.name={copy}", f"adapter.continue_from={tmp_path / 'theirs'}"]
+    read_continued(load_recipe(world / "recipe.yaml", changes))
+    assert f"names {world / 'model'} as its base, and goes on over {copy}" in capsys.readouterr().out
+
+
+GATE = ("adapter.mixer.kind=task-gate", "adapter.mixer.experts=2")
+
+
+def test_a_gate_goes_on_for_the_tasks_that_it_knows(world: Path, tmp_path: Path) -> None:
+    """And for those that its predecessor had rows of, though the continued run has none yet."""
+    first = load_recipe(world / "recipe.yaml", [*GATE, *SHORT])
+    train_recipe(first, out=tmp_path / "first")
+    source = f"adapter.continue_from={tmp_path / 'first'}"
+    for tasks in ("[boolq, obqa]", "[obqa, arc_easy, boolq]"):
+        with pytest.raises(UsageError, match=r"data\.tasks was \[boolq, arc_easy, obqa\], is "):
+            read_continued(load_recipe(world / "recipe.yaml", [*GATE, source, f"data.tasks={tasks}"]))
+    few = ("training.epochs=null", "training.max_steps=1", "training.global_batch_size=1")
+    for name, before in (("second", "first"), ("third", "second")):
+        source = f"adapter.continue_from={tmp_path / before}"
+        train_recipe(load_recipe(world / "recipe.yaml", [*GATE, *few, source]), out=tmp_path / name)
+        folder = open_adapter(tmp_path / name / "adapter")
+        assert len(folder.manifest["data"]["tasks"]) == 1
+        assert set(folder.trained_tasks() or ()) == {"boolq", "arc_easy", "obqa"}
+
+
+def test_a_run_says_what_it_continues(
+    trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At its start, in its plan, its manifests, its card and in what is exported; also of a chain of runs."""
+    first = tmp_path / "first"
+    shutil.copytree(trained, first)
+    changes = ["name=second", "training.max_steps=4", "training.checkpoint_every=2", f"adapter.continue_from={first}"]
+    recipe = load_recipe(world / "recipe.yaml", changes)
+    digest = read_manifest(first / "adapter")["sha256"]["adapter.safetensors"]
+    line = f"continues step 21 of first (sha256 {digest[:12]}…)"
+    assert line in plan(recipe, gpu_memory="8GB").heading
+    train_recipe(recipe, out=tmp_path / "second")
+    assert line in capsys.readouterr().out.splitlines()
+    run = Run(tmp_path / "second")
+    expected = {"sha256": digest, "name": "first", "steps": 21, "gate_tasks": [], "continued_from": None}
+    assert run.facts["continued_from"] == expected
+    for folder in (*run.checkpoints, run.result):
+        assert read_manifest(folder)["continued_from"] == expected
+    changes = ["training.max_steps=2", f"adapter.continue_from={run.path}"]
+    train_recipe(load_recipe(world / "recipe.yaml", changes), out=tmp_path / "third")
+    export_peft(tmp_path / "third" / "adapter", out=tmp_path / "peft")
+    card = (tmp_path / "peft" / "README.md").read_text()
+    assert f"which continued step 21 of first (sha256 {digest[:12]}…)" in card
+    assert "continued from step 4 of second" in card and str(tmp_path) not in card
+
+
+RESUMED = [
+    ("methods/moslora", "nothing"),
+    *((f"methods/{name}", "the predecessor") for name in ("moslora", "pissa", "dora", "lora-moe-topk")),
+    ("peft/miss", "the predecessor"),
+]
+
+
+@pytest.mark.parametrize(("method", "lost"), RESUMED)
+def test_it_resumes_to_the_same_bits_without_its_predecessor(
+    finished: Callable[[str], Done], method: str, world: Path, tmp_path: Path, lost: str
+) -> None:
+    first = Path(shutil.copytree(finished(method).out, tmp_path / "first"))
+    recipe = recipe_of(
+        method, world, tmp_path, f"adapter.continue_from={first}", "seed=8", "training.keep_checkpoints=9"
+    )
+    train_recipe(recipe, out=tmp_path / "straight")
+    step = int(Run(tmp_path / "straight").checkpoints[0].name.removeprefix("step-"))
+    cut = cut_after(step, Path(shutil.copytree(tmp_path / "straight", tmp_path / "cut")))
+    if lost == "the predecessor":
+        shutil.move(first, tmp_path / "elsewhere")
+    train_recipe(Run(cut).recipe_to_resume(), out=cut, resuming=True)
+    assert same_files(tmp_path / "straight", cut)
+    assert Run(cut).facts["continued_from"] == Run(tmp_path / "straight").facts["continued_from"]
+
+
+def changed(run: Path) -> None:
+    """Gives a finished run other weights, and the hashes that fit them."""
+    file = run / "adapter" / "adapter.safetensors"
+    tensors = load_file(file)
+    perturb([*tensors.values()], size=0.1)
+    save_file(tensors, file)
+    sign(file.parent)
+
+
+def begun(world: Path, tmp_path: Path, trained: Path) -> Path:
+    """A run that was killed before its first checkpoint."""
+    first = Path(shutil.copytree(trained, tmp_path / "first"))
+    recipe = load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={first}"])
+    train_recipe(recipe, out=tmp_path / "run")
+    run = cut_after(0, tmp_path / "run")
+    facts = Run(run).facts
+    del facts["seconds"]  # which a run has at its end
+    (run / "run.json").write_text(json.dumps(facts))
+    return run
+
+
+def test_before_its_first_checkpoint_it_begins_again_with_the_same_weights_alone(
+    trained: Path, world: Path, tmp_path: Path
+) -> None:
+    run = begun(world, tmp_path, trained)
+    again = Path(shutil.copytree(run, tmp_path / "again"))
+    train_recipe(Run(again).recipe_to_resume(), out=again, resuming=True)
+    changed(tmp_path / "first")
+    with pytest.raises(UsageError, match="has other weights than the run began with"):
+        train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
+    assert not Run(run).finished and Run(again).finished
+
+
+def test_a_resumed_run_cannot_continue_another_one(trained: Path, world: Path, tmp_path: Path) -> None:
+    run = begun(world, tmp_path, trained)
+    other = load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={trained}"])
+    with pytest.raises(UsageError, match=r"adapter\.continue_from was .*first, is .*; start a new run"):
+        train_recipe(other, out=run, resuming=True)
+
+
+def test_a_path_is_absolute_in_the_run(
+    trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same path in the recipe still is that one when what was there is gone."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, "first")
+    recipe = load_recipe(world / "recipe.yaml", [*SHORT, "adapter.continue_from=first"])
+    train_recipe(recipe, out=Path("run"))
+    assert Run(Path("run")).recipe.adapter.continue_from == str(tmp_path / "first")
+    cut_after(2, Path("run"))
+    shutil.rmtree("first")
+    train_recipe(recipe, out=Path("run"), resuming=True)
+
+
+def test_a_checkpoint_and_a_run_that_was_stopped_go_on(
+    trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Path(shutil.copytree(trained, tmp_path / "first"))
+    by_step = f"adapter.continue_from={first / 'checkpoints' / 'step-20'}"
+    continued = read_continued(load_recipe(world / "recipe.yaml", [by_step]))
+    assert continued is not None and continued.predecessor.steps == 20
+    shutil.rmtree(first / "adapter")
+    read_continued(load_recipe(world / "recipe.yaml", [f"adapter.continue_from={first}"]))
+    assert f"{first} is unfinished: continuing from step" in capsys.readouterr().out
+
+
+def damaged(folder: Path) -> None:
+    (folder / "adapter" / "adapter.safetensors").write_bytes(b"half")
+
+
+WRONG = {
+    "a name with a slip": (lambda folder: folder.with_name("firs"), "no such run; did you mean"),
+    "a hub id": (lambda folder: Path("owner/name"), "hf download owner/name --local-dir FOLDER"),
+    "a model": (lambda folder: folder.with_name("model"), "a model without an adapter"),
+    "a config alone": (lambda folder: folder.with_name("config"), "not a LoRA adapter, which has one of"),
+    "another method": (lambda folder: folder.with_name("loha"), "an adapter of PEFT's LOHA, not of A, M and B"),
+    "a damaged file": (lambda folder: damaged(folder) or folder, "altered or truncated"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_place_is_one_line(
+    trained: Path, world: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Path(shutil.copytree(trained, tmp_path / "first"))
+    shutil.copytree(world / "model", tmp_path / "model")
+    for kind in ("config", "loha"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
+    save_file({"any": torch.ones(1)}, tmp_path / "loha" / "adapter_model.safetensors")
+    find, expected = WRONG[name]
+    out = tmp_path / "run"
+    code, _, said = cli(capsys, "train", world / "recipe.yaml", f"adapter.continue_from={find(first)}", "--out", out)
+    assert code and expected in said and said.count("\n") == 1 and not out.exists()
+
+
+def test_weights_that_a_peft_folder_lacks_are_named(world: Path, tmp_path: Path) -> None:
+    peft_lora(world, tmp_path / "theirs")
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors["base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(MosloraError, match=r"model\.layers\.0\.mlp\.down_proj\.lora_a: missing"):
+        started(load_recipe(world / "recipe.yaml", [*LORA, f"adapter.continue_from={tmp_path / 'theirs'}"]))
+
+
+def test_it_is_reproduced_from_the_same_weights_alone(trained: Path, world: Path, tmp_path: Path) -> None:
+    first = Path(shutil.copytree(trained, tmp_path / "first"))
+    recipe = load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={first}"])
+    train_recipe(recipe, out=tmp_path / "run")
+    assert same_bits(start_of(recipe), adapter(first))
+    line = reproduce(Run(tmp_path / "run"), out=tmp_path / "again")
+    assert line.startswith("bitwise equal")
+    changed(first)
+    with pytest.raises(UsageError, match="has other weights than the run began with"):
+        reproduce(Run(tmp_path / "run"), out=tmp_path / "other")
+
+
+def test_an_experiment_makes_a_run_again_whose_predecessor_changed(trained: Path, recipe: MakeRecipe) -> None:
+    planned = Planned("arm", recipe(f"adapter.continue_from={trained}"), scored=False)
+    digest = read_manifest(trained / "adapter")["sha256"]["adapter.safetensors"]
+    assert provenance(planned)["start"] == digest
+    assert provenance(Planned("arm", recipe(), scored=False))["start"] is None
+
+
+@pytest.mark.slow
+def test_two_processes_start_with_the_same_weights(trained: Path, world: Path, tmp_path: Path) -> None:
+    changes = [*SHORT, "adapter.dropout=0", f"adapter.continue_from={trained}"]
+    train_recipe(load_recipe(world / "recipe.yaml", changes), out=tmp_path / "one")
+    in_processes("-m", "moslora", "train", world / "recipe.yaml", *changes, "--out", tmp_path / "two")
+    for key, value in adapter(tmp_path / "two").items():
+        torch.testing.assert_close(value, adapter(tmp_path / "one")[key], rtol=1e-3, atol=1e-4)
+    assert Run(tmp_path / "two").facts["continued_from"] == Run(tmp_path / "one").facts["continued_from"]
