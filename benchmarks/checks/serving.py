@@ -186,7 +186,10 @@ def compared(ours: Sequence[Prediction], theirs: Sequence[Prediction]) -> list[s
     The difference is theirs − ours, in points, the mean over the tasks, with the paired interval over the questions.
     """
     pairs = list(zip(ours, theirs, strict=True))
-    moved = [abs(a.scores[a.gold] - b.scores[b.gold]) for a, b in pairs]
+    moved = []
+    for a, b in pairs:
+        assert a.gold is not None, f"{a.id}: has no options"
+        moved.append(abs(a.scores[a.gold] - b.scores[a.gold]))
     gained: dict[str, list[int]] = {}
     for a, b in pairs:
         gained.setdefault(a.task, []).append((b.chosen == b.gold) - (a.chosen == a.gold))

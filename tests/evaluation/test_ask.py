@@ -104,7 +104,7 @@ ASKED = ("--question", "why", "--option", "a", "--option", "b")
 WRONG = {
     "no question": (["--question", " ", "--option", "a", "--option", "b"], "", "the question is empty"),
     "end of file": ([], "", "the question is empty"),
-    "end before the options": ([], "why\n", "0 option given; give two or more"),
+    "end before the options": (["--task", "arc_easy"], "why\n", "0 option given; give two or more"),
     "one option": (["--question", "why", "--option", "a"], "", "1 option given; give two or more"),
     "one option typed": ([], "why\na\n\nb\n", "1 option given"),
     "no such task": ([*ASKED, "--task", "boolk"], "", "did you mean boolq?"),
@@ -155,6 +155,9 @@ def test_a_person_at_a_terminal_is_told_what_to_type(capsys: pytest.CaptureFixtu
             return True
 
     assert read_typed(Terminal("why\na\nb\n\n"), question=None, options=()) == ("why", ["a", "b"])
-    assert capsys.readouterr().out == "question: option 1 (none: done): option 2 (none: done): option 3 (none: done): "
+    assert (
+        capsys.readouterr().out
+        == "question: option 1 (none: an answer in words): option 2 (none: done): option 3 (none: done): "
+    )
     assert read_typed(io.StringIO("why\na\n"), question=None, options=()) == ("why", ["a"])
     assert capsys.readouterr().out == ""

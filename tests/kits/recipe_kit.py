@@ -33,7 +33,7 @@ MODELS = [
     ),
     *("mistral-7b", "qwen2.5-7b", "qwen3-8b", "smollm2-135m"),
 ]
-TASK_FILES = ["tasks/commonsense_qa", "tasks/copa", "tasks/sciq"]
+TASK_FILES = [f"tasks/{name}" for name in ("arithmetic", "commonsense_qa", "copa", "gsm8k", "sciq", "triviaqa")]
 METHODS = {
     "methods/adalora": (
         DiagonalOptions(),

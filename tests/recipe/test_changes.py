@@ -91,9 +91,15 @@ tasks.mine.hub                     resume   -     remade   group   -        -
 tasks.mine.hub.path                resume   -     remade   group   -        -
 tasks.mine.hub.config              resume   -     remade   group   -        -
 tasks.mine.hub.revision            resume   -     remade   group   -        -
+tasks.mine.wheel                   resume   -     remade   group   -        -
 tasks.mine.question                resume   -     remade   group   -        -
 tasks.mine.options                 resume   -     remade   group   -        -
 tasks.mine.answer                  resume   -     remade   group   -        -
+tasks.mine.match                   resume   -     remade   group   -        -
+tasks.mine.ignore                  resume   -     remade   group   -        -
+tasks.mine.response                resume   -     remade   group   -        -
+tasks.mine.max_new_tokens          resume   -     remade   group   -        -
+tasks.mine.stop                    resume   -     remade   group   -        -
 tasks.mine.context                 resume   -     remade   group   -        -
 tasks.mine.instruction             resume   -     remade   group   -        -
 tasks.mine.label                   resume   -     remade   group   -        -

@@ -21,6 +21,19 @@ def say_next(*words: str) -> None:
         say(f"next: {shlex.join(['moslora', *words])}")
 
 
+def after_training(run: "Run") -> Sequence[str]:
+    """The command after the training of ``run``: its evaluation, or if nothing asks it anything a question of the
+    user's. Says so where nothing scores the rows that it was trained on."""
+    from moslora.runs.bare_rows import asks_nothing, remark_on_bare_rows
+
+    remark = remark_on_bare_rows(run)
+    if remark:
+        say(remark)
+    if asks_nothing(run):
+        return ("ask", str(run.path))
+    return ("eval", str(run.path))
+
+
 def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence[str]:
     """The command after ``words``, which evaluated ``run`` in ``folder``: the comparison with its base, or first the
     same evaluation of the base or of the run, if that is missing. Empty after the evaluation of a checkpoint."""

@@ -9,7 +9,7 @@ import typer
 
 from moslora import choices
 from moslora.cli import completion, early, options
-from moslora.cli.following import after_scoring, say_next
+from moslora.cli.following import after_scoring, after_training, say_next
 from moslora.cli.table import print_table
 from moslora.console import note, say
 from moslora.errors import UsageError, stopped
@@ -58,7 +58,7 @@ def train(
         from moslora.training import train_run
 
     train_run(resolved, run, resuming=resume)
-    say_next("eval", str(run.path))
+    say_next(*after_training(run))
 
 
 @app.command(context_settings=options.ALL_TO_THE_RECIPE)
@@ -161,7 +161,7 @@ def evaluate(
 def ask(
     target: Annotated[str, options.TARGET],
     question: Annotated[str | None, typer.Option(help="The question. [default: read from the terminal]")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="An option; give two or more.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="An option; give two or more, or none.")] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -175,27 +175,35 @@ def ask(
     dtype: options.DType = None,
     trust: options.Trust = False,
 ) -> None:
-    """Answer a question: its options with their probabilities, the likeliest first.
+    """Answer a question: its options with their probabilities, the likeliest first; without options, in words.
 
     Without --question, the question is read from the terminal, then the options, one per line, up to an empty line.
+    A question without options is answered in words.
     The prompt is that of ARC (any number of options), or of BoolQ for yes/no. --task selects another set's prompt: a
     winogrande sentence has a _ in place of the options, a hellaswag text starts with its activity and a colon.
     """
     recipe = early.refuse_target(target)
-    from moslora.evaluation.question import as_example, needs_options, read_typed
+    from moslora.evaluation.question import as_example, has_options, needs_options, read_typed
 
-    if question is None or (not option and needs_options(task)):
-        question, option = read_typed(sys.stdin, question=question, options=option or ())
-    own_tasks = None
+    own_tasks = {}
     if recipe:
         own_tasks = recipe.own_tasks
-    as_example(question, option or (), task=task, own=own_tasks)
+    may_have_options = has_options(task, own_tasks)
+    missing = not option and needs_options(task) and may_have_options
+    if question is None or missing:
+        question, option = read_typed(sys.stdin, question=question, options=option or (), has_options=may_have_options)
+    example, _ = as_example(question, option or (), task=task, own=own_tasks)
     with options.importing():
         from moslora.evaluation.ask import ask as ask_target
+        from moslora.evaluation.ask import ask_in_words
         from moslora.evaluation.target import open_target
 
     opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust)
     typed = _typed(protocol=protocol, format=format)
+    if example.is_open_ended:
+        written = ask_in_words(opened, question=question, task=task, **typed)
+        print(written, written.text, sep="\n")
+        return
     answers = ask_target(opened, question=question, options=option or (), task=task, **typed)
     print(answers)
     for answer in answers.options:

@@ -12,7 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from moslora.prompts.formats import FORMATS, Format, make_format
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import Recipe
-from moslora.tasks import INSTRUCTION, TASKS, Columns, Example, Task
+from moslora.tasks import INSTRUCTION, TASKS, Columns, Example, OpenEnded, Task
 
 USUAL_OPTIONS = 4
 """Number of options shown where only the rows tell it."""
@@ -33,13 +33,18 @@ def section(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, *, tasks:
         format = make_format(name, tokenizer)
     else:
         return "Format `chat`: the question as a user's message in the base's own chat template."
+    examples = list(_examples(recipe.own_tasks, tasks))
     blocks: dict[str, list[str]] = {}
-    for title, example in _examples(recipe.own_tasks, tasks):
+    for title, example in examples:
         blocks.setdefault(_block(format, example), []).append(title)
+    asked = f"Format `{name}`, protocol `{recipe.evaluation.protocol}`"
     reading = PROTOCOLS[recipe.evaluation.protocol].card
     if [*blocks.values()] == [[FREE]]:
         reading = READ_FREE
-    head = f"Format `{name}`, protocol `{recipe.evaluation.protocol}`: {reading}. {_tokens(format)}."
+    elif examples and all(example.is_open_ended for _, example in examples):
+        asked = f"Format `{name}`"
+        reading = READ_FREE
+    head = f"{asked}: {reading}. {_tokens(format)}."
     texts = [f"{', '.join(titles)}:\n\n{block}" for block, titles in blocks.items()]
     return "\n\n".join([head, *texts])
 
@@ -83,6 +88,8 @@ def _options(columns: Columns) -> tuple[str, ...]:
             options.append(text)
         return tuple(options)
     count = USUAL_OPTIONS
+    if listed is None:
+        return ("<answer>",)
     if listed.startswith("["):
         count = listed.count(",") + 1
     return tuple(f"<option {number}>" for number in range(1, count + 1))
@@ -96,12 +103,20 @@ def _block(format: Format, example: Example) -> str:
     if len(prompts) > 1:  # WinoGrande's, as cloze: the option is in the prompt
         listed = "".join(f"    {_quoted(prompt)},\n" for prompt in prompts)
         shown = [f"prompts = [\n{listed}]"]
-    if example.task != INSTRUCTION:
+    if isinstance(example.wording, OpenEnded):
+        shown.append(_reading(example.wording))
+    elif example.task != INSTRUCTION:
         answers = dict.fromkeys(option.answer for option in options)
         quoted = ", ".join(_quoted(answer) for answer in answers)
         shown.append(f"answers = [{quoted}]")
     text = "\n".join(shown)
     return f"```python\n{text}\n```"
+
+
+def _reading(words: OpenEnded) -> str:
+    """A comment that says how a written answer ends and counts."""
+    ends = ", ".join(["the end-of-sequence token", *map(_quoted, words.stop)])
+    return f"# ends at {ends} or after {words.max_new_tokens} tokens; read is {words.match.says}"
 
 
 def _literal(text: str) -> str:

@@ -123,6 +123,8 @@ def _said(own: Scored, plain: Scored | None, metric: str) -> Iterator[str]:
 
 
 def _value(score: Score, metric: str) -> str:
+    if metric not in score:  # answers in words have no accuracy per character
+        metric = "accuracy"
     share = f"{100 * score[metric]:.1f}"
     low, high = score[metric.replace("accuracy", "interval")]
     return f"{share} ({100 * low:.1f} to {100 * high:.1f})"

@@ -1,7 +1,8 @@
 """Rows with the same content, whatever their source and id.
 
 Two texts are the same if their words are: lower-cased, word characters only. Options are the same in any order, and the
-answer is the right option's text. So punctuation, the numbers of the options and the name of the set do not count.
+answer is the right option's text, or the usual answer to an open-ended question. So punctuation, the numbers of the
+options and the name of the set do not count.
 """
 
 import hashlib
@@ -20,7 +21,8 @@ _WORD = re.compile(r"\w+")
 
 
 class Content(NamedTuple):
-    """The content of a row, normalised. An instruction that follows no template is a question without choices.
+    """The content of a row, normalised. An open-ended question, and an instruction that follows no template, is a
+    question without choices.
 
     Formats show a question after its context (SIQA, HellaSwag), but for BoolQ's passage, which not every source has.
     """
@@ -35,7 +37,7 @@ def content(example: Example) -> Content:
     example = read_back(example)
     choices = [normalized(choice) for choice in example.choices]
     options: tuple[str, ...] = ()
-    if example.task != INSTRUCTION:
+    if example.task != INSTRUCTION and not example.is_open_ended:
         options = tuple(sorted(choices))
     return Content(normalized(full_question(example)), options, choices[example.gold])
 

@@ -185,7 +185,7 @@ class RunRows:
 
     def _is_local(self, task: Task) -> bool:
         if task.own:
-            return not task.hub
+            return task.is_of_files
         return local_path(self.data.source) is not None
 
     def _make(self) -> TrainingData:

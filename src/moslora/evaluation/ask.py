@@ -4,7 +4,8 @@
 
 s is the deciding score: the log-probability of an option's label (``choice``), or of its text, per character
 (``cloze``).
-So the most likely option is the one that ``moslora eval`` would count as the answer.
+So the most likely option is the one that ``moslora eval`` would count as the answer. A question without options is
+answered in words.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,13 @@ import torch
 
 from moslora.base.failures import or_out_of_memory
 from moslora.choices import FormatName
-from moslora.evaluation.question import as_example
-from moslora.evaluation.scorers import make_scorer
+from moslora.evaluation.question import BARE, as_example
+from moslora.evaluation.scorer import Request
+from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.target import Target
 from moslora.prompts.protocols import PROTOCOLS, Protocol, ProtocolName, readers
 from moslora.runs.predictions import Prediction
+from moslora.tasks import Example
 
 
 class Answer(NamedTuple):
@@ -44,9 +47,29 @@ class Answered:
             f"protocol {self.protocol}, format {self.format}, asked as {self.prediction.task};"
             f" probability: softmax of the log-probability of {PROTOCOLS[self.protocol].score}"
         )
-        if self.prediction.truncated:
-            said += "; the question is longer than max_length, so its beginning was cut"
-        return said
+        return said + _on_cut(self.prediction)
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer in words, and how it was asked."""
+
+    prediction: Prediction
+    format: FormatName
+
+    @property
+    def text(self) -> str:
+        return (self.prediction.text or "").strip()
+
+    def __str__(self) -> str:
+        said = f"answer in words, greedy, format {self.format}, asked as {self.prediction.task}"
+        return said + _on_cut(self.prediction)
+
+
+def _on_cut(prediction: Prediction) -> str:
+    if prediction.truncated:
+        return "; the question is longer than max_length, so its beginning was cut"
+    return ""
 
 
 def _scoring(protocol: Protocol, format: FormatName) -> Protocol:
@@ -60,20 +83,32 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
     """Scores the options of one question (see :func:`as_example`) with the settings of ``target``, changed by ``typed``
     fields of its request: protocol and format."""
     example, names = as_example(question, options, task=task, own=target.own_tasks)
-    if target.adapter:
-        target.adapter.refuse_untrained(example.task)
     request = target.asked(typed)
     protocol = _scoring(PROTOCOLS[request.protocol], request.format).name
     format = request.format
     if format == "cloze-passage":  # the passage is missing here
         format = "cloze"
     request = request.model_copy(update={"protocol": protocol, "format": format})
-    tokenizer = target.tokenizer()
-    scorer = make_scorer(target.load(), tokenizer, request)
-    fix = "make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
-    with or_out_of_memory(f"out of GPU memory for this question; {fix}"):
-        (prediction,) = scorer.score([example])
+    prediction = _predict(target, example, request)
     probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
     answers = [Answer(*parts) for parts in zip(names, probabilities, prediction.scores, strict=True)]
     answers.sort(key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
     return Answered(tuple(answers), prediction, protocol, format)
+
+
+def ask_in_words(target: Target, *, question: str, task: str | None = None, **typed: Any) -> Written:
+    """The text that the model writes after a question, as of an open-ended task; arguments as of :func:`ask`."""
+    example, _ = as_example(question, (), task=task, own=target.own_tasks)
+    request = target.asked(typed)
+    return Written(_predict(target, example, request), request.format)
+
+
+def _predict(target: Target, example: Example, request: Request) -> Prediction:
+    if target.adapter and example.task != BARE.name:
+        target.adapter.refuse_untrained(example.task)
+    tokenizer = target.tokenizer()
+    scorer = scorer_of(example, make_scorer(target.load(), tokenizer, request))
+    fix = "make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
+    with or_out_of_memory(f"out of GPU memory for this question; {fix}"):
+        (prediction,) = scorer.score([example])
+    return prediction

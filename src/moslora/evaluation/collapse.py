@@ -1,6 +1,7 @@
 """Signs that a model answers without reading."""
 
 from collections.abc import Mapping
+from statistics import fmean
 
 from moslora.evaluation.percent import percent
 from moslora.evaluation.scores import Score
@@ -15,15 +16,14 @@ FEWEST = 10
 """Questions of a task below which such a sign would be a matter of chance."""
 
 
-def signs_of_collapse(tasks: Mapping[str, Score], *, primary: str, parse_rate: float | None) -> list[str]:
+def signs_of_collapse(tasks: Mapping[str, Score], *, primary: str) -> list[str]:
     """A line for each kind of sign, with the tasks: a task below its majority class by `below_majority`, not an
     average, as each task's majority class was chosen by these questions; one answer for nearly everything, where it is
-    not right for nearly everything; few texts with an answer.
+    not right for nearly everything; few written texts with an answer, on average over the tasks that have texts.
 
     Args:
         tasks: their scores.
         primary: the metric that counts.
-        parse_rate: share of generated texts with an answer; ``None`` if none were generated.
     """
     below = []
     same = []
@@ -33,13 +33,22 @@ def signs_of_collapse(tasks: Mapping[str, Score], *, primary: str, parse_rate: f
         if score.below_majority is not None and score.below_majority <= LEVEL:
             value, _ = score.value(primary)
             below.append(f"{name} {percent(value)} against {percent(score.majority_class)}")
-        if score.same_answer is not None and score.same_answer >= NEARLY_ALL > score.majority_class:
+        if score.same_answer is not None and score.same_answer >= NEARLY_ALL > _best_of_one_answer(score):
             same.append(f"{name} {percent(score.same_answer)} %")
     lines = []
     if below:
         lines.append(f"below the majority class ({100 * LEVEL:g} %, one-sided): {', '.join(below)}")
     if same:
         lines.append(f"one answer for nearly everything: {', '.join(same)}")
-    if parse_rate is not None and parse_rate < NEARLY_ALL:
-        lines.append(f"only {percent(parse_rate)} % of the texts have an answer")
+    parse_rates = [score.parse_rate for score in tasks.values() if score.parse_rate is not None]
+    if parse_rates and fmean(parse_rates) < NEARLY_ALL:
+        lines.append(f"only {percent(fmean(parse_rates))} % of the texts have an answer")
     return lines
+
+
+def _best_of_one_answer(score: Score) -> float:
+    """The accuracy that one answer to everything has: the majority class, and of answers in words, whose most frequent
+    answer nobody knows, at most the accuracy itself."""
+    if score.majority_class is None:
+        return score.accuracy
+    return score.majority_class

@@ -11,11 +11,17 @@ from moslora.evaluation.texts import TextScore
 def heading(results: Results) -> str:
     """The line above the table: protocol, format and precision."""
     settings = results.settings
+    protocol = f"protocol {settings.protocol}"
+    in_words = [task for task, score in results.tasks.items() if score.is_in_words]
+    if in_words and len(in_words) == len(results.tasks):
+        protocol = "answers in words"
+    elif in_words:
+        protocol += f" ({', '.join(in_words)}: answers in words)"
     precision = settings.dtype
     quantization = settings.metadata.get("quantization")
     if quantization:
         precision += f" on {quantization}"
-    return f"protocol {settings.protocol}, format {settings.format}, {precision}; shares in percent"
+    return f"{protocol}, format {settings.format}, {precision}; shares in percent"
 
 
 def table(results: Results) -> list[list[str]]:

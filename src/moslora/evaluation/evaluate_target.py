@@ -24,6 +24,7 @@ from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
 from moslora.ranks import is_main_process
+from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.run import SETTINGS
 from moslora.tasks import Task
 
@@ -41,7 +42,7 @@ def evaluate_target(
     take_gpu()
     request = target.asked(typed)
     chosen = target.tasks(tasks)
-    _check(target, chosen, source=request.source)
+    _check(target, chosen, typed=tasks, source=request.source)
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
     refuse_empty(questions)
     identity = target.identity()
@@ -84,9 +85,11 @@ def _of_the_computation(target: Target, request: Request) -> Mapping[str, Any]:
     }
 
 
-def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
+def _check(target: Target, tasks: Sequence[Task], *, typed: str | Sequence[str] | None, source: str) -> None:
     """Refuses a source without test rows and a model that does not exist, before anything is downloaded. Notes scores
     that need a remark."""
+    if typed is None:
+        _note_bare_rows(target)
     sets = [task.name for task in tasks if not task.own]
     trained_on = None
     if target.recipe is not None:
@@ -98,6 +101,15 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     for line in differences(source, sets, split="test"):
         note(line)
     _note_untrained_tasks(target, tasks)
+
+
+def _note_bare_rows(target: Target) -> None:
+    """Says that a run of bare instructions is asked other questions, by default those of the eight sets."""
+    if target.run is None:
+        return
+    remark = remark_on_bare_rows(target.run)
+    if remark and target.recipe is not None and target.recipe.evaluation.tasks is None:
+        note(f"{remark}; asked are the eight commonsense sets, or the --tasks that you name")
 
 
 def _note_untrained_tasks(target: Target, tasks: Sequence[Task]) -> None:

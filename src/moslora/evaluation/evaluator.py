@@ -17,9 +17,8 @@ from moslora.evaluation.batches import blocks
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.results import Results, summarise
 from moslora.evaluation.scorer import Request, Scorer
-from moslora.evaluation.scorers import make_scorer
+from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing
-from moslora.evaluation.texts import Texts
 from moslora.processes.group import all_gather, rank_in_group
 from moslora.runs.answers import order_key
 from moslora.runs.settings import Leaks, Settings, TaskRecord
@@ -51,8 +50,8 @@ def evaluate(
     out: Path | None = None,
     facts: ModelFacts | None = None,
 ) -> Results:
-    """Scores ``model``, whole or sharded, on multiple-choice questions and texts, shared out among the processes. All
-    return the same results.
+    """Scores ``model``, whole or sharded, on questions and texts, shared out among the processes. All return the same
+    results.
 
     Args:
         questions: task -> all its questions, in any order, also under a limit: in low precision they decide which
@@ -81,9 +80,8 @@ def evaluate(
         records[task.name] = TaskRecord(leaks=facts.leaks.get(task.name), asked=_asked(task, journal))
     journal.record(records)
     score_missing(tasks, journal)
-    if scorer.protocol.scores_options:  # only then is there a margin, and a text has none
-        drifts = measure_drifts([task for task in tasks if not task.is_of_texts], journal)
-        journal.record({name: TaskRecord(drift=drift) for name, drift in drifts.items()})
+    drifts = measure_drifts([task for task in tasks if task.has_margins], journal)
+    journal.record({name: TaskRecord(drift=drift) for name, drift in drifts.items()})
     journal.finish()
     answers = []
     for task in tasks:
@@ -144,13 +142,10 @@ def _is_exact(model: PreTrainedModel, dtype: str) -> bool:
 def _cut(
     scorer: Scorer[Any, Any], questions: Mapping[str, Sequence[Example]], *, limit: int | None, exact: bool
 ) -> list[ScoredTask]:
-    """Each task with its blocks and its scorer, which for texts is `Texts`, whatever the protocol."""
-    of_texts = Texts(scorer.model, scorer.encoder, scorer.format, scorer.batch_tokens)
+    """Each task with its blocks and its scorer."""
     tasks = []
     for name, rows in questions.items():
-        its_scorer = scorer
-        if rows[0].is_text:
-            its_scorer = of_texts
+        its_scorer = scorer_of(rows[0], scorer)
         cut = blocks(rows, limit=limit, exact=exact, size=its_scorer.block_size)
         tasks.append(ScoredTask(name, rows, its_scorer, tuple(cut)))
     return tasks

@@ -98,7 +98,7 @@ class Generate(Scorer[Question, str]):
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
         # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
         # each row.
-        together = self.model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+        together = self.model.get_output_embeddings().register_forward_pre_hook(contiguous)
         with together, unset_generation(self.model):
             output = generate(
                 input_ids.to(self.model.device),
@@ -130,7 +130,7 @@ def padded(prompts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(rows), torch.tensor(masks)
 
 
-def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
+def contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
     return (states[0].contiguous(),)
 
 

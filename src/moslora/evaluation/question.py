@@ -5,10 +5,22 @@ from typing import TextIO
 
 from moslora.errors import UsageError
 from moslora.recipe import resolve_tasks
-from moslora.tasks import BUILT_IN, FOR_OPTIONS, FOR_TRUTHS, Example, Plain, Task, TrueFalse
+from moslora.tasks import BUILT_IN, FOR_OPTIONS, FOR_TRUTHS, Columns, Example, OpenEnded, Plain, Task, TrueFalse
+from moslora.tasks.matching import Exact
 
 TRUTHS = (("true", "false"), ("yes", "no"))
 """The options of a question of truths, in its order."""
+
+BARE = Task(
+    name="question",
+    columns=Columns(options=None),
+    wording=OpenEnded(head="", match=Exact(), max_new_tokens=256, stop=()),
+    splits={},
+)
+"""Of a question without options and without a task: it is asked as it is, and nothing says what is right."""
+
+UNKNOWN = ("<answer>",)
+"""The accepted answers to an open-ended question that is typed."""
 
 Typed = tuple[Example, tuple[str, ...]]
 """The example, and the options as they were typed, in the order of its choices."""
@@ -21,22 +33,24 @@ def as_example(
 
     Args:
         question: in the task's form: WinoGrande's has a "_", HellaSwag's begins with an activity and ": ".
-        options: two or more; for BoolQ true and false, yes and no, or none.
+        options: two or more; for BoolQ true and false, yes and no, or none; none for an answer in words.
         task: whose prompt to use; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
-        own: the tasks of a run's recipe; the only one with questions is the default.
+        own: the tasks of a run's recipe; the only one with such questions is the default.
     """
     question = question.strip()
     options = tuple(option.strip() for option in options if option.strip())
     if not question:
         raise UsageError("the question is empty; give it with --question, or type it")
-    entry, *others = resolve_tasks(task or _default_task(options, own or {}), own)
-    if others:
-        raise UsageError("--task: must be a single task for one question")
+    entry = _entry(options, task, own or {})
     words = entry.wording
     if isinstance(words, Plain):
         raise UsageError(f"{entry.name}: a set of texts, of which nothing is asked; moslora eval measures them")
     choices = options
-    if isinstance(words, TrueFalse):
+    if isinstance(words, OpenEnded):
+        choices = UNKNOWN
+        if options:
+            raise UsageError(f"task {entry.name}: is answered in words; omit the options")
+    elif isinstance(words, TrueFalse):
         choices = TRUTHS[0]
         options = _as_truths(options, task=entry.name)
     elif len(options) < 2:
@@ -51,14 +65,27 @@ def as_example(
     return Example("question", entry.name, asked, choices, 0, context, wording=wording), options
 
 
-def _default_task(options: Sequence[str], own: Mapping[str, Task]) -> str:
-    """The task whose prompt is used where none is named."""
-    asked = [name for name, task in own.items() if not task.is_text]
-    if len(asked) == 1:
-        return asked[0]
+def _entry(options: Sequence[str], task: str | None, own: Mapping[str, Task]) -> Task:
+    """The ``task`` that was named, or else the one whose prompt is used where none is."""
+    if task is None:
+        return _default_task(options, own)
+    entry, *others = resolve_tasks(task, own)
+    if others:
+        raise UsageError("--task: must be a single task for one question")
+    return entry
+
+
+def _default_task(options: Sequence[str], own: Mapping[str, Task]) -> Task:
+    asked = [task for task in own.values() if not task.is_text]
+    fitting = [task for task in asked if task.is_open_ended != bool(options)]
+    for candidates in (fitting, asked):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not options:
+        return BARE
     if _pair_of_truths(options):
-        return FOR_TRUTHS.name
-    return FOR_OPTIONS.name
+        return FOR_TRUTHS
+    return FOR_OPTIONS
 
 
 def _pair_of_truths(options: Sequence[str]) -> tuple[str, str] | None:
@@ -88,15 +115,25 @@ def needs_options(task: str | None) -> bool:
     return not isinstance(BUILT_IN[task].wording, TrueFalse)
 
 
-def read_typed(stream: TextIO, *, question: str | None, options: Sequence[str]) -> tuple[str, list[str]]:
+def has_options(task: str | None, own: Mapping[str, Task]) -> bool:
+    """Whether a question of this task may have options. Where none is named, the run's own tasks tell."""
+    if task is not None:
+        entry = _entry((), task, own)
+        return not entry.is_open_ended
+    return not own or any(not (entry.is_text or entry.is_open_ended) for entry in own.values())
+
+
+def read_typed(
+    stream: TextIO, *, question: str | None, options: Sequence[str], has_options: bool = True
+) -> tuple[str, list[str]]:
     """Reads the question if it is missing, one line, and the options if there are none, one per line up to an empty
     line or the end. Prints prompts on a terminal."""
     if question is None:
         question = _read_line(stream, "question: ")
     given = list(options)
-    if given or not question:
+    if given or not question or not has_options:
         return question, given
-    option = _read_line(stream, "option 1 (none: done): ")
+    option = _read_line(stream, "option 1 (none: an answer in words): ")
     while option:
         given.append(option)
         option = _read_line(stream, f"option {len(given) + 1} (none: done): ")

@@ -24,7 +24,7 @@ class Results:
     """One evaluation, or in ``results.json`` all evaluations of a folder."""
 
     settings: Settings
-    tasks: Mapping[str, Score]  # multiple choice, in the order of evaluation
+    tasks: Mapping[str, Score]  # of questions, in the order of evaluation
     macro: Score | None  # every one of ``tasks`` has the same weight; ``None`` if there are none
     micro: Score | None  # every question has the same weight
     without_leaks: WithoutLeaks | None = None  # ``None`` if the leaks of a task are unknown
@@ -35,10 +35,7 @@ class Results:
     @property
     def collapse(self) -> list[str]:
         """Signs that the model answers without reading."""
-        parse_rate = None
-        if self.macro is not None:
-            parse_rate = self.macro.parse_rate
-        return signs_of_collapse(self.tasks, primary=self.settings.primary, parse_rate=parse_rate)
+        return signs_of_collapse(self.tasks, primary=self.settings.primary)
 
     def summary(self) -> dict[str, Any]:
         """For the run's card: the main metric with its error and the majority class, and signs of a collapse; and the
@@ -50,7 +47,7 @@ class Results:
             facts |= {
                 "questions": self.macro.n,
                 "macro": value,
-                "standard_error": getattr(self.macro, metric.replace("accuracy", "standard_error")),
+                "standard_error": self.macro.number(metric.replace("accuracy", "standard_error")),
                 "majority_class": self.macro.majority_class,
             }
         facts["tasks"] = {task: score.value(metric)[0] for task, score in self.tasks.items()}

@@ -13,10 +13,13 @@ from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
+from moslora.evaluation.open_ended import OpenAnswers
 from moslora.evaluation.scorer import Request, Scorer
+from moslora.evaluation.texts import Texts
 from moslora.processes.devices import keep_freed_memory
 from moslora.prompts.formats import make_format
 from moslora.prompts.protocols import ProtocolName
+from moslora.tasks import Example
 
 SCORERS: Mapping[ProtocolName, type[Scorer[Any, Any]]] = {
     scorer.protocol.name: scorer for scorer in (Choice, Cloze, Generate)
@@ -41,3 +44,14 @@ def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
         batch_tokens=request.batch_tokens or batch_budget(model.device),
         beams=request.beams,
     )
+
+
+def scorer_of(example: Example, scorer: Scorer[Any, Any]) -> Scorer[Any, Any]:
+    """What scores the task of an example: texts and open-ended questions have their own scorers, whatever the protocol
+    of ``scorer``."""
+    parts = (scorer.model, scorer.encoder, scorer.format, scorer.batch_tokens)
+    if example.is_text:
+        return Texts(*parts)
+    if example.is_open_ended:
+        return OpenAnswers(*parts)
+    return scorer

@@ -13,6 +13,9 @@ from moslora.runs.answers import TaskAnswers
 from moslora.runs.outcomes import accuracy, log_probability, right
 from moslora.runs.predictions import margin
 
+PER_CHARACTER = "_per_character"
+"""At the end of the names of numbers that only cloze has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -21,24 +24,37 @@ class Score:
     n: int
     accuracy: float
     standard_error: float | None = None  # of ``accuracy``: sample standard deviation / √n; ``None`` below two questions
-    majority_class: float  # accuracy of always giving the most frequent label of these questions
+    # accuracy of always giving the most frequent label of these questions; not of answers in words
+    majority_class: float | None = None
     truncated: int  # questions whose prompt lost its beginning
     accuracy_per_character: float | None = None  # with its standard error, cloze only
     standard_error_per_character: float | None = None
     log_probability: float | None = None  # mean of the right option's among the options, nats; not for generate
-    parse_rate: float | None = None  # share of generated texts in which an answer was found; generate only
+    parse_rate: float | None = None  # share of written texts in which an answer was found; only where one is written
     # Largest change of a margin between a question alone and in its batch, over a sample of the task (an average holds
     # the largest of its tasks), in units of a deciding score; not for generate
     drift: float | None = None
     close_calls: int | None = None  # questions whose margin is below their task's drift; not for generate
-    same_answer: float | None = None  # share of the most frequent answer, by its position; not of an average
+    same_answer: float | None = None  # share of the most frequent answer; not of an average
     below_majority: float | None = None  # p of the test of this name; not of an average
     interval: tuple[float, float] | None = None  # of ``accuracy``, 95 %: `wilson`'s
     interval_per_character: tuple[float, float] | None = None  # the same, cloze only
 
+    @property
+    def is_in_words(self) -> bool:
+        """Whether it is of a task that is answered in words."""
+        return self.majority_class is None and self.parse_rate is not None
+
     def value(self, metric: str) -> tuple[float, tuple[float, float] | None]:
-        """An accuracy with its interval."""
-        return getattr(self, metric), getattr(self, metric.replace("accuracy", "interval"))
+        """An accuracy with its interval; `accuracy` itself of a task that does not have the other."""
+        return self.number(metric), self.number(metric.replace("accuracy", "interval"))
+
+    def number(self, name: str) -> Any:
+        """A field; where a task has no number per character, such as one that is answered in words, the plain one."""
+        value = getattr(self, name)
+        if value is None:
+            return getattr(self, name.removesuffix(PER_CHARACTER))
+        return value
 
 
 def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
@@ -55,6 +71,12 @@ def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
         found["log_probability"], _ = mean_and_error(log_probability(answers))
     else:
         found["parse_rate"] = sum(bool(label) for label in answers.labels) / n
+    if answers.are_in_words:
+        found["same_answer"] = _share_of_most_frequent([label for label in answers.labels if label], n)
+    else:
+        found["majority_class"] = _share_of_most_frequent(answers.gold, n)
+        found["same_answer"] = _share_of_most_frequent(answers.chosen, n)
+        found["below_majority"] = below_majority(answers)
     if drift is not None:
         found["close_calls"] = sum(margin(scores) < drift for scores in answers.deciding_scores)
     return Score(
@@ -62,13 +84,15 @@ def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
         accuracy=mean,
         standard_error=error,
         interval=wilson(round(mean * n), n),
-        majority_class=max(Counter(answers.gold).values()) / n,
         truncated=sum(answers.cut),
         drift=drift,
-        same_answer=max(Counter(answers.chosen).values()) / n,
-        below_majority=below_majority(answers),
         **found,
     )
+
+
+def _share_of_most_frequent(values: Sequence[Any], n: int) -> float:
+    """How many of ``n`` have the most frequent of these values; 0 without any."""
+    return max(Counter(values).values(), default=0) / n
 
 
 def below_majority(answers: TaskAnswers) -> float:
@@ -90,7 +114,8 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
     """x = Σ w x_t over tasks, with the standard error √(Σ w² se_t²); counts are added.
 
     The interval is x − √(Σ w² (x_t − l_t)²) to x + √(Σ w² (u_t − x_t)²) for the tasks' intervals [l_t, u_t] (Zou and
-    Donner 2008, doi 10.1002/sim.3095): Wilson's for one task, and never of length 0.
+    Donner 2008, doi 10.1002/sim.3095): Wilson's for one task, and never of length 0. Beside tasks with an accuracy per
+    character, one that is answered in words is averaged by its accuracy.
     """
 
     def mean(values: Sequence[float]) -> float:
@@ -119,13 +144,18 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
         sum: ("n", "truncated", "close_calls"),
         max: ("drift",),
     }
-    combined: dict[str, Any] = {}  # without what a task does not have
+    of_characters = any(score.accuracy_per_character is not None for score in scores)
+    combined: dict[str, Any] = {"interval": interval("accuracy")}  # without what a task does not have
+    if of_characters:
+        combined["interval_per_character"] = interval("accuracy_per_character")
     for combine, names in ways.items():
         for name in names:
-            values = [getattr(score, name) for score in scores]
+            if name.endswith(PER_CHARACTER) and not of_characters:
+                continue
+            values = [score.number(name) for score in scores]
             if None not in values:
                 combined[name] = combine(values)
-    return Score(interval=interval("accuracy"), interval_per_character=interval("accuracy_per_character"), **combined)
+    return Score(**combined)
 
 
 def macro(scores: Sequence[Score]) -> Score:

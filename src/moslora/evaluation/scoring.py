@@ -32,8 +32,12 @@ class ScoredTask:
     blocks: tuple[Block, ...]
 
     @property
-    def is_of_texts(self) -> bool:
-        return self.questions[0].is_text
+    def has_margins(self) -> bool:
+        """Whether each answer is the best of several scores."""
+        first = self.questions[0]
+        if first.is_text or first.is_open_ended:
+            return False
+        return self.scorer.protocol.scores_options
 
     @cached_property
     def wanted(self) -> list[Example]:

@@ -298,6 +298,9 @@ def _no_such_outcome(outcome: str, common: Recipe) -> Iterator[str]:
         scoring = joined_names(reader for reader in readers(common.data.format) if reader.scores_options)
         fix = f"choose accuracy, or protocol {scoring}"
         yield f"outcome: {outcome} does not exist under protocol {protocol.name}; {fix}"
+    in_words = [task.name for task in common.questions.tasks if task.is_open_ended]
+    if measure.scored and in_words:
+        yield f"outcome: {outcome} does not exist for answers in words ({', '.join(in_words)}); choose accuracy"
     kind = "questions, such as obqa"
     if measure.of_texts:
         kind = "texts, such as passages"

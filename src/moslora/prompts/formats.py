@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a question as text."""
+    """One option of a question as text, or the response of an open-ended one."""
 
     prompt: str  # the model's input
     answer: str  # the text to train on or score, with any leading space: ``prompt + answer`` is the whole text
@@ -45,11 +45,12 @@ class Format(ABC):
 
     @abstractmethod
     def options(self, example: Example) -> tuple[Option, ...]:
-        """All options as evaluation text, in the order of ``example.choices``."""
+        """All options as evaluation text, in the order of ``example.choices``; of an open-ended question its response
+        alone."""
 
     @abstractmethod
     def generation_prompt(self, example: Example) -> str:
-        """The prompt for a generated answer, which `answer_pattern` reads."""
+        """The prompt for a generated answer, which `answer_pattern` reads, or the task's own match."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ class ClozeFormat(Format):
         return tuple(options)
 
     def generation_prompt(self, example: Example) -> str:
+        if example.is_open_ended:
+            (option,) = self.options(example)
+            return option.prompt
         raise UsageError(
             f"format {self.name} has no answer to generate; use evaluation.protocol=cloze,"
             " or data.format=label or llm-adapters"

@@ -3,16 +3,23 @@
 import re
 
 from moslora.errors import UsageError
-from moslora.tasks import INSTRUCTION, TASKS, Example, Numbered, Plain, TrueFalse
+from moslora.tasks import INSTRUCTION, TASKS, Example, Numbered, OpenEnded, Plain, TrueFalse
 
 RESPONSE_LEAD = "the correct answer is "
 
 
-def wording(example: Example) -> Numbered | TrueFalse:
+def wording(example: Example) -> Numbered | TrueFalse | OpenEnded:
     """The wording of an example's task; an instruction row has none."""
     found = example.wording or TASKS[example.task].wording
     if isinstance(found, Plain):
         raise UsageError(f"{example.task}: a set of texts, of which nothing is asked; moslora eval measures them")
+    return found
+
+
+def wording_of_options(example: Example) -> Numbered | TrueFalse:
+    """The same of a question with options."""
+    found = wording(example)
+    assert not isinstance(found, OpenEnded), f"{example.id}: has no options"
     return found
 
 
@@ -37,7 +44,7 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
     as the question, which renders to the same text in every format.
     """
     worded = TASKS[task].wording
-    if isinstance(worded, Plain):
+    if isinstance(worded, OpenEnded | Plain):
         return None
     parsed = worded.parse(text)
     if parsed is None:
@@ -51,16 +58,20 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
 
 
 def labels(example: Example) -> tuple[str, ...]:
-    """The labels of the options: "true" and "false", "answer1", …"""
+    """The labels of the options: "true" and "false", "answer1", …; of an open-ended question its response alone."""
     if example.task == INSTRUCTION:
         return tuple(choice.removeprefix(RESPONSE_LEAD) for choice in example.choices)
-    return wording(example).labels(len(example.choices))
+    if example.is_open_ended:
+        return (example.response,)
+    return wording_of_options(example).labels(len(example.choices))
 
 
 def response(example: Example, index: int) -> str:
-    """LLM-Adapters' ``output`` if option ``index`` is right."""
+    """LLM-Adapters' ``output`` if option ``index`` is right; the response of an open-ended question."""
     if example.task == INSTRUCTION:
         return example.choices[index]
+    if example.is_open_ended:
+        return example.response
     return RESPONSE_LEAD + labels(example)[index]
 
 
@@ -76,7 +87,7 @@ def llm_adapters_row(example: Example) -> dict[str, str]:
 
 def answer_pattern(example: Example) -> re.Pattern[str]:
     """LLM-Adapters' regular expression for a generated answer; the first match counts (``extract_answer``)."""
-    words = wording(example)
+    words = wording_of_options(example)
     if words.most:
         names = words.labels(words.most)
     else:

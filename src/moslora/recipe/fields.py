@@ -55,4 +55,5 @@ TaskNames = Annotated[
 ]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=1)]
 Place = Annotated[str, Field(min_length=1)]
+Regex = Annotated[str, Field(min_length=1), BeforeValidator(_compiles)]
 Modules = Annotated[Annotated[str, Field(min_length=1)] | Names, BeforeValidator(_compiles)]

@@ -146,7 +146,7 @@ def _anchor(tasks: Any, folder: Path) -> None:
     if not isinstance(tasks, dict):
         return
     for task in tasks.values():
-        if not isinstance(task, dict) or task.get("hub"):
+        if not isinstance(task, dict) or task.get("hub") or task.get("wheel"):
             continue
         for split in ("train", "test", "texts"):
             file = task.get(split)

@@ -151,8 +151,30 @@ def _own_task(name: str, task: TaskSection, *, trained: bool) -> Conflicts:
         beside = task.model_dump(exclude={"texts"}, exclude_defaults=True)
         if beside:
             yield f"tasks.{name}.texts", f"a set of texts has no {', '.join(beside)}; remove that, or texts"
-    elif not task.train and (trained or not task.test):
+        return
+    if not task.train and (trained or not task.test):
         yield f"tasks.{name}.train", "is missing; set it, or test alone, for a task of evaluation.tasks"
+    if task.hub and task.wheel:
+        yield f"tasks.{name}.wheel tasks.{name}.hub", "the rows are in one place; remove wheel or hub"
+    yield from _kind_of_answer(name, task)
+
+
+def _kind_of_answer(name: str, task: TaskSection) -> Conflicts:
+    """A question has options, or is answered in words."""
+    place = f"tasks.{name}"
+    if task.match is None:
+        if task.options is None:
+            yield f"{place}.match {place}.options", "is missing; set it, such as exact, or set options"
+        for field in ("ignore", "response", "max_new_tokens", "stop"):
+            if getattr(task, field) != TaskSection.model_fields[field].default:
+                fix = f"set match, or remove {field}"
+                yield f"{place}.{field} {place}.match", f"applies only to answers in words; {fix}"
+        return
+    if task.options is not None:
+        fix = "for answers in words set options: null, for options match: null"
+        yield f"{place}.match {place}.options", f"a question has options, or is answered in words; {fix}"
+    if task.label != TaskSection.model_fields["label"].default:
+        yield f"{place}.label {place}.match", "names an option, and answers in words have none; remove it"
 
 
 def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:

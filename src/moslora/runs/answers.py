@@ -16,15 +16,16 @@ class TaskAnswers:
 
     Attributes:
         ids: of the questions, or of the texts.
-        gold: position of the right option; empty for texts, and if a log does not tell.
+        gold: position of the right option; empty for texts and open-ended questions, and if a log does not tell.
         outcomes: the numbers that can be compared (`moslora.runs.outcomes`), or those that a log has.
         hashes: of the question, of the answer and of the prompt, if a log has them.
         cut: whether the question, or the text, was longer than the limit.
         scores: log-probability of each option in nats.
         characters: of each option, by which ``cloze`` divides its score.
-        predicted: position of the option with the best score, or that a generated text names, if it names one.
+        predicted: position of the option with the best score, or that a generated text names, if it names one; of an
+            open-ended question the position of the accepted answer that was given, if one was.
         texts: generated texts.
-        labels: the label found in each generated text, or "".
+        labels: the label found in each generated text, or what was read from it as an answer in words, or "".
         bytes: of a text that is measured: the bytes in UTF-8 that its score is of.
     """
 
@@ -61,7 +62,7 @@ class TaskAnswers:
         }
         if first.bytes:
             columns["bytes"] = tuple(each.bytes for each in predictions)
-        else:
+        elif first.gold is not None:
             columns["gold"] = tuple(each.gold for each in predictions)
         if first.scores:
             columns["scores"] = tuple(each.scores for each in predictions)
@@ -76,6 +77,11 @@ class TaskAnswers:
     def are_texts(self) -> bool:
         """Whether these are measures of texts, and no answers to questions."""
         return bool(self.bytes)
+
+    @property
+    def are_in_words(self) -> bool:
+        """Whether these are answers to open-ended questions."""
+        return bool(self.texts) and not self.gold
 
     @cached_property
     def deciding_scores(self) -> tuple[tuple[float, ...], ...]:

@@ -15,7 +15,9 @@ Column = tuple[float, ...]
 
 def accuracy(answers: TaskAnswers) -> Column:
     """1 if the option with the best score is the right one (cloze: lm-eval's ``acc``), or the one that a generated text
-    names."""
+    names; of an open-ended question if an accepted answer was given (lm-eval's ``exact_match``)."""
+    if answers.are_in_words:
+        return tuple(float(place is not None) for place in answers.predicted)
     pairs = zip(answers.predicted, answers.gold, strict=True)
     return tuple(float(predicted == gold) for predicted, gold in pairs)
 
@@ -23,6 +25,8 @@ def accuracy(answers: TaskAnswers) -> Column:
 def right(answers: TaskAnswers) -> Column:
     """1 if the answer is right by the protocol's main metric: cloze divides every score by its option's characters
     (lm-eval's ``acc_norm``)."""
+    if answers.are_in_words:
+        return accuracy(answers)
     positions = answers.chosen
     if answers.predicted and not answers.characters:
         positions = answers.predicted
@@ -148,11 +152,9 @@ def _has(answers: TaskAnswers, outcome: Outcome) -> bool:
     """Whether these answers have the columns that an outcome is read from."""
     if outcome.of_texts:
         return answers.are_texts
-    if not answers.gold:
-        return False
     if outcome.scored:
-        return bool(answers.scores)
-    return bool(answers.chosen)
+        return bool(answers.gold and answers.scores)
+    return answers.are_in_words or bool(answers.gold and answers.chosen)
 
 
 DEFAULTS = ("accuracy", "acc_norm", "acc", "exact_match", "score", "nats_per_byte")

@@ -17,13 +17,15 @@ class Prediction:
 
     id: str
     task: str
-    gold: int  # position of the right option
-    prediction: int | None  # that of the best score, the first of equals; generate: of the option named in the text
+    gold: int | None  # position of the right option; ``None`` of an open-ended question, which has none
+    # that of the best score, the first of equals; generate: of the option named in the text; of an open-ended question
+    # the position of the accepted answer in the text; ``None`` if it has none
+    prediction: int | None
     # log-probability of each option in nats: among the options (choice), or of its tokens, summed (cloze, texts)
     scores: tuple[float, ...] = ()
     characters: tuple[int, ...] = ()  # of each option, by which cloze divides the scores
-    text: str | None = None  # generate's text
-    answer: str | None = None  # the label found in generate's text, or ""
+    text: str | None = None  # that was written
+    answer: str | None = None  # the label found in generate's text, or what was read as an answer in words, or ""
     truncated: bool = False  # the prompt lost its beginning because it was too long, or a text its end
     bytes: int = 0  # of a text, its only option: those in UTF-8 that the score is of
 

@@ -1,4 +1,4 @@
-"""Tasks: sets of multiple-choice questions or of texts as entries, among them the eight commonsense sets.
+"""Tasks: sets of multiple-choice or open-ended questions or of texts as entries, among them the eight commonsense sets.
 
 A `Task` says where the rows are, how a row becomes an `Example`, and how the question is worded. The eight sets and a
 user's own are the same kind of entry; only `commonsense` knows the eight.
@@ -19,9 +19,9 @@ from .commonsense import (
     unknown_names,
 )
 from .task import INSTRUCTION, Columns, Example, Hub, Questions, Task
-from .wording import ClozeText, Numbered, Plain, TrueFalse
+from .wording import ClozeText, Numbered, OpenEnded, Plain, TrueFalse
 
 __all__ = ["BUILT_IN", "COMMONSENSE", "FOR_OPTIONS", "FOR_TRUTHS", "GROUP", "INSTRUCTION", "PASSAGES", "PASSAGES_OF"]
 __all__ += ["SAME_INSTRUCTION", "TASKS"]
-__all__ += ["ClozeText", "Columns", "Example", "Hub", "Numbered", "Plain", "Questions", "Task", "TrueFalse"]
-__all__ += ["name_here", "split_names", "unknown_names"]
+__all__ += ["ClozeText", "Columns", "Example", "Hub", "Numbered", "OpenEnded", "Plain", "Questions", "Task"]
+__all__ += ["TrueFalse", "name_here", "split_names", "unknown_names"]

@@ -12,8 +12,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from moslora.choices import Split
+from moslora.errors import some
 
-from .wording import Numbered, Plain, TrueFalse
+from .matching import Match
+from .wording import Numbered, OpenEnded, Plain, TrueFalse
 
 
 class _NoColumn(StrictUndefined):
@@ -33,10 +35,14 @@ _JINJA = ImmutableSandboxedEnvironment(undefined=_NoColumn)
 INSTRUCTION = "instruction"
 """Task name of a local row that belongs to no task: a bare instruction with its response."""
 
+RESPONSE = "response"
+"""Key of `Example.meta`."""
+
 
 @dataclass(frozen=True)
 class Example:
-    """One multiple-choice question from any source, or a text, which has an empty question and itself as choice."""
+    """One question from any source: multiple-choice, or open-ended, whose choices are the accepted answers. Or a text,
+    which has an empty question and itself as choice."""
 
     # ``<task>/<split>/<row>``; the row is the position in the source (HellaSwag's own ``ind`` repeats); of a text
     # ``<task>/<first 16 digits of its SHA-256>``
@@ -45,18 +51,30 @@ class Example:
     # BoolQ question without "?", PIQA goal, SIQA question, HellaSwag context, WinoGrande sentence with "_", ARC and
     # OpenBookQA question; the whole instruction of an instruction row
     question: str
-    # the text of the options; ("true", "false") for BoolQ; whole responses for instruction rows
+    # the text of the options; ("true", "false") for BoolQ; whole responses for instruction rows; of an open-ended
+    # question the accepted answers, the usual one first
     choices: tuple[str, ...]
-    gold: int  # position of the right choice
+    gold: int  # position of the right choice; 0 for an open-ended question
     # BoolQ passage, SIQA context or HellaSwag activity label, where the source has it as a field
     context: str | None = None
-    # further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``)
+    # further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``); the trained text of an
+    # open-ended question, if it is not its usual answer, as `RESPONSE`
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-    wording: Numbered | TrueFalse | Plain | None = None  # its task's, if that is not among the eight
+    wording: Numbered | TrueFalse | OpenEnded | Plain | None = None  # its task's, if that is not among the eight
 
     @property
     def is_text(self) -> bool:
         return isinstance(self.wording, Plain)
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether it is answered in words, and has no options."""
+        return isinstance(self.wording, OpenEnded)
+
+    @property
+    def response(self) -> str:
+        """The text that is trained on as the answer to an open-ended question."""
+        return self.meta.get(RESPONSE, self.choices[0])
 
 
 @dataclass(frozen=True)
@@ -78,9 +96,12 @@ class Columns:
     """
 
     question: str = "question"  # a text
-    # a list of texts; a tuple is the options themselves, each a literal text or a template
-    options: str | tuple[str, ...] = "options"
-    answer: str = "answer"  # the right option: its position from 0, its text, or its letter
+    # a list of texts; a tuple is the options themselves, each a literal text or a template; ``None`` of open-ended
+    # questions
+    options: str | tuple[str, ...] | None = "options"
+    # the right option: its position from 0, its text, or its letter; of an open-ended question the accepted answer, or
+    # a list of them
+    answer: str = "answer"
     context: str | None = None  # a text, empty or null in a row without one; ``None`` for none
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)  # name -> text, for `Example.meta`
 
@@ -135,10 +156,20 @@ def _text(field: str, value: Any) -> str:
     return text
 
 
+def _listed(options: str, row: Mapping[str, Any]) -> Any:
+    """The value of the expression for the options."""
+    try:
+        return _evaluate("options", options, row)
+    except ValueError as fault:
+        if options == Columns.options and options not in row:
+            raise ValueError(f"{fault}; without options, say how an answer in words counts: match: exact") from None
+        raise
+
+
 def _choices(options: str | tuple[str, ...], row: Mapping[str, Any]) -> tuple[str, ...]:
     """The texts of the options."""
     if isinstance(options, str):
-        listed = _evaluate("options", options, row)
+        listed = _listed(options, row)
         if not isinstance(listed, list | tuple):
             fix = "name columns, as in options: '[a, b]', or split a text, as in options: options.split('|')"
             raise ValueError(f"options: expected a list, found {type(listed).__name__} {str(listed)[:40]!r}; {fix}")
@@ -151,6 +182,32 @@ def _choices(options: str | tuple[str, ...], row: Mapping[str, Any]) -> tuple[st
     if len(choices) < 2:
         raise ValueError(f"options: expected two or more, found {len(choices)}")
     return tuple(choices)
+
+
+def _accepted(answer: Any, match: Match) -> tuple[str, ...]:
+    """The accepted answers to an open-ended question, each once: one, or those in a list that something can equal."""
+    listed = answer
+    if not isinstance(answer, list | tuple):
+        listed = [answer]
+    if not listed:
+        raise ValueError("answer: is an empty list")
+    texts = [_text("answer", value).strip() for value in listed]
+    answers = dict.fromkeys(text for text in texts if match.counts_as(text))
+    if not answers:
+        raise ValueError(f"answer {texts[0]!r}: nothing can equal it by match: {match.kind}; choose another match")
+    return tuple(answers)
+
+
+def _refuse_wrong_response(example: Example, words: OpenEnded) -> None:
+    """Refuses a text to train on that would not count as right if the model wrote it."""
+    response = example.response
+    written = words.before_stop(response)
+    if written != response:
+        raise ValueError(f"response: a written text ends at {response[len(written) :][:9]!r} in it; set stop")
+    read = words.match.read(written)
+    if words.match.position(read, example.choices) is None:
+        accepted = some([repr(choice) for choice in example.choices], most=3)
+        raise ValueError(f"response: would be wrong, as it is read as {read!r}, and accepted is {accepted}")
 
 
 def _context(value: Any) -> str | None:
@@ -199,7 +256,7 @@ class Task:
 
     name: str  # as in recipes and tables
     columns: Columns  # how its rows are read
-    wording: Numbered | TrueFalse | Plain  # how its questions are worded; `Plain` for a set of texts
+    wording: Numbered | TrueFalse | OpenEnded | Plain  # how its questions are worded; `Plain` for a set of texts
     splits: Mapping[Split, str] = field(hash=False)  # our split -> hub split, or the file of a set without a hub
     hub: Hub | None = None  # where it lies on the hub; ``None`` for local files
     held_out: float = 0.1  # share of the training rows that are the test rows of a set without any
@@ -217,8 +274,18 @@ class Task:
         return self.folder is None
 
     @property
+    def is_of_files(self) -> bool:
+        """Whether its rows are in files of this machine."""
+        return bool(self.splits) and not (self.hub or self.wheel)
+
+    @property
     def is_text(self) -> bool:
         return isinstance(self.wording, Plain)
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether its questions are answered in words, and have no options."""
+        return isinstance(self.wording, OpenEnded)
 
     def text(self, value: Any) -> Example:
         """A text of this set; a `ValueError` says what is wrong with it."""
@@ -230,16 +297,31 @@ class Task:
         """A row as a question; a `ValueError` says what is wrong with it."""
         columns = self.columns
         question = _text("question", _evaluate("question", columns.question, row))
-        choices = _choices(columns.options, row)
-        gold = _position(_evaluate("answer", columns.answer, row), choices)
         context = None
         if columns.context is not None:
             context = _context(_evaluate("context", columns.context, row))
+        if isinstance(self.wording, OpenEnded):
+            return self._open_ended(row, id, question, context, self.wording)
+        assert columns.options is not None, f"{self.name}: neither options nor an answer in words"
+        choices = _choices(columns.options, row)
+        gold = _position(_evaluate("answer", columns.answer, row), choices)
         meta = {name: str(_evaluate(name, source, row)) for name, source in columns.meta.items()}
         wording = None
         if self.own:
             wording = self.wording
         return Example(id, self.name, question, choices, gold, context, meta, wording)
+
+    def _open_ended(
+        self, row: Mapping[str, Any], id: str, question: str, context: str | None, words: OpenEnded
+    ) -> Example:
+        """A row as an open-ended question."""
+        accepted = _accepted(_evaluate("answer", self.columns.answer, row), words.match)
+        meta = {}
+        for name, source in self.columns.meta.items():
+            meta[name] = _text(name, _evaluate(name, source, row)).strip()
+        example = Example(id, self.name, question, accepted, 0, context, meta, words)
+        _refuse_wrong_response(example, words)
+        return example
 
 
 class Questions(NamedTuple):

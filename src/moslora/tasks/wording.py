@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
+from .matching import Match
+
 
 class Question(Protocol):
     """What a wording reads of a `moslora.tasks.Example`."""
@@ -23,6 +25,9 @@ class Question(Protocol):
 
     @property
     def meta(self) -> Mapping[str, str]: ...
+
+    @property
+    def response(self) -> str: ...
 
 
 class ClozeText(NamedTuple):
@@ -207,6 +212,30 @@ class TrueFalse(Worded):
 
     def cloze_texts(self, example: Question) -> list[ClozeText]:
         return continued(self.cloze_prompt(example), ("yes", "no"))  # lm-eval's order is no, yes; ours is true, false
+
+
+@dataclass(frozen=True)
+class OpenEnded(Worded):
+    """``{head}{question}``, answered in words: what the model writes is read and compared by ``match``."""
+
+    head: str
+    match: Match
+    max_new_tokens: int  # of a written text
+    stop: tuple[str, ...]  # texts of which the first ends a written text, and is no part of it
+    shown: str = "{question}"
+    cloze: str = "Question: {question}\nAnswer:"
+
+    def render(self, question: str, choices: tuple[str, ...]) -> str:
+        return self.head + question
+
+    def cloze_texts(self, example: Question) -> list[ClozeText]:
+        """The response, which is the only text that is trained on."""
+        return continued(self.cloze_prompt(example), [example.response])
+
+    def before_stop(self, text: str) -> str:
+        """What is written before the first of the stop texts."""
+        ends = [text.find(stop) for stop in self.stop if stop in text]
+        return text[: min(ends, default=len(text))]
 
 
 @dataclass(frozen=True)

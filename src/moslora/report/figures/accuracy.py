@@ -55,7 +55,8 @@ def accuracy(canvas: Canvas, runs: Sequence[ReportedRun], *, averaged: bool) -> 
     with canvas.figure(5, height(len(names), len(series))) as (figure, axes):
         for row, name in enumerate(names):
             score, _ = known[name]
-            _draw_majority_class(axes, row, 100 * score.majority_class)
+            if score.majority_class is not None:
+                _draw_majority_class(axes, row, 100 * score.majority_class)
             for one, offset in zip(series, offsets(len(series)), strict=True):
                 _draw(axes, one, _mark(one.of(name)), row + offset)
         set_rows(axes, names, _label(series))

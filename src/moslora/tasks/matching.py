@@ -1,0 +1,192 @@
+"""Matches: what is read from a written text as its answer, and when it equals an accepted one.
+
+They follow lm-eval's ``exact_match`` with its filters (https://github.com/EleutherAI/lm-evaluation-harness), whose
+words are named beside each.
+"""
+
+import re
+import string
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, get_args
+
+Ignored = Literal["case", "punctuation", "articles"]
+EVERY_IGNORED: tuple[Ignored, ...] = get_args(Ignored)
+
+NUMBER = r"(?:(?<!\w)[-−])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+"""A number in a text: 96, -86, 1,234.50, $18, .5. A hyphen behind a letter or a digit is no sign."""
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalized(text: str, ignore: tuple[Ignored, ...]) -> str:
+    """``text`` as it is compared: without what is ignored, unless nothing else is left, and with one space between
+    words.
+
+    ``case`` is lm-eval's ``ignore_case``; ``punctuation`` its ``ignore_punctuation``, the signs of ASCII, so that 1,234
+    equals 1234; ``articles`` are a, an and the, as in the official scripts of SQuAD and TriviaQA, and in lm-eval a part
+    of ``regexes_to_ignore``.
+    """
+    if "case" in ignore:
+        text = text.lower()
+    if "punctuation" in ignore:
+        bare = text.translate(_WITHOUT_PUNCTUATION)
+        if bare.strip():
+            text = bare
+    if "articles" in ignore:
+        bare = _ARTICLES.sub(" ", text)
+        if bare.strip():
+            text = bare
+    return " ".join(text.split())
+
+
+def number(text: str) -> Decimal | None:
+    """The value of a text that is a number; ``None`` for any other. Thousands' commas, a dollar sign, a full stop at
+    the end and zeros behind the point do not count: $1,234.50. is 1234.5."""
+    bare = text.strip().removesuffix(".")
+    if not re.fullmatch(NUMBER, bare):
+        return None
+    return Decimal(bare.replace(",", "").replace("$", "").replace("−", "-"))
+
+
+class Match(ABC):
+    """How a written text is read, and compared with the accepted answers."""
+
+    kind: str  # its name in recipes, by which the hash of a question tells it from others
+
+    @property
+    @abstractmethod
+    def says(self) -> str:
+        """What counts, in words."""
+
+    @abstractmethod
+    def read(self, text: str) -> str:
+        """The answer in a text; empty if there is none, which is an error of its format."""
+
+    @abstractmethod
+    def equal(self, answer: str, accepted: str) -> bool:
+        """Whether an answer that was read is this accepted one."""
+
+    @abstractmethod
+    def counts_as(self, accepted: str) -> str:
+        """An accepted answer as it is compared; empty if nothing can equal it."""
+
+    def position(self, answer: str, accepted: tuple[str, ...]) -> int | None:
+        """The place of the first accepted answer that ``answer``, as it was read, equals; ``None`` for none."""
+        if not answer:
+            return None
+        for place, candidate in enumerate(accepted):
+            if self.equal(answer, candidate):
+                return place
+        return None
+
+
+@dataclass(frozen=True)
+class Exact(Match):
+    """The whole text, as lm-eval's filter ``remove_whitespace``."""
+
+    ignore: tuple[Ignored, ...] = EVERY_IGNORED
+    kind: str = "exact"
+
+    @property
+    def says(self) -> str:
+        return f"the whole text{_without(self.ignore)}"
+
+    def read(self, text: str) -> str:
+        return text.strip()
+
+    def equal(self, answer: str, accepted: str) -> bool:
+        return self.counts_as(answer) == self.counts_as(accepted)
+
+    def counts_as(self, accepted: str) -> str:
+        return normalized(accepted, self.ignore)
+
+
+@dataclass(frozen=True)
+class Contains(Exact):
+    """An accepted answer anywhere in the text, as whole words."""
+
+    kind: str = "contains"
+
+    @property
+    def says(self) -> str:
+        return f"the accepted answer anywhere in the text, as whole words{_without(self.ignore)}"
+
+    def equal(self, answer: str, accepted: str) -> bool:
+        words = f" {self.counts_as(answer)} "
+        return f" {self.counts_as(accepted)} " in words
+
+
+@dataclass(frozen=True)
+class Number(Match):
+    """The last number in the text, by its value; as lm-eval's filter ``flexible-extract`` of GSM8K."""
+
+    kind: str = "number"
+
+    @property
+    def says(self) -> str:
+        return "the last number in the text, by its value"
+
+    def read(self, text: str) -> str:
+        found = re.findall(NUMBER, text)
+        if not found:
+            return ""
+        last: str = found[-1]
+        return last
+
+    def equal(self, answer: str, accepted: str) -> bool:
+        return number(answer) == number(accepted)
+
+    def counts_as(self, accepted: str) -> str:
+        value = number(accepted)
+        if value is None:
+            return ""
+        return f"{value.normalize():f}"
+
+
+@dataclass(frozen=True)
+class Pattern(Match):
+    """What a regular expression finds, the first or the last; its first group that is not empty, if it has groups.
+
+    As lm-eval's filter ``regex`` with ``group_select`` 0 or -1.
+    """
+
+    pattern: str
+    compared: Exact | Number
+    take: Literal["first", "last"] = "first"
+    kind: str = "pattern"
+
+    @property
+    def says(self) -> str:
+        how = "by its value"
+        if isinstance(self.compared, Exact):
+            how = f"as a text{_without(self.compared.ignore)}"
+        return f"what {self.pattern!r} finds {self.take}, {how}"
+
+    def read(self, text: str) -> str:
+        found = list(re.finditer(self.pattern, text))
+        if not found:
+            return ""
+        match = found[0]
+        if self.take == "last":
+            match = found[-1]
+        groups = [group for group in match.groups() if group]
+        if groups:
+            return groups[0].strip()
+        return match[0].strip()
+
+    def equal(self, answer: str, accepted: str) -> bool:
+        if not self.compared.counts_as(answer):
+            return False
+        return self.compared.equal(answer, accepted)
+
+    def counts_as(self, accepted: str) -> str:
+        return self.compared.counts_as(accepted)
+
+
+def _without(ignore: tuple[Ignored, ...]) -> str:
+    if not ignore:
+        return ""
+    return f", whatever its {', '.join(ignore)}"

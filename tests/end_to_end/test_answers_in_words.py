@@ -1,0 +1,218 @@
+"""Answers in words from the first command to the last: shown, trained, scored, asked, compared, reported, merged."""
+
+import io
+import json
+import random
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli_kit import run
+from evaluation_kit import WORDS
+from experiment_kit import study, train
+from message_kit import says
+from moslora.compare.comparison import compare_paths
+from moslora.compare.conclusion import lines, tables
+from moslora.evaluation import Results, read_results
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
+from moslora.experiment import one_run
+from moslora.recipe import Recipe, load_recipe
+from moslora.report.runs import reported_runs
+from moslora.runs.run import Run
+from moslora.training import train_recipe
+from training_kit import moslora
+
+ANSWERS = ("rain", "birds", "stone")
+DECLARED = "{train: rows.jsonl, question: text, answer: '[said, said|upper ~ \"s\"]', match: exact, max_new_tokens: 6}"
+
+
+@pytest.fixture(scope="module")
+def mine(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the rows, a recipe beside them, and a finished run that trained on them and on BoolQ."""
+    folder, draw = tmp_path_factory.mktemp("words"), random.Random(0)
+    rows = [{"text": " ".join([answer, *draw.choices(WORDS, k=5)]), "said": answer} for answer in ANSWERS * 20]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(f"extends: {world / 'recipe.yaml'}\ntasks:\n  first: {DECLARED}\n")
+    train_recipe(recipe(folder), out=folder / "run")
+    return folder
+
+
+def recipe(folder: Path, *overrides: str) -> Recipe:
+    own = ("data.tasks=[first, boolq]", "evaluation.tasks=null", "data.validation_rows=6", "training.epochs=6")
+    return load_recipe(folder / "recipe.yaml", (*own, *overrides))
+
+
+@pytest.fixture
+def here(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to work in."""
+    folder = Path(shutil.copytree(mine, tmp_path / "here"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def scored(target: Path | str, **options: object) -> Results:
+    return evaluate_target(open_target(str(target), dtype="float32"), **options)[0]  # type: ignore[arg-type]
+
+
+def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ((), ("--base",)):
+        code, said, errors = run(capsys, "eval", "run", *words)
+        assert code == 0 and "protocol choice (first: answers in words)" in said, errors
+    folder = Run(Path("run")).evaluation()
+    results = read_results(folder)
+    assert list(results.tasks) == ["first", "boolq"] and results.without_leaks
+    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    of_words = [p for p in predictions if p["id"].startswith("first/")]
+    assert len(of_words) == results.tasks["first"].n >= 4
+    assert all(p["gold"] is None and p["text"].strip() == p["answer"] for p in of_words)
+    assert results.tasks["first"].accuracy == sum(p["prediction"] is not None for p in of_words) / len(of_words) > 0
+
+    code, said, errors = run(capsys, "compare", "run")
+    assert code == 0 and "first" in said and "majority" not in said, errors
+    code, said, errors = run(capsys, "compare", "run", "--tasks", "boolq", "--outcome", "log_probability")
+    assert code == 0, errors
+    code, _, error = run(capsys, "compare", "run", "--outcome", "log_probability")
+    assert code == 2 and "must be one of accuracy" in error and error.count("\n") == 1
+    code, said, errors = run(capsys, "report", "run")
+    page = Path("run/report/report.html").read_text()
+    assert code == 0 and "first" in page, errors
+
+    assert run(capsys, "merge", "run")[0] == 0
+    merged = scored("run/merged", out=here / "m")
+    texts = {p.id: p.text for p in merged.predictions if p.task == "first"}
+    assert texts == {p["id"]: p["text"] for p in of_words}
+    card = Path("run/merged/README.md").read_text()
+    assert says(card, "first:", "prompt =", "<question>", "read is the whole text, whatever its case")
+    assert "<answer>" not in card and says(card, f"first {100 * results.tasks['first'].accuracy:.1f} (")
+
+
+def test_ask_prints_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, errors = run(capsys, "ask", "run", "--question", "rain birds fox")
+    first, text = said.splitlines()
+    assert code == 0 and first == "answer in words, greedy, format label, asked as first" and text, errors
+    code, said, _ = run(
+        capsys, "ask", "run", "--question", "rain fell", "--option=yes", "--option=no", "--task", "boolq"
+    )
+    assert code == 0 and "asked as boolq" in said
+    code, _, error = run(capsys, "ask", "run", "--question", "rain fell", "--option=yes", "--option=no")
+    assert code == 2 and "task first: is answered in words; omit the options" in error and error.count("\n") == 1
+
+
+def test_data_show_and_audit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown, errors = run(capsys, "data", "show", "recipe.yaml", "--format", "cloze")
+    assert code == 0, errors
+    assert r"answer in words, up to 6 tokens, the end-of-sequence token or '\n\n'" in shown
+    assert "right (match: exact): the whole text, whatever its case, punctuation, articles" in shown
+    assert re.search(r"\* '(\w+)', compared as '\1'\n\* '\w+', compared as '\w+s'\n\Z", shown)
+    twice = Path("rows.jsonl").read_text().splitlines()[:1] * 2
+    (here / "test.jsonl").write_text("\n".join(twice) + '\n{"text": "rain", "said": "other"}\n')
+    declared = DECLARED.replace("}", ", test: test.jsonl}")
+    (here / "tested.yaml").write_text(f"tasks:\n  first: {declared}\n")
+    code, shown, errors = run(capsys, "data", "audit", "--tasks", "tested.yaml")
+    assert code == 0 and "2 test questions are training rows" in shown, errors
+
+
+def test_leaks_are_questions_with_their_answer(here: Path) -> None:
+    """Two test rows repeat a training row; one has its question and another answer."""
+    row = json.loads(Path("rows.jsonl").read_text().splitlines()[0])
+    rows = [row, row, {**row, "said": "other"}, {"text": "two cold nights", "said": "rain"}]
+    (here / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    declared = f"tasks.first={DECLARED.replace('}', ', test: test.jsonl}')}"
+    train_recipe(recipe(here, declared, "data.tasks=[first]", "training.epochs=1"), out=here / "again")
+    results = scored(here / "again")
+    assert results.without_leaks and results.without_leaks.leaks == {"first": 2}
+    assert results.without_leaks.tasks["first"].n == 2
+
+
+def test_an_experiment_and_its_packed_form(
+    here: Path, world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_run, "train_in_processes", train)
+    text = """
+recipe:
+  extends: recipe.yaml
+  data: {tasks: [first, boolq], validation_rows: 6}
+  training: {epochs: 1}
+  evaluation: {limit: 4, tasks: null}
+arms: {lora: methods/lora, learned: {adapter: {mixer: {init: orthogonal}}}}
+learning_rates: [3e-2]
+seeds: [0, 1]
+contrast: [lora, learned]
+outcome: OUTCOME
+"""
+    Path("e.yaml").write_text(text.replace("OUTCOME", "log_probability"))
+    code, _, error = run(capsys, "experiment", "e.yaml", "--table")
+    assert code == 2 and "log_probability does not exist for answers in words (first); choose accuracy" in error
+    Path("e.yaml").write_text(text.replace("OUTCOME", "accuracy"))
+    study("e.yaml").run()
+    code, _, errors = run(capsys, "experiment", "e.yaml", "--pack", "packed")
+    assert code == 0, errors
+    whole, packed = (compare_paths([Path(folder)], outcome="accuracy") for folder in ("runs/e", "packed"))
+    assert (tables(whole), lines(whole)) == (tables(packed), lines(packed))
+    assert "first" in str(tables(whole)) and "majority" not in str(tables(whole))
+    whole_runs, packed_runs = (reported_runs([Path(folder)])[0] for folder in ("runs/e", "packed"))
+    assert [one.tuned_results for one in whole_runs] == [one.tuned_results for one in packed_runs]
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(here: Path) -> None:
+    scored(here / "run", out=here / "one")
+    shared = moslora("eval", here / "run", "--dtype", "float32", "--out", here / "two", "--processes", 2)
+    _, errors = shared.communicate(timeout=300)
+    assert shared.returncode == 0, errors
+    assert (here / "two" / "results.json").read_bytes() == (here / "one" / "results.json").read_bytes()
+
+
+def test_rows_that_nothing_scores_are_told(
+    here: Path, world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": f"{word} and cold", "completion": "nights"} for word in WORDS[:12]]
+    Path("bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data.source=bare.jsonl", "data.validation_rows=2", "data.tasks=commonsense", "evaluation.tasks=null")
+    train_words = ("train", world / "recipe.yaml", *own, "training.epochs=1", "--out")
+    code, said, errors = run(capsys, *train_words, "bare")
+    told = "nothing scores the rows of this run yet"
+    assert code == 0 and told in said and "`answer` and `match`" in said and "moslora ask bare" in said, errors
+    assert "next: moslora eval" not in said
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, said, errors = run(capsys, "ask", "bare", "--question", "rain and cold")
+    assert code == 0 and "asked as question" in said, errors
+    code, said, errors = run(capsys, *train_words, "other", f"evaluation.source={world / 'data'}")
+    assert code == 0 and told in said and "next: moslora eval other" in said, errors
+    _, said, _ = run(capsys, "eval", "other", "--limit", "1")
+    assert told in said and "asked are the eight commonsense sets" in said
+    code, said, errors = run(capsys, "eval", "other", "--limit", "1", "--tasks", "boolq")
+    assert code == 0 and told not in said, errors
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "tasks.first.options=[a, b]",
+            "a question has options, or is answered in words; for answers in words set options",
+        ),
+        ("tasks.first.match=fuzzy", "tasks.first.match = 'fuzzy': must be 'exact', 'number' or 'contains'"),
+        ("tasks.first.match={pattern: '('}", "is not a regular expression"),
+        ("tasks.first.match={pattern: a, take: second}", "tasks.first.match.take"),
+        ("tasks.first.label=choice", "names an option, and answers in words have none; remove it"),
+        ("tasks.first.max_new_tokens=0", "must be greater than"),
+        ("tasks.first.stop=['']", "tasks.first.stop"),
+        ("tasks.first.ignore=[cases]", "tasks.first.ignore"),
+        ("tasks.other={train: x, stop: [a]}", "applies only to answers in words; set match, or remove stop"),
+        ("tasks.other={train: x, options: null, match: null}", "tasks.other.match = None: is missing"),
+        ("tasks.other={train: x, match: exact, wheel: a/b, hub: {path: a/b}}", "remove wheel or hub"),
+        ("tasks.other={train: x, match: exact, wheel: nowhere}", "tasks.other.wheel"),
+    ],
+)
+def test_a_wrong_declaration_is_one_line(
+    mine: Path, override: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = run(capsys, "train", mine / "recipe.yaml", override, "--dry-run")
+    assert code == 2 and said in error and error.count("\n") == 1, error

@@ -1,0 +1,279 @@
+"""Answers in words: the texts of a naive loop and of lm-eval's generate_until, and their numbers beside others."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from evaluation_kit import make_examples, make_model, tokenizer
+from message_kit import says
+from moslora.adapters import inject
+from moslora.data.encode import Encoder
+from moslora.errors import UsageError
+from moslora.evaluation import Request, Results, evaluate
+from moslora.evaluation.display import heading, remarks, table
+from moslora.evaluation.intervals import wilson
+from moslora.evaluation.open_ended import Stops
+from moslora.prompts.formats import FORMATS
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.outcomes import OUTCOMES, with_outcomes
+from moslora.tasks import Columns, Example, OpenEnded, Task
+from moslora.tasks.matching import Exact, Match, Number, Pattern
+from reference import perturb
+
+NEW_TOKENS = 12
+STOP = ("e ", "\n\n")
+
+
+def open_ended(match: Match | None = None, *, tokens: int = NEW_TOKENS, stop: Sequence[str] = STOP) -> Task:
+    wording = OpenEnded("Say: ", match or Exact(), tokens, tuple(stop))
+    return Task(name="mine", columns=Columns(options=None), wording=wording, splits={})
+
+
+def rows(count: int, task: Task, answers: Sequence[Any] = ("never",)) -> list[dict[str, Any]]:
+    """Questions of other tests, with these accepted answers in turn."""
+    questions = [example.question for example in make_examples("arc_easy", count)]
+    return [{"question": text, "answer": answers[n % len(answers)]} for n, text in enumerate(questions)]
+
+
+def examples(task: Task, made: list[dict[str, Any]]) -> list[Example]:
+    return [task.example(row, f"mine/test/{number}") for number, row in enumerate(made)]
+
+
+def perturbed(*, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """A model with an adapter that has learned something."""
+    model = make_model(dtype)
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "down_proj"])
+    with torch.no_grad():
+        perturb(p for p in model.parameters() if p.requires_grad)
+    return model.eval()
+
+
+@torch.inference_mode()
+def naive(model: LlamaForCausalLM, prompt: str, task: Task) -> str:
+    """The likeliest token, one after the other; cut before the first stop text."""
+    words = task.wording
+    assert isinstance(words, OpenEnded)
+    ids = Encoder(tokenizer(), max_length=None).encode(prompt, "", eos=False).ids
+    new: list[int] = []
+    while len(new) < words.max_new_tokens:
+        new.append(int(model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
+        if new[-1] == tokenizer().eos_token_id:
+            break
+    return words.before_stop(tokenizer().decode(new, skip_special_tokens=True))
+
+
+def asked(model: LlamaForCausalLM, questions: list[Example], out: Path | None = None, **others: Any) -> Results:
+    return evaluate(model, tokenizer(), {"mine": questions}, Request(**others), out=out)
+
+
+@pytest.mark.parametrize("format", ["label", "llm-adapters", "cloze"])
+def test_a_text_is_the_likeliest_token_one_after_the_other(format: str) -> None:
+    model, task = perturbed(), open_ended()
+    questions = examples(task, rows(7, task))
+    protocol = "cloze" if format == "cloze" else "choice"
+    written = {p.id: p.text for p in asked(model, questions, protocol=protocol, format=format).predictions}
+    expected = {e.id: naive(model, FORMATS[format].generation_prompt(e), task) for e in questions}
+    assert written == expected
+    assert len(set(expected.values())) > 1
+    assert written != {e.id: naive(make_model(), FORMATS[format].generation_prompt(e), task) for e in questions}
+
+
+def test_prompts_and_trained_texts_of_every_format() -> None:
+    task = replace(open_ended(), columns=Columns(options=None, context="c", meta={"response": "r"}))
+    task = replace(task, wording=replace(task.wording, shown="{context} {question}"))
+    example = task.example({"question": "Why?", "answer": "So", "c": "Once.", "r": " So. "}, "mine/test/0")
+    label = FORMATS["label"].train(example)
+    assert (label.prompt, label.answer) == ("Say: Once. Why?\n\n### Response:\n", "So.")
+    cloze = FORMATS["cloze"].train(example)
+    assert (cloze.prompt, cloze.answer) == ("Question: Once. Why?\nAnswer:", " So.")
+    assert FORMATS["cloze-passage"].generation_prompt(example) == cloze.prompt
+    assert FORMATS["llm-adapters"].train(example).answer == "So."
+
+
+def half_right(model: LlamaForCausalLM, task: Task, count: int = 40) -> list[dict[str, Any]]:
+    """Rows of which every second accepts what the model writes, as the second of its answers."""
+    made = rows(count, task)
+    for row, example in list(zip(made, examples(task, made), strict=True))[::2]:
+        text = naive(model, FORMATS["label"].generation_prompt(example), task)
+        row["answer"] = ["never", text.upper()] if text.strip() else "never"
+    return made
+
+
+def test_numbers_are_those_of_exact_match_with_wilsons_interval() -> None:
+    model, task = perturbed(), open_ended()
+    results = asked(model, examples(task, half_right(model, task)))
+    score = results.tasks["mine"]
+    right = sum(p.prediction == 1 for p in results.predictions)
+    assert all(p.gold is None and p.prediction in (None, 1) for p in results.predictions)
+    assert score.accuracy == right / 40 > 0.2 and score.interval == wilson(right, 40)
+    assert score.majority_class is score.below_majority is score.log_probability is score.drift is None
+    assert score.parse_rate == sum(bool(p.text.strip()) for p in results.predictions) / 40
+    assert heading(results).startswith("answers in words, format label")
+    assert table(results)[0] == ["task", "n", "accuracy", "95 % interval", "parsed"]
+    assert results.summary()["macro"] == score.accuracy and "majority_class" not in results.summary()
+
+
+def test_an_error_of_format_is_counted_apart_and_the_same_answer_is_told() -> None:
+    model = perturbed()
+    nothing = open_ended(Pattern("#### (.+)", Exact()))
+    with pytest.raises(ValueError, match="would be wrong"):
+        examples(nothing, rows(1, nothing))
+    with_response = replace(nothing, columns=Columns(options=None, meta={"response": "'#### never'"}))
+    results = asked(model, examples(with_response, rows(12, nothing)))
+    assert results.tasks["mine"].parse_rate == results.tasks["mine"].accuracy == 0
+    assert results.tasks["mine"].same_answer == 0
+    assert "collapse: only 0.0 % of the texts have an answer" in remarks(results)
+
+    anything = open_ended(Pattern("^()", Exact()))
+    one = replace(anything, wording=replace(anything.wording, match=Always()))
+    results = asked(model, examples(one, rows(12, one)))
+    assert results.tasks["mine"].same_answer == 1 and results.tasks["mine"].accuracy == 0
+    assert "collapse: one answer for nearly everything: mine 100.0 %" in remarks(results)
+
+
+class Always(Exact):
+    """Reads the same from every text but the right one."""
+
+    def read(self, text: str) -> str:
+        return text if text == "never" else "the same"
+
+
+def test_beside_other_tasks_each_counts_by_its_own_metric(tmp_path: Path) -> None:
+    """Under cloze the others count per character; the others' predictions are those without it."""
+    model, task = perturbed(), open_ended()
+    boolq = make_examples("boolq", 30)
+    mine = examples(task, half_right(model, task))
+    request = Request(protocol="cloze", format="cloze")
+    both = evaluate(model, tokenizer(), {"boolq": boolq, "mine": mine}, request, out=tmp_path / "e")
+    alone = evaluate(model, tokenizer(), {"boolq": boolq}, request)
+    assert both.tasks["boolq"] == alone.tasks["boolq"]
+    expected = (both.tasks["boolq"].accuracy_per_character + both.tasks["mine"].accuracy) / 2
+    assert both.macro.value("accuracy_per_character")[0] == pytest.approx(expected)
+    assert both.macro.majority_class is both.macro.parse_rate is both.macro.log_probability is None
+    assert alone.macro.majority_class is not None
+    assert "protocol cloze (mine: answers in words), format cloze" in heading(both)
+    shown = {row[0]: dict(zip(table(both)[0], row, strict=True)) for row in table(both)}
+    assert shown["mine"]["per character"] == "–" and shown["mine"]["parsed"] != "–" == shown["boolq"]["parsed"]
+    assert shown["macro average"]["per character"] != "–"
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    model, task = perturbed(dtype=torch.bfloat16), open_ended()
+    questions = examples(task, rows(70, task))
+    asked(model, questions, tmp_path / "whole", limit=50)
+    lines = (tmp_path / "whole" / "predictions.jsonl").read_text().splitlines(keepends=True)
+    asked(model, questions, tmp_path / "part", limit=50)
+    (tmp_path / "part" / "predictions.jsonl").write_text("".join(lines[:35]) + lines[35][:9])
+    (tmp_path / "part" / "results.json").unlink()
+    asked(model, questions, tmp_path / "part", limit=50)
+    for name in ("predictions.jsonl", "results.json", "settings.json"):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    other = examples(open_ended(stop=["a"]), rows(70, task))
+    with pytest.raises(UsageError, match=r"other settings \(data.mine was"):
+        asked(model, other, tmp_path / "part", limit=50)
+
+
+def test_batches_do_not_move_a_text() -> None:
+    model, task = perturbed(), open_ended(stop=())
+    questions = examples(task, rows(20, task))
+    texts = [
+        {p.id: p.text for p in asked(model, questions, batch_tokens=tokens, protocol=protocol).predictions}
+        for tokens, protocol in ((4_000, "choice"), (1, "choice"), (300, "generate"))
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused() -> None:
+    task = open_ended()
+    long = examples(task, [{"question": "a red fox " * 300, "answer": "b"}])
+    (prediction,) = asked(make_model(), long).predictions
+    assert prediction.truncated
+    with pytest.raises(UsageError) as error:
+        asked(make_model(), examples(open_ended(tokens=600), rows(1, task)))
+    says(str(error.value), "tasks.mine.max_new_tokens = 600: leaves no room")
+
+
+def test_a_stop_text_is_seen_across_tokens() -> None:
+    """As soon as the last of its characters is there, and not before."""
+    text = "a red fox\n\nsat 日本 e near"
+    ids = tokenizer()(text, add_special_tokens=False)["input_ids"]
+    for stops in (["\n\n"], ["本 e"], ["x", "fox\n\ns"], ["near"], ["never"], []):
+        reached = [Stops(tokenizer(), stops).reached(0, ids[:n]) for n in range(1, len(ids) + 1)]
+        expected = [any(stop in tokenizer().decode(ids[:n]) for stop in stops) for n in range(1, len(ids) + 1)]
+        assert reached.index(True) == expected.index(True) if any(expected) else not any(reached)
+
+
+def test_answers_are_kept_in_a_line_and_as_columns() -> None:
+    model, task = perturbed(), open_ended()
+    predictions = asked(model, examples(task, half_right(model, task))).predictions
+    for prediction in predictions:
+        assert type(prediction).from_json(prediction.to_json()) == prediction
+        assert '"gold":null' in prediction.to_json() and "text" in json.loads(prediction.to_json())
+    answers = with_outcomes(TaskAnswers.of(predictions))
+    assert answers.are_in_words and not answers.gold and not answers.are_texts
+    assert list(answers.outcomes) == ["accuracy"] and OUTCOMES["accuracy"].binary
+    assert answers.outcomes["accuracy"] == tuple(float(p.prediction is not None) for p in predictions)
+
+
+lm_eval_of_words = [
+    ("exact", Exact(), {"ignore_case": True, "ignore_punctuation": True}, {"function": "remove_whitespace"}),
+    (
+        "number",
+        Number(),
+        {"regexes_to_ignore": [",", r"\$", r"\.$"]},
+        {"function": "regex", "regex_pattern": r"-?\$?\d[\d,]*(?:\.\d+)?", "group_select": -1},
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "match", "metric", "filter"), lm_eval_of_words)
+def test_texts_and_scores_are_those_of_lm_evals_generate_until(
+    name: str, match: Match, metric: dict[str, Any], filter: dict[str, Any]
+) -> None:
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
+    from datasets import Dataset, DatasetDict
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    model, task = perturbed(), open_ended(match)
+    made = rows(40, task, [["7"], ["12", "3"]]) if name == "number" else half_right(model, task)
+    for row in made:
+        row["answer"] = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+    questions = examples(task, made)
+    prompts = {"prompt": [FORMATS["label"].generation_prompt(example) for example in questions]}
+    config = {
+        "task": "mine",
+        "custom_dataset": lambda **_: DatasetDict(
+            {"test": Dataset.from_dict({**prompts, "answers": [row["answer"] for row in made]})}
+        ),
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{answers}}",
+        "generation_kwargs": {"until": list(STOP), "do_sample": False, "max_gen_toks": NEW_TOKENS},
+        "filter_list": [{"name": "read", "filter": [filter, {"function": "take_first"}]}],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, **metric}],
+    }
+    results = lm_eval.simple_evaluate(
+        HFLM(pretrained=model, tokenizer=tokenizer(), batch_size=8, max_length=512),
+        tasks=[ConfigurableTask(config=config)],
+        num_fewshot=0,
+        bootstrap_iters=0,
+        log_samples=True,
+        task_manager=TaskManager(include_defaults=False),
+    )
+    (samples,) = results["samples"].values()
+    ours = {p.id: p for p in asked(model, questions).predictions}
+    assert len(samples) == len(ours) == 40
+    for sample in samples:
+        prediction = ours[f"mine/test/{sample['doc_id']}"]
+        assert prediction.text == sample["resps"][0][0]
+        assert float(prediction.prediction is not None) == sample["exact_match"], (prediction, sample["filtered_resps"])
