@@ -96,6 +96,7 @@ methods: $(VENV)/installed
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.speed.training
 	.venv-bench/bin/python -m benchmarks.speed.evaluation
+	.venv-bench/bin/python -m benchmarks.speed.generation
 	.venv-bench/bin/python -m benchmarks.speed.growth
 	.venv-bench/bin/python -m benchmarks.speed.busy
 

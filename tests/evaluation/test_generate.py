@@ -13,7 +13,7 @@ from moslora.data.encode import Encoder
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.display import table
-from moslora.evaluation.generate import Decided, Generate, find_answer
+from moslora.evaluation.generate import Generate, find_answer, is_decided
 from moslora.prompts.formats import FORMATS
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.tasks import Example, Numbered
@@ -85,8 +85,7 @@ def test_writing_ends_where_more_text_changes_no_answer(options: int, text: str,
     reader = tokenizer()
     ids = [id for character in text for id in reader(character, add_special_tokens=False)["input_ids"]]
     assert len(ids) == len(text)
-    decided = Decided(reader, [asked], start=1)
-    ends = [bool(decided(torch.tensor([[9, *ids[:n]]]), None)[0]) for n in range(1, len(ids) + 1)]
+    ends = [is_decided(reader.decode(ids[:n], skip_special_tokens=True), asked) for n in range(1, len(ids) + 1)]
     assert find_answer(written, asked) == find_answer(text, asked) == answer
     assert ends == [n >= len(written) and text not in ("no", "is answer1") for n in range(1, len(ids) + 1)]
 
@@ -94,7 +93,7 @@ def test_writing_ends_where_more_text_changes_no_answer(options: int, text: str,
 def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A label of no option is an answer, but never right."""
     written = iter(["it is answer1", "answer2, then", "I cannot say", "answer5 or answer1"])
-    monkeypatch.setattr(Generate, "compute", lambda self, questions: lambda: [next(written) for _ in questions])
+    monkeypatch.setattr(Generate, "in_batches", lambda self, questions, tokens: [next(written) for _ in questions])
     request = Request(protocol="generate", format="label")
     results = evaluate(make_model(), tokenizer(), {"siqa": make_examples("siqa", 4)}, request)
     assert results.tasks["siqa"].parse_rate == 0.75
@@ -162,9 +161,11 @@ def test_every_field_of_transformers_generation_config_is_ours(monkeypatch: pyte
     monkeypatch.setattr(LlamaForCausalLM, "_prepare_generation_config", kept)
     model.generation_config = GenerationConfig()
     texts(model, beams=1)
+    assert not used, "greedy text is our own"
+    texts(model, beams=2)
     for field in (*vars(GenerationConfig()), "a_field_to_come"):
         setattr(model.generation_config, field, "odd")
-    texts(model, beams=1)
+    texts(model, beams=2)
     plain, odd = used
     assert odd == plain
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.kernels.attention import as_rows, use_rows
+from moslora.kernels.attention import Remembering, as_rows, use_rows
 from moslora.kernels.exchange import exchange
 from moslora.kernels.linear import own_linear
 from moslora.kernels.mlp import own_mlp
@@ -26,7 +26,7 @@ def leave_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows) -> Tensor:
+def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows | Remembering) -> Tensor:
     """The hidden states after the final norm and before the output layer, shape ``(T, hidden)`` in the model's dtype.
 
     ``tokens`` are the T tokens of ``rows``.

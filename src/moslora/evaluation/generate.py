@@ -1,9 +1,10 @@
 """LLM-Adapters' procedure (arXiv 2304.01933, ``commonsense_evaluate.py``): generate an answer, search it.
 
 The model continues the prompt by at most 32 tokens, by beam search or greedily; the first match of the task's
-regular expression behind "### Response:" is its answer, and no match is wrong. Greedy generation ends where the
-answer cannot change any more. Several questions at a time are padded on the left, masked, and keep their positions:
-the official script pads with token 0 and no mask, which changes answers.
+regular expression behind "### Response:" is its answer, and no match is wrong. Greedy generation
+(`moslora.evaluation.decoding`) ends where the answer cannot change any more. Several questions at a time never change
+each other's answer, as they do in the official script, which pads with token 0 and no mask. Beams are transformers'
+own, over questions that are padded on the left, masked, and keep their positions.
 
 A model's own `generation_config.json` is not used: its penalties, suppressed tokens or samples would change answers.
 """
@@ -15,11 +16,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
+from moslora.evaluation.decoding import decode
 from moslora.evaluation.scorer import Scorer
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.prompts.protocols import PROTOCOLS, Protocol
@@ -54,7 +56,6 @@ class Generate(Scorer[Question, str]):
     """The protocol ``generate``. ``beams`` = 1 is greedy."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["generate"]
-    cpu_block: ClassVar[int] = 32  # a block takes long, and a limit should cost little more than what it asks for
 
     @property
     def writing(self) -> dict[str, Any]:
@@ -85,15 +86,33 @@ class Generate(Scorer[Question, str]):
             example.id, example.task, example.gold, named, text=found, answer=answer, truncated=prompt.truncated
         )
 
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[str]:
+        """The texts after the prompts; written greedily all together, since a row that ends makes room for another."""
+        if self.beams > 1:
+            return super().in_batches(questions, tokens=tokens)
+        tokenizer = self.encoder.tokenizer
+
+        def ended(row: int, written: list[int]) -> bool:
+            example, _ = questions[row]
+            text = str(tokenizer.decode(written, skip_special_tokens=True))
+            return is_decided(text, example)
+
+        rows = decode(
+            self.model,
+            [prompt.ids for _, prompt in questions],
+            max_new_tokens=MAX_NEW_TOKENS,
+            ended=ended,
+            eos=tokenizer.eos_token_id,
+            batch_tokens=tokens,
+        )
+        return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
+
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
-        """The texts after the prompts."""
+        """The texts after the prompts, by beam search."""
         tokenizer = self.encoder.tokenizer
         padding = padding_id(tokenizer)
         input_ids, mask = padded([prompt.ids for _, prompt in questions], padding)  # (B, T)
         length = input_ids.shape[1]
-        stopping = []
-        if self.beams == 1:
-            stopping.append(Decided(tokenizer, [example for example, _ in questions], length))
         config = GenerationConfig(**self.writing, pad_token_id=padding, eos_token_id=tokenizer.eos_token_id)
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
         # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
@@ -104,7 +123,6 @@ class Generate(Scorer[Question, str]):
                 input_ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
                 generation_config=config,
-                stopping_criteria=stopping,
             )  # (B, T + new)
         texts = list(tokenizer.batch_decode(output[:, length:], skip_special_tokens=True))
         return lambda: texts
@@ -146,21 +164,6 @@ def unset_generation(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-@dataclass(frozen=True)
-class Decided(StoppingCriteria):
-    """Ends a row of greedy generation where more text cannot change the answer."""
-
-    tokenizer: PreTrainedTokenizerBase
-    examples: Sequence[Example]  # the rows' questions
-    start: int  # length of the padded prompts in tokens
-
-    def __call__(self, input_ids: Tensor, scores: Any, **others: Any) -> Tensor:
-        """Which rows of ``input_ids``, shape ``(B, T + new)``, have ended: bool of shape ``(B,)``."""
-        texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
-        ended = [_is_decided(text, example) for text, example in zip(texts, self.examples, strict=True)]
-        return torch.tensor(ended, device=input_ids.device)
-
-
 def find_answer(text: str, example: Example) -> str:
     """The first label in a continuation, "" if there is none. A second response header ends the response."""
     response, *_ = text.split(RESPONSE_HEADER)
@@ -170,7 +173,7 @@ def find_answer(text: str, example: Example) -> str:
     return hit.group()
 
 
-def _is_decided(text: str, example: Example) -> bool:
+def is_decided(text: str, example: Example) -> bool:
     """Whether more text leaves the answer as it is: "answer1" at the end may become "answer10"."""
     if RESPONSE_HEADER in text:
         return True

@@ -13,7 +13,7 @@ formula out in groups of similar rows, which for rows of 100 tokens is several t
 """
 
 import inspect
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,22 @@ SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Whether torch's function says that heads may share keys: from 2.12 on."""
 
 
+class Remembering(Protocol):
+    """A pass in which tokens also see what earlier passes have kept of theirs, such as
+    `moslora.kernels.cache.CachedPass`."""
+
+    device: torch.device
+
+    @property
+    def positions(self) -> Tensor:
+        """Each token's place in its text, int64 of shape ``(1, T)``."""
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
+        """Attention in ``module``: of ``(heads, T, size)``, for keys and values their heads, ``(T, heads, size)``."""
+
+
 def exchangeable(kind: type[PreTrainedModel] | PreTrainedModel, config: PretrainedConfig) -> bool:
     """Whether a model, or every model of a class, mixes tokens in attention alone, and that can be exchanged."""
     layer_types = getattr(config.get_text_config(decoder=True), "layer_types", None)
@@ -55,7 +71,7 @@ def use_rows(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ROWS)
 
 
-def as_rows(rows: Rows) -> dict[str, Any]:
+def as_rows(rows: Rows | Remembering) -> dict[str, Any]:
     """Keywords of a decoder's forward pass over ``rows``. The empty mask keeps transformers from building one."""
     return {"position_ids": rows.positions, "attention_mask": torch.empty(1, 1, 0, 0), "rows": rows}
 
@@ -77,7 +93,7 @@ def attend_in_rows(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    rows: Rows | None = None,
+    rows: Rows | Remembering | None = None,
     scaling: float,
     sliding_window: int | None = None,
     **others: Any,
@@ -101,12 +117,21 @@ def attend_in_rows(
     if value.shape[-1] != query.shape[-1]:
         sizes = "values of another size than its keys"
         raise UsageError(f"model: {type(module).__name__} has {sizes}, which moslora does not support")
-    functions = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded}
-    attend = functions[kernel(query.device, query.dtype, query.shape[-1])]
     # Not query[0], whose backward pass copies the gradient into a tensor of zeros; that of squeeze is a view.
     q, k, v = (x.squeeze(0) for x in (query, key, value))
-    out = attend(q, k, v, rows, scaling, sliding_window)
+    if isinstance(rows, Rows):
+        out = attend(q, k, v, rows, scaling, sliding_window)
+    else:
+        out = rows.attend(module, q, k, v, scaling, sliding_window)
     return out[None], None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
+    """Attention of rows alone: ``(heads, T, size)``, keys and values with their own heads, to ``(T, heads, size)``."""
+    functions = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded}
+    function = functions[kernel(query.device, query.dtype, query.shape[-1])]
+    out: Tensor = function(query, key, value, rows, scaling, window)
+    return out
 
 
 AttentionInterface.register(ROWS, attend_in_rows)

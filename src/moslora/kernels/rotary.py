@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moslora.kernels import liger
-from moslora.kernels.attention import attend_in_rows
+from moslora.kernels.attention import Remembering, attend_in_rows
 from moslora.kernels.exchange import is_plain
 from moslora.kernels.rows import Rows
 
@@ -36,7 +36,7 @@ class RotaryAttention(nn.Module):
             says_window = plain.config
         self.window = getattr(says_window, "sliding_window", None)
 
-    def forward(self, hidden_states: Tensor, *, rows: Rows | None = None, **others: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *, rows: Rows | Remembering | None = None, **others: Any) -> Any:
         """Shape ``(1, T, hidden)``, and ``None`` for the weights."""
         own: Any = self
         if rows is None:

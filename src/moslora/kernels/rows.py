@@ -38,6 +38,7 @@ class Rows:
     device: torch.device  # where the tokens are
     continues: tuple[int | None, ...] = ()  # the row that each row continues; empty where none does
     filler: int = 0  # the last of the tokens, which belong to no text; the last row's, where nothing looks at them
+    known: int = 0  # tokens before all rows that are not among them, but whose keys and values come first
     _groups: dict[int, list["Group"]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
@@ -46,21 +47,25 @@ class Rows:
         return list(pairwise(_ends(self.lengths)))
 
     @cached_property
+    def key_bounds(self) -> list[tuple[int, int]]:
+        """Begin and end of each row among the keys."""
+        return [(self.known + begin, self.known + end) for begin, end in self.bounds]
+
+    @cached_property
     def pasts(self) -> list[list[int]]:
-        """The tokens that each row continues."""
+        """The keys that each row continues."""
         pasts: list[list[int]] = []
         for before in self.continues or [None] * len(self.lengths):
             if before is None:
-                pasts.append([])
+                pasts.append(list(range(self.known)))
             else:
-                begin, end = self.bounds[before]
-                pasts.append([*pasts[before], *range(begin, end)])
+                pasts.append([*pasts[before], *range(*self.key_bounds[before])])
         return pasts
 
     @cached_property
     def paths(self) -> list[list[int]]:
-        """The tokens that each row continues, and its own."""
-        return [[*past, *range(begin, end)] for past, (begin, end) in zip(self.pasts, self.bounds, strict=True)]
+        """The keys that each row continues, and its own. Without known tokens a key's place is its token's."""
+        return [[*past, *range(*bounds)] for past, bounds in zip(self.pasts, self.key_bounds, strict=True)]
 
     @cached_property
     def positions(self) -> Tensor:
@@ -88,7 +93,7 @@ class Rows:
 
     @cached_property
     def laid_paths(self) -> Tensor | None:
-        """The tokens of all paths end to end, int64; ``None`` where these are the rows themselves."""
+        """The keys of all paths end to end, int64; ``None`` where these are the rows themselves."""
         if not any(self.pasts):
             return None
         return send(list(chain.from_iterable(self.paths)), self.device)
@@ -164,12 +169,13 @@ class Group:
         # Entries of all key heads of these tokens, (n, K, L) and (n, K, P).
         heads = torch.arange(keys).unsqueeze(1)
         there = tokens.unsqueeze(1) * keys + heads
+        own_keys = (rows.known + tokens).unsqueeze(1) * keys + heads
         before = past_tokens.unsqueeze(1) * keys + heads
         in_batch = torch.arange(real.numel() * keys).view(self.shape).transpose(1, 2)  # as entries are, (n, L, K)
         back = torch.cat([row[:length] for row, length in zip(in_batch, lengths, strict=True)])  # (tokens, K)
         self._real = real[:, None, :, None]
         self._there = send(there.flatten(), rows.device)
-        self._all = send(torch.cat([before, there], 2).flatten(), rows.device)
+        self._all = send(torch.cat([before, own_keys], 2).flatten(), rows.device)
         self._back = send(back.flatten(), rows.device)
         if self._one_past:
             before = before[:1]

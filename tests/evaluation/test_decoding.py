@@ -1,0 +1,207 @@
+"""Greedy decoding in packed passes against transformers' ``generate(do_sample=False)``, one prompt at a time."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from moslora.adapters import describe_task
+from moslora.base import engine
+from moslora.base.engine import use_own_modules
+from moslora.evaluation import decoding
+from moslora.evaluation.decoding import decode
+from reference import adapted_llama, perturb
+
+VOCABULARY = 300
+SHAPES: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SHAPES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPES),
+    "mistral": MistralConfig(**SHAPES, sliding_window=9),
+    "qwen2": Qwen2Config(**SHAPES, use_sliding_window=True, sliding_window=9, max_window_layers=1),
+    "qwen3": Qwen3Config(**SHAPES, head_dim=16),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_positions=200, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3),
+}
+NEW = 20
+LENGTHS = (31, 1, 17, 4, 44, 9, 9, 23, 2, 60, 12)
+
+
+def make(name: str) -> Any:
+    """A random model with norms that are not 1, as stock transformers computes it."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="sdpa")
+    perturb([parameter for parameter in model.parameters() if parameter.dim() == 1], size=0.2)
+    return model.requires_grad_(False).eval()
+
+
+def prompts(beginning: int = 0) -> list[list[int]]:
+    """Ragged ones, all with the same first tokens."""
+    draw = random.Random(1)
+    first = draw.choices(range(3, VOCABULARY), k=beginning)
+    return [first + draw.choices(range(3, VOCABULARY), k=length) for length in LENGTHS]
+
+
+def alone(model: Any, prompt: list[int], *, eos: int | None = None, count: int = NEW) -> list[int]:
+    """What transformers writes."""
+    ids = torch.tensor([prompt])
+    options = {"do_sample": False, "max_new_tokens": count, "eos_token_id": eos, "pad_token_id": 0}
+    written: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+    return written
+
+
+def never(row: int, tokens: list[int]) -> bool:
+    return False
+
+
+def written(model: Any, asked: Sequence[list[int]], **changes: Any) -> list[list[int]]:
+    options: dict[str, Any] = {"max_new_tokens": NEW, "ended": never, "eos": None, "batch_tokens": 2_048}
+    return decode(model, asked, **options | changes)
+
+
+@pytest.mark.parametrize("beginning", [0, 30])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tokens_are_those_of_transformers_whatever_shares_the_passes(name: str, own: bool, beginning: int) -> None:
+    model = make(name)
+    asked = prompts(beginning)
+    expected = [alone(model, prompt) for prompt in asked]
+    assert len({token for row in expected for token in row}) > 20, "the model would write anything alike"
+    if own:
+        use_own_modules(model)
+        model.eval()
+    for tokens in (1, 70, 2_048):
+        assert written(model, asked, batch_tokens=tokens) == expected, tokens
+    assert written(model, asked[3:7]) == expected[3:7]
+    assert written(model, asked[::-1]) == expected[::-1]
+    assert written(model, asked[:1]) == expected[:1]
+    assert written(model, [asked[0], asked[0]]) == [expected[0], expected[0]]
+
+
+@pytest.mark.parametrize("tokens", [1, 70, 2_048])
+def test_a_row_ends_with_its_end_token_and_with_its_last(tokens: int) -> None:
+    model = make("llama")
+    asked = prompts()
+    free = [alone(model, prompt) for prompt in asked]
+    eos = free[0][7]  # the end of some rows, and not of others
+    expected = [alone(model, prompt, eos=eos) for prompt in asked]
+    lengths = {len(row) for row in expected}
+    assert min(lengths) < NEW and max(lengths) == NEW
+    assert written(model, asked, eos=eos, batch_tokens=tokens) == expected
+    assert written(model, asked, max_new_tokens=1, batch_tokens=tokens) == [row[:1] for row in free]
+
+
+@pytest.mark.parametrize("tokens", [1, 70, 2_048])
+def test_a_row_ends_where_its_caller_says_so(tokens: int) -> None:
+    model = make("llama")
+    asked = prompts(30)
+    expected = [alone(model, prompt) for prompt in asked]
+    seen: dict[int, list[list[int]]] = {row: [] for row in range(len(asked))}
+
+    def ended(row: int, tokens: list[int]) -> bool:
+        seen[row].append(list(tokens))
+        return len(tokens) == row + 1
+
+    found = written(model, asked, ended=ended, batch_tokens=tokens)
+    assert found == [row[: number + 1] for number, row in enumerate(expected)]
+    for number, row in enumerate(expected):
+        assert seen[number] == [row[: count + 1] for count in range(number + 1)], "it is asked after each token, once"
+
+
+MIXERS: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "identity"},
+    "dense": {"kind": "dense"},
+    "token gate": {"kind": "token-gate", "experts": 2},
+    "task gate": {"kind": "task-gate", "experts": 2, "tasks": ("one", "other")},
+}
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_adapters_write_as_they_do_under_transformers(kind: str) -> None:
+    model = adapted_llama(MIXERS[kind], moved=0.3, target_modules=["q_proj", "v_proj", "down_proj"]).eval()
+    describe_task(model, "other")
+    asked = prompts(20)
+    expected = [alone(model, prompt) for prompt in asked]
+    describe_task(model, "one")
+    differ = kind == "task gate"
+    assert ([alone(model, prompt) for prompt in asked] != expected) == differ
+    describe_task(model, "other")
+    use_own_modules(model)
+    model.eval()
+    assert written(model, asked) == expected
+    assert written(model, asked, batch_tokens=50) == expected
+
+
+@pytest.mark.parametrize("config", [peft.LoraConfig(r=4), peft.VeraConfig(r=4), peft.LoraConfig(r=4, use_dora=True)])
+def test_methods_of_peft_write_as_they_do_under_transformers(config: peft.PeftConfig) -> None:
+    config.task_type = "CAUSAL_LM"
+    config.target_modules = {"q_proj", "v_proj"}
+    plain = make("llama")
+    asked = prompts(20)
+    before = [alone(plain, prompt) for prompt in asked]
+    model: Any = peft.get_peft_model(plain, config).eval()
+    perturb([parameter for parameter in model.parameters() if parameter.requires_grad], size=0.3)
+    expected = [alone(model, prompt) for prompt in asked]
+    assert expected != before
+    use_own_modules(model.base_model.model)
+    model.eval()
+    assert written(model, asked) == expected
+    assert written(model, asked, batch_tokens=50) == expected
+
+
+def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of tokens of each pass from here on."""
+    passes: list[int] = []
+    compute: Callable[..., torch.Tensor] = engine.final_hidden
+
+    def counted(model: Any, tokens: Sequence[int], rows: Any) -> torch.Tensor:
+        passes.append(len(tokens))
+        return compute(model, tokens, rows)
+
+    monkeypatch.setattr(decoding, "final_hidden", counted)
+    return passes
+
+
+def test_no_token_is_computed_twice_and_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all begin with once, of each prompt its own tokens, and of each new token but the last its continuation."""
+    model = make("llama")
+    asked = prompts(30)
+    passes = count_tokens(monkeypatch)
+    for tokens in (1, 70, 2_048):
+        passes.clear()
+        written(model, asked, batch_tokens=tokens)
+        assert sum(passes) == 30 + sum(LENGTHS) + len(asked) * (NEW - 1), tokens
+        longest = max(30, *LENGTHS)
+        assert max(passes) <= max(tokens, longest + len(asked))
+    assert len(passes) == 1 + NEW, "all enter at once, and the last pass writes the last tokens"
+
+
+def test_a_prompt_takes_the_place_of_a_row_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows at a time: of eight prompts every other one ends at once, and the next enters with the next pass."""
+    model = make("llama")
+    asked = [prompts()[0]] * 8
+    passes = count_tokens(monkeypatch)
+    monkeypatch.setattr(decoding, "SHORTEST_BEGINNING", 1_000)
+    monkeypatch.setattr(decoding, "KEPT_ON_CPU", 1)
+
+    def ended(row: int, tokens: list[int]) -> bool:
+        return row % 2 == 0
+
+    found = written(model, asked, ended=ended, batch_tokens=2 * (LENGTHS[0] + NEW))
+    assert [len(row) for row in found] == [1, NEW] * 4
+    # The second is written in passes 1 to 20, the fourth in 3 to 22, the sixth in 22 to 41, the last in 24 to 43.
+    assert len(passes) == 43
+
+
+def test_a_long_prompt_leaves_the_others_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the longest is written, the memory it had is shared out anew."""
+    model = make("llama")
+    asked = [*prompts(), prompts()[9] * 5]
+    passes = count_tokens(monkeypatch)
+    monkeypatch.setattr(decoding, "KEPT_ON_CPU", 1)
+    found = written(model, asked, batch_tokens=350)
+    assert found == [alone(model, prompt) for prompt in asked]
+    assert len(passes) < 4 * NEW, "one at a time it would be twelve times as many"
