@@ -103,7 +103,7 @@ def check(words: list[str]) -> None:
         assert recipe is None or recipe.startswith("runs/") or recipe.endswith(".yaml"), words
     if not str(given.get("tasks") or "x.yaml").endswith(".yaml"):
         resolve_tasks(given["tasks"])
-    assert given.get("task") in (None, *TASKS) or given["task"].endswith(".yaml"), words
+    assert given.get("task") in (None, *TASKS, *SHIPPED) or given["task"].endswith(".yaml"), words
     assert given.get("format") in (None, "peft", "chat", *FORMATS), words
     assert given.get("protocol") is None or given["protocol"] in PROTOCOLS, words
     assert given.get("dtype") is None or given["dtype"] in DTYPES, words

@@ -82,6 +82,9 @@ def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(
     code, said, errors = run(capsys, "report", "run")
     page = Path("run/report/report.html").read_text()
     assert code == 0 and "first" in page, errors
+    turned = [p for p in of_words if p["prediction"] is not None]
+    assert "Right now" in page and sum(f"<span>{p['id']}</span>" in page for p in turned) == min(8, len(turned))
+    assert f"● {turned[0]['text']}" in page
 
     assert run(capsys, "merge", "run")[0] == 0
     merged = scored("run/merged", out=here / "m")

@@ -55,6 +55,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "data.rows": ("max_samples", "max_train_samples"),
     "data.validation_rows": ("eval_dataset", "val_set_size", "val_size"),
     "data.loss_on=all": ("train_on_inputs", "train_on_prompt"),
+    "tasks.NAME.match": ("predict_with_generate",),
     "evaluation.batch_tokens": ("per_device_eval_batch_size", "eval_batch_size"),
     "tracking.to": ("report_to", "use_wandb", "use_mlflow"),
     "tracking.project": ("wandb_project", "mlflow_experiment_name"),

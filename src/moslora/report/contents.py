@@ -1,6 +1,6 @@
 """What a report shows of its runs, before anything is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,12 @@ from moslora.report.bases import base_model
 from moslora.report.comparisons import ShownComparison, comparisons
 from moslora.report.questions import Changed, examples_asked, most_changed
 from moslora.report.runs import Reported, ReportedRun
+from moslora.report.texts import Rewritten, turned
 from moslora.runs.evaluation import Evaluation
+from moslora.tasks import Example
 
 MOST_CHANGED = 8
-"""Questions that gained most, and as many that lost most."""
+"""Questions that gained most, and as many that lost most; or whose answers in words turned right, or wrong."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Contents:
         same_questions: whether all scores are of the same questions.
         left_out: a line on the questions that only some runs were asked; empty if there are none.
         changed: ``gained`` and ``lost`` -> the questions that changed most in the first run; empty if none did.
+        rewritten: the same of answers in words, which turned right or wrong.
     """
 
     runs: Sequence[ReportedRun]
     same_questions: bool
     left_out: str
     changed: dict[str, list[Changed]]
+    rewritten: dict[str, list[Rewritten]]
     comparisons: Sequence[ShownComparison]
 
     @cached_property
@@ -112,20 +116,38 @@ def gather(
         read: reads an evaluation.
     """
     runs, shared, left_out = found
+    examples = _examples(runs[0])
     return Contents(
         runs=runs,
         same_questions=bool(shared),
         left_out=left_out,
-        changed=_changed(runs[0]),
+        changed=_changed(runs[0], examples),
+        rewritten=_rewritten(runs[0], examples),
         comparisons=comparisons(runs, paths, evaluation=evaluation, read=read),
     )
 
 
-def _changed(run: ReportedRun) -> dict[str, list[Changed]]:
+def _examples(run: ReportedRun) -> dict[str, Example]:
+    """Id -> example, of the questions that the run and its base answered, where the rows are at hand."""
+    if run.tuned is None or run.base is None:
+        return {}
+    return examples_asked(run.run.recipe.questions, run.tuned.settings)
+
+
+def _rewritten(run: ReportedRun, examples: Mapping[str, Example]) -> dict[str, list[Rewritten]]:
+    """The answers in words that turned right or wrong against the base; empty if none did."""
+    if run.tuned is None or run.base is None:
+        return {}
+    gained, lost = turned(run.base, run.tuned, examples, most=MOST_CHANGED)
+    if not gained and not lost:
+        return {}
+    return {"gained": gained, "lost": lost}
+
+
+def _changed(run: ReportedRun, examples: Mapping[str, Example]) -> dict[str, list[Changed]]:
     """The questions that changed most against the base, by kind; empty if none did."""
     if run.tuned is None or run.base is None:
         return {}
-    examples = examples_asked(run.run.recipe.questions, run.tuned.settings)
     gained, lost = most_changed(run.base, run.tuned, examples, most=MOST_CHANGED)
     if not gained and not lost:
         return {}

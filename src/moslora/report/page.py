@@ -34,6 +34,7 @@ def page(contents: Contents, *, folder: Path) -> str:
         weights=weights,
         mixers=mixers,
         changed=contents.changed,
+        rewritten=contents.rewritten,
         first=contents.firsts[0].name,
         differing=differing(contents.runs),
         cards={run.name: json.dumps(run.run.facts, indent=2, ensure_ascii=False) for run in contents.runs},
