@@ -42,7 +42,7 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
     names: dict[str, Any] = {}
     page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
     sections = {title: text for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.S | re.M)}
-    assert len(sections) == 4
+    assert len(sections) == 5
 
     def run_section(title: str, *changes: tuple[str, str]) -> None:
         text = reduce(lambda text, change: text.replace(*change), changes, sections[title])
@@ -82,6 +82,8 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
     logits = [names[name].eval()(input_ids=ids).logits for name in ("model", "merged")]
     torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
 
+    run_section("Questions answered in words")
+    assert names["results"].tasks["capitals"].n == 1 and isinstance(names["results"].predictions[0].text, str)
     run_section("A mixer of your own")
     mine, folded = names["model"].eval(), moslora.load("folded")[0]
     assert all(layer.mixer.weight != 0.5 for _, layer in named_adapters(mine))

@@ -117,7 +117,7 @@ class Generate(Scorer[Question, str]):
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
         # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
         # each row.
-        together = self.model.get_output_embeddings().register_forward_pre_hook(contiguous)
+        together = self.model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         with together, unset_generation(self.model):
             output = generate(
                 input_ids.to(self.model.device),
@@ -148,7 +148,7 @@ def padded(prompts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(rows), torch.tensor(masks)
 
 
-def contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
+def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
     return (states[0].contiguous(),)
 
 

@@ -8,22 +8,13 @@ behind it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.errors import UsageError
-from moslora.evaluation.generate import (
-    FEWEST_PROMPT_TOKENS,
-    WRITING,
-    contiguous,
-    padded,
-    padding_id,
-    unset_generation,
-)
+from moslora.evaluation.decoding import decode
+from moslora.evaluation.generate import FEWEST_PROMPT_TOKENS
 from moslora.evaluation.scorer import Scorer
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
@@ -44,7 +35,6 @@ class OpenAnswers(Scorer[Question, str]):
     """The scorer of open-ended questions."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["generate"]
-    cpu_block: ClassVar[int] = 32  # as of `Generate`
 
     def encode(self, example: Example) -> Question:
         words = _words(example)
@@ -69,19 +59,24 @@ class OpenAnswers(Scorer[Question, str]):
         written = _words(example).max_new_tokens * BYTES_OF_A_CHARACTER
         return len(self.format.generation_prompt(example)) + written
 
-    def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[str]:
+        """The texts before a stop; written all together, since a row that ends makes room for another."""
         tokenizer = self.encoder.tokenizer
         words = questions[0].words  # those of one task
-        stops = Stops(tokenizer, words.stop)
         written = decode(
             self.model,
             [question.prompt for question in questions],
             max_new_tokens=words.max_new_tokens,
-            ended=stops.reached,
-            tokenizer=tokenizer,
+            ended=Stops(tokenizer, words.stop).reached,
+            eos=tokenizer.eos_token_id,
+            batch_tokens=tokens,
         )
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        return lambda: [words.before_stop(text) for text in texts]
+        return [words.before_stop(text) for text in texts]
+
+    def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
+        texts = self.in_batches(questions, tokens=self.batch_tokens)
+        return lambda: texts
 
     def read(self, example: Example, question: Question, found: str) -> Prediction:
         match = question.words.match
@@ -118,44 +113,3 @@ class Stops:
         longest = max(len(text.encode()) for text in self.texts)
         tail = self.tokenizer.decode(tokens[-longest - BYTES_OF_A_CHARACTER :], skip_special_tokens=True)
         return any(text in tail for text in self.texts)
-
-
-def decode(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    *,
-    max_new_tokens: int,
-    ended: Callable[[int, list[int]], bool],
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[list[int]]:
-    """The new tokens of each prompt, greedy; ``ended`` says of a row and its new tokens whether they are enough."""
-    padding = padding_id(tokenizer)
-    input_ids, mask = padded(prompts, padding)  # (B, T)
-    length = input_ids.shape[1]
-    settings = WRITING | {"max_new_tokens": max_new_tokens, "num_beams": 1}
-    config = GenerationConfig(**settings, pad_token_id=padding, eos_token_id=tokenizer.eos_token_id)
-    generate: Any = model.generate
-    together = model.get_output_embeddings().register_forward_pre_hook(contiguous)
-    with together, unset_generation(model):
-        output = generate(
-            input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=config,
-            stopping_criteria=[Enough(ended, length)],
-        )  # (B, T + new)
-    new: list[list[int]] = output[:, length:].tolist()
-    return new
-
-
-@dataclass(frozen=True)
-class Enough(StoppingCriteria):
-    """Ends a row whose new tokens are enough."""
-
-    ended: Callable[[int, list[int]], bool]
-    start: int  # length of the padded prompts in tokens
-
-    def __call__(self, input_ids: Tensor, scores: Any, **others: Any) -> Tensor:
-        """Which rows of ``input_ids``, shape ``(B, T + new)``, have ended: bool of shape ``(B,)``."""
-        rows = input_ids[:, self.start :].tolist()
-        ended = [self.ended(row, tokens) for row, tokens in enumerate(rows)]
-        return torch.tensor(ended, device=input_ids.device)
