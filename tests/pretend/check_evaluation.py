@@ -15,6 +15,7 @@ from moslora.convert.importing import import_adapter
 from moslora.convert.merge import merge
 from moslora.evaluation import Request
 from moslora.evaluation.ask import ask
+from moslora.evaluation.decoding import decode
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import open_target
@@ -80,3 +81,14 @@ def test_a_block_of_questions_waits_for_its_scores_alone(mine: Path, protocol: A
         assert len(scorer.score(examples)) == 64
     print(f"{protocol}: {seen.operations.total()} operations, waits: {dict(seen.waits)}")
     assert seen.waits.total() == 1 and seen.operations.total() <= most * batches
+
+
+def test_a_pass_of_generated_text_waits_for_its_tokens_alone(mine: Path) -> None:
+    target = open_target(str(mine / "run"))
+    model = target.load()
+    prompts = [list(range(3, 30 + length)) for length in (1, 5, 9)]
+    with watch() as seen:
+        written = decode(model, prompts, max_new_tokens=6, ended=lambda *_: False, eos=None, batch_tokens=2_048)
+    assert [len(row) for row in written] == [6, 6, 6]
+    print(f"{seen.operations.total()} operations, waits: {dict(seen.waits)}")
+    assert seen.waits.total() == 6, "the common beginning is not waited for"
