@@ -125,6 +125,8 @@ def test_numbers_are_those_of_exact_match_with_wilsons_interval() -> None:
     assert score.parse_rate == sum(bool(p.text.strip()) for p in results.predictions) / 40
     assert heading(results).startswith("answers in words, format label")
     assert table(results)[0] == ["task", "n", "accuracy", "95 % interval", "parsed"]
+    cloze = asked(model, examples(task, rows(4, task)), protocol="cloze", format="cloze")
+    assert (cloze.settings.primary, cloze.summary()["metric"]) == ("accuracy_per_character", "accuracy")
     assert results.summary()["macro"] == score.accuracy and "majority_class" not in results.summary()
 
 

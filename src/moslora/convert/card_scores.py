@@ -104,6 +104,8 @@ def _line(own: Scored, plain: Scored | None) -> str:
     if facts.get("quantization"):
         over = f" on the {facts['quantization']} base"
     metric = settings["primary"]
+    if not any(metric in score for score in own.tasks.values()):  # all of them are answered in words
+        metric = "accuracy"
     origins = dict.fromkeys(origin(task, facts["source"]) for task in own.tasks if task != MACRO)
     return (
         f"- Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}{over},"

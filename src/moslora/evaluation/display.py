@@ -27,7 +27,7 @@ def heading(results: Results) -> str:
 def table(results: Results) -> list[list[str]]:
     """Header, a row per task, and with several macro and micro: shares in percent, the interval of the main one; then
     the sets of texts. A column is there if a row has it."""
-    primary = results.settings.primary
+    primary = results.metric
     rows = {name: _of_questions(score, primary) for name, score in results.tasks.items()}
     if results.macro and results.micro and len(rows) > 1:
         rows["macro average"] = _of_questions(results.macro, primary)
@@ -80,7 +80,7 @@ def remarks(results: Results) -> list[str]:
     if texts_cut:
         lines.append(f"{counted(texts_cut, 'text')} without the end, {longest}")
     if results.without_leaks and any(results.without_leaks.leaks.values()):
-        lines.append(_on_leaks(results.without_leaks, results.settings.primary))
+        lines.append(_on_leaks(results.without_leaks, results.metric))
     if results.macro and results.macro.close_calls:
         close = counted(results.macro.close_calls, "answer")
         noise = f"the noise of the arithmetic ({results.macro.drift:.2g})"

@@ -33,14 +33,21 @@ class Results:
     predictions: tuple[Prediction, ...] = field(default=(), repr=False, compare=False)
 
     @property
+    def metric(self) -> str:
+        """The metric that counts: the protocol's, or the accuracy where everything is answered in words."""
+        if self.tasks and all(score.is_in_words for score in self.tasks.values()):
+            return "accuracy"
+        return self.settings.primary
+
+    @property
     def collapse(self) -> list[str]:
         """Signs that the model answers without reading."""
-        return signs_of_collapse(self.tasks, primary=self.settings.primary)
+        return signs_of_collapse(self.tasks, primary=self.metric)
 
     def summary(self) -> dict[str, Any]:
         """For the run's card: the main metric with its error and the majority class, and signs of a collapse; and the
         nats per byte of texts."""
-        metric = self.settings.primary
+        metric = self.metric
         facts: dict[str, Any] = {"metric": metric}
         if self.macro is not None:
             value, _ = self.macro.value(metric)

@@ -42,7 +42,7 @@ def glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
 def _average(results: Results, *, counted: bool) -> str:
     if not results.macro:
         return NONE
-    value, _ = results.macro.value(results.settings.primary)
+    value, _ = results.macro.value(results.metric)
     average = percent(value)
     if counted:
         average += f" (n {results.macro.n:,})"

@@ -133,7 +133,7 @@ def _scores(results: Results) -> Scores:
     if not results.macro:
         return {}
     scores = {**results.tasks, MACRO: results.macro}
-    return {name: (score, results.settings.primary) for name, score in scores.items()}
+    return {name: (score, results.metric) for name, score in scores.items()}
 
 
 def _mark(scores: Sequence[tuple[Score, str]]) -> Mark:
