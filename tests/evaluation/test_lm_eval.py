@@ -3,6 +3,7 @@
 The questions are the hub's rows, which lm-eval reads as they are and we through our own reader.
 """
 
+import copy
 import os
 import random
 from pathlib import Path
@@ -14,11 +15,12 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_kit import hub_rows
-from evaluation_kit import make_model, tokenizer
+from evaluation_kit import make_examples, make_model, tokenizer
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection, load_recipe
 from moslora.recipe.yaml_text import render_inline
 from moslora.tasks import COMMONSENSE, TASKS, Task
@@ -163,8 +165,50 @@ def test_a_run_is_a_model_of_lm_eval(task: str, world: Path) -> None:
         ):
             assert float(value) == pytest.approx(float(their_value), rel=1e-5, abs=1e-4)
             assert greedy == their_greedy
-    with pytest.raises(UsageError, match="does not write"):
-        ours.generate_until([])
+
+
+TEXTS_ASKED: list[dict[str, Any]] = [
+    {"until": ["\n\n", "answer"], "max_gen_toks": 24, "do_sample": False},
+    {"until": "e", "max_gen_toks": 9},
+    {"until": [], "max_gen_toks": 460, "temperature": 0.0},
+]
+"""Settings of texts, as tasks of lm-eval have them; behind the last a prompt loses its beginning."""
+
+
+def test_a_run_writes_what_lm_eval_writes(world: Path) -> None:
+    """Of the requests of several tasks at once, which are not sorted."""
+    from lm_eval.api.instance import Instance
+
+    from moslora.evaluation import harness
+
+    ours: Any = harness.HarnessModel(str(world / "model"), dtype="float32")
+    theirs = hf_harness(make_model(), tokenizer(), longest=512)
+    examples = make_examples("siqa", 12)
+    prompts = [FORMATS["label"].options(example)[0].prompt for example in examples]
+
+    def requests() -> list[Instance]:  # lm-eval changes their settings
+        asked = []
+        for number, prompt in enumerate(prompts):
+            settings = copy.deepcopy(TEXTS_ASKED[number % len(TEXTS_ASKED)])
+            asked.append(Instance("generate_until", doc={}, arguments=(prompt, settings), idx=number))
+        return asked
+
+    written = ours.generate_until(requests())
+    assert written == theirs.generate_until(requests())
+    assert len(set(written)) > 6
+
+
+@pytest.mark.parametrize("settings", [{"do_sample": True, "temperature": 0.7}, {"temperature": 0.7}, {"num_beams": 4}])
+def test_a_task_of_samples_or_beams_is_refused(world: Path, settings: dict[str, Any]) -> None:
+    from lm_eval.api.instance import Instance
+
+    from moslora.evaluation import harness
+
+    ours: Any = harness.HarnessModel(str(world / "model"), dtype="float32")
+    with pytest.raises(UsageError, match="writes greedily"):
+        ours.generate_until([Instance("generate_until", doc={}, arguments=("a", settings), idx=0)])
+    with pytest.raises(UsageError, match="no room in the model's context of 512"):
+        ours.generate_until([Instance("generate_until", doc={}, arguments=("a", {"max_gen_toks": 512}), idx=0)])
 
 
 @pytest.mark.slow
