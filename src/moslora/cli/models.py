@@ -1,7 +1,9 @@
-"""The commands ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``export``, ``import`` and ``quickstart``."""
+"""The commands on one model: ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``export``, ``import``, ``verify``,
+``quickstart``."""
 
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -280,6 +282,52 @@ def import_(
     print(import_adapter(source, out=out, base=base, dtype=dtype, trust_remote_code=trust))
     print(f"written to {out}")
     say_next("eval", str(out))
+
+
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="An evaluated run.", autocompletion=completion.runs)],
+    server: Annotated[str, typer.Option(help="Its address, such as http://localhost:8000.")],
+    model: Annotated[str | None, typer.Option(help="The model's name on the server. [default: its only one]")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. [default: those evaluated]")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Questions per task, or all. [default: 64 in all]", parser=_limit)
+    ] = None,
+    evaluation: options.Evaluation = None,
+    dtype: Annotated[
+        choices.DType | None, typer.Option(help="Precision of the server. [default: the run's, or float16]")
+    ] = None,
+    at_once: Annotated[int, typer.Option(help="Questions asked at the same time.", min=1)] = 8,
+    again: Annotated[bool, typer.Option("--again", help="Ask everything again, also what was answered.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    out: options.Out = None,
+    trust: options.Trust = False,
+) -> None:
+    """Ask a server what a run has answered: does it compute this run, its base, or something else?
+
+    The server has OpenAI's interface, as those of vLLM, llama.cpp, SGLang and transformers. The last line is the
+    verdict; the command ends with 1 unless it is that run. A key is read from MOSLORA_SERVER_KEY.
+    """
+    from moslora.runs.run import Run as EvaluatedRun
+
+    EvaluatedRun(run).evaluation(evaluation)
+    with options.importing():
+        from moslora.verify.verification import Options
+        from moslora.verify.verification import verify as verify_run
+
+    asked = Options(model, tasks, limit, evaluation, dtype, at_once, again, out, trust)
+    progress = sys.stdout
+    if as_json:  # which is alone on the standard output
+        progress = sys.stderr
+    then = "stopped: the replies so far are kept, and the same command continues from there"
+    with stopped(then), redirect_stdout(progress):
+        report = verify_run(run, server, asked)
+    if as_json:
+        print(report.to_json(), end="")
+    else:
+        print(*report.lines, sep="\n")
+    if not report.verdict.passed:
+        raise typer.Exit(1)
 
 
 @app.command()

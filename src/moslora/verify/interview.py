@@ -1,0 +1,103 @@
+"""Questions asked, several at a time, and kept as soon as they are answered."""
+
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from moslora.console import say
+from moslora.errors import MosloraError, counted
+from moslora.verify.questions import Question
+from moslora.verify.replies import Replies, Reply
+from moslora.verify.server import Unavailable
+from moslora.verify.ways import Way
+
+CANARIES = 3
+"""Kept replies that are asked for once more, before the others are trusted."""
+
+CHANGED = 0.02
+"""Largest change of a log-probability, in nats, between two replies of the same server."""
+
+
+@dataclass(frozen=True)
+class Interview:
+    """One server, asked in several ways.
+
+    Attributes:
+        replies: those so far.
+        at_once: questions that are asked at the same time.
+    """
+
+    replies: Replies
+    at_once: int
+
+    def ask(self, way: Way, questions: Sequence[Question]) -> dict[str, Reply]:
+        """The replies by id, of the questions that this way reaches.
+
+        Raises:
+            Unavailable: the server is gone; what it has answered is kept.
+        """
+        reached = [question for question in questions if way.reaches(question)]
+        missing = [question for question in reached if self.replies.get(way.key(question)) is None]
+        if missing:
+            say(f"asking {counted(len(missing), 'question')}, {way.name}")
+            self._ask(way, missing)
+        found = {}
+        for question in reached:
+            reply = self.replies.get(way.key(question))
+            if reply is not None:
+                found[question.id] = reply
+        return found
+
+    def _ask(self, way: Way, questions: Sequence[Question]) -> None:
+        with ThreadPoolExecutor(self.at_once) as pool:
+            tasks = [pool.submit(self._ask_one, way, question) for question in questions]
+            try:
+                done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        faults = [task.exception() for task in done if task.exception() is not None]
+        for fault in faults:
+            if isinstance(fault, Unavailable):
+                kept = sum(self.replies.get(way.key(question)) is not None for question in questions)
+                raise Unavailable(
+                    f"{fault}; {kept} of {counted(len(questions), 'question')} answered and kept: the same command"
+                    " goes on"
+                )
+            if fault is not None:
+                raise fault
+
+    def _ask_one(self, way: Way, question: Question) -> None:
+        self.replies.add(way.reply(question))
+
+    def has_changed(self, way: Way, questions: Sequence[Question]) -> bool:
+        """Whether the server answers otherwise than before, by a few questions whose replies are kept."""
+        tried = 0
+        for question in questions:
+            before = self.replies.get(way.key(question))
+            if before is None or not way.reaches(question):
+                continue
+            if differs(before, way.reply(question)):
+                return True
+            tried += 1
+            if tried == CANARIES:
+                break
+        return False
+
+
+def differs(one: Reply, other: Reply) -> bool:
+    """Whether two replies to a question are another model's."""
+    if one.text != other.text or bool(one.refused) != bool(other.refused):
+        return True
+    for first, second in zip(one.scores, other.scores, strict=False):
+        if (first is None) != (second is None):
+            return True
+        if first is not None and second is not None and abs(first - second) > CHANGED:
+            return True
+    return False
+
+
+def refuse_without_answers(replies: Sequence[Reply]) -> None:
+    """Refuses to judge a server that has answered nothing."""
+    refused = [reply.refused for reply in replies if reply.refused]
+    if refused and len(refused) == len(replies):
+        raise MosloraError(f"no question was answered: {refused[0]}")

@@ -1,0 +1,304 @@
+"""What a server computes, by its answers: the verdict, one sentence that names the model or the fault."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from moslora.choices import DType
+from moslora.verify.fit import Answered, Fit, Floats, distance, distances, fit
+
+Kind = Literal[
+    "run",
+    "base",
+    "scale",
+    "checkpoint",
+    "quantised",
+    "context",
+    "another model",
+    "prompt",
+    "not the run",
+    "undecided",
+]
+
+ROUNDING: Mapping[DType, float] = {"float32": 0.001, "float16": 0.012, "bfloat16": 0.05}
+"""Rounding of a token's log-probability by the dtype of a model: root mean square, nats. That of a text grows with the
+root of its tokens."""
+
+SCALE_OFF = 0.015
+"""Smallest |k − 1| that is called a wrong scale, as far as the interval shows it; twice as much where rounding explains
+the distance."""
+
+SCALE_LEFT = 1.5
+"""What a wrong scale leaves beside k, at most, in units of |1 − k| · effect: answers are no straight line in it."""
+
+WIDEST = 0.4
+"""Largest width of the interval of k that decides anything."""
+
+NEARLY_ALL = 0.9
+"""Share of equal texts of one model, whose rounding may change a greedy choice."""
+
+FEWEST = 4
+"""Fewest questions on either side of a context's end, or that differ between run and base, that show anything."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a server computes.
+
+    Attributes:
+        kind: the run, or a fault.
+        says: the same in a sentence, with the numbers behind it.
+    """
+
+    kind: Kind
+    says: str
+
+    @property
+    def passed(self) -> bool:
+        return self.kind == "run"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The answers that a verdict is read from, to the same questions.
+
+    Attributes:
+        server: of the server.
+        run: of the run.
+        base: of its base; ``None`` if it was not asked.
+        others: of the run's checkpoints, by name.
+        lengths: tokens of each question's prompt.
+        tolerance: what rounding explains of a distance, in nats.
+        dtype: of the server, as far as it is known.
+    """
+
+    server: Answered
+    run: Answered
+    base: Answered | None
+    others: Mapping[str, Answered]
+    lengths: Sequence[int]
+    tolerance: float
+    dtype: DType
+
+    def only(self, places: Sequence[int]) -> "Evidence":
+        """The evidence of some of the questions."""
+        base = None
+        if self.base is not None:
+            base = self.base.only(places)
+        return Evidence(
+            self.server.only(places),
+            self.run.only(places),
+            base,
+            {name: answered.only(places) for name, answered in self.others.items()},
+            [self.lengths[place] for place in places],
+            self.tolerance,
+            self.dtype,
+        )
+
+
+def tolerance(*, margins: Sequence[float], tokens: Sequence[int], dtypes: Sequence[DType]) -> float:
+    """What rounding explains of a distance, root mean square over options, in nats.
+
+    Args:
+        margins: of each option, how far rounding has moved a margin in its task's evaluation, which is the difference
+            of two options.
+        tokens: of each option, those that are scored.
+        dtypes: of the run and of the server.
+    """
+    of_a_token = max(ROUNDING[dtype] for dtype in dtypes)
+    of_drift = math.sqrt(math.fsum(margin**2 for margin in margins) / len(margins) / 2)
+    return max(of_drift, of_a_token * math.sqrt(sum(tokens) / len(tokens)))
+
+
+def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
+    """The verdict, and the fit that it is read from, if the base has answered."""
+    if evidence.base is None:
+        return _without_base(evidence), None
+    found = fit(evidence.server, evidence.run, evidence.base)
+    return _judge(evidence, evidence.base, found), found
+
+
+def _judge(evidence: Evidence, base: Answered, found: Fit) -> Verdict:
+    cut = _context(evidence)
+    low, high = found.interval
+    is_wide = high - low > WIDEST
+    if found.distance > evidence.tolerance and cut is not None:
+        return cut
+    nearer = _checkpoint(evidence, found)
+    if nearer is not None:
+        return nearer
+    if found.distance <= evidence.tolerance and is_wide:
+        return Verdict(
+            "undecided",
+            f"nothing speaks against this run, but k lies between {low:.2f} and {high:.2f}: the adapter moves these"
+            f" answers by {found.effect:.2g} nats only; ask more questions with --limit, or other --tasks",
+        )
+    if found.distance <= evidence.tolerance and not _scale_is_off(found, 2 * SCALE_OFF):
+        return Verdict(
+            "run", f"computes this run, as close as {evidence.dtype} allows: {_numbers(found, evidence.tolerance)}"
+        )
+    if _is_base(found, evidence.tolerance):
+        return Verdict(
+            "base",
+            f"computes its base, the adapter is not applied: k = {found.k:.2f} ({low:.2f} to {high:.2f}); load the"
+            " adapter, or serve the merged model",
+        )
+    return _neither(found, evidence.tolerance)
+
+
+def _neither(found: Fit, most: float) -> Verdict:
+    """The verdict on what is neither the run nor its base."""
+    low, high = found.interval
+    from_scale = SCALE_LEFT * abs(1 - found.k) * found.effect
+    is_straight = found.left <= max(most, from_scale) and found.left <= found.effect / 4
+    if is_straight and _scale_is_off(found, SCALE_OFF):
+        return Verdict(
+            "scale",
+            f"a wrong scale: {found.k:.2f} of what the adapter does ({low:.2f} to {high:.2f}); compare alpha, rank and"
+            " rslora of what is served",
+        )
+    if found.left <= found.effect / 2 and low <= 1.1 and high >= 0.9:
+        return Verdict(
+            "quantised",
+            f"consistent with a quantisation, or with a checkpoint close to this run: {_numbers(found, most)}",
+        )
+    if found.left <= found.effect / 2:
+        return Verdict(
+            "checkpoint",
+            f"another checkpoint, or another training of this base: k = {found.k:.2f} ({low:.2f} to {high:.2f}), and"
+            f" {found.left:.2g} nats are left",
+        )
+    return Verdict(
+        "another model",
+        f"another model: its answers are {found.distance:.2g} nats from this run's, where the adapter moves them by"
+        f" {found.effect:.2g}; another checkpoint, another size, or another prompt",
+    )
+
+
+def _numbers(found: Fit, most: float) -> str:
+    low, high = found.interval
+    return (
+        f"k = {found.k:.2f} ({low:.2f} to {high:.2f}), {found.distance:.2g} nats from the run's answers, of which"
+        f" rounding explains {most:.2g}"
+    )
+
+
+def _scale_is_off(found: Fit, least: float) -> bool:
+    """Whether k is shown to differ from 1, by ``least`` or more."""
+    low, high = found.interval
+    return not low <= 1 <= high and abs(found.k - 1) > least
+
+
+def _is_base(found: Fit, most: float) -> bool:
+    """Whether the adapter does nothing here: near the base, or around it as a quantisation is."""
+    low, high = found.interval
+    if found.from_base <= most and not low <= 1 <= high:
+        return True
+    return -0.1 <= found.k <= 0.1 and found.left <= found.effect / 2
+
+
+def _checkpoint(evidence: Evidence, found: Fit) -> Verdict | None:
+    """The checkpoint that answers so, if the server is much nearer to it than to the run."""
+    for name, other in evidence.others.items():
+        off = distance(evidence.server, other)
+        if off <= evidence.tolerance and off < found.distance / 2:
+            return Verdict(
+                "checkpoint",
+                f"another checkpoint: computes {name} of this run, {off:.2g} nats from its answers and"
+                f" {found.distance:.2g} from the run's",
+            )
+    return None
+
+
+def _without_base(evidence: Evidence) -> Verdict:
+    off = distance(evidence.server, evidence.run)
+    if off <= evidence.tolerance:
+        return Verdict(
+            "run",
+            f"computes this run, as close as {evidence.dtype} allows: {off:.2g} nats from its answers, of which"
+            f" rounding explains {evidence.tolerance:.2g}",
+        )
+    cut = _context(evidence)
+    if cut is not None:
+        return cut
+    return Verdict(
+        "not the run",
+        f"does not compute this run: {off:.2g} nats from its answers, of which rounding explains"
+        f" {evidence.tolerance:.2g}; the answers of its base would tell more",
+    )
+
+
+def _context(evidence: Evidence) -> Verdict | None:
+    """That the context is cut: short questions agree, and every longer one is farther off than all of these."""
+    off = distances(evidence.server, evidence.run)
+    order = np.argsort(evidence.lengths, kind="stable")
+    sorted_off = off[order]
+    sorted_lengths = [evidence.lengths[place] for place in order]
+    fits = _places_that_fit(sorted_off, sorted_lengths, evidence.tolerance)
+    if fits is None:
+        return None
+    longest = sorted_lengths[fits - 1]
+    return Verdict(
+        "context",
+        f"the context is cut: {fits} questions of up to {longest} tokens agree with this run, and"
+        f" {len(off) - fits} longer ones do not; serve with a longer context",
+    )
+
+
+def _places_that_fit(off: Floats, lengths: Sequence[int], most: float) -> int | None:
+    """The number of the shortest questions that agree; ``None`` unless length alone separates them from the others."""
+    for fits in range(len(off) - FEWEST, FEWEST - 1, -1):
+        if lengths[fits - 1] == lengths[fits]:
+            continue
+        agree = math.sqrt(float((off[:fits] ** 2).mean()))
+        if agree <= most and off[:fits].max() < off[fits:].min():
+            return fits
+    return None
+
+
+@dataclass(frozen=True)
+class TextEvidence:
+    """Answers that were read from texts.
+
+    Attributes:
+        questions: their number.
+        named: those whose text names an option.
+        like_run: those that are answered as by the run.
+        differing: questions that run and base answer differently; ``None`` if the base was not asked.
+        differing_like_run: those of them that are answered as by the run.
+        differing_like_base: the same of its base.
+    """
+
+    questions: int
+    named: int
+    like_run: int
+    differing: int | None = None
+    differing_like_run: int = 0
+    differing_like_base: int = 0
+
+
+def judge_texts(found: TextEvidence) -> Verdict:
+    """The verdict on texts, which show neither a scale nor a quantisation."""
+    said = f"the run's answer to {found.like_run} of {found.questions} questions"
+    if 2 * found.named < found.questions:
+        return Verdict(
+            "undecided",
+            f"its texts name an option in {found.named} of {found.questions} questions only; ask the run so that texts"
+            " answer: moslora eval RUN --protocol generate",
+        )
+    alike = found.like_run >= NEARLY_ALL * found.questions
+    if found.differing is None:
+        if alike:
+            return Verdict("run", f"answers as this run: {said}; texts alone show no scale and no quantisation")
+        return Verdict("not the run", f"does not answer as this run: {said}; the answers of its base would tell more")
+    if found.differing < FEWEST:
+        return Verdict("undecided", f"{said}, but run and base differ in {found.differing} only; raise --limit")
+    said += f", and to {found.differing_like_run} of the {found.differing} that its base answers differently"
+    if found.differing_like_base >= NEARLY_ALL * found.differing:
+        return Verdict("base", f"computes its base, the adapter is not applied: {said}")
+    if alike and found.differing_like_run >= NEARLY_ALL * found.differing:
+        return Verdict("run", f"answers as this run: {said}; texts alone show no scale and no quantisation")
+    return Verdict("another model", f"another model, or another prompt: {said}")

@@ -1,0 +1,228 @@
+"""A server with OpenAI's interface over a small model, in a thread, with the faults that real servers have."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+Trouble = Callable[[BaseHTTPRequestHandler], None]
+"""What happens to one request instead of an answer."""
+
+
+@dataclass
+class Pretended:
+    """What a server computes, what it tells, and what goes wrong.
+
+    Attributes:
+        model: what it computes; its tokenizer is ``tokenizer``.
+        tells: how it tells log-probabilities: ``echo``, ``prompt_logprobs``, ``forced``, ``likeliest`` or ``nothing``.
+        takes_tokens: prompts may be tokens.
+        begins_text: tokens before those of each prompt that is sent as text.
+        begins_tokens: tokens before each prompt that is sent as tokens.
+        wrap: what becomes of a text.
+        context: tokens that it reads, the last ones; ``None`` for all.
+        troubles: one for each of the next requests.
+        always: the trouble of every request, from number ``after`` on.
+        key: that requests must have.
+        models: the names that it lists.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    tells: str = "echo"
+    takes_tokens: bool = True
+    begins_text: tuple[int, ...] = ()
+    begins_tokens: tuple[int, ...] = ()
+    wrap: str = "{}"
+    context: int | None = None
+    troubles: list[Trouble] = field(default_factory=list)
+    always: Trouble | None = None
+    after: int = 0
+    key: str = ""
+    models: tuple[str, ...] = ("small",)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ids(self, prompt: str | list[int]) -> list[int]:
+        """The tokens that are read."""
+        if isinstance(prompt, str):
+            own = self.tokenizer(self.wrap.format(prompt)).input_ids
+            found = [*self.begins_text, *own]
+        else:
+            found = [*self.begins_tokens, *prompt]
+        if self.context is not None:
+            found = found[-self.context :]
+        return found
+
+    @torch.inference_mode()
+    def log_p(self, ids: list[int]) -> torch.Tensor:
+        """(T, V)"""
+        with self.lock:
+            return self.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+
+    def token(self, id: int) -> str:
+        return str(self.tokenizer.decode([id]))
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids = self.ids(body["prompt"])
+        choice, written = self.written(ids, body)
+        usage = {"prompt_tokens": len(ids), "completion_tokens": len(written)}
+        return {"choices": [{"index": 0, "text": self.tokenizer.decode(written), **choice}], "usage": usage}
+
+    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        text = self.tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
+        own = self.tokenizer(self.wrap.format(text), add_special_tokens=False).input_ids
+        ids = [*self.begins_text, *own]
+        choice, written = self.written(ids, {**body, "logprobs": body.get("top_logprobs")})
+        message = {"role": "assistant", "content": self.tokenizer.decode(written)}
+        return {"choices": [{"index": 0, "message": message, **choice}], "usage": {"prompt_tokens": len(ids)}}
+
+    def written(self, ids: list[int], body: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        """A choice but for its text, and the tokens written."""
+        bias = {int(token): value for token, value in (body.get("logit_bias") or {}).items()}
+        before = self.log_p(ids)
+        written: list[int] = []
+        content = []
+        for _ in range(body["max_tokens"]):
+            values = before[-1] if not written else self.log_p([*ids, *written])[-1]
+            biased = values.clone()
+            for token, value in bias.items():
+                biased[token] += value
+            chosen = int(biased.argmax())
+            if chosen == self.tokenizer.eos_token_id:
+                break
+            count = min(int(body.get("logprobs") or 1), 20)
+            top = values.topk(count)
+            tops = [
+                {"token": self.token(int(i)), "logprob": float(v)} for v, i in zip(top.values, top.indices, strict=True)
+            ]
+            content.append({"token": self.token(chosen), "logprob": float(values[chosen]), "top_logprobs": tops})
+            written.append(chosen)
+        choice: dict[str, Any] = {"logprobs": None}
+        if self.tells == "echo" and body.get("echo"):
+            own = [None, *(float(before[place, token]) for place, token in enumerate(ids[1:]))]
+            ends = [entry["logprob"] for entry in content]
+            choice["logprobs"] = {"tokens": [self.token(id) for id in ids + written], "token_logprobs": own + ends}
+        elif self.tells == "prompt_logprobs" and "prompt_logprobs" in body:
+            values = [{str(token): {"logprob": float(before[place, token])}} for place, token in enumerate(ids[1:])]
+            choice["prompt_logprobs"] = [None, *values]
+        elif body.get("logprobs") and self.tells == "forced":
+            choice["logprobs"] = {"content": content}
+        elif body.get("logprobs") and self.tells == "likeliest" and not bias:
+            tops = [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in content]
+            values = [entry["logprob"] for entry in content]
+            texts = [entry["token"] for entry in content]
+            choice["logprobs"] = {"tokens": texts, "token_logprobs": values, "top_logprobs": tops}
+        return choice, written
+
+    def refused(self, body: dict[str, Any]) -> str:
+        """Why a request is not served; empty if it is."""
+        if isinstance(body.get("prompt"), list) and not self.takes_tokens:
+            return "prompt must be a text"
+        if body.get("echo") and self.tells in ("forced", "likeliest"):
+            return "Only no echo is supported"
+        if body.get("logit_bias") and self.tells == "likeliest":
+            return "logit_bias is not supported"
+        return ""
+
+
+@contextmanager
+def serving(pretended: Pretended) -> Iterator[str]:
+    """The address of a server in a thread."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def answer(self, status: int, value: Any) -> None:
+            content = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self) -> None:
+            self.answer(200, {"data": [{"id": name} for name in pretended.models]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            pretended.asked.append(body)
+            if pretended.key and self.headers.get("Authorization") != f"Bearer {pretended.key}":
+                self.answer(401, {"error": {"message": "no key"}})
+                return
+            if pretended.troubles:
+                pretended.troubles.pop(0)(self)
+                return
+            if pretended.always is not None and len(pretended.asked) > pretended.after:
+                pretended.always(self)
+                return
+            fault = pretended.refused(body)
+            if fault:
+                self.answer(400, {"error": {"message": fault}})
+            elif self.path == "/v1/completions":
+                self.answer(200, pretended.complete(body))
+            elif self.path == "/v1/chat/completions":
+                self.answer(200, pretended.chat(body))
+            else:
+                self.answer(404, {"error": {"message": "not found"}})
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def status(number: int, **headers: str) -> Trouble:
+    """An answer of this status, with a message."""
+
+    def trouble(handler: BaseHTTPRequestHandler) -> None:
+        content = json.dumps({"error": {"message": "in trouble"}}).encode()
+        handler.send_response(number)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return trouble
+
+
+def half(handler: BaseHTTPRequestHandler) -> None:
+    """Half an object of JSON."""
+    content = b'{"choices": [{"text": "a'
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def dies(handler: BaseHTTPRequestHandler) -> None:
+    """The connection ends without an answer."""
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def slow(seconds: float) -> Trouble:
+    """An answer that comes late, of status 503."""
+
+    def trouble(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(seconds)
+        status(503)(handler)
+
+    return trouble
