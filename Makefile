@@ -15,7 +15,7 @@
 #   make soak          kill commands at each of their writes, damage files and try random input, for most of an hour
 #   make test-processors    the tests as on processors with fewer instructions, three times
 #   make test-lowest, make test-newest    the core of the tests with the oldest packages that are allowed, and the newest
-#   make serving       build llama.cpp, and compare its answers with a run's: the table of docs/serving.md
+#   make serving       build llama.cpp, and verify its server against a run: the table of docs/serving.md
 #   make latency       time answers and writing with every kind of adapter: a table of docs/argument.md
 #
 # Another interpreter: make PYTHON=python3.12 <target>

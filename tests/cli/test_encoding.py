@@ -42,8 +42,8 @@ COMMANDS = {
 FIRST = ("train", "eval", "eval --base", "export")
 """They make what the others read."""
 
-ELSEWHERE = {"quickstart", "reproduce"}
-"""Commands that begin processes of their own, which print as `train` does, and minutes of work."""
+ELSEWHERE = {"quickstart", "reproduce", "verify"}
+"""Commands that begin processes of their own, which print as `train` does, and minutes of work, or need a server."""
 
 
 @pytest.fixture

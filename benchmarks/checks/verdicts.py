@@ -1,0 +1,66 @@
+"""How often `moslora verify` is wrong, and how few questions a fault needs.
+
+    python -m benchmarks.checks.verdicts RUN FOLDER ...     # folders that `moslora verify --out` has written
+
+Of each server's replies, 200 bootstrap samples of 8 to 64 questions are judged again. A true server must never be
+called another one; a fault must be called what it is.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import DOCS
+from benchmarks.tables import machine, markdown, publish
+from moslora.runs.run import Run
+from moslora.verify.answers import evidence_of
+from moslora.verify.replies import Replies
+from moslora.verify.verdict import Evidence, judge
+from moslora.verify.verification import Options, read_asked
+
+SAMPLES = 200
+SIZES = (8, 16, 32, 64)
+
+
+def evidence(run: Path, folder: Path) -> Evidence:
+    """What the replies in a folder show of the questions that the run has answered."""
+    asked = read_asked(Run(run), Options())
+    replies = {reply.id: reply for reply in Replies(folder).found.values() if reply.way == "tokens"}
+    found = evidence_of(asked, replies, dtype="bfloat16")
+    assert found is not None, f"{folder}: no log-probabilities"
+    return found
+
+
+def samples(whole: Evidence, size: int) -> Iterator[Evidence]:
+    """Bootstrap samples of the questions."""
+    random = np.random.default_rng(size)
+    for _ in range(SAMPLES):
+        yield whole.only(random.integers(0, len(whole.lengths), size).tolist())
+
+
+def verdicts(whole: Evidence, size: int) -> str:
+    """How often each verdict is given, the most frequent first."""
+    counts = Counter(judge(sample)[0].kind for sample in samples(whole, size))
+    return ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="an evaluated run")
+    parser.add_argument("folders", type=Path, nargs="+", help="that `moslora verify --out` has written")
+    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
+    given = parser.parse_args(arguments)
+    table = [["server", *(f"{size} questions" for size in SIZES)]]
+    for folder in given.folders:
+        whole = evidence(given.run, folder)
+        table.append([folder.name, *(verdicts(whole, size) for size in SIZES)])
+        print(" | ".join(table[-1]), flush=True)
+    caption = f"{machine()}; {SAMPLES} bootstrap samples of each size"
+    publish(f"{caption}\n\n{markdown(table)}", DOCS / "serving.md", "verdicts table", print_only=given.print_only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The fit and the verdict on answers that are made by an equation, with rounding and faults of known size."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from moslora.verify.fit import Answered, fit
+from moslora.verify.verdict import Evidence, TextEvidence, judge, judge_texts, tolerance
+
+OPTIONS = 4
+
+
+def made(questions: int, *, seed: int = 0, scale: float = 1.0) -> list[NDArray[np.float64]]:
+    """Log-probabilities of each question's options, normal."""
+    random = np.random.default_rng(seed)
+    return list(random.normal(0, scale, (questions, OPTIONS)))
+
+
+def evidence(
+    questions: int = 64, *, k: float = 1.0, noise: float = 0.0, seed: int = 0, others: bool = False
+) -> Evidence:
+    """A server at k between base and run, with noise; rounding of 0.02 is explained."""
+    base = made(questions, seed=1)
+    moved = made(questions, seed=2)
+    off = made(questions, seed=3 + seed, scale=noise)
+    run = [plain + change for plain, change in zip(base, moved, strict=True)]
+    server = [plain + k * change + error for plain, change, error in zip(base, moved, off, strict=True)]
+    checkpoint = [plain + 0.6 * change for plain, change in zip(base, moved, strict=True)]
+    named = {}
+    if others:
+        named = {"step-20": Answered.of(checkpoint)}
+    lengths = list(np.random.default_rng(4).integers(20, 200, questions))
+    return Evidence(Answered.of(server), Answered.of(run), Answered.of(base), named, lengths, 0.02, "float16")
+
+
+def test_k_is_that_of_least_squares_and_nothing_depends_on_what_options_share() -> None:
+    given = evidence(k=0.7, noise=0.1)
+    assert given.base is not None
+    server, run, base = (np.concatenate(one.values) for one in (given.server, given.run, given.base))
+    (expected,), (left,), *_ = np.linalg.lstsq((run - base)[:, None], server - base, rcond=None)
+    found = fit(given.server, given.run, given.base)
+    assert found.k == pytest.approx(expected) and found.interval[0] < 0.7 < found.interval[1]
+    assert found.left == pytest.approx(np.sqrt(left / len(run)))
+    shifted = Answered.of([row + 5.0 for row in given.server.values])
+    assert fit(shifted, given.run, given.base).k == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("k", "noise", "kind"),
+    [
+        (1.0, 0.01, "run"),
+        (0.0, 0.01, "base"),
+        (0.0, 0.2, "base"),
+        (0.9, 0.01, "scale"),
+        (1.1, 0.01, "scale"),
+        (2.0, 0.01, "scale"),
+        (0.5, 0.01, "scale"),
+        (1.0, 0.2, "quantised"),
+        (0.6, 0.35, "checkpoint"),
+        (0.5, 2.0, "another model"),
+    ],
+)
+def test_what_the_server_computes_is_named(k: float, noise: float, kind: str) -> None:
+    for seed in range(20):
+        assert judge(evidence(k=k, noise=noise, seed=seed))[0].kind == kind
+
+
+def test_the_true_model_is_never_called_another() -> None:
+    """200 draws of the rounding, and 200 bootstrap samples of 64 questions."""
+    for seed in range(200):
+        assert judge(evidence(noise=0.012, seed=seed))[0].passed
+    whole = evidence(noise=0.012)
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        assert judge(whole.only(random.integers(0, 64, 64).tolist()))[0].passed
+
+
+def test_a_checkpoint_whose_answers_are_known_is_named_before_a_scale() -> None:
+    found, _ = judge(evidence(k=0.6, noise=0.01, others=True))
+    assert found.kind == "checkpoint" and "step-20" in found.says
+
+
+def test_an_adapter_that_hardly_moves_answers_is_not_judged() -> None:
+    given = evidence(8, noise=0.01)
+    assert given.base is not None
+    small = [plain + 0.01 * (own - plain) for own, plain in zip(given.run.values, given.base.values, strict=True)]
+    server = [row + error for row, error in zip(small, made(8, seed=9, scale=0.01), strict=True)]
+    weak = Evidence(Answered.of(server), Answered.of(small), given.base, {}, given.lengths, 0.02, "float16")
+    assert judge(weak)[0].kind == "undecided"
+
+
+def test_long_questions_alone_that_differ_are_a_context_that_is_cut() -> None:
+    given = evidence(noise=0.01)
+    cut = []
+    for row, length, error in zip(given.server.values, given.lengths, made(64, seed=8), strict=True):
+        cut.append(row + error * (length > 120))
+    found, _ = judge(Evidence(Answered.of(cut), given.run, given.base, {}, given.lengths, 0.02, "float16"))
+    assert found.kind == "context"
+    assert f"of up to {max(length for length in given.lengths if length <= 120)} tokens" in found.says
+
+
+def test_the_tolerance_is_the_recorded_drift_or_the_rounding_of_the_dtype() -> None:
+    assert tolerance(margins=[0.0], tokens=[4, 4], dtypes=["float32", "float16"]) == pytest.approx(2 * 0.012)
+    assert tolerance(margins=[1.0, 1.0], tokens=[1], dtypes=["bfloat16", "float16"]) == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "kind"),
+    [
+        (TextEvidence(60, 60, 59, 40, 39, 1), "run"),
+        (TextEvidence(60, 60, 21, 40, 1, 39), "base"),
+        (TextEvidence(60, 60, 30, 40, 15, 15), "another model"),
+        (TextEvidence(60, 10, 10, 40, 9, 0), "undecided"),
+        (TextEvidence(60, 60, 60, 2, 2, 0), "undecided"),
+        (TextEvidence(60, 60, 58), "run"),
+        (TextEvidence(60, 60, 30), "not the run"),
+    ],
+)
+def test_texts_are_counted(counts: TextEvidence, kind: str) -> None:
+    assert judge_texts(counts).kind == kind
