@@ -10,7 +10,7 @@ from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction, argmax
 from moslora.runs.settings import NOT_KNOWN
-from moslora.verify.questions import Asked, Asking
+from moslora.verify.questions import AskedQuestions, Asking
 from moslora.verify.reading import Echo
 from moslora.verify.report import Report
 from moslora.verify.server import Server
@@ -30,7 +30,7 @@ def test_answers_of_a_server_are_held_against_a_runs() -> None:
     asking = Asking(tokenizer(), PROTOCOLS["cloze"], FORMATS["cloze"], None)
     run = Evaluation.of(Path("run"), NOT_KNOWN, ours)
     way = Completion(asking, Echo(Server("http://localhost"), tokenizer()))
-    found = Report.of(Asked(asking, (), run, None, {}), Evaluation.of(Path(), NOT_KNOWN, theirs), way=way)
+    found = Report.of(AskedQuestions(asking, (), run, None, {}), Evaluation.of(Path(), NOT_KNOWN, theirs), way=way)
     assert (found.same, found.answered) == (4, 6)
     assert found.effects["accuracy"].difference == pytest.approx(1 / 3)
     assert "same answer to 4 of 6" in found.lines

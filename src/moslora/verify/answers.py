@@ -10,12 +10,12 @@ from moslora.prompts.instructions import labels
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction
 from moslora.verify.fit import Answered
-from moslora.verify.questions import Asked, Question
+from moslora.verify.questions import AskedQuestions, Question
 from moslora.verify.replies import Reply
 from moslora.verify.verdict import Evidence, TextEvidence, tolerance
 
 
-def server_answers(asked: Asked, replies: Mapping[str, Reply]) -> Evaluation:
+def server_answers(asked: AskedQuestions, replies: Mapping[str, Reply]) -> Evaluation:
     """The answers in these replies; without those that were refused, or told in part only."""
     predictions = []
     for question in asked.questions:
@@ -28,7 +28,7 @@ def server_answers(asked: Asked, replies: Mapping[str, Reply]) -> Evaluation:
     return Evaluation.of(Path(), asked.run.settings, predictions)
 
 
-def _prediction(question: Question, reply: Reply, asked: Asked) -> Prediction | None:
+def _prediction(question: Question, reply: Reply, asked: AskedQuestions) -> Prediction | None:
     example = question.example
     scores = reply.known_scores
     if scores is not None:
@@ -46,7 +46,7 @@ def _prediction(question: Question, reply: Reply, asked: Asked) -> Prediction | 
     return Prediction(example.id, example.task, example.gold, position, text=reply.text, answer=answer)
 
 
-def _begun_option(question: Question, text: str, asked: Asked) -> int | None:
+def _begun_option(question: Question, text: str, asked: AskedQuestions) -> int | None:
     """The option that a text begins with, the longest of several; ``None`` if it begins with none."""
     decode = asked.asking.tokenizer.decode
     begun: dict[int, int] = {}
@@ -65,7 +65,7 @@ def scores_by_id(evaluation: Evaluation) -> dict[str, tuple[float, ...]]:
     return found
 
 
-def evidence_of(asked: Asked, replies: Mapping[str, Reply], *, dtype: DType) -> Evidence | None:
+def evidence_of(asked: AskedQuestions, replies: Mapping[str, Reply], *, dtype: DType) -> Evidence | None:
     """The evidence in the log-probabilities that the server tells; ``None`` if it tells none."""
     own = scores_by_id(asked.run)
     told: dict[str, tuple[int, ...]] = {}  # id -> positions of options, at least two, as only differences count
@@ -98,7 +98,7 @@ def evidence_of(asked: Asked, replies: Mapping[str, Reply], *, dtype: DType) -> 
     )
 
 
-def _tolerance(asked: Asked, questions: Sequence[Question], *, dtype: DType) -> float:
+def _tolerance(asked: AskedQuestions, questions: Sequence[Question], *, dtype: DType) -> float:
     """What rounding explains, by the drift that the evaluation has recorded of each task."""
     margins: list[float] = []
     tokens: list[int] = []
@@ -124,7 +124,7 @@ def chosen_by_id(evaluation: Evaluation) -> dict[str, int | None]:
     return found
 
 
-def text_evidence(asked: Asked, server: Evaluation) -> TextEvidence:
+def text_evidence(asked: AskedQuestions, server: Evaluation) -> TextEvidence:
     """How often a server that tells texts alone answers as the run, and as its base."""
     found = chosen_by_id(server)
     run = chosen_by_id(asked.run)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from moslora.verify.answers import scores_by_id
 from moslora.verify.fit import Answered, distance
 from moslora.verify.interview import Interview
-from moslora.verify.questions import Asked, Asking, Question
+from moslora.verify.questions import AskedQuestions, Asking, Question
 from moslora.verify.reading import Reading
 from moslora.verify.replies import Reply
 from moslora.verify.server import Refused, Server
@@ -54,7 +54,7 @@ class Asker:
 
 
 def find_prompt_fault(
-    asker: Asker, asked: Asked, replies: Mapping[str, Reply], verdict: Verdict, *, tolerance: float
+    asker: Asker, asked: AskedQuestions, replies: Mapping[str, Reply], verdict: Verdict, *, tolerance: float
 ) -> Verdict | None:
     """That the server makes another prompt than the run's, and of what; ``None`` if it does not.
 
@@ -106,7 +106,7 @@ class Same:
         return sum(texts) >= NEARLY_ALL * len(texts)
 
 
-def _undone(asker: Asker, asked: Asked, probes: Sequence[Question], *, tolerance: float) -> Verdict | None:
+def _undone(asker: Asker, asked: AskedQuestions, probes: Sequence[Question], *, tolerance: float) -> Verdict | None:
     """That prompts which begin otherwise give the run's answers."""
     as_it_is = _from_run(asked, _asked_if_served(asker.interview, asker.completion(), probes))
     for start in STARTS:
@@ -131,7 +131,7 @@ def _named(start: Start, asking: Asking) -> str:
     return "with a BOS, which the run has not read"
 
 
-def _from_run(asked: Asked, replies: Mapping[str, Reply]) -> float:
+def _from_run(asked: AskedQuestions, replies: Mapping[str, Reply]) -> float:
     """How far these replies are from the run's answers, in nats; infinite if they cannot be compared."""
     own = scores_by_id(asked.run)
     pairs = []

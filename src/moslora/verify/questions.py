@@ -1,5 +1,6 @@
 """What a server is asked: questions that a run has answered, with the tokens that the run has read."""
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedQuestions:
     """The questions of a verification, and what the run, its base and its checkpoints have answered.
 
     Attributes:
@@ -199,28 +200,27 @@ def _refuse_beams(answered: Evaluation) -> None:
         )
 
 
-def chosen_questions(answered: Evaluation, *, tasks: str | None, limit: int | None) -> Evaluation:
-    """The answers of these tasks, the first ``limit`` of each, by default `DEFAULT_QUESTIONS` in all. Sets of texts,
-    which have no answers, are left out.
+def chosen_questions(answered: Evaluation, *, names: Sequence[str] | None, limit: int | None) -> Evaluation:
+    """The answers of these tasks, the first ``limit`` of each (0: all), by default `DEFAULT_QUESTIONS` in all. Sets of
+    texts, which have no answers, are left out.
 
     Raises:
         UsageError: a task that was not asked, or no question at all.
     """
     known = {name: answers for name, answers in answered.complete.tasks.items() if answers.gold}
-    names = list(known)
-    if tasks is not None:
-        names = tasks.split(",")
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        missing = ", ".join(unknown) or "no question"
-        raise UsageError(
-            f"--tasks {tasks or ''}: {missing} among the answers in {answered.folder}; there are {some(list(known))}"
-        )
+    if not known:
+        raise UsageError(f"{answered.folder}: no task with options was asked to its end; moslora eval does it")
+    if names is None:
+        names = list(known)
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise UsageError(f"--tasks {','.join(names)}: {some(missing)} not among the answers in {answered.folder}")
+    most = limit
     if limit is None:
-        limit = -(-DEFAULT_QUESTIONS // len(names))
-    if limit == 0:
-        limit = None
-    return answered.restricted_to(names, limit)
+        most = math.ceil(DEFAULT_QUESTIONS / len(names))
+    elif limit == 0:
+        most = None
+    return answered.restricted_to(names, most)
 
 
 def make_questions(asking: Asking, run: Run, chosen: Evaluation) -> list[Question]:
@@ -229,14 +229,13 @@ def make_questions(asking: Asking, run: Run, chosen: Evaluation) -> list[Questio
     Raises:
         MosloraError: the questions are not those of the evaluation any more.
     """
-    settings = chosen.settings
     found = []
     for task in resolve_tasks(list(chosen.tasks), run.recipe.own_tasks):
         wanted = set(chosen.tasks[task.name].ids)
         examples = [example for example in _rows(task, chosen) if example.id in wanted]
         missing = wanted - {example.id for example in examples}
         if missing:
-            raise MosloraError(f"{chosen.folder}: {some(sorted(missing))} is not among the rows of {settings.metadata}")
+            raise MosloraError(f"{chosen.folder}: {some(sorted(missing))} not among the rows of {task.name} any more")
         for example in sorted(examples, key=lambda example: order_key(example.id)):
             found.append(asking.question(example))
     return found

@@ -15,7 +15,7 @@ from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 from moslora.verify.answers import chosen_by_id
 from moslora.verify.fit import Fit
-from moslora.verify.questions import Asked
+from moslora.verify.questions import AskedQuestions
 from moslora.verify.verdict import Verdict
 from moslora.verify.ways import Completion
 
@@ -43,7 +43,6 @@ class Report:
         hint: the command that asks the base; empty if it was asked.
         server: its address.
         model: the model's name there.
-        folder: where the replies are.
     """
 
     evaluation: Path
@@ -59,10 +58,9 @@ class Report:
     hint: str = ""
     server: str = ""
     model: str = ""
-    folder: Path = Path()
 
     @classmethod
-    def of(cls, asked: Asked, server: Evaluation, *, way: Completion) -> "Report":
+    def of(cls, asked: AskedQuestions, server: Evaluation, *, way: Completion) -> "Report":
         """The numbers of the server's answers; no verdict yet."""
         found = chosen_by_id(server)
         run = chosen_by_id(asked.run)
@@ -98,13 +96,30 @@ class Report:
 
     def to_json(self) -> str:
         """All numbers, for a program."""
-        values: dict[str, Any] = asdict(self)
-        values["verdict"] = self.verdict.kind
-        values["says"] = self.verdict.says
-        values["passed"] = self.verdict.passed
-        for name in ("evaluation", "folder"):
-            values[name] = str(values[name])
-        return json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
+        fit = None
+        if self.fit is not None:
+            fit = asdict(self.fit)
+        effects = {}
+        for name, effect in self.effects.items():
+            effects[name] = {"difference": effect.difference, "interval": effect.interval}
+        values: dict[str, Any] = {
+            "verdict": self.verdict.kind,
+            "says": self.verdict.says,
+            "passed": self.verdict.passed,
+            "server": self.server,
+            "model": self.model,
+            "evaluation": str(self.evaluation),
+            "how": self.how,
+            "asked": self.asked,
+            "answered": self.answered,
+            "same": self.same,
+            "same_texts": self.same_texts,
+            "effects": effects,
+            "fit": fit,
+            "tolerance": self.tolerance,
+            "hint": self.hint,
+        }
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> None:
         write_text(folder / REPORT, self.to_json())

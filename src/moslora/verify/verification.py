@@ -10,13 +10,14 @@ from moslora.choices import DType
 from moslora.console import note
 from moslora.errors import UsageError, counted, some
 from moslora.files import locked
+from moslora.recipe import resolve_tasks
 from moslora.runs.evaluation import Evaluation, is_finished, read_evaluation
 from moslora.runs.run import Run, base_of, result_of
 from moslora.verify.answers import evidence_of, server_answers, text_evidence
 from moslora.verify.interview import Interview, refuse_without_answers
 from moslora.verify.prompts import Asker, find_prompt_fault
 from moslora.verify.questions import (
-    Asked,
+    AskedQuestions,
     chosen_questions,
     make_asking,
     make_questions,
@@ -74,14 +75,17 @@ def verify(run: Path, server: str, options: Options) -> Report:
         replies.describe({"server": opened.address, "model": opened.model, "moslora": __version__})
         report = _compare(asked, opened, Interview(replies, options.at_once), options)
         report.write(folder)
-    return replace(report, folder=folder)
+    return report
 
 
-def read_asked(run: Run, options: Options) -> Asked:
+def read_asked(run: Run, options: Options) -> AskedQuestions:
     """The questions, and all that is known of their answers."""
     folder = run.evaluation(options.evaluation)
     answered = read_evaluation(folder)
-    chosen = chosen_questions(answered, tasks=options.tasks, limit=options.limit)
+    names = None
+    if options.tasks is not None:
+        names = [task.name for task in resolve_tasks(options.tasks, run.recipe.own_tasks)]
+    chosen = chosen_questions(answered, names=names, limit=options.limit)
     asking = make_asking(run, chosen, trust_remote_code=options.trust_remote_code)
     base = None
     if is_finished(base_of(folder)):
@@ -92,7 +96,7 @@ def read_asked(run: Run, options: Options) -> Asked:
             answers = same_questions(read_evaluation(other), chosen)
             if answers is not None:
                 others[other.name.removeprefix(f"{folder.name}-")] = answers
-    return Asked(asking, make_questions(asking, run, chosen), chosen, base, others)
+    return AskedQuestions(asking, make_questions(asking, run, chosen), chosen, base, others)
 
 
 def choose_model(server: Server, typed: str | None) -> Server:
@@ -111,7 +115,7 @@ def choose_model(server: Server, typed: str | None) -> Server:
     return replace(server, model=typed)
 
 
-def _compare(asked: Asked, server: Server, interview: Interview, options: Options) -> Report:
+def _compare(asked: AskedQuestions, server: Server, interview: Interview, options: Options) -> Report:
     asker = _open(asked, server, interview)
     way = asker.completion()
     if options.again and interview.replies.found:
@@ -131,7 +135,7 @@ def _compare(asked: Asked, server: Server, interview: Interview, options: Option
     return replace(report, server=server.address, model=server.model, hint=_missing_base(asked, options))
 
 
-def _judge(asked: Asked, replies: Mapping[str, Reply], way: Completion, *, dtype: DType) -> Report:
+def _judge(asked: AskedQuestions, replies: Mapping[str, Reply], way: Completion, *, dtype: DType) -> Report:
     """The report of the way that was asked first."""
     answers = server_answers(asked, replies)
     report = Report.of(asked, answers, way=way)
@@ -146,7 +150,7 @@ def _judge(asked: Asked, replies: Mapping[str, Reply], way: Completion, *, dtype
     return replace(report, verdict=verdict, fit=fit, tolerance=told.tolerance)
 
 
-def _refused_for_length(asked: Asked, replies: Mapping[str, Reply]) -> Verdict | None:
+def _refused_for_length(asked: AskedQuestions, replies: Mapping[str, Reply]) -> Verdict | None:
     """That the server refuses the longest questions, and answers all others."""
     refused = {reply.id: reply.refused for reply in replies.values() if reply.refused}
     answered = replies.keys() - refused.keys()
@@ -163,7 +167,7 @@ def _refused_for_length(asked: Asked, replies: Mapping[str, Reply]) -> Verdict |
     )
 
 
-def _open(asked: Asked, server: Server, interview: Interview) -> Asker:
+def _open(asked: AskedQuestions, server: Server, interview: Interview) -> Asker:
     """How this server is asked: as tokens if it takes them, else as text; its log-probabilities as it tells them.
 
     Raises:
@@ -211,7 +215,7 @@ def _usual_dtype(run: Evaluation) -> DType:
     return "float16"
 
 
-def _missing_base(asked: Asked, options: Options) -> str:
+def _missing_base(asked: AskedQuestions, options: Options) -> str:
     """The command that asks the base; empty if it was asked."""
     if asked.base is not None:
         return ""
