@@ -41,7 +41,7 @@ TRAINING = [
     *("smollm2-135m", "data.rows=60", "data.validation_rows=24", "training.global_batch_size=16"),
     *("training.max_steps=30", "training.warmup_steps=5"),
 ]
-QUANTISED = ("Q8_0", "Q4_K_M", "Q4_0")
+QUANTISED = ("Q8_0", "Q4_K_M")
 
 
 @dataclass(frozen=True)
