@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+BestBy = Literal["loss", "accuracy"]
 DType = Literal["bfloat16", "float16", "float32"]
 FormatName = Literal["label", "llm-adapters", "cloze", "cloze-passage", "chat"]
 LossOn = Literal["response", "all"]

@@ -15,12 +15,16 @@ from transformers import GPTNeoXConfig, MixtralConfig, PreTrainedConfig
 from cli_kit import run
 from message_kit import says
 from moslora.adapters import inject
+from moslora.base.load import load_tokenizer
 from moslora.base.shapes import meta_model
+from moslora.plan.disk import disk_line
 from moslora.plan.duration import GPUS, Cost, cost, on_gpus, probe
 from moslora.plan.outline import outline
 from moslora.plan.sizes import parse_bytes
 from moslora.recipe import ModelSection, load_recipe
+from moslora.runs.run import Run
 from moslora.training.objective import LabelLoss
+from moslora.training.questions import validation_questions
 from recipe_kit import MODELS
 from reference import PROJECTIONS, as_micro_batch, tiny_llama, token_batch
 from training_kit import MakeRecipe
@@ -237,3 +241,53 @@ def test_a_probe_takes_no_device_that_a_training_does_not(recipe: MakeRecipe, mo
         assert probe(recipe()) > 0
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_validations_are_in_the_time(recipe: MakeRecipe, trained: Path) -> None:
+    """A token of theirs is half a token of training: those of the rows, and those that the questions' scorer reads."""
+    asking = recipe("training.validation_questions=6")
+    run = outline(asking)
+    assert run.data is not None
+    questions = validation_questions(run.model, load_tokenizer(asking.model), asking, run.data)
+    assert questions is not None and questions.count == 6
+    read = 0
+    for example in run.data.questions:
+        read += len(questions.scorer.encode(example).input_ids)
+    rows = sum(len(row.input_ids) for row in run.data.validation)
+    assert run.validations.count == 6  # of 21 steps, one before the first, every five and after the last
+    assert run.validations.tokens == 6 * (rows + read)
+    (line,) = run.validations.line(tokens=run.tokens)
+    share = 3 * (rows + read) / (run.tokens + 3 * (rows + read))
+    assert says(line, "6 validations", "6 rows", "6 questions", f"{share:.1%}")
+    assert outline(recipe("data.validation_rows=0")).validations.line(tokens=run.tokens) == []
+
+
+def test_without_rows_at_hand_the_default_questions_are_two_percent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    changes = ("data.validation_rows=1000", "training.validate_every=100")
+    run = outline(load_recipe("llama3-8b", [*changes, "data.source=hub"]))
+    count = math.ceil(len(run.plan) / 100) + 1
+    questions = math.floor(0.02 * len(run.plan) * 16 * 2 / count)
+    assert 0 < questions < 1000
+    (line,) = run.validations.line(tokens=run.tokens)
+    assert says(line, f"{count} validations of 1,000 rows and about {questions} questions")
+
+
+@pytest.mark.parametrize(("changes", "files"), [((), 2), (("training.result=best",), 4)])
+def test_the_disk_is_what_the_files_take(
+    recipe: MakeRecipe, trained: Path, changes: tuple[str, ...], files: int
+) -> None:
+    """Against those of a run, whose headers and small files are not counted."""
+    own = recipe(*changes)
+    line = disk_line(outline(own).model, own.training)
+    weights = (trained / "adapter" / "adapter.safetensors").stat().st_size
+    moments = (Run(trained).checkpoints[-1] / "optimizer.safetensors").stat().st_size
+    total, checkpoints, of_one, result = (float(number) for number in re.findall(r"[\d.]+", line))
+    assert checkpoints == files
+    assert result == pytest.approx(weights / 1e6, abs=0.1) and of_one == pytest.approx(
+        (weights + moments) / 1e6, abs=0.1
+    )
+    assert total == pytest.approx(files * of_one + result, abs=0.3)

@@ -70,8 +70,10 @@ training.rank_budget.warmup_share  resume   arm   remade   group   -        -
 training.rank_budget.final_share   resume   arm   remade   group   -        -
 training.checkpoint_every          -        -     -        -       -        -
 training.keep_checkpoints          -        -     -        -       -        -
-training.validate_every            -        -     -        -       -        -
+training.validate_every            -        -     -        group   -        -
+training.validation_questions      -        -     -        group   -        -
 training.result                    resume   arm   remade   group   shared   -
+training.best_by                   resume   arm   remade   group   shared   -
 training.patience                  resume   arm   remade   group   shared   -
 training.log_every                 -        -     -        -       -        -
 evaluation.tasks                   -        -     scored   -       shared   -
@@ -213,12 +215,25 @@ def test_under_a_balance_the_micro_batch_counts() -> None:
     assert changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)
 
 
+OF_VALIDATIONS = ["training.validate_every"]
+OF_QUESTIONS = [
+    "training.validation_questions",
+    "evaluation.protocol",
+    "evaluation.beams",
+    "evaluation.max_length",
+]
+
+
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.parametrize("chosen", [{"result": "best"}, {"patience": 3}])
-def test_where_the_validation_loss_decides_its_steps_count(chosen: dict[str, Any]) -> None:
+@pytest.mark.parametrize("key", OF_VALIDATIONS + OF_QUESTIONS)
+@pytest.mark.parametrize("best_by", ["loss", "accuracy"])
+@pytest.mark.parametrize("chosen", [{"result": "best"}, {"patience": 3}, {}])
+def test_where_validations_decide_how_they_are_made_counts(chosen: dict[str, Any], best_by: str, key: str) -> None:
     plain = RECIPES[1]
-    before = plain.model_copy(update={"training": plain.training.model_copy(update=chosen)})
-    after = other(before, "training.validate_every")
-    assert after.differences(before, *KEPT)
-    assert before.values(*OF_AN_ARM) != after.values(*OF_AN_ARM)
-    assert changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)
+    settings = {**chosen, "best_by": best_by}
+    before = plain.model_copy(update={"training": plain.training.model_copy(update=settings)})
+    after = other(before, key)
+    counts = bool(chosen) and (key in OF_VALIDATIONS or best_by == "accuracy")
+    assert bool(after.differences(before, *KEPT)) == counts
+    assert (before.values(*OF_AN_ARM) != after.values(*OF_AN_ARM)) == counts
+    assert bool(changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)) == counts

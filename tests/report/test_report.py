@@ -16,6 +16,7 @@ import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from scipy.stats import binomtest
 
 from cli_kit import run as cli
 from compare_kit import SETTINGS
@@ -417,6 +418,41 @@ def test_the_step_that_the_validation_loss_chose_is_ringed_and_in_the_table(
     header, row = glance([best], counted=False)
     cells = dict(zip(header, row, strict=True))
     assert says(cells["trained"], "21 of 21 steps", "10") and cells["validation loss"] == f"{found[10]:.4f}"
+
+
+def test_accuracies_of_validations_are_drawn_with_their_intervals(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wilson's, as scipy has it; the ring is at the step that they chose, and none is in the loss."""
+    bands: list[set[tuple[float, float]]] = []
+    rings: list[tuple[str, float, float]] = []
+
+    def keep(canvas: Canvas, name: str, figure: Figure) -> str:
+        for band in figure.axes[0].collections:
+            bands.append({(x, round(y, 9)) for x, y in band.get_paths()[0].vertices.tolist()})
+        for line in figure.axes[0].get_lines():
+            if line.get_fillstyle() == "none":
+                rings.append((name, line.get_xdata()[0], line.get_ydata()[0]))
+        return name
+
+    monkeypatch.setattr(Canvas, "keep", keep)
+    run = Run(Path(shutil.copytree(trained, tmp_path / "run")))
+    accuracies = {0: 0.0, 5: 0.25, 10: 0.75, 21: 0.5}
+    rows = [{"step": step, "validation_loss": 1.0, "validation_accuracy": value} for step, value in accuracies.items()]
+    lines = [json.dumps({**row, "validation_questions": 24}) + "\n" for row in rows]
+    (run.path / "metrics.jsonl").write_text("".join(lines))
+    text = (run.path / "recipe.yaml").read_text().replace("result: last", "result: best")
+    (run.path / "recipe.yaml").write_text(text.replace("best_by: loss", "best_by: accuracy"))
+    run.add_facts(best={"step": 10, "accuracy": 0.75, "last_accuracy": 0.5, "validations": 3, "since": 1})
+    (reported,), _, _ = reported_runs([run.path])
+    for name in ("validation_loss", "validation_accuracy"):
+        assert curve(Canvas(tmp_path, [reported.arm]), [reported], name, CURVES[name])
+    ends = set()
+    for step, share in accuracies.items():
+        interval = binomtest(round(24 * share), 24).proportion_ci(method="wilson")
+        ends |= {(step, round(interval.low, 9)), (step, round(interval.high, 9))}
+    assert bands == [ends]
+    assert rings == [("training-validation-accuracy", 10, 0.75)]
 
 
 def test_a_cell_of_a_table_has_its_columns_name(page: Path) -> None:

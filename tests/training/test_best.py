@@ -34,8 +34,10 @@ from training_kit import (
 
 
 def losses(run: Path) -> dict[int, float]:
-    """The logged validation losses by step."""
-    return {row["step"]: row["validation_loss"] for row in Run(run).metrics if "validation_loss" in row}
+    """The logged validation losses by step, of those that may be chosen: not before the first step."""
+    found = {row["step"]: row["validation_loss"] for row in Run(run).metrics if "validation_loss" in row}
+    del found[0]
+    return found
 
 
 def lowest(found: dict[int, float]) -> int:
@@ -212,8 +214,8 @@ def test_with_a_rank_budget_only_steps_at_its_target_are_candidates(
     budget: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: str
 ) -> None:
     """Also where all losses before are lower: here they rise with the step."""
-    monkeypatch.setattr("moslora.training.train.Training.validation_loss", lambda self: rising.pop(0))
-    rising = [float(loss) for loss in range(10)]
+    monkeypatch.setattr("moslora.training.validation.Validator.loss", lambda self, parts: rising.pop(0))
+    rising = [float(loss) for loss in range(11)]
     out = tmp_path / "run"
     train_recipe(budget("training.result=best", f"training.patience={patience}"), out=out)
     facts = Run(out).facts
@@ -225,7 +227,7 @@ def test_with_a_rank_budget_only_steps_at_its_target_are_candidates(
 def test_without_a_finite_loss_there_is_no_best(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moslora.training.train.Training.validation_loss", lambda self: math.nan)
+    monkeypatch.setattr("moslora.training.validation.Validator.loss", lambda self, parts: math.nan)
     with pytest.raises(MosloraError, match="validation losses was finite"):
         train_recipe(recipe(*BEST, "training.max_steps=2"), out=tmp_path / "run")
 

@@ -35,7 +35,27 @@ def test_the_first_of_the_lowest_losses_is_the_best(losses: Sequence[float], ste
     best = after(losses)
     assert (best.step, best.since, best.validations) == (step, since, len(losses))
     finite = [loss for loss in losses if math.isfinite(loss)]
-    assert best.loss == min(finite, default=None)
+    assert best.value == min(finite, default=None)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "step", "since"),
+    [([0.0], 1, 0), ([0.2, 0.5, 0.4], 2, 1), ([0.2, 0.5, 0.5, 0.5], 2, 2), ([0.5, 0.2, 0.75], 3, 0)],
+)
+def test_the_first_of_the_highest_accuracies_is_the_best(accuracies: Sequence[float], step: int, since: int) -> None:
+    best = Best("accuracy")
+    for number, accuracy in enumerate(accuracies, start=1):
+        best = best.after(number, accuracy)
+    assert (best.step, best.since, best.value, best.last) == (step, since, max(accuracies), accuracies[-1])
+    assert best_of(json.loads(json.dumps(best.facts))) == best
+    assert best.facts["best"]["accuracy"] == best.value and "loss" not in best.facts["best"]
+    assert f"by accuracy {100 * max(accuracies):.1f} %" in str(best)
+
+
+def test_what_an_earlier_version_wrote_is_by_loss() -> None:
+    written = {"step": 3, "loss": 1.5, "last_loss": None, "validations": 4, "since": 1}
+    best = best_of({"best": written})
+    assert best == Best("loss", 3, 1.5, None, 4, 1) and best.facts == {"best": written}
 
 
 def test_what_is_written_is_read_back_to_the_bit() -> None:

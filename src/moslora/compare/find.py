@@ -130,6 +130,8 @@ def compared_run(folder: Path, *, run: Path | None = None, read: Read = read_com
 def _rule(training: TrainingSection, *, planned: int) -> str:
     """How validations chose the steps of a run."""
     rule = f"the {training.result} of up to {planned}, validated every {training.validate_every}"
+    if training.best_by == "accuracy":
+        rule += " by accuracy"
     if training.patience is not None:
         rule += f" with patience {training.patience}"
     return rule

@@ -23,12 +23,13 @@ from moslora.data.overlap import digest
 from moslora.data.select import select
 from moslora.data.sources import data_hash, differences, identity, load_training, local_path
 from moslora.data.steps import StepPlan
+from moslora.data.stored_examples import from_json, to_json
 from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
 from moslora.files import discard, once_per_machine, replacing, sha256
 from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY, make_format
 from moslora.recipe import DataSection
-from moslora.tasks import Task
+from moslora.tasks import INSTRUCTION, Example, Task
 from moslora.version import source_files
 
 CODE = (moslora.tasks, moslora.data, moslora.prompts)
@@ -117,6 +118,7 @@ class TrainingData:
     source_sha256: str  # of all rows of the source, before the seed chose among them: the same under every seed
     encoding: dict[str, str]  # hashes of the tokenizer and the chat template, see `moslora.data.encode.encoding`
     notes: list[str]  # for the user
+    questions: Sequence[Example] = ()  # the validation rows that are questions of a task, and no bare instructions
 
     @cached_property
     def tokens_sha256(self) -> str:
@@ -163,11 +165,11 @@ class RunRows:
     def prepare(self) -> TrainingData:
         """The rows, from the cache if they are there. If it cannot be written, they are made for this process alone."""
         folder = self._folder()
-        found = _read(folder)
+        found = self._read(folder)
         if found is not None:
             return found
         with once_per_machine(folder):
-            found = _read(folder)  # made by the process that had the lock
+            found = self._read(folder)  # made by the process that had the lock
             if found is not None:
                 return found
             made = self._make()
@@ -181,7 +183,7 @@ class RunRows:
         """The rows, if they are in the cache or all their sources are files of this machine."""
         if all(self._is_local(task) for task in self.tasks):
             return self.prepare()
-        return _read(self._folder())
+        return self._read(self._folder())
 
     def _is_local(self, task: Task) -> bool:
         if task.own:
@@ -206,7 +208,23 @@ class RunRows:
             source_sha256=data_hash(rows),
             encoding=encoding(self.encoder, data.format),
             notes=notes,
+            questions=[example for example in aside if example.task != INSTRUCTION],
         )
+
+    def _read(self, folder: Path) -> TrainingData | None:
+        """The rows in ``folder``; ``None`` if there are none, or they are damaged."""
+        try:
+            if (folder / _HASH).read_text(encoding="utf-8") != sha256(folder / _ROWS):
+                return None
+            file = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS)))
+            rows = RowTable(file.get_batch(0))
+            validation = RowTable(file.get_batch(1))
+            metadata = file.schema.metadata
+        except (OSError, UnicodeDecodeError):
+            return None
+        facts = json.loads(metadata[b"facts"])
+        questions = from_json(metadata[b"questions"], self.tasks)
+        return TrainingData(rows, validation, metadata[b"contents"], questions=questions, **facts)
 
     def _folder(self) -> Path:
         """The rows' folder in the cache, named by a hash of everything that they depend on."""
@@ -222,20 +240,6 @@ class RunRows:
         return home() / "rows" / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
 
 
-def _read(folder: Path) -> TrainingData | None:
-    """The rows in ``folder``; ``None`` if there are none, or they are damaged."""
-    try:
-        if (folder / _HASH).read_text(encoding="utf-8") != sha256(folder / _ROWS):
-            return None
-        file = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS)))
-        rows = RowTable(file.get_batch(0))
-        validation = RowTable(file.get_batch(1))
-        metadata = file.schema.metadata
-        return TrainingData(rows, validation, metadata[b"contents"], **json.loads(metadata[b"facts"]))
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
 def _write(made: TrainingData, folder: Path) -> None:
     """Writes the rows into ``folder``, and removes the oldest sets of rows beside it."""
     facts = {
@@ -244,7 +248,7 @@ def _write(made: TrainingData, folder: Path) -> None:
         "encoding": made.encoding,
         "notes": made.notes,
     }
-    metadata = {"facts": json.dumps(facts), "contents": made.contents}
+    metadata = {"facts": json.dumps(facts), "contents": made.contents, "questions": to_json(made.questions)}
     with replacing(folder) as new:
         new.mkdir()
         with pa.ipc.new_file(str(new / _ROWS), SCHEMA.with_metadata(metadata)) as file:

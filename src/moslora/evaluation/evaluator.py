@@ -18,7 +18,7 @@ from moslora.evaluation.journal import Journal
 from moslora.evaluation.results import Results, summarise
 from moslora.evaluation.scorer import Request, Scorer
 from moslora.evaluation.scorers import make_scorer, scorer_of
-from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing
+from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing, score_silently
 from moslora.processes.group import all_gather, rank_in_group
 from moslora.runs.answers import order_key
 from moslora.runs.settings import Leaks, Settings, TaskRecord
@@ -69,24 +69,77 @@ def evaluate(
     """
     facts = facts or ModelFacts()
     _refuse_training_mode(model)
-    refuse_empty(questions)
-    scorer = make_scorer(model, tokenizer, request)
-    settings = _settings(scorer, request, questions, facts)
-    tasks = _cut(scorer, questions, limit=request.limit, exact=_is_exact(model, settings.dtype))
-    _refuse_unusable(tasks)
-    journal = _open_journal(out, settings)
+    prepared = PreparedQuestions.of(model, tokenizer, questions, request, facts)
+    journal = _open_journal(out, prepared.settings)
     records = {}
-    for task in tasks:
+    for task in prepared.tasks:
         records[task.name] = TaskRecord(leaks=facts.leaks.get(task.name), asked=_asked(task, journal))
     journal.record(records)
-    score_missing(tasks, journal)
-    drifts = measure_drifts([task for task in tasks if task.has_margins], journal)
+    score_missing(prepared.tasks, journal)
+    drifts = measure_drifts([task for task in prepared.tasks if task.has_margins], journal)
     journal.record({name: TaskRecord(drift=drift) for name, drift in drifts.items()})
     journal.finish()
-    answers = []
-    for task in tasks:
-        answers += [journal.predictions[example.id] for example in task.wanted]
-    return summarise(settings, answers, journal.head.tasks)
+    return prepared.results(journal)
+
+
+@dataclass(frozen=True)
+class PreparedQuestions:
+    """Questions that were checked and cut into blocks, and what scores them with its model, as often as it is wanted.
+
+    Attributes:
+        scorer: of the protocol.
+        settings: on which the predictions depend.
+        tasks: each with its blocks, and with its own scorer.
+    """
+
+    scorer: Scorer[Any, Any]
+    settings: Settings
+    tasks: tuple[ScoredTask, ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: Mapping[str, Sequence[Example]],
+        request: Request,
+        facts: ModelFacts,
+    ) -> "PreparedQuestions":
+        """Arguments and errors as in `evaluate`; the model may be in training mode."""
+        refuse_empty(questions)
+        scorer = make_scorer(model, tokenizer, request)
+        settings = _settings(scorer, request, questions, facts)
+        tasks = _cut(scorer, questions, limit=request.limit, exact=_is_exact(model, settings.dtype))
+        _refuse_unusable(tasks)
+        return cls(scorer, settings, tuple(tasks))
+
+    def ask(self) -> Results:
+        """Scores the model as it is now, silently, and keeps nothing. The processes share the questions, and all return
+        the same results; without a drift, which more passes would measure."""
+        _refuse_training_mode(self.scorer.model)
+        journal = Journal(None, self.settings)
+        journal.record({task.name: TaskRecord(asked=len(task.wanted)) for task in self.tasks})
+        score_silently(self.tasks, journal)
+        return self.results(journal)
+
+    def results(self, journal: Journal) -> Results:
+        """Those of the wanted questions, all of which have a prediction."""
+        answers = []
+        for task in self.tasks:
+            answers += [journal.predictions[example.id] for example in task.wanted]
+        return summarise(self.settings, answers, journal.head.tasks)
+
+    @property
+    def count(self) -> int:
+        """Number of questions that are wanted."""
+        return sum(len(task.wanted) for task in self.tasks)
+
+    def tokens(self) -> int:
+        """Tokens of the questions that go through the model."""
+        count = 0
+        for task in self.tasks:
+            count += sum(task.scorer.length(task.scorer.encode(example)) for example in task.computed)
+        return count
 
 
 def _refuse_training_mode(model: PreTrainedModel) -> None:

@@ -16,7 +16,7 @@ from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU
 from moslora.processes.devices import wait_for
 from moslora.prompts.formats import Format
 from moslora.prompts.protocols import DEFAULT_FORMAT, Protocol
-from moslora.recipe import EvaluationSection
+from moslora.recipe import EvaluationSection, Recipe
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
@@ -29,6 +29,12 @@ class Request(EvaluationSection):
 
     format: FormatName = DEFAULT_FORMAT
     source: str = "wheel"
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Request":
+        """How a recipe's run is asked: in the format of its training rows."""
+        asked = {"format": recipe.data.format, "source": recipe.questions.source}
+        return cls(**recipe.evaluation.model_dump() | asked)
 
 
 @dataclass(frozen=True)

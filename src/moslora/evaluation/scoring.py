@@ -66,26 +66,45 @@ class ScoredBlock:
 
 
 def score_missing(tasks: Sequence[ScoredTask], journal: Journal) -> None:
-    """Adds the missing predictions of all blocks. A process computes whole blocks, as one alone would: also one begun
-    before a kill, since its shapes belong to its results."""
-    missing: set[str] = set()
-    for task in tasks:
-        missing |= {example.id for example in task.wanted}
-    missing -= journal.predictions.keys()
-    unfinished = _unfinished(tasks, missing)
-    processes = group_size()
-    if processes > 1:  # blocks of about the same work together, so that no process waits long
-        unfinished.sort(key=lambda part: -part.work)
+    """Adds the missing predictions of all blocks, and shows how far it is. A process computes whole blocks, as one
+    alone would: also one begun before a kill, since its shapes belong to its results."""
+    missing = _missing(tasks, journal)
+    rounds = _rounds(tasks, missing)
     began = time.monotonic()
-    work = sum(part.work for part in unfinished)
+    work = 0
+    for together in rounds:
+        work += sum(part.work for part in together)
     with Line(work, f"0/{len(missing):,}") as line:
         meter = Meter(line, began, questions=len(missing), work=work)
-        for first in range(0, len(unfinished), processes):
-            together = unfinished[first : first + processes]
+        for together in rounds:
             _score_together(together, missing, journal)
             meter.work_done += sum(part.work for part in together)
             done = len(missing & journal.predictions.keys())
             meter.show(together[0].block.wanted[0].task, done)
+
+
+def score_silently(tasks: Sequence[ScoredTask], journal: Journal) -> None:
+    """The same, and shows nothing."""
+    missing = _missing(tasks, journal)
+    for together in _rounds(tasks, missing):
+        _score_together(together, missing, journal)
+
+
+def _missing(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
+    """The ids of the wanted questions without a prediction."""
+    missing: set[str] = set()
+    for task in tasks:
+        missing |= {example.id for example in task.wanted}
+    return missing - journal.predictions.keys()
+
+
+def _rounds(tasks: Sequence[ScoredTask], missing: AbstractSet[str]) -> list[list[ScoredBlock]]:
+    """The unfinished blocks, cut into rounds in which each process has at most one."""
+    unfinished = _unfinished(tasks, missing)
+    processes = group_size()
+    if processes > 1:  # blocks of about the same work together, so that no process waits long
+        unfinished.sort(key=lambda part: -part.work)
+    return [unfinished[first : first + processes] for first in range(0, len(unfinished), processes)]
 
 
 def _unfinished(tasks: Sequence[ScoredTask], missing: AbstractSet[str]) -> list[ScoredBlock]:

@@ -218,7 +218,7 @@ def open_target(
     if remark and not base:
         note(remark)
     model = recipe.model.model_copy(update=changes)
-    return Target(model, _request(recipe), recipe, trained, base, strategy or recipe.training.strategy)
+    return Target(model, Request.of(recipe), recipe, trained, base, strategy or recipe.training.strategy)
 
 
 def _without_run(target: str, changes: Mapping[str, Any], *, strategy: Strategy) -> Target:
@@ -233,13 +233,8 @@ def _without_run(target: str, changes: Mapping[str, Any], *, strategy: Strategy)
         request = Request()
     else:
         model = recipe.model
-        request = _request(recipe)
+        request = Request.of(recipe)
     return Target(model.model_copy(update=changes), request, recipe, strategy=strategy)
-
-
-def _request(recipe: Recipe) -> Request:
-    asked = {"format": recipe.data.format, "source": recipe.questions.source}
-    return Request(**recipe.evaluation.model_dump() | asked)
 
 
 def load(

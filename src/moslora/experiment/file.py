@@ -144,13 +144,18 @@ class Experiment:
     recipes: Mapping[str, Recipe]
 
     def planned(self, choices: Sequence[tuple[str, float]], *, scored: bool) -> list[Planned]:
-        """The runs of arms with learning rates, seed after seed."""
+        """The runs of arms with learning rates, seed after seed. Validation questions are asked if the file has their
+        number, or if they decide."""
         seeds = self.file.rate_seeds
         if scored:
             seeds = self.file.seeds
         found = []
         for seed, (arm, rate) in product(seeds, choices):
-            training = self.recipes[arm].training.model_copy(update={"learning_rate": rate})
+            training = self.recipes[arm].training
+            changed: dict[str, Any] = {"learning_rate": rate}
+            if training.validation_questions is None and not training.is_selected_by_accuracy:
+                changed["validation_questions"] = 0
+            training = training.model_copy(update=changed)
             update = {"name": run_name(arm, rate, seed), "seed": seed, "training": training}
             found.append(Planned(arm, self.recipes[arm].model_copy(update=update), scored))
         return found

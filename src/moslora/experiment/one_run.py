@@ -50,18 +50,11 @@ def is_done(out: Path, planned: Planned) -> bool:
 
 
 def validation_loss(run: Run) -> float:
-    """The validation loss of a done run's result: the last, or the lowest where that is the result; infinite if it was
-    not finite, or there is none."""
-    losses = [row["validation_loss"] for row in run.metrics if "validation_loss" in row]
-    if state(run) == "diverged" or not losses:
+    """The validation loss of a done run's result; infinite if it was not finite, or there is none."""
+    loss = run.validation_loss
+    if state(run) == "diverged" or loss is None:
         return math.inf
-    best = run.best
-    if best is not None:
-        _, lowest = best
-        return lowest
-    if losses[-1] is None:  # as JSON has it where it was not finite
-        return math.inf
-    return float(losses[-1])
+    return loss
 
 
 @contextmanager
@@ -88,6 +81,9 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
             close(run)
         else:
             again = [str(run.path), "--resume"]
+            questions = planned.recipe.training.validation_questions
+            if questions is not None:  # which a recipe that an earlier version stored does not say
+                again.append(f"training.validation_questions={questions}")
             if trust:
                 again.append("model.trust_remote_code=true")
             processes = processes or worker_processes(planned.recipe.training)

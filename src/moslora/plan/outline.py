@@ -15,11 +15,13 @@ from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
 from moslora.data.steps import StepPlan
 from moslora.plan.step import Work
+from moslora.plan.validations import Validations, counted_validations, estimated_validations
 from moslora.recipe import DataSection, Recipe
 from moslora.runs.continuing import check_predecessor
 from moslora.tasks import Task
 from moslora.training.budget import RankBudget
 from moslora.training.prepare import adapt
+from moslora.training.questions import refuse_too_few_questions
 from moslora.training.run_card import describe
 
 TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75, "chat": 140}
@@ -41,7 +43,8 @@ class Outline:
     data: TrainingData | None  # the encoded rows, if an earlier command made them or they are in files of this machine
     max_length: int  # the most tokens of a row
     labelled: float  # share of the tokens that have a label; an estimate without ``data``
-    tokens: int  # of the whole run; an estimate without ``data``
+    tokens: int  # that the whole run trains on; an estimate without ``data``
+    validations: Validations
     lines: list[str]  # the run in words
 
     def share_of_a_step(self, processes: int) -> Work:
@@ -70,7 +73,10 @@ def outline(recipe: Recipe) -> Outline:
     training = recipe.training
     section = recipe.data
     model = adapt(meta_model(recipe.model), recipe)
-    data = _offline_rows(recipe)
+    encoder = _offline_encoder(recipe)
+    data = None
+    if encoder is not None:
+        data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare_offline()
     if data:
         rows = len(data.rows)
         tokens_of_rows = data.rows.token_count()
@@ -88,22 +94,24 @@ def outline(recipe: Recipe) -> Outline:
     predecessor = check_predecessor(recipe)
     if predecessor is not None:
         lines.append(f"continues {predecessor}")
-    if data:
+    if encoder is not None and data is not None:
         lines += data.remarks()
+        refuse_too_few_questions(training, data)
+        validations = counted_validations(model, encoder.tokenizer, recipe, data, steps=len(plan))
     else:
         lines += _expected(section, rows=rows, tokens=tokens)
-    return Outline(model, plan, data, section.max_length, labelled, tokens, lines)
+        validations = estimated_validations(recipe, steps=len(plan), tokens_per_row=tokens_per_row)
+    return Outline(model, plan, data, section.max_length, labelled, tokens, validations, lines)
 
 
-def _offline_rows(recipe: Recipe) -> TrainingData | None:
-    """The rows, encoded by an earlier command or in files of this machine; ``None`` also without a cached tokenizer."""
+def _offline_encoder(recipe: Recipe) -> Encoder | None:
+    """What encodes the rows; ``None`` if the tokenizer is not on this machine."""
     model = recipe.model
     folder = available_offline(model.name, revision=model.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return None
     tokenizer = load_tokenizer(model.model_copy(update={"name": str(folder), "revision": None}))
-    encoder = Encoder(tokenizer, max_length=recipe.data.max_length)
-    return RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare_offline()
+    return Encoder(tokenizer, max_length=recipe.data.max_length)
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import first_line
+from moslora.plan.disk import disk_line
 from moslora.plan.duration import PROBED_STEPS, cost, in_words, on_gpus, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
 from moslora.plan.outline import Outline, outline
@@ -96,6 +97,8 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         may_be_sharded = recipe.model.quantization != "int8"
         sharding_helps = may_be_sharded and fsdp.total <= hardware.room
         remarks.append(_about_strategy(strategy, sharding_helps=sharding_helps))
+    remarks.append(disk_line(run.model, recipe.training))
+    remarks += run.validations.line(tokens=run.tokens)
     remarks += _about_time(run, recipe, hardware, rate)
     heading = (
         f"memory of {hardware.title} ({gigabytes(hardware.room)} GB), with micro-batches of up to"
@@ -149,20 +152,22 @@ def _about_time(run: Outline, recipe: Recipe, hardware: Hardware, rate: float | 
     measured = f"measured here: {rate:,.0f} tokens a second in one process, over {PROBED_STEPS} steps"
     if working > 1:
         measured += f"; {working} processes, if each is as fast"
-    lines.append(f"{measured}: {in_words(run.tokens / rate / working)}")
+    tokens = run.tokens + run.validations.trained_tokens
+    lines.append(f"{measured}: {in_words(tokens / rate / working)}")
     return lines
 
 
 def estimated(run: Outline, recipe: Recipe, hardware: Hardware, *, working: int) -> str:
     """The operations of the run, shared by the ``working`` processes, and on GPUs of this size its time."""
     steps = len(run.plan)
+    tokens = run.tokens + run.validations.trained_tokens
     tokens_per_step = run.tokens / steps
     passes_per_step = math.ceil(tokens_per_step / working / _budget(recipe.training, hardware))
     total = cost(
         run.model,
         recipe.model,
-        tokens=run.tokens,
-        labels=run.tokens * run.labelled,
+        tokens=tokens,
+        labels=tokens * run.labelled,
         row=tokens_per_step / recipe.training.global_batch_size,
         passes=steps * working * passes_per_step,
     )

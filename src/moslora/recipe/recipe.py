@@ -16,6 +16,14 @@ from .sections import DataSection, EvaluationSection, ModelSection, TrackingSect
 from .tasks import TaskName, TaskSection
 from .yaml_text import render, render_inline
 
+OF_ACCURACY = (
+    "training.validation_questions",
+    "evaluation.protocol",
+    "evaluation.beams",
+    "evaluation.max_length",
+)
+"""Keys that decide the accuracy on the validation questions."""
+
 
 class Recipe(Section):
     """One run: its base model, adapter, data, training and evaluation."""
@@ -73,11 +81,13 @@ class Recipe(Section):
         """What another value at a dotted key changes in this recipe.
 
         The size of the micro-batches changes what is trained only with a gate's balance: each takes that over its own
-        rows. The steps between validations do where the validation loss decides what comes out.
+        rows. How validations are made does where they decide what comes out.
         """
         if key == "training.micro_batch_tokens" and self.adapter.is_balanced:
             return Changes.TRAINED
         if key == "training.validate_every" and self.training.is_selected:
+            return Changes.TRAINED
+        if key in OF_ACCURACY and self.training.is_selected_by_accuracy:
             return Changes.TRAINED
         return changes_at(type(self), key)
 

@@ -60,14 +60,24 @@ def _training(training: TrainingSection, model: ModelSection) -> Conflicts:
 
 
 def _selection(training: TrainingSection, data: DataSection) -> Conflicts:
-    if data.validation_rows:
-        return
+    rows = data.validation_rows
+    questions = training.validation_questions
     fix = "set data.validation_rows, such as 120"
-    if training.result == "best":
+    if training.result == "best" and not rows:
         keys = "training.result data.validation_rows"
-        yield keys, f"best is chosen by the loss of validation rows; {fix}, or result: last"
-    elif training.patience is not None:
+        yield keys, f"best is chosen by the {training.best_by} of validation rows; {fix}, or result: last"
+    elif training.patience is not None and not rows:
         yield "training.patience data.validation_rows", f"is counted in validations; {fix}, or patience: null"
+    elif training.is_selected_by_accuracy and questions == 0:
+        keys = "training.best_by training.validation_questions"
+        yield keys, "accuracy is that of validation questions; set validation_questions, such as 100, or best_by: loss"
+    if questions is not None and questions > rows:
+        keys = "training.validation_questions data.validation_rows"
+        fix = f"set data.validation_rows to {questions} or more, or validation_questions to {rows} or fewer"
+        yield keys, f"validation questions are validation rows, of which there are {rows}; {fix}"
+    if training.best_by == "accuracy" and not training.is_selected:
+        fix = "set training.result: best or training.patience, or remove it"
+        yield "training.best_by training.result", f"accuracy decides nothing without them; {fix}"
 
 
 def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:

@@ -1,10 +1,11 @@
 """The sections of a recipe, with types and ranges. The text under each field is its documentation."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
-from moslora.choices import DType, FormatName, LossOn, Strategy, TrackerName
+from moslora.choices import BestBy, DType, FormatName, LossOn, Strategy, TrackerName
 from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
 from moslora.tasks import COMMONSENSE
 
@@ -72,7 +73,8 @@ class DataSection(Section):
     Numbers for tasks that are not in `tasks` have no effect."""
 
     validation_rows: Annotated[NonNegativeInt, Changes.ROWS] = 120
-    """Training rows held out for the validation loss. The test rows are never used for it."""
+    """Training rows held out for the validation loss and the validation questions. The test rows are never used for
+    either."""
 
     loss_on: Annotated[LossOn, Changes.ROWS] = "response"
     """Tokens in the loss: `response`, those of the answer; `all`, those of the question as well."""
@@ -148,15 +150,23 @@ class TrainingSection(Section):
     """Number of newest checkpoints to keep."""
 
     validate_every: Annotated[PositiveInt, Changes.WRITTEN] = 200
-    """Steps between measurements of the validation loss."""
+    """Steps between validations. There is one before the first step and one after the last, too."""
+
+    validation_questions: Annotated[NonNegativeInt | None, Changes.WRITTEN] = None
+    """Number of `data.validation_rows` that each validation asks as questions, by the protocol of `evaluation`; null
+    for as many as take about 2 % of the run's time, in an experiment for none. Test questions are never asked."""
 
     result: Annotated[Literal["last", "best"], Changes.TRAINED, Shared] = "last"
-    """The run's adapter. `last`: that of its last step. `best`: that of the validated step with the lowest loss, the
-    first of equals; with a rank budget, of the steps after its last drop. Its checkpoint stays until there is a better
-    one, beside `keep_checkpoints`."""
+    """The run's adapter. `last`: that of its last step. `best`: that of the best validated step by `best_by`, the first
+    of equals; with a rank budget, of the steps after its last drop. Its checkpoint stays until there is a better one,
+    beside `keep_checkpoints`."""
+
+    best_by: Annotated[BestBy, Changes.TRAINED, Shared] = "loss"
+    """What makes a validated step the best, for `result` and `patience`. `loss`: the lowest validation loss.
+    `accuracy`: the highest share of the validation questions answered right."""
 
     patience: Annotated[PositiveInt | None, Changes.TRAINED, Shared] = None
-    """Number of validations in a row without a lower loss that end the run, counted as for `result`; null to train all
+    """Number of validations in a row without a better one that end the run, counted as for `result`; null to train all
     steps. The learning rate follows `schedule` as if the run were to go on."""
 
     log_every: Annotated[PositiveInt, Changes.WRITTEN] = 10
@@ -164,8 +174,17 @@ class TrainingSection(Section):
 
     @property
     def is_selected(self) -> bool:
-        """Whether the validation loss decides what comes out."""
+        """Whether validations decide what comes out."""
         return self.result == "best" or self.patience is not None
+
+    @property
+    def is_selected_by_accuracy(self) -> bool:
+        """Whether the validation questions decide what comes out."""
+        return self.is_selected and self.best_by == "accuracy"
+
+    def validations(self, steps: int) -> int:
+        """The validations of a run of ``steps`` that none ends early, with the one before the first step."""
+        return 1 + math.ceil(steps / self.validate_every)
 
     def warmup(self, steps: int) -> int:
         """The warm-up steps of a run of ``steps``."""

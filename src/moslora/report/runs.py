@@ -16,6 +16,7 @@ from moslora.evaluation.results import Results, results_of
 from moslora.report.bases import base_names
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.best import Best
 from moslora.runs.evaluation import Evaluation, Questions, is_evaluation, is_finished
 from moslora.runs.run import Run, base_of
 from moslora.runs.settings import Settings, read_head
@@ -54,8 +55,12 @@ class ReportedRun:
         return _results(self.base)
 
     @cached_property
-    def best(self) -> tuple[int, float] | None:
+    def best(self) -> Best | None:
         return self.run.best  # likewise
+
+    @cached_property
+    def validation_loss(self) -> float | None:
+        return self.run.validation_loss  # likewise
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""

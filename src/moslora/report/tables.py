@@ -54,20 +54,16 @@ def _steps(run: ReportedRun) -> str:
     planned = run.run.facts.get("steps", 0)
     steps = f"{done:,} of {planned:,} steps"
     if run.best is not None:
-        best, _ = run.best
-        steps += f", best {best:,}"
+        steps += f", best {run.best.step:,}"
     return steps
 
 
 def _validation_loss(run: ReportedRun) -> str:
     """That of the result, or the last one so far."""
-    if run.best is not None:
-        _, loss = run.best
-        return f"{loss:.4f}"
-    _, losses = run.curve("validation_loss")
-    if not losses:
+    loss = run.validation_loss
+    if loss is None:
         return NONE
-    return f"{losses[-1]:.4f}"
+    return f"{loss:.4f}"
 
 
 def _minutes(run: ReportedRun) -> str:

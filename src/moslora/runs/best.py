@@ -1,13 +1,14 @@
-"""The best step of a run by its validation loss, as manifests and ``run.json`` have it.
+"""The best step of a run by its validations, as manifests and ``run.json`` have it.
 
 Importing this does not load torch.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from moslora.choices import BestBy
 from moslora.recipe import TrainingSection
 
 BEST = "best"
@@ -22,44 +23,73 @@ class Best:
     """What the validations of a run have shown so far.
 
     Attributes:
-        step: number of updates before the lowest loss, the first of equals; ``None`` before the first finite one.
-        loss: the lowest loss, in nats per label token.
-        last_loss: that of the last validation; ``None`` if it was not finite.
+        by: the number that decides.
+        step: number of updates before its best value, the first of equals; ``None`` before the first finite one.
+        value: the best value: the lowest loss, in nats per label token, or the highest accuracy, between 0 and 1.
+        last: that of the last validation; ``None`` if it was not finite.
         validations: number of validations, of candidates alone.
         since: number of those after the best.
     """
 
+    by: BestBy = "loss"
     step: int | None = None
-    loss: float | None = None
-    last_loss: float | None = None
+    value: float | None = None
+    last: float | None = None
     validations: int = 0
     since: int = 0
 
     @property
     def facts(self) -> dict[str, Any]:
         """JSON values, from which `best_of` reads it back equal."""
-        return {BEST: asdict(self)}
+        found = {
+            "step": self.step,
+            self.by: self.value,
+            f"last_{self.by}": self.last,
+            "validations": self.validations,
+            "since": self.since,
+        }
+        return {BEST: found}
 
-    def after(self, step: int, loss: float) -> "Best":
-        """What is known once ``step`` had this validation loss."""
+    def after(self, step: int, value: float) -> "Best":
+        """What is known once ``step`` was validated with this ``value``."""
         validations = self.validations + 1
-        if not math.isfinite(loss):
-            return replace(self, last_loss=None, validations=validations, since=self.since + 1)
-        if self.loss is None or loss < self.loss:
-            return Best(step, loss, last_loss=loss, validations=validations)
-        return replace(self, last_loss=loss, validations=validations, since=self.since + 1)
+        if not math.isfinite(value):
+            return replace(self, last=None, validations=validations, since=self.since + 1)
+        if self.value is None or self._is_better(value, self.value):
+            return Best(self.by, step, value, last=value, validations=validations)
+        return replace(self, last=value, validations=validations, since=self.since + 1)
+
+    def _is_better(self, value: float, other: float) -> bool:
+        if self.by == "loss":
+            return value < other
+        return value > other
 
     def has_run_out(self, patience: int | None) -> bool:
-        """Whether so many validations in a row had no lower loss."""
+        """Whether so many validations in a row had no better value."""
         return patience is not None and self.since >= patience
 
     def __str__(self) -> str:
-        if self.loss is None:
+        if self.value is None:
             return f"none of {self.validations} validation losses was finite"
         last = "not finite"
-        if self.last_loss is not None:
-            last = f"{self.last_loss:.4f}"
-        return f"step {self.step:,}, best of {self.validations:,} validations by loss {self.loss:.4f}; last {last}"
+        if self.last is not None:
+            last = in_words(self.last, self.by)
+        value = in_words(self.value, self.by)
+        return f"step {self.step:,}, best of {self.validations:,} validations by {self.by} {value}; last {last}"
+
+
+def in_words(value: float, by: BestBy) -> str:
+    """A loss, or an accuracy in percent."""
+    if by == "loss":
+        return f"{value:.4f}"
+    return f"{100 * value:.1f} %"
+
+
+def a_better_one(by: BestBy) -> str:
+    """What a validation must have to be the best so far."""
+    if by == "loss":
+        return "a lower loss"
+    return "a higher accuracy"
 
 
 def best_of(facts: Mapping[str, Any]) -> Best | None:
@@ -67,7 +97,10 @@ def best_of(facts: Mapping[str, Any]) -> Best | None:
     found = facts.get(BEST)
     if found is None:
         return None
-    return Best(**found)
+    by: BestBy = "loss"
+    if "accuracy" in found:
+        by = "accuracy"
+    return Best(by, found["step"], found[by], found[f"last_{by}"], found["validations"], found["since"])
 
 
 def result_step(facts: Mapping[str, Any], training: TrainingSection) -> int | None:
@@ -96,7 +129,7 @@ def ending(facts: Mapping[str, Any], training: TrainingSection) -> list[str]:
         lines.append(str(best))
     if best.has_run_out(training.patience):
         lines.append(
-            f"ended by training.patience after step {facts[TRAINED_STEPS]:,}: {best.since} validations without a lower"
-            " loss"
+            f"ended by training.patience after step {facts[TRAINED_STEPS]:,}: {best.since} validations without"
+            f" {a_better_one(best.by)}"
         )
     return lines

@@ -101,6 +101,8 @@ def _how_finished(run: Run, facts: Mapping[str, Any]) -> str:
         words.append("by patience")
     if training.result == "best":
         words.append(f"best step {best.step:,}")
+    if best.by == "accuracy":
+        words[-1] += " by accuracy"
     return ", ".join(words)
 
 

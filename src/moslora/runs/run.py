@@ -10,6 +10,7 @@ evaluations. Importing this does not load torch.
 """
 
 import json
+import math
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from typing import Any
 from moslora.errors import UsageError
 from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe, override_recipe
-from moslora.runs.best import TRAINED_STEPS, best_of
+from moslora.runs.best import TRAINED_STEPS, Best, best_of
 from moslora.runs.manifest import MANIFEST, RECIPE, stored_recipe, written_recipe
 from moslora.runs.packed import PackedRun, packed_run
 
@@ -213,12 +214,26 @@ class Run:
         return int(checkpoints[-1].name.removeprefix("step-"))
 
     @property
-    def best(self) -> tuple[int, float] | None:
-        """Step and validation loss of its result, if it is finished and that loss chose it."""
+    def best(self) -> Best | None:
+        """What chose its result, if it is finished and validations did."""
         best = best_of(self.facts)
-        if best is None or best.step is None or best.loss is None or self.recipe.training.result != "best":
+        if best is None or best.step is None or self.recipe.training.result != "best":
             return None
-        return best.step, best.loss
+        return best
+
+    @property
+    def validation_loss(self) -> float | None:
+        """That of its result, or else the last one so far; infinite if it was not finite, ``None`` without any."""
+        losses = {row["step"]: row["validation_loss"] for row in self.metrics if "validation_loss" in row}
+        if not losses:
+            return None
+        step = max(losses)
+        if self.best is not None:
+            step = self.best.step
+        loss = losses[step]
+        if loss is None:  # as JSON has it where it was not finite
+            return math.inf
+        return float(loss)
 
     @property
     def evaluations(self) -> list[Path]:

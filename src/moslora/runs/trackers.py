@@ -41,8 +41,10 @@ def _common(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
 def _reached_in_mlflow(record: Any) -> tuple[str, int]:
     from mlflow import MlflowClient
 
-    losses = MlflowClient().get_metric_history(record.info.run_id, "train/loss")
-    return record.info.run_id, max((loss.step + 1 for loss in losses), default=0)
+    steps = [-1]
+    for metric in ("train/loss", "validation/loss"):
+        steps += [value.step for value in MlflowClient().get_metric_history(record.info.run_id, metric)]
+    return record.info.run_id, max(steps) + 1
 
 
 KINDS: dict[TrackerName, Kind] = {
@@ -77,17 +79,22 @@ def refuse_missing(names: Sequence[TrackerName]) -> None:
 
 
 @contextmanager
-def record(name: TrackerName, recipe: Recipe, run: Run, *, step: int | None = None) -> Iterator[tuple[Any, int]]:
-    """The record of ``run`` in a tracker, for a training from ``step`` on or for scores; on the main process only."""
+def record(name: TrackerName, recipe: Recipe, run: Run, *, after: int | None = None) -> Iterator[tuple[Any, int]]:
+    """The record of ``run`` in a tracker, for a training after so many steps or for scores; on the main process only.
+    A training from the beginning has values of step 0."""
     kind = KINDS[name]
     known = run.facts.get(f"{name}_id")
+    step = after
+    if after:
+        step = after + 1
     PartialState(cpu=device().type == "cpu")  # which accelerate's classes ask
     try:
         tracker = kind.tracker(recipe, run, known, step)
         tracker.start()
         id, next_step = kind.reached(tracker.tracker)
-        if known is None:
+        if known is None or after == 0:
             kind.describe(tracker, recipe)
+        if known is None:
             run.add_facts(**{f"{name}_id": id})
     except Exception as error:  # of whatever kind
         raise MosloraError(f"{name} does not start ({first_line(error)}); tracking.to=[] goes on without it") from error

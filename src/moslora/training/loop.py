@@ -81,7 +81,8 @@ def train(
         first_step: optimizer updates already done.
         report: called after each update with its number, ``tokens`` (no padding), ``examples`` and metrics by name.
         checkpoint: called with the number of updates done, on every process.
-        validate: called likewise; tells ``parts.selection`` the validation loss, and returns whether it is the lowest.
+        validate: called likewise, and with 0 before the first step; tells ``parts.selection`` what it found, and
+            returns whether it is the best so far.
         stop_requested: called after each step on every process; one true stops all.
 
     Returns:
@@ -100,6 +101,8 @@ def train(
     parts.objective.train()
     if parts.selection.patience_ran_out:  # the run was killed after its last step
         return first_step
+    if first_step == 0:
+        validate(0)
     for step in range(first_step, total):
         rows = parts.drawn(step)
         seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)

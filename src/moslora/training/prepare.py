@@ -10,6 +10,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import task_names
 from moslora.base.adapted import adapted_layers, adapters_of, own_parameters, with_adapters
@@ -31,6 +32,7 @@ from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
+from moslora.training.questions import refuse_too_few_questions
 from moslora.training.selection import Selection
 
 
@@ -42,6 +44,7 @@ class Inputs:
     data: TrainingData
     plan: StepPlan
     base: str
+    tokenizer: PreTrainedTokenizerBase
 
 
 def gather_inputs(recipe: Recipe) -> Inputs:
@@ -50,7 +53,9 @@ def gather_inputs(recipe: Recipe) -> Inputs:
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
     data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()
-    return Inputs(data, StepPlan.of(recipe.training, rows=len(data.rows), seed=recipe.seed), base)
+    refuse_too_few_questions(recipe.training, data)
+    plan = StepPlan.of(recipe.training, rows=len(data.rows), seed=recipe.seed)
+    return Inputs(data, plan, base, encoder.tokenizer)
 
 
 def prepare(

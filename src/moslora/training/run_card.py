@@ -23,6 +23,7 @@ from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import gpu_module, gpus, total_memory
 from moslora.recipe import Adapter, ModelSection, TrainingSection
+from moslora.runs.best import a_better_one
 from moslora.version import PACKAGE, __version__
 
 
@@ -48,10 +49,12 @@ def describe(
     if warmup >= steps:
         lines.append(f"note: training.warmup_steps = {warmup:,} of {steps:,} steps: the learning rate only rises")
     if training.result == "best":
+        best = {"loss": "the lowest validation loss", "accuracy": "the most validation questions right"}
         every = f"measured every {training.validate_every:,} steps"
-        lines.append(f"the result is the step with the lowest validation loss, {every}")
+        lines.append(f"the result is the step with {best[training.best_by]}, {every}")
     if training.patience is not None:
-        lines.append(f"the run ends after {training.patience:,} validations in a row without a lower loss")
+        without = f"without {a_better_one(training.best_by)}"
+        lines.append(f"the run ends after {training.patience:,} validations in a row {without}")
     return lines
 
 

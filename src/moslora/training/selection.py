@@ -1,21 +1,21 @@
-"""What the validation loss decides: which step is a run's result, and when the run ends before its last step."""
+"""What validations decide: which step is a run's result, and when the run ends before its last step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from moslora.recipe import TrainingSection
-from moslora.runs.best import Best, best_of
+from moslora.runs.best import Best, a_better_one, best_of, in_words
 from moslora.training.budget import RankBudget
 
 
 @dataclass
 class Selection:
-    """The choice of a run's result by its validation losses, which are the same on every process.
+    """The choice of a run's result by its validations, which are the same on every process.
 
     Attributes:
         keeps_best: whether the result is the best step, not the last.
-        patience: validations in a row without a lower loss that end the run; ``None`` for no such end.
+        patience: validations in a row without a better one that end the run; ``None`` for no such end.
         first_candidate: the first step that may be chosen; earlier validations count for nothing.
         best: the best step so far.
     """
@@ -31,11 +31,11 @@ class Selection:
         first_candidate = 1
         if budget is not None:
             first_candidate = budget.reached_at
-        return cls(settings.result == "best", settings.patience, first_candidate)
+        return cls(settings.result == "best", settings.patience, first_candidate, Best(settings.best_by))
 
     @property
     def active(self) -> bool:
-        """Whether anything depends on the validation loss."""
+        """Whether anything depends on validations."""
         return self.keeps_best or self.patience is not None
 
     @property
@@ -55,11 +55,12 @@ class Selection:
         if best is not None:
             self.best = best
 
-    def add(self, step: int, loss: float) -> bool:
-        """Adds the validation loss of ``step``, and returns whether it is the lowest so far; the first of equals is."""
+    def add(self, step: int, value: float) -> bool:
+        """Adds the validation of ``step``, of which ``value`` decides, and returns whether it is the best so far; the
+        first of equals is."""
         if not self.active or step < self.first_candidate:
             return False
-        self.best = self.best.after(step, loss)
+        self.best = self.best.after(step, value)
         return self.best.step == step
 
     def remark(self, step: int) -> str:
@@ -67,12 +68,13 @@ class Selection:
         if self.best.step == step:
             return "best so far"
         if self.patience is not None and self.best.since:
-            return f"{self.best.since} of {self.patience} in a row without a lower one"
+            return f"{self.best.since} of {self.patience} in a row without {a_better_one(self.best.by)}"
         return ""
 
     @property
     def so_far(self) -> str:
         """The best step so far, for a live line; empty before the first."""
-        if self.best.loss is None:
+        best = self.best
+        if best.value is None:
             return ""
-        return f"best {self.best.loss:.4f} at step {self.best.step}"
+        return f"best {in_words(best.value, best.by)} at step {best.step}"

@@ -5,6 +5,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from moslora.console import note, say
@@ -19,12 +20,18 @@ from moslora.runs.trackers import Records
 MEASURED = ("tokens_per_second", "examples_per_second", "seconds", "peak_memory_gb")
 """Metrics that differ between equal runs."""
 
-GROUPED = {"validation_loss": "validation/loss", **{name: f"speed/{name}" for name in MEASURED}}
+GROUPED = {
+    "validation_loss": "validation/loss",
+    "validation_accuracy": "validation/accuracy",
+    "validation_questions": "validation/questions",
+    **{name: f"speed/{name}" for name in MEASURED},
+}
 """Names in trackers, which show the same first parts together; the others begin with `train/`."""
 
 
 class Tracker:
-    """Writes metrics, on the main process. Speed and time left count from the start of this process, not of the run."""
+    """Writes metrics, on the main process. Speed and time left count from the first step of this process, not of the
+    run."""
 
     def __init__(
         self, run: Run, line: Line, *, first_step: int, total_steps: int, log_every: int = 1, records: Records = ()
@@ -36,18 +43,25 @@ class Tracker:
         self._first = first_step
         self._total = total_steps
         self._began = time.perf_counter()
+        self._steps_began = self._began
         self._last_record = self._began
         self._tokens = 0  # since the last record
         self._examples = 0
         self._records = list(records)
-        self.best_so_far = ""
-        """The best step so far, for the live line."""
+        self.validated: Sequence[str] = ()
+        """The best step so far and the last validation, for the live line; what is empty is not shown."""
         self._seconds_before = 0.0  # of the processes before this one
         if self._active and self._path.exists():
-            # What a killed run logged after its last checkpoint is dropped: those steps are repeated.
-            kept = [row for row in run.metrics if row["step"] <= first_step]
+            # What a killed run logged after its last checkpoint is dropped: those steps are repeated, and without a
+            # checkpoint the validation before the first one is, too.
+            kept = [row for row in run.metrics if 0 < first_step >= row["step"]]
             self._seconds_before = max((row["seconds"] for row in kept if "seconds" in row), default=0.0)
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def begin_steps(self) -> None:
+        """Counts speed and time left from now on; the time before is in `seconds` alone."""
+        self._steps_began = time.perf_counter()
+        self._last_record = self._steps_began
 
     def step(self, step: int, *, tokens: int, examples: int, **values: float) -> None:
         """Shows ``values`` of update number ``step``, and of the first of a run, every ``log_every``-th and the last
@@ -74,9 +88,8 @@ class Tracker:
         at = f"step {step}/{self._total}"
         peak = f"peak {row['peak_memory_gb']:.1f} GB"
         done_here = step - self._first
-        fields = [loss, examples_s, *others, tokens_s, peak]
-        if self.best_so_far:
-            fields.insert(1, self.best_so_far)
+        validated = [text for text in self.validated if text]
+        fields = [loss, *validated, examples_s, *others, tokens_s, peak]
         self._line.show(done_here, at, *fields)
         recorded = step % self._log_every == 0 or step in (1, self._total)
         if recorded:
@@ -85,7 +98,7 @@ class Tracker:
             self._examples = 0
             self.record(row)
         if self._line.disable and (recorded or done_here == 1):
-            left = (now - self._began) / done_here * (self._total - step)
+            left = (now - self._steps_began) / done_here * (self._total - step)
             say("  ".join([at, loss, *others, tokens_s, examples_s, peak, f"{left / 60:.1f} min left"]))
 
     def record(self, row: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
@@ -37,10 +36,12 @@ from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
 from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
+from moslora.training.questions import validation_questions
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
 from moslora.training.state import delete_old_checkpoints, newest_saved, restore, save_checkpoint
 from moslora.training.stopping import stop_requests
 from moslora.training.tracking import Tracker
+from moslora.training.validation import QUESTIONS, Validator
 
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
@@ -135,9 +136,11 @@ def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str
     facts = recipe.values(*KEPT)
     for path in ("model.name", "adapter.continue_from"):  # which may differ between machines
         del facts[path]
-    # These two may change between runs, but not between processes.
+    # These may change between runs, but not between processes.
     facts["training.strategy"] = recipe.training.strategy
     facts["training.micro_batch_tokens"] = recipe.training.micro_batch_tokens
+    facts["training.validate_every"] = recipe.training.validate_every
+    facts["training.validation_questions"] = recipe.training.validation_questions
     facts["the first step"] = 0
     if saved is not None:
         facts["the first step"] = saved.manifest.get("step", 0)
@@ -157,7 +160,11 @@ def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued |
     predecessor = None
     if start is not None:
         predecessor = start.predecessor
-    training = Training(run, recipe, parts, data, predecessor)
+    asked_before = None
+    if isinstance(start, AdapterFolder):
+        asked_before = start.manifest.get(QUESTIONS)
+    questions = validation_questions(parts.model, inputs.tokenizer, recipe, data, count=asked_before)
+    training = Training(run, recipe, parts, data, Validator(data.validation, questions), predecessor)
     first_step = 0
     if isinstance(start, AdapterFolder):
         first_step = training.resume(start)
@@ -174,6 +181,7 @@ class Training:
     recipe: Recipe
     parts: Parts
     data: TrainingData
+    validator: Validator
     predecessor: Predecessor | None = None  # the adapter that it continues
 
     @property
@@ -190,6 +198,7 @@ class Training:
             "trained_rows": len(self.data.rows),
             "processes": self.parts.accelerator.num_processes,
             "micro_batch_tokens": self.parts.micro_batch_tokens,
+            QUESTIONS: self.validator.question_count,
         }
         if self.predecessor is not None:
             facts |= self.predecessor.facts
@@ -233,7 +242,7 @@ class Training:
         lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         if self.predecessor is not None:
             lines.append(f"continues {self.predecessor}")
-        for line in (*lines, *self.data.remarks()):
+        for line in (*lines, *self.data.remarks(), *self.validator.remarks()):
             say(line)
 
     def _card(self) -> dict[str, Any]:
@@ -263,7 +272,7 @@ class Training:
             records = []
             if self.writes:
                 for name in dict.fromkeys(self.recipe.tracking.to):
-                    of_name = record(name, self.recipe, self.run, step=first_step + 1)
+                    of_name = record(name, self.recipe, self.run, after=first_step)
                     records.append(stack.enter_context(of_name))
             signals = stack.enter_context(stop_requests())
             if first_step < total and not self.parts.selection.patience_ran_out:
@@ -277,7 +286,7 @@ class Training:
                 log_every=self.recipe.training.log_every,
                 records=records,
             )
-            tracker.best_so_far = self.parts.selection.so_far
+            tracker.validated = [self.parts.selection.so_far]
             done = train(
                 self.parts,
                 first_step=first_step,
@@ -310,35 +319,23 @@ class Training:
         self.parts.accelerator.wait_for_everyone()
 
     def validate(self, tracker: Tracker, step: int) -> bool:
-        """Records the validation loss, if there are validation rows. Returns whether it is the lowest so far, where
-        that decides something."""
+        """Records a validation, if there are validation rows. Returns whether it is the best so far, where that decides
+        something."""
         if not self.data.validation:
             return False
         selection = self.parts.selection
-        loss = self.validation_loss()
-        tracker.record({"step": step, "validation_loss": loss})
-        is_best = selection.add(step, loss)
-        tracker.best_so_far = selection.so_far
-        line = [f"step {step}/{len(self.parts.plan)}", f"validation_loss {loss:.4f}"]
+        found = self.validator.measure(self.parts)
+        tracker.record({"step": step, **found.metrics})
+        is_best = selection.add(step, found.value(selection.best.by))
+        tracker.validated = [selection.so_far, *found.fields]
+        line = [f"step {step}/{len(self.parts.plan)}", *found.fields]
         remark = selection.remark(step)
         if remark:
             line.append(remark)
         say("  ".join(line))
+        if step == 0:
+            tracker.begin_steps()
         return is_best
-
-    @torch.no_grad()
-    def validation_loss(self) -> float:
-        """The mean loss per label token of the validation rows, without dropout; the same on every process."""
-        rows = self.data.validation
-        parts = self.parts
-        accelerator = parts.accelerator
-        objective = accelerator.unwrap_model(parts.objective).eval()
-        total = torch.zeros((), device=accelerator.device)
-        for batch in parts.passes(rows):
-            loss, _ = objective(parts.micro_batch(batch, training=False))
-            total += loss
-        objective.train()
-        return float(accelerator.reduce(total, reduction="sum")) / rows.label_count()
 
     def finish(self, steps: int) -> Path:
         """Saves the result after ``steps`` updates, if anything was learned."""

@@ -1,17 +1,21 @@
 """The course of training: a metric over the steps."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
 
+from moslora.evaluation.intervals import wilson
 from moslora.report.canvas import Canvas, Style, label_axes, label_once
 from moslora.report.runs import ReportedRun
 
 CURVES = {
     "loss": "Training loss",
     "validation_loss": "Validation loss",
+    "validation_accuracy": "Accuracy on validation questions",
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_second": "Tokens per second",
@@ -27,13 +31,16 @@ SMOOTHED_FROM = 100
 WINDOWS = 30
 """The running mean is taken over one in so many of a curve's points."""
 
+RING: Any = {"marker": "o", "markersize": 9, "fillstyle": "none"}
+"""How the step that is a run's result is marked."""
+
 MARKED_UP_TO = 12
 """In a curve of at most so many points, each is marked."""
 
 
 def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) -> Markup | None:
-    """One metric over the steps, a line per run; ``None`` if no run has it. In the validation loss a ring marks the
-    step that a run chose by it."""
+    """One metric over the steps, a line per run; ``None`` if no run has it. In what was validated a ring marks the step
+    that a run chose by it; around an accuracy are 95 % intervals."""
     having = [run for run in runs if run.curve(metric)[1]]  # a run without validation rows has no such loss
     if not having:
         return None
@@ -43,11 +50,15 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
             steps, values = run.curve(metric)
             style = canvas.style(run.arm)
             _draw(axes, steps, values, style, label=label_once(axes, run.arm))
-            if metric == "validation_loss" and run.best is not None:
-                _mark(axes, run.best, style)
+            if metric == "validation_accuracy":
+                _shade(axes, run, style)
+            if run.best is not None and metric == f"validation_{run.best.by}":
+                axes.plot(run.best.step, run.best.value, **RING, color=style.color)
                 below = "step (ring: the result)"
         label_axes(axes, title, below)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        if metric == "validation_accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
         if metric in FROM_ZERO:
             axes.set_ylim(bottom=0)
         if len(canvas.arms) > 1:
@@ -55,9 +66,17 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
     return canvas.keep(f"training-{metric.replace('_', '-')}", figure)
 
 
-def _mark(axes: Axes, best: tuple[int, float], style: Style) -> None:
-    """A ring around the step that is the run's result."""
-    axes.plot(*best, marker="o", markersize=9, fillstyle="none", color=style.color)
+def _shade(axes: Axes, run: ReportedRun, style: Style) -> None:
+    """Wilson's intervals of a run's accuracies."""
+    steps, accuracies = run.curve("validation_accuracy")
+    _, counts = run.curve("validation_questions")
+    below = []
+    above = []
+    for accuracy, count in zip(accuracies, counts, strict=True):
+        low, high = wilson(round(accuracy * count), int(count))
+        below.append(low)
+        above.append(high)
+    axes.fill_between(steps, below, above, color=style.color, alpha=0.15, linewidth=0)
 
 
 def _draw(axes: Axes, steps: Sequence[int], values: Sequence[float], style: Style, *, label: str | None) -> None:

@@ -1,0 +1,112 @@
+"""The validation questions of a run: which of its held-out training rows it is asked, and how many."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from moslora.console import note
+from moslora.data.prepared import TrainingData
+from moslora.data.steps import StepPlan
+from moslora.errors import MosloraError, UsageError
+from moslora.evaluation.evaluator import ModelFacts, PreparedQuestions
+from moslora.evaluation.scorer import Request
+from moslora.recipe import Recipe, TrainingSection
+from moslora.runs.answers import order_key
+from moslora.tasks import Example
+
+SHARE_OF_TRAINING = 0.02
+"""Share of a run's time that the questions of all its validations take by default."""
+
+COST_OF_A_SCORED_TOKEN = 0.5
+"""Time of a token that is scored, of one that is trained on: a frozen weight has one product forwards, and one more for
+the gradient of its input (`moslora.plan.duration.cost`)."""
+
+
+def refuse_too_few_questions(training: TrainingSection, data: TrainingData) -> None:
+    """Refuses settings that ask more questions than there are among the validation rows."""
+    wanted = training.validation_questions
+    there = len(data.questions)
+    rows = len(data.validation)
+    found = f"of {rows} validation rows, {there} are questions with options"
+    if wanted is not None and wanted > there:
+        fix = f"set {there}, or more data.validation_rows"
+        raise UsageError(f"training.validation_questions = {wanted}: {found}; {fix}")
+    if training.is_selected_by_accuracy and not there:
+        raise UsageError(f"training.best_by: there is no accuracy: {found}; set best_by: loss")
+
+
+def validation_questions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    data: TrainingData,
+    *,
+    count: int | None = None,
+) -> PreparedQuestions | None:
+    """The questions that each validation of a run asks, as `moslora eval` would; ``None`` for none.
+
+    They are the first of the validation rows in the order of `order_key`.
+
+    Args:
+        model: of the run, with adapters; also on the meta device, where nothing is asked.
+        tokenizer: of the base.
+        recipe: of the run.
+        data: its rows.
+        count: the number that it asked so far, where the recipe leaves it open.
+
+    Raises:
+        MosloraError: the protocol cannot score the questions that the recipe wants. Where it does not say how many they
+            are, and they decide nothing, none are asked, with a note.
+    """
+    training = recipe.training
+    if training.validation_questions is not None:
+        count = training.validation_questions
+    candidates = sorted(data.questions, key=lambda example: order_key(example.id))[:count]
+    if not candidates:
+        return None
+    request = Request.of(recipe).model_copy(update={"limit": None})
+    facts = ModelFacts(encoding=data.encoding)
+    try:
+        prepared = PreparedQuestions.of(model, tokenizer, by_task(candidates), request, facts)
+        if count is not None:
+            return prepared
+        budget = tokens_of_a_validation(recipe, data)
+        chosen = _first_within(prepared, candidates, budget)
+    except MosloraError as fault:
+        if training.validation_questions is not None or training.is_selected_by_accuracy:
+            raise
+        note(f"no validation questions are asked: {fault}")
+        return None
+    if not chosen:
+        return None
+    return PreparedQuestions.of(model, tokenizer, by_task(chosen), request, facts)
+
+
+def by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
+    """The examples of each task, in the order given."""
+    found: dict[str, list[Example]] = {}
+    for example in examples:
+        found.setdefault(example.task, []).append(example)
+    return found
+
+
+def tokens_of_a_validation(recipe: Recipe, data: TrainingData) -> float:
+    """Tokens of the questions of one validation that come to `SHARE_OF_TRAINING`."""
+    rows = data.rows
+    plan = StepPlan.of(recipe.training, rows=len(rows), seed=recipe.seed)
+    trained = len(plan) * plan.global_batch_size * rows.token_count() / len(rows)
+    return SHARE_OF_TRAINING * trained / COST_OF_A_SCORED_TOKEN / recipe.training.validations(len(plan))
+
+
+def _first_within(prepared: PreparedQuestions, candidates: Sequence[Example], tokens: float) -> list[Example]:
+    """The first of the ``candidates`` that have no more ``tokens`` together."""
+    scorers = {task.name: task.scorer for task in prepared.tasks}
+    chosen = []
+    for example in candidates:
+        scorer = scorers[example.task]
+        tokens -= scorer.length(scorer.encode(example))
+        if tokens < 0:
+            break
+        chosen.append(example)
+    return chosen

@@ -1,0 +1,125 @@
+"""Validations: the loss of the held-out training rows, and the accuracy of those that are asked as questions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from moslora.adapters import describe_batch
+from moslora.base.failures import or_out_of_memory
+from moslora.choices import BestBy
+from moslora.data.prepared import RowTable
+from moslora.errors import counted
+from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.runs.best import in_words
+from moslora.training.loop import Parts
+
+QUESTIONS = "validation_questions"
+"""Key of the number of validation questions, in ``metrics.jsonl``, in ``run.json`` and in the manifests."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one validation has shown; the same on every process.
+
+    Attributes:
+        loss: mean over the label tokens of the validation rows, nats.
+        accuracy: share of the validation questions answered right; ``None`` without questions.
+        questions: how many were asked.
+    """
+
+    loss: float
+    accuracy: float | None = None
+    questions: int = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its numbers by their names in ``metrics.jsonl``."""
+        found = {"validation_loss": self.loss}
+        if self.accuracy is not None:
+            found["validation_accuracy"] = self.accuracy
+            found[QUESTIONS] = self.questions
+        return found
+
+    @property
+    def fields(self) -> list[str]:
+        """Its numbers in words."""
+        found = [f"validation_loss {in_words(self.loss, 'loss')}"]
+        if self.accuracy is not None:
+            found.append(f"accuracy {in_words(self.accuracy, 'accuracy')} of {self.questions:,}")
+        return found
+
+    def value(self, by: BestBy) -> float:
+        """The number that decides."""
+        if by == "loss":
+            return self.loss
+        assert self.accuracy is not None, "a run that is selected by accuracy has questions"
+        return self.accuracy
+
+
+@dataclass(frozen=True)
+class Validator:
+    """The held-out rows of a run, and the questions among them that it is asked; ``None`` for no questions."""
+
+    rows: RowTable
+    questions: PreparedQuestions | None = None
+
+    @property
+    def question_count(self) -> int:
+        if self.questions is None:
+            return 0
+        return self.questions.count
+
+    def remarks(self) -> list[str]:
+        """The line for the user on what is asked."""
+        if self.questions is None:
+            return []
+        asked = counted(self.question_count, "validation question")
+        return [
+            f"{asked}, by protocol {self.questions.settings.protocol}, before the first step and at each validation"
+        ]
+
+    def measure(self, parts: Parts) -> Validation:
+        """Validates the model of ``parts`` as it is. No random number is drawn, and nothing of the training changes."""
+        with _without_dropout(parts):
+            loss = self.loss(parts)
+            if self.questions is None:
+                return Validation(loss)
+            return Validation(loss, _accuracy(self.questions), self.question_count)
+
+    @torch.no_grad()
+    def loss(self, parts: Parts) -> float:
+        """The mean loss per label token of the rows."""
+        objective = parts.accelerator.unwrap_model(parts.objective)
+        total = torch.zeros((), device=parts.accelerator.device)
+        for batch in parts.passes(self.rows):
+            loss, _ = objective(parts.micro_batch(batch, training=False))
+            total += loss
+        return float(parts.accelerator.reduce(total, reduction="sum")) / self.rows.label_count()
+
+
+@contextmanager
+def _without_dropout(parts: Parts) -> Iterator[None]:
+    """The model in evaluation mode; afterwards in training mode, and its adapters know of no batch."""
+    objective = parts.accelerator.unwrap_model(parts.objective)
+    objective.eval()
+    try:
+        yield
+    finally:
+        objective.train()
+        describe_batch(objective)
+
+
+def _accuracy(questions: PreparedQuestions) -> float:
+    """The share of the questions answered right, by the protocol's main metric, whatever their tasks."""
+    tokens = questions.settings.batch_tokens
+    with or_out_of_memory(
+        f"out of GPU memory while validation questions are asked, in batches of {tokens:,} tokens; set a smaller"
+        " evaluation.batch_tokens, or training.validation_questions=0"
+    ):
+        results = questions.ask()
+    assert results.micro is not None
+    accuracy, _ = results.micro.value(questions.settings.primary)
+    right = round(accuracy * results.micro.n)  # an average over tasks is a last bit off, and the first of equals counts
+    return right / results.micro.n

