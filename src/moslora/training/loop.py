@@ -106,8 +106,7 @@ def train(
     for step in range(first_step, total):
         rows = parts.drawn(step)
         seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)
-        factor = rate_factor(step, schedule=settings.schedule, warmup_steps=warmup, total_steps=total)
-        set_rate(optimizer, factor)
+        set_rate(optimizer, rate_factor(step, schedule=settings.schedule, warmup_steps=warmup, total_steps=total))
 
         losses = accumulate(parts, rows, next_batch)
         norm = update(optimizer, parts.scaler, max_norm=settings.max_grad_norm)
