@@ -26,7 +26,13 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 needs_both = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is an extra")
 BOTH = "tracking.to=[wandb,tensorboard]"
-SIX = ("training.max_steps=6", "training.checkpoint_every=4", "training.log_every=1")
+SIX = (
+    "training.max_steps=6",
+    "training.checkpoint_every=4",
+    "training.log_every=1",
+    "training.validation_questions=6",
+)
+VALIDATED = ("validation_loss", "validation_accuracy", "validation_questions")
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +103,7 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(
 
     drawn, rows = points(run), Run(run).metrics
     assert rows[-1]["step"] == 6 and any("validation_loss" in row for row in rows)
-    names = {"train": ("loss", "grad_norm", "learning_rate"), "speed": MEASURED, "validation": ("validation_loss",)}
+    names = {"train": ("loss", "grad_norm", "learning_rate"), "speed": MEASURED, "validation": VALIDATED}
     for group, metrics in names.items():
         for metric in metrics:
             logged = {row["step"]: pytest.approx(row[metric]) for row in rows if metric in row}
@@ -105,6 +111,31 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(
     assert drawn["eval/choice-label-float32/boolq"] == {6: pytest.approx(results.tasks["boolq"].accuracy)}
     assert drawn["eval/choice-label-float32-base/macro"].keys() == {0}
     assert all(tag.startswith("eval/choice-label-float32") for tag in drawn)
+
+
+@needs_both
+def test_what_a_run_logs_before_its_first_step_is_there_once(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed before it had a checkpoint; its recipe stays, too."""
+
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    own = recipe("tracking.to=[tensorboard]", *SIX)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("moslora.training.loop.accumulate", kill)
+        train_recipe(own, out=tmp_path)
+    assert points(tmp_path)["validation/accuracy"].keys() == {0}
+    train_recipe(own, out=tmp_path, resuming=True)
+    drawn = points(tmp_path)
+    logged = [row for row in Run(tmp_path).metrics if "validation_loss" in row]
+    assert [row["step"] for row in logged] == [0, 5, 6]
+    for name in VALIDATED:
+        expected = {row["step"]: pytest.approx(row[name]) for row in logged}
+        assert drawn[f"validation/{name.removeprefix('validation_')}"] == expected
+    written = b"".join(file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
+    assert written.count(b"validation_questions: 6") == 2
 
 
 @needs_both

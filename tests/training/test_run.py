@@ -52,7 +52,7 @@ def test_a_run_learns_and_leaves_a_complete_folder(trained: Path) -> None:
     assert [row["step"] for row in logged] == [1, *range(2, 21, 2), 21]
     assert logged[-1]["loss"] < logged[0]["loss"] - 2
     validations = [row for row in steps_logged(trained) if "validation_loss" in row]
-    assert [row["step"] for row in validations] == [5, 10, 15, 20, 21]
+    assert [row["step"] for row in validations] == [0, 5, 10, 15, 20, 21]
     assert validations[-1]["validation_loss"] < validations[0]["validation_loss"]
     assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["step-20", "step-21"]
     assert all(value.dtype == torch.float32 and value.any() for value in adapter(trained).values())

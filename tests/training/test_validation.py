@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,32 @@ def test_accuracy_is_what_the_evaluation_of_the_checkpoint_says(
     """Question by question and to the bit, on the same rows."""
     own = recipe(*ASKING, *changes)
     train_recipe(own, out=tmp_path)
-    logged = validations(tmp_path)
+    refuse_other_answers(own, tmp_path, asked)
+
+
+def test_tasks_answered_in_words_are_asked_beside_others(
+    recipe: MakeRecipe, tmp_path: Path, asked: list[Results]
+) -> None:
+    """The right ones of both kinds are added up."""
+    rows = [{"text": f"{word} {number}", "said": word} for number in range(20) for word in ("rain", "stone")]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    task = f"{{train: {tmp_path / 'rows.jsonl'}, question: text, answer: said, match: contains, max_new_tokens: 4}}"
+    changes = (f"tasks.mine={task}", "data.tasks=[boolq,mine]", "evaluation.tasks=[boolq]")
+    own = recipe(*ASKING, *changes)
+    train_recipe(own, out=tmp_path / "run")
+    assert {"boolq", "mine"} == asked[-1].tasks.keys()
+    refuse_other_answers(own, tmp_path / "run", asked)
+
+
+def refuse_other_answers(own: Recipe, run: Path, asked: Sequence[Results]) -> None:
+    """Against the public evaluation of every checkpoint, and of the base."""
+    logged = validations(run)
     assert list(logged) == [0, 2, 4, 6] and len(asked) == 4
     questions = held_out(own, 20)
     request = Request.of(own)
     for (step, row), found in zip(logged.items(), asked, strict=True):
-        model = load_adapted(open_adapter(Run(tmp_path).checkpoint(step or 2)))
+        model = load_adapted(open_adapter(Run(run).checkpoint(step or 2)))
         if step == 0:
             for name, parameter in model.named_parameters():
                 if "lora_b" in name:

@@ -1,23 +1,26 @@
 """Examples as JSON text, beside the encoded rows that are made of them."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
-
-from pydantic import TypeAdapter
 
 from moslora.tasks import Example, Task
-
-_EXAMPLES = TypeAdapter(list[Example])
 
 
 def to_json(examples: Sequence[Example]) -> str:
     """The examples without their wording, which is that of their task."""
-    plain = [replace(example, wording=None) for example in examples]
-    return _EXAMPLES.dump_json(plain).decode()
+    rows = []
+    for example in examples:
+        row = dict(vars(example))
+        del row["wording"]
+        rows.append(row)
+    return json.dumps(rows, ensure_ascii=False)
 
 
 def from_json(text: str | bytes, tasks: Sequence[Task]) -> list[Example]:
     """The examples, all of these ``tasks``, equal to what they were."""
     wordings = {task.name: task.wording for task in tasks if task.own}
-    plain = _EXAMPLES.validate_json(text)
-    return [replace(example, wording=wordings.get(example.task)) for example in plain]
+    examples = []
+    for row in json.loads(text):
+        row["choices"] = tuple(row["choices"])
+        examples.append(Example(**row, wording=wordings.get(row["task"])))
+    return examples

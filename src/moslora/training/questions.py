@@ -28,7 +28,7 @@ def refuse_too_few_questions(training: TrainingSection, data: TrainingData) -> N
     wanted = training.validation_questions
     there = len(data.questions)
     rows = len(data.validation)
-    found = f"of {rows} validation rows, {there} are questions with options"
+    found = f"of {rows} validation rows, {there} are questions of a task"
     if wanted is not None and wanted > there:
         fix = f"set {there}, or more data.validation_rows"
         raise UsageError(f"training.validation_questions = {wanted}: {found}; {fix}")
