@@ -54,7 +54,7 @@ def test_it_resumes_to_the_same_bits(recipe: Make, tmp_path: Path, kind: str) ->
     train_recipe(chosen, out=again, resuming=True)
     assert len([*again.rglob("*.safetensors")]) == 5 + 2 * (kind == "budget")
     assert same_files(straight, again)
-    assert steps_logged(again) == logged and len(logged) == 6
+    assert steps_logged(again) == logged and len(logged) == 7
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,7 +81,7 @@ def test_it_logs_what_a_run_on_the_cpu_logs(recipe: Make, tmp_path: Path, kind: 
     assert sum(count for place, count in seen.waits.items() if "training/loop.py" in place) == 4  # one a step
     assert json.loads((tmp_path / "there" / "run.json").read_text())["hardware"]["device"] == NAME
     assert scaler == same and bool(scaler) == (kind == "float16")
-    assert sum("validation_loss" in row for row in found) == 2
+    assert sum("validation_loss" in row for row in found) == 3
     for one, other in zip(found, expected, strict=True):
         assert (other.get("grad_norm", 0) is None) == (kind == "float16" and other["step"] == 1)
         numbers = {key: value for key, value in other.items() if value is not None}  # not an infinite norm
@@ -91,7 +91,7 @@ def test_it_logs_what_a_run_on_the_cpu_logs(recipe: Make, tmp_path: Path, kind: 
 def test_the_host_waits_once_a_step_when_the_next_is_laid(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the update is under way. At the end a pass of validation is laid."""
+    """And the update is under way. Before the first step and at the end a pass of validation is laid."""
     order: list[str] = []
 
     def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,7 +100,7 @@ def test_the_host_waits_once_a_step_when_the_next_is_laid(
     for place, name in [(loop, "collate"), (loop, "update"), (OnDevice, "tolist")]:
         monkeypatch.setattr(place, name, noted(name, getattr(place, name)))
     train_recipe(recipe(*SHORT, "training.micro_batch_tokens=null", "training.validate_every=9"), out=tmp_path / "run")
-    assert order == [*["collate"] * 2, *["update", "collate", "tolist"] * 3, "update", "tolist", "collate"]
+    assert order == [*["collate"] * 3, *["update", "collate", "tolist"] * 3, "update", "tolist", "collate"]
 
 
 def test_the_device_leaves_out_an_update_that_is_not_finite(recipe: Make) -> None:

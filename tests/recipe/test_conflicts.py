@@ -49,7 +49,7 @@ IMPOSSIBLE = [
     "tracking.project=mine",
     "training.result=best data.validation_rows=0",
     "training.patience=3 data.validation_rows=0",
-    "training.result=best training.best_by=accuracy training.validation_questions=0",
+    "training.best_by=accuracy training.result=best training.validation_questions=0",
     "training.best_by=accuracy",
     "training.validation_questions=121",
 ]

@@ -330,6 +330,14 @@ def test_accuracy_chooses_the_result_and_the_end(
         assert same_files(out, again) and Run(again).facts["best"] == expected
 
 
+def test_a_run_too_short_for_a_default_question_is_told_to_set_some(recipe: MakeRecipe, tmp_path: Path) -> None:
+    short = ("training.validation_questions=null", "training.max_steps=1", "training.validate_every=1")
+    with pytest.raises(UsageError, match=in_order("training.validation_questions", "short", "up to 24")):
+        train_recipe(recipe(*BY_ACCURACY, *short), out=tmp_path / "run")
+    train_recipe(recipe(*ASKING, *short), out=tmp_path / "unselected")
+    assert Run(tmp_path / "unselected").facts["validation_questions"] == 0
+
+
 def test_what_decides_the_accuracy_is_kept_by_a_resumed_run(recipe: MakeRecipe, asking: Path, tmp_path: Path) -> None:
     train_recipe(recipe(*BY_ACCURACY), out=tmp_path / "run")
     run = cut_after(2, tmp_path / "run")

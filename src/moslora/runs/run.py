@@ -224,13 +224,15 @@ class Run:
     @property
     def validation_loss(self) -> float | None:
         """That of its result, or else the last one so far; infinite if it was not finite, ``None`` without any."""
+        best = self.best
+        if best is not None and best.by == "loss":
+            return best.value
         losses = {row["step"]: row["validation_loss"] for row in self.metrics if "validation_loss" in row}
         if not losses:
             return None
-        step = max(losses)
-        if self.best is not None:
-            step = self.best.step
-        loss = losses[step]
+        loss = losses[max(losses)]
+        if best is not None:
+            loss = losses.get(best.step)
         if loss is None:  # as JSON has it where it was not finite
             return math.inf
         return float(loss)

@@ -73,6 +73,11 @@ def validation_questions(
             return prepared
         budget = tokens_of_a_validation(recipe, data)
         chosen = _first_within(prepared, candidates, budget)
+        if training.is_selected_by_accuracy and not chosen:
+            raise UsageError(
+                f"training.validation_questions: {SHARE_OF_TRAINING:.0%} of this short run is less than a question, and"
+                f" best_by: accuracy needs some; set it, up to {len(candidates)}"
+            )
     except MosloraError as fault:
         if training.validation_questions is not None or training.is_selected_by_accuracy:
             raise
