@@ -25,7 +25,7 @@ Ended = Callable[[int, list[int]], bool]
 SHORTEST_BEGINNING = 16
 """Number of tokens from which on a common beginning is worth a pass of its own."""
 
-KEPT_ON_CPU = 4
+KEPT_ON_CPU = 8
 """Tokens that are kept in the cache of a CPU for each that a pass may compute, so that its many rows are one product. A
 GPU, whose passes are larger and whose memory is not, keeps as many as it may compute."""
 
@@ -46,7 +46,7 @@ def decode(
         model: in evaluation mode; its attention must be exchangeable (`moslora.kernels.attention.use_rows`).
         prompts: of at least one token each, and with room for the new ones in the model's context.
         max_new_tokens: of each prompt.
-        ended: asked after each token but the last possible one.
+        ended: asked after each token, unless it is ``eos`` or the last possible one.
         eos: the token that ends a text; ``None`` for none.
         batch_tokens: maximum number of tokens computed in a pass, in which one prompt always enters; it also decides
             how many are kept (`KEPT_ON_CPU`).
