@@ -331,7 +331,7 @@ def test_accuracy_chooses_the_result_and_the_end(
 
 
 def test_a_run_too_short_for_a_default_question_is_told_to_set_some(recipe: MakeRecipe, tmp_path: Path) -> None:
-    short = ("training.validation_questions=null", "training.max_steps=1", "training.validate_every=1")
+    short = ("training.validation_questions=null", "training.max_steps=2", "training.validate_every=1")
     with pytest.raises(UsageError, match=in_order("training.validation_questions", "short", "up to 24")):
         train_recipe(recipe(*BY_ACCURACY, *short), out=tmp_path / "run")
     train_recipe(recipe(*ASKING, *short), out=tmp_path / "unselected")

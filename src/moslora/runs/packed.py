@@ -336,6 +336,9 @@ def _read(file: Path, content: Callable[["pyarrow.Table"], Content]) -> Content:
             written = (opened.schema_arrow.metadata or {}).get(NAMES, b"").decode()
             if written != ",".join(names) or not set(COLUMNS[file.name]).issubset(names):
                 raise ValueError("other columns")
+            without_encoding = [field.name for field in opened.schema_arrow if "binary" in str(field.type)]
+            if without_encoding:  # what a flipped bit of the schema makes of a text
+                raise ValueError(f"{', '.join(without_encoding)}: bytes, and no text")
             return content(opened.read())
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise MosloraError(
