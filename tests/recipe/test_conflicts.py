@@ -13,6 +13,7 @@ from recipe_kit import faults
 
 GATES = tuple(options.model_fields["kind"].default for options in get_args(MixerOptions) if options.routes)
 MIXER, PISSA, MIX = "adapter.mixer.kind=", "adapter.start=pissa", "data.source=commonsense_170k"
+FIRST = "adapter.continue_from=runs/first"
 BUDGET = 'training.rank_budget={"target_rank":4}'
 IMPOSSIBLE = [
     "adapter.rank_out=8 adapter.mixer.train=folded",
@@ -30,6 +31,8 @@ IMPOSSIBLE = [
     *(f"{part} {MIXER}{kind}" for part in ("adapter.trains=mixer", "adapter.start=svd") for kind in MIXERS),
     *(f"adapter.trains=b adapter.mixer.init={init}" for init in AT_ZERO),
     *(f"adapter.trains=b {MIXER}{kind}" for kind in ("diagonal", *GATES)),
+    *(f"adapter.trains=mixer {FIRST} {MIXER}{kind}" for kind in MIXERS if kind != "dense"),
+    *(f"adapter.trains=mixer {FIRST} adapter.mixer.train={train}" for train in ("frozen", "folded")),
     "training.lora_plus_ratio=16 adapter.trains=b",
     *(f"{BUDGET} {MIXER}{kind}" for kind in MIXERS if kind != "diagonal"),
     f"training.rank_budget.target_rank=4 {MIXER}diagonal adapter.rank=3",
@@ -68,6 +71,9 @@ POSSIBLE = [
     *(f"adapter.{part} adapter.mixer.init=near-zero" for part in ("start=svd", "trains=mixer")),
     "adapter.start=svd adapter.trains=mixer adapter.dora=true adapter.mixer.init=zeros",
     *(f"adapter.trains=b {MIXER}{kind}" for kind in MIXERS if kind not in ("diagonal", *GATES)),
+    *(f"adapter.trains=b {FIRST} {MIXER}{kind}" for kind in ("diagonal", *GATES)),
+    f"adapter.trains=b {FIRST} adapter.mixer.init=near-zero",
+    f"adapter.trains=mixer {FIRST}",
     f"{BUDGET} {MIXER}diagonal adapter.rank=4 adapter.dora=true",
     "training.epochs=null training.max_steps=5",
     "model.quantization=nf4 model.double_quantization=false",

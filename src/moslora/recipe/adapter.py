@@ -42,7 +42,8 @@ class AdapterSection(Section):
 
     trains: Annotated[Literal["all", "b", "mixer"], Changes.TRAINED] = "all"
     """Weights that learn. `all`: A, B, and M where it has weights. `b`: B alone (LoRA-FA, arXiv 2308.03303). `mixer`:
-    M alone (LoRA-XS, arXiv 2405.17604), which must then start near zero, with B not at zero."""
+    M alone (LoRA-XS, arXiv 2405.17604), which must then start near zero, with B not at zero, unless `continue_from` is
+    set."""
 
     dora: Annotated[bool, Changes.TRAINED] = False
     """Learn the norm of each row of the adapted weight separately from its direction (DoRA, arXiv 2402.09353)."""
