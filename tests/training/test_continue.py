@@ -3,6 +3,7 @@ where it came from."""
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.continued import read_continued
 from moslora.runs.continuing import check_predecessor
 from moslora.runs.manifest import read_manifest
-from moslora.runs.predecessor import predecessor_of
+from moslora.runs.predecessor import Predecessor, predecessor_of
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from moslora.training.prepare import gather_inputs, prepare
@@ -123,12 +124,20 @@ def test_twenty_steps_have_the_losses_of_peft_from_the_same_start(world: Path, t
 
 @pytest.mark.parametrize("method", ["peft/miss", "peft/vera", "peft/vblora", "peft/randlora", "peft/dora"])
 def test_a_method_of_peft_goes_on_from_pefts_folder(method: str, world: Path, tmp_path: Path) -> None:
-    """As PEFT saved it, in bfloat16 weights or not, and with every default written out."""
+    """As PEFT saved it, with every default written out, and with its weights in bfloat16."""
     recipe = recipe_of(method, world, tmp_path)
     theirs = started(recipe)
-    perturb([weight for weight in theirs.parameters() if weight.requires_grad], size=0.05)
+    learning = [weight for weight in theirs.parameters() if weight.requires_grad]
+    perturb(learning, size=0.05)
+    for weight in learning:
+        weight.data = weight.data.bfloat16().float()
     theirs.save_pretrained(tmp_path / "theirs")
-    assert json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())["peft_type"]
+    file = tmp_path / "theirs" / "adapter_model.safetensors"
+    kept = load_file(file)
+    for name, value in kept.items():
+        if torch.equal(value, value.bfloat16().to(value.dtype)):  # all but what a method drew
+            kept[name] = value.bfloat16()
+    save_file(kept, file, metadata={"format": "pt"})
     continuing = recipe_of(method, world, tmp_path, f"adapter.continue_from={tmp_path / 'theirs'}", "seed=8")
     assert torch.equal(logits_of(started(continuing)), logits_of(theirs))
 
@@ -185,10 +194,19 @@ def test_what_does_not_fit_is_named_at_once_with_the_overrides_that_restore_it(
     started(load_recipe(world / "recipe.yaml", [*changes, *fix, *words[:1]]))
 
 
-def test_a_dropout_and_what_learns_may_be_others(trained: Path, world: Path) -> None:
-    changes = ["adapter.dropout=0", "adapter.trains=b", f"adapter.continue_from={trained}"]
-    model = started(load_recipe(world / "recipe.yaml", changes))
-    assert {name.rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad} == {"lora_b"}
+@pytest.mark.parametrize(("trains", "expected"), [("b", "lora_b"), ("mixer", "weight")])
+def test_a_dropout_and_what_learns_may_be_others(
+    trained: Path, world: Path, tmp_path: Path, trains: str, expected: str
+) -> None:
+    """Also M alone, which could not start so, as B would be zero."""
+    changes = [*SHORT, "adapter.dropout=0", f"adapter.trains={trains}", f"adapter.continue_from={trained}"]
+    recipe = load_recipe(world / "recipe.yaml", changes)
+    before = adapter(trained)
+    learning = [name for name, weight in started(recipe).named_parameters() if weight.requires_grad]
+    assert {name.rpartition(".")[2] for name in learning} == {expected}
+    train_recipe(recipe, out=tmp_path / "run")
+    after = adapter(tmp_path / "run")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {*learning}
 
 
 def test_a_field_of_a_method_of_peft_is_compared_with_its_default(
@@ -201,6 +219,56 @@ def test_a_field_of_a_method_of_peft_is_compared_with_its_default(
         read_continued(recipe_of("peft/lora", world, tmp_path, source, "adapter.peft.lora_alpha=99"))
     with pytest.raises(UsageError, match=r"adapter\.peft was .*peft_type: LORA.*, is null"):
         read_continued(load_recipe(world / "recipe.yaml", [source]))
+
+
+@pytest.mark.parametrize("source", ["own", "PEFT's folder"])
+def test_another_method_of_peft_is_one_difference(world: Path, tmp_path: Path, source: str) -> None:
+    """Not one in each of its fields, of which most are at PEFT's defaults, and some could not be written at all."""
+    method = "{peft_type: LORA, r: 4, use_rslora: true}"
+    first = tmp_path / "first"
+    if source == "own":
+        train_recipe(load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.peft={method}"]), out=first)
+    else:
+        peft_lora(world, first, lora_alpha=8, use_rslora=True)
+    changes = ["adapter.peft={peft_type: MISS, r: 8}", f"adapter.continue_from={first}"]
+    with pytest.raises(UsageError) as raised:
+        read_continued(load_recipe(world / "recipe.yaml", changes))
+    said, _, fix = str(raised.value).partition("; to continue it: ")
+    assert said.count(" was ") == 1 and "peft_type: LORA" in said and "peft_type: MISS" in said
+    started(load_recipe(world / "recipe.yaml", [*changes, *shlex.split(fix)]))
+
+
+def test_a_lora_of_peft_that_is_none_of_ours_is_sent_to_pefts_own_method(world: Path, tmp_path: Path) -> None:
+    peft_lora(world, tmp_path / "theirs", use_dora=True)
+    source = f"adapter.continue_from={tmp_path / 'theirs'}"
+    with pytest.raises(UsageError, match=r"use_dora = True: not supported.*set adapter\.peft with peft_type: LORA"):
+        read_continued(load_recipe(world / "recipe.yaml", [*LORA, source]))
+    method = "adapter.peft={peft_type: LORA, r: 4, lora_alpha: 8, use_dora: true}"
+    started(load_recipe(world / "recipe.yaml", [*LORA[-1:], source, method]))
+
+
+def test_a_plan_refuses_what_the_training_would(trained: Path, world: Path, tmp_path: Path) -> None:
+    """An adapter in PEFT's format, whose weights it has to read, and another base."""
+    peft_lora(world, tmp_path / "theirs")
+    source = f"adapter.continue_from={tmp_path / 'theirs'}"
+    assert "continues theirs (sha256" in "\n".join(plan(load_recipe(world / "recipe.yaml", [*LORA, source])).heading)
+    with pytest.raises(UsageError, match=r"adapter\.rank was 4, is 8; to continue it: adapter\.rank=4$"):
+        plan(load_recipe(world / "recipe.yaml", [*LORA, source, "adapter.rank=8"]))
+    other = Path(shutil.copytree(world / "model", tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    perturb([*weights.values()], size=0.1)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="another base"):
+        plan(load_recipe(world / "recipe.yaml", [f"model.name={other}", f"adapter.continue_from={trained}"]))
+
+
+def test_what_a_later_version_keeps_of_it_besides_is_left_out() -> None:
+    before = Predecessor(sha256="1" * 64, name="before")
+    predecessor = Predecessor(sha256="2" * 64, name="first", steps=9, gate_tasks=("boolq",), continued_from=before)
+    facts = json.loads(json.dumps(predecessor.facts))
+    facts["continued_from"] |= {"rows": 5}
+    facts["continued_from"]["continued_from"] |= {"rows": 5}
+    assert predecessor_of(facts) == predecessor
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4"])
@@ -252,6 +320,11 @@ def test_a_peft_folder_that_names_another_base_is_noted(
     changes = [*LORA, f"model.name={copy}", f"adapter.continue_from={tmp_path / 'theirs'}"]
     read_continued(load_recipe(world / "recipe.yaml", changes))
     assert f"names {world / 'model'} as its base, and goes on over {copy}" in capsys.readouterr().out
+    config = tmp_path / "theirs" / "adapter_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "base_model_name_or_path": "a\n\x1b[31mname"}))
+    read_continued(load_recipe(world / "recipe.yaml", changes))
+    assert r"names 'a\n\x1b[31mname' as its base" in capsys.readouterr().out
 
 
 GATE = ("adapter.mixer.kind=task-gate", "adapter.mixer.experts=2")
@@ -356,6 +429,24 @@ def test_before_its_first_checkpoint_it_begins_again_with_the_same_weights_alone
     with pytest.raises(UsageError, match="has other weights than the run began with"):
         train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
     assert not Run(run).finished and Run(again).finished
+
+
+def test_a_run_that_is_no_better_than_what_it_continues_says_so(
+    trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also the best step, as the start is none of them."""
+    no_better = "no better than the adapter that it continues"
+    changes = [*SHORT, "training.warmup_steps=0", "training.validate_every=1", "training.result=best"]
+    for source, rate, expected in (("null", 5, False), (trained, 5, True), (trained, 1e-3, False)):
+        recipe = load_recipe(
+            world / "recipe.yaml", [*changes, f"training.learning_rate={rate}", f"adapter.continue_from={source}"]
+        )
+        out = tmp_path / f"{rate}-{expected}"
+        train_recipe(recipe, out=out)
+        first = next(row["validation_loss"] for row in Run(out).metrics if "validation_loss" in row)
+        is_better = (Run(out).validation_loss or 0) < first
+        assert is_better is not expected
+        assert (no_better in capsys.readouterr().out) is expected
 
 
 def test_a_resumed_run_cannot_continue_another_one(trained: Path, world: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from moslora.base.engine import text_part
 from moslora.base.quantized import quantized_layers
 from moslora.errors import MosloraError, UsageError, capped, first_line, needing
 from moslora.recipe import PeftSection
+from moslora.recipe.adapter import PeftMethod
 
 UNFIT = {
     **dict.fromkeys(("ADALORA", "ADAMSS"), "has to be told of every step"),
@@ -44,6 +45,11 @@ UNFIT_FIELDS = {
 DRAWN_FROM_THE_BASE = "_niter_"
 """In the name of a start that splits the base's weights with random numbers of their device. It is drawn on the CPU, so
 that the base is split in the same way wherever the run is opened again."""
+
+
+KIND = "adapter.peft.peft_type"
+TARGETS = "adapter.target_modules"
+"""Keys of the method and of its layers among its settings."""
 
 
 PLACEHOLDER = re.compile(r"(\w+)\[number of \w+\]")
@@ -191,12 +197,30 @@ def settings_of(section: PeftSection) -> dict[str, Any]:
 
 def settings_in(file: Path) -> dict[str, Any]:
     """The same of an ``adapter_config.json``."""
+    _silence_bitsandbytes()
     with needing("peft", "adapter.continue_from"):
         from peft import PeftConfig
     try:
         return _settings(PeftConfig.from_pretrained(str(file.parent)))
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise UsageError(f"{file}: not a config that this version of PEFT reads ({first_line(error)})") from None
+
+
+def own_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe's ``adapter.peft`` has to say for a method with these settings: its type, and the fields that are
+    not at PEFT's defaults.
+
+    Raises:
+        UsageError: as :func:`config_of`, of a method that does not fit.
+    """
+    kind = settings[KIND]
+    defaults = settings_of(PeftSection(peft=PeftMethod(peft_type=kind)))
+    fields = {"peft_type": kind}
+    for key, value in settings.items():
+        name = key.removeprefix("adapter.peft.")
+        if name != key and value != defaults.get(key):
+            fields[name] = value
+    return fields
 
 
 def is_drawn_from_the_base(settings: Mapping[str, Any]) -> bool:
@@ -209,20 +233,25 @@ def _settings(config: Any) -> dict[str, Any]:
     """Without what every method has, such as the base's name, and without dropout, which changes no weight."""
     from peft.config import PeftConfig
 
-    found = {"adapter.peft.peft_type": config.peft_type.value}
+    found = {KIND: config.peft_type.value}
     for key, value in config.to_dict().items():
         if key in PeftConfig.__dataclass_fields__ or "dropout" in key:
             continue
         if isinstance(value, set):
             value = sorted(value)
         found[f"adapter.peft.{key}"] = json.loads(json.dumps(value, default=str))
-    found["adapter.target_modules"] = found.pop("adapter.peft.target_modules")
+    found[TARGETS] = found.pop("adapter.peft.target_modules")
     return found
+
+
+def _silence_bitsandbytes() -> None:
+    """PEFT imports it, and it warns of optional kernels."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _config_class(kind: str) -> Any:
     """PEFT's class of configs for the method ``kind``, which must be one that can be trained here."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it warns of optional kernels
+    _silence_bitsandbytes()
     with needing("peft", "adapter.peft"):
         from peft.config import PromptLearningConfig
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

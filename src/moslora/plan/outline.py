@@ -17,7 +17,7 @@ from moslora.data.steps import StepPlan
 from moslora.plan.step import Work
 from moslora.plan.validations import Validations, counted_validations, estimated_validations
 from moslora.recipe import DataSection, Recipe
-from moslora.runs.continuing import check_predecessor
+from moslora.runs.continued import fitting_predecessor
 from moslora.tasks import Task
 from moslora.training.budget import RankBudget
 from moslora.training.prepare import adapt
@@ -91,7 +91,7 @@ def outline(recipe: Recipe) -> Outline:
         RankBudget(model, training.rank_budget, total=len(plan))  # refuses what does not fit
     tokens = round(len(plan) * training.global_batch_size * tokens_per_row)
     lines = describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training)
-    predecessor = check_predecessor(recipe)
+    predecessor = fitting_predecessor(recipe)
     if predecessor is not None:
         lines.append(f"continues {predecessor}")
     if encoder is not None and data is not None:

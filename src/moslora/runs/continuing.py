@@ -8,7 +8,7 @@ from typing import Any
 from moslora.base.identity import fingerprint
 from moslora.base.resolve import available_offline
 from moslora.errors import UsageError
-from moslora.recipe import Adapter, ModelSection, Recipe
+from moslora.recipe import Adapter, ModelSection, PeftSection, Recipe
 from moslora.recipe.yaml_text import render_inline
 from moslora.runs.manifest import read_checked
 from moslora.runs.peft_files import has_adapter_files
@@ -22,7 +22,7 @@ def check_predecessor(recipe: Recipe) -> Predecessor | None:
     """The adapter that ``recipe`` continues; ``None`` if it starts at the base.
 
     One of ours must fit. Whether one in PEFT's format does, and the base, is seen when the weights are read, which
-    needs torch; where something else does not fit, a base that is here is looked at too.
+    needs torch (`moslora.runs.continued`); where something else does not fit, a base that is here is looked at too.
     """
     place = recipe.adapter.continue_from
     if place is None:
@@ -32,13 +32,14 @@ def check_predecessor(recipe: Recipe) -> Predecessor | None:
         return peft_predecessor(folder)
     then, manifest = read_checked(folder)
     found = differences(then, recipe)
-    if found and _has_weights_here(recipe.model):
+    if found and has_weights_here(recipe.model):
         found |= other_base(manifest["base"], recipe.model)
     refuse_differences(folder, found)
     return own_predecessor(folder, manifest, gated_by_task=then.adapter.gated_by_task)
 
 
-def _has_weights_here(model: ModelSection) -> bool:
+def has_weights_here(model: ModelSection) -> bool:
+    """Whether the base can be looked at without a download."""
     folder = available_offline(model.name, revision=model.revision)
     return folder is not None and any(folder.glob("*.safetensors"))
 
@@ -55,13 +56,20 @@ def differences(then: Recipe, now: Recipe) -> dict[str, str]:
 def section_differences(then: Adapter, now: Adapter) -> dict[str, str]:
     """The keys in which an adapter's section is not what it was: ``key was …, is …`` -> the override that restores it.
 
-    The fields of two methods of PEFT are left out, as their defaults are not known here.
+    The fields of one method of PEFT are left out, as their defaults are not known here.
     """
     before = _comparable(then)
     after = _comparable(now)
-    if then.needs_peft and now.needs_peft:
+    if is_one_method_of_peft(then, now):
         del before["adapter.peft"]
     return changed_values(before, after)
+
+
+def is_one_method_of_peft(one: Adapter, other: Adapter) -> bool:
+    """Whether both are the same method of PEFT, whatever its fields."""
+    if isinstance(one, PeftSection) and isinstance(other, PeftSection):
+        return one.peft.peft_type == other.peft.peft_type
+    return False
 
 
 def _comparable(section: Adapter) -> dict[str, Any]:

@@ -7,17 +7,18 @@ Importing this does not load torch.
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.files import sha256
+from moslora.recipe.builtin import printable
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.origin import read_origin
 from moslora.runs.peft_files import adapter_files, has_adapter_files
-from moslora.runs.run import locate_adapter, run_of, unfinished
+from moslora.runs.run import Run, locate_adapter, run_of, unfinished
 
 CONTINUED_FROM = "continued_from"
 """Key of a `Predecessor` in a manifest and in ``run.json``."""
@@ -57,12 +58,15 @@ class Predecessor:
 
 
 def predecessor_of(facts: Mapping[str, Any]) -> Predecessor | None:
-    """What a manifest or a ``run.json`` says; ``None`` if the run did not continue another adapter."""
+    """What a manifest or a ``run.json`` says, without what only a later version knows; ``None`` if the run did not
+    continue another adapter."""
     found = facts.get(CONTINUED_FROM)
     if found is None:
         return None
-    predecessor = Predecessor(**found)
-    return replace(predecessor, gate_tasks=tuple(predecessor.gate_tasks), continued_from=predecessor_of(found))
+    known = {field.name: found[field.name] for field in fields(Predecessor) if field.name in found}
+    known["gate_tasks"] = tuple(known.get("gate_tasks", ()))
+    known[CONTINUED_FROM] = predecessor_of(found)
+    return Predecessor(**known)
 
 
 def locate_predecessor(place: str) -> Path:
@@ -109,7 +113,22 @@ def peft_predecessor(folder: Path) -> Predecessor:
     origin = read_origin(folder)
     if origin is None:
         return Predecessor(sha256(weights), folder.resolve().name)
-    return Predecessor(sha256(weights), origin.run, origin.step)
+    return Predecessor(sha256(weights), printable(origin.run), origin.step)
+
+
+def remark_on_start(run: Run) -> str:
+    """What is said of a finished run whose validation loss is no lower than that of the adapter that it continued;
+    empty for another."""
+    if predecessor_of(run.facts) is None:
+        return ""
+    before = [row["validation_loss"] for row in run.metrics if row["step"] == 0 and "validation_loss" in row]
+    after = run.validation_loss
+    if not before or before[0] is None or after is None or after < before[0]:
+        return ""
+    return (
+        f"validation loss {after:.4f}, and {before[0]:.4f} before the first step: on the validation rows the run is no"
+        " better than the adapter that it continues"
+    )
 
 
 def hash_of_predecessor(place: str) -> str:

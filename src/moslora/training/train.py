@@ -30,7 +30,7 @@ from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, open_ad
 from moslora.runs.best import BEST, TRAINED_STEPS, ending
 from moslora.runs.continued import Continued, read_continued
 from moslora.runs.manifest import read_manifest
-from moslora.runs.predecessor import Predecessor, predecessor_of
+from moslora.runs.predecessor import Predecessor, predecessor_of, remark_on_start
 from moslora.runs.resuming import refuse_other_run
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
@@ -345,6 +345,9 @@ class Training:
             _note_outcome(self.run)
             for line in ending(self.run.facts, self.recipe.training):
                 say(line)
+            remark = remark_on_start(self.run)
+            if remark:
+                note(remark)
             say(f"adapter saved in {result}")
         self.parts.accelerator.wait_for_everyone()
         return result
