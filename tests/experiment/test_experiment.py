@@ -318,6 +318,41 @@ def test_results_of_other_code_count_only_if_asked(
     assert results(Path("runs/e")) == before
 
 
+CONTINUED = "  more: {{extends: methods/lora, adapter: {{continue_from: {place}}}}}\nlearning_rates"
+
+
+def test_an_arm_that_cannot_continue_its_adapter_is_refused_before_the_others_are_trained(
+    write: Write, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, expected in ((trained, "adapter.mixer was"), ("runs/gone", "no such run")):
+        file = write(old="learning_rates", new=CONTINUED.format(place=place))
+        code, _, errors = run(capsys, "experiment", file, "lora", "more")
+        assert code == 2 and errors.startswith("error: more: adapter.continue_from = ") and expected in errors
+        assert errors.count("\n") == 1 and not Path("runs/e").exists()
+
+
+def test_a_lost_predecessor_leaves_its_arm_out_and_the_others_go_on(
+    write: Write, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And an arm that was given one, or none any more, is another, though nothing was hashed."""
+    first = Path(shutil.copytree(trained, "first"))
+    adapter = "adapter: {mixer: {init: kaiming}}"
+    write(old="adapter: {mixer: {init: orthogonal}}", new=f"adapter: {{continue_from: {first.resolve()}}}")
+    text = Path("e.yaml").read_text(encoding="utf-8").replace("seeds: [0, 1]", "seeds: [0]")
+    Path("e.yaml").write_text(text, encoding="utf-8")
+    code, _, errors = run(capsys, "experiment", "e.yaml", "learned")
+    assert code == 0, errors
+    first.rename("elsewhere")
+    code, said, errors = run(capsys, "experiment", "e.yaml", "lora")
+    assert code == 0 and "note: runs/e/runs/learned-0.03-0: cannot be made again: adapter.continue_from" in said, errors
+    assert {line.arm for line in read_index(Path("runs/e")).runs} == {"lora"}
+    code, _, errors = run(capsys, "experiment", "e.yaml", "learned")
+    assert code == 2 and "no such run" in errors and "remove what is old" in errors
+    Path("e.yaml").write_text(text.replace(f"adapter: {{continue_from: {first.resolve()}}}", adapter), encoding="utf-8")
+    _, said, _ = run(capsys, "experiment", "e.yaml", "--table")
+    assert "note: runs/e/runs/learned-0.03-0: adapter.continue_from was" in said
+
+
 def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write: Write) -> None:
     loaded = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH))
     search, scored = loaded.search(("lora",))[0], loaded.planned([("lora", 1e-4)], scored=True)[0]

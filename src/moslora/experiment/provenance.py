@@ -23,6 +23,7 @@ from moslora.base.load import load_tokenizer
 from moslora.choices import FormatName, Split
 from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import identity
+from moslora.errors import MosloraError
 from moslora.experiment.file import Planned
 from moslora.recipe import Adapter, Changes, ModelSection, Recipe
 from moslora.recipe.recipe import changed_keys
@@ -83,6 +84,22 @@ def _start(adapter: Adapter) -> str | None:
     return hash_of_predecessor(adapter.continue_from)
 
 
+def _lost_start(adapter: Adapter) -> str:
+    """Why the adapter that a run continues cannot be read; empty if it can."""
+    try:
+        _start(adapter)
+    except MosloraError as error:
+        return f"cannot be made again: {error}"
+    return ""
+
+
+def _start_differences(planned: Recipe, made: Recipe) -> list[str]:
+    """Whether only one of both starts at the base. Two places may hold the same weights, which their hash tells."""
+    if planned.adapter.continue_from is None or made.adapter.continue_from is None:
+        return planned.differences(made, Changes.START)
+    return []
+
+
 def _program(base: ModelSection, adapter: Adapter) -> dict[str, Any]:
     """What computes: needs neither the base nor the rows."""
     quantized = base.quantization is not None
@@ -113,8 +130,11 @@ def changes(
     counted: tuple[Changes, ...] = REMADE
     if planned.scored:
         counted = (*REMADE, Changes.ASKED)
-    found = planned.recipe.differences(recipe, *counted)
+    found = planned.recipe.differences(recipe, *counted) + _start_differences(planned.recipe, recipe)
     if fetching:
+        lost = _lost_start(planned.recipe.adapter)
+        if lost:
+            return [*found, lost]
         here = provenance(planned)
     else:
         here = _program(planned.recipe.model, planned.recipe.adapter)

@@ -26,6 +26,7 @@ from moslora.files import in_use, locked
 from moslora.recipe import Recipe
 from moslora.recipe.builtin import is_builtin
 from moslora.recipe.layers import shown
+from moslora.runs.continued import fitting_predecessor
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 from moslora.runs.packed import RUN_FOLDERS
@@ -70,6 +71,7 @@ class Study:
         others = self.others()
         if others:
             raise UsageError("\n".join(others))
+        self._refuse_unfit_starts()
         with locked(self.out):
             self.write_index()
             self._finish(self.experiment.search(self.arms), later=len(self.arms) * len(self.experiment.file.seeds))
@@ -80,6 +82,16 @@ class Study:
             left = [planned for planned in scored if planned.arm not in remarks or self._is_scored_anyway(planned)]
             self._finish(left, later=0)
             return len(left) == len(scored)
+
+    def _refuse_unfit_starts(self) -> None:
+        """Refuses a run that continues an adapter which is not there or does not fit, before the others are trained."""
+        for planned in (*self.experiment.search(self.arms), *self.scored()):
+            if is_done(self.out, planned):
+                continue
+            try:
+                fitting_predecessor(planned.recipe)
+            except UsageError as error:
+                raise UsageError(f"{planned.arm}: {error}") from None
 
     def _is_scored_anyway(self, planned: Planned) -> bool:
         """Whether a run is scored although a rate beyond those tried may be better."""
