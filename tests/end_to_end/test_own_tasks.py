@@ -154,7 +154,8 @@ def test_the_card_names_the_sources_of_the_rows_and_of_the_questions(
     assert says(card, f"- weather: {drawn['weather']} rows", "own source", "recipe\n")
     assert "train: ./rows.jsonl\n" in card
     assert f"- boolq: {drawn['boolq']} rows from `./data`\n" in card
-    assert f"{sum(drawn.values())} rows, repeats included" in card and "wheel" not in card and str(mine) not in card
+    assert f"{sum(drawn.values())} rows, repeats included" in card and str(mine) not in card
+    assert "wheel" not in card.replace("wheel: null", "")
     value, (low, high) = results.tasks["weather"].value("accuracy")
     shown = f"weather {100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f}) of 4"
     assert says(card, "questions", "own source", "`./data`", f"accuracy: {shown}")
