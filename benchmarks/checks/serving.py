@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +142,8 @@ def converted(run: Path, work: Path, llama: Path, llama_cpp: Any) -> list[Form]:
     return forms
 
 
-def verified(form: Form, run: Path, work: Path) -> tuple[Report, float]:
-    """What `moslora verify` says of the form behind llama.cpp's server, and its seconds."""
+def verified(form: Form, run: Path, work: Path) -> Report:
+    """What `moslora verify` says of the form behind llama.cpp's server."""
     import xllamacpp
 
     how = xllamacpp.CommonParams()
@@ -155,13 +154,10 @@ def verified(form: Form, run: Path, work: Path) -> tuple[Report, float]:
     if form.adapter:
         how.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(form.adapter), form.scale)]
     server = xllamacpp.Server(how)
-    begin = time.perf_counter()
-    options = Options(at_once=1, again=True, out=work / "verify" / form.folder)
-    report = verify(run, server.listening_address, options)
-    return report, time.perf_counter() - begin
+    return verify(run, server.listening_address, Options(at_once=1, out=work / "verify" / form.folder))
 
 
-def row(form: Form, report: Report, seconds: float) -> list[str]:
+def row(form: Form, report: Report) -> list[str]:
     """A line of the table."""
     assert report.fit is not None
     low, high = report.fit.interval
@@ -174,7 +170,6 @@ def row(form: Form, report: Report, seconds: float) -> list[str]:
         f"{report.fit.distance:.2g}",
         f"{report.fit.k:.2f} ({low:.2f} to {high:.2f})".replace("-", "−"),
         report.verdict.kind,
-        f"{seconds:.0f}",
     ]
 
 
@@ -196,12 +191,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command(sys.executable, "-m", "moslora", "eval", run, "--limit", "32")  # what is answered is not asked again
     command(sys.executable, "-m", "moslora", "eval", run, "--limit", "32", "--base")
     header = ["llama.cpp loads", "MB", "same answers", "log p of the right option, server − run", "distance", "k"]
-    table = [[*header, "verdict", "seconds"]]
+    table = [[*header, "verdict"]]
     tolerance = 0.0
     for form in forms:
-        report, seconds = verified(form, run, given.work)
+        report = verified(form, run, given.work)
         tolerance = report.tolerance
-        table.append(row(form, report, seconds))
+        table.append(row(form, report))
         print(" | ".join(table[-1]), flush=True)
     caption = (
         f"{machine()}; llama.cpp of xllamacpp, converters of {PACKAGE} {VERSION}; log p and distances in nats;"

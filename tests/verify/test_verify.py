@@ -19,6 +19,7 @@ from tests.verify.conftest import Served
 
 def verified(capsys: pytest.CaptureFixture[str], served: Served, pretended: Pretended, *options: object) -> str:
     """The verdict's kind; the exit code is 0 for the run alone."""
+    capsys.readouterr()  # of a training
     with serving(pretended) as address:
         code, out, errors = run(capsys, "verify", served.path, "--server", address, "--json", *options)
     found = json.loads(out)
@@ -220,7 +221,7 @@ def test_other_protocols(
 def test_a_chat_is_asked_in_the_servers_template(
     served_world: Callable[..., Served], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    served = served_world("data.format=chat")
+    served = served_world("data.format=chat", "evaluation.tasks=[arc_easy,obqa]")
     pretended = served.pretended()
     assert verified(capsys, served, pretended) == "run"
     assert any("messages" in body for body in pretended.asked)

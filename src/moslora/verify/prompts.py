@@ -63,10 +63,12 @@ def find_prompt_fault(
         asked: the questions.
         replies: to the questions as they were asked first.
         verdict: on these replies.
-        tolerance: what rounding explains of a distance, in nats.
+        tolerance: what rounding explains of a distance, in nats; 0 if the server tells no log-probabilities.
     """
     probes = list(asked.questions[:: max(1, len(asked.questions) // PROBES)])[:PROBES]
-    if not verdict.passed and verdict.kind not in ("base", "scale", "context"):
+    may_be_another_prompt = verdict.kind not in ("base", "scale", "context")
+    tells_scores = bool(tolerance)
+    if not verdict.passed and may_be_another_prompt and tells_scores:
         return _undone(asker, asked, probes, tolerance=tolerance)
     if not verdict.passed:
         return None
