@@ -28,6 +28,8 @@ class Pretended:
         begins_text: tokens before those of each prompt that is sent as text.
         begins_tokens: tokens before each prompt that is sent as tokens.
         wrap: what becomes of a text.
+        begins_chat: tokens before those of a chat.
+        chat_wrap: what becomes of a chat's text.
         context: tokens that it reads, the last ones; ``None`` for all.
         troubles: one for each of the next requests.
         always: the trouble of every request, from number ``after`` on.
@@ -42,6 +44,8 @@ class Pretended:
     begins_text: tuple[int, ...] = ()
     begins_tokens: tuple[int, ...] = ()
     wrap: str = "{}"
+    begins_chat: tuple[int, ...] = ()
+    chat_wrap: str = "{}"
     context: int | None = None
     troubles: list[Trouble] = field(default_factory=list)
     always: Trouble | None = None
@@ -79,8 +83,8 @@ class Pretended:
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         text = self.tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
-        own = self.tokenizer(self.wrap.format(text), add_special_tokens=False).input_ids
-        ids = [*self.begins_text, *own]
+        own = self.tokenizer(self.chat_wrap.format(text), add_special_tokens=False).input_ids
+        ids = [*self.begins_chat, *own]
         choice, written = self.written(ids, {**body, "logprobs": body.get("top_logprobs")})
         message = {"role": "assistant", "content": self.tokenizer.decode(written)}
         return {"choices": [{"index": 0, "message": message, **choice}], "usage": {"prompt_tokens": len(ids)}}

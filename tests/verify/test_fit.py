@@ -30,7 +30,9 @@ def evidence(
     if others:
         named = {"step-20": Answered.of(checkpoint)}
     lengths = list(np.random.default_rng(4).integers(20, 200, questions))
-    return Evidence(Answered.of(server), Answered.of(run), Answered.of(base), named, lengths, 0.02, "float16")
+    return Evidence(
+        Answered.of(server), Answered.of(run), Answered.of(base), named, lengths, [1.0] * questions, 0.02, "float16"
+    )
 
 
 def test_k_is_that_of_least_squares_and_nothing_depends_on_what_options_share() -> None:
@@ -85,7 +87,9 @@ def test_an_adapter_that_hardly_moves_answers_is_not_judged() -> None:
     assert given.base is not None
     small = [plain + 0.01 * (own - plain) for own, plain in zip(given.run.values, given.base.values, strict=True)]
     server = [row + error for row, error in zip(small, made(8, seed=9, scale=0.01), strict=True)]
-    weak = Evidence(Answered.of(server), Answered.of(small), given.base, {}, given.lengths, 0.02, "float16")
+    weak = Evidence(
+        Answered.of(server), Answered.of(small), given.base, {}, given.lengths, given.scales, 0.02, "float16"
+    )
     assert judge(weak)[0].kind == "undecided"
 
 
@@ -94,7 +98,9 @@ def test_long_questions_alone_that_differ_are_a_context_that_is_cut() -> None:
     cut = []
     for row, length, error in zip(given.server.values, given.lengths, made(64, seed=8), strict=True):
         cut.append(row + error * (length > 120))
-    found, _ = judge(Evidence(Answered.of(cut), given.run, given.base, {}, given.lengths, 0.02, "float16"))
+    found, _ = judge(
+        Evidence(Answered.of(cut), given.run, given.base, {}, given.lengths, given.scales, 0.02, "float16")
+    )
     assert found.kind == "context"
     assert f"of up to {max(length for length in given.lengths if length <= 120)} tokens" in found.says
 

@@ -222,13 +222,16 @@ def test_a_chat_is_asked_in_the_servers_template(
     served_world: Callable[..., Served], capsys: pytest.CaptureFixture[str]
 ) -> None:
     served = served_world("data.format=chat", "evaluation.tasks=[arc_easy,obqa]")
-    pretended = served.pretended()
+    pretended = served.pretended(tells="forced")
     assert verified(capsys, served, pretended) == "run"
     assert any("messages" in body for body in pretended.asked)
-    other = served.pretended(wrap="system: be brief\n{}")
-    with serving(other) as address:
-        code, out, _ = run(capsys, "verify", served.path, "--server", address, "--again")
-    assert code == 1 and says(out, "the prompt is another one"), out
+    for fault, named in (
+        ({"chat_wrap": "system: be brief\n{}"}, "by its template"),
+        ({"begins_chat": (1,)}, "BOS twice"),
+    ):
+        with serving(served.pretended(tells="forced", **fault)) as address:
+            code, out, _ = run(capsys, "verify", served.path, "--server", address)
+        assert code == 1 and says(out, "the prompt is another one in a chat", named), out
 
 
 def test_half_a_line_on_the_disk_is_asked_again(served: Served, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """A server's replies as answers: an evaluation like the run's, and the evidence of a verdict."""
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,9 +95,17 @@ def evidence_of(asked: AskedQuestions, replies: Mapping[str, Reply], *, dtype: D
         base=base,
         others={name: answered(scores_by_id(other)) for name, other in asked.others.items()},
         lengths=[question.length for question in known],
+        scales=_scales(known),
         tolerance=_tolerance(asked, known, dtype=dtype),
         dtype=dtype,
     )
+
+
+def _scales(questions: Sequence[Question]) -> list[float]:
+    """√(a question's scored tokens / those of all questions), both means over options."""
+    means = [statistics.fmean(len(answer) for answer in question.answers) for question in questions]
+    of_all = statistics.fmean(means)
+    return [math.sqrt(mean / of_all) for mean in means]
 
 
 def _tolerance(asked: AskedQuestions, questions: Sequence[Question], *, dtype: DType) -> float:
@@ -124,18 +134,29 @@ def chosen_by_id(evaluation: Evaluation) -> dict[str, int | None]:
     return found
 
 
+def _said_by_id(evaluation: Evaluation) -> dict[str, int | str | None]:
+    """The option that each question is answered with; the text where it names none, and there is one."""
+    said: dict[str, int | str | None] = {}
+    said.update(chosen_by_id(evaluation))
+    for answers in evaluation.tasks.values():
+        for id, text in zip(answers.ids, answers.texts, strict=False):  # no texts where options are scored
+            if said[id] is None and text is not None:
+                said[id] = text.strip()
+    return said
+
+
 def text_evidence(asked: AskedQuestions, server: Evaluation) -> TextEvidence:
     """How often a server that tells texts alone answers as the run, and as its base."""
-    found = chosen_by_id(server)
-    run = chosen_by_id(asked.run)
+    found = _said_by_id(server)
+    run = _said_by_id(asked.run)
     like_run = sum(found[id] == run[id] for id in found)
-    named = sum(position is not None for position in found.values())
+    named = sum(position is not None for position in chosen_by_id(server).values())
     if not asked.questions[0].answers:  # of `generate`, whose recorded texts may name no option either
         named = len(found)
     counts = TextEvidence(len(found), named, like_run)
     if asked.base is None:
         return counts
-    base = chosen_by_id(asked.base)
+    base = _said_by_id(asked.base)
     differing = [id for id in found if run[id] != base[id]]
     return replace(
         counts,

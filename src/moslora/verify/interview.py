@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from moslora.console import say
+from moslora.console import note, say
 from moslora.errors import MosloraError, counted
 from moslora.verify.questions import Question
 from moslora.verify.replies import Replies, Reply
@@ -26,10 +26,14 @@ class Interview:
     Attributes:
         replies: those so far.
         at_once: questions that are asked at the same time.
+        again: no reply of an earlier interview is trusted.
+        trusted: ways whose kept replies are this server's.
     """
 
     replies: Replies
     at_once: int
+    again: bool = False
+    trusted: set[str] = field(default_factory=set)
 
     def ask(self, way: Way, questions: Sequence[Question]) -> dict[str, Reply]:
         """The replies by id, of the questions that this way reaches.
@@ -38,6 +42,7 @@ class Interview:
             Unavailable: the server is gone; what it has answered is kept.
         """
         reached = [question for question in questions if way.reaches(question)]
+        self._trust(way, reached)
         missing = [question for question in reached if self.replies.get(way.key(question)) is None]
         if missing:
             say(f"asking {counted(len(missing), 'question')}, {way.name}")
@@ -48,6 +53,28 @@ class Interview:
             if reply is not None:
                 found[question.id] = reply
         return found
+
+    def _trust(self, way: Way, questions: Sequence[Question]) -> None:
+        """Forgets the replies of earlier interviews if the server answers otherwise now."""
+        if way.name in self.trusted:
+            return
+        self.trusted.add(way.name)
+        known = [question for question in questions if self.replies.get(way.key(question)) is not None]
+        if not known:
+            return
+        if self.again:
+            self.replies.forget(way.name)
+        elif self._has_changed(way, known[:CANARIES]):
+            note(f"the server answers otherwise than before, {way.name}: all of it is asked again")
+            self.replies.forget(way.name)
+
+    def _has_changed(self, way: Way, questions: Sequence[Question]) -> bool:
+        """Whether the server answers these questions otherwise than before."""
+        for question in questions:
+            before = self.replies.get(way.key(question))
+            if before is not None and differs(before, way.reply(question)):
+                return True
+        return False
 
     def _ask(self, way: Way, questions: Sequence[Question]) -> None:
         with ThreadPoolExecutor(self.at_once) as pool:
@@ -69,20 +96,6 @@ class Interview:
 
     def _ask_one(self, way: Way, question: Question) -> None:
         self.replies.add(way.reply(question))
-
-    def has_changed(self, way: Way, questions: Sequence[Question]) -> bool:
-        """Whether the server answers otherwise than before, by a few questions whose replies are kept."""
-        tried = 0
-        for question in questions:
-            before = self.replies.get(way.key(question))
-            if before is None or not way.reaches(question):
-                continue
-            if differs(before, way.reply(question)):
-                return True
-            tried += 1
-            if tried == CANARIES:
-                break
-        return False
 
 
 def differs(one: Reply, other: Reply) -> bool:

@@ -8,15 +8,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from moslora.verify.answers import scores_by_id
-from moslora.verify.fit import Answered, distance
+from moslora.verify.fit import Answered, distance, size
 from moslora.verify.interview import Interview
 from moslora.verify.questions import AskedQuestions, Asking, Question
 from moslora.verify.reading import Reading
 from moslora.verify.replies import Reply
 from moslora.verify.server import Refused, Server
 from moslora.verify.verdict import NEARLY_ALL, Verdict
-from moslora.verify.ways import Chat, Completion, Start, Way
+from moslora.verify.ways import Beginning, Completion, Start, Way
 
 PROBES = 16
 """Questions that are asked again in another way."""
@@ -52,6 +54,10 @@ class Asker:
             as_text = self.as_text
         return Completion(self.asking, self.reading, as_text, start)
 
+    def beginning(self, *, in_chat: bool = False, start: Start = "as it is") -> Beginning:
+        """What is written behind the run's own template, or in a chat."""
+        return Beginning(self.completion(start=start), self.server, in_chat)
+
 
 def find_prompt_fault(
     asker: Asker, asked: AskedQuestions, replies: Mapping[str, Reply], verdict: Verdict, *, tolerance: float
@@ -81,7 +87,7 @@ def find_prompt_fault(
                 return undone
             return fault
     if asker.asking.format.name == "chat":
-        return _as_chat(asker, probes, same)
+        return _as_chat(asker, probes, tolerance=tolerance)
     return None
 
 
@@ -91,6 +97,22 @@ class Same:
 
     replies: Mapping[str, Reply]
     tolerance: float
+
+    def begins(self, others: Mapping[str, Reply]) -> bool:
+        """Whether these texts begin as the other ones, their tokens as likely as there."""
+        moved: list[float] = []
+        alike = 0
+        for id, other in others.items():
+            own = self.replies[id]
+            if own.text != other.text:
+                continue
+            alike += 1
+            for first, second in zip(own.scores, other.scores, strict=False):  # one may have the end's token, too
+                if first is not None and second is not None:
+                    moved.append(first - second)
+        if alike < NEARLY_ALL * len(others):
+            return False
+        return not moved or size([np.array(moved)]) <= self.tolerance
 
     def holds(self, others: Mapping[str, Reply]) -> bool:
         """Whether these replies are the same but for rounding; also where nothing can be compared."""
@@ -158,15 +180,21 @@ def _as_text(asker: Asker, probes: Sequence[Question], same: Same) -> Verdict | 
     )
 
 
-def _as_chat(asker: Asker, probes: Sequence[Question], same: Same) -> Verdict | None:
+def _as_chat(asker: Asker, probes: Sequence[Question], *, tolerance: float) -> Verdict | None:
     """That a chat gives other answers than the tokens of the run's own template."""
-    others = _asked_if_served(asker.interview, Chat(asker.asking, asker.server), probes)
-    if same.holds(others):
+    chat = _asked_if_served(asker.interview, asker.beginning(in_chat=True), probes)
+    own = _asked_if_served(asker.interview, asker.beginning(), probes)
+    both = {id: reply for id, reply in chat.items() if id in own}
+    if not both or Same(own, tolerance).begins(both):
         return None
+    fault = "by its template"
+    for start in STARTS:
+        changed = _asked_if_served(asker.interview, asker.beginning(start=start), probes)
+        if changed.keys() >= both.keys() and Same(changed, tolerance).begins(both):
+            fault = _named(start, asker.asking)
     return Verdict(
         "prompt",
-        f"the prompt is another one in a chat, {_what_begins(asker, probes, others, same.tolerance)}; sent as"
-        " a prompt it gives this run's answers",
+        f"the prompt is another one in a chat, {fault}; sent as a prompt it gives this run's answers",
     )
 
 

@@ -120,6 +120,12 @@ class Asking:
             texts.append(self._text_of(prompts[-1], prompt + answer))
         return Question(example, tuple(prompts), tuple(answers), tuple(texts), characters, truncated)
 
+    def template(self, example: Example) -> tuple[tuple[int, ...], str | None]:
+        """The prompt alone, behind which an answer begins: its tokens, and the text that leads to them."""
+        prompt = self.format.generation_prompt(example)
+        ids = tuple(self.encoder.encode(prompt, "", eos=False).ids)
+        return ids, self._text_of(ids, prompt)
+
     def _written(self, example: Example) -> Question:
         prompt = self.format.generation_prompt(example)
         encoded = self.encoder.encode(prompt, "", eos=False, room=self.protocol.room)

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moslora.files import write_json, writing
+from moslora.files import write_json, write_text, writing
 
 REPLIES = "replies.jsonl"
 SERVER = "server.json"
@@ -92,11 +93,13 @@ class Replies:
             os.fsync(file.fileno())
             self.found[reply.key] = reply
 
-    def set_aside(self) -> None:
-        """Begins anew; the replies so far stay in `BEFORE`."""
-        with writing(self.folder):
-            os.replace(self.folder / REPLIES, self.folder / BEFORE)
-        self.found.clear()
+    def forget(self, way: str) -> None:
+        """Leaves out the replies to one way of asking; all that were there stay in `BEFORE`."""
+        path = self.folder / REPLIES
+        with self._lock, writing(self.folder):
+            shutil.copyfile(path, self.folder / BEFORE)
+            self.found = {key: reply for key, reply in self.found.items() if reply.way != way}
+            write_text(path, "".join(reply.to_json() + "\n" for reply in self.found.values()))
 
     def _read(self) -> None:
         """Reads what is there. A line that a killed process left half written is asked again."""

@@ -34,8 +34,12 @@ the distance."""
 SCALE_LEFT = 1.5
 """What a wrong scale leaves beside k, at most, in units of |1 − k| · effect: answers are no straight line in it."""
 
-WIDEST = 0.4
+WIDEST = 0.2
 """Largest width of the interval of k that decides anything."""
+
+BEYOND = 4
+"""How many times as far as rounding explains questions beyond a context's end are from the run, at least: long options
+are a little farther off in any case."""
 
 NEARLY_ALL = 0.9
 """Share of equal texts of one model, whose rounding may change a greedy choice."""
@@ -70,7 +74,8 @@ class Evidence:
         run: of the run.
         base: of its base; ``None`` if it was not asked.
         others: of the run's checkpoints, by name.
-        lengths: tokens of each question's prompt.
+        lengths: tokens of each question.
+        scales: rounding of each question beside that of all, which grows with the root of its options' tokens.
         tolerance: what rounding explains of a distance, in nats.
         dtype: of the server, as far as it is known.
     """
@@ -80,6 +85,7 @@ class Evidence:
     base: Answered | None
     others: Mapping[str, Answered]
     lengths: Sequence[int]
+    scales: Sequence[float]
     tolerance: float
     dtype: DType
 
@@ -94,6 +100,7 @@ class Evidence:
             base,
             {name: answered.only(places) for name, answered in self.others.items()},
             [self.lengths[place] for place in places],
+            [self.scales[place] for place in places],
             self.tolerance,
             self.dtype,
         )
@@ -233,7 +240,7 @@ def _without_base(evidence: Evidence) -> Verdict:
 
 def _context(evidence: Evidence) -> Verdict | None:
     """That the context is cut: short questions agree, and every longer one is farther off than all of these."""
-    off = distances(evidence.server, evidence.run)
+    off = distances(evidence.server, evidence.run) / np.array(evidence.scales)
     order = np.argsort(evidence.lengths, kind="stable")
     sorted_off = off[order]
     sorted_lengths = [evidence.lengths[place] for place in order]
@@ -254,7 +261,8 @@ def _places_that_fit(off: Floats, lengths: Sequence[int], most: float) -> int | 
         if lengths[fits - 1] == lengths[fits]:
             continue
         agree = math.sqrt(float((off[:fits] ** 2).mean()))
-        if agree <= most and off[:fits].max() < off[fits:].min():
+        beyond = math.sqrt(float((off[fits:] ** 2).mean()))
+        if agree <= most and beyond > BEYOND * most and off[:fits].max() < off[fits:].min():
             return fits
     return None
 

@@ -73,7 +73,7 @@ def verify(run: Path, server: str, options: Options) -> Report:
     with locked(folder):
         replies = Replies(folder)
         replies.describe({"server": opened.address, "model": opened.model, "moslora": __version__})
-        report = _compare(asked, opened, Interview(replies, options.at_once), options)
+        report = _compare(asked, opened, Interview(replies, options.at_once, options.again), options)
         report.write(folder)
     return report
 
@@ -118,13 +118,6 @@ def choose_model(server: Server, typed: str | None) -> Server:
 def _compare(asked: AskedQuestions, server: Server, interview: Interview, options: Options) -> Report:
     asker = _open(asked, server, interview)
     way = asker.completion()
-    if options.again and interview.replies.found:
-        interview.replies.set_aside()
-    elif interview.has_changed(way, asked.questions):
-        note(
-            f"{server.address} answers otherwise than before: its replies so far are set aside, and all is asked again"
-        )
-        interview.replies.set_aside()
     replies = interview.ask(way, asked.questions)
     refuse_without_answers(list(replies.values()))
     dtype = options.dtype or _usual_dtype(asked.run)

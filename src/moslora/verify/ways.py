@@ -2,13 +2,12 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from moslora.evaluation.generate import MAX_NEW_TOKENS
 from moslora.verify.questions import Asking, Question
-from moslora.verify.reading import LIKELIEST, Nothing, Prompt, Reading, first_choice, written_tokens
+from moslora.verify.reading import Nothing, Prompt, Reading, first_choice, written_tokens
 from moslora.verify.replies import Reply
 from moslora.verify.server import Refused, Server
 
@@ -16,7 +15,7 @@ Start = Literal["as it is", "without BOS", "with one more BOS"]
 """What becomes of a prompt's first token, to find out what a server does to it."""
 
 LABEL_TOKENS = 8
-"""Tokens that a server writes where a label is looked for in its text."""
+"""Tokens that a server writes where a label is looked for in its text, or its beginning is compared."""
 
 
 class Way(ABC):
@@ -101,9 +100,10 @@ class Completion(Way):
         return repr((prompts, question.answers, self.reading.name))
 
     def _prompts(self, question: Question) -> list[Prompt]:
-        return [self._prompt(ids, text) for ids, text in zip(question.prompts, question.texts, strict=True)]
+        return [self.prompt(ids, text) for ids, text in zip(question.prompts, question.texts, strict=True)]
 
-    def _prompt(self, ids: tuple[int, ...], text: str | None) -> Prompt:
+    def prompt(self, ids: tuple[int, ...], text: str | None) -> Prompt:
+        """A prompt as it is sent."""
         written = text or ""
         if self.start == "without BOS":
             ids = ids[1:]
@@ -127,50 +127,55 @@ class Completion(Way):
 
 
 @dataclass(frozen=True)
-class Chat(Way):
-    """At ``/v1/chat/completions``, as a user's message, in the server's own template."""
+class Beginning(Way):
+    """What a server begins to write as its answer, with the log-probability of each token as a score.
 
-    asking: Asking
+    A chat is compared with the run's own template in this way: an answer's later tokens cannot be asked for in a chat.
+
+    Attributes:
+        completion: how a prompt is sent.
+        server: the server.
+        in_chat: at ``/v1/chat/completions``, as a user's message, in the server's own template.
+    """
+
+    completion: Completion
     server: Server
-    name: str = "chat"
+    in_chat: bool
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        if self.in_chat:
+            return "chat"
+        return f"{self.completion.name}, to compare with a chat"
 
     def reaches(self, question: Question) -> bool:
-        return not question.truncated
+        return self.in_chat or self.completion.reaches(question)
 
     def sent(self, question: Question) -> str:
-        return repr((question.instruction, question.answers))
+        if self.in_chat:
+            return question.instruction
+        return repr(self._prompt(question).field)
+
+    def _prompt(self, question: Question) -> Prompt:
+        return self.completion.prompt(*self.completion.asking.template(question.example))
 
     def answer(self, question: Question) -> tuple[tuple[float | None, ...], str | None]:
-        if not question.answers:
-            choice = self._complete(question, max_tokens=MAX_NEW_TOKENS)
-            return (), _content(choice)
-        shared = self._shared(question)
-        choice = self._complete(
-            question, max_tokens=max(len(shared) + 1, LABEL_TOKENS), logprobs=True, top_logprobs=LIKELIEST[0]
-        )
-        return self._scores(choice, question, shared), _content(choice)
+        body: dict[str, Any] = {"max_tokens": LABEL_TOKENS, "temperature": 0}
+        if not isinstance(self.completion.reading, Nothing):
+            body["logprobs"] = 1
+        if not self.in_chat:
+            body["prompt"] = self._prompt(question).field
+            choice = first_choice(self.server.ask("completions", body))
+            return _written_log_p(choice), str(choice.get("text") or "")
+        if "logprobs" in body:
+            body |= {"logprobs": True, "top_logprobs": 1}
+        body["messages"] = [{"role": "user", "content": question.instruction}]
+        choice = first_choice(self.server.ask("chat/completions", body))
+        return _written_log_p(choice), _content(choice)
 
-    def _complete(self, question: Question, **fields: Any) -> dict[str, Any]:
-        body = {"messages": [{"role": "user", "content": question.instruction}], "temperature": 0, **fields}
-        return first_choice(self.server.ask("chat/completions", body))
 
-    def _shared(self, question: Question) -> Sequence[int]:
-        """The tokens of the answer that all options begin with, behind the template's own."""
-        template = self.asking.encoder.encode(self.asking.format.generation_prompt(question.example), "", eos=False)
-        return question.prompts[0][len(template.ids) :]
-
-    def _scores(self, choice: dict[str, Any], question: Question, shared: Sequence[int]) -> tuple[float | None, ...]:
-        """The options' log-probabilities in the place where they differ, if the server has written what they share."""
-        tokenizer = self.asking.tokenizer
-        written = written_tokens(choice)
-        nothing = (None,) * len(question.answers)
-        if len(written) <= len(shared):
-            return nothing
-        for token, wanted in zip(written, shared, strict=False):  # the shared ones come first
-            if not token.names(wanted, tokenizer):
-                return nothing
-        place = written[len(shared)]
-        return tuple(place.likeliest_log_p(answer[0], tokenizer) for answer in question.answers)
+def _written_log_p(choice: dict[str, Any]) -> tuple[float | None, ...]:
+    return tuple(token.log_p for token in written_tokens(choice))
 
 
 def _content(choice: dict[str, Any]) -> str:
