@@ -103,7 +103,10 @@ def evidence_of(asked: AskedQuestions, replies: Mapping[str, Reply], *, dtype: D
 
 def _scales(questions: Sequence[Question]) -> list[float]:
     """√(a question's scored tokens / those of all questions), both means over options."""
-    means = [statistics.fmean(len(answer) for answer in question.answers) for question in questions]
+    means = []
+    for question in questions:
+        lengths = [len(answer) for answer in question.answers]
+        means.append(statistics.fmean(lengths))
     of_all = statistics.fmean(means)
     return [math.sqrt(mean / of_all) for mean in means]
 
