@@ -148,11 +148,23 @@ def _said_by_id(evaluation: Evaluation) -> dict[str, int | str | None]:
     return said
 
 
+def _same(one: int | str | None, other: int | str | None) -> bool:
+    """Whether two models say the same; a text that names no option may be longer than the other."""
+    if isinstance(one, str) and isinstance(other, str):
+        return begins_alike(one, other)
+    return one == other
+
+
+def begins_alike(one: str, other: str) -> bool:
+    """Whether one text is the beginning of the other: a run's text ends where its answer is decided."""
+    return one.startswith(other) or other.startswith(one)
+
+
 def text_evidence(asked: AskedQuestions, server: Evaluation) -> TextEvidence:
     """How often a server that tells texts alone answers as the run, and as its base."""
     found = _said_by_id(server)
     run = _said_by_id(asked.run)
-    like_run = sum(found[id] == run[id] for id in found)
+    like_run = sum(_same(found[id], run[id]) for id in found)
     named = sum(position is not None for position in chosen_by_id(server).values())
     if not asked.questions[0].answers:  # of `generate`, whose recorded texts may name no option either
         named = len(found)
@@ -160,10 +172,10 @@ def text_evidence(asked: AskedQuestions, server: Evaluation) -> TextEvidence:
     if asked.base is None:
         return counts
     base = _said_by_id(asked.base)
-    differing = [id for id in found if run[id] != base[id]]
+    differing = [id for id in found if not _same(run[id], base[id])]
     return replace(
         counts,
         differing=len(differing),
-        differing_like_run=sum(found[id] == run[id] for id in differing),
-        differing_like_base=sum(found[id] == base[id] for id in differing),
+        differing_like_run=sum(_same(found[id], run[id]) for id in differing),
+        differing_like_base=sum(_same(found[id], base[id]) for id in differing),
     )

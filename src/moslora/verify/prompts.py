@@ -17,7 +17,7 @@ from moslora.verify.questions import AskedQuestions, Asking, Question
 from moslora.verify.reading import Reading
 from moslora.verify.replies import Reply
 from moslora.verify.server import Refused, Server
-from moslora.verify.verdict import NEARLY_ALL, Verdict
+from moslora.verify.verdict import MOST, Verdict
 from moslora.verify.ways import Beginning, Completion, Start, Way
 
 PROBES = 16
@@ -110,7 +110,7 @@ class Same:
             for first, second in zip(own.scores, other.scores, strict=False):  # one may have the end's token, too
                 if first is not None and second is not None:
                     moved.append(first - second)
-        if alike < NEARLY_ALL * len(others):
+        if alike < MOST * len(others):
             return False
         return not moved or size([np.array(moved)]) <= self.tolerance
 
@@ -127,7 +127,7 @@ class Same:
         if scores:
             first, second = zip(*scores, strict=True)
             return distance(Answered.of(first), Answered.of(second)) <= self.tolerance
-        return sum(texts) >= NEARLY_ALL * len(texts)
+        return sum(texts) >= MOST * len(texts)
 
 
 def _undone(asker: Asker, asked: AskedQuestions, probes: Sequence[Question], *, tolerance: float) -> Verdict | None:

@@ -13,7 +13,7 @@ from moslora.errors import counted
 from moslora.files import write_text
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
-from moslora.verify.answers import chosen_by_id
+from moslora.verify.answers import begins_alike, chosen_by_id
 from moslora.verify.fit import Fit
 from moslora.verify.questions import AskedQuestions
 from moslora.verify.verdict import Verdict
@@ -160,7 +160,7 @@ def _same_texts(run: Evaluation, server: Evaluation) -> int | None:
             if ours is None or text is None:
                 continue
             written += 1
-            same += text.startswith(ours) or ours.startswith(text)
+            same += begins_alike(text, ours)
     if not written:
         return None
     return same

@@ -41,8 +41,8 @@ BEYOND = 4
 """How many times as far as rounding explains questions beyond a context's end are from the run, at least: long options
 are a little farther off in any case."""
 
-NEARLY_ALL = 0.9
-"""Share of equal texts of one model, whose rounding may change a greedy choice."""
+MOST = 0.7
+"""Share of equal texts of one model: rounding may change any of the greedy choices behind a text."""
 
 FEWEST = 4
 """Fewest questions on either side of a context's end, or that differ between run and base, that show anything."""
@@ -297,16 +297,20 @@ def judge_texts(found: TextEvidence) -> Verdict:
             f"its texts name an option in {found.named} of {found.questions} questions only; ask the run so that texts"
             " answer: moslora eval RUN --protocol generate",
         )
-    alike = found.like_run >= NEARLY_ALL * found.questions
+    alike = found.like_run >= MOST * found.questions
     if found.differing is None:
         if alike:
-            return Verdict("run", f"answers as this run: {said}; texts alone show no scale and no quantisation")
+            return Verdict(
+                "run", f"answers as this run: {said}; texts alone show no scale, no quantisation, no nearby checkpoint"
+            )
         return Verdict("not the run", f"does not answer as this run: {said}; the answers of its base would tell more")
     if found.differing < FEWEST:
         return Verdict("undecided", f"{said}, but run and base differ in {found.differing} only; raise --limit")
     said += f", and to {found.differing_like_run} of the {found.differing} that its base answers differently"
-    if found.differing_like_base >= NEARLY_ALL * found.differing:
+    if found.differing_like_base >= MOST * found.differing:
         return Verdict("base", f"computes its base, the adapter is not applied: {said}")
-    if alike and found.differing_like_run >= NEARLY_ALL * found.differing:
-        return Verdict("run", f"answers as this run: {said}; texts alone show no scale and no quantisation")
+    if alike and found.differing_like_run >= MOST * found.differing:
+        return Verdict(
+            "run", f"answers as this run: {said}; texts alone show no scale, no quantisation, no nearby checkpoint"
+        )
     return Verdict("another model", f"another model, or another prompt: {said}")
