@@ -157,6 +157,8 @@ def _same(one: int | str | None, other: int | str | None) -> bool:
 
 def begins_alike(one: str, other: str) -> bool:
     """Whether one text is the beginning of the other: a run's text ends where its answer is decided."""
+    if not one or not other:
+        return one == other
     return one.startswith(other) or other.startswith(one)
 
 

@@ -37,6 +37,9 @@ SCALE_LEFT = 1.5
 WIDEST = 0.2
 """Largest width of the interval of k that decides anything."""
 
+UNSEEN = "texts alone show no scale, no quantisation, no nearby checkpoint"
+"""What is said of texts that are the run's."""
+
 BEYOND = 4
 """How many times as far as rounding explains questions beyond a context's end are from the run, at least: long options
 are a little farther off in any case."""
@@ -300,9 +303,7 @@ def judge_texts(found: TextEvidence) -> Verdict:
     alike = found.like_run >= MOST * found.questions
     if found.differing is None:
         if alike:
-            return Verdict(
-                "run", f"answers as this run: {said}; texts alone show no scale, no quantisation, no nearby checkpoint"
-            )
+            return Verdict("run", f"answers as this run: {said}; {UNSEEN}")
         return Verdict("not the run", f"does not answer as this run: {said}; the answers of its base would tell more")
     if found.differing < FEWEST:
         return Verdict("undecided", f"{said}, but run and base differ in {found.differing} only; raise --limit")
@@ -310,7 +311,5 @@ def judge_texts(found: TextEvidence) -> Verdict:
     if found.differing_like_base >= MOST * found.differing:
         return Verdict("base", f"computes its base, the adapter is not applied: {said}")
     if alike and found.differing_like_run >= MOST * found.differing:
-        return Verdict(
-            "run", f"answers as this run: {said}; texts alone show no scale, no quantisation, no nearby checkpoint"
-        )
+        return Verdict("run", f"answers as this run: {said}; {UNSEEN}")
     return Verdict("another model", f"another model, or another prompt: {said}")
