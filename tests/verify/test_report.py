@@ -1,5 +1,6 @@
 """The numbers that are printed, by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from moslora.verify.questions import AskedQuestions, Asking
 from moslora.verify.reading import Echo
 from moslora.verify.report import Report
 from moslora.verify.server import Server
+from moslora.verify.verdict import Verdict
 from moslora.verify.ways import Completion
 
 
@@ -34,3 +36,5 @@ def test_answers_of_a_server_are_held_against_a_runs() -> None:
     assert (found.same, found.answered) == (4, 6)
     assert found.effects["accuracy"].difference == pytest.approx(1 / 3)
     assert "same answer to 4 of 6" in found.lines
+    quantised = replace(found, verdict=Verdict("quantised", "consistent with a quantisation"))
+    assert quantised.lines[-1].startswith("consistent with a quantisation; accuracy +33.33 points (")

@@ -91,8 +91,18 @@ class Report:
             found.append(_difference(name, effect))
         if self.hint:
             found.append(f"the base has not answered these questions; it tells more: {self.hint}")
-        found.append(self.verdict.says)
+        found.append(self.verdict_with_cost)
         return found
+
+    @property
+    def verdict_with_cost(self) -> str:
+        """The verdict, of a quantisation with the accuracy that it costs."""
+        accuracy = self.effects.get("accuracy")
+        if self.verdict.kind != "quantised" or accuracy is None:
+            return self.verdict.says
+        outcome = OUTCOMES["accuracy"]
+        change = f"{outcome.change(accuracy.difference)} points ({outcome.range(accuracy.interval)})"
+        return f"{self.verdict.says}; accuracy {change}"
 
     def to_json(self) -> str:
         """All numbers, for a program."""
@@ -104,7 +114,7 @@ class Report:
             effects[name] = {"difference": effect.difference, "interval": effect.interval}
         values: dict[str, Any] = {
             "verdict": self.verdict.kind,
-            "says": self.verdict.says,
+            "says": self.verdict_with_cost,
             "passed": self.verdict.passed,
             "server": self.server,
             "model": self.model,
