@@ -29,7 +29,7 @@ from moslora.plan.plan import plan
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.continued import read_continued
-from moslora.runs.continuing import check_predecessor
+from moslora.runs.continuing import check_predecessor, other_base
 from moslora.runs.manifest import read_manifest
 from moslora.runs.predecessor import Predecessor, predecessor_of
 from moslora.runs.run import Run
@@ -312,6 +312,15 @@ def test_another_base_is_refused(trained: Path, world: Path, tmp_path: Path) -> 
         read_continued(load_recipe(world / "recipe.yaml", changes))
 
 
+def test_another_revision_of_the_base_is_named(world: Path) -> None:
+    """The base on the disk did not change."""
+    then = {"name": str(world / "model"), "revision": "v1", "fingerprint": "another"}
+    now = load_recipe(world / "recipe.yaml").model
+    assert other_base(then, now) == {"model.revision was v1, is null": "model.revision=v1"}
+    (said,) = other_base({**then, "revision": None}, now)
+    assert "the base has changed since" in said
+
+
 def test_a_peft_folder_that_names_another_base_is_noted(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -532,6 +541,17 @@ def test_it_is_reproduced_from_the_same_weights_alone(trained: Path, world: Path
     changed(first)
     with pytest.raises(UsageError, match="has other weights than the run began with"):
         reproduce(Run(tmp_path / "run"), out=tmp_path / "other")
+
+
+def test_a_run_is_not_reproduced_without_its_predecessor(trained: Path, world: Path, tmp_path: Path) -> None:
+    first = Path(shutil.copytree(trained, tmp_path / "first"))
+    recipe = load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={first}"])
+    train_recipe(recipe, out=tmp_path / "run")
+    moved = first.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match=r"no such run.*began with step 21 of first.*: move or link it back there$"):
+        reproduce(Run(tmp_path / "run"), out=tmp_path / "again")
+    first.symlink_to(moved)
+    read_continued(recipe, begun_with=predecessor_of(Run(tmp_path / "run").facts))
 
 
 def test_an_experiment_makes_a_run_again_whose_predecessor_changed(trained: Path, recipe: MakeRecipe) -> None:

@@ -63,7 +63,7 @@ def read_continued(recipe: Recipe, *, begun_with: Predecessor | None = None, fet
     place = recipe.adapter.continue_from
     if place is None:
         return None
-    folder = locate_predecessor(place)
+    folder = _locate(place, begun_with=begun_with)
     comparing_base = fetching or has_weights_here(recipe.model)
     if has_adapter_files(folder):
         continued = _of_peft(folder, recipe, comparing_base=comparing_base)
@@ -76,6 +76,16 @@ def read_continued(recipe: Recipe, *, begun_with: Predecessor | None = None, fet
             " start a new run with name=… or --out"
         )
     return continued
+
+
+def _locate(place: str, *, begun_with: Predecessor | None) -> Path:
+    """The folder that ``place`` means; of a run that has begun no other can be named."""
+    try:
+        return locate_predecessor(place)
+    except UsageError as error:
+        if begun_with is None:
+            raise
+        raise UsageError(f"{error}; the run began with {begun_with}: move or link it back there") from None
 
 
 def fitting_predecessor(recipe: Recipe) -> Predecessor | None:

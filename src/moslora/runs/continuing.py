@@ -98,6 +98,9 @@ def other_base(then: Mapping[str, Any], model: ModelSection) -> dict[str, str]:
     if found == then["fingerprint"]:
         return {}
     hashes = f"fingerprint was {then['fingerprint']}, is {found}"
+    revision = then.get("revision", model.revision)  # which an export does not have
+    if model.name == then["name"] and model.revision != revision:
+        return changed_values({"model.revision": revision}, {"model.revision": model.revision})
     if model.name == then["name"]:
         return {f"the base has changed since ({hashes}); restore it, or pin the hub's with model.revision": ""}
     return {
