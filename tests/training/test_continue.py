@@ -499,6 +499,7 @@ WRONG = {
     "a name with a slip": (lambda folder: folder.with_name("firs"), "no such run; did you mean"),
     "a hub id": (lambda folder: Path("owner/name"), "hf download owner/name --local-dir FOLDER"),
     "a model": (lambda folder: folder.with_name("model"), "a model without an adapter"),
+    "a model of old": (lambda folder: folder.with_name("old"), "a model without an adapter (no adapter_config.json)"),
     "a config alone": (lambda folder: folder.with_name("config"), "not a LoRA adapter, which has one of"),
     "another method": (lambda folder: folder.with_name("loha"), "an adapter of PEFT's LOHA, not of A, M and B"),
     "a damaged file": (lambda folder: damaged(folder) or folder, "altered or truncated"),
@@ -511,6 +512,9 @@ def test_a_wrong_place_is_one_line(
 ) -> None:
     first = Path(shutil.copytree(trained, tmp_path / "first"))
     shutil.copytree(world / "model", tmp_path / "model")
+    (tmp_path / "old").mkdir()
+    for file in ("config.json", "pytorch_model.bin"):
+        (tmp_path / "old" / file).touch()
     for kind in ("config", "loha"):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "adapter_config.json").write_text('{"peft_type": "LOHA"}')

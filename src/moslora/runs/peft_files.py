@@ -16,17 +16,23 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin"
 def adapter_files(folder: Path) -> tuple[Path, Path]:
     """Settings and weights of an adapter; a Trainer's checkpoint has its settings in the folder above."""
     if not folder.is_dir():
-        fix = ""
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-            fix = f"; if it is on the hub, download it first: hf download {folder} --local-dir FOLDER"
-        raise UsageError(f"{folder}: no such folder{fix}")
+        raise UsageError(f"{folder}: no such folder{hub_hint(str(folder))}")
     weights = _first_file(folder / name for name in WEIGHTS)
     if weights is None:
         raise UsageError(f"{folder}: not a LoRA adapter, which has one of {', '.join(WEIGHTS)}")
     config = _first_file((folder / CONFIG, folder.resolve().parent / CONFIG))
+    if config is None and (folder / "config.json").is_file():
+        raise UsageError(f"{folder}: a model without an adapter (no {CONFIG}); choose the folder of an adapter")
     if config is None:
         raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy it here from the training run")
     return config, weights
+
+
+def hub_hint(place: str) -> str:
+    """The fix for a place that is not here and may be an id on the hub; empty for any other."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+        return f"; if it is on the hub, download it first: hf download {place} --local-dir FOLDER"
+    return ""
 
 
 def has_adapter_files(folder: Path) -> bool:

@@ -5,7 +5,6 @@ Importing this does not load torch.
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from moslora.files import sha256
 from moslora.recipe.builtin import printable
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.origin import read_origin
-from moslora.runs.peft_files import adapter_files, has_adapter_files
+from moslora.runs.peft_files import adapter_files, has_adapter_files, hub_hint
 from moslora.runs.run import Run, locate_adapter, run_of, unfinished
 
 CONTINUED_FROM = "continued_from"
@@ -81,8 +80,8 @@ def locate_predecessor(place: str) -> Path:
         folder = locate_adapter(path)
     except UsageError as error:
         fix = ""
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not path.parent.is_dir():
-            fix = f"; if it is on the hub, download it first: hf download {place} --local-dir FOLDER"
+        if not path.parent.is_dir():
+            fix = hub_hint(place)
         raise UsageError(f"adapter.continue_from = {error}{fix}") from None
     remark = unfinished(path, folder, doing="continuing from")
     if remark:
