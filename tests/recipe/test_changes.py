@@ -34,7 +34,7 @@ adapter.target_modules             resume   arm   remade   group   -        -
 adapter.start                      resume   arm   remade   group   -        -
 adapter.trains                     resume   arm   remade   group   -        -
 adapter.dora                       resume   arm   remade   group   -        -
-adapter.continue_from              resume   -     -        -       -        -
+adapter.continue_from              resume   -     remade   -          -        -
 adapter.mixer.kind                 resume   arm   remade   group   -        -
 adapter.mixer.experts              resume   arm   remade   group   -        -
 adapter.mixer.top_k                resume   arm   remade   group   -        -
