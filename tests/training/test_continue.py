@@ -456,6 +456,10 @@ def test_a_run_that_is_no_better_than_what_it_continues_says_so(
         is_better = (Run(out).validation_loss or 0) < first
         assert is_better is not expected
         assert (no_better in capsys.readouterr().out) is expected
+    changes += [f"adapter.continue_from={trained}", "training.learning_rate=5"]
+    by_accuracy = ["training.best_by=accuracy", "training.validation_questions=6"]
+    train_recipe(load_recipe(world / "recipe.yaml", [*changes, *by_accuracy]), out=tmp_path / "by accuracy")
+    assert no_better not in capsys.readouterr().out
 
 
 def test_a_resumed_run_cannot_continue_another_one(trained: Path, world: Path, tmp_path: Path) -> None:

@@ -117,16 +117,16 @@ def peft_predecessor(folder: Path) -> Predecessor:
 
 def remark_on_start(run: Run) -> str:
     """What is said of a finished run whose validation loss is no lower than that of the adapter that it continued;
-    empty for another."""
-    if predecessor_of(run.facts) is None:
+    empty for another, and where the accuracy chose its result, which may rise with the loss."""
+    if predecessor_of(run.facts) is None or run.recipe.training.is_selected_by_accuracy:
         return ""
     before = [row["validation_loss"] for row in run.metrics if row["step"] == 0 and "validation_loss" in row]
     after = run.validation_loss
     if not before or before[0] is None or after is None or after < before[0]:
         return ""
     return (
-        f"validation loss {after:.4f}, and {before[0]:.4f} before the first step: on the validation rows the run is no"
-        " better than the adapter that it continues"
+        f"validation loss {after:.4f}, and {before[0]:.4f} before the first step: by the loss on the validation"
+        " rows the run is no better than the adapter that it continues"
     )
 
 
