@@ -51,6 +51,11 @@ def number(text: str) -> Decimal | None:
     return Decimal(bare.replace(",", "").replace("$", "").replace("−", "-"))
 
 
+def _has_words(text: str, words: str) -> bool:
+    """Whether ``text`` has these words, and not as a part of a word or of a number: in 3.5 there is no 3."""
+    return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(words)}(?!\w)(?![.,]\d)", text) is not None
+
+
 class Match(ABC):
     """How a written text is read, and compared with the accepted answers."""
 
@@ -115,8 +120,11 @@ class Contains(Exact):
         return f"the accepted answer anywhere in the text, as whole words{_without(self.ignore)}"
 
     def equal(self, answer: str, accepted: str) -> bool:
-        words = f" {self.counts_as(answer)} "
-        return f" {self.counts_as(accepted)} " in words
+        """Also with the punctuation left in: in "Answer:Lima" only that keeps the words apart."""
+        if _has_words(self.counts_as(answer), self.counts_as(accepted)):
+            return True
+        other = tuple(name for name in self.ignore if name != "punctuation")
+        return _has_words(normalized(answer, other), normalized(accepted, other))
 
 
 @dataclass(frozen=True)
