@@ -116,7 +116,7 @@ def work(case: dict[str, Any]) -> dict[str, int]:
         rows.append(Encoded(f"row/{number}", "boolq", ids, [-100] * (length - labels) + ids[length - labels :], False))
     idle = anonymous()
     model = load_base(recipe.model)
-    inject(model, **recipe.adapter.model_dump())
+    inject(model, **recipe.adapter_options())
     parts = Parts(
         accelerator=accelerator,
         settings=recipe.training,
