@@ -106,9 +106,9 @@ def ours(mode: str, dtype: str) -> Callable[[list[str]], list[str]]:
     section = ModelSection.model_validate({"name": BUILTIN, "dtype": dtype})
     model = load_base(section)
     tokenizer = load_tokenizer(section)
-    eos = None
+    ends = []
     if mode == "until":
-        eos = tokenizer.eos_token_id
+        ends.append(tokenizer.eos_token_id)
 
     def ended(row: int, tokens: list[int]) -> bool:
         return mode == "until" and STOP in tokenizer.decode(tokens)
@@ -118,7 +118,7 @@ def ours(mode: str, dtype: str) -> Callable[[list[str]], list[str]]:
         for first in range(0, len(asked), WRITTEN_BLOCK_SIZE):
             ids = [tokenizer(prompt)["input_ids"] for prompt in asked[first : first + WRITTEN_BLOCK_SIZE]]
             budget = batch_budget(model.device)
-            written += decode(model, ids, max_new_tokens=NEW_TOKENS, ended=ended, eos=eos, batch_tokens=budget)
+            written += decode(model, ids, max_new_tokens=NEW_TOKENS, ended=ended, ends=ends, batch_tokens=budget)
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         return [text.split(STOP)[0] for text in texts]
 

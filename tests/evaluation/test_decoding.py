@@ -14,6 +14,7 @@ from moslora.adapters import describe_task
 from moslora.base import engine
 from moslora.base.engine import use_own_modules
 from moslora.base.load import load_base
+from moslora.errors import MosloraError
 from moslora.evaluation import decoding
 from moslora.evaluation.decoding import decode
 from moslora.recipe import ModelSection
@@ -48,10 +49,10 @@ def prompts(beginning: int = 0) -> list[list[int]]:
     return [first + draw.choices(range(3, VOCABULARY), k=length) for length in LENGTHS]
 
 
-def alone(model: Any, prompt: list[int], *, eos: int | None = None, count: int = NEW) -> list[int]:
+def alone(model: Any, prompt: list[int], *, ends: Sequence[int] = (), count: int = NEW) -> list[int]:
     """What transformers writes."""
     ids = torch.tensor([prompt])
-    options = {"do_sample": False, "max_new_tokens": count, "eos_token_id": eos, "pad_token_id": 0}
+    options = {"do_sample": False, "max_new_tokens": count, "eos_token_id": list(ends) or None, "pad_token_id": 0}
     written: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
     return written
 
@@ -61,7 +62,7 @@ def never(row: int, tokens: list[int]) -> bool:
 
 
 def written(model: Any, asked: Sequence[list[int]], **changes: Any) -> list[list[int]]:
-    options: dict[str, Any] = {"max_new_tokens": NEW, "ended": never, "eos": None, "batch_tokens": 2_048}
+    options: dict[str, Any] = {"max_new_tokens": NEW, "ended": never, "ends": (), "batch_tokens": 2_048}
     return decode(model, asked, **options | changes)
 
 
@@ -85,15 +86,15 @@ def test_tokens_are_those_of_transformers_whatever_shares_the_passes(name: str, 
 
 
 @pytest.mark.parametrize("tokens", [1, 70, 2_048])
-def test_a_row_ends_with_its_end_token_and_with_its_last(tokens: int) -> None:
+def test_a_row_ends_with_an_end_token_and_with_its_last(tokens: int) -> None:
     model = make("llama")
     asked = prompts()
     free = [alone(model, prompt) for prompt in asked]
-    eos = free[0][7]  # the end of some rows, and not of others
-    expected = [alone(model, prompt, eos=eos) for prompt in asked]
+    ends = [free[0][7], free[1][5]]  # of some rows, and not of others
+    expected = [alone(model, prompt, ends=ends) for prompt in asked]
     lengths = {len(row) for row in expected}
     assert min(lengths) < NEW and max(lengths) == NEW
-    assert written(model, asked, eos=eos, batch_tokens=tokens) == expected
+    assert written(model, asked, ends=ends, batch_tokens=tokens) == expected
     assert written(model, asked, max_new_tokens=1, batch_tokens=tokens) == [row[:1] for row in free]
 
 
@@ -163,6 +164,15 @@ def test_a_base_in_4_bits_writes_as_it_does_under_transformers(tmp_path: Path) -
     expected = [alone(model, prompt) for prompt in asked]
     assert written(model, asked) == expected
     assert written(model, asked, batch_tokens=50) == expected
+
+
+def test_logits_that_are_no_numbers_write_nothing() -> None:
+    """As of float16 weights that overflow: the largest of NaN would be any token."""
+    model = make("llama")
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("nan")
+    with pytest.raises(MosloraError, match="no finite numbers; use --dtype"):
+        written(model, prompts())
 
 
 def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -1,7 +1,9 @@
 """Answers in words: the texts of a naive loop and of lm-eval's generate_until, and their numbers beside others."""
 
+import copy
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from evaluation_kit import make_examples, make_model, tokenizer
 from message_kit import says
@@ -208,6 +216,35 @@ def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused() -> No
     with pytest.raises(UsageError) as error:
         asked(make_model(), examples(open_ended(tokens=600), rows(1, task)))
     says(str(error.value), "tasks.mine.max_new_tokens = 600: leaves no room")
+
+
+def test_a_turn_of_a_chat_ends_a_text_though_the_tokenizer_has_another_end() -> None:
+    """The end is transformers' own, by the generation settings of the model. Of these a word of the text is none: it is
+    there by a default of a config that nobody has set."""
+    model, task = perturbed(), open_ended(stop=())
+    questions = examples(task, rows(12, task))
+
+    def written(tokens: PreTrainedTokenizerBase, ends: list[int]) -> dict[str, list[int]]:
+        """What transformers writes."""
+        options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": ends, "pad_token_id": 0}
+        found = {}
+        for example in questions:
+            prompt = FORMATS["label"].generation_prompt(example)
+            ids = torch.tensor([Encoder(tokens, max_length=None).encode(prompt, "", eos=False).ids])
+            found[example.id] = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
+        return found
+
+    plain, tokens = tokenizer(), copy.deepcopy(tokenizer())
+    free = written(plain, [plain.eos_token_id])
+    counts = Counter(int(token) for new in free.values() for token in set(new[:-1].tolist()))
+    (end, _), (word, _) = counts.most_common(2)
+    tokens.add_special_tokens({"additional_special_tokens": [tokens.convert_ids_to_tokens(end)]})
+    model.generation_config = GenerationConfig(eos_token_id=[tokens.eos_token_id, end, word])
+    found = {p.id: p.text for p in evaluate(model, tokens, {"mine": questions}, Request()).predictions}
+    expected = written(tokens, [tokens.eos_token_id, end])
+    assert found == {id: tokens.decode(new, skip_special_tokens=True) for id, new in expected.items()}
+    assert sum(len(new) < NEW_TOKENS for new in expected.values()) > 3
+    assert sum(word in new[:-1] for new in expected.values()) > 3
 
 
 def test_a_stop_text_is_seen_across_tokens() -> None:

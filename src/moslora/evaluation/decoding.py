@@ -8,7 +8,7 @@ next prompt enters with the same pass that continues the others. In float32 the 
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.base.engine import final_hidden
+from moslora.errors import MosloraError
 from moslora.kernels.cache import CachedPass, KeyValueCache
 from moslora.kernels.rows import common_prefix, send
 
@@ -24,6 +25,9 @@ Ended = Callable[[int, list[int]], bool]
 
 SHORTEST_BEGINNING = 16
 """Number of tokens from which on a common beginning is worth a pass of its own."""
+
+NO_TOKEN = -1
+"""Stands for the likeliest token where the logits are no numbers, so that a GPU is waited for once."""
 
 KEPT_ON_CPU = 8
 """Tokens that are kept in the cache of a CPU for each that a pass may compute, so that its many rows are one product. A
@@ -37,21 +41,24 @@ def decode(
     *,
     max_new_tokens: int,
     ended: Ended,
-    eos: int | None,
+    ends: Collection[int],
     batch_tokens: int,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, at least one, with ``eos`` if that ends them.
+    """The new tokens of each prompt, at least one, with the one of ``ends`` that ends them.
 
     Args:
         model: in evaluation mode; its attention must be exchangeable (`moslora.kernels.attention.use_rows`).
         prompts: of at least one token each, and with room for the new ones in the model's context.
         max_new_tokens: of each prompt.
-        ended: asked after each token, unless it is ``eos`` or the last possible one.
-        eos: the token that ends a text; ``None`` for none.
+        ended: asked after each token, unless it is one of ``ends`` or the last possible one.
+        ends: tokens that end a text.
         batch_tokens: maximum number of tokens computed in a pass, in which one prompt always enters; it also decides
             how many are kept (`KEPT_ON_CPU`).
+
+    Raises:
+        MosloraError: logits that are no finite numbers.
     """
-    decoding = _Decoding(model, prompts, max_new_tokens, ended, eos, batch_tokens)
+    decoding = _Decoding(model, prompts, max_new_tokens, ended, ends, batch_tokens)
     return decoding.run()
 
 
@@ -63,7 +70,7 @@ class _Decoding:
     prompts: Sequence[list[int]]
     max_new_tokens: int
     ended: Ended
-    eos: int | None
+    ends: Collection[int]
     batch_tokens: int
     writing: list[int] = field(default_factory=list)  # numbers of the prompts, as their rows are in the cache
 
@@ -134,7 +141,10 @@ class _Decoding:
         hidden = self._compute(tokens, step)  # (T, H)
         states = hidden.index_select(0, send(step.last, hidden.device))
         logits: Tensor = self.model.get_output_embeddings()(states)  # (rows, V)
-        likeliest: list[int] = logits.argmax(-1).tolist()
+        best = logits.max(-1)  # the first of equals
+        likeliest: list[int] = best.indices.where(best.values.isfinite(), NO_TOKEN).tolist()
+        if NO_TOKEN in likeliest:
+            raise MosloraError("logits of a written text are no finite numbers; use --dtype bfloat16 or float32")
         return likeliest
 
     def _compute(self, tokens: list[int], step: CachedPass) -> Tensor:
@@ -151,6 +161,6 @@ class _Decoding:
 
     def _has_ended(self, i: int) -> bool:
         tokens = self.written[i]
-        if tokens[-1] == self.eos or len(tokens) == self.max_new_tokens:
+        if tokens[-1] in self.ends or len(tokens) == self.max_new_tokens:
             return True
         return self.ended(i, tokens)

@@ -102,7 +102,7 @@ class Generate(Scorer[Question, str]):
             [prompt.ids for _, prompt in questions],
             max_new_tokens=MAX_NEW_TOKENS,
             ended=ended,
-            eos=tokenizer.eos_token_id,
+            ends=[tokenizer.eos_token_id],
             batch_tokens=tokens,
         )
         return list(tokenizer.batch_decode(rows, skip_special_tokens=True))

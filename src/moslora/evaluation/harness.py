@@ -23,7 +23,7 @@ from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
 from moslora.evaluation.cloze import Scored
 from moslora.evaluation.decoding import decode
-from moslora.evaluation.open_ended import Stops
+from moslora.evaluation.open_ended import Stops, end_tokens
 from moslora.evaluation.scorer import Request
 from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import open_target
@@ -126,7 +126,7 @@ class HarnessModel(TemplateLM):
                 ids,
                 max_new_tokens=new_tokens,
                 ended=Stops(self.tokenizer, stops).reached,
-                eos=self.tokenizer.eos_token_id,
+                ends=end_tokens(model, self.tokenizer),
                 batch_tokens=self.scorer.batch_tokens,
             )
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)

@@ -1,6 +1,6 @@
 """Open-ended questions, answered in words, whatever the protocol: the model writes, and its text is matched.
 
-Greedy decoding, up to the end-of-sequence token, the first of the task's stop texts, or ``max_new_tokens``. What is
+Greedy decoding, up to an end token (`end_tokens`), the first of the task's stop texts, or ``max_new_tokens``. What is
 read from the text, and when it is right, says the task's `moslora.tasks.matching.Match`; the metric is lm-eval's
 ``exact_match`` of ``generate_until``. A question too long for the context loses its start, so that the text fits
 behind it.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.errors import UsageError
@@ -68,7 +69,7 @@ class OpenAnswers(Scorer[Question, str]):
             [question.prompt for question in questions],
             max_new_tokens=words.max_new_tokens,
             ended=Stops(tokenizer, words.stop).reached,
-            eos=tokenizer.eos_token_id,
+            ends=end_tokens(self.model, tokenizer),
             batch_tokens=tokens,
         )
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
@@ -96,6 +97,25 @@ class OpenAnswers(Scorer[Question, str]):
 def _words(example: Example) -> OpenEnded:
     assert isinstance(example.wording, OpenEnded), f"{example.id}: has options"
     return example.wording
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's end-of-sequence token, and those special tokens that the model's own
+    generation settings name, such as the end of a turn of a chat, which several tokenizers have beside it."""
+    ends = set()
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
+    named = GenerationConfig()
+    if model.generation_config is not None:
+        named = model.generation_config
+    listed = named.eos_token_id
+    if isinstance(listed, int):
+        listed = [listed]
+    added = tokenizer.added_tokens_decoder
+    for token in listed or ():
+        if token in added and added[token].special:  # a default of transformers may be any word
+            ends.add(token)
+    return frozenset(ends)
 
 
 @dataclass(frozen=True)
