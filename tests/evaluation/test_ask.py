@@ -1,6 +1,7 @@
 """A typed question: scored as the same question of a set is, and asked in no way that its task does not have."""
 
 import io
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import pytest
 from cli_kit import run
 from evaluation_kit import make_examples, tokenizer
 from message_kit import says
+from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.ask import ask
+from moslora.evaluation.ask import ask, ask_in_words
 from moslora.evaluation.question import as_example, read_typed
 from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe
@@ -78,6 +80,25 @@ def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: P
         assert found == expected.scores
         scores.append(found)
     assert scores[0] != scores[1]
+
+
+def test_a_question_without_a_task_has_its_own_gate(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Only rows without a task train it. Its text has room whatever the limit of the questions that are scored."""
+    overrides = ["training.epochs=1", "training.learning_rate=0.1", "evaluation.max_length=64"]
+    gate = "adapter.mixer={kind: task-gate, experts: 2}"
+    train_recipe(recipe(*overrides, gate), out=tmp_path / "tasks")
+    with pytest.raises(UsageError) as error:
+        ask_in_words(open_target(str(tmp_path / "tasks")), question="rain")
+    assert says(str(error.value), "never trained on questions without a task; --task must be one of boolq, arc_easy")
+    train_recipe(recipe(*overrides), out=tmp_path / "plain")
+    written = ask_in_words(open_target(str(tmp_path / "plain")), question="rain")
+    assert written.prediction.task == "question" and not written.prediction.truncated
+
+    rows = [{"prompt": f"rain and {number}", "completion": "birds"} for number in range(24)]
+    (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = (f"data.source={tmp_path / 'bare.jsonl'}", "data.tasks=commonsense", "evaluation.tasks=null")
+    train_recipe(recipe(*overrides, gate, *own), out=tmp_path / "bare")
+    assert ask_in_words(open_target(str(tmp_path / "bare")), question="rain").prediction.text
 
 
 def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(trained: Path) -> None:

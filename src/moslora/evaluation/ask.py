@@ -22,7 +22,7 @@ from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.target import Target
 from moslora.prompts.protocols import PROTOCOLS, Protocol, ProtocolName, readers
 from moslora.runs.predictions import Prediction
-from moslora.tasks import Example
+from moslora.tasks import INSTRUCTION, Example
 
 
 class Answer(NamedTuple):
@@ -100,12 +100,17 @@ def ask_in_words(target: Target, *, question: str, task: str | None = None, **ty
     """The text that the model writes after a question, as of an open-ended task; arguments as of :func:`ask`."""
     example, _ = as_example(question, (), task=task, own=target.own_tasks)
     request = target.asked(typed)
+    if example.task == BARE.name:  # the limit of the questions that are scored is not its own
+        request = request.model_copy(update={"max_length": None})
     return Written(_predict(target, example, request), request.format)
 
 
 def _predict(target: Target, example: Example, request: Request) -> Prediction:
-    if target.adapter and example.task != BARE.name:
-        target.adapter.refuse_untrained(example.task)
+    if target.adapter:
+        gated_as = example.task
+        if gated_as == BARE.name:
+            gated_as = INSTRUCTION
+        target.adapter.refuse_untrained(gated_as)
     tokenizer = target.tokenizer()
     scorer = scorer_of(example, make_scorer(target.load(), tokenizer, request))
     fix = "make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"

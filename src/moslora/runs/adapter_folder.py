@@ -75,7 +75,10 @@ class AdapterFolder:
         known = [name for name in trained if name != INSTRUCTION]
         if known:
             fix = f"--task must be one of {', '.join(known)}"
-        raise UsageError(f"{self.path}: its gate was never trained on {task}; {fix}")
+        unknown = task
+        if task == INSTRUCTION:
+            unknown = "questions without a task"
+        raise UsageError(f"{self.path}: its gate was never trained on {unknown}; {fix}")
 
 
 def save_adapter(
