@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -31,6 +31,7 @@ class Pretended:
         begins_chat: tokens before those of a chat.
         chat_wrap: what becomes of a chat's text.
         context: tokens that it reads, the last ones; ``None`` for all.
+        refuses: prompts beyond its context, instead of cutting them.
         troubles: one for each of the next requests.
         always: the trouble of every request, from number ``after`` on.
         key: that requests must have.
@@ -47,6 +48,7 @@ class Pretended:
     begins_chat: tuple[int, ...] = ()
     chat_wrap: str = "{}"
     context: int | None = None
+    refuses: bool = False
     troubles: list[Trouble] = field(default_factory=list)
     always: Trouble | None = None
     after: int = 0
@@ -131,6 +133,10 @@ class Pretended:
         """Why a request is not served; empty if it is."""
         if isinstance(body.get("prompt"), list) and not self.takes_tokens:
             return "prompt must be a text"
+        if self.refuses and self.context is not None and "prompt" in body:
+            longer = replace(self, context=None).ids(body["prompt"])
+            if len(longer) + body["max_tokens"] > self.context:
+                return "the request exceeds the available context size"
         if body.get("echo") and self.tells in ("forced", "likeliest"):
             return "Only no echo is supported"
         if body.get("logit_bias") and self.tells == "likeliest":

@@ -77,6 +77,53 @@ def test_the_true_model_is_never_called_another() -> None:
         assert judge(whole.only(random.integers(0, 64, 64).tolist()))[0].passed
 
 
+def rounded(*, k: float, effect: float, noise: float, seed: int) -> Evidence:
+    """A server at k, where rounding has moved the answers of run and base as much as its own."""
+    base = made(64, seed=seed, scale=2.0)
+    moved = made(64, seed=seed + 1_000, scale=effect)
+    told = []
+    for share, errors in ((k, seed + 2_000), (1.0, seed + 3_000), (0.0, seed + 4_000)):
+        of_rounding = made(64, seed=errors, scale=noise)
+        rows = zip(base, moved, of_rounding, strict=True)
+        told.append(Answered.of([plain + share * change + error for plain, change, error in rows]))
+    lengths = list(np.random.default_rng(4).integers(20, 200, 64))
+    return Evidence(*told, {}, lengths, [1.0] * 64, 0.05, "bfloat16")
+
+
+@pytest.mark.parametrize("effect", [0.05, 0.1, 0.2, 0.5])
+@pytest.mark.parametrize("noise", [0.005, 0.015, 0.03])
+def test_rounding_of_the_run_and_its_base_is_not_taken_for_a_fault(effect: float, noise: float) -> None:
+    """An adapter that moves the answers little: k is too small by the run's own rounding, and nothing is wrong."""
+    for seed in range(30):
+        assert judge(rounded(k=1.0, effect=effect, noise=noise, seed=seed))[0].kind in ("run", "undecided")
+        assert judge(rounded(k=0.0, effect=effect, noise=noise, seed=seed))[0].kind in ("base", "undecided")
+
+
+def test_a_share_of_an_adapter_is_not_called_its_base() -> None:
+    """Where the whole adapter moves the answers no farther than rounding explains."""
+    for seed in range(30):
+        assert judge(rounded(k=0.9, effect=0.05, noise=0.002, seed=seed))[0].kind == "scale"
+
+
+def test_an_adapter_that_moves_nothing_is_not_judged() -> None:
+    given = evidence(noise=0.01)
+    assert given.base is not None
+    same = Evidence(given.run, given.run, given.run, {}, given.lengths, given.scales, given.tolerance, given.dtype)
+    assert judge(same)[0].kind == "undecided"
+
+
+def test_a_base_whose_long_questions_alone_are_moved_is_the_base() -> None:
+    given = evidence()
+    assert given.base is not None
+    run = []
+    for plain, change, length in zip(given.base.values, made(64, seed=7), given.lengths, strict=True):
+        run.append(plain + change * (length > 120))
+    found, _ = judge(
+        Evidence(given.base, Answered.of(run), given.base, {}, given.lengths, given.scales, 0.02, "float16")
+    )
+    assert found.kind == "base"
+
+
 def test_a_checkpoint_whose_answers_are_known_is_named_before_a_scale() -> None:
     found, _ = judge(evidence(k=0.6, noise=0.01, others=True))
     assert found.kind == "checkpoint" and "step-20" in found.says

@@ -12,7 +12,8 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_predictions
 from moslora.runs.run import Run
-from moslora.verify.replies import REPLIES, Replies
+from moslora.verify.replies import REPLIES, Replies, Reply
+from moslora.verify.verification import Options, read_asked
 from server_kit import Pretended, dies, half, serving, slow, status
 from tests.verify.conftest import Served
 
@@ -249,3 +250,51 @@ def test_half_a_line_on_the_disk_is_asked_again(served: Served, capsys: pytest.C
 def test_an_evaluation_that_is_missing_is_told(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, errors = run(capsys, "verify", trained, "--server", "http://127.0.0.1:9")
     assert code == 2 and says(errors, "not evaluated", "moslora eval")
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_context_that_was_made_longer_is_asked_again(
+    refuses: bool, served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the same address, by a server that has cut or refused the longest questions only."""
+    pretended = served.pretended(context=70, refuses=refuses)
+    with serving(pretended) as address:
+        code, out, _ = run(capsys, "verify", served.path, "--server", address)
+        assert code == 1 and "the context is cut" in out
+        pretended.context = None
+        code, out, _ = run(capsys, "verify", served.path, "--server", address)
+    assert code == 0 and "computes this run" in out, out
+
+
+def test_a_first_question_beyond_the_context_hides_nothing(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = read_asked(Run(served.path), Options())
+    first = asked.questions[0].length
+    shorter = [length for length in asked.lengths({question.id for question in asked.questions}) if length < first]
+    assert shorter
+    assert verified(capsys, served, served.pretended(context=first - 1, refuses=True)) == "context"
+
+
+def test_a_reply_with_another_end_of_line_is_kept(tmp_path: Path) -> None:
+    reply = Reply("a/1", "text", "0", text="one\u2028two\u0085three")
+    Replies(tmp_path).add(reply)
+    assert Replies(tmp_path).get(reply.key) == reply
+
+
+@pytest.mark.parametrize("key", ["a-secret\r", "a-secr\u00e9t", "a secret"])
+def test_a_key_that_cannot_be_sent_is_not_shown(
+    key: str, served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOSLORA_SERVER_KEY", key)
+    with serving(served.pretended(key="a-secret")) as address:
+        code, out, errors = run(capsys, "verify", served.path, "--server", address, "--limit", "4")
+    assert "secr" not in out + errors
+    if key.strip() == "a-secret":
+        assert code in (0, 1) and not errors, errors
+    else:
+        assert code == 2 and says(errors, "MOSLORA_SERVER_KEY", "ASCII"), errors
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "http://[::1", "http://localhost:port"])
+def test_an_address_that_is_none_is_told(address: str, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, errors = run(capsys, "verify", served.path, "--server", address)
+    assert code == 2 and says(errors, f"--server {address}", "such as http://localhost:8000"), errors

@@ -7,7 +7,9 @@ all options share is left out: there an adapter soon has all of its effect, what
 
 is about 1 for the run, 0 for its base, and between or beyond for a wrong scale of the adapter. What is left,
 y_server − y_base − k (y_run − y_base), is rounding, a quantisation, or another model. Answers are no straight line in
-the scale: an adapter scaled by 0.9 may show a k of 0.95. Intervals are of a bootstrap over questions. Numpy only.
+the scale: an adapter scaled by 0.9 may show a k of 0.95. Intervals are of a bootstrap over questions. Rounding of the
+run's own answers makes k smaller, where the adapter moves them little: by their variance beside that of y_run − y_base,
+of which what is left of the server is a bound. Numpy only.
 """
 
 import math
@@ -67,6 +69,13 @@ class Fit:
     from_base: float
     left: float
     likeness: float
+
+    @property
+    def attenuation(self) -> float:
+        """What rounding of the run's answers takes from k, at most; 1 if the adapter does nothing here."""
+        if self.effect == 0:
+            return 1.0
+        return min(1.0, (self.left / self.effect) ** 2)
 
 
 def fit(server: Answered, run: Answered, base: Answered) -> Fit:

@@ -12,7 +12,8 @@ from moslora.verify.server import Unavailable
 from moslora.verify.ways import Way
 
 CANARIES = 3
-"""Kept replies that are asked for once more, before the others are trusted."""
+"""Kept replies that are asked for once more, before the others are trusted: the longest question is one of them, as a
+server with another context answers the short ones as before."""
 
 CHANGED = 0.1
 """Largest change of a log-probability, in nats, between two replies of the same server: in bfloat16 a batch of another
@@ -59,14 +60,22 @@ class Interview:
         if way.name in self.trusted:
             return
         self.trusted.add(way.name)
+        self.replies.forget_refusals(way.name)
         known = [question for question in questions if self.replies.get(way.key(question)) is not None]
         if not known:
             return
         if self.again:
             self.replies.forget(way.name)
-        elif self._has_changed(way, known[:CANARIES]):
+            return
+        longest = max(known, key=lambda question: question.length)
+        others = [question for question in known if question is not longest]
+        canaries = [longest, *others[: CANARIES - 1]]
+        if self._has_changed(way, canaries):
             note(f"the server answers otherwise than before, {way.name}: all of it is asked again")
             self.replies.forget(way.name)
+        else:
+            kept = f"{len(known)} of {counted(len(questions), 'question')}, {way.name}, answered in an earlier call"
+            say(f"{kept}; {len(canaries)} of them asked again and unchanged (--again asks all)")
 
     def _has_changed(self, way: Way, questions: Sequence[Question]) -> bool:
         """Whether the server answers these questions otherwise than before."""

@@ -93,6 +93,11 @@ class Replies:
             os.fsync(file.fileno())
             self.found[reply.key] = reply
 
+    def forget_refusals(self, way: str) -> None:
+        """Leaves out the refusals to one way of asking: the server may have been started otherwise since."""
+        with self._lock:
+            self.found = {key: reply for key, reply in self.found.items() if reply.way != way or not reply.refused}
+
     def forget(self, way: str) -> None:
         """Leaves out the replies to one way of asking; all that were there stay in `BEFORE`."""
         path = self.folder / REPLIES
@@ -110,7 +115,7 @@ class Replies:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(path, len(whole))
-        for line in whole.decode("utf-8", errors="replace").splitlines():
+        for line in whole.decode("utf-8", errors="replace").split("\n"):  # a text may have other ends of lines
             try:
                 reply = Reply.from_json(line)
             except (ValueError, TypeError):  # damaged: it is asked again

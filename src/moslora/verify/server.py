@@ -121,20 +121,27 @@ class Server:
 
 
 def open_server(address: str) -> Server:
-    """The server at a typed address, with or without ``/v1``.
+    """The server at a typed address, with or without ``/v1`` and what follows it there.
 
     Raises:
-        UsageError: it is no address of a server.
+        UsageError: it is no address of a server, or the key is none that can be sent.
     """
-    plain = re.sub(r"(/v1)?/*$", "", address.strip())
+    plain = re.sub(r"(/v1(/(chat/)?completions)?)?/*$", "", address.strip())
+    fault = f"--server {address}: must be an address such as http://localhost:8000"
     if not re.match(r"https?://[^/]+", plain):
-        raise UsageError(f"--server {address}: must be an address such as http://localhost:8000")
+        raise UsageError(fault)
+    try:
+        httpx.URL(plain)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"{fault} ({first_line(error)})") from None
     return Server(plain)
 
 
 def _client() -> httpx.Client:
     headers = {}
-    key = os.environ.get(KEY)
+    key = os.environ.get(KEY, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):  # before httpx refuses it, with the key in its message
+        raise UsageError(f"the environment variable {KEY}: must be of printable ASCII without spaces")
     if key:
         headers["Authorization"] = f"Bearer {key}"
     return httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=False, follow_redirects=False)
@@ -145,7 +152,7 @@ def _lost(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"no answer ({type(error).__name__})"
     if isinstance(error, httpx.ConnectError):
-        return "no server there (is it started?)"
+        return f"no server there, is it started? ({first_line(error)})"
     return f"the connection was lost ({first_line(error)})"
 
 

@@ -34,6 +34,9 @@ the distance."""
 SCALE_LEFT = 1.5
 """What a wrong scale leaves beside k, at most, in units of |1 − k| · effect: answers are no straight line in it."""
 
+NOTHING = 0.1
+"""Largest |k| of a server that computes the base."""
+
 WIDEST = 0.2
 """Largest width of the interval of k that decides anything."""
 
@@ -132,21 +135,24 @@ def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
 
 
 def _judge(evidence: Evidence, base: Answered, found: Fit) -> Verdict:
-    cut = _context(evidence)
     low, high = found.interval
-    is_wide = high - low > WIDEST
-    if found.distance > evidence.tolerance and cut is not None:
-        return cut
+    is_wide = high - low + found.attenuation > WIDEST
+    is_close = found.distance <= evidence.tolerance
+    if not is_close and found.from_base > evidence.tolerance:
+        cut = _context(evidence)
+        if cut is not None:
+            return cut
     nearer = _checkpoint(evidence, found)
     if nearer is not None:
         return nearer
-    if found.distance <= evidence.tolerance and is_wide:
+    if is_close and is_wide and _may_be_all(found):
         return Verdict(
             "undecided",
-            f"nothing speaks against this run, but k lies between {low:.2f} and {high:.2f}: the adapter moves these"
-            f" answers by {found.effect:.2g} nats only; ask more questions with --limit, or other --tasks",
+            f"nothing speaks against this run, but k lies between {low:.2f} and {high + found.attenuation:.2f}: the"
+            f" adapter moves these answers by {found.effect:.2g} nats only; ask more questions with --limit, or other"
+            " --tasks",
         )
-    if found.distance <= evidence.tolerance and not _scale_is_off(found, 2 * SCALE_OFF):
+    if is_close and not _scale_is_off(found, 2 * SCALE_OFF):
         return Verdict(
             "run", f"computes this run, as close as {evidence.dtype} allows: {_numbers(found, evidence.tolerance)}"
         )
@@ -198,16 +204,23 @@ def _numbers(found: Fit, most: float) -> str:
 
 def _scale_is_off(found: Fit, least: float) -> bool:
     """Whether k is shown to differ from 1, by ``least`` or more."""
+    nearest = min(abs(found.k - 1), abs(found.k + found.attenuation - 1))
+    return not _may_be_all(found) and nearest > least
+
+
+def _may_be_all(found: Fit) -> bool:
+    """Whether the server may compute the whole adapter, as far as questions and rounding tell."""
     low, high = found.interval
-    return not low <= 1 <= high and abs(found.k - 1) > least
+    return low <= 1 <= high + found.attenuation
 
 
 def _is_base(found: Fit, most: float) -> bool:
     """Whether the adapter does nothing here: near the base, or around it as a quantisation is."""
-    low, high = found.interval
-    if found.from_base <= most and not low <= 1 <= high:
+    low, _ = found.interval
+    may_be_nothing = low - found.attenuation <= NOTHING
+    if found.from_base <= most and may_be_nothing and not _may_be_all(found):
         return True
-    return -0.1 <= found.k <= 0.1 and found.left <= found.effect / 2
+    return abs(found.k) <= NOTHING and found.left <= found.effect / 2
 
 
 def _checkpoint(evidence: Evidence, found: Fit) -> Verdict | None:

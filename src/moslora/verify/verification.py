@@ -166,8 +166,9 @@ def _open(asked: AskedQuestions, server: Server, interview: Interview) -> Asker:
     Raises:
         UsageError: it tells nothing that this evaluation can be compared with.
     """
-    question = asked.questions[0]
-    with_text = next((one for one in asked.questions if one.has_texts), question)
+    by_length = sorted(asked.questions, key=lambda question: question.length)
+    question = by_length[0]  # which a server with a short context answers, too
+    with_text = next((one for one in by_length if one.has_texts), question)
     text = with_text.texts[0] or "a"
     first_choice(server.ask("completions", {"prompt": text, "max_tokens": 1, "temperature": 0}))
     prompt = Prompt(question.prompts[0], question.texts[0] or "", as_text=False)
