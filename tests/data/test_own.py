@@ -45,6 +45,18 @@ def read(row: dict[str, Any], declared: str) -> Example:
     return recipe.own_tasks["mine"].example(row, "id")
 
 
+def test_only_training_rows_need_a_response(tmp_path: Path) -> None:
+    """As of published test rows, which have answers and no solutions."""
+    write(tmp_path / "train.jsonl", [{"question": f"q{n}", "answer": n, "solution": f"#### {n}"} for n in range(4)])
+    write(tmp_path / "test.jsonl", [{"question": f"other {n}", "answer": n} for n in range(4)])
+    solved = "response: solution, match: {pattern: '#### (.+)', compare: number}"
+    (task,) = resolve_tasks(str(declare(tmp_path, f"sums: {{train: train.jsonl, test: test.jsonl, {solved}}}")))
+    training, tested = load_examples(task, "train", source="wheel"), load_examples(task, "test", source="wheel")
+    assert [row.response for row in training] == [f"#### {n}" for n in range(4)]
+    assert [row.choices for row in tested] == [(str(n),) for n in range(4)]
+    assert FORMATS["label"].generation_prompt(tested[0]) == "other 0\n\n### Response:\n"
+
+
 def test_rows_become_questions(tmp_path: Path) -> None:
     (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {TRIAGE}")))
     training, tested = load_examples(task, "train", source="wheel"), load_examples(task, "test", source="wheel")

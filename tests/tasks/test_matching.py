@@ -205,6 +205,18 @@ def test_rows_that_nothing_could_answer_are_refused(declared: str, row: dict[str
     assert said in str(error.value)
 
 
+def test_a_row_that_is_only_asked_needs_no_response() -> None:
+    """A test file without solutions, and a pattern that the bare accepted answer does not follow."""
+    solved = task("{train: x, test: y, response: solution, match: {pattern: '#### (.+)', compare: number}}")
+    row = {"question": "q", "answer": "4"}
+    with pytest.raises(ValueError, match="response: no column solution"):
+        solved.example(row, "mine/train/0")
+    example = solved.example(row, "mine/test/0", trained=False)
+    assert (example.choices, example.response) == (("4",), "4")
+    with pytest.raises(ValueError, match="nothing can equal it"):
+        solved.example({**row, "answer": "four"}, "mine/test/0", trained=False)
+
+
 def test_stop_texts_end_a_text_at_the_first() -> None:
     words = wording('{train: x, match: exact, stop: ["\\n", "Q:"]}')
     assert (

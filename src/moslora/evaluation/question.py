@@ -49,7 +49,7 @@ def as_example(
     if isinstance(words, OpenEnded):
         choices = UNKNOWN
         if options:
-            raise UsageError(f"task {entry.name}: is answered in words; omit the options")
+            raise UsageError(f"task {entry.name}: is answered in words; omit the options, or change --task")
     elif isinstance(words, TrueFalse):
         choices = TRUTHS[0]
         options = _as_truths(options, task=entry.name)

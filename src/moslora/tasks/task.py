@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -293,15 +293,20 @@ class Task:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return Example(f"{self.name}/{digest}", self.name, "", (text,), 0, wording=self.wording)
 
-    def example(self, row: Mapping[str, Any], id: str) -> Example:
-        """A row as a question; a `ValueError` says what is wrong with it."""
+    def example(self, row: Mapping[str, Any], id: str, *, trained: bool = True) -> Example:
+        """A row as a question; a `ValueError` says what is wrong with it. Of an open-ended question the response is
+        read and checked only if it may be ``trained`` on: rows to evaluate on need none."""
         columns = self.columns
         question = _text("question", _evaluate("question", columns.question, row))
         context = None
         if columns.context is not None:
             context = _context(_evaluate("context", columns.context, row))
         if isinstance(self.wording, OpenEnded):
-            return self._open_ended(row, id, question, context, self.wording)
+            accepted = _accepted(_evaluate("answer", columns.answer, row), self.wording.match)
+            example = Example(id, self.name, question, accepted, 0, context, wording=self.wording)
+            if trained:
+                example = self._with_response(example, row, self.wording)
+            return example
         assert columns.options is not None, f"{self.name}: neither options nor an answer in words"
         choices = _choices(columns.options, row)
         gold = _position(_evaluate("answer", columns.answer, row), choices)
@@ -311,15 +316,12 @@ class Task:
             wording = self.wording
         return Example(id, self.name, question, choices, gold, context, meta, wording)
 
-    def _open_ended(
-        self, row: Mapping[str, Any], id: str, question: str, context: str | None, words: OpenEnded
-    ) -> Example:
-        """A row as an open-ended question."""
-        accepted = _accepted(_evaluate("answer", self.columns.answer, row), words.match)
+    def _with_response(self, example: Example, row: Mapping[str, Any], words: OpenEnded) -> Example:
+        """The open-ended question of a row with the text that is trained on."""
         meta = {}
         for name, source in self.columns.meta.items():
             meta[name] = _text(name, _evaluate(name, source, row)).strip()
-        example = Example(id, self.name, question, accepted, 0, context, meta, words)
+        example = replace(example, meta=meta)
         _refuse_wrong_response(example, words)
         return example
 
