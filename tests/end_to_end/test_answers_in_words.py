@@ -208,6 +208,8 @@ def test_rows_that_nothing_scores_are_told(
         ("tasks.first.max_new_tokens=0", "must be greater than"),
         ("tasks.first.stop=['']", "tasks.first.stop"),
         ("tasks.first.ignore=[cases]", "tasks.first.ignore"),
+        ("tasks.other={train: x, match: number, ignore: [case]}", "applies only where texts are compared, not numbers"),
+        ("tasks.other={train: x, match: {pattern: a, compare: number}, ignore: []}", "remove ignore"),
         ("tasks.other={train: x, stop: [a]}", "applies only to answers in words; set match, or remove stop"),
         ("tasks.other={train: x, options: null, match: null}", "tasks.other.match = None: is missing"),
         ("tasks.other={train: x, match: exact, wheel: a/b, hub: {path: a/b}}", "remove wheel or hub"),

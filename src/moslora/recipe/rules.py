@@ -8,7 +8,7 @@ from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
 from .adapter import Adapter, AdapterSection, PeftSection
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
-from .tasks import TaskSection
+from .tasks import PatternSection, TaskSection
 
 Conflicts = Iterator[tuple[str, str]]
 """The dotted keys of the fields that do not go together, the best one to change first; what is wrong, and the fix."""
@@ -200,6 +200,11 @@ def _kind_of_answer(name: str, task: TaskSection) -> Conflicts:
         yield f"{place}.match {place}.options", f"a question has options, or is answered in words; {fix}"
     if task.label != TaskSection.model_fields["label"].default:
         yield f"{place}.label {place}.match", "names an option, and answers in words have none; remove it"
+    compared = task.match
+    if isinstance(compared, PatternSection):
+        compared = compared.compare
+    if compared == "number" and task.ignore != TaskSection.model_fields["ignore"].default:
+        yield f"{place}.ignore {place}.match", "applies only where texts are compared, not numbers; remove ignore"
 
 
 def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:
