@@ -1,6 +1,7 @@
 """`moslora verify`: a server is named what it computes, whatever it tells, and a fault is named as what it is."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def test_without_the_base_the_command_that_asks_it_is_told(served: Served, capsy
         file.unlink()
     with serving(served.pretended()) as address:
         code, out, _ = run(capsys, "verify", served.path, "--server", address)
-    assert code == 0 and says(out, "moslora eval", "--base", "computes this run")
+    assert code == 0 and says(out, "moslora eval", "--base", "--dtype float32", "computes this run")
     with serving(served.pretended(served.model(base=True))) as address:
         code, out, _ = run(capsys, "verify", served.path, "--server", address)
     assert code == 1 and "does not compute this run" in out
@@ -272,6 +273,32 @@ def test_a_first_question_beyond_the_context_hides_nothing(served: Served, capsy
     shorter = [length for length in asked.lengths({question.id for question in asked.questions}) if length < first]
     assert shorter
     assert verified(capsys, served, served.pretended(context=first - 1, refuses=True)) == "context"
+
+
+def test_answers_of_weights_that_are_gone_are_refused(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    """As after more training: the server would be called another checkpoint."""
+    shutil.rmtree(served.path / "adapter")
+    shutil.copytree(served.path / "checkpoints" / "step-36", served.path / "adapter")
+    code, _, errors = run(capsys, "verify", served.path, "--server", "http://127.0.0.1:9")
+    assert code == 2 and says(errors, "other weights than", "moslora eval"), errors
+
+
+def test_a_checkpoint_is_verified_by_the_name_of_its_evaluation(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = served.path / "checkpoints" / "step-36"
+    evaluate_target(open_target(str(checkpoint)))
+    name = Run(served.path).evaluation().name + "-step-36"
+    code, _, errors = run(capsys, "verify", checkpoint, "--server", "http://127.0.0.1:9")
+    assert code == 2 and says(errors, f"an adapter of the run {served.path}", name), errors
+    pretended = served.pretended(served.model("checkpoints/step-36"))
+    assert verified(capsys, served, pretended, "--evaluation", name) == "run"
+
+
+def test_few_questions_are_not_judged(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(served.pretended()) as address:
+        code, out, _ = run(capsys, "verify", served.path, "--server", address, "--tasks", "obqa", "--limit", "7")
+    assert code == 1 and says(out, "7 questions", "at least 8", "--limit"), out
 
 
 def test_a_reply_with_another_end_of_line_is_kept(tmp_path: Path) -> None:

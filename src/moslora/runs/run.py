@@ -264,8 +264,12 @@ class Run:
         fault = ""
         if name:
             fault = f"no evaluation {name}; "
+        owner = run_of(self.path)
         if names:
             fault += f"evaluated as {names}; choose one with --evaluation"
+        elif owner.evaluations:
+            those = ", ".join(folder.name for folder in owner.evaluations)
+            fault += f"an adapter of the run {owner.path}; name the run, and choose with --evaluation among {those}"
         else:
             fault += f"not evaluated; moslora eval {shlex.quote(str(self.path))} does it"
         raise UsageError(f"{self.path}: {fault}")

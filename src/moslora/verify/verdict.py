@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from moslora.choices import DType
+from moslora.errors import counted
 from moslora.verify.fit import Answered, Fit, Floats, distance, distances, fit
 
 Kind = Literal[
@@ -49,6 +50,9 @@ are a little farther off in any case."""
 
 MOST = 0.7
 """Share of equal texts of one model: rounding may change any of the greedy choices behind a text."""
+
+FEWEST_IN_ALL = 8
+"""Fewest questions that any verdict on log-probabilities is read from."""
 
 FEWEST = 4
 """Fewest questions on either side of a context's end, or that differ between run and base, that show anything."""
@@ -128,6 +132,10 @@ def tolerance(*, margins: Sequence[float], tokens: Sequence[int], dtypes: Sequen
 
 def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
     """The verdict, and the fit that it is read from, if the base has answered."""
+    count = len(evidence.lengths)
+    if count < FEWEST_IN_ALL:
+        few = f"{counted(count, 'question')} with log-probabilities: at least {FEWEST_IN_ALL} are needed; raise --limit"
+        return Verdict("undecided", few), None
     if evidence.base is None:
         return _without_base(evidence), None
     found = fit(evidence.server, evidence.run, evidence.base)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moslora.choices import DType
+from moslora.compare.find import evaluated_steps
 from moslora.console import note
 from moslora.errors import UsageError, counted, some
 from moslora.files import locked
@@ -79,9 +80,15 @@ def verify(run: Path, server: str, options: Options) -> Report:
 
 
 def read_asked(run: Run, options: Options) -> AskedQuestions:
-    """The questions, and all that is known of their answers."""
+    """The questions, and all that is known of their answers.
+
+    Raises:
+        UsageError: the run was not evaluated, or before it was trained further.
+    """
     folder = run.evaluation(options.evaluation)
     answered = read_evaluation(folder)
+    if result_of(folder) == folder and answered.settings.metadata.get("adapter") is not None:
+        evaluated_steps(folder, answered.settings, of_run=True)  # refuses the answers of weights that are gone
     names = None
     if options.tasks is not None:
         names = [task.name for task in resolve_tasks(options.tasks, run.recipe.own_tasks)]
@@ -137,6 +144,10 @@ def _judge(asked: AskedQuestions, replies: Mapping[str, Reply], way: Completion,
         texts = text_evidence(asked, answers)
         return replace(report, verdict=judge_texts(texts))
     verdict, fit = judge(told)
+    own_base = asked.run.settings.metadata.get("quantization")
+    if verdict.kind == "quantised" and own_base:
+        says = f"{verdict.says}; the run itself was evaluated over its base in {own_base}: a server that loads the base"
+        verdict = replace(verdict, says=f"{says} in full precision answers so, too")
     too_long = _refused_for_length(asked, replies)
     if verdict.passed and too_long is not None:
         verdict = too_long
@@ -220,5 +231,6 @@ def _missing_base(asked: AskedQuestions, options: Options) -> str:
     if run is not None:
         path = shlex.quote(os.fspath(run.path))
     words = ["moslora", "eval", path, "--base", "--tasks", ",".join(asked.run.tasks)]
-    words += ["--protocol", settings.protocol, "--format", settings.format, "--limit", str(most)]
+    words += ["--protocol", settings.protocol, "--format", settings.format, "--dtype", settings.dtype]
+    words += ["--limit", str(most)]
     return " ".join(words)
