@@ -30,6 +30,7 @@ from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.cloze import log_probabilities
+from moslora.evaluation.decoding import decode
 from moslora.kernels.rows import concatenate
 from moslora.recipe import ModelSection
 from moslora.training.objective import LabelLoss
@@ -152,11 +153,17 @@ def adaptable(model: PreTrainedModel) -> list[str]:
     return [name for name in linear if not ROUTERS.search(name)]
 
 
-TOLERANCE = {"logits": 1e-5, "scores": 1e-5, "loss": 1e-5, "gradient": 1e-4}
+TOLERANCE = {"logits": 1e-5, "scores": 1e-5, "share of other texts": 0, "loss": 1e-5, "gradient": 1e-4}
 """Largest relative errors. Float32 loses as much of the gradient as these steep random weights multiply."""
 
 ROWS = ([5, 9, 20, 31, 44, 58], [5, 9, 20, 31, 7, 90, 64, 13, 27, 71], [80, 3, 17])
 """Two rows with a common beginning, and another."""
+
+
+PROMPTS = tuple([*range(11, 31), *row] for row in ROWS[:2])
+"""Two rows whose common beginning is long enough to be computed once."""
+
+NEW_TOKENS = 6
 
 
 def off(found: Tensor, expected: Tensor) -> float:
@@ -164,8 +171,16 @@ def off(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def likeliest(model: PreTrainedModel, prompt: list[int]) -> list[int]:
+    """The likeliest token after a prompt, one after the other, each by a pass over all before it."""
+    ids = [*prompt]
+    for _ in range(NEW_TOKENS):
+        ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
 def compared(folder: Path) -> Iterator[tuple[str, float]]:
-    """How far the engine's logits, scores, loss and gradient are off those of transformers."""
+    """How far the engine's logits, scores, greedy texts, loss and gradient are off those of transformers."""
     section = ModelSection(name=str(folder), dtype="float32")
     ours, theirs = load_base(section), stock(folder)
     with torch.no_grad():
@@ -177,6 +192,13 @@ def compared(folder: Path) -> Iterator[tuple[str, float]]:
         targets = [(7 * place + 3) % VOCABULARY for place in range(len(places))]
         scores, _ = log_probabilities(hidden, output_weight(ours), places, targets)
         yield "scores", off(scores, expected.log_softmax(1).gather(1, torch.tensor(targets)[:, None])[:, 0])
+
+        differ = 0
+        for asked in (PROMPTS, ROWS):
+            options: dict[str, Any] = {"ended": lambda row, tokens: False, "ends": (), "batch_tokens": 200}
+            written = decode(ours, asked, max_new_tokens=NEW_TOKENS, **options)
+            differ += sum(text != likeliest(theirs, row) for row, text in zip(asked, written, strict=True))
+        yield "share of other texts", differ / len((*PROMPTS, *ROWS))
 
     if not adaptable(ours):  # GPT-2's layers are convolutions, which PEFT alone adapts
         return

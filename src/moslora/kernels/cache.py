@@ -7,6 +7,7 @@ taken once; what all rows begin with is kept, and read, once for all; a row that
 enter in any pass, with all its tokens.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -33,7 +34,7 @@ class KeyValueCache:
         self.lengths: list[int] = []
         self.rows = 0
         self.room = 0
-        self._layers: dict[nn.Module, _Layer] = {}
+        self._layers: dict[tuple[nn.Module, int], _Layer] = {}
 
     def resize(self, rows: int, room: int) -> None:
         """Makes room for so many rows and tokens of each; those that are there stay."""
@@ -67,12 +68,14 @@ class KeyValueCache:
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
-    def layer(self, module: nn.Module, key: Tensor) -> "_Layer":
-        """What is kept for ``module``, of which ``key (key heads, T, size)`` are keys."""
-        if module not in self._layers:
-            self._layers[module] = _Layer(key)
-            self._layers[module].resize(self.rows, self.room)
-        return self._layers[module]
+    def layer(self, module: nn.Module, call: int, key: Tensor) -> "_Layer":
+        """What is kept for ``module`` at its call of that number in a pass, of which ``key (key heads, T, size)`` are
+        keys. Most are called once; DiffLlama's attention twice, with other values."""
+        place = (module, call)
+        if place not in self._layers:
+            self._layers[place] = _Layer(key)
+            self._layers[place].resize(self.rows, self.room)
+        return self._layers[place]
 
 
 class _Layer:
@@ -142,6 +145,7 @@ class CachedPass:
             self.entering = Rows(lengths, self.device, filler=self.filler, known=cache.beginning)
         self._kept_at: dict[int, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int | None, Tensor] = {}
+        self._calls: Counter[nn.Module] = Counter()
 
     @cached_property
     def positions(self) -> Tensor:
@@ -165,7 +169,8 @@ class CachedPass:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
         """See `moslora.kernels.attention.Remembering`."""
-        layer = self.cache.layer(module, key)
+        layer = self.cache.layer(module, self._calls[module], key)
+        self._calls[module] += 1
         count = self.continued
         if self.is_beginning:
             layer.first_keys = key
