@@ -244,7 +244,8 @@ def test_a_probe_takes_no_device_that_a_training_does_not(recipe: MakeRecipe, mo
 
 
 def test_validations_are_in_the_time(recipe: MakeRecipe, trained: Path) -> None:
-    """A token of theirs is half a token of training: those of the rows, and those that the questions' scorer reads."""
+    """A token of theirs is half a token of training: those of the rows, those that the questions' scorer reads, and 64
+    for each task of theirs."""
     asking = recipe("training.validation_questions=6")
     run = outline(asking)
     assert run.data is not None
@@ -253,6 +254,8 @@ def test_validations_are_in_the_time(recipe: MakeRecipe, trained: Path) -> None:
     read = 0
     for example in run.data.questions:
         read += len(questions.scorer.encode(example).input_ids)
+    tasks = {example.task for example in run.data.questions}
+    read += 64 * len(tasks)
     rows = sum(len(row.input_ids) for row in run.data.validation)
     assert run.validations.count == 6  # of 21 steps, one before the first, every five and after the last
     assert run.validations.tokens == 6 * (rows + read)

@@ -201,7 +201,7 @@ def test_a_run_that_was_cut_validates_the_same(asking: Path, tmp_path: Path, ste
 
 
 def default_number(recipe: Recipe, *, every: int) -> int:
-    """As many questions as take 2 % of the trained tokens, at half a token's time each."""
+    """As many questions as take 2 % of the trained tokens, at half a token's time each, and 64 more for each task."""
     rows = load_training(recipe.training_tasks, source=recipe.data.source)
     trained, aside, _ = select(recipe.data, rows, seed=recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
@@ -213,8 +213,12 @@ def default_number(recipe: Recipe, *, every: int) -> int:
     left = 0.02 * tokens * 2 / (1 + math.ceil(steps / every))
     scorer = make_scorer(load_base(recipe.model), tokenizer, Request.of(recipe))
     count = 0
+    tasks: set[str] = set()
     for example in sorted(aside, key=lambda example: order_key(example.id)):
         left -= scorer.length(scorer.encode(example))
+        if example.task not in tasks:
+            left -= 64
+            tasks.add(example.task)
         if left < 0:
             break
         count += 1

@@ -9,7 +9,12 @@ from moslora.data.prepared import TrainingData
 from moslora.data.sources import MIXTURE
 from moslora.errors import counted
 from moslora.recipe import Recipe
-from moslora.training.questions import COST_OF_A_SCORED_TOKEN, SHARE_OF_TRAINING, validation_questions
+from moslora.training.questions import (
+    COST_OF_A_SCORED_TOKEN,
+    SHARE_OF_TRAINING,
+    tokens_of_questions,
+    validation_questions,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,8 @@ class Validations:
     Attributes:
         count: their number.
         measured: what one of them measures, in words; empty if there is nothing.
-        tokens: tokens of all that go through the model; an estimate where no rows are at hand.
+        tokens: tokens of all that go through the model, and as many more as take as long as what each task costs
+            beside; an estimate where no rows are at hand.
     """
 
     count: int
@@ -52,7 +58,7 @@ def counted_validations(
     questions = validation_questions(model, tokenizer, recipe, data)
     if questions is not None:
         measured += f" and {counted(questions.count, 'question')}"
-        tokens += questions.tokens()
+        tokens += tokens_of_questions(questions)
     return Validations(count, measured, count * tokens)
 
 

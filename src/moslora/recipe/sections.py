@@ -154,8 +154,7 @@ class TrainingSection(Section):
 
     validation_questions: Annotated[NonNegativeInt | None, Changes.WRITTEN] = None
     """Number of `data.validation_rows` that each validation asks as questions, by the protocol of `evaluation`; null
-    for as many as take about 2 % of the run's time by their tokens, in an experiment for none. Test questions are never
-    asked."""
+    for as many as take about 2 % of the run's time, in an experiment for none. Test questions are never asked."""
 
     result: Annotated[Literal["last", "best"], Changes.TRAINED, Shared] = "last"
     """The run's adapter. `last`: that of its last step. `best`: that of the best validated step by `best_by`, the first
