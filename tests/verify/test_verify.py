@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -325,3 +329,28 @@ def test_a_key_that_cannot_be_sent_is_not_shown(
 def test_an_address_that_is_none_is_told(address: str, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, errors = run(capsys, "verify", served.path, "--server", address)
     assert code == 2 and says(errors, f"--server {address}", "such as http://localhost:8000"), errors
+
+
+def test_a_silent_server_does_not_hold_the_program(tmp_path: Path) -> None:
+    """After Ctrl-C, while two questions wait for it."""
+    silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
+    code = f"""
+from pathlib import Path
+from types import SimpleNamespace
+from moslora.verify.interview import Interview
+from moslora.verify.replies import Replies
+from moslora.verify.server import open_server
+
+server = open_server("http://127.0.0.1:{silent.getsockname()[1]}")
+way = SimpleNamespace(name="tokens", reaches=lambda question: True)
+way.key = lambda question: ("tokens", question.id, "")
+way.reply = lambda question: server.ask("completions", {{}})
+questions = [SimpleNamespace(id=id, length=1) for id in ("a/1", "a/2")]
+Interview(Replies(Path({str(tmp_path)!r})), 2).ask(way, questions)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    silent.accept()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    silent.close()
+    assert "KeyboardInterrupt" in errors

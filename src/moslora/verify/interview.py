@@ -1,8 +1,9 @@
 """Questions asked, several at a time, and kept as soon as they are answered."""
 
+import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
 from moslora.console import note, say
 from moslora.errors import MosloraError, counted
@@ -86,25 +87,49 @@ class Interview:
         return False
 
     def _ask(self, way: Way, questions: Sequence[Question]) -> None:
-        with ThreadPoolExecutor(self.at_once) as pool:
-            tasks = [pool.submit(self._ask_one, way, question) for question in questions]
-            try:
-                done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-        faults = [task.exception() for task in done if task.exception() is not None]
-        for fault in faults:
-            if isinstance(fault, Unavailable):
-                kept = sum(self.replies.get(way.key(question)) is not None for question in questions)
-                raise Unavailable(
-                    f"{fault}; {kept} of {counted(len(questions), 'question')} answered and kept: the same command"
-                    " goes on"
-                )
-            if fault is not None:
-                raise fault
+        fault = self._first_fault(way, questions)
+        if isinstance(fault, Unavailable):
+            kept = sum(self.replies.get(way.key(question)) is not None for question in questions)
+            raise Unavailable(
+                f"{fault}; {kept} of {counted(len(questions), 'question')} answered and kept: the same command goes on"
+            )
+        if fault is not None:
+            raise fault
 
-    def _ask_one(self, way: Way, question: Question) -> None:
-        self.replies.add(way.reply(question))
+    def _first_fault(self, way: Way, questions: Sequence[Question]) -> Exception | None:
+        """Asks the questions, several at a time, up to the first fault.
+
+        Its threads are daemons: Ctrl-C ends a program that waits for a server, which no pool of threads allows.
+        """
+        waiting: SimpleQueue[Question] = SimpleQueue()
+        for question in questions:
+            waiting.put(question)
+        faults: list[Exception] = []
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.is_set():
+                try:
+                    question = waiting.get_nowait()
+                except Empty:
+                    return
+                try:
+                    self.replies.add(way.reply(question))
+                except Exception as error:
+                    faults.append(error)
+                    stop.set()
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.at_once, len(questions)))]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        finally:
+            stop.set()
+        if not faults:
+            return None
+        return faults[0]
 
 
 def differs(one: Reply, other: Reply) -> bool:
