@@ -77,11 +77,11 @@ training.best_by                   resume   arm   remade   group   shared   -
 training.patience                  resume   arm   remade   group   shared   -
 training.log_every                 -        -     -        -       -        -
 evaluation.tasks                   -        -     scored   -       shared   -
-evaluation.protocol                -        -     scored   -       shared   -
+evaluation.protocol                -        -     scored   group   shared   -
 evaluation.limit                   -        -     scored   -       shared   -
 evaluation.batch_tokens            -        -     scored   -       shared   -
-evaluation.beams                   -        -     scored   -       shared   -
-evaluation.max_length              -        -     scored   -       shared   -
+evaluation.beams                   -        -     scored   group   shared   -
+evaluation.max_length              -        -     scored   group   shared   -
 evaluation.source                  -        -     -        -       shared   -
 tracking.to                        -        -     -        -       shared   -
 tracking.project                   -        -     -        -       shared   -

@@ -25,6 +25,7 @@ from moslora.processes.group import process_group, take_gpu
 from moslora.progress import Line
 from moslora.ranks import is_main_process, world_size
 from moslora.recipe import KEPT, Recipe
+from moslora.recipe.recipe import OF_ACCURACY, flat
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, open_adapter, save_adapter, write_adapter
 from moslora.runs.best import BEST, TRAINED_STEPS, ending
@@ -140,7 +141,8 @@ def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str
     facts["training.strategy"] = recipe.training.strategy
     facts["training.micro_batch_tokens"] = recipe.training.micro_batch_tokens
     facts["training.validate_every"] = recipe.training.validate_every
-    facts["training.validation_questions"] = recipe.training.validation_questions
+    values = flat(recipe.model_dump(mode="json"))
+    facts |= {key: values[key] for key in OF_ACCURACY}  # the processes share the validation questions
     facts["the first step"] = 0
     if saved is not None:
         facts["the first step"] = saved.manifest.get("step", 0)
