@@ -15,7 +15,9 @@ from cli_kit import run as cli
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import read_results
 from moslora.progress import Line
+from moslora.recipe import Recipe
 from moslora.runs.run import Run
+from moslora.runs.trackers import KINDS, record
 from moslora.training import train_recipe
 from moslora.training.tracking import MEASURED, Tracker
 from training_kit import MakeRecipe, cut_after
@@ -136,6 +138,27 @@ def test_what_a_run_logs_before_its_first_step_is_there_once(
         assert drawn[f"validation/{name.removeprefix('validation_')}"] == expected
     written = b"".join(file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
     assert written.count(b"validation_questions: 6") == 2
+
+
+def test_parameters_that_a_tracker_has_are_not_given_again(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow refuses other values of a record's parameters: a run that was killed before it had a checkpoint may be
+    resumed with another `validate_every`."""
+    known: dict[str, Any] = {}
+
+    def describe(_: object, own: Recipe) -> None:
+        every = own.training.validate_every
+        if known.setdefault("training.validate_every", every) != every:
+            raise ValueError("changing param values is not allowed")
+
+    strict = KINDS["mlflow"]._replace(tracker=Mock(), reached=lambda _: ("id", 0), describe=describe)
+    monkeypatch.setitem(KINDS, "mlflow", strict)
+    run = Run(tmp_path / "run")
+    for every in (5, 3):
+        with record("mlflow", recipe(f"training.validate_every={every}"), run, after=0):
+            pass
+    assert known == {"training.validate_every": 5}
 
 
 @needs_both

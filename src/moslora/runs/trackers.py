@@ -31,6 +31,7 @@ class Kind(NamedTuple):
     reached: Callable[[Any], tuple[str, int]]  # the record's id, and the first step that is not there yet
     describe: Callable[[Any, Recipe], None] = lambda tracker, recipe: None  # a new record, if `tracker` does not
     score: Callable[[Any, dict[str, float], int], None] = lambda tracker, scores, step: tracker.log(scores, step)
+    forgets: bool = False  # whether a start at step 0 deletes what a killed run wrote, its description too
 
 
 def _common(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
@@ -57,6 +58,7 @@ KINDS: dict[TrackerName, Kind] = {
         lambda recipe, run, id, step: TensorBoardTracker("tensorboard", run.path, purge_step=step),
         lambda record: ("tensorboard", 0),  # the steps from `purge_step` on are gone
         lambda tracker, recipe: tracker.log({"recipe": indent(recipe.to_yaml(), "    ")}),
+        forgets=True,
     ),
     "trackio": Kind(  # finds a record by its name
         lambda recipe, run, id, step: TrackioTracker(**_common(recipe, id or f"{recipe.name}-{token_hex(3)}")),
@@ -92,7 +94,8 @@ def record(name: TrackerName, recipe: Recipe, run: Run, *, after: int | None = N
         tracker = kind.tracker(recipe, run, known, step)
         tracker.start()
         id, next_step = kind.reached(tracker.tracker)
-        if known is None or after == 0:
+        begins_again = after == 0 and kind.forgets
+        if known is None or begins_again:
             kind.describe(tracker, recipe)
         if known is None:
             run.add_facts(**{f"{name}_id": id})
