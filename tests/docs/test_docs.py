@@ -22,7 +22,7 @@ from moslora.adapters import MIXERS, adapter_state_dict, named_adapters
 from moslora.data.local import read_file
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
-from moslora.recipe import load_recipe, trace_recipe
+from moslora.recipe import AdapterSection, load_recipe, trace_recipe
 from reference import perturb
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +180,13 @@ def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
     """Its commands and its conversion, with a LoRA of PEFT's own and rows in Alpaca's columns."""
     monkeypatch.chdir(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(world / "model", dtype="float32")
-    theirs = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    # As `llama3.2-1b extends=methods/lora`, which continues it.
+    options = load_recipe("llama3.2-1b", ["extends=methods/lora"]).adapter
+    assert isinstance(options, AdapterSection)
+    config = peft.LoraConfig(
+        r=options.rank, lora_alpha=options.alpha, target_modules=[*options.target_modules], task_type="CAUSAL_LM"
+    )
+    theirs = peft.get_peft_model(base, config)
     perturb(weight for name, weight in theirs.named_parameters() if "lora_" in name)
     theirs.save_pretrained("outputs/lora-out")
     rows = [
