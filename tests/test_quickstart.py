@@ -11,6 +11,7 @@ import typer
 
 from compare_kit import SETTINGS
 from moslora import quickstart as module
+from moslora.choices import SizeName
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
 from moslora.evaluation.results import Results, summarise
@@ -48,6 +49,33 @@ def test_the_dtype_is_the_one_that_the_hardware_multiplies(
     assert fast_dtype() == dtype
 
 
+@pytest.mark.parametrize(
+    ("typed", "speed", "rows", "limit"), [(None, 1e6, 330, 256), (None, 1.0, 110, 64), ("half", 1e6, 165, 128)]
+)
+def test_a_new_quickstart_trains_the_size_that_it_announces(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    typed: SizeName | None,
+    speed: float,
+    rows: int,
+    limit: int,
+) -> None:
+    trained: list[list[str]] = []
+    monkeypatch.setattr(module, "gpus", lambda: 0)
+    monkeypatch.setattr(module, "trained_tokens_per_second", lambda recipe: speed)
+    monkeypatch.setattr(module, "train_in_processes", lambda words, **_: trained.append(words))
+    monkeypatch.setattr(module, "open_target", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(Interrupted):
+        quickstart(out=tmp_path, size=typed)
+    recipe = load_recipe(trained[0][0], trained[0][1:])
+    assert isinstance(recipe.data.rows, dict)
+    assert (recipe.data.rows["boolq"], recipe.evaluation.limit) == (rows, limit)
+    said = capsys.readouterr().out
+    assert f"{speed:,.0f} tokens a second" in said
+    assert ("--size full" in said) == (rows < 330)
+
+
 def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +111,7 @@ def test_it_ends_with_what_can_be_concluded(
 
     for name in ("train_in_processes", "merge"):
         monkeypatch.setattr(module, name, Mock())
+    monkeypatch.setattr(module, "trained_tokens_per_second", lambda recipe: 1e6)
     monkeypatch.setattr(module, "open_target", lambda target, base: base)
     monkeypatch.setattr(module, "evaluate_target", results)
     table, lines = quickstart(out=(out := tmp_path / "my run"))

@@ -1,10 +1,10 @@
-"""Train, evaluate before and after, and merge, in one command."""
+"""Train, evaluate before and after, and merge, in one command, at a size that suits the machine."""
 
 import shlex
 import time
 from pathlib import Path
 
-from moslora.choices import DType
+from moslora.choices import DType, SizeName
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
 from moslora.compare.conclusion import lines, tables
@@ -16,7 +16,8 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.files import in_use, refuse_used
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
-from moslora.recipe import load_recipe
+from moslora.quickstart_sizes import SIZES, OutcomeName, Size, largest_in_time, size_of, trained_tokens_per_second
+from moslora.recipe import Recipe, load_recipe
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes, worker_processes
@@ -25,15 +26,20 @@ RECIPE = "smollm2-135m"
 
 
 @stopped("stopped: the work so far is saved, and the same command continues from there")
-def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
+def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[str]], list[str]]:
     """Runs all steps in the folder ``out``, or those that are left there.
+
+    Args:
+        out: the run's folder.
+        size: of a new run; ``None`` for the largest that this machine takes in five minutes. A run that goes on keeps
+            its own.
 
     Returns:
         The table, header first, and the lines below it: the conclusion, and what to try next.
     """
     began = time.monotonic()
     run = Run(out)
-    _train(run)
+    recipe = _train(run, size)
     base = _scored(out, "base")
     tuned = _scored(out, "tuned")
     merged = out / "merged"
@@ -42,30 +48,50 @@ def quickstart(*, out: Path) -> tuple[list[list[str]], list[str]]:
         say(str(merge(run.result, out=merged)))
     minutes = (time.monotonic() - began) / 60
     say(f"done in {minutes:.1f} minutes")
-    found = compare_arms([base, tuned])
-    table = tables(found)[-1]
-    return table, [*lines(found), *_try_next(out)]
+    table = tables(compare_arms([base, tuned]))[-1]
+    outcome = size_of(recipe).outcome
+    concluded = lines(compare_arms([base, tuned], outcome=outcome))
+    return table, [*concluded, *_try_next(out, outcome)]
 
 
-def _train(run: Run) -> None:
-    """Trains the run, or continues it; says so first, and how long it takes."""
+def _train(run: Run, size: SizeName | None) -> Recipe:
+    """Trains the run, or continues it, and returns its recipe; says so first, and how long it takes."""
     if run.exists:
         recipe = run.recipe_to_resume()
         if recipe.name != load_recipe(RECIPE).name:
             raise UsageError(f"{run.path}: holds a run of recipe {recipe.name}; choose another folder with --out")
-        say(f"continuing {run.path} (remove that folder to start again)")
+        say(f"continuing {run.path} at its own size (remove that folder to start again)")
         words = [str(run.path), "--resume"]
     else:
         refuse_used(run.path)
-        recipe = load_recipe(RECIPE)
-        dtype = fast_dtype()
-        if not gpus():
-            # On an AMD EPYC; in float32 a step takes as long there with AVX2 alone.
-            minutes = 4 if dtype == "bfloat16" else 9
-            say(f"about {minutes} minutes on two cores, in {dtype}")
-        words = [RECIPE, f"model.dtype={dtype}"]
+        dtype = f"model.dtype={fast_dtype()}"
+        recipe = load_recipe(RECIPE, [dtype])
+        changes = _choose_size(size, recipe).overrides(recipe)
+        words = [RECIPE, dtype, *changes]
+        recipe = load_recipe(RECIPE, [dtype, *changes])
     if not run.result.exists():
         train_in_processes(words, out=run.path, processes=worker_processes(recipe.training))
+    return recipe
+
+
+def _choose_size(typed: SizeName | None, recipe: Recipe) -> Size:
+    """The size that was typed, or else the full one on a GPU, and on a CPU the largest that takes five minutes."""
+    if gpus():
+        return SIZES[typed or "full"]
+    say("measuring this machine ...")
+    speed = trained_tokens_per_second(recipe)
+    if typed is None:
+        size = largest_in_time(speed)
+    else:
+        size = SIZES[typed]
+    say(
+        f"it trains {speed:,.0f} tokens a second in {recipe.model.dtype}, so size {size.name} takes about"
+        f" {size.seconds(speed) / 60:.1f} minutes"
+    )
+    if size.name != "full":
+        minutes = SIZES["full"].seconds(speed) / 60
+        say(f"(all rows and {SIZES['full'].questions} questions of each set: --size full, about {minutes:.0f} minutes)")
+    return size
 
 
 def _scored(out: Path, name: str) -> Arm:
@@ -77,12 +103,15 @@ def _scored(out: Path, name: str) -> Arm:
     return Arm(name, {None: ComparedRun(evaluation, folder)})
 
 
-def _try_next(out: Path) -> list[str]:
+def _try_next(out: Path, outcome: OutcomeName) -> list[str]:
     quoted = shlex.quote(str(out))
+    other = f"  moslora compare {quoted} --outcome log_probability    # how sure it is of the right options"
+    if outcome == "log_probability":
+        other = f"  moslora compare {quoted} --outcome accuracy    # what can be said of the right answers"
     return [
         "try next:",
         f"  moslora ask {quoted}    # ask your own question",
-        f"  moslora compare {quoted} --outcome log_probability    # how sure it is of the right options",
+        other,
         f"  moslora eval {quoted} --limit all    # every test question",
         "  moslora train llama3-8b --dry-run    # what a run of LLaMA-3-8B would train",
     ]

@@ -331,7 +331,13 @@ def verify(
 
 
 @app.command()
-def quickstart(out: options.Out = None) -> None:
+def quickstart(
+    out: options.Out = None,
+    size: Annotated[
+        choices.SizeName | None,
+        typer.Option(help="Share of its rows and questions. [default: the largest that takes five minutes here]"),
+    ] = None,
+) -> None:
     """Train, evaluate and merge a small real model on this machine."""
     from moslora.files import refuse_used
     from moslora.runs.run import Run
@@ -341,7 +347,7 @@ def quickstart(out: options.Out = None) -> None:
         refuse_used(out)
     from moslora.quickstart import quickstart as run_quickstart
 
-    table, lines = run_quickstart(out=out)
+    table, lines = run_quickstart(out=out, size=size)
     print_table(table, below=lines)
 
 

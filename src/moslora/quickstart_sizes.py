@@ -1,0 +1,108 @@
+"""The sizes of the quickstart, and which of them this machine takes in five minutes."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from accelerate import Accelerator
+
+from moslora.choices import SizeName
+from moslora.processes.devices import free_memory
+from moslora.recipe import Recipe
+from moslora.training.loop import accumulate
+from moslora.training.prepare import prepare
+
+OutcomeName = Literal["accuracy", "log_probability"]
+
+SECONDS_TO_CHOOSE = 280
+"""Most seconds, by the estimate, of the size that is chosen: five minutes, with a fifteenth to spare."""
+
+SECONDS_BESIDE = 30.0
+"""Loading the model four times, starting processes, the merge and its proof."""
+
+TRAINED = 51_000
+"""Work of the full size's training rows: their 65,637 tokens, of which a process per core computes each in 0.78 of the
+time that the measurement's one process takes."""
+
+VALIDATED = 3_500
+"""Work of the validations."""
+
+ASKED = 390
+"""Work of one question of each of the eight sets, asked of the base and of the tuned model."""
+
+# Work is counted in tokens that take the time of one that the measurement trains; figures of SmolLM2-135M in float32 on
+# two cores of an Intel Xeon with AVX-512, in CPU seconds of one thread.
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the recipe a quickstart takes.
+
+    Attributes:
+        name: as typed.
+        part: 1 / this of the recipe's training rows.
+        questions: of each of the eight sets.
+        outcome: what the conclusion is about; few questions show a gain by log-probability, and not by accuracy.
+    """
+
+    name: SizeName
+    part: int
+    questions: int
+    outcome: OutcomeName
+
+    def overrides(self, recipe: Recipe) -> list[str]:
+        """What it changes in ``recipe``, which has numbers of rows by task."""
+        rows = recipe.data.rows
+        if self.part == 1 or not isinstance(rows, dict):
+            return []
+        changed = [f"data.rows.{task}={round(number / self.part)}" for task, number in rows.items()]
+        return [*changed, f"evaluation.limit={self.questions}"]
+
+    def seconds(self, speed: float) -> float:
+        """An estimate of the time of the whole quickstart where ``speed`` tokens a second are trained."""
+        work = TRAINED / self.part + VALIDATED + ASKED * self.questions
+        return SECONDS_BESIDE + work / speed
+
+
+SIZES: Mapping[SizeName, Size] = {
+    size.name: size
+    for size in (
+        Size("full", 1, 256, "accuracy"),
+        Size("half", 2, 128, "log_probability"),
+        Size("third", 3, 64, "log_probability"),
+    )
+}
+"""The largest first."""
+
+
+def size_of(recipe: Recipe) -> Size:
+    """The size of a run with this ``recipe``, told by its number of questions; the full one for any other number."""
+    for size in SIZES.values():
+        if size.questions == recipe.evaluation.limit:
+            return size
+    return SIZES["full"]
+
+
+def largest_in_time(speed: float) -> Size:
+    """The largest size that takes at most :data:`SECONDS_TO_CHOOSE`, or else the smallest."""
+    for size in SIZES.values():
+        if size.seconds(speed) <= SECONDS_TO_CHOOSE:
+            return size
+    return size
+
+
+def trained_tokens_per_second(recipe: Recipe) -> float:
+    """Tokens a second of one step's passes, forward and backward, in this process, after a quarter of one that is not
+    timed. Nothing is kept."""
+    parts, _ = prepare(Accelerator(mixed_precision="no", cpu=True), recipe)
+    rows = parts.drawn(0)
+    parts.objective.train()
+    accumulate(parts, rows[: len(rows) // 4])
+    began = time.perf_counter()
+    accumulate(parts, rows)
+    seconds = time.perf_counter() - began
+    tokens = sum(len(row.input_ids) for row in rows)
+    del parts
+    free_memory()
+    return tokens / seconds
