@@ -48,10 +48,12 @@ def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[st
         say(str(merge(run.result, out=merged)))
     minutes = (time.monotonic() - began) / 60
     say(f"done in {minutes:.1f} minutes")
-    table = tables(compare_arms([base, tuned]))[-1]
+    shown = compare_arms([base, tuned], outcome="accuracy")
+    concluded = shown
     outcome = size_of(recipe).outcome
-    concluded = lines(compare_arms([base, tuned], outcome=outcome))
-    return table, [*concluded, *_try_next(out, outcome)]
+    if outcome != "accuracy":
+        concluded = compare_arms([base, tuned], outcome=outcome)
+    return tables(shown)[-1], [*lines(concluded), *_try_next(out, outcome)]
 
 
 def _train(run: Run, size: SizeName | None) -> Recipe:

@@ -22,8 +22,8 @@ SECONDS_BESIDE = 30.0
 """Loading the model four times, starting processes, the merge and its proof."""
 
 TRAINED = 51_000
-"""Work of the full size's training rows: their 65,637 tokens, of which a process per core computes each in 0.78 of the
-time that the measurement's one process takes."""
+"""Work of the full size's training rows: their 65,637 tokens, each of which takes a process per core about 0.78 of the
+time that it takes the measurement's one process."""
 
 VALIDATED = 3_500
 """Work of the validations."""
@@ -31,8 +31,8 @@ VALIDATED = 3_500
 ASKED = 390
 """Work of one question of each of the eight sets, asked of the base and of the tuned model."""
 
-# Work is counted in tokens that take the time of one that the measurement trains; figures of SmolLM2-135M in float32 on
-# two cores of an Intel Xeon with AVX-512, in CPU seconds of one thread.
+# Work is counted in tokens that take the time of one that the measurement trains. The figures are estimates from the
+# CPU seconds of one thread, SmolLM2-135M in float32 on an AMD EPYC; README.md has what was announced and taken.
 
 
 @dataclass(frozen=True)
