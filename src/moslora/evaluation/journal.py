@@ -6,14 +6,13 @@
 """
 
 import dataclasses
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moslora.errors import UsageError, some
 from moslora.evaluation.results import summarise
-from moslora.files import write_json, write_text, writing
+from moslora.files import append_text, drop_partial_line, write_json, write_text, writing
 from moslora.recipe.recipe import changed_keys
 from moslora.runs.evaluation import read_predictions, unfinished_tasks
 from moslora.runs.predictions import Prediction
@@ -44,7 +43,7 @@ class Journal:
             self.head = _continued(folder, settings)
         file = folder / PREDICTIONS
         if file.exists():
-            _drop_partial_line(file)
+            drop_partial_line(file)
             self.predictions = {prediction.id: prediction for prediction in read_predictions(folder)}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
@@ -69,11 +68,8 @@ class Journal:
             self.predictions[prediction.id] = prediction
         if self.folder is None or not predictions:
             return
-        path = self.folder / PREDICTIONS
-        with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write("".join(prediction.to_json() + "\n" for prediction in predictions))
-            file.flush()
-            os.fsync(file.fileno())
+        lines = "".join(prediction.to_json() + "\n" for prediction in predictions)
+        append_text(self.folder / PREDICTIONS, lines)
 
     def finish(self) -> None:
         """Writes ``results.json`` of all tasks evaluated here, not only those of the last call; without those that were
@@ -113,9 +109,3 @@ def _must_agree(settings: Settings, tasks: Collection[str], *, free: Sequence[st
     data = {task: settings.data[task] for task in tasks}
     metadata = {key: value for key, value in settings.metadata.items() if key not in free}
     return {**vars(settings), "data": data, "metadata": metadata}
-
-
-def _drop_partial_line(file: Path) -> None:
-    """Cuts off what a killed process has left of a line."""
-    content = file.read_bytes()
-    os.truncate(file, content.rfind(b"\n") + 1)

@@ -1,14 +1,13 @@
 """A server's replies on disk, so that no question is asked twice: ``replies.jsonl``, a line per question and way."""
 
 import json
-import os
 import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moslora.files import write_json, write_text, writing
+from moslora.files import append_text, drop_partial_line, write_json, write_text, writing
 
 REPLIES = "replies.jsonl"
 SERVER = "server.json"
@@ -86,11 +85,8 @@ class Replies:
 
     def add(self, reply: Reply) -> None:
         """Adds a reply and syncs it to disk."""
-        path = self.folder / REPLIES
-        with self._lock, writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(reply.to_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self._lock:
+            append_text(self.folder / REPLIES, reply.to_json() + "\n")
             self.found[reply.key] = reply
 
     def forget_refusals(self, way: str) -> None:
@@ -111,11 +107,9 @@ class Replies:
         path = self.folder / REPLIES
         if not path.exists():
             return
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-        for line in whole.decode("utf-8", errors="replace").split("\n"):  # a text may have other ends of lines
+        drop_partial_line(path)
+        content = path.read_bytes().decode("utf-8", errors="replace")
+        for line in content.split("\n"):  # a text may have other ends of lines
             try:
                 reply = Reply.from_json(line)
             except (ValueError, TypeError):  # damaged: it is asked again
