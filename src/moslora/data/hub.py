@@ -25,7 +25,7 @@ def load(task: Task, split: Split) -> list[Example]:
     assert task.hub
 
     def read(row: dict[str, Any], number: int) -> Example:
-        return task.example(row, f"{task.name}/{split}/{number}", trained=split == "train")
+        return task.row_of_split(row, split, number)
 
     return _load(task.hub, task.splits[split], read, expected=task.rows.get(split))
 

@@ -99,8 +99,7 @@ def _read_own(task: Task, split: Split) -> list[Example]:
     path = _own_file(task, split)
     if task.is_text:
         return local.read_texts(path, task)
-    trained = split == "train"
-    return read_rows(path, lambda row, number: task.example(row, f"{task.name}/{split}/{number}", trained=trained))
+    return read_rows(path, lambda row, number: task.row_of_split(row, split, number))
 
 
 def _own_file(task: Task, split: Split) -> Path:

