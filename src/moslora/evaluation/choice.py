@@ -15,7 +15,7 @@ import torch
 
 from moslora.base.engine import final_hidden, output_weight
 from moslora.errors import MosloraError, some
-from moslora.evaluation.scorer import Scorer
+from moslora.evaluation.scorer import Batched
 from moslora.kernels.rows import common_prefix, concatenate, send
 from moslora.prompts.protocols import PROTOCOLS, Protocol, readers
 from moslora.runs.predictions import Prediction
@@ -31,7 +31,7 @@ class Question:
     truncated: bool
 
 
-class Choice(Scorer[Question, Scores]):
+class Choice(Batched[Question, Scores]):
     """The protocol ``choice``."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["choice"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from moslora.base.engine import final_hidden, output_weight
 from moslora.data.encode import EncodedText
 from moslora.errors import MosloraError
-from moslora.evaluation.scorer import Scorer
+from moslora.evaluation.scorer import Batched
 from moslora.kernels.rows import common_prefix, concatenate, send
 from moslora.kernels.vocabulary import pieces, sizes
 from moslora.prompts.protocols import PROTOCOLS, Protocol
@@ -28,7 +28,7 @@ Scored = tuple[float, bool]
 """An answer's log-probability, and whether greedy decoding would give it."""
 
 
-class Cloze(Scorer[Sequence[EncodedText], list[Scored]]):
+class Cloze(Batched[Sequence[EncodedText], list[Scored]]):
     """The protocol ``cloze``; a question has one text per option."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["cloze"]

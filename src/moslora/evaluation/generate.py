@@ -22,7 +22,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
 from moslora.evaluation.decoding import decode
-from moslora.evaluation.scorer import Scorer
+from moslora.evaluation.scorer import Batched
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
@@ -52,7 +52,7 @@ Question = tuple[Example, EncodedText]
 
 
 @dataclass(frozen=True)
-class Generate(Scorer[Question, str]):
+class Generate(Batched[Question, str]):
     """The protocol ``generate``. ``beams`` = 1 is greedy."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["generate"]
@@ -77,14 +77,7 @@ class Generate(Scorer[Question, str]):
 
     def read(self, example: Example, question: Question, found: str) -> Prediction:
         _, prompt = question
-        answer = find_answer(found, example)
-        names = labels(example)
-        named = None
-        if answer in names:
-            named = names.index(answer)
-        return Prediction(
-            example.id, example.task, example.gold, named, text=found, answer=answer, truncated=prompt.truncated
-        )
+        return read_text(example, found, truncated=prompt.truncated)
 
     def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[str]:
         """The texts after the prompts; written greedily all together, since a row that ends makes room for another."""
@@ -162,6 +155,16 @@ def unset_generation(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+def read_text(example: Example, text: str, *, truncated: bool) -> Prediction:
+    """The prediction in a text that was written as the answer to a question."""
+    answer = find_answer(text, example)
+    names = labels(example)
+    named = None
+    if answer in names:
+        named = names.index(answer)
+    return Prediction(example.id, example.task, example.gold, named, text=text, answer=answer, truncated=truncated)
 
 
 def find_answer(text: str, example: Example) -> str:

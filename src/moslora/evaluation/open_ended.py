@@ -6,7 +6,7 @@ read from the text, and when it is right, says the task's `moslora.tasks.matchin
 behind it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -74,10 +74,6 @@ class OpenAnswers(Scorer[Question, str]):
         )
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         return [words.before_stop(text) for text in texts]
-
-    def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
-        texts = self.in_batches(questions, tokens=self.batch_tokens)
-        return lambda: texts
 
     def read(self, example: Example, question: Question, found: str) -> Prediction:
         match = question.words.match

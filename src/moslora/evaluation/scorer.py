@@ -92,10 +92,6 @@ class Scorer(ABC, Generic[Question, Found]):
         return sum(len(text) for text in texts)
 
     @abstractmethod
-    def compute(self, questions: Sequence[Question]) -> Callable[[], Iterable[Found]]:
-        """Starts on a batch; the result reads the output for every question, once the device has been waited for."""
-
-    @abstractmethod
     def read(self, example: Example, question: Question, found: Found) -> Prediction:
         """The prediction in that output."""
 
@@ -113,6 +109,19 @@ class Scorer(ABC, Generic[Question, Found]):
         with self._families.folded(self.model.dtype):
             found = self.in_batches(questions, tokens=tokens)
         return [self.read(*each) for each in zip(examples, questions, found, strict=True)]
+
+    @abstractmethod
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[Found]:
+        """The output for every question of a block, with passes of at most ``tokens`` tokens."""
+
+
+@dataclass(frozen=True)
+class Batched(Scorer[Question, Found]):
+    """A scorer that computes a block in batches, each by itself."""
+
+    @abstractmethod
+    def compute(self, questions: Sequence[Question]) -> Callable[[], Iterable[Found]]:
+        """Starts on a batch; the result reads the output for every question, once the device has been waited for."""
 
     def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[Found]:
         """The output for every question of a block, computed in batches of similar length.

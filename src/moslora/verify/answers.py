@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moslora.choices import DType
-from moslora.evaluation.generate import find_answer
-from moslora.prompts.instructions import labels
+from moslora.evaluation.generate import read_text
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction
 from moslora.verify.fit import Answered
@@ -40,12 +39,7 @@ def _prediction(question: Question, reply: Reply, asked: AskedQuestions) -> Pred
     if question.answers:
         named = _begun_option(question, reply.text, asked)
         return Prediction(example.id, example.task, example.gold, named, text=reply.text)
-    answer = find_answer(reply.text, example)
-    names = labels(example)
-    position = None
-    if answer in names:
-        position = names.index(answer)
-    return Prediction(example.id, example.task, example.gold, position, text=reply.text, answer=answer)
+    return read_text(example, reply.text, truncated=question.truncated)
 
 
 def _begun_option(question: Question, text: str, asked: AskedQuestions) -> int | None:
