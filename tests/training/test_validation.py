@@ -17,7 +17,7 @@ from moslora.data.encode import Encoder, encode_examples
 from moslora.data.select import select
 from moslora.data.sources import load_training
 from moslora.errors import UsageError
-from moslora.evaluation import Request, Results, evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.scorers import make_scorer
@@ -28,6 +28,7 @@ from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.answers import order_key
 from moslora.runs.listing import table_of_runs
 from moslora.runs.manifest import WEIGHTS
+from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run
 from moslora.tasks import Example
 from moslora.training import train_recipe
@@ -62,13 +63,16 @@ def held_out(recipe: Recipe, count: int) -> dict[str, list[Example]]:
     return found
 
 
+Predictions = tuple[Prediction, ...]
+
+
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Results]:
-    """The results of every validation from now on."""
-    found: list[Results] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Predictions]:
+    """The predictions of every validation from now on."""
+    found: list[Predictions] = []
     ask = PreparedQuestions.ask
 
-    def listening(self: PreparedQuestions) -> Results:
+    def listening(self: PreparedQuestions) -> Predictions:
         found.append(ask(self))
         return found[-1]
 
@@ -86,7 +90,7 @@ PROTOCOLS = {
 
 @pytest.mark.parametrize("changes", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_accuracy_is_what_the_evaluation_of_the_checkpoint_says(
-    recipe: MakeRecipe, tmp_path: Path, asked: list[Results], changes: tuple[str, ...]
+    recipe: MakeRecipe, tmp_path: Path, asked: list[Predictions], changes: tuple[str, ...]
 ) -> None:
     """Question by question and to the bit, on the same rows."""
     own = recipe(*ASKING, *changes)
@@ -95,7 +99,7 @@ def test_accuracy_is_what_the_evaluation_of_the_checkpoint_says(
 
 
 def test_tasks_answered_in_words_are_asked_beside_others(
-    recipe: MakeRecipe, tmp_path: Path, asked: list[Results]
+    recipe: MakeRecipe, tmp_path: Path, asked: list[Predictions]
 ) -> None:
     """The right ones of both kinds are added up."""
     rows = [{"text": f"{word} {number}", "said": word} for number in range(20) for word in ("rain", "stone")]
@@ -105,11 +109,11 @@ def test_tasks_answered_in_words_are_asked_beside_others(
     changes = (f"tasks.mine={task}", "data.tasks=[boolq,mine]", "evaluation.tasks=[boolq]")
     own = recipe(*ASKING, *changes)
     train_recipe(own, out=tmp_path / "run")
-    assert {"boolq", "mine"} == asked[-1].tasks.keys()
+    assert {"boolq", "mine"} == {prediction.task for prediction in asked[-1]}
     refuse_other_answers(own, tmp_path / "run", asked)
 
 
-def refuse_other_answers(own: Recipe, run: Path, asked: Sequence[Results]) -> None:
+def refuse_other_answers(own: Recipe, run: Path, asked: Sequence[Predictions]) -> None:
     """Against the public evaluation of every checkpoint, and of the base."""
     logged = validations(run)
     assert list(logged) == [0, 2, 4, 6] and len(asked) == 4
@@ -122,13 +126,13 @@ def refuse_other_answers(own: Recipe, run: Path, asked: Sequence[Results]) -> No
                 if "lora_b" in name:
                     parameter.data.zero_()  # as it starts, so that the base alone answers
         scored = evaluate(model, load_tokenizer(own.model), questions, request)
-        assert found.predictions == scored.predictions
+        assert found == scored.predictions
         right = 0
         for task in scored.tasks.values():
             accuracy, _ = task.value(scored.settings.primary)
             right += round(accuracy * task.n)
         assert row["validation_accuracy"] == right / 20 and row["validation_questions"] == 20
-    assert len({found.predictions for found in asked}) == 4, "the weights moved"
+    assert len(set(asked)) == 4, "the weights moved"
 
 
 METHODS = {

@@ -21,6 +21,7 @@ from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing, score_silently
 from moslora.processes.group import all_gather, rank_in_group
 from moslora.runs.answers import order_key
+from moslora.runs.predictions import Prediction
 from moslora.runs.settings import Leaks, Settings, TaskRecord
 from moslora.tasks import Example
 from moslora.version import __version__
@@ -113,21 +114,23 @@ class PreparedQuestions:
         _refuse_unusable(tasks)
         return cls(scorer, settings, tuple(tasks))
 
-    def ask(self) -> Results:
+    def ask(self) -> tuple[Prediction, ...]:
         """Scores the model as it is now, silently, and keeps nothing. The processes share the questions, and all return
-        the same results; without a drift, which more passes would measure."""
+        the same predictions."""
         _refuse_training_mode(self.scorer.model)
         journal = Journal(None, self.settings)
-        journal.record({task.name: TaskRecord(asked=len(task.wanted)) for task in self.tasks})
         score_silently(self.tasks, journal)
-        return self.results(journal)
+        return tuple(self._predictions(journal))
 
     def results(self, journal: Journal) -> Results:
         """Those of the wanted questions, all of which have a prediction."""
-        answers = []
+        return summarise(self.settings, self._predictions(journal), journal.head.tasks)
+
+    def _predictions(self, journal: Journal) -> list[Prediction]:
+        found = []
         for task in self.tasks:
-            answers += [journal.predictions[example.id] for example in task.wanted]
-        return summarise(self.settings, answers, journal.head.tasks)
+            found += [journal.predictions[example.id] for example in task.wanted]
+        return found
 
     @property
     def count(self) -> int:

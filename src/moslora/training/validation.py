@@ -12,7 +12,9 @@ from moslora.choices import BestBy
 from moslora.data.prepared import RowTable
 from moslora.errors import counted
 from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.runs.answers import by_task
 from moslora.runs.best import in_words
+from moslora.runs.outcomes import right
 from moslora.training.loop import Parts
 
 QUESTIONS = "validation_questions"
@@ -118,8 +120,6 @@ def _accuracy(questions: PreparedQuestions) -> float:
         f"out of GPU memory while validation questions are asked, in batches of {tokens:,} tokens; set a smaller"
         " evaluation.batch_tokens, or training.validation_questions=0"
     ):
-        results = questions.ask()
-    assert results.micro is not None
-    accuracy, _ = results.micro.value(questions.settings.primary)
-    right = round(accuracy * results.micro.n)  # an average over tasks is a last bit off, and the first of equals counts
-    return right / results.micro.n
+        predictions = questions.ask()
+    count = sum(sum(right(answers)) for answers in by_task(predictions).values())
+    return count / len(predictions)
