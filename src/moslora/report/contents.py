@@ -1,9 +1,10 @@
 """What a report shows of its runs, before anything is drawn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from moslora.compare.comparable import how_asked
 from moslora.compare.find import Read
@@ -15,7 +16,8 @@ from moslora.report.questions import Changed, examples_asked, most_changed
 from moslora.report.runs import Reported, ReportedRun
 from moslora.report.texts import Rewritten, turned
 from moslora.runs.evaluation import Evaluation
-from moslora.tasks import Example
+
+Shown = TypeVar("Shown")
 
 MOST_CHANGED = 8
 """Questions that gained most, and as many that lost most; or whose answers in words turned right, or wrong."""
@@ -116,39 +118,30 @@ def gather(
         read: reads an evaluation.
     """
     runs, shared, left_out = found
-    examples = _examples(runs[0])
+    changed, rewritten = _against_base(runs[0])
     return Contents(
         runs=runs,
         same_questions=bool(shared),
         left_out=left_out,
-        changed=_changed(runs[0], examples),
-        rewritten=_rewritten(runs[0], examples),
+        changed=changed,
+        rewritten=rewritten,
         comparisons=comparisons(runs, paths, evaluation=evaluation, read=read),
     )
 
 
-def _examples(run: ReportedRun) -> dict[str, Example]:
-    """Id -> example, of the questions that the run and its base answered, where the rows are at hand."""
+def _against_base(run: ReportedRun) -> tuple[dict[str, list[Changed]], dict[str, list[Rewritten]]]:
+    """The questions that changed most against the base, and the answers in words that turned right or wrong; empty
+    without a base, and where the rows are not at hand."""
     if run.tuned is None or run.base is None:
-        return {}
-    return examples_asked(run.run.recipe.questions, run.tuned.settings)
+        return {}, {}
+    examples = examples_asked(run.run.recipe.questions, run.tuned.settings)
+    changed = most_changed(run.base, run.tuned, examples, most=MOST_CHANGED)
+    rewritten = turned(run.base, run.tuned, examples, most=MOST_CHANGED)
+    return _by_kind(*changed), _by_kind(*rewritten)
 
 
-def _rewritten(run: ReportedRun, examples: Mapping[str, Example]) -> dict[str, list[Rewritten]]:
-    """The answers in words that turned right or wrong against the base; empty if none did."""
-    if run.tuned is None or run.base is None:
-        return {}
-    gained, lost = turned(run.base, run.tuned, examples, most=MOST_CHANGED)
-    if not gained and not lost:
-        return {}
-    return {"gained": gained, "lost": lost}
-
-
-def _changed(run: ReportedRun, examples: Mapping[str, Example]) -> dict[str, list[Changed]]:
-    """The questions that changed most against the base, by kind; empty if none did."""
-    if run.tuned is None or run.base is None:
-        return {}
-    gained, lost = most_changed(run.base, run.tuned, examples, most=MOST_CHANGED)
+def _by_kind(gained: list[Shown], lost: list[Shown]) -> dict[str, list[Shown]]:
+    """What is shown by kind; empty if there is nothing."""
     if not gained and not lost:
         return {}
     return {"gained": gained, "lost": lost}
