@@ -17,8 +17,8 @@ from moslora.compare.runs import ComparedRun
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
+from moslora.runs.lineage import Predecessor
 from moslora.runs.manifest import read_manifest
-from moslora.runs.predecessor import Predecessor
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run, base_of
 from moslora.runs.settings import Settings, TaskRecord

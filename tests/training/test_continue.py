@@ -30,8 +30,8 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter
 from moslora.runs.continued import read_continued
 from moslora.runs.continuing import check_predecessor, other_base
+from moslora.runs.lineage import Predecessor, predecessor_of
 from moslora.runs.manifest import read_manifest
-from moslora.runs.predecessor import Predecessor, predecessor_of
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from moslora.training.prepare import gather_inputs, prepare

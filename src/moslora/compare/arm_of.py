@@ -7,7 +7,7 @@ from typing import Any
 
 from moslora.compare.runs import ComparedRun
 from moslora.recipe import Changes, Recipe
-from moslora.runs.predecessor import predecessor_of
+from moslora.runs.lineage import predecessor_of
 
 OF_AN_ARM = (Changes.TRAINED, Changes.ROWS)
 """What the values of a recipe change that make another arm. The base is told by its fingerprint, and the rows, wherever

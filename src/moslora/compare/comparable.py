@@ -12,7 +12,7 @@ from moslora.errors import UsageError, capped, some
 from moslora.recipe import Changes
 from moslora.recipe.recipe import fields_that_change
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.predecessor import predecessor_of
+from moslora.runs.lineage import predecessor_of
 
 MAX_LENGTH = "max_length"
 """The field of the settings with the limit in tokens, by default the model's context."""

@@ -20,9 +20,9 @@ from moslora.runs.absolute_paths import local_files
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.best import ending
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
+from moslora.runs.lineage import predecessor_of
 from moslora.runs.manifest import RECIPE
 from moslora.runs.origin import Origin
-from moslora.runs.predecessor import predecessor_of
 
 THIS_FOLDER = "this folder, or its id on the hub"
 

@@ -19,8 +19,8 @@ from moslora.recipe import Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.continued import read_continued
+from moslora.runs.lineage import predecessor_of
 from moslora.runs.manifest import RECIPE
-from moslora.runs.predecessor import predecessor_of
 from moslora.runs.resuming import refuse_reproduction
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes

@@ -13,7 +13,7 @@ from moslora.adapters.start import generator_of
 from moslora.compare.statistics import Floats
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import AdapterFolder, load_without_base
-from moslora.runs.predecessor import CONTINUED_FROM
+from moslora.runs.lineage import CONTINUED_FROM
 
 NEAR_ZERO = 0.01
 """Largest ‖M₀‖ of an M that starts at zero or near it."""

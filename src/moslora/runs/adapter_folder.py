@@ -28,8 +28,8 @@ from moslora.console import note
 from moslora.errors import MosloraError, UsageError
 from moslora.files import replacing, sha256, write_json
 from moslora.recipe import Recipe
+from moslora.runs.lineage import Predecessor, predecessor_of, tasks_of_gate
 from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_checked, with_own_hash
-from moslora.runs.predecessor import Predecessor, predecessor_of
 from moslora.runs.run import Run, run_of
 from moslora.tasks import INSTRUCTION
 from moslora.version import __version__
@@ -61,10 +61,7 @@ class AdapterFolder:
         """The tasks whose embedding a task gate has trained; ``None`` for other mixers."""
         if not self.recipe.adapter.gated_by_task:
             return None
-        tasks = dict.fromkeys(self.manifest["data"]["tasks"])
-        if self.predecessor is not None:
-            tasks |= dict.fromkeys(self.predecessor.gate_tasks)
-        return tuple(tasks)
+        return tuple(tasks_of_gate(self.manifest))
 
     def refuse_untrained(self, task: str) -> None:
         """Refuses a task whose embedding in the adapter's gate is still random."""

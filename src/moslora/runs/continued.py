@@ -22,11 +22,12 @@ from moslora.runs.continuing import (
     refuse_differences,
     section_differences,
 )
+from moslora.runs.lineage import Predecessor
 from moslora.runs.manifest import WEIGHTS, read_checked
 from moslora.runs.origin import read_origin
 from moslora.runs.peft_adapter import load_weights, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files, has_adapter_files, value_in
-from moslora.runs.predecessor import Predecessor, locate_predecessor, own_predecessor, peft_predecessor
+from moslora.runs.predecessor import locate_predecessor, own_predecessor, peft_predecessor
 
 
 @dataclass(frozen=True)

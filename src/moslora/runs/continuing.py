@@ -10,9 +10,10 @@ from moslora.base.resolve import available_offline
 from moslora.errors import UsageError
 from moslora.recipe import Adapter, ModelSection, PeftSection, Recipe
 from moslora.recipe.yaml_text import render_inline
+from moslora.runs.lineage import Predecessor
 from moslora.runs.manifest import read_checked
 from moslora.runs.peft_files import has_adapter_files
-from moslora.runs.predecessor import Predecessor, locate_predecessor, own_predecessor, peft_predecessor
+from moslora.runs.predecessor import locate_predecessor, own_predecessor, peft_predecessor
 
 FREE = ("continue_from", "dropout", "trains")
 """Keys of an adapter's section that say nothing of its weights, and may have other values in a run that continues."""

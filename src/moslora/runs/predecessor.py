@@ -1,12 +1,10 @@
-"""The adapter that a training continues (``adapter.continue_from``): where it is, and what a run keeps of it in its
-manifests and in ``run.json``.
+"""The adapter that a training continues (``adapter.continue_from``): where it is, and what a run is to keep of it.
 
 Importing this does not load torch.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,58 +12,11 @@ from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.files import sha256
 from moslora.recipe.builtin import printable
+from moslora.runs.lineage import Predecessor, predecessor_of, tasks_of_gate
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.origin import read_origin
 from moslora.runs.peft_files import adapter_files, has_adapter_files, hub_hint
 from moslora.runs.run import Run, locate_adapter, run_of, unfinished
-
-CONTINUED_FROM = "continued_from"
-"""Key of a `Predecessor` in a manifest and in ``run.json``."""
-
-
-@dataclass(frozen=True)
-class Predecessor:
-    """The adapter whose weights a run started with.
-
-    Attributes:
-        sha256: of the file of its weights.
-        name: of its run; of an adapter of PEFT, of its folder.
-        steps: number of updates that its run had made; ``None`` if another program trained it.
-        gate_tasks: the tasks whose embeddings its task gate had trained.
-        continued_from: the adapter that it had continued itself.
-    """
-
-    sha256: str
-    name: str
-    steps: int | None = None
-    gate_tasks: Sequence[str] = ()
-    continued_from: "Predecessor | None" = None
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """JSON values, from which `predecessor_of` reads it back equal."""
-        return {CONTINUED_FROM: asdict(self)}
-
-    def __str__(self) -> str:
-        said = self.name
-        if self.steps is not None:
-            said = f"step {self.steps:,} of {self.name}"
-        said += f" (sha256 {self.sha256[:12]}…)"
-        if self.continued_from is not None:
-            said += f", which continued {self.continued_from}"
-        return said
-
-
-def predecessor_of(facts: Mapping[str, Any]) -> Predecessor | None:
-    """What a manifest or a ``run.json`` says, without what only a later version knows; ``None`` if the run did not
-    continue another adapter."""
-    found = facts.get(CONTINUED_FROM)
-    if found is None:
-        return None
-    known = {field.name: found[field.name] for field in fields(Predecessor) if field.name in found}
-    known["gate_tasks"] = tuple(known.get("gate_tasks", ()))
-    known[CONTINUED_FROM] = predecessor_of(found)
-    return Predecessor(**known)
 
 
 def locate_predecessor(place: str) -> Path:
@@ -91,18 +42,15 @@ def locate_predecessor(place: str) -> Path:
 
 def own_predecessor(folder: Path, manifest: Mapping[str, Any], *, gated_by_task: bool) -> Predecessor:
     """The adapter of ours in ``folder`` with this ``manifest``."""
-    before = predecessor_of(manifest)
-    gate_tasks: set[str] = set()
+    gate_tasks: list[str] = []
     if gated_by_task:
-        gate_tasks.update(manifest["data"]["tasks"])
-        if before is not None:
-            gate_tasks.update(before.gate_tasks)
+        gate_tasks = sorted(tasks_of_gate(manifest))
     return Predecessor(
         sha256=manifest["sha256"][WEIGHTS],
         name=run_of(folder).name,
         steps=manifest.get("step"),
-        gate_tasks=tuple(sorted(gate_tasks)),
-        continued_from=before,
+        gate_tasks=tuple(gate_tasks),
+        continued_from=predecessor_of(manifest),
     )
 
 

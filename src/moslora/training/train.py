@@ -30,8 +30,9 @@ from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, open_adapter, save_adapter, write_adapter
 from moslora.runs.best import BEST, TRAINED_STEPS, ending
 from moslora.runs.continued import Continued, read_continued
+from moslora.runs.lineage import Predecessor, predecessor_of
 from moslora.runs.manifest import read_manifest
-from moslora.runs.predecessor import Predecessor, predecessor_of, remark_on_start
+from moslora.runs.predecessor import remark_on_start
 from moslora.runs.resuming import refuse_other_run
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
