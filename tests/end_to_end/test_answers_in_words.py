@@ -2,7 +2,6 @@
 
 import io
 import json
-import random
 import re
 import shutil
 import sys
@@ -25,6 +24,7 @@ from moslora.report.runs import reported_runs
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import moslora
+from world_kit import write_rows
 
 ANSWERS = ("rain", "birds", "stone")
 DECLARED = "{train: rows.jsonl, question: text, answer: '[said, said|upper ~ \"s\"]', match: exact, max_new_tokens: 6}"
@@ -33,9 +33,8 @@ DECLARED = "{train: rows.jsonl, question: text, answer: '[said, said|upper ~ \"s
 @pytest.fixture(scope="module")
 def mine(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the rows, a recipe beside them, and a finished run that trained on them and on BoolQ."""
-    folder, draw = tmp_path_factory.mktemp("words"), random.Random(0)
-    rows = [{"text": " ".join([answer, *draw.choices(WORDS, k=5)]), "said": answer} for answer in ANSWERS * 20]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    folder = tmp_path_factory.mktemp("words")
+    write_rows(folder, ANSWERS, "said")
     (folder / "recipe.yaml").write_text(f"extends: {world / 'recipe.yaml'}\ntasks:\n  first: {DECLARED}\n")
     train_recipe(recipe(folder), out=folder / "run")
     return folder

@@ -18,6 +18,7 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import adapter, sign
+from world_kit import write_rows
 
 OPTIONS = ("rain", "birds", "stone")
 DECLARED = "tasks:\n  weather: {train: rows.jsonl, question: text, options: [rain, birds, stone], answer: label}\n"
@@ -26,9 +27,8 @@ DECLARED = "tasks:\n  weather: {train: rows.jsonl, question: text, options: [rai
 @pytest.fixture(scope="module")
 def mine(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data, the file beside them, and a finished run that trained on them and on BoolQ."""
-    folder, draw = tmp_path_factory.mktemp("mine"), random.Random(0)
-    rows = [{"text": " ".join([answer, *draw.choices(WORDS, k=5)]), "label": answer} for answer in OPTIONS * 20]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    folder = tmp_path_factory.mktemp("mine")
+    write_rows(folder, OPTIONS, "label")
     (folder / "weather.yaml").write_text(DECLARED, encoding="utf-8")
     (folder / "recipe.yaml").write_text(f"extends: [{world / 'recipe.yaml'}, weather.yaml]\n", encoding="utf-8")
     train_recipe(recipe(folder), out=folder / "run")

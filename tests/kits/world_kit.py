@@ -1,9 +1,11 @@
 """A whole small world on disk: a random LLaMA with its tokenizer, data in LLM-Adapters' layout, a recipe."""
 
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation_kit import make_examples, make_model, tokenizer
+from evaluation_kit import WORDS, make_examples, make_model, tokenizer
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.tasks import TASKS
 
@@ -49,3 +51,13 @@ def make_world(root: Path) -> None:
             rows = [llm_adapters_row(example) for example in make_examples(task, 50)[begin:end]]
             (folder / f"{split}.json").write_text(json.dumps(rows, indent=4), encoding="utf-8")
     (root / "recipe.yaml").write_text(RECIPE.format(model=root / "model", data=root / "data"), encoding="utf-8")
+
+
+def write_rows(folder: Path, answers: Sequence[str], column: str) -> None:
+    """Writes ``rows.jsonl``, twenty rows for each answer: a ``text`` that begins with it, and itself in ``column``."""
+    draw = random.Random(0)
+    lines = []
+    for answer in [*answers] * 20:
+        row = {"text": " ".join([answer, *draw.choices(WORDS, k=5)]), column: answer}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
