@@ -88,7 +88,7 @@ def test_a_pass_of_generated_text_waits_for_its_tokens_alone(mine: Path) -> None
     model = target.load()
     prompts = [list(range(3, 30 + length)) for length in (1, 5, 9)]
     with watch() as seen:
-        written = decode(model, prompts, max_new_tokens=6, ended=lambda *_: False, eos=None, batch_tokens=2_048)
+        written = decode(model, prompts, max_new_tokens=6, ended=lambda *_: False, ends=(), batch_tokens=2_048)
     assert [len(row) for row in written] == [6, 6, 6]
     print(f"{seen.operations.total()} operations, waits: {dict(seen.waits)}")
     assert seen.waits.total() == 6, "the common beginning is not waited for"
