@@ -1,6 +1,6 @@
 """How often `moslora compare` finds a difference where there is none, and where there is one.
 
-    python -m benchmarks.checks.error_rates                  # 7 minutes of one core; tables of docs/evaluation.md
+    python -m benchmarks.checks.error_rates                  # 7 minutes of one core; tables of docs/comparing.md
     python -m benchmarks.checks.error_rates --studies 200    # a quick look
 
 Arms answer 8 tasks of 64 questions. An answer is right if
@@ -26,7 +26,7 @@ from benchmarks import DOCS
 from benchmarks.tables import machine, markdown, write_between
 from moslora.compare.statistics import LEVEL, MACRO, MICRO, Floats, effects, family, holm
 
-PAGE = DOCS / "evaluation.md"
+PAGE = DOCS / "comparing.md"
 TASKS = 8
 QUESTIONS = 64
 """Of a task."""

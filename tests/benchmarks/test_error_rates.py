@@ -1,4 +1,4 @@
-"""A small run of the simulation in docs/evaluation.md: equal arms are seldom told apart, and effects are found."""
+"""A small run of the simulation in docs/comparing.md: equal arms are seldom told apart, and effects are found."""
 
 import numpy as np
 import pytest

@@ -267,4 +267,4 @@ def test_sampling_error_of_the_published_shares() -> None:
     found.append(math.sqrt(sum(error**2 for error in found)) / len(found))
     assert [f"{100 * error:.2f}" for error in found] == errors[1:]
     assert f"{100 * sum(p[:-1]) / 8:.2f}" == shares[-1]
-    assert f"{100 * math.sqrt(2) * found[-1]:.2f}" in (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert f"{100 * math.sqrt(2) * found[-1]:.2f}" in (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ from moslora.training.tracking import MEASURED
 
 TOLERANCE = 0.05
 """Largest ‖θ′ − θ‖ / ‖θ − θ₀‖ that other hardware or versions may cause by rounding; θ are all weights of the adapter,
-θ₀ those at its start. Ten times the largest that was measured: docs/evaluation.md has the reruns."""
+θ₀ those at its start. Ten times the largest that was measured: docs/comparing.md has the reruns."""
 
 
 def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
