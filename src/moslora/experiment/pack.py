@@ -8,7 +8,7 @@ from pathlib import Path
 from moslora.compare.index import EXPERIMENT, read_index
 from moslora.console import note
 from moslora.errors import UsageError, counted, some
-from moslora.experiment.file import run_name
+from moslora.experiment.keys import run_name
 from moslora.experiment.one_run import state
 from moslora.experiment.study import Study
 from moslora.files import locked, new_folder

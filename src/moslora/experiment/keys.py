@@ -1,0 +1,101 @@
+"""The keys of an experiment file."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PositiveFloat, Strict
+
+from moslora.recipe.fields import Section
+from moslora.runs.outcomes import OutcomeName
+
+OTHERS = "others"
+"""Key of the learning rates of all arms that have none of their own, in a mapping."""
+
+LIST = ""
+"""Their key where the file has a list alone."""
+
+
+def _layer(value: Any) -> Any:
+    """A recipe's name, alone, is a layer that extends it."""
+    if isinstance(value, str):
+        value = {"extends": value}
+    if not isinstance(value, dict):
+        raise ValueError("must be a recipe's name, or a mapping of keys as in a recipe file")
+    return value
+
+
+def _by_arm(rates: Any) -> Any:
+    """A list of learning rates is one for all arms."""
+    if isinstance(rates, dict):
+        return rates
+    return {LIST: rates}
+
+
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+Layer = Annotated[dict[str, Any], BeforeValidator(_layer)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Strict(False)]
+Rates = Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)]
+Pair = Annotated[tuple[str, str], Strict(False)]
+
+
+class ExperimentFile(Section):
+    """The content of an experiment file."""
+
+    recipe: Layer
+    """All arms share it: a recipe's name, or keys as in a recipe file with `extends`."""
+
+    arms: Annotated[dict[Name, Layer], Field(min_length=1)]
+    """Each arm lays its own over it: a method's name, or keys as in a recipe file."""
+
+    first: Annotated[tuple[str, ...], Strict(False)] = ()
+    """The arms that run if none are named; empty for all."""
+
+    learning_rates: Annotated[dict[str, Rates], BeforeValidator(_by_arm)]
+    """Each arm uses the one with the lowest validation loss: of a list for all, or of its own or `others`'."""
+
+    rate_seeds: Seeds = ()
+    """Seeds of the runs that choose the learning rate; they are never scored."""
+
+    seeds: Annotated[Seeds, Field(min_length=1)]
+    """Seeds of the runs that are scored and compared."""
+
+    contrast: Pair | None = None
+    """The comparison named beforehand: the second arm against the first."""
+
+    contrasts: Annotated[tuple[Pair, ...], Strict(False)] = ()
+    """Or several."""
+
+    against: str | None = None
+    """Or that of every other arm against this one."""
+
+    outcome: OutcomeName
+    """The number compared."""
+
+    also: Annotated[tuple[OutcomeName, ...], Strict(False)] = ()
+    """Other outcomes named beforehand."""
+
+    def rates(self, arm: str) -> tuple[float, ...]:
+        """The learning rates tried for ``arm``."""
+        for key in (arm, OTHERS, LIST):
+            if key in self.learning_rates:
+                return self.learning_rates[key]
+        return ()
+
+    @property
+    def searched(self) -> list[str]:
+        """The arms with several rates, among which a search chooses."""
+        return [arm for arm in self.arms if len(self.rates(arm)) > 1]
+
+    @property
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """All comparisons named beforehand."""
+        found = []
+        if self.contrast is not None:
+            found.append(self.contrast)
+        found += self.contrasts
+        if self.against is not None:
+            found += [(self.against, arm) for arm in self.arms if arm != self.against]
+        return tuple(dict.fromkeys(found))
+
+
+def run_name(arm: str, learning_rate: float, seed: int) -> str:
+    return f"{arm}-{learning_rate:g}-{seed}"
