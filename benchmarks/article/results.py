@@ -43,6 +43,12 @@ from moslora.runs.run import Run, base_of, is_run
 COMPARED = ("log_probability", "accuracy", FORGOTTEN)
 """The forest's columns; arms are in the order of the first."""
 
+FOUR = ("two-subspace", "moslora", "lora-moe-topk", "moelora")
+"""README's forest has one arm of each kind: M fixed, M learned, a gate for each token, a gate for each task."""
+
+GAINED_AND_FORGOTTEN = ("log_probability", FORGOTTEN)
+"""Its columns."""
+
 SHOWN = {**dict.fromkeys(VARIABLES.values(), INK), **{f"c{n}": color for n, color in enumerate(SERIES)}}
 """The colours of a file on its own: of medium brightness, on a white page and on a dark one."""
 
@@ -143,11 +149,34 @@ def answers_of_base(runs: Mapping[str, Sequence[Run]]) -> Evaluation | None:
 
 
 def forest(canvas: Canvas, found: ScoredExperiment) -> Markup:
-    """A row for each arm: its differences from the first, their intervals, and the differences that do not matter."""
+    """All arms and outcomes."""
+    return draw_forest(canvas, found, "forest", arms=found.names[1:], outcomes=tuple(found.contrasts), width=8.4)
+
+
+def forest_four(canvas: Canvas, found: ScoredExperiment) -> Markup | None:
+    """Gain and forgetting of the arms in `FOUR`; ``None`` without any of these, or without texts."""
+    arms = [arm for arm in FOUR if arm in found.names[1:]]
+    if not arms or FORGOTTEN not in found.contrasts:
+        return None
+    return draw_forest(canvas, found, "forest-four", arms=arms, outcomes=GAINED_AND_FORGOTTEN, width=6.2)
+
+
+def draw_forest(
+    canvas: Canvas, found: ScoredExperiment, name: str, *, arms: Sequence[str], outcomes: Sequence[str], width: float
+) -> Markup:
+    """A row for each arm: its differences from the first, their intervals, and the differences that do not matter.
+
+    Args:
+        canvas: keeps the figure as ``name``.
+        found: has the contrasts.
+        arms: that are shown; their intervals hold for all arms of the experiment.
+        outcomes: a column for each, at least two.
+        width: of the figure, in inches.
+    """
     by_difference = found.contrasts[COMPARED[0]]
-    order = sorted(found.names[1:], key=lambda arm: -by_difference[arm][0].effects[MACRO].difference)
-    with canvas.figure(8.4, 1.5 + 0.29 * len(order), columns=len(found.contrasts)) as (figure, ((*axes,),)):
-        for place, outcome in zip(axes, found.contrasts, strict=True):
+    order = sorted(arms, key=lambda arm: -by_difference[arm][0].effects[MACRO].difference)
+    with canvas.figure(width, 1.5 + 0.29 * len(order), columns=len(outcomes)) as (figure, ((*axes,),)):
+        for place, outcome in zip(axes, outcomes, strict=True):
             draw_differences(place, found, outcome, order)
         axes[0].set_yticks(range(len(order)), order)
         figure.set_layout_engine("constrained", w_pad=0.12)
@@ -156,7 +185,7 @@ def forest(canvas: Canvas, found: ScoredExperiment) -> Markup:
                 [], [], "o-", color=SERIES[0], markersize=5.5, markerfacecolor=fill, linewidth=1.8, label=label
             )
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return canvas.keep("forest", figure)
+    return canvas.keep(name, figure)
 
 
 def draw_differences(place: Any, found: ScoredExperiment, outcome: str, order: Sequence[str]) -> None:
@@ -267,7 +296,7 @@ def made_of(found: ScoredExperiment) -> str:
 
 
 def figures(found: ScoredExperiment) -> dict[str, Markup | None]:
-    """Name -> figure; ``None`` for gain and forgetting without the base's answers."""
+    """Name -> figure; ``None`` where an experiment lacks what it shows, such as the base's answers."""
     with tempfile.TemporaryDirectory() as folder:
         canvas = Canvas(Path(folder), found.names)
         traded = None
@@ -277,7 +306,11 @@ def figures(found: ScoredExperiment) -> dict[str, Markup | None]:
             for arm in found.arms:
                 runs += [(arm.name, run.evaluation.only(asked)) for run in arm.runs.values()]
             traded = gain_and_forgetting(canvas, runs, found.base)
-        return {"forest": forest(canvas, found), "gain-and-forgetting": traded}
+        return {
+            "forest": forest(canvas, found),
+            "forest-four": forest_four(canvas, found),
+            "gain-and-forgetting": traded,
+        }
 
 
 def main() -> int:

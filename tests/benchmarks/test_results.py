@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +18,7 @@ from compare_kit import base, drawn, packed, with_tasks
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.runs import ComparedRun
 from moslora.experiment.tables import mean_over_seeds
+from moslora.report.canvas import Canvas
 from moslora.report.figures.forgetting import change
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.packed import PackedRun, read_packed, write_packed
@@ -92,12 +94,14 @@ def test_the_command_writes_tables_and_figures(
     assert rows[0][header.index("step time / LoRA's")] == measured
     about_the_named = re.findall(r"^\* moslora against lora: \+(\S+) (.*?),", text, re.M)
     assert about_the_named[1] == ("0.01000", "nats per byte") and about_the_named[0][1] == "nats" and "4 seeds" in text
-    for name in ("forest", "gain-and-forgetting"):
+    others = {*METHODS} - {"lora"}
+    named = {"forest": others, "forest-four": {"two-subspace", "moslora"}, "gain-and-forgetting": {*METHODS}}
+    for name, arms in named.items():
         svg = (tmp_path / "results" / f"{name}.svg").read_text("utf-8")
         shown = {
             "".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("text")
         }
-        assert shown >= {*METHODS} - ({"lora"} if name == "forest" else set()), name
+        assert shown & {*METHODS} == arms, name
         assert "var(" not in svg and "#1f2937" not in svg  # inks that a dark page would hide
 
 
@@ -149,6 +153,24 @@ def test_two_arms_and_questions_that_one_run_lacks(tmp_path: Path) -> None:
     table = results.arms_table(found)
     assert "| base" not in table and found.left_out in table
     assert all(results.figures(found).values())
+
+
+def test_four_arms_are_drawn_as_among_all(drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README's forest has the contrasts of the whole experiment, gain and forgetting alone."""
+    found = results.load(drawn_folder)
+    drawn_rows = []
+    draw = results.draw_differences
+
+    def noting(place: Any, *given: Any) -> None:
+        drawn_rows.append((given[1], tuple(given[2])))
+        draw(place, *given)
+
+    monkeypatch.setattr(results, "draw_differences", noting)
+    results.forest_four(Canvas(tmp_path, found.names), found)
+    arms = ("two-subspace", "moslora")  # the later one gains more
+    assert drawn_rows == [("log_probability", arms), ("nats_per_byte", arms)]
+    without_them = replace(found, arms=[arm for arm in found.arms if arm.name not in arms])
+    assert results.forest_four(Canvas(tmp_path, found.names), without_them) is None
 
 
 def test_without_texts_or_a_base_there_is_no_forgetting(drawn_folder: Path, tmp_path: Path) -> None:

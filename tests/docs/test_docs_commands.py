@@ -229,9 +229,10 @@ def test_every_command_runs(
                 Path(into).write_text(out.getvalue(), encoding="utf-8")
 
 
-def test_yaml_blocks_of_the_recipes_page_are_recipes(tmp_path: Path) -> None:
-    shown = [block.text for block in blocks(ROOT / "recipes" / "README.md") if block.kind == "yaml"]
-    assert len(shown) > 1
+@pytest.mark.parametrize(("page", "number"), [("recipes/README.md", 3), ("docs/tasks.md", 3), ("README.md", 1)])
+def test_yaml_blocks_of_the_pages_about_recipes_are_recipes(page: str, number: int, tmp_path: Path) -> None:
+    shown = [block.text for block in blocks(ROOT / page) if block.kind == "yaml"]
+    assert len(shown) == number
     for text in shown:
         (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
         assert load_recipe(tmp_path / "shown.yaml").name == "shown"

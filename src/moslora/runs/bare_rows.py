@@ -3,7 +3,7 @@
 from moslora.runs.run import Run
 from moslora.tasks import INSTRUCTION
 
-HOW_TO_SCORE = "make them a task with `answer` and `match` (recipes/README.md, Answers in words)"
+HOW_TO_SCORE = "make them a task with `answer` and `match` (docs/tasks.md, Answers in words)"
 
 
 def remark_on_bare_rows(run: Run) -> str:
