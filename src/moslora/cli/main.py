@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from moslora.cli import data, models, recipes, studies
+from moslora.cli.examples import FIRST_STEPS
 from moslora.cli.usage import TyperUsageError, one_line
 from moslora.console import drop_output, print_in_any_encoding
 from moslora.errors import MosloraError, Terminated, UsageError, stopped
@@ -39,7 +40,7 @@ class Commands(TyperGroup):
         return code
 
     def invoke(self, ctx: Any) -> Any:
-        with stopped("stopped: nothing was left half written"):
+        with stopped("stopped: no half-written files were left"):
             try:
                 result = super().invoke(ctx)
                 sys.stdout.flush()
@@ -52,22 +53,13 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="moslora",
     cls=Commands,
-    help="Fine-tune LLaMA with MoSLoRA: low-rank adapters with a mixer between the factors, ΔW = s · B · M · A.",
+    help="Fine-tune LLaMA with low-rank adapters, then evaluate, compare and merge them.\n\n"
+    "MoSLoRA puts a mixer M between the factors: ΔW = s · B · M · A.",
+    epilog="moslora alone prints the first steps. moslora COMMAND --help has examples.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-FIRST_STEPS = """\
-moslora train smollm2-135m             # an adapter, in runs/smollm2-135m
-moslora eval runs/smollm2-135m         # its answers to the commonsense sets
-moslora eval runs/smollm2-135m --base  # those of its base
-moslora compare runs/smollm2-135m      # is the difference more than chance?
-moslora merge runs/smollm2-135m        # both as one ordinary Hugging Face model
-
-All of this in minutes: moslora quickstart
-Other recipes: moslora recipes; all commands: moslora --help"""
 
 
 @app.callback(invoke_without_command=True)

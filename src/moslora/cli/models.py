@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from moslora import choices
-from moslora.cli import completion, early, options
+from moslora.cli import completion, early, examples, options
 from moslora.cli.following import after_scoring, after_training, say_next
 from moslora.cli.table import print_table
 from moslora.console import note, say
@@ -25,17 +25,20 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(context_settings=options.ALL_TO_THE_RECIPE)
+@app.command(epilog=examples.TRAIN, context_settings=options.ALL_TO_THE_RECIPE)
 def train(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be trained, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     processes: options.Processes = None,
     max_restarts: options.Restarts = None,
 ) -> None:
-    """Train an adapter from a recipe, on all GPUs of this machine."""
+    """Train an adapter from a recipe.
+
+    Uses all GPUs of this machine. --resume continues an interrupted run.
+    """
     from moslora.runs.run import Run
 
     path = Path(recipe)
@@ -63,21 +66,21 @@ def train(
     say_next(*after_training(run))
 
 
-@app.command(context_settings=options.ALL_TO_THE_RECIPE)
+@app.command(epilog=examples.PLAN, context_settings=options.ALL_TO_THE_RECIPE)
 def plan(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
     processes: Annotated[
-        int | None, typer.Option(help="Processes, one per device. [default: the GPUs here, or 1]", min=1)
+        int | None, typer.Option(help="Number of processes, one per device. [default: the GPUs here, or 1]", min=1)
     ] = None,
     gpu_memory: Annotated[
-        str | None, typer.Option(help="Memory of each GPU, such as 80GB. [default: this machine's]")
+        str | None, typer.Option(help="Memory per GPU, such as 80GB. [default: this machine's]")
     ] = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Run a few steps here, to measure the time.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Run a few steps here to measure the time.")] = False,
 ) -> None:
-    """Print what a run needs: the memory of each device, whether it fits, and the time.
+    """Estimate the memory, disk and time of a run.
 
-    Without --probe, no weights, data or network are needed. Ends with 1 if it does not fit on the GPUs.
+    Needs no weights, data or network, except with --probe. The exit code is 1 if the run does not fit on the GPUs.
     """
     from moslora.plan.sizes import parse_bytes
     from moslora.recipe import load_recipe
@@ -97,31 +100,37 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-@app.command("eval")
+@app.command("eval", epilog=examples.EVAL)
 def evaluate(
     target: Annotated[str | None, options.TARGET] = None,
     tasks: Annotated[str | None, options.TASKS] = None,
-    protocol: Annotated[ProtocolName | None, typer.Option(help="How an answer is read from the model.")] = None,
+    protocol: Annotated[
+        ProtocolName | None, typer.Option(help="Protocol: how an answer is read from the model.")
+    ] = None,
     format: Annotated[choices.FormatName | None, options.FORMAT] = None,
     base: options.Base = False,
-    limit: Annotated[int | None, typer.Option(help="Questions per task, or all.", parser=_limit)] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of questions per task, or all.", parser=_limit)] = None,
     source: Annotated[
-        str | None, typer.Option(help="Source of the questions, as evaluation.source in a recipe.")
+        str | None, typer.Option(help="Source of the questions, like evaluation.source in a recipe.")
     ] = None,
     dtype: options.DType = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(help="Maximum number of tokens in one forward pass.", min=1)
-    ] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens per forward pass.", min=1)] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Maximum number of tokens in a question with its answer.", min=1)
+        int | None, typer.Option(help="Maximum number of tokens per question with its answer.", min=1)
     ] = None,
-    beams: Annotated[int | None, typer.Option(help="Number of beams of generate; 1 is greedy.", min=1)] = None,
+    beams: Annotated[
+        int | None, typer.Option(help="Number of beams for protocol generate. 1 is greedy.", min=1)
+    ] = None,
     out: options.Out = None,
     processes: options.Processes = None,
     strategy: options.Strategy = None,
     trust: options.Trust = False,
 ) -> None:
-    """Score a model, by default the newest run's, on the commonsense sets, on all GPUs of this machine."""
+    """Score a model on test questions, by default the newest run.
+
+    The tasks are those of the run's recipe, or the commonsense sets. Uses all GPUs of this machine. The same command
+    continues an interrupted evaluation.
+    """
     typed = _typed(
         protocol=protocol,
         format=format,
@@ -159,30 +168,36 @@ def evaluate(
             say_next(*after_scoring(folder, opened.run, words=words))
 
 
-@app.command()
+@app.command(epilog=examples.ASK)
 def ask(
     target: Annotated[str, options.TARGET],
-    question: Annotated[str | None, typer.Option(help="The question. [default: read from the terminal]")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="An option; give two or more, or none.")] = None,
+    question: Annotated[str | None, typer.Option(help="Question. [default: read from the terminal]")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Answer option. Give it twice or more, or not at all.")
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="Use this task's prompt. [default: boolq for yes/no and true/false, else arc_easy]",
+            help="Task whose prompt is used. [default: boolq for yes/no and true/false, else arc_easy]",
             autocompletion=completion.tasks,
         ),
     ] = None,
-    protocol: Annotated[ScoringProtocolName | None, typer.Option(help="[default: the run's]")] = None,
-    format: Annotated[choices.FormatName | None, typer.Option(help="[default: the run's]")] = None,
+    protocol: Annotated[
+        ScoringProtocolName | None, typer.Option(help="Protocol: how the options are scored. [default: the run's]")
+    ] = None,
+    format: Annotated[choices.FormatName | None, typer.Option(help="Prompt format. [default: the run's]")] = None,
     base: options.Base = False,
     dtype: options.DType = None,
     trust: options.Trust = False,
 ) -> None:
-    """Answer a question: its options with their probabilities, the likeliest first; without options, in words.
+    """Ask a model a question, with or without answer options.
 
-    Without --question, the question is read from the terminal, then the options, one per line, up to an empty line.
-    A question without options is answered in words.
-    The prompt is that of ARC (any number of options), or of BoolQ for yes/no. --task selects another set's prompt: a
-    winogrande sentence has a _ in place of the options, a hellaswag text starts with its activity and a colon.
+    Prints the options with their probabilities, the most likely first. Without options, the model answers in words.
+    Without --question, the question and then the options are read from the terminal, one per line, up to an empty
+    line.
+
+    The prompt is ARC's, or BoolQ's for yes/no. --task selects another one: a winogrande sentence has a _ where the
+    options go, and a hellaswag text starts with its activity and a colon.
     """
     recipe = early.refuse_target(target)
     from moslora.evaluation.question import as_example, has_options, needs_options, read_typed
@@ -212,16 +227,19 @@ def ask(
         print(f"{answer.probability:7.1%}  log p {answer.log_probability:8.3f}  {answer.option}")
 
 
-@app.command()
+@app.command(epilog=examples.MERGE)
 def merge(
     run: options.Run,
-    onto: Annotated[choices.Onto, typer.Option(help="The weights of a quantised base to merge into.")] = "original",
+    onto: Annotated[choices.Onto, typer.Option(help="Weights of a quantised base to merge into.")] = "original",
     task: options.Task = None,
     dtype: options.DType = None,
     out: options.Out = None,
     trust: options.Trust = False,
 ) -> None:
-    """Fold the adapter into the base's weights: an ordinary Hugging Face model, in RUN/merged[-TASK]."""
+    """Merge an adapter into its base: a plain Hugging Face model.
+
+    Writes W + ΔW into RUN/merged or RUN/merged-TASK, after comparing it with the adapter.
+    """
     adapter, out = _adapter(run, out, task, name="merged", doing="merging")
     from moslora.convert.card import how_to_upload
     from moslora.convert.merge import merge as merge_adapter
@@ -241,7 +259,7 @@ def _format(text: str) -> str:
     return text
 
 
-@app.command()
+@app.command(epilog=examples.EXPORT)
 def export(
     run: options.Run,
     format: Annotated[str, typer.Option(help="peft: a plain LoRA with the mixer folded in.", parser=_format)] = "peft",
@@ -249,7 +267,10 @@ def export(
     out: options.Out = None,
     trust: options.Trust = False,
 ) -> None:
-    """Write the adapter in the format of another library, into RUN/peft[-TASK]."""
+    """Export an adapter as a plain LoRA for PEFT.
+
+    The mixer is folded into A. Writes RUN/peft or RUN/peft-TASK.
+    """
     adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
     from moslora.convert.card import how_to_upload
     from moslora.convert.export import export_peft
@@ -258,18 +279,18 @@ def export(
     print(f"written to {out}", how_to_upload(out, adapter), sep="\n")
 
 
-@app.command("import")
+@app.command("import", epilog=examples.IMPORT)
 def import_(
-    source: Annotated[Path, typer.Argument(help="A folder with adapter_config.json and adapter_model.* in it.")],
-    base: Annotated[str | None, typer.Option(help="The base model. [default: the one the source names]")] = None,
+    source: Annotated[Path, typer.Argument(help="Folder with adapter_config.json and adapter_model.*.")],
+    base: Annotated[str | None, typer.Option(help="Base model. [default: the one that the source names]")] = None,
     dtype: Annotated[choices.DType, typer.Option(help="Precision in which the run loads its base.")] = "bfloat16",
     out: options.Out = None,
     trust: options.Trust = False,
 ) -> None:
-    """Import an adapter of the MoSLoRA repository or a LoRA of PEFT as a run.
+    """Import a LoRA from PEFT or the MoSLoRA repository as a run.
 
-    A Trainer checkpoint (pytorch_model.bin) works too. The result is compared with the source's own equations. If
-    anything is not supported (docs/merging.md has a list), nothing is written.
+    Checkpoints of the Trainer (pytorch_model.bin) work too. The result is compared with the source's own equations.
+    Nothing is written if something is not supported; docs/merging.md has the list.
     """
     from moslora.files import refuse_used
     from moslora.runs.peft_files import adapter_files
@@ -284,29 +305,31 @@ def import_(
     say_next("eval", str(out))
 
 
-@app.command()
+@app.command(epilog=examples.VERIFY)
 def verify(
-    run: Annotated[Path, typer.Argument(help="An evaluated run.", autocompletion=completion.runs)],
-    server: Annotated[str, typer.Option(help="Its address, such as http://localhost:8000.")],
-    model: Annotated[str | None, typer.Option(help="The model's name on the server. [default: its only one]")] = None,
+    run: Annotated[Path, typer.Argument(help="Evaluated run.", autocompletion=completion.runs)],
+    server: Annotated[str, typer.Option(help="Address of the server, such as http://localhost:8000.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model on the server. [default: its only one]")] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. [default: those evaluated]")] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Questions per task, or all. [default: 64 in all]", parser=_limit)
+        int | None,
+        typer.Option(help="Number of questions per task, or all. [default: 64 in total]", parser=_limit),
     ] = None,
     evaluation: options.Evaluation = None,
     dtype: Annotated[
         choices.DType | None, typer.Option(help="Precision of the server. [default: the run's, or float16]")
     ] = None,
-    at_once: Annotated[int, typer.Option(help="Questions asked at the same time.", min=1)] = 8,
-    again: Annotated[bool, typer.Option("--again", help="Ask everything again, also what was answered.")] = False,
+    at_once: Annotated[int, typer.Option(help="Number of questions in flight.", min=1)] = 8,
+    again: Annotated[bool, typer.Option("--again", help="Ask all questions again, even those answered.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     out: options.Out = None,
     trust: options.Trust = False,
 ) -> None:
-    """Ask a server what a run has answered: does it compute this run, its base, or something else?
+    """Check whether a server really serves a run.
 
-    The server has OpenAI's interface, as those of vLLM, llama.cpp, SGLang and transformers. The last line is the
-    verdict; the command ends with 1 unless it is that run. A key is read from MOSLORA_SERVER_KEY.
+    Asks the server the run's own questions and says what it serves: this run, its base, or something else. Works with
+    servers that have OpenAI's interface, such as vLLM, llama.cpp, SGLang and transformers. The last line is the
+    verdict; the exit code is 1 unless it is this run. A key is read from MOSLORA_SERVER_KEY.
     """
     from moslora.runs.run import Run as EvaluatedRun
 
@@ -330,15 +353,18 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=examples.QUICKSTART)
 def quickstart(
     out: options.Out = None,
     size: Annotated[
         choices.SizeName | None,
-        typer.Option(help="Share of its rows and questions. [default: the largest that takes five minutes here]"),
+        typer.Option(help="Share of the rows and questions. [default: the largest that takes five minutes here]"),
     ] = None,
 ) -> None:
-    """Train, evaluate and merge a small real model on this machine."""
+    """Train, evaluate and merge a small real model on this machine.
+
+    The same command continues where it was stopped.
+    """
     from moslora.files import refuse_used
     from moslora.runs.run import Run
 

@@ -13,10 +13,10 @@ from moslora.cli import completion
 from moslora.cli.usage import near_option
 from moslora.errors import UsageError
 
-SOURCES = "wheel (from PyPI), hub, commonsense_170k, a file of rows, or a folder in LLM-Adapters' layout."
+SOURCES = "Source of the rows: wheel (from PyPI), hub, commonsense_170k, a file, or a folder in LLM-Adapters' layout."
 Source = Annotated[str, typer.Option(help=SOURCES)]
 SourceOrRecipes = Annotated[str | None, typer.Option(help=f"{SOURCES} [default: the recipe's, or wheel]")]
-TARGET = typer.Argument(help="A run, an adapter folder, a model folder or a hub id.", autocompletion=completion.runs)
+TARGET = typer.Argument(help="Run, adapter folder, model folder or hub id.", autocompletion=completion.runs)
 
 
 def _no_option(context: typer.Context, value: str | list[str] | None) -> str | list[str] | None:
@@ -38,51 +38,52 @@ def _no_option(context: typer.Context, value: str | list[str] | None) -> str | l
 RecipeName = Annotated[
     str,
     typer.Argument(
-        help="A built-in recipe, a file, or a run.",
+        help="Built-in recipe, recipe file, or run.",
         autocompletion=completion.recipes_and_runs,
         callback=_no_option,
     ),
 ]
 Run = Annotated[
-    Path, typer.Argument(help="A run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs)
+    Path, typer.Argument(help="Run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs)
 ]
-Task = Annotated[str | None, typer.Option(help="Task that the result is for; needed for an adapter with a task gate.")]
+Task = Annotated[str | None, typer.Option(help="Task of the result. Required if the adapter has a task gate.")]
 Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the Python code of the base, if you trust its authors.")
+    bool, typer.Option("--trust-remote-code", help="Run Python code from the base's folder, if you trust its authors.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder to write into. [default: in the run's folder, or in runs/]")]
+Out = Annotated[Path | None, typer.Option(help="Output folder. [default: in the run's folder, or in runs/]")]
 Evaluation = Annotated[
-    str | None, typer.Option(help="Folder in a run's eval/. [default: the recipe's]", metavar="NAME")
+    str | None, typer.Option(help="Name of a folder in the run's eval/. [default: the recipe's]", metavar="NAME")
 ]
 TASKS = typer.Option(
-    help="commonsense, or names separated by commas: sets, passages, the run's own tasks, YAML files with tasks.",
+    help="Tasks, separated by commas: commonsense, single sets, passages, the run's own tasks, YAML files with tasks.",
     autocompletion=completion.tasks,
 )
 Tasks = Annotated[str, TASKS]
 FORMAT = typer.Option(help="Prompt format.")
 Format = Annotated[choices.FormatName | None, FORMAT]
-Tokenizer = Annotated[str | None, typer.Option(help="The model whose tokenizer is used. [default: the recipe's]")]
-MaxLength = Annotated[
-    int | None, typer.Option(help="Maximum number of tokens in a row. [default: the recipe's]", min=1)
+Tokenizer = Annotated[str | None, typer.Option(help="Model whose tokenizer is used. [default: the recipe's]")]
+MaxLength = Annotated[int | None, typer.Option(help="Maximum number of tokens per row. [default: the recipe's]", min=1)]
+Processes = Annotated[
+    int | None, typer.Option(help="Number of processes on this machine. [default: one per GPU]", min=1)
 ]
-Processes = Annotated[int | None, typer.Option(help="Processes on this machine. [default: one per GPU]", min=1)]
 Restarts = Annotated[
-    int | None, typer.Option(help="Restarts after a process was killed. [default: 3 if several run, or 0]", min=0)
+    int | None,
+    typer.Option(help="Number of restarts after a killed process. [default: 3 with several processes, or 0]", min=0),
 ]
 Strategy = Annotated[
     choices.Strategy | None,
-    typer.Option(help="ddp: each process holds the model; fsdp: each a share. [default: as trained]"),
+    typer.Option(help="ddp: each process holds the whole model; fsdp: each holds a shard. [default: as trained]"),
 ]
 DType = Annotated[
     choices.DType | None, typer.Option(help="Precision of weights and computation. [default: the recipe's]")
 ]
-Base = Annotated[bool, typer.Option("--base", help="Use the base model, without the adapter.")]
+Base = Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")]
 ALL_TO_THE_RECIPE = {"ignore_unknown_options": True}
 """For commands with overrides: a word with dashes before it is taken for one, and the recipe says how to type it."""
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="training.learning_rate=1e-4", help="key.sub=value …, overrides of the recipe.", callback=_no_option
+        metavar="training.learning_rate=1e-4", help="Overrides of the recipe, as key.sub=value.", callback=_no_option
     ),
 ]
 

@@ -9,12 +9,14 @@ import typer
 from moslora.cli.options import ALL_TO_THE_RECIPE, Overrides, RecipeName
 from moslora.cli.table import print_described
 
-app = typer.Typer(help="List, show and copy recipes.", invoke_without_command=True)
+app = typer.Typer(
+    help="List, show and copy recipes.\n\nWithout a command, lists the built-in ones.", invoke_without_command=True
+)
 
 
 @app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the built-in recipes; the commands show and copy one."""
+    """List the built-in recipes, unless a command follows."""
     from moslora.recipe import list_recipes
 
     if context.invoked_subcommand is None:
@@ -25,7 +27,7 @@ def recipes(context: typer.Context) -> None:
 def copy(
     name: RecipeName, destination: Annotated[Path, typer.Argument(help="File or folder to write.")] = Path(".")
 ) -> None:
-    """Copy a recipe, to edit it."""
+    """Copy a recipe into a file of your own."""
     from moslora.recipe import copy_recipe
 
     print(f"written to {copy_recipe(_recipe_file(name), destination)}")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from moslora.cli import completion
+from moslora.cli import completion, examples
 from moslora.cli.early import refuse_paths
 from moslora.cli.options import Evaluation, Out, Trust
 from moslora.cli.table import print_described, print_entries, print_table
@@ -19,30 +19,30 @@ app = typer.Typer()
 
 PACK = typer.Option(
     metavar="FOLDER",
-    help="Write the runs that are done into a few small files in this folder, which compare reads, and run nothing.",
+    help="Folder to pack the finished runs into, as a few small files that compare reads. Nothing is run.",
 )
 ON = typer.Option(
-    help="One run after the other here, or many at once on Ray: the cluster at RAY_ADDRESS, or this machine."
+    help="here: one run after the other; ray: many at once, on the cluster at RAY_ADDRESS or on this machine."
 )
 
 
-@app.command()
+@app.command(epilog=examples.EXPERIMENT)
 def experiment(
     file: Annotated[
         str | None,
         typer.Argument(
-            help="An experiment file, or a built-in experiment. [default: list these]",
+            help="Experiment file, or built-in experiment. [default: list these]",
             autocompletion=completion.experiments,
         ),
     ] = None,
     arms: Annotated[
-        list[str] | None, typer.Argument(metavar="ARM", help="The arms to run, or all. [default: the file's first]")
+        list[str] | None, typer.Argument(metavar="ARM", help="Arms to run, or all. [default: the file's first]")
     ] = None,
     out: Out = None,
-    table: Annotated[bool, typer.Option("--table", help="Print the results so far, and run nothing.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print the results so far and run nothing.")] = False,
     pack: Annotated[Path | None, PACK] = None,
     any_code: Annotated[
-        bool, typer.Option("--any-code", help="Also count results made by another version of the code.")
+        bool, typer.Option("--any-code", help="Also count results of other versions of the code.")
     ] = False,
     any_rate: Annotated[
         bool,
@@ -50,9 +50,9 @@ def experiment(
     ] = False,
     on: Annotated[Literal["here", "ray"], ON] = "here",
 ) -> None:
-    """Train and score several methods with several seeds, each at its best learning rate.
+    """Train and score several methods over several seeds.
 
-    The same command continues where it was stopped.
+    Each method is scored at its best learning rate. The same command continues where it was stopped.
     """
     if file is None:
         from moslora.recipe import list_recipes
@@ -85,21 +85,21 @@ def experiment(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=examples.COMPARE)
 def compare(
     paths: Annotated[
         list[Path],
         typer.Argument(
             metavar="A [B …]",
-            help="Runs, folders of runs, or an experiment; a run alone is compared with its base. Or logs: lm-eval's"
-            " samples_*.jsonl or their folders; JSONL or CSV with id and score.",
+            help="Runs, folders of runs, or an experiment. A single run is compared with its base. Or logs of other"
+            " programs: lm-eval's samples_*.jsonl or their folders, JSONL or CSV with id and score.",
             autocompletion=completion.runs,
         ),
     ],
     contrast: Annotated[
         str | None,
         typer.Option(
-            metavar="ARM,ARM", help="The comparison named beforehand: the second arm against the first. [default: A,B]"
+            metavar="ARM,ARM", help="Comparison named beforehand: the second arm against the first. [default: A,B]"
         ),
     ] = None,
     outcome: Annotated[
@@ -107,27 +107,27 @@ def compare(
         typer.Option(
             "--outcome",
             "--metric",
-            help="The number compared, per question: accuracy (cloze: per character), log_probability, of texts"
-            " nats_per_byte, or a log's metric. [default: the first of accuracy, acc_norm, acc, exact_match, score,"
+            help="Number to compare per question: accuracy (cloze: per character), log_probability, nats_per_byte (of"
+            " texts), or a metric of the logs. [default: the first of accuracy, acc_norm, acc, exact_match, score,"
             " nats_per_byte that all have]",
         ),
     ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Largest difference that is negligible. [default: 0.5 points, 0.01 nats, 0.005 per byte]", min=0
+            help="Largest negligible difference. [default: 0.5 points, 0.01 nats, 0.005 nats per byte]", min=0
         ),
     ] = None,
     evaluation: Evaluation = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks to compare, separated by commas. [default: all]")] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(help="Compare despite this difference, of base, rows, steps or prompt.", metavar="FIELD"),
+        typer.Option(help="Field that may differ: of base, rows, steps or prompt.", metavar="FIELD"),
     ] = None,
 ) -> None:
     """Compare runs, question by question and seed by seed.
 
-    Runs whose recipes differ only in the seed are one arm; the arms are paired by seed. The last lines say what can be
+    Runs whose recipes differ only in the seed form one arm. Arms are paired by seed. The last lines say what can be
     concluded, and what cannot.
     """
     contrasts = []
@@ -151,14 +151,14 @@ def compare(
 
 
 @app.command()
-def runs(folder: Annotated[Path, typer.Argument(help="Where to look.", file_okay=False)] = RUNS) -> None:
-    """List the runs in a folder: adapter, steps, state and scores."""
+def runs(folder: Annotated[Path, typer.Argument(help="Folder to look in.", file_okay=False)] = RUNS) -> None:
+    """List runs with their adapter, steps, state and scores."""
     from moslora.runs.listing import table_of_runs
 
     print_entries(table_of_runs(folder))
 
 
-@app.command()
+@app.command(epilog=examples.REPORT)
 def report(
     runs: Annotated[
         list[Path],
@@ -169,9 +169,10 @@ def report(
     out: Out = None,
     evaluation: Evaluation = None,
 ) -> None:
-    """Write a page about runs: their training, answers and mixers, side by side; with every figure as PNG.
+    """Write an HTML page about one or more runs.
 
-    Into RUN/report, or for several into report.
+    Shows their training, answers and mixers side by side. Every figure is also a PNG. Writes RUN/report, or report
+    for several runs.
     """
     from moslora.report import write_report
 
@@ -182,13 +183,16 @@ def report(
     print(f"written to {page}")
 
 
-@app.command()
+@app.command(epilog=examples.REPRODUCE)
 def reproduce(
-    run: Annotated[Path, typer.Argument(help="A finished run.", autocompletion=completion.runs)],
+    run: Annotated[Path, typer.Argument(help="Finished run.", autocompletion=completion.runs)],
     out: Out = None,
     trust: Trust = False,
 ) -> None:
-    """Train a run again, in RUN-again, and compare: bitwise equal, within tolerance, or different from a step on."""
+    """Train a run again and compare the two.
+
+    Writes RUN-again. The result is bitwise equal, equal within tolerance, or different from a named step on.
+    """
     from moslora.runs.resuming import refuse_reproduction
     from moslora.runs.run import Run
 

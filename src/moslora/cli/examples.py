@@ -1,0 +1,74 @@
+"""Examples at the end of each main command's ``--help``."""
+
+
+def _examples(*lines: str) -> str:
+    """The epilog of a command; ``\\b`` keeps its lines as they are."""
+    return "\n".join(["\b", "Examples:", *[f"  {line}" for line in lines]])
+
+
+FIRST_STEPS = """\
+moslora train smollm2-135m             # train an adapter into runs/smollm2-135m
+moslora eval runs/smollm2-135m         # score it on the commonsense sets
+moslora eval runs/smollm2-135m --base  # score its base on the same questions
+moslora compare runs/smollm2-135m      # is the gain more than chance?
+moslora merge runs/smollm2-135m        # write a plain Hugging Face model
+
+All of this in minutes: moslora quickstart
+Other recipes: moslora recipes. All commands: moslora --help"""
+"""What ``moslora`` alone prints."""
+
+TRAIN = _examples(
+    "moslora train smollm2-135m                       # built-in recipe",
+    "moslora train smollm2-135m extends=methods/lora  # another method",
+    "moslora train mine.yaml training.learning_rate=2e-4 --out runs/mine",
+    "moslora train runs/mine --resume                 # after an interruption",
+)
+PLAN = _examples(
+    "moslora plan llama3-8b --gpu-memory 80GB",
+    "moslora plan llama3-8b model.quantization=nf4 --gpu-memory 24GB",
+    "moslora plan smollm2-135m --probe                # time on this machine",
+)
+EVAL = _examples(
+    "moslora eval                                     # the newest run",
+    "moslora eval runs/mine --base                    # its base, for compare",
+    "moslora eval runs/mine --tasks boolq,piqa --limit 100",
+    "moslora eval HuggingFaceTB/SmolLM2-135M --protocol cloze",
+)
+ASK = _examples(
+    'moslora ask runs/mine --question "Is ice cold?" --option yes --option no',
+    "moslora ask runs/mine                            # type the question",
+)
+MERGE = _examples(
+    "moslora merge runs/mine",
+    "moslora merge runs/mine/checkpoints/step-400 --out runs/merged-400",
+)
+EXPORT = _examples("moslora export runs/mine")
+IMPORT = _examples("moslora import outputs/lora --base HuggingFaceTB/SmolLM2-135M --out runs/lora")
+VERIFY = _examples(
+    "moslora verify runs/mine --server http://localhost:8000",
+    "moslora verify runs/mine --server http://localhost:8000 --limit all --json",
+)
+QUICKSTART = _examples(
+    "moslora quickstart",
+    "moslora quickstart --size full                   # all rows",
+)
+EXPERIMENT = _examples(
+    "moslora experiment                               # list the built-in ones",
+    "moslora experiment mixer-ablation all            # run every arm",
+    "moslora experiment mixer-ablation --table        # results so far",
+)
+COMPARE = _examples(
+    "moslora compare runs/mine                        # against its base",
+    "moslora compare runs/lora runs/mine              # against each other",
+    "moslora compare runs/mine --outcome log_probability",
+    "moslora compare lm-eval/base lm-eval/tuned       # logs of lm-eval",
+)
+REPORT = _examples(
+    "moslora report runs/mine",
+    "moslora report runs/lora runs/mine --out report",
+)
+REPRODUCE = _examples("moslora reproduce runs/mine")
+DATA_SHOW = _examples(
+    "moslora data show obqa --format llm-adapters",
+    "moslora data show mine.yaml --row 3",
+)
