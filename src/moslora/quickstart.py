@@ -109,13 +109,13 @@ def _try_next(out: Path, outcome: OutcomeName) -> list[str]:
     quoted = shlex.quote(str(out))
     other = f"  moslora compare {quoted} --outcome log_probability    # how sure it is of the right options"
     if outcome == "log_probability":
-        other = f"  moslora compare {quoted} --outcome accuracy    # what can be said of the right answers"
+        other = f"  moslora compare {quoted} --outcome accuracy    # the gain in accuracy"
     return [
         "try next:",
         f"  moslora ask {quoted}    # ask your own question",
         other,
         f"  moslora eval {quoted} --limit all    # every test question",
-        "  moslora train llama3-8b --dry-run    # what a run of LLaMA-3-8B would train",
+        "  moslora train llama3-8b --dry-run    # the plan of a run of LLaMA-3-8B",
     ]
 
 

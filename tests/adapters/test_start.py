@@ -122,7 +122,7 @@ def test_the_folded_pair_makes_the_adapter_model_from_the_base(case: str, dora: 
         ({"kind": "token-gate"}, {}, "M depends on"),
         ({"kind": "gate-inside"}, {}, "M depends on"),
         ({"kind": "task-gate"}, {}, "M depends on"),
-        ({"kind": "dense"}, {"rank": 32}, "rank 32 is more than a weight of 24 × 48 has"),
+        ({"kind": "dense"}, {"rank": 32}, "rank 32 exceeds the sides of a 24 × 48 weight"),
     ],
 )
 def test_what_has_no_principal_start_is_refused_and_nothing_changes(
@@ -165,7 +165,7 @@ def test_singular_vectors_of_the_base_which_stays_as_it_is(rank_out: int) -> Non
         ({"kind": "dense"}, {}, "neither B nor M starts at zero"),
         ({"kind": "identity"}, {}, "neither B nor M starts at zero"),
         ({"kind": "task-gate"}, {}, "neither B nor M starts at zero"),
-        ({"kind": "dense", "init": "near-zero"}, {"rank": 32}, "rank 32 is more than a weight of 24 × 48 has"),
+        ({"kind": "dense", "init": "near-zero"}, {"rank": 32}, "rank 32 exceeds the sides of a 24 × 48 weight"),
     ],
 )
 def test_what_has_no_start_on_singular_vectors_is_refused(

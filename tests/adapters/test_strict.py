@@ -146,7 +146,7 @@ def test_also_over_a_quantised_base(kind: str, part: str, bits: int) -> None:
 def test_no_principal_part_leaves_a_quantised_base(bits: int) -> None:
     state = adapter_state_dict(adapt(float_net(torch.float32)(), "dense-orthogonal", "pissa"))
     for given in (None, state):
-        with pytest.raises(ValueError, match="must not be quantised"):
+        with pytest.raises(ValueError, match="needs the base's weight, which is quantised here"):
             adapt(packed_net(bits), "dense-orthogonal", "pissa", given)
 
 

@@ -139,7 +139,7 @@ def test_a_family_is_merged_and_exported(tmp_path: Path, capsys: pytest.CaptureF
     adapt(model)
     save(model, run, base=str(base))
     if family in STORED_TOGETHER:
-        with pytest.raises(UsageError, match="is a piece of"):
+        with pytest.raises(UsageError, match="is part of"):
             merge(run, out=tmp_path / "merged")
         return
     merge(run, out=tmp_path / "merged")

@@ -36,7 +36,7 @@ def test_a_slow_dtype_is_noted_of_the_device_that_computes(
     monkeypatch.setattr(load, "own_device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(load, "multiplies_bfloat16", lambda device: device.type == "cuda")
     load_base(ModelSection(name=base, dtype="bfloat16"), computed_here=computed_here)
-    assert capsys.readouterr().out.count("slow on this processor") == noted
+    assert capsys.readouterr().out.count("slow here, as this processor has no bfloat16") == noted
 
 
 def test_a_dtype_that_the_gpu_lacks_is_refused_before_the_base_is_read_by_the_host(

@@ -10,7 +10,21 @@ import typer.main
 from cli_kit import run
 from moslora.cli import app
 
-WITH_EXAMPLES = "train plan eval ask merge export import verify quickstart experiment compare report reproduce".split()
+WITH_EXAMPLES = [
+    "train",
+    "plan",
+    "eval",
+    "ask",
+    "merge",
+    "export",
+    "import",
+    "verify",
+    "quickstart",
+    "experiment",
+    "compare",
+    "report",
+    "reproduce",
+]
 
 
 @pytest.mark.parametrize("group", ["", "recipes", "data"])

@@ -109,7 +109,7 @@ def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
     with pytest.raises(UsageError, match="one arm"):
         load_arms([runs / "lora-1", runs / "lora-2", runs / "lora-2"])
     shutil.copytree(runs / "lora-1", runs / "copy")
-    with pytest.raises(UsageError, match=r"lora-1: has the recipe and the seed of .*copy"):
+    with pytest.raises(UsageError, match=r"lora-1: has the same recipe and seed as .*copy"):
         load_arms([runs])
     shutil.rmtree(runs / "copy")
     evaluated(runs / "lora-1", "choice-label-float32")
@@ -128,7 +128,7 @@ def test_arms_are_paired_by_seed() -> None:
     assert [(a.seed, b.seed) for a, b in pair(one, other)] == [(1, 1), (2, 2)]
     assert [(a.seed, b.seed) for a, b in pair(arm("base", base()), one)] == [(None, 0), (None, 1), (None, 2)]
     assert [(a.seed, b.seed) for a, b in pair(arm("one", drawn(0)), arm("other", drawn(1)))] == [(0, 1)]
-    with pytest.raises(UsageError, match=r"no seed in both arms \(one: 0, 1, 2; x: 7, 8\)"):
+    with pytest.raises(UsageError, match=r"the arms share no seed \(one: 0, 1, 2; x: 7, 8\)"):
         pair(one, arm("x", drawn(7), drawn(8)))
 
 

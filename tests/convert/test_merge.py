@@ -191,7 +191,7 @@ def test_an_adapter_before_its_first_update_is_neither_merged_nor_exported(
             saved = out / "checkpoints" / step
             ended, _, errors = cli(capsys, command, saved, "--out", tmp_path / f"{command}-{step}")
             assert (ended, (tmp_path / f"{command}-{step}").exists()) == (code, not code)
-            assert errors.startswith(f"error: {saved}: still as it started" if code else ""), errors
+            assert errors.startswith(f"error: {saved}: has learned nothing yet" if code else ""), errors
 
 
 @pytest.mark.parametrize("write", [merge, export_peft])

@@ -188,7 +188,7 @@ def test_rows_that_nothing_scores_are_told(
     code, said, errors = run(capsys, *train_words, "other", f"evaluation.source={world / 'data'}")
     assert code == 0 and told in said and "next: moslora eval other" in said, errors
     _, said, _ = run(capsys, "eval", "other", "--limit", "1")
-    assert told in said and "asked are the eight commonsense sets" in said
+    assert told in said and "this evaluates the eight commonsense sets" in said
     code, said, errors = run(capsys, "eval", "other", "--limit", "1", "--tasks", "boolq")
     assert code == 0 and told not in said, errors
 

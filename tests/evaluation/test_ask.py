@@ -178,7 +178,7 @@ def test_a_person_at_a_terminal_is_told_what_to_type(capsys: pytest.CaptureFixtu
     assert read_typed(Terminal("why\na\nb\n\n"), question=None, options=()) == ("why", ["a", "b"])
     assert (
         capsys.readouterr().out
-        == "question: option 1 (none: an answer in words): option 2 (none: done): option 3 (none: done): "
+        == "question: option 1 (empty: answer in words): option 2 (empty: done): option 3 (empty: done): "
     )
     assert read_typed(io.StringIO("why\na\n"), question=None, options=()) == ("why", ["a"])
     assert capsys.readouterr().out == ""

@@ -141,7 +141,7 @@ def test_numbers_are_those_of_exact_match_with_wilsons_interval() -> None:
 def test_an_error_of_format_is_counted_apart_and_the_same_answer_is_told() -> None:
     model = perturbed()
     nothing = open_ended(Pattern("#### (.+)", Exact()))
-    with pytest.raises(ValueError, match="would be wrong"):
+    with pytest.raises(ValueError, match="would count as wrong"):
         examples(nothing, rows(1, nothing))
     with_response = replace(nothing, columns=Columns(options=None, meta={"response": "'#### never'"}))
     results = asked(model, examples(with_response, rows(12, nothing)))

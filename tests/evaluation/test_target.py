@@ -49,7 +49,7 @@ def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
     assert f"note: {copy} is unfinished: scoring step 21 of 21\n" in run(capsys, "eval", copy, *options)[1]
     for named in ([newest], [copy, "--base"]):
         assert "is unfinished" not in run(capsys, "eval", *named, *options)[1]
-    said = "note: no run says how to ask this model: protocol choice"
+    said = "note: no recipe says how to ask this model, so it is asked by protocol choice"
     options = (*options, "--source", world / "data", "--out")
     assert said in run(capsys, "eval", world / "model", *options, tmp_path / "one")[1]
     assert said not in run(capsys, "eval", world / "model", "--protocol", "choice", *options, tmp_path / "two")[1]
@@ -132,11 +132,11 @@ def test_another_format_than_the_models_own_is_noted(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy, options = Path(shutil.copytree(trained, tmp_path / "run")), ("--tasks", "obqa", "--limit", "2")
-    said = "note: protocol cloze does not read format label, in which this model was trained; asked in format cloze"
+    said = "note: protocol cloze cannot read format label, in which this model was trained; using format cloze"
     assert said in run(capsys, "eval", copy, "--protocol", "cloze", *options)[1]
     asked = ("--question", "why", "--option", "a", "--option", "b")
     assert said in run(capsys, "ask", copy, "--protocol", "cloze", *asked)[1]
-    assert "read by protocol cloze" in run(capsys, "eval", copy, "--format", "cloze-passage", *options)[1]
+    assert "using protocol cloze" in run(capsys, "eval", copy, "--format", "cloze-passage", *options)[1]
     for typed in ([], ["--protocol", "choice"], ["--protocol", "cloze", "--format", "cloze"]):
         assert "this model" not in run(capsys, "eval", copy, *typed, *options)[1]
 

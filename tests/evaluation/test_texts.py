@@ -129,11 +129,11 @@ def test_a_task_gate_is_the_mean_of_its_tasks() -> None:
 
 def test_a_text_of_one_token_is_refused_unless_there_is_a_bos() -> None:
     assert len(tokenizer()("a").input_ids) == 1
-    with pytest.raises(UsageError, match=r"\('a'\): nothing of this text is predicted") as error:
+    with pytest.raises(UsageError, match=r"\('a'\): this text is too short") as error:
         measured(make_model(), ["a fox", "a"])
     assert "\n" not in str(error.value)
     assert measured(make_model(), ["a fox", "a"], tokenizer=with_bos()).texts["mine"].n == 2
-    with pytest.raises(UsageError, match=r"\('🦄'\): nothing of this text is predicted.* character"):
+    with pytest.raises(UsageError, match=r"\('🦄'\): this text is too short.* character"):
         measured(make_model(), ["🦄"])
     with pytest.raises(UsageError, match="max_length = 1"):
         measured(make_model(), ["a fox"], tokenizer=with_bos(), max_length=1)

@@ -506,7 +506,7 @@ def test_two_files_of_one_name_do_not_share_a_folder(
     Path("repo/b/e.yaml").write_text(text)
     for options in ([], ["--table"]):
         code, _, errors = run(capsys, "experiment", "repo/b/e.yaml", "--out", "repo/runs/e", *options)
-        assert code == 2 and "repo/runs/e: has the runs of repo/a/e.yaml;" in errors and "repo/runs/b-e" in errors
+        assert code == 2 and "repo/runs/e: holds the runs of repo/a/e.yaml;" in errors and "repo/runs/b-e" in errors
     assert run(capsys, "experiment", "repo/b/e.yaml", "--out", "repo/runs/b-e", "--table")[0] == 0
     Path("repo/b/e.yaml").write_bytes(before[Path("repo/b/e.yaml")])
     assert {path: path.read_bytes() for path in Path("repo").rglob("*") if path.is_file()} == before

@@ -140,7 +140,7 @@ def test_the_distance_is_relative_to_what_training_changed() -> None:
 
 def test_other_versions_and_hardware_are_told_beforehand(run: Path) -> None:
     facts = Run(run).facts
-    uncommitted = ["the code had changes that were not committed"] * bool((facts["git"] or {}).get("dirty"))
+    uncommitted = ["the code had uncommitted changes"] * bool((facts["git"] or {}).get("dirty"))
     assert changes(facts, device="cpu", recipe=Run(run).recipe) == uncommitted
     Run(run).add_facts(versions={"torch": "1.0"}, hardware={"device": "abacus", "threads": 99}, git={"dirty": True})
     told = changes(Run(run).facts, device="cpu", recipe=Run(run).recipe)

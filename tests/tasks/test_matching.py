@@ -194,9 +194,17 @@ def test_rows_become_open_ended_questions(
         ("match: exact", {"question": "q", "answer": []}, "answer: is an empty list"),
         ("match: exact", {"question": "q", "answer": ["a", " "]}, "answer: is empty"),
         ("match: exact", {"question": "q", "answer": {"a": 1}}, "answer: expected a text, found dict"),
-        ("match: exact", {"question": "q", "answer": "a\n\nb"}, r"response: a written text ends at '\n\nb' in it"),
-        ("match: {pattern: '#### (.+)'}", {"question": "q", "answer": "a"}, "response: would be wrong, as it is read"),
-        ("", {"question": "q", "answer": "a"}, "without options, say how an answer in words counts: match: exact"),
+        (
+            "match: exact",
+            {"question": "q", "answer": "a\n\nb"},
+            r"response: contains '\n\nb', at which a generated text ends",
+        ),
+        (
+            "match: {pattern: '#### (.+)'}",
+            {"question": "q", "answer": "a"},
+            "response: would count as wrong: it is read as",
+        ),
+        ("", {"question": "q", "answer": "a"}, "for answers in words, set how they are matched, such as match: exact"),
     ],
 )
 def test_rows_that_nothing_could_answer_are_refused(declared: str, row: dict[str, Any], said: str) -> None:

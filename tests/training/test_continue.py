@@ -328,7 +328,7 @@ def test_a_peft_folder_that_names_another_base_is_noted(
     copy = shutil.copytree(world / "model", tmp_path / "copy")
     changes = [*LORA, f"model.name={copy}", f"adapter.continue_from={tmp_path / 'theirs'}"]
     read_continued(load_recipe(world / "recipe.yaml", changes))
-    assert f"names {world / 'model'} as its base, and goes on over {copy}" in capsys.readouterr().out
+    assert f"names {world / 'model'} as its base, but continues over {copy}" in capsys.readouterr().out
     config = tmp_path / "theirs" / "adapter_config.json"
     settings = json.loads(config.read_text())
     config.write_text(json.dumps({**settings, "base_model_name_or_path": "a\n\x1b[31mname"}))

@@ -251,8 +251,8 @@ def _match(model: nn.Module, target_modules: Collection[str] | str, within: nn.M
     elif isinstance(target_modules, str):
         matched = [name for name in last_of if re.fullmatch(target_modules, name)]
         if not matched:
-            hint = "(names are a list, such as [q_proj, v_proj])"
-            unmatched = [f"the regular expression {target_modules} as a whole {hint}"]
+            hint = "(several names are a list: [q_proj, v_proj])"
+            unmatched = [f"the regular expression {target_modules} {hint}"]
     else:
         matched = [name for name, last in last_of.items() if last in target_modules]
         unmatched = [str(target) for target in target_modules if target not in last_of.values()]
@@ -268,7 +268,7 @@ def _refuse_shared(model: nn.Module, matched: Collection[str]) -> None:
     chosen = {model.get_submodule(name): name for name in matched}
     for name, module in model.named_modules(remove_duplicate=False):
         if chosen.get(module, name) != name:
-            raise ValueError(f"{chosen[module]} and {name} are one shared module; choose layers that are not shared")
+            raise ValueError(f"{chosen[module]} and {name} are the same module; choose layers that are not shared")
 
 
 def _new_layer(base: Any, options: AdapterOptions, *, drawn: bool) -> AdapterLinear:

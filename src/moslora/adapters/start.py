@@ -43,7 +43,7 @@ def begin(
         at_zero = "B"
         learns = layer.lora_b.requires_grad
     if not learns:
-        raise ValueError(f"{at_zero} starts at zero and does not learn, so no gradient could arrive anywhere")
+        raise ValueError(f"{at_zero} starts at zero and does not learn, so no other weight gets a gradient")
     layer.reset_parameters(generator_of(seed, name, "factors"), generator_of(seed, name, "mixer"))
     if start == "svd":
         _take_singular_vectors(layer, weight_of(layer.base))
@@ -98,7 +98,7 @@ def largest_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]
         U ``(out, rank)``, S ``(rank,)`` falling, V ``(rank, in)``.
     """
     if rank > min(weight.shape):
-        raise ValueError(f"rank {rank} is more than a weight of {weight.shape[0]} × {weight.shape[1]} has")
+        raise ValueError(f"rank {rank} exceeds the sides of a {weight.shape[0]} × {weight.shape[1]} weight")
     if min(weight.shape) <= LARGE:
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
     else:
@@ -138,7 +138,7 @@ def float_weight(base: nn.Module) -> Tensor:
     """The weight of a layer, which must not be quantised."""
     weight = base.weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise ValueError("the start or DoRA needs the base's float weight, which must not be quantised, or a weight_of")
+        raise ValueError("the start or DoRA needs the base's weight, which is quantised here; pass weight_of")
     return weight
 
 

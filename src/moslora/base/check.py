@@ -64,18 +64,20 @@ def refuse_by_config(config: PretrainedConfig) -> None:
             if value is not None:
                 raise UnsupportedModel(
                     f"its config.json has {key} = {value:g}, which changes its logits in a way that moslora does not"
-                    " support"
+                    " compute"
                 )
     known = getattr(decoder, "unpadded_vocab_size", None)
     computed = getattr(decoder, "vocab_size", None)
     if known and computed and known < computed:
         raise UnsupportedModel(
-            f"its config.json has unpadded_vocab_size = {known}, below vocab_size = {computed}; moslora would give the"
-            " tokens between them a share of p"
+            f"its config.json has unpadded_vocab_size = {known}, below vocab_size = {computed}; moslora would give"
+            " probability to the padding tokens"
         )
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if isinstance(kind, type) and not exchangeable(kind, config):
-        raise UnsupportedModel(f"{kind.__name__} mixes its tokens in a way of its own, which moslora cannot exchange")
+        raise UnsupportedModel(
+            f"{kind.__name__} has a layer of its own that mixes tokens, which moslora cannot replace"
+        )
 
 
 def computes_quickly(model: PreTrainedModel) -> bool:
@@ -124,7 +126,7 @@ def exchange_modules(model: PreTrainedModel, *, trust_remote_code: bool = False,
     leave_cudnn_attention()
     expected = None
     if computed_here and computes_quickly(model):
-        with _refusing(f"{type(model).__name__} does not compute text by itself"):
+        with _refusing(f"{type(model).__name__} cannot compute text alone"):
             expected = plain_logits(model)
     use_own_modules(model)
     model.eval()  # ours are made in training mode
@@ -160,7 +162,7 @@ def refuse_by_twin(config: PretrainedConfig, *, trust_remote_code: bool = False)
         expected = plain_logits(twin)
     except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
         name = config.name_or_path or type(config).__name__
-        note_once(f"model.name = {name}: its logits were not compared with transformers' ({first_line(misfit)})")
+        note_once(f"model.name = {name}: its logits could not be compared with transformers' ({first_line(misfit)})")
         return
     refuse_bias(twin)
     use_own_modules(twin.requires_grad_(False))
@@ -179,7 +181,7 @@ def refuse_bias(model: PreTrainedModel) -> None:
 
 def _error(model: PreTrainedModel, expected: Tensor) -> float:
     """‖z' − z‖ / ‖z‖; infinite where the engine computes other tokens."""
-    with _refusing(f"{type(model).__name__} does not compute rows that lie end to end"):
+    with _refusing(f"{type(model).__name__} cannot compute packed rows, several end to end"):
         found = engine_logits(model)
     if found.shape != expected.shape:
         return torch.inf
@@ -213,8 +215,8 @@ def _may_round_factors(device: torch.device) -> bool:
 
 def _other_logits(model: PreTrainedModel, error: float) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{type(model).__name__} computes its logits in a way that moslora does not support (what moslora computes is"
-        f" off by {error:.2g} of them)"
+        f"{type(model).__name__} computes its logits in a way that moslora does not support (moslora's are off by"
+        f" {error:.2g}, relative)"
     )
 
 

@@ -69,7 +69,7 @@ def _judge_dtype(dtype: DType, computing: torch.device) -> None:
         return
     multiplied = dtype == "bfloat16" and multiplies_bfloat16(computing)
     if computing.type == "cpu" and not multiplied:
-        note_once(f"model.dtype = {dtype}: slow on this processor, which does not multiply it; float32 is faster")
+        note_once(f"model.dtype = {dtype}: slow here, as this processor has no bfloat16 arithmetic; float32 is faster")
     elif dtype == "bfloat16" and not multiplied:
         raise UsageError("model.dtype = bfloat16: this GPU has no bfloat16; use model.dtype=float16")
 
@@ -112,7 +112,9 @@ def _refuse_config(config: PretrainedConfig, source: str, section: ModelSection)
             f"model.name = {name}: its weights are already quantised; use the original, and set model.quantization"
         )
     if find_adapter_config_file(source, revision=section.revision) is not None:
-        raise UsageError(f"model.name = {name}: has an adapter beside its weights ({ADAPTER}); choose one without")
+        raise UsageError(
+            f"model.name = {name}: has an adapter beside its weights ({ADAPTER}); choose a model without one"
+        )
     refuse_by_config(config)
 
 

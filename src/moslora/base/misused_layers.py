@@ -33,7 +33,7 @@ def refuse_misused_layers(config: PretrainedConfig, *, trust_remote_code: bool) 
         others = ", ".join(sorted(names.difference(misused)))
         raise UsageError(
             f"adapter.target_modules = {ALL_LINEAR}: {type(twin).__name__} does more than call its"
-            f" {', '.join(sorted(misused))}, which cannot be adapted; list the others: [{others}]"
+            f" {', '.join(sorted(misused))}, so these cannot be adapted; list the others: [{others}]"
         )
 
 

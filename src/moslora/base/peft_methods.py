@@ -21,23 +21,23 @@ from moslora.recipe import PeftSection
 from moslora.recipe.adapter import PeftMethod
 
 UNFIT = {
-    **dict.fromkeys(("ADALORA", "ADAMSS"), "has to be told of every step"),
-    **dict.fromkeys(("ADAPTION_PROMPT", "SHADOW"), "replaces more than the layers that take tokens one by one"),
-    **dict.fromkeys(("POLY", "XLORA"), "looks at the whole batch"),
-    "GLORA": "takes no layer but torch's own, and the base's are exchanged for faster ones",
-    "PVERA": "draws noise for each token, and what rows begin with in common is computed once",
+    **dict.fromkeys(("ADALORA", "ADAMSS"), "must be notified of every step"),
+    **dict.fromkeys(("ADAPTION_PROMPT", "SHADOW"), "replaces more than layers that take tokens one by one"),
+    **dict.fromkeys(("POLY", "XLORA"), "depends on the whole batch"),
+    "GLORA": "accepts only torch's own layers, and moslora replaces those of the base with faster ones",
+    "PVERA": "draws noise for each token, and moslora computes the common beginning of rows once",
 }
 """Methods that cannot be trained here, and why; beside those that add tokens to the prompt."""
 
 UNFIT_FIELDS = {
     **{f"init_lora_weights={start}": "needs a pass over data first" for start in ("corda", "eva", "lora_ga")},
-    **dict.fromkeys(("kasa_config", "monteclora_config"), "adds a term to the loss, which is not PEFT's here"),
-    "alora_invocation_tokens": "looks at the tokens of each row, which its layers are not shown here",
-    **dict.fromkeys(("megatron_config", "megatron_core"), "imports code by its name"),
+    **dict.fromkeys(("kasa_config", "monteclora_config"), "adds a term to the loss, which moslora does not compute"),
+    "alora_invocation_tokens": "needs the tokens of each row, which moslora does not pass to the layers",
+    **dict.fromkeys(("megatron_config", "megatron_core"), "imports code by name"),
     **dict.fromkeys(("bias", "modules_to_save", "target_parameters", "trainable_token_indices"), "is not merged"),
     "bias=none": "",  # fits
     "arrow_config": "needs other adapters",
-    "layer_replication": "makes another model of the base",
+    "layer_replication": "turns the base into another model",
 }
 """Fields, or values of them, that cannot be used here, and why."""
 
@@ -81,7 +81,7 @@ class PeftAdapters:
         for name, (layer, _) in self.layers(adapted).items():
             knows_4_bits = "bnb" in type(layer).__module__ or hasattr(layer, "quantization_backend")
             if name in quantized and not knows_4_bits:
-                raise ValueError(f"{self._kind} does not know a base in 4 bits; set model.quantization: null")
+                raise ValueError(f"{self._kind} does not support a base in 4 bits; set model.quantization: null")
         text = text_part(model)
         if text is not None:
             self._refuse_other_parts(adapted, text)
@@ -135,7 +135,7 @@ class PeftAdapters:
         except (ValueError, TypeError, RuntimeError, AttributeError) as error:
             said = first_line(error)
             if is_planned and isinstance(error, RuntimeError):
-                said = "looks at the base's weights, and cannot be planned without"
+                said = "needs the base's weights, so it cannot be planned without them"
             raise ValueError(f"{self._kind}: {said}") from None
 
     def _refuse_missed(self, adapted: Any, targets: Any) -> None:
@@ -203,7 +203,7 @@ def settings_in(file: Path) -> dict[str, Any]:
     try:
         return _settings(PeftConfig.from_pretrained(str(file.parent)))
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise UsageError(f"{file}: not a config that this version of PEFT reads ({first_line(error)})") from None
+        raise UsageError(f"{file}: not a config that this version of PEFT can read ({first_line(error)})") from None
 
 
 def own_fields(settings: Mapping[str, Any]) -> dict[str, Any]:

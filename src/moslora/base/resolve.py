@@ -61,7 +61,7 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
     if os.path.isdir(path):
         _refuse_adapter(path)
         if not (path / "config.json").is_file():
-            fix = "a run is made one by moslora merge"
+            fix = "moslora merge makes one from a run"
             models = sorted(str(file.parent) for file in path.glob("*/config.json"))
             if models:
                 fix = f"did you mean {', '.join(models[:3])}?"
@@ -77,10 +77,10 @@ def _refuse_adapter(folder: Path) -> None:
     if not (folder / ADAPTER).is_file():
         return
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder}: PEFT's adapter, not a model; `moslora import {folder}` makes a run of it")
+        raise UsageError(f"{folder}: a PEFT adapter, not a model; import it as a run: moslora import {folder}")
     raise UsageError(
-        f"{folder}: a model with PEFT's adapter beside it ({ADAPTER}); merge it first (PEFT's merge_and_unload), or"
-        " move its files to a folder of their own, for `moslora import`"
+        f"{folder}: a model with a PEFT adapter beside it ({ADAPTER}); merge it first (PEFT's merge_and_unload), or"
+        " move the adapter's files to a folder of their own and import that: moslora import FOLDER"
     )
 
 
@@ -118,12 +118,12 @@ def is_mistyped_path(name: str, *, revision: str | None = None) -> bool:
 def no_such_folder(name: str) -> str:
     """The message, without the name, about a name that `is_mistyped_path`."""
     path = Path(os.path.expanduser(name))
-    fix = "choose the folder of a model, or an id of the hub"
+    fix = "choose a model folder or a hub id"
     close = near_folders(path)
     if close:
         fix = f"did you mean {', '.join(close)}?"
     if not looks_like_path(name) and os.path.isdir(path.parent):
-        fix += f" (an id of the hub is not looked up where a folder {path.parent}/ is here)"
+        fix += f" (not looked up on the hub, because there is a folder {path.parent}/ here)"
     return f"no such folder; {fix}"
 
 
@@ -188,7 +188,8 @@ def _ask_hub(name: str, revision: str | None) -> None:
         ) from None
     except Exception as error:  # of the disk, the network, or the hub's libraries
         raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
-            f"model.name = {name}: not cached, and no hub in reach; go online (if gated, `hf auth login`), {offline}"
+            f"model.name = {name}: not cached, and the hub cannot be reached; go online (if gated, `hf auth login`),"
+            f" {offline}"
         ) from None
 
 

@@ -38,6 +38,6 @@ def refuse_stored_together(layers: Iterable[str], stored: Mapping[str, str]) -> 
     for name, key in keys.items():
         if counts[key] > 1:
             raise UsageError(
-                f"adapter.target_modules: {name} is a piece of {key} in the model's files, into which moslora cannot"
-                " merge; leave such layers out"
+                f"adapter.target_modules: {name} is part of {key} in the model's files, which moslora cannot"
+                " merge into; leave such layers out"
             )

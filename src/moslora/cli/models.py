@@ -252,7 +252,7 @@ def _format(text: str) -> str:
     """The name of a format that there is."""
     if text == "gguf":
         raise typer.BadParameter(
-            "must be peft; llama.cpp's convert_lora_to_gguf.py makes GGUF of its folder (docs/serving.md)"
+            "must be peft; for GGUF, run llama.cpp's convert_lora_to_gguf.py on its folder (docs/serving.md)"
         )
     if text != "peft":
         raise typer.BadParameter("must be peft")

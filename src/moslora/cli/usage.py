@@ -36,7 +36,7 @@ def one_line(error: Any) -> str:
         case "BadOptionUsage":
             if "does not take" in error.message:
                 return f"{error.option_name}: takes no value; write it alone"
-            return f"{error.option_name}: is the last word, and its value is missing"
+            return f"{error.option_name}: its value is missing"
     unknown = re.match(r"No such command ['\"](.+?)['\"]", error.message)
     if unknown:
         return _no_command(unknown[1], error.ctx)

@@ -82,8 +82,8 @@ def _base_beside(run: Path, *, evaluation: str | None, read: Read) -> Path:
         asked = compared_run(tuned, read=read)
         command = eval_command(replace(asked, path=base, recipe=None), asked)
         raise UsageError(
-            f"{base}: not there, so there is nothing to compare this run with; give another run, or evaluate"
-            f" its base: {command}"
+            f"{base}: missing, so there is nothing to compare this run with; give another run, or evaluate its"
+            f" base: {command}"
         )
     return base
 
@@ -96,7 +96,7 @@ def _named(groups: Sequence[Sequence[ComparedRun]]) -> list[Arm]:
         for run in group:
             if run.seed in runs:
                 twin = runs[run.seed]
-                raise UsageError(f"{run.path}: has the recipe and the seed of {twin.path}; leave one of them out")
+                raise UsageError(f"{run.path}: has the same recipe and seed as {twin.path}; leave one of them out")
             runs[run.seed] = run
         arms.append(Arm(name, runs))
     return arms
@@ -134,7 +134,7 @@ def pair(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     seeds = sorted(before.runs.keys() & after.runs.keys())  # type: ignore[type-var]
     if not seeds:
         both = f"{_seeds_in_words(before)}; {_seeds_in_words(after)}"
-        raise UsageError(f"no seed in both arms ({both}); runs are paired by their seed")
+        raise UsageError(f"the arms share no seed ({both}); runs are paired by seed")
     return [(before.runs[seed], after.runs[seed]) for seed in seeds]
 
 
@@ -148,7 +148,7 @@ def values(runs: Sequence[ComparedRun], outcome: str) -> dict[str, Floats]:
     for task in runs[0].tasks:
         array = np.array([run.tasks[task].outcomes[outcome] for run in runs], float)
         if not np.isfinite(array).all():
-            raise UsageError(f"{task}: {outcome} of some questions is no finite number; compare another metric")
+            raise UsageError(f"{task}: {outcome} is not finite for some questions; compare another metric")
         if array.shape[1] < 2:
             raise UsageError(f"{task}: a comparison needs at least two questions; evaluate with a higher --limit")
         found[task] = array

@@ -8,7 +8,7 @@ from pathlib import Path
 from moslora.compare.arms import Arm, all_runs
 from moslora.compare.runs import HASHES, PROMPT, ComparedRun
 from moslora.console import note
-from moslora.errors import UsageError, capped, some
+from moslora.errors import UsageError, capped, counted, some
 from moslora.recipe import Changes
 from moslora.recipe.recipe import fields_that_change
 from moslora.runs.evaluation import Evaluation
@@ -133,7 +133,7 @@ def _how_made(run: ComparedRun, base_names: dict[str, str]) -> dict[str, str]:
 
 def _how_to_ask_alike(field: str) -> str:
     if field == MAX_LENGTH:
-        return "questions were cut there, so evaluate both with the same --max-length"
+        return "questions were cut at this length, so evaluate both with the same --max-length"
     if field.startswith("questions"):
         return "evaluate both in the same way, or choose other --tasks"
     return "evaluate both in the same way"
@@ -154,7 +154,7 @@ def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str])
             if name == PROMPT:
                 fix = f"if that is meant, add --allow {name}"
             raise UsageError(
-                f"{name}: not the same for {len(unlike):,} questions ({some(unlike)}) in {first.path} and"
+                f"{name}: differs for {counted(len(unlike), 'question')} ({some(unlike)}) between {first.path} and"
                 f" {run.path}; {fix}"
             )
 
@@ -203,11 +203,11 @@ def note_versions(runs: Sequence[ComparedRun]) -> None:
             first.setdefault(name, {}).setdefault(version, run.path)
     for name, places in first.items():
         if len(places) > 1:
-            note(f"{_unlike(name.replace('_', ' '), places)}; scores may differ for that reason")
+            note(f"{_unlike(name.replace('_', ' '), places)}; this may change scores")
 
 
 def _unlike(name: str, places: Mapping[str, Path]) -> str:
     """What differs and where, in words; a hash says nothing to a reader."""
     if all(re.fullmatch("[0-9a-f]{16,}", value) for value in places):
-        return f"another {name} in " + some([str(path) for path in places.values()], separator=" than in ", most=2)
+        return f"the {name} differs: " + some([str(path) for path in places.values()], separator=" than in ", most=2)
     return f"{name} was " + some([f"{value} in {path}" for value, path in places.items()])

@@ -88,10 +88,10 @@ def _note_left_out(path: Path, index: ExperimentIndex, *, there: dict[Path, str 
     diverged = [run for run in index.runs if run.diverged]
     if diverged:
         names = ", ".join(f"{run.arm} with seed {run.seed}" for run in diverged)
-        note(f"{path}: diverged, and so without answers: {names}; this compares the other runs alone")
+        note(f"{path}: diverged, so it has no answers and is left out: {names}")
     missing = [run for run in index.runs if not run.diverged and path / run.folder not in there]
     if missing:
-        note(f"{path}: {len(missing)} of {len(index.runs)} runs are not here, and are left out")
+        note(f"{path}: {len(missing)} of {len(index.runs)} runs are missing and left out")
 
 
 def _as_planned(run: ComparedRun) -> ComparedRun:
@@ -158,7 +158,7 @@ def evaluated_steps(folder: Path, settings: Settings, *, of_run: bool) -> int | 
         return int(checkpoint[1])  # which was deleted since
     if adapters:
         raise UsageError(
-            f"{folder}: the scores of other weights than {run.path} has now, as after more training; remove this"
-            f" folder, then evaluate again: moslora eval {shlex.quote(str(run.path))}"
+            f"{folder}: scores of other weights than {run.path} has now, perhaps after more training; remove this"
+            f" folder and evaluate again: moslora eval {shlex.quote(str(run.path))}"
         )
     return None

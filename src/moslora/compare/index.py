@@ -56,5 +56,5 @@ def read_index(folder: Path) -> ExperimentIndex | None:
         return TypeAdapter(ExperimentIndex).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise MosloraError(
-            f"{path}: not an experiment ({first_line(error)}); remove it, and give the experiment's command again"
+            f"{path}: not an experiment ({first_line(error)}); remove it and run the experiment again"
         ) from None

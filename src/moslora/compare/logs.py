@@ -77,7 +77,7 @@ def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
     for path in paths:
         files = log_files(path)
         if not files:
-            raise UsageError(f"{path}: no log of another program, and logs are compared with logs alone")
+            raise UsageError(f"{path}: not a log of another program; logs can only be compared with logs")
         folders = {file.parent for file in files}
         for file in files:
             place = file
@@ -151,8 +151,8 @@ def _read_file(file: Path, tasks: dict[str, dict[str, Samples]]) -> None:
                 samples = tasks.setdefault(task, {}).setdefault(str(row.get("filter")), {})
                 if sample.id in samples:
                     raise UsageError(
-                        f"{file}: row {read + 1}: question {sample.id} of {task} again; an evaluation has each once, so"
-                        " choose the files of one"
+                        f"{file}: row {read + 1}: question {sample.id} of {task} appears twice; choose the files of a"
+                        " single evaluation"
                     )
                 samples[sample.id] = sample
                 read += 1

@@ -68,7 +68,7 @@ def read_complete(folder: Path) -> Evaluation:
     found = read_evaluation(folder)
     if found.unfinished:
         tasks = [f"{task} ({answered:,} of {asked:,})" for task, (answered, asked) in found.unfinished.items()]
-        note_once(f"{folder}: interrupted, and left out: {some(tasks)}; moslora eval continues it")
+        note_once(f"{folder}: interrupted and left out: {some(tasks)}; moslora eval continues it")
     return found.complete
 
 

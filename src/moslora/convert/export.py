@@ -50,13 +50,13 @@ def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
         fix = "evaluate the adapter folder itself"
         if section.gated_by_task:
             fix = "name one with --task"
-        raise UsageError(f"{folder.path}: has no single weight: it has {error}; {fix}") from None
+        raise UsageError(f"{folder.path}: cannot be folded into one weight: it has {error}; {fix}") from None
 
 
 def lora_pairs(model: PreTrainedModel, name: str) -> dict[str, LoraPair]:
     """The folded adapters of ``model`` by layer; ``name`` is what an error calls them."""
     if not has_learned(model):
-        raise MosloraError(f"{name}: still as it started, with ΔW = 0 in every layer; choose a later checkpoint")
+        raise MosloraError(f"{name}: has learned nothing yet, ΔW = 0 in every layer; choose a later checkpoint")
     return {layer_name: fold(layer) for layer_name, layer in named_adapters(model)}
 
 
@@ -171,7 +171,7 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> Expo
     pairs = lora_pairs(model, str(folder.path))
     lost = _lost_by_peft(model)
     if lost:
-        note(f"PEFT takes the adapters of {some(lost)} for those of experts, and loads none; merge instead")
+        note(f"PEFT mistakes the adapters of {some(lost)} for those of experts and loads none; merge instead")
     tensors: dict[str, Tensor] = {}
     for name, pair in pairs.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()

@@ -87,8 +87,8 @@ def import_adapter(
         error = _distance(of_run, of_source)
         effect = _distance(of_base, of_source)
         said = (
-            f"{len(layers)} layers imported; log p differs from the source's equations in float32 by {error:.2g} of the"
-            f" largest, the adapter itself moves it by {effect:.2g}"
+            f"{len(layers)} layers imported; in float32 log p differs from the source's equations by {error:.2g} of the"
+            f" largest, and the adapter itself moves it by {effect:.2g}"
         )
         if not error <= TOLERANCE:
             raise MosloraError(f"{said}: above the tolerance of {TOLERANCE:g}; nothing was written")
@@ -141,7 +141,7 @@ def _note_another_base(source: Path, model: ModelSection) -> None:
     """Where the source was exported over other weights, the import is as the source says, and not as the run was."""
     origin = read_origin(source)
     if origin and origin.fingerprint != fingerprint(model.name, revision=model.revision):
-        note(f"{source} was exported over {origin.base}, whose weights or config are not those of {model.name}")
+        note(f"{source} was exported from {origin.base}, and {model.name} has other weights or another config")
 
 
 def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
@@ -163,7 +163,7 @@ def _load(recipe: Recipe, layers: Layers, weights: Path) -> tuple[PreTrainedMode
         ours = meta_model(recipe.model)
         inject(ours, **recipe.adapter_options(), state=own_state(layers), within=text_part(ours))
         if isinstance(ours.get_output_embeddings(), AdapterLinear):
-            raise ValueError("adapts the output layer, which moslora does not")
+            raise ValueError("adapts the output layer, which moslora does not support")
         return ours, load_base(recipe.model.model_copy(update={"dtype": "float32"}))
     except ValueError as misfits:
         raise UsageError("\n".join(f"{weights}: {line}" for line in str(misfits).splitlines())) from None

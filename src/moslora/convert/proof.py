@@ -85,15 +85,15 @@ class Proof:
         share = self.rounding / max(self.effect, 1e-12)
         return (
             f"{models}: mean |Δ log p| {self.mean_error:.2g}{by_rounding}; the adapter moves it by {self.effect:.2g}"
-            f" nats\nas close as rounding to {self.dtype} allows: the adapted weights are W + ΔW rounded once,"
-            f" which moves log p by {share:.2g} of what the adapter does{self._warning()}"
+            f" nats\nas close as rounding to {self.dtype} allows: the weights are W + ΔW, rounded once, which"
+            f" moves log p by {share:.2g} of what the adapter does{self._warning()}"
         )
 
     def _warning(self) -> str:
         if not self.rounding < self.effect:
-            return "; WARNING: rounding does no less: keep the adapter, or merge with --dtype float32"
+            return "; WARNING: rounding changes as much as the adapter: keep it, or merge with --dtype float32"
         if not self.mean_error < self.effect:
-            return "; WARNING: quantisation does no less: measure both values of --onto, or keep the adapter"
+            return "; WARNING: quantisation changes as much as the adapter: keep it, or measure both values of --onto"
         return ""
 
 
@@ -121,13 +121,15 @@ def prove(
             wrong[name] = share
     if wrong:
         worst = max(wrong, key=lambda name: wrong[name])
-        faults.append(f"{worst} misses {wrong[worst]:.2g} of its ΔW, above the tolerance of {MISSED:g}")
+        faults.append(f"{worst} lost {wrong[worst]:.2g} of its ΔW, above the tolerance of {MISSED:g}")
     rounding = float((found.expected - found.merged).abs().mean())
     most = TOLERANCE[dtype]
     if not rounding <= most:
         faults.append(f"mean |Δ log p| {rounding:.2g} is above the tolerance of {most:g}")
     if faults:
-        raise MosloraError(f"worse than rounding to {dtype} explains: {'; '.join(faults)}; nothing was written")
+        raise MosloraError(
+            f"the merged model is worse than rounding to {dtype} explains: {'; '.join(faults)}; nothing was written"
+        )
     return Proof(
         mean_error=float((found.adapted - found.merged).abs().mean()),
         rounding=rounding,

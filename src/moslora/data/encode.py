@@ -127,7 +127,7 @@ class Encoder:
         if longer:
             raise UsageError(
                 f"{self._key}={self.max_length}: {len(longer)} of {len(lengths)} answers alone are longer, and answers"
-                f" are not cut; the longest needs {self._key}={max(longer)}"
+                f" are never cut; the longest needs {self._key}={max(longer)}"
             )
 
     def encode_text(self, text: str) -> EncodedText:

@@ -176,7 +176,7 @@ class RunRows:
             try:
                 _write(made, folder)
             except (MosloraError, OSError) as error:
-                note(f"the prepared rows are not kept: {first_line(error)}")
+                note(f"the prepared rows could not be cached: {first_line(error)}")
         return made
 
     def prepare_offline(self) -> TrainingData | None:
@@ -199,7 +199,7 @@ class RunRows:
         validation = encode_examples(aside, format, self.encoder, loss_on=data.loss_on)
         notes = [*differences(data.source, data.tasks), *left_out]
         if ASKS_FOR_THE_DATE in format.identity():
-            notes.append(f"the chat template asks for the date, which is always {TODAY:%d %b %Y} here")
+            notes.append(f"the chat template inserts the date, which is always {TODAY:%d %b %Y} here")
         return TrainingData(
             rows=RowTable.of(training),
             validation=RowTable.of(validation),

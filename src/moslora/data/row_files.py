@@ -103,7 +103,7 @@ def _array(path: Path) -> Iterator[Located]:
         if not isinstance(rows, list):
             raise ValueError("not an array")
     except (ValueError, RecursionError) as error:
-        kinds = "a .json file is one array of rows, a .jsonl file has one row a line; .csv and .parquet are read, too"
+        kinds = "a .json file is one array of rows, a .jsonl file has one row per line; .csv and .parquet work, too"
         raise UsageError(f"{path}: malformed JSON ({error}); {kinds}") from None
     for number, row in enumerate(rows, start=1):
         yield f": row {number}", row
@@ -172,7 +172,7 @@ def _row(header: list[str], cells: list[str]) -> Any:
     """The cells by the columns' names, or a fault. A column without a name, such as pandas' index, is left out."""
     if len(cells) != len(header):
         return ValueError(
-            f"has {len(cells)} cells, and the first line names {len(header)} columns; a text with a comma needs quotes:"
+            f"has {len(cells)} cells, but the first line names {len(header)} columns; a text with a comma needs quotes:"
             ' "a, b"'
         )
     return {name: cell for name, cell in zip(header, cells, strict=True) if name}

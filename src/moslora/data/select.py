@@ -58,7 +58,7 @@ def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -
     repeated = {fields(example) for example in validation}
     training = [example for example in examples if fields(example) not in repeated]
     if not training:
-        raise UsageError("data.validation_rows: all other rows repeat those set aside; use fewer")
+        raise UsageError("data.validation_rows: all other rows repeat the validation rows; set fewer")
     return training, validation
 
 

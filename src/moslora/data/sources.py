@@ -85,7 +85,7 @@ def _own_rows(task: Task, split: Split) -> list[Example]:
     found = [row for row, is_tested in zip(rows, tested, strict=True) if is_tested == (split == "test")]
     if not found:
         raise UsageError(
-            f"tasks.{task.name}.held_out = {task.held_out}: leaves no {split} row of {len(rows)}; name a test file"
+            f"tasks.{task.name}.held_out = {task.held_out}: leaves no {split} row out of {len(rows)}; name a test file"
         )
     return found
 
@@ -106,8 +106,8 @@ def _own_file(task: Task, split: Split) -> Path:
     path = Path(os.path.expanduser(task.splits[split]))
     if not path.is_file():
         raise UsageError(
-            f"{path}: no such file; it has the {split} rows of task {task.name} (a recipe's paths are relative to the"
-            " file that declares the task; those of a run of an earlier version to the folder where it was trained)"
+            f"{path}: no such file; task {task.name} needs it for its {split} rows (paths in a recipe are relative to"
+            " the file that declares the task; in runs of earlier versions, to the folder of the training)"
         )
     return path
 

@@ -47,7 +47,7 @@ class Choice(Batched[Question, Scores]):
             ends = [str(self.encoder.tokenizer.convert_ids_to_tokens(row[common:])) for row in ids]
             raise MosloraError(
                 f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol choice needs options"
-                " that differ in their last token only, but behind what they share this tokenizer reads"
+                " that differ only in their last token, but after what they share this tokenizer reads"
                 f" {some(ends, most=5)}; use {self._other_protocols()}"
             )
         return Question(ids[0][:common], tokens, truncated=texts[0].truncated)

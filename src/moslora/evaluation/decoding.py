@@ -144,7 +144,7 @@ class _Decoding:
         best = logits.max(-1)  # the first of equals
         likeliest: list[int] = best.indices.where(best.values.isfinite(), NO_TOKEN).tolist()
         if NO_TOKEN in likeliest:
-            raise MosloraError("logits of a written text are no finite numbers; use --dtype bfloat16 or float32")
+            raise MosloraError("the logits of a generated text are not finite; use --dtype bfloat16 or float32")
         return likeliest
 
     def _compute(self, tokens: list[int], step: CachedPass) -> Tensor:

@@ -95,7 +95,7 @@ def _check(target: Target, tasks: Sequence[Task], *, typed: str | Sequence[str] 
     if target.recipe is not None:
         trained_on = target.recipe.data.source
     if sets and source == trained_on and os.path.isfile(os.path.expanduser(source)):
-        raise UsageError(f"{source}: a single file has no test rows, and this model was trained on it; set --source")
+        raise UsageError(f"{source}: this model was trained on this single file, which has no test rows; set --source")
     if target.trained is None:
         locate(target.model.name, revision=target.model.revision)
     for line in differences(source, sets, split="test"):
@@ -109,7 +109,7 @@ def _note_bare_rows(target: Target) -> None:
         return
     remark = remark_on_bare_rows(target.run)
     if remark and target.recipe is not None and target.recipe.evaluation.tasks is None:
-        note(f"{remark}; asked are the eight commonsense sets, or the --tasks that you name")
+        note(f"{remark}; this evaluates the eight commonsense sets, or the --tasks that you name")
 
 
 def _note_untrained_tasks(target: Target, tasks: Sequence[Task]) -> None:

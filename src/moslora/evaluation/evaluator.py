@@ -158,7 +158,7 @@ def refuse_empty(questions: Mapping[str, Sequence[Example]]) -> None:
     """Refuses tasks of which the source has no question."""
     empty = [task for task, rows in questions.items() if not rows]
     if empty:
-        raise UsageError(f"{', '.join(empty)}: no question to ask, the source's split is empty; choose other --tasks")
+        raise UsageError(f"{', '.join(empty)}: no questions, as the source's split is empty; choose other --tasks")
 
 
 def _settings(

@@ -66,8 +66,8 @@ class Generate(Batched[Question, str]):
         longest = self.encoder.max_length
         if longest is not None and longest < MAX_NEW_TOKENS + FEWEST_PROMPT_TOKENS:
             raise UsageError(
-                f"evaluation.max_length = {longest}: protocol generate writes up to {MAX_NEW_TOKENS} tokens, so nothing"
-                f" is left of a question; it must be at least {MAX_NEW_TOKENS + FEWEST_PROMPT_TOKENS}"
+                f"evaluation.max_length = {longest}: protocol generate writes up to {MAX_NEW_TOKENS} tokens, which"
+                f" leaves no room for a question; must be at least {MAX_NEW_TOKENS + FEWEST_PROMPT_TOKENS}"
             )
         prompt = self.format.generation_prompt(example)
         return example, self.encoder.encode(prompt, "", eos=False, room=MAX_NEW_TOKENS)

@@ -109,7 +109,7 @@ class HarnessModel(TemplateLM):
         options: Any = normalize_gen_kwargs(settings)
         if options["do_sample"] or options.get("num_beams", 1) > 1:
             raise UsageError(
-                "lm-eval: moslora writes greedily, and this task asks for samples or beams; use --model hf"
+                "lm-eval: moslora generates greedily, but this task asks for samples or beams; use --model hf"
             )
         stops = list(options["until"])
         new_tokens: int = options["max_gen_toks"]

@@ -26,7 +26,7 @@ def refuse_name_of_other_weights(folder: Path, target: Target) -> None:
     ending = "a name without this ending"
     if target.suffix:
         ending = f"a name that ends in {target.suffix}"
-    raise UsageError(f"--out {folder}: in eval/ of a run this name is for other weights; choose {ending}")
+    raise UsageError(f"--out {folder}: in a run's eval/ this name stands for other weights; choose {ending}")
 
 
 def tell_run(trained: AdapterFolder, folder: Path, *, base: bool) -> None:
@@ -45,4 +45,4 @@ def tell_run(trained: AdapterFolder, folder: Path, *, base: bool) -> None:
                     step = 0 if base else trained.manifest["step"]
                     KINDS[name].score(tracker, scores, step)
         except Exception as error:  # of whatever kind: the scores are on the disk
-            note(f"the scores are not in {name}: {first_line(error)}")
+            note(f"the scores could not be written into {name}: {first_line(error)}")

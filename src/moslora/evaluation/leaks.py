@@ -45,11 +45,11 @@ def find_leaks(folder: AdapterFolder, questions: Mapping[str, Sequence[Example]]
     no questions, and have none."""
     digests = _training_digests(folder)
     if digests is None:
-        note("not known whether test questions were in the training rows: this adapter has no record of them")
+        note("unknown whether test questions were in the training rows: this adapter has no record of them")
         return {}
     before = folder.predecessor
     if before is not None:
-        note(f"not known whether test questions were in the training rows of {before.name}, which this run continued")
+        note(f"unknown whether test questions were in the training rows of {before.name}, which this run continued")
     compared_with = f"the {folder.manifest['trained_rows']:,} rows this run was trained on"
     found = {}
     for task, rows in questions.items():

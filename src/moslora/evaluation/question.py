@@ -44,7 +44,7 @@ def as_example(
     entry = _entry(options, task, own or {})
     words = entry.wording
     if isinstance(words, Plain):
-        raise UsageError(f"{entry.name}: a set of texts, of which nothing is asked; moslora eval measures them")
+        raise UsageError(f"{entry.name}: a set of texts, not of questions; moslora eval measures them")
     choices = options
     if isinstance(words, OpenEnded):
         choices = UNKNOWN
@@ -54,7 +54,7 @@ def as_example(
         choices = TRUTHS[0]
         options = _as_truths(options, task=entry.name)
     elif len(options) < 2:
-        raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one a line")
+        raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one per line")
     try:
         context, asked = words.read_typed(question)
     except ValueError as error:
@@ -133,10 +133,10 @@ def read_typed(
     given = list(options)
     if given or not question or not has_options:
         return question, given
-    option = _read_line(stream, "option 1 (none: an answer in words): ")
+    option = _read_line(stream, "option 1 (empty: answer in words): ")
     while option:
         given.append(option)
-        option = _read_line(stream, f"option {len(given) + 1} (none: done): ")
+        option = _read_line(stream, f"option {len(given) + 1} (empty: done): ")
     return question, given
 
 

@@ -78,7 +78,7 @@ class Target:
         protocol = typed.get("protocol")
         format = typed.get("format")
         if self.recipe is None and not (protocol or format):
-            note(f"no run says how to ask this model: protocol {own.protocol} (change it with --protocol)")
+            note(f"no recipe says how to ask this model, so it is asked by protocol {own.protocol} (set by --protocol)")
         chosen = choose(Asked(own.protocol, own.format), protocol=protocol, format=format)
         refuse_beams(typed.get("beams"), chosen.protocol)
         self._note_other(chosen, protocol=protocol, format=format)
@@ -91,12 +91,12 @@ class Target:
             return
         if chosen.format not in (format, own.format):
             note(
-                f"protocol {protocol} does not read format {own.format}, in which this model was trained; asked in"
+                f"protocol {protocol} cannot read format {own.format}, in which this model was trained; using"
                 f" format {chosen.format}"
             )
         if chosen.protocol not in (protocol, own.protocol):
             note(
-                f"format {format} is not read by protocol {own.protocol}, this model's own; read by protocol"
+                f"this model's own protocol {own.protocol} cannot read format {format}; using protocol"
                 f" {chosen.protocol}"
             )
 

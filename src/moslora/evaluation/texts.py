@@ -28,7 +28,9 @@ class Texts(Cloze):
     def encode(self, example: Example) -> list[EncodedText]:
         text = self.encoder.encode_text(example.choices[0])
         if not text.bytes:
-            why = "nothing of this text is predicted, behind one token or character as context; remove it"
+            why = (
+                "this text is too short: after one token or character of context nothing is left to predict; remove it"
+            )
             if text.truncated:
                 why += f", or raise evaluation.max_length = {self.encoder.max_length}"
             raise UsageError(f"{example.id} ({example.choices[0][:40]!r}): {why}")

@@ -15,7 +15,7 @@ from moslora.runs.outcomes import OUTCOMES
 def faults_of(file: ExperimentFile) -> Iterator[str]:
     """Parts of the file that do not fit together."""
     if OTHERS in file.arms and LIST not in file.learning_rates:
-        yield f"arms.{OTHERS}: in learning_rates, that is all arms without rates of their own; choose another name"
+        yield f"arms.{OTHERS}: reserved: in learning_rates it stands for all arms without rates; choose another name"
     with_rates = [key for key in file.learning_rates if key not in (OTHERS, LIST)]
     compared = chain(*file.named)
     for key, arms in {"first": file.first, "learning_rates": with_rates, "contrast or against": compared}.items():
@@ -82,4 +82,4 @@ def _no_such_outcome(outcome: str, common: Recipe) -> Iterator[str]:
     if measure.of_texts:
         kind = "texts, such as passages"
     if not any(task.is_text == measure.of_texts for task in common.questions.tasks):
-        yield f"outcome: {outcome} is of {kind}, and none are asked; add some to evaluation.tasks"
+        yield f"outcome: {outcome} needs {kind}, and none are asked; add some to evaluation.tasks"

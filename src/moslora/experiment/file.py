@@ -80,7 +80,7 @@ class Experiment:
         known = tuple(self.recipes)
         unknown = [name for name in named if name not in (*known, "all")]
         if unknown:
-            raise UsageError(f"{', '.join(unknown)}: no such arm; must be all, or among {', '.join(known)}")
+            raise UsageError(f"{', '.join(unknown)}: no such arm; must be all, or one of {', '.join(known)}")
         wanted = named or self.file.first
         if not wanted or "all" in wanted:
             return known

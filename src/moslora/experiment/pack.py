@@ -60,7 +60,7 @@ def _runs_that_are_done(folder: Path) -> dict[str, PackedRun]:
         else:
             others.append(name)
     if others:
-        note(f"{folder}: not done, and left out: {some(others)}")
+        note(f"{folder}: not done and left out: {some(others)}")
     return found
 
 
@@ -70,7 +70,7 @@ def _packed(run: Run) -> PackedRun:
     answers = {}
     for folder in run.evaluations:
         if not is_finished(folder):
-            note(f"{folder}: interrupted, and left out; moslora eval continues it")
+            note(f"{folder}: interrupted and left out; moslora eval continues it")
             continue
         settings[folder.name] = (folder / SETTINGS).read_text(encoding="utf-8")
         answers[folder.name] = read_evaluation(folder).complete.in_order.tasks

@@ -73,7 +73,7 @@ def refuse_other_rows(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for key, what in {"sha256": "training rows", "tokens_sha256": "tokens of the training rows"}.items():
         if key in then and then[key] != now[key]:
             hashes = f"sha256 was {then[key][:12]}…, is {now[key][:12]}…"
-            raise MosloraError(f"not reproduced: the {what} are not those of the run ({hashes})")
+            raise MosloraError(f"not reproduced: the {what} differ from the run's ({hashes})")
 
 
 def start_of(recipe: Recipe) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def changes(facts: Mapping[str, Any], *, device: str, recipe: Recipe) -> list[st
     lines = changed_keys(then, now, free=["hardware.threads"])  # which are set to what they were
     git = facts.get("git")
     if git and git.get("dirty"):
-        lines.append("the code had changes that were not committed")
+        lines.append("the code had uncommitted changes")
     return lines
 
 

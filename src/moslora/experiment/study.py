@@ -113,7 +113,7 @@ class Study:
             name = shown(other)
         folder = f"{self.experiment.path.resolve().parent.name}-{self.experiment.name}"
         raise UsageError(
-            f"{self.out}: has the runs of {name}; choose another folder, such as --out"
+            f"{self.out}: holds the runs of {name}; choose another folder, such as --out"
             f" {shlex.quote(str(self.out.with_name(folder)))}, or, if this file takes its place, remove"
             f" {self.out / EXPERIMENT}"
         )
@@ -283,7 +283,7 @@ class Study:
         finished = self._finished()
         diverged = [run.name for run in finished if state(run) == "diverged"]
         if diverged:
-            yield f"diverged, and so without a score: {', '.join(diverged)}"
+            yield f"diverged, so without a score: {', '.join(diverged)}"
         scored = len(finished) - len(diverged)
         if scored:
             yield f"{scored} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"

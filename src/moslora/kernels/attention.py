@@ -67,7 +67,7 @@ def use_rows(model: PreTrainedModel) -> None:
     if model.config._attn_implementation == ROWS:
         return
     if not exchangeable(model, model.config):  # not its class, which may be PEFT's
-        raise UsageError(f"model: {type(model).__name__} has an attention of its own, which moslora cannot exchange")
+        raise UsageError(f"model: {type(model).__name__} has its own kind of attention, which moslora cannot replace")
     model.set_attn_implementation(ROWS)
 
 

@@ -50,7 +50,7 @@ def agree() -> None:
             why = found or "it is not installed"
             if rank:
                 why = f"rank {rank}: {why}"
-            note(f"Liger-Kernel does not work here, and is not used: {why}")
+            note(f"Liger-Kernel is not used, as it does not work here: {why}")
             return
 
 
@@ -102,7 +102,7 @@ def _try(device: torch.device) -> None:
     found.append(turned_back_k)
     wait_for(device)
     if not all(one.allclose(other, atol=1e-4) for one, other in zip(found, expected, strict=True)):
-        raise ValueError("it does not compute what the formulas give")
+        raise ValueError("its results differ from those of the plain formulas")
 
 
 def _refuse_broken_gpu(fault: Exception) -> None:

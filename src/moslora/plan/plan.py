@@ -133,7 +133,7 @@ def _budget(training: TrainingSection, hardware: Hardware) -> int:
 
 def _about_strategy(strategy: Strategy, *, sharding_helps: bool) -> str:
     """Which strategy the remark on memory is for, and whether the other one would help."""
-    line = f"these lines are for training.strategy={strategy}"
+    line = f"this is for training.strategy={strategy}"
     if strategy == "ddp" and sharding_helps:
         line += "; with training.strategy=fsdp it fits"
     return line

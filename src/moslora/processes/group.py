@@ -205,8 +205,8 @@ def _form_group(**found: Any) -> list[dict[str, Any]]:
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         kind = Lost if local_rank() else MosloraError  # one process of each machine reports it
         raise kind(
-            f"the processes cannot meet at MASTER_ADDR:MASTER_PORT ({first_line(error)}); choose the machine of rank 0"
-            " and a free port there"
+            f"the processes cannot connect at MASTER_ADDR:MASTER_PORT ({first_line(error)}); choose the machine of"
+            " rank 0 and a free port there"
         ) from None
     everything = all_gather({"host": socket.gethostname(), **found})
     refuse_faults(everything)
@@ -271,8 +271,8 @@ def _check_gpus() -> None:
     here = local_world_size()
     if here > gpus() > 0:
         raise UsageError(
-            f"{here} processes on this machine, but {counted(gpus(), 'GPU')} that this one sees; start {gpus()}"
-            " (--processes, --num_processes, --nproc-per-node or --ntasks-per-node), and have each see all of the"
+            f"{here} processes on this machine, but this one sees {counted(gpus(), 'GPU')}; start {gpus()}"
+            " (--processes, --num_processes, --nproc-per-node or --ntasks-per-node), and let each see all of the"
             " machine's (SLURM: --gpus-per-node, not --gpus-per-task)"
         )
     if here < gpus():

@@ -12,7 +12,7 @@ def wording(example: Example) -> Numbered | TrueFalse | OpenEnded:
     """The wording of an example's task; an instruction row has none."""
     found = example.wording or TASKS[example.task].wording
     if isinstance(found, Plain):
-        raise UsageError(f"{example.task}: a set of texts, of which nothing is asked; moslora eval measures them")
+        raise UsageError(f"{example.task}: a set of texts, not of questions; moslora eval measures them")
     return found
 
 

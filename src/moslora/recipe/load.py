@@ -195,7 +195,9 @@ def _resolve(
     """A recipe and its layers, over those `beneath`."""
     for text in (str(source), *overrides):
         if text.startswith("-"):
-            raise UsageError(f"override {text!r}: no such option; a value has no dashes: training.learning_rate=1e-4")
+            raise UsageError(
+                f"override {text!r}: no such option; overrides have no dashes: training.learning_rate=1e-4"
+            )
     path = find_recipe(source)
     faults: list[str] = []
     files = read_layers(path, faults, anchored=not written)

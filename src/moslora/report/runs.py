@@ -161,7 +161,7 @@ def _finished(folder: Path, read: Read) -> Evaluation | None:
     if is_finished(folder):
         return read(folder)
     if is_evaluation(folder):
-        note(f"{folder}: interrupted, and left out; moslora eval continues it")
+        note(f"{folder}: interrupted and left out; moslora eval continues it")
     return None
 
 

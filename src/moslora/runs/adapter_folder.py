@@ -211,7 +211,7 @@ def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
     readers = [name for name in ("tokenizers", "transformers") if then.get(name) != version(name)]
     if readers:
         others = ", ".join(f"{name} {then.get(name)}" for name in readers)
-        note(f"{folder.path}: {changed} may have changed since training, which read it with {others}")
+        note(f"{folder.path}: {changed} may have changed since training, which used {others}")
         return
     raise UsageError(
         f"{folder.path}: {changed} changed since training; restore it, or pin the hub's with model.revision"

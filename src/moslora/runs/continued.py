@@ -118,8 +118,8 @@ def _own(folder: Path, recipe: Recipe, *, comparing_base: bool) -> Continued:
     refuse_differences(folder, found)
     if then.model.precision != recipe.model.precision:
         note_once(
-            f"{folder}: trained over its base in {then.model.precision}, and goes on in {recipe.model.precision}: it"
-            " starts a little off where it was"
+            f"{folder}: trained over its base in {then.model.precision} and continued in {recipe.model.precision}, so"
+            " it starts slightly off where it was"
         )
     predecessor = own_predecessor(folder, manifest, gated_by_task=then.adapter.gated_by_task)
     return Continued(folder, predecessor, load_tensors(folder / WEIGHTS))
@@ -177,7 +177,7 @@ def _state_of_lora(folder: Path, section: AdapterSection) -> Mapping[str, Tensor
         settings = read_settings(config)
     except UsageError as error:
         fix = "if it is PEFT's own, set adapter.peft with peft_type: LORA (docs/peft.md)"
-        raise UsageError(f"{error}; cannot go on as an adapter of A, M and B; {fix}") from None
+        raise UsageError(f"{error}; cannot be continued as an adapter of A, M and B; {fix}") from None
     layers = read_layers(weights, targets=settings.target_modules)
     then = AdapterSection.model_validate(own_section(settings, layers))
     refuse_differences(folder, section_differences(then, section))
@@ -196,4 +196,6 @@ def _check_base_of_peft(folder: Path, model: ModelSection) -> None:
     named = value_in(config, "base_model_name_or_path")
     if named and named != model.name:
         named = printable(str(named))
-        note_once(f"{folder}: names {named} as its base, and goes on over {model.name}; they must be the same weights")
+        note_once(
+            f"{folder}: names {named} as its base, but continues over {model.name}; both must have the same weights"
+        )

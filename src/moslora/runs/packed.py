@@ -338,9 +338,9 @@ def _read(file: Path, content: Callable[["pyarrow.Table"], Content]) -> Content:
                 raise ValueError("other columns")
             without_encoding = [field.name for field in opened.schema_arrow if "binary" in str(field.type)]
             if without_encoding:  # what a flipped bit of the schema makes of a text
-                raise ValueError(f"{', '.join(without_encoding)}: bytes, and no text")
+                raise ValueError(f"{', '.join(without_encoding)}: bytes instead of text")
             return content(opened.read())
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise MosloraError(
-            f"{file}: damaged, or not of a packed experiment ({first_line(error)}); pack it again, or get it anew"
+            f"{file}: damaged, or not of a packed experiment ({first_line(error)}); pack it again, or download it again"
         ) from None

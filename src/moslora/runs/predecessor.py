@@ -73,7 +73,7 @@ def remark_on_start(run: Run) -> str:
     if not before or before[0] is None or after is None or after < before[0]:
         return ""
     return (
-        f"validation loss {after:.4f}, and {before[0]:.4f} before the first step: by the loss on the validation"
+        f"validation loss {after:.4f}, against {before[0]:.4f} before the first step: on the validation"
         " rows the run is no better than the adapter that it continues"
     )
 

@@ -36,7 +36,7 @@ class Prediction:
         """The option with the best score. Scores are rounded to 1e-6 nats here rather than on the way to the disk, so
         that a resumed evaluation equals an uninterrupted one."""
         if not all(math.isfinite(score) for score in scores):
-            raise MosloraError(f"{example.id}: scores are no finite numbers, {scores}; use --dtype bfloat16 or float32")
+            raise MosloraError(f"{example.id}: scores are not finite, {scores}; use --dtype bfloat16 or float32")
         rounded = tuple(round(score, 6) for score in scores)
         return cls(example.id, example.task, example.gold, argmax(rounded), rounded, characters, truncated=truncated)
 

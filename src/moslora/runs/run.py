@@ -86,7 +86,7 @@ class Run:
         """What to do about a missing result."""
         if self.without_result:
             again = f"moslora train {shlex.quote(str(self.path / RECIPE))} --out FOLDER"
-            return f"training ended, but {RESULT}/ is not here any more; train again elsewhere: {again}"
+            return f"training ended, but {RESULT}/ is gone; train again into another folder: {again}"
         return f"resume it: {self.resume_command}"
 
     @property
@@ -168,7 +168,7 @@ class Run:
         """The recipe to train on with; ``overrides`` have to repeat that remote code is trusted."""
         if "imported" in self.facts:
             raise UsageError(
-                f"{self.path}: an imported adapter, which cannot be resumed; a new run continues it:"
+                f"{self.path}: an imported adapter, which cannot be resumed; continue it in a new run:"
                 f" adapter.continue_from={shlex.quote(str(self.path))}"
             )
         if self.packed is not None:
@@ -363,11 +363,11 @@ def checkpoint_name(adapter: Path) -> str:
 def _missing(path: Path) -> str:
     """What is said of a run or an adapter that is not there."""
     if packed_run(path) is not None:
-        return "packed with its experiment, and so without its adapter; train it again to evaluate or merge it"
+        return "packed with its experiment, without its adapter; train it again to evaluate or merge it"
     if is_checkpoints(path.parent):
         checkpoints = Run(path.parent / "..").checkpoints
         if not checkpoints:
-            return "no such checkpoint; there is none"
+            return "no such checkpoint; this run has none"
         return f"no such checkpoint; there are {', '.join(found.name for found in checkpoints)}"
     close = near_folders(path)
     if close:

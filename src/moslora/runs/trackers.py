@@ -100,7 +100,7 @@ def record(name: TrackerName, recipe: Recipe, run: Run, *, after: int | None = N
         if known is None:
             run.add_facts(**{f"{name}_id": id})
     except Exception as error:  # of whatever kind
-        raise MosloraError(f"{name} does not start ({first_line(error)}); tracking.to=[] goes on without it") from error
+        raise MosloraError(f"{name} does not start ({first_line(error)}); tracking.to=[] trains without it") from error
     try:
         yield tracker, next_step
     finally:

@@ -162,7 +162,7 @@ def _listed(options: str, row: Mapping[str, Any]) -> Any:
         return _evaluate("options", options, row)
     except ValueError as fault:
         if options == Columns.options and options not in row:
-            raise ValueError(f"{fault}; without options, say how an answer in words counts: match: exact") from None
+            raise ValueError(f"{fault}; for answers in words, set how they are matched, such as match: exact") from None
         raise
 
 
@@ -203,11 +203,13 @@ def _refuse_wrong_response(example: Example, words: OpenEnded) -> None:
     response = example.response
     written = words.before_stop(response)
     if written != response:
-        raise ValueError(f"response: a written text ends at {response[len(written) :][:9]!r} in it; set stop")
+        raise ValueError(
+            f"response: contains {response[len(written) :][:9]!r}, at which a generated text ends; set stop"
+        )
     read = words.match.read(written)
     if words.match.position(read, example.choices) is None:
         accepted = some([repr(choice) for choice in example.choices], most=3)
-        raise ValueError(f"response: would be wrong, as it is read as {read!r}, and accepted is {accepted}")
+        raise ValueError(f"response: would count as wrong: it is read as {read!r}, and accepted is {accepted}")
 
 
 def _context(value: Any) -> str | None:

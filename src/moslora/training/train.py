@@ -217,8 +217,8 @@ class Training:
         today = f"{self.parts.accelerator.num_processes} × {self.parts.micro_batch_tokens}"
         if before != today:
             note(
-                f"processes × tokens of a micro-batch were {before}, and are {today}: dropout and rounding differ, so"
-                " the result may differ from that of an uninterrupted run"
+                f"processes × tokens of a micro-batch were {before} and are now {today}: dropout and rounding differ,"
+                " so the result may differ from that of an uninterrupted run"
             )
         return int(manifest["step"])
 

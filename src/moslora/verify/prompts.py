@@ -140,7 +140,7 @@ def _undone(asker: Asker, asked: AskedQuestions, probes: Sequence[Question], *, 
             fault = _named(UNDOES[start], asker.asking)
             return Verdict(
                 "prompt",
-                f"the prompt is another one, {fault}: the server changes the beginning of what it is sent, and asked"
+                f"the prompt is another one, {fault}: the server changes the beginning of what it is sent; asked"
                 f" {start} it gives this run's answers",
             )
     return None

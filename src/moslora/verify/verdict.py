@@ -192,8 +192,8 @@ def _neither(found: Fit, most: float) -> Verdict:
     if found.left <= found.effect / 2:
         return Verdict(
             "checkpoint",
-            f"another checkpoint, or another training of this base: k = {found.k:.2f} ({low:.2f} to {high:.2f}), and"
-            f" {found.left:.2g} nats are left",
+            f"another checkpoint, or another training of this base: k = {found.k:.2f} ({low:.2f} to {high:.2f}),"
+            f" with {found.left:.2g} nats unexplained",
         )
     return Verdict(
         "another model",

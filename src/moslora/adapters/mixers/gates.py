@@ -62,7 +62,7 @@ class TokenGateMixer(Gate):
         return (self._blocks(h) * gates.to(h.dtype).unsqueeze(-1)).flatten(-2)
 
     def matrix(self) -> Tensor:
-        raise NotMergeable("a token gate: M depends on the input x, a different one for every token")
+        raise NotMergeable("a token gate: M depends on the input x, so every token has its own")
 
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
         if not (self.training and self.balance):
@@ -71,7 +71,7 @@ class TokenGateMixer(Gate):
         if penalty is None:
             raise RuntimeError("no penalty: call describe_batch before each pass, and adapter_penalty once after it")
         if torch.is_grad_enabled() and not penalty.requires_grad:
-            raise RuntimeError("no router learns from a penalty without gradient; checkpoint with use_reentrant=False")
+            raise RuntimeError("the penalty has no gradient for the routers; checkpoint with use_reentrant=False")
         return penalty
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -117,7 +117,7 @@ class GateInsideMixer(Gate):
         return (gates[..., 1, :].unsqueeze(-1) * mixed).flatten(-2)
 
     def matrix(self) -> Tensor:
-        raise NotMergeable("gates on A and B: M depends on the input x, a different one for every token")
+        raise NotMergeable("gates on A and B: M depends on the input x, so every token has its own")
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         kaiming(self.router_a, generator)
