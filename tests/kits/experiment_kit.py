@@ -1,13 +1,18 @@
 """Experiments of the small world: their file, and how they run."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moslora.experiment.file import load_experiment
+from moslora.experiment.file import Planned, load_experiment
+from moslora.experiment.one_run import planned_run
 from moslora.experiment.study import Study
+from moslora.files import append_text
 from moslora.runs.run import Run
-from moslora.training import train_recipe
+from moslora.training import train_run
 
 FILE = """
 recipe:
@@ -32,7 +37,13 @@ def study(file: str, out: Path = Path("runs/e"), **options: Any) -> Study:
 
 def train(arguments: Sequence[str], *, out: Path, **_: Any) -> None:
     """Training in this process, whatever number and environment of others is asked for."""
-    train_recipe(Run(out).recipe_to_resume(arguments[2:]), out=out, resuming=True)
+    overrides = list(arguments[2:])
+    stop_at = None
+    if "--stop-at" in overrides:
+        place = overrides.index("--stop-at")
+        stop_at = float(overrides[place + 1])
+        del overrides[place : place + 2]
+    train_run(Run(out).recipe_to_resume(overrides), Run(out), resuming=True, stop_at=stop_at)
 
 
 def results(out: Path) -> dict[str, tuple[bytes, ...]]:
@@ -43,3 +54,36 @@ def results(out: Path) -> dict[str, tuple[bytes, ...]]:
             files = (run.result / "adapter.safetensors", *run.path.glob("eval/*/predictions.jsonl"))
             found[run.name] = tuple(file.read_bytes() for file in files)
     return found
+
+
+class PretendedRuns:
+    """Starts runs that are not trained: each has at once the validation loss that a function of arm, rate and seed
+    says, or ``early`` one of these and the share of the steps. ``begun`` are their names, in order."""
+
+    def __init__(
+        self,
+        loss: Callable[[str, float, int], float],
+        *,
+        early: Callable[[str, float, int, float], float] | None = None,
+    ) -> None:
+        self.loss = loss
+        self.early = early
+        self.begun: list[str] = []
+
+    @contextmanager
+    def __call__(self, runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+        yield [partial(self._write, planned, out) for planned in runs]
+
+    def _write(self, planned: Planned, out: Path) -> None:
+        self.begun.append(planned.name)
+        run = planned_run(out, planned)
+        of_run = (planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed)
+        facts = {"state": "scored" if planned.scored else "trained"}
+        row = {"step": 4}
+        if planned.stop_at is None:
+            row["validation_loss"] = self.loss(*of_run)
+        else:
+            row = {"step": 4 * planned.stop_at, "validation_loss": self.early(*of_run, planned.stop_at)}
+            facts = {"state": "begun", "stopped_at": planned.stop_at}
+        run.add_facts(experiment=facts, steps=4)
+        append_text(run.path / "metrics.jsonl", json.dumps(row) + "\n")

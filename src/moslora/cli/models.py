@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
+STOP_AT = typer.Option(
+    help="Save and stop at the first validation after this share of the steps; --resume continues.",
+    min=0,
+    max=1,
+)
+
+
 @app.command(epilog=examples.TRAIN, context_settings=options.ALL_TO_THE_RECIPE)
 def train(
     recipe: options.RecipeName,
@@ -32,6 +39,7 @@ def train(
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    stop_at: Annotated[float | None, STOP_AT] = None,
     processes: options.Processes = None,
     max_restarts: options.Restarts = None,
 ) -> None:
@@ -62,8 +70,9 @@ def train(
     with options.importing():
         from moslora.training import train_run
 
-    train_run(resolved, run, resuming=resume)
-    say_next(*after_training(run))
+    train_run(resolved, run, resuming=resume, stop_at=stop_at)
+    if run.finished:
+        say_next(*after_training(run))
 
 
 @app.command(epilog=examples.PLAN, context_settings=options.ALL_TO_THE_RECIPE)

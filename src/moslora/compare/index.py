@@ -11,6 +11,9 @@ from moslora.runs.outcomes import OutcomeName
 
 EXPERIMENT = "experiment.json"
 
+WHERE_NEEDED = ("rate_noise",)
+"""What is written only where an experiment's file asks for it."""
+
 
 @dataclass(frozen=True)
 class ExperimentRun:
@@ -24,6 +27,19 @@ class ExperimentRun:
 
 
 @dataclass(frozen=True)
+class RateNoise:
+    """The noise by which a search takes two learning rates for close.
+
+    Attributes:
+        deviation: standard deviation of the difference of two rates' validation losses under one seed.
+        degrees: of its estimate.
+    """
+
+    deviation: float
+    degrees: int
+
+
+@dataclass(frozen=True)
 class ExperimentIndex:
     """The content of ``experiment.json``.
 
@@ -34,6 +50,7 @@ class ExperimentIndex:
         runs: those that are scored.
         others: comparisons that were named with ``contrast``.
         file: the experiment's, as seen from the folder: both may be moved.
+        rate_noise: that of the first searches, which all later ones use; ``None`` if no search needs it.
     """
 
     name: str
@@ -42,9 +59,12 @@ class ExperimentIndex:
     runs: tuple[ExperimentRun, ...]
     others: tuple[tuple[str, str], ...] = ()
     file: str = ""
+    rate_noise: RateNoise | None = None
 
     def write(self, folder: Path) -> None:
-        write_text(folder / EXPERIMENT, TypeAdapter(ExperimentIndex).dump_json(self, indent=2).decode() + "\n")
+        unused = {name for name in WHERE_NEEDED if getattr(self, name) is None}
+        text = TypeAdapter(ExperimentIndex).dump_json(self, indent=2, exclude=unused).decode()
+        write_text(folder / EXPERIMENT, f"{text}\n")
 
 
 def read_index(folder: Path) -> ExperimentIndex | None:
