@@ -208,7 +208,7 @@ def draw_differences(place: Any, found: ScoredExperiment, outcome: str, order: S
     place.grid(axis="y", visible=False)
     place.set_ylim(len(order) - 0.5, -0.5)
     place.spines["left"].set_visible(False)
-    place.locator_params(axis="x", nbins=5)
+    place.locator_params(axis="x", nbins=4)
     place.margins(x=0.08)
 
 
