@@ -182,7 +182,7 @@ def test_the_row_that_decides_is_bold_on_a_terminal(
         print_table(table, best="scores")
     bold = re.findall(r"^\x1b\[1m(macro average|b|c|arc_challenge|x)\b", shown.getvalue(), re.MULTILINE)
     assert bold == ["macro average", "b"]
-    heads = ["arm", "seeds", "macro", "micro", "difference", "joint 95 % interval", "p (equal)", "p (different)"]
+    heads = ["arm", "seeds", "macro", "micro", "difference", "joint 95 % interval", "p (different)", "p (equal)"]
     names = [f"learned-{start}-{'x' * 14}" for start in ("kaiming", "identity")]
     cells = ["6", "-1.052", "-1.052", "-0.0004", "-0.0011 to +0.0003", ".188", ".188"]
     print_table([heads, *([name, *cells] for name in names)])

@@ -130,11 +130,11 @@ def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.Captu
     assert head[1:5] == ["seeds", "macro", "micro", "difference"] and lora[:2] == ["lora", "6"] and not any(lora[4:])
     for row, one, times in zip(rest, found.named, (2, 3), strict=True):  # Holm's; p of learned is the smallest
         effect = one.effects[MACRO]
-        half = stats.t.ppf(1 - 0.025 / 3, 5) * effect.standard_error
-        low, high = (f"{effect.difference + side * half:+.4f}" for side in (-1, 1))
-        assert row[0] == one.after and row[4:6] == [f"{effect.difference:+.4f}", f"{low} to {high}"]
-        p = times * 2 * stats.t.sf(abs(effect.difference) / effect.standard_error, 5)
-        assert row[2] == f"{one.means[MACRO][1]:.3f}" and row[7] == probability(min(1, p))
+        low, high = effect.law.interval(0.05 / 3)
+        assert row[0] == one.after and row[4:6] == [f"{effect.difference:+.4f}", f"{low:+.4f} to {high:+.4f}"]
+        assert row[2] == f"{one.means[MACRO][1]:.3f}" and row[6] == probability(min(1, times * effect.p))
+        low, high = effect.inner
+        assert head[7] == "90 % interval" and row[7] == f"{low:+.4f} to {high:+.4f}"
     said = lines(found)
     assert says(said[0], "3 contrasts", "2 with runs")
     assert any(says(line, "Conclusion", "above lora", "learned") for line in said)
@@ -146,7 +146,7 @@ def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.Captu
     ((_, common, learned, lora),), said = tables(found := compare_paths([experiment])), lines(found)
     assert (common[:2], lora[:2]) == (["init-only", "6"], ["lora", "6"]), "the most pairs"
     assert common[2] == f"{found.named[1].means[MACRO][0]:.3f}" != f"{found.named[0].means[MACRO][0]:.3f}"
-    assert learned[:2] == ["learned", "1"] and learned[5:] == ["", "1.000", "1.000"]
+    assert learned[:2] == ["learned", "1"] and learned[5:] == ["", "1.000", "", "1.000"]
     assert "shown: learned" in said[-2] + said[-1] and all(line.startswith("Conclusion: ") for line in said[-2:]), said
     assert says(said[-3], "this base"), said
     replace(few, others=(("init-only", "none"),), contrast=("init-only", "lora")).write(experiment)
@@ -217,15 +217,25 @@ def test_of_several_arms_with_one_task_the_table_has_it_once(experiment: Path) -
     assert every[0][2:5] == ["obqa", "difference", "95 % interval"] and len(contrast) == 2
 
 
-def test_what_too_few_seeds_cannot_say() -> None:
+def test_few_seeds_can_show_a_large_difference_and_the_flips_are_a_check() -> None:
     found = compare_arms(arms(a=seeds(3), b=seeds(3, gain=0.2, rank=4)))
-    assert says(said(found), "Conclusion", "neither a difference")
-    assert says(said(found), "3 seeds cannot", "0.25", "six can")
-    assert "smallest detectable difference: none" in "\n".join(lines(found))
+    assert says(said(found), "Conclusion", "b is above a", "this base")
+    assert "as a check, sign flips over 3 seeds: p = .250 (at least .250)" in lines(found)
+
+
+def test_one_contrast_is_a_family_of_one(experiment: Path) -> None:
+    """What is concluded of it alone rests on the same p, and the same 90 % interval, as among others."""
+    alone = compare_paths([experiment], contrasts=[("lora", "init-only")])
+    among = compare_paths([experiment], contrasts=[("lora", "init-only"), ("lora", "learned")])
+    effect = alone.main.effects[MACRO]
+    (_, _, row, _), low_high = tables(among)[0], alone.main.unit.range(effect.inner)
+    assert row[0] == "init-only" and row[7] == low_high and low_high in "\n".join(lines(alone))
+    assert row[6] == probability(effect.p), "the larger of two, by Holm"
+    assert f"p = {probability(effect.p)}" in lines(alone)[0]
 
 
 def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> None:
-    """b knows four questions under every seed, a four others: all seeds agree, and the questions do not."""
+    """b knows five questions under every seed, a four others: all seeds agree, and the questions do not."""
     one = drawn(0, sizes={"obqa": 9})
     of = {"a": (1,) * 4 + (0,) * 5, "b": (0,) * 4 + (1,) * 5}
 
@@ -247,7 +257,9 @@ def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> No
         }
 
     found = compare_arms(arms(a=runs("a"), b=runs("b")))
-    assert says(said(found), "b is above a", "these questions", "not on others")
+    assert found.main is not None and found.main.effects[MACRO].flips == 2 / 64
+    assert "sign flips over 6 seeds: p = .031 (at least .031)" in "\n".join(lines(found))
+    assert says(said(found), "neither a difference between b and a nor")
 
 
 def test_a_model_at_the_majority_class_is_flagged() -> None:
@@ -266,9 +278,12 @@ def few(right: int, n: int = 6) -> ComparedRun:
 
 
 def test_few_questions_that_show_nothing_are_counted() -> None:
-    """Bootstrap of 6 differences, of which 3 are 1: from 0 to 1."""
+    """Of 6 differences 3 are 1, and with the two more questions of Bonett and Price 8 have the variance 0.484375."""
+    half = stats.t.ppf(0.975, 5) * np.sqrt(0.484375 / 7)
     told = "\n".join(lines(compare_arms(arms(a=few(0), b=few(6)))))
-    assert says(told, "b is not", "majority class", "50.0 %", "+50.0 points", "0.0 to 100.0", "6 questions")
+    assert says(
+        told, "b is not", "majority class", "50.0 %", "+50.0 points", f"{50 - 100 * half:.1f} to", "6 questions"
+    )
     told = "\n".join(lines(compare_arms(arms(a=few(0), b=few(1)))))
     assert "too few" not in told and says(told, "b is not", "majority class", "50.0 %", "-33.3 points")
 

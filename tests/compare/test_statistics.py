@@ -1,41 +1,18 @@
-"""The statistics against scipy and statsmodels, and against draws whose truth is known."""
+"""The statistics against scipy, statsmodels and loops, and against draws whose truth is known."""
+
+import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from moslora.compare import statistics
-from moslora.compare.statistics import MACRO, MICRO, Floats, effects, family, holm, sign_flip
+from moslora.compare.law import Part
+from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects, family, holm
 
 
 def flips(seed: int, n: int, lost: float = 0.1, won: float = 0.2) -> Floats:
     """Differences of right and wrong answers."""
     return np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], n, p=[lost, 1 - lost - won, won])
-
-
-@pytest.mark.parametrize("count", [2, 6, 11])
-def test_sign_flips_are_scipys_permutation_test(count: int) -> None:
-    x = np.random.default_rng(count).normal(0.5, 1, count)
-    expected = stats.permutation_test((x,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
-    assert sign_flip(x) == pytest.approx(expected)
-    assert sign_flip(np.append(x, 0.0)) == pytest.approx(expected)
-
-
-def test_sign_flips_of_many_values_are_sampled() -> None:
-    x = np.random.default_rng(3).normal(0.15, 1, 200)
-    sums = stats.norm.sf(abs(x.sum()) / np.sqrt((x**2).sum())) * 2  # the flips' normal limit
-    assert sign_flip(x) == pytest.approx(sums, abs=0.01)
-    assert sign_flip(x + 5) == 1 / (statistics.RESAMPLES + 1), "never zero"
-
-
-def test_over_questions_they_are_mcnemars_exact_test() -> None:
-    contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
-    d = flips(0, 90)
-    table = [[40, (d > 0).sum()], [(d < 0).sum(), 9]]
-    expected = contingency.mcnemar(table, exact=True).pvalue
-    assert sign_flip(d) == sign_flip(d / 90) == pytest.approx(expected)
-    assert effects({"obqa": d[None]}, binary=True)["obqa"].p == pytest.approx(expected)
-    assert sign_flip(np.zeros(5)) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -46,24 +23,143 @@ def test_holm_is_statsmodels(seed: int) -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
-def test_the_bootstrap_is_scipys() -> None:
-    tasks = {"boolq": flips(0, 60), "obqa": flips(1, 40, won=0.1)}
-    found = effects({task: d[None] for task, d in tasks.items()}, binary=True)
-    for task, d in tasks.items():
-        padded = np.append(d, (1.0, -1.0))
-        expected = stats.bootstrap((padded,), np.mean, method="percentile", rng=0)
-        moved = d.mean() - padded.mean()
-        assert found[task].interval == pytest.approx(np.array(expected.confidence_interval) + moved, abs=0.025)
-        assert found[task].standard_error == pytest.approx(expected.standard_error, rel=0.03)
-    of_tasks = [found[task].standard_error for task in tasks]
+def of_questions(effect: Effect) -> Part:
+    """The part of the error that is of questions."""
+    return effect.law.parts[0]
+
+
+def test_of_one_task_and_one_seed_it_is_scipys_t_test() -> None:
+    d = np.random.default_rng(0).normal(0.1, 1, 70)
+    effect = effects({"obqa": d[None]}, binary=False)["obqa"]
+    expected = stats.ttest_1samp(d, 0)
+    assert effect.p == pytest.approx(expected.pvalue)
+    assert effect.interval == pytest.approx(expected.confidence_interval())
+    assert effect.inner == pytest.approx(expected.confidence_interval(0.9))
+    assert effect.law.standard_error == pytest.approx(stats.sem(d))
+
+
+def test_of_right_and_wrong_answers_it_is_bonett_and_prices_error() -> None:
+    """statpsych's example: 12 both wrong, 4 and 26 discordant, 6 both right; their 0.09448809 has no C / (C − 1)."""
+    d = np.repeat([-1.0, 0.0, 1.0], [4, 18, 26])
+    effect = effects({"obqa": d[None]}, binary=True)["obqa"]
+    assert effect.difference == pytest.approx(22 / 48), "not moved by the two questions"
+    assert effect.law.standard_error == pytest.approx(0.09448809 * np.sqrt(50 / 49))
+    contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
+    assert effect.flips == pytest.approx(contingency.mcnemar([[6, 26], [4, 12]], exact=True).pvalue)
+
+
+def test_tasks_are_independent() -> None:
+    tasks = {"boolq": flips(0, 60)[None], "obqa": flips(1, 40, won=0.1)[None]}
+    found = effects(tasks, binary=True)
+    errors = [found[task].law.standard_error for task in tasks]
     macro, micro = found[MACRO], found[MICRO]
     assert macro.difference == pytest.approx(np.mean([d.mean() for d in tasks.values()]))
-    assert macro.standard_error == pytest.approx(np.hypot(*of_tasks) / 2, rel=0.03), "tasks are drawn independently"
-    assert micro.difference == pytest.approx(np.concatenate(list(tasks.values())).mean())
-    assert micro.standard_error == pytest.approx(np.hypot(0.6 * of_tasks[0], 0.4 * of_tasks[1]), rel=0.03)
-    assert found["boolq"].detectable == pytest.approx(
-        (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * found["boolq"].standard_error
-    )
+    assert macro.law.standard_error == pytest.approx(np.hypot(*errors) / 2)
+    assert micro.difference == pytest.approx(np.concatenate(list(tasks.values()), axis=1).mean())
+    assert micro.law.standard_error == pytest.approx(np.hypot(0.6 * errors[0], 0.4 * errors[1]))
+    parts = np.array([0.6 * errors[0], 0.4 * errors[1]]) ** 2
+    assert of_questions(micro).degrees == pytest.approx(parts.sum() ** 2 / (parts**2 / (59, 39)).sum())
+    assert of_questions(found["boolq"]).degrees == pytest.approx(59)
+
+
+def crossed(seeds: int, codes: Codes, *, by_seed: float = 1.0, by_cluster: float = 1.0, rest: float = 1.0) -> Floats:
+    """Differences with a part by seed, one by cluster, one by both, and one of each answer."""
+    draw = np.random.default_rng(seeds + len(codes))
+    count = codes.max() + 1
+    of_seed = by_seed * draw.standard_normal((seeds, 1))
+    of_cluster = by_cluster * draw.standard_normal(count)[codes]
+    of_both = rest * draw.standard_normal((seeds, count))[:, codes]
+    return of_seed + of_cluster + of_both + rest * draw.standard_normal((seeds, len(codes)))
+
+
+def by_loops(d: Floats, codes: Codes) -> tuple[float, float, float]:
+    """V_s, V_q and V_i, from their definitions."""
+    seeds, n = d.shape
+    total = math.fsum(d.flat) / (seeds * n)
+    of_seed = [math.fsum(row) / n for row in d]
+    of_question = [math.fsum(column) / seeds for column in d.T]
+    clusters = {code: [i for i in range(n) if codes[i] == code] for code in set(codes.tolist())}
+    factor = len(clusters) / (len(clusters) - 1) / n**2
+    between_seeds = math.fsum((mean - total) ** 2 for mean in of_seed) / (seeds - 1) / seeds
+    between_clusters = 0.0
+    of_both = 0.0
+    for members in clusters.values():
+        between_clusters += math.fsum(of_question[i] - total for i in members) ** 2
+        for s in range(seeds):
+            of_both += math.fsum(d[s, i] - of_seed[s] - of_question[i] + total for i in members) ** 2
+    return between_seeds, factor * between_clusters, factor * of_both / (seeds - 1) / seeds
+
+
+UNEQUAL = np.repeat(np.arange(9), (1, 1, 2, 2, 3, 4, 5, 5, 7))
+
+
+@pytest.mark.parametrize("codes", [np.arange(30), np.arange(30) % 7, np.random.default_rng(0).permutation(UNEQUAL)])
+def test_variances_are_those_of_loops(codes: Codes) -> None:
+    d = crossed(4, codes, rest=0.3)
+    effect = effects({"obqa": d}, binary=False, clusters={"obqa": codes})[MACRO]
+    seeds, questions, both = by_loops(d, codes)
+    of_questions, of_seeds = effect.law.parts
+    assert effect.difference == pytest.approx(d.mean())
+    assert (of_seeds.variance, of_seeds.degrees) == (pytest.approx(seeds), 3)
+    assert (of_questions.variance, of_questions.degrees) == (pytest.approx(questions - both), codes.max())
+    of_one = effects({"obqa": d[:1]}, binary=False, clusters={"obqa": codes})[MACRO]
+    _, questions, _ = by_loops(d[[0, 0]], codes)
+    assert [part.variance for part in of_one.law.parts] == [pytest.approx(questions)]
+
+
+def test_variances_are_those_of_a_two_way_cluster_bootstrap() -> None:
+    """Seeds and clusters are drawn independently (Owen 2007). Of what varies by both it counts a part of its own."""
+    codes = np.repeat(np.arange(25), 4)
+    d = crossed(5, codes)
+    seeds, questions, both = by_loops(d, codes)
+    draw = np.random.default_rng(0)
+    by_cluster = d.reshape(5, 25, 4).mean(axis=2)
+    means = [by_cluster[draw.integers(0, 5, 5)][:, draw.integers(0, 25, 25)].mean() for _ in range(40_000)]
+    expected = seeds * 4 / 5 + questions * 24 / 25 + both * (4 / 5) * (24 / 25)
+    assert np.var(means) == pytest.approx(expected, rel=0.03)
+    law = effects({"obqa": d}, binary=False, clusters={"obqa": codes})[MACRO].law
+    assert law.standard_error**2 == pytest.approx(seeds + questions - both)
+
+
+def test_questions_of_a_cluster_count_once() -> None:
+    """Each question twice, in one cluster: as if it were there once."""
+    d = crossed(4, np.arange(40))
+    codes = np.repeat(np.arange(40), 2)
+    once = effects({"obqa": d}, binary=False)[MACRO]
+    twice = effects({"obqa": d.repeat(2, axis=1)}, binary=False, clusters={"obqa": codes})[MACRO]
+    assert twice.interval == pytest.approx(once.interval) and twice.p == pytest.approx(once.p)
+    as_if_apart = effects({"obqa": d.repeat(2, axis=1)}, binary=False)[MACRO]
+    assert of_questions(as_if_apart).variance < of_questions(once).variance
+    of_one = effects({"obqa": d[:1].repeat(2, axis=1)}, binary=False, clusters={"obqa": codes})[MACRO]
+    assert of_one.flips == effects({"obqa": d[:1]}, binary=False)[MACRO].flips, "a cluster changes its sign as one"
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_nothing_depends_on_order_or_scale(binary: bool) -> None:
+    draw = np.random.default_rng(0)
+    codes = {"obqa": draw.integers(0, 20, 50), "siqa": draw.integers(0, 30, 70)}
+    d = {task: draw.choice([-1.0, 0.0, 1.0], (4, len(codes[task]))) for task in codes}
+    found = effects(d, binary=binary, clusters=codes)
+    order = {task: draw.permutation(len(codes[task])) for task in codes}
+    seeds = draw.permutation(4)
+    others = {
+        "shuffled": effects(
+            {task: d[task][seeds][:, order[task]] for task in ("siqa", "obqa")},
+            binary=binary,
+            clusters={task: codes[task][order[task]] for task in codes},
+        ),
+        "clusters have other numbers": effects(
+            d, binary=binary, clusters={task: codes[task].max() - codes[task] for task in codes}
+        ),
+        "swapped": effects({task: -d[task] for task in d}, binary=binary, clusters=codes),
+    }
+    if not binary:
+        others["scaled"] = effects({task: 100 * d[task] for task in d}, binary=False, clusters=codes)
+    for name, other in others.items():
+        factor = {"swapped": -1, "scaled": 100}.get(name, 1)
+        for key, effect in found.items():
+            assert other[key].p == pytest.approx(effect.p), name
+            assert sorted(other[key].interval) == pytest.approx(sorted(factor * end for end in effect.interval)), name
 
 
 def test_alike_answers_to_few_questions_do_not_make_two_models_equal() -> None:
@@ -79,8 +175,9 @@ def test_with_seeds_the_interval_is_the_t_test_where_questions_agree() -> None:
     of_scipy = stats.ttest_1samp(shifts, 0)
     assert effect.interval == pytest.approx(of_scipy.confidence_interval())
     assert effect.inner == pytest.approx(of_scipy.confidence_interval(0.9))
-    assert effect.standard_error == pytest.approx(shifts.std(ddof=1) / np.sqrt(6))
-    assert effect.p == pytest.approx(6 / 64)
+    assert effect.law.standard_error == pytest.approx(shifts.std(ddof=1) / np.sqrt(6))
+    assert effect.p == pytest.approx(of_scipy.pvalue)
+    assert effect.flips == pytest.approx(6 / 64)
 
 
 @pytest.mark.parametrize(("margin", "seed"), [(margin, seed) for margin in (0.2, 0.5, 1.0) for seed in range(4)])
@@ -89,7 +186,7 @@ def test_equivalence_is_statsmodels_two_one_sided_tests(margin: float, seed: int
     shifts = np.random.default_rng(seed).normal(0.1, 0.4, 6)
     effect = effects({"obqa": np.tile(shifts[:, None], 40)}, binary=False)[MACRO]
     p = weightstats.DescrStatsW(shifts).ttost_mean(-margin, margin)[0]
-    assert effect.equivalent(margin) == (p < 0.05)
+    assert effect.equivalent(margin) == (p < 0.05) and effect.law.beyond(margin) == pytest.approx(p)
 
 
 @pytest.mark.parametrize(("seeds", "count"), [(4, 5), (6, 5), (6, 11)])
@@ -111,15 +208,28 @@ def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds: int, count: int
 
 
 def test_a_family_of_single_runs_is_of_their_questions() -> None:
-    """Of many questions the t is normal; without any difference nothing divides by 0."""
+    """Without any difference nothing divides by 0."""
     d = np.random.default_rng(0).normal(0.1, 1, (1, 300))
     (interval, _, p), same = family(
         [effects({"obqa": x}, binary=False)[MACRO] for x in (d, 0 * d)], margin=0.5, count=2
     )
     expected = stats.ttest_1samp(d[0], 0)
-    assert p == pytest.approx(2 * expected.pvalue, rel=0.15)
-    assert interval == pytest.approx(expected.confidence_interval(0.975), abs=0.01)
+    assert p == pytest.approx(2 * expected.pvalue)
+    assert interval == pytest.approx(expected.confidence_interval(0.975))
     assert same == (pytest.approx((0.0, 0.0)), 0.0, 1.0)
+
+
+def test_one_contrast_is_judged_as_it_is_among_others() -> None:
+    """Naming more contrasts can only take a finding away: their p is Holm's, 11 times as large at most."""
+    draw = np.random.default_rng(2)
+    several = [effects({"obqa": draw.normal(0.02, 0.1, (4, 90))}, binary=False)[MACRO] for _ in range(11)]
+    for one in several:
+        assert family([one], margin=0.05, count=1) == [(one.interval, one.law.beyond(0.05), one.p)]
+    smallest = min(several, key=lambda one: one.p)
+    joint = family(several, margin=0.05, count=11)[several.index(smallest)]
+    assert joint.different == pytest.approx(min(1.0, 11 * smallest.p)) and joint.different > smallest.p
+    assert joint.interval == pytest.approx(smallest.law.interval(0.05 / 11))
+    assert joint.interval[0] < smallest.interval[0] and smallest.interval[1] < joint.interval[1]
 
 
 def test_one_seed_among_several_is_as_if_it_had_no_runs() -> None:
@@ -134,35 +244,15 @@ def test_a_question_under_six_seeds_is_not_six_questions() -> None:
     """All seeds answer alike: the error is that of one seed, not 1 / √6 of it."""
     d = np.random.default_rng(0).normal(0, 1, (1, 200))
     one, six = (effects({"obqa": np.tile(d, (seeds, 1))}, binary=False)[MACRO] for seeds in (1, 6))
-    assert six.standard_error == pytest.approx(one.standard_error)
+    assert six.law.standard_error == pytest.approx(one.law.standard_error)
     noise = np.random.default_rng(1).normal(0, 1, (6, 200))  # and if they have nothing in common, it is 1 / √1200
     rest = effects({"obqa": noise}, binary=False)[MACRO]
-    assert rest.standard_error == pytest.approx(1 / np.sqrt(1200), rel=0.35)
+    assert rest.law.standard_error == pytest.approx(1 / np.sqrt(1200), rel=0.35)
 
 
-def test_fewer_than_six_seeds_show_nothing() -> None:
-    shown = {
-        seeds: effects({"obqa": 1 + np.random.default_rng(0).normal(0, 0.01, (seeds, 9))}, binary=False)[MACRO]
-        for seeds in (3, 5, 6)
-    }
-    assert [effect.p for effect in shown.values()] == [0.25, 0.0625, 0.03125]
-    assert [effect.shown for effect in shown.values()] == [False, False, True]
-    assert shown[5].detectable is None and shown[6].detectable is not None
-
-
-@pytest.mark.parametrize("count", [6, 9])
-def test_the_detectable_difference_is_detected_four_times_in_five(count: int) -> None:
-    """Seeds alone: as many questions as make their noise small."""
-    draws = np.random.default_rng(0).normal(0, 1, (400, count))
-    detectable = statistics._detectable(count, seeds=1 / np.sqrt(count), error=1 / np.sqrt(count))
-    assert detectable is not None
-    power = np.mean([sign_flip(x + detectable) <= 0.05 for x in draws])
-    assert power == pytest.approx(0.8, abs=0.05)
-
-
-def test_six_seeds_of_equal_arms_are_told_apart_as_often_as_they_can_be() -> None:
-    """2 of 64 sign patterns: 1/32, with the binomial's bounds."""
-    draws = np.random.default_rng(0).normal(0, 1, (4000, 6))
-    found = sum(sign_flip(x) <= 0.05 for x in draws)
-    low, high = stats.binom.ppf([0.001, 0.999], 4000, 2 / 64)
-    assert low <= found <= high
+def test_few_seeds_show_a_difference_that_is_large_enough() -> None:
+    """Three seeds whose sign flips cannot go below a quarter."""
+    draws = 1 + np.random.default_rng(0).normal(0, 0.01, (3, 9))
+    effect = effects({"obqa": draws}, binary=False)[MACRO]
+    assert effect.shown and effect.flips == 0.25
+    assert 0 < effect.detectable < 0.1

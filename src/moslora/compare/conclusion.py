@@ -8,7 +8,8 @@ from statistics import fmean
 
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
-from moslora.compare.statistics import EXACT_FLIPS, LEVEL, MACRO, MICRO, Member, family, holm, smallest_p
+from moslora.compare.flips import EXACT, smallest_p
+from moslora.compare.statistics import LEVEL, MACRO, MICRO, Member, family, holm
 from moslora.errors import counted
 
 
@@ -32,13 +33,15 @@ def tables(comparison: Comparison, *, margin: float | None = None) -> list[list[
 
 
 def _family_table(comparison: Comparison, margin: float | None) -> list[list[str]]:
-    columns = ("arm", "joint 95 % interval", "p (equal)", "p (different)")
+    columns = ("arm", "joint 95 % interval", "p (different)", "90 % interval", "p (equal)")
     rows = []
     for contrast, member in _family(comparison, margin):
         joint = ""
+        inner = ""
         if isfinite(member.interval[0]):  # not that of one seed, where others have several
             joint = contrast.unit.range(member.interval)
-        rows.append((contrast, [joint, probability(member.equal), probability(member.different)]))
+            inner = contrast.unit.range(contrast.effects[MACRO].inner)
+        rows.append((contrast, [joint, probability(member.different), inner, probability(member.equal)]))
     return _by_arm(comparison, columns, rows)
 
 
@@ -61,13 +64,11 @@ def _family(comparison: Comparison, margin: float | None) -> Iterator[tuple[Cont
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
-    """A row per task and average: both arms, their difference, and if each has one run, p by Holm over the tasks."""
+    """A row per task and average: both arms, their difference, and p by Holm over the tasks."""
     columns = ["task", "n"]
     if contrast.majority:
         columns.append("majority")
-    columns += [contrast.before, contrast.after, "difference", "95 % interval"]
-    if contrast.seeds == 1:
-        columns.append("p (Holm)")
+    columns += [contrast.before, contrast.after, "difference", "95 % interval", "p (Holm)"]
     tasks = list(contrast.y)
     adjusted = holm([contrast.effects[task].p for task in tasks])
     rows = [_row_of_task(contrast, task, p) for task, p in zip(tasks, adjusted, strict=True)]
@@ -80,10 +81,7 @@ def _row_of_task(contrast: Contrast, task: str, adjusted: float) -> list[str]:
     cells = [task, f"{contrast.questions(task):,}"]
     if contrast.majority:
         cells.append(contrast.unit.level(contrast.majority[task].mean()))
-    cells += _levels_and_difference(contrast, task)
-    if contrast.seeds == 1:
-        cells.append(probability(adjusted))
-    return cells
+    return [*cells, *_levels_and_difference(contrast, task), probability(adjusted)]
 
 
 def _row_of_average(contrast: Contrast, name: str) -> list[str]:
@@ -91,10 +89,7 @@ def _row_of_average(contrast: Contrast, name: str) -> list[str]:
     cells = [name, f"{contrast.questions():,}"]
     if contrast.majority:
         cells.append("")
-    cells += _levels_and_difference(contrast, name)
-    if contrast.seeds == 1:
-        cells.append("")
-    return cells
+    return [*cells, *_levels_and_difference(contrast, name), ""]
 
 
 def _levels_and_difference(contrast: Contrast, name: str) -> list[str]:
@@ -173,12 +168,14 @@ def _about_contrast(main: Contrast, margin: float) -> list[str]:
     effect = main.effects[MACRO]
     found = [
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval"
-        f" {unit.range(effect.interval)}, {_p_in_words(effect.p)} ({_test_in_words(main.seeds)})"
+        f" {unit.range(effect.interval)}, {_p_in_words(effect.p)}"
     ]
     if margin > 0:
         equal = "yes" if effect.equivalent(margin / unit.factor) else "not shown"
         found.append(f"equal within ±{margin:g} {unit.unit}: {equal} (90 % interval {unit.range(effect.inner)})")
-    found.append(f"smallest detectable difference: {_smallest_in_words(main)}")
+    smallest = unit.change(effect.detectable).lstrip("+")
+    found.append(f"smallest detectable difference: about {smallest} {unit.unit} (found in 4 of 5 such comparisons)")
+    found.append(_flips_in_words(main))
     if main.majority:
         found.append(_over_majority(main))
     found.append(conclusion(main, margin=margin))
@@ -192,20 +189,15 @@ def _p_in_words(p: float) -> str:
     return f"p = {text}"
 
 
-def _test_in_words(seeds: int) -> str:
-    if seeds == 1:
-        return "sign flips over the questions"
-    if seeds <= EXACT_FLIPS:
-        return f"all sign flips over {seeds} seeds"
-    return f"sampled sign flips over {seeds} seeds"
-
-
-def _smallest_in_words(main: Contrast) -> str:
-    detectable = main.effects[MACRO].detectable
-    if detectable is None:
-        return f"none, as p cannot be below {smallest_p(main.seeds):g}"
-    size = main.unit.change(detectable).lstrip("+")
-    return f"about {size} {main.unit.unit} (found in 4 of 5 such comparisons)"
+def _flips_in_words(main: Contrast) -> str:
+    """The sign flips, a check that the conclusion does not depend on, and how small their p could be."""
+    over = f"{main.seeds} seeds"
+    if main.seeds == 1:
+        over = "the questions"
+    found = f"as a check, sign flips over {over}: {_p_in_words(main.effects[MACRO].flips)}"
+    if 1 < main.seeds <= EXACT:
+        found += f" (at least {probability(smallest_p(main.seeds))})"
+    return found
 
 
 def _over_majority(main: Contrast) -> str:
@@ -288,8 +280,6 @@ def _can_be_concluded(main: Contrast, margin: float) -> str:
         return is_it
     if equal:
         return f"{main.after} and {main.before} are equal within {within}"
-    if effect.p <= LEVEL:
-        return f"{is_it} on these questions, but perhaps not on others"
     if margin:
         return (
             f"neither a difference between {main.after} and {main.before} nor their equality within {within} is shown"
@@ -302,9 +292,6 @@ def _cannot_be_concluded(main: Contrast, margin: float) -> str:
     effect = main.effects[MACRO]
     if main.seeds == 1:
         return "this is about these models: whether it is the methods or the seed takes several seeds"
-    if effect.detectable is None:
-        least = smallest_p(main.seeds)
-        return f"{main.seeds} seeds cannot show a difference, as their p is at least {least:g}; six can"
     if effect.shown or effect.equivalent(margin / unit.factor):
         return "it holds for this base, these rows, steps and learning rates, and no others"
     return f"a difference below {unit.level(effect.detectable)} {unit.unit} may well have been missed"

@@ -3,31 +3,34 @@
     d_t[s, i] = y_B − y_A      y the outcome of question i of task t under seed s
     D_w = Σ_t w_t · mean_{s,i} d_t[s, i]      one task; macro: w_t = 1/k; micro: w_t = n_t / n
 
-The answers to a question under several seeds are resampled together. Numpy and scipy only.
+The error of D has two independent parts (the crossed design of Owen 2007, doi 10.1214/07-AOAS122):
+
+    δ = D + √V_s · T_{S−1} + √(V_q − V_i) · T_ν
+    V_s    of other seeds: the variance of D by seed, / S
+    V_q    of other questions: the variance of a mean of clusters, of the questions' means over seeds
+    V_i    of what varies by seed and question together; V_s and V_q both have it
+
+Tests, intervals and equalities of one contrast and of many are all read from this law (`moslora.compare.law`); only the
+level differs. Numpy and scipy only.
 """
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import ndtri, stdtrit
+
+from moslora.compare.flips import sign_flip
+from moslora.compare.law import Law, Part
 
 LEVEL = 0.05
 """The level of every test, two-sided."""
 
 POWER = 0.8
 """The power with which a detectable effect is found."""
-
-RESAMPLES = 10_000
-
-EXACT_FLIPS = 12
-"""Maximum number of differences of which every combination of signs is tried; beyond it, a random sample of
-`RESAMPLES`."""
 
 MACRO = "macro average"
 """Every task has the same weight."""
@@ -36,6 +39,8 @@ MICRO = "micro average"
 """Every question has the same weight."""
 
 Floats = NDArray[np.float64]
+Codes = NDArray[np.intp]
+"""The cluster of each question of a task, 0 … C − 1, shape ``(n,)``."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +48,54 @@ class Effect:
     """A weighted difference D and what is known of it.
 
     Attributes:
-        difference: D, in units of the outcome.
-        standard_error: of D, for other questions and, with several seeds, for other seeds.
-        interval: of level 1 − `LEVEL`.
-        inner: of level 1 − 2 · `LEVEL`. Inside ± m, it rejects both differences beyond m: the two one-sided tests.
-        p: of the exact or sampled sign-flip test over seeds, or with one seed over questions.
-        detectable: the true difference that is found in `POWER` of such comparisons; ``None`` if no data could reach
-            `LEVEL`.
-        degrees: ν of Student's t: S − 1; with one seed infinite, as the questions are many.
+        law: of the true difference, in units of the outcome.
+        seeds: pairs of runs, S.
+        exchangeable: what sign flips change the sign of, and D is the sum of: each seed's share of D; with one seed
+            each cluster's.
     """
 
-    difference: float
-    standard_error: float
-    interval: tuple[float, float]
-    inner: tuple[float, float]
-    p: float
-    detectable: float | None
-    degrees: float = math.inf
+    law: Law
+    seeds: int
+    exchangeable: Floats = field(repr=False, compare=False)
+
+    @property
+    def difference(self) -> float:
+        """D."""
+        return self.law.difference
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Of confidence 1 − `LEVEL`."""
+        return self.law.interval(LEVEL)
+
+    @cached_property
+    def inner(self) -> tuple[float, float]:
+        """Of confidence 1 − 2 · `LEVEL`. Inside ± m, it rejects both differences beyond m: the two one-sided tests."""
+        return self.law.interval(2 * LEVEL)
+
+    @cached_property
+    def p(self) -> float:
+        """Two-sided p of no difference."""
+        return self.law.p()
+
+    @cached_property
+    def flips(self) -> float:
+        """p of the sign flips over seeds, or with one seed over clusters of questions: a check that decides nothing."""
+        return sign_flip(self.exchangeable)
+
+    @cached_property
+    def detectable(self) -> float:
+        """The true difference that is found in `POWER` of such comparisons."""
+        return self.law.detectable(level=LEVEL, power=POWER)
 
     @property
     def shown(self) -> bool:
-        """Whether there is a difference, by the test and by the interval."""
-        return self.p <= LEVEL and not self.interval[0] <= 0 <= self.interval[1]
+        """Whether there is a difference: `interval` is without 0."""
+        return self.p <= LEVEL
 
     def equivalent(self, margin: float) -> bool:
-        """Whether any difference is smaller than ``margin``, by two one-sided tests of `LEVEL`."""
-        return -margin < self.inner[0] and self.inner[1] < margin
+        """Whether any difference is smaller than ``margin``: `inner` is within ± ``margin``."""
+        return self.law.beyond(margin) <= LEVEL
 
 
 class Member(NamedTuple):
@@ -88,27 +115,25 @@ class Member(NamedTuple):
 def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Member]:
     """What holds for all contrasts of a family of ``count`` = k at once, however they depend on each other.
 
-    - D ± t_{1 − α/2k} · se, Bonferroni's: at most `LEVEL` of such families have an interval without its true D.
-    - Holm's p of a difference of the ``margin`` m or more, P(T ≥ (m − |D|) / se), of two one-sided tests.
-    - Holm's p of no difference, 2 P(T ≥ |D| / se); sign flips over S seeds could not go below 2k / 2^S.
+    - Bonferroni's intervals, of confidence 1 − α/k each: at most `LEVEL` of such families have one without its true D.
+    - Holm's p of a difference of the ``margin`` or more, and of no difference.
 
-    ``contrasts`` are those with runs; p of the others is 1. So is p of a contrast of one seed where others have
-    several, as one seed says nothing of other seeds; its interval is infinite.
+    A family of one contrast is that contrast. ``contrasts`` are those with runs; p of the others is 1. So is p of a
+    contrast of one seed where others have several, as one seed says nothing of other seeds; its interval is infinite.
     """
-    several_seeds = any(one.degrees < math.inf for one in contrasts)
+    several_seeds = any(one.seeds > 1 for one in contrasts)
     intervals = []
     equal = []
     different = []
     for one in contrasts:
-        if several_seeds and one.degrees == math.inf:
+        if several_seeds and one.seeds == 1:
             intervals.append((-math.inf, math.inf))
             equal.append(1.0)
             different.append(1.0)
             continue
-        law = stats.t(one.degrees, one.difference, max(one.standard_error, 1e-300))
-        intervals.append(law.interval(1 - LEVEL / count))
-        equal.append(float(max(law.cdf(-margin), law.sf(margin))))
-        different.append(2 * float(min(law.cdf(0), law.sf(0))))
+        intervals.append(one.law.interval(LEVEL / count))
+        equal.append(one.law.beyond(margin))
+        different.append(one.p)
     without_runs = [1.0] * (count - len(contrasts))
     adjusted_equal = holm(equal + without_runs)
     adjusted_different = holm(different + without_runs)
@@ -116,166 +141,107 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
     return [Member(*numbers) for numbers in with_runs]
 
 
-def effects(differences: Mapping[str, Floats], *, binary: bool, resamples: int = RESAMPLES) -> dict[str, Effect]:
+def effects(
+    differences: Mapping[str, Floats], *, binary: bool, clusters: Mapping[str, Codes] | None = None
+) -> dict[str, Effect]:
     """The effect of each task, and under the keys `MACRO` and `MICRO` of the averages.
 
     Args:
-        differences: task -> d, shape ``(S, n_t)``, S the same for all and n_t at least 2.
+        differences: task -> d, shape ``(S, n_t)``, S the same for all.
         binary: y is 0 or 1.
-        resamples: of the bootstrap over questions.
+        clusters: task -> the cluster of each question, at least two in a task. In a task that is not named every
+            question is one by itself.
     """
-    tasks = list(differences.values())
-    seeds = len(tasks[0])
-    sizes = np.array([d.shape[1] for d in tasks], float)
+    clusters = clusters or {}
+    tasks = []
+    for task, d in differences.items():
+        codes = clusters.get(task, np.arange(d.shape[1]))
+        tasks.append(_Components.of(d, codes, binary=binary))
+    sizes = np.array([d.shape[1] for d in differences.values()], float)
     weights = dict(zip(differences, np.eye(len(tasks)), strict=True))
     weights[MACRO] = np.full(len(tasks), 1 / len(tasks))
     weights[MICRO] = sizes / sizes.sum()
-    pseudo = 0.0
-    if binary:
-        pseudo = 1 / math.sqrt(seeds)
-    random = np.random.default_rng(0)
-    columns = [_resampled_means(d.mean(axis=0), random, pseudo=pseudo, resamples=resamples) for d in tasks]
-    replicates = np.stack(columns, axis=1)  # (R, k)
-    if seeds == 1:
-        return {name: _over_questions(_parts_of_sum(tasks, w), replicates @ w) for name, w in weights.items()}
-    means = np.stack([d.mean(axis=1) for d in tasks], axis=1)  # (S, k)
-    interactions = np.array([_interaction(d) for d in tasks])
-    found = {}
-    for name, w in weights.items():
-        questions = float((replicates @ w).var())
-        found[name] = _over_seeds(means @ w, questions=questions, interaction=float(w**2 @ interactions))
-    return found
+    return {name: _weighted(tasks, of_tasks) for name, of_tasks in weights.items()}
 
 
-def _parts_of_sum(tasks: Sequence[Floats], weights: Floats) -> Floats:
-    """Each question's part of D_w with one seed, w_t d_t[i] / n_t; shape ``(n,)``, over all tasks."""
-    return np.concatenate([weight * d[0] / d.size for weight, d in zip(weights, tasks, strict=True)])
+@dataclass(frozen=True)
+class _Components:
+    """Mean and variances of one task.
 
-
-def _over_questions(parts: Floats, replicates: Floats) -> Effect:
-    """With one seed: percentiles of the bootstrap. ``parts`` are those of each question, and sum to D."""
-    levels = [LEVEL / 2, LEVEL, 1 - LEVEL, 1 - LEVEL / 2]
-    low, inner_low, inner_high, high = np.quantile(replicates, levels).tolist()
-    error = float(replicates.std())
-    return Effect(
-        difference=float(parts.sum()),
-        standard_error=error,
-        interval=(low, high),
-        inner=(inner_low, inner_high),
-        p=sign_flip(parts),
-        detectable=float(ndtri(1 - LEVEL / 2) + ndtri(POWER)) * error,
-    )
-
-
-def _over_seeds(values: Floats, *, questions: float, interaction: float) -> Effect:
-    """With S seeds: se² = se²_seeds + se²_questions − se²_interaction, Student's t with S − 1 degrees.
-
-    The interaction, what varies by seed and question together, is in both of the first two (the crossed design of
-    Owen 2007, doi 10.1214/07-AOAS122); se² is never below either. ``values`` are D by seed, shape ``(S,)``; the others
-    are variances.
+    Attributes:
+        sums: Σ d / n of each seed and cluster, shape ``(S, C)``.
+        questions: V_q, with C − 1 degrees.
+        interaction: V_i; 0 with one seed.
     """
-    count = len(values)
-    difference = float(values.mean())
-    seeds = float(values.var(ddof=1)) / count
-    error = math.sqrt(max(seeds + questions - interaction, seeds, questions))
-    half = float(stdtrit(count - 1, 1 - LEVEL / 2)) * error
-    inner = float(stdtrit(count - 1, 1 - LEVEL)) * error
-    return Effect(
-        difference=difference,
-        standard_error=error,
-        interval=(difference - half, difference + half),
-        inner=(difference - inner, difference + inner),
-        p=sign_flip(values),
-        detectable=_detectable(count, seeds=math.sqrt(seeds), error=error),
-        degrees=count - 1,
-    )
+
+    sums: Floats
+    questions: float
+    interaction: float
+
+    @classmethod
+    def of(cls, d: Floats, codes: Codes, *, binary: bool) -> "_Components":
+        """The components of differences of shape ``(S, n)``."""
+        seeds, n = d.shape
+        means = d.mean(axis=0)
+        interaction = 0.0
+        if seeds > 1:
+            residual = d - means - d.mean(axis=1, keepdims=True) + d.mean()
+            by_seed = [_variance_of_mean(of_seed, codes) for of_seed in residual]
+            interaction = sum(by_seed) / (seeds - 1) / seeds
+        pseudo = 0.0
+        if binary:
+            pseudo = 1 / math.sqrt(seeds)
+        sums = np.stack([np.bincount(codes, weights=of_seed) for of_seed in d]) / n
+        return cls(sums, _variance_of_mean(means, codes, pseudo=pseudo), interaction)
 
 
-def _detectable(count: int, *, seeds: float, error: float) -> float | None:
-    """The true difference that both the sign flips over ``count`` seeds and the interval find in `POWER` of cases.
-
-    For the interval, (t_{1−α/2} + t_{power}) · se, Student's t of ``count`` − 1 degrees. With the smallest number of
-    seeds whose flips can reach α, they do so only if all have the same sign: Φ(δ/σ)^S = power, σ = √S · se_seeds. With
-    more, the flips are close to Student's t.
-    """
-    if smallest_p(count) > LEVEL:
-        return None
-    of_interval = float(stdtrit(count - 1, 1 - LEVEL / 2) + stdtrit(count - 1, POWER)) * error
-    of_flips = float(ndtri(POWER ** (1 / count))) * math.sqrt(count) * seeds
-    fewest_seeds = smallest_p(count - 1) > LEVEL  # one less could not reach the level
-    if fewest_seeds:
-        return max(of_interval, of_flips)
-    return of_interval
-
-
-def smallest_p(count: int) -> float:
-    """The smallest p of a sign-flip test of ``count`` differences: 2 / 2^count."""
-    return 2.0 ** (1 - count)
-
-
-def sign_flip(values: Floats) -> float:
-    """Share of the sign combinations with |Σ ± x| ≥ |Σ x|: p of the hypothesis that x and −x are equally likely.
-
-    Exact for up to `EXACT_FLIPS` values that are not 0, and for more if all have the same size: McNemar's exact test.
-    Otherwise from a fixed random sample of flips, in which the observed one counts, so that p is never too small.
-    """
-    x = values[values != 0]
-    if not len(x):
-        return 1.0
-    size = np.abs(x)
-    same_size = size.max() <= size.min() * (1 + 1e-9)
-    if len(x) > EXACT_FLIPS and same_size:
-        return float(stats.binomtest(int((x > 0).sum()), len(x)).pvalue)
-    least = abs(x.sum()) * (1 - 1e-9)  # the same sum in another order is as extreme
-    if len(x) <= EXACT_FLIPS:
-        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(x))))
-        return float((np.abs(signs @ x) >= least).mean())
-    random = np.random.default_rng(0)
-    extreme = 1  # the observed one
-    for rows in _parts(RESAMPLES, len(x)):
-        flips = random.integers(0, 2, (rows, len(x)), dtype=np.int8).astype(float)
-        extreme += int((np.abs(x.sum() - 2 * (flips @ x)) >= least).sum())
-    return extreme / (RESAMPLES + 1)
-
-
-def _resampled_means(values: Floats, random: np.random.Generator, *, pseudo: float, resamples: int) -> Floats:
-    """Bootstrap over questions: means of n drawn from n with replacement, shape ``(resamples,)``.
+def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> float:
+    """Σ_c (Σ_{i in c} (x_i − x̄))² · C / (C − 1) / n², the cluster-robust variance of the mean of x, shape ``(n,)``.
 
     Args:
-        values: of the questions, shape ``(n,)``.
-        random: draws them.
-        pseudo: this number and its negative are added as two questions, without moving the centre; 0 for none. Without
-            them a few questions that both arms answer alike would give an interval of length 0. With one seed it is 1:
-            one more question of each kind in McNemar's table (after Bonett and Price 2012). Over S seeds such a
+        values: x.
+        codes: the clusters.
+        pseudo: this number and its negative count as two more questions; 0 for none. Without them a few questions that
+            both arms answer alike would give an interval of length 0. With one seed it is 1: one more question of each
+            kind in McNemar's table (Bonett and Price 2012, doi 10.3102/1076998611411915). Over S seeds such a
             question's mean is about 1/√S.
-        resamples: R.
     """
-    centre = values.mean()
     if pseudo:
+        count = codes.max() + 1
         values = np.append(values, (pseudo, -pseudo))
-    n = len(values)
-    means = []
-    for rows in _parts(resamples, n):
-        drawn = random.integers(0, n, (rows, n), dtype=np.int32)
-        means.append(values[drawn].mean(axis=1))
-    return np.concatenate(means) + centre - values.mean()
+        codes = np.append(codes, (count, count + 1))
+    sums = np.bincount(codes, weights=values - values.mean())
+    return float(sums @ sums * len(sums) / (len(sums) - 1) / len(values) ** 2)
 
 
-def _parts(samples: int, size: int) -> Iterator[int]:
-    """Numbers of samples of this size to draw at a time, which bounds the memory: 2 million values."""
-    most = max(1, 2**21 // size)
-    for begin in range(0, samples, most):
-        yield min(most, samples - begin)
+def _weighted(tasks: Sequence[_Components], weights: Floats) -> Effect:
+    """The effect of D_w, from the components of each task and its weight."""
+    seeds = len(tasks[0].sums)
+    by_seed = np.zeros(seeds)
+    questions = []
+    interaction = 0.0
+    for task, weight in zip(tasks, weights, strict=True):
+        by_seed += weight * task.sums.sum(axis=1)
+        questions.append(Part(weight**2 * task.questions, task.sums.shape[1] - 1))
+        interaction += weight**2 * task.interaction
+    of_questions = _sum(questions)
+    parts = [Part(max(0.0, of_questions.variance - interaction), of_questions.degrees)]
+    if seeds > 1:
+        parts.append(Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1))
+        exchangeable = by_seed / seeds
+    else:
+        by_cluster = [weight * task.sums[0] for task, weight in zip(tasks, weights, strict=True)]
+        exchangeable = np.concatenate(by_cluster)
+    return Effect(Law(float(by_seed.mean()), parts), seeds, exchangeable)
 
 
-def _interaction(d: Floats) -> float:
-    """Variance of the mean of d by what varies by seed and question together: Σ e² / ((S − 1)(n − 1)) / (S n).
-
-    e = d − (its seed's mean) − (its question's mean) + (the mean); d has shape ``(S, n)``.
-    """
-    residual = d - d.mean(axis=0) - d.mean(axis=1, keepdims=True) + d.mean()
-    seeds, n = d.shape
-    return float((residual**2).sum() / ((seeds - 1) * (n - 1)) / (seeds * n))
+def _sum(parts: Sequence[Part]) -> Part:
+    """V = Σ V_t, with Satterthwaite's degrees: V² / Σ V_t² / ν_t."""
+    variance = sum(part.variance for part in parts)
+    if not variance:
+        return Part(0.0, sum(part.degrees for part in parts))
+    inverse = sum((part.variance / variance) ** 2 / part.degrees for part in parts)
+    return Part(variance, 1 / inverse)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -1,0 +1,110 @@
+"""The law of a difference against Student's t, the normal, Fisher and Yates' table, an integral, and draws."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from moslora.compare.law import Law, Part
+
+LEVELS = (0.1, 0.05, 0.05 / 11)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 5, 7, 40.5, 800.0])
+def test_one_part_is_scipys_t(degrees: float) -> None:
+    law = Law(0.3, [Part(4.0, degrees), Part(0.0, 9)])
+    expected = stats.t(degrees, 0.3, 2)
+    for level in LEVELS:
+        assert law.interval(level) == pytest.approx(expected.interval(1 - level), rel=1e-3 if degrees == 1 else 1e-6)
+    for value in (-4.0, 0.0, 0.3, 1.0, 5.0):
+        assert law.above(value) == pytest.approx(expected.cdf(value), rel=1e-7)
+        assert law.below(value) == pytest.approx(expected.sf(value), rel=1e-7)
+        assert law.p(value) == pytest.approx(2 * min(expected.cdf(value), expected.sf(value)), rel=1e-7)
+
+
+def test_many_degrees_are_the_normal() -> None:
+    law = Law(1.0, [Part(9.0, 1e7), Part(16.0, 1e7)])
+    assert law.standard_error == pytest.approx(5)
+    assert law.interval(0.05) == pytest.approx(stats.norm(1, 5).interval(0.95), rel=1e-6)
+    assert law.p() == pytest.approx(2 * stats.norm.sf(0.2), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "points"),
+    [
+        (6, (2.447, 2.440, 2.435, 2.435, 2.435, 2.440, 2.447)),
+        (8, (2.447, 2.430, 2.398, 2.364, 2.331, 2.310, 2.306)),
+        (12, (2.447, 2.423, 2.367, 2.301, 2.239, 2.193, 2.179)),
+        (24, (2.447, 2.418, 2.342, 2.247, 2.156, 2.088, 2.064)),
+        (1e7, (2.447, 2.413, 2.322, 2.201, 2.082, 1.993, 1.960)),
+    ],
+)
+def test_it_is_fisher_and_yates_table(degrees: float, points: tuple[float, ...]) -> None:
+    """5 % points at θ = 0°, 15° … 90°, of 6 degrees and others: Sukhatme's in table VI of their Statistical Tables."""
+    for angle, point in zip(np.radians(range(0, 91, 15)), points, strict=True):
+        law = Law(0.0, [Part(math.cos(angle) ** 2, 6), Part(math.sin(angle) ** 2, degrees)])
+        assert law.interval(0.05)[1] == pytest.approx(point, abs=0.0011)
+
+
+def by_integral(x: float, one: Part, other: Part) -> float:
+    """P(√V₁ T₁ + √V₂ T₂ ≥ x), over T₁."""
+    tail = stats.t(other.degrees, scale=math.sqrt(other.variance)).sf
+    density = stats.t(one.degrees).pdf
+    value, _ = integrate.quad(lambda t: density(t) * tail(x - math.sqrt(one.variance) * t), -np.inf, np.inf, limit=200)
+    return float(value)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4, 8])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_two_parts_are_the_integral_over_one_of_them(seeds: int, share: float) -> None:
+    parts = Part(share, seeds - 1), Part(1 - share, 300.5)
+    law = Law(0.0, parts)
+    for x in (0.5, 2.0, 5.0):
+        assert law.above(x) == pytest.approx(by_integral(x, *parts), rel=1e-4 if seeds == 2 else 1e-6)
+    for level in LEVELS:
+        low, high = law.interval(level)
+        assert -low == pytest.approx(high) and by_integral(high, *parts) == pytest.approx(level / 2, rel=1e-3)
+
+
+def test_it_is_the_law_of_draws() -> None:
+    draw = np.random.default_rng(0)
+    errors = 2 * draw.standard_t(3, 400_000) + 1.5 * draw.standard_t(20, 400_000)
+    law = Law(0.7, [Part(4.0, 3), Part(2.25, 20)])
+    for value in (-8.0, 0.0, 3.0, 8.0):
+        p = law.above(value)
+        low, high = stats.binom.ppf([0.001, 0.999], len(errors), p) / len(errors)
+        assert low <= (0.7 + errors <= value).mean() <= high
+
+
+def test_tests_and_intervals_agree() -> None:
+    law = Law(0.4, [Part(0.02, 3), Part(0.01, 90)])
+    for level in LEVELS:
+        low, high = law.interval(level)
+        assert law.p(low) == pytest.approx(level) and law.p(high) == pytest.approx(level)
+        assert law.below(low) == pytest.approx(level / 2) and law.above(high) == pytest.approx(level / 2)
+        assert law.beyond(high) == pytest.approx(level / 2), "the nearer end"
+    mirrored = Law(-0.4, law.parts)
+    assert mirrored.beyond(0.9) == law.beyond(0.9) and mirrored.p() == law.p()
+    scaled = Law(400.0, [Part(1e6 * part.variance, part.degrees) for part in law.parts])
+    assert scaled.interval(0.05) == pytest.approx(1000 * np.array(law.interval(0.05)))
+
+
+def test_without_any_error_a_difference_is_what_it_is() -> None:
+    law = Law(0.2, [Part(0.0, 3), Part(0.0, 10)])
+    assert law.interval(0.05) == (0.2, 0.2) and law.p() == 0 and law.p(0.2) == 1
+    assert law.beyond(0.3) == 0 and law.beyond(0.1) == 1 and law.detectable(level=0.05, power=0.8) == 0
+
+
+@pytest.mark.parametrize(("seeds", "of_seeds"), [(4, 0.9), (4, 0.3), (6, 1.0), (1, 0.0)])
+def test_the_detectable_difference_is_detected_four_times_in_five(seeds: int, of_seeds: float) -> None:
+    """Found from the true variances; each study has its own estimate of that of seeds."""
+    draw = np.random.default_rng(0)
+    degrees = max(1, seeds - 1)
+    true = [Part(of_seeds, degrees), Part(1 - of_seeds, 500)]
+    detectable = Law(0.0, true).detectable(level=0.05, power=0.8)
+    found = 0
+    for difference in draw.normal(detectable, 1, 400):
+        estimated = Part(of_seeds * draw.chisquare(degrees) / degrees, degrees)
+        found += Law(difference, [estimated, true[1]]).p() <= 0.05
+    assert found / 400 == pytest.approx(0.8, abs=0.08)
