@@ -1,269 +1,217 @@
-"""How often `moslora compare` finds a difference where there is none, and where there is one.
+"""How often a comparison misses the truth, and how wide its intervals are, in worlds whose truth is known.
 
-    python -m benchmarks.checks.error_rates                  # 7 minutes of one core; tables of docs/comparing.md
-    python -m benchmarks.checks.error_rates --studies 200    # a quick look
+    python -m benchmarks.checks.error_rates                  # tables of docs/comparing.md
+    python -m benchmarks.checks.error_rates --studies 100 --print-only
 
-Arms answer 8 tasks of 64 questions. An answer is right if
-
-    difficulty[i] + effect + seed[arm, s] + taste[arm, i] + noise[arm, s, i] > 0
-
-with all terms normal: `seed` is the luck of a training, `taste` what an arm knows of a question under every seed. Equal
-arms differ in their draws alone, so that on other questions and under other seeds either may come out above.
-
-In a family, eleven arms are compared with a common one. Its second outcome is the sum itself, of 100 texts: a number of
-each text that needs no threshold, as nats per byte.
+Arms are compared with the first: one of them, and all as a family (`benchmarks.checks.worlds`). The law of `moslora
+compare` stands beside two others, and an oracle: the normal law with the standard error over all studies.
 """
 
 import argparse
-from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from benchmarks import DOCS
-from benchmarks.tables import machine, markdown, write_between
-from moslora.compare.statistics import LEVEL, MACRO, MICRO, Floats, effects, family, holm
+from benchmarks.checks.worlds import SEEDS, World, worlds
+from benchmarks.tables import machine, markdown, publish
+from moslora.compare.law import Law, Part
+from moslora.compare.statistics import LEVEL, MACRO, Effect, Floats, effects
+from moslora.errors import counted
 
 PAGE = DOCS / "comparing.md"
-TASKS = 8
-QUESTIONS = 64
-"""Of a task."""
 
-TEXTS = 100
-RESAMPLES = 1000
+MEASURED = 220
+"""Studies whose intervals are measured."""
+
+NONE = Part(0.0, 0.0)
+
+
+def of_seeds_and_questions(effect: Effect) -> Law:
+    """The law of `moslora compare`."""
+    return effect.law
+
+
+def student(effect: Effect) -> Law:
+    """Student's t of S − 1 degrees for the error as a whole."""
+    return Law(effect.difference, Part(effect.law.standard_error**2, effect.seeds - 1), NONE)
+
+
+def satterthwaite(effect: Effect) -> Law:
+    """Student's t of Satterthwaite's degrees, (S − 1) (V / V_s)²."""
+    variance = effect.law.standard_error**2
+    degrees = (effect.seeds - 1) * (variance / effect.law.seeds.variance) ** 2
+    return Law(effect.difference, Part(variance, min(degrees, 1e6)), NONE)
+
+
+def behrens_fisher(effect: Effect) -> Law:
+    """√V_s · T_s + √(V_q − V_i) · T_q."""
+    law = effect.law
+    rest = max(0.0, law.questions.variance - law.interaction)
+    return Law(effect.difference, law.seeds, Part(rest, law.questions.degrees))
+
+
+LAWS: dict[str, Callable[[Effect], Law]] = {
+    "seeds and questions (`moslora compare`)": of_seeds_and_questions,
+    "Behrens and Fisher's, of V_s and V_q − V_i": behrens_fisher,
+    "Satterthwaite's degrees": satterthwaite,
+    "Student's t, S − 1 degrees": student,
+}
+OWN = next(iter(LAWS))
 
 
 @dataclass(frozen=True)
-class World:
-    """An arm and others; standard deviations are in units of the noise.
+class Found:
+    """What a law says in the studies of a world.
 
     Attributes:
-        title: in the table.
-        seeds: runs of each arm.
-        seed: standard deviation of a training's luck.
-        taste: standard deviation of what an arm knows of a question.
-        effects: of the other arms.
-        margin: a difference of the sum that does not matter; ``None`` if it only says which answers are right.
+        misses: studies whose one interval is without the truth.
+        joint_misses: studies of which any of the family's intervals is.
+        width: of an interval, as a share of the oracle's, on average.
+        joint_width: of an interval of the family.
     """
 
-    title: str
-    seeds: int
-    seed: float = 0.0
-    taste: float = 0.0
-    effects: tuple[float, ...] = (0.0,)
-    margin: float | None = None
-
-    def differences(self, random: np.random.Generator) -> list[dict[str, Floats]]:
-        """Of each other arm, task -> d, shape ``(S, n)``."""
-        shape = (self.seeds, TEXTS if self.margin else TASKS * QUESTIONS)
-        difficulty = random.normal(0.3, 1.5, shape[1])
-        sums = []
-        for effect in (0.0, *self.effects):
-            luck = self.seed * random.standard_normal((self.seeds, 1))
-            taste = self.taste * random.standard_normal(shape[1])
-            noise = random.standard_normal(shape)
-            sums.append(difficulty + effect + luck + taste + noise)
-        first, *others = sums
-        if self.margin:
-            return [{"texts": other - first} for other in others]
-        return [by_task((other > 0).astype(float) - (first > 0)) for other in others]
+    misses: int
+    joint_misses: int
+    width: float
+    joint_width: float
 
 
-def by_task(differences: Floats) -> dict[str, Floats]:
-    """Task -> its questions' share of the columns."""
-    parts = np.split(differences, TASKS, axis=1)
-    return {str(task): part for task, part in enumerate(parts)}
+def found_by_laws(world: World, studies: int) -> dict[str, Found]:
+    """Law -> what it says in as many studies; with one seed of the first alone, as the others need several."""
+    random = np.random.default_rng([*world.title.encode(), world.seeds])
+    clusters = None
+    if world.clusters is not None and world.known:
+        clusters = {"all": world.clusters}
+    effects_of_arms = []  # of each study
+    errors = []
+    for _ in range(studies):
+        differences, true = world.study(random)
+        arms = [effects({"all": d}, binary=world.binary, clusters=clusters)[MACRO] for d in differences]
+        effects_of_arms.append([moved(arm, by) for arm, by in zip(arms, true, strict=True)])
+        errors.append([arm.difference for arm in effects_of_arms[-1]])
+    oracle = np.sqrt((np.array(errors) ** 2).mean(axis=0))
+    laws = LAWS
+    if world.seeds == 1:
+        laws = {OWN: LAWS[OWN]}
+    return {name: said_by(law, effects_of_arms, oracle) for name, law in laws.items()}
 
 
-EQUAL = (
-    World("one run each", seeds=1),
-    World("6 seeds", seeds=6, seed=0.1),
-    World("6 seeds, tastes", seeds=6, seed=0.1, taste=0.5),
-    World("8 seeds, tastes", seeds=8, seed=0.1, taste=0.5),
-)
-PLANTED = (
-    World("one run each", seeds=1, effects=(0.35,)),
-    World("6 seeds", seeds=6, seed=0.1, effects=(0.3,)),
-    World("6 seeds, tastes", seeds=6, seed=0.1, taste=0.5, effects=(0.3,)),
-    World("8 seeds, tastes", seeds=8, seed=0.1, taste=0.5, effects=(0.3,)),
-)
-
-# The other arms of a family: their effects in margins, or in a unit that is as visible.
-EQUAL_ARMS = (0.0,) * 11
-MARGIN_APART = (1.0,) * 11
-THREE_DIFFER = (2.0,) * 3 + (0.0,) * 8
+def moved(effect: Effect, true: float) -> Effect:
+    """With the true difference at 0, and without the numbers whose signs are flipped."""
+    law = replace(effect.law, difference=effect.difference - true)
+    return replace(effect, law=law, exchangeable=np.zeros(0))
 
 
-def families(world: World, *kinds: tuple[float, ...], unit: float) -> list[World]:
-    """``world`` with the effects of each kind, in units, under 4 and under 6 seeds."""
-    found = []
-    for kind in kinds:
-        effects = tuple(unit * effect for effect in kind)
-        found += [replace(world, effects=effects, seeds=seeds) for seeds in (4, 6)]
-    return found
+def said_by(law: Callable[[Effect], Law], studies: Sequence[Sequence[Effect]], oracle: Floats) -> Found:
+    """What a law says, where the truth is 0.
 
-
-FAMILIES = [
-    *families(World("nats, luck alone", 4, seed=5.0, margin=50.0), EQUAL_ARMS, MARGIN_APART, unit=50.0),
-    *families(
-        World("nats, tastes", 4, seed=0.1, taste=0.5, margin=0.5), EQUAL_ARMS, MARGIN_APART, THREE_DIFFER, unit=0.5
-    ),
-    *families(World("accuracy, tastes", 4, seed=0.1, taste=0.5), EQUAL_ARMS, THREE_DIFFER, unit=0.25),
-]
-
-
-@dataclass(frozen=True)
-class Said:
-    """What one comparison says."""
-
-    shown: bool
-    by_flips: bool
-    by_interval: bool
-    of_a_task: bool
-    difference: float
-    detectable: float
-
-
-def study(world: World, random: np.random.Generator) -> Said:
-    """Draws the answers of one study, and compares them."""
-    (differences,) = world.differences(random)
-    found = effects(differences, binary=True, resamples=RESAMPLES)
-    macro = found.pop(MACRO)
-    del found[MICRO]
-    return Said(
-        shown=macro.shown,
-        by_flips=macro.p <= LEVEL,
-        by_interval=not macro.interval[0] <= 0 <= macro.interval[1],
-        of_a_task=min(holm([effect.p for effect in found.values()])) <= LEVEL,
-        difference=macro.difference,
-        detectable=macro.detectable or np.nan,
-    )
-
-
-@dataclass(frozen=True)
-class SaidOfFamily:
-    """What a comparison of several arms with one says: whether anything is false, and shares of what could be found.
-
-    Attributes:
-        false_difference: an equal arm is shown to differ.
-        missed: an interval is without the true difference.
-        false_equality: an arm that differs by the margin or more is shown to be equal.
-        differing: of the arms that differ.
-        equal: of those that do not.
+    Args:
+        law: of an effect.
+        studies: the effects of each arm in each study. As one contrast every arm is taken in turn.
+        oracle: the standard error of each arm's difference.
     """
-
-    false_difference: bool
-    missed: bool
-    false_equality: bool
-    differing: float
-    equal: float
-
-
-def study_family(world: World, random: np.random.Generator) -> SaidOfFamily:
-    """Draws the answers of arms, and compares them with the first.
-
-    The questions are one task: of tasks of one size it is the same average, sooner.
-    """
-    drawn = [{"all": np.concatenate(list(d.values()), axis=1)} for d in world.differences(random)]
-    found = [effects(d, binary=not world.margin, resamples=RESAMPLES // 4)[MACRO] for d in drawn]
-    members = family(found, margin=world.margin or 0.005, count=len(found))
-    true = np.array(world.effects)
-    low, high = np.array([interval for interval, *_ in members]).T
-    equal, different = np.array([p for _, *p in members]).T <= LEVEL
-    return SaidOfFamily(
-        false_difference=bool(different[true == 0].any()),
-        missed=bool(((true < low) | (high < true)).any()),
-        false_equality=bool(equal[true > 0].any()),
-        differing=share_of(different[true > 0]),
-        equal=share_of(equal[true == 0]),
-    )
+    count = len(oracle)
+    misses = 0
+    joint_misses = 0
+    widths = []
+    joint_widths = []
+    for study, arms in enumerate(studies):
+        laws = [law(arm) for arm in arms]
+        p = [one.p() for one in laws]
+        turn = study % count
+        misses += p[turn] <= LEVEL
+        joint_misses += min(p) <= LEVEL / count
+        if study < MEASURED:
+            widths.append(width(laws[turn], LEVEL) / (2 * -ndtri(LEVEL / 2) * oracle[turn]))
+            joint = LEVEL / count
+            joint_widths.append(width(laws[turn], joint) / (2 * -ndtri(joint / 2) * oracle[turn]))
+    return Found(misses, joint_misses, float(np.mean(widths)), float(np.mean(joint_widths)))
 
 
-def share_of(found: Any) -> float:
-    """The share that is true; not a number where there are none."""
-    return float(found.mean()) if found.size else np.nan
+def width(law: Law, level: float) -> float:
+    low, high = law.interval(level)
+    return high - low
+
+
+Results = dict[tuple[str, int], dict[str, Found]]
+"""Title of a world and number of seeds -> law -> what it says."""
+
+
+def measure(studies: int) -> Results:
+    """In every world, under every number of seeds."""
+    results: Results = {}
+    for world in worlds():
+        for seeds in SEEDS:
+            results[world.title, seeds] = found_by_laws(replace(world, seeds=seeds), studies)
+            for law, said in results[world.title, seeds].items():
+                misses = f"{rate(said.misses, studies)} and {rate(said.joint_misses, studies)} % miss"
+                print(f"{world.title}, {seeds} seeds, {law}: {misses};", end=" ")
+                print(f"widths {said.width:.2f} and {said.joint_width:.2f}", flush=True)
+    return results
 
 
 def rate(count: int, studies: int) -> str:
-    """A share of the studies in percent, with its 95 % interval (Clopper and Pearson)."""
-    interval = stats.binomtest(count, studies).proportion_ci()
-    return f"{100 * count / studies:.1f} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
+    """A share of the studies in percent."""
+    return f"{100 * count / studies:.1f}"
 
 
-def family_row(world: World, studies: int) -> list[str]:
-    """A line of the second table."""
-    random = np.random.default_rng(
-        [*world.title.encode(), world.seeds, *(int(100 * effect) for effect in world.effects)]
+def misses_table(results: Results, studies: int) -> str:
+    """A row per world, a column per number of seeds: misses of the own law, of one contrast and of eleven."""
+    rows = [["outcome, world", *columns_of_seeds()]]
+    for title in titles(results):
+        cells = []
+        for seeds in SEEDS:
+            said = results[title, seeds][OWN]
+            cells.append(f"{rate(said.misses, studies)} · {rate(said.joint_misses, studies)}")
+        rows.append([title, *cells])
+    error = 100 * np.sqrt(0.05 * 0.95 / studies)
+    return (
+        f"{markdown(rows)}\n\n{studies:,} studies each, so that 5 % has a standard error of {error:.1f}. {machine()}."
     )
-    said = [study_family(world, random) for _ in range(studies)]
-
-    def any_of(name: str, known: bool) -> str:
-        if not known:
-            return "–"
-        return rate(sum(getattr(one, name) for one in said), studies)
-
-    def share(name: str, known: bool) -> str:
-        if not known:
-            return "–"
-        return f"{100 * np.mean([getattr(one, name) for one in said]):.0f}"
-
-    some_equal = 0.0 in world.effects
-    some_differ = any(world.effects)
-    cells = [
-        world.title,
-        str(world.seeds),
-        effects_in_words(world),
-        f"{world.margin:g}" if world.margin else "–",
-        any_of("false_difference", some_equal),
-        any_of("missed", bool(world.margin) or not some_differ),
-        any_of("false_equality", bool(world.margin) and some_differ),
-        share("differing", some_differ),
-        share("equal", bool(world.margin) and some_equal),
-    ]
-    print(" | ".join(cells), flush=True)
-    return cells
 
 
-def effects_in_words(world: World) -> str:
-    counts = Counter(effect for effect in sorted(world.effects) if effect)
-    if not counts:
-        return "all equal"
-    return ", ".join(f"{count} by {effect:g}" for effect, count in counts.items())
+def laws_table(results: Results, studies: int) -> str:
+    """For each law and number of seeds the least and most misses over the worlds, and the same of widths."""
+    several = [seeds for seeds in SEEDS if seeds > 1]
+    known = [title for title in titles(results) if "not named" not in title]
+    rows = [["law", "", *columns_of_seeds()[1:]]]
+    for law in LAWS:
+        of_law = {seeds: [results[title, seeds][law] for title in known] for seeds in several}
+        for name, field in (("one contrast", "misses"), ("any of eleven", "joint_misses")):
+            cells = []
+            for found in of_law.values():
+                shares = [getattr(said, field) / studies for said in found]
+                cells.append(f"{100 * min(shares):.1f} to {100 * max(shares):.1f}")
+            rows.append([law, f"{name}: % that miss", *cells])
+        for name, field in (("one contrast", "width"), ("any of eleven", "joint_width")):
+            cells = []
+            for found in of_law.values():
+                widths = [getattr(said, field) for said in found]
+                cells.append(f"{min(widths):.2f} to {max(widths):.2f}")
+            rows.append([law, f"{name}: width / the oracle's", *cells])
+    return f"{markdown(rows)}\n\nLeast and most over the worlds."
 
 
-def row(world: World, studies: int) -> list[str]:
-    """A line of the first table."""
-    random = np.random.default_rng([*world.title.encode(), int(100 * world.effects[0])])
-    said = [study(world, random) for _ in range(studies)]
+def titles(results: Results) -> list[str]:
+    """Of the worlds, in their order."""
+    return list(dict.fromkeys(title for title, _ in results))
 
-    def of(name: str) -> str:
-        return rate(sum(getattr(one, name) for one in said), studies)
 
-    effect = 0.0
-    if any(world.effects):
-        effect = 100 * float(np.mean([one.difference for one in said]))
-    detectable = 100 * np.mean([one.detectable for one in said])
-    cells = [world.title, f"{effect:.1f}", f"{detectable:.1f}", of("shown"), of("by_flips"), of("by_interval")]
-    cells.append(of("of_a_task") if world.seeds == 1 else "–")
-    print(" | ".join(cells), flush=True)
-    return cells
+def columns_of_seeds() -> list[str]:
+    return [counted(seeds, "seed") for seeds in SEEDS]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=10_000, help="of two equal arms; of the others a fifth")
-    studies = parser.parse_args().studies
-    rows = [row(world, studies) for world in EQUAL] + [row(world, max(1, studies // 5)) for world in PLANTED]
-    titles = ["arms", "true difference", "detectable", "**shown**", "sign flips", "interval", "a task, by Holm"]
-    counts = f"{studies:,} comparisons of equal arms in each row, {studies // 5:,} of the others. {machine()}."
-    write_between(PAGE, "compare", f"{markdown([titles, *rows])}\n\n{counts}")
-    several = max(1, studies // 10)
-    titles = ["outcome", "seeds", "true differences", "margin", "any false difference", "any interval misses"]
-    titles += ["any false equality", "differing arms found", "equal arms found"]
-    rows = [family_row(world, several) for world in FAMILIES]
-    write_between(PAGE, "families", f"{markdown([titles, *rows])}\n\n{several:,} families in each row. {machine()}.")
+    parser.add_argument("--studies", type=int, default=2_000, help="of each world (%(default)s)")
+    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
+    given = parser.parse_args()
+    results = measure(given.studies)
+    publish(misses_table(results, given.studies), PAGE, "misses", print_only=given.print_only)
+    publish(laws_table(results, given.studies), PAGE, "laws", print_only=given.print_only)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from benchmarks.article import results
 from compare_kit import base, drawn, packed, with_tasks

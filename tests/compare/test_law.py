@@ -1,6 +1,7 @@
 """The law of a difference against Student's t, the normal, Fisher and Yates' table, an integral, and draws."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,25 +10,31 @@ from scipy import integrate, stats
 from moslora.compare.law import Law, Part
 
 LEVELS = (0.1, 0.05, 0.05 / 11)
+NOTHING = Part(0.0, 0.0)
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 5, 7, 40.5, 800.0])
 def test_one_part_is_scipys_t(degrees: float) -> None:
-    law = Law(0.3, [Part(4.0, degrees), Part(0.0, 9)])
     expected = stats.t(degrees, 0.3, 2)
-    for level in LEVELS:
-        assert law.interval(level) == pytest.approx(expected.interval(1 - level), rel=1e-3 if degrees == 1 else 1e-6)
-    for value in (-4.0, 0.0, 0.3, 1.0, 5.0):
-        assert law.above(value) == pytest.approx(expected.cdf(value), rel=1e-7)
-        assert law.below(value) == pytest.approx(expected.sf(value), rel=1e-7)
-        assert law.p(value) == pytest.approx(2 * min(expected.cdf(value), expected.sf(value)), rel=1e-7)
+    one = Part(4.0, degrees)
+    for law in Law(0.3, one, NOTHING), Law(0.3, NOTHING, one), Law(0.3, one, NOTHING, interaction=1.0):
+        for level in LEVELS:
+            precise = 1e-3 if degrees == 1 else 1e-6
+            assert law.interval(level) == pytest.approx(expected.interval(1 - level), rel=precise)
+        for value in (-4.0, 0.0, 0.3, 1.0, 5.0):
+            assert law.above(value) == pytest.approx(expected.sf(value), rel=1e-7)
+            assert law.below(value) == pytest.approx(expected.cdf(value), rel=1e-7)
+            assert law.p(value) == pytest.approx(2 * min(expected.cdf(value), expected.sf(value)), rel=1e-7)
 
 
 def test_many_degrees_are_the_normal() -> None:
-    law = Law(1.0, [Part(9.0, 1e7), Part(16.0, 1e7)])
+    law = Law(1.0, Part(9.0, 1e7), Part(16.0, 1e7))
     assert law.standard_error == pytest.approx(5)
     assert law.interval(0.05) == pytest.approx(stats.norm(1, 5).interval(0.95), rel=1e-6)
     assert law.p() == pytest.approx(2 * stats.norm.sf(0.2), rel=1e-6)
+    with_both = Law(1.0, law.seeds, law.questions, interaction=8.0)
+    assert with_both.standard_error == pytest.approx(17**0.5)
+    assert with_both.interval(0.05) == pytest.approx(stats.norm(1, 17**0.5).interval(0.95), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ def test_many_degrees_are_the_normal() -> None:
 def test_it_is_fisher_and_yates_table(degrees: float, points: tuple[float, ...]) -> None:
     """5 % points at θ = 0°, 15° … 90°, of 6 degrees and others: Sukhatme's in table VI of their Statistical Tables."""
     for angle, point in zip(np.radians(range(0, 91, 15)), points, strict=True):
-        law = Law(0.0, [Part(math.cos(angle) ** 2, 6), Part(math.sin(angle) ** 2, degrees)])
+        law = Law(0.0, Part(math.cos(angle) ** 2, 6), Part(math.sin(angle) ** 2, degrees))
         assert law.interval(0.05)[1] == pytest.approx(point, abs=0.0011)
 
 
@@ -57,9 +64,9 @@ def by_integral(x: float, one: Part, other: Part) -> float:
 
 @pytest.mark.parametrize("seeds", [2, 3, 4, 8])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_two_parts_are_the_integral_over_one_of_them(seeds: int, share: float) -> None:
+def test_without_interaction_it_is_the_integral_over_one_t(seeds: int, share: float) -> None:
     parts = Part(share, seeds - 1), Part(1 - share, 300.5)
-    law = Law(0.0, parts)
+    law = Law(0.0, *parts)
     for x in (0.5, 2.0, 5.0):
         assert law.above(x) == pytest.approx(by_integral(x, *parts), rel=1e-4 if seeds == 2 else 1e-6)
     for level in LEVELS:
@@ -67,31 +74,48 @@ def test_two_parts_are_the_integral_over_one_of_them(seeds: int, share: float) -
         assert -low == pytest.approx(high) and by_integral(high, *parts) == pytest.approx(level / 2, rel=1e-3)
 
 
-def test_it_is_the_law_of_draws() -> None:
-    draw = np.random.default_rng(0)
-    errors = 2 * draw.standard_t(3, 400_000) + 1.5 * draw.standard_t(20, 400_000)
-    law = Law(0.7, [Part(4.0, 3), Part(2.25, 20)])
-    for value in (-8.0, 0.0, 3.0, 8.0):
+@pytest.mark.parametrize("interaction", [0.3, 0.9, 1.4, 5.0])
+@pytest.mark.parametrize("seeds", [3, 4, 6])
+def test_it_is_the_law_of_draws(seeds: int, interaction: float) -> None:
+    draw = np.random.default_rng(seeds)
+    count = 400_000
+    of_questions = 1.5 * 20 / draw.chisquare(20, count)
+    of_seeds = 1.0 * (seeds - 1) / draw.chisquare(seeds - 1, count)
+    rest = np.maximum(0, of_seeds - min(interaction, 1.5))
+    drawn = 0.7 + np.sqrt(of_questions + rest) * draw.standard_normal(count)
+    law = Law(0.7, Part(1.0, seeds - 1), Part(1.5, 20), interaction)
+    for value in (0.9, 3.0, 5.0):
         p = law.above(value)
-        low, high = stats.binom.ppf([0.001, 0.999], len(errors), p) / len(errors)
-        assert low <= (0.7 + errors <= value).mean() <= high
+        low, high = stats.binom.ppf([0.001, 0.999], count, p) / count
+        assert low <= (drawn >= value).mean() <= high
+
+
+def test_seeds_that_agree_by_chance_do_not_make_it_narrower_than_questions() -> None:
+    questions = Part(2.0, 500)
+    alone = Law(0.3, NOTHING, questions)
+    for of_seeds in (1e-9, 0.01, 0.3):
+        law = Law(0.3, Part(of_seeds, 3), questions, interaction=1.9)
+        assert law.standard_error == pytest.approx(alone.standard_error)
+        assert law.p() >= alone.p() * (1 - 1e-9)
+        for level in LEVELS:
+            assert law.interval(level)[1] >= alone.interval(level)[1] - 1e-9
 
 
 def test_tests_and_intervals_agree() -> None:
-    law = Law(0.4, [Part(0.02, 3), Part(0.01, 90)])
+    law = Law(0.4, Part(0.02, 3), Part(0.01, 90), 0.004)
     for level in LEVELS:
         low, high = law.interval(level)
         assert law.p(low) == pytest.approx(level) and law.p(high) == pytest.approx(level)
         assert law.below(low) == pytest.approx(level / 2) and law.above(high) == pytest.approx(level / 2)
         assert law.beyond(high) == pytest.approx(level / 2), "the nearer end"
-    mirrored = Law(-0.4, law.parts)
+    mirrored = replace(law, difference=-0.4)
     assert mirrored.beyond(0.9) == law.beyond(0.9) and mirrored.p() == law.p()
-    scaled = Law(400.0, [Part(1e6 * part.variance, part.degrees) for part in law.parts])
+    scaled = Law(400.0, Part(0.02e6, 3), Part(0.01e6, 90), 0.004e6)
     assert scaled.interval(0.05) == pytest.approx(1000 * np.array(law.interval(0.05)))
 
 
 def test_without_any_error_a_difference_is_what_it_is() -> None:
-    law = Law(0.2, [Part(0.0, 3), Part(0.0, 10)])
+    law = Law(0.2, Part(0.0, 3), Part(0.0, 10))
     assert law.interval(0.05) == (0.2, 0.2) and law.p() == 0 and law.p(0.2) == 1
     assert law.beyond(0.3) == 0 and law.beyond(0.1) == 1 and law.detectable(level=0.05, power=0.8) == 0
 
@@ -101,10 +125,10 @@ def test_the_detectable_difference_is_detected_four_times_in_five(seeds: int, of
     """Found from the true variances; each study has its own estimate of that of seeds."""
     draw = np.random.default_rng(0)
     degrees = max(1, seeds - 1)
-    true = [Part(of_seeds, degrees), Part(1 - of_seeds, 500)]
-    detectable = Law(0.0, true).detectable(level=0.05, power=0.8)
+    questions = Part(1 - of_seeds, 500)
+    detectable = Law(0.0, Part(of_seeds, degrees), questions).detectable(level=0.05, power=0.8)
     found = 0
     for difference in draw.normal(detectable, 1, 400):
         estimated = Part(of_seeds * draw.chisquare(degrees) / degrees, degrees)
-        found += Law(difference, [estimated, true[1]]).p() <= 0.05
+        found += Law(difference, estimated, questions).p() <= 0.05
     assert found / 400 == pytest.approx(0.8, abs=0.08)

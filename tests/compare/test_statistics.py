@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moslora.compare.law import Part
-from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects, family, holm
+from moslora.compare.statistics import MACRO, MICRO, Codes, Floats, effects, family, holm
 
 
 def flips(seed: int, n: int, lost: float = 0.1, won: float = 0.2) -> Floats:
@@ -21,11 +20,6 @@ def test_holm_is_statsmodels(seed: int) -> None:
     p = np.random.default_rng(seed).uniform(0, 0.2, 8).tolist()
     assert holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1])
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
-def of_questions(effect: Effect) -> Part:
-    """The part of the error that is of questions."""
-    return effect.law.parts[0]
 
 
 def test_of_one_task_and_one_seed_it_is_scipys_t_test() -> None:
@@ -58,8 +52,8 @@ def test_tasks_are_independent() -> None:
     assert micro.difference == pytest.approx(np.concatenate(list(tasks.values()), axis=1).mean())
     assert micro.law.standard_error == pytest.approx(np.hypot(0.6 * errors[0], 0.4 * errors[1]))
     parts = np.array([0.6 * errors[0], 0.4 * errors[1]]) ** 2
-    assert of_questions(micro).degrees == pytest.approx(parts.sum() ** 2 / (parts**2 / (59, 39)).sum())
-    assert of_questions(found["boolq"]).degrees == pytest.approx(59)
+    assert micro.law.questions.degrees == pytest.approx(parts.sum() ** 2 / (parts**2 / (59, 39)).sum())
+    assert found["boolq"].law.questions.degrees == pytest.approx(59)
 
 
 def crossed(seeds: int, codes: Codes, *, by_seed: float = 1.0, by_cluster: float = 1.0, rest: float = 1.0) -> Floats:
@@ -98,13 +92,15 @@ def test_variances_are_those_of_loops(codes: Codes) -> None:
     d = crossed(4, codes, rest=0.3)
     effect = effects({"obqa": d}, binary=False, clusters={"obqa": codes})[MACRO]
     seeds, questions, both = by_loops(d, codes)
-    of_questions, of_seeds = effect.law.parts
+    found = effect.law
     assert effect.difference == pytest.approx(d.mean())
-    assert (of_seeds.variance, of_seeds.degrees) == (pytest.approx(seeds), 3)
-    assert (of_questions.variance, of_questions.degrees) == (pytest.approx(questions - both), codes.max())
-    of_one = effects({"obqa": d[:1]}, binary=False, clusters={"obqa": codes})[MACRO]
+    assert (found.seeds.variance, found.seeds.degrees) == (pytest.approx(seeds), 3)
+    assert (found.questions.variance, found.questions.degrees) == (pytest.approx(questions), codes.max())
+    assert found.interaction == pytest.approx(both)
+    of_one = effects({"obqa": d[:1]}, binary=False, clusters={"obqa": codes})[MACRO].law
     _, questions, _ = by_loops(d[[0, 0]], codes)
-    assert [part.variance for part in of_one.law.parts] == [pytest.approx(questions)]
+    assert (of_one.seeds.variance, of_one.interaction) == (0, 0)
+    assert of_one.questions.variance == pytest.approx(questions)
 
 
 def test_variances_are_those_of_a_two_way_cluster_bootstrap() -> None:
@@ -118,7 +114,7 @@ def test_variances_are_those_of_a_two_way_cluster_bootstrap() -> None:
     expected = seeds * 4 / 5 + questions * 24 / 25 + both * (4 / 5) * (24 / 25)
     assert np.var(means) == pytest.approx(expected, rel=0.03)
     law = effects({"obqa": d}, binary=False, clusters={"obqa": codes})[MACRO].law
-    assert law.standard_error**2 == pytest.approx(seeds + questions - both)
+    assert law.standard_error**2 == pytest.approx(seeds + questions - both), "which it has once"
 
 
 def test_questions_of_a_cluster_count_once() -> None:
@@ -129,7 +125,7 @@ def test_questions_of_a_cluster_count_once() -> None:
     twice = effects({"obqa": d.repeat(2, axis=1)}, binary=False, clusters={"obqa": codes})[MACRO]
     assert twice.interval == pytest.approx(once.interval) and twice.p == pytest.approx(once.p)
     as_if_apart = effects({"obqa": d.repeat(2, axis=1)}, binary=False)[MACRO]
-    assert of_questions(as_if_apart).variance < of_questions(once).variance
+    assert as_if_apart.law.questions.variance < once.law.questions.variance
     of_one = effects({"obqa": d[:1].repeat(2, axis=1)}, binary=False, clusters={"obqa": codes})[MACRO]
     assert of_one.flips == effects({"obqa": d[:1]}, binary=False)[MACRO].flips, "a cluster changes its sign as one"
 

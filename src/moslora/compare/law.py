@@ -1,16 +1,16 @@
-"""What is known of a true difference δ once D was found: Behrens and Fisher's law.
+"""What is known of a true difference δ once D was found: a law of Behrens and Fisher's kind.
 
-    δ = D + Σ_k √V_k · T_k      T_k independent, Student's t of ν_k degrees
+    δ − D   is normal with the variance   V_q ν_q / χ²_q + max(0, V_s ν_s / χ²_s − V_i)   for given χ²_q and χ²_s
 
-Part k of the error has a variance that was estimated as V_k, with ν_k degrees of freedom. For given χ²_k the law is
-normal, with the variance Σ_k V_k ν_k / χ²_k, so its tails are those of normals averaged over the χ²_k. One part gives
-Student's t, and parts of many degrees a normal law.
+V_s is the variance of D by other seeds, estimated with ν_s degrees of freedom, and V_q that by other questions, with
+ν_q. V_i, of what varies by seed and question together, is in both. The law is the average over the χ². Its variance is
+never below that of questions, which is known best: a few seeds that agree by chance make no interval narrower.
 
-Behrens 1929; Fisher 1935, doi 10.1111/j.1469-1809.1935.tb02120.x.
+Where seeds are all it is Student's t of ν_s degrees, where questions are all that of ν_q, and without V_i the law of
+√V_s · T_s + √V_q · T_q: Behrens 1929; Fisher 1935, doi 10.1111/j.1469-1809.1935.tb02120.x.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,19 +28,21 @@ WEIGHTS = np.exp(-(NODES**2) / 2) / np.exp(-(NODES**2) / 2).sum()
 
 @dataclass(frozen=True)
 class Part:
-    """An independent part of the error of a difference.
+    """An estimated variance.
 
     Attributes:
-        variance: V, as it was estimated.
-        degrees: ν, the degrees of freedom of this estimate.
+        variance: V.
+        degrees: ν, the degrees of freedom of the estimate.
     """
 
     variance: float
     degrees: float
 
     @property
-    def variances(self) -> NDArray[np.float64]:
-        """V ν / χ² at the `NODES`, shape ``(65,)``."""
+    def plausible(self) -> NDArray[np.float64]:
+        """V ν / χ² at the `NODES`, shape ``(65,)``; of no variance ``(1,)``."""
+        if not self.variance:
+            return np.zeros(1)
         halves: NDArray[np.float64] = gammaincinv(self.degrees / 2, ndtr(NODES))  # χ² / 2
         return self.variance * self.degrees / (2 * halves)
 
@@ -51,16 +53,20 @@ class Law:
 
     Attributes:
         difference: D, as it was found.
-        parts: of its error.
+        seeds: V_s.
+        questions: V_q.
+        interaction: V_i, which counts up to V_q.
     """
 
     difference: float
-    parts: Sequence[Part]
+    seeds: Part
+    questions: Part
+    interaction: float = 0.0
 
     @property
     def standard_error(self) -> float:
-        """√Σ V_k."""
-        return math.sqrt(sum(part.variance for part in self.parts))
+        """√(V_q + max(0, V_s − V_i))."""
+        return math.sqrt(self.questions.variance + max(0.0, self.seeds.variance - self._in_both))
 
     def interval(self, level: float) -> tuple[float, float]:
         """The interval that a test of this two-sided level does not reject: of confidence 1 − ``level``."""
@@ -105,17 +111,24 @@ class Law:
         found: float = brentq(lambda distance: self._tail(distance) - tail, 0, far, xtol=1e-12 * far)
         return found
 
+    @property
+    def _in_both(self) -> float:
+        return min(self.interaction, self.questions.variance)
+
     @cached_property
     def _mixture(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Standard deviations of the normals whose average the law is, and their weights: ``(65,)``, of two parts
-        ``(65²,)``."""
-        variances = np.zeros(1)
-        weights = np.ones(1)
-        for part in self.parts:
-            if part.variance:
-                variances = np.add.outer(variances, part.variances).ravel()
-                weights = np.multiply.outer(weights, WEIGHTS).ravel()
-        return np.sqrt(variances), weights
+        """Standard deviations of the normals whose average the law is, and their weights."""
+        rest = np.maximum(0, self.seeds.plausible - self._in_both)
+        variances = np.add.outer(self.questions.plausible, rest)
+        weights = np.multiply.outer(_weights(self.questions), _weights(self.seeds))
+        return np.sqrt(variances).ravel(), weights.ravel()
+
+
+def _weights(part: Part) -> NDArray[np.float64]:
+    """Of its plausible variances."""
+    if not part.variance:
+        return np.ones(1)
+    return WEIGHTS
 
 
 def _step(distance: float) -> float:

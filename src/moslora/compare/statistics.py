@@ -3,14 +3,13 @@
     d_t[s, i] = y_B − y_A      y the outcome of question i of task t under seed s
     D_w = Σ_t w_t · mean_{s,i} d_t[s, i]      one task; macro: w_t = 1/k; micro: w_t = n_t / n
 
-The error of D has two independent parts (the crossed design of Owen 2007, doi 10.1214/07-AOAS122):
+D varies by seeds and by questions (the crossed design of Owen 2007, doi 10.1214/07-AOAS122):
 
-    δ = D + √V_s · T_{S−1} + √(V_q − V_i) · T_ν
-    V_s    of other seeds: the variance of D by seed, / S
-    V_q    of other questions: the variance of a mean of clusters, of the questions' means over seeds
-    V_i    of what varies by seed and question together; V_s and V_q both have it
+    V_s    by other seeds: the variance of D by seed, / S, with S − 1 degrees
+    V_q    by other questions: the cluster-robust variance of the mean of the questions' means over seeds
+    V_i    by both together, which is in V_s and in V_q
 
-Tests, intervals and equalities of one contrast and of many are all read from this law (`moslora.compare.law`); only the
+Tests, intervals and equalities of one contrast and of many are all read from one law (`moslora.compare.law`); only the
 level differs. Numpy and scipy only.
 """
 
@@ -39,8 +38,8 @@ MICRO = "micro average"
 """Every question has the same weight."""
 
 Floats = NDArray[np.float64]
-Codes = NDArray[np.intp]
-"""The cluster of each question of a task, 0 … C − 1, shape ``(n,)``."""
+Codes = NDArray[np.int_]
+"""A number for the cluster of each question of a task, shape ``(n,)``."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,8 @@ def effects(
     clusters = clusters or {}
     tasks = []
     for task, d in differences.items():
-        codes = clusters.get(task, np.arange(d.shape[1]))
+        labels = clusters.get(task, np.arange(d.shape[1]))
+        _, codes = np.unique(labels, return_inverse=True)
         tasks.append(_Components.of(d, codes, binary=binary))
     sizes = np.array([d.shape[1] for d in differences.values()], float)
     weights = dict(zip(differences, np.eye(len(tasks)), strict=True))
@@ -180,7 +180,7 @@ class _Components:
 
     @classmethod
     def of(cls, d: Floats, codes: Codes, *, binary: bool) -> "_Components":
-        """The components of differences of shape ``(S, n)``."""
+        """The components of differences of shape ``(S, n)``, in clusters 0 … C − 1."""
         seeds, n = d.shape
         means = d.mean(axis=0)
         interaction = 0.0
@@ -216,23 +216,23 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
 
 def _weighted(tasks: Sequence[_Components], weights: Floats) -> Effect:
     """The effect of D_w, from the components of each task and its weight."""
-    seeds = len(tasks[0].sums)
-    by_seed = np.zeros(seeds)
+    shares = []  # of D, of each seed and cluster
     questions = []
     interaction = 0.0
     for task, weight in zip(tasks, weights, strict=True):
-        by_seed += weight * task.sums.sum(axis=1)
+        shares.append(weight * task.sums)
         questions.append(Part(weight**2 * task.questions, task.sums.shape[1] - 1))
         interaction += weight**2 * task.interaction
-    of_questions = _sum(questions)
-    parts = [Part(max(0.0, of_questions.variance - interaction), of_questions.degrees)]
+    by_cluster = np.concatenate(shares, axis=1)
+    by_seed = by_cluster.sum(axis=1)
+    seeds = len(by_seed)
+    of_seeds = Part(0.0, 0.0)
+    exchangeable = by_cluster[0]
     if seeds > 1:
-        parts.append(Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1))
+        of_seeds = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
         exchangeable = by_seed / seeds
-    else:
-        by_cluster = [weight * task.sums[0] for task, weight in zip(tasks, weights, strict=True)]
-        exchangeable = np.concatenate(by_cluster)
-    return Effect(Law(float(by_seed.mean()), parts), seeds, exchangeable)
+    law = Law(float(by_seed.mean()), of_seeds, _sum(questions), interaction)
+    return Effect(law, seeds, exchangeable)
 
 
 def _sum(parts: Sequence[Part]) -> Part:

@@ -1,0 +1,193 @@
+"""Worlds whose truth is known: equal arms that differ by luck, as much as those of the committed runs do.
+
+    y[arm, s, i] = difficulty[i] + luck[arm, s] + taste[arm, i] + noise[arm, s, i]
+
+`luck` is that of a training, `taste` what an arm knows of a question under every seed. All have the mean 0, and no two
+arms the same variances. An answer is right where y > 0.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import ndtr
+
+from benchmarks import DOCS
+from moslora.compare.comparison import compare_paths
+from moslora.compare.statistics import MACRO, Codes, Floats, effects
+from moslora.report.figures.forgetting import FORGOTTEN
+
+RUNS = DOCS / "experiments" / "article"
+"""The runs that the worlds are like."""
+
+SEEDS = (1, 3, 4, 6, 8)
+
+CLUSTERS = (1, 2, 3, 4, 6)
+"""Sizes of the clusters, in turn."""
+
+Draw = Callable[[np.random.Generator, tuple[int, ...]], Floats]
+"""Draws numbers of mean 0 and variance 1, of a shape."""
+
+
+def normal(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    return random.standard_normal(shape)
+
+
+def student(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """Student's t of 4 degrees, whose kurtosis is infinite."""
+    return random.standard_t(4, shape) / math.sqrt(2)
+
+
+def lognormal(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """Skewness 6, kurtosis 114."""
+    return (random.lognormal(size=shape) - math.exp(0.5)) / math.sqrt((math.e - 1) * math.e)
+
+
+def with_bad_seeds(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """Normal, but one in six is 4 lower."""
+    bad = random.random(shape) < 1 / 6
+    return (random.standard_normal(shape) - 4 * bad + 4 / 6) / math.sqrt(1 + 16 * 5 / 36)
+
+
+@dataclass(frozen=True)
+class World:
+    """Arms and the questions that they answer.
+
+    Attributes:
+        title: what is special.
+        luck: its standard deviation in each arm, shape ``(arms,)``.
+        taste: that of its tastes.
+        noise: that of its noise.
+        questions: n.
+        binary: answers are right or wrong, and difficulties have the variance 1.
+        seeds: S, runs of each arm.
+        draw_luck: draws luck.
+        draw: draws tastes and noise.
+        clusters: of the questions, which share half of the variance of taste and noise; ``None`` if each is alone.
+        known: the comparison is told of the clusters.
+    """
+
+    title: str
+    luck: Floats
+    taste: Floats
+    noise: Floats
+    questions: int
+    binary: bool
+    seeds: int = 4
+    draw_luck: Draw = normal
+    draw: Draw = normal
+    clusters: Codes | None = None
+    known: bool = True
+
+    def study(self, random: np.random.Generator) -> tuple[list[Floats], Floats]:
+        """Differences of each other arm from the first, shape ``(S, n)``, and the true differences.
+
+        Under other seeds all arms are equal. With one seed the luck counts, as the models are what is compared.
+        """
+        luck = self.luck[:, None] * self.draw_luck(random, (len(self.luck), self.seeds))
+        difficulty = np.zeros(self.questions)
+        if self.binary:
+            difficulty = random.standard_normal(self.questions)
+        answers = []
+        for arm, of_seeds in enumerate(luck):
+            taste = self.taste[arm] * self._by_question(random, ())
+            noise = self.noise[arm] * self._by_question(random, (self.seeds,))
+            answers.append(self._seen(difficulty + of_seeds[:, None] + taste + noise))
+        true = np.zeros(len(luck))
+        if self.seeds == 1:
+            true = self._expected(luck[:, 0])
+        return [other - answers[0] for other in answers[1:]], true[1:] - true[0]
+
+    def _seen(self, y: Floats) -> Floats:
+        if self.binary:
+            return (y > 0).astype(float)
+        return y
+
+    def _expected(self, luck: Floats) -> Floats:
+        """Mean outcome of each arm with this luck, shape ``(arms,)``; of normal tastes and noise if it is binary."""
+        if not self.binary:
+            return luck
+        expected: Floats = ndtr(luck / np.sqrt(1 + self.taste**2 + self.noise**2))
+        return expected
+
+    def _by_question(self, random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+        """Numbers of variance 1, shape ``(*shape, n)``."""
+        alone = self.draw(random, (*shape, self.questions))
+        if self.clusters is None:
+            return alone
+        together = self.draw(random, (*shape, int(self.clusters.max()) + 1))
+        return (alone + together[..., self.clusters]) / math.sqrt(2)
+
+
+def worlds() -> list[World]:
+    """Those like the committed runs, by each outcome, with other tails, and with questions in clusters."""
+    found = []
+    for outcome in ("log_probability", "accuracy", FORGOTTEN):
+        like_runs = estimated(outcome)
+        found += [like_runs, *with_tails(like_runs)]
+        if outcome != "log_probability":
+            found += in_clusters(like_runs)
+    return found
+
+
+def estimated(outcome: str) -> World:
+    """Normal, with the variances of each arm of `RUNS` around the mean of all arms, of as many questions."""
+    contrasts = compare_paths([RUNS], outcome=outcome).named
+    unit = contrasts[0].unit
+    answers = []  # of each task, shape ``(arms, S, n)``
+    for task, (first, _) in contrasts[0].y.items():
+        answers.append(np.stack([first, *(contrast.y[task][1] for contrast in contrasts)]))
+    questions = sum(y.shape[2] for y in answers)
+    laws = []
+    for arm in range(len(contrasts) + 1):
+        deviations = {str(task): y[arm] - y.mean(axis=0) for task, y in enumerate(answers)}
+        laws.append(effects(deviations, binary=False)[MACRO].law)
+    seeds = contrasts[0].seeds
+    of_seeds = np.array([law.seeds.variance for law in laws])
+    of_questions = np.array([law.questions.variance for law in laws])
+    of_both = np.array([law.interaction for law in laws])
+    luck = np.sqrt(np.maximum(0, of_seeds - of_both) * seeds)
+    taste = np.sqrt(np.maximum(0, of_questions - of_both) * questions)
+    noise = np.sqrt(of_both * seeds * questions)
+    world = World(unit.title.removesuffix(", %"), luck, taste, noise, questions, unit.binary)
+    if unit.binary:
+        return thresholded(world)
+    return world
+
+
+def thresholded(world: World) -> World:
+    """The world whose answers, right where a normal sum is above 0, vary as much as those of ``world``, on average.
+
+    Two sums with correlation ρ are both right in 1/4 + asin(ρ) / 2π of cases. T and N are a difference's variances by
+    taste and by noise. Then one arm's sums under two seeds have the correlation cos(πN), and the arcsine of two arms'
+    correlation is πT lower.
+    """
+    noise = 2 * float((world.noise**2).mean())
+    taste = 2 * float((world.taste**2).mean())
+    of_one_arm = math.cos(math.pi * noise)
+    of_two_arms = math.sin(math.asin(of_one_arm) - math.pi * taste)
+    alike = np.ones(len(world.luck))
+    return replace(
+        world,
+        luck=world.luck * math.sqrt(2 * math.pi / of_two_arms),
+        taste=alike * math.sqrt(of_one_arm / of_two_arms - 1),
+        noise=alike * math.sqrt((1 - of_one_arm) / of_two_arms),
+    )
+
+
+def with_tails(world: World) -> list[World]:
+    """The same with luck, and unless it is binary all else, of other tails."""
+    found = [replace(world, title=f"{world.title}, one bad seed in six", draw_luck=with_bad_seeds)]
+    for name, draw in (("t of 4 degrees", student), ("lognormal", lognormal)):
+        rest = normal if world.binary else draw
+        found.append(replace(world, title=f"{world.title}, {name}", draw_luck=draw, draw=rest))
+    return found
+
+
+def in_clusters(world: World) -> list[World]:
+    """The same with questions in clusters, of which the comparison knows, and of which it does not."""
+    sizes = np.resize(CLUSTERS, world.questions)
+    codes = np.repeat(np.arange(len(sizes)), sizes)[: world.questions]
+    known = replace(world, title=f"{world.title}, clusters", clusters=codes)
+    return [known, replace(known, title=f"{known.title} that are not named", known=False)]
