@@ -22,8 +22,8 @@ from scipy.special import gammaincinv, ndtr
 NODES = np.linspace(-8, 8, 65)
 """Standard normal numbers z. Φ(z) is the share at which a χ² is read, so that the steps also resolve its ends."""
 
-WEIGHTS = np.exp(-(NODES**2) / 2) / np.exp(-(NODES**2) / 2).sum()
-"""Of the `NODES`: the trapezoidal rule, which is exact to rounding for smooth functions of a normal number."""
+MANY = 30
+"""Degrees from which on every fourth node is enough."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,25 @@ class Part:
 
     @property
     def plausible(self) -> NDArray[np.float64]:
-        """V ν / χ² at the `NODES`, shape ``(65,)``; of no variance ``(1,)``."""
+        """V ν / χ² at the nodes."""
         if not self.variance:
             return np.zeros(1)
-        halves: NDArray[np.float64] = gammaincinv(self.degrees / 2, ndtr(NODES))  # χ² / 2
+        halves: NDArray[np.float64] = gammaincinv(self.degrees / 2, ndtr(self._nodes))  # χ² / 2
         return self.variance * self.degrees / (2 * halves)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Of what is `plausible`: the trapezoidal rule, exact to rounding for smooth functions of a normal number."""
+        density: NDArray[np.float64] = np.exp(-(self._nodes**2) / 2)
+        return density / density.sum()
+
+    @property
+    def _nodes(self) -> NDArray[np.float64]:
+        if not self.variance:
+            return np.zeros(1)
+        if self.degrees < MANY:
+            return NODES
+        return NODES[::4]
 
 
 @dataclass(frozen=True)
@@ -120,15 +134,8 @@ class Law:
         """Standard deviations of the normals whose average the law is, and their weights."""
         rest = np.maximum(0, self.seeds.plausible - self._in_both)
         variances = np.add.outer(self.questions.plausible, rest)
-        weights = np.multiply.outer(_weights(self.questions), _weights(self.seeds))
+        weights = np.multiply.outer(self.questions.weights, self.seeds.weights)
         return np.sqrt(variances).ravel(), weights.ravel()
-
-
-def _weights(part: Part) -> NDArray[np.float64]:
-    """Of its plausible variances."""
-    if not part.variance:
-        return np.ones(1)
-    return WEIGHTS
 
 
 def _step(distance: float) -> float:
