@@ -47,6 +47,7 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
     page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
     sections = {title: text for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.S | re.M)}
     assert len(sections) == 5
+    sections["above the first heading"] = page.partition("\n## ")[0]
 
     def run_section(title: str, *changes: tuple[str, str]) -> None:
         text = reduce(lambda text, change: text.replace(*change), changes, sections[title])
@@ -56,6 +57,9 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
             for line in block.splitlines() if kind == "bash" else ():
                 assert run(capsys, *shlex.split(line)[1:])[0] == 0, line
 
+    run_section("above the first heading")
+    for model in (names["model"], moslora.load("adapted")[0]):
+        assert len(dict(named_adapters(model))) == 4
     run_section("A loop of your own")
     layers, start = (
         dict(named_adapters(model)) for model in (names["model"], names["adapted"](mixer={"kind": "dense"}))
