@@ -110,15 +110,24 @@ def by_lm_eval(out: Path, model: Any) -> Path:
     return out
 
 
-@pytest.mark.slow
-def test_logs_that_lm_eval_writes_are_compared_question_by_question(tmp_path: Path) -> None:
-    """Against counts in its files, and scipy's log softmax of the log-likelihoods there."""
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """lm-eval's logs of a model, and of the same after it was changed."""
+    out = tmp_path_factory.mktemp("logs")
     model = make_model()
-    sides = [by_lm_eval(tmp_path / "before", model)]
+    before = by_lm_eval(out / "before", model)
     with torch.no_grad():
         perturb(model.parameters(), seed=3)
-    sides.append(by_lm_eval(tmp_path / "after", model))
-    by_metric = {metric: compare_paths(sides, outcome=metric).main for metric in (None, "log_probability")}
+    return [before, by_lm_eval(out / "after", model)]
+
+
+@pytest.mark.slow
+def test_logs_that_lm_eval_writes_are_compared_question_by_question(sides: list[Path]) -> None:
+    """Against counts in its files, and scipy's log softmax of the log-likelihoods there."""
+    metrics = (None, "log_probability_summed")
+    by_metric = {metric: compare_paths(sides, outcome=metric).main for metric in metrics}
+    with pytest.raises(UsageError, match="log_probability: must be one of acc, log_probability_summed"):
+        compare_paths(sides, outcome="log_probability")  # copa has no acc_norm, which would say what a character is
     right_of = {
         "arc_easy": lambda doc: "ABCD".index(doc["answerKey"]),
         "copa": lambda doc: doc["label"],
@@ -135,7 +144,7 @@ def test_logs_that_lm_eval_writes_are_compared_question_by_question(tmp_path: Pa
                 acc[side, n] = np.argmax(likelihoods) == gold[n]
                 log_p[side, n] = log_softmax(likelihoods)[gold[n]]
         assert acc.mean(axis=1).tolist() == [np.mean([sample["acc"] for sample in held]) for held in samples]
-        for metric, expected in ((None, acc), ("log_probability", log_p)):
+        for metric, expected in zip(metrics, (acc, log_p), strict=True):
             found = by_metric[metric]
             assert found is not None and found.means[task] == pytest.approx(tuple(expected.mean(axis=1)))
             assert found.effects[task].difference == pytest.approx(np.diff(expected.mean(axis=1))[0])
@@ -145,6 +154,22 @@ def test_logs_that_lm_eval_writes_are_compared_question_by_question(tmp_path: Pa
         assert table.majority[task].mean() == np.bincount(gold).max() / len(gold)
         differences.append(np.diff(acc.mean(axis=1))[0])
     assert any(differences) and table.effects[MACRO].difference == pytest.approx(np.mean(differences))
+
+
+@pytest.mark.slow
+def test_log_probability_of_lm_evals_logs_is_per_character_as_in_acc_norm(sides: list[Path]) -> None:
+    found = compare_paths(sides, outcome="log_probability", tasks="arc_easy").main
+    assert found is not None and found.unit.margin == 0.01
+    for side, mean in zip(sides, found.means["arc_easy"], strict=True):
+        logs = []
+        file = next(side.rglob("samples_arc_easy_*.jsonl"))
+        for sample in map(json.loads, file.read_text("utf-8").splitlines()):
+            likelihoods = [float(value) for value, _ in sample["filtered_resps"]]
+            per_character = np.divide(likelihoods, [len(text) for text in sample["doc"]["choices"]["text"]])
+            gold = "ABCD".index(sample["doc"]["answerKey"])
+            assert sample["acc_norm"] == (np.argmax(per_character) == gold)
+            logs.append(log_softmax(per_character)[gold])
+        assert mean == pytest.approx(np.mean(logs))
 
 
 def test_p_and_interval_are_those_of_statsmodels_and_scipy(tmp_path: Path) -> None:
@@ -165,7 +190,8 @@ def test_p_and_interval_are_those_of_statsmodels_and_scipy(tmp_path: Path) -> No
     assert effect.interval == pytest.approx(of_scipy.confidence_interval()) and not found.main.unit.binary
     assert effect.p == pytest.approx(of_scipy.pvalue)
     shares = [table_of(tmp_path / f"{name}.csv", np.abs(y) / 9) for name, y in zip("cd", draws, strict=True)]
-    assert (compare_paths(shares).main.unit.unit, compare_paths(shares).main.unit.binary) == ("points", False)
+    unit = compare_paths(shares).main.unit
+    assert (unit.unit, unit.margin, unit.binary) == ("score", 0, False), "they may be losses"
     assert "score" in lines(found)[0] and "nor their equality" not in lines(found, margin=9)[-1]
 
 
@@ -203,6 +229,7 @@ def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkey
         # Of a year.
         (["2023/lora", "2024/lora", "2025/lora"], {"2023": [None], "2024": [None], "2025": [None]}),
         (["2024/lora/1", "2024/lora/2", "2024/mixed/1"], {"lora": [1, 2], "mixed": [1]}),
+        (["20240131/lora", "20250131/lora"], {"20240131": [None], "20250131": [None]}),
         # Of a model.
         (["s1-32B", "s2-32B", "s3-32B"], {"s1-32B": [None], "s2-32B": [None], "s3-32B": [None]}),
         (["simplescaling__s1", "simplescaling__s2"], {"simplescaling__s1": [None], "simplescaling__s2": [None]}),
@@ -240,11 +267,14 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
     assert metric(arc=both).outcome == "acc_norm"
     assert metric("acc", arc=both).main.means["arc"] == (np.mean(y),) * 2
     assert metric(boolq={}, arc=both).outcome == "acc"
-    assert metric("log_probability").main.y["arc"][0, 0].tolist() == pytest.approx(
+    summed = metric("log_probability_summed").main
+    assert summed.unit.margin == 0.1 and summed.y["arc"][0, 0].tolist() == pytest.approx(
         [log_softmax([-1.5, -2.5 if right else -0.5])[0] for _, right in sorted(enumerate(y), key=lambda x: str(x[0]))]
     )
-    with pytest.raises(UsageError, match="--metric f1: must be one of acc, log_probability"):
+    with pytest.raises(UsageError, match="--metric f1: must be one of acc, log_probability_summed for"):
         metric("f1")
+    with pytest.raises(UsageError, match="--metric log_probability: must be one of acc, log_probability_summed for"):
+        metric("log_probability")
     strange = {"metrics": ["f", "g"], "f": 0.5, "g": 0.25, "filtered_resps": ["text"]}
     with pytest.raises(UsageError, match="none is known for all"):
         metric(gsm8k=strange)
@@ -289,8 +319,25 @@ def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path: Path) -> Non
     for name, (changes, known) in cases.items():
         logs = [written(tmp_path / name / side, "arc", y, **changes) for side in "ab"]
         (one, other) = (arm.runs[None].tasks["arc"] for arm in load_arms(logs))
-        assert ("log_probability" in one.outcomes, bool(other.gold)) == (known, known), name
+        assert ("log_probability_summed" in one.outcomes, bool(other.gold)) == (known, known), name
         assert ("majority" in tables(compare_paths(logs))[0][0]) == known, name
+
+
+def test_log_probability_of_a_log_is_per_character_where_acc_norm_agrees(tmp_path: Path) -> None:
+    """As in runs under cloze; sums are another outcome, with another margin."""
+    options = {"0": {"arg_1": " abcde"}, "1": {"arg_1": " ab"}}
+    resps = [["-5.0", "False"], ["-3.0", "False"]]  # per character the first, which is right
+    y = [0] * 20
+    agreeing = {"arguments": options, "filtered_resps": resps, "metrics": ["acc", "acc_norm"], "acc_norm": 1}
+    logs = [written(tmp_path / side, "arc", y, **agreeing) for side in "ab"]
+    found = compare_paths(logs, outcome="log_probability").main
+    assert found.means["arc"] == pytest.approx((log_softmax([-1.0, -1.5])[0],) * 2) and found.unit.margin == 0.01
+    found = compare_paths(logs, outcome="log_probability_summed").main
+    assert found.means["arc"] == pytest.approx((log_softmax([-5.0, -3.0])[0],) * 2) and found.unit.margin == 0.1
+    for name, changes in {"other": {"acc_norm": 0}, "none": {"metrics": ["acc"]}}.items():
+        logs = [written(tmp_path / name / side, "arc", y, **agreeing | changes) for side in "ab"]
+        with pytest.raises(UsageError, match="log_probability: must be one of acc"):
+            compare_paths(logs, outcome="log_probability")
 
 
 def test_other_questions_and_prompts_are_refused_with_what_differs(

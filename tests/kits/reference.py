@@ -205,3 +205,20 @@ def regression_loss(weight: Tensor) -> Callable[[Tensor], Tensor]:
         return ((torch.tanh(x @ (weight + delta).T) - y) ** 2).mean()
 
     return loss
+
+
+def calibration_error(probabilities: Sequence[Sequence[float]], gold: Sequence[int], *, bins: int) -> float:
+    """Expected calibration error by its definition, question by question (Guo et al. 2017, equation 3)."""
+    total = 0.0
+    for bin in range(bins):
+        low, high = bin / bins, (bin + 1) / bins
+        held = [
+            (max(row), row.index(max(row)) == right)
+            for row, right in zip(map(list, probabilities), gold, strict=True)
+            if low <= max(row) < high or (bin == bins - 1 and max(row) == 1)
+        ]
+        if held:
+            confidence = sum(sure for sure, _ in held) / len(held)
+            accuracy = sum(right for _, right in held) / len(held)
+            total += len(held) / len(gold) * abs(accuracy - confidence)
+    return total

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from compare_kit import SETTINGS
 from moslora.errors import MosloraError
@@ -49,6 +49,28 @@ def test_columns_are_those_of_the_predictions() -> None:
         assert answers.outcomes["accuracy"] == tuple(right) and 0 < sum(right) < 20
         logs = [log_softmax(np.divide(row.scores, row.characters))[row.gold] for row in rows]
         assert answers.outcomes["log_probability"] == pytest.approx(logs, abs=1e-9)
+        summed = [log_softmax(row.scores)[row.gold] for row in rows]
+        assert answers.outcomes["log_probability_summed"] == pytest.approx(summed, abs=1e-9)
+        assert np.mean(summed) < np.mean(logs) - 0.1, "another number, on another scale"
+        labels = with_outcomes(replace(answers, characters=(), outcomes={})).outcomes
+        assert labels["log_probability"] == answers.outcomes["log_probability_summed"]
+        assert "log_probability_summed" not in labels, "there is one such number where nothing is divided"
+
+
+def test_the_brier_score_is_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics", reason="lm-eval, a development dependency, brings it")
+    for task, options in TASKS.items():
+        answers = Evaluation.of(Path(), SETTINGS, predictions()).tasks[task]
+        rows = zip(answers.scores, answers.characters, strict=True)
+        probabilities = [softmax(np.divide(scores, characters)) for scores, characters in rows]
+        found = answers.outcomes["brier"]
+        for column, p, gold in zip(found, probabilities, answers.gold, strict=True):
+            expected = metrics.brier_score_loss([gold], [p], labels=range(options), scale_by_half=False)
+            assert column == pytest.approx(expected, abs=1e-9) and 0 < column < 2
+        mean = metrics.brier_score_loss(answers.gold, probabilities, labels=range(options), scale_by_half=False)
+        assert np.mean(found) == pytest.approx(mean)
+    generated = replace(answers, scores=(), characters=(), outcomes={}, texts=("a",) * 20, labels=("a",) * 20)
+    assert list(with_outcomes(generated).outcomes) == ["accuracy"]
 
 
 def test_some_questions_in_the_order_of_their_ids() -> None:

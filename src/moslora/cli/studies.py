@@ -107,9 +107,9 @@ def compare(
         typer.Option(
             "--outcome",
             "--metric",
-            help="Number to compare per question: accuracy (cloze: per character), log_probability, nats_per_byte (of"
-            " texts), or a metric of the logs. [default: the first of accuracy, acc_norm, acc, exact_match, score,"
-            " nats_per_byte that all have]",
+            help="Number to compare per question: accuracy or log_probability (cloze: per character),"
+            " log_probability_summed, brier, nats_per_byte (of texts), or a metric of the logs. [default: the first of"
+            " accuracy, acc_norm, acc, exact_match, score, nats_per_byte that all have]",
         ),
     ] = None,
     margin: Annotated[
@@ -145,7 +145,7 @@ def compare(
     )
     best = "macro"
     compared = found.named or found.exploratory
-    if compared[0].unit.of_texts:  # of which the lowest is best
+    if compared[0].unit.lower_is_better:
         best = ""
     _print(tables(found, margin=margin), lines(found, margin=margin), best=best)
 

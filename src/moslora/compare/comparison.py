@@ -225,7 +225,10 @@ def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Outc
         known = "none is known"
         if shared:
             known = f"must be one of {', '.join(shared)}"
-        raise UsageError(f"--metric {name or 'NAME'}: {known} for all of these tasks; choose others with --tasks")
+        fix = "choose others with --tasks"
+        if name in OUTCOMES and OUTCOMES[name].scored and not any(table.scores for table in tables):
+            fix = f"{name} is read from the options' scores, which were not kept"
+        raise UsageError(f"--metric {name or 'NAME'}: {known} for all of these tasks; {fix}")
     values: set[float] = set()
     for table in tables:
         values.update(table.outcomes[name])

@@ -5,7 +5,6 @@
 """
 
 import csv
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from moslora.compare.runs import HASHES, ComparedRun
 from moslora.errors import UsageError, first_line
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
+from moslora.runs.outcomes import log_softmax
+from moslora.runs.predictions import argmax
 from moslora.runs.settings import NOT_KNOWN
 
 SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
@@ -29,8 +30,8 @@ SEED = re.compile(
 """A seed named in a path: the word anywhere, as in lora-seed3, or s at the end of a part, as in lora_s3. Models
 such as s1-32B and simplescaling__s1 have none: lm-eval writes the / of a name as __."""
 
-NUMBER = re.compile(r"(?<![^/])(?!(?:19|20)\d\d(?![^/]))(\d+)(?![^/])")
-"""A number that is a whole part of a path, as in lora/3, but no year."""
+NUMBER = re.compile(r"(?<![^/])(?!(?:19|20)\d\d(?:\d{4})?(?![^/]))(\d+)(?![^/])")
+"""A number that is a whole part of a path, as in lora/3, but no year and no date, as in 20260131."""
 
 BOOLEANS = {"True": 1, "False": 0}
 """Scores as Python writes them into a table."""
@@ -189,8 +190,9 @@ def _of_table(row: Mapping[str, Any]) -> Sample:
 
 
 def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
-    """Every metric that is a number; and where the log has log-likelihoods l of options, log softmax(l) of the right
-    one. Which is right says its index or its text; if lm-eval's ``acc`` says otherwise, it is not known."""
+    """Every metric that is a number; and where the log has log-likelihoods l of options, the right one's log softmax of
+    l, and of l per character. Which is right says its index or its text; if lm-eval's ``acc`` says otherwise, it is not
+    known."""
     scores = {}
     for metric in row["metrics"]:
         value = row[metric]
@@ -203,13 +205,21 @@ def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
     gold = _right_option(row)
     if not 0 <= gold < len(likelihoods):
         return sample
-    best = max(likelihoods)
-    is_right = likelihoods.index(best) == gold
-    if "acc" in scores and scores["acc"] != is_right:
+    if "acc" in scores and scores["acc"] != (argmax(likelihoods) == gold):
         return sample
-    log_sum = best + math.log(sum(math.exp(likelihood - best) for likelihood in likelihoods))
-    scores["log_probability"] = likelihoods[gold] - log_sum
+    scores["log_probability_summed"] = log_softmax(likelihoods)[gold]
+    per_character = _per_character(row, likelihoods)
+    if per_character and scores.get("acc_norm") == (argmax(per_character) == gold):
+        scores["log_probability"] = log_softmax(per_character)[gold]
     return sample._replace(gold=gold)
+
+
+def _per_character(row: Mapping[str, Any], likelihoods: Sequence[float]) -> list[float]:
+    """The log-likelihoods as lm-eval's ``acc_norm`` divides them; empty if an option has no text."""
+    lengths = [len(text) for text in _options(row)]
+    if len(lengths) != len(likelihoods) or not all(lengths):
+        return []
+    return [likelihood / length for likelihood, length in zip(likelihoods, lengths, strict=True)]
 
 
 def _has_options(row: Mapping[str, Any], scores: Mapping[str, float]) -> bool:
@@ -224,12 +234,17 @@ def _has_options(row: Mapping[str, Any], scores: Mapping[str, float]) -> bool:
 def _right_option(row: Mapping[str, Any]) -> int:
     """Position of the right option, by its index or its text; -1 if several options, or none, have this text."""
     target = str(row["target"]).strip()
-    options = [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
+    options = _options(row)
     if target.isdecimal():
         return int(target)
     if options.count(target) == 1:
         return options.index(target)
     return -1
+
+
+def _options(row: Mapping[str, Any]) -> list[str]:
+    """The options' texts, without the space before them."""
+    return [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
 
 
 def _columns(by_filter: Mapping[str, Samples]) -> TaskAnswers:

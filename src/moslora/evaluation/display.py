@@ -6,6 +6,7 @@ from moslora.evaluation.percent import NONE, percent, percent_range
 from moslora.evaluation.results import Results
 from moslora.evaluation.scores import Score
 from moslora.evaluation.texts import TextScore
+from moslora.prompts.protocols import PROTOCOLS
 
 
 def heading(results: Results) -> str:
@@ -86,6 +87,26 @@ def remarks(results: Results) -> list[str]:
         noise = f"the noise of the arithmetic ({results.macro.drift:.2g})"
         lines.append(f"{close} closer than {noise}; --dtype float32 decides")
     return lines
+
+
+def on_calibration(results: Results) -> list[str]:
+    """The line on how sure the model is of its answers, and how right it is; none where options have no scores, or the
+    questions are few."""
+    found = results.calibration
+    if found is None:
+        return []
+    scored: dict[str, str] = {name: protocol.score for name, protocol in PROTOCOLS.items()}
+    text = (
+        f"calibration: expected error {found.error:.3f}, confidence {found.confidence:.3f}, accuracy"
+        f" {found.accuracy:.3f}; probabilities are the softmax of the scores of"
+        f" {scored[results.settings.protocol]}"
+    )
+    if found.temperature is None or found.error_after is None:
+        return [f"{text}; no temperature mends it"]
+    return [
+        f"{text}; at temperature {found.temperature:.3g} the error is {found.error_after:.3f}"
+        " (cross-fitted on two halves)"
+    ]
 
 
 def _on_leaks(found: WithoutLeaks, primary: str) -> str:

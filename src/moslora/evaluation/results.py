@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError, UsageError, first_line
+from moslora.evaluation.calibration import Calibration, calibration
 from moslora.evaluation.collapse import signs_of_collapse
 from moslora.evaluation.leaks import WithoutLeaks, without_leaks
 from moslora.evaluation.scores import Score, macro, micro, score_task
@@ -29,6 +30,7 @@ class Results:
     micro: Score | None  # every question has the same weight
     without_leaks: WithoutLeaks | None = None  # ``None`` if the leaks of a task are unknown
     texts: Mapping[str, TextScore] = field(default_factory=dict)  # sets of texts
+    calibration: Calibration | None = None  # ``None`` of few questions, and where their options have no scores
     # behind the numbers; not in ``results.json``
     predictions: tuple[Prediction, ...] = field(default=(), repr=False, compare=False)
 
@@ -71,6 +73,8 @@ class Results:
         del fields["predictions"]
         if not self.texts:
             del fields["texts"]
+        if self.calibration is None:
+            del fields["calibration"]
         return json.dumps(fields, default=_plain, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -99,8 +103,14 @@ def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Ma
     if not scores:
         return results
     averaged = list(scores.values())
-    without = _without_leaks({task: tasks[task] for task in scores}, records)
-    return replace(results, macro=macro(averaged), micro=micro(averaged), without_leaks=without)
+    scored = {task: tasks[task] for task in scores}
+    return replace(
+        results,
+        macro=macro(averaged),
+        micro=micro(averaged),
+        without_leaks=_without_leaks(scored, records),
+        calibration=calibration(scored.values()),
+    )
 
 
 def _without_leaks(tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> WithoutLeaks | None:

@@ -91,6 +91,8 @@ def _no_such_outcome(outcome: str, common: Recipe) -> Iterator[str]:
     in_words = [task.name for task in common.questions.tasks if task.is_open_ended]
     if measure.scored and in_words:
         yield f"outcome: {outcome} does not exist for answers in words ({', '.join(in_words)}); choose accuracy"
+    if measure.per_character and protocol.scores_options and not protocol.divides_scores:
+        yield f"outcome: {outcome} does not exist under protocol {protocol.name}; choose log_probability"
     kind = "questions, such as obqa"
     if measure.of_texts:
         kind = "texts, such as passages"

@@ -270,7 +270,8 @@ class Study:
         """The outcomes of what is asked, those named beforehand first."""
         file = self.experiment.file
         texts = any(task.is_text for task in self._asks().questions.tasks)
-        named = dict.fromkeys((file.outcome, *file.also, *OUTCOMES))
+        always = [name for name, outcome in OUTCOMES.items() if outcome.always_shown]
+        named = dict.fromkeys((file.outcome, *file.also, *always))
         return [outcome for outcome in named if texts or not OUTCOMES[outcome].of_texts]
 
     def _asks(self) -> Recipe:

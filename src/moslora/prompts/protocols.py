@@ -36,6 +36,11 @@ class Protocol:
         return self.score != ""
 
     @property
+    def divides_scores(self) -> bool:
+        """Whether an option's log-probability is divided by its characters before it decides."""
+        return self.primary == "accuracy_per_character"
+
+    @property
     def writes(self) -> bool:
         """Whether the model writes a text, which may be searched for with several beams."""
         return self.room > 0

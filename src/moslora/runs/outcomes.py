@@ -1,7 +1,7 @@
 """The numbers of a question that can be compared. A new one is an entry of :data:`OUTCOMES`, and nothing else."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -37,11 +37,34 @@ def right(answers: TaskAnswers) -> Column:
 def log_probability(answers: TaskAnswers) -> Column:
     """s[gold] − log Σ exp(s) in nats, s the deciding scores (cloze: per character): the right option's log-probability
     among the options."""
+    return _log_softmax_of_right(answers.deciding_scores, answers.gold)
+
+
+def log_probability_summed(answers: TaskAnswers) -> Column:
+    """The same, with s the log-probabilities of the options' texts, summed and not per character."""
+    return _log_softmax_of_right(answers.scores, answers.gold)
+
+
+def _log_softmax_of_right(scores: Sequence[Sequence[float]], gold: Sequence[int]) -> Column:
+    """Of each question, with the scores of its options and the position of the right one."""
+    return tuple(log_softmax(row)[position] for row, position in zip(scores, gold, strict=True))
+
+
+def log_softmax(scores: Sequence[float]) -> list[float]:
+    """s − log Σ exp(s)."""
+    best = max(scores)
+    log_sum = math.log(sum(math.exp(score - best) for score in scores))
+    return [score - best - log_sum for score in scores]
+
+
+def brier(answers: TaskAnswers) -> Column:
+    """Brier score of the options, Σ_j (p_j − y_j)²: p the softmax of the deciding scores, y 1 for the right option and
+    else 0. Between 0 and 2; lower is better (Brier 1950)."""
     numbers = []
     for scores, gold in zip(answers.deciding_scores, answers.gold, strict=True):
-        best = max(scores)
-        total = sum(math.exp(score - best) for score in scores)
-        numbers.append(scores[gold] - best - math.log(total))
+        probabilities = [math.exp(log_p) for log_p in log_softmax(scores)]
+        squares = sum(p * p for p in probabilities)
+        numbers.append(squares - 2 * probabilities[gold] + 1)
     return tuple(numbers)
 
 
@@ -63,9 +86,12 @@ class Outcome:
         fine: digits of a mean over seeds.
         margin: a difference below it, in ``unit``, does not matter; 0 if nobody knows which.
         of: computes it from the answers of a task; ``None`` for one of a log, which has the numbers.
-        of_texts: texts have it, and questions do not; lower is better.
+        of_texts: texts have it, and questions do not.
         binary: it is 0 or 1.
         scored: it is read from the options' scores, which ``generate`` does not have.
+        per_character: only a protocol that divides its scores by characters has it.
+        lower_is_better: a fall is a gain.
+        always_shown: tables have it although nobody named it.
         says: what a rise and a fall say of one arm against another.
     """
 
@@ -79,6 +105,9 @@ class Outcome:
     of_texts: bool = False
     binary: bool = False
     scored: bool = False
+    per_character: bool = False
+    lower_is_better: bool = False
+    always_shown: bool = False
     says: tuple[str, str] = ("is above", "is BELOW")
 
     def level(self, value: float) -> str:
@@ -102,6 +131,7 @@ OUTCOMES: Mapping[str, Outcome] = {
         margin=0.01,  # nats: one percent of the right option's probability
         of=log_probability,
         scored=True,
+        always_shown=True,
     ),
     "accuracy": Outcome(
         title="accuracy, %",
@@ -112,6 +142,7 @@ OUTCOMES: Mapping[str, Outcome] = {
         margin=0.5,
         of=right,
         binary=True,
+        always_shown=True,
     ),
     "nats_per_byte": Outcome(
         title="nats per byte",
@@ -122,7 +153,32 @@ OUTCOMES: Mapping[str, Outcome] = {
         margin=0.005,  # nats: 2 percent of the perplexity of a token of four bytes
         of=nats_per_byte,
         of_texts=True,
+        lower_is_better=True,
+        always_shown=True,
         says=("predicts these texts WORSE than", "predicts these texts better than"),
+    ),
+    "log_probability_summed": Outcome(
+        title="log p of the right option, summed",
+        unit="nats",
+        factor=1,
+        digits=3,
+        fine=4,
+        margin=0.1,  # nats: as options have ten characters and more, ten times that of one divided by them
+        of=log_probability_summed,
+        scored=True,
+        per_character=True,
+    ),
+    "brier": Outcome(
+        title="Brier score",
+        unit="of the Brier score",
+        factor=1,
+        digits=4,
+        fine=4,
+        margin=0.005,
+        of=brier,
+        scored=True,
+        lower_is_better=True,
+        says=("has WORSE probabilities than", "has better probabilities than"),
     ),
 }
 
@@ -152,6 +208,8 @@ def _has(answers: TaskAnswers, outcome: Outcome) -> bool:
     """Whether these answers have the columns that an outcome is read from."""
     if outcome.of_texts:
         return answers.are_texts
+    if outcome.per_character and not answers.characters:
+        return False
     if outcome.scored:
         return bool(answers.gold and answers.scores)
     return answers.are_in_words or bool(answers.gold and answers.chosen)
@@ -162,10 +220,10 @@ DEFAULTS = ("accuracy", "acc_norm", "acc", "exact_match", "score", "nats_per_byt
 
 
 def measure(outcome: str, values: Collection[float]) -> Outcome:
-    """How an outcome with these values is written: a log's in points if they are shares."""
+    """How an outcome with these values is written: a log's in points if each is 0 or 1, else as it is. Numbers between
+    0 and 1 may be losses, or of any kind."""
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
-    if min(values) < 0 or max(values) > 1:
-        return Outcome(title=outcome, unit=outcome, factor=1, digits=3, fine=4, margin=0)
-    binary = set(values) <= {0, 1}
-    return Outcome(title=f"{outcome}, %", unit="points", factor=100, digits=1, fine=1, margin=0.5, binary=binary)
+    if set(values) <= {0, 1}:
+        return Outcome(title=f"{outcome}, %", unit="points", factor=100, digits=1, fine=1, margin=0.5, binary=True)
+    return Outcome(title=outcome, unit=outcome, factor=1, digits=3, fine=4, margin=0)

@@ -147,6 +147,8 @@ def _effects(run: Evaluation, server: Evaluation) -> dict[str, Effect]:
     """The server's outcomes minus the run's, the mean over tasks."""
     found = {}
     for name, outcome in OUTCOMES.items():
+        if not outcome.always_shown:
+            continue
         differences = {}
         for task, answers in server.tasks.items():
             own = run.tasks[task].only(answers.ids)
