@@ -411,3 +411,50 @@ def test_logs_are_compared_with_logs(tmp_path: Path, trained: Path) -> None:
     later.write_bytes(log.read_bytes())
     with pytest.raises(UsageError, match=f"{later.name}: row 1: question 0 of arc again"):
         compare_paths([tmp_path / "a", log])
+
+
+def copied(path: Path, seed: int, *, copies: int, column: str = "passage") -> Path:
+    """A table of 30 questions, each so many times, with what its copies share."""
+    scores = right(seed, 0.4 + 0.2 * seed, 30)
+    lines_of = [f"id,score,{column}"]
+    for copy in range(copies):
+        lines_of += [f"{copy}-{row},{score},Page {row}" for row, score in enumerate(scores)]
+    path.write_text("\n".join(lines_of) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_column_of_a_table_groups_its_questions(tmp_path: Path) -> None:
+    """The difference of questions that are copied has the interval of the questions."""
+    once = [copied(tmp_path / f"{name}.csv", seed, copies=1) for seed, name in enumerate("ab")]
+    often = [copied(tmp_path / f"{name}.csv", seed, copies=4) for seed, name in enumerate("cd")]
+    expected = compare_paths(once).main.effects[MACRO]
+    found = compare_paths(often, cluster="passage").main.effects[MACRO]
+    ignoring = compare_paths(often).main.effects[MACRO]
+    assert found.interval == pytest.approx(expected.interval, abs=1e-12)
+    assert found.p == pytest.approx(expected.p, abs=1e-12)
+    assert np.ptp(ignoring.interval) < 0.55 * np.ptp(found.interval)
+
+
+def test_what_groups_the_questions_of_lm_evals_logs_is_a_path_into_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passage = {"doc": lambda row: {"question": f"q{row}", "passage": f"Text {row // 3}", "none": None}}
+    for side, name in enumerate("ab"):
+        written(tmp_path / name, "boolq", right(side, 0.5), **passage)
+        written(tmp_path / name, "arc", right(side, 0.5))
+    sides = [tmp_path / "a", tmp_path / "b"]
+    found = compare_paths(sides, cluster="doc.passage").main
+    assert list(found.clusters) == ["boolq"] and np.bincount(found.clusters["boolq"]).tolist() == [3] * 20
+    code, said, _ = run(capsys, "compare", *sides, "--cluster", "doc.passage")
+    assert code == 0 and says(said, "clusters", "boolq 60 in 20")
+    code, _, error = run(capsys, "compare", *sides, "--tasks", "boolq", "--cluster", "doc.pasage")
+    assert code == 2 and says(error, "--cluster doc.pasage: no such column", "must be one of doc.question")
+    assert error.count("\n") == 1
+    for nothing in ("doc.question", "filter", "doc.none"):
+        code, _, error = run(capsys, "compare", *sides, "--cluster", nothing)
+        assert code == 2 and "Traceback" not in error, nothing
+
+
+def test_clusters_of_runs_are_in_their_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "compare", "docs/experiments/article", "--cluster", "passage")
+    assert code == 2 and says(error, "--cluster passage", "tasks.NAME.cluster") and error.count("\n") == 1

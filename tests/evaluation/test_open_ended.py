@@ -128,7 +128,7 @@ def test_numbers_are_those_of_exact_match_with_wilsons_interval() -> None:
     score = results.tasks["mine"]
     right = sum(p.prediction == 1 for p in results.predictions)
     assert all(p.gold is None and p.prediction in (None, 1) for p in results.predictions)
-    assert score.accuracy == right / 40 > 0.2 and score.interval == wilson(right, 40)
+    assert score.accuracy == right / 40 > 0.2 and score.interval == wilson(right / 40, 40)
     assert score.majority_class is score.below_majority is score.log_probability is score.drift is None
     assert score.parse_rate == sum(bool(p.text.strip()) for p in results.predictions) / 40
     assert heading(results).startswith("answers in words, format label")

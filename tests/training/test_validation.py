@@ -113,6 +113,31 @@ def test_tasks_answered_in_words_are_asked_beside_others(
     refuse_other_answers(own, tmp_path / "run", asked)
 
 
+def test_questions_in_clusters_count_as_fewer(recipe: MakeRecipe, tmp_path: Path, asked: list[Predictions]) -> None:
+    """As many as independent ones that have the same error, by a loop over the clusters here."""
+    rows = [{"text": f"{word} {page}", "said": word, "page": page} for page in range(20) for word in ("rain", "stone")]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    of_rows = f"train: {tmp_path / 'rows.jsonl'}, question: text, answer: said, options: [rain, stone, wind]"
+    for name, declared in (("with", ", cluster: page|int // 4"), ("without", "")):
+        own = recipe(*ASKING, f"tasks.mine={{{of_rows}{declared}}}", "data.tasks=[mine]", "evaluation.tasks=[mine]")
+        train_recipe(own, out=tmp_path / name)
+    clustered = validations(tmp_path / "with")
+    assert not any("validation_effective_questions" in row for row in validations(tmp_path / "without").values())
+    assert same_files(tmp_path / "with", tmp_path / "without")
+    for row, found in zip(clustered.values(), asked[:4], strict=True):
+        share = row["validation_accuracy"]
+        sums: dict[int, float] = {}
+        for prediction in found:
+            cluster = rows[int(prediction.id.rpartition("/")[2])]["page"] // 4
+            sums[cluster] = sums.get(cluster, 0) + (prediction.chosen == prediction.gold) - share
+        variance = sum(x * x for x in sums.values()) * len(sums) / (len(sums) - 1) / 20**2
+        expected = len(sums)
+        if 0 < share < 1:
+            expected = min(20, 1 + share * (1 - share) / variance)
+        assert row["validation_effective_questions"] == pytest.approx(expected, rel=1e-9) and 2 <= len(sums) <= 5
+
+
 def refuse_other_answers(own: Recipe, run: Path, asked: Sequence[Predictions]) -> None:
     """Against the public evaluation of every checkpoint, and of the base."""
     logged = validations(run)

@@ -120,6 +120,14 @@ def compare(
     ] = None,
     evaluation: Evaluation = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks to compare, separated by commas. [default: all]")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of logs that groups questions which are not independent, such as doc.passage of lm-eval's."
+            " [default: none]",
+        ),
+    ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(help="Field that may differ: of base, rows, steps or prompt.", metavar="FIELD"),
@@ -141,7 +149,13 @@ def compare(
     from moslora.compare.conclusion import lines, tables
 
     found = compare_paths(
-        paths, contrasts=contrasts, outcome=outcome, evaluation=evaluation, tasks=tasks, allowed=allow or ()
+        paths,
+        contrasts=contrasts,
+        outcome=outcome,
+        evaluation=evaluation,
+        tasks=tasks,
+        allowed=allow or (),
+        cluster=cluster,
     )
     best = "macro"
     compared = found.named or found.exploratory

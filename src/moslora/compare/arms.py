@@ -11,7 +11,7 @@ from moslora.compare.arm_of import apart_by_rows
 from moslora.compare.eval_command import eval_command
 from moslora.compare.find import Read, compared_run, find
 from moslora.compare.runs import ComparedRun, read_complete
-from moslora.compare.statistics import Floats
+from moslora.compare.statistics import Codes, Floats
 from moslora.errors import UsageError, some
 from moslora.runs.evaluation import is_evaluation
 from moslora.runs.run import Run, base_of, is_run
@@ -48,7 +48,9 @@ def all_runs(arms: Sequence[Arm]) -> list[ComparedRun]:
     return found
 
 
-def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete) -> list[Arm]:
+def load_arms(
+    paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete, cluster: str | None = None
+) -> list[Arm]:
     """The arms in ``paths``, in their order. A run alone is compared with its base, and two seeds of one recipe with
     each other.
 
@@ -56,10 +58,11 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, read: Rea
         paths: runs, folders of runs, experiments, or folders of one evaluation; or logs of other programs.
         evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
         read: reads an evaluation.
+        cluster: what groups the questions of logs: a column, or a path into a row.
     """
     if len(paths) == 1 and is_run(paths[0]):
         paths = [_base_beside(paths[0], evaluation=evaluation, read=read), paths[0]]
-    runs = apart_by_rows(find(paths, evaluation=evaluation, read=read))
+    runs = apart_by_rows(find(paths, evaluation=evaluation, read=read, cluster=cluster))
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         groups.setdefault(run.arm, []).append(run)
@@ -140,6 +143,24 @@ def pair(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
 
 def _seeds_in_words(arm: Arm) -> str:
     return f"{arm.name}: {some([str(seed) for seed in arm.runs], most=8)}"
+
+
+def cluster_codes(runs: Sequence[ComparedRun]) -> dict[str, Codes]:
+    """Task -> the number of each question's cluster, shape ``(n,)``, as the first run says that knows it; without the
+    tasks whose questions are each alone. ``runs`` have answered the same questions."""
+    found = {}
+    for task in runs[0].tasks:
+        known = [run.tasks[task].clusters for run in runs if run.tasks[task].clusters]
+        if not known:
+            continue
+        names, codes = np.unique(known[0], return_inverse=True)
+        if len(names) == 1:
+            raise UsageError(
+                f"{task}: all of these questions share a text, and are one cluster; evaluate with a higher --limit"
+            )
+        if len(names) < len(codes):
+            found[task] = codes
+    return found
 
 
 def values(runs: Sequence[ComparedRun], outcome: str) -> dict[str, Floats]:

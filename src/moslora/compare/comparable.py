@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moslora.compare.arms import Arm, all_runs
+from moslora.compare.arms import Arm, all_runs, cluster_codes
 from moslora.compare.runs import HASHES, PROMPT, ComparedRun
 from moslora.console import note
 from moslora.errors import UsageError, capped, counted, some
@@ -181,6 +181,15 @@ def note_steps(arms: Sequence[Arm]) -> None:
     if found:
         rule = next(run.rule for run in all_runs(arms) if run.rule)
         note(f"steps, each {rule}: {some(found, separator='; ', most=8)}")
+
+
+def note_clusters(runs: Sequence[ComparedRun]) -> None:
+    """Says which questions, the same in all runs, are in clusters."""
+    found = []
+    for task, codes in cluster_codes(runs).items():
+        found.append(f"{task} {len(codes):,} in {codes.max() + 1:,}")
+    if found:
+        note(f"clusters: {some(found, most=8)}; questions that share a text or a source count together")
 
 
 def note_predecessors(arms: Sequence[Arm]) -> None:

@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moslora.compare.arms import Arm, all_runs, load_arms
-from moslora.compare.comparable import note_predecessors, note_steps, note_versions, refuse_mixed, refuse_other_prompts
+from moslora.compare.comparable import (
+    note_clusters,
+    note_predecessors,
+    note_steps,
+    note_versions,
+    refuse_mixed,
+    refuse_other_prompts,
+)
 from moslora.compare.contrast import Contrast, contrast_of
 from moslora.compare.eval_command import eval_command
 from moslora.compare.index import ExperimentIndex, read_index
@@ -53,9 +60,10 @@ def compare_paths(
     evaluation: str | None = None,
     tasks: str | None = None,
     allowed: Sequence[str] = (),
+    cluster: str | None = None,
 ) -> Comparison:
     """`compare_loaded` for the arms that `load_arms` finds."""
-    arms = load_arms(paths, evaluation=evaluation)
+    arms = load_arms(paths, evaluation=evaluation, cluster=cluster)
     return compare_loaded(arms, paths, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
 
 
@@ -119,6 +127,7 @@ def compare_arms(
     note_steps(arms)
     note_predecessors(arms)
     note_versions(runs)
+    note_clusters(runs)
     refuse_other_prompts(runs, allowed=allowed)
     outcome, unit = _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}

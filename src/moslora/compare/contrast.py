@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from moslora.compare.arms import Arm, pair, values
-from moslora.compare.statistics import MACRO, MICRO, Effect, Floats, effects
+from moslora.compare.arms import Arm, cluster_codes, pair, values
+from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects
 from moslora.runs.outcomes import Outcome
 
 
@@ -20,6 +20,7 @@ class Contrast:
         y: task -> the outcome of both arms, shape ``(2, S, n)``.
         majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``; empty if it is unknown,
             or no accuracy is compared.
+        clusters: task -> the cluster of each question, shape ``(n,)``; without tasks whose questions are each alone.
         effects: task and average -> ``after`` minus ``before``.
     """
 
@@ -29,6 +30,7 @@ class Contrast:
     seeds: int
     y: dict[str, Floats]
     majority: dict[str, Floats]
+    clusters: dict[str, Codes]
     effects: dict[str, Effect]
 
     def questions(self, task: str | None = None) -> int:
@@ -50,7 +52,7 @@ class Contrast:
     def over_majority(self) -> Effect:
         """``after`` minus the majority class, macro, where accuracies are compared."""
         differences = {task: y[1] - self.majority[task] for task, y in self.y.items()}
-        return effects(differences, binary=True)[MACRO]
+        return effects(differences, binary=True, clusters=self.clusters)[MACRO]
 
 
 def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome) -> Contrast:
@@ -70,6 +72,8 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome) -> Cont
         first_run, _ = pairs[0]
         majority = _majority({task: answers.gold for task, answers in first_run.tasks.items()})
     differences = {task: y_after[task] - y_before[task] for task in y_before}
+    runs = [one for one, _ in pairs] + [other for _, other in pairs]
+    clusters = cluster_codes(runs)
     return Contrast(
         before=before.name,
         after=after.name,
@@ -77,7 +81,8 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome) -> Cont
         seeds=len(pairs),
         y={task: np.stack([y_before[task], y_after[task]]) for task in y_before},
         majority=majority,
-        effects=effects(differences, binary=unit.binary),
+        clusters=clusters,
+        effects=effects(differences, binary=unit.binary, clusters=clusters),
     )
 
 

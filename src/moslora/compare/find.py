@@ -23,16 +23,24 @@ Read = Callable[[Path], Evaluation]
 """Reads the evaluation in a folder, such as `read_complete`; a report reads each once."""
 
 
-def find(paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete) -> list[ComparedRun]:
+def find(
+    paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete, cluster: str | None = None
+) -> list[ComparedRun]:
     """The evaluations at these paths, in their order. If one is a log of another program, all are.
 
     Args:
         paths: runs, folders of runs, experiments, or folders of one evaluation; or logs.
         evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
         read: reads an evaluation.
+        cluster: what groups the questions of logs (`read_logs`).
     """
     if any(_is_log(path) for path in paths):
-        return list(read_logs(paths))
+        return read_logs(paths, cluster=cluster)
+    if cluster is not None:
+        raise UsageError(
+            f"--cluster {cluster}: is for logs of other programs; a run's recipe says what groups the questions of its"
+            " tasks (tasks.NAME.cluster), and moslora eval writes it down"
+        )
     found = []
     for path in paths:
         found += _find_at(path, evaluation=evaluation, read=read)

@@ -2,18 +2,21 @@
 
 ``samples_TASK_DATE.jsonl``   a line per question and filter; the files in a folder are one evaluation
 ``NAME.jsonl``, ``NAME.csv``  ``id``, ``score`` and, if there are several, ``task``; a file is one evaluation
+
+What groups the questions is a column, or a path into a row, such as ``doc.passage``.
 """
 
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from pydantic_core import from_json
 
 from moslora.compare.runs import HASHES, ComparedRun
-from moslora.errors import UsageError, first_line
+from moslora.data.clusters import clusters_of
+from moslora.errors import UsageError, first_line, some
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import log_softmax
@@ -40,12 +43,18 @@ MUST_HAVE = "must have id and score, or be lm-eval's"
 
 
 class Sample(NamedTuple):
-    """A row of a log; ``gold`` is the position of the right option, -1 if it is not known."""
+    """A row of a log.
+
+    Attributes:
+        gold: position of the right option, -1 if it is not known.
+        shared: the text that it shares with the questions of its cluster; ``None`` if it has no such column.
+    """
 
     id: str
     scores: Mapping[str, float]
     hashes: Mapping[str, str]
     gold: int = -1
+    shared: str | None = None
 
 
 Samples = dict[str, Sample]
@@ -59,16 +68,55 @@ def log_files(path: Path) -> list[Path]:
     return sorted(path.rglob("samples_*.jsonl"))
 
 
-def read_logs(paths: Sequence[Path]) -> Iterator[ComparedRun]:
-    """The evaluations in these logs, in their order. Those of an arm differ only in the seed in their path."""
+def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[ComparedRun]:
+    """The evaluations in these logs, in their order. Those of an arm differ only in the seed in their path.
+
+    Args:
+        paths: logs, or folders of them.
+        cluster: the column, or the path into a row, of what groups the questions; ``None``: each is alone.
+    """
     evaluations = _files_by_evaluation(paths)
     arms, seeds = _arms_and_seeds(evaluations)
     parts_of_all = set.intersection(*[set(arm.split("/")) for arm in arms.values()])
+    found = []
     for place, files in evaluations.items():
         own_parts = [part for part in arms[place].split("/") if part not in parts_of_all]
-        tasks = {task: _columns(by_filter) for task, by_filter in _read(files).items()}
+        tasks = {task: _columns(by_filter) for task, by_filter in _read(files, cluster).items()}
         evaluation = Evaluation(place, NOT_KNOWN, tasks)
-        yield ComparedRun(evaluation, place, name="/".join(own_parts), arm=arms[place], seed=seeds[place])
+        found.append(ComparedRun(evaluation, place, name="/".join(own_parts), arm=arms[place], seed=seeds[place]))
+    if cluster is not None and not any(_has_clusters(run) for run in found):
+        _refuse_no_clusters(cluster, next(iter(evaluations.values())))
+    return found
+
+
+def _has_clusters(run: ComparedRun) -> bool:
+    return any(answers.clusters for answers in run.tasks.values())
+
+
+def _refuse_no_clusters(cluster: str, files: Sequence[Path]) -> NoReturn:
+    """Refuses a column that groups nothing, or is in none of the files of an evaluation, by their first rows."""
+    columns: dict[str, None] = {}
+    is_there = False
+    for file in files:
+        with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
+            row = next(_rows(text, is_csv=file.suffix == ".csv"))
+        columns |= dict.fromkeys(_columns_to_group_by(row))
+        if _shared_text(row, cluster) is not None:
+            is_there = True
+    if is_there:
+        fix = "choose another column, or leave it out"
+        raise UsageError(f"--cluster {cluster}: no two questions of a task share it, or all of them do; {fix}")
+    raise UsageError(
+        f"--cluster {cluster}: no such column in these logs; must be one of {some(list(columns), most=20)}"
+    )
+
+
+def _columns_to_group_by(row: Mapping[str, Any]) -> list[str]:
+    """Of lm-eval's rows those of the question's own document."""
+    document = row.get("doc")
+    if isinstance(document, dict):
+        return [f"doc.{name}" for name in document]
+    return list(row)
 
 
 def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -129,15 +177,15 @@ def _number(match: re.Match[str]) -> int:
     return int(match[match.lastindex or 0])
 
 
-def _read(files: Iterable[Path]) -> dict[str, dict[str, Samples]]:
+def _read(files: Iterable[Path], cluster: str | None) -> dict[str, dict[str, Samples]]:
     """Task -> filter -> samples."""
     tasks: dict[str, dict[str, Samples]] = {}
     for file in files:
-        _read_file(file, tasks)
+        _read_file(file, tasks, cluster)
     return tasks
 
 
-def _read_file(file: Path, tasks: dict[str, dict[str, Samples]]) -> None:
+def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | None) -> None:
     """Adds a file's samples to those of ``tasks``."""
     task_of_file = "questions"
     named = SAMPLES.fullmatch(file.name)
@@ -148,6 +196,8 @@ def _read_file(file: Path, tasks: dict[str, dict[str, Samples]]) -> None:
         try:
             for row in _rows(text, is_csv=file.suffix == ".csv"):
                 sample = _sample(row)
+                if cluster is not None:
+                    sample = sample._replace(shared=_shared_text(row, cluster))
                 task = str(row.get("task") or task_of_file)
                 samples = tasks.setdefault(task, {}).setdefault(str(row.get("filter")), {})
                 if sample.id in samples:
@@ -181,6 +231,18 @@ def _sample(row: Mapping[str, Any]) -> Sample:
     if "doc_id" in row:
         return _of_lm_eval(row)
     return _of_table(row)
+
+
+def _shared_text(row: Mapping[str, Any], cluster: str) -> str | None:
+    """The value at a path such as ``doc.passage``, empty for null; ``None`` if the row does not have it."""
+    value: Any = row
+    for name in cluster.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return None
+        value = value[name]
+    if value is None:
+        return ""
+    return str(value)
 
 
 def _of_table(row: Mapping[str, Any]) -> Sample:
@@ -266,4 +328,5 @@ def _columns(by_filter: Mapping[str, Samples]) -> TaskAnswers:
     gold = tuple(first[id].gold for id in ids)
     if -1 in gold:
         gold = ()
-    return TaskAnswers(tuple(ids), gold, outcomes, hashes)
+    answers = TaskAnswers(tuple(ids), gold, outcomes, hashes)
+    return answers.grouped(clusters_of({id: first[id].shared or "" for id in ids}))

@@ -201,17 +201,21 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
     Args:
         values: x.
         codes: the clusters.
-        pseudo: this number and its negative count as two more questions; 0 for none. Without them a few questions that
-            both arms answer alike would give an interval of length 0. With one seed it is 1: one more question of each
-            kind in McNemar's table (Bonett and Price 2012, doi 10.3102/1076998611411915). Over S seeds such a
-            question's mean is about 1/√S.
+        pseudo: this number and its negative count as two more clusters of the average size; 0 for none. Without them a
+            few questions that both arms answer alike would give an interval of length 0. With one seed it is 1: where
+            each question is alone, one more question of each kind in McNemar's table (Bonett and Price 2012, doi
+            10.3102/1076998611411915). Over S seeds such a question's mean is about 1/√S.
     """
+    weights = np.ones(len(values))
     if pseudo:
         count = codes.max() + 1
+        size = len(values) / count
         values = np.append(values, (pseudo, -pseudo))
         codes = np.append(codes, (count, count + 1))
-    sums = np.bincount(codes, weights=values - values.mean())
-    return float(sums @ sums * len(sums) / (len(sums) - 1) / len(values) ** 2)
+        weights = np.append(weights, (size, size))
+    n = weights.sum()
+    sums = np.bincount(codes, weights=weights * (values - weights @ values / n))
+    return float(sums @ sums * len(sums) / (len(sums) - 1) / n**2)
 
 
 def _weighted(tasks: Sequence[_Components], weights: Floats) -> Effect:

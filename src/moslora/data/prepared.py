@@ -234,6 +234,7 @@ class RunRows:
             "encoding": encoding(self.encoder, self.data.format),
             "tasks": [task.name for task in self.tasks],
             "source": identity(self.tasks, "train", source=self.data.source),
+            "clusters": [task.cluster for task in self.tasks],
             "packages": [version(package) for package in ("pyarrow", "tokenizers")],
             "code": [sha256(path) for path in source_files(CODE)],  # no version number that somebody has to raise
         }

@@ -254,9 +254,13 @@ def differences(source: str, tasks: Sequence[str], *, split: Split | None = None
 
 
 def data_hash(examples: Iterable[Example]) -> str:
-    """sha256 of the examples, with their ids and order, which a run records as its data."""
+    """sha256 of the examples, with their ids and order, which a run records as its data. What groups them changes no
+    answer, and is left out."""
     digest = hashlib.sha256()
     for example in examples:
-        fields = {name: value for name, value in vars(example).items() if name != "wording" or value}
+        fields = dict(vars(example))
+        del fields["cluster"]
+        if not example.wording:
+            del fields["wording"]
         digest.update(json.dumps(fields, sort_keys=True, separators=(",", ":"), default=vars).encode() + b"\n")
     return digest.hexdigest()

@@ -22,7 +22,7 @@ from moslora.errors import UsageError
 from moslora.files import once_per_machine, replacing
 from moslora.tasks import Example, Task
 
-_SCHEMA = 2  # part of the cache's name: raise it when an Example read from the wheel changes, or its fields' order
+_SCHEMA = 3  # part of the cache's name: raise it when an Example read from the wheel changes, or its fields' order
 _UNCONDITIONAL = 1_000_000  # from this doc_id, documents are repeated with the bare prompt "Answer:"
 
 

@@ -72,7 +72,7 @@ def _of_texts(score: TextScore) -> dict[str, str]:
 
 
 def remarks(results: Results) -> list[str]:
-    """Notes below the table: signs of a collapse, truncated questions, leaks, close calls."""
+    """Notes below the table: signs of a collapse, truncated questions, clusters, leaks, close calls."""
     lines = [f"collapse: {sign}" for sign in results.collapse]
     longest = f"longer than evaluation.max_length = {results.settings.max_length} tokens"
     if results.macro and results.macro.truncated:
@@ -80,6 +80,9 @@ def remarks(results: Results) -> list[str]:
     texts_cut = sum(score.truncated for score in results.texts.values())
     if texts_cut:
         lines.append(f"{counted(texts_cut, 'text')} without the end, {longest}")
+    clusters = _on_clusters(results)
+    if clusters:
+        lines.append(clusters)
     if results.without_leaks and any(results.without_leaks.leaks.values()):
         lines.append(_on_leaks(results.without_leaks, results.metric))
     if results.macro and results.macro.close_calls:
@@ -107,6 +110,18 @@ def on_calibration(results: Results) -> list[str]:
         f"{text}; at temperature {found.temperature:.3g} the error is {found.error_after:.3f}"
         " (cross-fitted on two halves)"
     ]
+
+
+def _on_clusters(results: Results) -> str:
+    """How many questions or texts of each set are in how many clusters; empty if each is alone."""
+    scores: dict[str, Score | TextScore] = {**results.tasks, **results.texts}
+    counts = []
+    for name, score in scores.items():
+        if score.clusters is not None:
+            counts.append(f"{name} {score.n:,} in {score.clusters:,}")
+    if not counts:
+        return ""
+    return f"clusters: {', '.join(counts)}; questions that share a text or a source count together"
 
 
 def _on_leaks(found: WithoutLeaks, primary: str) -> str:

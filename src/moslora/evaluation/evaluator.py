@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.engine import output_weight
 from moslora.base.identity import packages
+from moslora.data.clusters import Clusters, find_clusters, known_clusters
 from moslora.data.encode import encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
@@ -74,7 +76,9 @@ def evaluate(
     journal = _open_journal(out, prepared.settings)
     records = {}
     for task in prepared.tasks:
-        records[task.name] = TaskRecord(leaks=facts.leaks.get(task.name), asked=_asked(task, journal))
+        leaks = facts.leaks.get(task.name)
+        clusters = _recorded_clusters(task, prepared.settings.data[task.name], journal)
+        records[task.name] = TaskRecord(leaks=leaks, asked=_asked(task, journal), clusters=clusters)
     journal.record(records)
     score_missing(prepared.tasks, journal)
     drifts = measure_drifts([task for task in prepared.tasks if task.has_margins], journal)
@@ -131,6 +135,11 @@ class PreparedQuestions:
         for task in self.tasks:
             found += [journal.predictions[example.id] for example in task.wanted]
         return found
+
+    @cached_property
+    def clusters(self) -> dict[str, Clusters]:
+        """Those of each task's questions, as their texts tell."""
+        return {task.name: find_clusters(task.questions) for task in self.tasks}
 
     @property
     def count(self) -> int:
@@ -229,6 +238,16 @@ def _open_journal(folder: Path | None, settings: Settings) -> Journal:
     journal.head = head
     journal.predictions = predictions
     return journal
+
+
+def _recorded_clusters(task: ScoredTask, data: str, journal: Journal) -> Clusters:
+    """The clusters of the questions that are asked now, or have been. Those of a test set are known by its ``data``, a
+    hash of its questions."""
+    clusters = known_clusters().get(data)
+    if clusters is None:
+        clusters = find_clusters(task.questions)
+    asked = {example.id for example in task.wanted} | journal.predictions.keys()
+    return {id: first for id, first in clusters.items() if id in asked}
 
 
 def _asked(task: ScoredTask, journal: Journal) -> int:

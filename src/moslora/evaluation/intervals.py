@@ -1,34 +1,97 @@
-"""Means and shares with what is known of them."""
+"""Means and shares with what is known of them.
+
+Questions that share a text are not independent. They are a cluster c, and it is clusters that are drawn at random: the
+standard error of a mean over n questions in C clusters is
+
+    se² = C / (C − 1) · Σ_c (Σ_{i in c} (x_i − x̄))² / n²
+
+(Miller 2024, arXiv 2411.00640, section 2.2, which has no factor C / (C − 1)). Where each question is its own cluster,
+it is the sample standard deviation / √n.
+"""
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """x̄ = Σ x / n and its standard error √(Σ (x − x̄)² / (n − 1) / n), ``None`` below two values."""
+@dataclass(frozen=True)
+class Mean:
+    """A mean over questions, texts or runs.
+
+    Attributes:
+        value: x̄.
+        error: its standard error; ``None`` below two clusters.
+        n: number of questions.
+        clusters: C; n where each question is its own.
+    """
+
+    value: float
+    error: float | None
+    n: int
+    clusters: int
+
+    @property
+    def effective_n(self) -> float:
+        """Number of independent questions that would give a share p the same standard error: n* = 1 + p (1 − p) / se²,
+        at most n (Korn and Graubard 1998, Survey Methodology 24, pages 193–201; n / n* is Kish's design effect).
+
+        Where all answers are right, or none is, the error says nothing, and n* is the number of clusters.
+        """
+        if self.clusters == self.n:
+            return self.n
+        variance = self.value * (1 - self.value)
+        if self.error is None or variance == 0:
+            return self.clusters
+        if self.error == 0:
+            return self.n
+        return min(self.n, 1 + variance / self.error**2)
+
+    @property
+    def interval_of_share(self) -> tuple[float, float]:
+        """`wilson`'s, of `effective_n` questions."""
+        return wilson(self.value, self.effective_n)
+
+
+def mean_of(values: Sequence[float], clusters: Sequence[str] = ()) -> Mean:
+    """The mean of ``values`` of questions, with the cluster of each; without ``clusters`` each is its own."""
     n = len(values)
     mean = math.fsum(values) / n
-    if n < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n)
+    if not clusters:
+        squares = math.fsum((x - mean) ** 2 for x in values)
+        return Mean(mean, _error(squares, n, clusters=n), n, n)
+    deviations: dict[str, list[float]] = defaultdict(list)
+    for x, cluster in zip(values, clusters, strict=True):
+        deviations[cluster].append(x - mean)
+    squares = math.fsum(math.fsum(of_cluster) ** 2 for of_cluster in deviations.values())
+    count = len(deviations)
+    return Mean(mean, _error(squares, n, clusters=count), n, count)
 
 
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of a share, 95 %: the shares π with |p − π| ≤ 1.96 √(π (1 − π) / n), p = right / n.
+def _error(squares: float, n: int, *, clusters: int) -> float | None:
+    """√(C / (C − 1) · ``squares``) / n."""
+    if clusters < 2:
+        return None
+    if clusters == n:
+        return math.sqrt(squares / (n - 1) / n)
+    return math.sqrt(squares * clusters / (clusters - 1)) / n
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's score interval of a share p, 95 %: the shares π with |p − π| ≤ 1.96 √(π (1 − π) / n).
 
     Unlike p ± 1.96 standard errors it holds for few questions too: 4 of 4 give 51 to 100 %.
     """
     z = float(special.ndtri(0.975))
-    p = right / n
     whole = 2 * (n + z**2)
-    center = (2 * n * p + z**2) / whole
-    half = z / whole * math.sqrt(4 * n * p * (1 - p) + z**2)
+    center = (2 * n * share + z**2) / whole
+    half = z / whole * math.sqrt(4 * n * share * (1 - share) + z**2)
     low = center - half
     high = center + half
-    if right == 0:
+    if share == 0:
         low = 0.0
-    if right == n:
+    if share == 1:
         high = 1.0
     return low, high

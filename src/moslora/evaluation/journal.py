@@ -12,7 +12,7 @@ from typing import Any
 
 from moslora.errors import UsageError, some
 from moslora.evaluation.results import summarise
-from moslora.files import append_text, drop_partial_line, write_json, write_text, writing
+from moslora.files import append_text, drop_partial_line, write_text, writing
 from moslora.recipe.recipe import changed_keys
 from moslora.runs.evaluation import read_predictions, unfinished_tasks
 from moslora.runs.predictions import Prediction
@@ -48,7 +48,7 @@ class Journal:
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
         """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one. Of the
-        numbers of questions the last one counts: a smaller limit ends what was interrupted."""
+        numbers of questions the last one counts: a smaller limit ends what was interrupted; and so do its clusters."""
         known = dict(self.head.tasks)
         for task, now in tasks.items():
             then = known.get(task, now)
@@ -56,10 +56,13 @@ class Journal:
             asked = now.asked
             if asked is None:
                 asked = then.asked
-            known[task] = TaskRecord(max(drifts, default=None), now.leaks or then.leaks, asked)
+            clusters = now.clusters
+            if clusters is None:
+                clusters = then.clusters
+            known[task] = TaskRecord(max(drifts, default=None), now.leaks or then.leaks, asked, clusters)
         self.head = Head(self.head.settings, known)
         if self.folder is not None:
-            write_json(self.folder / SETTINGS, dataclasses.asdict(self.head))
+            write_text(self.folder / SETTINGS, self.head.to_json())
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Adds predictions of questions that had none, and syncs them to disk."""

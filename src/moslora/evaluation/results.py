@@ -17,7 +17,7 @@ from moslora.evaluation.texts import TextScore, score_texts
 from moslora.runs.answers import TaskAnswers, by_task
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import RESULTS
-from moslora.runs.settings import Settings, TaskRecord
+from moslora.runs.settings import Head, Settings, TaskRecord
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,11 @@ class Results:
 
 def _plain(value: Any) -> dict[str, Any]:
     """The fields of a part of the results; of a score those that it has."""
-    fields = vars(value)
+    fields = dict(vars(value))
     if isinstance(value, Score):
         return {name: number for name, number in fields.items() if number is not None}
+    if isinstance(value, TextScore) and value.clusters is None:
+        del fields["clusters"]
     return fields
 
 
@@ -126,7 +128,8 @@ def _without_leaks(tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskR
 
 def summarise(settings: Settings, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:
     """All numbers of ``predictions``, with these behind them; ``records`` by task, in whose order the tasks are."""
-    results = results_of(settings, by_task(predictions), records)
+    answers = Head(settings, records).grouped(by_task(predictions))
+    results = results_of(settings, answers, records)
     return replace(results, predictions=tuple(predictions))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
-from moslora.evaluation.intervals import mean_and_error, wilson
+from moslora.evaluation.intervals import mean_of
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.outcomes import accuracy, log_probability, right
 from moslora.runs.predictions import margin
@@ -23,7 +23,7 @@ class Score:
 
     n: int
     accuracy: float
-    standard_error: float | None = None  # of ``accuracy``: sample standard deviation / √n; ``None`` below two questions
+    standard_error: float | None = None  # of ``accuracy``, by clusters (`mean_of`); ``None`` below two of them
     # accuracy of always giving the most frequent label of these questions; not of answers in words
     majority_class: float | None = None
     truncated: int  # questions whose prompt lost its beginning
@@ -37,8 +37,9 @@ class Score:
     close_calls: int | None = None  # questions whose margin is below their task's drift; not for generate
     same_answer: float | None = None  # share of the most frequent answer; not of an average
     below_majority: float | None = None  # p of the test of this name; not of an average
-    interval: tuple[float, float] | None = None  # of ``accuracy``, 95 %: `wilson`'s
+    interval: tuple[float, float] | None = None  # of ``accuracy``, 95 %: `wilson`'s, of `Mean.effective_n` questions
     interval_per_character: tuple[float, float] | None = None  # the same, cloze only
+    clusters: int | None = None  # that the questions are in; ``None`` if each is alone, and of an average
 
     @property
     def is_in_words(self) -> bool:
@@ -60,15 +61,17 @@ class Score:
 def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
     """The numbers of one task from its answers (at least one) and its drift."""
     n = len(answers.ids)
-    mean, error = mean_and_error(accuracy(answers))
+    mean = mean_of(accuracy(answers), answers.clusters)
     found: dict[str, Any] = {}
     if answers.characters:
-        per_character, its_error = mean_and_error(right(answers))
-        found["accuracy_per_character"] = per_character
-        found["standard_error_per_character"] = its_error
-        found["interval_per_character"] = wilson(round(per_character * n), n)
+        per_character = mean_of(right(answers), answers.clusters)
+        found["accuracy_per_character"] = per_character.value
+        found["standard_error_per_character"] = per_character.error
+        found["interval_per_character"] = per_character.interval_of_share
+    if mean.clusters < n:
+        found["clusters"] = mean.clusters
     if answers.scores:
-        found["log_probability"], _ = mean_and_error(log_probability(answers))
+        found["log_probability"] = mean_of(log_probability(answers)).value
     else:
         found["parse_rate"] = sum(bool(label) for label in answers.labels) / n
     if answers.are_in_words:
@@ -81,9 +84,9 @@ def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
         found["close_calls"] = sum(margin(scores) < drift for scores in answers.deciding_scores)
     return Score(
         n=n,
-        accuracy=mean,
-        standard_error=error,
-        interval=wilson(round(mean * n), n),
+        accuracy=mean.value,
+        standard_error=mean.error,
+        interval=mean.interval_of_share,
         truncated=sum(answers.cut),
         drift=drift,
         **found,

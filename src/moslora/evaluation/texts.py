@@ -15,7 +15,7 @@ from scipy.special import stdtrit  # not scipy.stats, which takes a tenth of a c
 from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
 from moslora.evaluation.cloze import Cloze, Scored
-from moslora.evaluation.intervals import mean_and_error
+from moslora.evaluation.intervals import mean_of
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.outcomes import nats_per_byte
 from moslora.runs.predictions import Prediction
@@ -54,17 +54,20 @@ class TextScore:
 
     n: int
     nats_per_byte: float  # mean over the texts
-    standard_error: float | None  # sample standard deviation / √n; ``None`` below two texts
+    standard_error: float | None  # by clusters (`mean_of`); ``None`` below two of them
     interval: tuple[float, float] | None  # 95 %, by Student's t
     truncated: int  # texts that lost their end
+    clusters: int | None = None  # that they are in, such as articles; ``None`` if each is alone
 
 
 def score_texts(measured: TaskAnswers) -> TextScore:
     """The numbers of one set of texts (at least one)."""
-    n = len(measured.ids)
-    mean, error = mean_and_error(nats_per_byte(measured))
+    mean = mean_of(nats_per_byte(measured), measured.clusters)
     interval = None
-    if error is not None:
-        half = float(stdtrit(n - 1, 0.975)) * error
-        interval = (mean - half, mean + half)
-    return TextScore(n, mean, error, interval, sum(measured.cut))
+    if mean.error is not None:
+        half = float(stdtrit(mean.clusters - 1, 0.975)) * mean.error
+        interval = (mean.value - half, mean.value + half)
+    clusters = None
+    if mean.clusters < mean.n:
+        clusters = mean.clusters
+    return TextScore(mean.n, mean.value, mean.error, interval, sum(measured.cut), clusters)

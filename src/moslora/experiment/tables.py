@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from moslora.evaluation.intervals import mean_and_error
+from moslora.evaluation.intervals import mean_of
 from moslora.experiment.curve import Curve
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
@@ -95,8 +95,8 @@ def mean_over_seeds(runs: Sequence[Evaluation], outcome: str) -> str:
         averages.append(measure.factor * fmean(fmean(column) for column in columns))
     if not averages:
         return "–"
-    mean, error = mean_and_error(averages)
-    text = f"{mean:.{measure.fine}f}"
-    if error is not None:
-        text += f" ± {error:.{measure.fine}f}"
+    mean = mean_of(averages)
+    text = f"{mean.value:.{measure.fine}f}"
+    if mean.error is not None:
+        text += f" ± {mean.error:.{measure.fine}f}"
     return text

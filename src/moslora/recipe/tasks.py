@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveInt, Strict, model_validator
 from moslora.choices import Split
 from moslora.tasks import BUILT_IN, GROUP, INSTRUCTION, Columns, Hub, Numbered, OpenEnded, Plain, Task
 from moslora.tasks.matching import EVERY_IGNORED, Contains, Exact, Ignored, Match, Number, Pattern
-from moslora.tasks.task import RESPONSE, WheelRows, compiled
+from moslora.tasks.task import AUTOMATIC, RESPONSE, WheelRows, compiled
 
 from .changes import Changes
 from .fields import Regex, Section
@@ -112,6 +112,11 @@ class TaskSection(Section):
     context: Annotated[Expression | None, Changes.READING] = None
     """Text before the question, such as a passage; null, or empty in some rows, for none."""
 
+    cluster: Annotated[Expression | None, Changes.WRITTEN] = AUTOMATIC
+    """What groups questions that are not independent, such as the passage that they are about; several columns as in
+    `"[book, chapter]"`. Intervals count such questions together. Null for each question alone; `auto` groups those with
+    the same context of 100 characters or more."""
+
     instruction: Annotated[str, Changes.READING] = "Please choose the correct answer to the question: "
     """Text before the question in all formats but `cloze`; by default empty for answers in words."""
 
@@ -161,6 +166,7 @@ class TaskSection(Section):
             hub=hub,
             held_out=self.held_out,
             wheel=wheel,
+            cluster=self.cluster,
         )
 
     def _wording(self) -> Numbered | OpenEnded:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ class TaskAnswers:
         texts: generated texts.
         labels: the label found in each generated text, or what was read from it as an answer in words, or "".
         bytes: of a text that is measured: the bytes in UTF-8 that its score is of.
+        clusters: name of the cluster that each question is in; empty if each is alone, as far as is known.
     """
 
     ids: tuple[str, ...]
@@ -40,6 +41,7 @@ class TaskAnswers:
     texts: tuple[str | None, ...] = ()
     labels: tuple[str | None, ...] = ()
     bytes: tuple[int, ...] = ()
+    clusters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for column in self._columns():
@@ -48,7 +50,7 @@ class TaskAnswers:
 
     def _columns(self) -> list[tuple[Any, ...]]:
         single = (self.gold, self.cut, self.scores, self.characters, self.predicted)
-        of_texts = (self.texts, self.labels, self.bytes)
+        of_texts = (self.texts, self.labels, self.bytes, self.clusters)
         return [*single, *of_texts, *self.outcomes.values(), *self.hashes.values()]
 
     @classmethod
@@ -97,6 +99,22 @@ class TaskAnswers:
         if not self.scores:
             return self.predicted
         return tuple(argmax(scores) for scores in self.deciding_scores)
+
+    def grouped(self, clusters: Mapping[str, str]) -> "TaskAnswers":
+        """The answers with the clusters of their questions."""
+        names = self.in_clusters(clusters)
+        if len(set(names)) == len(names):
+            names = ()
+        return replace(self, clusters=names)
+
+    @property
+    def cluster_count(self) -> int:
+        """Number of clusters that the questions are in; of questions that are each alone their number."""
+        return len(set(self.clusters or self.ids))
+
+    def in_clusters(self, clusters: Mapping[str, str]) -> tuple[str, ...]:
+        """The name of the cluster of each question (`moslora.data.clusters`)."""
+        return tuple(clusters.get(id, id) for id in self.ids)
 
     def only(self, ids: Collection[str]) -> "TaskAnswers":
         """The answers to these questions, in the order in which they are here."""

@@ -44,10 +44,17 @@ class Evaluation:
     unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path, settings: Settings, predictions: Sequence[Prediction]) -> "Evaluation":
-        """The evaluation that made these predictions."""
+    def of(
+        cls,
+        folder: Path,
+        settings: Settings,
+        predictions: Sequence[Prediction],
+        records: Mapping[str, TaskRecord] | None = None,
+    ) -> "Evaluation":
+        """The evaluation that made these predictions, and has these records."""
+        head = Head(settings, records or {})
         tasks = {task: with_outcomes(answers) for task, answers in by_task(predictions).items()}
-        return cls(folder, settings, tasks)
+        return cls(folder, settings, head.grouped(tasks), head.tasks)
 
     @property
     def run(self) -> Run | None:
@@ -113,11 +120,11 @@ def read_evaluation(folder: Path) -> Evaluation:
     head = read_head(folder)
     packed = packed_run(folder.parent.parent)
     if packed is not None:
-        return Evaluation(folder, head.settings, packed.answers.get(folder.name, {}), head.tasks)
+        answers = packed.answers.get(folder.name, {})
+        return Evaluation(folder, head.settings, head.grouped(answers), head.tasks)
     predictions = read_predictions(folder)
-    found = Evaluation.of(folder, head.settings, predictions)
-    partial = unfinished_tasks(head, predictions)
-    return replace(found, records=head.tasks, unfinished=partial)
+    found = Evaluation.of(folder, head.settings, predictions, head.tasks)
+    return replace(found, unfinished=unfinished_tasks(head, predictions))
 
 
 def read_predictions(folder: Path) -> list[Prediction]:

@@ -1,13 +1,16 @@
 """How an evaluation was asked, and what is known of each task: the content of ``settings.json``."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from moslora.data.clusters import Clusters, known_clusters
 from moslora.errors import MosloraError
+from moslora.runs.answers import TaskAnswers
 from moslora.runs.packed import packed_run
 from moslora.runs.run import SETTINGS
 
@@ -78,6 +81,8 @@ class TaskRecord:
     drift: float | None = None
     leaks: Leaks | None = None  # ``None`` if the training rows are unknown
     asked: int | None = None  # number of questions that the last evaluation asked; ``None`` before it asks
+    # of the questions with an answer (`moslora.data.clusters`); ``None`` if each is alone, as far as is known
+    clusters: Clusters | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,26 @@ class Head:
 
     settings: Settings
     tasks: Mapping[str, TaskRecord]
+
+    def grouped(self, answers: Mapping[str, TaskAnswers]) -> dict[str, TaskAnswers]:
+        """The answers by task with the clusters of their questions."""
+        return {task: of_task.grouped(self._clusters(task)) for task, of_task in answers.items()}
+
+    def _clusters(self, task: str) -> Clusters:
+        """The clusters of a task: as the evaluation has recorded them, or as they are known of the same data, since
+        evaluations of earlier versions have no record."""
+        record = self.tasks.get(task, TaskRecord())
+        if record.clusters:
+            return record.clusters
+        return known_clusters().get(self.settings.data.get(task, ""), {})
+
+    def to_json(self) -> str:
+        """The text of ``settings.json``. A task whose questions are each alone has no clusters."""
+        content = asdict(self)
+        for record in content["tasks"].values():
+            if not record["clusters"]:
+                del record["clusters"]
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_head(folder: Path) -> Head:

@@ -47,6 +47,7 @@ TASKS: Mapping[str, Task] = {
                 ),
             ),
             placeholders=("<question>", "<passage>"),
+            shared="context",
         ),
         Task(
             name="piqa",
@@ -74,6 +75,7 @@ TASKS: Mapping[str, Task] = {
             rows={"train": 33_410, "test": 1_954},
             wheel=WheelRows("socialiqa"),
             placeholders=("<question>", "<situation>"),
+            shared="context",
         ),
         Task(
             name="hellaswag",
@@ -133,6 +135,7 @@ TASKS: Mapping[str, Task] = {
                 splits=("train",),
             ),
             placeholders=("<sentence before the blank> _ <rest of the sentence>", None),
+            shared="options",  # of twins, two sentences that differ in the word that decides
         ),
         Task(
             name="arc_easy",

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -38,6 +38,9 @@ INSTRUCTION = "instruction"
 RESPONSE = "response"
 """Key of `Example.meta`."""
 
+AUTOMATIC = "auto"
+"""`Task.cluster` of a task whose rows tell what groups its questions."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -61,6 +64,9 @@ class Example:
     # open-ended question, if it is not its usual answer, as `RESPONSE`
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
     wording: Numbered | TrueFalse | OpenEnded | Plain | None = None  # its task's, if that is not among the eight
+    # text that it shares with the other questions of its cluster, empty for none; ``None`` where its task does not say
+    # (`moslora.data.clusters`)
+    cluster: str | None = None
 
     @property
     def is_text(self) -> bool:
@@ -269,6 +275,10 @@ class Task:
     wheel: WheelRows | None = field(default=None, repr=False)
     difference: Difference | None = field(default=None, repr=False)
     placeholders: tuple[str, str | None] = field(default=("<question>", "<context>"), repr=False)  # in a model's card
+    # what groups questions that are not independent: an expression over a row's columns, or `AUTOMATIC`; ``None``: each
+    # question is alone
+    cluster: str | None = field(default=AUTOMATIC, repr=False)
+    shared: Literal["context", "options"] | None = field(default=None, repr=False)  # the same of one of the eight sets
 
     @property
     def own(self) -> bool:
@@ -305,7 +315,8 @@ class Task:
             context = _context(_evaluate("context", columns.context, row))
         if isinstance(self.wording, OpenEnded):
             accepted = _accepted(_evaluate("answer", columns.answer, row), self.wording.match)
-            example = Example(id, self.name, question, accepted, 0, context, wording=self.wording)
+            cluster = self._cluster(row)
+            example = Example(id, self.name, question, accepted, 0, context, wording=self.wording, cluster=cluster)
             if trained:
                 example = self._with_response(example, row, self.wording)
             return example
@@ -316,11 +327,24 @@ class Task:
         wording = None
         if self.own:
             wording = self.wording
-        return Example(id, self.name, question, choices, gold, context, meta, wording)
+        return Example(id, self.name, question, choices, gold, context, meta, wording, self._cluster(row))
 
     def row_of_split(self, row: Mapping[str, Any], split: Split, number: int) -> Example:
         """Row ``number`` of a split as a question, as :meth:`example`: the training rows alone need a response."""
         return self.example(row, f"{self.name}/{split}/{number}", trained=split == "train")
+
+    def _cluster(self, row: Mapping[str, Any]) -> str | None:
+        """The text that groups a row with others, as the task says; empty for a row without one."""
+        if self.cluster == AUTOMATIC:
+            return None
+        if self.cluster is None:
+            return ""
+        value = _evaluate("cluster", self.cluster, row)
+        if value is None:
+            return ""
+        if isinstance(value, list | tuple):  # of several columns
+            return "\n".join(str(_there("cluster", part, row)) for part in value)
+        return str(value)
 
     def _with_response(self, example: Example, row: Mapping[str, Any], words: OpenEnded) -> Example:
         """The open-ended question of a row with the text that is trained on."""

@@ -24,6 +24,7 @@ GROUPED = {
     "validation_loss": "validation/loss",
     "validation_accuracy": "validation/accuracy",
     "validation_questions": "validation/questions",
+    "validation_effective_questions": "validation/effective_questions",
     **{name: f"speed/{name}" for name in MEASURED},
 }
 """Names in trackers, which show the same first parts together; the others begin with `train/`."""

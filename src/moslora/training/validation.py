@@ -12,6 +12,7 @@ from moslora.choices import BestBy
 from moslora.data.prepared import RowTable
 from moslora.errors import counted
 from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.intervals import Mean, mean_of
 from moslora.runs.answers import by_task
 from moslora.runs.best import in_words
 from moslora.runs.outcomes import right
@@ -20,6 +21,9 @@ from moslora.training.loop import Parts
 QUESTIONS = "validation_questions"
 """Key of the number of validation questions, in ``metrics.jsonl``, in ``run.json`` and in the manifests."""
 
+EFFECTIVE_QUESTIONS = "validation_effective_questions"
+"""Key of `Mean.effective_n` in ``metrics.jsonl``, where some of the questions are in a cluster."""
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -27,29 +31,35 @@ class Validation:
 
     Attributes:
         loss: mean over the label tokens of the validation rows, nats.
-        accuracy: share of the validation questions answered right; ``None`` without questions.
-        questions: how many were asked.
+        answered: share of the validation questions answered right; ``None`` without questions.
     """
 
     loss: float
-    accuracy: float | None = None
-    questions: int = 0
+    answered: Mean | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        if self.answered is None:
+            return None
+        return self.answered.value
 
     @property
     def metrics(self) -> dict[str, float]:
         """Its numbers by their names in ``metrics.jsonl``."""
         found = {"validation_loss": self.loss}
-        if self.accuracy is not None:
-            found["validation_accuracy"] = self.accuracy
-            found[QUESTIONS] = self.questions
+        if self.answered is not None:
+            found["validation_accuracy"] = self.answered.value
+            found[QUESTIONS] = self.answered.n
+            if self.answered.clusters < self.answered.n:
+                found[EFFECTIVE_QUESTIONS] = self.answered.effective_n
         return found
 
     @property
     def fields(self) -> list[str]:
         """Its numbers in words."""
         found = [f"validation_loss {in_words(self.loss, 'loss')}"]
-        if self.accuracy is not None:
-            found.append(f"accuracy {in_words(self.accuracy, 'accuracy')} of {self.questions:,}")
+        if self.answered is not None:
+            found.append(f"accuracy {in_words(self.answered.value, 'accuracy')} of {self.answered.n:,}")
         return found
 
     def value(self, by: BestBy) -> float:
@@ -88,7 +98,7 @@ class Validator:
             loss = self.loss(parts)
             if self.questions is None:
                 return Validation(loss)
-            return Validation(loss, _accuracy(self.questions), self.question_count)
+            return Validation(loss, _answered(self.questions))
 
     @torch.no_grad()
     def loss(self, parts: Parts) -> float:
@@ -113,7 +123,7 @@ def _without_dropout(parts: Parts) -> Iterator[None]:
         describe_batch(objective)
 
 
-def _accuracy(questions: PreparedQuestions) -> float:
+def _answered(questions: PreparedQuestions) -> Mean:
     """The share of the questions answered right, by the protocol's main metric, whatever their tasks."""
     tokens = questions.settings.batch_tokens
     with or_out_of_memory(
@@ -121,5 +131,9 @@ def _accuracy(questions: PreparedQuestions) -> float:
         " evaluation.batch_tokens, or training.validation_questions=0"
     ):
         predictions = questions.ask()
-    count = sum(sum(right(answers)) for answers in by_task(predictions).values())
-    return count / len(predictions)
+    values: list[float] = []
+    clusters: list[str] = []
+    for task, answers in by_task(predictions).items():
+        values += right(answers)
+        clusters += answers.in_clusters(questions.clusters[task])
+    return mean_of(values, clusters)

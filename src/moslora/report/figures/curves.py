@@ -67,13 +67,17 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
 
 
 def _shade(axes: Axes, run: ReportedRun, style: Style) -> None:
-    """Wilson's intervals of a run's accuracies."""
-    steps, accuracies = run.curve("validation_accuracy")
-    _, counts = run.curve("validation_questions")
+    """Wilson's intervals of a run's accuracies, of the effective number of questions where some are in a cluster."""
+    steps = []
     below = []
     above = []
-    for accuracy, count in zip(accuracies, counts, strict=True):
-        low, high = wilson(round(accuracy * count), int(count))
+    for row in run.metrics:
+        accuracy = row.get("validation_accuracy")
+        if accuracy is None:
+            continue
+        count = row.get("validation_effective_questions", row["validation_questions"])
+        low, high = wilson(accuracy, count)
+        steps.append(row["step"])
         below.append(low)
         above.append(high)
     axes.fill_between(steps, below, above, color=style.color, alpha=0.15, linewidth=0)

@@ -1,0 +1,84 @@
+"""Clusters: questions that share a text, an option pair or a source, and are therefore not independent.
+
+A cluster is named by the first question of the set that is in it. So it is the same under every limit, in every run and
+on every machine, as long as the set is the same.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from moslora.data.overlap import normalized
+from moslora.tasks import BUILT_IN, Example
+
+Clusters = Mapping[str, str]
+"""Id of a question -> id of the first question of its cluster. Those that are not here are the first, or alone."""
+
+LONG_CONTEXT = 100
+"""Minimum number of characters of a context that groups the questions of a task that does not say what does. A shorter
+one may be a subject or a heading, which questions share without being about the same thing."""
+
+KNOWN = Path(__file__).with_name("known_clusters.json")
+"""The clusters of the test sets. First part of the ids -> ``by``, what is shared; ``data``, the set's
+`moslora.data.sources.data_hash` from each source; ``clusters``, the last parts of the ids in each, in the order of the
+set."""
+
+
+def find_clusters(examples: Sequence[Example]) -> dict[str, str]:
+    """The clusters of all questions of a set, by their texts."""
+    return clusters_of({example.id: _shared_text(example) for example in examples})
+
+
+def clusters_of(texts: Mapping[str, str]) -> dict[str, str]:
+    """The clusters of questions, id -> the text that a question shares with others, or "": those whose texts have the
+    same words. A text that all of them share says nothing, and groups none."""
+    first: dict[str, str] = {}  # words -> the first question that has them
+    found = {}
+    for id, text in texts.items():
+        words = normalized(text)
+        if not words:
+            continue
+        first_id = first.setdefault(words, id)
+        if first_id != id:
+            found[id] = first_id
+    if len(found) == len(texts) - 1:
+        return {}
+    return found
+
+
+def _shared_text(example: Example) -> str:
+    """What a question shares with the others of its cluster; empty for nothing."""
+    if example.cluster is not None:
+        return example.cluster
+    if example.task in BUILT_IN:
+        return _shared_in_known_set(example)
+    context = example.context or ""
+    if len(context) < LONG_CONTEXT:
+        return ""
+    return context
+
+
+def _shared_in_known_set(example: Example) -> str:
+    """The same for one of the eight sets."""
+    shared = BUILT_IN[example.task].shared
+    if shared == "context":
+        return example.context or ""
+    if shared == "options":
+        return "\n".join(sorted(example.choices))
+    return ""
+
+
+@cache
+def known_clusters() -> Mapping[str, Clusters]:
+    """Hash of a set's questions -> their clusters. They need not be in the rows: HellaSwag's are those of its videos,
+    and those of the passages are their articles."""
+    found = {}
+    for begin, known in json.loads(KNOWN.read_bytes()).items():
+        clusters = {}
+        for first, *others in known["clusters"]:
+            for other in others:
+                clusters[f"{begin}/{other}"] = f"{begin}/{first}"
+        for data in known["data"]:
+            found[data] = clusters
+    return found

@@ -1,0 +1,111 @@
+"""Clusters of questions in comparisons: of runs with several seeds, and where only some evaluations know them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from compare_kit import SIZES, drawn, packed, with_tasks
+from message_kit import says
+from moslora.compare.arms import Arm, cluster_codes
+from moslora.compare.comparison import compare_arms, compare_paths
+from moslora.compare.contrast import Contrast
+from moslora.compare.index import ExperimentIndex, ExperimentRun
+from moslora.compare.runs import ComparedRun
+from moslora.compare.statistics import MACRO
+from moslora.errors import UsageError
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.packed import write_packed
+
+
+def copied(run: ComparedRun, copies: int, *, grouped: bool = True) -> ComparedRun:
+    """The run with each question so many times."""
+    tasks = {}
+    for task, answers in run.tasks.items():
+        ids = [f"{task}/test/{copy}-{id}" for copy in range(copies) for id in answers.ids]
+        clusters = [id for _ in range(copies) for id in answers.ids]
+        outcomes = {name: column * copies for name, column in answers.outcomes.items()}
+        found = TaskAnswers(tuple(ids), answers.gold * copies, outcomes)
+        if grouped:
+            found = replace(found, clusters=tuple(clusters))
+        tasks[task] = found
+    return with_tasks(run, tasks)
+
+
+def contrast(seeds: int, copies: int, outcome: str, *, grouped: bool = True) -> Contrast:
+    arms = []
+    for name, gain in (("one", 0.0), ("other", 0.1)):
+        runs: dict[int | None, ComparedRun] = {}
+        for seed in range(seeds):
+            runs[seed] = copied(drawn(seed, gain=gain, arm=name), copies, grouped=grouped)
+        arms.append(Arm(name, runs))
+    (found,) = compare_arms(arms, outcome=outcome).named
+    return found
+
+
+@pytest.mark.parametrize("outcome", ["accuracy", "log_probability"])
+@pytest.mark.parametrize("seeds", [1, 4])
+@pytest.mark.parametrize("copies", [2, 5])
+def test_each_question_copied_tells_nothing_new(seeds: int, copies: int, outcome: str) -> None:
+    """Intervals and p are those of the questions; without clusters the error of one run each is too small by √k."""
+    once = contrast(seeds, 1, outcome)
+    often = contrast(seeds, copies, outcome)
+    for name, effect in once.effects.items():
+        found = often.effects[name]
+        for number in ("difference", "interval", "inner", "p"):
+            assert getattr(found, number) == pytest.approx(getattr(effect, number), abs=1e-12), (name, number)
+    if outcome == "accuracy":
+        assert often.over_majority.interval == pytest.approx(once.over_majority.interval, abs=1e-12)
+    if seeds == 1 and outcome == "log_probability":
+        ignoring = contrast(seeds, copies, outcome, grouped=False)
+        for task, size in SIZES.items():
+            right = np.ptp(once.effects[task].interval) / stats.t.ppf(0.975, size - 1)
+            wrong = np.ptp(ignoring.effects[task].interval) / stats.t.ppf(0.975, copies * size - 1)
+            assert right / wrong == pytest.approx(np.sqrt((copies * size - 1) / (size - 1)), rel=1e-7)
+
+
+def test_clusters_that_one_evaluation_knows_hold_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a task has got its clusters after the first run was scored."""
+    earlier = copied(drawn(0), 3, grouped=False)
+    later = copied(drawn(1), 3)
+    for runs in ((earlier, later), (later, earlier)):
+        codes = cluster_codes(runs)
+        assert {task: np.bincount(its).tolist() for task, its in codes.items()} == {
+            task: [3] * size for task, size in SIZES.items()
+        }
+    found = compare_arms([Arm("a", {0: earlier}), Arm("b", {0: later})])
+    assert list(found.named[0].clusters) == list(SIZES)
+    assert says(capsys.readouterr().out, "clusters", "boolq 180 in 60")
+    assert not cluster_codes([earlier, earlier])
+
+
+def test_questions_of_one_cluster_are_refused() -> None:
+    run = drawn(0)
+    one = {task: replace(answers, clusters=("x",) * len(answers.ids)) for task, answers in run.tasks.items()}
+    with pytest.raises(UsageError, match=r"boolq: all .* one cluster; evaluate with a higher --limit"):
+        compare_arms([Arm("a", {0: with_tasks(run, one)}), Arm("b", {0: with_tasks(drawn(1), one)})])
+
+
+def test_a_packed_experiment_of_an_earlier_version_gets_the_clusters_of_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files have none; the hash of the questions tells."""
+    runs = [ExperimentRun(arm, seed, 1e-3, f"runs/{arm}-{seed}") for arm in "ab" for seed in range(3)]
+    files = {}
+    for one in runs:
+        answers = drawn(one.seed, gain=0.1 * (one.arm == "b"), arm=one.arm)
+        settings = replace(answers.settings, data={"boolq": "hash"})
+        answers = replace(answers, evaluation=replace(answers.evaluation, settings=settings))
+        files[f"{one.arm}-{one.seed}"] = packed(answers, f"adapter.alpha={1 + (one.arm == 'b')}")
+    write_packed(tmp_path, files)
+    ExperimentIndex("e", ("a", "b"), "accuracy", tuple(runs)).write(tmp_path)
+    before = compare_paths([tmp_path]).main
+    clusters = {f"boolq/test/{row}": f"boolq/test/{row % 10}" for row in range(10, 60)}
+    monkeypatch.setattr("moslora.runs.settings.known_clusters", lambda: {"hash": clusters})
+    found = compare_paths([tmp_path]).main
+    assert not before.clusters and np.bincount(found.clusters["boolq"]).tolist() == [6] * 10
+    assert found.effects["siqa"].interval == pytest.approx(before.effects["siqa"].interval, rel=1e-9)
+    assert found.effects["boolq"].interval != pytest.approx(before.effects["boolq"].interval, rel=1e-3)
+    assert found.effects[MACRO].difference == pytest.approx(before.effects[MACRO].difference, rel=1e-12)

@@ -1,0 +1,227 @@
+"""Questions in clusters: errors and intervals against statsmodels and loops, and what an evaluation records."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+
+import compare_kit
+from evaluation_kit import make_examples, make_model, tokenizer
+from message_kit import says
+from moslora.evaluation import Request, evaluate
+from moslora.evaluation.display import remarks
+from moslora.evaluation.intervals import mean_of, wilson
+from moslora.evaluation.results import summarise
+from moslora.evaluation.scores import score_task
+from moslora.evaluation.texts import score_texts
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import read_evaluation
+from moslora.runs.predictions import Prediction
+from moslora.runs.settings import Settings, TaskRecord
+from moslora.tasks import Example, Numbered
+
+CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
+
+
+def drawn(seed: int, n: int = 200, count: int = 60) -> tuple[list[float], list[str]]:
+    """Shares that are alike within a cluster, of questions in clusters of several sizes, of which some are alone."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, count, n)
+    easy = random.uniform(size=count)
+    values = (random.uniform(size=n) < easy[codes]).astype(float)
+    return values.tolist(), [f"c{code}" for code in codes]
+
+
+def of_statsmodels(values: Sequence[float], clusters: Sequence[str]) -> float:
+    """The cluster-robust standard error of a regression on nothing."""
+    _, codes = np.unique(clusters, return_inverse=True)
+    fitted = sm.OLS(np.array(values), np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": codes})
+    return float(fitted.bse[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_error_is_that_of_statsmodels_and_of_a_loop(seed: int) -> None:
+    values, clusters = drawn(seed)
+    found = mean_of(values, clusters)
+    assert found.error == pytest.approx(of_statsmodels(values, clusters), rel=1e-12)
+    total = 0.0
+    for name in set(clusters):
+        total += sum(x - np.mean(values) for x, its in zip(values, clusters, strict=True) if its == name) ** 2
+    count = len(set(clusters))
+    assert found.error == pytest.approx(math.sqrt(count / (count - 1) * total) / len(values), rel=1e-12)
+    assert found.value == np.mean(values) and found.clusters == count
+    alone = mean_of(values, [str(n) for n in range(len(values))])
+    assert alone == mean_of(values), "bit for bit"
+    assert alone.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_interval_is_wilsons_of_the_effective_number(seed: int) -> None:
+    """That many independent questions have the same error."""
+    values, clusters = drawn(seed)
+    found = mean_of(values, clusters)
+    n = found.effective_n
+    share = found.value
+    assert 1 < n < len(values) and share * (1 - share) / (n - 1) == pytest.approx(found.error**2, rel=1e-12)
+    expected = proportion_confint(share * n, n, method="wilson")
+    assert found.interval_of_share == pytest.approx(expected, rel=1e-12)
+    assert np.ptp(found.interval_of_share) > np.ptp(wilson(share, len(values)))
+
+
+@pytest.mark.parametrize("copies", [2, 3, 7])
+@pytest.mark.parametrize("right", [0, 1, 9, 20])
+def test_each_question_copied_tells_nothing_new(copies: int, right: int) -> None:
+    """The interval of the copies is that of the questions; without clusters its n would be too large by the factor."""
+    once = [1.0] * right + [0.0] * (20 - right)
+    values = once * copies
+    clusters = [str(n) for n in range(20)] * copies
+    found = mean_of(values, clusters)
+    assert found.interval_of_share == pytest.approx(mean_of(once).interval_of_share, abs=1e-12)
+    assert found.effective_n == pytest.approx(20, rel=1e-12)
+    assert found.error == pytest.approx(mean_of(once).error, abs=1e-12)
+    ignoring = mean_of(values)
+    assert ignoring.interval_of_share == wilson(right / 20, 20 * copies) and ignoring.effective_n == 20 * copies
+    if 0 < right < 20:
+        assert found.error / ignoring.error == pytest.approx(math.sqrt((20 * copies - 1) / 19), rel=1e-12)
+
+
+def test_opposite_answers_within_clusters_make_no_interval_narrower() -> None:
+    """As of a model that gives WinoGrande's twins the same option, and so has one of two right."""
+    values = [1.0, 0.0] * 30
+    found = mean_of(values, [str(n // 2) for n in range(60)])
+    assert found.error == 0 and found.effective_n == 60
+    assert found.interval_of_share == wilson(0.5, 60)
+
+
+def test_one_cluster_has_no_error_and_the_interval_of_one_question() -> None:
+    found = mean_of([1.0, 0.0, 1.0], ["a", "a", "a"])
+    assert found.error is None and found.interval_of_share == wilson(2 / 3, 1)
+
+
+def answers(seed: int = 0, copies: int = 1, *, grouped: bool = True) -> TaskAnswers:
+    """Of cloze, to 40 questions, each ``copies`` times."""
+    random = np.random.default_rng(seed)
+    predictions = []
+    rows = [(int(random.integers(3)), -random.exponential(5, 3), random.integers(1, 30, 3)) for _ in range(40)]
+    for copy in range(copies):
+        for row, (gold, scores, characters) in enumerate(rows):
+            best = int(scores.argmax())
+            its = tuple(characters.tolist())
+            predictions.append(Prediction(f"t/{copy}-{row}", "t", gold, best, tuple(scores.tolist()), its))
+    found = TaskAnswers.of(predictions)
+    if grouped:
+        return found.grouped({f"t/{copy}-{row}": f"t/0-{row}" for copy in range(1, copies) for row in range(40)})
+    return found
+
+
+def test_every_number_of_a_score_counts_clusters() -> None:
+    once = score_task(answers(), drift=None)
+    thrice = score_task(answers(copies=3), drift=None)
+    for name in ("interval", "interval_per_character", "standard_error", "standard_error_per_character"):
+        assert getattr(thrice, name) == pytest.approx(getattr(once, name), abs=1e-12), name
+    assert (once.n, once.clusters, thrice.n, thrice.clusters) == (40, None, 120, 40)
+    ignoring = score_task(answers(copies=3, grouped=False), drift=None)
+    assert np.ptp(ignoring.interval) < 0.62 * np.ptp(once.interval)
+
+
+def test_texts_of_one_article_count_together() -> None:
+    random = np.random.default_rng(0)
+    scores = [-random.exponential(100) for _ in range(12)]
+    predictions = []
+    for copy in range(2):
+        for row, score in enumerate(scores):
+            predictions.append(Prediction(f"w/{copy}-{row}", "w", 0, 0, (score,), bytes=100 + row))
+    once = score_texts(TaskAnswers.of(predictions[:12]))
+    twice = score_texts(TaskAnswers.of(predictions).grouped({f"w/1-{row}": f"w/0-{row}" for row in range(12)}))
+    assert twice.interval == pytest.approx(once.interval, abs=1e-12)
+    assert (twice.n, twice.clusters, once.clusters) == (24, 12, None)
+    values = [-score / (100 + row) for row, score in enumerate(scores)]
+    assert twice.interval == pytest.approx(stats.t.interval(0.95, 11, np.mean(values), stats.sem(values)), rel=1e-9)
+
+
+def test_averages_take_the_intervals_of_their_tasks() -> None:
+    settings = compare_kit.SETTINGS
+    predictions = []
+    for copy in range(3):
+        for row in range(20):
+            predictions.append(Prediction(f"t/{copy}-{row}", "t", row % 2, 0, (-1.0, -2.0), (1, 1)))
+            predictions.append(Prediction(f"u/{copy}-{row}", "u", row % 3 % 2, 0, (-1.0, -2.0), (1, 1)))
+    clusters = {f"t/{copy}-{row}": f"t/0-{row}" for copy in (1, 2) for row in range(20)}
+    records = {"t": TaskRecord(clusters=clusters), "u": TaskRecord()}
+    found = summarise(settings, predictions, records)
+    plain = summarise(settings, predictions, {"t": TaskRecord(), "u": TaskRecord()})
+    assert found.macro.standard_error == pytest.approx(
+        math.hypot(found.tasks["t"].standard_error, found.tasks["u"].standard_error) / 2
+    )
+    assert found.macro.standard_error > plain.macro.standard_error
+    assert says("\n".join(remarks(found)), "clusters", "t 60 in 20") and "u 60" not in "\n".join(remarks(found))
+    assert "clusters" not in "\n".join(remarks(plain)) and "clusters" not in plain.to_json()
+
+
+def own_examples(count: int, cluster: bool = True) -> list[Example]:
+    """Questions of a user's task; every two after another are about the same page."""
+    wording = Numbered("", "answer", shown="{context} {question}", cloze="{question}")
+    found = []
+    for row, example in enumerate(make_examples("piqa", count)):
+        text = f"page {row // 2}" if cluster else ""
+        found.append(replace(example, id=f"mine/test/{row}", task="mine", wording=wording, cluster=text))
+    return found
+
+
+def recorded(out: Path) -> dict[str, str]:
+    tasks = json.loads((out / "settings.json").read_text("utf-8"))["tasks"]
+    return tasks["mine"].get("clusters", {})
+
+
+def test_an_evaluation_records_the_clusters_of_the_questions_it_asked(tmp_path: Path) -> None:
+    """Under a limit the same as without; a task that gets or loses its clusters is not scored again."""
+    model, out = make_model(), tmp_path / "out"
+    every = {f"mine/test/{row}": f"mine/test/{row - 1}" for row in range(1, 40, 2)}
+
+    def asked(limit: int | None, *, cluster: bool = True) -> Any:
+        questions = {"mine": own_examples(40, cluster)}
+        return evaluate(model, tokenizer(), questions, Request(limit=limit, **CLOZE), out=out)
+
+    some = asked(12)
+    ids = {prediction.id for prediction in some.predictions}
+    assert len(ids) == 12 and recorded(out) == {id: first for id, first in every.items() if id in ids}
+    written = (out / "predictions.jsonl").read_bytes()
+    without = asked(12, cluster=False)
+    assert recorded(out) == {} and without.tasks["mine"].clusters is None
+    assert (out / "predictions.jsonl").read_bytes() == written
+    whole = asked(None)
+    assert recorded(out) == every and whole.tasks["mine"].clusters == 20
+    asked(12)
+    assert recorded(out) == every, "of all answers that are there"
+    read = read_evaluation(out).tasks["mine"]
+    assert len(set(read.clusters)) == 20
+    assert score_task(read, drift=None).interval == whole.tasks["mine"].interval
+
+
+def test_files_without_clusters_are_as_before(tmp_path: Path) -> None:
+    evaluate(make_model(), tokenizer(), {"piqa": make_examples("piqa", 9)}, Request(**CLOZE), out=tmp_path)
+    for name in ("settings.json", "results.json", "predictions.jsonl"):
+        assert "cluster" not in (tmp_path / name).read_text("utf-8")
+
+
+def test_an_evaluation_without_a_record_gets_the_clusters_that_are_known_of_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of earlier versions."""
+    questions = {"mine": own_examples(10, cluster=False)}
+    found = evaluate(make_model(), tokenizer(), questions, Request(**CLOZE), out=tmp_path)
+    data = found.settings.data["mine"]
+    clusters = {"mine/test/3": "mine/test/2", "mine/test/7": "mine/test/2"}
+    monkeypatch.setattr("moslora.runs.settings.known_clusters", lambda: {data: clusters})
+    read = read_evaluation(tmp_path).tasks["mine"]
+    assert read.cluster_count == 8 and read.clusters == tuple(clusters.get(id, id) for id in read.ids)
+    other: Settings = replace(found.settings, data={"mine": "other"})
+    assert summarise(other, found.predictions, {"mine": TaskRecord()}).tasks["mine"].clusters is None
