@@ -16,7 +16,6 @@ from benchmarks.article.diagrams import (
     A_RIGHT,
     B_LEFT,
     B_RIGHT,
-    INK,
     SHORT,
     STYLE,
     TALL,
@@ -34,6 +33,7 @@ from benchmarks.article.diagrams import (
     heights,
     picture,
 )
+from benchmarks.svg import INK, from_figure, write_pictures
 from benchmarks.tables import write_between
 
 
@@ -53,8 +53,8 @@ LOW, MIDDLE, HIGH, HIGH_MIDDLE = 2.9, 1.25, 3.4, 1.75
 """Height of a flow and of its middle, without and with a box under it."""
 
 
-def pictures(axes: Axes, shown: Sequence[Shown], *, middle: float, left: float = RIGHT, size: float = 1.7) -> None:
-    """Side by side, in the middle of what is right of ``left``."""
+def side_by_side(axes: Axes, shown: Sequence[Shown], *, middle: float, left: float = RIGHT, size: float = 1.7) -> None:
+    """Pictures in the middle of what is right of ``left``."""
     gap = 0.25
     left += (WIDTH - left - len(shown) * size - gap * (len(shown) - 1)) / 2
     for number, one in enumerate(shown):
@@ -76,7 +76,7 @@ def lora(m: Tensor) -> Figure:
     below(axes, "W, frozen", INK, to=(A_LEFT + B_RIGHT) / 2, width=B_RIGHT - A_LEFT, middle=middle)
     low = middle - TALL / 2
     axes.plot([B_RIGHT, Y, Y], [low - 0.43, low - 0.43, low], color=INK, linewidth=1.3)
-    pictures(axes, [Shown(m, "M = I", "r strands, each goes\nstraight from A to B")], middle=middle)
+    side_by_side(axes, [Shown(m, "M = I", "r strands, each goes\nstraight from A to B")], middle=middle)
     return figure
 
 
@@ -89,7 +89,7 @@ def experts(one: Tensor, other: Tensor, sparse: Tensor) -> Figure:
         Shown(other, "M(x)", "dense gate,\nanother token"),
         Shown(sparse, "M(x)", "top-2 gate,\nthe first token"),
     ]
-    pictures(axes, shown, middle=HIGH_MIDDLE, size=1.3)
+    side_by_side(axes, shown, middle=HIGH_MIDDLE, size=1.3)
     return figure
 
 
@@ -98,7 +98,7 @@ def gates_inside(one: Tensor, other: Tensor) -> Figure:
     flow(axes, one, *split(PARTS), middle=HIGH_MIDDLE)
     gate(axes, "gate$_B$", to=B_LEFT - 0.36, middle=HIGH_MIDDLE)
     gate(axes, "gate$_A$", to=A_RIGHT + 0.36, middle=HIGH_MIDDLE)
-    pictures(axes, [Shown(one, "M(x)", "one token"), Shown(other, "M(x)", "another token")], middle=HIGH_MIDDLE)
+    side_by_side(axes, [Shown(one, "M(x)", "one token"), Shown(other, "M(x)", "another token")], middle=HIGH_MIDDLE)
     return figure
 
 
@@ -106,7 +106,7 @@ def split_r(m: Tensor, a: Tensor) -> Figure:
     figure, axes = canvas(WIDTH, LOW)
     flow(axes, m, *split(PARTS), middle=MIDDLE)
     shown = [Shown(a, "A", "every part\nreads all of x", A), Shown(m, "M = I", "exactly LoRA")]
-    pictures(axes, shown, middle=MIDDLE)
+    side_by_side(axes, shown, middle=MIDDLE)
     return figure
 
 
@@ -121,7 +121,7 @@ def split_d(m: Tensor, a: Tensor) -> Figure:
         Shown(a, "A", "every part reads\nits own slice of x", A),
         Shown(m, "M = I", "not LoRA, because\nof the zeros in A"),
     ]
-    pictures(axes, shown, middle=MIDDLE)
+    side_by_side(axes, shown, middle=MIDDLE)
     return figure
 
 
@@ -144,7 +144,7 @@ def crossed(halves: Tensor, thirds: Tensor) -> Figure:
     for m, count, middle in ((halves, 2, LOW + MIDDLE), (thirds, 3, MIDDLE)):
         flow(axes, m, *split(count), middle=middle)
         caption = f"blocks: {count}\nrank {torch.linalg.matrix_rank(m)} of {len(m)}"
-        pictures(axes, [Shown(m, f"M: {count} × {count} blocks I", caption)], middle=middle)
+        side_by_side(axes, [Shown(m, f"M: {count} × {count} blocks I", caption)], middle=middle)
     return figure
 
 
@@ -152,10 +152,10 @@ def learned(kronecker: Tensor, dense: Tensor) -> Figure:
     figure, axes = canvas(WIDTH, 2 * LOW)
     flow(axes, kronecker, *split(PARTS), middle=LOW + MIDDLE)
     caption = "Kronecker, at its start: a weight\nfor each pair of parts, k² in all"
-    pictures(axes, [Shown(kronecker, "M = G ⊗ I", caption)], middle=LOW + MIDDLE)
+    side_by_side(axes, [Shown(kronecker, "M = G ⊗ I", caption)], middle=LOW + MIDDLE)
     flow(axes, dense, *split(1), middle=MIDDLE)
     caption = "MoSLoRA, at its start: a weight\nfor each pair of strands, r² in all"
-    pictures(axes, [Shown(dense, "M", caption)], middle=MIDDLE)
+    side_by_side(axes, [Shown(dense, "M", caption)], middle=MIDDLE)
     return figure
 
 
@@ -186,19 +186,26 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 }
 
 
-def main() -> None:
-    plt.style.use(STYLE)
-    folder = DOCS / "argument"
-    folder.mkdir(exist_ok=True)
+def pictures() -> dict[str, str]:
+    """Path in docs/ -> SVG."""
     shown = matrices()
-    for name, make in FIGURES.items():
-        make(*shown.get(name, ())).savefig(folder / f"{name}.svg", metadata={"Date": None})
+    found = {}
+    with plt.rc_context(STYLE):
+        for name, make in FIGURES.items():
+            figure = make(*shown.get(name, ()))
+            found[f"argument/{name}.svg"] = from_figure(figure)
+            plt.close(figure)
+    return found
+
+
+def main() -> None:
+    write_pictures(pictures())
     page = DOCS / "argument.md"
     for name, make_table in TABLES.items():
         text = make_table()
         write_between(page, name, text)
         print(f"\n{name}\n\n{text}")
-    print(f"\nwritten: {page} and {len(FIGURES)} figures in {folder}")
+    print(f"\nwritten: {page}")
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
 from torch import Tensor
 
+from benchmarks.svg import INK
+
 # Colours, the same in every picture.
 A = "#2E7CC4"
 M = "#C2539B"
 B = "#16916F"
 GATE = "#B97A08"
 NEGATIVE = "#7B8794"  # entries of M below zero
-INK = "#75808B"  # x, y and all text
 
 STYLE = {
     "font.size": 10,

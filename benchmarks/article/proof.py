@@ -32,14 +32,15 @@ from benchmarks.article.update_rules import (
     SGD,
     TORCH_MUON,
 )
+from benchmarks.svg import INK, from_figure, write_pictures
 from benchmarks.tables import markdown, write_between
 
 FLOOR = 1e-17
 """Where a distance of exactly zero is drawn."""
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLACK, ORANGE, SKY = "#000000", "#E69F00", "#56B4E9"
-GREEN, BLUE, RED = "#009E73", "#0072B2", "#D55E00"
+ORANGE, SKY = "#E69F00", "#56B4E9"
+GREEN, BLUE, RED, PURPLE = "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 
 STYLE = {
     "figure.dpi": 100,
@@ -48,11 +49,17 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#e4e4e4",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "grid.color": INK,
+    "grid.alpha": 0.3,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
-    "savefig.facecolor": "white",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     # The same bytes from the same numbers: fixed ids here, no date in the metadata.
     "svg.hashsalt": "moslora",
 }
@@ -128,8 +135,8 @@ def draw_distances(found: Distances) -> Figure:
         axis.set_xticks([1, 2, 5, 10, 20, STEPS], ["1", "2", "5", "10", "20", str(STEPS)])
         axis.set_xticks([], minor=True)
         axis.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
-        axis.axhspan(FLOOR / 2, ROUNDING, color="#f2f2f2", zorder=0)
-    axes[0, 0].text(50, 2e-11, "equal to rounding", ha="right", va="top", color="#555555", fontsize=9)
+        axis.axhspan(FLOOR / 2, ROUNDING, color=INK, alpha=0.12, linewidth=0, zorder=0)
+    axes[0, 0].text(50, 2e-11, "equal to rounding", ha="right", va="top", fontsize=9)
     for row, kind in enumerate(("commutes with rotations", "works entry by entry")):
         axes[row, 0].set_ylabel(f"update {kind}\n\nrelative distance of ΔW")
     for axis in axes[1]:
@@ -174,14 +181,14 @@ def draw_conservation() -> Figure:
     """How M Mᵀ grows, and how far BᵀB − M Mᵀ drifts, while the rate is halved and the path refined."""
     start = comparisons()["Q learned"].start
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
-    for rule, colours in ((SGD, ("#08306b", BLUE, SKY)), (ADAM, ("#7f3b08", RED, ORANGE))):
+    for rule, colours in ((SGD, (GREEN, BLUE, SKY)), (ADAM, (PURPLE, RED, ORANGE))):
         for repeat, colour, dashes in zip((1, 2, 4), colours, ("-", "--", ":"), strict=True):
             taken = path(start, rule, repeat=repeat)
             time = torch.arange(1, STEPS * repeat + 1) / (STEPS * repeat)
             label = f"{rule.name}, rate {rule.lr / repeat:g}"
             left.plot(time, smallest_growth(taken, start), dashes, color=colour, label=label)
             right.plot(time, drift(taken, start).clamp(min=1e-5), dashes, color=colour, label=label)
-    left.axhline(0, color=BLACK, linewidth=0.8)
+    left.axhline(0, color=INK, linewidth=0.8)
     left.set(title="smallest eigenvalue of MMᵀ − M₀M₀ᵀ", xlabel="rate × steps, as a share of the whole")
     right.set(title="drift of BᵀB − MMᵀ", xlabel="rate × steps, as a share of the whole", yscale="log")
     right.set_ylim(1e-5, 3)
@@ -203,27 +210,29 @@ def draw_butterfly() -> Figure:
         axis.set(title=rule.name, yscale="log", ylim=(FLOOR / 2, 5), xlim=(1, STEPS), xlabel="step")
         axis.set_xticks([1, 20, 40, 60])
         axis.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
-        axis.axhspan(FLOOR / 2, ROUNDING, color="#f2f2f2", zorder=0)
+        axis.axhspan(FLOOR / 2, ROUNDING, color=INK, alpha=0.12, linewidth=0, zorder=0)
     axes[0].set_ylabel("relative distance of ΔW")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=9)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     return figure
 
 
+def pictures(found: Distances) -> dict[str, str]:
+    """Path in docs/ -> SVG."""
+    with plt.rc_context(STYLE):
+        figures = {
+            "distances": draw_distances(found),
+            "heat-map": draw_heat_map(found),
+            "conservation": draw_conservation(),
+            "butterfly": draw_butterfly(),
+        }
+        return {f"proof/{name}.svg": from_figure(figure) for name, figure in figures.items()}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    plt.style.use(STYLE)
     found = measure()
-    figures = {
-        "distances": draw_distances(found),
-        "heat-map": draw_heat_map(found),
-        "conservation": draw_conservation(),
-        "butterfly": draw_butterfly(),
-    }
-    folder = DOCS / "proof"
-    folder.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    write_pictures(pictures(found))
     blocks = {
         "largest": largest_table(found),
         "twins": twins_table(),
@@ -233,7 +242,7 @@ def main() -> None:
     for name, block in blocks.items():
         print(f"\n{name}\n\n{block}")
         write_between(page, f"table: {name}", block)
-    print(f"\nwritten: {page} and {len(figures)} figures in {folder}")
+    print(f"\nwritten: {page}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from benchmarks import DOCS
-from benchmarks.article.diagrams import INK
+from benchmarks.svg import from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm, all_runs, load_arms
 from moslora.compare.comparison import compare_arms, compare_planned
@@ -34,7 +34,7 @@ from moslora.compare.statistics import LEVEL, MACRO, Member, family
 from moslora.experiment.tables import mean_over_seeds
 from moslora.recipe import Recipe, load_recipe
 from moslora.report.canvas import INK as DARK
-from moslora.report.canvas import MUTED, SERIES, VARIABLES, Canvas
+from moslora.report.canvas import MUTED, SERIES, Canvas
 from moslora.report.figures.forgetting import FORGOTTEN, gain_and_forgetting
 from moslora.runs.evaluation import Evaluation, is_evaluation
 from moslora.runs.outcomes import OUTCOMES
@@ -48,9 +48,6 @@ FOUR = ("two-subspace", "moslora", "lora-moe-topk", "moelora")
 
 GAINED_AND_FORGOTTEN = ("log_probability", FORGOTTEN)
 """Its columns."""
-
-SHOWN = {**dict.fromkeys(VARIABLES.values(), INK), **{f"c{n}": color for n, color in enumerate(SERIES)}}
-"""The colours of a file on its own: of medium brightness, on a white page and on a dark one."""
 
 
 @dataclass(frozen=True)
@@ -212,14 +209,6 @@ def draw_differences(place: Any, found: ScoredExperiment, outcome: str, order: S
     place.margins(x=0.08)
 
 
-def standalone(svg: Markup) -> str:
-    """A page's SVG as a file of its own."""
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    text = re.sub(r"var\(--(\w+)\)", lambda found: SHOWN[found[1]], svg)
-    text = text.replace("<svg", f"<svg {names}", 1)
-    return text.replace(f"stroke: {SHOWN['grid']}; stroke-width: 0.8", f"stroke: {SHOWN['grid']}; stroke-opacity: 0.3")
-
-
 class Cost(NamedTuple):
     """What a method costs on the quickstart's model: step time and peak memory as shares of LoRA's, as text."""
 
@@ -313,6 +302,11 @@ def figures(found: ScoredExperiment) -> dict[str, Markup | None]:
         }
 
 
+def pictures(found: ScoredExperiment) -> dict[str, str]:
+    """File name -> SVG, of the figures that there are."""
+    return {f"{name}.svg": from_report(figure) for name, figure in figures(found).items() if figure is not None}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Draw and tabulate an experiment's results.")
     parser.add_argument("folder", type=Path, nargs="?", default=DOCS / "experiments" / "article", help="%(default)s")
@@ -327,13 +321,7 @@ def main() -> int:
         publish(text, given.docs, name, print_only=given.print_only)
     if given.print_only:
         return 0
-    folder = given.docs.with_suffix("")
-    folder.mkdir(exist_ok=True)
-    for name, svg in figures(found).items():
-        if svg is None:
-            continue
-        (folder / f"{name}.svg").write_text(standalone(svg), encoding="utf-8")
-        print(f"written: {folder / name}.svg")
+    write_pictures(pictures(found), given.docs.with_suffix(""))
     return 0
 
 

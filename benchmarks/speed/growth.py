@@ -2,8 +2,9 @@
 and their options. Against PEFT under the Trainer, and lm-eval.
 
     make bench                                                        # everything, in an environment of its own
-    python -m benchmarks.speed.growth                                       # this part alone: docs/speed.png
+    python -m benchmarks.speed.growth                                       # this part alone: docs/speed/
     python -m benchmarks.speed.growth point '{"who": "ours", "rows": 8}'    # one measurement, as JSON
+    python -m benchmarks.pictures speed                                     # draws what was measured
 
 One thing grows, the others stay at 16 rows of 100 random tokens and rank 16, in the setting ``paper`` of
 `benchmarks/speed/training.py`; and at 32 questions of HellaSwag with 4 options, protocol cloze. Each
@@ -16,16 +17,21 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import DOCS
 from benchmarks.speed import evaluation, training
 from benchmarks.tables import machine
 from benchmarks.timing import in_process
 
-PICTURE = DOCS / "speed.png"
+if TYPE_CHECKING:
+    from moslora.report.canvas import Canvas
+
+MEASURED = DOCS / "speed" / "growth.json"
 STEPS = 3
 
 TRAINING = {"rows": (4, 16, 32), "length": (50, 100, 200), "rank": (4, 16, 64)}
@@ -38,6 +44,7 @@ AXES = {
     "questions": "questions",
     "options": "options of a question",
 }
+NAMES = {"ours": "moslora", "peft:4:random": "PEFT, Trainer", "cloze:ours": "moslora", "cloze:16": "lm-eval"}
 
 
 def point(who: str, **changed: int) -> dict[str, float]:
@@ -63,9 +70,12 @@ def point(who: str, **changed: int) -> dict[str, float]:
     return {"seconds": statistics.median(found["seconds"]), "gb": found["gb"]}
 
 
-def measure() -> dict[str, dict[str, dict[int, dict[str, float]]]]:
-    """Axis -> contestant -> value -> what was measured."""
-    found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+Found = dict[str, dict[str, dict[int, dict[str, float]]]]
+"""Axis -> contestant -> value -> what was measured."""
+
+
+def measure() -> Found:
+    found: Found = {}
     for axes, contestants in ((TRAINING, ("ours", "peft:4:random")), (EVALUATION, ("cloze:ours", "cloze:16"))):
         for axis, values in axes.items():
             found[axis] = {who: {} for who in contestants}
@@ -76,33 +86,53 @@ def measure() -> dict[str, dict[str, dict[int, dict[str, float]]]]:
     return found
 
 
-def draw_picture(found: dict[str, Any], title: str) -> None:
-    import matplotlib
+def write_measured(found: Found, title: str) -> None:
+    MEASURED.parent.mkdir(exist_ok=True)
+    MEASURED.write_text(json.dumps({"title": title, "found": found}, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {MEASURED}")
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    names = {"ours": "moslora", "peft:4:random": "PEFT, Trainer", "cloze:ours": "moslora", "cloze:16": "lm-eval"}
+def pictures() -> dict[str, str]:
+    """Path in docs/ -> SVG, of what was measured last."""
+    from benchmarks.svg import from_report
+    from moslora.report.canvas import Canvas
+
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    contestants = list(dict.fromkeys(NAMES.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        figure = draw(Canvas(Path(folder), contestants), measured["found"], measured["title"])
+    return {"speed/growth.svg": from_report(figure)}
+
+
+def draw(canvas: "Canvas", found: Mapping[str, Any], title: str) -> str:
+    """A panel for each thing that grows and what it costs, a line for each contestant."""
     panels = [(axis, "seconds", "seconds of a step") for axis in TRAINING]
     panels += [("questions", "seconds", "seconds of an evaluation")]
     panels += [(axis, "gb", "GB above the weights") for axis in TRAINING]
     panels += [("options", "seconds", "seconds of an evaluation")]
-    figure, places = pyplot.subplots(2, 4, figsize=(14, 6), layout="constrained")
-    for place, (axis, what, label) in zip(places.flat, panels, strict=True):
-        for who, values in found[axis].items():
-            place.plot(list(values), [one[what] for one in values.values()], "o-", label=names[who])
-        place.set(xlabel=AXES[axis], ylabel=label, xlim=(0, None), ylim=(0, None))
-        place.grid(alpha=0.3)
-        place.legend(frameon=False)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(PICTURE, dpi=110)
+    with canvas.figure(11, 5.4, columns=4, rows=2) as (figure, places):
+        for place, (axis, what, label) in zip(places.flat, panels, strict=True):
+            highest = 0.0
+            for who, points in found[axis].items():
+                name = NAMES[who]
+                style = canvas.style(name)
+                costs = [point[what] for point in points.values()]
+                values = [int(value) for value in points]
+                place.plot(values, costs, f"{style.marker}-", color=style.color, markersize=5, label=name)
+                highest = max(highest, *costs)
+            place.set(xlabel=AXES[axis], title=label, xlim=(0, None), ylim=(0, 1.08 * highest))
+            place.legend()
+        figure.suptitle(title, fontsize=9)
+        return canvas.keep("growth", figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(arguments)
-    draw_picture(measure(), f"SmolLM2-135M, bfloat16; {machine()}")
-    print(f"written to {PICTURE}")
+    write_measured(measure(), f"SmolLM2-135M, bfloat16; {machine()}")
+    from benchmarks.svg import write_pictures
+
+    write_pictures(pictures())
 
 
 if __name__ == "__main__":

@@ -24,11 +24,15 @@ BY_LAYER = (
 
 
 def heat_maps(canvas: Canvas, run: ReportedRun) -> Markup | None:
-    """M of up to :data:`MAPPED_LAYERS` layers, of each kind from first to last, and below it M − M₀ where the start is
-    known; ``None`` if no layer has an M."""
-    layers = _mapped(run.layers)
+    """M of up to :data:`MAPPED_LAYERS` layers of a run; ``None`` if no layer has an M."""
+    layers = mapped(run.layers)
     if not layers:
         return None
+    return draw_mixers(canvas, f"mixer-{run.name.replace('/', '-')}", layers)
+
+
+def draw_mixers(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Markup:
+    """M of each layer, and below it M − M₀ where the start is known."""
     mixers = [layer.mixer for layer in layers if layer.mixer is not None]
     starts = [layer.start for layer in layers if layer.start is not None]
     rows = {"M": mixers}
@@ -46,11 +50,11 @@ def heat_maps(canvas: Canvas, run: ReportedRun) -> Markup | None:
             bar = figure.colorbar(image, ax=list(places), shrink=0.85, pad=0.01, aspect=14)
             bar.outline.set_visible(False)
             bar.ax.tick_params(labelsize=7.5, length=0)
-    return canvas.keep(f"mixer-{run.name.replace('/', '-')}", figure)
+    return canvas.keep(name, figure)
 
 
-def _mapped(layers: Sequence[LearnedLayer]) -> list[LearnedLayer]:
-    """Layers with an M, by kind: all, or some at even distances."""
+def mapped(layers: Sequence[LearnedLayer]) -> list[LearnedLayer]:
+    """Layers with an M, by kind: all, or :data:`MAPPED_LAYERS` at even distances."""
     having = [layer for layer in layers if layer.mixer is not None]
     having.sort(key=lambda layer: layer.kind)
     if not having:

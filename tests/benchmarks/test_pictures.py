@@ -1,0 +1,61 @@
+"""The pictures of the documents: each is made by a command, is shown, and says what the code draws today."""
+
+import html
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks.pictures import SOURCES
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+
+
+def shown() -> set[Path]:
+    """The pictures that pages show."""
+    found = set()
+    for page in PAGES:
+        for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            found.add((page.parent / link).resolve())
+    return found
+
+
+def texts(svg: str) -> list[str]:
+    """What a picture says: its elements' texts, and the comments in which matplotlib keeps those drawn as outlines."""
+    without_style = re.sub(r"<style.*?</style>", "", svg, flags=re.S)
+    found = [text.strip() for text in ElementTree.fromstring(without_style).itertext()]
+    found += [html.unescape(text) for text in re.findall(r"<!-- (.*?) -->", without_style)]
+    return [text for text in found if text]
+
+
+def names(svg: str) -> list[str]:
+    """Its texts that are no numbers."""
+    return [text for text in texts(svg) if re.search(r"[A-Za-z]{2}", text)]
+
+
+def test_every_picture_is_shown_and_none_is_missing() -> None:
+    files = {path for kind in ("svg", "png", "jpg", "gif") for path in DOCS.rglob(f"*.{kind}")}
+    assert files == shown()
+
+
+def test_every_picture_is_of_a_source() -> None:
+    """By its folder, or by its name where it has none; which files a folder has is compared below."""
+    roots = {path.relative_to(DOCS).parts[0] for path in DOCS.rglob("*.svg")}
+    assert roots == {"argument", "mixer-ablation", "proof", "report.svg", "results", "speed"}
+    assert len(roots) == len(SOURCES)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_picture_says_what_the_code_draws(source: str) -> None:
+    """Words and numbers; of the proof's, whose smallest numbers are roundings of the processor, the words."""
+    read = names if source == "proof" else texts
+    made = SOURCES[source]()
+    for path, svg in made.items():
+        drawn = read(svg)
+        assert len(drawn) > 2 and read((DOCS / path).read_text(encoding="utf-8")) == drawn, path
+    for folder in {(DOCS / path).parent for path in made} - {DOCS}:
+        files = {file.relative_to(DOCS).as_posix() for file in folder.glob("*.svg")}
+        assert files == set(made), folder
