@@ -11,6 +11,7 @@
 #   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md;
 #                      stopped, it goes on where it was
 #   make results       draw and tabulate an experiment: docs/results.md
+#   make pictures      draw every picture of the documents from the numbers that are committed
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
 #   make soak          kill commands at each of their writes, damage files and try random input, for most of an hour
 #   make test-processors    the tests as on processors with fewer instructions, three times
@@ -25,7 +26,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof results setup lint docs dist methods latency bench serving soak
+.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof results pictures setup lint docs dist methods latency bench serving soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -73,6 +74,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+pictures: $(VENV)/installed-plots
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pictures
 
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/recipes.py > docs/recipes.md.new

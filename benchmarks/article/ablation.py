@@ -1,7 +1,7 @@
 """The pictures of the experiment mixer-ablation in docs/experiments.md.
 
-    python -m benchmarks.pictures ablation          # draws both, from docs/experiments/mixer-ablation
-    python -m benchmarks.article.ablation           # first trains the run again whose M is shown: some minutes
+    python -m benchmarks.pictures ablation    # draws both, from docs/experiments/mixer-ablation
+    python -m benchmarks.article.ablation     # first trains the run again whose M is shown, in some minutes
 
 A packed experiment keeps no adapters. The matrices of one run are beside it, as float32: M at the end and M₀ at the
 start, of six layers.
@@ -14,18 +14,18 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import DOCS
+from benchmarks.article.results import draw_forest, load
 from benchmarks.svg import from_report, write_pictures
 from moslora.report.canvas import Canvas
-from moslora.report.figures.accuracy import accuracy
 from moslora.report.figures.weights import draw_mixers, mapped
 from moslora.report.learned import LearnedLayer, learned_layers
-from moslora.report.runs import reported_runs
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 
 EXPERIMENT = DOCS / "experiments" / "mixer-ablation"
 RUN = "learned-kaiming-0.004-0"
+OUTCOMES = ("log_probability", "accuracy")
 MIXERS = EXPERIMENT / "mixers.safetensors"
 START = "start."
 """What the name of M₀ begins with."""
@@ -55,14 +55,15 @@ def kept_layers() -> list[LearnedLayer]:
 
 def pictures() -> dict[str, str]:
     """Path in docs/ -> SVG."""
-    runs, _, _ = reported_runs([EXPERIMENT])
-    arms = list(dict.fromkeys(run.arm for run in runs))
+    found = load(EXPERIMENT)
     with tempfile.TemporaryDirectory() as folder:
-        canvas = Canvas(Path(folder), arms)
-        scores = accuracy(canvas, runs, averaged=True)
-        mixers = draw_mixers(canvas, "mixers", kept_layers())
-    assert scores is not None
-    return {"mixer-ablation/accuracy.svg": from_report(scores), "mixer-ablation/mixers.svg": from_report(mixers)}
+        canvas = Canvas(Path(folder), found.names)
+        differences = draw_forest(canvas, found, "differences", arms=found.names[1:], outcomes=OUTCOMES, width=6.6)
+        mixers = draw_mixers(canvas, "mixers", mapped(kept_layers()))
+    return {
+        "mixer-ablation/differences.svg": from_report(differences),
+        "mixer-ablation/mixers.svg": from_report(mixers),
+    }
 
 
 def main() -> None:

@@ -168,7 +168,7 @@ def draw_heat_map(found: Distances) -> Figure:
     axis.set_yticks([row + 0.5 for row in range(len(pairs) - 1)], minor=True)
     axis.grid(which="minor", color="white", linewidth=1.2)
     axis.tick_params(which="minor", length=0)
-    axis.axvline(len(EQUIVARIANT) - 0.5, color="white", linewidth=6)
+    axis.axvline(len(EQUIVARIANT) - 0.5, color=INK, linewidth=4)
     bar = figure.colorbar(image, ax=axis, fraction=0.025, pad=0.02, ticks=[-16, -12, -8, -4, 0])
     bar.ax.set_yticklabels(["10⁻¹⁶", "10⁻¹²", "10⁻⁸", "10⁻⁴", "1"])
     bar.set_label("largest relative distance")

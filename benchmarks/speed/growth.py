@@ -113,6 +113,7 @@ def draw(canvas: "Canvas", found: Mapping[str, Any], title: str) -> str:
     with canvas.figure(11, 5.4, columns=4, rows=2) as (figure, places):
         for place, (axis, what, label) in zip(places.flat, panels, strict=True):
             highest = 0.0
+            most = 0
             for who, points in found[axis].items():
                 name = NAMES[who]
                 style = canvas.style(name)
@@ -120,7 +121,8 @@ def draw(canvas: "Canvas", found: Mapping[str, Any], title: str) -> str:
                 values = [int(value) for value in points]
                 place.plot(values, costs, f"{style.marker}-", color=style.color, markersize=5, label=name)
                 highest = max(highest, *costs)
-            place.set(xlabel=AXES[axis], title=label, xlim=(0, None), ylim=(0, 1.08 * highest))
+                most = max(most, *values)
+            place.set(xlabel=AXES[axis], title=label, xlim=(0, 1.05 * most), ylim=(0, 1.08 * highest))
             place.legend()
         figure.suptitle(title, fontsize=9)
         return canvas.keep("growth", figure)

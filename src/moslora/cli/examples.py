@@ -43,7 +43,7 @@ MERGE = _examples(
     "moslora merge runs/mine/checkpoints/step-400 --out runs/merged-400",
 )
 EXPORT = _examples("moslora export runs/mine")
-IMPORT = _examples("moslora import outputs/lora --base HuggingFaceTB/SmolLM2-135M --out runs/lora")
+IMPORT = _examples("moslora import outputs/lora --base HuggingFaceTB/SmolLM2-135M --out runs/new")
 VERIFY = _examples(
     "moslora verify runs/mine --server http://localhost:8000",
     "moslora verify runs/mine --server http://localhost:8000 --limit all --json",

@@ -87,7 +87,7 @@ def remarks(results: Results) -> list[str]:
         lines.append(_on_leaks(results.without_leaks, results.metric))
     if results.macro and results.macro.close_calls:
         close = counted(results.macro.close_calls, "answer")
-        noise = f"the noise of the arithmetic ({results.macro.drift:.2g})"
+        noise = f"the rounding noise ({results.macro.drift:.2g})"
         lines.append(f"{close} closer than {noise}; --dtype float32 decides")
     return lines
 
