@@ -281,7 +281,8 @@ def made_of(found: ScoredExperiment) -> str:
             if device:
                 machines[f"{device}, torch {run.facts.get('versions', {}).get('torch')}"] = None
     where = "; ".join(machines) or "Machine not recorded"
-    return f"Means over {seeds} seeds ± standard error; {questions:,} questions of {len(tasks)} sets. {where}."
+    asked = f"on the same {questions:,} questions of {len(tasks)} sets"
+    return f"Means over {seeds} seeds ± standard error over seeds, {asked}. {where}."
 
 
 def figures(found: ScoredExperiment) -> dict[str, Markup | None]:

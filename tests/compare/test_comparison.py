@@ -15,6 +15,7 @@ from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare_arms, compare_paths
 from moslora.compare.conclusion import lines, probability, tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
+from moslora.compare.margin import Margin
 from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import MACRO
 from moslora.errors import UsageError
@@ -139,7 +140,7 @@ def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.Captu
     assert says(said[0], "3 contrasts", "2 with runs")
     assert any(says(line, "Conclusion", "above lora", "learned") for line in said)
     assert any(says(line, "Conclusion", "equal to lora within ±0.01 nats", "init-only") for line in said)
-    assert "equal to lora" not in "".join(lines(found, margin=0.001))
+    assert "equal to lora" not in "".join(lines(found.within(Margin(0.001))))
     code, out, _ = run(capsys, "compare", experiment, "--margin", "0.06")
     assert code == 0 and says(out, "Conclusion", "equal to lora", "±0.06 nats", "init-only\n")
     few = replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),))

@@ -18,6 +18,7 @@ from message_kit import says
 from moslora.compare.arms import load_arms
 from moslora.compare.comparison import Comparison, compare_paths
 from moslora.compare.conclusion import lines, tables
+from moslora.compare.margin import Margin
 from moslora.compare.statistics import MACRO
 from moslora.errors import UsageError
 from reference import perturb
@@ -192,7 +193,7 @@ def test_p_and_interval_are_those_of_statsmodels_and_scipy(tmp_path: Path) -> No
     shares = [table_of(tmp_path / f"{name}.csv", np.abs(y) / 9) for name, y in zip("cd", draws, strict=True)]
     unit = compare_paths(shares).main.unit
     assert (unit.unit, unit.margin, unit.binary) == ("score", 0, False), "they may be losses"
-    assert "score" in lines(found)[0] and "nor their equality" not in lines(found, margin=9)[-1]
+    assert "score" in lines(found)[0] and "nor their equality" not in lines(found.within(Margin(9)))[-1]
 
 
 def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +285,7 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
     found = compare_paths(unknown)
     assert "equal" not in "".join(lines(found)), "which difference does not matter is not known"
     assert says(lines(found)[-1], "no difference", "y and x")
-    assert "equal within ±9 score: yes" in "".join(lines(found, margin=9))
+    assert "equal within ±9 score: yes" in "".join(lines(found.within(Margin(9))))
 
 
 def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path: Path) -> None:

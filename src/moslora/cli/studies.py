@@ -12,6 +12,7 @@ from moslora.cli import completion, examples
 from moslora.cli.early import refuse_paths
 from moslora.cli.options import Evaluation, Out, Trust
 from moslora.cli.table import print_described, print_entries, print_table
+from moslora.compare.margin import Margin, read_margin
 from moslora.errors import UsageError
 from moslora.runs import RUNS
 
@@ -85,6 +86,13 @@ def experiment(
         raise typer.Exit(1)
 
 
+def _margin(text: str) -> Margin:
+    try:
+        return read_margin(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @app.command(epilog=examples.COMPARE)
 def compare(
     paths: Annotated[
@@ -108,14 +116,17 @@ def compare(
             "--outcome",
             "--metric",
             help="Number to compare per question: accuracy or log_probability (cloze: per character),"
-            " log_probability_summed, brier, nats_per_byte (of texts), or a metric of the logs. [default: the first of"
-            " accuracy, acc_norm, acc, exact_match, score, nats_per_byte that all have]",
+            " log_probability_summed, brier, nats_per_byte (of texts); validation_loss per run; or a metric of the"
+            " logs. [default: the first of accuracy, acc_norm, acc, exact_match, score, nats_per_byte that all have]",
         ),
     ] = None,
     margin: Annotated[
-        float | None,
+        Margin | None,
         typer.Option(
-            help="Largest negligible difference. [default: 0.5 points, 0.01 nats, 0.005 nats per byte]", min=0
+            metavar="NUMBER|SHARE%",
+            help="Largest negligible difference: a number, or a share of what the first arm gained over its base, such"
+            " as 20%. [default: the experiment's, or 0.5 points, 0.01 nats, 0.005 nats per byte]",
+            parser=_margin,
         ),
     ] = None,
     evaluation: Evaluation = None,
@@ -156,12 +167,11 @@ def compare(
         tasks=tasks,
         allowed=allow or (),
         cluster=cluster,
-    )
+    ).within(margin)
     best = "macro"
-    compared = found.named or found.exploratory
-    if compared[0].unit.lower_is_better:
+    if found.unit.lower_is_better:
         best = ""
-    _print(tables(found, margin=margin), lines(found, margin=margin), best=best)
+    _print(tables(found), lines(found), best=best)
 
 
 @app.command()

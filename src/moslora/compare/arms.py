@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from moslora.compare.arm_of import apart_by_rows
-from moslora.compare.eval_command import eval_command
+from moslora.compare.eval_command import base_command
 from moslora.compare.find import Read, compared_run, find
 from moslora.compare.runs import ComparedRun, read_complete
 from moslora.compare.statistics import Codes, Floats
 from moslora.errors import UsageError, some
-from moslora.runs.evaluation import is_evaluation
+from moslora.runs.evaluation import Evaluation, is_evaluation
+from moslora.runs.held_out import HELD_OUT
 from moslora.runs.run import Run, base_of, is_run
 
 SEED_AT_END = re.compile(r"[-_.=]*(seed|s)?[-_.=]*\d+$")
@@ -82,8 +83,7 @@ def _base_beside(run: Path, *, evaluation: str | None, read: Read) -> Path:
     tuned = Run(run).evaluation(evaluation)
     base = base_of(tuned)
     if not is_evaluation(base):
-        asked = compared_run(tuned, read=read)
-        command = eval_command(replace(asked, path=base, recipe=None), asked)
+        command = base_command(compared_run(tuned, read=read))
         raise UsageError(
             f"{base}: missing, so there is nothing to compare this run with; give another run, or evaluate its"
             f" base: {command}"
@@ -145,7 +145,7 @@ def _seeds_in_words(arm: Arm) -> str:
     return f"{arm.name}: {some([str(seed) for seed in arm.runs], most=8)}"
 
 
-def cluster_codes(runs: Sequence[ComparedRun]) -> dict[str, Codes]:
+def cluster_codes(runs: Sequence[ComparedRun | Evaluation]) -> dict[str, Codes]:
     """Task -> the number of each question's cluster, shape ``(n,)``, as the first run says that knows it; without the
     tasks whose questions are each alone. ``runs`` have answered the same questions."""
     found = {}
@@ -170,7 +170,7 @@ def values(runs: Sequence[ComparedRun], outcome: str) -> dict[str, Floats]:
         array = np.array([run.tasks[task].outcomes[outcome] for run in runs], float)
         if not np.isfinite(array).all():
             raise UsageError(f"{task}: {outcome} is not finite for some questions; compare another metric")
-        if array.shape[1] < 2:
+        if array.shape[1] < 2 and task != HELD_OUT:
             raise UsageError(f"{task}: a comparison needs at least two questions; evaluate with a higher --limit")
         found[task] = array
     return found

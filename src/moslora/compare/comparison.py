@@ -14,12 +14,15 @@ from moslora.compare.comparable import (
     refuse_other_prompts,
 )
 from moslora.compare.contrast import Contrast, contrast_of
-from moslora.compare.eval_command import eval_command
+from moslora.compare.eval_command import base_command, eval_command
+from moslora.compare.gains import base_of_all
 from moslora.compare.index import ExperimentIndex, read_index
-from moslora.compare.runs import ComparedRun, in_common
+from moslora.compare.margin import Margin, read_margin
+from moslora.compare.runs import ComparedRun, in_common, read_complete
 from moslora.console import note
 from moslora.errors import UsageError, some
 from moslora.runs.answers import TaskAnswers
+from moslora.runs.held_out import HELD_OUT, VALIDATION_LOSS, with_validation_loss
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
@@ -35,6 +38,7 @@ class Comparison:
         exploratory: if no more than one was named, every other arm against the first.
         count: contrasts that were named, with runs or without.
         questions: a line that says which questions were left out; empty if none.
+        own_margin: the largest difference that does not matter, if one was named; ``None`` for the outcome's.
     """
 
     outcome: str
@@ -43,6 +47,7 @@ class Comparison:
     exploratory: tuple[Contrast, ...]
     count: int
     questions: str = ""
+    own_margin: Margin | None = None
 
     @property
     def main(self) -> Contrast | None:
@@ -50,6 +55,43 @@ class Comparison:
         if self.named and self.count == 1:
             return self.named[0]
         return None
+
+    @property
+    def unit(self) -> Outcome:
+        """How the outcome is written."""
+        first, *_ = self.named or self.exploratory
+        return first.unit
+
+    @property
+    def margin(self) -> Margin:
+        """The largest difference that does not matter."""
+        return self.own_margin or Margin(self.unit.margin)
+
+    def within(self, margin: Margin | None) -> "Comparison":
+        """The same with this margin; with its own for ``None``.
+
+        Raises:
+            UsageError: the margin is a share of the gain over a base whose answers are not there.
+        """
+        found = self
+        if margin is not None:
+            found = replace(self, own_margin=margin)
+        if found.margin.of_gain:
+            for contrast in found.named:
+                if not contrast.base:
+                    raise UsageError(found._why_no_share(contrast))
+        return found
+
+    def _why_no_share(self, contrast: Contrast) -> str:
+        """Why a share of the gain is no margin for a contrast, and what helps."""
+        first = next(arm for arm in self.arms if arm.name == contrast.before)
+        run, *_ = first.runs.values()
+        told = f"--margin {self.margin}: a share of what {contrast.before} gained over its base"
+        if self.unit.of_runs:
+            return f"{told}, which has no {self.outcome}; give a number, such as {self.unit.margin:g}"
+        if not first.trained or not run.settings.known:
+            return f"{told}, and none is known of {run.path}; give a number, such as {self.unit.margin:g}"
+        return f"{told}, whose answers to these questions are not there; evaluate it: {base_command(run)}"
 
 
 def compare_paths(
@@ -96,10 +138,20 @@ def compare_planned(
     names = {arm.name for arm in arms}
     with_runs = [contrast for contrast in planned if names.issuperset(contrast)]
     found = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
-    found = replace(found, count=len(planned))
+    found = replace(found, count=len(planned), own_margin=_planned_margin(index, outcome))
     if len(planned) > 1:
         found = replace(found, exploratory=())
     return found
+
+
+def _planned_margin(index: ExperimentIndex, outcome: str) -> Margin | None:
+    """The margin that an experiment named: a number is one of its own outcome, a share of any that a base has."""
+    if index.margin is None:
+        return None
+    margin = read_margin(index.margin)
+    if outcome == index.outcome or (margin.of_gain and not OUTCOMES[outcome].of_runs):
+        return margin
+    return None
 
 
 def compare_arms(
@@ -132,9 +184,14 @@ def compare_arms(
     outcome, unit = _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
     _refuse_unknown_arms(contrasts, by_name)
+    trained = all_runs([arm for arm in arms if arm.trained])
+    base = base_of_all([run.evaluation for run in trained], read=read_complete)
 
     def made(pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
-        return tuple(contrast_of(by_name[one], by_name[other], outcome=outcome, unit=unit) for one, other in pairs)
+        found = []
+        for one, other in pairs:
+            found.append(contrast_of(by_name[one], by_name[other], outcome=outcome, unit=unit, base=base))
+        return tuple(found)
 
     against_first = [(arms[0].name, arm.name) for arm in arms[1:]]
     named = list(dict.fromkeys(contrasts))
@@ -162,7 +219,10 @@ def _with_tasks(arms: Sequence[Arm], tasks: str | None) -> Sequence[Arm]:
 
 
 def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> Sequence[Arm]:
-    """The arms with texts alone if the outcome is one of texts, or there is nothing else; otherwise with questions."""
+    """The arms with texts alone if the outcome is one of texts, or there is nothing else; otherwise with questions. If
+    the outcome is one of runs, each has it in the place of answers."""
+    if outcome is not None and outcome in OUTCOMES and OUTCOMES[outcome].of_runs:
+        return [arm.each(_with_validation_loss) for arm in arms]
     texts: dict[str, str] = {}  # task -> its outcome
     questions: dict[str, None] = {}
     for run in all_runs(arms):
@@ -178,6 +238,14 @@ def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> Sequence[Arm]:
         of_first = next(iter(texts.values()))
         note(f"texts are left out: {some(list(texts))}; --outcome {of_first} compares them")
     return _restricted(arms, list(questions))
+
+
+def _with_validation_loss(run: ComparedRun) -> ComparedRun:
+    """The run with its validation loss in the place of answers."""
+    evaluation = with_validation_loss(run.evaluation)
+    if HELD_OUT not in evaluation.tasks:
+        raise UsageError(f"{run.path}: no {VALIDATION_LOSS}, which only a trained run with data.validation_rows has")
+    return replace(run, evaluation=evaluation.only({HELD_OUT: [VALIDATION_LOSS]}))
 
 
 def _outcome_of_texts(answers: TaskAnswers) -> str | None:

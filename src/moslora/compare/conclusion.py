@@ -8,22 +8,27 @@ from statistics import fmean
 
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
+from moslora.compare.equality import (
+    are_equal,
+    in_words,
+    inner_in_words,
+    p_unequal,
+    size_in_words,
+    title_of_inner,
+)
 from moslora.compare.flips import EXACT, smallest_p
-from moslora.compare.statistics import LEVEL, MACRO, MICRO, Member, family, holm
+from moslora.compare.gains import gain_in_words, title_of_gain
+from moslora.compare.margin import Margin
+from moslora.compare.statistics import LEVEL, MACRO, MICRO, Member, family_with, holm
 from moslora.errors import counted
 
 
-def tables(comparison: Comparison, *, margin: float | None = None) -> list[list[list[str]]]:
+def tables(comparison: Comparison) -> list[list[list[str]]]:
     """The table of the family, if several contrasts were named. Otherwise that of all arms, if there are more than
-    two, and that of the one contrast that was named.
-
-    Args:
-        comparison: of at least two arms.
-        margin: the largest difference that does not matter, in the unit of the outcome; ``None`` for the outcome's own.
-    """
+    two, and that of the one contrast that was named."""
     main = comparison.main
     if comparison.named and main is None:
-        return [_family_table(comparison, margin)]
+        return [_family_table(comparison)]
     found = []
     if comparison.exploratory:
         found.append(_exploratory_table(comparison))
@@ -32,15 +37,16 @@ def tables(comparison: Comparison, *, margin: float | None = None) -> list[list[
     return found
 
 
-def _family_table(comparison: Comparison, margin: float | None) -> list[list[str]]:
-    columns = ("arm", "joint 95 % interval", "p (different)", "90 % interval", "p (equal)")
+def _family_table(comparison: Comparison) -> list[list[str]]:
+    inner_title = title_of_inner(comparison.margin, comparison.unit)
+    columns = ("arm", "joint 95 % interval", "p (different)", inner_title, "p (equal)")
     rows = []
-    for contrast, member in _family(comparison, margin):
+    for contrast, member in _family(comparison):
         joint = ""
         inner = ""
         if isfinite(member.interval[0]):  # not that of one seed, where others have several
             joint = contrast.unit.range(member.interval)
-            inner = contrast.unit.range(contrast.effects[MACRO].inner)
+            inner = inner_in_words(contrast, comparison.margin)
         rows.append((contrast, [joint, probability(member.different), inner, probability(member.equal)]))
     return _by_arm(comparison, columns, rows)
 
@@ -53,13 +59,11 @@ def _exploratory_table(comparison: Comparison) -> list[list[str]]:
     return _by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), rows)
 
 
-def _family(comparison: Comparison, margin: float | None) -> Iterator[tuple[Contrast, Member]]:
+def _family(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
     """The named contrasts, and what holds of each jointly with the others."""
-    unit = comparison.named[0].unit
-    if margin is None:
-        margin = unit.margin
     differences = [contrast.effects[MACRO] for contrast in comparison.named]
-    members = family(differences, margin=margin / unit.factor, count=comparison.count)
+    unequal = [p_unequal(contrast, comparison.margin) for contrast in comparison.named]
+    members = family_with(differences, unequal, count=comparison.count)
     return zip(comparison.named, members, strict=True)
 
 
@@ -111,13 +115,17 @@ def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Co
     averages = {"macro": MACRO, "micro": MICRO}
     if len(tasks) == 1:
         averages = {tasks[0]: tasks[0]}
-    rows = [[columns[0], "seeds", *averages, "difference", *columns[1:]]]
+    gains = []
+    if any(contrast.gains for contrast, _ in found):
+        gains.append(title_of_gain(comparison.unit))
+    rows = [[columns[0], "seeds", *averages, *gains, "difference", *columns[1:]]]
     for before, together in groupby(found, key=lambda pair: pair[0].before):
         rows.append(_row_of_first(comparison, before, found, averages=averages.values(), empty=len(columns)))
         for contrast, cells in together:
             levels = [contrast.unit.level(contrast.means[name][1]) for name in averages.values()]
             difference = contrast.unit.change(contrast.effects[MACRO].difference)
-            rows.append([contrast.after, str(contrast.seeds), *levels, difference, *cells])
+            gained = _gains_in_words(contrast)[1:]
+            rows.append([contrast.after, str(contrast.seeds), *levels, *gained, difference, *cells])
     return rows
 
 
@@ -134,23 +142,27 @@ def _row_of_first(
     most = max(own, key=lambda contrast: contrast.seeds)
     runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
     levels = [most.unit.level(most.means[name][0]) for name in averages]
-    return [before, str(min(runs, most.seeds)), *levels, *[""] * empty]
+    gained = _gains_in_words(most)[:1]
+    return [before, str(min(runs, most.seeds)), *levels, *gained, *[""] * empty]
 
 
-def lines(comparison: Comparison, *, margin: float | None = None) -> list[str]:
-    """The lines below the tables, the conclusions last; ``margin`` as in `tables`."""
+def _gains_in_words(contrast: Contrast) -> list[str]:
+    """What both arms gained over their base, each with its interval; empty if the base's answers are not known."""
+    return [gain_in_words(gain, contrast.unit) for gain in contrast.gains or ()]
+
+
+def lines(comparison: Comparison) -> list[str]:
+    """The lines below the tables, the conclusions last."""
     found = []
     if comparison.questions:
         found.append(comparison.questions)
     if not comparison.named:
         found.append(_not_named(comparison))
         return found
-    if margin is None:
-        margin = comparison.named[0].unit.margin
     if comparison.main is None:
-        found += _about_family(comparison, margin)
+        found += _about_family(comparison)
     else:
-        found += _about_contrast(comparison.main, margin)
+        found += _about_contrast(comparison.main, comparison.margin)
     return found
 
 
@@ -162,17 +174,19 @@ def _not_named(comparison: Comparison) -> str:
     )
 
 
-def _about_contrast(main: Contrast, margin: float) -> list[str]:
+def _about_contrast(main: Contrast, margin: Margin) -> list[str]:
     """The lines about the one contrast that was named, with the conclusion."""
     unit = main.unit
     effect = main.effects[MACRO]
     found = [
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval"
-        f" {unit.range(effect.interval)}, {_p_in_words(effect.p)}"
+        f" {unit.range(effect.interval)}, {_p_in_words(effect.p)}; {_scope_of_intervals([main])}"
     ]
-    if margin > 0:
-        equal = "yes" if effect.equivalent(margin / unit.factor) else "not shown"
-        found.append(f"equal within ±{margin:g} {unit.unit}: {equal} (90 % interval {unit.range(effect.inner)})")
+    gained = _gains_in_words(main)
+    if gained:
+        found.append(f"{title_of_gain(unit)}: {main.before} {gained[0]}, {main.after} {gained[1]}")
+    if margin.known:
+        found.append(_equality(main, margin))
     smallest = unit.change(effect.detectable).lstrip("+")
     found.append(f"smallest detectable difference: about {smallest} {unit.unit} (found in 4 of 5 such comparisons)")
     found.append(_flips_in_words(main))
@@ -180,6 +194,30 @@ def _about_contrast(main: Contrast, margin: float) -> list[str]:
         found.append(_over_majority(main))
     found.append(conclusion(main, margin=margin))
     return found
+
+
+def _equality(main: Contrast, margin: Margin) -> str:
+    """Whether the arms are equal within the margin, and the interval that tells."""
+    equal = "not shown"
+    if are_equal(main, margin):
+        equal = "yes"
+    found = f"equal within ±{in_words(main, margin)}: {equal}"
+    inner = inner_in_words(main, margin)
+    if not inner:
+        return f"{found} (nor is the gain)"
+    return f"{found} ({title_of_inner(margin, main.unit)} {inner})"
+
+
+def _scope_of_intervals(contrasts: Sequence[Contrast]) -> str:
+    """What the intervals are over: what else might have been drawn."""
+    most_seeds = max(one.seeds for one in contrasts)
+    if contrasts[0].unit.of_runs:
+        over = "seeds"
+    elif most_seeds == 1:
+        over = "questions, of these models"
+    else:
+        over = "seeds and questions"
+    return f"intervals are over {over}"
 
 
 def _p_in_words(p: float) -> str:
@@ -215,14 +253,14 @@ def _over_majority(main: Contrast) -> str:
     return found
 
 
-def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
+def _about_family(comparison: Comparison) -> Iterator[str]:
     """What the numbers of the table are; which arms are equal, which differ, and which remain open."""
     named = comparison.named
-    unit = named[0].unit
+    margin = comparison.margin
     yield (
-        f"{comparison.count} contrasts named beforehand, {len(named)} with runs: the intervals hold for all at once"
-        f" (Bonferroni); p by Holm, of a difference of {margin:g} {unit.unit} or more (equal), and of none (different);"
-        " another --outcome is a family of its own"
+        f"{comparison.count} contrasts named beforehand, {len(named)} with runs: the joint intervals hold for all at"
+        f" once (Bonferroni); p by Holm, of a difference of {size_in_words(margin, comparison.unit)} or more (equal),"
+        " and of none (different); another --outcome is a family of its own"
     )
     low = [one.after for one in named if one.majority and one.over_majority.interval[0] <= 0]
     if low:
@@ -234,20 +272,20 @@ def _about_family(comparison: Comparison, margin: float) -> Iterator[str]:
     scope = "these models"
     if most_seeds > 1:
         scope = "this base, these rows, steps and learning rates"
-    yield f"what is concluded holds for {scope}, and no others"
+    yield f"{_scope_of_intervals(named)}; what is concluded holds for {scope}, and no others"
     arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
-    for one, member in _family(comparison, margin):
+    for one, member in _family(comparison):
         for concluded in _concluded_of_member(one, member, margin=margin):
             arms_by_conclusion[concluded].append(one.after)
     for concluded, arms in arms_by_conclusion.items():
         yield f"Conclusion: {concluded}: {', '.join(arms)}"
 
 
-def _concluded_of_member(one: Contrast, member: Member, *, margin: float) -> list[str]:
+def _concluded_of_member(one: Contrast, member: Member, *, margin: Margin) -> list[str]:
     """What can be concluded of a contrast of a family: equality, a difference, both, or neither."""
     found = []
     if member.equal <= LEVEL:
-        found.append(f"each is equal to {one.before} within ±{margin:g} {one.unit.unit}")
+        found.append(f"each is equal to {one.before} within ±{in_words(one, margin)}")
     if member.different <= LEVEL:
         found.append(f"each {_direction(one)} {one.before}")
     if not found:
@@ -263,36 +301,35 @@ def _direction(one: Contrast) -> str:
     return falls
 
 
-def conclusion(main: Contrast, *, margin: float) -> str:
+def conclusion(main: Contrast, *, margin: Margin) -> str:
     """One sentence: what can be concluded, and what cannot."""
     return f"Conclusion: {_can_be_concluded(main, margin)}; {_cannot_be_concluded(main, margin)}."
 
 
-def _can_be_concluded(main: Contrast, margin: float) -> str:
-    unit = main.unit
-    effect = main.effects[MACRO]
-    within = f"±{margin:g} {unit.unit}"
-    equal = effect.equivalent(margin / unit.factor)
+def _can_be_concluded(main: Contrast, margin: Margin) -> str:
     is_it = f"{main.after} {_direction(main)} {main.before}"
-    if effect.shown and equal:
-        return f"{is_it}, though by less than {margin:g} {unit.unit}"
-    if effect.shown:
+    shown = main.effects[MACRO].shown
+    if not margin.known and shown:
+        return is_it
+    if not margin.known:
+        return f"no difference between {main.after} and {main.before} is shown"
+    size = in_words(main, margin)
+    equal = are_equal(main, margin)
+    if shown and equal:
+        return f"{is_it}, though by less than {size}"
+    if shown:
         return is_it
     if equal:
-        return f"{main.after} and {main.before} are equal within {within}"
-    if margin:
-        return (
-            f"neither a difference between {main.after} and {main.before} nor their equality within {within} is shown"
-        )
-    return f"no difference between {main.after} and {main.before} is shown"
+        return f"{main.after} and {main.before} are equal within ±{size}"
+    return f"neither a difference between {main.after} and {main.before} nor their equality within ±{size} is shown"
 
 
-def _cannot_be_concluded(main: Contrast, margin: float) -> str:
+def _cannot_be_concluded(main: Contrast, margin: Margin) -> str:
     unit = main.unit
     effect = main.effects[MACRO]
     if main.seeds == 1:
         return "this is about these models: whether it is the methods or the seed takes several seeds"
-    if effect.shown or effect.equivalent(margin / unit.factor):
+    if effect.shown or are_equal(main, margin):
         return "it holds for this base, these rows, steps and learning rates, and no others"
     return f"a difference below {unit.level(effect.detectable)} {unit.unit} may well have been missed"
 

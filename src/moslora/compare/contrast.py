@@ -1,13 +1,15 @@
 """One arm against another: its outcomes question by question, and the effects on every task and average."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from moslora.compare.arms import Arm, cluster_codes, pair, values
 from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects
+from moslora.errors import UsageError
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import Outcome
 
 
@@ -22,6 +24,8 @@ class Contrast:
             or no accuracy is compared.
         clusters: task -> the cluster of each question, shape ``(n,)``; without tasks whose questions are each alone.
         effects: task and average -> ``after`` minus ``before``.
+        base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
+            not there.
     """
 
     before: str
@@ -32,6 +36,7 @@ class Contrast:
     majority: dict[str, Floats]
     clusters: dict[str, Codes]
     effects: dict[str, Effect]
+    base: dict[str, Floats] = field(default_factory=dict)
 
     def questions(self, task: str | None = None) -> int:
         """Number of questions of a task, or of all."""
@@ -49,13 +54,26 @@ class Contrast:
         return {name: (float(before), float(after)) for name, (before, after) in means.items()}
 
     @cached_property
+    def gains(self) -> tuple[Effect, Effect] | None:
+        """What both arms gained over their base, macro; ``None`` if its answers are not known."""
+        if not self.base:
+            return None
+        before = {task: y[0] - self.base[task] for task, y in self.y.items()}
+        after = {task: y[1] - self.base[task] for task, y in self.y.items()}
+        return self.effect(before), self.effect(after)
+
+    def effect(self, differences: dict[str, Floats]) -> Effect:
+        """The macro effect of other differences on the same questions; task -> shape ``(S, n)``."""
+        return effects(differences, binary=self.unit.binary, clusters=self.clusters)[MACRO]
+
+    @cached_property
     def over_majority(self) -> Effect:
         """``after`` minus the majority class, macro, where accuracies are compared."""
         differences = {task: y[1] - self.majority[task] for task, y in self.y.items()}
         return effects(differences, binary=True, clusters=self.clusters)[MACRO]
 
 
-def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome) -> Contrast:
+def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: Evaluation | None = None) -> Contrast:
     """``after`` against ``before``, whose runs have answered the same questions.
 
     Args:
@@ -63,6 +81,7 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome) -> Cont
         after: the other.
         outcome: a name that the answers of every task have.
         unit: how the outcome is written.
+        base: the answers of the base of both arms to the same questions, if they are there.
     """
     pairs = pair(before, after)
     y_before = values([one for one, _ in pairs], outcome)
@@ -71,6 +90,14 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome) -> Cont
     if unit.binary and outcome.startswith("acc"):
         first_run, _ = pairs[0]
         majority = _majority({task: answers.gold for task, answers in first_run.tasks.items()})
+    if unit.of_runs and len(pairs) == 1:
+        raise UsageError(
+            f"{outcome}: one number of each run, and {before.name} and {after.name} have one seed in common, which says"
+            " nothing of others; train with several seeds"
+        )
+    of_base = {}
+    if base is not None and before.trained and after.trained:
+        of_base = {task: np.array(answers.outcomes[outcome]) for task, answers in base.tasks.items()}
     differences = {task: y_after[task] - y_before[task] for task in y_before}
     runs = [one for one, _ in pairs] + [other for _, other in pairs]
     clusters = cluster_codes(runs)
@@ -83,6 +110,7 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome) -> Cont
         majority=majority,
         clusters=clusters,
         effects=effects(differences, binary=unit.binary, clusters=clusters),
+        base=of_base,
     )
 
 

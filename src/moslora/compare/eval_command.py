@@ -2,11 +2,12 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from moslora.compare.runs import ComparedRun
 from moslora.runs.manifest import RECIPE
-from moslora.runs.run import CHECKPOINTS, Run, is_run
+from moslora.runs.run import CHECKPOINTS, Run, base_of, is_run
 from moslora.tasks import BUILT_IN
 
 
@@ -16,6 +17,12 @@ def eval_command(run: ComparedRun, asked: ComparedRun) -> str:
     tasks = ",".join(_tasks(run, asked))
     limit = max(len(answers.ids) for answers in asked.tasks.values())
     return f"moslora eval {_target(run)} {how} --tasks {tasks} --limit {limit}"
+
+
+def base_command(run: ComparedRun) -> str:
+    """The command that asks the base of ``run`` its questions, in the same way."""
+    base = base_of(run.evaluation.folder)
+    return eval_command(replace(run, path=base, recipe=None), run)
 
 
 def _run_at(path: Path) -> Run:

@@ -11,7 +11,7 @@ from moslora.runs.outcomes import OutcomeName
 
 EXPERIMENT = "experiment.json"
 
-WHERE_NEEDED = ("rate_noise",)
+WHERE_NEEDED = ("rate_noise", "margin")
 """What is written only where an experiment's file asks for it."""
 
 
@@ -51,6 +51,7 @@ class ExperimentIndex:
         others: comparisons that were named with ``contrast``.
         file: the experiment's, as seen from the folder: both may be moved.
         rate_noise: that of the first searches, which all later ones use; ``None`` if no search needs it.
+        margin: the largest difference that does not matter, such as 20%; ``None`` for the outcome's own.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ExperimentIndex:
     others: tuple[tuple[str, str], ...] = ()
     file: str = ""
     rate_noise: RateNoise | None = None
+    margin: str | None = None
 
     def write(self, folder: Path) -> None:
         unused = {name for name in WHERE_NEEDED if getattr(self, name) is None}

@@ -120,18 +120,23 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
     A family of one contrast is that contrast. ``contrasts`` are those with runs; p of the others is 1. So is p of a
     contrast of one seed where others have several, as one seed says nothing of other seeds; its interval is infinite.
     """
+    return family_with(contrasts, [one.law.beyond(margin) for one in contrasts], count=count)
+
+
+def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count: int) -> list[Member]:
+    """`family`, where the p of a difference of the margin or more are known, such as of a margin that is estimated."""
     several_seeds = any(one.seeds > 1 for one in contrasts)
     intervals = []
     equal = []
     different = []
-    for one in contrasts:
+    for one, p in zip(contrasts, unequal, strict=True):
         if several_seeds and one.seeds == 1:
             intervals.append((-math.inf, math.inf))
             equal.append(1.0)
             different.append(1.0)
             continue
         intervals.append(one.law.interval(LEVEL / count))
-        equal.append(one.law.beyond(margin))
+        equal.append(p)
         different.append(one.p)
     without_runs = [1.0] * (count - len(contrasts))
     adjusted_equal = holm(equal + without_runs)
@@ -180,8 +185,11 @@ class _Components:
 
     @classmethod
     def of(cls, d: Floats, codes: Codes, *, binary: bool) -> "_Components":
-        """The components of differences of shape ``(S, n)``, in clusters 0 … C − 1."""
+        """The components of differences of shape ``(S, n)``, in clusters 0 … C − 1. With n = 1 there are no questions
+        that could be others."""
         seeds, n = d.shape
+        if n == 1:
+            return cls(d, questions=0.0, interaction=0.0)
         means = d.mean(axis=0)
         interaction = 0.0
         if seeds > 1:

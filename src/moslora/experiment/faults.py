@@ -31,6 +31,8 @@ def faults_of(file: ExperimentFile) -> Iterator[str]:
     if without:
         yield f"learning_rates: none for {', '.join(without)}; add them, or {OTHERS} for all that have none"
     yield from _faults_of_search(file)
+    if file.margin is not None and file.margin.of_gain and OUTCOMES[file.outcome].of_runs:
+        yield f"margin: {file.margin} of the gain over the base, which has no {file.outcome}; give a number"
     twice = _names_of_several_runs(file)
     if twice:
         yield f"{len(twice)} runs would share a folder with another, such as {twice[0]}; change an arm, rate or seed"
@@ -77,10 +79,10 @@ def not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, R
     if file.searched and not common.data.validation_rows:
         yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
     for outcome in (file.outcome, *file.also):
-        yield from _no_such_outcome(outcome, common)
+        yield from _no_such_outcome(outcome, file, common)
 
 
-def _no_such_outcome(outcome: str, common: Recipe) -> Iterator[str]:
+def _no_such_outcome(outcome: str, file: ExperimentFile, common: Recipe) -> Iterator[str]:
     """Why the runs have no such outcome: their protocol does not give it, or nothing is asked that has it."""
     measure = OUTCOMES[outcome]
     protocol = PROTOCOLS[common.evaluation.protocol]
@@ -93,6 +95,12 @@ def _no_such_outcome(outcome: str, common: Recipe) -> Iterator[str]:
         yield f"outcome: {outcome} does not exist for answers in words ({', '.join(in_words)}); choose accuracy"
     if measure.per_character and protocol.scores_options and not protocol.divides_scores:
         yield f"outcome: {outcome} does not exist under protocol {protocol.name}; choose log_probability"
+    if measure.of_runs:
+        if not common.data.validation_rows:
+            yield f"outcome: {outcome} is of held-out rows, and data.validation_rows = 0; set some under recipe"
+        if len(file.seeds) == 1:
+            yield f"outcome: {outcome} is one number of each run, so one seed says nothing; add others to seeds"
+        return
     kind = "questions, such as obqa"
     if measure.of_texts:
         kind = "texts, such as passages"

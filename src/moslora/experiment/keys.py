@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict
 
+from moslora.compare.margin import Margin, read_margin
 from moslora.recipe.fields import Section
 from moslora.runs.outcomes import OutcomeName
 
@@ -98,6 +99,9 @@ class ExperimentFile(Section):
 
     outcome: OutcomeName
     """The number compared."""
+
+    margin: Annotated[Margin | None, BeforeValidator(read_margin)] = None
+    """The largest difference of `outcome` that does not matter: a number, or a share of the gain, such as 20%."""
 
     also: Annotated[tuple[OutcomeName, ...], Strict(False)] = ()
     """Other outcomes named beforehand."""

@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
+from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.runs import read_complete
 from moslora.console import say
@@ -243,6 +245,9 @@ class Study:
                 )
         file = self.experiment.file
         first, *others = file.named
+        margin = None
+        if file.margin is not None:
+            margin = str(file.margin)
         index = ExperimentIndex(
             name=self.experiment.name,
             contrast=first,
@@ -251,6 +256,7 @@ class Study:
             others=tuple(others),
             file=self._file,
             rate_noise=noise,
+            margin=margin,
         )
         index.write(self.out)
 
@@ -264,7 +270,14 @@ class Study:
         curves = self.curves()
         if any(len(curve.losses) > 1 for curve in curves):
             yield rate_table(curves)
-        yield score_table(curves, self._scores(), outcomes=self._outcomes(), seeds=len(self.experiment.file.seeds))
+        scored = self._scores()
+        yield score_table(
+            curves,
+            scored,
+            outcomes=self._outcomes(),
+            seeds=len(self.experiment.file.seeds),
+            base=base_of_all(list(chain(*scored.values())), read=read_complete),
+        )
 
     def _outcomes(self) -> list[str]:
         """The outcomes of what is asked, those named beforehand first."""
@@ -286,7 +299,7 @@ class Study:
         for planned in self.scored():
             run = planned_run(self.out, planned)
             if state(run) == "scored":
-                evaluation = read_complete(run.evaluation())
+                evaluation = read_complete(run.evaluation()).in_order
                 found[planned.arm].append(evaluation.restricted_to(tasks, recipe.evaluation.limit))
         return found
 

@@ -4,10 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from moslora.compare.gains import gain_in_words, gain_of, title_of_gain
 from moslora.evaluation.intervals import mean_of
 from moslora.experiment.curve import Curve
 from moslora.runs.evaluation import Evaluation
+from moslora.runs.held_out import with_validation_loss
 from moslora.runs.outcomes import OUTCOMES
+
+OVER_SEEDS = "± over seeds"
+"""What the standard error of a mean is of: other seeds, and not other questions."""
 
 
 def rate_table(curves: Sequence[Curve]) -> list[list[str]]:
@@ -69,17 +74,32 @@ def _mean_and_range(losses: Sequence[float]) -> str:
 
 
 def score_table(
-    curves: Sequence[Curve], scored: Mapping[str, Sequence[Evaluation]], *, outcomes: Sequence[str], seeds: int
+    curves: Sequence[Curve],
+    scored: Mapping[str, Sequence[Evaluation]],
+    *,
+    outcomes: Sequence[str],
+    seeds: int,
+    base: Evaluation | None = None,
 ) -> list[list[str]]:
-    """Arms × outcomes: the mean over the ``scored`` runs of each arm, of which there will be ``seeds``."""
-    rows = [["arm", "learning rate", "seeds", *(OUTCOMES[outcome].title for outcome in outcomes)]]
+    """Arms × outcomes: the mean over the ``scored`` runs of each arm, of which there will be ``seeds``, and what it
+    gained over the ``base``, if its answers to the same questions are known."""
+    titles = ["arm", "learning rate", "seeds"]
+    for outcome in outcomes:
+        titles.append(f"{OUTCOMES[outcome].title} {OVER_SEEDS}")
+        if base is not None:
+            titles.append(title_of_gain(OUTCOMES[outcome]))
+    rows = [titles]
     for curve in curves:
         runs = scored[curve.arm]
         rate = "not chosen"
         if curve.best is not None:
             rate = f"{curve.best:g}"
-        means = [mean_over_seeds(runs, outcome) for outcome in outcomes]
-        rows.append([curve.arm, rate, f"{len(runs)}/{seeds}", *means])
+        cells = [curve.arm, rate, f"{len(runs)}/{seeds}"]
+        for outcome in outcomes:
+            cells.append(mean_over_seeds(runs, outcome))
+            if base is not None:
+                cells.append(gain_in_words(gain_of(runs, base, outcome), OUTCOMES[outcome]))
+        rows.append(cells)
     return rows
 
 
@@ -87,6 +107,8 @@ def mean_over_seeds(runs: Sequence[Evaluation], outcome: str) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds; a dash without values, as of
     probabilities under `generate`."""
     measure = OUTCOMES[outcome]
+    if measure.of_runs:
+        runs = [with_validation_loss(run) for run in runs]
     averages = []
     for run in runs:
         columns = [answers.outcomes[outcome] for answers in run.tasks.values() if outcome in answers.outcomes]

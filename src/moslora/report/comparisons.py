@@ -71,7 +71,7 @@ def _compared(
     against_base = bool(base)
     try:
         arms = load_arms(places, evaluation=evaluation, read=read)
-        found = compare_loaded(arms, places)
+        found = compare_loaded(arms, places).within(None)
     except MosloraError as error:
         reasons = [f"Not compared: {reason}" for reason in _reasons(error, places, evaluation=evaluation)]
         return ShownComparison(title, figure, against_base, verdicts=reasons)

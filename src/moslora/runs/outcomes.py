@@ -87,6 +87,7 @@ class Outcome:
         margin: a difference below it, in ``unit``, does not matter; 0 if nobody knows which.
         of: computes it from the answers of a task; ``None`` for one of a log, which has the numbers.
         of_texts: texts have it, and questions do not.
+        of_runs: a run has one such number, and questions have none (`moslora.runs.held_out`).
         binary: it is 0 or 1.
         scored: it is read from the options' scores, which ``generate`` does not have.
         per_character: only a protocol that divides its scores by characters has it.
@@ -103,12 +104,18 @@ class Outcome:
     margin: float
     of: Callable[[TaskAnswers], Column] | None = None
     of_texts: bool = False
+    of_runs: bool = False
     binary: bool = False
     scored: bool = False
     per_character: bool = False
     lower_is_better: bool = False
     always_shown: bool = False
     says: tuple[str, str] = ("is above", "is BELOW")
+
+    @property
+    def counts_down(self) -> bool:
+        """Whether training is to lower it. Of texts it is to leave it: what an arm forgot is a rise."""
+        return self.lower_is_better and not self.of_texts
 
     def level(self, value: float) -> str:
         return f"{self.factor * value:.{self.digits}f}"
@@ -179,6 +186,17 @@ OUTCOMES: Mapping[str, Outcome] = {
         scored=True,
         lower_is_better=True,
         says=("has WORSE probabilities than", "has better probabilities than"),
+    ),
+    "validation_loss": Outcome(
+        title="validation loss",
+        unit="nats per token",
+        factor=1,
+        digits=4,
+        fine=4,
+        margin=0.01,
+        of_runs=True,
+        lower_is_better=True,
+        says=("predicts held-out rows WORSE than", "predicts held-out rows better than"),
     ),
 }
 

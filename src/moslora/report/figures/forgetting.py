@@ -47,7 +47,7 @@ def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], 
         axes.axhline(0, color=MUTED, linewidth=1.2)
         axes.axvline(0, color=MUTED, linewidth=1.2)
         axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
-        axes.set_title("Against the base; means ± standard errors")
+        axes.set_title("Against the base; means ± standard errors over seeds")
         axes.locator_params(nbins=5)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return canvas.keep("gain-and-forgetting", figure)

@@ -1,0 +1,115 @@
+"""Are two arms equal? A difference of the margin or more is tested, in both directions.
+
+    −m < D < m                                   m a number
+    m G + D > 0  and  m G − D > 0                m a share of G, what the first arm gained over its base
+
+G is estimated as D is, from the same questions and seeds. So both sides are contrasts of their own, of
+e[s, i] = m g[s, i] ± d[s, i], and each is tested against 0 by the law of any contrast, one-sided (Fieller 1954's way to
+a ratio; both must hold: Berger and Hsu 1996, doi 10.1214/ss/1032280304).
+"""
+
+import math
+
+from scipy.optimize import brentq
+
+from moslora.compare.contrast import Contrast
+from moslora.compare.law import Law
+from moslora.compare.margin import Margin
+from moslora.compare.statistics import LEVEL, MACRO
+from moslora.runs.outcomes import Outcome
+
+MOST = 100.0
+"""Shares of the gain beyond which an end of `share_interval` counts as infinite."""
+
+
+def p_unequal(contrast: Contrast, margin: Margin) -> float:
+    """p of a difference of the margin or more: the larger of the two one-sided tests'."""
+    if not margin.of_gain:
+        return contrast.effects[MACRO].law.beyond(margin.size / contrast.unit.factor)
+    sides = [_side(contrast, margin.size, sign=sign) for sign in (1, -1)]
+    return max(side.below(0) for side in sides)
+
+
+def are_equal(contrast: Contrast, margin: Margin) -> bool:
+    """Whether a difference of the margin or more is rejected, at `LEVEL`."""
+    return p_unequal(contrast, margin) <= LEVEL
+
+
+def size_in_words(margin: Margin, unit: Outcome) -> str:
+    """``0.01 nats``, or ``20 % of the gain``."""
+    if not margin.of_gain:
+        return f"{margin.size:g} {unit.unit}"
+    return f"{100 * margin.size:g} % of {_of_what(unit)}"
+
+
+def _of_what(unit: Outcome) -> str:
+    if unit.of_texts:
+        return "what was forgotten"
+    return "the gain"
+
+
+def in_words(contrast: Contrast, margin: Margin) -> str:
+    """``0.01 nats``, or ``20 % of lora's gain (0.0280 nats)``."""
+    unit = contrast.unit
+    if not margin.of_gain:
+        return size_in_words(margin, unit)
+    size = unit.change(abs(_side(contrast, 1, sign=0).difference)).lstrip("+")
+    of_what = f"{contrast.before}'s gain"
+    if unit.of_texts:
+        of_what = f"what {contrast.before} forgot"
+    return f"{100 * margin.size:g} % of {of_what} ({size} {unit.unit})"
+
+
+def title_of_inner(margin: Margin, unit: Outcome) -> str:
+    """What `inner_in_words` is."""
+    if margin.of_gain:
+        return f"% of {_of_what(unit)}, 90 % interval"
+    return "90 % interval"
+
+
+def inner_in_words(contrast: Contrast, margin: Margin) -> str:
+    """The interval of confidence 1 − 2 · `LEVEL`, which is within the margin where the arms are equal: of D, or of
+    D / G in percent; empty if the gain is not shown."""
+    if not margin.of_gain:
+        return contrast.unit.range(contrast.effects[MACRO].inner)
+    low, high = share_interval(contrast)
+    if not math.isfinite(high - low):
+        return ""
+    return f"{100 * low:+.0f} to {100 * high:+.0f}"
+
+
+def share_interval(contrast: Contrast) -> tuple[float, float]:
+    """The shares r = D / G that neither of the two one-sided tests of `LEVEL` rejects: Fieller's interval, of
+    confidence 1 − 2 · `LEVEL`. Within ± m the arms are equal. Infinite where the gain itself is not shown."""
+    gained = _side(contrast, 1, sign=0)
+    if gained.below(0) > LEVEL:
+        return -math.inf, math.inf
+    share = contrast.effects[MACRO].difference / gained.difference
+    low = -_end(contrast, -share, sign=1)
+    high = _end(contrast, share, sign=-1)
+    return low, high
+
+
+def _end(contrast: Contrast, share: float, *, sign: int) -> float:
+    """The smallest r beyond ``share`` with p = `LEVEL` of r G + ``sign`` · D ≤ 0."""
+
+    def excess(more: float) -> float:
+        return _side(contrast, share + more, sign=sign).below(0) - LEVEL
+
+    far = 0.1
+    while excess(far) > 0:
+        far *= 2
+        if far > MOST:
+            return math.inf
+    return share + float(brentq(excess, 0, far, xtol=1e-5))
+
+
+def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
+    """The law of ``share`` · G + ``sign`` · D."""
+    if contrast.unit.counts_down:
+        share = -share
+    sides = {}
+    for task, (before, after) in contrast.y.items():
+        gained = before - contrast.base[task]
+        sides[task] = share * gained + sign * (after - before)
+    return contrast.effect(sides).law

@@ -1,0 +1,87 @@
+"""What runs gained over their base, whose answers to the same questions may lie beside theirs."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from moslora.compare.arms import cluster_codes
+from moslora.compare.comparable import how_asked
+from moslora.compare.statistics import MACRO, Effect, effects
+from moslora.runs.evaluation import Evaluation, is_evaluation
+from moslora.runs.outcomes import OUTCOMES, Outcome
+from moslora.runs.run import base_of
+from moslora.runs.settings import Settings
+
+
+def base_of_all(runs: Sequence[Evaluation], *, read: Callable[[Path], Evaluation]) -> Evaluation | None:
+    """The base's answers to the questions of these runs, which all have the same; in the order of their ids. ``None``
+    if there are none, if the runs have several bases, or if these were asked in another way. They lie beside the
+    answers of one of the runs, where `moslora eval RUN --base` writes them."""
+    for run in runs:
+        folder = base_of(run.folder)
+        if is_evaluation(folder):
+            base = read(folder).in_order
+            if all(_same_base(base, other) for other in runs) and _answers_all(base, run):
+                return base.only({task: answers.ids for task, answers in run.tasks.items()})
+    return None
+
+
+def _same_base(base: Evaluation, run: Evaluation) -> bool:
+    """Whether a run is of this base, in the same precision."""
+    return _model(base.settings) == _model(run.settings)
+
+
+def _model(settings: Settings) -> dict[str, str]:
+    """Field -> value, of the base; by its fingerprint, as the same base may lie in several folders."""
+    fields = settings.model
+    fingerprint = settings.metadata.get("fingerprint")
+    if fingerprint:
+        fields["base"] = str(fingerprint)
+    return fields
+
+
+def _answers_all(base: Evaluation, run: Evaluation) -> bool:
+    """Whether the base was asked every question of the run, in the same way."""
+    for task, answers in run.tasks.items():
+        if task not in base.tasks or not set(answers.ids).issubset(base.tasks[task].ids):
+            return False
+    asked_too = base.only({task: answers.ids for task, answers in run.tasks.items()})
+    one, other = how_asked([asked_too, run])
+    return one == other
+
+
+def gain_of(runs: Sequence[Evaluation], base: Evaluation, outcome: str) -> Effect | None:
+    """The outcome of an arm's runs minus their base's, on average over the tasks; ``None`` if the base, or one of the
+    runs, does not have it of the same questions, or if these are one cluster. The questions of all are in the order of
+    their ids."""
+    differences = {}
+    if not runs:
+        return None
+    for task, of_base in base.tasks.items():
+        column = of_base.outcomes.get(outcome)
+        if not column:
+            continue
+        answers = [run.tasks[task] for run in runs if task in run.tasks]
+        if len(answers) < len(runs) or any(its.ids != of_base.ids for its in answers):
+            return None
+        if any(its.cluster_count == 1 for its in answers):
+            return None
+        differences[task] = np.array([its.outcomes[outcome] for its in answers]) - np.array(column)
+    if not differences:
+        return None
+    return effects(differences, binary=OUTCOMES[outcome].binary, clusters=cluster_codes(runs))[MACRO]
+
+
+def title_of_gain(unit: Outcome) -> str:
+    """The title of a column of gains: a rise is a gain, or where lower is better a change."""
+    if unit.lower_is_better:
+        return "change from base, 95 % interval"
+    return "gain over base, 95 % interval"
+
+
+def gain_in_words(gain: Effect | None, unit: Outcome) -> str:
+    """A gain with its interval, ``+0.0280 (+0.0190 to +0.0370)``; empty if it is not known."""
+    if gain is None:
+        return ""
+    return f"{unit.change(gain.difference)} ({unit.range(gain.interval)})"

@@ -1,0 +1,26 @@
+"""The validation loss of a run as an outcome: one number of each run, in the place of answers to questions."""
+
+from dataclasses import replace
+
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.run import result_of
+
+HELD_OUT = "held-out rows"
+"""What stands for a task."""
+
+VALIDATION_LOSS = "validation_loss"
+"""The outcome: mean over the label tokens of the held-out training rows, nats."""
+
+
+def with_validation_loss(evaluation: Evaluation) -> Evaluation:
+    """With the validation loss of the run's result as one more task, of one number. An evaluation of a base, of a
+    checkpoint, or of a run that held no rows out has none."""
+    run = evaluation.run
+    if run is None or result_of(evaluation.folder) != evaluation.folder:
+        return evaluation
+    loss = run.validation_loss
+    if loss is None:
+        return evaluation
+    answers = TaskAnswers(ids=(VALIDATION_LOSS,), outcomes={VALIDATION_LOSS: (loss,)})
+    return replace(evaluation, tasks={**evaluation.tasks, HELD_OUT: answers})

@@ -1,0 +1,211 @@
+"""Margins that are a share of the gain: Fieller's interval in closed form, error rates, and what is said."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cli_kit import run
+from compare_kit import asked_as, base, drawn, packed
+from message_kit import says
+from moslora.compare.arms import Arm
+from moslora.compare.comparison import Comparison, compare_arms, compare_paths
+from moslora.compare.conclusion import lines, tables
+from moslora.compare.contrast import Contrast
+from moslora.compare.equality import p_unequal, share_interval
+from moslora.compare.gains import base_of_all, gain_of
+from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
+from moslora.compare.margin import Margin, read_margin
+from moslora.compare.runs import read_complete
+from moslora.compare.statistics import LEVEL, MACRO, effects
+from moslora.errors import UsageError
+from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.packed import write_packed
+
+GAINS = {"lora": 0.10, "same": 0.10, "other": 0.17}
+WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
+
+
+def contrast(before: np.ndarray, after: np.ndarray, of_base: np.ndarray, outcome: str = "log_probability") -> Contrast:
+    """Two arms and their base, outcomes of shape ``(S, n)`` and ``(n,)``."""
+    return Contrast(
+        before="lora",
+        after="b",
+        unit=OUTCOMES[outcome],
+        seeds=len(before),
+        y={"obqa": np.stack([before, after])},
+        majority={},
+        clusters={},
+        effects=effects({"obqa": after - before}, binary=False),
+        base={"obqa": of_base},
+    )
+
+
+def fieller(d: np.ndarray, g: np.ndarray) -> tuple[float, float]:
+    """The shares r with |D − r G| ≤ t se(d − r g), of independent pairs (Fieller 1954): the roots of a quadratic."""
+    n = len(d)
+    t = stats.t.ppf(1 - LEVEL, n - 1)
+    (v_d, v_dg), (_, v_g) = np.cov(d, g) / n
+    linear = 2 * (t**2 * v_dg - d.mean() * g.mean())
+    low, high = sorted(np.roots([g.mean() ** 2 - t**2 * v_g, linear, d.mean() ** 2 - t**2 * v_d]))
+    return float(low), float(high)
+
+
+def test_the_interval_of_the_share_is_fiellers_over_seeds_and_over_questions() -> None:
+    draw = np.random.default_rng(0)
+    difficulty = draw.normal(-1, 0.3, 50)
+    g, d = draw.normal(0.3, 0.05, 6), draw.normal(0.02, 0.02, 6)
+    before = difficulty + g[:, None]
+    found = contrast(before, before + d[:, None], difficulty)
+    assert share_interval(found) == pytest.approx(fieller(d, g), abs=1e-4)
+    g, d = draw.normal(0.3, 0.5, 400), draw.normal(0.02, 0.3, 400)
+    difficulty = draw.normal(-1, 0.3, 400)
+    found = contrast((difficulty + g)[None], (difficulty + g + d)[None], difficulty)
+    assert share_interval(found) == pytest.approx(fieller(d, g), abs=1e-4)
+
+
+@pytest.mark.parametrize("outcome", ["log_probability", "brier", "nats_per_byte"])
+def test_the_arms_are_equal_where_the_interval_is_within_the_margin(outcome: str) -> None:
+    """Where lower is better the gain is a fall; of texts a rise, which is what was forgotten."""
+    sign = -1 if outcome == "brier" else 1
+    draw = np.random.default_rng(1)
+    difficulty = draw.normal(5, 0.3, 200)
+    before = difficulty + sign * 0.3 + draw.normal(0, 0.2, (4, 200)) + draw.normal(0, 0.01, (4, 1))
+    after = before + 0.02 + draw.normal(0, 0.2, (4, 200))
+    found = contrast(before, after, difficulty, outcome)
+    low, high = share_interval(found)
+    assert low < found.effects[MACRO].difference / 0.3 < high
+    outer = max(-low, high)
+    for share, equal in ((0.98 * outer, False), (1.02 * outer, True)):
+        assert (p_unequal(found, Margin(share, of_gain=True)) <= LEVEL) == equal
+    back = contrast(after, before, difficulty, outcome)
+    assert p_unequal(back, Margin(0.2, of_gain=True)) != p_unequal(found, Margin(0.2, of_gain=True)), "of another gain"
+    flat = contrast(difficulty + 0 * before, after, difficulty, outcome)
+    assert share_interval(flat) == (-np.inf, np.inf) and p_unequal(flat, Margin(0.9, of_gain=True)) > LEVEL
+
+
+def test_a_difference_of_the_margin_is_rarely_called_equal() -> None:
+    """Of 400 studies whose true D is m G, with another gain each time: the level, and one standard error and more."""
+    draw = np.random.default_rng(2)
+    wrong = 0
+    for _ in range(400):
+        difficulty = draw.normal(-1, 1, 60)
+        tastes = draw.normal(0, 0.3, (2, 60))
+        before = difficulty + 0.5 + tastes[0] + draw.normal(0, 0.05, (4, 1)) + draw.normal(0, 0.3, (4, 60))
+        after = difficulty + 0.6 + tastes[1] + draw.normal(0, 0.05, (4, 1)) + draw.normal(0, 0.3, (4, 60))
+        wrong += p_unequal(contrast(before, after, difficulty), Margin(0.2, of_gain=True)) <= LEVEL
+    assert wrong <= 400 * 0.08
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """Three arms of four seeds; one of the runs has the base's answers, of which some are to other questions."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    index = [ExperimentRun(arm, seed, 1e-3, f"runs/{arm}-{seed}") for arm in GAINS for seed in range(4)]
+    small_files = {}
+    untrained = base(sizes={**WIDE, "piqa": 7})
+    for number, one in enumerate(index):
+        answers = drawn(one.seed, gain=GAINS[one.arm], sizes=WIDE, arm=one.arm)
+        alpha = f"adapter.alpha={1 + [*GAINS].index(one.arm)}"
+        small_files[f"{one.arm}-{one.seed}"] = packed(answers, alpha, base=untrained if number == 2 else None)
+    write_packed(folder, small_files)
+    ExperimentIndex("study", ("lora", "same"), "log_probability", tuple(index), (("lora", "other"),)).write(folder)
+    return folder
+
+
+def expected_gain(found: Comparison, arm: str) -> float:
+    runs = next(one for one in found.arms if one.name == arm).runs.values()
+    gained = []
+    for task, untrained in base(sizes=WIDE).tasks.items():
+        tuned = [run.tasks[task] for run in runs]
+        of_base = untrained.only(tuned[0].ids).outcomes["log_probability"]  # the recipe's limit leaves some out
+        gained.append(np.mean([one.outcomes["log_probability"] for one in tuned]) - np.mean(of_base))
+    return float(np.mean(gained))
+
+
+def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_arms(experiment: Path) -> None:
+    found = compare_paths([experiment]).within(Margin(0.2, of_gain=True))
+    ((head, *rows),) = tables(found)
+    assert head[:6] == ["arm", "seeds", "macro", "micro", "gain over base, 95 % interval", "difference"]
+    assert "% of the gain, 90 % interval" in head
+    evaluations = [run.evaluation for arm in found.arms for run in arm.runs.values()]
+    untrained = base_of_all(evaluations, read=read_complete)
+    assert untrained is not None and list(untrained.tasks) == list(WIDE)
+    for row in rows:
+        of_arm = [run.evaluation for arm in found.arms if arm.name == row[0] for run in arm.runs.values()]
+        gain = gain_of(of_arm, untrained, "log_probability")
+        assert gain is not None and gain.difference == pytest.approx(expected_gain(found, row[0]))
+        low, high = gain.interval
+        assert row[4] == f"{gain.difference:+.4f} ({low:+.4f} to {high:+.4f})"
+    said = lines(found)
+    of_gain = f"±20 % of lora's gain ({expected_gain(found, 'lora'):.4f} nats)"
+    assert any(says(line, "Conclusion", "equal to lora", of_gain, "same") and "other" not in line for line in said)
+    assert any(says(line, "above lora", "other") for line in said)
+    assert says(said[0], "2 contrasts", "20 % of the gain or more")
+    assert any(says(line, "intervals are over seeds and questions", "this base") for line in said)
+    alone = compare_paths([experiment], contrasts=[("lora", "same")]).within(Margin(0.2, of_gain=True))
+    told = "\n".join(lines(alone))
+    assert says(told, "gain over base", "lora +", "same +", f"equal within {of_gain}: yes", "Conclusion", of_gain)
+
+
+def test_a_margin_of_an_experiment_is_its_comparisons(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (experiment / EXPERIMENT).read_bytes()
+    index = read_index(experiment)
+    assert index is not None and "margin" not in json.loads(before)
+    index.write(experiment)
+    assert (experiment / EXPERIMENT).read_bytes() == before, "one without a margin is written as ever"
+    replace(index, margin="20%").write(experiment)
+    code, out, _ = run(capsys, "compare", experiment)
+    assert code == 0 and "±20 % of lora's gain" in out
+    code, out, _ = run(capsys, "compare", experiment, "--margin", "0.02")
+    assert code == 0 and "±0.02 nats" in out and "of lora's gain" not in out
+    code, out, _ = run(capsys, "compare", experiment, "--outcome", "accuracy")
+    assert code == 0 and says(out, "20 % of the gain or more")
+    replace(index, margin="0.02").write(experiment)
+    assert compare_paths([experiment]).margin == Margin(0.02)
+    assert compare_paths([experiment], outcome="accuracy").margin == Margin(0.5), "it was of another outcome"
+
+
+def test_without_the_bases_answers_to_these_questions_there_is_no_share(tmp_path: Path) -> None:
+    """Asked fewer questions, or in another way, it is as if it was not asked."""
+    others = {
+        "none": None,
+        "fewer": base(sizes={**WIDE, "obqa": 399}),
+        "other": asked_as(base(sizes=WIDE), format="other"),
+        "model": asked_as(base(sizes=WIDE), metadata={"base": "small", "fingerprint": "beef", "adapter": None}),
+    }
+    for name, untrained in others.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        runs = {}
+        for arm, gain in (("lora", 0.1), ("same", 0.1)):
+            answers = drawn(0, gain=gain, sizes=WIDE, arm=arm)
+            runs[arm] = packed(answers, f"adapter.alpha={len(arm)}", base=untrained)
+        write_packed(folder, runs)
+        found = compare_paths([folder / "runs" / "lora", folder / "runs" / "same"])
+        assert "over base" not in "\n".join(lines(found)), name
+        with pytest.raises(
+            UsageError, match=r"--margin 20%: .*lora gained.*moslora eval \S+lora'? --base .*--limit 400$"
+        ):
+            found.within(Margin(0.2, of_gain=True))
+
+
+def test_a_base_itself_has_no_gain() -> None:
+    found = compare_arms([Arm("base", {None: base()}), Arm("tuned", {0: drawn(0, gain=0.2)})])
+    assert found.main is not None and found.main.gains is None
+    with pytest.raises(UsageError, match=r"--margin 20%: .*base.*give a number"):
+        found.within(Margin(0.2, of_gain=True))
+
+
+def test_margins_as_they_are_typed(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {"20%": Margin(0.2, True), " 5 % ": Margin(0.05, True), "0.01": Margin(0.01), "0": Margin(0)}
+    for text, margin in cases.items():
+        assert read_margin(text) == margin
+    assert [str(read_margin(text)) for text in ("20%", "12.5%", "0.01")] == ["20%", "12.5%", "0.01"]
+    for text in ("", "%", "a fifth", "-1", "nan", "inf%", "20 percent"):
+        code, _, error = run(capsys, "compare", experiment, f"--margin={text}")
+        assert code == 2 and says(error, "--margin", "0.01", "20%"), text

@@ -1,0 +1,50 @@
+"""The table of scores: means, what their errors are of, and gains over the base."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from compare_kit import base, drawn
+from moslora.compare.gains import gain_of
+from moslora.compare.statistics import MACRO, effects
+from moslora.experiment.curve import Curve
+from moslora.experiment.tables import score_table
+
+OUTCOMES = ("log_probability", "accuracy")
+
+
+def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals() -> None:
+    runs = {arm: [drawn(seed, gain=gain).evaluation for seed in range(3)] for arm, gain in (("a", 0.1), ("b", 0.2))}
+    untrained = base().evaluation
+    curves = [Curve(arm, 1, {2e-3: []}) for arm in runs]
+    plain = score_table(curves, runs, outcomes=OUTCOMES, seeds=4)
+    titles = ["log p of the right option ± over seeds", "accuracy, % ± over seeds"]
+    assert plain[0] == ["arm", "learning rate", "seeds", *titles]
+    head, *rows = score_table(curves, runs, outcomes=OUTCOMES, seeds=4, base=untrained)
+    gained = "gain over base, 95 % interval"
+    assert head[3:] == [titles[0], gained, titles[1], gained]
+    for row, (arm, evaluations) in zip(rows, runs.items(), strict=True):
+        assert row[:3] == [arm, "0.002", "3/4"] and [row[3], row[5]] == plain[1 + [*runs].index(arm)][3:]
+        accuracies = [
+            100 * np.mean([np.mean(task.outcomes["accuracy"]) for task in run.tasks.values()]) for run in evaluations
+        ]
+        assert row[5] == f"{np.mean(accuracies):.1f} ± {stats.sem(accuracies):.1f}"
+        differences = {
+            task: np.array([run.tasks[task].outcomes["accuracy"] for run in evaluations]) - its.outcomes["accuracy"]
+            for task, its in untrained.tasks.items()
+        }
+        effect = effects(differences, binary=True)[MACRO]
+        low, high = (100 * end for end in effect.interval)
+        assert row[6] == f"{100 * effect.difference:+.2f} ({low:+.2f} to {high:+.2f})"
+        gain = gain_of(evaluations, untrained, "accuracy")
+        assert gain is not None and gain.difference == pytest.approx(effect.difference)
+    assert runs["a"] != runs["b"] and rows[0][6] != rows[1][6]
+
+
+def test_a_gain_is_of_the_same_questions_or_unknown() -> None:
+    runs = [drawn(seed).evaluation for seed in range(2)]
+    fewer = replace(runs[1], tasks={**runs[1].tasks, "obqa": runs[1].tasks["obqa"].at(range(9))})
+    assert gain_of([runs[0], fewer], base().evaluation, "accuracy") is None
+    assert gain_of(runs, base().evaluation, "brier") is None and gain_of([], base().evaluation, "accuracy") is None
