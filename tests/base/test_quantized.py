@@ -326,7 +326,7 @@ def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str
 ) -> None:
     monkeypatch.setattr(export, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
-    with pytest.raises(MosloraError, match=r"misses 0\.1 of its ΔW"):
+    with pytest.raises(MosloraError, match=r"is off by 0\.1 of its ΔW"):
         merge(runs / "int8" / "adapter", out=tmp_path / "merged", onto=onto)
     assert not list(tmp_path.iterdir())
 

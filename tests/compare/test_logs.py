@@ -385,8 +385,8 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
         ("id,right\nq1,1\n", "row 1: no column 'score'"),
         ("id,score\nq1,1\nq2,yes\n", "row 2: .*'yes'"),
         ("id,score\nq1,1\nq2\n", "row 2: "),
-        ("id,score\nq1,1\nq1,0\n", "row 2: question q1 of questions again"),
-        ("id,score\nq1,1\nq2,nan\n", "no finite number"),
+        ("id,score\nq1,1\nq1,0\n", "row 2: question q1 of questions appears twice"),
+        ("id,score\nq1,1\nq2,nan\n", "score is not finite"),
         ("id,score\nq1,1\n", "two questions"),
         ("id,score,text\nq1,1,\nq2,0," + "a" * 140_000, "row 2: field larger"),
         ('{"id": 1, "score": 1}\n{"id": 2', "row 2: "),
@@ -404,13 +404,13 @@ def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path: Path, text: str, n
 
 def test_logs_are_compared_with_logs(tmp_path: Path, trained: Path) -> None:
     log = written(tmp_path / "a", "arc", right(0, 0.5))
-    with pytest.raises(UsageError, match=f"{trained}: no log"):
+    with pytest.raises(UsageError, match=f"{trained}: not a log"):
         compare_paths([log, trained])
-    with pytest.raises(UsageError, match=r"none\.csv: no log"):
+    with pytest.raises(UsageError, match=r"none\.csv: not a log"):
         compare_paths([log, tmp_path / "none.csv"])
     later = log.with_name(log.name.replace("2026-01", "2026-02"))
     later.write_bytes(log.read_bytes())
-    with pytest.raises(UsageError, match=f"{later.name}: row 1: question 0 of arc again"):
+    with pytest.raises(UsageError, match=f"{later.name}: row 1: question 0 of arc appears twice"):
         compare_paths([tmp_path / "a", log])
 
 

@@ -125,7 +125,7 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(
     monkeypatch.setattr(export, "fold", lambda layer: change(layer, fold(layer)))
     with pytest.raises(MosloraError, match="worse than rounding") as refused:
         merge(trained / "adapter", out=tmp_path / "merged", dtype=dtype)
-    (found,) = re.findall(r"misses ([\d.]+) of its ΔW", str(refused.value))
+    (found,) = re.findall(r"is off by ([\d.]+) of its ΔW", str(refused.value))
     assert share * 0.95 < float(found) < 3 and "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
 

@@ -171,7 +171,7 @@ def test_logits_that_are_no_numbers_write_nothing() -> None:
     model = make("llama")
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
-    with pytest.raises(MosloraError, match="no finite numbers; use --dtype"):
+    with pytest.raises(MosloraError, match="are not finite; use --dtype"):
         written(model, prompts())
 
 

@@ -205,7 +205,7 @@ def test_a_task_of_samples_or_beams_is_refused(world: Path, settings: dict[str, 
     from moslora.evaluation import harness
 
     ours: Any = harness.HarnessModel(str(world / "model"), dtype="float32")
-    with pytest.raises(UsageError, match="writes greedily"):
+    with pytest.raises(UsageError, match="generates greedily"):
         ours.generate_until([Instance("generate_until", doc={}, arguments=("a", settings), idx=0)])
     with pytest.raises(UsageError, match="no room in the model's context of 512"):
         ours.generate_until([Instance("generate_until", doc={}, arguments=("a", {"max_gen_toks": 512}), idx=0)])

@@ -548,5 +548,5 @@ def test_an_experiment_that_was_killed_at_its_first_write_knows_its_file(
         study(write(), Path("runs/e")).run()
     Path("b").mkdir()
     Path("b/e.yaml").write_text(Path("e.yaml").read_text() + "also: [accuracy]\n")
-    with pytest.raises(UsageError, match=r"runs/e: has the runs of e\.yaml;"):
+    with pytest.raises(UsageError, match=r"runs/e: holds the runs of e\.yaml;"):
         study("b/e.yaml", Path("runs/e")).run()

@@ -145,4 +145,4 @@ def test_other_versions_and_hardware_are_told_beforehand(run: Path) -> None:
     Run(run).add_facts(versions={"torch": "1.0"}, hardware={"device": "abacus", "threads": 99}, git={"dirty": True})
     told = changes(Run(run).facts, device="cpu", recipe=Run(run).recipe)
     assert f"versions.torch was '1.0', is {version('torch')}" in told and any("abacus" in line for line in told)
-    assert not any("threads" in line for line in told) and "not committed" in told[-1]
+    assert not any("threads" in line for line in told) and "uncommitted" in told[-1]

@@ -121,7 +121,7 @@ def prove(
             wrong[name] = share
     if wrong:
         worst = max(wrong, key=lambda name: wrong[name])
-        faults.append(f"{worst} lost {wrong[worst]:.2g} of its ΔW, above the tolerance of {MISSED:g}")
+        faults.append(f"{worst} is off by {wrong[worst]:.2g} of its ΔW, above the tolerance of {MISSED:g}")
     rounding = float((found.expected - found.merged).abs().mean())
     most = TOLERANCE[dtype]
     if not rounding <= most:
