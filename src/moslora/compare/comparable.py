@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moslora.compare.arms import Arm, all_runs, cluster_codes
 from moslora.compare.runs import HASHES, PROMPT, ComparedRun
-from moslora.console import note
+from moslora.console import note, note_once
 from moslora.errors import UsageError, capped, counted, some
 from moslora.recipe import Changes
 from moslora.recipe.recipe import fields_that_change
@@ -189,7 +189,7 @@ def note_clusters(runs: Sequence[ComparedRun]) -> None:
     for task, codes in cluster_codes(runs).items():
         found.append(f"{task} {len(codes):,} in {codes.max() + 1:,}")
     if found:
-        note(f"clusters: {some(found, most=8)}; questions that share a text or a source count together")
+        note_once(f"clusters: {some(found, most=8)}; questions that share a text or a source count together")
 
 
 def note_predecessors(arms: Sequence[Arm]) -> None:
