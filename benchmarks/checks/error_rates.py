@@ -42,8 +42,8 @@ def student(effect: Effect) -> Law:
 def satterthwaite(effect: Effect) -> Law:
     """Student's t of Satterthwaite's degrees, (S − 1) (V / V_s)²."""
     variance = effect.law.standard_error**2
-    degrees = (effect.seeds - 1) * (variance / effect.law.seeds.variance) ** 2
-    return Law(effect.difference, Part(variance, min(degrees, 1e6)), NONE)
+    share = max(effect.law.seeds.variance / variance, 1e-3)  # 0 where all seeds have the same right answers
+    return Law(effect.difference, Part(variance, (effect.seeds - 1) / share**2), NONE)
 
 
 def behrens_fisher(effect: Effect) -> Law:
@@ -79,61 +79,55 @@ class Found:
     joint_width: float
 
 
-def found_by_laws(world: World, studies: int) -> dict[str, Found]:
-    """Law -> what it says in as many studies; with one seed of the first alone, as the others need several."""
-    random = np.random.default_rng([*world.title.encode(), world.seeds])
-    clusters = None
-    if world.clusters is not None and world.known:
-        clusters = {"all": world.clusters}
-    effects_of_arms = []  # of each study
-    errors = []
-    for _ in range(studies):
-        differences, true = world.study(random)
-        arms = [effects({"all": d}, binary=world.binary, clusters=clusters)[MACRO] for d in differences]
-        effects_of_arms.append([moved(arm, by) for arm, by in zip(arms, true, strict=True)])
-        errors.append([arm.difference for arm in effects_of_arms[-1]])
-    oracle = np.sqrt((np.array(errors) ** 2).mean(axis=0))
-    laws = LAWS
-    if world.seeds == 1:
-        laws = {OWN: LAWS[OWN]}
-    return {name: said_by(law, effects_of_arms, oracle) for name, law in laws.items()}
+class Tally:
+    """What one law says, study by study."""
 
+    def __init__(self, law: Callable[[Effect], Law]) -> None:
+        self.law = law
+        self.misses = 0
+        self.joint_misses = 0
+        self.widths: list[tuple[int, float, float]] = []
+        """Of an arm, its interval, and that in the family."""
 
-def moved(effect: Effect, true: float) -> Effect:
-    """With the true difference at 0, and without the numbers whose signs are flipped."""
-    law = replace(effect.law, difference=effect.difference - true)
-    return replace(effect, law=law, exchangeable=np.zeros(0))
-
-
-def said_by(law: Callable[[Effect], Law], studies: Sequence[Sequence[Effect]], oracle: Floats) -> Found:
-    """What a law says, where the truth is 0.
-
-    Args:
-        law: of an effect.
-        studies: the effects of each arm in each study. As one contrast every arm is taken in turn.
-        oracle: the standard error of each arm's difference.
-    """
-    count = len(oracle)
-    misses = 0
-    joint_misses = 0
-    widths = []
-    joint_widths = []
-    for study, arms in enumerate(studies):
-        laws = [law(arm) for arm in arms]
-        p = [one.p() for one in laws]
-        turn = study % count
-        misses += p[turn] <= LEVEL
-        joint_misses += min(p) <= LEVEL / count
+    def add(self, study: int, arms: Sequence[Effect], true: Floats) -> None:
+        """As one contrast every arm is taken in turn."""
+        laws = [self.law(arm) for arm in arms]
+        p = [law.p(truth) for law, truth in zip(laws, true, strict=True)]
+        turn = study % len(arms)
+        self.misses += p[turn] <= LEVEL
+        self.joint_misses += min(p) <= LEVEL / len(arms)
         if study < MEASURED:
-            widths.append(width(laws[turn], LEVEL) / (2 * -ndtri(LEVEL / 2) * oracle[turn]))
-            joint = LEVEL / count
-            joint_widths.append(width(laws[turn], joint) / (2 * -ndtri(joint / 2) * oracle[turn]))
-    return Found(misses, joint_misses, float(np.mean(widths)), float(np.mean(joint_widths)))
+            self.widths.append((turn, width(laws[turn], LEVEL), width(laws[turn], LEVEL / len(arms))))
+
+    def against(self, oracle: Floats) -> Found:
+        """With widths as shares of those of normal laws with these standard errors, one for each arm."""
+        shares = [alone / (2 * -ndtri(LEVEL / 2) * oracle[arm]) for arm, alone, _ in self.widths]
+        quantile = -ndtri(LEVEL / len(oracle) / 2)
+        joint_shares = [joint / (2 * quantile * oracle[arm]) for arm, _, joint in self.widths]
+        return Found(self.misses, self.joint_misses, float(np.mean(shares)), float(np.mean(joint_shares)))
 
 
 def width(law: Law, level: float) -> float:
     low, high = law.interval(level)
     return high - low
+
+
+def found_by_laws(world: World, studies: int) -> dict[str, Found]:
+    """Law -> what it says in as many studies; with one seed of the first alone, as the others need several."""
+    random = np.random.default_rng([*world.title.encode(), world.seeds])
+    tallies = {name: Tally(law) for name, law in LAWS.items() if world.seeds > 1 or name == OWN}
+    clusters = None
+    if world.clusters is not None and world.known:
+        clusters = {"all": world.clusters}
+    errors = []
+    for study in range(studies):
+        differences, true = world.study(random)
+        arms = [effects({"all": d}, binary=world.binary, clusters=clusters)[MACRO] for d in differences]
+        errors.append([arm.difference for arm in arms] - true)
+        for tally in tallies.values():
+            tally.add(study, arms, true)
+    oracle = np.sqrt((np.array(errors) ** 2).mean(axis=0))
+    return {name: tally.against(oracle) for name, tally in tallies.items()}
 
 
 Results = dict[tuple[str, int], dict[str, Found]]
@@ -148,7 +142,7 @@ def measure(studies: int) -> Results:
             results[world.title, seeds] = found_by_laws(replace(world, seeds=seeds), studies)
             for law, said in results[world.title, seeds].items():
                 misses = f"{rate(said.misses, studies)} and {rate(said.joint_misses, studies)} % miss"
-                print(f"{world.title}, {seeds} seeds, {law}: {misses};", end=" ")
+                print(f"{world.title}, {counted(seeds, 'seed')}, {law}: {misses};", end=" ")
                 print(f"widths {said.width:.2f} and {said.joint_width:.2f}", flush=True)
     return results
 

@@ -23,6 +23,9 @@ RUNS = DOCS / "experiments" / "article"
 
 SEEDS = (1, 3, 4, 6, 8)
 
+QUESTIONS = 512
+"""Maximum number of questions. Where the runs have more, each varies less, so that their mean varies as much."""
+
 CLUSTERS = (1, 2, 3, 4, 6)
 """Sizes of the clusters, in turn."""
 
@@ -132,13 +135,13 @@ def worlds() -> list[World]:
 
 
 def estimated(outcome: str) -> World:
-    """Normal, with the variances of each arm of `RUNS` around the mean of all arms, of as many questions."""
+    """Normal, with the variances of each arm of `RUNS` around the mean of all arms."""
     contrasts = compare_paths([RUNS], outcome=outcome).named
     unit = contrasts[0].unit
     answers = []  # of each task, shape ``(arms, S, n)``
     for task, (first, _) in contrasts[0].y.items():
         answers.append(np.stack([first, *(contrast.y[task][1] for contrast in contrasts)]))
-    questions = sum(y.shape[2] for y in answers)
+    questions = min(QUESTIONS, sum(y.shape[2] for y in answers))
     laws = []
     for arm in range(len(contrasts) + 1):
         deviations = {str(task): y[arm] - y.mean(axis=0) for task, y in enumerate(answers)}
