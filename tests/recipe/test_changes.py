@@ -8,7 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from moslora.compare.arm_of import OF_AN_ARM
-from moslora.experiment.file import ExperimentFile, Planned, _not_comparable
+from moslora.experiment.faults import not_comparable
+from moslora.experiment.file import Planned
+from moslora.experiment.keys import ExperimentFile
 from moslora.experiment.provenance import changes
 from moslora.recipe import KEPT, Changes, Recipe
 from moslora.recipe.changes import mark_of, models_in
@@ -164,7 +166,7 @@ def shared_by_arms(before: Recipe, after: Recipe) -> bool:
     file = ExperimentFile.model_validate(
         {"recipe": {}, "arms": {"a": {}}, "learning_rates": {"a": [1.0]}, "seeds": [1], "outcome": "accuracy"}
     )
-    return any("which all arms share" in line for line in _not_comparable(file, before, {"a": after}))
+    return any("which all arms share" in line for line in not_comparable(file, before, {"a": after}))
 
 
 def unmarked(model: type[BaseModel], path: str = "") -> Iterator[str]:
