@@ -56,7 +56,7 @@ def test_seeds_are_paired_and_the_law_is_students(tmp_path: Path) -> None:
     assert effect.p == pytest.approx(test.pvalue, rel=1e-6)
     assert effect.interval == pytest.approx(tuple(test.confidence_interval()), rel=1e-6)
     told = "\n".join(lines(found))
-    assert says(told, "nats per token", "intervals are over seeds\n", "Conclusion: other predicts held-out rows WORSE")
+    assert says(told, "nats per token, 95 % interval over seeds +", "Conclusion: other predicts held-out rows WORSE")
     ((_, row),) = tables(found)
     assert row[0] == HELD_OUT and row[2:4] == [f"{lora.mean():.4f}", f"{other.mean():.4f}"]
     arm = next(arm for arm in compare_paths([folder]).arms if arm.name == "lora")

@@ -179,8 +179,8 @@ def _about_contrast(main: Contrast, margin: Margin) -> list[str]:
     unit = main.unit
     effect = main.effects[MACRO]
     found = [
-        f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval"
-        f" {unit.range(effect.interval)}, {_p_in_words(effect.p)}; {_scope_of_intervals([main])}"
+        f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval over"
+        f" {_drawn([main])} {unit.range(effect.interval)}, {_p_in_words(effect.p)}"
     ]
     gained = _gains_in_words(main)
     if gained:
@@ -208,16 +208,13 @@ def _equality(main: Contrast, margin: Margin) -> str:
     return f"{found} ({title_of_inner(margin, main.unit)} {inner})"
 
 
-def _scope_of_intervals(contrasts: Sequence[Contrast]) -> str:
-    """What the intervals are over: what else might have been drawn."""
-    most_seeds = max(one.seeds for one in contrasts)
+def _drawn(contrasts: Sequence[Contrast]) -> str:
+    """What the intervals are over: what might have been drawn otherwise."""
     if contrasts[0].unit.of_runs:
-        over = "seeds"
-    elif most_seeds == 1:
-        over = "questions, of these models"
-    else:
-        over = "seeds and questions"
-    return f"intervals are over {over}"
+        return "seeds"
+    if max(one.seeds for one in contrasts) == 1:
+        return "questions"
+    return "seeds and questions"
 
 
 def _p_in_words(p: float) -> str:
@@ -272,7 +269,7 @@ def _about_family(comparison: Comparison) -> Iterator[str]:
     scope = "these models"
     if most_seeds > 1:
         scope = "this base, these rows, steps and learning rates"
-    yield f"{_scope_of_intervals(named)}; what is concluded holds for {scope}, and no others"
+    yield f"intervals are over {_drawn(named)}; what is concluded holds for {scope}, and no others"
     arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
     for one, member in _family(comparison):
         for concluded in _concluded_of_member(one, member, margin=margin):
