@@ -61,6 +61,7 @@ COMPARE = _examples(
     "moslora compare runs/mine                        # against its base",
     "moslora compare runs/lora runs/mine              # against each other",
     "moslora compare runs/mine --outcome log_probability",
+    "moslora compare runs/lora runs/mine --margin 20% # a share of LoRA's gain",
     "moslora compare lm-eval/base lm-eval/tuned       # logs of lm-eval",
 )
 REPORT = _examples(
