@@ -325,7 +325,7 @@ def _cannot_be_concluded(main: Contrast, margin: Margin) -> str:
     unit = main.unit
     effect = main.effects[MACRO]
     if main.seeds == 1:
-        return "this is about these models: whether it is the methods or the seed takes several seeds"
+        return "this compares two models: to compare methods, train several seeds"
     if effect.shown or are_equal(main, margin):
         return "it holds for this base, these rows, steps and learning rates, and no others"
     return f"a difference below {unit.level(effect.detectable)} {unit.unit} may well have been missed"
