@@ -180,7 +180,7 @@ def test_one_run_against_its_base_says_nothing_of_methods() -> None:
         f"{100 * (tuned - untrained).mean():+.2f}"
     ]
     assert "tuned is above the majority class" in "\n".join(lines(found))
-    assert says(said(found), "Conclusion", "tuned is above base", "these models")
+    assert says(said(found), "Conclusion", "tuned is above base", "compares two models", "several seeds")
     lost = compare_arms(arms(base=drawn(0, sizes=WIDE, gain=0.15), tuned=base(sizes=WIDE)))
     assert "tuned is BELOW base" in said(lost)
 
