@@ -20,7 +20,7 @@ from moslora.compare.gains import base_of_all, gain_of
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.margin import Margin, read_margin
 from moslora.compare.runs import read_complete
-from moslora.compare.statistics import LEVEL, MACRO, effects
+from moslora.compare.statistics import LEVEL, MACRO
 from moslora.errors import UsageError
 from moslora.runs.outcomes import OUTCOMES
 from moslora.runs.packed import write_packed
@@ -39,7 +39,6 @@ def contrast(before: np.ndarray, after: np.ndarray, of_base: np.ndarray, outcome
         y={"obqa": np.stack([before, after])},
         majority={},
         clusters={},
-        effects=effects({"obqa": after - before}, binary=False),
         base={"obqa": of_base},
     )
 

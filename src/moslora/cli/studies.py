@@ -1,10 +1,10 @@
 """The commands ``experiment``, ``compare``, ``runs``, ``report`` and ``reproduce``."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,11 +16,33 @@ from moslora.compare.margin import Margin, read_margin
 from moslora.errors import UsageError
 from moslora.runs import RUNS
 
+if TYPE_CHECKING:
+    from moslora.experiment.file import Experiment
+
 app = typer.Typer()
 
 PACK = typer.Option(
     metavar="FOLDER",
     help="Folder to pack the finished runs into, as a few small files that compare reads. Nothing is run.",
+)
+PILOT = typer.Option(
+    metavar="FOLDER",
+    help="With --power: runs whose variances are taken, an experiment, packed or not, or a folder of runs."
+    " [default: the experiment's own]",
+)
+
+
+def _margin(text: str) -> Margin:
+    try:
+        return read_margin(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+MARGIN = typer.Option(
+    help="With --power: largest difference that is negligible, as in compare. [default: the file's, or the outcome's]",
+    parser=_margin,
+    metavar="SIZE",
 )
 ON = typer.Option(
     help="here: one run after the other; ray: many at once, on the cluster at RAY_ADDRESS or on this machine."
@@ -50,6 +72,11 @@ def experiment(
         typer.Option("--any-rate", help="Also score arms whose best learning rate is the lowest or highest tried."),
     ] = False,
     on: Annotated[Literal["here", "ray"], ON] = "here",
+    power: Annotated[
+        bool, typer.Option("--power", help="Print what the file would find and cost. Nothing is run.")
+    ] = False,
+    pilot: Annotated[Path | None, PILOT] = None,
+    margin: Annotated[Margin | None, MARGIN] = None,
 ) -> None:
     """Train and score several methods over several seeds.
 
@@ -64,6 +91,9 @@ def experiment(
 
     plan = load_experiment(file)
     chosen = plan.chosen_arms(tuple(arms or ()))
+    if power:
+        _print_power(plan, chosen, pilot or out or RUNS / plan.name, margin=margin)
+        return
     from moslora.experiment.study import Study
 
     study = Study(plan, out or RUNS / plan.name, chosen, any_code, any_rate, fetching=not table)
@@ -84,13 +114,6 @@ def experiment(
     _print(study.tables(), study.closing())
     if not complete:
         raise typer.Exit(1)
-
-
-def _margin(text: str) -> Margin:
-    try:
-        return read_margin(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 @app.command(epilog=examples.COMPARE)
@@ -226,6 +249,15 @@ def reproduce(
     from moslora.experiment.reproduce import reproduce as train_again
 
     print(train_again(Run(run), out=out, trust_remote_code=trust))
+
+
+def _print_power(plan: "Experiment", arms: Sequence[str], pilot: Path, *, margin: Margin | None) -> None:
+    """Prints what an experiment's file would find and cost."""
+    from moslora.experiment.pilot import Pilot
+    from moslora.experiment.power_tables import Forecast
+
+    forecast = Forecast(plan, arms, Pilot(pilot), margin)
+    _print(forecast.tables(), forecast.lines())
 
 
 def _print(tables: Iterable[list[list[str]]], lines: Iterable[str], *, best: str = "") -> None:

@@ -17,6 +17,7 @@ from moslora.compare.contrast import Contrast, contrast_of
 from moslora.compare.eval_command import base_command, eval_command
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import ExperimentIndex, read_index
+from moslora.compare.looks import Looks, looks_of
 from moslora.compare.margin import Margin, read_margin
 from moslora.compare.runs import ComparedRun, in_common, read_complete
 from moslora.console import note
@@ -39,6 +40,7 @@ class Comparison:
         count: contrasts that were named, with runs or without.
         questions: a line that says which questions were left out; empty if none.
         own_margin: the largest difference that does not matter, if one was named; ``None`` for the outcome's.
+        looks: at the experiment that the arms are of; ``None`` if it is only looked at in the end.
     """
 
     outcome: str
@@ -48,6 +50,12 @@ class Comparison:
     count: int
     questions: str = ""
     own_margin: Margin | None = None
+    looks: Looks | None = None
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """The arms of the named contrasts."""
+        return [(contrast.before, contrast.after) for contrast in self.named]
 
     @property
     def main(self) -> Contrast | None:
@@ -121,13 +129,15 @@ def compare_loaded(
     """`compare_arms` for the arms that were loaded from ``paths``, by default with an experiment's own contrasts and
     outcome."""
     index = None
+    looks = None
     if len(paths) == 1:
         index = read_index(paths[0])
     if index is not None:
         outcome = outcome or index.outcome
         if not contrasts:
             return compare_planned(arms, index, outcome=outcome, tasks=tasks, allowed=allowed)
-    return compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
+        looks = looks_of(index)
+    return compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed, looks=looks)
 
 
 def compare_planned(
@@ -137,7 +147,14 @@ def compare_planned(
     planned = (index.contrast, *index.others)
     names = {arm.name for arm in arms}
     with_runs = [contrast for contrast in planned if names.issuperset(contrast)]
-    found = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
+    found = compare_arms(
+        arms,
+        contrasts=with_runs or planned,
+        outcome=outcome,
+        tasks=tasks,
+        allowed=allowed,
+        looks=looks_of(index),
+    )
     found = replace(found, count=len(planned), own_margin=_planned_margin(index, outcome))
     if len(planned) > 1:
         found = replace(found, exploratory=())
@@ -161,6 +178,7 @@ def compare_arms(
     outcome: str | None = None,
     tasks: str | None = None,
     allowed: Sequence[str] = (),
+    looks: Looks | None = None,
 ) -> Comparison:
     """Compares arms on the questions that all of their runs answered.
 
@@ -170,6 +188,7 @@ def compare_arms(
         outcome: the number that is compared; ``None`` for the first of `DEFAULTS` that all have.
         tasks: names separated by commas, of the tasks that are compared; ``None`` for all.
         allowed: fields that may differ; see `refuse_mixed`.
+        looks: at the experiment that the arms are of; ``None`` if it is only looked at in the end.
     """
     arms = _with_tasks(arms, tasks)
     arms = _with_outcome(arms, outcome)
@@ -190,7 +209,8 @@ def compare_arms(
     def made(pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         found = []
         for one, other in pairs:
-            found.append(contrast_of(by_name[one], by_name[other], outcome=outcome, unit=unit, base=base))
+            arms_of_pair = (by_name[one], by_name[other])
+            found.append(contrast_of(*arms_of_pair, outcome=outcome, unit=unit, base=base, looks=looks))
         return tuple(found)
 
     against_first = [(arms[0].name, arm.name) for arm in arms[1:]]
@@ -200,7 +220,7 @@ def compare_arms(
         named = against_first
     elif len(named) <= 1 and len(against_first) > 1:
         exploratory = against_first
-    return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions)
+    return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions, looks=looks)
 
 
 def _with_tasks(arms: Sequence[Arm], tasks: str | None) -> Sequence[Arm]:

@@ -8,18 +8,18 @@ from statistics import fmean
 
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
+from moslora.compare.decisions import lines_of_looks, members_of
 from moslora.compare.equality import (
     are_equal,
     in_words,
     inner_in_words,
-    p_unequal,
     size_in_words,
     title_of_inner,
 )
 from moslora.compare.flips import EXACT, smallest_p
 from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.margin import Margin
-from moslora.compare.statistics import LEVEL, MACRO, MICRO, Member, family_with, holm
+from moslora.compare.statistics import LEVEL, MACRO, MICRO, Member, holm
 from moslora.errors import counted
 
 
@@ -41,7 +41,7 @@ def _family_table(comparison: Comparison) -> list[list[str]]:
     inner_title = title_of_inner(comparison.margin, comparison.unit)
     columns = ("arm", "joint 95 % interval", "p (different)", inner_title, "p (equal)")
     rows = []
-    for contrast, member in _family(comparison):
+    for contrast, member in members_of(comparison):
         joint = ""
         inner = ""
         if isfinite(member.interval[0]):  # not that of one seed, where others have several
@@ -57,14 +57,6 @@ def _exploratory_table(comparison: Comparison) -> list[list[str]]:
         effect = contrast.effects[MACRO]
         rows.append((contrast, [contrast.unit.range(effect.interval), probability(effect.p)]))
     return _by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), rows)
-
-
-def _family(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
-    """The named contrasts, and what holds of each jointly with the others."""
-    differences = [contrast.effects[MACRO] for contrast in comparison.named]
-    unequal = [p_unequal(contrast, comparison.margin) for contrast in comparison.named]
-    members = family_with(differences, unequal, count=comparison.count)
-    return zip(comparison.named, members, strict=True)
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
@@ -156,6 +148,7 @@ def lines(comparison: Comparison) -> list[str]:
     found = []
     if comparison.questions:
         found.append(comparison.questions)
+    found += lines_of_looks(comparison)
     if not comparison.named:
         found.append(_not_named(comparison))
         return found
@@ -271,7 +264,7 @@ def _about_family(comparison: Comparison) -> Iterator[str]:
         scope = "this base, these rows, steps and learning rates"
     yield f"intervals are over {_drawn(named)}; what is concluded holds for {scope}, and no others"
     arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
-    for one, member in _family(comparison):
+    for one, member in members_of(comparison):
         for concluded in _concluded_of_member(one, member, margin=margin):
             arms_by_conclusion[concluded].append(one.after)
     for concluded, arms in arms_by_conclusion.items():

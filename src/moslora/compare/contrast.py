@@ -1,12 +1,14 @@
 """One arm against another: its outcomes question by question, and the effects on every task and average."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from moslora.compare.arms import Arm, cluster_codes, pair, values
+from moslora.compare.looks import LookedAt, Looks
+from moslora.compare.sequential import Look, SequentialLaw
 from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects
 from moslora.errors import UsageError
 from moslora.runs.evaluation import Evaluation
@@ -23,9 +25,9 @@ class Contrast:
         majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``; empty if it is unknown,
             or no accuracy is compared.
         clusters: task -> the cluster of each question, shape ``(n,)``; without tasks whose questions are each alone.
-        effects: task and average -> ``after`` minus ``before``.
         base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
             not there.
+        looks: at it while its runs were made, as far as they are; ``None`` if it is only looked at in the end.
     """
 
     before: str
@@ -35,8 +37,18 @@ class Contrast:
     y: dict[str, Floats]
     majority: dict[str, Floats]
     clusters: dict[str, Codes]
-    effects: dict[str, Effect]
     base: dict[str, Floats] = field(default_factory=dict)
+    looks: tuple[LookedAt, ...] | None = None
+
+    @cached_property
+    def effects(self) -> dict[str, Effect]:
+        """Task and average -> ``after`` minus ``before``. If there were looks, all of them count for the macro average,
+        and the last one alone for the rest."""
+        differences = {task: y[1] - y[0] for task, y in self.y.items()}
+        found = effects(differences, binary=self.unit.binary, clusters=self.clusters)
+        if self.looks is not None:
+            found[MACRO] = self.effect(differences)
+        return found
 
     def questions(self, task: str | None = None) -> int:
         """Number of questions of a task, or of all."""
@@ -63,17 +75,45 @@ class Contrast:
         return self.effect(before), self.effect(after)
 
     def effect(self, differences: dict[str, Floats]) -> Effect:
-        """The macro effect of other differences on the same questions; task -> shape ``(S, n)``."""
+        """The macro effect of differences on these questions; task -> shape ``(S, n)``. If there were looks, it is
+        judged by all of them; before the first, nothing is known of it."""
+        found = self._at_once(differences)
+        if self.looks is None:
+            return found
+        looks = []
+        for look in self.looks:
+            first = {task: d[: look.pairs] for task, d in differences.items()}
+            looks.append(Look(self._at_once(first).law, look.share))
+        return replace(found, law=SequentialLaw(found.difference, looks))
+
+    def _at_once(self, differences: dict[str, Floats]) -> Effect:
+        """`effect`, as if nobody had looked before."""
         return effects(differences, binary=self.unit.binary, clusters=self.clusters)[MACRO]
+
+    def after_looks(self, count: int) -> "Contrast":
+        """As it was after ``count`` of its looks, or after all if there are fewer."""
+        looks = (self.looks or ())[:count]
+        if not looks:
+            return self
+        pairs = looks[-1].pairs
+        return replace(self, seeds=pairs, y={task: y[:, :pairs] for task, y in self.y.items()}, looks=looks)
 
     @cached_property
     def over_majority(self) -> Effect:
         """``after`` minus the majority class, macro, where accuracies are compared."""
         differences = {task: y[1] - self.majority[task] for task, y in self.y.items()}
-        return effects(differences, binary=True, clusters=self.clusters)[MACRO]
+        return self.effect(differences)
 
 
-def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: Evaluation | None = None) -> Contrast:
+def contrast_of(
+    before: Arm,
+    after: Arm,
+    *,
+    outcome: str,
+    unit: Outcome,
+    base: Evaluation | None = None,
+    looks: Looks | None = None,
+) -> Contrast:
     """``after`` against ``before``, whose runs have answered the same questions.
 
     Args:
@@ -82,8 +122,13 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: E
         outcome: a name that the answers of every task have.
         unit: how the outcome is written.
         base: the answers of the base of both arms to the same questions, if they are there.
+        looks: at the experiment of both arms; runs beyond the last one that both have reached wait for the next.
     """
     pairs = pair(before, after)
+    looked_at = None
+    if looks is not None:
+        looked_at = looks.at(before.name, after.name, [one.seed for one, _ in pairs])
+        pairs = looks.in_order(pairs, looked_at)
     y_before = values([one for one, _ in pairs], outcome)
     y_after = values([other for _, other in pairs], outcome)
     majority = {}
@@ -98,9 +143,7 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: E
     of_base = {}
     if base is not None and before.trained and after.trained:
         of_base = {task: np.array(answers.outcomes[outcome]) for task, answers in base.tasks.items()}
-    differences = {task: y_after[task] - y_before[task] for task in y_before}
     runs = [one for one, _ in pairs] + [other for _, other in pairs]
-    clusters = cluster_codes(runs)
     return Contrast(
         before=before.name,
         after=after.name,
@@ -108,9 +151,9 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: E
         seeds=len(pairs),
         y={task: np.stack([y_before[task], y_after[task]]) for task in y_before},
         majority=majority,
-        clusters=clusters,
-        effects=effects(differences, binary=unit.binary, clusters=clusters),
+        clusters=cluster_codes(runs),
         base=of_base,
+        looks=looked_at,
     )
 
 

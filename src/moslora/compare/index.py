@@ -1,6 +1,7 @@
 """The index of an experiment: its runs, arm by arm, and what is to be compared. Experiments write it."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -11,7 +12,7 @@ from moslora.runs.outcomes import OutcomeName
 
 EXPERIMENT = "experiment.json"
 
-WHERE_NEEDED = ("rate_noise", "margin")
+WHERE_NEEDED = ("rate_noise", "margin", "looks")
 """What is written only where an experiment's file asks for it."""
 
 
@@ -40,6 +41,24 @@ class RateNoise:
 
 
 @dataclass(frozen=True)
+class PlannedLooks:
+    """When an experiment is looked at while it goes on.
+
+    Attributes:
+        seeds: of its scored runs, in their order.
+        after: after how many of them it is looked at, the last time after all.
+    """
+
+    seeds: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def shares(self) -> list[float]:
+        """The share of the level that each look spends: in proportion to its new seeds."""
+        return [(now - before) / self.after[-1] for before, now in pairwise((0, *self.after))]
+
+
+@dataclass(frozen=True)
 class ExperimentIndex:
     """The content of ``experiment.json``.
 
@@ -52,6 +71,7 @@ class ExperimentIndex:
         file: the experiment's, as seen from the folder: both may be moved.
         rate_noise: that of the first searches, which all later ones use; ``None`` if no search needs it.
         margin: the largest difference that does not matter, such as 20%; ``None`` for the outcome's own.
+        looks: ``None`` if it is looked at only once all runs are done.
     """
 
     name: str
@@ -62,6 +82,7 @@ class ExperimentIndex:
     file: str = ""
     rate_noise: RateNoise | None = None
     margin: str | None = None
+    looks: PlannedLooks | None = None
 
     def write(self, folder: Path) -> None:
         unused = {name for name in WHERE_NEEDED if getattr(self, name) is None}

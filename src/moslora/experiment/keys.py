@@ -1,15 +1,19 @@
 """The keys of an experiment file."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict
 
+from moslora.compare.index import PlannedLooks
 from moslora.compare.margin import Margin, read_margin
 from moslora.recipe.fields import Section
 from moslora.runs.outcomes import OutcomeName
 
 OTHERS = "others"
 """Key of the learning rates of all arms that have none of their own, in a mapping."""
+
+EVERY = 3
+"""Seeds between two looks, where the file names none."""
 
 LIST = ""
 """Their key where the file has a list alone."""
@@ -88,6 +92,13 @@ class ExperimentFile(Section):
     seeds: Annotated[Seeds, Field(min_length=1)]
     """Seeds of the runs that are scored and compared."""
 
+    until: Literal["decided"] | None = None
+    """`decided`: the experiment is looked at after some of the seeds, and arms whose comparisons are decided on the
+    outcome take no more; null for all seeds."""
+
+    looks: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Strict(False)] = ()
+    """After how many seeds it is looked at, before the last look after all; empty for every three."""
+
     contrast: Pair | None = None
     """The comparison named beforehand: the second arm against the first."""
 
@@ -117,6 +128,16 @@ class ExperimentFile(Section):
     def searched(self) -> list[str]:
         """The arms with several rates, among which a search chooses."""
         return [arm for arm in self.arms if len(self.rates(arm)) > 1]
+
+    @property
+    def planned_looks(self) -> PlannedLooks | None:
+        """The looks, the last of which is after all seeds; ``None`` if there is only that one."""
+        if self.until is None:
+            return None
+        count = len(self.seeds)
+        named = self.looks or range(EVERY, count, EVERY)
+        before_all = [look for look in named if look < count]
+        return PlannedLooks(self.seeds, (*before_all, count))
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:

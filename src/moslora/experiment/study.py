@@ -20,6 +20,7 @@ from moslora.compare.runs import read_complete
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.experiment.curve import Curve
+from moslora.experiment.deciding import Standings, standings_in
 from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import is_done, one_by_one, planned_run, state
 from moslora.experiment.provenance import changes
@@ -83,8 +84,37 @@ class Study:
                 say(remark)
             scored = self.scored()
             left = [planned for planned in scored if planned.arm not in remarks or self._is_scored_anyway(planned)]
-            self._finish(left, later=0)
+            self._score(left)
             return len(left) == len(scored)
+
+    def _score(self, runs: Sequence[Planned]) -> None:
+        """Does these runs; with ``until: decided`` look by look, as long as contrasts are open."""
+        due = self._due(runs, self.standings())
+        self._finish(due, later=0)
+        now = self.standings()
+        following = self._due(runs, now)
+        while now is not None and following != due:
+            for line in now.lines():
+                say(line)
+            due = following
+            self._finish(due, later=0)
+            now = self.standings()
+            following = self._due(runs, now)
+
+    def _due(self, runs: Sequence[Planned], standings: Standings | None) -> list[Planned]:
+        """Those of ``runs`` that come before the next look; all if there is only the one in the end."""
+        if standings is None:
+            return list(runs)
+        due = []
+        for planned in runs:
+            seeds = self.experiment.file.seeds[: standings.seeds_wanted(planned.arm)]
+            if planned.recipe.seed in seeds:
+                due.append(planned)
+        return due
+
+    def standings(self) -> Standings | None:
+        """Where the contrasts stand at the last look; ``None`` if it is looked at only in the end."""
+        return standings_in(self.out, self.experiment.file.named)
 
     def _choose_rates(self) -> None:
         """Does the runs of the search, round by round."""
@@ -257,6 +287,7 @@ class Study:
             file=self._file,
             rate_noise=noise,
             margin=margin,
+            looks=file.planned_looks,
         )
         index.write(self.out)
 
@@ -313,10 +344,15 @@ class Study:
         if diverged:
             yield f"diverged, so without a score: {', '.join(diverged)}"
         scored = len(finished) - len(diverged)
-        if scored:
-            yield f"{scored} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
-        else:
+        if not scored:
             yield f"none of {total} runs is scored yet"
+            return
+        of_all = f"of {total}"
+        standings = self.standings()
+        if standings is not None:
+            yield from standings.lines()
+            of_all = f"of at most {total}"
+        yield f"{scored} {of_all} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
 
 
 def _same_content(one: Path, other: Path) -> bool:

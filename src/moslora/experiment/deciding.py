@@ -1,0 +1,67 @@
+"""The looks at an experiment while it goes on: which contrasts are decided, and which arms take more seeds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moslora.compare.arms import load_arms
+from moslora.compare.comparison import compare_loaded
+from moslora.compare.decisions import Names, decided, decisions_in_words
+from moslora.compare.index import ExperimentIndex, read_index
+from moslora.compare.looks import Looks, looks_of
+from moslora.console import unsaid
+
+
+@dataclass(frozen=True)
+class Standings:
+    """Where the contrasts of an experiment stand.
+
+    Attributes:
+        named: all of them.
+        looks: at the experiment.
+        decided: contrast -> the number of seeds after which it was decided; of those that are.
+    """
+
+    named: Sequence[Names]
+    looks: Looks
+    decided: Mapping[Names, int]
+
+    def seeds_wanted(self, arm: str) -> int:
+        """The number of seeds of an arm: up to the next look at a contrast of its own that is open, or as many as it
+        was decided with. An arm of no contrast goes as far as any arm."""
+        own = [contrast for contrast in self.named if arm in contrast]
+        return max(self._seeds_of(contrast) for contrast in own or self.named)
+
+    def _seeds_of(self, contrast: Names) -> int:
+        if contrast in self.decided:
+            return self.decided[contrast]
+        after = self.looks.planned.after
+        reached = self.looks.reached(*contrast)
+        next_look = min(len(reached), len(after) - 1)
+        return after[next_look]
+
+    def lines(self) -> Iterator[str]:
+        """Which contrasts are decided, and after how many seeds."""
+        return decisions_in_words(self.named, self.decided, seeds=len(self.looks.planned.seeds))
+
+
+def standings_in(out: Path, named: Sequence[Names]) -> Standings | None:
+    """Those of the experiment in the folder ``out``, with these contrasts; ``None`` if it is looked at only in the end,
+    or nothing has run yet."""
+    index = read_index(out)
+    if index is None:
+        return None
+    looks = looks_of(index)
+    if looks is None:
+        return None
+    if not any(_can_be_judged(contrast, looks, index) for contrast in named):
+        return Standings(named, looks, {})
+    with unsaid():
+        found = compare_loaded(load_arms([out]), [out])
+    return Standings(named, looks, decided(found))
+
+
+def _can_be_judged(contrast: Names, looks: Looks, index: ExperimentIndex) -> bool:
+    """Whether both arms have come to a look, and have answers."""
+    answered = {run.arm for run in index.runs if not run.diverged}
+    return bool(looks.reached(*contrast)) and answered.issuperset(contrast)

@@ -1,0 +1,169 @@
+"""An experiment that is looked at while it goes on: decided arms leave, and the comparison knows of the looks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cli_kit import run as run_cli
+from compare_kit import drawn, packed
+from experiment_kit import FILE, study
+from moslora.compare.comparison import Comparison, compare_paths
+from moslora.compare.conclusion import lines
+from moslora.compare.decisions import decided, members_of
+from moslora.compare.index import PlannedLooks, read_index
+from moslora.compare.law import Law, Part
+from moslora.compare.sequential import Look, SequentialLaw
+from moslora.compare.statistics import LEVEL, MACRO, effects, holm
+from moslora.experiment.file import Planned
+from moslora.runs.packed import PackedRun, write_packed
+
+SIZES = dict.fromkeys(("boolq", "arc_easy", "obqa"), 900)
+
+LUCK = {"lora": 0.0, "same": 0.0, "far": 0.0, "learned": 0.1}
+"""Standard deviation of the luck of a seed."""
+
+GAIN = {"lora": 0.0, "same": 0.0, "far": 0.1, "learned": 0.02}
+
+
+class DrawnRuns:
+    """Starts runs whose answers are drawn; they are packed in the experiment's folder. ``begun`` are their names."""
+
+    def __init__(self, *, stop_after: int | None = None) -> None:
+        self.begun: list[str] = []
+        self.packed: dict[str, PackedRun] = {}
+        self.stop_after = stop_after
+
+    @contextmanager
+    def __call__(self, runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+        yield [partial(self._draw, planned, out) for planned in runs]
+
+    def _draw(self, planned: Planned, out: Path) -> None:
+        if len(self.begun) == self.stop_after:
+            raise RuntimeError("stopped")
+        self.begun.append(planned.name)
+        seed = planned.recipe.seed
+        luck = LUCK[planned.arm] * np.random.default_rng([seed, 5]).standard_normal()
+        answers = drawn(seed, gain=GAIN[planned.arm] + luck, sizes=SIZES, arm=planned.arm)
+        run = packed(answers, experiment={"state": "scored"})
+        self.packed[planned.name] = PackedRun(
+            planned.arm, seed, planned.recipe.to_yaml(), run.card, run.settings, run.metrics, run.answers
+        )
+        write_packed(out, self.packed)
+
+
+@pytest.fixture
+def file(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Four arms with looks after four and six seeds, of which ``learned`` has a luck that six seeds do not settle."""
+    monkeypatch.chdir(tmp_path)
+    text = FILE.format(world=world, rates="[3e-2]", search="until: decided\nlooks: [4]")
+    text = text.replace("limit: 6", "limit: 900").replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4, 5]")
+    more = "  same: {adapter: {alpha: 9}}\n  far: {adapter: {alpha: 10}}\nlearning_rates:"
+    text = text.replace("learning_rates:", more).replace("contrast: [lora, learned]", "against: lora")
+    Path("e.yaml").write_text(text, encoding="utf-8")
+    return "e.yaml"
+
+
+def names(arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    return [f"{arm}-0.03-{seed}" for seed in seeds for arm in arms]
+
+
+def test_decided_arms_take_no_more_seeds(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = DrawnRuns()
+    assert study(file, start=runs).run()
+    assert runs.begun == names(("lora", "learned", "same", "far"), (0, 1, 2, 3)) + names(("lora", "learned"), (4, 5))
+    assert read_index(Path("runs/e")).looks == PlannedLooks((0, 1, 2, 3, 4, 5), (4, 6))
+    said = capsys.readouterr().out
+    assert "decided after 4 of 6 seeds: same, far\nnot decided: learned\n" in said
+    closing = list(study(file).closing())
+    assert closing[:2] == ["decided after 4 of 6 seeds: same, far", "not decided: learned"]
+    assert "20 of at most 24 runs" in closing[2]
+    code, said, errors = run_cli(capsys, "compare", "runs/e")
+    assert code == 0, errors
+    assert "looked at after 4 and 6 seeds" in said and "decided after 4 of 6 seeds: same, far" in said
+    code, said, errors = run_cli(capsys, "compare", "runs/e", "--outcome", "accuracy")
+    assert code == 0 and "looked at after 4 and 6 seeds" in said, errors
+
+
+def test_a_stopped_experiment_takes_the_same_runs(file: str) -> None:
+    """Also between two looks, where the runs beyond the last one wait."""
+    whole = DrawnRuns()
+    study(file, start=whole).run()
+    before = lines(compare_paths([Path("runs/e")]))
+    for count in (2, 16, 17, 18):
+        out = Path(f"cut-{count}")
+        cut = DrawnRuns(stop_after=count)
+        with pytest.raises(RuntimeError):
+            study(file, out, start=cut).run()
+        again = DrawnRuns()
+        again.packed |= cut.packed
+        study(file, out, start=again).run()
+        assert cut.begun + again.begun == whole.begun
+        assert lines(compare_paths([out])) == before
+
+
+def by_hand(comparison: Comparison, arm: str) -> tuple[list[float], list[float]]:
+    """p of no difference, and of one of 0.01 or more, at each look of an arm; from its answers alone."""
+    runs = {one.name: one.runs for one in comparison.arms}
+    different, equal = [], []
+    for count, share in ((4, 2 / 3), (6, 1 / 3)):
+        if len(runs[arm]) < count:
+            break
+        differences = {}
+        for task in SIZES:
+            of_arm = [runs[arm][seed].tasks[task].outcomes["log_probability"] for seed in range(count)]
+            of_lora = [runs["lora"][seed].tasks[task].outcomes["log_probability"] for seed in range(count)]
+            differences[task] = np.array(of_arm) - np.array(of_lora)
+        law = effects(differences, binary=False)[MACRO].law
+        different.append(min(1.0, law.p() / share))
+        equal.append(min(1.0, law.beyond(0.01) / share))
+    return different, equal
+
+
+def test_the_comparison_divides_p_by_the_share_of_each_look(file: str) -> None:
+    study(file, start=DrawnRuns()).run()
+    found = compare_paths([Path("runs/e")])
+    arms = [contrast.after for contrast in found.named]
+    p = [by_hand(found, arm) for arm in arms]
+    different = holm([min(of_looks) for of_looks, _ in p])
+    equal = holm([min(of_looks) for _, of_looks in p])
+    for (contrast, member), one, other in zip(members_of(found), different, equal, strict=True):
+        assert (member.different, member.equal) == (pytest.approx(one), pytest.approx(other))
+        own = contrast.effects[MACRO].law.looks[-1].law
+        assert member.interval == pytest.approx(own.interval(LEVEL * contrast.looks[-1].share / 3))
+    assert {contrast.after: contrast.seeds for contrast in found.named} == {"learned": 6, "same": 4, "far": 4}
+    assert decided(found) == {("lora", "same"): 4, ("lora", "far"): 4}
+
+
+def test_runs_beyond_the_last_look_wait(file: str) -> None:
+    """They change nothing until the next look, and an arm before its first look shows nothing."""
+    cut = DrawnRuns(stop_after=18)
+    with pytest.raises(RuntimeError):
+        study(file, Path("cut"), start=cut).run()
+    found = compare_paths([Path("cut")])
+    assert {contrast.after: contrast.seeds for contrast in found.named} == {"learned": 4, "same": 4, "far": 4}
+    early = DrawnRuns(stop_after=13)
+    with pytest.raises(RuntimeError):
+        study(file, Path("early"), start=early).run()
+    found = compare_paths([Path("early")])
+    assert decided(found) == {}
+    for _, member in members_of(found):
+        assert member.interval == (-np.inf, np.inf) and member.different == member.equal == 1.0
+
+
+def test_a_sequential_law_in_closed_form() -> None:
+    """Of normal looks: p is the smallest p_j / w_j, and the interval the last look's at its share."""
+    first = Law(0.3, Part(0.0, 0.0), Part(0.04, 1e9))
+    second = Law(0.1, Part(0.0, 0.0), Part(0.01, 1e9))
+    law = SequentialLaw(0.1, [Look(first, 1 / 3), Look(second, 2 / 3)])
+    p = [2 * stats.norm.sf(0.3 / 0.2) * 3, 2 * stats.norm.sf(0.1 / 0.1) * 1.5]
+    assert law.p() == pytest.approx(min(1.0, *p), rel=1e-4)
+    assert law.above(0.5) == pytest.approx(min(stats.norm.sf(0.2 / 0.2) * 3, stats.norm.sf(0.4 / 0.1) * 1.5), rel=1e-3)
+    assert law.beyond(0.5) == law.above(0.5)
+    half = stats.norm.isf(0.05 * 2 / 3 / 2) * 0.1
+    assert law.interval(0.05) == pytest.approx((0.1 - half, 0.1 + half), rel=1e-4)
+    assert SequentialLaw(0.1, []).p() == 1.0 and SequentialLaw(0.1, []).interval(0.05) == (-np.inf, np.inf)
