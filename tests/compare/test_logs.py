@@ -269,7 +269,7 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
     assert metric("acc", arc=both).main.means["arc"] == (np.mean(y),) * 2
     assert metric(boolq={}, arc=both).outcome == "acc"
     summed = metric("log_probability_summed").main
-    assert summed.unit.margin == 0.1 and summed.y["arc"][0, 0].tolist() == pytest.approx(
+    assert summed.unit.margin == 0.1 and summed.y["arc"][0][0].tolist() == pytest.approx(
         [log_softmax([-1.5, -2.5 if right else -0.5])[0] for _, right in sorted(enumerate(y), key=lambda x: str(x[0]))]
     )
     with pytest.raises(UsageError, match="--metric f1: must be one of acc, log_probability_summed for"):
@@ -371,7 +371,7 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
     ]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = compare_paths([tmp_path / "a.csv", tmp_path / "b.jsonl"]).main
-    assert {task: values[:, 0].tolist() for task, values in found.y.items()} == {
+    assert {task: [side[0].tolist() for side in sides] for task, sides in found.y.items()} == {
         "x": [[1, 0], [1, 1]],
         "y": [[1, 0], [0, 1]],
     }

@@ -36,7 +36,7 @@ def contrast(before: np.ndarray, after: np.ndarray, of_base: np.ndarray, outcome
         after="b",
         unit=OUTCOMES[outcome],
         seeds=len(before),
-        y={"obqa": np.stack([before, after])},
+        y={"obqa": (before, after)},
         majority={},
         clusters={},
         base={"obqa": of_base},

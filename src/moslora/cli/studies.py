@@ -164,7 +164,10 @@ def compare(
     ] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(help="Field that may differ: of base, rows, steps or prompt.", metavar="FIELD"),
+        typer.Option(
+            help="Field that may differ: of base, rows, steps or prompt; or seeds, which are then not paired.",
+            metavar="FIELD",
+        ),
     ] = None,
 ) -> None:
     """Compare runs, question by question and seed by seed.

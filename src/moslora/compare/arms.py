@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +28,19 @@ class Arm:
     Attributes:
         name: of the runs, or of the folder that holds them.
         runs: seed -> run; a model that was not trained has the seed ``None``.
+        has_own_seeds: whether they have nothing to do with the seeds of other arms, and so are not paired with them.
     """
 
     name: str
     runs: dict[int | None, ComparedRun]
+    has_own_seeds: bool = False
 
     @property
     def trained(self) -> bool:
         return None not in self.runs
 
     def each(self, change: Callable[[ComparedRun], ComparedRun]) -> "Arm":
-        return Arm(self.name, {seed: change(run) for seed, run in self.runs.items()})
+        return replace(self, runs={seed: change(run) for seed, run in self.runs.items()})
 
 
 def all_runs(arms: Sequence[Arm]) -> list[ComparedRun]:
@@ -126,6 +128,10 @@ def _common_name(group: Sequence[ComparedRun]) -> str:
     return names.pop()
 
 
+SEEDS = "seeds"
+"""What ``--allow`` names where the seeds of the arms have nothing to do with each other."""
+
+
 def pair(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed."""
     one_each = len(before.runs) == len(after.runs) == 1
@@ -137,8 +143,30 @@ def pair(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     seeds = sorted(before.runs.keys() & after.runs.keys())  # type: ignore[type-var]
     if not seeds:
         both = f"{_seeds_in_words(before)}; {_seeds_in_words(after)}"
-        raise UsageError(f"the arms share no seed ({both}); runs are paired by seed")
+        raise UsageError(
+            f"the arms share no seed ({both}); runs are paired by seed, unless their seeds have nothing to do with each"
+            f" other: add --allow {SEEDS}"
+        )
     return [(before.runs[seed], after.runs[seed]) for seed in seeds]
+
+
+def are_paired(before: Arm, after: Arm) -> bool:
+    """Whether the runs of these arms are pairs: also those of an untrained model, and one against one."""
+    one_each = len(before.runs) == len(after.runs) == 1
+    if one_each or not (before.trained and after.trained):
+        return True
+    return not (before.has_own_seeds or after.has_own_seeds)
+
+
+def runs_of_both(before: Arm, after: Arm) -> tuple[list[ComparedRun], list[ComparedRun]]:
+    """The runs of both arms, as `pair` has them; all of them if they are not paired."""
+    if are_paired(before, after):
+        pairs = pair(before, after)
+        return [one for one, _ in pairs], [other for _, other in pairs]
+    for arm in (before, after):
+        if len(arm.runs) == 1:
+            raise UsageError(f"--allow {SEEDS}: {arm.name} has one seed, which does not tell how others would differ")
+    return list(before.runs.values()), list(after.runs.values())
 
 
 def _seeds_in_words(arm: Arm) -> str:

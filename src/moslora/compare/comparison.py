@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moslora.compare.arms import Arm, all_runs, load_arms
+from moslora.compare.arms import SEEDS, Arm, all_runs, load_arms
 from moslora.compare.comparable import (
     note_clusters,
     note_predecessors,
@@ -192,6 +192,9 @@ def compare_arms(
     """
     arms = _with_tasks(arms, tasks)
     arms = _with_outcome(arms, outcome)
+    if SEEDS in allowed:
+        arms = _with_own_seeds(arms, looks)
+        allowed = [field for field in allowed if field != SEEDS]
     refuse_mixed(arms, allowed=allowed)
     arms, questions = _on_the_same_questions(arms)
     runs = all_runs(arms)
@@ -221,6 +224,13 @@ def compare_arms(
     elif len(named) <= 1 and len(against_first) > 1:
         exploratory = against_first
     return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions, looks=looks)
+
+
+def _with_own_seeds(arms: Sequence[Arm], looks: Looks | None) -> list[Arm]:
+    """The arms, as if their seeds had nothing to do with each other."""
+    if looks is not None:
+        raise UsageError(f"--allow {SEEDS}: not for this experiment, which looked at its runs pair by pair")
+    return [replace(arm, has_own_seeds=True) for arm in arms]
 
 
 def _with_tasks(arms: Sequence[Arm], tasks: str | None) -> Sequence[Arm]:

@@ -182,7 +182,8 @@ def _about_contrast(main: Contrast, margin: Margin) -> list[str]:
         found.append(_equality(main, margin))
     smallest = unit.change(effect.detectable).lstrip("+")
     found.append(f"smallest detectable difference: about {smallest} {unit.unit} (found in 4 of 5 such comparisons)")
-    found.append(_flips_in_words(main))
+    if main.paired:
+        found.append(_flips_in_words(main))
     if main.majority:
         found.append(_over_majority(main))
     found.append(conclusion(main, margin=margin))
@@ -205,6 +206,8 @@ def _drawn(contrasts: Sequence[Contrast]) -> str:
     """What the intervals are over: what might have been drawn otherwise."""
     if contrasts[0].unit.of_runs:
         return "seeds"
+    if not contrasts[0].paired:
+        return "seeds (not paired) and questions"
     if max(one.seeds for one in contrasts) == 1:
         return "questions"
     return "seeds and questions"

@@ -6,10 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
-from moslora.compare.arms import Arm, cluster_codes, pair, values
+from moslora.compare.arms import Arm, are_paired, cluster_codes, runs_of_both, values
 from moslora.compare.looks import LookedAt, Looks
 from moslora.compare.sequential import Look, SequentialLaw
-from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects
+from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects, effects_unpaired
 from moslora.errors import UsageError
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import Outcome
@@ -20,47 +20,51 @@ class Contrast:
     """One arm against another, run by run and question by question.
 
     Attributes:
-        seeds: pairs of runs, S; 1 for one run against one.
-        y: task -> the outcome of both arms, shape ``(2, S, n)``.
+        seeds: pairs of runs, S; 1 for one run against one. Of arms that are not paired the smaller number of runs.
+        y: task -> the outcome of both arms, each of shape ``(S, n)``.
         majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``; empty if it is unknown,
             or no accuracy is compared.
         clusters: task -> the cluster of each question, shape ``(n,)``; without tasks whose questions are each alone.
         base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
             not there.
         looks: at it while its runs were made, as far as they are; ``None`` if it is only looked at in the end.
+        paired: whether runs of the same seed have something in common, such as their rows.
     """
 
     before: str
     after: str
     unit: Outcome
     seeds: int
-    y: dict[str, Floats]
+    y: dict[str, tuple[Floats, Floats]]
     majority: dict[str, Floats]
     clusters: dict[str, Codes]
     base: dict[str, Floats] = field(default_factory=dict)
     looks: tuple[LookedAt, ...] | None = None
+    paired: bool = True
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
         """Task and average -> ``after`` minus ``before``. If there were looks, all of them count for the macro average,
         and the last one alone for the rest."""
-        differences = {task: y[1] - y[0] for task, y in self.y.items()}
+        if not self.paired:
+            return self._unpaired(self.y)
+        differences = _differences(self.y)
         found = effects(differences, binary=self.unit.binary, clusters=self.clusters)
         if self.looks is not None:
-            found[MACRO] = self.effect(differences)
+            found[MACRO] = self.effect_of_one(differences)
         return found
 
     def questions(self, task: str | None = None) -> int:
         """Number of questions of a task, or of all."""
         if task is not None:
-            return self.y[task].shape[2]
-        return sum(y.shape[2] for y in self.y.values())
+            return self.y[task][0].shape[1]
+        return sum(before.shape[1] for before, _ in self.y.values())
 
     @cached_property
     def means(self) -> dict[str, tuple[float, float]]:
         """Task and average -> the mean outcome of both arms."""
-        means = {task: y.mean(axis=(1, 2)) for task, y in self.y.items()}
-        sizes = [y.shape[2] for y in self.y.values()]
+        means = {task: np.array([before.mean(), after.mean()]) for task, (before, after) in self.y.items()}
+        sizes = [self.questions(task) for task in self.y]
         means[MACRO] = np.mean(list(means.values()), axis=0)
         means[MICRO] = np.average([means[task] for task in self.y], axis=0, weights=sizes)
         return {name: (float(before), float(after)) for name, (before, after) in means.items()}
@@ -72,9 +76,20 @@ class Contrast:
             return None
         before = {task: y[0] - self.base[task] for task, y in self.y.items()}
         after = {task: y[1] - self.base[task] for task, y in self.y.items()}
-        return self.effect(before), self.effect(after)
+        return self.effect_of_one(before), self.effect_of_one(after)
 
-    def effect(self, differences: dict[str, Floats]) -> Effect:
+    def effect(self, y: dict[str, tuple[Floats, Floats]]) -> Effect:
+        """The macro effect of other outcomes of both arms, as ``y``, to the same questions."""
+        if not self.paired:
+            return self._unpaired(y)[MACRO]
+        return self.effect_of_one(_differences(y))
+
+    def _unpaired(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
+        before = {task: of_before for task, (of_before, _) in y.items()}
+        after = {task: of_after for task, (_, of_after) in y.items()}
+        return effects_unpaired(before, after, binary=self.unit.binary, clusters=self.clusters)
+
+    def effect_of_one(self, differences: dict[str, Floats]) -> Effect:
         """The macro effect of differences on these questions; task -> shape ``(S, n)``. If there were looks, it is
         judged by all of them; before the first, nothing is known of it."""
         found = self._at_once(differences)
@@ -87,7 +102,7 @@ class Contrast:
         return replace(found, law=SequentialLaw(found.difference, looks))
 
     def _at_once(self, differences: dict[str, Floats]) -> Effect:
-        """`effect`, as if nobody had looked before."""
+        """`effect_of_one`, as if nobody had looked before."""
         return effects(differences, binary=self.unit.binary, clusters=self.clusters)[MACRO]
 
     def after_looks(self, count: int) -> "Contrast":
@@ -96,13 +111,18 @@ class Contrast:
         if not looks:
             return self
         pairs = looks[-1].pairs
-        return replace(self, seeds=pairs, y={task: y[:, :pairs] for task, y in self.y.items()}, looks=looks)
+        first = {task: (before[:pairs], after[:pairs]) for task, (before, after) in self.y.items()}
+        return replace(self, seeds=pairs, y=first, looks=looks)
 
     @cached_property
     def over_majority(self) -> Effect:
         """``after`` minus the majority class, macro, where accuracies are compared."""
         differences = {task: y[1] - self.majority[task] for task, y in self.y.items()}
-        return self.effect(differences)
+        return self.effect_of_one(differences)
+
+
+def _differences(y: dict[str, tuple[Floats, Floats]]) -> dict[str, Floats]:
+    return {task: after - before for task, (before, after) in y.items()}
 
 
 def contrast_of(
@@ -122,20 +142,23 @@ def contrast_of(
         outcome: a name that the answers of every task have.
         unit: how the outcome is written.
         base: the answers of the base of both arms to the same questions, if they are there.
-        looks: at the experiment of both arms; runs beyond the last one that both have reached wait for the next.
+        looks: at the experiment of both arms, whose runs are paired; runs beyond the last one that both have reached
+            wait for the next.
     """
-    pairs = pair(before, after)
+    ones, others = runs_of_both(before, after)
     looked_at = None
     if looks is not None:
-        looked_at = looks.at(before.name, after.name, [one.seed for one, _ in pairs])
-        pairs = looks.in_order(pairs, looked_at)
-    y_before = values([one for one, _ in pairs], outcome)
-    y_after = values([other for _, other in pairs], outcome)
+        looked_at = looks.at(before.name, after.name, [one.seed for one in ones])
+        pairs = looks.in_order(list(zip(ones, others, strict=True)), looked_at)
+        ones = [one for one, _ in pairs]
+        others = [other for _, other in pairs]
+    y_before = values(ones, outcome)
+    y_after = values(others, outcome)
     majority = {}
     if unit.binary and outcome.startswith("acc"):
-        first_run, _ = pairs[0]
-        majority = _majority({task: answers.gold for task, answers in first_run.tasks.items()})
-    if unit.of_runs and len(pairs) == 1:
+        majority = _majority({task: answers.gold for task, answers in ones[0].tasks.items()})
+    seeds = min(len(ones), len(others))
+    if unit.of_runs and seeds == 1:
         raise UsageError(
             f"{outcome}: one number of each run, and {before.name} and {after.name} have one seed in common, which says"
             " nothing of others; train with several seeds"
@@ -143,17 +166,17 @@ def contrast_of(
     of_base = {}
     if base is not None and before.trained and after.trained:
         of_base = {task: np.array(answers.outcomes[outcome]) for task, answers in base.tasks.items()}
-    runs = [one for one, _ in pairs] + [other for _, other in pairs]
     return Contrast(
         before=before.name,
         after=after.name,
         unit=unit,
-        seeds=len(pairs),
-        y={task: np.stack([y_before[task], y_after[task]]) for task in y_before},
+        seeds=seeds,
+        y={task: (y_before[task], y_after[task]) for task in y_before},
         majority=majority,
-        clusters=cluster_codes(runs),
+        clusters=cluster_codes([*ones, *others]),
         base=of_base,
         looks=looked_at,
+        paired=are_paired(before, after),
     )
 
 

@@ -112,5 +112,5 @@ def _side(contrast: Contrast, share: float, *, sign: int) -> Law | SequentialLaw
     sides = {}
     for task, (before, after) in contrast.y.items():
         gained = before - contrast.base[task]
-        sides[task] = share * gained + sign * (after - before)
+        sides[task] = (sign * before - share * gained, sign * after)
     return contrast.effect(sides).law

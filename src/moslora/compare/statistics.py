@@ -157,17 +157,50 @@ def effects(
         clusters: task -> the cluster of each question, at least two in a task. In a task that is not named every
             question is one by itself.
     """
-    clusters = clusters or {}
     tasks = []
     for task, d in differences.items():
-        labels = clusters.get(task, np.arange(d.shape[1]))
-        _, codes = np.unique(labels, return_inverse=True)
-        tasks.append(_Components.of(d, codes, binary=binary))
-    sizes = np.array([d.shape[1] for d in differences.values()], float)
-    weights = dict(zip(differences, np.eye(len(tasks)), strict=True))
+        tasks.append(_Components.of(d, _codes(task, d, clusters), binary=binary))
+    return {name: _weighted(tasks, of_tasks) for name, of_tasks in _weights(differences).items()}
+
+
+def effects_unpaired(
+    before: Mapping[str, Floats],
+    after: Mapping[str, Floats],
+    *,
+    binary: bool,
+    clusters: Mapping[str, Codes] | None = None,
+) -> dict[str, Effect]:
+    """`effects` of arms whose seeds have nothing to do with each other: V_s is the sum of those of the arms, with
+    Welch's degrees (1947, doi 10.1093/biomet/34.1-2.28), and so is V_i. Questions are paired as ever.
+
+    Args:
+        before: task -> y_A, shape ``(S_A, n_t)``, S_A at least 2 and the same for all.
+        after: task -> y_B, shape ``(S_B, n_t)``, likewise.
+        binary: y is 0 or 1.
+        clusters: as of `effects`.
+    """
+    tasks = []
+    for task, y in before.items():
+        tasks.append(_Unpaired.of(y, after[task], _codes(task, y, clusters), binary=binary))
+    return {name: _weighted_unpaired(tasks, of_tasks) for name, of_tasks in _weights(before).items()}
+
+
+def _codes(task: str, y: Floats, clusters: Mapping[str, Codes] | None) -> Codes:
+    """The cluster of each question of ``y``, shape ``(S, n)``, as a number from 0."""
+    labels = np.arange(y.shape[1])
+    if clusters and task in clusters:
+        labels = clusters[task]
+    _, codes = np.unique(labels, return_inverse=True)
+    return codes
+
+
+def _weights(tasks: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Task and average -> the weight of each of these tasks."""
+    sizes = np.array([y.shape[1] for y in tasks.values()], float)
+    weights = dict(zip(tasks, np.eye(len(tasks)), strict=True))
     weights[MACRO] = np.full(len(tasks), 1 / len(tasks))
     weights[MICRO] = sizes / sizes.sum()
-    return {name: _weighted(tasks, of_tasks) for name, of_tasks in weights.items()}
+    return weights
 
 
 @dataclass(frozen=True)
@@ -197,11 +230,18 @@ class _Components:
             residual = d - means - d.mean(axis=1, keepdims=True) + d.mean()
             by_seed = [_variance_of_mean(of_seed, codes) for of_seed in residual]
             interaction = sum(by_seed) / (seeds - 1) / seeds
-        pseudo = 0.0
-        if binary:
-            pseudo = 1 / math.sqrt(seeds)
         sums = np.stack([np.bincount(codes, weights=of_seed) for of_seed in d]) / n
-        return cls(sums, _variance_of_mean(means, codes, pseudo=pseudo), interaction)
+        return cls(sums, _of_questions(means, codes, seeds=seeds, binary=binary), interaction)
+
+
+def _of_questions(means: Floats, codes: Codes, *, seeds: int, binary: bool) -> float:
+    """V_q, of the questions' means over ``seeds``; 0 of a single number, which is of no question."""
+    if len(means) == 1:
+        return 0.0
+    pseudo = 0.0
+    if binary:
+        pseudo = 1 / math.sqrt(seeds)
+    return _variance_of_mean(means, codes, pseudo=pseudo)
 
 
 def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> float:
@@ -246,6 +286,47 @@ def _weighted(tasks: Sequence[_Components], weights: Floats) -> Effect:
         exchangeable = by_seed / seeds
     law = Law(float(by_seed.mean()), of_seeds, _sum(questions), interaction)
     return Effect(law, seeds, exchangeable)
+
+
+@dataclass(frozen=True)
+class _Unpaired:
+    """Means and variances of one task for two arms.
+
+    Attributes:
+        before: of the first arm by itself.
+        after: of the second.
+        questions: V_q of their difference, with C − 1 degrees.
+    """
+
+    before: _Components
+    after: _Components
+    questions: float
+
+    @classmethod
+    def of(cls, before: Floats, after: Floats, codes: Codes, *, binary: bool) -> "_Unpaired":
+        """The components of outcomes of shape ``(S_A, n)`` and ``(S_B, n)``, in clusters 0 … C − 1."""
+        means = after.mean(axis=0) - before.mean(axis=0)
+        return cls(
+            before=_Components.of(before, codes, binary=False),
+            after=_Components.of(after, codes, binary=False),
+            questions=_of_questions(means, codes, seeds=min(len(before), len(after)), binary=binary),
+        )
+
+
+def _weighted_unpaired(tasks: Sequence[_Unpaired], weights: Floats) -> Effect:
+    """The effect of D_w, from the components of each task and its weight."""
+    before = np.zeros(len(tasks[0].before.sums))  # Σ w y of each seed
+    after = np.zeros(len(tasks[0].after.sums))
+    questions = []
+    interaction = 0.0
+    for task, weight in zip(tasks, weights, strict=True):
+        before += weight * task.before.sums.sum(axis=1)
+        after += weight * task.after.sums.sum(axis=1)
+        questions.append(Part(weight**2 * task.questions, task.before.sums.shape[1] - 1))
+        interaction += weight**2 * (task.before.interaction + task.after.interaction)
+    of_arms = [Part(float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1) for by_seed in (before, after)]
+    law = Law(float(after.mean() - before.mean()), _sum(of_arms), _sum(questions), interaction)
+    return Effect(law, min(len(before), len(after)), exchangeable=np.zeros(0))
 
 
 def _sum(parts: Sequence[Part]) -> Part:

@@ -101,7 +101,7 @@ def _label(series: Sequence[Series]) -> str:
         title = metrics.pop().replace("_", " ")
     label = f"{title}, percent, 95 % interval"
     if any(len(one.scores) > 1 for one in series):
-        label += " over questions; of several seeds ± one standard error over seeds"
+        label += "; of several seeds ± one standard error over seeds"
     return label
 
 
