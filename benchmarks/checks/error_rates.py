@@ -26,6 +26,9 @@ PAGE = DOCS / "comparing.md"
 MEASURED = 220
 """Studies whose intervals are measured."""
 
+RIVALS_AT = (4, 6)
+"""Numbers of seeds under which the other laws are looked at."""
+
 NONE = Part(0.0, 0.0)
 
 
@@ -113,9 +116,11 @@ def width(law: Law, level: float) -> float:
 
 
 def found_by_laws(world: World, studies: int) -> dict[str, Found]:
-    """Law -> what it says in as many studies; with one seed of the first alone, as the others need several."""
+    """Law -> what it says in as many studies; of the others under `RIVALS_AT` seeds."""
     random = np.random.default_rng([*world.title.encode(), world.seeds])
-    tallies = {name: Tally(law) for name, law in LAWS.items() if world.seeds > 1 or name == OWN}
+    tallies = {OWN: Tally(LAWS[OWN])}
+    if world.seeds in RIVALS_AT:
+        tallies = {name: Tally(law) for name, law in LAWS.items()}
     clusters = None
     if world.clusters is not None and world.known:
         clusters = {"all": world.clusters}
@@ -168,25 +173,27 @@ def misses_table(results: Results, studies: int) -> str:
 
 
 def laws_table(results: Results, studies: int) -> str:
-    """For each law and number of seeds the least and most misses over the worlds, and the same of widths."""
-    several = [seeds for seeds in SEEDS if seeds > 1]
+    """For each law the least and most misses over the worlds, and the same of widths."""
     known = [title for title in titles(results) if "not named" not in title]
-    rows = [["law", "", *columns_of_seeds()[1:]]]
+    columns = []
+    for seeds in RIVALS_AT:
+        columns += [f"{seeds} seeds: one misses", "any of eleven", "width of one", "of eleven"]
+    rows = [["law", *columns]]
     for law in LAWS:
-        of_law = {seeds: [results[title, seeds][law] for title in known] for seeds in several}
-        for name, field in (("one contrast", "misses"), ("any of eleven", "joint_misses")):
-            cells = []
-            for found in of_law.values():
-                shares = [getattr(said, field) / studies for said in found]
-                cells.append(f"{100 * min(shares):.1f} to {100 * max(shares):.1f}")
-            rows.append([law, f"{name}: % that miss", *cells])
-        for name, field in (("one contrast", "width"), ("any of eleven", "joint_width")):
-            cells = []
-            for found in of_law.values():
-                widths = [getattr(said, field) for said in found]
-                cells.append(f"{min(widths):.2f} to {max(widths):.2f}")
-            rows.append([law, f"{name}: width / the oracle's", *cells])
-    return f"{markdown(rows)}\n\nLeast and most over the worlds."
+        cells = []
+        for seeds in RIVALS_AT:
+            found = [results[title, seeds][law] for title in known]
+            cells.append(least_to_most([100 * said.misses / studies for said in found], digits=1))
+            cells.append(least_to_most([100 * said.joint_misses / studies for said in found], digits=1))
+            cells.append(least_to_most([said.width for said in found], digits=2))
+            cells.append(least_to_most([said.joint_width for said in found], digits=2))
+        rows.append([law, *cells])
+    note = "Least to most over the worlds: percent of the studies, and widths as shares of the oracle's."
+    return f"{markdown(rows)}\n\n{note}"
+
+
+def least_to_most(values: Sequence[float], *, digits: int) -> str:
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
 def titles(results: Results) -> list[str]:

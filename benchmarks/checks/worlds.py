@@ -2,8 +2,9 @@
 
     y[arm, s, i] = difficulty[i] + luck[arm, s] + taste[arm, i] + noise[arm, s, i]
 
-`luck` is that of a training, `taste` what an arm knows of a question under every seed. All have the mean 0, and no two
-arms the same variances. An answer is right where y > 0.
+`luck` is that of a training, `taste` what an arm knows of a question under every seed. All have the mean 0. The first
+arm has no luck, and where y is the outcome only difficulty, so that every other arm varies as its contrast does. Where
+an answer is right if y > 0, all arms have taste and noise.
 """
 
 import math
@@ -23,8 +24,9 @@ RUNS = DOCS / "experiments" / "article"
 
 SEEDS = (1, 3, 4, 6, 8)
 
-QUESTIONS = 512
-"""Maximum number of questions. Where the runs have more, each varies less, so that their mean varies as much."""
+QUESTIONS = 256
+"""Maximum number of questions, unless they are right or wrong. Where the runs have more, each varies less here, so that
+their mean varies as much."""
 
 CLUSTERS = (1, 2, 3, 4, 6)
 """Sizes of the clusters, in turn."""
@@ -135,39 +137,39 @@ def worlds() -> list[World]:
 
 
 def estimated(outcome: str) -> World:
-    """Normal, with the variances of each arm of `RUNS` around the mean of all arms."""
+    """Normal, with the variances of each contrast of `RUNS`."""
     contrasts = compare_paths([RUNS], outcome=outcome).named
     unit = contrasts[0].unit
-    answers = []  # of each task, shape ``(arms, S, n)``
-    for task, (first, _) in contrasts[0].y.items():
-        answers.append(np.stack([first, *(contrast.y[task][1] for contrast in contrasts)]))
-    questions = min(QUESTIONS, sum(y.shape[2] for y in answers))
-    laws = []
-    for arm in range(len(contrasts) + 1):
-        deviations = {str(task): y[arm] - y.mean(axis=0) for task, y in enumerate(answers)}
-        laws.append(effects(deviations, binary=False)[MACRO].law)
     seeds = contrasts[0].seeds
-    of_seeds = np.array([law.seeds.variance for law in laws])
-    of_questions = np.array([law.questions.variance for law in laws])
-    of_both = np.array([law.interaction for law in laws])
-    luck = np.sqrt(np.maximum(0, of_seeds - of_both) * seeds)
-    taste = np.sqrt(np.maximum(0, of_questions - of_both) * questions)
+    questions = contrasts[0].questions()
+    if not unit.binary:
+        questions = min(QUESTIONS, questions)
+    laws = []
+    for contrast in contrasts:
+        differences = {task: y[1] - y[0] for task, y in contrast.y.items()}
+        laws.append(effects(differences, binary=False)[MACRO].law)
+    of_both = np.array([0.0, *(law.interaction for law in laws)])
+    of_seeds = np.array([0.0, *(law.seeds.variance for law in laws)]) - of_both
+    of_questions = np.array([0.0, *(law.questions.variance for law in laws)]) - of_both
+    luck = np.sqrt(np.maximum(0, of_seeds) * seeds)
+    taste = np.sqrt(np.maximum(0, of_questions) * questions)
     noise = np.sqrt(of_both * seeds * questions)
     world = World(unit.title.removesuffix(", %"), luck, taste, noise, questions, unit.binary)
-    if unit.binary:
+    if world.binary:
         return thresholded(world)
     return world
 
 
 def thresholded(world: World) -> World:
-    """The world whose answers, right where a normal sum is above 0, vary as much as those of ``world``, on average.
+    """The world with answers that are right where a normal sum is above 0, and differ as much as those of ``world``; by
+    taste and noise as much as those of its contrasts on average, the first arm too.
 
-    Two sums with correlation ρ are both right in 1/4 + asin(ρ) / 2π of cases. T and N are a difference's variances by
-    taste and by noise. Then one arm's sums under two seeds have the correlation cos(πN), and the arcsine of two arms'
-    correlation is πT lower.
+    Two sums with correlation ρ are both above 0 in 1/4 + asin(ρ) / 2π of cases. T and N are the variances of a
+    difference by taste and by noise. So one arm's sums under two seeds have the correlation cos(πN), and the arcsine of
+    two arms' correlation is πT lower.
     """
-    noise = 2 * float((world.noise**2).mean())
-    taste = 2 * float((world.taste**2).mean())
+    noise = float((world.noise[1:] ** 2).mean())
+    taste = float((world.taste[1:] ** 2).mean())
     of_one_arm = math.cos(math.pi * noise)
     of_two_arms = math.sin(math.asin(of_one_arm) - math.pi * taste)
     alike = np.ones(len(world.luck))

@@ -10,10 +10,10 @@ from benchmarks.checks.error_rates import LAWS, OWN, found_by_laws
 from benchmarks.checks.worlds import World, in_clusters, lognormal, normal, student, thresholded, with_bad_seeds
 from moslora.compare.statistics import LEVEL
 
-STUDIES = 60
-ARMS = np.array([1.0, 0.2, 3.0, 1.0])
+STUDIES = 50
+ARMS = np.array([0.0, 0.2, 3.0, 1.0])
 MIXED = World("mixed", luck=0.1 * ARMS, taste=ARMS, noise=ARMS, questions=80, binary=False)
-"""Seeds and questions matter alike, and one arm varies more than the others."""
+"""Seeds and questions matter alike, and the arms differ in how much they vary."""
 
 
 WORLDS = [
@@ -24,7 +24,7 @@ WORLDS = [
 ]
 
 
-@pytest.mark.parametrize("seeds", [1, 3, 6])
+@pytest.mark.parametrize("seeds", [1, 4])
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.title)
 def test_equal_arms_are_seldom_told_apart(world: World, seeds: int) -> None:
     said = found_by_laws(replace(world, seeds=seeds), STUDIES)[OWN]
@@ -55,12 +55,13 @@ def test_what_is_drawn_has_mean_0_and_variance_1(draw) -> None:
 
 def test_right_and_wrong_answers_vary_as_much_as_they_should() -> None:
     """By taste, noise and luck: of two arms under two seeds, over many questions."""
-    like = replace(MIXED, luck=0.01 * np.ones(2), taste=0.2 * np.ones(2), noise=0.3 * np.ones(2), questions=200_000)
-    world = replace(thresholded(like), binary=True, luck=np.zeros(2), seeds=2)
-    (d,), _ = world.study(np.random.default_rng(0))
+    one = np.array([0.0, 1.0])
+    like = replace(MIXED, luck=0.01 * one, taste=0.2 * one, noise=0.3 * one, questions=200_000, seeds=2, binary=True)
+    without_luck = replace(thresholded(like), luck=0 * one)
+    (d,), _ = without_luck.study(np.random.default_rng(0))
     of_taste = (d[0] * d[1]).mean()
-    assert of_taste == pytest.approx(2 * 0.2**2, rel=0.05)
-    assert (d**2).mean() - of_taste == pytest.approx(2 * 0.3**2, rel=0.05)
-    lucky = replace(thresholded(like), binary=True)
-    shift = lucky.luck[0] / np.sqrt(1 + lucky.taste[0] ** 2 + lucky.noise[0] ** 2)
+    assert of_taste == pytest.approx(0.2**2, rel=0.05)
+    assert (d**2).mean() - of_taste == pytest.approx(0.3**2, rel=0.05)
+    lucky = thresholded(like)
+    shift = lucky.luck[1] / np.sqrt(1 + lucky.taste[1] ** 2 + lucky.noise[1] ** 2)
     assert stats.norm.cdf(shift) - 0.5 == pytest.approx(0.01, rel=0.01)
