@@ -58,7 +58,7 @@ def test_an_interrupted_evaluation_is_marked_and_in_no_average(
     assert "macro" not in scores() and f"{100 * results.macro.accuracy:.1f}" not in scores()
     shutil.copytree("runs/one", "runs/two")
     capsys.readouterr()
-    assert f"interrupted, and left out: {partial} (16 of 20)" in "".join(map(str, run(capsys, "compare", "runs")))
+    assert f"interrupted and left out: {partial} (16 of 20)" in "".join(map(str, run(capsys, "compare", "runs")))
     evaluate_target(open_target("runs/one"), limit=None)
     assert read_results(where).macro.n == 60 and "(n 60)" in scores().split(";")[0]
 
