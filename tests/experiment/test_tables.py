@@ -1,16 +1,21 @@
 """The table of scores: means, what their errors are of, and gains over the base."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from compare_kit import base, drawn
+from experiment_kit import study
 from moslora.compare.gains import gain_of
+from moslora.compare.index import EXPERIMENT, read_index
 from moslora.compare.statistics import MACRO, effects
 from moslora.experiment.curve import Curve
 from moslora.experiment.tables import score_table
+from moslora.recipe import find_recipe
 
 OUTCOMES = ("log_probability", "accuracy")
 
@@ -48,3 +53,17 @@ def test_a_gain_is_of_the_same_questions_or_unknown() -> None:
     fewer = replace(runs[1], tasks={**runs[1].tasks, "obqa": runs[1].tasks["obqa"].at(range(9))})
     assert gain_of([runs[0], fewer], base().evaluation, "accuracy") is None
     assert gain_of(runs, base().evaluation, "brier") is None and gain_of([], base().evaluation, "accuracy") is None
+
+
+def test_a_margin_of_the_file_is_in_the_index_and_without_one_there_is_no_such_key(tmp_path: Path) -> None:
+    shipped = find_recipe("article", kind="experiment").read_text(encoding="utf-8")
+    for name, text, margin in (("share", "20%", "20%"), ("number", "0.005", "0.005"), ("none", None, None)):
+        file = tmp_path / f"{name}.yaml"
+        added = "" if text is None else f"\nmargin: {text}"
+        file.write_text(shipped.replace("outcome: log_probability", f"outcome: log_probability{added}"))
+        out = tmp_path / name
+        out.mkdir()
+        study(str(file), out, fetching=False).write_index()
+        index = read_index(out)
+        assert index is not None and index.margin == margin
+        assert ("margin" in json.loads((out / EXPERIMENT).read_text())) == (margin is not None)
