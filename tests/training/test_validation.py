@@ -20,6 +20,7 @@ from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.intervals import Mean
 from moslora.evaluation.scorers import make_scorer
 from moslora.experiment.file import load_experiment
 from moslora.prompts.formats import make_format
@@ -78,6 +79,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Predictions]:
 
     monkeypatch.setattr(PreparedQuestions, "ask", listening)
     return found
+
+
+def answered(accuracy: float) -> Mean:
+    """A share of questions answered right, with nothing known of its error."""
+    return Mean(accuracy, error=None, n=20, clusters=20)
 
 
 PROTOCOLS = {
@@ -327,7 +333,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
 
     def script(steps: list[int]) -> None:
         left = [SCRIPT[step] for step in steps]
-        monkeypatch.setattr("moslora.training.validation._accuracy", lambda questions: left.pop(0))
+        monkeypatch.setattr("moslora.training.validation._answered", lambda questions: answered(left.pop(0)))
 
     return script
 
@@ -387,7 +393,7 @@ def test_with_a_rank_budget_accuracy_chooses_among_the_steps_at_its_target(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     falling = [0.9 - step / 20 for step in range(11)]
-    monkeypatch.setattr("moslora.training.validation._accuracy", lambda questions: falling.pop(0))
+    monkeypatch.setattr("moslora.training.validation._answered", lambda questions: answered(falling.pop(0)))
     changes = (*BUDGET, "training.validate_every=1", "training.validation_questions=6")
     own = load_recipe(world / "recipe.yaml", [*changes, "training.result=best", "training.best_by=accuracy"])
     train_recipe(own, out=tmp_path)
