@@ -7,7 +7,7 @@ medium brightness, to be read on a white page and on a dark one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ B = "#16916F"
 GATE = "#B97A08"
 NEGATIVE = "#7B8794"  # entries of M below zero
 
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "text.color": INK,
     "savefig.transparent": True,

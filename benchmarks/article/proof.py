@@ -1,5 +1,7 @@
 """The figures and tables of docs/proof.md, computed and written in place: ``make proof``."""
 
+from typing import Any
+
 import matplotlib
 import torch
 
@@ -42,7 +44,7 @@ FLOOR = 1e-17
 ORANGE, SKY = "#E69F00", "#56B4E9"
 GREEN, BLUE, RED, PURPLE = "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 
-STYLE = {
+STYLE: Any = {
     "figure.dpi": 100,
     "font.size": 10,
     "axes.titlesize": 10.5,
