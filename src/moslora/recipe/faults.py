@@ -13,14 +13,17 @@ from moslora.choices import FORMER_NAMES
 
 from .adapter import OURS, PEFTS
 from .builtin import printable
-from .elsewhere import our_key
+from .elsewhere import SECRETS, UNITS, answer, our_value
 from .layers import KeyPath, Layer, combine_layers, depth, origin_of
 from .recipe import Recipe
 
 _WORDS = {
     **dict.fromkeys(("dict_type", "model_attributes_type", "model_type"), "must be a mapping of keys"),
     "missing": "is missing; set it in this file, or extend a recipe that does",
-    "tuple_type": "must be a list",
+    "tuple_type": "must be a list in brackets",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "string_type": "must be text, in quotes if YAML reads it as something else",
 }
 """Pydantic's error types -> our text, where pydantic's is about Python."""
 
@@ -139,7 +142,9 @@ def _line(layers: Sequence[Layer], path: KeyPath, message: str, main: str) -> st
 
 
 def _shown(values: Any, path: KeyPath) -> str:
-    """` = value`, shortened; empty if there is none."""
+    """` = value`, shortened; empty if there is none, or if it is a secret."""
+    if not set(path).isdisjoint(SECRETS):
+        return ""
     try:
         for key in path:
             if isinstance(values, list):
@@ -161,7 +166,7 @@ def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
         return "must be a mapping of keys; a method is chosen by extends, such as extends: methods/lora"
     match first["type"]:
         case "extra_forbidden":
-            return _unknown(first["loc"])
+            return _unknown(first["loc"], first["input"])
         case "value_error":
             return "; ".join(str(context["error"]).splitlines())
         case "union_tag_invalid":
@@ -169,10 +174,23 @@ def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
     texts = [_WORDS.get(error["type"], re.sub(r"^\w+ should ", "must ", error["msg"])) for error in errors]
     said = " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
     if first["type"] == "literal_error":
-        now = FORMER_NAMES.get(str(first["input"]))
-        if f"'{now}'" in said:
-            said += f"; did you mean {now}?"
+        meant = _meant(str(first["input"]), context["expected"])
+        if meant is not None:
+            said += f"; did you mean {meant}?"
+    if first["type"] == "int_type" and isinstance(first["input"], float):
+        unit = UNITS.get(".".join(path))
+        if unit is not None:
+            said += f" ({unit})"
     return said
+
+
+def _meant(value: str, expected: str) -> str | None:
+    """The choice that had the name ``value`` in earlier versions, or has it elsewhere; ``expected`` are quoted."""
+    choices = expected.split("'")[1::2]
+    former = FORMER_NAMES.get(value)
+    if former in choices:
+        return former
+    return our_value(value, choices)
 
 
 def _unknown_mixer(kind: str, kinds: str) -> str:
@@ -183,16 +201,15 @@ def _unknown_mixer(kind: str, kinds: str) -> str:
     return f"must be one of {kinds}"
 
 
-def _unknown(location: tuple[str | int, ...]) -> str:
+def _unknown(location: tuple[str | int, ...], value: Any) -> str:
     *section, key = map(str, location)
     if section[:1] == ["tasks"]:
         del section[1]  # the task's own name
     section = [step for step in section if step != OURS]
-    meant = None
     if section[:1] != ["tasks"] and PEFTS not in section:  # where such a word may mean something else
-        meant = our_key(key, ".".join(section))
-    if meant is not None:
-        return f"unknown key; did you mean {meant}?"
+        answered = answer(key, value, ".".join(section))
+        if answered is not None:
+            return f"unknown key; {answered}"
     models = dict(_models(Recipe))
     known = [*models[tuple(section)].model_fields]
     if not section:
