@@ -105,6 +105,49 @@ def test_a_row_that_names_no_answer_contradicts_none(kind: str, tmp_path: Path) 
         assert (example.task, example.question, example.choices) == (INSTRUCTION, asked, (answered,))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Name a planet.\nBriefly.", "output": "Mars."},
+        {"instruction": "Name a planet.\nBriefly.", "input": "", "output": "Mars."},
+        {"instruction": "Name a planet.", "input": "Briefly.", "output": "Mars.", "system": "", "history": []},
+        {
+            "conversations": [
+                {"from": "human", "value": "Name a planet.\nBriefly."},
+                {"from": "gpt", "value": "Mars."},
+            ],
+            "tools": "",
+        },
+    ],
+    ids=["alpaca", "alpaca, empty input", "alpaca, input", "sharegpt"],
+)
+def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row: dict[str, Any], tmp_path: Path) -> None:
+    plain = {"prompt": "Name a planet.\nBriefly.", "completion": "Mars."}
+    (one,) = read_file(write(tmp_path / "plain.jsonl", [plain]), "train")
+    (other,) = read_file(write(tmp_path / "rows.jsonl", [row]), "train")
+    assert other == one
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "A planet?", "output": "Mars.", "system": "Be brief."}, "system: not read"),
+        ({"prompt": "A planet?", "completion": "Mars.", "history": [["Hello", "Hi"]]}, "history: not read"),
+        ({"instruction": "A planet?", "input": 4, "output": "Mars."}, "input: not text"),
+        ({"instruction": "A planet?", "input": "", "output": 4}, "output: missing or not text"),
+        ({"instruction": "A planet?"}, "output, answer: missing or not text"),
+        ({"conversations": [{"from": "human", "value": "A planet?"}]}, "conversations: must be one from human"),
+        (
+            {"conversations": [{"from": "system", "value": "?"}, {"from": "human", "value": "?"}]},
+            "conversations: must be one from human",
+        ),
+    ],
+)
+def test_what_would_be_lost_of_such_a_row_is_refused(row: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"rows.jsonl:1: {said}"):
+        read_file(write(tmp_path / "rows.jsonl", [row]), "train")
+
+
 @pytest.mark.parametrize("row", [YES, TWO, {**TWO, "task": "obqa"}], ids=["boolq", "shared", "named"])
 def test_a_question_of_a_set_is_known_however_its_row_is_written(row: dict[str, str], tmp_path: Path) -> None:
     """So that its leaks are found."""

@@ -156,9 +156,22 @@ def test_every_key_beside_those_of_other_programs_exists(tmp_path: Path) -> None
     rows = [row for row in rows if len(row) == 4]  # the first table, whose second column is of PEFT and the Trainer
     for names in (re.findall(r"`([a-z]\w+)(?:=[^`]*)?`", row[1]) for row in rows):
         assert theirs.issuperset({*names} - {"dtype", "train_dataset", "eval_dataset", "create_loraplus_optimizer"})
-    (recipe,) = re.findall(r"```yaml\n(.*?)```", COMING, re.S)
-    (tmp_path / "mine.yaml").write_text(recipe, encoding="utf-8")
-    assert load_recipe(tmp_path / "mine.yaml").adapter.mixer.kind == "identity"
+    recipes = re.findall(r"```yaml\n(.*?)```", COMING, re.S)
+    assert len(recipes) == 3
+    for recipe in recipes:
+        (tmp_path / "mine.yaml").write_text(recipe, encoding="utf-8")
+        assert load_recipe(tmp_path / "mine.yaml").adapter.mixer.kind == "identity"
+
+
+def test_the_answers_that_the_page_shows_are_given(tmp_path: Path) -> None:
+    shown = re.findall(r"^error: mine.yaml: (\w+) = (\S+): .*$", COMING, re.M)
+    assert len(shown) == 4
+    keys = [f"{key}: {value.lower()}" for key, value in shown]
+    (tmp_path / "mine.yaml").write_text("\n".join(["extends: smollm2-135m", *keys]), encoding="utf-8")
+    with pytest.raises(UsageError) as refused:
+        load_recipe(tmp_path / "mine.yaml")
+    given = [line.replace(str(tmp_path / "mine.yaml"), "mine.yaml") for line in str(refused.value).splitlines()]
+    assert given == re.findall(r"^error: (mine.yaml: .*)$", COMING, re.M)
 
 
 def test_their_words_in_a_recipe_are_answered_with_the_key_beside_them(tmp_path: Path) -> None:
@@ -185,7 +198,7 @@ def test_their_words_in_a_recipe_are_answered_with_the_key_beside_them(tmp_path:
 def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its commands and its conversion, with a LoRA of PEFT's own and rows in Alpaca's columns."""
+    """Its commands, with a LoRA of PEFT's own and rows in Alpaca's columns."""
     monkeypatch.chdir(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(world / "model", dtype="float32")
     # As `llama3.2-1b extends=methods/lora`, which continues it.
@@ -201,16 +214,13 @@ def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
         {"instruction": f"Name planet {n}.", "input": "" if n % 2 else "Briefly.", "output": "Mars"} for n in range(60)
     ]
     Path("alpaca.json").write_text(json.dumps(rows), encoding="utf-8")
-    for kind, block in re.findall(r"```(bash|python)\n(.*?)```", COMING, re.S):
-        if kind == "python":
-            exec(block, {})
-            continue
+    for block in re.findall(r"```bash\n(.*?)```", COMING, re.S):
         for line in block.splitlines():
             command = [str(world / "data") if word == "wheel" else word for word in shlex.split(line)[1:]]
             command += ["--dry-run", f"model.name={world / 'model'}"] if "train" in command else []
             code, _, err = run(capsys, *command)
             assert code == 0, (line, err)
-    read = read_file(Path("rows.jsonl"), "train")
+    read = read_file(Path("alpaca.json"), "train")
     assert [row.question for row in read[:2]] == ["Name planet 0.\nBriefly.", "Name planet 1."]
     assert peft.LoraConfig.from_pretrained("runs/theirs/peft").r == theirs.peft_config["default"].r
 

@@ -75,10 +75,62 @@ per_device_eval_batch_size: 1
 eval_strategy: steps
 eval_steps: 500
 """
-"""examples/train_lora/qwen3_lora_sft.yaml of LLaMA-Factory, with its section eval."""
+"""examples/train_lora/llama3_lora_sft.yaml of LLaMA-Factory, with its section eval."""
+
+AXOLOTL = """\
+base_model: NousResearch/Llama-3.2-1B
+load_in_8bit: false
+strict: false
+datasets: [{path: teknium/GPT4-LLM-Cleaned, type: alpaca}]
+dataset_prepared_path: last_run_prepared
+val_set_size: 0.1
+output_dir: ./outputs/lora-out
+lora_model_dir:
+sequence_len: 2048
+sample_packing: true
+eval_sample_packing: true
+pad_to_sequence_len: true
+lora_r: 16
+lora_fan_in_fan_out:
+lora_target_modules: [gate_proj, down_proj]
+wandb_project:
+wandb_entity:
+wandb_watch:
+wandb_name:
+wandb_log_model:
+gradient_accumulation_steps: 2
+micro_batch_size: 2
+num_epochs: 1
+optimizer: adamw_8bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+train_on_inputs: false
+group_by_length: false
+bf16: auto
+fp16:
+tf32: false
+gradient_checkpointing: true
+early_stopping_patience:
+resume_from_checkpoint:
+local_rank:
+logging_steps: 1
+xformers_attention:
+flash_attention: true
+loss_watchdog_threshold: 5.0
+loss_watchdog_patience: 3
+evals_per_epoch: 4
+saves_per_epoch: 1
+debug:
+deepspeed:
+weight_decay: 0.0
+fsdp:
+fsdp_config:
+special_tokens: {pad_token: "<|end_of_text|>"}
+"""
+"""examples/llama-3/lora-1b.yml of axolotl, without its adapter, which tests/recipe/test_values.py has."""
 
 
-@pytest.mark.parametrize("theirs", [UNSLOTH, LLAMA_FACTORY])
+@pytest.mark.parametrize("theirs", [UNSLOTH, LLAMA_FACTORY, AXOLOTL])
 def test_every_key_of_their_usual_configuration_is_answered(write, theirs):
     lines = faults(write(a=f"model: {{name: x}}\n{theirs}"))
     assert len(lines) == len(theirs.splitlines())
@@ -159,7 +211,7 @@ def test_what_is_answered_exists():
     ("theirs", "unanswered"),
     [
         (peft.LoraConfig, {"auto_mapping", "ensure_weight_tying", "megatron_config", "megatron_core", "peft_type"}),
-        (TrainingArguments, {"debug", "disable_tqdm", "log_level", "skip_memory_metrics"}),
+        (TrainingArguments, {"ddp_static_graph", "skip_memory_metrics", "trackio_space_id"}),
     ],
 )
 def test_arguments_of_the_installed_versions_are_answered(theirs, unanswered):

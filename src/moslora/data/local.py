@@ -3,9 +3,10 @@
 Two layouts: a folder ``<llm_adapters_name>/{train,test,dev}.json[l]`` like LLM-Adapters' ``dataset/``, or one file of
 mixed rows, also as CSV or Parquet (`moslora.data.row_files`). An instruction is parsed into its question and choices by
 the exact templates. SIQA, ARC and OpenBookQA share one template, so in a mixed file their rows need the extra key
-``task``. Without it, and with any other text, a row stays a bare instruction, which can be trained on but not scored. A
-row of ``prompt`` and ``completion``, or of ``messages``, is read in the same way, except that it names no answer that
-its output could contradict.
+``task``. Without it, and with any other text, a row stays a bare instruction, which can be trained on but not scored.
+Rows of two texts are read in the same way, except that they name no answer that their output could contradict: Alpaca's
+(no ``answer``, and ``input`` may have a text), ``prompt`` and ``completion``, ``messages``, and ShareGPT's
+``conversations``.
 """
 
 import re
@@ -23,6 +24,9 @@ from moslora.tasks import COMMONSENSE, INSTRUCTION, SAME_INSTRUCTION, Example, T
 
 _ANSWER_FORMAT = re.compile(r"Answer format: ([^\s/]+(?:/[^\s/]+)+)\s*\Z")
 """End of an instruction that lists the names of its options."""
+
+_UNREAD = ("history", "system", "tools")
+"""Columns of other programs whose text would have to be part of the prompt."""
 
 
 def find_file(folder: Path, task: Task, split: Split) -> Path | None:
@@ -86,8 +90,6 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
     (texts.instruction + texts.output + texts.answer).encode()
     if not (texts.instruction.strip() and texts.output.strip()):
         raise ValueError("instruction or output is empty; remove the row")
-    if row.get("input"):
-        raise ValueError('"input" must be empty; move its text into the instruction')
     named = _named_task(row, task)
     candidates: Sequence[str] = COMMONSENSE
     if named is not None:
@@ -138,22 +140,53 @@ class _Texts:
 
 
 def _texts(row: dict[str, Any]) -> _Texts:
-    """The texts of a row of LLM-Adapters, of ``prompt`` and ``completion``, or of ``messages`` (a user's, the
-    assistant's)."""
-    match row:
-        case {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}:
-            return _spoken({"the user's content": asked, "the assistant's content": answered})
-        case {"messages": _}:
-            raise ValueError("messages: must be one of role user and one of role assistant, in this order")
-        case {"prompt": _, "completion": _}:
-            return _spoken({"prompt": row["prompt"], "completion": row["completion"]})
-        case {"prompt": _} if "instruction" not in row:
-            raise ValueError("completion: missing; a row has prompt and completion")
+    """The texts of a row of LLM-Adapters, or of a row of two texts."""
+    two = _two_texts(row)
+    if two is not None:
+        unread = [key for key in _UNREAD if row.get(key)]
+        if unread:
+            raise ValueError(
+                f"{', '.join(unread)}: not read; put what is needed into the question, or remove the column"
+            )
+        return _spoken(two)
     missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
     if missing:
-        kinds = "instruction, input, output, answer; or prompt, completion; or messages"
+        kinds = (
+            "instruction, input, output, and an answer or none; or prompt, completion; or messages; or conversations"
+        )
         raise ValueError(f"{', '.join(missing)}: missing or not text; a row has {kinds}")
+    if row.get("input"):
+        raise ValueError('"input" must be empty beside an answer; move its text into the instruction')
     return _Texts(row["instruction"], row["output"], row["answer"])
+
+
+def _two_texts(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What is asked and what is answered, by their names in messages; ``None`` for a row of other columns."""
+    match row:
+        case {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}:
+            return {"the user's content": asked, "the assistant's content": answered}
+        case {"messages": _}:
+            raise ValueError("messages: must be one of role user and one of role assistant, in this order")
+        case {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]}:
+            return {"the human's value": asked, "gpt's value": answered}
+        case {"conversations": _}:
+            raise ValueError("conversations: must be one from human and one from gpt, in this order")
+        case {"prompt": asked, "completion": answered}:
+            return {"prompt": asked, "completion": answered}
+        case {"prompt": _} if "instruction" not in row:
+            raise ValueError("completion: missing; a row has prompt and completion")
+        case {"instruction": str(instruction), "output": answered} if "answer" not in row:
+            return {"instruction and input": _with_input(instruction, row.get("input")), "output": answered}
+    return None
+
+
+def _with_input(instruction: str, text: Any) -> str:
+    """Alpaca's question: the instruction and, on a line of its own, its ``input``, as LLaMA-Factory joins them."""
+    if not text:
+        return instruction
+    if not isinstance(text, str):
+        raise ValueError("input: not text")
+    return f"{instruction}\n{text}"
 
 
 def _spoken(texts: dict[str, Any]) -> _Texts:

@@ -192,7 +192,10 @@ def local_path(source: str) -> Path | None:
         return None
     path = os.path.expanduser(source)  # not a Path, whose empty one is the working folder
     if not os.path.exists(path):
-        raise UsageError(f"source {source!r}: must be wheel, hub, {MIXTURE}, or an existing file or folder")
+        raise UsageError(
+            f"source {source!r}: must be wheel, hub, {MIXTURE}, or an existing file or folder; save another data set of"
+            " the hub as a file first (docs/coming-from.md, Bring rows)"
+        )
     return Path(path)
 
 

@@ -107,7 +107,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "tasks.NAME.match": ("predict_with_generate",),
     "tasks.NAME.max_new_tokens": ("eval_max_new_tokens", "generation_max_length", "max_new_tokens"),
     "evaluation.batch_tokens": ("batch_size_val", "eval_batch_size", "per_device_eval_batch_size"),
-    "evaluation.beams": ("generation_num_beams", "num_beams"),
+    "evaluation.beams": ("eval_num_beams", "generation_num_beams", "num_beams"),
     "tracking.to": ("metric_logger", "report_to", "use_mlflow", "use_tensorboard", "use_wandb"),
     "tracking.project": ("mlflow_experiment_name", "wandb_project"),
 }
@@ -200,7 +200,7 @@ NONE_HERE: Mapping[str, tuple[str, ...]] = {
         "excess_length_strategy",
         "truncation_mode",
     ),
-    "rows are always drawn in random order, by seed": ("shuffle", "shuffle_merged_datasets"),
+    "rows are always drawn in random order, by seed": ("shuffle", "shuffle_dataset", "shuffle_merged_datasets"),
     "rows are encoded once, and kept in the cache": (
         "dataloader_drop_last",
         "dataloader_in_order",
@@ -215,6 +215,7 @@ NONE_HERE: Mapping[str, tuple[str, ...]] = {
         "dataset_prepared_path",
         "dataset_processes",
         "overwrite_cache",
+        "preprocessing_batch_size",
         "preprocessing_num_workers",
         "remove_unused_columns",
         "skip_prepare_dataset",
@@ -227,6 +228,7 @@ NONE_HERE: Mapping[str, tuple[str, ...]] = {
     ),
     "the loss is on the answer of each row, and the end-of-sequence token follows it": (
         "instruction_part",
+        "ignore_pad_token_for_loss",
         "mask_history",
         "response_part",
         "train_on_eos",
@@ -276,6 +278,7 @@ NONE_HERE: Mapping[str, tuple[str, ...]] = {
         "lora_mlp_kernel",
         "lora_o_kernel",
         "lora_qkv_kernel",
+        "plugins",
         "sdp_attention",
         "tf32",
         "torch_compile",
@@ -389,6 +392,16 @@ NONE_HERE: Mapping[str, tuple[str, ...]] = {
         "hub_strategy",
         "push_to_hub",
     ),
+    "loss, speed and peak memory are always printed, and written into metrics.jsonl": (
+        "debug",
+        "disable_tqdm",
+        "include_num_input_tokens_seen",
+        "log_level",
+        "log_peak_memory_stats",
+        "profiler",
+    ),
+    "a loss that is not finite ends the run": ("loss_watchdog_patience", "loss_watchdog_threshold"),
+    "unknown keys are always errors": ("strict",),
     "log in with hf auth login; a token does not belong in a recipe": ("hf_hub_token", "hub_token", "token"),
     "a recipe trains; moslora merge RUN writes a model for your server (docs/serving.md)": (
         "fast_inference",
