@@ -248,7 +248,7 @@ NONE_HERE: Mapping[str, tuple[str, ...]] = {
         "tokens",
     ),
     "the model's class and context length are those of its config": ("base_model_config", "model_type", "rope_scaling"),
-    "the optimizer is always AdamW; set training.learning_rate, weight_decay, betas and eps": (
+    "the optimizer is always AdamW with states in float32; set training.learning_rate, weight_decay, betas and eps": (
         "optim",
         "optim_args",
         "optim_target_modules",
