@@ -193,6 +193,16 @@ def test_without_the_bases_answers_to_these_questions_there_is_no_share(tmp_path
             found.within(Margin(0.2, of_gain=True))
 
 
+def test_a_row_without_a_gain_stays_in_its_columns(experiment: Path) -> None:
+    """Of a base beside arms that have one."""
+    runs = [experiment / "runs" / name for name in ("lora-2", "same-2")]
+    untrained = runs[0] / "eval" / "cloze-cloze-float32-base"
+    (head, *rows), *_ = tables(compare_paths([runs[0], untrained, runs[1]]))
+    by_arm = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert [bool(by_arm[arm]["gain over base, 95 % interval"]) for arm in by_arm] == [True, False, True]
+    assert by_arm["lora-2"]["difference"] == "" and by_arm["base"]["difference"].startswith("-")
+
+
 def test_a_base_itself_has_no_gain() -> None:
     found = compare_arms([Arm("base", {None: base()}), Arm("tuned", {0: drawn(0, gain=0.2)})])
     assert found.main is not None and found.main.gains is None

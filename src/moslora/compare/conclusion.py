@@ -107,40 +107,32 @@ def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Co
     averages = {"macro": MACRO, "micro": MICRO}
     if len(tasks) == 1:
         averages = {tasks[0]: tasks[0]}
-    gains = []
-    if any(contrast.gains for contrast, _ in found):
-        gains.append(title_of_gain(comparison.unit))
-    rows = [[columns[0], "seeds", *averages, *gains, "difference", *columns[1:]]]
+    titles = [columns[0], "seeds", *averages]
+    with_gains = any(contrast.gains is not None for contrast, _ in found)
+    if with_gains:
+        titles.append(title_of_gain(comparison.unit))
+    rows = [[*titles, "difference", *columns[1:]]]
     for before, together in groupby(found, key=lambda pair: pair[0].before):
-        rows.append(_row_of_first(comparison, before, found, averages=averages.values(), empty=len(columns)))
+        own = [contrast for contrast, _ in found if contrast.before == before]
+        most = max(own, key=lambda contrast: (contrast.seeds, contrast.gains is not None))
+        runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
+        levels = _levels(most, 0, averages.values(), with_gain=with_gains)
+        rows.append([before, str(min(runs, most.seeds)), *levels, *[""] * len(columns)])
         for contrast, cells in together:
-            levels = [contrast.unit.level(contrast.means[name][1]) for name in averages.values()]
+            levels = _levels(contrast, 1, averages.values(), with_gain=with_gains)
             difference = contrast.unit.change(contrast.effects[MACRO].difference)
-            gained = _gains_in_words(contrast)[1:]
-            rows.append([contrast.after, str(contrast.seeds), *levels, *gained, difference, *cells])
+            rows.append([contrast.after, str(contrast.seeds), *levels, difference, *cells])
     return rows
 
 
-def _row_of_first(
-    comparison: Comparison,
-    before: str,
-    found: Sequence[tuple[Contrast, list[str]]],
-    *,
-    averages: Iterable[str],
-    empty: int,
-) -> list[str]:
-    """The row of the arm that others are held against, in its contrast of the most seeds."""
-    own = [contrast for contrast, _ in found if contrast.before == before]
-    most = max(own, key=lambda contrast: contrast.seeds)
-    runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
-    levels = [most.unit.level(most.means[name][0]) for name in averages]
-    gained = _gains_in_words(most)[:1]
-    return [before, str(min(runs, most.seeds)), *levels, *gained, *[""] * empty]
-
-
-def _gains_in_words(contrast: Contrast) -> list[str]:
-    """What both arms gained over their base, each with its interval; empty if the base's answers are not known."""
-    return [gain_in_words(gain, contrast.unit) for gain in contrast.gains or ()]
+def _levels(contrast: Contrast, arm: int, averages: Iterable[str], *, with_gain: bool) -> list[str]:
+    """The means of the first (0) or the second arm (1), and ``with_gain`` what it gained over the base."""
+    cells = [contrast.unit.level(contrast.means[name][arm]) for name in averages]
+    if not with_gain:
+        return cells
+    if contrast.gains is None:
+        return [*cells, ""]
+    return [*cells, gain_in_words(contrast.gains[arm], contrast.unit)]
 
 
 def lines(comparison: Comparison) -> list[str]:
@@ -175,9 +167,9 @@ def _about_contrast(main: Contrast, margin: Margin) -> list[str]:
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval over"
         f" {_drawn([main])} {unit.range(effect.interval)}, {_p_in_words(effect.p)}"
     ]
-    gained = _gains_in_words(main)
-    if gained:
-        found.append(f"{title_of_gain(unit)}: {main.before} {gained[0]}, {main.after} {gained[1]}")
+    if main.gains is not None:
+        of_before, of_after = [gain_in_words(gain, unit) for gain in main.gains]
+        found.append(f"{title_of_gain(unit)}: {main.before} {of_before}, {main.after} {of_after}")
     if margin.known:
         found.append(_equality(main, margin))
     smallest = unit.change(effect.detectable).lstrip("+")
