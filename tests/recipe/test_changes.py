@@ -105,6 +105,7 @@ tasks.mine.response                resume   -     remade   group   -        -
 tasks.mine.max_new_tokens          resume   -     remade   group   -        -
 tasks.mine.stop                    resume   -     remade   group   -        -
 tasks.mine.context                 resume   -     remade   group   -        -
+tasks.mine.cluster                  -        -     -        -       -        -
 tasks.mine.instruction             resume   -     remade   group   -        -
 tasks.mine.label                   resume   -     remade   group   -        -
 tasks.mine.cloze                   resume   -     remade   group   -        -
