@@ -93,9 +93,16 @@ def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(
         quickstart(out=tmp_path)
 
 
-@pytest.mark.parametrize(("right", "says"), [(60, "tuned is above base"), (31, "neither a difference")])
+@pytest.mark.parametrize(
+    ("size", "right", "says"),
+    [
+        ("full", 60, "tuned is above base"),
+        ("full", 31, "neither a difference"),
+        ("third", 60, "tuned is above base"),
+    ],
+)
 def test_it_ends_with_what_can_be_concluded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: int, says: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: SizeName, right: int, says: str
 ) -> None:
     """The base answers 30 of 80 questions rightly, the tuned model ``right``."""
 
@@ -114,10 +121,14 @@ def test_it_ends_with_what_can_be_concluded(
     monkeypatch.setattr(module, "trained_tokens_per_second", lambda recipe: 1e6)
     monkeypatch.setattr(module, "open_target", lambda target, base: base)
     monkeypatch.setattr(module, "evaluate_target", results)
-    table, lines = quickstart(out=(out := tmp_path / "my run"))
+    monkeypatch.setattr(module, "gpus", lambda: 0)
+    table, lines = quickstart(out=(out := tmp_path / "my run"), size=size)
     assert table[0][:5] == ["task", "n", "majority", "base", "tuned"]
     assert table[1][:6] == ["obqa", "80", "100.0", "37.5", f"{right / 0.8:.1f}", f"{(right - 30) / 0.8:+.2f}"]
-    assert lines[-6].startswith(f"Conclusion: {says}") and "not shown to be above the majority class" in lines[-7]
+    assert lines[-6].startswith(f"Conclusion: {says}")
+    assert ("log p of the right option" in lines[0]) == (size == "third")
+    assert any("nats" in line for line in lines) == (size == "third")
+    assert any("not shown to be above the majority class" in line for line in lines) == (size == "full")
     group, commands = typer.main.get_command(app), [shlex.split(line, comments=True) for line in lines[-4:]]
     assert [words[:2] for words in commands] == [["moslora", name] for name in ("ask", "compare", "eval", "train")]
     for words in commands:

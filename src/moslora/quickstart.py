@@ -51,9 +51,11 @@ def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[st
     shown = compare_arms([base, tuned], outcome="accuracy")
     concluded = shown
     outcome = size_of(recipe).outcome
+    about = []
     if outcome != "accuracy":
         concluded = compare_arms([base, tuned], outcome=outcome)
-    return tables(shown)[-1], [*lines(concluded), *_try_next(out, outcome)]
+        about = ["above: accuracy in percent; below: log p of the right option, in which fewer questions show a gain"]
+    return tables(shown)[-1], [*about, *lines(concluded), *_try_next(out, outcome)]
 
 
 def _train(run: Run, size: SizeName | None) -> Recipe:

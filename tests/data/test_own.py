@@ -257,7 +257,7 @@ def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypa
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     file = declare(tmp_path, f"triage: {TRIAGE}")
     (tmp_path / "triage.jsonl").unlink()
-    with pytest.raises(UsageError, match=in_order("triage.jsonl: no such file", "train", "task triage")):
+    with pytest.raises(UsageError, match=in_order("triage.jsonl: no such file", "task triage", "train rows")):
         load_training(resolve_tasks(str(file)), source="wheel")
 
 

@@ -93,6 +93,23 @@ def test_overrides_of_one_mixer_come_in_any_order(write, order):
 
 
 @pytest.mark.parametrize(
+    ("text", "line", "fix"),
+    [
+        ("tasks:\n  mine:\n    train: a\n   question: b", 4, "indent the line like its neighbours"),
+        ("extends:\n  - a\n - b", 3, "indent the line like its neighbours"),
+        ("seed: 1\n  name: a", 2, "indent the line like its neighbours, or quote a text with a colon"),
+        ("tasks:\n  mine:\n    cloze: The answer: x", 3, "quote a text with a colon"),
+        ("model:\n\tname: x", 2, "indent with spaces, not tabs"),
+        ("tasks:\n  mine:\n    question: {{premise}}", 3, "quote a text that begins with {{"),
+    ],
+)
+def test_usual_slips_in_yaml_are_answered_with_the_fix(write, text, line, fix):
+    (fault,) = faults(write(a=text))
+    assert fault.startswith(f"a.yaml: is not YAML: line {line}, column ")
+    assert fault.endswith(fix)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: {name: x\nseed: 1", "is not YAML: line 2, column 5: "),

@@ -118,6 +118,6 @@ def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
     has_logs = any(path.is_file() for path in paths)  # which are compared with logs alone
     for path in paths:
         if not (path.exists() or is_run(path) or is_evaluation(path)):
-            raise UsageError(f"{path}: no such file or folder")
+            raise UsageError(f"{path}: no such file or folder; moslora runs lists the runs")
         if is_run(path) and not has_logs:
             Run(path).evaluation(evaluation)

@@ -77,7 +77,7 @@ def _find_at(path: Path, *, evaluation: str | None, read: Read) -> list[Compared
     if not runs and path.exists():
         raise UsageError(f"{path}: no evaluated run here")
     if not runs:
-        raise UsageError(f"{path}: no such file or folder")
+        raise UsageError(f"{path}: no such file or folder; moslora runs lists the runs")
     found = []
     for folder, arm in runs.items():
         if folder in diverged:

@@ -106,8 +106,8 @@ def _own_file(task: Task, split: Split) -> Path:
     path = Path(os.path.expanduser(task.splits[split]))
     if not path.is_file():
         raise UsageError(
-            f"{path}: no such file; task {task.name} needs it for its {split} rows (paths in a recipe are relative to"
-            " the file that declares the task; in runs of earlier versions, to the folder of the training)"
+            f"{path}: no such file; task {task.name} needs it for its {split} rows"
+            " (a path is relative to the file that declares the task)"
         )
     return path
 

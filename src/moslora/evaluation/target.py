@@ -78,7 +78,10 @@ class Target:
         protocol = typed.get("protocol")
         format = typed.get("format")
         if self.recipe is None and not (protocol or format):
-            note(f"no recipe says how to ask this model, so it is asked by protocol {own.protocol} (set by --protocol)")
+            note(
+                f"no recipe says how to ask this model, so it is asked by protocol {own.protocol};"
+                " --protocol chooses another"
+            )
         chosen = choose(Asked(own.protocol, own.format), protocol=protocol, format=format)
         refuse_beams(typed.get("beams"), chosen.protocol)
         self._note_other(chosen, protocol=protocol, format=format)

@@ -10,6 +10,15 @@ import yaml
 # YAML 1.2 (core schema, section 10.3.2) requires neither.
 _EXPONENT_FLOAT = re.compile(r"^[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$")
 
+# What a part of PyYAML's message usually means in a recipe.
+_FIXES = {
+    "found '<block mapping start>'": "indent the line like its neighbours",
+    "found '<block sequence start>'": "indent the line like its neighbours",
+    "mapping values are not allowed here": "indent the line like its neighbours, or quote a text with a colon",
+    "found character '\\t'": "indent with spaces, not tabs",
+    "found unhashable key": "quote a text that begins with {{",
+}
+
 
 class _Loader(yaml.SafeLoader):
     """Reads the floats of YAML 1.2 and every key as text; refuses repeated keys, anchors and aliases."""
@@ -56,7 +65,7 @@ def parse(text: str) -> Any:
     """Read one YAML document.
 
     Raises:
-        ValueError: not YAML, or not printable; one line, with the position in the text.
+        ValueError: not YAML, or not printable; one line, with the position in the text and, for usual slips, the fix.
     """
     try:
         value = yaml.load(text, _Loader)
@@ -65,7 +74,7 @@ def parse(text: str) -> Any:
         return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = error.problem or error.context
+        problem = _with_fix(error.problem or error.context or "")
         if mark:
             problem = f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
         raise ValueError(problem) from error
@@ -73,6 +82,14 @@ def parse(text: str) -> Any:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _with_fix(problem: str) -> str:
+    """PyYAML's message, and the fix if there is a usual one."""
+    for part, fix in _FIXES.items():
+        if part in problem:
+            return f"{problem}; {fix}"
+    return problem
 
 
 def render(values: dict[str, Any]) -> str:
