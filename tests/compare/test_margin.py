@@ -83,6 +83,7 @@ def test_the_arms_are_equal_where_the_interval_is_within_the_margin(outcome: str
     back = contrast(after, before, difficulty, outcome)
     assert p_unequal(back, Margin(0.2, of_gain=True)) != p_unequal(found, Margin(0.2, of_gain=True)), "of another gain"
     flat = contrast(difficulty + 0 * before, after, difficulty, outcome)
+    assert p_unequal(replace(found, base={}), Margin(9, of_gain=True)) == 1, "the gain is not known"
     assert share_interval(flat) == (-np.inf, np.inf) and p_unequal(flat, Margin(0.9, of_gain=True)) > LEVEL
 
 

@@ -24,9 +24,12 @@ MOST = 100.0
 
 
 def p_unequal(contrast: Contrast, margin: Margin) -> float:
-    """p of a difference of the margin or more: the larger of the two one-sided tests'."""
+    """p of a difference of the margin or more: the larger of the two one-sided tests'; 1 for a share of a gain that is
+    not known."""
     if not margin.of_gain:
         return contrast.effects[MACRO].law.beyond(margin.size / contrast.unit.factor)
+    if not contrast.base:
+        return 1.0
     sides = [_side(contrast, margin.size, sign=sign) for sign in (1, -1)]
     return max(side.below(0) for side in sides)
 

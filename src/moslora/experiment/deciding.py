@@ -57,7 +57,7 @@ def standings_in(out: Path, named: Sequence[Names]) -> Standings | None:
     if not any(_can_be_judged(contrast, looks, index) for contrast in named):
         return Standings(named, looks, {})
     with unsaid():
-        found = compare_loaded(load_arms([out]), [out])
+        found = compare_loaded(load_arms([out]), [out]).within(None)  # refuses a share of a gain that is not known
     return Standings(named, looks, decided(found))
 
 
