@@ -7,7 +7,8 @@ import pytest
 from transformers import TrainingArguments
 
 from moslora.recipe import load_recipe, trace_recipe
-from moslora.recipe.elsewhere import BY_VALUE, NONE_HERE, SECRETS, UNITS, VALUES, WORDS, answer
+from moslora.recipe.elsewhere import BY_VALUE, SECRETS, UNITS, VALUES, WORDS, answer
+from moslora.recipe.no_counterpart import NO_COUNTERPART
 from recipe_kit import faults
 
 UNSLOTH = """\
@@ -201,7 +202,7 @@ def test_what_is_answered_exists():
         if equals:
             load_recipe("llama3.2-1b", ["extends=methods/lora", key])
     words = []
-    for named in (*WORDS.values(), *NONE_HERE.values()):
+    for named in (*WORDS.values(), *NO_COUNTERPART.values()):
         words.extend(named)
     assert len(words) == len({*words})
     assert {*BY_VALUE} <= {*words}
