@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.checks.error_rates import LAWS, OWN, found_by_laws
-from benchmarks.checks.worlds import World, in_clusters, lognormal, normal, student, thresholded, with_bad_seeds
+from benchmarks.checks.worlds import Draw, World, in_clusters, lognormal, normal, student, thresholded, with_bad_seeds
 from moslora.compare.statistics import LEVEL
 
 STUDIES = 50
@@ -47,7 +47,7 @@ def test_other_laws_are_wider_or_miss_more() -> None:
 
 
 @pytest.mark.parametrize("draw", [normal, student, lognormal, with_bad_seeds])
-def test_what_is_drawn_has_mean_0_and_variance_1(draw) -> None:
+def test_what_is_drawn_has_mean_0_and_variance_1(draw: Draw) -> None:
     numbers = draw(np.random.default_rng(0), (1_000_000,))
     assert numbers.mean() == pytest.approx(0, abs=0.01)
     assert numbers.var() == pytest.approx(1, rel=0.1)
