@@ -59,8 +59,8 @@ def test_the_components_are_those_of_a_known_world() -> None:
     random = np.random.default_rng(5)
     found = []
     for _ in range(300):
-        effect = effects({"all": drawn(random, (5, 200))}, binary=False)[MACRO]
-        found.append(Components.of(effect, questions=200))
+        law = effects({"all": drawn(random, (5, 200))}, binary=False)[MACRO].law
+        found.append(Components.of(law, questions=200))
     mean = mean_of(found)
     assert mean.seed == pytest.approx(KNOWN.seed, rel=0.12)
     assert mean.question == pytest.approx(KNOWN.question, rel=0.06)

@@ -20,6 +20,7 @@ from moslora.compare.law import Law, Part
 from moslora.compare.sequential import Look, SequentialLaw
 from moslora.compare.statistics import LEVEL, MACRO, effects, holm
 from moslora.experiment.file import Planned
+from moslora.experiment.pilot import Pilot
 from moslora.runs.packed import PackedRun, write_packed
 
 SIZES = dict.fromkeys(("boolq", "arc_easy", "obqa"), 900)
@@ -87,6 +88,15 @@ def test_decided_arms_take_no_more_seeds(file: str, capsys: pytest.CaptureFixtur
     assert "looked at after 4 and 6 seeds" in said and "decided after 4 of 6 seeds: same, far" in said
     code, said, errors = run_cli(capsys, "compare", "runs/e", "--outcome", "accuracy")
     assert code == 0 and "looked at after 4 and 6 seeds" in said, errors
+
+
+def test_runs_that_were_looked_at_serve_as_a_pilot(file: str) -> None:
+    """By the variances of each contrast's last look."""
+    study(file, start=DrawnRuns()).run()
+    components = Pilot(Path("runs/e")).spread("log_probability").components
+    laws = [contrast.effects[MACRO].law.looks[-1].law for contrast in compare_paths([Path("runs/e")]).named]
+    by_both = [law.interaction * (law.seeds.degrees + 1) for law in laws]
+    assert components.both == pytest.approx(np.mean(by_both)) and components.questions == 900
 
 
 def test_a_stopped_experiment_takes_the_same_runs(file: str) -> None:

@@ -8,7 +8,10 @@ from statistics import fmean, median
 
 from moslora.compare.arms import Arm, load_arms
 from moslora.compare.comparison import compare_loaded
+from moslora.compare.contrast import Contrast
 from moslora.compare.find import runs_at
+from moslora.compare.law import Law
+from moslora.compare.sequential import SequentialLaw
 from moslora.compare.statistics import MACRO
 from moslora.console import unsaid
 from moslora.errors import MosloraError, UsageError
@@ -83,7 +86,7 @@ class Pilot:
         """
         with unsaid():
             found = compare_loaded(self._arms, [self.folder], outcome=outcome)
-        contrasts = [contrast for contrast in found.named or found.exploratory if contrast.seeds > 1]
+        contrasts = [contrast for contrast in found.named or found.exploratory if _has_seeds(contrast)]
         if not contrasts:
             raise UsageError(
                 f"{self.folder}: no two arms share two seeds, which it takes to know what a seed changes; choose other"
@@ -93,7 +96,7 @@ class Pilot:
         components = []
         gains = []
         for contrast in contrasts:
-            components.append(Components.of(contrast.effects[MACRO], questions=contrast.questions() / sets))
+            components.append(Components.of(_law_of(contrast), questions=contrast.questions() / sets))
             if contrast.gains is not None:
                 gains.append(abs(contrast.gains[0].difference))
         gain = None
@@ -117,3 +120,16 @@ class Pilot:
             runs=len(timed),
             device=timed[0].get("hardware", {}).get("device", "an unknown device"),
         )
+
+
+def _has_seeds(contrast: Contrast) -> bool:
+    """Whether it tells what a seed changes: several were compared, and if there are looks the first has been."""
+    return contrast.seeds > 1 and contrast.looks != ()
+
+
+def _law_of(contrast: Contrast) -> Law:
+    """The law of its difference; if there were looks, that of the last one alone."""
+    law = contrast.effects[MACRO].law
+    if isinstance(law, SequentialLaw):
+        return law.looks[-1].law
+    return law

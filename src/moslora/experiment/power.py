@@ -25,7 +25,7 @@ from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr
 
 from moslora.compare.law import Law, Part
-from moslora.compare.statistics import POWER, Effect
+from moslora.compare.statistics import POWER
 
 NODES = np.linspace(-6, 6, 25)
 """Standard normal numbers z; Φ(z) is the share at which a χ² is read, and its law's widths are computed."""
@@ -58,13 +58,13 @@ class Components:
     degrees: float
 
     @classmethod
-    def of(cls, effect: Effect, *, questions: float) -> "Components":
+    def of(cls, law: Law, *, questions: float) -> "Components":
         """Those of a difference that was found with several seeds and so many questions of each set."""
-        law = effect.law
+        seeds = law.seeds.degrees + 1
         return cls(
-            seed=max(0.0, law.seeds.variance - law.interaction) * effect.seeds,
+            seed=max(0.0, law.seeds.variance - law.interaction) * seeds,
             question=max(0.0, law.questions.variance - law.interaction),
-            both=law.interaction * effect.seeds,
+            both=law.interaction * seeds,
             questions=questions,
             degrees=law.questions.degrees,
         )
