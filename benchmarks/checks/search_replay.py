@@ -3,7 +3,8 @@
     python -m benchmarks.checks.search_replay runs/article-second
 
 The folder is that of `article-second`, whose runs validate every ten steps. They are handed out one by one to a search
-with other `rate_seeds`, as if they were trained then. Only arms whose runs are all there are searched.
+with other `rate_seeds`, as if they were trained then, until one is asked for that is not finished. Arms are searched
+whose runs with the first two seeds are there.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.tables import markdown
+from benchmarks import DOCS
+from benchmarks.tables import markdown, publish
 from moslora.experiment.file import Experiment, Planned, load_experiment
 from moslora.experiment.keys import RateSeeds
 from moslora.experiment.one_run import is_done, planned_run
@@ -32,6 +34,7 @@ class Replay:
         out: the folder of this one.
         arms: those that are searched.
         taken: run -> the share of its steps that this search asked for.
+        missing: runs that it asked for last, and that are not finished.
     """
 
     experiment: Experiment
@@ -39,12 +42,13 @@ class Replay:
     out: Path
     arms: tuple[str, ...]
     taken: dict[str, float] = field(default_factory=dict)
+    missing: list[Planned] = field(default_factory=list)
 
     def search(self) -> dict[str, float | None]:
-        """Takes the runs, round by round. Returns arm -> the chosen rate."""
+        """Takes the runs, round by round. Returns arm -> the chosen rate, ``None`` where runs are missing."""
         study = Study(self.experiment, self.out, self.arms)
         left = study.search.left()
-        while left:
+        while left and not self.missing:
             for planned in left:
                 self._take(planned)
             study.write_index()
@@ -53,6 +57,9 @@ class Replay:
 
     def _take(self, planned: Planned) -> None:
         """Copies a run as far as it is asked for."""
+        if not is_done(self.source, planned):
+            self.missing.append(planned)
+            return
         then = planned_run(self.source, planned)
         steps = then.facts["steps"]
         last = steps
@@ -85,24 +92,33 @@ def searches(seeds: tuple[int, ...]) -> dict[str, RateSeeds]:
     more = seeds[2:]
     return {
         "every rate with every seed": RateSeeds(every_rate=seeds),
-        "close rates get more seeds": RateSeeds(every_rate=first, close_rates=more),
-        "halved at 1/4 and 1/2": RateSeeds(every_rate=first, halve_at=(0.25, 0.5)),
-        "halved at 1/2, then close rates": RateSeeds(every_rate=first, close_rates=more, halve_at=(0.5,)),
+        "every rate with two seeds": RateSeeds(every_rate=first),
+        "two seeds, then one by one for close rates": RateSeeds(every_rate=first, close_rates=more),
+        "two seeds, halved at 1/2": RateSeeds(every_rate=first, halve_at=(0.5,)),
+        "two seeds, halved at 1/4 and 1/2": RateSeeds(every_rate=first, halve_at=(0.25, 0.5)),
     }
 
 
 def rows_of(source: Path, seeds: tuple[int, ...]) -> list[list[str]]:
     """A row for each search: its runs, their length in whole runs, and the rates."""
     experiment = load_experiment("article-second")
-    arms = finished_arms(experiment, source, seeds)
+    arms = finished_arms(experiment, source, seeds[:2])
     rows = [["search", "runs", "in whole runs", *arms]]
     for title, rate_seeds in searches(seeds).items():
         file = experiment.file.model_copy(update={"rate_seeds": rate_seeds})
         with tempfile.TemporaryDirectory() as folder:
             replay = Replay(replace(experiment, file=file), source, Path(folder), arms)
             chosen = replay.search()
-        rates = [f"{chosen[arm]:g}" for arm in arms]
-        rows.append([title, str(len(replay.taken)), f"{sum(replay.taken.values()):.1f}", *rates])
+        rates = []
+        for arm in arms:
+            rate = chosen[arm]
+            text = "not finished"
+            if rate is not None:
+                text = f"{rate:g}"
+            rates.append(text)
+        runs = len(replay.taken) + len(replay.missing)
+        whole = sum(replay.taken.values()) + len(replay.missing)
+        rows.append([title, str(runs), f"{whole:.1f}", *rates])
     return rows
 
 
@@ -110,9 +126,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", help="of the search, in their order [default: the file's]")
+    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args()
     seeds = given.seeds or load_experiment("article-second").file.rate_seeds.every_rate
-    print(markdown(rows_of(given.folder, tuple(seeds))))
+    table = markdown(rows_of(given.folder, tuple(seeds)))
+    publish(table, DOCS / "experiments.md", "search-replay", print_only=given.print_only)
 
 
 if __name__ == "__main__":
