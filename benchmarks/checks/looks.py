@@ -42,7 +42,7 @@ def laws_at(differences: Sequence[Floats], looks: PlannedLooks, *, binary: bool)
 def sequential(laws: Sequence[Law], looks: PlannedLooks) -> SequentialLaw:
     """After as many looks as there are laws."""
     shares = looks.shares[: len(laws)]
-    return SequentialLaw(laws[-1].difference, [Look(law, share) for law, share in zip(laws, shares, strict=True)])
+    return SequentialLaw.of(laws[-1], [Look(law, share) for law, share in zip(laws, shares, strict=True)])
 
 
 @dataclass

@@ -169,11 +169,12 @@ def test_a_sequential_law_in_closed_form() -> None:
     """Of normal looks: p is the smallest p_j / w_j, and the interval the last look's at its share."""
     first = Law(0.3, Part(0.0, 0.0), Part(0.04, 1e9))
     second = Law(0.1, Part(0.0, 0.0), Part(0.01, 1e9))
-    law = SequentialLaw(0.1, [Look(first, 1 / 3), Look(second, 2 / 3)])
+    law = SequentialLaw.of(second, [Look(first, 1 / 3), Look(second, 2 / 3)])
     p = [2 * stats.norm.sf(0.3 / 0.2) * 3, 2 * stats.norm.sf(0.1 / 0.1) * 1.5]
     assert law.p() == pytest.approx(min(1.0, *p), rel=1e-4)
     assert law.above(0.5) == pytest.approx(min(stats.norm.sf(0.2 / 0.2) * 3, stats.norm.sf(0.4 / 0.1) * 1.5), rel=1e-3)
     assert law.beyond(0.5) == law.above(0.5)
     half = stats.norm.isf(0.05 * 2 / 3 / 2) * 0.1
     assert law.interval(0.05) == pytest.approx((0.1 - half, 0.1 + half), rel=1e-4)
-    assert SequentialLaw(0.1, []).p() == 1.0 and SequentialLaw(0.1, []).interval(0.05) == (-np.inf, np.inf)
+    unseen = SequentialLaw.of(second, [])
+    assert unseen.p() == unseen.above(0.0) == 1.0 and unseen.interval(0.05) == (-np.inf, np.inf)

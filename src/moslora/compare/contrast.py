@@ -99,7 +99,7 @@ class Contrast:
         for look in self.looks:
             first = {task: d[: look.pairs] for task, d in differences.items()}
             looks.append(Look(self._at_once(first).law, look.share))
-        return replace(found, law=SequentialLaw(found.difference, looks))
+        return replace(found, law=SequentialLaw.of(found.law, looks))
 
     def _at_once(self, differences: dict[str, Floats]) -> Effect:
         """`effect_of_one`, as if nobody had looked before."""

@@ -15,7 +15,6 @@ from scipy.optimize import brentq
 from moslora.compare.contrast import Contrast
 from moslora.compare.law import Law
 from moslora.compare.margin import Margin
-from moslora.compare.sequential import SequentialLaw
 from moslora.compare.statistics import LEVEL, MACRO
 from moslora.runs.outcomes import Outcome
 
@@ -108,7 +107,7 @@ def _end(contrast: Contrast, share: float, *, sign: int) -> float:
     return share + float(brentq(excess, 0, far, xtol=1e-5))
 
 
-def _side(contrast: Contrast, share: float, *, sign: int) -> Law | SequentialLaw:
+def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
     """The law of ``share`` · G + ``sign`` · D."""
     if contrast.unit.counts_down:
         share = -share

@@ -28,16 +28,19 @@ class Look:
 
 
 @dataclass(frozen=True)
-class SequentialLaw:
-    """The law of a true difference after some looks; it reads as `Law` does.
+class SequentialLaw(Law):
+    """The law of the last look, whose tests and intervals hold after all.
 
     Attributes:
-        difference: D, as it was found.
         looks: in their order; without any, nothing is known.
     """
 
-    difference: float
-    looks: Sequence[Look]
+    looks: Sequence[Look] = ()
+
+    @classmethod
+    def of(cls, law: Law, looks: Sequence[Look]) -> "SequentialLaw":
+        """``law`` after these looks, of which it is the last."""
+        return cls(law.difference, law.seeds, law.questions, law.interaction, looks)
 
     def interval(self, level: float) -> tuple[float, float]:
         """Of confidence 1 − ``level``, whatever ended the runs."""

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from moslora.compare.flips import sign_flip
 from moslora.compare.law import Law, Part
-from moslora.compare.sequential import SequentialLaw
 
 LEVEL = 0.05
 """The level of every test, two-sided."""
@@ -54,7 +53,7 @@ class Effect:
             each cluster's.
     """
 
-    law: Law | SequentialLaw
+    law: Law
     seeds: int
     exchangeable: Floats = field(repr=False, compare=False)
 

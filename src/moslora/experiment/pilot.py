@@ -10,8 +10,6 @@ from moslora.compare.arms import Arm, load_arms
 from moslora.compare.comparison import compare_loaded
 from moslora.compare.contrast import Contrast
 from moslora.compare.find import runs_at
-from moslora.compare.law import Law
-from moslora.compare.sequential import SequentialLaw
 from moslora.compare.statistics import MACRO
 from moslora.console import unsaid
 from moslora.errors import MosloraError, UsageError
@@ -96,7 +94,7 @@ class Pilot:
         components = []
         gains = []
         for contrast in contrasts:
-            components.append(Components.of(_law_of(contrast), questions=contrast.questions() / sets))
+            components.append(Components.of(contrast.effects[MACRO].law, questions=contrast.questions() / sets))
             if contrast.gains is not None:
                 gains.append(abs(contrast.gains[0].difference))
         gain = None
@@ -125,11 +123,3 @@ class Pilot:
 def _has_seeds(contrast: Contrast) -> bool:
     """Whether it tells what a seed changes: several were compared, and if there are looks the first has been."""
     return contrast.seeds > 1 and contrast.looks != ()
-
-
-def _law_of(contrast: Contrast) -> Law:
-    """The law of its difference; if there were looks, that of the last one alone."""
-    law = contrast.effects[MACRO].law
-    if isinstance(law, SequentialLaw):
-        return law.looks[-1].law
-    return law
