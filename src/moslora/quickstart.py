@@ -51,7 +51,7 @@ def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[st
     shown = compare_arms([base, tuned], outcome="accuracy")
     concluded = shown
     outcome = size_of(recipe).outcome
-    about = []
+    about: list[str] = []
     if outcome != "accuracy":
         concluded = compare_arms([base, tuned], outcome=outcome)
         about = ["above: accuracy in percent; below: log p of the right option, in which fewer questions show a gain"]
