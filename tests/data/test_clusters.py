@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_kit import hub_examples, hub_rows, rows
-from moslora.data.clusters import find_clusters, known_clusters
+from moslora.data.clusters import find_clusters
 from moslora.data.local import example_from_row
 from moslora.data.sources import data_hash, load_examples
 from moslora.errors import UsageError
@@ -20,6 +20,7 @@ from moslora.recipe import resolve_tasks
 from moslora.runs.evaluation import read_evaluation
 from moslora.runs.packed import read_packed
 from moslora.tasks import COMMONSENSE, PASSAGES, Example
+from moslora.tasks.clusters import known_clusters
 
 EXPERIMENTS = Path("docs/experiments")
 

@@ -11,7 +11,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.engine import output_weight
 from moslora.base.identity import packages
-from moslora.data.clusters import Clusters, find_clusters, known_clusters
+from moslora.data.clusters import find_clusters
 from moslora.data.encode import encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
@@ -26,6 +26,7 @@ from moslora.runs.answers import order_key
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import Leaks, Settings, TaskRecord
 from moslora.tasks import Example
+from moslora.tasks.clusters import Clusters, known_clusters
 from moslora.version import __version__
 
 

@@ -113,7 +113,7 @@ class TaskAnswers:
         return len(set(self.clusters or self.ids))
 
     def in_clusters(self, clusters: Mapping[str, str]) -> tuple[str, ...]:
-        """The name of the cluster of each question (`moslora.data.clusters`)."""
+        """The name of the cluster of each question (`moslora.tasks.clusters`)."""
         return tuple(clusters.get(id, id) for id in self.ids)
 
     def only(self, ids: Collection[str]) -> "TaskAnswers":

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from moslora.data.clusters import Clusters, known_clusters
 from moslora.errors import MosloraError
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.packed import packed_run
 from moslora.runs.run import SETTINGS
+from moslora.tasks.clusters import Clusters, known_clusters
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class TaskRecord:
     drift: float | None = None
     leaks: Leaks | None = None  # ``None`` if the training rows are unknown
     asked: int | None = None  # number of questions that the last evaluation asked; ``None`` before it asks
-    # of the questions with an answer (`moslora.data.clusters`); ``None`` if each is alone, as far as is known
+    # of the questions with an answer (`moslora.tasks.clusters`); ``None`` if each is alone, as far as is known
     clusters: Clusters | None = None
 
 

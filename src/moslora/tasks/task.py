@@ -65,7 +65,7 @@ class Example:
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
     wording: Numbered | TrueFalse | OpenEnded | Plain | None = None  # its task's, if that is not among the eight
     # text that it shares with the other questions of its cluster, empty for none; ``None`` where its task does not say
-    # (`moslora.data.clusters`)
+    # (`moslora.tasks.clusters`)
     cluster: str | None = None
 
     @property
