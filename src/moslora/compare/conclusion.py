@@ -22,6 +22,9 @@ from moslora.compare.margin import Margin
 from moslora.compare.statistics import LEVEL, MACRO, MICRO, Member, holm
 from moslora.errors import counted
 
+SCOPE_OF_METHODS = "this base, rows like these, these steps and learning rates"
+"""What a comparison of several seeds is about: each seed may draw rows of its own."""
+
 
 def tables(comparison: Comparison) -> list[list[list[str]]]:
     """The table of the family, if several contrasts were named. Otherwise that of all arms, if there are more than
@@ -256,7 +259,7 @@ def _about_family(comparison: Comparison) -> Iterator[str]:
         yield f"one seed, where others have several, shows nothing of methods (p = 1): {', '.join(alone)}"
     scope = "these models"
     if most_seeds > 1:
-        scope = "this base, these rows, steps and learning rates"
+        scope = SCOPE_OF_METHODS
     yield f"intervals are over {_drawn(named)}; what is concluded holds for {scope}, and no others"
     arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
     for one, member in members_of(comparison):
@@ -315,7 +318,7 @@ def _cannot_be_concluded(main: Contrast, margin: Margin) -> str:
     if main.seeds == 1:
         return "this compares two models: to compare methods, train several seeds"
     if effect.shown or are_equal(main, margin):
-        return "it holds for this base, these rows, steps and learning rates, and no others"
+        return f"it holds for {SCOPE_OF_METHODS}, and no others"
     return f"a difference below {unit.level(effect.detectable)} {unit.unit} may well have been missed"
 
 
