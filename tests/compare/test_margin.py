@@ -211,11 +211,26 @@ def test_a_base_itself_has_no_gain() -> None:
         found.within(Margin(0.2, of_gain=True))
 
 
+def test_a_gain_that_was_a_loss_is_written_as_one(tmp_path: Path) -> None:
+    """A share of it is no margin."""
+    runs = {}
+    for arm in ("lora", "same"):
+        answers = drawn(0, gain=-0.1, sizes=WIDE, arm=arm)
+        runs[arm] = packed(answers, f"adapter.alpha={len(arm)}", base=base(sizes=WIDE))
+    write_packed(tmp_path, runs)
+    found = compare_paths([tmp_path / "runs" / arm for arm in runs], outcome="log_probability")
+    told = "\n".join(lines(found.within(Margin(2.0, of_gain=True))))
+    assert found.main is not None and found.main.gains is not None
+    gain = found.main.gains[0].difference
+    assert gain < -0.05
+    assert f"equal within ±200 % of lora's gain ({gain:.4f} nats): not shown (nor is the gain)" in told
+
+
 def test_margins_as_they_are_typed(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cases = {"20%": Margin(0.2, True), " 5 % ": Margin(0.05, True), "0.01": Margin(0.01), "0": Margin(0)}
+    cases = {"20%": Margin(0.2, True), " 5 % ": Margin(0.05, True), "0.01": Margin(0.01)}
     for text, margin in cases.items():
         assert read_margin(text) == margin
     assert [str(read_margin(text)) for text in ("20%", "12.5%", "0.01")] == ["20%", "12.5%", "0.01"]
-    for text in ("", "%", "a fifth", "-1", "nan", "inf%", "20 percent"):
+    for text in ("", "%", "a fifth", "-1", "0", "0%", "nan", "inf%", "20 percent"):
         code, _, error = run(capsys, "compare", experiment, f"--margin={text}")
         assert code == 2 and says(error, "--margin", "0.01", "20%"), text

@@ -190,6 +190,20 @@ def note_clusters(runs: Sequence[ComparedRun]) -> None:
         found.append(f"{task} {len(codes):,} in {codes.max() + 1:,}")
     if found:
         note_once(f"clusters: {some(found, most=8)}; questions that share a text or a source count together")
+    unlike = _with_other_clusters(runs)
+    if unlike:
+        note(f"other clusters: {some(unlike, separator='; ', most=4)}; of two arms those of the first count")
+
+
+def _with_other_clusters(runs: Sequence[ComparedRun]) -> list[str]:
+    """The tasks whose questions two runs group in different ways, with the first two such runs."""
+    found = {}
+    for task in runs[0].tasks:
+        known = [run for run in runs if run.tasks[task].clusters]
+        for run in known:
+            if run.tasks[task].grouping != known[0].tasks[task].grouping:
+                found.setdefault(task, f"{task} in {run.path} than in {known[0].path}")
+    return list(found.values())
 
 
 def note_predecessors(arms: Sequence[Arm]) -> None:

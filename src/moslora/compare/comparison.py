@@ -95,10 +95,13 @@ class Comparison:
         first = next(arm for arm in self.arms if arm.name == contrast.before)
         run, *_ = first.runs.values()
         told = f"--margin {self.margin}: a share of what {contrast.before} gained over its base"
+        number = "give a number"
+        if self.unit.margin:
+            number += f", such as {self.unit.margin:g}"
         if self.unit.of_runs:
-            return f"{told}, which has no {self.outcome}; give a number, such as {self.unit.margin:g}"
+            return f"{told}, which has no {self.outcome}; {number}"
         if not first.trained or not run.settings.known:
-            return f"{told}, and none is known of {run.path}; give a number, such as {self.unit.margin:g}"
+            return f"{told}, and none is known of {run.path}; {number}"
         return f"{told}, whose answers to these questions are not there; evaluate it: {base_command(run)}"
 
 
@@ -274,7 +277,10 @@ def _with_validation_loss(run: ComparedRun) -> ComparedRun:
     """The run with its validation loss in the place of answers."""
     evaluation = with_validation_loss(run.evaluation)
     if HELD_OUT not in evaluation.tasks:
-        raise UsageError(f"{run.path}: no {VALIDATION_LOSS}, which only a trained run with data.validation_rows has")
+        raise UsageError(
+            f"{run.path}: no {VALIDATION_LOSS}, which only a trained run with data.validation_rows has, in its"
+            " metrics.jsonl"
+        )
     return replace(run, evaluation=evaluation.only({HELD_OUT: [VALIDATION_LOSS]}))
 
 

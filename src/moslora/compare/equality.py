@@ -56,7 +56,7 @@ def in_words(contrast: Contrast, margin: Margin) -> str:
     unit = contrast.unit
     if not margin.of_gain:
         return size_in_words(margin, unit)
-    size = unit.change(abs(_side(contrast, 1, sign=0).difference)).lstrip("+")
+    size = unit.change(_side(contrast, 1, sign=0).difference).lstrip("+")
     of_what = f"{contrast.before}'s gain"
     if unit.of_texts:
         of_what = f"what {contrast.before} forgot"

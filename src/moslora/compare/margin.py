@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-MUST_BE = "must be a number in the unit of the outcome, such as 0.01, or a share of the gain over the base, such as 20%"
+MUST_BE = "must be above 0: a number in the unit of the outcome, such as 0.01, or a share of the gain over the base, such as 20%"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def read_margin(text: str | float) -> Margin:
         size = float(number.removesuffix("%"))
     except ValueError:
         raise ValueError(MUST_BE) from None
-    if not math.isfinite(size) or size < 0:
+    if not math.isfinite(size) or size <= 0:
         raise ValueError(MUST_BE)
     if of_gain:
         size /= 100
