@@ -107,6 +107,20 @@ def test_the_command_says_what_a_file_would_find(capsys: pytest.CaptureFixture[s
     assert code == 2 and errors.count("\n") == 1 and "nowhere" in errors and "--pilot" in errors
 
 
+def test_what_no_power_is_known_of_is_refused_before_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """One arm, an outcome that the pilot does not have, and options of the power of an experiment that would run."""
+    article = "article-second"
+    cases = {
+        (article, "lora", "--power", "--pilot", str(ABLATION)): "none of the comparisons",
+        (article, "--power", "--pilot", str(ABLATION)): "no pilot for nats_per_byte",
+        (article, "--margin", "0.02"): "--margin 0.02: is for --power",
+        (article, "--pilot", str(ABLATION)): "is for --power",
+    }
+    for arguments, message in cases.items():
+        code, said, errors = run(capsys, "experiment", *arguments)
+        assert code == 2 and not said and message in errors and errors.count("\n") == 1, arguments
+
+
 def test_a_runs_scoring_is_timed_by_the_question(finished: Path) -> None:
     cost = Pilot(finished).cost()
     scorings = [Run(path).facts["experiment"]["scoring"] for path in sorted((finished / "runs").iterdir())]

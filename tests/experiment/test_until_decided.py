@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from cli_kit import run as run_cli
 from compare_kit import drawn, packed
 from experiment_kit import FILE, study
 from moslora.compare.comparison import Comparison, compare_paths
-from moslora.compare.conclusion import lines
+from moslora.compare.conclusion import lines, tables
 from moslora.compare.decisions import decided, members_of
-from moslora.compare.index import PlannedLooks, read_index
+from moslora.compare.index import ExperimentIndex, ExperimentRun, PlannedLooks, read_index
 from moslora.compare.law import Law, Part
 from moslora.compare.sequential import Look, SequentialLaw
 from moslora.compare.statistics import LEVEL, MACRO, effects, holm
+from moslora.errors import UsageError
+from moslora.experiment.deciding import standings_in
 from moslora.experiment.file import Planned
 from moslora.experiment.pilot import Pilot
 from moslora.runs.packed import PackedRun, write_packed
@@ -114,6 +117,90 @@ def test_a_stopped_experiment_takes_the_same_runs(file: str) -> None:
         study(file, out, start=again).run()
         assert cut.begun + again.begun == whole.begun
         assert lines(compare_paths([out])) == before
+
+
+def test_another_plan_is_refused_once_it_was_looked_at(file: str) -> None:
+    """Seeds that are added because nothing was decided would be a look whose level is spent."""
+    first = DrawnRuns(stop_after=7)
+    with pytest.raises(RuntimeError):
+        study(file, start=first).run()
+    text = Path(file).read_text(encoding="utf-8")
+    longer = text.replace("4, 5]", "4, 5, 6]")
+    Path(file).write_text(longer, encoding="utf-8")
+    runs = DrawnRuns(stop_after=9)
+    runs.packed |= first.packed
+    with pytest.raises(RuntimeError):  # nothing was looked at so far
+        study(file, start=runs).run()
+    for other in (text, longer.replace("until: decided\nlooks: [4]\n", "")):
+        Path(file).write_text(other, encoding="utf-8")
+        with pytest.raises(UsageError, match=r"seeds: \[0, 1, 2, 3, 4, 5, 6\] with looks after 4, 7 of them.*restore"):
+            study(file, start=DrawnRuns()).run()
+    Path(file).write_text(longer, encoding="utf-8")
+    again = DrawnRuns()
+    again.packed |= runs.packed
+    assert study(file, start=again).run()
+
+
+@pytest.mark.parametrize(("seeds", "looks"), [("[0]", ""), ("[0, 1, 2]", ""), ("[0, 1, 2]", "looks: [3]")])
+def test_a_lone_look_is_none(file: str, seeds: str, looks: str) -> None:
+    text = Path(file).read_text(encoding="utf-8")
+    text = text.replace("seeds: [0, 1, 2, 3, 4, 5]", f"seeds: {seeds}").replace("looks: [4]", looks)
+    Path(file).write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"until: the only look would be after all"):
+        study(file)
+
+
+def looked_at(folder: Path, diverged: dict[str, list[int]], *, seeds: int = 3) -> Path:
+    """Runs of three arms of which these have diverged, looked at after three of six seeds."""
+    folder.mkdir()
+    index = []
+    small_files = {}
+    for arm in ("lora", "same", "far"):
+        for seed in range(seeds):
+            lost = seed in diverged.get(arm, [])
+            name = f"{arm}-{seed}"
+            index.append(ExperimentRun(arm, seed, 1e-3, f"runs/{name}", lost))
+            run = packed(drawn(seed, gain=GAIN[arm], sizes=SIZES, arm=arm), f"adapter.alpha={len(index)}")
+            if lost:
+                run = replace(run, settings={}, answers={})
+            small_files[name] = run
+    write_packed(folder, small_files)
+    looks = PlannedLooks((0, 1, 2, 3, 4, 5), (3, 6))
+    named = (("lora", "same"), ("lora", "far"))
+    ExperimentIndex("e", named[0], "log_probability", tuple(index), named[1:], looks=looks).write(folder)
+    return folder
+
+
+def test_arms_whose_runs_diverged_under_other_seeds_stop_nothing(tmp_path: Path) -> None:
+    """A contrast without a pair counts in the family, and the others are judged as ever."""
+    none = looked_at(tmp_path / "none", {"lora": [0], "same": [1, 2]})
+    found = compare_paths([none])
+    assert found.count == 2 and found.names == [("lora", "far")]
+    assert decided(found) == {("lora", "far"): 3}
+    standings = standings_in(none, (("lora", "same"), ("lora", "far")))
+    assert standings is not None and standings.seeds_wanted("same") == 6 and standings.seeds_wanted("far") == 3
+    alone = looked_at(tmp_path / "alone", {"lora": [0], "same": [1, 2], "far": [1, 2]})
+    named = (("lora", "same"), ("lora", "far"))
+    standings = standings_in(alone, named)
+    assert standings is not None and standings.decided == {}
+
+
+def test_one_pair_decides_nothing(tmp_path: Path) -> None:
+    """Where the other runs diverged, as one seed says nothing of others."""
+    folder = looked_at(tmp_path / "e", {"far": [0, 1]})
+    found = compare_paths([folder])
+    by_arm = {contrast.after: contrast for contrast in found.named}
+    assert by_arm["far"].seeds == 1 and abs(by_arm["far"].effects[MACRO].difference) > 0.05
+    assert ("lora", "far") not in decided(found)
+    alone = compare_paths([folder], contrasts=[("lora", "far")])
+    assert decided(alone) == {}
+
+
+def test_before_the_first_look_nothing_is_concluded(tmp_path: Path) -> None:
+    folder = looked_at(tmp_path / "e", {}, seeds=2)
+    alone = compare_paths([folder], contrasts=[("lora", "far")])
+    told = "\n".join([*lines(alone), *(" ".join(row) for table in tables(alone) for row in table)])
+    assert "Conclusion: none before the first look" in told and "inf" not in told
 
 
 def by_hand(comparison: Comparison, arm: str) -> tuple[list[float], list[float]]:

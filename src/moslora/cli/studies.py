@@ -91,6 +91,9 @@ def experiment(
 
     plan = load_experiment(file)
     chosen = plan.chosen_arms(tuple(arms or ()))
+    for option, value in {"--pilot": pilot, "--margin": margin}.items():
+        if value is not None and not power:
+            raise UsageError(f"{option} {value}: is for --power; add it, or leave {option} out to run the experiment")
     if power:
         _print_power(plan, chosen, pilot or out or RUNS / plan.name, margin=margin)
         return
@@ -260,7 +263,9 @@ def _print_power(plan: "Experiment", arms: Sequence[str], pilot: Path, *, margin
     from moslora.experiment.power_tables import Forecast
 
     forecast = Forecast(plan, arms, Pilot(pilot), margin)
-    _print(forecast.tables(), forecast.lines())
+    tables = list(forecast.tables())
+    lines = list(forecast.lines())  # before anything is printed, as both may be refused
+    _print(tables, lines)
 
 
 def _print(tables: Iterable[list[list[str]]], lines: Iterable[str], *, best: str = "") -> None:

@@ -150,6 +150,15 @@ def pair(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     return [(before.runs[seed], after.runs[seed]) for seed in seeds]
 
 
+def have_pairs(before: Arm, after: Arm) -> bool:
+    """Whether their runs are compared at all, as pairs or `has_own_seeds`. Where those of either arm diverged, they may
+    have no seed in common."""
+    if not are_paired(before, after) or not (before.trained and after.trained):
+        return True
+    one_each = len(before.runs) == len(after.runs) == 1
+    return one_each or not before.runs.keys().isdisjoint(after.runs)
+
+
 def are_paired(before: Arm, after: Arm) -> bool:
     """Whether the runs of these arms are pairs: also those of an untrained model, and one against one."""
     one_each = len(before.runs) == len(after.runs) == 1

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moslora.compare.arms import SEEDS, Arm, all_runs, load_arms
+from moslora.compare.arms import SEEDS, Arm, all_runs, have_pairs, load_arms
 from moslora.compare.comparable import (
     note_clusters,
     note_predecessors,
@@ -148,8 +148,12 @@ def compare_planned(
 ) -> Comparison:
     """`compare_arms` for an experiment's own contrasts; those without runs yet count in their number, too."""
     planned = (index.contrast, *index.others)
-    names = {arm.name for arm in arms}
-    with_runs = [contrast for contrast in planned if names.issuperset(contrast)]
+    by_name = {arm.name: arm for arm in arms}
+    with_runs = []
+    for before, after in planned:
+        has_runs = before in by_name and after in by_name
+        if has_runs and (SEEDS in allowed or have_pairs(by_name[before], by_name[after])):
+            with_runs.append((before, after))
     found = compare_arms(
         arms,
         contrasts=with_runs or planned,
@@ -225,7 +229,8 @@ def compare_arms(
     if not named and len(against_first) == 1:
         named = against_first
     elif len(named) <= 1 and len(against_first) > 1:
-        exploratory = against_first
+        in_pairs = [(one, other) for one, other in against_first if have_pairs(by_name[one], by_name[other])]
+        exploratory = in_pairs or against_first
     return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions, looks=looks)
 
 
@@ -359,8 +364,8 @@ def _natural(shared: Sequence[str]) -> str:
 
 
 def _refuse_unknown_arms(contrasts: Sequence[tuple[str, str]], known: Mapping[str, Arm]) -> None:
-    unknown: list[str] = []
+    unknown: dict[str, None] = {}
     for contrast in contrasts:
-        unknown += [name for name in contrast if name not in known]
+        unknown |= dict.fromkeys(name for name in contrast if name not in known)
     if unknown:
         raise UsageError(f"contrast: no arm {', '.join(unknown)}; must be two among {', '.join(known)}")

@@ -166,6 +166,9 @@ def _about_contrast(main: Contrast, margin: Margin) -> list[str]:
     """The lines about the one contrast that was named, with the conclusion."""
     unit = main.unit
     effect = main.effects[MACRO]
+    if main.looks == ():
+        found = f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit} so far"
+        return [found, "Conclusion: none before the first look at two pairs of runs or more"]
     found = [
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval over"
         f" {_drawn([main])} {unit.range(effect.interval)}, {_p_in_words(effect.p)}"

@@ -39,7 +39,7 @@ def lines_of_looks(comparison: Comparison) -> Iterator[str]:
     at only in the end."""
     if comparison.looks is None:
         return
-    *early, last = comparison.looks.planned.after
+    *early, last = comparison.looks.planned.after  # at least one is early
     after = ", ".join(str(count) for count in early)
     yield (
         f"looked at after {after} and {last} seeds, each with its share of the level, so that intervals and p hold"

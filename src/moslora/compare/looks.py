@@ -57,7 +57,7 @@ class Looks:
         found = []
         for count, share in zip(self.reached(before, after), self.planned.shares, strict=False):
             pairs = sum(seed in seeds for seed in self.planned.seeds[:count])
-            if pairs:  # none where all have diverged
+            if pairs > 1:  # fewer where others have diverged; one pair says nothing of other seeds
                 found.append(LookedAt(pairs, share, count))
         return tuple(found)
 

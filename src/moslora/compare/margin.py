@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass
 
-MUST_BE = "must be above 0: a number in the unit of the outcome, such as 0.01, or a share of the gain over the base, such as 20%"
+MUST_BE = (
+    "must be above 0: a number in the outcome's unit, such as 0.01, or a share of the gain over the base, such as 20%"
+)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,10 @@ def standings_in(out: Path, named: Sequence[Names]) -> Standings | None:
 
 
 def _can_be_judged(contrast: Names, looks: Looks, index: ExperimentIndex) -> bool:
-    """Whether both arms have come to a look, and have answers."""
-    answered = {run.arm for run in index.runs if not run.diverged}
-    return bool(looks.reached(*contrast)) and answered.issuperset(contrast)
+    """Whether both arms have come to a look, and have answers under a seed."""
+    answered: dict[str, set[int]] = {arm: set() for arm in contrast}
+    for run in index.runs:
+        if run.arm in contrast and not run.diverged:
+            answered[run.arm].add(run.seed)
+    before, after = contrast
+    return bool(looks.reached(before, after)) and not answered[before].isdisjoint(answered[after])

@@ -60,6 +60,10 @@ def _faults_of_looks(file: ExperimentFile) -> Iterator[str]:
     """Looks that cannot be taken."""
     if file.looks and file.until is None:
         yield "looks: need until: decided, which says what they are for"
+    planned = file.planned_looks
+    if planned is not None and len(planned.after) == 1:
+        count = len(file.seeds)
+        yield f"until: the only look would be after all {count} seeds; name an earlier one in looks, or add seeds"
     if list(file.looks) != sorted(set(file.looks)):
         yield "looks: must rise, as in [3, 6, 9]"
     too_many = [look for look in file.looks if look > len(file.seeds)]

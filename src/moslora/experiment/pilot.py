@@ -80,10 +80,15 @@ class Pilot:
         first.
 
         Raises:
-            UsageError: no contrast has two seeds.
+            UsageError: the runs do not have the outcome, or no contrast has two seeds.
         """
         with unsaid():
-            found = compare_loaded(self._arms, [self.folder], outcome=outcome)
+            try:
+                found = compare_loaded(self._arms, [self.folder], outcome=outcome)
+            except UsageError as error:
+                raise UsageError(
+                    f"{self.folder}: no pilot for {outcome} ({error}); choose another by --pilot"
+                ) from None
         contrasts = [contrast for contrast in found.named or found.exploratory if _has_seeds(contrast)]
         if not contrasts:
             raise UsageError(

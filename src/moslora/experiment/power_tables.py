@@ -26,12 +26,24 @@ class Forecast:
         arms: those that would run.
         margin: the largest difference of the file's outcome that does not matter; ``None`` for the file's, or else the
             outcome's.
+
+    Raises:
+        UsageError: none of the file's comparisons is between these arms.
     """
 
     experiment: Experiment
     arms: Sequence[str]
     pilot: Pilot
     margin: Margin | None = None
+
+    def __post_init__(self) -> None:
+        named = self.experiment.file.named
+        if not any(set(contrast).issubset(self.arms) for contrast in named):
+            before, after = named[0]
+            raise UsageError(
+                f"{', '.join(self.arms)}: none of the comparisons is among these arms; name both of one, such as"
+                f" {before} {after}, or all"
+            )
 
     @property
     def _level(self) -> float:
@@ -59,8 +71,11 @@ class Forecast:
     def _table(self, outcome: str, spread: Spread, cost: Cost | None) -> list[list[str]]:
         own = self._questions(spread)
         columns = [round(own * share) for share in QUESTIONS]
-        title = f"{outcome}, {spread.unit.unit}: seeds"
-        rows = [[title, *(f"{count:,} questions" for count in columns), "hours"]]
+        titles = [f"{count:,} questions" for count in columns]
+        if spread.unit.of_runs:
+            columns = [round(own)]
+            titles = ["of any number of questions"]
+        rows = [[f"{outcome}, {spread.unit.unit}: seeds", *titles, "hours"]]
         for seeds in sorted({*SEEDS, len(self.experiment.file.seeds)}):
             cells = [self._found(spread, seeds, count) for count in columns]
             rows.append([str(seeds), *cells, self._hours(cost, seeds, own * spread.sets)])

@@ -16,6 +16,7 @@ from statistics import fmean
 
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
+from moslora.compare.looks import looks_of
 from moslora.compare.runs import read_complete
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
@@ -72,6 +73,7 @@ class Study:
             MosloraError: a run failed.
         """
         self.refuse_other_file()
+        self._refuse_other_looks()
         others = self.others()
         if others:
             raise UsageError("\n".join(others))
@@ -157,6 +159,25 @@ class Study:
             f"{self.out}: holds the runs of {name}; choose another folder, such as --out"
             f" {shlex.quote(str(self.out.with_name(folder)))}, or, if this file takes its place, remove"
             f" {self.out / EXPERIMENT}"
+        )
+
+    def _refuse_other_looks(self) -> None:
+        """Refuses other seeds or looks than those by which the experiment was looked at: each look has spent its share
+        of the level."""
+        index = read_index(self.out)
+        if index is None:
+            return
+        looks = looks_of(index)
+        if looks is None or looks.planned == self.experiment.file.planned_looks:
+            return
+        if not any(looks.reached(*contrast) for contrast in (index.contrast, *index.others)):
+            return
+        seeds = ", ".join(str(seed) for seed in looks.planned.seeds)
+        after = ", ".join(str(count) for count in looks.planned.after)
+        raise UsageError(
+            f"{self.out}: was looked at, and the plan was seeds: [{seeds}] with looks after {after} of them; with"
+            " another plan p would not hold; restore until, seeds and looks, or remove"
+            f" {self.out / EXPERIMENT} and take what was found so far as exploratory"
         )
 
     @property
