@@ -336,6 +336,8 @@ def test_seeds_that_have_nothing_in_common_need_no_pairs(capsys: pytest.CaptureF
     assert (
         says(told, "95 % interval over seeds (not paired) and questions", "b is above a") and "sign flips" not in told
     )
+    ((_, *rows),) = tables(compare_arms(arms(a=lora, b=other, c=dict(list(other.items())[:2])), allowed=["seeds"]))
+    assert [row[:2] for row in rows] == [["a", "3"], ["b", "4"], ["c", "2"]], "each arm with all its runs"
     with pytest.raises(UsageError, match="--allow seeds: b has one seed"):
         compare_arms(arms(a=lora, b={7: other[7]}), allowed=["seeds"])
     untrained = compare_arms(arms(base=base(sizes=WIDE), b=other), allowed=["seeds"])

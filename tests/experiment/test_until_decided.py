@@ -88,9 +88,9 @@ def test_decided_arms_take_no_more_seeds(file: str, capsys: pytest.CaptureFixtur
     assert "20 of at most 24 runs" in closing[2]
     code, said, errors = run_cli(capsys, "compare", "runs/e")
     assert code == 0, errors
-    assert "looked at after 4 and 6 seeds" in said and "decided after 4 of 6 seeds: same, far" in said
+    assert "looks after 4 and 6 seeds" in said and "decided after 4 of 6 seeds: same, far" in said
     code, said, errors = run_cli(capsys, "compare", "runs/e", "--outcome", "accuracy")
-    assert code == 0 and "looked at after 4 and 6 seeds" in said, errors
+    assert code == 0 and "looks after 4 and 6 seeds" in said, errors
 
 
 def test_runs_that_were_looked_at_serve_as_a_pilot(file: str) -> None:

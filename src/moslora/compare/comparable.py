@@ -197,7 +197,7 @@ def note_clusters(runs: Sequence[ComparedRun]) -> None:
 
 def _with_other_clusters(runs: Sequence[ComparedRun]) -> list[str]:
     """The tasks whose questions two runs group in different ways, with the first two such runs."""
-    found = {}
+    found: dict[str, str] = {}
     for task in runs[0].tasks:
         known = [run for run in runs if run.tasks[task].clusters]
         for run in known:

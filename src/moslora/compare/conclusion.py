@@ -120,12 +120,18 @@ def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Co
         most = max(own, key=lambda contrast: (contrast.seeds, contrast.gains is not None))
         runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
         levels = _levels(most, 0, averages.values(), with_gain=with_gains)
-        rows.append([before, str(min(runs, most.seeds)), *levels, *[""] * len(columns)])
+        rows.append([before, str(min(runs, _runs(most, 0))), *levels, *[""] * len(columns)])
         for contrast, cells in together:
             levels = _levels(contrast, 1, averages.values(), with_gain=with_gains)
             difference = contrast.unit.change(contrast.effects[MACRO].difference)
-            rows.append([contrast.after, str(contrast.seeds), *levels, difference, *cells])
+            rows.append([contrast.after, str(_runs(contrast, 1)), *levels, difference, *cells])
     return rows
+
+
+def _runs(contrast: Contrast, arm: int) -> int:
+    """Number of runs of the first (0) or the second arm (1); of an untrained model as many as it is held against."""
+    y, *_ = contrast.y.values()
+    return len(y[arm])
 
 
 def _levels(contrast: Contrast, arm: int, averages: Iterable[str], *, with_gain: bool) -> list[str]:
@@ -167,8 +173,8 @@ def _about_contrast(main: Contrast, margin: Margin) -> list[str]:
     unit = main.unit
     effect = main.effects[MACRO]
     if main.looks == ():
-        found = f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit} so far"
-        return [found, "Conclusion: none before the first look at two pairs of runs or more"]
+        so_far = f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit} so far"
+        return [so_far, "Conclusion: none before the first look at two pairs of runs or more"]
     found = [
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval over"
         f" {_drawn([main])} {unit.range(effect.interval)}, {_p_in_words(effect.p)}"

@@ -51,7 +51,7 @@ class Contrast:
         differences = _differences(self.y)
         found = effects(differences, binary=self.unit.binary, clusters=self.clusters)
         if self.looks is not None:
-            found[MACRO] = self.effect_of_one(differences)
+            found[MACRO] = self.macro_effect(differences)
         return found
 
     def questions(self, task: str | None = None) -> int:
@@ -76,20 +76,20 @@ class Contrast:
             return None
         before = {task: y[0] - self.base[task] for task, y in self.y.items()}
         after = {task: y[1] - self.base[task] for task, y in self.y.items()}
-        return self.effect_of_one(before), self.effect_of_one(after)
+        return self.macro_effect(before), self.macro_effect(after)
 
     def effect(self, y: dict[str, tuple[Floats, Floats]]) -> Effect:
         """The macro effect of other outcomes of both arms, as ``y``, to the same questions."""
         if not self.paired:
             return self._unpaired(y)[MACRO]
-        return self.effect_of_one(_differences(y))
+        return self.macro_effect(_differences(y))
 
     def _unpaired(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
         before = {task: of_before for task, (of_before, _) in y.items()}
         after = {task: of_after for task, (_, of_after) in y.items()}
         return effects_unpaired(before, after, binary=self.unit.binary, clusters=self.clusters)
 
-    def effect_of_one(self, differences: dict[str, Floats]) -> Effect:
+    def macro_effect(self, differences: dict[str, Floats]) -> Effect:
         """The macro effect of differences on these questions; task -> shape ``(S, n)``. If there were looks, it is
         judged by all of them; before the first, nothing is known of it."""
         found = self._at_once(differences)
@@ -102,7 +102,7 @@ class Contrast:
         return replace(found, law=SequentialLaw.of(found.law, looks))
 
     def _at_once(self, differences: dict[str, Floats]) -> Effect:
-        """`effect_of_one`, as if nobody had looked before."""
+        """`macro_effect`, as if nobody had looked before."""
         return effects(differences, binary=self.unit.binary, clusters=self.clusters)[MACRO]
 
     def after_looks(self, count: int) -> "Contrast":
@@ -118,7 +118,7 @@ class Contrast:
     def over_majority(self) -> Effect:
         """``after`` minus the majority class, macro, where accuracies are compared."""
         differences = {task: y[1] - self.majority[task] for task, y in self.y.items()}
-        return self.effect_of_one(differences)
+        return self.macro_effect(differences)
 
 
 def _differences(y: dict[str, tuple[Floats, Floats]]) -> dict[str, Floats]:

@@ -39,10 +39,10 @@ def lines_of_looks(comparison: Comparison) -> Iterator[str]:
     at only in the end."""
     if comparison.looks is None:
         return
-    *early, last = comparison.looks.planned.after  # at least one is early
+    *early, last = comparison.looks.planned.after
     after = ", ".join(str(count) for count in early)
     yield (
-        f"looked at after {after} and {last} seeds, each with its share of the level, so that intervals and p hold"
+        f"looks after {after} and {last} seeds, each with its share of the level, so that intervals and p hold"
         " whichever look ended a contrast"
     )
     yield from decisions_in_words(comparison.names, decided(comparison), seeds=last)

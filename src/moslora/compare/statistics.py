@@ -49,8 +49,8 @@ class Effect:
     Attributes:
         law: of the true difference, in units of the outcome.
         seeds: pairs of runs, S.
-        exchangeable: what sign flips change the sign of, and D is the sum of: each seed's share of D; with one seed
-            each cluster's.
+        exchangeable: each seed's share of D, with one seed each cluster's. They add up to D, and sign flips change
+            their signs.
     """
 
     law: Law
