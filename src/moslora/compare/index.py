@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
+from moslora.compare.margin import read_margin
 from moslora.errors import MosloraError, first_line
 from moslora.files import write_text
 from moslora.runs.outcomes import OutcomeName
@@ -14,6 +16,14 @@ EXPERIMENT = "experiment.json"
 
 WHERE_NEEDED = ("rate_noise", "margin", "looks")
 """What is written only where an experiment's file asks for it."""
+
+
+def _as_typed(text: str) -> str:
+    return str(read_margin(text))
+
+
+MarginText = Annotated[str, AfterValidator(_as_typed)]
+"""A margin as it is typed, for pydantic."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +57,18 @@ class PlannedLooks:
     Attributes:
         seeds: of its scored runs, in their order.
         after: after how many of them it is looked at, the last time after all.
+
+    Raises:
+        ValueError: the looks do not rise, or do not end with all seeds.
     """
 
     seeds: tuple[int, ...]
     after: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rising = list(self.after) == sorted({*self.after})
+        if not rising or self.after[-1:] != (len(self.seeds),) or self.after[0] < 1:
+            raise ValueError("looks must rise, and end after all seeds")
 
     @property
     def shares(self) -> list[float]:
@@ -81,7 +99,7 @@ class ExperimentIndex:
     others: tuple[tuple[str, str], ...] = ()
     file: str = ""
     rate_noise: RateNoise | None = None
-    margin: str | None = None
+    margin: MarginText | None = None
     looks: PlannedLooks | None = None
 
     def write(self, folder: Path) -> None:

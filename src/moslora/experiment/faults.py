@@ -60,8 +60,7 @@ def _faults_of_looks(file: ExperimentFile) -> Iterator[str]:
     """Looks that cannot be taken."""
     if file.looks and file.until is None:
         yield "looks: need until: decided, which says what they are for"
-    planned = file.planned_looks
-    if planned is not None and len(planned.after) == 1:
+    if file.until is not None and not file.early_looks:
         count = len(file.seeds)
         yield f"until: the only look would be after all {count} seeds; name an earlier one in looks, or add seeds"
     if list(file.looks) != sorted(set(file.looks)):

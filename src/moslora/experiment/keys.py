@@ -134,10 +134,14 @@ class ExperimentFile(Section):
         """The looks, the last of which is after all seeds; ``None`` if there is only that one."""
         if self.until is None:
             return None
+        return PlannedLooks(self.seeds, (*self.early_looks, len(self.seeds)))
+
+    @property
+    def early_looks(self) -> list[int]:
+        """The looks before the last one, by their number of seeds."""
         count = len(self.seeds)
         named = self.looks or range(EVERY, count, EVERY)
-        before_all = [look for look in named if look < count]
-        return PlannedLooks(self.seeds, (*before_all, count))
+        return [look for look in named if look < count]
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:
