@@ -93,7 +93,7 @@ def test_what_is_not_done_is_left_out_and_an_experiment_without_runs_is_not_pack
     unfinished.unlink()
     told = list(pack_runs(study("e.yaml"), Path("packed")))
     errors = "".join(capsys.readouterr())
-    assert "3 runs" in told[0] and "not done, and left out: lora-0.03-1" in errors
+    assert "3 runs" in told[0] and "not done and left out: lora-0.03-1" in errors
     assert f"{unfinished.parent}: interrupted and left out" in errors
     with pytest.raises(UsageError, match="no runs of this experiment yet"):
         list(pack_runs(study("e.yaml", Path("runs/none")), Path("packed")))

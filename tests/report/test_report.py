@@ -582,7 +582,9 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
     ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs).write(tmp_path / "exp")
     assert [run.arm for run in reported_runs([tmp_path / "exp"])[0]] == ["plain", "plain", "mixed", "mixed"]
     found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
-    assert any("mixed against plain: +0.00 points" in cell and "2 seeds" in cell for cell in found.cells)
+    over = "interval over seeds and questions"
+    assert any("mixed against plain: +0.00 points" in cell and over in cell for cell in found.cells)
+    assert any("sign flips over 2 seeds" in cell for cell in found.cells)
     assert {"plain-3", "plain-4", "mixed-3", "mixed-4"} <= {*found.cells}
     both = ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs, (("mixed", "plain"),))
     both.write(tmp_path / "exp")
