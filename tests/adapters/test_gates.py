@@ -221,6 +221,7 @@ def test_routers_read_x_before_dropout() -> None:
     for kind in ("dense", "top-k", "inside"):
         layer = layer_of(kind)
         dropping = AdapterLinear(layer.base, mixer=layer.mixer, scale=SCALE, dropout=0.99).double()
+        nn.init.normal_(dropping.lora_a)  # a new layer holds what the memory held
         seen = []
         hook = layer.mixer.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs))
         x = torch.randn(3, 5, IN, dtype=torch.float64)
