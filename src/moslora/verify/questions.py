@@ -105,7 +105,7 @@ class Asking:
         encoded = self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
         truncated = any(text.truncated for text in encoded)
         rows = [text.ids for text in encoded]
-        if self.protocol.primary == "accuracy_per_character":
+        if self.protocol.divides_scores:
             starts = [text.answer_start for text in encoded]
             characters = tuple(option.characters for option in options)
         else:

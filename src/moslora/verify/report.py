@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moslora.compare.arms import cluster_codes
 from moslora.compare.statistics import MACRO, Effect, effects
 from moslora.errors import counted
 from moslora.files import write_text
@@ -150,17 +151,15 @@ def _effects(run: Evaluation, server: Evaluation) -> dict[str, Effect]:
         if not outcome.always_shown:
             continue
         differences = {}
-        clusters = {}
         for task, answers in server.tasks.items():
             own = run.tasks[task].only(answers.ids)
             if name in answers.outcomes and name in own.outcomes and own.cluster_count > 1:
                 theirs = dict(zip(answers.ids, answers.outcomes[name], strict=True))
                 ours = dict(zip(own.ids, own.outcomes[name], strict=True))
                 differences[task] = np.array([[theirs[id] - ours[id] for id in own.ids]])
-                if own.clusters:
-                    _, clusters[task] = np.unique(own.clusters, return_inverse=True)
         if differences:
-            found[name] = effects(differences, binary=outcome.binary, clusters=clusters)[MACRO]
+            shared = run.only({task: server.tasks[task].ids for task in differences})
+            found[name] = effects(differences, binary=outcome.binary, clusters=cluster_codes([shared]))[MACRO]
     return found
 
 
