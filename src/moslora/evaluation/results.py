@@ -91,6 +91,12 @@ def _plain(value: Any) -> dict[str, Any]:
 def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> Results:
     """All numbers of the answers to these ``tasks``; ``records`` by task, in whose order the tasks are. A task of which
     only outcomes are known, and no answers, has none."""
+    results = scores_of(settings, tasks, records)
+    return replace(results, calibration=calibration([tasks[task] for task in results.tasks]))
+
+
+def scores_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> Results:
+    """`results_of` without the calibration, which takes longer than everything else."""
     scores: dict[str, Score] = {}
     texts: dict[str, TextScore] = {}
     for task, record in records.items():
@@ -105,14 +111,8 @@ def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Ma
     if not scores:
         return results
     averaged = list(scores.values())
-    scored = {task: tasks[task] for task in scores}
-    return replace(
-        results,
-        macro=macro(averaged),
-        micro=micro(averaged),
-        without_leaks=_without_leaks(scored, records),
-        calibration=calibration(scored.values()),
-    )
+    without = _without_leaks({task: tasks[task] for task in scores}, records)
+    return replace(results, macro=macro(averaged), micro=micro(averaged), without_leaks=without)
 
 
 def _without_leaks(tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> WithoutLeaks | None:
