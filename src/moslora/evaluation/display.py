@@ -1,12 +1,14 @@
 """Results as they are printed: a heading, a table, and remarks below it."""
 
+from typing import cast
+
 from moslora.errors import counted
 from moslora.evaluation.leaks import WithoutLeaks
 from moslora.evaluation.percent import NONE, percent, percent_range
 from moslora.evaluation.results import Results
 from moslora.evaluation.scores import Score
 from moslora.evaluation.texts import TextScore
-from moslora.prompts.protocols import PROTOCOLS
+from moslora.prompts.protocols import PROTOCOLS, ProtocolName
 
 
 def heading(results: Results) -> str:
@@ -98,11 +100,10 @@ def on_calibration(results: Results) -> list[str]:
     found = results.calibration
     if found is None:
         return []
-    scored: dict[str, str] = {name: protocol.score for name, protocol in PROTOCOLS.items()}
+    protocol = PROTOCOLS[cast(ProtocolName, results.settings.protocol)]
     text = (
         f"calibration: expected error {found.error:.3f}, confidence {found.confidence:.3f}, accuracy"
-        f" {found.accuracy:.3f}; probabilities are the softmax of the scores of"
-        f" {scored[results.settings.protocol]}"
+        f" {found.accuracy:.3f}; probabilities are the softmax of the scores of {protocol.score}"
     )
     if found.temperature is None or found.error_after is None:
         return [f"{text}; no temperature mends it"]

@@ -78,7 +78,7 @@ def evaluate(
     records = {}
     for task in prepared.tasks:
         leaks = facts.leaks.get(task.name)
-        clusters = _recorded_clusters(task, prepared.settings.data[task.name], journal)
+        clusters = _recorded_clusters(task, journal)
         records[task.name] = TaskRecord(leaks=leaks, asked=_asked(task, journal), clusters=clusters)
     journal.record(records)
     score_missing(prepared.tasks, journal)
@@ -241,10 +241,10 @@ def _open_journal(folder: Path | None, settings: Settings) -> Journal:
     return journal
 
 
-def _recorded_clusters(task: ScoredTask, data: str, journal: Journal) -> Clusters:
-    """The clusters of the questions that are asked now, or have been. Those of a test set are known by its ``data``, a
-    hash of its questions."""
-    clusters = known_clusters().get(data)
+def _recorded_clusters(task: ScoredTask, journal: Journal) -> Clusters:
+    """The clusters of the questions that are asked now, or have been. Those of a test set are known by the hash of its
+    questions."""
+    clusters = known_clusters().get(journal.head.settings.data[task.name])
     if clusters is None:
         clusters = find_clusters(task.questions)
     asked = {example.id for example in task.wanted} | journal.predictions.keys()

@@ -47,8 +47,8 @@ class Journal:
             self.predictions = {prediction.id: prediction for prediction in read_predictions(folder)}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
-        """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one. Of the
-        numbers of questions the last one counts: a smaller limit ends what was interrupted; and so do its clusters."""
+        """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one. The
+        last number of questions counts, as a smaller limit ends what was interrupted; and so do the last clusters."""
         known = dict(self.head.tasks)
         for task, now in tasks.items():
             then = known.get(task, now)
