@@ -132,10 +132,16 @@ SEEDS = "seeds"
 """What ``--allow`` names where the seeds of the arms have nothing to do with each other."""
 
 
+def _by_seed(before: Arm, after: Arm) -> bool:
+    """Whether only their seeds could pair the runs of these arms: not one against one, nor those of an untrained
+    model."""
+    one_each = len(before.runs) == len(after.runs) == 1
+    return before.trained and after.trained and not one_each
+
+
 def pair(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed."""
-    one_each = len(before.runs) == len(after.runs) == 1
-    if one_each or not (before.trained and after.trained):
+    if not _by_seed(before, after):
         ones = list(before.runs.values())
         others = list(after.runs.values())
         count = max(len(ones), len(others))
@@ -153,16 +159,14 @@ def pair(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
 def have_pairs(before: Arm, after: Arm) -> bool:
     """Whether their runs are compared at all, as pairs or `has_own_seeds`. Where those of either arm diverged, they may
     have no seed in common."""
-    if not are_paired(before, after) or not (before.trained and after.trained):
+    if not are_paired(before, after) or not _by_seed(before, after):
         return True
-    one_each = len(before.runs) == len(after.runs) == 1
-    return one_each or not before.runs.keys().isdisjoint(after.runs)
+    return not before.runs.keys().isdisjoint(after.runs)
 
 
 def are_paired(before: Arm, after: Arm) -> bool:
     """Whether the runs of these arms are pairs: also those of an untrained model, and one against one."""
-    one_each = len(before.runs) == len(after.runs) == 1
-    if one_each or not (before.trained and after.trained):
+    if not _by_seed(before, after):
         return True
     return not (before.has_own_seeds or after.has_own_seeds)
 
