@@ -92,10 +92,6 @@ class Effect:
         """Whether there is a difference: `interval` is without 0."""
         return self.p <= LEVEL
 
-    def equivalent(self, margin: float) -> bool:
-        """Whether any difference is smaller than ``margin``: `inner` is within ± ``margin``."""
-        return self.law.beyond(margin) <= LEVEL
-
 
 class Member(NamedTuple):
     """What holds of a contrast, jointly with all others of its family.
