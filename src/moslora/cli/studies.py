@@ -39,7 +39,7 @@ def _margin(text: str) -> Margin:
         raise typer.BadParameter(str(error)) from None
 
 
-MARGIN = typer.Option(
+POWER_MARGIN = typer.Option(
     help="With --power: largest difference that is negligible, as in compare. [default: the file's, or the outcome's]",
     parser=_margin,
     metavar="SIZE",
@@ -76,7 +76,7 @@ def experiment(
         bool, typer.Option("--power", help="Print what the file would find and cost. Nothing is run.")
     ] = False,
     pilot: Annotated[Path | None, PILOT] = None,
-    margin: Annotated[Margin | None, MARGIN] = None,
+    margin: Annotated[Margin | None, POWER_MARGIN] = None,
 ) -> None:
     """Train and score several methods over several seeds.
 
@@ -119,6 +119,30 @@ def experiment(
         raise typer.Exit(1)
 
 
+OUTCOME = typer.Option(
+    "--outcome",
+    "--metric",
+    help="Number to compare per question: accuracy or log_probability (cloze: per character), log_probability_summed,"
+    " brier, nats_per_byte (of texts); validation_loss per run; or a metric of the logs. [default: the first of"
+    " accuracy, acc_norm, acc, exact_match, score, nats_per_byte that all have]",
+)
+MARGIN = typer.Option(
+    metavar="NUMBER|SHARE%",
+    help="Largest negligible difference: a number, or a share of what the first arm gained over its base, such as 20%."
+    " [default: the experiment's, or 0.5 points, 0.01 nats, 0.005 nats per byte]",
+    parser=_margin,
+)
+CLUSTER = typer.Option(
+    metavar="COLUMN",
+    help="Column of logs that groups questions which are not independent, such as doc.passage of lm-eval's."
+    " [default: none]",
+)
+ALLOW = typer.Option(
+    help="Field that may differ: of base, rows, steps or prompt; or seeds, which are then not paired.",
+    metavar="FIELD",
+)
+
+
 @app.command(epilog=examples.COMPARE)
 def compare(
     paths: Annotated[
@@ -136,42 +160,12 @@ def compare(
             metavar="ARM,ARM", help="Comparison named beforehand: the second arm against the first. [default: A,B]"
         ),
     ] = None,
-    outcome: Annotated[
-        str | None,
-        typer.Option(
-            "--outcome",
-            "--metric",
-            help="Number to compare per question: accuracy or log_probability (cloze: per character),"
-            " log_probability_summed, brier, nats_per_byte (of texts); validation_loss per run; or a metric of the"
-            " logs. [default: the first of accuracy, acc_norm, acc, exact_match, score, nats_per_byte that all have]",
-        ),
-    ] = None,
-    margin: Annotated[
-        Margin | None,
-        typer.Option(
-            metavar="NUMBER|SHARE%",
-            help="Largest negligible difference: a number, or a share of what the first arm gained over its base, such"
-            " as 20%. [default: the experiment's, or 0.5 points, 0.01 nats, 0.005 nats per byte]",
-            parser=_margin,
-        ),
-    ] = None,
+    outcome: Annotated[str | None, OUTCOME] = None,
+    margin: Annotated[Margin | None, MARGIN] = None,
     evaluation: Evaluation = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks to compare, separated by commas. [default: all]")] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Column of logs that groups questions which are not independent, such as doc.passage of lm-eval's."
-            " [default: none]",
-        ),
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Field that may differ: of base, rows, steps or prompt; or seeds, which are then not paired.",
-            metavar="FIELD",
-        ),
-    ] = None,
+    cluster: Annotated[str | None, CLUSTER] = None,
+    allow: Annotated[list[str] | None, ALLOW] = None,
 ) -> None:
     """Compare runs, question by question and seed by seed.
 
