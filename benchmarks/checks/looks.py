@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import DOCS
+from benchmarks.checks.error_rates import rate
 from benchmarks.checks.worlds import RUNS, World, estimated, with_tails
 from benchmarks.tables import machine, markdown, publish
 from moslora.compare.comparison import compare_paths
@@ -108,11 +109,6 @@ def errors_table(studies: int) -> str:
             print(world.title, looks.after, *cells[-2:], sep=" | ", flush=True)
         rows.append([world.title, *cells])
     return f"{markdown(rows)}\n\n{studies:,} studies each. {machine()}."
-
-
-def rate(count: float, studies: int) -> str:
-    """A share of the studies in percent."""
-    return f"{100 * count / studies:.1f}"
 
 
 @dataclass
