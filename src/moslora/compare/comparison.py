@@ -213,8 +213,10 @@ def compare_arms(
     outcome, unit = _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
     _refuse_unknown_arms(contrasts, by_name)
-    trained = all_runs([arm for arm in arms if arm.trained])
-    base = base_of_all([run.evaluation for run in trained], read=read_complete)
+    trained = [arm for arm in arms if arm.trained]
+    base = None
+    if len(trained) > 1:  # one alone is held against its base itself
+        base = base_of_all([run.evaluation for run in all_runs(trained)], read=read_complete)
 
     def made(pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         found = []
