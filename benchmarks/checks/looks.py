@@ -196,7 +196,8 @@ def replayed_rows(folder: Path, outcome: str) -> list[list[str]]:
             of_looks = []
             for count in after:
                 first = {task: d[:count] for task, d in differences.items()}
-                of_looks.append(effects(first, binary=contrast.unit.binary)[MACRO].law)
+                effect_by_name = effects(first, binary=contrast.unit.binary, clusters=contrast.clusters)
+                of_looks.append(effect_by_name[MACRO].law)
             laws.append(of_looks)
         taken = decided_by(laws, looks, margin=margin)
         runs = f"{taken.runs} of {4 * len(laws) + 4}"
