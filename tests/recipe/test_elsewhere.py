@@ -7,8 +7,8 @@ import pytest
 from transformers import TrainingArguments
 
 from moslora.recipe import load_recipe, trace_recipe
-from moslora.recipe.elsewhere import BY_VALUE, SECRETS, UNITS, VALUES, WORDS, answer
-from moslora.recipe.no_counterpart import NO_COUNTERPART
+from moslora.recipe.elsewhere import BY_VALUE, UNITS, VALUES, WORDS, answer
+from moslora.recipe.no_counterpart import NO_COUNTERPART, SECRETS
 from recipe_kit import faults
 
 UNSLOTH = """\

@@ -181,9 +181,6 @@ UNITS: Mapping[str, str] = {
 }
 """Our keys that count something else than theirs -> what ours count."""
 
-SECRETS = ("hf_hub_token", "hub_token", "token")
-"""Words whose values no message may show."""
-
 
 def answer(word: str, value: object, section: str) -> str | None:
     """What to do about another program's ``word`` with its ``value``, written in ``section`` (empty at the top level).

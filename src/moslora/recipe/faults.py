@@ -13,8 +13,9 @@ from moslora.choices import FORMER_NAMES
 
 from .adapter import OURS, PEFTS
 from .builtin import printable
-from .elsewhere import SECRETS, UNITS, answer, our_value
+from .elsewhere import UNITS, answer, our_value
 from .layers import KeyPath, Layer, combine_layers, depth, origin_of
+from .no_counterpart import SECRETS
 from .recipe import Recipe
 
 _WORDS = {

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+SECRETS = ("hf_hub_token", "hub_token", "token")
+"""Keys whose values no message may show."""
+
 NO_COUNTERPART: Mapping[str, tuple[str, ...]] = {
     "rows always stand end to end, without padding, and each attends to itself alone": (
         "eval_packing",
@@ -225,7 +228,7 @@ NO_COUNTERPART: Mapping[str, tuple[str, ...]] = {
     ),
     "a loss that is not finite ends the run": ("loss_watchdog_patience", "loss_watchdog_threshold"),
     "unknown keys are always errors": ("strict",),
-    "log in with hf auth login; a token does not belong in a recipe": ("hf_hub_token", "hub_token", "token"),
+    "log in with hf auth login; a token does not belong in a recipe": SECRETS,
     "a recipe trains; moslora merge RUN writes a model for your server (docs/serving.md)": (
         "fast_inference",
         "float8_kv_cache",
