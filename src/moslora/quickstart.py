@@ -16,9 +16,10 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.files import in_use, refuse_used
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
-from moslora.quickstart_sizes import SIZES, OutcomeName, Size, largest_in_time, size_of, trained_tokens_per_second
+from moslora.quickstart_sizes import SIZES, Size, largest_in_time, size_of, trained_tokens_per_second
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.evaluation import Evaluation
+from moslora.runs.outcomes import OutcomeName
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes, worker_processes
 

@@ -3,17 +3,15 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from accelerate import Accelerator
 
 from moslora.choices import SizeName
 from moslora.processes.devices import free_memory
 from moslora.recipe import Recipe
+from moslora.runs.outcomes import OutcomeName
 from moslora.training.loop import accumulate
 from moslora.training.prepare import prepare
-
-OutcomeName = Literal["accuracy", "log_probability"]
 
 SECONDS_TO_CHOOSE = 280
 """Most seconds, by the estimate, of the size that is chosen: five minutes, with a fifteenth to spare."""
