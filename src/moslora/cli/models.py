@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-STOP_AT = typer.Option(
-    help="Save and stop at the first validation after this share of the steps; --resume continues.",
-    min=0,
-    max=1,
-)
-
-
 @app.command(epilog=examples.TRAIN, context_settings=options.ALL_TO_THE_RECIPE)
 def train(
     recipe: options.RecipeName,
@@ -39,7 +32,14 @@ def train(
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    stop_at: Annotated[float | None, STOP_AT] = None,
+    stop_at: Annotated[
+        float | None,
+        typer.Option(
+            help="Save and stop at the first validation after this share of the steps; --resume continues.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     processes: options.Processes = None,
     max_restarts: options.Restarts = None,
 ) -> None:
