@@ -29,8 +29,6 @@ NEGATIVE = "#7B8794"  # entries of M below zero
 STYLE: Any = {
     "font.size": 10,
     "text.color": INK,
-    "savefig.transparent": True,
-    "svg.hashsalt": "moslora",  # the same bytes from the same numbers
 }
 
 # Columns of a flow, in inches from its left.

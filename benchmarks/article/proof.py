@@ -62,8 +62,6 @@ STYLE: Any = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    # The same bytes from the same numbers: fixed ids here, no date in the metadata.
-    "svg.hashsalt": "moslora",
 }
 
 

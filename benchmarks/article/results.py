@@ -172,7 +172,8 @@ def draw_forest(
     """
     by_difference = found.contrasts[COMPARED[0]]
     order = sorted(arms, key=lambda arm: -by_difference[arm][0].effects[MACRO].difference)
-    with canvas.figure(width, 1.3 + 0.28 * len(order), columns=len(outcomes)) as (figure, ((*axes,),)):
+    with canvas.figure(width, 1.3 + 0.28 * len(order), columns=len(outcomes)) as (figure, rows):
+        axes = rows[0]
         for place, outcome in zip(axes, outcomes, strict=True):
             draw_differences(place, found, outcome, order)
         axes[0].set_yticks(range(len(order)), order)
