@@ -1,7 +1,8 @@
 """What an experiment's file would find and cost, as tables and in words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import LEVEL, POWER
@@ -55,6 +56,16 @@ class Forecast:
             level *= looks.shares[-1]
         return level
 
+    @cached_property
+    def _spreads(self) -> Mapping[str, Spread]:
+        """Of each outcome that the file names, its own first."""
+        file = self.experiment.file
+        return {outcome: self.pilot.spread(outcome) for outcome in (file.outcome, *file.also)}
+
+    @cached_property
+    def _cost(self) -> Cost | None:
+        return self.pilot.cost()
+
     def _questions(self, spread: Spread) -> float:
         """Questions of each set: the file's limit, or as many as the pilot has."""
         recipe = next(iter(self.experiment.recipes.values()))
@@ -63,12 +74,10 @@ class Forecast:
     def tables(self) -> Iterator[list[list[str]]]:
         """Of each outcome that the file names: seeds × questions, with the smallest difference and the smallest margin
         that are found."""
-        file = self.experiment.file
-        cost = self.pilot.cost()
-        for outcome in dict.fromkeys((file.outcome, *file.also)):
-            yield self._table(outcome, self.pilot.spread(outcome), cost)
+        for outcome, spread in self._spreads.items():
+            yield self._table(outcome, spread)
 
-    def _table(self, outcome: str, spread: Spread, cost: Cost | None) -> list[list[str]]:
+    def _table(self, outcome: str, spread: Spread) -> list[list[str]]:
         own = self._questions(spread)
         columns = [round(own * share) for share in QUESTIONS]
         titles = [f"{count:,} questions" for count in columns]
@@ -78,7 +87,7 @@ class Forecast:
         rows = [[f"{outcome}, {spread.unit.unit}: seeds", *titles, "hours"]]
         for seeds in sorted({*SEEDS, len(self.experiment.file.seeds)}):
             cells = [self._found(spread, seeds, count) for count in columns]
-            rows.append([str(seeds), *cells, self._hours(cost, seeds, own * spread.sets)])
+            rows.append([str(seeds), *cells, self._hours(seeds, own * spread.sets)])
         return rows
 
     def _found(self, spread: Spread, seeds: int, questions: float) -> str:
@@ -88,23 +97,22 @@ class Forecast:
         margin = design.smallest_margin(self._level)
         return f"{_size(spread.unit, difference)} / ±{_size(spread.unit, margin)}"
 
-    def _hours(self, cost: Cost | None, seeds: int, questions: float) -> str:
-        if cost is None:
+    def _hours(self, seeds: int, questions: float) -> str:
+        if self._cost is None:
             return "–"
-        return f"{cost.hours(len(self.arms) * seeds, questions=questions):.1f}"
+        return f"{self._cost.hours(len(self.arms) * seeds, questions=questions):.1f}"
 
     def lines(self) -> Iterator[str]:
         """What the numbers are, and what holds of the file as it is."""
         file = self.experiment.file
-        spread = self.pilot.spread(file.outcome)
-        cost = self.pilot.cost()
+        spread = self._spreads[file.outcome]
         yield (
             f"smallest difference that is found / margin within which equality is, each with {100 * POWER:.0f} % power"
             f" among {counted(len(file.named), 'contrast')}; questions are of each set"
         )
         yield (
             f"variances: mean of {counted(spread.contrasts, 'contrast')} of {self.pilot.folder};"
-            f" {_cost_in_words(cost, arms=len(self.arms))}"
+            f" {_cost_in_words(self._cost, arms=len(self.arms))}"
         )
         if file.planned_looks is not None:
             yield "with until: decided, these are the numbers of the last look; most contrasts are decided earlier"
@@ -112,7 +120,7 @@ class Forecast:
         if searched:
             yield f"the search for the learning rates takes up to {counted(searched, 'run')} more"
         yield self._of_file(spread)
-        yield self._for_margin(spread, cost)
+        yield self._for_margin(spread)
 
     def _of_file(self, spread: Spread) -> str:
         """What the file finds as it is."""
@@ -127,7 +135,7 @@ class Forecast:
             f" ±{margin}"
         )
 
-    def _for_margin(self, spread: Spread, cost: Cost | None) -> str:
+    def _for_margin(self, spread: Spread) -> str:
         """What equality within the margin takes."""
         unit = spread.unit
         questions = self._questions(spread)
@@ -138,8 +146,8 @@ class Forecast:
             return f"{within}: not with {MOST_SEEDS} seeds of {questions:,.0f} questions; ask more, or widen the margin"
         runs = len(self.arms) * seeds
         found = f"{within} takes {seeds} seeds: {counted(runs, 'run')}"
-        if cost is not None:
-            found += f", about {cost.hours(runs, questions=questions * spread.sets):.1f} hours"
+        if self._cost is not None:
+            found += f", about {self._cost.hours(runs, questions=questions * spread.sets):.1f} hours"
         return found
 
     def _margin(self, spread: Spread) -> float:
