@@ -12,11 +12,11 @@ from moslora.runs.outcomes import OutcomeName
 OTHERS = "others"
 """Key of the learning rates of all arms that have none of their own, in a mapping."""
 
-EVERY = 3
-"""Seeds between two looks, where the file names none."""
-
 LIST = ""
 """Their key where the file has a list alone."""
+
+EVERY = 3
+"""Seeds between two looks, where the file names none."""
 
 
 def _layer(value: Any) -> Any:

@@ -91,17 +91,16 @@ class Study:
 
     def _score(self, runs: Sequence[Planned]) -> None:
         """Does these runs; with ``until: decided`` look by look, as long as contrasts are open."""
+        done: list[Planned] = []
         due = self._due(runs, self.standings())
-        self._finish(due, later=0)
-        now = self.standings()
-        following = self._due(runs, now)
-        while now is not None and following != due:
-            for line in now.lines():
-                say(line)
-            due = following
+        while due != done:
             self._finish(due, later=0)
-            now = self.standings()
-            following = self._due(runs, now)
+            done = due
+            standings = self.standings()
+            due = self._due(runs, standings)
+            if standings is not None and due != done:
+                for line in standings.lines():
+                    say(line)
 
     def _due(self, runs: Sequence[Planned], standings: Standings | None) -> list[Planned]:
         """Those of ``runs`` that come before the next look; all if there is only the one in the end."""
