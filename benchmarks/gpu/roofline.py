@@ -59,7 +59,7 @@ def ours(mixer: str, rows: Sequence[Encoded], *, on: torch.device, sizes: Mappin
 
     def steps(count: int) -> None:
         plan = StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=None, max_steps=count, seed=0)
-        train(replace(parts, plan=plan), first_step=0, **told, stop_requested=lambda: False)
+        train(replace(parts, plan=plan), first_step=0, **told, stop_requested=lambda step: False)
 
     return model, steps
 

@@ -40,7 +40,7 @@ def steps(method: str, world: Path, folder: Path, *overrides: str, count: int) -
     parts, _ = prepare(Accelerator(mixed_precision="no"), recipe)
     logged: list[float] = []
     told = {"report": lambda _, loss, grad_norm, **others: logged.extend((loss, grad_norm))}
-    told |= {"checkpoint": lambda _: None, "validate": lambda _: None, "stop_requested": lambda: True}
+    told |= {"checkpoint": lambda _: None, "validate": lambda _: None, "stop_requested": lambda _: True}
     for step in range(count):
         with watch() as seen:
             train(parts, first_step=step, **told)

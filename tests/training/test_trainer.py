@@ -89,7 +89,7 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
         report=ours.step,
         checkpoint=lambda step: None,
         validate=lambda step: False,
-        stop_requested=lambda: False,
+        stop_requested=lambda step: False,
     )
 
     ordered = [data[row] for step in range(len(plan)) for row in plan[step]]

@@ -1,10 +1,9 @@
-"""What ends a training between two steps, before its last one: Ctrl-C, SIGTERM, or a step at which it is to stop."""
+"""Ctrl-C and SIGTERM, which end a training between two steps."""
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from types import FrameType
 
 from moslora.ranks import launched
@@ -31,22 +30,3 @@ def stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@dataclass
-class Stop:
-    """Called after each step; true if the training ends there.
-
-    Attributes:
-        done: steps so far.
-        after: the step after which it is to stop.
-        signals: of `stop_requests`.
-    """
-
-    done: int
-    after: int
-    signals: Sequence[int]
-
-    def __call__(self) -> bool:
-        self.done += 1
-        return bool(self.signals) or self.done == self.after

@@ -42,7 +42,7 @@ from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.questions import validation_questions
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
 from moslora.training.state import delete_old_checkpoints, newest_saved, restore, save_checkpoint
-from moslora.training.stopping import Stop, stop_requests
+from moslora.training.stopping import stop_requests
 from moslora.training.tracking import Tracker
 from moslora.training.validation import QUESTIONS, Validator
 
@@ -322,7 +322,7 @@ class Training:
                 report=tracker.step,
                 checkpoint=self.checkpoint,
                 validate=partial(self.validate, tracker),
-                stop_requested=Stop(first_step, stop_after, signals),
+                stop_requested=lambda step: bool(signals) or step == stop_after,
             )
         if self.ends_at(done) or (done == stop_after and not signals):
             return done
