@@ -15,8 +15,8 @@ OTHERS = "others"
 LIST = ""
 """Their key where the file has a list alone."""
 
-EVERY = 3
-"""Seeds between two looks, where the file names none."""
+BETWEEN_LOOKS = 3
+"""Seeds from one look to the next, where the file names no looks."""
 
 
 def _layer(value: Any) -> Any:
@@ -140,7 +140,7 @@ class ExperimentFile(Section):
     def early_looks(self) -> list[int]:
         """The looks before the last one, by their number of seeds."""
         count = len(self.seeds)
-        named = self.looks or range(EVERY, count, EVERY)
+        named = self.looks or range(BETWEEN_LOOKS, count, BETWEEN_LOOKS)
         return [look for look in named if look < count]
 
     @property

@@ -33,7 +33,15 @@ class Search:
             early = {}
             for share in seeds.halve_at:
                 early[share] = {rate: self._losses(arm, rate, stop_at=share) for rate in rates}
-            found.append(Curve(arm, len(seeds.every_rate), losses, len(seeds.close_rates), noise, early))
+            curve = Curve(
+                arm,
+                seeds=len(seeds.every_rate),
+                losses=losses,
+                more=len(seeds.close_rates),
+                noise=noise,
+                early=early,
+            )
+            found.append(curve)
         return found
 
     def _losses(self, arm: str, rate: float, *, stop_at: float | None = None) -> list[float]:
