@@ -27,15 +27,22 @@ WITH_EXAMPLES = [
 ]
 
 
+def lines_below(title: str, command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What a command's help says below this title, in lines of at most 80 characters."""
+    code, said, _ = run(capsys, *command.split(), "--help")
+    _, _, below = said.partition(f"{title}\n")
+    lines = below.splitlines()
+    assert code == 0 and lines and max(map(len, lines)) <= 80
+    return lines
+
+
 @pytest.mark.parametrize("group", ["", "recipes", "data"])
 def test_no_line_of_the_list_of_commands_is_cut(
     group: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    code, said, _ = run(capsys, *group.split(), "--help")
-    _, _, listed = said.partition("Commands:\n")
-    assert code == 0 and len(listed.splitlines()) > 2
-    assert "..." not in listed and max(map(len, listed.splitlines())) <= 80
+    lines = lines_below("Commands:", group, capsys)
+    assert len(lines) > 2 and "..." not in "\n".join(lines)
 
 
 @pytest.mark.parametrize("name", [*WITH_EXAMPLES, "data show"])
@@ -44,12 +51,8 @@ def test_the_examples_of_a_command_are_commands(
 ) -> None:
     """Each is a line that can be pasted: its options and their values are known, and it is of this command."""
     monkeypatch.setenv("COLUMNS", "80")
-    code, said, _ = run(capsys, *name.split(), "--help")
-    _, _, shown = said.partition("Examples:\n")
-    lines = [line.strip() for line in shown.splitlines()]
-    assert code == 0 and lines and max(map(len, shown.splitlines())) <= 80
-    for line in lines:
-        assert re.match(rf"moslora {name}\b", line), line
+    for line in lines_below("Examples:", name, capsys):
+        assert re.match(rf" *moslora {name}\b", line), line
         command: Any = typer.main.get_command(app)
         words = shlex.split(line, comments=True)[1:]
         for part in name.split():
