@@ -9,12 +9,12 @@ import pytest
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import SETTINGS, base, drawn, packed, with_tasks
+from compare_kit import SETTINGS, WIDE, base, drawn, pack_arms, with_tasks
 from message_kit import in_order, says
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare_arms, compare_paths
 from moslora.compare.conclusion import lines, probability, tables
-from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
+from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin
 from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import MACRO
@@ -24,7 +24,6 @@ from moslora.runs.evaluation import Evaluation
 from moslora.runs.packed import read_packed, write_packed
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
-WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
 
 
 @pytest.fixture
@@ -32,13 +31,8 @@ def experiment(tmp_path: Path) -> Path:
     """Three arms of six seeds, of which only ``learned`` gains."""
     folder = tmp_path / "ablation"
     folder.mkdir()
-    runs = [ExperimentRun(arm, seed, 1e-3, f"runs/{arm}-{seed}") for arm in GAINS for seed in range(6)]
-    small_files = {}
-    for one in runs:
-        answers = drawn(one.seed, gain=GAINS[one.arm], sizes=WIDE, arm=one.arm)
-        small_files[f"{one.arm}-{one.seed}"] = packed(answers, f"adapter.alpha={1 + [*GAINS].index(one.arm)}")
-    write_packed(folder, small_files)
-    ExperimentIndex("ablation", ("init-only", "learned"), "log_probability", tuple(runs)).write(folder)
+    runs = pack_arms(folder, GAINS, seeds=6, bases={})
+    ExperimentIndex("ablation", ("init-only", "learned"), "log_probability", runs).write(folder)
     return folder
 
 
@@ -283,9 +277,8 @@ def test_few_questions_that_show_nothing_are_counted() -> None:
     """Of 6 differences 3 are 1, and with the two more questions of Bonett and Price 8 have the variance 0.484375."""
     half = stats.t.ppf(0.975, 5) * np.sqrt(0.484375 / 7)
     told = "\n".join(lines(compare_arms(arms(a=few(0), b=few(6)))))
-    assert says(
-        told, "b is not", "majority class", "50.0 %", "+50.0 points", f"{50 - 100 * half:.1f} to", "6 questions"
-    )
+    interval = f"{50 - 100 * half:.1f} to {50 + 100 * half:.1f}"
+    assert says(told, "b is not", "majority class", "50.0 %", "+50.0 points", interval, "6 questions")
     told = "\n".join(lines(compare_arms(arms(a=few(0), b=few(1)))))
     assert "too few" not in told and says(told, "b is not", "majority class", "50.0 %", "-33.3 points")
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import asked_as, base, drawn, packed
+from compare_kit import WIDE, asked_as, base, drawn, pack_arms, packed
 from message_kit import says
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare_arms, compare_paths
@@ -17,7 +17,7 @@ from moslora.compare.conclusion import lines, tables
 from moslora.compare.contrast import Contrast
 from moslora.compare.equality import p_unequal, share_interval
 from moslora.compare.gains import base_of_all, gain_of
-from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
+from moslora.compare.index import EXPERIMENT, ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
 from moslora.compare.runs import read_complete
 from moslora.compare.statistics import LEVEL, MACRO
@@ -26,7 +26,6 @@ from moslora.runs.outcomes import OUTCOMES
 from moslora.runs.packed import write_packed
 
 GAINS = {"lora": 0.10, "same": 0.10, "other": 0.17}
-WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
 
 
 def contrast(before: np.ndarray, after: np.ndarray, of_base: np.ndarray, outcome: str = "log_probability") -> Contrast:
@@ -105,15 +104,8 @@ def experiment(tmp_path: Path) -> Path:
     """Three arms of four seeds; one of the runs has the base's answers, of which some are to other questions."""
     folder = tmp_path / "study"
     folder.mkdir()
-    index = [ExperimentRun(arm, seed, 1e-3, f"runs/{arm}-{seed}") for arm in GAINS for seed in range(4)]
-    small_files = {}
-    untrained = base(sizes={**WIDE, "piqa": 7})
-    for number, one in enumerate(index):
-        answers = drawn(one.seed, gain=GAINS[one.arm], sizes=WIDE, arm=one.arm)
-        alpha = f"adapter.alpha={1 + [*GAINS].index(one.arm)}"
-        small_files[f"{one.arm}-{one.seed}"] = packed(answers, alpha, base=untrained if number == 2 else None)
-    write_packed(folder, small_files)
-    ExperimentIndex("study", ("lora", "same"), "log_probability", tuple(index), (("lora", "other"),)).write(folder)
+    runs = pack_arms(folder, GAINS, seeds=4, bases={"lora-2": base(sizes={**WIDE, "piqa": 7})})
+    ExperimentIndex("study", ("lora", "same"), "log_probability", runs, (("lora", "other"),)).write(folder)
     return folder
 
 

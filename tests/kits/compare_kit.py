@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from moslora.compare.index import ExperimentRun
 from moslora.compare.runs import ComparedRun
 from moslora.recipe import load_recipe
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.packed import PackedRun
+from moslora.runs.packed import PackedRun, write_packed
 from moslora.runs.settings import Settings
 
 SETTINGS = Settings(
@@ -28,6 +29,7 @@ SETTINGS = Settings(
     metadata={"base": "small", "fingerprint": "f00d", "adapter": "abc", "quantization": None},
 )
 SIZES = {"boolq": 60, "siqa": 40, "obqa": 50}
+WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
 
 
 def recipe(seed: int, **adapter: Any) -> dict[str, Any]:
@@ -94,3 +96,20 @@ def packed(answers: ComparedRun, *changes: str, base: ComparedRun | None = None,
         metrics=[],
         answers={name: its.tasks for name, its in evaluations.items()},
     )
+
+
+def pack_arms(
+    folder: Path, gains: Mapping[str, float], *, seeds: int, bases: Mapping[str, ComparedRun]
+) -> tuple[ExperimentRun, ...]:
+    """Writes the small files of arms that gain so much, under the first seeds and with WIDE questions. The runs that
+    ``bases`` names have that base's answers too. What is returned is for the experiment's index."""
+    runs = []
+    small_files = {}
+    for place, (arm, gain) in enumerate(gains.items()):
+        for seed in range(seeds):
+            name = f"{arm}-{seed}"
+            runs.append(ExperimentRun(arm, seed, 1e-3, f"runs/{name}"))
+            answers = drawn(seed, gain=gain, sizes=WIDE, arm=arm)
+            small_files[name] = packed(answers, f"adapter.alpha={1 + place}", base=bases.get(name))
+    write_packed(folder, small_files)
+    return tuple(runs)
