@@ -7,7 +7,9 @@ import pytest
 from scipy import stats
 
 from benchmarks.checks.error_rates import LAWS, OWN, found_by_laws
+from benchmarks.checks.looks import errors_of
 from benchmarks.checks.worlds import Draw, World, in_clusters, lognormal, normal, student, thresholded, with_bad_seeds
+from moslora.compare.index import PlannedLooks
 from moslora.compare.statistics import LEVEL
 
 STUDIES = 50
@@ -31,6 +33,16 @@ def test_equal_arms_are_seldom_told_apart(world: World, seeds: int) -> None:
     most = stats.binom.ppf(0.999, STUDIES, LEVEL)
     assert said.misses <= most and said.joint_misses <= most
     assert 0.6 < said.width < 3 and said.width <= 1.1 * said.joint_width
+
+
+@pytest.mark.parametrize("after", [(4,), (2, 4)])
+@pytest.mark.parametrize("world", WORLDS[:3], ids=lambda world: world.title)
+def test_neither_a_difference_nor_equality_is_often_found_wrongly(world: World, after: tuple[int, ...]) -> None:
+    """In one contrast and in any, after all seeds and with a look before."""
+    studies = 400
+    found = errors_of(world, PlannedLooks((0, 1, 2, 3), after), studies)
+    most = stats.binom.ppf(0.999, studies, LEVEL)
+    assert max(found.different, found.any_different, found.equal, found.any_equal) <= most
 
 
 def test_clusters_that_are_not_named_are_missed() -> None:

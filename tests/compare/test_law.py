@@ -131,4 +131,4 @@ def test_the_detectable_difference_is_detected_four_times_in_five(seeds: int, of
     for difference in draw.normal(detectable, 1, 400):
         estimated = Part(of_seeds * draw.chisquare(degrees) / degrees, degrees)
         found += Law(difference, estimated, questions).p() <= 0.05
-    assert found / 400 == pytest.approx(0.8, abs=0.08)
+    assert found / 400 == pytest.approx(0.8, abs=0.05)
