@@ -40,6 +40,13 @@ def shown_blocks() -> list[Shown]:
 SHOWN = shown_blocks()
 
 
+def test_every_block_that_names_its_command_is_compared() -> None:
+    """One that has another form would be passed over."""
+    pages = [ROOT / "README.md", *ROOT.glob("recipes/*.md"), *ROOT.glob("docs/*.md")]
+    named = sum(page.read_text(encoding="utf-8").count("<!-- printed by:") for page in pages)
+    assert len(SHOWN) == named > 0
+
+
 def assert_in_order(lines: list[str], printed: str) -> None:
     """Each line, but those left out, is one of the printed ones, after the line before it."""
     output = [line.rstrip() for line in printed.splitlines()]
