@@ -44,20 +44,25 @@ class DrawnRuns:
 
     @contextmanager
     def __call__(self, runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
-        yield [partial(self._draw, planned, out) for planned in runs]
+        drawn_now = runs
+        if self.stop_after is not None:
+            drawn_now = runs[: self.stop_after - len(self.begun)]
+        for planned in drawn_now:
+            self.packed[planned.name] = self._draw(planned)
+        write_packed(out, self.packed)  # once, as it writes every run anew
+        yield [partial(self._begin, planned.name) for planned in runs]
 
-    def _draw(self, planned: Planned, out: Path) -> None:
+    def _begin(self, name: str) -> None:
         if len(self.begun) == self.stop_after:
             raise RuntimeError("stopped")
-        self.begun.append(planned.name)
+        self.begun.append(name)
+
+    def _draw(self, planned: Planned) -> PackedRun:
         seed = planned.recipe.seed
         luck = LUCK[planned.arm] * np.random.default_rng([seed, 5]).standard_normal()
         answers = drawn(seed, gain=GAIN[planned.arm] + luck, sizes=SIZES, arm=planned.arm)
         run = packed(answers, experiment={"state": "scored"})
-        self.packed[planned.name] = PackedRun(
-            planned.arm, seed, planned.recipe.to_yaml(), run.card, run.settings, run.metrics, run.answers
-        )
-        write_packed(out, self.packed)
+        return PackedRun(planned.arm, seed, planned.recipe.to_yaml(), run.card, run.settings, run.metrics, run.answers)
 
 
 @pytest.fixture
