@@ -121,6 +121,22 @@ def test_the_noise_stays_what_the_first_arms_had(write: Callable[[str], str]) ->
     assert len(search_runs(runs)) == len(set(search_runs(runs)))
 
 
+def test_a_second_arm_of_one_rate_is_scored_without_a_search(write: Callable[[str], str]) -> None:
+    """Also if it has the recipe of an arm whose rate is searched."""
+    path = Path(write(SEEDS))
+    text = path.read_text().replace("learned: {adapter: {mixer: {init: orthogonal}}}", "learned: methods/lora")
+    path.write_text(text.replace("[1e-3, 2e-3, 4e-3]", "{lora: [1e-3, 2e-3, 4e-3], learned: [4e-3]}"))
+    runs = PretendedRuns(loss_of)
+    assert study(str(path), start=runs).run()
+    assert not [name for name in search_runs(runs) if name.startswith("learned")]
+    assert {(run.arm, run.learning_rate, run.seed) for run in read_index(Path("runs/e")).runs} == {
+        ("lora", 2e-3, 0),
+        ("lora", 2e-3, 1),
+        ("learned", 4e-3, 0),
+        ("learned", 4e-3, 1),
+    }
+
+
 def test_a_list_of_seeds_is_every_rates_and_writes_what_it_wrote(write: Callable[[str], str]) -> None:
     runs = PretendedRuns(loss_of)
     study(write("rate_seeds: [7, 8]"), start=runs).run()

@@ -40,6 +40,12 @@ CHANGES = (
     (f"{ARM}\n{RATES}", f"{ARM}\n  others: methods/dora\n{RATES[:-12]}{{others: [1e-3]}}", "arms.others", "name"),
     ("\nseeds:", "\nfirst: [other]\nseeds:", "first: other", "lora, learned"),
     ("methods/moslora", "{adapter: {mixer: {kind: identity}}}", "arms.learned", "lora"),
+    (
+        f"{ARM}\n{RATES}",
+        "learned: methods/lora\nlearning_rates: {lora: [1e-3, 2e-3], learned: [2e-3, 1e-3]}",
+        "arms.learned",
+        "rate",
+    ),
     ("methods/moslora", "{data: {rows: 10}}", "arms.learned", "data"),
     ("methods/moslora", "{seed: 3, training: {learning_rate: 1}}", "arms.learned", "seed, training.learning_rate"),
     ("2e-3", "0.001", "lora-0.001-7"),
