@@ -21,9 +21,11 @@ from moslora.compare.law import Law, Part
 from moslora.compare.sequential import Look, SequentialLaw
 from moslora.compare.statistics import LEVEL, MACRO, effects, holm
 from moslora.errors import UsageError
-from moslora.experiment.deciding import standings_in
+from moslora.experiment.deciding import plan_before, standings_in
 from moslora.experiment.file import Planned
+from moslora.experiment.keys import ExperimentFile
 from moslora.experiment.pilot import Pilot
+from moslora.recipe.yaml_text import parse
 from moslora.runs.packed import PackedRun, write_packed
 
 SIZES = dict.fromkeys(("boolq", "arc_easy", "obqa"), 900)
@@ -75,6 +77,11 @@ def file(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     text = text.replace("learning_rates:", more).replace("contrast: [lora, learned]", "against: lora")
     Path("e.yaml").write_text(text, encoding="utf-8")
     return "e.yaml"
+
+
+def keys(text: str, margin: str) -> ExperimentFile:
+    """Those of a file with another margin."""
+    return ExperimentFile.model_validate(parse(text.replace("margin: 20%", f"margin: {margin}")))
 
 
 def names(arms: Sequence[str], seeds: Sequence[int]) -> list[str]:
@@ -136,14 +143,33 @@ def test_another_plan_is_refused_once_it_was_looked_at(file: str) -> None:
     runs.packed |= first.packed
     with pytest.raises(RuntimeError):  # nothing was looked at so far
         study(file, start=runs).run()
-    for other in (text, longer.replace("until: decided\nlooks: [4]\n", "")):
+    changed = {
+        text: r"seeds: \[0, 1, 2, 3, 4, 5, 6\] with looks after 4, 7 of them",
+        longer.replace("until: decided\nlooks: [4]\n", ""): r"seeds: \[0, 1, 2, 3, 4, 5, 6\] with looks after 4, 7",
+        longer.replace("outcome: log_probability", "outcome: accuracy"): "outcome: log_probability",
+        f"{longer}margin: 0.05\n": "no margin",
+        longer.replace(
+            "against: lora", "contrasts: [[lora, same], [lora, far]]"
+        ): r"contrasts with \[lora, learned\] among",
+    }
+    for other, was in changed.items():
         Path(file).write_text(other, encoding="utf-8")
-        with pytest.raises(UsageError, match=r"seeds: \[0, 1, 2, 3, 4, 5, 6\] with looks after 4, 7 of them.*restore"):
+        with pytest.raises(UsageError, match=f"the plan was {was}.*restore"):
             study(file, start=DrawnRuns()).run()
     Path(file).write_text(longer, encoding="utf-8")
     again = DrawnRuns()
     again.packed |= runs.packed
     assert study(file, start=again).run()
+
+
+def test_a_margin_is_part_of_the_plan(file: str) -> None:
+    """However it is typed; and contrasts may be added."""
+    text = Path(file).read_text(encoding="utf-8") + "margin: 20%\n"
+    Path(file).write_text(text.replace("against: lora", "contrast: [lora, same]"), encoding="utf-8")
+    study(file, start=DrawnRuns(stop_after=0)).write_index()
+    index = read_index(Path("runs/e"))
+    said = {margin: plan_before(index, keys(text, margin)) for margin in ("20.0%", "30%", "0.2")}
+    assert said == {"20.0%": [], "30%": ["margin: 20%"], "0.2": ["margin: 20%"]}
 
 
 @pytest.mark.parametrize(("seeds", "looks"), [("[0]", ""), ("[0, 1, 2]", ""), ("[0, 1, 2]", "looks: [3]")])

@@ -147,7 +147,7 @@ def compare_planned(
     arms: Sequence[Arm], index: ExperimentIndex, *, outcome: str, tasks: str | None = None, allowed: Sequence[str] = ()
 ) -> Comparison:
     """`compare_arms` for an experiment's own contrasts; those without runs yet count in their number, too."""
-    planned = (index.contrast, *index.others)
+    planned = index.named
     by_name = {arm.name: arm for arm in arms}
     with_runs = []
     for before, after in planned:

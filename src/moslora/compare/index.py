@@ -102,6 +102,11 @@ class ExperimentIndex:
     margin: MarginText | None = None
     looks: PlannedLooks | None = None
 
+    @property
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """All comparisons named beforehand."""
+        return (self.contrast, *self.others)
+
     def write(self, folder: Path) -> None:
         unused = {name for name in WHERE_NEEDED if getattr(self, name) is None}
         text = TypeAdapter(ExperimentIndex).dump_json(self, indent=2, exclude=unused).decode()

@@ -10,6 +10,7 @@ from moslora.compare.decisions import Names, decided, decisions_in_words
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.looks import Looks, looks_of
 from moslora.console import unsaid
+from moslora.experiment.keys import ExperimentFile
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,30 @@ def _can_be_judged(contrast: Names, looks: Looks, index: ExperimentIndex) -> boo
             answered[run.arm].add(run.seed)
     before, after = contrast
     return bool(looks.reached(before, after)) and not answered[before].isdisjoint(answered[after])
+
+
+def was_looked_at(index: ExperimentIndex) -> bool:
+    """Whether a contrast has come to its first look."""
+    looks = looks_of(index)
+    return looks is not None and any(looks.reached(*contrast) for contrast in index.named)
+
+
+def plan_before(index: ExperimentIndex, file: ExperimentFile) -> list[str]:
+    """What the plan was, of each part that the file has changed since. Contrasts may be added: they only make the p of
+    the others larger."""
+    found = []
+    looks = index.looks
+    if looks is not None and looks != file.planned_looks:
+        seeds = ", ".join(str(seed) for seed in looks.seeds)
+        after = ", ".join(str(count) for count in looks.after)
+        found.append(f"seeds: [{seeds}] with looks after {after} of them")
+    if index.outcome != file.outcome:
+        found.append(f"outcome: {index.outcome}")
+    if index.margin is None and file.margin is not None:
+        found.append("no margin")
+    elif index.margin != file.margin_text:
+        found.append(f"margin: {index.margin}")
+    dropped = [f"[{before}, {after}]" for before, after in index.named if (before, after) not in file.named]
+    if dropped:
+        found.append(f"contrasts with {', '.join(dropped)} among them")
+    return found

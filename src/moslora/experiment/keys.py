@@ -130,6 +130,13 @@ class ExperimentFile(Section):
         return [arm for arm in self.arms if len(self.rates(arm)) > 1]
 
     @property
+    def margin_text(self) -> str | None:
+        """The margin as it is typed."""
+        if self.margin is None:
+            return None
+        return str(self.margin)
+
+    @property
     def planned_looks(self) -> PlannedLooks | None:
         """The looks, the last of which is after all seeds; ``None`` if there is only that one."""
         if self.until is None:

@@ -16,12 +16,11 @@ from statistics import fmean
 
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
-from moslora.compare.looks import looks_of
 from moslora.compare.runs import read_complete
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.experiment.curve import Curve
-from moslora.experiment.deciding import Standings, standings_in
+from moslora.experiment.deciding import Standings, plan_before, standings_in, was_looked_at
 from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import is_done, one_by_one, planned_run, state
 from moslora.experiment.provenance import changes
@@ -73,7 +72,7 @@ class Study:
             MosloraError: a run failed.
         """
         self.refuse_other_file()
-        self._refuse_other_looks()
+        self._refuse_other_plan()
         others = self.others()
         if others:
             raise UsageError("\n".join(others))
@@ -160,24 +159,19 @@ class Study:
             f" {self.out / EXPERIMENT}"
         )
 
-    def _refuse_other_looks(self) -> None:
-        """Refuses other seeds or looks than those by which the experiment was looked at: each look has spent its share
-        of the level."""
+    def _refuse_other_plan(self) -> None:
+        """Refuses a file with another plan than the one by which the experiment was looked at: each look has spent its
+        share of the level."""
         index = read_index(self.out)
-        if index is None:
+        if index is None or not was_looked_at(index):
             return
-        looks = looks_of(index)
-        if looks is None or looks.planned == self.experiment.file.planned_looks:
-            return
-        if not any(looks.reached(*contrast) for contrast in (index.contrast, *index.others)):
-            return
-        seeds = ", ".join(str(seed) for seed in looks.planned.seeds)
-        after = ", ".join(str(count) for count in looks.planned.after)
-        raise UsageError(
-            f"{self.out}: was looked at, and the plan was seeds: [{seeds}] with looks after {after} of them; with"
-            " another plan p would not hold; restore until, seeds and looks, or remove"
-            f" {self.out / EXPERIMENT} and take what was found so far as exploratory"
-        )
+        planned = plan_before(index, self.experiment.file)
+        if planned:
+            raise UsageError(
+                f"{self.out}: was looked at, and the plan was {'; '.join(planned)}; with another plan p would not hold;"
+                f" restore it in the file, or remove {self.out / EXPERIMENT} and take what was found so far as"
+                " exploratory"
+            )
 
     @property
     def _file(self) -> str:
@@ -295,9 +289,6 @@ class Study:
                 )
         file = self.experiment.file
         first, *others = file.named
-        margin = None
-        if file.margin is not None:
-            margin = str(file.margin)
         index = ExperimentIndex(
             name=self.experiment.name,
             contrast=first,
@@ -306,7 +297,7 @@ class Study:
             others=tuple(others),
             file=self._file,
             rate_noise=noise,
-            margin=margin,
+            margin=file.margin_text,
             looks=file.planned_looks,
         )
         index.write(self.out)
