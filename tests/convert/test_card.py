@@ -159,8 +159,12 @@ def test_what_was_made_before_the_end_of_its_run_is_called_so_later(
     cut_after(20, Path("run"))
     code, said, _ = cli(capsys, "merge", "run/checkpoints")
     assert code == 0 and says(said, "note: run", "unfinished", "step 20 of 21")
-    assert cli(capsys, "export", "run")[0] == 0
+    code, exported, _ = cli(capsys, "export", "run")
+    assert code == 0
     for name, command in (("merged", "merge"), ("peft", "export")):
+        card = Path(f"run/{name}/README.md")
+        assert f"to load it: the Python in {card}\n" in said + exported
+        assert "```python\n" in card.read_text()
         assert says(Path(f"run/{name}/README.md").read_text(), "unfinished", "step 20 of 21 of small\n")
         code, _, errors = cli(capsys, command, "run")
         assert code == 2 and f"run/{name}: not empty: it was made at step 20 of 21 of small" in errors

@@ -250,11 +250,17 @@ def merge(
     Writes W + ΔW into RUN/merged or RUN/merged-TASK, after comparing it with the adapter.
     """
     adapter, out = _adapter(run, out, task, name="merged", doing="merging")
-    from moslora.convert.card import how_to_upload
     from moslora.convert.merge import merge as merge_adapter
 
     print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
-    print(f"written to {out}", how_to_upload(out, adapter), sep="\n")
+    _say_written(out, adapter)
+
+
+def _say_written(out: Path, adapter: Path) -> None:
+    """Where a model or LoRA is, and how it is loaded and uploaded."""
+    from moslora.convert.card import CARD, how_to_upload
+
+    print(f"written to {out}", f"to load it: the Python in {out / CARD}", how_to_upload(out, adapter), sep="\n")
 
 
 def _format(text: str) -> str:
@@ -281,11 +287,10 @@ def export(
     The mixer is folded into A. Writes RUN/peft or RUN/peft-TASK.
     """
     adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
-    from moslora.convert.card import how_to_upload
     from moslora.convert.export import export_peft
 
     export_peft(adapter, out=out, task=task, trust_remote_code=trust)
-    print(f"written to {out}", how_to_upload(out, adapter), sep="\n")
+    _say_written(out, adapter)
 
 
 @app.command("import", epilog=examples.IMPORT)

@@ -24,6 +24,8 @@ from moslora.runs.lineage import predecessor_of
 from moslora.runs.manifest import RECIPE
 from moslora.runs.origin import Origin
 
+CARD = "README.md"
+
 THIS_FOLDER = "this folder, or its id on the hub"
 
 
@@ -83,7 +85,7 @@ With moslora, `moslora ask` and `moslora eval` ask so by themselves.
 
 {made.proof}
 """
-    (out / "README.md").write_text(card, encoding="utf-8")
+    (out / CARD).write_text(card, encoding="utf-8")
 
 
 def _metadata(out: Path, *, base_name: str, lora: bool) -> ModelCardData:
