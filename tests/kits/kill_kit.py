@@ -19,10 +19,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow
 import safetensors.torch
@@ -34,6 +34,9 @@ from moslora.training.tracking import MEASURED
 FOLDER = {"os.rename": 3, "os.remove": 1, "os.mkdir": 2, "os.rmdir": 1, "os.chmod": 2, "os.symlink": 2, "os.link": 3}
 """Audit events of changes to the disk, besides "open" for writing and "os.truncate", and which of their arguments is
 the open folder that the changed name is in, or -1."""
+
+TWO_NAMES = ("os.rename", "os.symlink", "os.link")
+"""Those of them whose second argument is the name that is made."""
 
 ADVICE = re.compile(r"(moslora train .* --resume)(;|$)", re.M)
 """The command that a refused training names."""
@@ -93,14 +96,40 @@ class Findings:
 
     @staticmethod
     def of_all(findings: Sequence["Findings"]) -> "Findings":
+        stuck: list[str] = []
+        lost: list[str] = []
+        for one in findings:
+            stuck += one.stuck
+            lost += one.lost
         return Findings(
             "all",
             writes=sum(one.writes for one in findings),
             kills=sum(one.kills for one in findings),
-            stuck=[line for one in findings for line in one.stuck],
-            lost=[line for one in findings for line in one.lost],
+            stuck=stuck,
+            lost=lost,
             bytes_lost=sum(one.bytes_lost for one in findings),
         )
+
+
+@dataclass(frozen=True)
+class _Kill:
+    """Where a command is killed: before a write, or where its file has reached ``size``."""
+
+    number: int
+    write: Write
+    size: int | None = None
+
+    def __str__(self) -> str:
+        if self.size is None:
+            return f"before write {self.number}, {self.write}"
+        return f"at {self.size} bytes of write {self.number}, {self.write}"
+
+
+@dataclass(frozen=True)
+class _Ended:
+    status: int  # of os.waitpid
+    said: str
+    writes: list[Write]
 
 
 def moslora(*words: object) -> Callable[[], int]:
@@ -124,34 +153,62 @@ def kill_everywhere(command: Command, folder: Path, *, every: int = 1) -> Findin
 
     ``folder`` is empty or absent, and has the working folder in it.
     """
-    work, start = folder / "work", folder / "start"
+    start = folder / "start"
+    work = folder / "work"
     start.mkdir(parents=True)
-    _expect(_run(start, command.prepare), 0, f"{command.name}: what it needs cannot be made")
+    prepared = _run(start, command.prepare)
+    _expect_success(prepared, f"{command.name}: what it needs cannot be made")
     _lay(start, work)
-    ended = _run(work, command.act)
-    _expect(ended, 0, f"{command.name} fails by itself")
-    writes, wanted = ended.writes, snapshot(work)
-    stuck, lost, bytes_lost = [], [], 0
-    kills = [(number, half) for number, write in enumerate(writes) for half in dict.fromkeys([None, write.half])]
-    for number, half in kills[::every]:
-        where = "before" if half is None else f"at {half} bytes of"
-        place = f"{command.name}: killed {where} write {number}, {writes[number]}"
+    undisturbed = _run(work, command.act)
+    _expect_success(undisturbed, f"{command.name} fails by itself")
+    wanted = snapshot(work)
+    kills = _kills(undisturbed.writes)[::every]
+    stuck: list[str] = []
+    lost: list[str] = []
+    bytes_lost = 0
+    for kill in kills:
+        place = f"{command.name}: killed {kill}"
         _lay(start, work)
-        killed = _run(work, command.act, kill=(number, half))
+        killed = _run(work, command.act, kill=kill)
         if not os.WIFSIGNALED(killed.status):
             stuck.append(f"{place}: it ended by itself")
             continue
-        again = _run(work, command.act)
-        advice = ADVICE.search(again.said) if again.status and command.advised else None
-        if advice:
-            again = _run(work, moslora(*shlex.split(advice[1])[1:]))
+        again = _go_on(work, command)
         finished = command.advised and "a finished run;" in again.said
-        if again.status and not finished:
-            stuck.append(f"{place}: {again.said.strip().splitlines()[-1:]}")
-        elif different := _differing(wanted, snapshot(work)):
+        if again.status != 0 and not finished:
+            last_line = again.said.strip().splitlines()[-1:]
+            stuck.append(f"{place}: {last_line}")
+            continue
+        different = _differing(wanted, snapshot(work))
+        if different:
             lost.append(f"{place}: {', '.join(different)}")
-            bytes_lost += sum(len(wanted.get(path) or b"") for path in different)
-    return Findings(command.name, len(writes), len(kills[::every]), stuck, lost, bytes_lost)
+        for path in different:
+            content = wanted.get(path)
+            if content is not None:
+                bytes_lost += len(content)
+    return Findings(command.name, len(undisturbed.writes), len(kills), stuck, lost, bytes_lost)
+
+
+def _kills(writes: Sequence[Write]) -> list[_Kill]:
+    """Every place to be killed at: before each write, and half through those that write bytes."""
+    kills = []
+    for number, write in enumerate(writes):
+        kills.append(_Kill(number, write))
+        if write.half is not None:
+            kills.append(_Kill(number, write, write.half))
+    return kills
+
+
+def _go_on(work: Path, command: Command) -> _Ended:
+    """Gives the command again, or what its refusal names."""
+    again = _run(work, command.act)
+    if again.status == 0 or not command.advised:
+        return again
+    advice = ADVICE.search(again.said)
+    if advice is None:
+        return again
+    _, *words = shlex.split(advice[1])
+    return _run(work, moslora(*words))
 
 
 def _differing(wanted: dict[str, bytes | None], found: dict[str, bytes | None]) -> list[str]:
@@ -169,13 +226,20 @@ def snapshot(work: Path) -> dict[str, bytes | None]:
     for path in work.rglob("*"):
         if path.match("home/*/.*.writing") and not any(path.iterdir()):
             continue
-        name, content = str(path.relative_to(work)), None if path.is_dir() else path.read_bytes()
-        if content is not None and path.name == "metrics.jsonl":
-            content = b"".join(json.dumps(_unmeasured(json.loads(line))).encode() for line in content.splitlines())
-        if content is not None and path.name == "run.json":
-            content = json.dumps(_unmeasured(json.loads(content))).encode()
-        found[name] = content
+        found[str(path.relative_to(work))] = _content(path)
     return found
+
+
+def _content(path: Path) -> bytes | None:
+    if path.is_dir():
+        return None
+    content = path.read_bytes()
+    if path.name == "metrics.jsonl":
+        rows = [json.dumps(_unmeasured(json.loads(line))) for line in content.splitlines()]
+        return "".join(rows).encode()
+    if path.name == "run.json":
+        return json.dumps(_unmeasured(json.loads(content))).encode()
+    return content
 
 
 def _unmeasured(row: dict[str, Any]) -> dict[str, Any]:
@@ -183,15 +247,8 @@ def _unmeasured(row: dict[str, Any]) -> dict[str, Any]:
     return {key: "measured" if key in MEASURED else value for key, value in row.items()}
 
 
-@dataclass(frozen=True)
-class _Ended:
-    status: int  # of os.waitpid
-    said: str
-    writes: list[Write]
-
-
-def _expect(ended: _Ended, status: int, fault: str) -> None:
-    if ended.status != status:
+def _expect_success(ended: _Ended, fault: str) -> None:
+    if ended.status != 0:
         raise AssertionError(f"{fault}:\n{ended.said[-3000:]}")
 
 
@@ -200,39 +257,54 @@ def _lay(start: Path, work: Path) -> None:
     shutil.copytree(start, work, symlinks=True)
 
 
-def _run(work: Path, act: Callable[[], object], *, kill: tuple[int, int | None] | None = None) -> _Ended:
-    """Runs ``act`` in ``work``, in a forked process. ``kill``: at the write of this number, if given at this size."""
-    output, told = os.pipe(), os.pipe()
-    if process := os.fork():
-        for pipe in (output, told):
-            os.close(pipe[1])
-        with open(output[0], encoding="utf-8", errors="replace") as said, open(told[0], encoding="utf-8") as writes:
-            # The list comes at the end, when all has been said.
-            text, told_last = said.read(), writes.read()
-        listed, modules = json.loads(told_last or "[[], []]")
-        _import(modules)
-        return _Ended(os.waitpid(process, 0)[1], text, [Write(*write) for write in listed])
+def _run(work: Path, act: Callable[[], object], *, kill: _Kill | None = None) -> _Ended:
+    """Runs ``act`` in ``work``, in a forked process, which is killed where ``kill`` says."""
+    said_from, said_to = os.pipe()
+    told_from, told_to = os.pipe()
+    process = os.fork()
+    if process == 0:
+        _act_and_exit(work, act, kill, output=said_to, told=told_to)
+    os.close(said_to)
+    os.close(told_to)
+    with open(said_from, encoding="utf-8", errors="replace") as output, open(told_from, encoding="utf-8") as told:
+        # What is told comes at the end, when all has been said.
+        said = output.read()
+        message = told.read()
+    listed: list[list[Any]] = []
+    modules: list[str] = []
+    if message:  # a process that was killed has sent none
+        listed, modules = json.loads(message)
+    _import(modules)
+    _, status = os.waitpid(process, 0)
+    return _Ended(status, said, [Write(*write) for write in listed])
+
+
+def _act_and_exit(work: Path, act: Callable[[], object], kill: _Kill | None, *, output: int, told: int) -> NoReturn:
+    """The forked process: ``output`` receives what it says, and ``told`` its writes and the modules it imported."""
     code = 99
     try:
-        os.dup2(output[1], 1)
-        os.dup2(output[1], 2)
-        os.close(output[1])
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
         # Not the parent's, which remember what they were connected to.
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
         os.chdir(work)
         os.environ["MOSLORA_HOME"] = str(work / "home")
-        before, seen = {*sys.modules}, _watch(work, kill)
+        before = {*sys.modules}
+        writes = _Writes(work, kill)
         returned = act()
-        code = returned if isinstance(returned, int) else 0
+        code = 0
+        if isinstance(returned, int):
+            code = returned
         sys.stdout.flush()
         sys.stderr.flush()
-        listed = [[write.event, write.path, write.half] for write in seen()]
+        listed = [[write.event, write.path, write.half] for write in writes.all()]
         modules = [name for name in sys.modules if name not in before]
         os.close(1)
         os.close(2)
-        with open(told[1], "w", encoding="utf-8") as pipe_end:
-            json.dump([listed, modules], pipe_end)
+        with open(told, "w", encoding="utf-8") as pipe:
+            json.dump([listed, modules], pipe)
     except BaseException:
         traceback.print_exc()
     finally:  # whatever happens, nothing of the parent's is done here
@@ -248,60 +320,79 @@ def _import(modules: list[str]) -> None:
             import_module(name)
 
 
-def _watch(work: Path, kill: tuple[int, int | None] | None) -> Callable[[], list[Write]]:
-    """Notes every change to ``work`` from now on, and kills this process at that of the number in ``kill``."""
-    _announce_native_writers()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    seen: list[Write] = []
-    opened: list[tuple[str, int]] = []  # the last change, if it opened a file: its path, and its size before
+class _Writes:
+    """Notes every change to ``work`` from now on, and kills this process at that of ``kill``."""
 
-    def size(path: str) -> int:
-        try:
-            return os.stat(path).st_size
-        except OSError:
-            return 0
+    def __init__(self, work: Path, kill: _Kill | None) -> None:
+        self._work = str(work)
+        self._kill = kill
+        self._seen: list[Write] = []
+        self._opened: tuple[str, int] | None = None
+        """The last change, if it opened a file: its path, and its size before."""
 
-    def close_last() -> None:
-        if opened:
-            path, before = opened.pop()
-            if (added := size(path) - before) > 0:
-                seen[-1] = Write(seen[-1].event, seen[-1].path, before + added // 2)
+        _announce_native_writers()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        sys.addaudithook(self._note)
 
-    def note(event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event == "os.truncate" or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
-        if not (writes or event in FOLDER):
+    def all(self) -> list[Write]:
+        self._close_last()
+        return self._seen
+
+    def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
+        opens = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        cuts = event == "os.truncate" or (opens and arguments[2] & os.O_TRUNC)
+        if not (opens or cuts or event in FOLDER):
             return
         path = _path(event, arguments)
-        if not path.startswith(str(work)):
+        if not path.startswith(self._work):
             return
-        close_last()
-        if kill and kill[0] == len(seen):
-            if kill[1] is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (kill[1], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        seen.append(Write(event, os.path.relpath(path, work)))
-        if writes:
-            cut = event == "os.truncate" or arguments[2] & os.O_TRUNC
-            opened.append((path, 0 if cut else size(path)))
+        self._close_last()
+        if self._kill is not None and self._kill.number == len(self._seen):
+            self._die(self._kill.size)
+        self._seen.append(Write(event, os.path.relpath(path, self._work)))
+        if cuts:
+            self._opened = (path, 0)
+        elif opens:
+            self._opened = (path, _size(path))
 
-    sys.addaudithook(note)
+    def _close_last(self) -> None:
+        """Half the bytes of the file that was written last are known now."""
+        if self._opened is None:
+            return
+        path, before = self._opened
+        self._opened = None
+        added = _size(path) - before
+        if added > 0:
+            last = self._seen[-1]
+            self._seen[-1] = replace(last, half=before + added // 2)
 
-    def all_seen() -> list[Write]:
-        close_last()
-        return seen
+    def _die(self, size: int | None) -> None:
+        """At once, or where a file has reached this size."""
+        if size is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+            return
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
 
-    return all_seen
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _path(event: str, arguments: tuple[Any, ...]) -> str:
     """The absolute path that an event changes: of a move, the new name."""
-    moved = event in ("os.rename", "os.symlink", "os.link")
-    path = arguments[1 if moved else 0]
+    path = arguments[1] if event in TWO_NAMES else arguments[0]
     if isinstance(path, int):  # a descriptor
         return os.readlink(f"/proc/self/fd/{path}")
-    folder = arguments[FOLDER[event]] if event in FOLDER else -1
-    base = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else os.getcwd()
+    base = os.getcwd()
+    if event in FOLDER:
+        descriptor = arguments[FOLDER[event]]
+        if descriptor >= 0:
+            base = os.readlink(f"/proc/self/fd/{descriptor}")
     return os.path.join(base, os.fsdecode(path))
 
 
