@@ -59,7 +59,8 @@ class _Module(backend_registration._DummyBackendModule):
 
     @contextmanager
     def device(self, device: torch.device) -> Iterator[None]:
-        before, self.current = self.current, device.index
+        before = self.current
+        self.current = device.index
         try:
             yield
         finally:
@@ -76,8 +77,11 @@ class _Module(backend_registration._DummyBackendModule):
 
 MODULE = _Module()
 backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=MODULE)
-DEVICE, ANOTHER = torch.device(NAME, PLACE), torch.device(NAME, 1 - PLACE)
-"""The device of this process, and one that it has nothing to do with."""
+DEVICE = torch.device(NAME, PLACE)
+"""The device of this process."""
+
+ANOTHER = torch.device(NAME, 1 - PLACE)
+"""One that it has nothing to do with."""
 
 torch.autograd.set_multithreading_enabled(False)  # autograd has a thread for each device, and knows of one device
 SRC = Path(moslora.__file__).parent
@@ -118,7 +122,8 @@ _watching: list[Any] = []
 @contextmanager
 def watch(seen: Any = None) -> Iterator[Any]:
     """Collects what the device does within the block, in all threads: in ``seen``, or a :class:`Seen`."""
-    seen = seen or Seen()
+    if seen is None:
+        seen = Seen()
     _watching.append(seen)
     try:
         yield seen
@@ -154,8 +159,9 @@ class OnDevice(Tensor):
         return self.cpu().tolist()
 
     def __setitem__(self, place: Any, value: Any) -> None:
-        number = not isinstance(value, Tensor)  # for CUDA torch makes a tensor of it on the host, and copies that
-        super().__setitem__(place, torch.tensor(value, dtype=self.dtype) if number else value)
+        if not isinstance(value, Tensor):  # for CUDA torch makes a tensor of it on the host, and copies that
+            value = torch.tensor(value, dtype=self.dtype)
+        super().__setitem__(place, value)
 
     def __repr__(self, **_: Any) -> str:
         return f"OnDevice({self.held!r})"
@@ -167,7 +173,21 @@ def each(value: Any, change: Callable[[Tensor], Any]) -> Any:
         return change(value)
     if isinstance(value, dict):
         return {key: each(part, change) for key, part in value.items()}
-    return type(value)(each(part, change) for part in value) if type(value) in (list, tuple) else value
+    if type(value) in (list, tuple):
+        return type(value)(each(part, change) for part in value)
+    return value
+
+
+def wrapped(found: Any, given: Iterable[OnDevice], device: torch.device) -> Any:
+    """``found`` with tensors of ``device`` around those held: of ``given``, where one holds it, or new ones."""
+    by_held = {id(x.held): x for x in given}
+
+    def around(held: Tensor) -> OnDevice:
+        if id(held) in by_held:
+            return by_held[id(held)]
+        return OnDevice(held, device)
+
+    return each(found, around)
 
 
 def compute(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -178,30 +198,30 @@ def compute(function: Any, *args: Any, **kwargs: Any) -> Any:
         found = getattr(liger, function._opname)(*args, **kwargs)
         _note(function, (args, kwargs), found)
         return found
-    there: dict[int, OnDevice] = {}
+    there: list[OnDevice] = []
     hosts: list[Tensor] = []
 
     def held(x: Tensor) -> Tensor:
         if isinstance(x, OnDevice):
-            there[id(x.held)] = x
+            there.append(x)
             return x.held
         hosts.append(x)
         return x
 
     held_args, held_kwargs = each((args, kwargs), held)
-    target = _target(function, args, kwargs, list(there.values()))
+    target = _target(function, args, kwargs, there)
     to_host = target.type == "cpu"
     if "device" in kwargs:
-        held_kwargs["device"] = torch.device("cpu") if to_host else held_on
+        held_kwargs["device"] = target if to_host else held_on
     if function not in COPIES:
-        _refuse(
-            function, target, [x for x in (*there.values(), *hosts) if not _may_be_there(function, x, args, target)]
-        )
-    if held_on.type == "meta" and (to_host or function == aten._local_scalar_dense.default):
+        _refuse(function, target, [x for x in (*there, *hosts) if not _may_be_there(function, x, args, target)])
+    reads_number = function == aten._local_scalar_dense.default
+    if held_on.type == "meta" and (to_host or reads_number):
         found = _without_data(function, args, kwargs)
     else:
         found = function(*held_args, **held_kwargs)
-        found = found if to_host else each(found, lambda x: there[id(x)] if id(x) in there else OnDevice(x, target))
+        if not to_host:
+            found = wrapped(found, there, target)
     launches = function not in FREE and not function.is_view
     _note(function, (args, kwargs), found, launches=launches, waits=_waits(function, args, kwargs))
     return found
@@ -220,11 +240,8 @@ def _without_data(function: Any, args: Any, kwargs: Any) -> Any:
 def _is_composed(function: Any) -> bool:
     if function.namespace not in ("aten", "torch_attn", "moslora"):
         raise NotImplementedError(f"{function}: only on a CPU")
-    composed, own = (
-        torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), key)
-        for key in ("CompositeImplicitAutograd", "CPU")
-    )
-    return composed and not own
+    has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, function.name())
+    return has_kernel("CompositeImplicitAutograd") and not has_kernel("CPU")
 
 
 def _target(function: Any, args: Any, kwargs: Any, there: list[OnDevice]) -> torch.device:
@@ -234,7 +251,9 @@ def _target(function: Any, args: Any, kwargs: Any, there: list[OnDevice]) -> tor
     named = kwargs.get("device")
     if named is None:
         return there[0].device
-    return named if named.type == "cpu" or named.index is not None else torch.device(NAME, MODULE.current)
+    if named.type == "cpu" or named.index is not None:
+        return named
+    return torch.device(NAME, MODULE.current)
 
 
 def _may_be_there(function: Any, x: Tensor, args: Any, target: torch.device) -> bool:
@@ -247,9 +266,13 @@ def _may_be_there(function: Any, x: Tensor, args: Any, target: torch.device) -> 
 
 
 def _refuse(function: Any, device: torch.device, others: list[Tensor]) -> None:
-    if others:
-        where = "the CPU" if others[0].device.type == "cpu" else others[0].device
-        raise RuntimeError(f"{function}: tensors on {device} and on {where}, {tuple(others[0].shape)}")
+    if not others:
+        return
+    other = others[0]
+    where = str(other.device)
+    if other.device.type == "cpu":
+        where = "the CPU"
+    raise RuntimeError(f"{function}: tensors on {device} and on {where}, {tuple(other.shape)}")
 
 
 def _note(function: Any, args: Any, found: Any, *, launches: bool = True, waits: bool = False) -> None:
@@ -259,28 +282,49 @@ def _note(function: Any, args: Any, found: Any, *, launches: bool = True, waits:
 
 def _waits(function: Any, args: Any, kwargs: Any) -> bool:
     if function in COPIES:
-        source = args[0] if function == aten._to_copy.default else args[1]
-        sent = kwargs.get("non_blocking") or True in args[2:]
-        target = args[0].device if function == aten.copy_.default else kwargs.get("device") or source.device
-        between = source.device.type != target.type
-        return between and not (sent and (source.device.type == NAME or hasattr(source, "pinned")))
-    if function in INDEX:  # what is on the host is copied; a mask's entries are counted, unless a number fills them
-        indices = [index for index in args[1] if index is not None]
-        masks = [index.dtype in (torch.bool, torch.uint8) for index in indices]
-        number = function != aten.index.Tensor and args[2].device.type == "cpu"
-        waits = any(masks) != number if all(masks) else any(masks) or number
-        return waits or any(index.device.type == "cpu" for index in indices)
+        return _copy_waits(function, args, kwargs)
+    if function in INDEX:
+        return _index_waits(function, args)
     if function == aten.repeat_interleave.Tensor:
         return kwargs.get("output_size") is None
     return function == aten.equal.default or not WAITING.isdisjoint(function.tags)
 
 
+def _copy_waits(function: Any, args: Any, kwargs: Any) -> bool:
+    """Between host and device, of pageable memory or if nobody asks for a copy that does not block."""
+    if function == aten.copy_.default:
+        source = args[1]
+        target = args[0].device
+    else:
+        source = args[0]
+        target = kwargs.get("device")
+    if target is None or source.device.type == target.type:
+        return False
+    non_blocking = kwargs.get("non_blocking") or True in args[2:]
+    pageable = source.device.type != NAME and not hasattr(source, "pinned")
+    return pageable or not non_blocking
+
+
+def _index_waits(function: Any, args: Any) -> bool:
+    """What is on the host is copied; a mask's entries are counted, unless a number fills them."""
+    indices = [index for index in args[1] if index is not None]
+    if any(index.device.type == "cpu" for index in indices):
+        return True
+    masks = [index for index in indices if index.dtype in (torch.bool, torch.uint8)]
+    number = function != aten.index.Tensor and args[2].device.type == "cpu"
+    if masks and len(masks) == len(indices):
+        return not number
+    return number or bool(masks)
+
+
 def _place() -> str:
     """The innermost function of moslora's that is running."""
-    frame: Any = sys._getframe()
-    while frame := frame.f_back:
-        if (path := Path(frame.f_code.co_filename)).is_relative_to(SRC):
+    frame = sys._getframe().f_back
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(SRC):
             return f"{path.relative_to(SRC)}:{frame.f_lineno} {frame.f_code.co_qualname}"
+        frame = frame.f_back
     return "no function of moslora's"
 
 
@@ -309,7 +353,8 @@ def one_kernel(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class _OneKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, of: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        ctx.name, ctx.of = name, of
+        ctx.name = name
+        ctx.of = of
         ctx.save_for_backward(*tensors)
         found = OnDevice(of(x.held for x in tensors), tensors[0].device)
         _note(name, tensors, found)
@@ -317,12 +362,16 @@ class _OneKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        wanted, saved = ctx.needs_input_grad[2:], ctx.saved_tensors  # once: checkpointing computes them again
+        wanted = ctx.needs_input_grad[2:]
+        saved = ctx.saved_tensors  # once: checkpointing computes them again
         held = [x.held.detach().requires_grad_(wants) for x, wants in zip(saved, wanted, strict=True)]
         with torch.enable_grad():
             out = ctx.of(held)
         found = iter(torch.autograd.grad(out, [x for x in held if x.requires_grad], gradient.held))
-        gradients = [OnDevice(next(found), gradient.device) if wants else None for wants in wanted]
+        gradients: list[OnDevice | None] = [None] * len(wanted)
+        for place, wants in enumerate(wanted):
+            if wants:
+                gradients[place] = OnDevice(next(found), gradient.device)
         _note(f"backward of {ctx.name}", (saved, gradient), gradients)
         return None, None, *gradients
 
@@ -331,7 +380,11 @@ def autocast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     """Of what autocast casts on a GPU all that a LLaMA has in another dtype."""
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
         dtype = torch.get_autocast_dtype(NAME)
-        return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        x = x.to(dtype)
+        weight = weight.to(dtype)
+        if bias is not None:
+            bias = bias.to(dtype)
+        return F.linear(x, weight, bias)
 
 
 def by_triton(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -340,9 +393,7 @@ def by_triton(kernel: Callable[..., Any]) -> Callable[..., Any]:
     def launched(*tensors: OnDevice) -> Any:
         where = torch.device(NAME, MODULE.current)
         _refuse(kernel.__name__, where, [x for x in tensors if x.device != where])
-        kernel_of = {id(x.held): x for x in tensors}
-        found = kernel(*(x.held for x in tensors))
-        return each(found, lambda x: kernel_of[id(x)] if id(x) in kernel_of else OnDevice(x, where))
+        return wrapped(kernel(*(x.held for x in tensors)), tensors, where)
 
     return launched
 
@@ -375,14 +426,16 @@ def _pin(tensor: Tensor) -> Tensor:
     return pinned
 
 
-_every, _aten = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+_every = torch.library.Library("_", "IMPL")
+_aten = torch.library.Library("aten", "IMPL")
 _every.fallback(compute, "PrivateUse1")  # what makes a tensor of none
 _aten.impl("copy_", partial(compute, aten.copy_.default), "PrivateUse1")  # of torch.tensor, which passes by the class
 # A kernel of the CPU and CUDA, which others compose.
 _aten.impl("silu_backward", partial(compute, aten.silu_backward.default), "PrivateUse1")
 _every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
 _aten.impl("linear", autocast_linear, "AutocastPrivateUse1")
-F.scaled_dot_product_attention, F.rms_norm = one_kernel(F.scaled_dot_product_attention), one_kernel(F.rms_norm)
+F.scaled_dot_product_attention = one_kernel(F.scaled_dot_product_attention)
+F.rms_norm = one_kernel(F.rms_norm)
 Tensor.pin_memory = _pin  # needs a driver
 for _types in (optimizer._foreach_supported_types, _foreach_utils._foreach_supported_types):
     _types.append(OnDevice)
@@ -391,11 +444,13 @@ _kernel = attention.kernel
 attention.kernel = lambda device, dtype, size: _kernel(device, dtype, 64)  # the tests' models have other heads
 for _kernels in ((swiglu_forward, swiglu_backward), (rope_forward, rope_backward)):
     _name = _kernels[0].__name__.partition("_")[0]
-    _stand_in = sys.modules[f"liger_kernel.ops.{_name}"] = ModuleType(_name)
+    _stand_in = ModuleType(_name)
     for _one in _kernels:
         setattr(_stand_in, _one.__name__, by_triton(_one))
+    sys.modules[f"liger_kernel.ops.{_name}"] = _stand_in
 PartialState.default_device = property(lambda _: DEVICE)
-devices.GPU, devices.local_rank = NAME, lambda: PLACE
+devices.GPU = NAME
+devices.local_rank = lambda: PLACE
 
 
 def on_cpu(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
