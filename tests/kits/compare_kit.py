@@ -47,12 +47,15 @@ def drawn(
     seed: int, *, gain: float = 0.0, sizes: Mapping[str, int] = SIZES, settings: Settings = SETTINGS, **adapter: Any
 ) -> ComparedRun:
     """A run: questions as hard as in every other one, answers by its seed and adapter, right ones more by ``gain``."""
-    hard, draw = np.random.default_rng(0), np.random.default_rng([seed, *str(adapter).encode()])
+    hard = np.random.default_rng(0)
+    draw = np.random.default_rng([seed, *str(adapter).encode()])
     tasks = {}
     for task, n in sizes.items():
-        difficulty, gold = hard.uniform(0.2, 0.8, n), hard.integers(0, 3, n)
+        difficulty = hard.uniform(0.2, 0.8, n)
+        gold = hard.integers(0, 3, n)
         right = draw.uniform(size=n) < difficulty + gain
-        log_probability = np.log(np.clip(difficulty + gain + 0.05 * draw.standard_normal(n), 0.01, 0.99)).round(6)
+        probability = difficulty + gain + 0.05 * draw.standard_normal(n)
+        log_probability = np.log(probability.clip(0.01, 0.99)).round(6)
         ids = sorted(f"{task}/test/{row}" for row in range(n))
         tasks[task] = TaskAnswers(
             tuple(ids),

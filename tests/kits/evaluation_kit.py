@@ -38,8 +38,13 @@ def make_examples(task: str, count: int) -> list[Example]:
             choices = ("true", "false")
         else:  # each with a first word of its own: equal options would tie
             choices = tuple(f"{first} {text(1, 8)}" for first in draw.sample(WORDS, number))
-        question = f"{text(2, 20)} _ {text(2, 8)}." if task == "winogrande" else text(3, 40)
-        context = text(2, 9) if task in ("boolq", "siqa", "hellaswag") else None
+        if task == "winogrande":
+            question = f"{text(2, 20)} _ {text(2, 8)}."
+        else:
+            question = text(3, 40)
+        context = None
+        if task in ("boolq", "siqa", "hellaswag"):
+            context = text(2, 9)
         examples.append(Example(f"{task}/test/{row}", task, question, choices, draw.randrange(number), context))
     return examples
 
@@ -54,13 +59,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    texts = [
-        option.prompt + option.answer
-        for examples in all_tasks(20).values()
-        for example in examples
-        for name in ("label", "cloze")
-        for option in FORMATS[name].options(example)
-    ]
+    texts = []
+    for examples in all_tasks(20).values():
+        for example in examples:
+            for name in ("label", "cloze"):
+                texts += [option.prompt + option.answer for option in FORMATS[name].options(example)]
     trainer = trainers.BpeTrainer(
         vocab_size=700,
         special_tokens=["<pad>", "<eos>"],

@@ -17,15 +17,23 @@ Row = tuple[Tensor, Tensor, Tensor, Tensor, slice, slice]
 def of_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, paths: Tensor, scale: float, left: int) -> Iterator[Row]:
     """Each row's q, k, v and softmax(s Q Kᵀ), all ``(heads, …)`` and float32 or wider, and its queries and keys. Its
     last query sees the last key, and ``left`` before it."""
-    wide, shared = torch.promote_types(q.dtype, torch.float32), q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(shared, 1) for x in (k, v))
-    for own, path in zip(pairwise(rows.tolist()), pairwise(paths.tolist()), strict=True):
-        parts = ((q, own), (k, path), (v, path))
-        query, key, value = (x[slice(*at)].to(wide).transpose(0, 1) for x, at in parts)
-        distance = torch.arange(key.shape[1] - query.shape[1], key.shape[1])[:, None] - torch.arange(key.shape[1])
-        seen = (distance >= 0) & (distance <= left if left >= 0 else True)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    heads_that_share = q.shape[1] // k.shape[1]
+    k = k.repeat_interleave(heads_that_share, 1)
+    v = v.repeat_interleave(heads_that_share, 1)
+    for row_ends, path_ends in zip(pairwise(rows.tolist()), pairwise(paths.tolist()), strict=True):
+        own = slice(*row_ends)
+        path = slice(*path_ends)
+        query = q[own].to(wide).transpose(0, 1)
+        key = k[path].to(wide).transpose(0, 1)
+        value = v[path].to(wide).transpose(0, 1)
+        places = torch.arange(key.shape[1])
+        distance = places[key.shape[1] - query.shape[1] :, None] - places
+        seen = distance >= 0
+        if left >= 0:
+            seen &= distance <= left
         weight = (scale * query @ key.transpose(1, 2)).masked_fill(~seen, -torch.inf).softmax(-1)
-        yield query, key, value, weight, slice(*own), slice(*path)
+        yield query, key, value, weight, own, path
 
 
 def checked(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, paths: Tensor, longest: tuple[int, int]) -> None:
@@ -77,8 +85,9 @@ def _backward(
     window_size: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dV = Pᵀ G, dP = G Vᵀ, dS = P ∘ (dP − Σ_j P ∘ dP), dQ = s dS K, dK = s dSᵀ Q; summed over heads that share."""
-    d_q, shape = torch.empty_like(q), (len(k), q.shape[1], q.shape[2])
-    d_k, d_v = (q.new_zeros(shape, dtype=torch.promote_types(q.dtype, torch.float32)) for _ in range(2))
+    d_q = torch.empty_like(q)
+    d_k = q.new_zeros((len(k), *q.shape[1:]), dtype=torch.promote_types(q.dtype, torch.float32))
+    d_v = torch.zeros_like(d_k)
     for query, key, value, weight, own, path in of_rows(q, k, v, rows, paths, scale, window_size[0]):
         g = gradient[own].to(weight.dtype).transpose(0, 1)
         d_v[path] += (weight.transpose(1, 2) @ g).transpose(0, 1)
@@ -86,4 +95,6 @@ def _backward(
         d_scores = scale * weight * (d_weight - (weight * d_weight).sum(-1, keepdim=True))
         d_q[own] = (d_scores @ key).transpose(0, 1)
         d_k[path] += (d_scores.transpose(1, 2) @ query).transpose(0, 1)
-    return d_q, *(x.unflatten(1, (k.shape[1], -1)).sum(2).to(q.dtype) for x in (d_k, d_v))
+    d_k = d_k.unflatten(1, (k.shape[1], -1)).sum(2)
+    d_v = d_v.unflatten(1, (k.shape[1], -1)).sum(2)
+    return d_q, d_k.to(q.dtype), d_v.to(q.dtype)

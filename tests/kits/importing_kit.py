@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from reference import OfficialLayer, perturb
 
-RANK, ALPHA, TARGETS = 4, 6, ["q_proj", "v_proj", "down_proj"]
-
+RANK = 4
+ALPHA = 6
+TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 OFFICIAL = {
     "base_model_name_or_path": None,
@@ -88,16 +89,26 @@ def setting(**values: object) -> Altered:
 
 
 def without(*parts: str, layer: str = LAYER) -> Altered:
-    return lambda config, state: [state.pop(f"{layer}.{part}.weight") for part in parts]
+    def alter(config: dict[str, Any], state: dict[str, Tensor]) -> None:
+        for part in parts:
+            del state[f"{layer}.{part}.weight"]
+
+    return alter
 
 
 def weight(part: str, change: Callable[[Tensor], Tensor]) -> Altered:
-    return lambda config, state: state.update({f"{LAYER}.{part}.weight": change(state[f"{LAYER}.{part}.weight"])})
+    name = f"{LAYER}.{part}.weight"
+
+    def alter(config: dict[str, Any], state: dict[str, Tensor]) -> None:
+        state[name] = change(state[name])
+
+    return alter
 
 
 def altered_source(folder: Path, world: Path, alter: Altered) -> Path:
     """A checkpoint of the repository's in ``folder``, over the small model, with something changed."""
-    config, state = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}, official_model(world)[1]
+    config = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
+    _, state = official_model(world)
     alter(config, state)
     return write_source(folder, config, state)
 
@@ -118,8 +129,11 @@ REFUSED: dict[str, tuple[Altered, str]] = {
     "a mixer that is not there": (without("lora_AB"), "q_proj.mixer.weight: missing"),
     "A without B": (without("lora_B"), "model.layers.1.self_attn.q_proj.lora_b: missing"),
     "a layer without weights": (without("lora_A", "lora_AB", "lora_B"), "1.self_attn.q_proj.lora_a: missing"),
-    "a surplus key": (lambda c, s: s.update({"model.norm.weight": torch.ones(3)}), "model.norm.weight: unexpected"),
-    "an empty adapter": (lambda c, s: s.clear(), "contains no LoRA weights"),
+    "a surplus key": (
+        lambda config, state: state.update({"model.norm.weight": torch.ones(3)}),
+        "model.norm.weight: unexpected",
+    ),
+    "an empty adapter": (lambda config, state: state.clear(), "contains no LoRA weights"),
     "no base": (setting(base_model_name_or_path=None), "names no base model"),
     "a base that is gone": (setting(base_model_name_or_path="/gone"), "/gone: no such folder"),
 }
@@ -137,4 +151,13 @@ class Trap:
 
 
 def transposed(state: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    return lambda layers: {k: v.T.contiguous() if "mixer" in k else v for k, v in state(layers).items()}
+    """``state`` with every mixer transposed."""
+
+    def with_transposed(layers: Any) -> dict[str, Tensor]:
+        tensors = dict(state(layers))
+        for name, tensor in tensors.items():
+            if "mixer" in name:
+                tensors[name] = tensor.T.contiguous()
+        return tensors
+
+    return with_transposed

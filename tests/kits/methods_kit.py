@@ -48,7 +48,10 @@ class Done:
 def logits_of(model: nn.Module, tasks: tuple[str, ...] = ("boolq", "obqa")) -> Tensor:
     was_training = model.training
     names = task_names(model)
-    describe_batch(model.eval(), tasks=torch.tensor([names.index(task) if names else 0 for task in tasks]))
+    numbers = [0] * len(tasks)
+    if names:
+        numbers = [names.index(task) for task in tasks]
+    describe_batch(model.eval(), tasks=torch.tensor(numbers))
     with torch.no_grad():
         logits: Tensor = model(input_ids=IDS).logits
     model.train(was_training)

@@ -22,16 +22,17 @@ from moslora.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 MODELS = [
-    *(
-        "llama3-70b-nf4",
-        "llama3-8b",
-        "llama3-8b-nf4",
-        "llama3-8b-released",
-        "llama3.1-8b",
-        "llama3.2-1b",
-        "llama3.2-3b",
-    ),
-    *("mistral-7b", "qwen2.5-7b", "qwen3-8b", "smollm2-135m"),
+    "llama3-70b-nf4",
+    "llama3-8b",
+    "llama3-8b-nf4",
+    "llama3-8b-released",
+    "llama3.1-8b",
+    "llama3.2-1b",
+    "llama3.2-3b",
+    "mistral-7b",
+    "qwen2.5-7b",
+    "qwen3-8b",
+    "smollm2-135m",
 ]
 TASK_FILES = [f"tasks/{name}" for name in ("arithmetic", "commonsense_qa", "copa", "gsm8k", "sciq", "triviaqa")]
 METHODS = {

@@ -85,10 +85,14 @@ def as_micro_batch(
 ) -> MicroBatch:
     """The rows of ``ids``, of which the first ``lengths`` tokens count and those from ``begins`` on are labelled."""
     rows = []
-    for number, row in enumerate(ids.tolist()):
-        tokens = row[: lengths[number]] if lengths else row
-        begin = begins[number] if begins else 0
-        rows.append(Encoded(str(number), "none", tokens, [IGNORE_INDEX] * begin + tokens[begin:], truncated=False))
+    for number, tokens in enumerate(ids.tolist()):
+        if lengths:
+            tokens = tokens[: lengths[number]]
+        labels = [*tokens]
+        if begins:
+            begin = begins[number]
+            labels = [IGNORE_INDEX] * begin + tokens[begin:]
+        rows.append(Encoded(str(number), "none", tokens, labels, truncated=False))
     return collate(rows, device=ids.device, share=share)
 
 
@@ -178,19 +182,26 @@ class SequentialExperts(nn.Module):
         inside: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.base, self.scaling, self.router, self.inside = base, scaling, router, inside
+        self.base = base
+        self.scaling = scaling
+        self.router = router
+        self.inside = inside
         self.lora_A = nn.ParameterList([part.detach().clone() for part in a.chunk(experts, 0)])
         self.lora_B = nn.ParameterList([part.detach().clone() for part in b.chunk(experts, 1)])
 
     def forward(self, x: Tensor) -> Tensor:
-        result = self.base(x)
-        gates = None if self.router is None else self.router(x)
+        hidden = [F.linear(x, part) for part in self.lora_A]
         if self.inside is not None:
-            before = self.inside(x)
-            hidden = sum(before[..., i, None] * F.linear(x, part) for i, part in enumerate(self.lora_A))
-        for i, part in enumerate(self.lora_B):
-            expert = F.linear(F.linear(x, self.lora_A[i]) if self.inside is None else hidden, part)
-            result = result + self.scaling * (expert if gates is None else gates[..., i, None] * expert)
+            gates = self.inside(x)
+            mixed = sum(gates[..., i, None] * of_one for i, of_one in enumerate(hidden))
+            hidden = [mixed] * len(hidden)
+        outputs = [F.linear(of_one, part) for of_one, part in zip(hidden, self.lora_B, strict=True)]
+        if self.router is not None:
+            gates = self.router(x)
+            outputs = [gates[..., i, None] * of_one for i, of_one in enumerate(outputs)]
+        result = self.base(x)
+        for output in outputs:
+            result = result + self.scaling * output
         return result
 
 
@@ -211,14 +222,18 @@ def calibration_error(probabilities: Sequence[Sequence[float]], gold: Sequence[i
     """Expected calibration error by its definition, question by question (Guo et al. 2017, equation 3)."""
     total = 0.0
     for bin in range(bins):
-        low, high = bin / bins, (bin + 1) / bins
-        held = [
-            (max(row), row.index(max(row)) == right)
-            for row, right in zip(map(list, probabilities), gold, strict=True)
-            if low <= max(row) < high or (bin == bins - 1 and max(row) == 1)
-        ]
-        if held:
-            confidence = sum(sure for sure, _ in held) / len(held)
-            accuracy = sum(right for _, right in held) / len(held)
-            total += len(held) / len(gold) * abs(accuracy - confidence)
+        low = bin / bins
+        high = (bin + 1) / bins
+        confidences = []
+        hits = []
+        for row, right in zip(probabilities, gold, strict=True):
+            confidence = max(row)
+            certain = bin == bins - 1 and confidence == 1
+            if low <= confidence < high or certain:
+                confidences.append(confidence)
+                hits.append(list(row).index(confidence) == right)
+        if hits:
+            confidence = sum(confidences) / len(hits)
+            accuracy = sum(hits) / len(hits)
+            total += len(hits) / len(gold) * abs(accuracy - confidence)
     return total

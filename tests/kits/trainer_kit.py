@@ -28,12 +28,14 @@ def under_the_trainer(
         disable_tqdm=True,
         **arguments,
     )
+    dataset = []
+    for row in rows:
+        attended = [1] * len(row.labels)
+        dataset.append({"input_ids": row.input_ids, "labels": row.labels, "attention_mask": attended})
     trainer = Trainer(
         model=model,
         args=settings,
-        train_dataset=[
-            {"input_ids": row.input_ids, "labels": row.labels, "attention_mask": [1] * len(row.labels)} for row in rows
-        ],
+        train_dataset=dataset,
         data_collator=DataCollatorForSeq2Seq(tokenizer(), padding=True),
     )
     trainer.train()
