@@ -40,13 +40,13 @@ def alternate(
         The seconds of each, pair by pair.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    for n in range(warmup + repetitions):
+    for number in range(warmup + repetitions):
         turns = [(one, times[0]), (other, times[1])]
-        if n % 2 == 0:
+        if number % 2 == 0:
             turns.reverse()
         for run, measured in turns:
             took = seconds(run)
-            if n >= warmup:
+            if number >= warmup:
                 measured.append(took)
     return times
 
@@ -94,10 +94,17 @@ def kernels(work: Callable[[], object], parts: Counter[str] | None = None) -> li
     found = []
     for event in profiled.events() or []:
         on_host = event.device_type.name == "CPU"
-        name = event.name.removeprefix(PART)
-        if name != event.name:
+        if event.name.startswith(PART):
             if on_host and parts is not None:
-                parts[name] += (event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
-        elif on_host != on_gpu and not (on_gpu and event.is_user_annotation):  # a span over kernels
-            found.append((event.name, (event.device_time_total if on_gpu else event.self_cpu_time_total) / 1e6))
+                if on_gpu:
+                    took = event.device_time_total
+                else:
+                    took = event.cpu_time_total
+                parts[event.name.removeprefix(PART)] += took / 1e6
+        elif on_gpu and not on_host:
+            is_span = event.is_user_annotation  # over kernels
+            if not is_span:
+                found.append((event.name, event.device_time_total / 1e6))
+        elif on_host and not on_gpu:
+            found.append((event.name, event.self_cpu_time_total / 1e6))
     return found

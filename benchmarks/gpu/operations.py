@@ -97,8 +97,12 @@ class Ledger:
         part = self.part(function, read)
         if node is None:  # its gradient, whose node was the last to be made, belongs to the same part
             self._made_in.setdefault(torch._C._autograd._get_sequence_nr() - 1, part)
-        self.waits += waits
+        if waits:
+            self.waits += 1
         if launches:
+            dtype = torch.float32
+            if read:
+                dtype = read[0].dtype
             self.done.append(
                 Operation(
                     phase=_phase(part, within_backward=node is not None),
@@ -106,7 +110,7 @@ class Ledger:
                     name=name,
                     flops=flops(function, args, found),
                     bytes=moved(name, read, written),
-                    dtype=read[0].dtype if read else torch.float32,
+                    dtype=dtype,
                 )
             )
 
@@ -132,7 +136,9 @@ class Ledger:
 def _phase(part: str, *, within_backward: bool) -> str:
     if within_backward:
         return "backward"
-    return "update" if part == UPDATE else "forward"
+    if part == UPDATE:
+        return "update"
+    return "forward"
 
 
 class Watched(TorchDispatchMode):
@@ -161,7 +167,9 @@ class Watched(TorchDispatchMode):
 def operation(function: Any) -> str:
     """Its name, without namespace and overload."""
     names = str(function).split(".")
-    return names[1] if len(names) == 3 else names[0]
+    if len(names) == 3:
+        return names[1]
+    return names[0]
 
 
 def _storage(x: Tensor) -> int:
@@ -192,7 +200,8 @@ def _part_of_place() -> str | None:
 
 def tensors(value: Any) -> list[Tensor]:
     """Each once."""
-    return list({id(x): x for x in tree_leaves(value) if isinstance(x, Tensor)}.values())
+    by_id = {id(leaf): leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
+    return list(by_id.values())
 
 
 def flops(function: Any, args: Any, found: Any) -> float:
@@ -200,13 +209,19 @@ def flops(function: Any, args: Any, found: Any) -> float:
     name = str(function)
     read = tensors(args)
     if name == "scaled_dot_product_attention":
-        return sdpa_flop_count(*(x.shape for x in read[:3])) / 2
+        query, key, value = read[:3]
+        return sdpa_flop_count(query.shape, key.shape, value.shape) / 2
     if name == "backward of scaled_dot_product_attention":
-        return sdpa_backward_flop_count(read[-1].shape, *(x.shape for x in read[:3])) / 2
+        query, key, value = read[:3]
+        gradient = read[-1]
+        return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape) / 2
     if name.startswith("torch_attn."):  # of rows end to end, as if they were of one length
-        rows = next(len(x) - 1 for x in read if x.dtype == torch.int32)
-        products = 10 if "backward" in name else 4
-        return products * read[0].numel() * len(read[0]) / rows / 2
+        ends = next(x for x in read if x.dtype == torch.int32)  # of the rows, behind a zero
+        rows = len(ends) - 1
+        products = 2
+        if "backward" in name:
+            products = 5
+        return 2 * products * read[0].numel() * len(read[0]) / rows / 2
     if operation(function) == "_linear_pointwise":
         return 2.0 * read[0].numel() * found.shape[-1]
     count = flop_registry.get(getattr(torch.ops.aten, operation(function).rstrip("_"), None))
@@ -214,7 +229,9 @@ def flops(function: Any, args: Any, found: Any) -> float:
         return 0.0
     positional, keywords = args
     counted: float = count(*positional, **keywords, out_val=found)
-    return counted / 2 if "attention" in name else counted
+    if "attention" in name:
+        return counted / 2
+    return counted
 
 
 def moved(name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> float:
@@ -269,8 +286,12 @@ class Achieved:
     host_time: float = 0.5
 
     def seconds(self, one: Operation, on: Device) -> float:
-        peak = on.float32 if one.dtype == torch.float32 else on.bfloat16
-        return max(one.flops / (self.products * peak), one.bytes / (self.bandwidth * on.bandwidth), self.kernel)
+        peak = on.bfloat16
+        if one.dtype == torch.float32:
+            peak = on.float32
+        multiplying = one.flops / (self.products * peak)
+        moving = one.bytes / (self.bandwidth * on.bandwidth)
+        return max(multiplying, moving, self.kernel)
 
 
 def estimate(
@@ -282,9 +303,14 @@ def estimate(
     """
     parts = {part: {"launches": 0, "GB": 0.0, "TFLOP": 0.0, "ms": 0.0} for part in (*PARTS, IDLE)}
     for one in seen.done:
-        found = {"launches": 1, "GB": one.bytes / 1e9, "TFLOP": one.flops / 1e12, "ms": achieved.seconds(one, on) * 1e3}
-        parts[one.part] = {key: value + found[key] for key, value in parts[one.part].items()}
-    step = {key: sum(part[key] for part in parts.values()) for key in parts[REST]}
+        part = parts[one.part]
+        part["launches"] += 1
+        part["GB"] += one.bytes / 1e9
+        part["TFLOP"] += one.flops / 1e12
+        part["ms"] += achieved.seconds(one, on) * 1e3
+    step = {}
+    for key in parts[REST]:
+        step[key] = sum(part[key] for part in parts.values())
     device = step["ms"]
     host_ms = host * achieved.host_time * 1e3
     parts[IDLE]["ms"] = max(0.0, host_ms - device) + seen.waits * wait * achieved.host_time * 1e3

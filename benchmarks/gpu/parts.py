@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import distributions
@@ -35,9 +35,20 @@ sys.path.append(str(ROOT / "tests" / "kits"))
 PACKAGES = ("transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel", "triton", "flash_attn")
 FORMATS = {"choice": "label", "cloze": "cloze", "generate": "label"}
 
-
-FEW_LAYERS = 4 if GPU else 2
-"""Decoder layers of the models whose steps are compared, in float32, too."""
+if GPU:
+    FEW_LAYERS = 4  # decoder layers of the models whose steps are compared, in float32, too
+    MATRIX_SIZE = 8192  # of both factors of the large product
+    QUESTIONS = {"choice": 256, "cloze": 256, "generate": 64}  # of each set, by protocol
+    WRITTEN_TOKENS = 8  # in the part "latency"
+    ROUNDS = 5  # likewise
+    SHARDED_STEPS = 7  # the first warms up
+else:
+    FEW_LAYERS = 2
+    MATRIX_SIZE = 512
+    QUESTIONS = {"choice": 4, "cloze": 4, "generate": 4}
+    WRITTEN_TOKENS = 2
+    ROUNDS = 1
+    SHARDED_STEPS = 3
 
 
 def first(record: Record) -> None:
@@ -62,8 +73,13 @@ def compare_steps(record: Record) -> None:
     for _, layer in named_adapters(model):
         torch.nn.init.normal_(layer.lora_b, std=0.02)
     found: dict[str, dict[str, Tensor]] = {}
-    times = [seconds(lambda: found.update(ours=our_gradients(model, recipe.training, rows))) for _ in range(2)]
-    record(step_seconds={"first": times[0], "second": times[1]}, loss=float(found["ours"]["loss"]))
+
+    def our_step_again() -> None:
+        found["ours"] = our_gradients(model, recipe.training, rows)
+
+    first_took = seconds(our_step_again)
+    second_took = seconds(our_step_again)
+    record(step_seconds={"first": first_took, "second": second_took}, loss=float(found["ours"]["loss"]))
     for name, dtype in (("plain", torch.bfloat16), ("float32", torch.float32)):
         found[name] = plain_gradients(model, random_model(sizes=sizes).to(dtype), rows)
     errors = {name: distance(found[name], found["float32"]) for name in ("ours", "plain")}
@@ -75,9 +91,12 @@ def our_gradients(model: Any, training: Any, rows: Sequence[Encoded]) -> dict[st
     """A step of our loop without its update: the loss, and the gradient of each of the adapters' weights by name."""
     parts = our_parts(model, training)
     loss = accumulate(parts, rows)[0]
-    found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    found = {"loss": loss}
+    for name, weight in model.named_parameters():
+        if weight.grad is not None:
+            found[name] = weight.grad
     parts.optimizer.zero_grad()
-    return {"loss": loss, **found}
+    return found
 
 
 def plain_gradients(model: Any, plain: Any, rows: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -88,12 +107,13 @@ def plain_gradients(model: Any, plain: Any, rows: Sequence[Encoded]) -> dict[str
     plain.load_state_dict({name: weights[name].to(dtype) for name in plain.state_dict()})
     plain.requires_grad_(False).train()
     for place, layer in named_adapters(model):
-        own = {f"{place}.{name}": one.detach().clone().requires_grad_() for name, one in layer.named_parameters()}
-        leaves |= {name: one for name, one in own.items() if ".base." not in name}
-        adapter = adding(
-            own[f"{place}.lora_a"], own[f"{place}.mixer.weight"], own[f"{place}.lora_b"], scale=layer.scale, dtype=dtype
-        )
-        plain.get_submodule(place).register_forward_hook(adapter)
+        for name, weight in layer.named_parameters():
+            if not name.startswith("base."):
+                leaves[f"{place}.{name}"] = weight.detach().clone().requires_grad_()
+        a = leaves[f"{place}.lora_a"]
+        m = leaves[f"{place}.mixer.weight"]
+        b = leaves[f"{place}.lora_b"]
+        plain.get_submodule(place).register_forward_hook(adding(a, m, b, scale=layer.scale, dtype=dtype))
     labels = sum(lengths(rows)) - len(rows)
     total = torch.zeros((), device=DEVICE)
     for row in rows:
@@ -101,7 +121,11 @@ def plain_gradients(model: Any, plain: Any, rows: Sequence[Encoded]) -> dict[str
         loss = plain(input_ids=ids, labels=ids, use_cache=False).loss * (len(row.input_ids) - 1) / labels
         loss.backward()
         total += loss.detach()
-    return {"loss": total, **{name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}}
+    found = {"loss": total}
+    for name, leaf in leaves.items():
+        if leaf.grad is not None:
+            found[name] = leaf.grad
+    return found
 
 
 def adding(a: Tensor, m: Tensor, b: Tensor, *, scale: float, dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -119,9 +143,10 @@ def distance(found: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[s
     """Relative distances of the losses and of the gradients, of these the median and the largest."""
     if found.keys() != other.keys():
         raise RuntimeError(f"not the same weights have a gradient: {found.keys() ^ other.keys()}")
-    far = {
-        name: float((found[name].double() - one.double()).norm() / one.double().norm()) for name, one in other.items()
-    }
+    far = {}
+    for name, one in other.items():
+        difference = found[name].double() - one.double()
+        far[name] = float(difference.norm() / one.double().norm())
     loss = far.pop("loss")
     return {"loss": loss, "gradient, median": statistics.median(far.values()), "gradient, largest": max(far.values())}
 
@@ -129,8 +154,9 @@ def distance(found: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[s
 def refuse_far(errors: Mapping[str, Mapping[str, float]]) -> None:
     """Ours rounds in another order: its errors are other ones than the plain model's, but about as large."""
     for what, error in errors["ours"].items():
-        if not error <= 3 * errors["plain"][what] + 1e-3:
-            raise RuntimeError(f"{what}: ours is {error:.2g} from float32, the plain model {errors['plain'][what]:.2g}")
+        plain = errors["plain"][what]
+        if not error <= 3 * plain + 1e-3:  # or is NaN
+            raise RuntimeError(f"{what}: ours is {error:.2g} from float32, the plain model {plain:.2g}")
 
 
 def versions() -> dict[str, Any]:
@@ -146,16 +172,20 @@ def versions() -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    return {**found, **{package: there.get(package) for package in PACKAGES}, "shapes": SIZES}
+    for package in PACKAGES:
+        found[package] = there.get(package)
+    found["shapes"] = SIZES
+    return found
 
 
 def machine(record: Record) -> None:
     """The speed of a large product, and what computes attention."""
-    size = 8192 if GPU else 512
-    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    record(matmul_tflops=2 * size**3 / min(seconds(lambda: a @ b) for _ in range(12)) / 1e12)
-    for case in ("bfloat16 causal", "bfloat16 mask", "float32 causal"):
-        record(**{f"attention, {case}": attention(*case.split())})
+    a = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=DEVICE, dtype=torch.bfloat16)
+    b = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=DEVICE, dtype=torch.bfloat16)
+    fastest = min(seconds(lambda: a @ b) for _ in range(12))
+    record(matmul_tflops=2 * MATRIX_SIZE**3 / fastest / 1e12)
+    for dtype, seen in (("bfloat16", "causal"), ("bfloat16", "mask"), ("float32", "causal")):
+        record(**{f"attention, {dtype} {seen}": attention(dtype, seen)})
 
 
 def attention(dtype: str, seen: str) -> dict[str, Any]:
@@ -188,7 +218,10 @@ def attention(dtype: str, seen: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("torch", "FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
         try:
-            with nullcontext() if name == "torch" else sdpa_kernel(getattr(SDPBackend, name)):
+            choice: AbstractContextManager[Any] = nullcontext()
+            if name != "torch":
+                choice = sdpa_kernel(getattr(SDPBackend, name))
+            with choice:
                 first_call = seconds(run)
                 later_call = min(seconds(run) for _ in range(5))
                 found[name] = [1e3 * first_call, 1e3 * later_call]
@@ -216,7 +249,9 @@ class Results:
             test |= {"outcome": report.outcome, "message": report.longreprtext[-700:]}
         if report.when == "teardown":
             self.counts[test["outcome"]] += 1
-            self.record(**self.counts, **{report.nodeid.partition("::")[2]: {**test, **dict(report.user_properties)}})
+            name = report.nodeid.partition("::")[2]
+            found = test | dict(report.user_properties)
+            self.record(**self.counts, **{name: found})
 
 
 def tests(record: Record, *files: str) -> None:
@@ -224,10 +259,13 @@ def tests(record: Record, *files: str) -> None:
     import pytest
 
     workers = min(4, os.cpu_count() or 1)
-    files = files or tuple(str(ROOT / "tests" / name) for name in ("end_to_end/test_gpu.py", "kernels/test_liger.py"))
+    if not files:
+        files = (f"{ROOT}/tests/end_to_end/test_gpu.py", f"{ROOT}/tests/kernels/test_liger.py")
     options = ["-q", "-m", "gpu", f"-n{workers}", "-p", "no:cacheprovider"]
     code = pytest.main([*options, *files], plugins=[Results(record)])
-    sys.exit(0 if code == pytest.ExitCode.TESTS_FAILED else int(code))  # what failed is written down
+    if code == pytest.ExitCode.TESTS_FAILED:  # what failed is written down
+        sys.exit(0)
+    sys.exit(int(code))
 
 
 def memory(record: Record) -> None:
@@ -236,7 +274,8 @@ def memory(record: Record) -> None:
     from moslora.plan.memory import memory as planned
     from moslora.plan.step import Work
 
-    rows = max((step_rows(number) for number in range(8)), key=lambda rows: sum(lengths(rows)))
+    steps = [step_rows(number) for number in range(8)]
+    rows = max(steps, key=lambda rows: sum(lengths(rows)))
     work = Work(tuple(sorted(lengths(rows))), labelled=1)
     _, meta = adapted(on=torch.device("meta"))
     recipe, model = adapted()
@@ -270,15 +309,14 @@ def evaluation(record: Record, model: Any = None) -> None:
         _, model = adapted()
     model.eval()
     found: dict[str, float] = {}
-    count = dict.fromkeys(FORMATS, 4)
-    if GPU:
-        count = {"choice": 256, "cloze": 256, "generate": 64}
     for protocol, format in FORMATS.items():
-        questions = {task: make_examples(task, count[protocol]) for task in ("arc_easy", "siqa")}
+        count = QUESTIONS[protocol]
+        questions = {task: make_examples(task, count) for task in ("arc_easy", "siqa")}
+        few = {task: rows[:8] for task, rows in questions.items()}
         request = Request.model_validate({"protocol": protocol, "format": format})
-        evaluate(model, tokenizer(), {task: rows[:8] for task, rows in questions.items()}, request)  # warms up
+        evaluate(model, tokenizer(), few, request)  # warms up
         took = seconds(partial(evaluate, model, tokenizer(), questions, request))
-        found[protocol] = 2 * count[protocol] / took
+        found[protocol] = 2 * count / took
         record(questions_per_second=found)
 
 
@@ -296,33 +334,28 @@ def latency(record: Record) -> None:
     adapter = load_recipe("llama3-8b").adapter
     assert isinstance(adapter, AdapterSection)
     use_own_modules(model)
-    tokens = 8 if GPU else 2
-    repetitions = 5 if GPU else 1
-    measure(model, tokenizer(), adapter, tokens=tokens, repetitions=repetitions, after_round=after_round)
+    measure(model, tokenizer(), adapter, tokens=WRITTEN_TOKENS, repetitions=ROUNDS, after_round=after_round)
 
 
 def sharded(record: Record) -> None:
     """In a process for each GPU, two on a CPU: the same steps under both strategies, then the protocols."""
     import torch.distributed as dist
-    from torch.distributed.elastic.utils.distributed import get_free_port
 
     if not launched():
-        processes = torch.cuda.device_count() if GPU else 2
+        processes = 2
+        if GPU:
+            processes = torch.cuda.device_count()
         if processes == 1:
-            return record(skipped="one GPU")
-        shared = {"WORLD_SIZE": f"{processes}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{get_free_port()}"}
-        places = [os.environ | shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in range(processes)]
-        again = [sys.executable, "-m", "benchmarks.gpu.parts", *sys.argv[1:]]
-        started = [subprocess.Popen(again, env=place, cwd=ROOT) for place in places]
-        sys.exit(max(process.wait() for process in started))
-    count = 7 if GPU else 3
-    steps = [step_rows(number) for number in range(count)]
+            record(skipped="one GPU")
+            return
+        sys.exit(run_again(processes))
+    steps = [step_rows(number) for number in range(SHARDED_STEPS)]
     losses = {}
     for strategy in ("ddp", "fsdp"):
         recipe, model = adapted("adapter.dropout=0")
         step = our_step(model, recipe.training, strategy=strategy)
         reset_peak()
-        times, losses[strategy] = timed(lambda number, step=step: step(steps[number]), range(1, len(steps)))  # type: ignore[misc]
+        times, losses[strategy] = timed(step, steps)
         found = {
             "step_seconds": statistics.median(times),
             "losses": losses[strategy],
@@ -332,6 +365,23 @@ def sharded(record: Record) -> None:
     record(same_losses=losses["ddp"] == losses["fsdp"])
     evaluation(record, model)
     dist.destroy_process_group()
+
+
+def run_again(processes: int) -> int:
+    """Runs this command in so many processes that know each other, and returns the largest of their exit codes."""
+    from torch.distributed.elastic.utils.distributed import get_free_port
+
+    shared = os.environ | {
+        "WORLD_SIZE": f"{processes}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{get_free_port()}",
+    }
+    command = [sys.executable, "-m", "benchmarks.gpu.parts", *sys.argv[1:]]
+    started = []
+    for rank in range(processes):
+        environment = shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+        started.append(subprocess.Popen(command, env=environment, cwd=ROOT))
+    return max(process.wait() for process in started)
 
 
 PARTS = {part.__name__: part for part in (first, machine, tests, memory, ours, evaluation, latency, sharded)}
@@ -345,12 +395,21 @@ def write(records: str, part: str, **found: Any) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def forget(**found: Any) -> None:
+    """Writes nothing: for the processes beside the main one, which writes for all."""
+
+
 def main(part: str, records: str, *options: str) -> None:
     if not GPU and "MOSLORA_GPU_DRY_RUN" not in os.environ:
         sys.exit("no CUDA device here; --dry-run runs every part on a CPU")
     name, _, how = part.partition(":")
-    record: Record = partial(write, records, part) if is_main_process() else lambda **found: None
-    peft(record, how) if how else PARTS[name](record, *options)
+    record: Record = forget
+    if is_main_process():
+        record = partial(write, records, part)
+    if how:
+        peft(record, how)
+    else:
+        PARTS[name](record, *options)
 
 
 if __name__ == "__main__":

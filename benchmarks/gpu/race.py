@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -118,15 +118,19 @@ class Stopwatch:
         """What the device did in a step: less than it took where the host is too slow. For a ``model`` whose operations
         torch sees, by part, beside the ESTIMATE of `operations.py`; the device's name decides for which device."""
         seconds_of_parts = Counter[str]()
-        watching = nullcontext() if model is None else Watched(Ledger(model))
+        watching: AbstractContextManager[Any] = nullcontext()
+        if model is not None:
+            watching = Watched(Ledger(model))
         with watching as seen:
             times = [took for _, took in kernels(step, seconds_of_parts)]
         self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
-        if seen is None:
-            return
+        if model is not None:
+            self._record_parts(seen.ledger, seconds_of_parts, kernel_seconds=sum(times))
+
+    def _record_parts(self, seen: Ledger, seconds_of_parts: Counter[str], *, kernel_seconds: float) -> None:
         if not any(seconds_of_parts.values()):
             raise RuntimeError("torch's profiler has recorded no part of the step")
-        estimated = estimate(seen.ledger, this_device(), Achieved(), tokens=1)["parts"]
+        estimated = estimate(seen, this_device(), Achieved(), tokens=1)["parts"]
         parts = {}
         for part in PARTS:
             parts[part] = {
@@ -134,15 +138,16 @@ class Stopwatch:
                 "launches": estimated[part]["launches"],
                 "estimate_ms": estimated[part]["ms"],
             }
-        self.record(parts=parts, share_of_kernels_in_parts=sum(seconds_of_parts.values()) / sum(times))
+        self.record(parts=parts, share_of_kernels_in_parts=sum(seconds_of_parts.values()) / kernel_seconds)
 
 
 def this_device() -> Device:
     """The peaks of this GPU; those of an H100 for one that is not listed, and for a CPU."""
-    name = torch.cuda.get_device_name() if GPU else ""
-    for known, device in DEVICES.items():
-        if known.split()[-1] in name:
-            return device
+    if GPU:
+        name = torch.cuda.get_device_name()
+        for known, device in DEVICES.items():
+            if known.split()[-1] in name:
+                return device
     return DEVICES["H100"]
 
 
@@ -157,25 +162,43 @@ def ours(record: Record) -> None:
     watch.one_more(lambda: step(steps[0]), model)
 
 
+def compile_layers(model: Any) -> None:
+    """One by one: all are alike, so that the first is compiled for all."""
+    backend = "eager"
+    if GPU:
+        backend = "inductor"
+    for layer in model.get_base_model().model.layers:
+        layer.compile(dynamic=True, backend=backend)
+
+
+def all_steps(*, by_length: bool) -> list[list[Encoded]]:
+    """The rows of our steps as the contestants take them, in a random order of the steps; ``by_length``, rows of
+    similar length are in one."""
+    rows: list[Encoded] = []
+    for number in range(STEPS):
+        rows += step_rows(number)
+    if by_length:
+        rows.sort(key=lambda row: len(row.input_ids))
+    steps = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
+    random.Random(0).shuffle(steps)
+    return steps
+
+
 def peft(record: Record, how: str) -> None:
     """By "rows", "length", "packed", "liger" or "compile", as in runner.py."""
     from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
 
     if how == "liger" and not GPU:
-        return record(skipped="liger-kernel has no kernels for a CPU")
+        record(skipped="liger-kernel has no kernels for a CPU")
+        return
     if how == "liger" and not importlib.util.find_spec("liger_kernel"):
-        return record(skipped="liger-kernel is not there")
+        record(skipped="liger-kernel is not there")
+        return
     recipe = load_recipe("llama3-8b")
     model = with_lora(random_model(), recipe.adapter)
-    if how == "compile":  # one by one: all are alike, so that the first is compiled for all
-        backend = "inductor" if GPU else "eager"
-        for layer in model.get_base_model().model.layers:
-            layer.compile(dynamic=True, backend=backend)
-    rows = [row for number in range(STEPS) for row in step_rows(number)]
-    if how not in ("rows", "packed"):
-        rows.sort(key=lambda row: len(row.input_ids))
-    steps = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
-    random.Random(0).shuffle(steps)
+    if how == "compile":
+        compile_layers(model)
+    steps = all_steps(by_length=how not in ("rows", "packed"))
     watch = Stopwatch(record, [sum(lengths(rows)) for rows in steps])
 
     class Clock(TrainerCallback):
@@ -197,5 +220,7 @@ def peft(record: Record, how: str) -> None:
         trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
         trainer.train()
         arguments.max_steps = 1
-        torch_sees_all = how in ("rows", "length", "packed")
-        watch.one_more(trainer.train, model if torch_sees_all else None)
+        if how in ("rows", "length", "packed"):  # torch sees all operations
+            watch.one_more(trainer.train, model)
+        else:
+            watch.one_more(trainer.train)

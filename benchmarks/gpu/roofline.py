@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -55,11 +55,17 @@ def ours(mixer: str, rows: Sequence[Encoded], *, on: torch.device, sizes: Mappin
 
     recipe, model = adapted(f"adapter.mixer={{kind: {mixer}}}", on=on, sizes=sizes)
     parts = replace(our_parts(model, recipe.training), rows=rows)
-    told: dict[str, Any] = dict.fromkeys(("report", "checkpoint", "validate"), lambda *_, **__: None)
+
+    def nothing(*_: Any, **__: Any) -> None:
+        """Reports and checkpoints go nowhere."""
+
+    def never(step: int) -> bool:
+        return False
 
     def steps(count: int) -> None:
         plan = StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=None, max_steps=count, seed=0)
-        train(replace(parts, plan=plan), first_step=0, **told, stop_requested=lambda step: False)
+        planned = replace(parts, plan=plan)
+        train(planned, first_step=0, report=nothing, checkpoint=nothing, validate=never, stop_requested=never)
 
     return model, steps
 
@@ -71,7 +77,7 @@ def peft(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any])
     accelerate = Accelerator(mixed_precision="bf16")
     model = with_lora(random_model(on, sizes), load_recipe("llama3-8b").adapter).train()
     model.config.use_cache = False
-    learned = [p for p in model.parameters() if p.requires_grad]
+    learned = [weight for weight in model.parameters() if weight.requires_grad]
     prepared, optimizer = accelerate.prepare(model, torch.optim.AdamW(learned, fused=True, weight_decay=0))
     batch = padded([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     batch["num_items_in_batch"] = torch.tensor(sum(len(row.labels) - 1 for row in rows))
@@ -126,40 +132,53 @@ def pretended(contestant: str, sizes: Mapping[str, Any]) -> Ledger:
 
 def by_layer(seen: Ledger, layers: int) -> list[tuple[str, str, str, float]]:
     """Launches of a decoder layer by phase, part and operation."""
-    counts = Counter((one.phase, one.part, one.name) for one in seen.done if one.part not in (OUTPUT, UPDATE, REST))
-    return [(*key, count / layers) for key, count in sorted(counts.items())]
+    within = [one for one in seen.done if one.part not in (OUTPUT, UPDATE, REST)]
+    counts = Counter((one.phase, one.part, one.name) for one in within)
+    return [(phase, part, name, count / layers) for (phase, part, name), count in sorted(counts.items())]
 
 
 def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The steps on all devices, and the parts on the first, from the estimate of each contestant on each device."""
-    columns = {"device, ms": "device_ms", "host, ms": "host_ms", "floor, ms": "floor_ms"}
-    steps = [("ESTIMATE", "", "launches", *columns, "waits", "step, ms", "tokens/s", "of the peak")]
     devices = list(next(iter(results.values())))
+    steps = table_of_steps(results, devices)
+    parts = table_of_parts(results, devices[0])
+    return f"{markdown(steps, numbers=True)}\n\n{markdown(parts, numbers=True)}"
+
+
+def table_of_steps(results: Mapping[str, Mapping[str, Any]], devices: Sequence[str]) -> list[list[str]]:
+    columns = {"device, ms": "device_ms", "host, ms": "host_ms", "floor, ms": "floor_ms"}
+    table = [["ESTIMATE", "", "launches", *columns, "waits", "step, ms", "tokens/s", "of the peak"]]
     for device in devices:
         for name, by_device in results.items():
             found = by_device[device]
             step = found["parts"]["step"]
-            steps.append(
-                (
+            times = [f"{found[key]:.0f}" for key in columns.values()]
+            table.append(
+                [
                     device,
                     name,
                     f"{step['launches']:,}",
-                    *(f"{found[key]:.0f}" for key in columns.values()),
+                    *times,
                     f"{found['waits']}",
                     f"{step['ms']:.0f}",
                     f"{found['tokens_per_second']:,.0f}",
                     f"{found['share_of_peak']:.0%}",
-                )
+                ]
             )
+    return table
+
+
+def table_of_parts(results: Mapping[str, Mapping[str, Any]], device: str) -> list[list[str]]:
+    """All of the first contestant's, and the times of the others'."""
     first, *others = results
-    on_first = {name: by_device[devices[0]]["parts"] for name, by_device in results.items()}
-    titles = [f"ESTIMATE, {devices[0]}", f"{first}: launches", "GB", "TFLOP", "ms"]
-    parts = [(*titles, *(f"{name}: ms" for name in others))]
-    for part, row in on_first[first].items():
+    parts_of = {name: by_device[device]["parts"] for name, by_device in results.items()}
+    titles_of_others = [f"{name}: ms" for name in others]
+    table = [[f"ESTIMATE, {device}", f"{first}: launches", "GB", "TFLOP", "ms", *titles_of_others]]
+    for part, row in parts_of[first].items():
         sizes = [f"{row[key]:.1f}" for key in ("GB", "TFLOP", "ms")]
-        times = [f"{on_first[name][part]['ms']:.1f}" for name in others]
-        parts.append((part, f"{row['launches']:,}", *sizes, *times))
-    return f"{markdown(steps, numbers=True)}\n\n{markdown(parts, numbers=True)}"
+        times = [f"{parts_of[name][part]['ms']:.1f}" for name in others]
+        table.append([part, f"{row['launches']:,}", *sizes, *times])
+    return table
 
 
 class _OneKernel(torch.autograd.Function):
@@ -174,67 +193,102 @@ class _OneKernel(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         gradients: list[Tensor | None] = []
         for x, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True):
-            gradients.append(torch.zeros_like(x) if wanted else None)
+            if wanted:
+                gradients.append(torch.zeros_like(x))
+            else:
+                gradients.append(None)
         return tuple(gradients)
 
 
 def one_kernel(*arguments: Any, **options: Any) -> Tensor:
-    return _OneKernel.apply(*(x for x in arguments if isinstance(x, Tensor)))
+    inputs = [x for x in arguments if isinstance(x, Tensor)]
+    return _OneKernel.apply(*inputs)
+
+
+NARROW = LLAMA | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "vocab_size": 1024,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""Sizes of a model whose products take no time."""
 
 
 def host(repetitions: int) -> None:
     """Prints the host's time of a step and of a wait on a core of this CPU: of steps with 32 layers so narrow, and
     rows so short, that products take no time. Times are the process's own, as others may use the machine."""
-    from moslora.kernels.dropout import Dropout
-
-    sizes = LLAMA | {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "vocab_size": 1024,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    rows = [replace(row, input_ids=row.input_ids[:2], labels=row.labels[:2]) for row in step_rows(STEP, 1024)]
-    owners: list[Any] = [Dropout]
-    for name, module in sys.modules.items():
-        if name.startswith("moslora.kernels.") and hasattr(module, "kernel"):
-            owners.append(module)
-    for owner in owners:  # takes a GPU's branches
-        as_gpu = partial(lambda kernel, _, *others: kernel(torch.device("cuda"), *others), owner.kernel)
-        owner.kernel = staticmethod(as_gpu) if owner is Dropout else as_gpu
-    waited = 0.0
-
-    def noted(method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-        def asked(x: Tensor) -> Any:
-            nonlocal waited
-            value = method(x)
-            waited = time.process_time()
-            return value
-
-        return asked
-
-    functional.rms_norm = functional.scaled_dot_product_attention = one_kernel
+    long_rows = step_rows(STEP, NARROW["vocab_size"])
+    rows = [replace(row, input_ids=row.input_ids[:2], labels=row.labels[:2]) for row in long_rows]
+    take_branches_of_gpu()
+    waits = Waits()
     took: dict[str, list[float]] = {"moslora": [], "peft": []}
-    gaps: dict[str, list[float]] = {"moslora": [], "peft": []}
     launches = {}
     steps = {}
     for name in took:
-        model, steps[name] = made(name, rows, on=CPU, sizes=sizes)
+        model, steps[name] = made(name, rows, on=CPU, sizes=NARROW)
         steps[name](1)
         with Watched(Ledger(model)) as seen:
             steps[name](1)
         launches[name] = len(seen.ledger.done)
-        first: Any = model.get_decoder().layers[0]  # type: ignore[operator]
-        first.register_forward_pre_hook(lambda *_, name=name: gaps[name].append(time.process_time() - waited))
+        waits.end_at_first_layer(model, name)
     for asks in ("tolist", "__bool__"):
-        setattr(Tensor, asks, noted(getattr(Tensor, asks)))
+        setattr(Tensor, asks, waits.begin_after(getattr(Tensor, asks)))
     for turn in range(repetitions):
-        for name in sorted(took, reverse=bool(turn % 2)):
+        contestants = sorted(took)
+        if turn % 2:
+            contestants.reverse()
+        for name in contestants:
             took[name].append(own_seconds(partial(steps[name], 2)) / 2)
     for name, count in launches.items():
         step = [1e3 * seconds for seconds in took[name]]
-        wait = [1e3 * seconds for seconds in gaps[name][1::2]]
+        within_pairs = waits.seconds[name][1::2]  # the others have what is between two turns
+        wait = [1e3 * seconds for seconds in within_pairs]
         print(f"{name}: {spread(step)} ms a step, of {count} launches, and {spread(wait)} ms a wait")
+
+
+def take_branches_of_gpu() -> None:
+    """From here on kernels are chosen as for a GPU, and norms and attentions cost the host what one kernel does."""
+    from moslora.kernels.dropout import Dropout
+
+    dropout: Any = Dropout
+    dropout.kernel = staticmethod(partial(chosen_as_on_gpu, dropout.kernel))
+    loaded: list[tuple[str, Any]] = list(sys.modules.items())
+    for name, module in loaded:
+        if name.startswith("moslora.kernels.") and hasattr(module, "kernel"):
+            module.kernel = partial(chosen_as_on_gpu, module.kernel)
+    functional.rms_norm = one_kernel
+    functional.scaled_dot_product_attention = one_kernel
+
+
+def chosen_as_on_gpu(kernel: Callable[..., str], _: torch.device, *others: Any) -> str:
+    return kernel(torch.device("cuda"), *others)
+
+
+class Waits:
+    """How long the device is idle after the host has waited for it: until the next step's first layer begins."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)  # by contestant
+        self._began = 0.0
+
+    def begin_after(self, method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        """The ``method``, for whose answer the host waits."""
+
+        def asked(x: Tensor) -> Any:
+            value = method(x)
+            self._began = time.process_time()
+            return value
+
+        return asked
+
+    def end_at_first_layer(self, model: Any, name: str) -> None:
+        seconds = self.seconds[name]
+
+        def first_layer_begins(*_: Any) -> None:
+            seconds.append(time.process_time() - self._began)
+
+        model.get_decoder().layers[0].register_forward_pre_hook(first_layer_begins)
 
 
 def on_this_cpu(repetitions: int) -> None:
@@ -257,7 +311,8 @@ def on_this_cpu(repetitions: int) -> None:
     bandwidth = large.nbytes / median_seconds(partial(large[0].copy_, large[1]))
     step_seconds = median_seconds(partial(steps, 1))
     here = Device(speed, speed, bandwidth)
-    found = estimate(seen.ledger, here, Achieved(1, 1, kernel=5e-6), tokens=sum(lengths(rows)))
+    achieved = Achieved(products=1, bandwidth=1, kernel=5e-6)
+    found = estimate(seen.ledger, here, achieved, tokens=sum(lengths(rows)))
     print(tables({"moslora": {"this CPU": found}}))
     print(f"{speed / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s; a step took {1e3 * step_seconds:.0f} ms")
 
@@ -283,31 +338,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.host or options.cpu:
         torch.set_num_threads(1)
-        (host if options.host else on_this_cpu)(options.repetitions)
-        return print(machine())
+        if options.host:
+            host(options.repetitions)
+        else:
+            on_this_cpu(options.repetitions)
+        print(machine())
+        return
     achieved = Achieved(**{name: getattr(options, name) for name in asdict(Achieved())})
     sizes = LLAMA | {"num_hidden_layers": options.layers}
     tokens = sum(lengths(step_rows(STEP, sizes["vocab_size"])))
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     layers = {}
     for name in options.contestants:
         seen = pretended(name, sizes)
         layers[name] = by_layer(seen, options.layers)
-        host_time, wait = HOST["peft" if name == "peft" else "moslora"]
+        host_time, wait = HOST.get(name, HOST["moslora"])
         host_time *= options.layers / LLAMA["num_hidden_layers"]
-        of = partial(estimate, seen, achieved=achieved, tokens=tokens, host=host_time, wait=wait)
-        results[name] = {device: of(DEVICES[device]) for device in options.devices}
+        results[name] = {}
+        for device in options.devices:
+            found = estimate(seen, DEVICES[device], achieved, tokens=tokens, host=host_time, wait=wait)
+            results[name][device] = found
     if not options.out:
-        return publish(tables(results), DOCS / "speed.md", "roofline table", print_only=False)
-    text = tables(results)
-    print(text)
-    lines = []
-    for name, rows in layers.items():
-        lines += [f"{name} {count:6.2f} a layer  {' '.join(of)}" for *of, count in rows]
-    options.out.with_suffix(".txt").write_text("\n".join([text, "", *lines, ""]), encoding="utf-8")
+        publish(tables(results), DOCS / "speed.md", "roofline table", print_only=False)
+        return
     document = {"tokens": tokens, "achieved": asdict(achieved), "contestants": results, "launches_per_layer": layers}
-    options.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return None
+    write_results(document, options.out)
+
+
+def write_results(document: Mapping[str, Any], out: Path) -> None:
+    """Writes the tables with the launches of a layer, and all of ``document``."""
+    text = tables(document["contestants"])
+    print(text)
+    lines = [text, ""]
+    for contestant, rows in document["launches_per_layer"].items():
+        for phase, part, name, count in rows:
+            lines.append(f"{contestant} {count:6.2f} a layer  {phase} {part} {name}")
+    lines.append("")
+    out.with_suffix(".txt").write_text("\n".join(lines), encoding="utf-8")
+    out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

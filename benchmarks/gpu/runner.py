@@ -81,8 +81,10 @@ def run_part(command: Sequence[str], *, until: float, log: Path, environment: Ma
         process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
     found: dict[str, Any] = {}
     try:
-        if code := process.wait(until - began):
-            found["error"] = f"exit code {code}: " + log.read_bytes()[at:].decode(errors="replace")[-1500:]
+        code = process.wait(until - began)
+        if code:
+            printed = log.read_bytes()[at:].decode(errors="replace")
+            found["error"] = f"exit code {code}: {printed[-1500:]}"
     except subprocess.TimeoutExpired:
         found["limit"] = round(until - began, 1)
     finally:
@@ -94,31 +96,36 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """Ends all of the group that ``process`` leads."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         patience = time.monotonic() + GRACE
-        with suppress(ProcessLookupError):
+        try:
             os.killpg(process.pid, number)
             while time.monotonic() < patience:
                 process.poll()  # a leader that has ended stays in its group until it is asked
                 os.killpg(process.pid, 0)
                 time.sleep(0.05)
-            continue
-        return
+        except ProcessLookupError:  # nothing of the group is left
+            return
 
 
 def findings(records: Path, part: str) -> dict[str, Any]:
     """What a part has written down, the newest value of each key; a last line may be torn."""
     found: dict[str, Any] = {}
-    for line in records.read_text(encoding="utf-8").splitlines() if records.exists() else []:
+    if not records.exists():
+        return found
+    for line in records.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):
             one = json.loads(line)
-            found |= one["found"] if one["part"] == part else {}
+            if one["part"] == part:
+                found |= one["found"]
     return found
 
 
 def ratios(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Rows per second of ours over those of each contestant."""
     speeds = {name: part["rows_per_second"] for name, part in parts.items() if "rows_per_second" in part}
+    if "ours" not in speeds:
+        return {}
     peers = {name: speed for name, speed in speeds.items() if name.startswith("peft")}
-    return {name: round(speeds["ours"] / speed, 3) for name, speed in peers.items()} if "ours" in speeds else {}
+    return {name: round(speeds["ours"] / speed, 3) for name, speed in peers.items()}
 
 
 def beside(found: Mapping[str, Any]) -> str:
@@ -130,6 +137,67 @@ def beside(found: Mapping[str, Any]) -> str:
     return "".join(lines)
 
 
+def shared_environment(scratch: str, *, dry_run: bool) -> dict[str, str]:
+    """Of all parts: ours, the wheels' packages in ``scratch``, a home there, nothing from the network, no progress."""
+    path = [f"{ROOT}/src", f"{scratch}/packages"]
+    if os.environ.get("PYTHONPATH"):
+        path.append(os.environ["PYTHONPATH"])
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path),
+        "HF_HUB_OFFLINE": "1",
+        "MOSLORA_HOME": f"{scratch}/home",
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
+    }
+    if "PYTORCH_CUDA_ALLOC_CONF" not in environment:  # as the command does: steps of many sizes leave gaps
+        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if dry_run:
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MOSLORA_GPU_DRY_RUN": "1"}
+    return environment
+
+
+def environment_of(part: str, shared: Mapping[str, str]) -> dict[str, str]:
+    """With the first device alone, of which the Trainer would use all, unless the part is for several."""
+    environment = dict(shared)
+    if part != "sharded":
+        devices = shared.get("CUDA_VISIBLE_DEVICES", "0")
+        environment["CUDA_VISIBLE_DEVICES"] = devices.split(",")[0]
+    return environment
+
+
+def run_parts(chosen: Sequence[str], *, wheels: Path, out: Path, dry_run: bool) -> dict[str, Any]:
+    """Runs one part after the other, and returns what gpu.json has then; it is written again after each."""
+    records = out / "gpu.jsonl"
+    log = out / "gpu.log"
+    summary = out / "gpu.json"
+    for file in (records, log, summary):
+        file.unlink(missing_ok=True)
+    parts: dict[str, dict[str, Any]] = {}
+    began = time.monotonic()
+    until = began
+    with tempfile.TemporaryDirectory(prefix="moslora-gpu-") as scratch:
+        carried = sorted(wheels.glob("*.whl"))
+        for wheel in carried:
+            zipfile.ZipFile(wheel).extractall(f"{scratch}/packages")
+        result: dict[str, Any] = {"wheels": [wheel.name for wheel in carried], "parts": parts}
+        shared = shared_environment(scratch, dry_run=dry_run)
+        for part in chosen:
+            limit = LIMITS[part]
+            if dry_run:
+                limit *= 3
+            until += limit
+            command = [sys.executable, "-m", "benchmarks.gpu.parts", part, str(records)]
+            ended = run_part(command, until=until, log=log, environment=environment_of(part, shared))
+            found = findings(records, part) | ended
+            parts[part] = found
+            result |= {"seconds": round(time.monotonic() - began, 1), "ours_is": ratios(parts)}
+            summary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            print(f"{part}: {json.dumps(found)[:1200]}{beside(found)}", flush=True)
+            if part == "machine" and "error" in ended:
+                break  # no other part can do without
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="with a tiny model on the CPU")
@@ -137,39 +205,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--wheels", type=Path, default=ROOT / "wheels", help="folder of wheels (%(default)s)")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the part that runs
-    chosen = options.only or [part for part in LIMITS if part != "sharded" or options.dry_run]
+    chosen = list(LIMITS)
+    if options.only:
+        chosen = options.only
+    elif not options.dry_run:
+        chosen.remove("sharded")
     out = Path(os.environ.get("OUT", ".")).resolve()
-    records, log, summary = (out / f"gpu.{kind}" for kind in ("jsonl", "log", "json"))
-    for file in (records, log, summary):
-        file.unlink(missing_ok=True)
-    parts: dict[str, dict[str, Any]] = {}
-    began = until = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="moslora-gpu-") as scratch:
-        wheels = sorted(options.wheels.glob("*.whl"))
-        for wheel in wheels:
-            zipfile.ZipFile(wheel).extractall(f"{scratch}/packages")
-        result: dict[str, Any] = {"wheels": [wheel.name for wheel in wheels], "parts": parts}
-        path = [f"{ROOT}/src", f"{scratch}/packages", os.environ.get("PYTHONPATH")]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), "HF_HUB_OFFLINE": "1"}
-        environment |= {"MOSLORA_HOME": f"{scratch}/home", "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"}
-        if "PYTORCH_CUDA_ALLOC_CONF" not in environment:  # as the command does: steps of many sizes leave gaps
-            environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-        if options.dry_run:
-            environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MOSLORA_GPU_DRY_RUN": "1"}
-        for part in chosen:
-            until += LIMITS[part] * (3 if options.dry_run else 1)
-            command = [sys.executable, "-m", "benchmarks.gpu.parts", part, str(records)]
-            first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # the Trainer would use all
-            devices = {} if part == "sharded" else {"CUDA_VISIBLE_DEVICES": first}
-            ended = run_part(command, until=until, log=log, environment=environment | devices)
-            parts[part] = findings(records, part) | ended
-            result |= {"seconds": round(time.monotonic() - began, 1), "ours_is": ratios(parts)}
-            summary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            print(f"{part}: {json.dumps(parts[part])[:1200]}{beside(parts[part])}", flush=True)
-            if part == "machine" and "error" in ended:
-                break  # no other part can do without
-    print(f"{summary}: {result['seconds']} s, ours is {result['ours_is']}")
-    return int(any("error" in part or part.get("failed") for part in parts.values()))
+    result = run_parts(chosen, wheels=options.wheels, out=out, dry_run=options.dry_run)
+    print(f"{out / 'gpu.json'}: {result['seconds']} s, ours is {result['ours_is']}")
+    return int(any("error" in part or part.get("failed") for part in result["parts"].values()))
 
 
 if __name__ == "__main__":

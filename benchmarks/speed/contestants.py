@@ -1,6 +1,8 @@
 """A training step of this program, and of PEFT's LoRA under the Trainer of transformers."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -52,11 +54,17 @@ def our_step(
     return step
 
 
-def timed(step: Callable[[int], float], numbers: Iterable[int]) -> tuple[list[float], list[float]]:
-    """Seconds and losses of the steps ``numbers``; step 0, which comes before and warms up, is not counted."""
-    step(0)
+def timed(step: Callable[[Sequence[Any]], float], steps: Sequence[Sequence[Any]]) -> tuple[list[float], list[float]]:
+    """Seconds and losses of a step with each of these rows, but for the first, which warms up."""
+    first, *counted = steps
+    step(first)
     losses: list[float] = []
-    return [seconds(lambda number=number: losses.append(step(number))) for number in numbers], losses  # type: ignore[misc]
+
+    def keep_loss(rows: Sequence[Any]) -> None:
+        losses.append(step(rows))
+
+    times = [seconds(partial(keep_loss, rows)) for rows in counted]
+    return times, losses
 
 
 def with_lora(model: Any, adapter: Any) -> Any:
@@ -91,8 +99,10 @@ def trainer_settings(training: Any, *, rows: int, micro_batch: int, **others: An
 def padded(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     """On the right, to a multiple of 8. No token sees what is behind it, so that no mask is needed, and attention takes
     the faster kernel."""
-    longest = -(-max(len(row["input_ids"]) for row in batch) // 8) * 8
-    return {
-        key: torch.tensor([row[key] + [fill] * (longest - len(row[key])) for row in batch])
-        for key, fill in (("input_ids", 0), ("labels", -100))
-    }
+    longest = max(len(row["input_ids"]) for row in batch)
+    length = math.ceil(longest / 8) * 8
+    found = {}
+    for key, fill in (("input_ids", 0), ("labels", -100)):
+        rows = [row[key] + [fill] * (length - len(row[key])) for row in batch]
+        found[key] = torch.tensor(rows)
+    return found

@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -44,7 +45,8 @@ CONTESTANTS = ("ours", "lora", "peft:4:random", "peft:4:group_by_length", "peft:
 def recipe_of(setting: str) -> Any:
     from moslora.recipe import load_recipe
 
-    base = ["model.name=smollm2-135m-instruct", "data.source=wheel", f"adapter.dropout={SETTINGS[setting][1]}"]
+    _, dropout = SETTINGS[setting]
+    base = ["model.name=smollm2-135m-instruct", "data.source=wheel", f"adapter.dropout={dropout}"]
     return load_recipe("llama3-8b", base)
 
 
@@ -56,12 +58,12 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     from moslora.prompts.formats import FORMATS
 
     recipe = recipe_of(setting)
-    examples = load_training([task for task in recipe.training_tasks if task.name != "hellaswag"], source="wheel")
+    loss_on, _ = SETTINGS[setting]
+    tasks = [task for task in recipe.training_tasks if task.name != "hellaswag"]
+    examples = load_training(tasks, source="wheel")
     random.Random(0).shuffle(examples)
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    encoded = encode_examples(
-        examples[: STEP * steps], FORMATS[recipe.data.format], encoder, loss_on=SETTINGS[setting][0]
-    )
+    encoded = encode_examples(examples[: STEP * steps], FORMATS[recipe.data.format], encoder, loss_on=loss_on)
     return encoded, recipe
 
 
@@ -71,17 +73,14 @@ def ours(encoded: Sequence[Any], recipe: Any, *, size: int = STEP) -> dict[str, 
     from moslora.base.adapted import with_adapters
     from moslora.base.load import load_base
 
-    steps = len(encoded) // size - 1
+    steps = [encoded[size * number : size * (number + 1)] for number in range(len(encoded) // size)]
     model = with_adapters(load_base(recipe.model), recipe)
-    our = our_step(model, recipe.training)
+    step = our_step(model, recipe.training)
     idle = idle_gb(model)
-
-    def step(number: int) -> float:
-        return our(encoded[size * number : size * (number + 1)])
-
-    times, losses = timed(step, range(1, steps + 1))
+    times, losses = timed(step, steps)
     peak = peak_gb()
-    return {"seconds": times, "losses": losses, "gb": peak - idle, "products": floor(lambda: step(steps))}
+    products = floor(partial(step, steps[-1]))
+    return {"seconds": times, "losses": losses, "gb": peak - idle, "products": products}
 
 
 def peft(encoded: Sequence[Any], recipe: Any, *, size: int = STEP, micro_batch: int, sampling: str) -> dict[str, Any]:
@@ -103,10 +102,8 @@ def peft(encoded: Sequence[Any], recipe: Any, *, size: int = STEP, micro_batch: 
     tokenizer.padding_side = "left"
     model: Any = AutoModelForCausalLM.from_pretrained(locate(recipe.model.name), dtype=torch.bfloat16)
     model = with_lora(model, recipe.adapter)
-    data = [
-        {"input_ids": row.input_ids, "labels": row.labels, "attention_mask": [1] * len(row.labels)} for row in encoded
-    ]
-    ends, losses = [], []
+    ends: list[float] = []
+    losses: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
@@ -122,10 +119,21 @@ def peft(encoded: Sequence[Any], recipe: Any, *, size: int = STEP, micro_batch: 
         )
         arguments = TrainingArguments(output_dir=folder, max_steps=len(encoded) // size, **settings)
         collate = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8, padding=True)
+        data = features(encoded)
         trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
         idle = idle_gb(model)
         trainer.train()
-    return {"seconds": [after - before for before, after in pairwise(ends)], "losses": losses, "gb": peak_gb() - idle}
+    times = [after - before for before, after in pairwise(ends)]
+    return {"seconds": times, "losses": losses, "gb": peak_gb() - idle}
+
+
+def features(encoded: Sequence[Any]) -> list[dict[str, list[int]]]:
+    """The rows as the Trainer takes them."""
+    found = []
+    for row in encoded:
+        mask = [1] * len(row.labels)
+        found.append({"input_ids": row.input_ids, "labels": row.labels, "attention_mask": mask})
+    return found
 
 
 def idle_gb(model: torch.nn.Module) -> float:
@@ -152,9 +160,11 @@ def trained_by(who: str, encoded: Sequence[Any], recipe: Any, *, size: int = STE
 
     if who == "ours":
         return ours(encoded, recipe, size=size)
-    if who == "lora" or "/" in who:
-        plain = recipe.adapter.model_copy(update={"mixer": IdentityOptions()})
-        adapter = plain if who == "lora" else load_recipe("smollm2-135m", [f"extends={who}"]).adapter
+    if who == "lora":
+        adapter = recipe.adapter.model_copy(update={"mixer": IdentityOptions()})
+        return ours(encoded, recipe.model_copy(update={"adapter": adapter}), size=size)
+    if "/" in who:
+        adapter = load_recipe("smollm2-135m", [f"extends={who}"]).adapter
         return ours(encoded, recipe.model_copy(update={"adapter": adapter}), size=size)
     _, micro_batch, sampling = who.split(":")
     return peft(encoded, recipe, size=size, micro_batch=int(micro_batch), sampling=sampling)
@@ -162,10 +172,7 @@ def trained_by(who: str, encoded: Sequence[Any], recipe: Any, *, size: int = STE
 
 def measure(who: str, setting: str, steps: int) -> dict[str, Any]:
     found = in_process("benchmarks.speed.training", "work", who, setting, str(steps))
-    print(
-        f"{setting:9} {who:28} {STEP / statistics.median(found['seconds']):6.2f} rows/s  {found['gb']:.2f} GB",
-        flush=True,
-    )
+    print(f"{setting:9} {who:28} {rows_per_second(found):6.2f} rows/s  {found['gb']:.2f} GB", flush=True)
     return found
 
 
@@ -191,22 +198,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def lines(setting: str, found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     """A row for each contestant: median and quartiles over the processes, and the ratios round by round."""
-    speed = {who: [STEP / statistics.median(one["seconds"]) for one in each] for who, each in found.items()}
+    speeds = {}
+    for who, each in found.items():
+        speeds[who] = [rows_per_second(one) for one in each]
     table = []
     for who, each in found.items():
-        ratios = [mine / theirs for mine, theirs in zip(speed["ours"], speed[who], strict=True)]
-        share = [one["products"] / statistics.median(one["seconds"]) for one in each if one.get("products")]
-        table.append(
-            [
-                setting,
-                who,
-                spread(speed[who]),
-                "" if who == "ours" else f"{spread(ratios)} ×",
-                f"{statistics.median(one['gb'] for one in each):.2f} GB",
-                f"{statistics.median(share):.0%}" if share else "",
-            ]
-        )
+        ours_is = ""
+        if who != "ours":
+            ratios = [mine / theirs for mine, theirs in zip(speeds["ours"], speeds[who], strict=True)]
+            ours_is = f"{spread(ratios)} ×"
+        memory = statistics.median(one["gb"] for one in each)
+        shares = [one["products"] / statistics.median(one["seconds"]) for one in each if one.get("products")]
+        share_of_products = ""
+        if shares:
+            share_of_products = f"{statistics.median(shares):.0%}"
+        table.append([setting, who, spread(speeds[who]), ours_is, f"{memory:.2f} GB", share_of_products])
     return table
+
+
+def rows_per_second(measured: dict[str, Any]) -> float:
+    return STEP / statistics.median(measured["seconds"])
 
 
 if __name__ == "__main__":
