@@ -15,7 +15,7 @@ from moslora.report.canvas import SERIES, VARIABLES
 INK = "#75808B"
 """Text and axes: of medium brightness."""
 
-SHOWN = {**dict.fromkeys(VARIABLES.values(), INK), **{f"c{n}": color for n, color in enumerate(SERIES)}}
+SHOWN = dict.fromkeys(VARIABLES.values(), INK) | {f"c{number}": color for number, color in enumerate(SERIES)}
 """The variables of a report's page, as colours."""
 
 

@@ -12,8 +12,8 @@ def spread(values: Sequence[float], *, digits: int = 2) -> str:
     """Median and quartiles."""
     if len(values) < 2:
         return f"{values[0]:.{digits}f}"
-    low, median, high = (f"{x:.{digits}f}" for x in statistics.quantiles(values, n=4, method="inclusive"))
-    return f"{median} ({low}–{high})"
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def markdown(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:

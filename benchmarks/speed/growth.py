@@ -12,7 +12,6 @@ point is a process.
 """
 
 import argparse
-import itertools
 import json
 import random
 import statistics
@@ -60,7 +59,8 @@ def point(who: str, **changed: int) -> dict[str, float]:
     from moslora.data.encode import Encoded
 
     recipe = training.recipe_of("paper")
-    recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"rank": at["rank"]})})
+    adapter = recipe.adapter.model_copy(update={"rank": at["rank"]})
+    recipe = recipe.model_copy(update={"adapter": adapter})
     draw = random.Random(0)
     encoded = []
     for row in range(at["rows"] * (STEPS + 1)):
@@ -76,13 +76,24 @@ Found = dict[str, dict[str, dict[int, dict[str, float]]]]
 
 def measure() -> Found:
     found: Found = {}
-    for axes, contestants in ((TRAINING, ("ours", "peft:4:random")), (EVALUATION, ("cloze:ours", "cloze:16"))):
-        for axis, values in axes.items():
-            found[axis] = {who: {} for who in contestants}
-            for value, who in itertools.product(values, contestants):
-                one = in_process("benchmarks.speed.growth", "point", json.dumps({"who": who, axis: value}))
-                found[axis][who][value] = one
-                print(f"{axis} {value:4} {who:14} " + "  ".join(f"{k} {v:.2f}" for k, v in one.items()), flush=True)
+    for axis, values in TRAINING.items():
+        found[axis] = measure_axis(axis, values, contestants=("ours", "peft:4:random"))
+    for axis, values in EVALUATION.items():
+        found[axis] = measure_axis(axis, values, contestants=("cloze:ours", "cloze:16"))
+    return found
+
+
+def measure_axis(
+    axis: str, values: Sequence[int], *, contestants: Sequence[str]
+) -> dict[str, dict[int, dict[str, float]]]:
+    """Contestant -> value -> what was measured."""
+    found: dict[str, dict[int, dict[str, float]]] = {who: {} for who in contestants}
+    for value in values:
+        for who in contestants:
+            one = in_process("benchmarks.speed.growth", "point", json.dumps({"who": who, axis: value}))
+            found[who][value] = one
+            costs = [f"{what} {cost:.2f}" for what, cost in one.items()]
+            print(f"{axis} {value:4} {who:14} {'  '.join(costs)}", flush=True)
     return found
 
 

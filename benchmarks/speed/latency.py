@@ -88,9 +88,15 @@ class SequentialExperts(nn.Module):
         mixer = fused.mixer
         if not isinstance(mixer, TokenGateMixer | GateInsideMixer | ButterflyMixer):
             raise TypeError("experts need a token gate, gates inside or two-subspace mixing")
-        count = mixer.blocks if isinstance(mixer, ButterflyMixer) else mixer.experts
-        self.base, self.scale = fused.base, fused.scale
-        self.top_k = mixer.top_k if isinstance(mixer, TokenGateMixer) else None
+        if isinstance(mixer, ButterflyMixer):
+            count = mixer.blocks
+        else:
+            count = mixer.experts
+        self.base = fused.base
+        self.scale = fused.scale
+        self.top_k: int | None = None
+        if isinstance(mixer, TokenGateMixer):
+            self.top_k = mixer.top_k
         self.routers = nn.ParameterList(router.detach().clone() for router in mixer.parameters())
         self.a = nn.ParameterList(part.detach().clone() for part in fused.lora_a.chunk(count))
         self.b = nn.ParameterList(part.detach().clone() for part in fused.lora_b.chunk(count, dim=1))
@@ -101,7 +107,9 @@ class SequentialExperts(nn.Module):
         gates = [self._gate(x, router) for router in self.routers]  # (..., k)
         if len(gates) != 1:
             return y + self._inside(x, *gates)
-        return y + (self._all(x, gates[0]) if self.top_k is None else self._chosen(x, gates[0], self.top_k))
+        if self.top_k is None:
+            return y + self._all(x, gates[0])
+        return y + self._chosen(x, gates[0], self.top_k)
 
     def _gate(self, x: Tensor, router: Tensor) -> Tensor:
         logits = F.linear(x, router.to(x.dtype))
@@ -112,8 +120,10 @@ class SequentialExperts(nn.Module):
         return torch.stack(outputs).sum(0)
 
     def _inside(self, x: Tensor, of_a: Tensor | None = None, of_b: Tensor | None = None) -> Tensor:
-        h = _weighted([F.linear(x, a.to(x.dtype)) for a in self.a], of_a) * self.scale
-        return _weighted([F.linear(h, b.to(x.dtype)) for b in self.b], of_b)
+        down = [F.linear(x, a.to(x.dtype)) for a in self.a]
+        h = _weighted(down, of_a) * self.scale
+        up = [F.linear(h, b.to(x.dtype)) for b in self.b]
+        return _weighted(up, of_b)
 
     def _chosen(self, x: Tensor, p: Tensor, top_k: int) -> Tensor:
         x = x.flatten(0, -2)  # (tokens, in_features)
@@ -126,8 +136,8 @@ class SequentialExperts(nn.Module):
         return delta.unflatten(0, p.shape[:-1])
 
     def _expert(self, i: int, x: Tensor) -> Tensor:
-        u = F.linear(x, self.a[i].to(x.dtype)) * self.scale
-        return F.linear(u, self.b[i].to(x.dtype))
+        h = F.linear(x, self.a[i].to(x.dtype)) * self.scale
+        return F.linear(h, self.b[i].to(x.dtype))
 
 
 def _weighted(outputs: Sequence[Tensor], gates: Tensor | None) -> Tensor:
@@ -184,7 +194,8 @@ def measure(
     """Answers and ``tokens`` written by every contestant, ``repetitions`` times after a round that warms up;
     ``after_round`` gets the times so far."""
     request = Request(protocol="choice", format="label")
-    prompt = tokenizer(FORMATS["label"].generation_prompt(QUESTION), return_tensors="pt").input_ids.to(model.device)
+    text = FORMATS["label"].generation_prompt(QUESTION)
+    prompt = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
     settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
     generate: Any = model.generate  # from GenerationMixin, which PreTrainedModel does not declare
 
@@ -199,13 +210,17 @@ def measure(
     scorers = {name: make_scorer(model, tokenizer, request) for name in places}  # each keeps the adapters it first met
     found = {name: Times([], []) for name in places}
     for number in range(repetitions + 1):
-        for name in list(places) if number % 2 else reversed(list(places)):
+        names = list(places)
+        if number % 2 == 0:
+            names.reverse()
+        for name in names:
             put(model, places[name])
             scorer = scorers[name]
             answer(scorer, 1)  # the caches have another contestant's weights
-            answering, writing = seconds(partial(answer, scorer, ANSWERS)) / ANSWERS, seconds(write)
+            answering = seconds(partial(answer, scorer, ANSWERS))
+            writing = seconds(write)
             if number:
-                found[name].answer.append(answering)
+                found[name].answer.append(answering / ANSWERS)
                 found[name].tokens_per_second.append(tokens / writing)
         if number:
             after_round(found)
@@ -228,24 +243,24 @@ def table(found: Mapping[str, Times]) -> str:
     header = ["", "one answer, ms", "× base", "tokens/s", "time × base", "one by one: answer ×", "one by one: token ×"]
     rows = [header]
     base = found["base"]
+    slow_names = [one_by_one(name) for name in IN_PARTS]
     for name, times in found.items():
-        if name in map(one_by_one, IN_PARTS):
+        if name in slow_names:
             continue
-        rows.append(
-            [
-                name,
-                spread([1e3 * time for time in times.answer]),
-                spread(_shares(times.answer, base.answer)),
-                spread(times.tokens_per_second),
-                spread(_shares(base.tokens_per_second, times.tokens_per_second)),
-            ]
-        )
-        slow = found.get(one_by_one(name))
-        shares = slow and [
-            _shares(slow.answer, times.answer),
-            _shares(times.tokens_per_second, slow.tokens_per_second),
+        row = [
+            name,
+            spread([1e3 * time for time in times.answer]),
+            spread(_shares(times.answer, base.answer)),
+            spread(times.tokens_per_second),
+            spread(_shares(base.tokens_per_second, times.tokens_per_second)),
         ]
-        rows[-1] += map(spread, shares) if shares else ["–", "–"]
+        slow = found.get(one_by_one(name))
+        if slow is None:
+            row += ["–", "–"]
+        else:
+            row.append(spread(_shares(slow.answer, times.answer)))
+            row.append(spread(_shares(times.tokens_per_second, slow.tokens_per_second)))
+        rows.append(row)
     return markdown(rows)
 
 
@@ -264,10 +279,14 @@ def main() -> int:
     recipe = load_recipe(given.base)
     adapter = recipe.adapter
     assert isinstance(adapter, AdapterSection)
-    model = load_base(recipe.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = "cuda"
+    model = load_base(recipe.model, device=device)
     tokenizer = load_tokenizer(recipe.model)
     found = measure(model, tokenizer, adapter, tokens=given.tokens, repetitions=given.repetitions)
-    length = len(tokenizer(FORMATS["label"].generation_prompt(QUESTION)).input_ids)
+    prompt = FORMATS["label"].generation_prompt(QUESTION)
+    length = len(tokenizer(prompt).input_ids)
     text = (
         f"{table(found)}\n\n`{given.base}`, rank {adapter.rank}, {recipe.model.dtype}, batch of one: median"
         f" (quartiles) of {given.repetitions} rounds. An answer: {length} tokens, scored by protocol `choice`. Writing:"

@@ -28,7 +28,8 @@ class Layout(NamedTuple):
     device: torch.device
 
     def random(self) -> Tensor:
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
+        last = sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
+        extent = last + 1
         memory = torch.randn(extent, device=self.device).to(self.dtype)
         return memory.as_strided(self.size, self.stride)
 
@@ -41,23 +42,29 @@ class Products(TorchDispatchMode):
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        keywords = kwargs or {}
         if str(func).startswith(PRODUCTS):
-            self.calls.append((func, _map(args, _layout), {k: _map(v, _layout) for k, v in (kwargs or {}).items()}))
-        return func(*args, **(kwargs or {}))
+            layouts = _map(args, _layout)
+            named_layouts = {key: _map(value, _layout) for key, value in keywords.items()}
+            self.calls.append((func, layouts, named_layouts))
+        return func(*args, **keywords)
 
     def seconds(self) -> float:
-        """The time of all of them, one after the other; factors of one layout are made once."""
+        """The time of all of them, one after the other; factors of one layout are one tensor."""
         made: dict[Layout, Tensor] = {}
 
         def tensor(value: Any) -> Any:
-            return made.setdefault(value, value.random()) if isinstance(value, Layout) else value
+            if isinstance(value, Layout):
+                return made.setdefault(value, value.random())
+            return value
 
         total = 0.0
         with torch.no_grad():
-            for func, args, kwargs in self.calls:
-                ready = _map(args, tensor), {key: _map(value, tensor) for key, value in kwargs.items()}
+            for func, layouts, named_layouts in self.calls:
+                factors = _map(layouts, tensor)
+                named_factors = {key: _map(value, tensor) for key, value in named_layouts.items()}
                 began = time.perf_counter()
-                func(*ready[0], **ready[1])
+                func(*factors, **named_factors)
                 total += time.perf_counter() - began
         return total
 
