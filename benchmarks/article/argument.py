@@ -1,7 +1,6 @@
 """The pictures and tables of docs/argument.md, from the mixers of `moslora.adapters` themselves: ``make proof``."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from matplotlib import pyplot as plt
@@ -20,8 +19,9 @@ from benchmarks.article.diagrams import (
     STYLE,
     TALL,
     A,
+    Area,
     Block,
-    M,
+    Shown,
     Y,
     arrow,
     below,
@@ -36,37 +36,36 @@ from benchmarks.article.diagrams import (
 from benchmarks.svg import INK, from_figure, write_pictures
 from benchmarks.tables import write_between
 
+# In inches: the width of a figure, and where its pictures begin.
+WIDTH = 9.8
+RIGHT = 5.2
 
-class Shown(NamedTuple):
-    """A picture of a matrix."""
+# The height of a flow and of its middle.
+LOW = 2.9
+MIDDLE = 1.25
 
-    matrix: Tensor
-    title: str
-    caption: str
-    colour: str = M
-
-
-WIDTH, RIGHT = 9.8, 5.2
-"""Of a figure, and where its pictures begin, in inches."""
-
-LOW, MIDDLE, HIGH, HIGH_MIDDLE = 2.9, 1.25, 3.4, 1.75
-"""Height of a flow and of its middle, without and with a box under it."""
+# The same with a box under the flow.
+HIGH = 3.4
+HIGH_MIDDLE = 1.75
 
 
-def side_by_side(axes: Axes, shown: Sequence[Shown], *, middle: float, left: float = RIGHT, size: float = 1.7) -> None:
-    """Pictures in the middle of what is right of ``left``."""
+def side_by_side(axes: Axes, shown: Sequence[Shown], *, middle: float, size: float = 1.7) -> None:
+    """Pictures in the middle of what is right of a flow."""
     gap = 0.25
-    left += (WIDTH - left - len(shown) * size - gap * (len(shown) - 1)) / 2
+    free = WIDTH - RIGHT - len(shown) * size - gap * (len(shown) - 1)
+    begin = RIGHT + free / 2
     for number, one in enumerate(shown):
-        at = left + number * (size + gap)
-        text = {"title": one.title, "caption": one.caption, "colour": one.colour}
-        picture(axes, one.matrix, left=at, low=middle + 0.1 - size / 2, size=size, **text)
+        picture(axes, one, left=begin + number * (size + gap), low=middle + 0.1 - size / 2, size=size)
 
 
 def split(count: int) -> tuple[list[Block], list[Block]]:
     """A and B in as many blocks."""
-    r = "r" if count == 1 else f"r/{count}"
-    return blocks("A", f"{r} × d$_{{in}}$", count), blocks("B", f"d$_{{out}}$ × {r}", count)
+    rank = "r"
+    if count > 1:
+        rank = f"r/{count}"
+    blocks_a = blocks("A", f"{rank} × d$_{{in}}$", count)
+    blocks_b = blocks("B", f"d$_{{out}}$ × {rank}", count)
+    return blocks_a, blocks_b
 
 
 def lora(m: Tensor) -> Figure:
@@ -112,11 +111,12 @@ def split_r(m: Tensor, a: Tensor) -> Figure:
 
 def split_d(m: Tensor, a: Tensor) -> Figure:
     figure, axes = canvas(WIDTH, LOW)
-    slices = [
-        Block(block.name, "r/3 × d$_{in}$/3", (1 - (place + 1) / PARTS, 1 - place / PARTS))
-        for place, block in enumerate(split(PARTS)[0])
-    ]
-    flow(axes, m, slices, split(PARTS)[1], middle=MIDDLE)
+    blocks_a, blocks_b = split(PARTS)
+    slices = []
+    for place, block in enumerate(blocks_a):
+        own_slice = (1 - (place + 1) / PARTS, 1 - place / PARTS)
+        slices.append(Block(block.name, "r/3 × d$_{in}$/3", own_slice))
+    flow(axes, m, slices, blocks_b, middle=MIDDLE)
     shown = [
         Shown(a, "A", "every part reads\nits own slice of x", A),
         Shown(m, "M = I", "not LoRA, because\nof the zeros in A"),
@@ -127,10 +127,12 @@ def split_d(m: Tensor, a: Tensor) -> Figure:
 
 def heads() -> Figure:
     figure, axes = canvas(WIDTH, LOW)
-    v, o = blocks("V", "d/3 × d", PARTS), blocks("O", "d × d/3", PARTS)
+    v = blocks("V", "d/3 × d", PARTS)
+    o = blocks("O", "d × d/3", PARTS)
     flow(axes, torch.eye(RANK), v, o, middle=MIDDLE, sizes=("d", "d"), between="")
     for low, high in heights(PARTS, SHORT, MIDDLE):
-        box(axes, A_RIGHT + 0.3, low + 0.04, B_LEFT - A_RIGHT - 0.6, high - low - 0.08, INK, "head", "attends")
+        area = Area(A_RIGHT + 0.3, low + 0.04, width=B_LEFT - A_RIGHT - 0.6, height=high - low - 0.08)
+        box(axes, area, INK, "head", "attends")
     text = (
         "Attention is cut in the same way:\none product V x for all heads,\n"
         "every head alone with its d/3 numbers,\none product O that adds what they found."
@@ -162,14 +164,17 @@ def learned(kronecker: Tensor, dense: Tensor) -> Figure:
 def steps(*ms: Tensor) -> Figure:
     """All of the argument in one row."""
     figure, axes = canvas(WIDTH, 2.1)
-    size, gap, low = 1.3, 0.36, 0.4
+    size = 1.3
+    gap = 0.36
+    low = 0.4
+    middle = low + size / 2
     titles = ("LoRA", "experts", "gates inside", "gates removed", "strands crossed", "weights learned")
     captions = ("M = I", "M(x)", "M(x)", "M = I", "M fixed", "M learned")
     for number, (m, title, caption) in enumerate(zip(ms, titles, captions, strict=True)):
         left = 0.1 + number * (size + gap)
-        picture(axes, m, left=left, low=low, size=size, title=title, caption=caption)
+        picture(axes, Shown(m, title, caption), left=left, low=low, size=size)
         if number:
-            arrow(axes, (left - gap + 0.07, low + size / 2), (left - 0.07, low + size / 2), INK)
+            arrow(axes, (left - gap + 0.07, middle), (left - 0.07, middle), INK)
     return figure
 
 

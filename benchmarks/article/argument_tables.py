@@ -74,8 +74,10 @@ def matrices() -> dict[str, list[Tensor]]:
         "crossed": [static("butterfly", blocks=2), static("butterfly", blocks=3)],
         "learned": [static("kronecker", blocks=PARTS), static("dense")],
     }
-    steps = ("lora", "experts", "gates-inside", "split-r", "crossed")
-    return {"steps": [*(found[name][0] for name in steps), found["learned"][1]], **found}
+    steps = [found[name][0] for name in ("lora", "experts", "gates-inside", "split-r", "crossed")]
+    steps.append(found["learned"][1])
+    found["steps"] = steps
+    return found
 
 
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -116,30 +118,42 @@ def systems_table() -> str:
     """What each system's M is, holds and costs; LoRA's own numbers, and the others' in addition to them."""
     header = ["", "M depends on x", "experts used for a token", "non-zero entries of M", "parameters"]
     rows = [[*header, "operations in training", "merges", "operations in use"]]
-    plain = layer_of(drawn("identity", rank=TABLE_RANK, in_features=D))
     for name, options in SYSTEMS.items():
         mixer = drawn(rank=TABLE_RANK, in_features=D, **options)
-        at = matrix_at(mixer, token(1, D))
-        elsewhere = matrix_at(mixer, token(5, D))
-        experts = getattr(mixer, "experts", getattr(mixer, "blocks", TABLE_RANK))  # each strand, where none are named
-        used = int((at != 0).unflatten(1, (experts, -1)).any(-1).any(0).sum())
-        layer = layer_of(mixer)
-        count = operations(layer)
-        rank = merged_rank(layer)
-        first = name == "LoRA"
-        rows.append(
-            [
-                name,
-                "no" if at.equal(elsewhere) else "yes",
-                f"{'dense' if used == experts else 'sparse'}, {used} of {experts}",
-                f"{int(at.count_nonzero())} of {at.numel()}",
-                against(parameters(layer), parameters(plain), first=first),
-                against(count, operations(plain), first=first),
-                "nothing" if rank is None else f"all, as LoRA of rank {rank}",
-                f"{count:,}" if rank is None else "0",
-            ]
-        )
+        rows.append([name, *what_m_is(mixer), *what_it_costs(layer_of(mixer), first=name == "LoRA")])
     return markdown(rows)
+
+
+def what_m_is(mixer: Mixer) -> list[str]:
+    """Whether M depends on x, which of the experts it uses, and how many of its entries are not 0."""
+    m = matrix_at(mixer, token(1, D))
+    depends = "yes"
+    if m.equal(matrix_at(mixer, token(5, D))):
+        depends = "no"
+    strands = getattr(mixer, "blocks", TABLE_RANK)  # each alone, where none are grouped
+    experts = getattr(mixer, "experts", strands)
+    of_expert = (m != 0).unflatten(1, (experts, -1))  # (r, experts, strands of an expert)
+    used = int(of_expert.any(-1).any(0).sum())
+    sparsity = "dense" if used == experts else "sparse"
+    return [depends, f"{sparsity}, {used} of {experts}", f"{int(m.count_nonzero())} of {m.numel()}"]
+
+
+def what_it_costs(layer: AdapterLinear, *, first: bool) -> list[str]:
+    """Parameters and operations in training, in LoRA's row and against it; whether it merges; operations in use."""
+    plain = layer_of(drawn("identity", rank=TABLE_RANK, in_features=D))
+    in_training = operations(layer)
+    rank = merged_rank(layer)
+    merges = "nothing"
+    in_use = in_training
+    if rank is not None:
+        merges = f"all, as LoRA of rank {rank}"
+        in_use = 0
+    return [
+        against(parameters(layer), parameters(plain), first=first),
+        against(in_training, operations(plain), first=first),
+        merges,
+        f"{in_use:,}",
+    ]
 
 
 def parameters(layer: AdapterLinear) -> int:

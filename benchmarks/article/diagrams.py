@@ -58,10 +58,50 @@ class Block:
     joined: tuple[float, float] = (0.0, 1.0)
 
 
+class Side(NamedTuple):
+    """Where a flow has the blocks of A or B: from ``left`` on, with ``edge`` towards ``bar``, the edge of x or y."""
+
+    colour: str
+    left: float
+    edge: float
+    bar: float
+
+
+SIDE_A = Side(A, left=A_LEFT, edge=A_LEFT, bar=X + BAR / 2)
+SIDE_B = Side(B, left=B_LEFT, edge=B_RIGHT, bar=Y - BAR / 2)
+
+
+class Area(NamedTuple):
+    """A rectangle."""
+
+    left: float
+    low: float
+    width: float
+    height: float
+
+
+class Shown(NamedTuple):
+    """A picture of a matrix; ``colour`` is that of its entries above zero."""
+
+    matrix: Tensor
+    title: str
+    caption: str
+    colour: str = M
+
+
 def blocks(name: str, shape: str, count: int) -> list[Block]:
     """``count`` blocks of one shape, each joined to all of x or y."""
-    subscripts = "₁₂₃₄" if count > 1 else [""]
-    return [Block(f"{name}{subscript}", shape) for subscript in subscripts[:count]]
+    names = [name]
+    if count > 1:
+        names = [f"{name}{subscript}" for subscript in "₁₂₃₄"[:count]]
+    return [Block(one, shape) for one in names]
+
+
+def colour_of(value: float, positive: str) -> str:
+    """The colour of an entry of a matrix, ``positive`` if it is above zero."""
+    if value > 0:
+        return positive
+    return NEGATIVE
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -75,7 +115,7 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 def heights(count: int, total: float, middle: float) -> list[tuple[float, float]]:
     """``count`` equal parts with gaps between them, from the top down: (low, high)."""
-    gap = 0.12 if count > 1 else 0.0
+    gap = 0.12
     one = (total - gap * (count - 1)) / count
     tops = [middle + total / 2 - place * (one + gap) for place in range(count)]
     return [(top - one, top) for top in tops]
@@ -90,21 +130,27 @@ def nodes(count: int, rank: int, middle: float) -> list[float]:
     return places
 
 
-def box(axes: Axes, left: float, low: float, width: float, height: float, colour: str, text: str, small: str) -> None:
+def box(axes: Axes, area: Area, colour: str, text: str, small: str = "") -> None:
+    """A filled rectangle with a text, and with a small one below it."""
     rounded = "round,pad=0,rounding_size=0.05"
-    shape = FancyBboxPatch((left, low), width, height, boxstyle=rounded, facecolor=colour, edgecolor="none")
+    corner = (area.left, area.low)
+    shape = FancyBboxPatch(corner, area.width, area.height, boxstyle=rounded, facecolor=colour, edgecolor="none")
     shape.set_zorder(2.5)  # over lines, under text
     axes.add_patch(shape)
-    x = left + width / 2
-    y = low + height / 2
-    lift = 0.09 if small else 0.0
+    x = area.left + area.width / 2
+    y = area.low + area.height / 2
+    lift = 0.0
+    if small:
+        lift = 0.09
     axes.text(x, y + lift, text, color="white", ha="center", va="center", weight="bold", size=11)
     axes.text(x, y - lift, small, color="white", ha="center", va="center", size=8)
 
 
 def fan(axes: Axes, bar: tuple[float, float, float], edge: tuple[float, float, float], colour: str) -> None:
     """What a block reads of x, or adds to y; both ends as place, low, high."""
-    corners = [bar[:2], (bar[0], bar[2]), (edge[0], edge[2]), edge[:2]]
+    x_bar, low, high = bar
+    x_edge, bottom, top = edge
+    corners = [(x_bar, low), (x_bar, high), (x_edge, top), (x_edge, bottom)]
     axes.add_collection(PolyCollection([corners], facecolor=colour, alpha=0.2, edgecolor="none"))
 
 
@@ -125,16 +171,18 @@ def strands(axes: Axes, m: Tensor, *, parts: tuple[int, int], middle: float) -> 
     drawn = []
     for j, i in m.nonzero().tolist():
         value = m[j, i].item()
-        colour = M if value > 0 else NEGATIVE
-        drawn.append(Strand(abs(value) / largest, (A_RIGHT, starts[i]), (B_LEFT, ends[j]), colour))
+        size = abs(value) / largest
+        drawn.append(Strand(size, (A_RIGHT, starts[i]), (B_LEFT, ends[j]), colour_of(value, M)))
     drawn.sort(key=lambda strand: strand.size)  # the largest on top
-    crowd = 1.0 if len(drawn) <= 3 * len(ends) else 0.7
+    strength = 1.0
+    if len(drawn) > 3 * len(ends):
+        strength = 0.7  # a crowd
     axes.add_collection(
         LineCollection(
             [[strand.start, strand.end] for strand in drawn],
             colors=[strand.colour for strand in drawn],
-            linewidths=[crowd * (0.4 + 1.5 * strand.size) for strand in drawn],
-            alpha=[crowd * (0.3 + 0.7 * strand.size) for strand in drawn],
+            linewidths=[strength * (0.4 + 1.5 * strand.size) for strand in drawn],
+            alpha=[strength * (0.3 + 0.7 * strand.size) for strand in drawn],
         )
     )
 
@@ -156,21 +204,25 @@ def flow(
         axes.add_patch(Rectangle((place - BAR / 2, low), BAR, TALL, facecolor=INK, edgecolor="none"))
         axes.text(place, high + 0.24, name, ha="center", va="bottom", weight="bold", size=11)
         axes.text(place, high + 0.08, size, ha="center", va="bottom", size=8)
-    sides = ((a, A, A_LEFT, X + BAR / 2, A_LEFT), (b, B, B_LEFT, Y - BAR / 2, B_RIGHT))
-    for parts, colour, left, bar, edge in sides:
-        for part, (bottom, top) in zip(parts, heights(len(parts), SHORT, middle), strict=True):
-            begin, end = part.joined
-            fan(axes, (bar, low + begin * TALL, low + end * TALL), (edge, bottom, top), colour)
-            box(axes, left, bottom, A_RIGHT - A_LEFT, top - bottom, colour, part.name, part.shape)
+    draw_blocks(axes, a, SIDE_A, middle=middle)
+    draw_blocks(axes, b, SIDE_B, middle=middle)
     strands(axes, m, parts=(len(a), len(b)), middle=middle)
     axes.text((A_RIGHT + B_LEFT) / 2, middle + SHORT / 2 + 0.1, between, color=M, ha="center", weight="bold", size=11)
 
 
-def picture(
-    axes: Axes, m: Tensor, *, left: float, low: float, size: float, title: str, caption: str, colour: str = M
-) -> None:
+def draw_blocks(axes: Axes, parts: Sequence[Block], side: Side, *, middle: float) -> None:
+    """The blocks of A or B, and what each is joined to."""
+    low = middle - TALL / 2
+    for part, (bottom, top) in zip(parts, heights(len(parts), SHORT, middle), strict=True):
+        begin, end = part.joined
+        fan(axes, (side.bar, low + begin * TALL, low + end * TALL), (side.edge, bottom, top), side.colour)
+        area = Area(side.left, bottom, width=A_RIGHT - A_LEFT, height=top - bottom)
+        box(axes, area, side.colour, part.name, part.shape)
+
+
+def picture(axes: Axes, shown: Shown, *, left: float, low: float, size: float) -> None:
     """A matrix as squares whose area is the entry's distance from zero, over a faint grid."""
-    rows, columns = m.shape
+    rows, columns = shown.matrix.shape
     cell = size / max(rows, columns)
     width = cell * columns
     top = low + size / 2 + cell * rows / 2
@@ -178,31 +230,42 @@ def picture(
     lines = [[(left + i * cell, bottom), (left + i * cell, top)] for i in range(columns + 1)]
     lines += [[(left, top - j * cell), (left + width, top - j * cell)] for j in range(rows + 1)]
     axes.add_collection(LineCollection(lines, colors=INK, linewidths=0.4, alpha=0.35))
+    for colour, paths in squares(shown, left=left, top=top, cell=cell).items():
+        if paths:  # one for all squares of a colour: a smaller file
+            axes.add_patch(PathPatch(Path.make_compound_path(*paths), facecolor=colour, edgecolor="none"))
+    axes.text(left + width / 2, top + 0.08, shown.title, ha="center", va="bottom", weight="bold", size=10)
+    axes.text(left + width / 2, bottom - 0.09, shown.caption, ha="center", va="top", size=8.5, linespacing=1.35)
+
+
+def squares(shown: Shown, *, left: float, top: float, cell: float) -> dict[str, list[Path]]:
+    """Colour -> the squares of the entries that have it."""
+    m = shown.matrix
     largest = m.abs().max().item()
-    squares: dict[str, list[Path]] = {colour: [], NEGATIVE: []}
+    found: dict[str, list[Path]] = {shown.colour: [], NEGATIVE: []}
     for j, i in m.nonzero().tolist():
         value = m[j, i].item()
         half = 0.46 * cell * (abs(value) / largest) ** 0.5
-        x = left + (i + 0.5) * cell
-        y = top - (j + 0.5) * cell
-        corners = [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
-        corners = [(round(x, 3), round(y, 3)) for x, y in corners]
-        square = Path([*corners, corners[0]], closed=True)
-        squares[colour if value > 0 else NEGATIVE].append(square)
-    for fill, paths in squares.items():
-        if paths:  # one for all squares of a colour: a smaller file
-            axes.add_patch(PathPatch(Path.make_compound_path(*paths), facecolor=fill, edgecolor="none"))
-    axes.text(left + width / 2, top + 0.08, title, ha="center", va="bottom", weight="bold", size=10)
-    axes.text(left + width / 2, bottom - 0.09, caption, ha="center", va="top", size=8.5, linespacing=1.35)
+        square = square_around(left + (i + 0.5) * cell, top - (j + 0.5) * cell, half)
+        found[colour_of(value, shown.colour)].append(square)
+    return found
+
+
+def square_around(x: float, y: float, half: float) -> Path:
+    """The square of twice this side, to thousandths of an inch."""
+    left = round(x - half, 3)
+    right = round(x + half, 3)
+    low = round(y - half, 3)
+    high = round(y + half, 3)
+    return Path([(left, low), (right, low), (right, high), (left, high), (left, low)], closed=True)
 
 
 def below(axes: Axes, text: str, colour: str, *, to: float, width: float, middle: float) -> None:
     """A box under a flow that begins at the left edge, with a line from x."""
     bottom = middle - TALL / 2
-    low = bottom - 0.6
-    height = 0.34
-    box(axes, to - width / 2, low, width, height, colour, text, "")
-    axes.plot([X, X, to - width / 2], [bottom, low + height / 2, low + height / 2], color=colour, linewidth=1.3)
+    area = Area(to - width / 2, low=bottom - 0.6, width=width, height=0.34)
+    box(axes, area, colour, text)
+    half_up = area.low + area.height / 2
+    axes.plot([X, X, area.left], [bottom, half_up, half_up], color=colour, linewidth=1.3)
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
