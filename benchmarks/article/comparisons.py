@@ -51,8 +51,10 @@ def comparisons() -> dict[str, Comparison]:
     p = draw_signed_permutation()
     kaiming = draw_kaiming()
     double = tuple(2 * m for m in q)
-    rows = tuple(m[:RANK] for m in draw_orthogonal(RANK + 2))
-    half = tuple(m[:, : RANK // 2] @ k[: RANK // 2] for m, k in zip(q, draw_orthogonal(seed=5), strict=True))
+    orthonormal = tuple(m[:RANK] for m in draw_orthogonal(RANK + 2))
+    half_columns = [m[:, : RANK // 2] for m in q]
+    half_rows = [m[: RANK // 2] for m in draw_orthogonal(seed=5)]
+    half = tuple(columns @ rows for columns, rows in zip(half_columns, half_rows, strict=True))
     eyes = identities()
 
     turned = dense(a, q, learned=False)
@@ -72,7 +74,7 @@ def comparisons() -> dict[str, Comparison]:
         "Q": Comparison("orthogonal Q, fixed", turned, lora_turned),
         "Q or none": Comparison("orthogonal Q, fixed; LoRA from A itself", turned, lora_a),
         "P": against_lora("signed permutation P, fixed", dense(a, p, learned=False)),
-        "R": against_lora(f"orthonormal rows R ({RANK} × {RANK + 2}), fixed", dense(wide, rows, learned=False)),
+        "R": against_lora(f"orthonormal rows R ({RANK} × {RANK + 2}), fixed", dense(wide, orthonormal, learned=False)),
         "half": against_lora("singular values 1, 1, 0, 0, fixed", dense(a, half, learned=False)),
         "2Q rated": Comparison("2Q, fixed; LoRA with 4 × the rate of A", scaled, lora_scaled, rate_a=4.0),
         "2Q": Comparison("2Q, fixed", scaled, lora_scaled),
@@ -96,7 +98,10 @@ def butterfly(*, normalize: bool) -> Start:
 
 def half_rank(start: Start, *, normalize: bool) -> Start:
     """The butterfly's twin of rank RANK: from A₁ + A₂; normalised, from (A₁ + A₂) / √2."""
-    return folded(start, gain=2**0.5 if normalize else 1.0)
+    gain = 1.0
+    if normalize:
+        gain = 2**0.5
+    return folded(start, gain=gain)
 
 
 def twin_rule(rule: Rule, *, normalize: bool) -> Rule:
@@ -106,7 +111,9 @@ def twin_rule(rule: Rule, *, normalize: bool) -> Rule:
     twin's factor. The first does not matter to an update that ignores the gradient's size. Muon's polar factor of two
     equal halves is that of one half over √2.
     """
-    scale = 2**-0.5 if normalize else 1.0
+    scale = 1.0
+    if normalize:
+        scale = 2**-0.5
     rate = 2 * scale
     if rule.kind == "sgd":
         rate *= scale
@@ -148,7 +155,9 @@ def drift(trajectory: Trajectory, start: Start) -> Tensor:
     first = [mixer.matrix().detach() for mixer in start.mixers]
     changes = []
     for layers in trajectory.layers:
-        of_step = [s.b.T @ s.b - s.m @ s.m.T + m @ m.T for s, m in zip(layers, first, strict=True)]
+        of_step = []
+        for layer, m in zip(layers, first, strict=True):
+            of_step.append(layer.b.T @ layer.b - layer.m @ layer.m.T + m @ m.T)
         changes.append(torch.stack(of_step))
     return torch.stack(changes).flatten(1).norm(dim=1)
 
@@ -166,7 +175,8 @@ def start_matters(rule: Rule, *, draws: int, after: tuple[int, ...]) -> dict[int
     differences = []
     for seed in range(draws):
         a = draw_a(seed=100 + 2 * seed)
-        from_orthogonal = train(dense(a, draw_orthogonal(seed=101 + 2 * seed), learned=True), rule).deltas
+        q = draw_orthogonal(seed=101 + 2 * seed)
+        from_orthogonal = train(dense(a, q, learned=True), rule).deltas
         from_identity = train(dense(a, identities(), learned=True), rule).deltas
         differences.append([loss(from_orthogonal[step - 1]) - loss(from_identity[step - 1]) for step in after])
     values = torch.tensor(differences, dtype=torch.float64)

@@ -127,10 +127,13 @@ def recipe_text(method: str, settings: Settings, *, steps: int) -> str:
 
 def examine(method: Method, folder: Path, settings: Settings) -> dict[str, Any]:
     """Everything measured of the run in ``folder/run``."""
-    run, resumed = folder / "run", folder / "resumed"
+    run = folder / "run"
+    resumed = folder / "resumed"
     recipe = load_recipe(run / "recipe.yaml")
-    section, base = recipe.adapter, load_recipe(settings.base).adapter
-    assert isinstance(section, AdapterSection) and isinstance(base, AdapterSection)
+    section = recipe.adapter
+    base = load_recipe(settings.base).adapter
+    assert isinstance(section, AdapterSection)
+    assert isinstance(base, AdapterSection)
     found = {
         "mixer": section.mixer.kind,
         "dropout": section.dropout,
@@ -151,8 +154,8 @@ def times(method: Method, folder: Path, settings: Settings) -> tuple[list[float]
     """Seconds of LoRA's steps and of the method's, measured in turns."""
     accelerator = Accelerator(mixed_precision="no")
     steppers = []
-    for n, name in enumerate(("lora", method.recipe)):
-        file = folder / f"timed-{n}.yaml"
+    for number, name in enumerate(("lora", method.recipe)):
+        file = folder / f"timed-{number}.yaml"
         file.write_text(recipe_text(name, settings, steps=WARMUP + settings.pairs), encoding="utf-8")
         steppers.append(Stepper(load_recipe(file), accelerator))
     return alternate(steppers[0].step, steppers[1].step, repetitions=settings.pairs, warmup=WARMUP)
@@ -170,7 +173,8 @@ def resume(run: Path, out: Path, *, step: int) -> float:
         shutil.copy(run / name, out / name)
     shutil.copytree(Run(run).checkpoint(step), Run(out).checkpoint(step))
     train_recipe(load_recipe(out / "recipe.yaml"), out=out, resuming=True)
-    ours, whole = (load_file(path / "adapter" / "adapter.safetensors") for path in (out, run))
+    ours = load_file(out / "adapter" / "adapter.safetensors")
+    whole = load_file(run / "adapter" / "adapter.safetensors")
     if ours.keys() != whole.keys():
         raise RuntimeError("the resumed run has different weights from the uninterrupted one")
     return max(float((ours[key] - whole[key]).abs().max()) for key in whole)
@@ -179,8 +183,9 @@ def resume(run: Path, out: Path, *, step: int) -> float:
 def reload_and_evaluate(run: Path) -> dict[str, int]:
     """The number of questions scored by task, in float32, which does not need whole blocks."""
     results, _ = evaluate_target(open_target(str(run), dtype="float32"))
-    if not all(torch.isfinite(torch.tensor(p.scores)).all() for p in results.predictions):
-        raise RuntimeError("a score is not finite")
+    for prediction in results.predictions:
+        if not torch.tensor(prediction.scores).isfinite().all():
+            raise RuntimeError("a score is not finite")
     return {task: score.n for task, score in results.tasks.items()}
 
 
@@ -193,21 +198,22 @@ def parameters(method: Method, recipe: Recipe, *, rank: int) -> dict[str, int]:
     model = adapt(meta_model(recipe.model), recipe)
     section = recipe.adapter
     assert isinstance(section, AdapterSection)
-    sizes = [
-        Sizes(
+    blocks = getattr(section.mixer, "blocks", 1)
+    lora = 0
+    added = 0
+    for _, layer in named_adapters(model):
+        sizes = Sizes(
             d_in=layer.in_features,
             d_out=layer.out_features,
             r=rank,
             own_r=section.rank,
-            k=getattr(section.mixer, "experts", getattr(section.mixer, "blocks", 1)),
+            k=getattr(section.mixer, "experts", blocks),
             d_e=getattr(section.mixer, "embedding_size", 0),
             t=len(recipe.data.tasks),
         )
-        for _, layer in named_adapters(model)
-    ]
-    lora = sum(s.r * (s.d_in + s.d_out) for s in sizes)
-    added = sum(method.added(s) for s in sizes)
-    counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        lora += rank * (sizes.d_in + sizes.d_out)
+        added += method.added(sizes)
+    counted = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     if lora + added != counted:
         raise RuntimeError(f"{method.recipe}: {lora:,} + {added:,} by the formula, {counted:,} counted")
     return {"lora": lora, "added": added, "counted": counted}
@@ -234,19 +240,24 @@ class Stepper:
 
 def becomes(convert: Callable[..., object], run: Path, out: Path) -> str:
     """Whether a run can be merged or exported: ``yes``, ``per task`` or ``no``."""
-    for verdict, options in (("yes", {}), ("per task", {"task": TASKS[0]})):
+    tried: dict[str, dict[str, str]] = {"yes": {}, "per task": {"task": TASKS[0]}}
+    for verdict, options in tried.items():
         try:
             convert(run / "adapter", out=out, **options)
-            return verdict
         except UsageError:
             continue
         finally:
             shutil.rmtree(out, ignore_errors=True)
+        return verdict
     return "no"
 
 
-if __name__ == "__main__":
+def main() -> None:
     name, folder, settings = sys.argv[1:]
-    (method,) = (method for method in METHODS if method.recipe == name)
-    found = examine(method, Path(folder), Settings(**json.loads(settings)))
+    by_name = {method.recipe: method for method in METHODS}
+    found = examine(by_name[name], Path(folder), Settings(**json.loads(settings)))
     (Path(folder) / "examined.json").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

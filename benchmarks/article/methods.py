@@ -78,16 +78,24 @@ def measure(method: Method, work: Path, settings: Settings) -> dict[str, Any]:
     peaks = [_peak_memory(folder / run) for run in runs]
     examine = ["-m", "benchmarks.article.method_checks", method.recipe, str(folder), json.dumps(asdict(settings))]
     _process(examine, folder / "examine.log")
-    found = json.loads((folder / "examined.json").read_text(encoding="utf-8")) | {"peak_memory_gb": peaks}
-    printed = re.search(r"([\d,]+) trainable parameters", (folder / "run.log").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((folder / "examined.json").read_text(encoding="utf-8"))
     counted = found["parameters"]["counted"]
-    if not printed or int(printed[1].replace(",", "")) != counted:
-        said = printed and printed[1]
+    said = trainable_parameters(folder / "run.log")
+    if said is None or int(said.replace(",", "")) != counted:
         raise RuntimeError(f"{method.recipe}: the run says {said} trainable parameters, not {counted:,}")
+    found["peak_memory_gb"] = peaks
     found["made_with"] = made_with(folder, settings)
     write_json(folder / KEPT, found)
     print(f"{method.recipe}: {time.monotonic() - began:.0f} s", flush=True)
     return found
+
+
+def trainable_parameters(log: Path) -> str | None:
+    """Their number as a run has printed it; ``None`` if it has not."""
+    printed = re.search(r"([\d,]+) trainable parameters", log.read_text(encoding="utf-8"))
+    if printed is None:
+        return None
+    return printed[1]
 
 
 def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
@@ -103,22 +111,7 @@ def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
     for method in METHODS:
         if method.recipe not in results:
             continue
-        found = results[method.recipe]
-        lora, own = found["seconds"]
-        difference = found["resumed_difference"]
-        added = f"{found['parameters']['added']:+,}".replace("-", "−").replace("+0", "0")
-        rows.append(
-            [
-                f"`{method.recipe}`",
-                found["mixer"],
-                added if method.formula == "0" else f"{method.formula} = {added}",
-                spread([b / a for a, b in zip(lora, own, strict=True)]),
-                f"{found['peak_memory_gb'][-1] / baseline:.2f}",
-                found["becomes"]["merge"],
-                found["becomes"]["export"],
-                "same bits" if difference == 0 else f"within {difference:.1g}",
-            ]
-        )
+        rows.append(row_of(method, results[method.recipe], baseline=baseline))
     lora = results["lora"]["parameters"]["lora"]
     notes = (
         f"`{settings.base}`, dropout {results['lora']['dropout']:g}, {lora:,} trainable parameters with LoRA; counted"
@@ -132,20 +125,42 @@ def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
     return f"{markdown(rows)}\n\n{notes}"
 
 
+def row_of(method: Method, found: dict[str, Any], *, baseline: float) -> list[str]:
+    """A method's row; ``baseline`` is LoRA's peak of memory, in GB."""
+    added = f"{found['parameters']['added']:+,}".replace("-", "−").replace("+0", "0")
+    if method.formula != "0":
+        added = f"{method.formula} = {added}"
+    ratios = [own / lora for lora, own in zip(*found["seconds"], strict=True)]
+    difference = found["resumed_difference"]
+    resumed = "same bits"
+    if difference != 0:
+        resumed = f"within {difference:.1g}"
+    return [
+        f"`{method.recipe}`",
+        found["mixer"],
+        added,
+        spread(ratios),
+        f"{found['peak_memory_gb'][-1] / baseline:.2f}",
+        found["becomes"]["merge"],
+        found["becomes"]["export"],
+        resumed,
+    ]
+
+
 def _peak_memory(run: Path) -> float:
     return max(float(row["peak_memory_gb"]) for row in Run(run).metrics if "peak_memory_gb" in row)
 
 
 def _process(arguments: Sequence[str], log: Path) -> None:
     with log.open("w", encoding="utf-8") as file:
-        code = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
-    if code:
+        ran = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
+    if ran.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-3:])
-        raise RuntimeError(f"exit code {code}, see {log}:\n{tail}")
+        raise RuntimeError(f"exit code {ran.returncode}, see {log}:\n{tail}")
 
 
-def main() -> int:
-    names = [method.recipe for method in METHODS]
+def options(names: Sequence[str]) -> argparse.Namespace:
+    """Those of the command line; ``names`` are all the methods."""
     parser = argparse.ArgumentParser(description="Train, examine and time every method recipe on one model.")
     parser.add_argument("--base", default="smollm2-135m", help="recipe with the model (%(default)s)")
     parser.add_argument("--methods", nargs="+", default=names, choices=names, metavar="METHOD", help="LoRA always is")
@@ -159,17 +174,24 @@ def main() -> int:
     )
     parser.add_argument("--docs", type=Path, default=DOCS / "methods.md", help="where the table is written")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
-    given = parser.parse_args()
-    # A file is relative to here, not to the folder of the recipes that extend it.
-    base = str(Path(given.base).resolve()) if Path(given.base).is_file() else given.base
+    return parser.parse_args()
+
+
+def main() -> int:
+    names = [method.recipe for method in METHODS]
+    given = options(names)
+    base = given.base
+    if Path(base).is_file():  # relative to here, not to the folder of the recipes that extend it
+        base = str(Path(base).resolve())
     settings = Settings(base=base, steps=given.steps, pairs=given.pairs, rows=given.rows, questions=given.questions)
     results = {}
     faults = 0
     for method in METHODS:
+        asked_for = method.recipe in given.methods
         found = None
-        if not (given.again and method.recipe in given.methods):
+        if not (given.again and asked_for):
             found = kept(method, given.work, settings)
-        if found is None and method.recipe in ("lora", *given.methods):
+        if found is None and (asked_for or method.recipe == "lora"):
             try:
                 found = measure(method, given.work, settings)
             except RuntimeError as error:

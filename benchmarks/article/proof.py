@@ -8,6 +8,7 @@ import torch
 matplotlib.use("svg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import DOCS
@@ -33,6 +34,7 @@ from benchmarks.article.update_rules import (
     NESTEROV,
     SGD,
     TORCH_MUON,
+    Rule,
 )
 from benchmarks.svg import INK, from_figure, write_pictures
 from benchmarks.tables import markdown, write_between
@@ -41,8 +43,12 @@ FLOOR = 1e-17
 """Where a distance of exactly zero is drawn."""
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-ORANGE, SKY = "#E69F00", "#56B4E9"
-GREEN, BLUE, RED, PURPLE = "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+ORANGE = "#E69F00"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+BLUE = "#0072B2"
+RED = "#D55E00"
+PURPLE = "#CC79A7"
 
 STYLE: Any = {
     "figure.dpi": 100,
@@ -72,16 +78,24 @@ RULES = (*EQUIVARIANT, *ELEMENTWISE, TORCH_MUON)
 
 
 def measure() -> Distances:
-    return {rule.name: {key: pair.distances(rule) for key, pair in comparisons().items()} for rule in RULES}
+    found = {}
+    for rule in RULES:
+        found[rule.name] = {key: pair.distances(rule) for key, pair in comparisons().items()}
+    return found
 
 
 def largest_table(found: Distances) -> str:
     """The largest distance of each comparison under each rule."""
-    rows = [
-        [pair.label, *(short(found[rule.name][key].max().item()) for rule in RULES)]
-        for key, pair in comparisons().items()
-    ]
-    return markdown([["", *(rule.name for rule in RULES)], *rows], numbers=True)
+    rows = [["", *(rule.name for rule in RULES)]]
+    for key, pair in comparisons().items():
+        cells = [short(largest(found, rule, key)) for rule in RULES]
+        rows.append([pair.label, *cells])
+    return markdown(rows, numbers=True)
+
+
+def largest(found: Distances, rule: Rule, key: str) -> float:
+    """The largest distance of a comparison under a rule, over the steps."""
+    return found[rule.name][key].max().item()
 
 
 def twins_table() -> str:
@@ -102,7 +116,7 @@ def starts_table() -> str:
     """An orthogonal start compared with the identity under Adam."""
     found = start_matters(ADAM, draws=100, after=(10, STEPS))
     row = [ADAM.name, *(f"{1e3 * mean:+.2f} ± {1e3 * error:.2f}" for mean, error in found.values())]
-    header = ["1000 × (loss of orthogonal − loss of identity)", *(f"step {t}" for t in found)]
+    header = ["1000 × (loss of orthogonal − loss of identity)", *(f"step {step}" for step in found)]
     return markdown([header, row], numbers=True)
 
 
@@ -149,25 +163,22 @@ def draw_distances(found: Distances) -> Figure:
 def draw_heat_map(found: Distances) -> Figure:
     """The largest distance of each comparison under each rule."""
     pairs = comparisons()
-    rules = [rule.name for rule in (*EQUIVARIANT, *ELEMENTWISE)]
-    largest = torch.tensor([[found[rule][key].max().item() for rule in rules] for key in pairs])
+    rules = (*EQUIVARIANT, *ELEMENTWISE)
+    rows = []
+    for key in pairs:
+        rows.append([largest(found, rule, key) for rule in rules])
+    distances = torch.tensor(rows)
     figure, axis = plt.subplots(figsize=(10, 6))
     # The darkest end for what is equal, so that the two kinds part in a grey print as well.
-    image = axis.imshow(largest.clamp(min=FLOOR).log10(), cmap="cividis", vmin=-16, vmax=0, aspect="auto")
-    for row, values in enumerate(largest.tolist()):
+    image = axis.imshow(distances.clamp(min=FLOOR).log10(), cmap="cividis", vmin=-16, vmax=0, aspect="auto")
+    for row, values in enumerate(distances.tolist()):
         for column, value in enumerate(values):
             colour = "white" if value < ROUNDING else "black"
             axis.text(column, row, short(value), ha="center", va="center", color=colour, fontsize=9)
-    axis.set_xticks(range(len(rules)), [name.replace(" ", "\n") for name in rules], fontsize=9)
+    axis.set_xticks(range(len(rules)), [rule.name.replace(" ", "\n") for rule in rules], fontsize=9)
     axis.set_yticks(range(len(pairs)), [pair.label for pair in pairs.values()])
     axis.xaxis.tick_top()
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.grid(False)
-    axis.set_xticks([column + 0.5 for column in range(len(rules) - 1)], minor=True)
-    axis.set_yticks([row + 0.5 for row in range(len(pairs) - 1)], minor=True)
-    axis.grid(which="minor", color="white", linewidth=1.2)
-    axis.tick_params(which="minor", length=0)
+    separate_cells(axis, rows=len(pairs), columns=len(rules))
     axis.axvline(len(EQUIVARIANT) - 0.5, color=INK, linewidth=4)
     bar = figure.colorbar(image, ax=axis, fraction=0.025, pad=0.02, ticks=[-16, -12, -8, -4, 0])
     bar.ax.set_yticklabels(["10⁻¹⁶", "10⁻¹²", "10⁻⁸", "10⁻⁴", "1"])
@@ -177,12 +188,24 @@ def draw_heat_map(found: Distances) -> Figure:
     return figure
 
 
+def separate_cells(axis: Axes, *, rows: int, columns: int) -> None:
+    """White lines between the cells of a heat map, and neither ticks nor a frame."""
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.grid(False)
+    axis.set_xticks([column + 0.5 for column in range(columns - 1)], minor=True)
+    axis.set_yticks([row + 0.5 for row in range(rows - 1)], minor=True)
+    axis.grid(which="minor", color="white", linewidth=1.2)
+    axis.tick_params(which="minor", length=0)
+
+
 def draw_conservation() -> Figure:
     """How M Mᵀ grows, and how far BᵀB − M Mᵀ drifts, while the rate is halved and the path refined."""
     start = comparisons()["Q learned"].start
+    colours = {SGD: (GREEN, BLUE, SKY), ADAM: (PURPLE, RED, ORANGE)}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
-    for rule, colours in ((SGD, (GREEN, BLUE, SKY)), (ADAM, (PURPLE, RED, ORANGE))):
-        for repeat, colour, dashes in zip((1, 2, 4), colours, ("-", "--", ":"), strict=True):
+    for rule in colours:
+        for repeat, colour, dashes in zip((1, 2, 4), colours[rule], ("-", "--", ":"), strict=True):
             taken = path(start, rule, repeat=repeat)
             time = torch.arange(1, STEPS * repeat + 1) / (STEPS * repeat)
             label = f"{rule.name}, rate {rule.lr / repeat:g}"

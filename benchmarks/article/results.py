@@ -121,11 +121,12 @@ def load(folder: Path) -> ScoredExperiment:
             runs[one.arm].append(Run(folder / one.folder))
     evaluations = [run.evaluation for run in all_runs(arms)]
     shared, left_out = in_common(evaluations)
+    arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     base = answers_of_base(runs)
     if base is not None:
         asked_too, _ = in_common([*evaluations, base])
         base = base.only(asked_too)
-    return ScoredExperiment(index, runs, [arm.each(lambda run: run.only(shared)) for arm in arms], base, left_out)
+    return ScoredExperiment(index, runs, arms, base, left_out)
 
 
 def with_texts(run: ComparedRun, *, read: Read) -> ComparedRun:
@@ -178,10 +179,9 @@ def draw_forest(
             draw_differences(place, found, outcome, order)
         axes[0].set_yticks(range(len(order)), order)
         figure.set_layout_engine("constrained", w_pad=0.12)
-        for fill, label in ((SERIES[0], "difference shown (Holm)"), ("none", "none shown")):
-            axes[0].plot(
-                [], [], "o-", color=SERIES[0], markersize=5.5, markerfacecolor=fill, linewidth=1.8, label=label
-            )
+        line = {"color": SERIES[0], "markersize": 5.5, "linewidth": 1.8}
+        axes[0].plot([], [], "o-", markerfacecolor=SERIES[0], label="difference shown (Holm)", **line)
+        axes[0].plot([], [], "o-", markerfacecolor="none", label="none shown", **line)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return canvas.keep(name, figure)
 
@@ -259,8 +259,10 @@ def arms_table(found: ScoredExperiment) -> str:
         run = found.runs[arm.name][0]
         evaluations = [run.evaluation for run in arm.runs.values()]
         levels = [mean_over_seeds(evaluations, outcome) for outcome in COMPARED]
+        trained = "–"
         count = run.facts.get("trainable_parameters")
-        trained = f"{count:,}" if count else "–"
+        if count:
+            trained = f"{count:,}"
         rate = f"{run.recipe.training.learning_rate:g}"
         rows.append([arm.name, rate, *levels, trained, *cost_of(run.recipe, known)])
     parts = [markdown(rows), made_of(found)]
@@ -275,15 +277,24 @@ def made_of(found: ScoredExperiment) -> str:
     seeds = " or ".join(str(number) for number in numbers)
     tasks = found.tasks(COMPARED[0]).split(",")
     questions = sum(len(found.first_run.tasks[task].ids) for task in tasks)
-    machines: dict[str, None] = {}
+    where = "Machine not recorded"
+    machines = machines_of(found)
+    if machines:
+        where = "; ".join(machines)
+    asked = f"on the same {questions:,} questions of {len(tasks)} sets"
+    return f"Means over {seeds} seeds ± standard error over seeds, {asked}. {where}."
+
+
+def machines_of(found: ScoredExperiment) -> list[str]:
+    """The device and torch of each machine that runs were on, as far as they are recorded."""
+    machines = []
     for runs in found.runs.values():
         for run in runs:
             device = run.facts.get("hardware", {}).get("device")
+            torch = run.facts.get("versions", {}).get("torch")
             if device:
-                machines[f"{device}, torch {run.facts.get('versions', {}).get('torch')}"] = None
-    where = "; ".join(machines) or "Machine not recorded"
-    asked = f"on the same {questions:,} questions of {len(tasks)} sets"
-    return f"Means over {seeds} seeds ± standard error over seeds, {asked}. {where}."
+                machines.append(f"{device}, torch {torch}")
+    return list(dict.fromkeys(machines))
 
 
 def figures(found: ScoredExperiment) -> dict[str, Markup | None]:

@@ -65,10 +65,11 @@ def problem() -> Problem:
     generator = torch.Generator().manual_seed(0)
     shapes = list(zip(WIDTHS[1:], WIDTHS[:-1], strict=True))
     weights = tuple(_random(*shape, generator=generator) / shape[1] ** 0.5 for shape in shapes)
-    teacher = [
-        weight + _random(weight.shape[0], 3, generator=generator) @ _random(3, weight.shape[1], generator=generator) / 6
-        for weight in weights
-    ]
+    teacher = []
+    for weight in weights:
+        left = _random(weight.shape[0], 3, generator=generator)
+        right = _random(3, weight.shape[1], generator=generator)
+        teacher.append(weight + left @ right / 6)
     x = _random(96, WIDTHS[0], generator=generator)
     y = torch.tanh(x @ teacher[0].T) @ teacher[1].T
     batches = torch.randint(len(x), (STEPS, 24), generator=generator)
@@ -121,18 +122,43 @@ def lora(a: tuple[Tensor, ...]) -> Start:
 @torch.no_grad()
 def folded(start: Start, *, gain: float = 1.0) -> Start:
     """LoRA from Â = gain · M · A, or from the smaller equal pair where the mixer has one (a butterfly's A₁ + A₂)."""
-    pairs = [
-        mixer.fold(a, torch.zeros(1, mixer.rank_out, dtype=a.dtype))
-        for a, mixer in zip(start.a, start.mixers, strict=True)
-    ]
-    return lora(tuple(gain * a for a, _ in pairs))
+    factors = []
+    for a, mixer in zip(start.a, start.mixers, strict=True):
+        b = torch.zeros(1, mixer.rank_out, dtype=a.dtype)
+        folded_a, _ = mixer.fold(a, b)
+        factors.append(gain * folded_a)
+    return lora(tuple(factors))
 
 
 def train(start: Start, rule: Rule, *, repeat: int = 1) -> Trajectory:
     """``STEPS`` mini-batches; each used ``repeat`` times at 1/``repeat`` of the rate, which refines the path."""
     data = problem()
+    layers = layers_of(start)
+    first, second = layers
+    a = [layer.lora_a for layer in layers]
+    b = [layer.lora_b for layer in layers]
+    m = []
+    for layer in layers:
+        m += [weight for weight in layer.mixer.parameters() if weight.requires_grad]
+    optimizer = replace(rule, lr=rule.lr / repeat).build(a=a, b=b, m=m)
+    deltas = []
+    states = []
+    for rows in data.batches.repeat_interleave(repeat, 0):
+        optimizer.zero_grad()
+        hidden = torch.tanh(first(data.x[rows]))
+        (second(hidden) - data.y[rows]).square().mean().backward()
+        rule.clip([*a, *b, *m])
+        optimizer.step()
+        with torch.no_grad():
+            deltas.append(torch.cat([layer.delta_weight().flatten() for layer in layers]))
+            states.append(tuple(_copy(layer) for layer in layers))
+    return Trajectory(torch.stack(deltas), states)
+
+
+def layers_of(start: Start) -> list[AdapterLinear]:
+    """The network's two layers with these adapters, before the first step."""
     layers = []
-    for weight, a, mixer in zip(data.weights, start.a, start.mixers, strict=True):
+    for weight, a, mixer in zip(problem().weights, start.a, start.mixers, strict=True):
         base = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
         layer = AdapterLinear(base, mixer=copy.deepcopy(mixer), scale=SCALE).double()
         with torch.no_grad():
@@ -140,21 +166,7 @@ def train(start: Start, rule: Rule, *, repeat: int = 1) -> Trajectory:
             layer.lora_a.copy_(a)
             layer.lora_b.zero_()
         layers.append(layer)
-
-    factors = {"a": [layer.lora_a for layer in layers], "b": [layer.lora_b for layer in layers]}
-    mixers = [p for layer in layers for p in layer.mixer.parameters() if p.requires_grad]
-    parameters = [*factors["a"], *factors["b"], *mixers]
-    optimizer = replace(rule, lr=rule.lr / repeat).build(**factors, m=mixers)
-    deltas, states = [], []
-    for rows in data.batches.repeat_interleave(repeat, 0):
-        optimizer.zero_grad()
-        (layers[1](torch.tanh(layers[0](data.x[rows]))) - data.y[rows]).square().mean().backward()
-        rule.clip(parameters)
-        optimizer.step()
-        with torch.no_grad():
-            deltas.append(torch.cat([layer.delta_weight().flatten() for layer in layers]))
-            states.append(tuple(_copy(layer) for layer in layers))
-    return Trajectory(torch.stack(deltas), states)
+    return layers
 
 
 def _copy(layer: AdapterLinear) -> Layer:
@@ -167,7 +179,8 @@ def loss(delta: Tensor) -> float:
     data = problem()
     parts = delta.split([weight.numel() for weight in data.weights])
     first, second = (weight + part.view_as(weight) for weight, part in zip(data.weights, parts, strict=True))
-    return (torch.tanh(data.x @ first.T) @ second.T - data.y).square().mean().item()
+    hidden = torch.tanh(data.x @ first.T)
+    return (hidden @ second.T - data.y).square().mean().item()
 
 
 def distance(one: Trajectory, other: Trajectory) -> Tensor:

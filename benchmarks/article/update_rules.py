@@ -38,8 +38,9 @@ class Rule:
 
     def build(self, *, a: list[nn.Parameter], b: list[nn.Parameter], m: list[nn.Parameter]) -> Optimizer:
         """The optimizer over the three kinds of factors; an empty list is left out."""
-        factors = {"lr": self.lr * self.rate_a, "weight_decay": self.decay / self.rate_a}
-        groups = [{"params": a, **factors}, {"params": b, "lr": self.lr, "weight_decay": self.decay}]
+        group_a = {"params": a, "lr": self.lr * self.rate_a, "weight_decay": self.decay / self.rate_a}
+        group_b = {"params": b, "lr": self.lr, "weight_decay": self.decay}
+        groups = [group_a, group_b]
         if m:
             groups.append({"params": m, "lr": self.lr, "weight_decay": 0.0})
         match self.kind:
@@ -48,8 +49,10 @@ class Rule:
             case "adam" | "adamw":
                 for group in groups:
                     group["eps"] = self.eps
-                groups[0]["eps"] = self.eps * self.eps_a
-                return (torch.optim.Adam if self.kind == "adam" else torch.optim.AdamW)(groups)
+                group_a["eps"] = self.eps * self.eps_a
+                if self.kind == "adam":
+                    return torch.optim.Adam(groups)
+                return torch.optim.AdamW(groups)
             case "lion":
                 return Lion(groups)
             case "muon":
@@ -67,8 +70,9 @@ class Rule:
             # Without the 1e-6 that torch.nn.utils.clip_grad_norm_ adds to the norm: with it, scaling the gradients
             # and the limit together would no longer be the same step.
             norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+            factor = torch.clamp(self.clip_norm / norm, max=1)
             for gradient in gradients:
-                gradient.mul_(torch.clamp(self.clip_norm / norm, max=1))
+                gradient.mul_(factor)
 
 
 class _Decoupled(Optimizer):
