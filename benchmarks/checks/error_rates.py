@@ -100,13 +100,16 @@ class Tally:
         self.misses += p[turn] <= LEVEL
         self.joint_misses += min(p) <= LEVEL / len(arms)
         if study < MEASURED:
-            self.widths.append((turn, width(laws[turn], LEVEL), width(laws[turn], LEVEL / len(arms))))
+            alone = width(laws[turn], LEVEL)
+            joint = width(laws[turn], LEVEL / len(arms))
+            self.widths.append((turn, alone, joint))
 
     def against(self, oracle: Floats) -> Found:
         """With widths as shares of those of normal laws with these standard errors, one for each arm."""
-        shares = [alone / (2 * -ndtri(LEVEL / 2) * oracle[arm]) for arm, alone, _ in self.widths]
-        quantile = -ndtri(LEVEL / len(oracle) / 2)
-        joint_shares = [joint / (2 * quantile * oracle[arm]) for arm, _, joint in self.widths]
+        quantile = -ndtri(LEVEL / 2)
+        joint_quantile = -ndtri(LEVEL / len(oracle) / 2)
+        shares = [alone / (2 * quantile * oracle[arm]) for arm, alone, _ in self.widths]
+        joint_shares = [joint / (2 * joint_quantile * oracle[arm]) for arm, _, joint in self.widths]
         return Found(self.misses, self.joint_misses, float(np.mean(shares)), float(np.mean(joint_shares)))
 
 
@@ -127,7 +130,9 @@ def found_by_laws(world: World, studies: int) -> dict[str, Found]:
     errors = []
     for study in range(studies):
         differences, true = world.study(random)
-        arms = [effects({"all": d}, binary=world.binary, clusters=clusters)[MACRO] for d in differences]
+        arms = []
+        for of_arm in differences:
+            arms.append(effects({"all": of_arm}, binary=world.binary, clusters=clusters)[MACRO])
         errors.append([arm.difference for arm in arms] - true)
         for tally in tallies.values():
             tally.add(study, arms, true)
@@ -144,8 +149,9 @@ def measure(studies: int) -> Results:
     results: Results = {}
     for world in worlds():
         for seeds in SEEDS:
-            results[world.title, seeds] = found_by_laws(replace(world, seeds=seeds), studies)
-            for law, said in results[world.title, seeds].items():
+            found = found_by_laws(replace(world, seeds=seeds), studies)
+            results[world.title, seeds] = found
+            for law, said in found.items():
                 misses = f"{rate(said.misses, studies)} and {rate(said.joint_misses, studies)} % miss"
                 print(f"{world.title}, {counted(seeds, 'seed')}, {law}: {misses};", end=" ")
                 print(f"widths {said.width:.2f} and {said.joint_width:.2f}", flush=True)

@@ -19,6 +19,7 @@ from benchmarks.checks.error_rates import rate
 from benchmarks.checks.worlds import RUNS, World, estimated, with_tails
 from benchmarks.tables import machine, markdown, publish
 from moslora.compare.comparison import compare_paths
+from moslora.compare.contrast import Contrast
 from moslora.compare.index import PlannedLooks
 from moslora.compare.law import Law
 from moslora.compare.sequential import Look, SequentialLaw
@@ -35,8 +36,8 @@ PLANS = (PlannedLooks(tuple(range(9)), (3, 6, 9)), PlannedLooks(tuple(range(4)),
 def laws_at(differences: Sequence[Floats], looks: PlannedLooks, *, binary: bool) -> list[list[Law]]:
     """The law of each arm at each look, from its differences of shape ``(S, n)``."""
     found = []
-    for d in differences:
-        found.append([effects({"all": d[:count]}, binary=binary)[MACRO].law for count in looks.after])
+    for of_arm in differences:
+        found.append([effects({"all": of_arm[:count]}, binary=binary)[MACRO].law for count in looks.after])
     return found
 
 
@@ -162,7 +163,7 @@ def saved_rows(outcome: str, margin: float, studies: int) -> list[list[str]]:
         taken = []
         for _ in range(studies):
             differences, _ = world.study(random)
-            moved = [d + by for d, by in zip(differences, true, strict=True)]
+            moved = [of_arm + by for of_arm, by in zip(differences, true, strict=True)]
             taken.append(decided_by(laws_at(moved, looks, binary=False), looks, margin=margin))
         rows.append([outcome, in_words(after), *means_of(taken, full=len(true) + 1, seeds=after[-1])])
         print(" | ".join(rows[-1]), flush=True)
@@ -190,20 +191,22 @@ def replayed_rows(folder: Path, outcome: str) -> list[list[str]]:
     rows = []
     for after in ((4,), (2, 3, 4), (3, 4)):
         looks = PlannedLooks((0, 1, 2, 3), after)
-        laws = []
-        for contrast in compared.named:
-            differences = {task: y[1] - y[0] for task, y in contrast.y.items()}
-            of_looks = []
-            for count in after:
-                first = {task: d[:count] for task, d in differences.items()}
-                effect_by_name = effects(first, binary=contrast.unit.binary, clusters=contrast.clusters)
-                of_looks.append(effect_by_name[MACRO].law)
-            laws.append(of_looks)
+        laws = [laws_of(contrast, after) for contrast in compared.named]
         taken = decided_by(laws, looks, margin=margin)
         runs = f"{taken.runs} of {4 * len(laws) + 4}"
         found = [str(taken.equal), str(taken.different)]
         rows.append([f"{outcome}, committed runs", in_words(after), runs, *found])
     return rows
+
+
+def laws_of(contrast: Contrast, after: Sequence[int]) -> list[Law]:
+    """The law of a contrast at each look."""
+    laws = []
+    for count in after:
+        first = {task: (y[1] - y[0])[:count] for task, y in contrast.y.items()}
+        by_name = effects(first, binary=contrast.unit.binary, clusters=contrast.clusters)
+        laws.append(by_name[MACRO].law)
+    return laws
 
 
 def saved_table(studies: int) -> str:

@@ -39,19 +39,21 @@ from moslora.base.quantized import quantization_config
 from moslora.base.shapes import SHAPES, meta_model
 from moslora.convert.export import export_peft
 from moslora.convert.merge import SHARD_BYTES, merge
-from moslora.data.encode import Encoded
+from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import StepPlan
 from moslora.plan.memory import Devices, memory
 from moslora.plan.step import Work
 from moslora.ranks import is_main_process
-from moslora.recipe import ModelSection, load_recipe
+from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.runs.adapter_folder import save_adapter
 from moslora.training.loop import Parts, accumulate
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.prepare import adapt
 
-STEPS, LABELS = 2, 8
+STEPS = 2
+LABELS = 8
+
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 """Has the C library return every tensor of 128 kB and more to the system at once. By default it keeps what is freed,
 with gaps."""
@@ -76,13 +78,16 @@ CASES: tuple[dict[str, Any], ...] = (
 def anonymous() -> int:
     """Bytes of this process that no file backs."""
     with open("/proc/self/status", encoding="ascii") as status:
-        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+        line = next(line for line in status if line.startswith("RssAnon"))
+    _, kilobytes, _ = line.split()
+    return 1024 * int(kilobytes)
 
 
 @contextmanager
 def sampled() -> Iterator[list[int]]:
     """Anonymous memory, every two milliseconds while the block runs."""
-    seen, done = [anonymous()], threading.Event()
+    seen = [anonymous()]
+    done = threading.Event()
 
     def sample() -> None:
         while not done.wait(0.002):
@@ -97,23 +102,15 @@ def sampled() -> Iterator[list[int]]:
 
 def work(case: dict[str, Any]) -> dict[str, int]:
     """Planned and measured bytes."""
-    lengths, labels, processes = case["rows"], case.get("labels", LABELS), case.get("processes", 1)
-    changes = {
-        "model.dtype": case.get("dtype", "bfloat16"),
-        "model.gradient_checkpointing": str(case.get("checkpointing", False)).lower(),
-        "adapter.dropout": case.get("dropout", 0.05),
-        "training.global_batch_size": len(lengths) * processes,
-    }
-    recipe = load_recipe("smollm2-135m", [f"{key}={value}" for key, value in changes.items()])
+    lengths = case["rows"]
+    processes = case.get("processes", 1)
+    recipe = recipe_of(case)
     meta = adapt(meta_model(recipe.model), recipe)
-    planned_for = Work(tuple(lengths), labels * len(lengths) / sum(lengths))
-    planned = memory(meta, recipe.model, planned_for, Devices(on_gpu=False, processes=processes))
+    share_labelled = case.get("labels", LABELS) * len(lengths) / sum(lengths)
+    on_cpu = Devices(on_gpu=False, processes=processes)
+    planned = memory(meta, recipe.model, Work(tuple(lengths), share_labelled), on_cpu)
     accelerator = Accelerator(mixed_precision="no", cpu=True)
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for number, length in enumerate(n for n in lengths for _ in range(processes)):
-        ids = torch.randint(0, 49_152, (length,), generator=generator).tolist()
-        rows.append(Encoded(f"row/{number}", "boolq", ids, [-100] * (length - labels) + ids[length - labels :], False))
+    rows = random_rows(case)
     idle = anonymous()
     model = load_base(recipe.model)
     inject(model, **recipe.adapter_options())
@@ -136,8 +133,35 @@ def work(case: dict[str, Any]) -> dict[str, int]:
             parts.optimizer.zero_grad()
     peak = accelerator.gather(torch.tensor([max(seen)])).max().item()
     # DDP sends the base to every process, which then has a copy of its own.
-    mapped = planned.weights if recipe.model.dtype == "bfloat16" and processes == 1 else 0
+    mapped = 0
+    if recipe.model.dtype == "bfloat16" and processes == 1:
+        mapped = planned.weights
     return {"planned": planned.total - mapped, "measured": int(peak) - idle}
+
+
+def recipe_of(case: dict[str, Any]) -> Recipe:
+    """The quickstart's with what the case changes."""
+    changes = {
+        "model.dtype": case.get("dtype", "bfloat16"),
+        "model.gradient_checkpointing": str(case.get("checkpointing", False)).lower(),
+        "adapter.dropout": case.get("dropout", 0.05),
+        "training.global_batch_size": len(case["rows"]) * case.get("processes", 1),
+    }
+    return load_recipe("smollm2-135m", [f"{key}={value}" for key, value in changes.items()])
+
+
+def random_rows(case: dict[str, Any]) -> list[Encoded]:
+    """Those of all processes: of random tokens, the last ones labelled."""
+    generator = torch.Generator().manual_seed(0)
+    labelled = case.get("labels", LABELS)
+    rows: list[Encoded] = []
+    for length in case["rows"]:
+        masked = length - labelled
+        for _ in range(case.get("processes", 1)):
+            ids = torch.randint(0, 49_152, (length,), generator=generator).tolist()
+            labels = [IGNORE_INDEX] * masked + ids[masked:]
+            rows.append(Encoded(f"row/{len(rows)}", "boolq", ids, labels, truncated=False))
+    return rows
 
 
 def load(case: dict[str, Any]) -> dict[str, int]:
@@ -156,7 +180,8 @@ def merging_case(case: dict[str, Any]) -> dict[str, int]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    idle, began = anonymous(), time.process_time()
+    idle = anonymous()
+    began = time.process_time()
     with sampled() as seen:
         if case["by"] == "PEFT":
             model = AutoModelForCausalLM.from_pretrained(case["base"], dtype=torch.bfloat16)
@@ -164,12 +189,15 @@ def merging_case(case: dict[str, Any]) -> dict[str, int]:
             merged.save_pretrained(case["out"], max_shard_size=SHARD_BYTES)
         else:
             merge(Path(case["adapter"]), out=Path(case["out"]))
-    return {"peak": max(seen) - idle, "milliseconds": round(1000 * (time.process_time() - began))}
+    seconds = time.process_time() - began
+    return {"peak": max(seen) - idle, "milliseconds": round(1000 * seconds)}
 
 
 def measured(command: str, case: dict[str, Any], environment: dict[str, str]) -> dict[str, int]:
-    """:func:`work` or :func:`load` in a process of its own, or in two."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if "processes" in case else []
+    """What a command of `WORKERS` finds in a process of its own, or in two."""
+    launch = []
+    if "processes" in case:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ran = subprocess.run(
         [sys.executable, *launch, "-m", "benchmarks.checks.memory", command, json.dumps(case)],
         env=os.environ | environment | {"ACCELERATE_USE_CPU": "true"},
@@ -178,21 +206,41 @@ def measured(command: str, case: dict[str, Any], environment: dict[str, str]) ->
         text=True,
         check=True,
     )
-    found: dict[str, int] = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("{")))
+    line = next(line for line in ran.stdout.splitlines() if line.startswith("{"))
+    found: dict[str, int] = json.loads(line)
     return found
 
 
+CHANGED = {
+    "dtype": "float32",
+    "checkpointing": "checkpointing",
+    "dropout": "no dropout",
+    "labels": "loss on all",
+    "processes": "2 processes",
+}
+"""What the keys of a case say in the table, besides its rows."""
+
+
 def steps() -> Iterator[list[str]]:
-    names = {"dtype": "float32", "checkpointing": "checkpointing", "dropout": "no dropout", "labels": "loss on all"}
     yield ["rows", "", "planned, MB", "measured, MB", "error", "with the heap's gaps, MB"]
     for case in CASES:
-        rows = case["rows"]
-        shape = f"{len(rows)} × {rows[0]}" if len({*rows}) == 1 else f"{len(rows)} of {rows[0]} to {rows[-1]}"
-        others = ", ".join(name for key, name in (names | {"processes": "2 processes"}).items() if key in case)
-        exact, plain = (measured("work", case, environment) for environment in (RETURNED, {}))
-        sizes = exact["planned"], exact["measured"], plain["measured"]
-        planned, found, with_gaps = (f"{size / 1e6:,.0f}" for size in sizes)
-        yield [shape, others, planned, found, f"{sizes[0] / sizes[1] - 1:+.1%}", with_gaps]
+        others = ", ".join(name for key, name in CHANGED.items() if key in case)
+        exact = measured("work", case, RETURNED)
+        plain = measured("work", case, {})
+        error = exact["planned"] / exact["measured"] - 1
+        sizes = [megabytes(exact["planned"]), megabytes(exact["measured"])]
+        yield [in_words(case["rows"]), others, *sizes, f"{error:+.1%}", megabytes(plain["measured"])]
+
+
+def in_words(rows: list[int]) -> str:
+    """How many rows of which length."""
+    if len(set(rows)) == 1:
+        return f"{len(rows)} × {rows[0]}"
+    return f"{len(rows)} of {rows[0]} to {rows[-1]}"
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f}"
 
 
 def write_base(folder: str, *, layers: int) -> None:
@@ -212,7 +260,7 @@ def loading() -> Iterator[list[str]]:
         write_base(folder, layers=4)
         for change in ({"dtype": "bfloat16"}, {"dtype": "float32"}, {"quantization": "nf4"}, {"quantization": "int8"}):
             found = measured("load", {"name": folder, **change}, RETURNED)
-            yield [*change.values(), *(f"{size / 1e6:,.0f}" for size in found.values())]
+            yield [*change.values(), *(megabytes(size) for size in found.values())]
 
 
 def merging() -> Iterator[list[str]]:
@@ -222,24 +270,33 @@ def merging() -> Iterator[list[str]]:
 
     yield ["", "peak, MB", "seconds of the processor"]
     with tempfile.TemporaryDirectory() as folder:
-        base, adapter, exported = (f"{folder}/{name}" for name in ("base", "adapter", "peft"))
+        base = f"{folder}/base"
+        adapter = f"{folder}/adapter"
+        exported = f"{folder}/peft"
         write_base(base, layers=6)
         tokenizer().save_pretrained(base)
-        recipe = load_recipe("llama3-8b", [f"model.name={base}"])
-        model = load_base(recipe.model)
-        inject(model, **recipe.adapter_options())
-        for _, layer in named_adapters(model):
-            layer.lora_b.data.normal_(std=0.002)
-        facts = {"step": 1, "trained_rows": 0, "data": {"sha256": "", "notes": []}}
-        save_adapter(Path(adapter), model, recipe, facts=facts)
+        write_adapter(Path(adapter), base)
         export_peft(Path(adapter), out=Path(exported))
-        del model
         for by, source in (("moslora merge", adapter), ("PEFT", exported)):
             out = f"{folder}/merged"
             found = measured("merge", {"by": by, "base": base, "adapter": source, "out": out}, {})
             shutil.rmtree(out)
-            yield [by, f"{found['peak'] / 1e6:,.0f}", f"{found['milliseconds'] / 1e3:.1f}"]
+            yield [by, megabytes(found["peak"]), f"{found['milliseconds'] / 1e3:.1f}"]
 
+
+def write_adapter(folder: Path, base: str) -> None:
+    """An adapter of the recipe for LLaMA-3-8B on this base, with a random B."""
+    recipe = load_recipe("llama3-8b", [f"model.name={base}"])
+    model = load_base(recipe.model)
+    inject(model, **recipe.adapter_options())
+    for _, layer in named_adapters(model):
+        layer.lora_b.data.normal_(std=0.002)
+    facts = {"step": 1, "trained_rows": 0, "data": {"sha256": "", "notes": []}}
+    save_adapter(folder, model, recipe, facts=facts)
+
+
+WORKERS = {"work": work, "load": load, "merge": merging_case}
+"""What a process of its own does with a case."""
 
 TABLES = {"steps": (steps, "plan.md"), "loading": (loading, "plan.md"), "merging": (merging, "merging.md")}
 """What makes each table, and the page that has it."""
@@ -247,7 +304,7 @@ TABLES = {"steps": (steps, "plan.md"), "loading": (loading, "plan.md"), "merging
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=[*TABLES, "work", "load", "merge"])
+    parser.add_argument("command", choices=[*TABLES, *WORKERS])
     parser.add_argument("case", nargs="?", type=json.loads)
     options = parser.parse_args()
     if options.command in TABLES:
@@ -259,7 +316,8 @@ def main() -> None:
         text = f"{machine()} (`python -m benchmarks.checks.memory {options.command}`):\n\n{markdown(table)}"
         write_between(DOCS / page, f"{options.command} table", text)
     else:
-        result = {"work": work, "load": load, "merge": merging_case}[options.command](options.case)
+        worker = WORKERS[options.command]
+        result = worker(options.case)
         if is_main_process():
             print(json.dumps(result))
 

@@ -128,7 +128,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="of the search, in their order [default: the file's]")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args()
-    seeds = given.seeds or load_experiment("article-second").file.rate_seeds.every_rate
+    seeds = given.seeds
+    if seeds is None:
+        seeds = load_experiment("article-second").file.rate_seeds.every_rate
     table = markdown(rows_of(given.folder, tuple(seeds)))
     publish(table, DOCS / "experiments.md", "search-replay", print_only=given.print_only)
 

@@ -37,8 +37,12 @@ SHA256 = "1139dbb54509074b70893fab8554e3b079aa9f4d312058ce4018ef0019e3de12"
 """The sdist has the whole source of llama.cpp with its converters, and Python's way to its library."""
 
 TRAINING = [
-    *("smollm2-135m", "data.rows=60", "data.validation_rows=24", "training.global_batch_size=16"),
-    *("training.max_steps=30", "training.warmup_steps=5"),
+    "smollm2-135m",
+    "data.rows=60",
+    "data.validation_rows=24",
+    "training.global_batch_size=16",
+    "training.max_steps=30",
+    "training.warmup_steps=5",
 ]
 QUANTISED = ("Q8_0", "Q4_K_M")
 
@@ -58,7 +62,10 @@ class Form:
 
     @property
     def megabytes(self) -> str:
-        return " + ".join(f"{path.stat().st_size / 1e6:,.0f}" for path in (self.model, self.adapter) if path)
+        files = [self.model]
+        if self.adapter:
+            files.append(self.adapter)
+        return " + ".join(f"{file.stat().st_size / 1e6:,.0f}" for file in files)
 
 
 def command(*words: str | Path) -> None:
@@ -131,15 +138,29 @@ def converted(run: Path, work: Path, llama: Path, llama_cpp: Any) -> list[Form]:
     command(*moslora, "export", run, "--format", "peft", "--out", work / "peft")
     command(python, to_gguf, base, "--outtype", "f16", "--outfile", plain)
     command(python, lora_to_gguf, work / "peft", "--base", base, "--outfile", adapter)
-    forms = [Form("merged, F16", merged), Form("base in F16, adapter", plain, adapter)]
-    forms += [Form("base in F16", plain), Form("base in F16, adapter at 0.9", plain, adapter, scale=0.9)]
+    forms = [
+        Form("merged, F16", merged),
+        Form("base in F16, adapter", plain, adapter),
+        Form("base in F16", plain),
+        Form("base in F16, adapter at 0.9", plain, adapter, scale=0.9),
+    ]
     for kind in QUANTISED:
-        forms.append(Form(f"merged, {kind}", work / f"merged-{kind}.gguf"))
-        how = llama_cpp.llama_model_quantize_default_params()  # what llama-quantize calls
-        how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-        if llama_cpp.llama_model_quantize(bytes(merged), bytes(forms[-1].model), ctypes.byref(how)):
-            raise RuntimeError(f"{merged}: llama.cpp cannot quantise it to {kind}")
+        file = work / f"merged-{kind}.gguf"
+        quantise(merged, file, kind, llama_cpp)
+        forms.append(Form(f"merged, {kind}", file))
     return forms
+
+
+def quantise(file: Path, out: Path, kind: str, llama_cpp: Any) -> None:
+    """Writes a GGUF file again with weights of another kind, by what llama-quantize calls.
+
+    Raises:
+        RuntimeError: llama.cpp refuses.
+    """
+    how = llama_cpp.llama_model_quantize_default_params()
+    how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    if llama_cpp.llama_model_quantize(bytes(file), bytes(out), ctypes.byref(how)):
+        raise RuntimeError(f"{file}: llama.cpp cannot quantise it to {kind}")
 
 
 def verified(form: Form, run: Path, work: Path) -> Report:
@@ -160,15 +181,16 @@ def verified(form: Form, run: Path, work: Path) -> Report:
 def row(form: Form, report: Report) -> list[str]:
     """A line of the table."""
     assert report.fit is not None
-    low, high = report.fit.interval
+    k_low, k_high = report.fit.interval
     moved = report.effects["log_probability"]
+    low, high = moved.interval
     return [
         form.name,
         form.megabytes,
         f"{report.same} of {report.answered}",
-        f"{moved.difference:+.4f} ({moved.interval[0]:+.4f} to {moved.interval[1]:+.4f})".replace("-", "−"),
+        f"{moved.difference:+.4f} ({low:+.4f} to {high:+.4f})".replace("-", "−"),
         f"{report.fit.distance:.2g}",
-        f"{report.fit.k:.2f} ({low:.2f} to {high:.2f})".replace("-", "−"),
+        f"{report.fit.k:.2f} ({k_low:.2f} to {k_high:.2f})".replace("-", "−"),
         report.verdict.kind,
     ]
 
@@ -182,8 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args(arguments)
     llama = unpacked()
-    run = given.run or given.work / "run"
-    llama_cpp = loaded(llama, given.library or built(llama))
+    run = given.run
+    if run is None:
+        run = given.work / "run"
+    library = given.library
+    if library is None:
+        library = built(llama)
+    llama_cpp = loaded(llama, library)
     if not (run / "adapter").exists():
         command(sys.executable, "-m", "moslora", "train", *TRAINING, "--out", run)
     given.work.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -88,7 +88,9 @@ def kill_at_writes(folder: Path, *, names: Sequence[str] | None, every: int) -> 
     """Kills each command, or those of these ``names``, at one write in ``every``."""
     began = time.monotonic()
     known = commands(folder)
-    chosen = list(known) if names is None else names
+    chosen = names
+    if chosen is None:
+        chosen = list(known)
     unknown = {*chosen} - known.keys()
     if unknown:
         fail(f"no such command: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -116,15 +118,7 @@ def kill(recipe: Recipe, folder: Path, *, kills: int, draw: random.Random) -> No
     while places.total() < kills:
         run = folder / f"run-{runs}"
         runs += 1
-        while True:
-            timed = draw.random() < 0.5
-            process = begin(recipe, run, until=None if timed else draw.randrange(changes))
-            if timed:
-                time.sleep(draw.uniform(0, seconds))
-                os.kill(process, signal.SIGKILL)
-            if ended(process, run):
-                break
-            places[moment(run)] += 1
+        places.update(kill_until_it_ends(recipe, run, seconds=seconds, changes=changes, draw=draw))
         different = [name for name, content in outcome(run).items() if content != wanted[name]]
         if different:
             fail(f"{run.name}: after its kills other than the uninterrupted run: {', '.join(different)}")
@@ -132,6 +126,25 @@ def kill(recipe: Recipe, folder: Path, *, kills: int, draw: random.Random) -> No
     print(f"{places.total()} kills of {runs} runs, each of which then ended bit for bit as the uninterrupted one")
     print("".join(f"{count:6} {place}\n" for place, count in places.most_common()), end="")
     print(f"{time.monotonic() - began:.0f} s", flush=True)
+
+
+def kill_until_it_ends(
+    recipe: Recipe, run: Path, *, seconds: float, changes: int, draw: random.Random
+) -> Iterator[str]:
+    """Kills a run within as many ``seconds``, or before one of as many ``changes`` to the disk, and resumes it until
+    it ends. Yields where it was at each kill."""
+    while True:
+        timed = draw.random() < 0.5
+        until = None
+        if not timed:
+            until = draw.randrange(changes)
+        process = begin(recipe, run, until=until)
+        if timed:
+            time.sleep(draw.uniform(0, seconds))
+            os.kill(process, signal.SIGKILL)
+        if ended(process, run):
+            return
+        yield moment(run)
 
 
 def begin(recipe: Recipe, run: Path, *, until: int | None = None) -> int:
@@ -164,7 +177,10 @@ def count_changes(run: Path, *, until: int | None) -> Callable[[], int]:
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        writes = event == "open" and str(arguments[0]).startswith(str(run)) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        writes = False
+        if event == "open":
+            path, _, flags = arguments
+            writes = str(path).startswith(str(run)) and bool(flags & (os.O_WRONLY | os.O_RDWR))
         if event in CHANGES or writes:
             if seen == until:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -212,7 +228,9 @@ def moment(run: Path) -> str:
         return "while its result was written"
     if list((run / "checkpoints").glob(".*.writing")):
         return "while a checkpoint was written"
-    return "between two checkpoints" if Run(run).checkpoints else "before the first checkpoint"
+    if Run(run).checkpoints:
+        return "between two checkpoints"
+    return "before the first checkpoint"
 
 
 def damage(recipe: Recipe, folder: Path, *, damages: int, draw: random.Random) -> None:
@@ -231,22 +249,11 @@ def damage(recipe: Recipe, folder: Path, *, damages: int, draw: random.Random) -
         while path.name == MANIFEST and says_the_same(whole, content):
             how, content = spoil(whole, draw)
         path.write_bytes(content)
-        if path.parent == last:
-            result.rename(away)
         expected = last
         if path.parent == last:
+            result.rename(away)
             expected = before
-        said = StringIO()
-        with redirect_stdout(said):
-            found = newest_saved(Run(run), recipe)
-        if found is None or found.path != expected or f"skipped: {path}: " not in said.getvalue():
-            fail(f"{path.parent.name}/{path.name} {how}: {found and found.path.name} is used; said: {said.getvalue()}")
-        try:
-            open_adapter(path.parent).weights()
-        except MosloraError:
-            pass
-        else:
-            fail(f"{path.parent.name}/{path.name} {how}: loaded")
+        check_noticed(run, recipe, path, how, expected=expected)
         if path.parent == last:
             away.rename(result)
         path.write_bytes(whole)
@@ -254,6 +261,25 @@ def damage(recipe: Recipe, folder: Path, *, damages: int, draw: random.Random) -
     print(f"{kinds.total()} damages, all noticed and named, none loaded, the good checkpoint before it used")
     print("".join(f"{count:6} {kind}\n" for kind, count in sorted(kinds.items())), end="")
     print(f"{time.monotonic() - began:.0f} s", flush=True)
+
+
+def check_noticed(run: Path, recipe: Recipe, path: Path, how: str, *, expected: Path) -> None:
+    """A damaged file is named, the run goes on from ``expected``, and the file's folder cannot be loaded."""
+    said = StringIO()
+    with redirect_stdout(said):
+        found = newest_saved(Run(run), recipe)
+    used = None
+    name = None
+    if found is not None:
+        used = found.path
+        name = used.name
+    if used != expected or f"skipped: {path}: " not in said.getvalue():
+        fail(f"{path.parent.name}/{path.name} {how}: {name} is used; said: {said.getvalue()}")
+    try:
+        open_adapter(path.parent).weights()
+    except MosloraError:
+        return
+    fail(f"{path.parent.name}/{path.name} {how}: loaded")
 
 
 def spoil(whole: bytes, draw: random.Random) -> tuple[str, bytes]:
