@@ -157,7 +157,7 @@ def what_it_costs(layer: AdapterLinear, *, first: bool) -> list[str]:
 
 
 def parameters(layer: AdapterLinear) -> int:
-    return sum(p.numel() for p in layer.parameters() if p.requires_grad)
+    return sum(weight.numel() for weight in layer.parameters() if weight.requires_grad)
 
 
 def against(value: int, of_lora: int, *, first: bool) -> str:

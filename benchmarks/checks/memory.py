@@ -112,19 +112,7 @@ def work(case: dict[str, Any]) -> dict[str, int]:
     accelerator = Accelerator(mixed_precision="no", cpu=True)
     rows = random_rows(case)
     idle = anonymous()
-    model = load_base(recipe.model)
-    inject(model, **recipe.adapter_options())
-    parts = Parts(
-        accelerator=accelerator,
-        settings=recipe.training,
-        model=model,
-        objective=accelerator.prepare_model(LabelLoss(model)),
-        optimizer=build_optimizer(model, recipe.training),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        rows=rows,
-        plan=StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=1, max_steps=None, seed=0),
-        micro_batch_tokens=sum(lengths),
-    )
+    parts = parts_of(recipe, accelerator, rows, micro_batch_tokens=sum(lengths))
     parts.objective.train()
     with sampled() as seen:
         for _ in range(STEPS):
@@ -148,6 +136,23 @@ def recipe_of(case: dict[str, Any]) -> Recipe:
         "training.global_batch_size": len(case["rows"]) * case.get("processes", 1),
     }
     return load_recipe("smollm2-135m", [f"{key}={value}" for key, value in changes.items()])
+
+
+def parts_of(recipe: Recipe, accelerator: Accelerator, rows: list[Encoded], *, micro_batch_tokens: int) -> Parts:
+    """What trains the recipe's model on these rows, all of them in each step."""
+    model = load_base(recipe.model)
+    inject(model, **recipe.adapter_options())
+    return Parts(
+        accelerator=accelerator,
+        settings=recipe.training,
+        model=model,
+        objective=accelerator.prepare_model(LabelLoss(model)),
+        optimizer=build_optimizer(model, recipe.training),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        rows=rows,
+        plan=StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=1, max_steps=None, seed=0),
+        micro_batch_tokens=micro_batch_tokens,
+    )
 
 
 def random_rows(case: dict[str, Any]) -> list[Encoded]:

@@ -97,8 +97,9 @@ def kill_at_writes(folder: Path, *, names: Sequence[str] | None, every: int) -> 
     findings = []
     print(Findings.header(), flush=True)
     for number, name in enumerate(chosen):
-        findings.append(kill_everywhere(known[name], folder / f"command-{number}", every=every))
-        print(findings[-1].line(), *findings[-1].stuck, *findings[-1].lost, sep="\n", flush=True)
+        found = kill_everywhere(known[name], folder / f"command-{number}", every=every)
+        print(found.line(), *found.stuck, *found.lost, sep="\n", flush=True)
+        findings.append(found)
     total = Findings.of_all(findings)
     print(f"{total.line()}\n{time.monotonic() - began:.0f} s", flush=True)
     if total.stuck or total.lost:
