@@ -3,6 +3,8 @@
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import moslora
-from experiment_kit import train
+from experiment_kit import train as train_here
 from kill_kit import Command
 from kill_kit import moslora as typed
 from moslora.download import wheels
@@ -49,89 +51,99 @@ outcome: log_probability
 """
 
 
-def commands(world: Path) -> dict[str, Command]:
-    """By name. ``world`` has model, data and recipe, and stays as it is."""
-    recipe = world / "recipe.yaml"
-    train_words = ("train", recipe, *SHORT, "--out", "runs/one")
+@dataclass(frozen=True)
+class _Steps:
+    """What is done in the working folder, before a command or as one.
 
-    def trained() -> None:
-        train_recipe(load_recipe(recipe, SHORT), out=Path("runs/one"))
+    Attributes:
+        world: has model, data and recipe, and stays as it is.
+    """
 
-    def stopped() -> None:
-        """After the first step."""
+    world: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.world / "recipe.yaml"
+
+    def train(self) -> None:
+        train_recipe(load_recipe(self.recipe, SHORT), out=Path("runs/one"))
+
+    def stop_after_a_step(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("moslora.training.train.stop_requests", lambda: nullcontext([signal.SIGTERM]))
             with suppress(Interrupted):
-                trained()
+                self.train()
         assert [path.name for path in Run(Path("runs/one")).checkpoints] == ["step-1"]
 
-    def exported() -> None:
-        trained()
+    def export(self) -> None:
+        self.train()
         _expect_zero(typed("export", "runs/one", "--out", "lora"))
 
-    def scored() -> None:
-        trained()
+    def score(self) -> None:
+        self.train()
         _expect_zero(typed("eval", "runs/one", "--limit", 4))
 
-    def reported() -> None:
-        scored()
+    def report_and_score_again(self) -> None:
+        self.score()
         _expect_zero(typed("report", "runs/one"))
         _expect_zero(typed("eval", "runs/one", "--limit", 5, "--base"))
 
-    def planned() -> None:
-        Path("e.yaml").write_text(EXPERIMENT.format(world=world), encoding="utf-8")
+    def plan(self) -> None:
+        Path("e.yaml").write_text(EXPERIMENT.format(world=self.world), encoding="utf-8")
 
-    def experiment() -> int:
-        one_run.train_in_processes = train  # type: ignore[attr-defined]
+    def experiment(self) -> int:
+        one_run.train_in_processes = train_here  # type: ignore[attr-defined]
         return typed("experiment", "e.yaml", "all", "--any-rate")()
 
-    def packed() -> None:
-        planned()
-        assert experiment() == 0
+    def plan_and_pack(self) -> None:
+        self.plan()
+        _expect_zero(self.experiment)
         _expect_zero(typed("experiment", "e.yaml", "--pack", "packed"))
 
-    def again() -> int:
-        reproduce.train_in_processes = train  # type: ignore[attr-defined]
+    def reproduce_run(self) -> int:
+        reproduce.train_in_processes = train_here  # type: ignore[attr-defined]
         return typed("reproduce", "runs/one")()
 
-    def saved(fill: float) -> Callable[[], int]:
-        def save() -> int:
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
-            moslora.inject(model, rank=2, alpha=2, target_modules=["q_proj"], mixer={"kind": "dense"})
-            with torch.no_grad():
-                for name, weight in model.named_parameters():
-                    if name.endswith("lora_b"):
-                        weight.fill_(fill)
-            moslora.save(model, "mine")
-            return 0
+    def save(self, fill: float) -> int:
+        """An adapter of the library's, whose B is ``fill`` everywhere."""
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(self.world / "model", dtype=torch.float32)
+        moslora.inject(model, rank=2, alpha=2, target_modules=["q_proj"], mixer={"kind": "dense"})
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.endswith("lora_b"):
+                    weight.fill_(fill)
+        moslora.save(model, "mine")
+        return 0
 
-        return save
 
+def commands(world: Path) -> dict[str, Command]:
+    """By name. ``world`` has model, data and recipe, and stays as it is."""
+    steps = _Steps(world)
+    train_short = ("train", steps.recipe, *SHORT, "--out", "runs/one")
+    train_chosen = ("train", steps.recipe, *CHOSEN, "--out", "runs/one")
+    base = ("eval", world / "model", "--source", world / "data", "--tasks", "boolq,obqa", "--limit", 4)
     every = [
-        Command("train", typed(*train_words), advised=True),
-        Command("train --resume, from nothing", typed(*train_words, "--resume")),
-        Command("train --resume, to the best", typed("train", recipe, *CHOSEN, "--out", "runs/one", "--resume")),
-        Command("train --resume, after a stop", typed("train", "runs/one", "--resume"), stopped),
-        Command("eval", typed("eval", "runs/one", "--limit", 4), trained),
-        Command("eval --base", typed("eval", "runs/one", "--base", "--limit", 4), scored),
-        Command("eval MODEL", typed("eval", world / "model", "--source", world / "data", "--limit", 4, *_OWN_TASKS)),
-        Command("experiment", experiment, planned),
-        Command("experiment --pack", typed("experiment", "e.yaml", "--pack", "packed"), packed),
-        Command("reproduce", again, trained),
-        Command("merge", typed("merge", "runs/one"), scored),
-        Command("export", typed("export", "runs/one"), trained),
-        Command("import", typed("import", "lora", "--dtype", "float32"), exported),
-        Command("report", typed("report", "runs/one"), scored),
-        Command("report over an older one", typed("report", "runs/one"), reported),
+        Command("train", typed(*train_short), advised=True),
+        Command("train --resume, from nothing", typed(*train_short, "--resume")),
+        Command("train --resume, to the best", typed(*train_chosen, "--resume")),
+        Command("train --resume, after a stop", typed("train", "runs/one", "--resume"), steps.stop_after_a_step),
+        Command("eval", typed("eval", "runs/one", "--limit", 4), steps.train),
+        Command("eval --base", typed("eval", "runs/one", "--base", "--limit", 4), steps.score),
+        Command("eval MODEL", typed(*base)),
+        Command("experiment", steps.experiment, steps.plan),
+        Command("experiment --pack", typed("experiment", "e.yaml", "--pack", "packed"), steps.plan_and_pack),
+        Command("reproduce", steps.reproduce_run, steps.train),
+        Command("merge", typed("merge", "runs/one"), steps.score),
+        Command("export", typed("export", "runs/one"), steps.train),
+        Command("import", typed("import", "lora", "--dtype", "float32"), steps.export),
+        Command("report", typed("report", "runs/one"), steps.score),
+        Command("report over an older one", typed("report", "runs/one"), steps.report_and_score_again),
         Command("recipes copy", typed("recipes", "copy", "methods/lora", ".")),
-        Command("moslora.save over an older one", saved(2.0), saved(1.0)),
+        Command("moslora.save over an older one", partial(steps.save, 2.0), partial(steps.save, 1.0)),
         Command("a download", _download),
     ]
     return {command.name: command for command in every}
-
-
-_OWN_TASKS = ("--tasks", "boolq,obqa")
 
 
 def _expect_zero(act: Callable[[], int]) -> None:
@@ -148,4 +160,6 @@ def _download() -> int:
 
     wheels._download = download  # type: ignore[assignment]
     wheels._intact = lambda path, wanted: path.exists() and path.read_bytes() == content  # type: ignore[assignment]
-    return 0 if wheels.fetch_wheel(wheel).read_bytes() == content else 1
+    if wheels.fetch_wheel(wheel).read_bytes() != content:
+        return 1
+    return 0

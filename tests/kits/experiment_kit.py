@@ -49,7 +49,8 @@ def train(arguments: Sequence[str], *, out: Path, **_: Any) -> None:
 def results(out: Path) -> dict[str, tuple[bytes, ...]]:
     """Run -> adapter and answers, for the runs that are done."""
     found = {}
-    for run in map(Run, sorted(out.glob("runs/*"))):
+    for path in sorted(out.glob("runs/*")):
+        run = Run(path)
         if run.facts.get("experiment", {}).get("state") in ("trained", "scored"):
             files = (run.result / "adapter.safetensors", *run.path.glob("eval/*/predictions.jsonl"))
             found[run.name] = tuple(file.read_bytes() for file in files)

@@ -6,7 +6,7 @@
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -133,7 +133,10 @@ def adapt(model: PreTrainedModel, like: PreTrainedModel | None = None) -> list[T
 
     Layers that decide where a token goes are left out: what they choose jumps.
     """
-    names = adaptable(model) if like is None else [name for name, _ in named_adapters(like)]
+    if like is None:
+        names = adaptable(model)
+    else:
+        names = [name for name, _ in named_adapters(like)]
     pattern = "|".join(map(re.escape, names))
     inject(model, rank=2, alpha=4, mixer={"kind": "dense"}, target_modules=pattern, within=text_part(model))
     draw = torch.Generator().manual_seed(1)
@@ -181,40 +184,61 @@ def likeliest(model: PreTrainedModel, prompt: list[int]) -> list[int]:
 
 def compared(folder: Path) -> Iterator[tuple[str, float]]:
     """How far the engine's logits, scores, greedy texts, loss and gradient are off those of transformers."""
-    section = ModelSection(name=str(folder), dtype="float32")
-    ours, theirs = load_base(section), stock(folder)
-    with torch.no_grad():
-        expected = torch.cat([theirs(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in ROWS])
-        tokens, rows, paths = concatenate([ROWS[:2], ROWS[2:]], torch.device("cpu"))
-        hidden = final_hidden(ours, tokens, rows)
-        places = [place for path in paths for place in path]
-        yield "logits", off(hidden[places] @ output_weight(ours).T, expected)
-        targets = [(7 * place + 3) % VOCABULARY for place in range(len(places))]
-        scores, _ = log_probabilities(hidden, output_weight(ours), places, targets)
-        yield "scores", off(scores, expected.log_softmax(1).gather(1, torch.tensor(targets)[:, None])[:, 0])
+    ours = load_base(ModelSection(name=str(folder), dtype="float32"))
+    theirs = stock(folder)
+    yield from scores_compared(ours, theirs)
+    yield "share of other texts", share_of_other_texts(ours, theirs)
+    if adaptable(ours):  # GPT-2's layers are convolutions, which PEFT alone adapts
+        yield from gradients_compared(ours, theirs)
 
-        differ = 0
-        for asked in (PROMPTS, ROWS):
-            options: dict[str, Any] = {"ended": lambda row, tokens: False, "ends": (), "batch_tokens": 200}
-            written = decode(ours, asked, max_new_tokens=NEW_TOKENS, **options)
-            differ += sum(text != likeliest(theirs, row) for row, text in zip(asked, written, strict=True))
-        yield "share of other texts", differ / len((*PROMPTS, *ROWS))
 
-    if not adaptable(ours):  # GPT-2's layers are convolutions, which PEFT alone adapts
-        return
+@torch.no_grad()
+def scores_compared(ours: PreTrainedModel, theirs: PreTrainedModel) -> Iterator[tuple[str, float]]:
+    """How far logits and log-probabilities are off."""
+    expected = torch.cat([theirs(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in ROWS])
+    tokens, rows, paths = concatenate([ROWS[:2], ROWS[2:]], torch.device("cpu"))
+    hidden = final_hidden(ours, tokens, rows)
+    places: list[int] = []
+    for path in paths:
+        places += path
+    yield "logits", off(hidden[places] @ output_weight(ours).T, expected)
+    targets = [(7 * place + 3) % VOCABULARY for place in range(len(places))]
+    scores, _ = log_probabilities(hidden, output_weight(ours), places, targets)
+    yield "scores", off(scores, expected.log_softmax(1).gather(1, torch.tensor(targets)[:, None])[:, 0])
+
+
+@torch.no_grad()
+def share_of_other_texts(ours: PreTrainedModel, theirs: PreTrainedModel) -> float:
+    """Of the texts that the engine decodes those that are not the likeliest."""
+    options: dict[str, Any] = {"ended": lambda row, tokens: False, "ends": (), "batch_tokens": 200}
+    differ = 0
+    for asked in (PROMPTS, ROWS):
+        written = decode(ours, asked, max_new_tokens=NEW_TOKENS, **options)
+        for row, text in zip(asked, written, strict=True):
+            if text != likeliest(theirs, row):
+                differ += 1
+    return differ / (len(PROMPTS) + len(ROWS))
+
+
+def gradients_compared(ours: PreTrainedModel, theirs: PreTrainedModel) -> Iterator[tuple[str, float]]:
+    """How far the loss of all rows and the adapters' gradients are off, with common beginnings shared and without."""
     mine = adapt(ours)
     other = adapt(theirs, like=ours)
+    expected = torch.zeros(())
+    for row in ROWS:
+        logits = theirs(input_ids=torch.tensor([row]), use_cache=False).logits[0]
+        expected = expected - logits[:-1].log_softmax(1).gather(1, torch.tensor(row[1:])[:, None]).sum()
+    expected_gradients = flat(torch.autograd.grad(expected, other))
     encoded = [Encoded("", "", [*row], [IGNORE_INDEX, *row[1:]], truncated=False) for row in ROWS]
     for share in (False, True):
         loss, _ = LabelLoss(ours).eval()(collate(encoded, device=torch.device("cpu"), share=share))
-        gradients = torch.autograd.grad(loss, mine)
-        wanted = torch.zeros(())
-        for row in ROWS:
-            logits = theirs(input_ids=torch.tensor([row]), use_cache=False).logits[0]
-            wanted = wanted - logits[:-1].log_softmax(1).gather(1, torch.tensor(row[1:])[:, None]).sum()
-        yield "loss", off(loss.detach(), wanted.detach())
-        same = torch.autograd.grad(wanted, other)
-        yield "gradient", off(torch.cat([x.flatten() for x in gradients]), torch.cat([x.flatten() for x in same]))
+        yield "loss", off(loss.detach(), expected.detach())
+        yield "gradient", off(flat(torch.autograd.grad(loss, mine)), expected_gradients)
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All entries, one after the other."""
+    return torch.cat([x.flatten() for x in tensors])
 
 
 def outcome(family: str, folder: Path) -> Outcome:
@@ -243,7 +267,9 @@ def outcome(family: str, folder: Path) -> Outcome:
 def told(error: Exception) -> str:
     """The last line of an error."""
     line = str(error).strip().splitlines()[-1].strip()
-    return line if "Error: " in line else f"{type(error).__name__}: {line}"
+    if "Error: " in line:
+        return line
+    return f"{type(error).__name__}: {line}"
 
 
 def main() -> None:

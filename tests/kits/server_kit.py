@@ -93,25 +93,40 @@ class Pretended:
 
     def written(self, ids: list[int], body: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         """A choice but for its text, and the tokens written."""
-        bias = {int(token): value for token, value in (body.get("logit_bias") or {}).items()}
         before = self.log_p(ids)
         written: list[int] = []
         content = []
+        values = before[-1]
         for _ in range(body["max_tokens"]):
-            values = before[-1] if not written else self.log_p([*ids, *written])[-1]
-            biased = values.clone()
-            for token, value in bias.items():
-                biased[token] += value
-            chosen = int(biased.argmax())
+            if written:
+                values = self.log_p([*ids, *written])[-1]
+            chosen = self.chosen(values, body)
             if chosen == self.tokenizer.eos_token_id:
                 break
-            count = min(int(body.get("logprobs") or 1), 20)
-            top = values.topk(count)
-            tops = [
-                {"token": self.token(int(i)), "logprob": float(v)} for v, i in zip(top.values, top.indices, strict=True)
-            ]
+            top = values.topk(min(int(body.get("logprobs") or 1), 20))
+            tops = []
+            for value, token in zip(top.values, top.indices, strict=True):
+                tops.append({"token": self.token(int(token)), "logprob": float(value)})
             content.append({"token": self.token(chosen), "logprob": float(values[chosen]), "top_logprobs": tops})
             written.append(chosen)
+        return self.told(before, ids, written, content, body), written
+
+    def chosen(self, values: torch.Tensor, body: dict[str, Any]) -> int:
+        """The likeliest token, with the request's bias."""
+        biased = values.clone()
+        for token, bias in (body.get("logit_bias") or {}).items():
+            biased[int(token)] += bias
+        return int(biased.argmax())
+
+    def told(
+        self,
+        before: torch.Tensor,
+        ids: list[int],
+        written: list[int],
+        content: list[dict[str, Any]],
+        body: dict[str, Any],
+    ) -> dict[str, Any]:
+        """A choice with what is told of log-probabilities: of the prompt's tokens, or of those written."""
         choice: dict[str, Any] = {"logprobs": None}
         if self.tells == "echo" and body.get("echo"):
             own = [None, *(float(before[place, token]) for place, token in enumerate(ids[1:]))]
@@ -122,12 +137,14 @@ class Pretended:
             choice["prompt_logprobs"] = [None, *values]
         elif body.get("logprobs") and self.tells == "forced":
             choice["logprobs"] = {"content": content}
-        elif body.get("logprobs") and self.tells == "likeliest" and not bias:
-            tops = [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in content]
+        elif body.get("logprobs") and self.tells == "likeliest" and not body.get("logit_bias"):
+            tops = []
+            for entry in content:
+                tops.append({top["token"]: top["logprob"] for top in entry["top_logprobs"]})
             values = [entry["logprob"] for entry in content]
             texts = [entry["token"] for entry in content]
             choice["logprobs"] = {"tokens": texts, "token_logprobs": values, "top_logprobs": tops}
-        return choice, written
+        return choice
 
     def refused(self, body: dict[str, Any]) -> str:
         """Why a request is not served; empty if it is."""

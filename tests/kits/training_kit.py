@@ -55,7 +55,10 @@ PATIENT = (*BEST, "training.patience=2", "training.max_steps=9")
 
 def steps_logged(run: Path) -> list[dict[str, float]]:
     """The lines of ``metrics.jsonl``, without what differs from run to run."""
-    return [{key: value for key, value in row.items() if key not in MEASURED} for row in Run(run).metrics]
+    rows = []
+    for row in Run(run).metrics:
+        rows.append({key: value for key, value in row.items() if key not in MEASURED})
+    return rows
 
 
 def losses_logged(run: Path) -> list[dict[str, float]]:
@@ -103,7 +106,8 @@ def sign(folder: Path, **values: Any) -> None:
 
 def moslora(*arguments: object, **options: Any) -> Forked | subprocess.Popen[str]:
     """The command, on the CPU unless ``options`` have another environment."""
-    return python("-m", "moslora", *arguments, **({"env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}} | options))
+    on_the_cpu = {"env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}}
+    return python("-m", "moslora", *arguments, **(on_the_cpu | options))
 
 
 def kill_at_checkpoint(name: str, out: Path, *command: object) -> None:
@@ -119,7 +123,9 @@ def kill_at_checkpoint(name: str, out: Path, *command: object) -> None:
 def importing_tests() -> dict[str, str]:
     """The environment of a child that imports modules of the tests."""
     kits = Path(__file__).parent
-    paths = [str(kits.parents[1]), str(kits), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(kits.parents[1]), str(kits)]
+    if os.environ.get("PYTHONPATH"):
+        paths.append(os.environ["PYTHONPATH"])
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
@@ -138,8 +144,9 @@ def in_processes(*program: object, processes: int = 2) -> str:
         "MASTER_PORT": str(get_free_port()),
     }
     started = []
-    for rank in map(str, range(processes)):
-        environment = importing_tests() | ON_A_CPU | shared | {"RANK": rank, "LOCAL_RANK": rank}
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        environment = importing_tests() | ON_A_CPU | shared | own
         started.append(python(*program, env=environment))
     said = [process.communicate(timeout=240) for process in started]
     assert not any(process.returncode for process in started), "\n".join(errors[-3000:] for _, errors in said)
