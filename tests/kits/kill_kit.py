@@ -238,7 +238,10 @@ def _content(path: Path) -> bytes | None:
         rows = [json.dumps(_unmeasured(json.loads(line))) for line in content.splitlines()]
         return "".join(rows).encode()
     if path.name == "run.json":
-        return json.dumps(_unmeasured(json.loads(content))).encode()
+        card = _unmeasured(json.loads(content))
+        # The time of a scoring, which is left out of the card of one that was interrupted.
+        card.get("experiment", {}).pop("scoring", None)
+        return json.dumps(card).encode()
     return content
 
 
