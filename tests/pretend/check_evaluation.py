@@ -28,8 +28,10 @@ FORMATS = {"choice": "label", "cloze": "cloze", "generate": "label"}
 
 
 def scored(target: Path, out: Path, protocol: Any = "cloze", **options: Any) -> list[Prediction]:
-    opened, format = open_target(str(target), dtype="float32"), FORMATS[protocol]
-    return evaluate_target(opened, protocol=protocol, format=format, out=out, limit=12, **options)[0].predictions
+    opened = open_target(str(target), dtype="float32")
+    asked = {"protocol": protocol, "format": FORMATS[protocol], "limit": 12}
+    results, _ = evaluate_target(opened, out=out, **asked, **options)
+    return results.predictions
 
 
 def same(found: list[Prediction], expected: list[Prediction]) -> None:
@@ -57,7 +59,10 @@ def test_a_question_is_answered_as_on_the_cpu(mine: Path) -> None:
 
 def test_its_conversions_are_scored_as_it_is(mine: Path, world: Path, tmp_path: Path) -> None:
     """Merged; exported, and imported again."""
-    adapter, merged, peft, back = mine / "run" / "adapter", *(tmp_path / name for name in ("merged", "peft", "back"))
+    adapter = mine / "run" / "adapter"
+    merged = tmp_path / "merged"
+    peft = tmp_path / "peft"
+    back = tmp_path / "back"
     merge(adapter, out=merged)
     export_peft(adapter, out=peft)
     import_adapter(peft, out=back, base=str(world / "model"), dtype="float32")
@@ -71,8 +76,9 @@ def test_its_conversions_are_scored_as_it_is(mine: Path, world: Path, tmp_path: 
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_block_of_questions_waits_for_its_scores_alone(mine: Path, protocol: Any, most: int, batches: int) -> None:
     target = open_target(str(mine / "run"))
-    model, request = target.load(), Request(protocol=protocol, format=FORMATS[protocol])
-    scorer, examples = make_scorer(model, load_tokenizer(target.model), request), make_examples("arc_easy", 64)
+    model = target.load()
+    scorer = make_scorer(model, load_tokenizer(target.model), Request(protocol=protocol, format=FORMATS[protocol]))
+    examples = make_examples("arc_easy", 64)
     assert scorer.block_size == 4 * 64
     longest = max(scorer.length(scorer.encode(example)) for example in examples)
     scorer = replace(scorer, batch_tokens=-(-64 // batches) * longest)

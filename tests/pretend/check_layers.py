@@ -25,18 +25,23 @@ def pass_of(
     model = tiny_llama(layers=layers).to(dtype).requires_grad_(False)
     use_own_modules(model)
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, dropout=dropout, target_modules=TARGETS)
-    for weight in filter(lambda p: p.requires_grad, model.parameters()):
-        nn.init.normal_(weight, std=0.2)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            nn.init.normal_(weight, std=0.2)
     model.to(device).enable_input_require_grads()
-    texts = [[1, 2, 3, *range(5, 9 + n)] for n in range(5)]
-    rows = [Encoded(str(n), "", text, text, truncated=False) for n, text in enumerate(texts)]
-    objective, batch = LabelLoss(model).train(), collate(rows, device=device, share=share)
+    rows = []
+    for number in range(5):
+        text = [1, 2, 3, *range(5, 9 + number)]
+        rows.append(Encoded(str(number), "", text, text, truncated=False))
+    objective = LabelLoss(model).train()
+    batch = collate(rows, device=device, share=share)
     objective(batch)
     with watch() as forwards:
         loss, _ = objective(batch)
     with watch() as backwards:
         loss.backward()
-    return [p.grad.cpu().double() for p in model.parameters() if p.requires_grad], [forwards, backwards]
+    gradients = [weight.grad.cpu().double() for weight in model.parameters() if weight.requires_grad]
+    return gradients, [forwards, backwards]
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -49,7 +54,8 @@ def test_its_gradients_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, by_
     assert forwards.operations["moslora.swiglu.default"] == forwards.operations["moslora.rope.default"] == 2 * by_liger
     assert not forwards.waits
     cpu = torch.device("cpu")
-    exact, plain = (pass_of(2, device=cpu, dtype=dtype, share=share)[0] for dtype in (torch.float64, torch.bfloat16))
+    exact, _ = pass_of(2, device=cpu, dtype=torch.float64, share=share)
+    plain, _ = pass_of(2, device=cpu, dtype=torch.bfloat16, share=share)
     for one, other, true in zip(found, plain, exact, strict=True):
         assert (one - true).norm() <= 3 * (other - true).norm() + 1e-3 * true.norm()
 
@@ -58,7 +64,9 @@ def test_its_gradients_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, by_
 def test_its_launches(monkeypatch: pytest.MonkeyPatch, by_liger: bool) -> None:
     """With five adapters and dropout: what one layer more adds."""
     monkeypatch.setattr(liger, "installed", lambda: by_liger)
-    (_, fewer), (_, more) = (pass_of(layers, dropout=0.1, share=False) for layers in (1, 2))
+    _, fewer = pass_of(1, dropout=0.1, share=False)
+    _, more = pass_of(2, dropout=0.1, share=False)
     counts = tuple(two.operations.total() - one.operations.total() for one, two in zip(fewer, more, strict=True))
-    print(f"{'with' if by_liger else 'without'} Liger: {counts} launches of a layer")
+    kernels = "with" if by_liger else "without"
+    print(f"{kernels} Liger: {counts} launches of a layer")
     assert all(count <= most for count, most in zip(counts, MOST[by_liger], strict=True)), counts

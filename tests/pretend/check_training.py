@@ -25,8 +25,13 @@ from training_kit import cut_after, same_files, steps_logged
 
 Make = Callable[..., Recipe]
 SHORT = (
-    *("training.epochs=null", "training.max_steps=4", "training.checkpoint_every=2", "training.keep_checkpoints=9"),
-    *("training.log_every=1", "training.validate_every=2", "training.micro_batch_tokens=400"),
+    "training.epochs=null",
+    "training.max_steps=4",
+    "training.checkpoint_every=2",
+    "training.keep_checkpoints=9",
+    "training.log_every=1",
+    "training.validate_every=2",
+    "training.micro_batch_tokens=400",
 )
 BUDGET = "training.rank_budget={target_rank: 2, warmup_share: 0.25}"
 KINDS = {
@@ -42,17 +47,28 @@ def run(recipe: Recipe, out: Path) -> tuple[list[dict[str, float]], dict[str, An
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "GradScaler", partial(GradScaler, init_scale=2.0**40, backoff_factor=2.0**-24))
         train_recipe(recipe, out=out)
-    return steps_logged(out), json.loads((out / "checkpoints" / "step-4" / MANIFEST).read_text())["scaler"]
+    manifest = json.loads((out / "checkpoints" / "step-4" / MANIFEST).read_text())
+    return steps_logged(out), manifest["scaler"]
+
+
+def refuse_missing_weights(run: Path, kind: str) -> None:
+    """An adapter in the result, and in both checkpoints one and its moments; with a budget that, too."""
+    expected = 5
+    if kind == "budget":
+        expected += 2
+    assert len([*run.rglob("*.safetensors")]) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_resumes_to_the_same_bits(recipe: Make, tmp_path: Path, kind: str) -> None:
     """The adapter, the optimizer's moments, the budget and what was logged."""
-    chosen, straight, again = recipe(*SHORT, *KINDS[kind]), tmp_path / "run", tmp_path / "again"
+    chosen = recipe(*SHORT, *KINDS[kind])
+    straight = tmp_path / "run"
+    again = tmp_path / "again"
     logged, _ = run(chosen, straight)
     cut_after(2, Path(shutil.copytree(straight, again)))
     train_recipe(chosen, out=again, resuming=True)
-    assert len([*again.rglob("*.safetensors")]) == 5 + 2 * (kind == "budget")
+    refuse_missing_weights(again, kind)
     assert same_files(straight, again)
     assert steps_logged(again) == logged and len(logged) == 7
 
@@ -60,14 +76,20 @@ def test_it_resumes_to_the_same_bits(recipe: Make, tmp_path: Path, kind: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rehearsal_changes_no_bit(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """With it and without: the adapter, the moments, the budget, the scaler and what was logged."""
-    chosen, plain, again = recipe(*SHORT, *KINDS[kind]), tmp_path / "run", tmp_path / "again"
+    chosen = recipe(*SHORT, *KINDS[kind])
+    plain = tmp_path / "run"
+    again = tmp_path / "again"
     steps: list[object] = []
-    accumulate = loop.accumulate
-    monkeypatch.setattr(loop, "accumulate", lambda *given: (steps.append(given), accumulate(*given))[1])
+
+    def counted(*given: Any) -> Any:
+        steps.append(given)
+        return accumulate(*given)
+
+    monkeypatch.setattr(loop, "accumulate", counted)
     found = run(chosen, again)
     monkeypatch.setattr("moslora.training.train.rehearse", lambda parts, first_step: None)
     assert run(chosen, plain) == found and len(steps) == 5 + 4
-    assert len([*again.rglob("*.safetensors")]) == 5 + 2 * (kind == "budget")
+    refuse_missing_weights(again, kind)
     assert same_files(plain, again)
 
 
@@ -84,8 +106,11 @@ def test_it_logs_what_a_run_on_the_cpu_logs(recipe: Make, tmp_path: Path, kind: 
     assert sum("validation_loss" in row for row in found) == 3
     for one, other in zip(found, expected, strict=True):
         assert (other.get("grad_norm", 0) is None) == (kind == "float16" and other["step"] == 1)
-        numbers = {key: value for key, value in other.items() if value is not None}  # not an infinite norm
-        assert one == {**other, **{key: pytest.approx(value, rel=apart) for key, value in numbers.items()}}
+        about = dict(other)
+        for key, value in other.items():
+            if value is not None:  # not an infinite norm
+                about[key] = pytest.approx(value, rel=apart)
+        assert one == about
 
 
 def test_the_host_waits_once_a_step_when_the_next_is_laid(
@@ -95,7 +120,11 @@ def test_the_host_waits_once_a_step_when_the_next_is_laid(
     order: list[str] = []
 
     def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *values, **options: (order.append(name), function(*values, **options))[1]
+        def computed(*values: Any, **options: Any) -> Any:
+            order.append(name)
+            return function(*values, **options)
+
+        return computed
 
     for place, name in [(loop, "collate"), (loop, "update"), (OnDevice, "tolist")]:
         monkeypatch.setattr(place, name, noted(name, getattr(place, name)))
@@ -111,7 +140,8 @@ def test_the_device_leaves_out_an_update_that_is_not_finite(recipe: Make) -> Non
     for wrong in (True, False):
         for parameter in learned:
             parameter.grad = torch.ones_like(parameter)
-        learned[0].grad.fill_(torch.inf if wrong else 1)
+        if wrong:
+            learned[0].grad.fill_(torch.inf)
         with watch() as seen:
             update(parts.optimizer, parts.scaler, max_norm=1.0)
         assert not seen.waits
@@ -122,7 +152,8 @@ def test_the_device_leaves_out_an_update_that_is_not_finite(recipe: Make) -> Non
 def test_the_loss_is_ten_operations_a_piece(monkeypatch: pytest.MonkeyPatch, positions: int, pieces: int) -> None:
     """And two that sum it, one more for each further piece; in the backward pass two beside the mean's own three."""
     monkeypatch.setattr(vocabulary, "LOGITS_AT_ONCE", 40 * 96)
-    hidden, weight = torch.randn(positions, 32).bfloat16().to(DEVICE), torch.randn(96, 32).bfloat16().to(DEVICE)
+    hidden = torch.randn(positions, 32).bfloat16().to(DEVICE)
+    weight = torch.randn(96, 32).bfloat16().to(DEVICE)
     labels = torch.randint(96, (positions,)).to(DEVICE)
     with watch() as seen:
         (_ChunkedLoss.apply(hidden.requires_grad_(), weight, labels) * 0.1).backward()
@@ -139,7 +170,9 @@ def test_checkpointing_changes_no_gradient_and_does_not_wait(recipe: Make) -> No
         assert not seen.waits
         return [parameter.grad.cpu() for parameter in trainable(parts.optimizer)]
 
-    plain, again, expected = gradients("false"), gradients("true"), on_cpu(gradients, "true")
+    plain = gradients("false")
+    again = gradients("true")
+    expected = on_cpu(gradients, "true")
     assert all(one.equal(other) for one, other in zip(plain, again, strict=True))
     for one, other in zip(plain, expected, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm()
