@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from cli_kit import run
@@ -37,7 +38,13 @@ def experiment(tmp_path: Path) -> Path:
 
 
 def arms(**runs: Mapping[int | None, ComparedRun] | ComparedRun) -> list[Arm]:
-    return [Arm(name, {one.seed: one} if isinstance(one, ComparedRun) else {**one}) for name, one in runs.items()]
+    """Arms of one run, or of one for each seed."""
+    made = []
+    for name, of_arm in runs.items():
+        if isinstance(of_arm, ComparedRun):
+            of_arm = {of_arm.seed: of_arm}
+        made.append(Arm(name, {**of_arm}))
+    return made
 
 
 def seeds(count: int, **changes: float) -> dict[int | None, ComparedRun]:
@@ -46,20 +53,30 @@ def seeds(count: int, **changes: float) -> dict[int | None, ComparedRun]:
 
 def with_texts(answers: ComparedRun, *, more: float) -> ComparedRun:
     """An evaluation that has texts as well, with ``more`` nats per byte than those of another; noise by the seed."""
-    hard, draw = np.random.default_rng(0).uniform(0.6, 1.2, 300), np.random.default_rng(answers.seed or 0)
+    hard = np.random.default_rng(0).uniform(0.6, 1.2, 300)
+    draw = np.random.default_rng(answers.seed or 0)
     rates = hard + more + 0.01 * draw.standard_normal(300)
     texts = TaskAnswers(tuple(f"mine/{n:04}" for n in range(300)), (), {"nats_per_byte": tuple(rates.tolist())})
     return with_tasks(answers, {**answers.tasks, "mine": texts})
 
 
+def accuracies(run: ComparedRun) -> NDArray[np.float64]:
+    """Of each task, by its definition."""
+    return np.array([np.mean(answers.outcomes["accuracy"]) for answers in run.tasks.values()])
+
+
 def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    one, other = (drawn(seed, sizes=WIDE) for seed in (1, 2))
-    before, after = with_texts(one, more=0), with_texts(other, more=0.02)
-    plain, found = compare_arms(arms(a=one, b=other)), compare_arms(arms(a=before, b=after))
-    assert [*map(str, lines(found))] == lines(plain) and tables(found) == tables(plain), "texts are no questions"
-    assert "texts are left out: mine; --outcome nats_per_byte" in (said_so := capsys.readouterr()).out + said_so.err
+    one = drawn(1, sizes=WIDE)
+    other = drawn(2, sizes=WIDE)
+    before = with_texts(one, more=0)
+    after = with_texts(other, more=0.02)
+    plain = compare_arms(arms(a=one, b=other))
+    found = compare_arms(arms(a=before, b=after))
+    assert lines(found) == lines(plain) and tables(found) == tables(plain), "texts are no questions"
+    printed = capsys.readouterr()
+    assert "texts are left out: mine; --outcome nats_per_byte" in printed.out + printed.err
     found = compare_arms(arms(a=before, b=after), outcome="nats_per_byte")
     assert found.main is not None and list(found.main.y) == ["mine"] and not found.main.majority
     assert found.main.effects["mine"].difference == pytest.approx(0.02, abs=0.003)
@@ -68,8 +85,8 @@ def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(
     assert "a predicts these texts better than b" in said(back)
     same = compare_arms(arms(a=before, b=with_texts(other, more=0)), outcome="nats_per_byte")
     assert "equal within ±0.005 nats per byte" in said(same)
-    only = [with_tasks(answers, {"mine": answers.tasks["mine"]}) for answers in (before, after)]
-    assert compare_arms(arms(a=only[0], b=only[1])).outcome == "nats_per_byte"
+    texts_before, texts_after = [with_tasks(run, {"mine": run.tasks["mine"]}) for run in (before, after)]
+    assert compare_arms(arms(a=texts_before, b=texts_after)).outcome == "nats_per_byte"
     with pytest.raises(UsageError, match=r"nats_per_byte: must be one of log_probability, accuracy|accuracy, log_prob"):
         compare_arms(arms(a=one, b=other), outcome="nats_per_byte")
     with pytest.raises(UsageError, match="run-2: no question in common"):
@@ -83,15 +100,12 @@ def said(comparison: Comparison) -> str:
 def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> None:
     found = compare_paths([experiment])
     assert found.main is not None and found.outcome == "log_probability" and found.main.seeds == 6
-    mean = {
-        arm: np.mean(
-            [
-                np.mean([np.mean(t.outcomes["log_probability"]) for t in one.tasks.values()])
-                for one in held.runs.values()
-            ]
-        )
-        for arm, held in zip(GAINS, found.arms, strict=True)
-    }
+    mean = {}
+    for name, arm in zip(GAINS, found.arms, strict=True):
+        of_tasks = []
+        for one in arm.runs.values():
+            of_tasks += [np.mean(answers.outcomes["log_probability"]) for answers in one.tasks.values()]
+        mean[name] = np.mean(of_tasks)
     assert found.main.effects[MACRO].difference == pytest.approx(mean["learned"] - mean["init-only"])
     assert found.main.means[MACRO] == pytest.approx((mean["init-only"], mean["learned"]))
     every, contrast = tables(found)
@@ -137,17 +151,35 @@ def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.Captu
     assert "equal to lora" not in "".join(lines(found.within(Margin(0.001))))
     code, out, _ = run(capsys, "compare", experiment, "--margin", "0.06")
     assert code == 0 and says(out, "Conclusion", "equal to lora", "±0.06 nats", "init-only\n")
-    few = replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),))
-    replace(few, runs=tuple(one for one in few.runs if one.arm != "learned" or one.seed == 2)).write(experiment)
-    ((_, common, learned, lora),), said = tables(found := compare_paths([experiment])), lines(found)
+
+
+def test_of_contrasts_with_one_arm_the_one_with_most_pairs_has_its_mean(experiment: Path) -> None:
+    index = read_index(experiment)
+    assert index is not None
+    runs = tuple(one for one in index.runs if one.arm != "learned" or one.seed == 2)
+    replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),), runs=runs).write(experiment)
+    found = compare_paths([experiment])
+    ((_, common, learned, lora),) = tables(found)
+    said = lines(found)
     assert (common[:2], lora[:2]) == (["init-only", "6"], ["lora", "6"]), "the most pairs"
-    assert common[2] == f"{found.named[1].means[MACRO][0]:.3f}" != f"{found.named[0].means[MACRO][0]:.3f}"
+    means = [f"{one.means[MACRO][0]:.3f}" for one in found.named]
+    assert common[2] == means[1] != means[0]
     assert learned[:2] == ["learned", "1"] and learned[5:] == ["", "1.000", "", "1.000"]
     assert "shown: learned" in said[-2] + said[-1] and all(line.startswith("Conclusion: ") for line in said[-2:]), said
     assert says(said[-3], "this base"), said
-    replace(few, others=(("init-only", "none"),), contrast=("init-only", "lora")).write(experiment)
-    assert not compare_paths([experiment]).exploratory, "of a family nothing is drawn that was not named"
-    few.write(experiment)
+
+
+def test_of_a_family_nothing_is_drawn_that_was_not_named(experiment: Path) -> None:
+    index = read_index(experiment)
+    assert index is not None
+    replace(index, contrast=("init-only", "lora"), others=(("init-only", "none"),)).write(experiment)
+    assert not compare_paths([experiment]).exploratory
+
+
+def test_contrasts_of_the_command_line_are_a_family_in_place_of_the_named(experiment: Path) -> None:
+    index = read_index(experiment)
+    assert index is not None
+    replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),)).write(experiment)
     lost = compare_paths([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")
     assert any(says(line, "Conclusion", "BELOW learned", "lora, init-only") for line in lines(lost))
     assert "2 contrasts" in lines(lost)[0]
@@ -166,35 +198,38 @@ def test_one_run_against_its_base_says_nothing_of_methods() -> None:
     found = compare_arms(arms(base=base(sizes=WIDE), tuned=drawn(0, sizes=WIDE, gain=0.15)))
     (table,) = tables(found)
     assert table[0] == ["task", "n", "majority", "base", "tuned", "difference", "95 % interval", "p (Holm)"]
-    tuned, untrained = (
-        np.array([np.mean(t.outcomes["accuracy"]) for t in one.tasks.values()])
-        for one in (found.arms[1].runs[0], found.arms[0].runs[None])
-    )
-    assert table[4][3:6] == [f"{100 * x:.1f}" for x in (untrained.mean(), tuned.mean())] + [
-        f"{100 * (tuned - untrained).mean():+.2f}"
-    ]
+    untrained = 100 * accuracies(found.arms[0].runs[None])
+    tuned = 100 * accuracies(found.arms[1].runs[0])
+    difference = (tuned - untrained).mean()
+    assert table[4][3:6] == [f"{untrained.mean():.1f}", f"{tuned.mean():.1f}", f"{difference:+.2f}"]
     assert "tuned is above the majority class" in "\n".join(lines(found))
     assert says(said(found), "Conclusion", "tuned is above base", "compares two models", "several seeds")
     lost = compare_arms(arms(base=drawn(0, sizes=WIDE, gain=0.15), tuned=base(sizes=WIDE)))
     assert "tuned is BELOW base" in said(lost)
 
 
+def accuracy_by_id(answers: TaskAnswers) -> dict[str, float]:
+    return dict(zip(answers.ids, answers.outcomes["accuracy"], strict=True))
+
+
 def test_only_questions_of_both_are_compared_and_the_others_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    untrained, tuned = (
-        base(sizes={"boolq": 30, "obqa": 50, "siqa": 20}),
-        drawn(0, sizes={"obqa": 40, "siqa": 60, "piqa": 9}),
-    )
+    untrained = base(sizes={"boolq": 30, "obqa": 50, "siqa": 20})
+    tuned = drawn(0, sizes={"obqa": 40, "siqa": 60, "piqa": 9})
     found = compare_arms(arms(base=untrained, tuned=tuned))
-    right = [
-        {id: y for t in one.tasks.values() for id, y in zip(t.ids, t.outcomes["accuracy"], strict=True)}
-        for one in (untrained, tuned)
-    ]
-    both = {task: [id for id in right[0].keys() & right[1].keys() if id.startswith(task)] for task in ("obqa", "siqa")}
-    assert {task: len(ids) for task, ids in both.items()} == {"obqa": 40, "siqa": 20}
-    means = [[np.mean([of[id] for id in ids]) for ids in both.values()] for of in right]
+    counts = {}
+    means_before = []
+    means_after = []
+    for task in ("obqa", "siqa"):
+        before = accuracy_by_id(untrained.tasks[task])
+        after = accuracy_by_id(tuned.tasks[task])
+        both = before.keys() & after.keys()
+        counts[task] = len(both)
+        means_before.append(np.mean([before[id] for id in both]))
+        means_after.append(np.mean([after[id] for id in both]))
+    assert counts == {"obqa": 40, "siqa": 20}
     assert found.main is not None and list(found.main.y) == ["obqa", "siqa"]
-    assert found.main.means[MACRO] == pytest.approx((np.mean(means[0]), np.mean(means[1])))
-    assert found.main.effects[MACRO].difference == pytest.approx(np.mean(means[1]) - np.mean(means[0]))
+    assert found.main.means[MACRO] == pytest.approx((np.mean(means_before), np.mean(means_after)))
+    assert found.main.effects[MACRO].difference == pytest.approx(np.mean(means_after) - np.mean(means_before))
     assert says(lines(found)[0], "60 questions", "left out: boolq, 10 of obqa, 40 of siqa, piqa")
     chosen = compare_arms(arms(base=untrained, tuned=tuned), tasks="siqa")
     assert [row[0] for row in tables(chosen)[0]] == ["task", "siqa"], "one task is its own average"
@@ -224,7 +259,8 @@ def test_one_contrast_is_a_family_of_one(experiment: Path) -> None:
     alone = compare_paths([experiment], contrasts=[("lora", "init-only")])
     among = compare_paths([experiment], contrasts=[("lora", "init-only"), ("lora", "learned")])
     effect = alone.main.effects[MACRO]
-    (_, _, row, _), low_high = tables(among)[0], alone.main.unit.range(effect.inner)
+    _, _, row, _ = tables(among)[0]
+    low_high = alone.main.unit.range(effect.inner)
     assert row[0] == "init-only" and row[7] == low_high and low_high in "\n".join(lines(alone))
     assert row[6] == probability(effect.p), "the larger of two, by Holm"
     assert f"p = {probability(effect.p)}" in lines(alone)[0]
@@ -233,26 +269,21 @@ def test_one_contrast_is_a_family_of_one(experiment: Path) -> None:
 def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> None:
     """b knows five questions under every seed, a four others: all seeds agree, and the questions do not."""
     one = drawn(0, sizes={"obqa": 9})
-    of = {"a": (1,) * 4 + (0,) * 5, "b": (0,) * 4 + (1,) * 5}
+    answers = one.tasks["obqa"]
 
-    def runs(name: str) -> dict[int | None, ComparedRun]:
-        answers = one.tasks["obqa"]
-        return {
-            seed: ComparedRun(
-                Evaluation(
-                    one.path,
-                    one.settings,
-                    {"obqa": type(answers)(answers.ids, answers.gold, {"accuracy": of[name]})},
-                ),
-                one.path,
-                {**drawn(seed).recipe, "name": name},
-                {**one.facts, "data": {"sha256": str(seed)}},
-                seed=seed,
-            )
-            for seed in range(6)
-        }
+    def runs(name: str, right: tuple[int, ...]) -> dict[int | None, ComparedRun]:
+        tasks = {"obqa": replace(answers, outcomes={"accuracy": right})}
+        made = {}
+        for seed in range(6):
+            recipe = {**drawn(seed).recipe, "name": name}
+            facts = {**one.facts, "data": {"sha256": str(seed)}}
+            evaluation = Evaluation(one.path, one.settings, tasks)
+            made[seed] = ComparedRun(evaluation, one.path, recipe, facts, seed=seed)
+        return made
 
-    found = compare_arms(arms(a=runs("a"), b=runs("b")))
+    of_a = runs("a", right=(1, 1, 1, 1, 0, 0, 0, 0, 0))
+    of_b = runs("b", right=(0, 0, 0, 0, 1, 1, 1, 1, 1))
+    found = compare_arms(arms(a=of_a, b=of_b))
     assert found.main is not None and found.main.effects[MACRO].flips == 2 / 64
     assert "sign flips over 6 seeds: p = .031 (at least .031)" in "\n".join(lines(found))
     assert says(said(found), "neither a difference between b and a nor")
@@ -286,11 +317,18 @@ def test_few_questions_that_show_nothing_are_counted() -> None:
 def limited(max_length: int, *, cut: int | None) -> ComparedRun:
     """A run with this limit, by which the first ``cut`` questions of each task were cut; ``None``: not known."""
     one = drawn(0, settings=replace(SETTINGS, max_length=max_length))
-    known = {
-        task: replace(its, cut=() if cut is None else tuple(n < cut for n in range(len(its.ids))))
-        for task, its in one.tasks.items()
-    }
-    return with_tasks(one, known)
+    tasks = {}
+    for task, answers in one.tasks.items():
+        known: tuple[bool, ...] = ()
+        if cut is not None:
+            known = first_cut(answers, cut)
+        tasks[task] = replace(answers, cut=known)
+    return with_tasks(one, tasks)
+
+
+def first_cut(answers: TaskAnswers, count: int) -> tuple[bool, ...]:
+    """Whether each question was cut, if the first ``count`` were."""
+    return tuple(place < count for place in range(len(answers.ids)))
 
 
 def test_a_limit_that_cut_nothing_does_not_matter() -> None:
@@ -303,7 +341,7 @@ def test_a_limit_that_cut_nothing_does_not_matter() -> None:
     assert compare_arms(arms(a=limited(8_192, cut=1), b=limited(8_192, cut=None))).main is not None
     some = {"tasks": "siqa,obqa"}
     long = limited(8_192, cut=0)
-    boolq = replace(long.tasks["boolq"], cut=tuple(n < 1 for n in range(len(long.tasks["boolq"].ids))))
+    boolq = replace(long.tasks["boolq"], cut=first_cut(long.tasks["boolq"], 1))
     cut = with_tasks(long, {**long.tasks, "boolq": boolq})
     assert compare_arms(arms(a=cut, b=limited(32_768, cut=0)), **some).main is not None, "boolq is not compared"
 
@@ -320,16 +358,14 @@ def test_seeds_that_have_nothing_in_common_need_no_pairs(capsys: pytest.CaptureF
         compare_arms(arms(a=lora, b=other))
     found = compare_arms(arms(a=lora, b=other), allowed=["seeds"])
     assert found.main is not None and found.main.seeds == 3 and not found.main.paired
-    means = [
-        np.mean([[np.mean(t.outcomes["accuracy"]) for t in one.tasks.values()] for one in arm.values()])
-        for arm in (lora, other)
-    ]
-    assert found.main.effects[MACRO].difference == pytest.approx(means[1] - means[0])
+    of_lora = np.mean([accuracies(one) for one in lora.values()])
+    of_other = np.mean([accuracies(one) for one in other.values()])
+    assert found.main.effects[MACRO].difference == pytest.approx(of_other - of_lora)
     told = "\n".join(lines(found))
-    assert (
-        says(told, "95 % interval over seeds (not paired) and questions", "b is above a") and "sign flips" not in told
-    )
-    ((_, *rows),) = tables(compare_arms(arms(a=lora, b=other, c=dict(list(other.items())[:2])), allowed=["seeds"]))
+    assert says(told, "95 % interval over seeds (not paired) and questions", "b is above a")
+    assert "sign flips" not in told
+    fewer = {seed: other[seed] for seed in (7, 8)}
+    ((_, *rows),) = tables(compare_arms(arms(a=lora, b=other, c=fewer), allowed=["seeds"]))
     assert [row[:2] for row in rows] == [["a", "3"], ["b", "4"], ["c", "2"]], "each arm with all its runs"
     with pytest.raises(UsageError, match="--allow seeds: b has one seed"):
         compare_arms(arms(a=lora, b={7: other[7]}), allowed=["seeds"])
