@@ -1,5 +1,6 @@
 """docs/argument.md: its matrices and figures, derived again from the definitions; and what is timed for it."""
 
+import itertools
 import re
 from collections import Counter
 from dataclasses import replace
@@ -25,7 +26,11 @@ PAGE = (ROOT / "docs" / "argument.md").read_text(encoding="utf-8")
 
 def page_table(name: str) -> list[list[str]]:
     text = PAGE.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.strip().splitlines()[2:]]
+    _, _, *lines = text.strip().splitlines()
+    rows = []
+    for line in lines:
+        rows.append([cell.strip() for cell in line.split("|")[1:-1]])
+    return rows
 
 
 def gates(kind: str, router: str, x: Tensor) -> Tensor:
@@ -34,9 +39,13 @@ def gates(kind: str, router: str, x: Tensor) -> Tensor:
 
 def test_the_pictures_show_the_matrices_of_the_definitions() -> None:
     """G ⊗ I of k × k weights, with G from the router's softmax; the learned ones are the mixer's own weight."""
-    found, eye, part = matrices(), torch.eye(12), torch.eye(4)
-    p = [gates("token-gate", "weight", token(seed)) for seed in (1, 5)]
-    g_a, g_b = ([gates("gate-inside", router, token(seed)) for seed in (1, 5)] for router in ("router_a", "router_b"))
+    found = matrices()
+    eye = torch.eye(12)
+    part = torch.eye(4)
+    tokens = [token(1), token(5)]
+    p = [gates("token-gate", "weight", x) for x in tokens]
+    g_a = [gates("gate-inside", "router_a", x) for x in tokens]
+    g_b = [gates("gate-inside", "router_b", x) for x in tokens]
     largest = p[0].topk(2)
     top = torch.zeros(3).scatter(0, largest.indices, largest.values / largest.values.sum())
     expected = {
@@ -49,26 +58,22 @@ def test_the_pictures_show_the_matrices_of_the_definitions() -> None:
     for name, ms in expected.items():
         torch.testing.assert_close(found[name], ms, check_dtype=False)
     assert not found["experts"][0].allclose(found["experts"][1]) and int(found["experts"][2].count_nonzero()) == 8
-    (m, whole), (same, cut) = found["split-r"], found["split-d"]
+    m, whole = found["split-r"]
+    same, cut = found["split-d"]
     assert m.equal(eye) and same.equal(eye)
     blocks = torch.kron(torch.eye(3), torch.ones(4, 8)).bool()
     assert whole.all() and cut[blocks].all() and not cut[~blocks].any()
-    assert [m.tolist() for m in found["steps"]] == [
-        found[name][place].tolist()
-        for name, place in (
-            ("lora", 0),
-            ("experts", 0),
-            ("gates-inside", 0),
-            ("split-r", 0),
-            ("crossed", 0),
-            ("learned", 1),
-        )
-    ]
+    steps = [found[name][0] for name in ("lora", "experts", "gates-inside", "split-r", "crossed")]
+    steps.append(found["learned"][1])
+    assert [m.tolist() for m in found["steps"]] == [m.tolist() for m in steps]
 
 
 def test_the_table_of_systems_is_what_the_formulas_give() -> None:
     """d × d, rank r, k experts: what methods.md says of each."""
-    d, r, k, tokens = 4096, 16, 4, 2048
+    d = 4096
+    r = 16
+    k = 4
+    tokens = 2048
     lora = 2 * r * d
     # gate, experts, entries, parameters, operations, rank
     by_formula: dict[str, tuple[str, str, int, int, int, int | None]] = {
@@ -87,8 +92,10 @@ def test_the_table_of_systems_is_what_the_formulas_give() -> None:
         kind, used, entries, more, work, rank = by_formula[name]
         assert (gate, experts, filled) == (kind, used, f"{entries} of {r * r}")
         assert (number(parameters), number(operations)) == (more, work)
-        assert merges == (f"all, as LoRA of rank {rank}" if rank else "nothing")
-        assert number(in_use) == (0 if rank else lora + work)
+        if rank is None:
+            assert merges == "nothing" and number(in_use) == lora + work
+        else:
+            assert merges == f"all, as LoRA of rank {rank}" and number(in_use) == 0
 
 
 def number(cell: str) -> int:
@@ -96,24 +103,22 @@ def number(cell: str) -> int:
 
 
 def test_the_table_of_halves_and_thirds_is_what_the_formulas_give() -> None:
-    assert page_table("halves and thirds") == [
-        [
-            f"r/{k}, `blocks: {k}`",
-            f"{12 * k} of 144",
-            f"{12 * 2 * 4096:,}",
-            f"{12 // k}",
-            f"{12 // k}, at {k} × the learning rate",
-        ]
-        for k in (2, 3)
-    ]
+    by_formula = []
+    for k in (2, 3):
+        name = f"r/{k}, `blocks: {k}`"
+        rank = 12 // k
+        by_formula.append(
+            [name, f"{12 * k} of 144", f"{12 * 2 * 4096:,}", f"{rank}", f"{rank}, at {k} × the learning rate"]
+        )
+    assert page_table("halves and thirds") == by_formula
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_tables_are_what_the_command_computes(name: str) -> None:
     made = TABLES[name]().splitlines()
-    assert (
-        made == [line for line in PAGE.split(f"<!-- {name} -->")[1].splitlines() if line.startswith("|")][: len(made)]
-    )
+    behind = PAGE.split(f"<!-- {name} -->")[1].splitlines()
+    shown = [line for line in behind if line.startswith("|")]
+    assert made == shown[: len(made)]
 
 
 @pytest.mark.parametrize("rule", [SGD, ADAM], ids=lambda rule: rule.name)
@@ -155,7 +160,8 @@ def test_what_latency_times_computes_the_same() -> None:
         torch.testing.assert_close(outputs.pop(one), outputs[other], rtol=1e-4, atol=1e-5)
     kept = list(outputs.values())
     assert len(kept) == 2 + len(IN_PARTS) + 1
-    assert min((a - b).abs().max() for i, a in enumerate(kept) for b in kept[:i]) > 1e-3
+    for one, other in itertools.combinations(kept, 2):
+        assert (one - other).abs().max() > 1e-3
 
 
 def test_an_answer_folds_the_adapters_of_its_contestant(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +170,8 @@ def test_an_answer_folds_the_adapters_of_its_contestant(monkeypatch: pytest.Monk
     adapter = AdapterSection.model_validate(
         {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"], "mixer": {"kind": "dense"}, "dropout": 0.1}
     )
-    folded, numbers = Families.folded, Counter[int]()
+    folded = Families.folded
+    numbers = Counter[int]()
 
     def checked(families: Families, dtype: torch.dtype) -> Any:
         there = [layer for _, layer in named_adapters(model)]
@@ -174,7 +181,8 @@ def test_an_answer_folds_the_adapters_of_its_contestant(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Families, "folded", checked)
     latency.measure(model, tokenizer(), adapter, tokens=1, repetitions=1)
-    with_adapters, without = 2 + len(IN_PARTS), 2 + len(IN_PARTS)  # base, merged, and those one by one
+    with_adapters = 2 + len(IN_PARTS)
+    without = 2 + len(IN_PARTS)  # base, merged, and those one by one
     assert numbers == {4: with_adapters * 2 * 5, 0: without * 2 * 5}
 
 
@@ -184,7 +192,8 @@ def test_latency_is_written_into_its_page(world: Path, tmp_path: Path, monkeypat
     arguments = ["--base", str(world / "recipe.yaml"), "--tokens", "2", "--repetitions", "2", "--docs", str(page)]
     monkeypatch.setattr("sys.argv", ["latency.py", *arguments])
     assert latency.main() == 0
-    header, _, *rows = (line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if "|" in line)
+    table = [line for line in page.read_text(encoding="utf-8").splitlines() if "|" in line]
+    header, _, *rows = [line.split(" | ") for line in table]
     assert [row[0].removeprefix("| ") for row in rows] == ["base", "merged", "LoRA", "MoSLoRA", *IN_PARTS]
     assert {len(row) for row in rows} == {len(header)}
     assert [row[-1] == "– |" for row in rows] == [True] * 4 + [False] * 4

@@ -34,13 +34,18 @@ from moslora.adapters import inject
 from moslora.plan.duration import SHARE_OF_PEAK
 
 ROOT = Path(__file__).parents[2]
-T, IN, OUT, RANK, VOCABULARY = 5, 8, 12, 2, 7
+T = 5
+IN = 8
+OUT = 12
+RANK = 2
+VOCABULARY = 7
 
 
 class OneLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.head = nn.Linear(IN, OUT, bias=False), nn.Linear(OUT, VOCABULARY, bias=False)
+        self.layer = nn.Linear(IN, OUT, bias=False)
+        self.head = nn.Linear(OUT, VOCABULARY, bias=False)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
@@ -53,7 +58,8 @@ def one_layer(add_adapter: Callable[[nn.Module], object]) -> Ledger:
     """Forward and backward pass of H (W x + s B A x) in float32, where x has a gradient, too."""
     model = OneLayer()
     add_adapter(model)
-    x, gradient = torch.randn(T, IN, requires_grad=True), torch.ones(T, VOCABULARY)
+    x = torch.randn(T, IN, requires_grad=True)
+    gradient = torch.ones(T, VOCABULARY)
     with Watched(Ledger(model)) as seen:
         model(x).backward(gradient)
     return seen.ledger
@@ -87,7 +93,9 @@ def test_one_layer_with_one_adapter_of_peft() -> None:
         ("backward", "adapters", "mm"): 4,  # the gradients of B, h, A and x
         ("backward", SUMS, "add"): 1,  # both gradients of x
     }
-    down, up = T * IN + IN * RANK + T * RANK, T * RANK + RANK * OUT + T * OUT  # entries of two factors and a product
+    # Entries of two factors and a product.
+    down = T * IN + IN * RANK + T * RANK
+    up = T * RANK + RANK * OUT + T * OUT
     entries = {
         PRODUCTS: 2 * (T * IN + IN * OUT + T * OUT),
         OUTPUT: 2 * (T * OUT + OUT * VOCABULARY + T * VOCABULARY),
@@ -123,16 +131,16 @@ def test_what_an_operation_moves() -> None:
 
 def test_the_estimate_is_the_formula() -> None:
     """A product of 1 ms, a copy of 2 ms and the shortest kernel; on a slow host, and with waits."""
-    device, ledger = Device(bfloat16=1e12, float32=1e11, bandwidth=1e9), Ledger(OneLayer())
-    one, achieved = (
-        Operation("forward", REST, "", 0.0, 0.0, torch.bfloat16),
-        Achieved(0.5, 0.5, kernel=0.25e-3, host_time=0.5),
-    )
+    device = Device(bfloat16=1e12, float32=1e11, bandwidth=1e9)
+    achieved = Achieved(0.5, 0.5, kernel=0.25e-3, host_time=0.5)
+    one = Operation("forward", REST, "", 0.0, 0.0, torch.bfloat16)
+    ledger = Ledger(OneLayer())
     ledger.done = [one._replace(part=PRODUCTS, flops=0.5e9), one._replace(part=SUMS, bytes=1e6), one]
     found = estimate(ledger, device, achieved, tokens=13, host=6e-3)
     assert [found["parts"][part]["ms"] for part in (PRODUCTS, SUMS, REST, IDLE)] == pytest.approx([1, 2, 0.25, 0])
     assert (found["tokens_per_second"], found["share_of_peak"]) == pytest.approx((4000, 0.5 / 3.25))
-    ledger.done[0], ledger.waits = ledger.done[0]._replace(dtype=torch.float32), 2
+    ledger.done[0] = ledger.done[0]._replace(dtype=torch.float32)
+    ledger.waits = 2
     found = estimate(ledger, device, achieved, tokens=13, host=30e-3, wait=30e-3)
     assert found["floor_ms"] == pytest.approx(10) and found["device_ms"] == pytest.approx(12.25)
     assert found["parts"][IDLE]["ms"] == pytest.approx(2.75 + 2 * 3 * 5)
@@ -141,7 +149,8 @@ def test_the_estimate_is_the_formula() -> None:
 
 def test_the_parts_of_a_step_are_timed() -> None:
     """On a CPU, whose operations the parts are made of."""
-    parts, model = Counter[str](), OneLayer().requires_grad_(False)
+    parts = Counter[str]()
+    model = OneLayer().requires_grad_(False)
     x = torch.randn(400, IN, requires_grad=True)
     with Watched(Ledger(model)):
         times = kernels(lambda: model(x).backward(torch.ones(400, VOCABULARY)), parts)
@@ -173,13 +182,11 @@ def test_the_parts_of_a_step_on_a_gpu_are_timed_by_its_kernels(monkeypatch: pyte
         def events(self) -> EventList:
             found = [on_gpu("gemm", 100, 103), on_gpu("add", 103, 107), on_gpu("adam", 200, 205)]
             if self.named:
-                part, product, update = (
-                    on_host("part: norms", 1, 0, 9),
-                    on_host("mm", 2, 1, 4),
-                    on_host("Adam", 3, 20, 30),
-                )
+                part = on_host("part: norms", 1, 0, 9)
+                product = on_host("mm", 2, 1, 4)
                 product.append_kernel("gemm", 0, 3)
                 product.append_kernel("add", 0, 4)
+                update = on_host("Adam", 3, 20, 30)
                 update.append_kernel("adam", 0, 5)
                 spans = [on_gpu("part: norms", 100, 107, True), on_gpu("Optimizer.step", 200, 205, True)]
                 found += [part, product, update, *spans]
@@ -212,10 +219,13 @@ def test_a_layer_of_llama_3_8b_without_data(tmp_path: Path) -> None:
     said = ran.communicate(timeout=240)
     assert ran.returncode == 0, said
     found = json.loads(out.with_suffix(".json").read_text())
-    square, narrow, wide = 4096 * 4096, 4096 * 1024, 4096 * 14336
-    forward, backward = 2 * square + 2 * narrow + 3 * wide, square + 3 * wide
-    ours, theirs = (found["contestants"][name]["H100"]["parts"] for name in ("moslora", "peft"))
-    for parts, tokens, labels in ((ours, 1749, 1749 - 16), (theirs, 16 * 192, 16 * 192)):
+    square = 4096 * 4096
+    narrow = 4096 * 1024
+    wide = 4096 * 14336
+    forward = 2 * square + 2 * narrow + 3 * wide
+    backward = square + 3 * wide
+    for name, tokens, labels in (("moslora", 1749, 1749 - 16), ("peft", 16 * 192, 16 * 192)):
+        parts = found["contestants"][name]["H100"]["parts"]
         assert parts[PRODUCTS]["launches"] == 11
         assert parts[PRODUCTS]["TFLOP"] == pytest.approx(2 * tokens * (forward + backward) / 1e12)
         assert parts[OUTPUT]["TFLOP"] == pytest.approx(4 * labels * 4096 * 128256 / 1e12)

@@ -49,7 +49,11 @@ def test_a_fraction_of_an_epoch_is_the_decimal_that_was_written(epochs: float, r
 def test_draws_are_uniform_over_long_and_short_rows() -> None:
     """Rows 0–49 short, 50–99 long: a step's share of long rows has the mean and variance of drawing blindly."""
     drawn = StepPlan(rows=100, global_batch_size=10, epochs=200, max_steps=None, seed=0)
-    shares = torch.tensor([sum(row >= 50 for row in drawn[step]) for step in range(len(drawn))]).double()
+    counts = []
+    for step in range(len(drawn)):
+        long = [row for row in drawn[step] if row >= 50]
+        counts.append(len(long))
+    shares = torch.tensor(counts).double()
     hypergeometric_variance = 10 * 0.25 * 90 / 99
     assert shares.mean() == pytest.approx(5, abs=1e-9)
     assert shares.var() == pytest.approx(hypergeometric_variance, rel=0.15)
@@ -60,14 +64,13 @@ def test_micro_batches_hold_what_fits_and_rows_of_similar_length() -> None:
     for _ in range(20):
         lengths = [draw.randint(5, 400) for _ in range(16)]
         batches = cut(lengths, tokens=500)
-        assert sorted(itertools.chain(*batches)) == list(range(16))
-        assert all(sum(lengths[row] for row in batch) <= 500 for batch in batches)
-        in_order = [lengths[row] for batch in batches for row in batch]
-        assert in_order == sorted(lengths)
-        # None of them could have taken the first row of the next.
-        assert all(
-            sum(lengths[row] for row in batch) + lengths[after[0]] > 500 for batch, after in itertools.pairwise(batches)
-        )
+        rows = list(itertools.chain(*batches))
+        assert sorted(rows) == list(range(16))
+        assert [lengths[row] for row in rows] == sorted(lengths)
+        sizes = [sum(lengths[row] for row in batch) for batch in batches]
+        assert max(sizes) <= 500
+        for size, after in zip(sizes[:-1], batches[1:], strict=True):
+            assert size + lengths[after[0]] > 500, "it could have taken the first row of the next"
     assert cut([9, 700, 3], tokens=500) == [[2, 0], [1]], "a row that is too long is by itself"
 
 
@@ -93,8 +96,10 @@ def test_the_largest_pass_of_a_step_is_that_of_any_process() -> None:
     for processes in (1, 2, 3, 20):
         lengths = [rng.randint(1, 300) for _ in range(16)]
         rows = [Encoded(str(n), "boolq", [1] * n, [1] * n, truncated=False) for n in lengths]
-        batches = [passes(rows, process=n, processes=processes, tokens=500) for n in range(processes)]
-        sizes = [sum(len(row.input_ids) for row in batch) for of_one in batches for batch in of_one]
+        sizes = []
+        for process in range(processes):
+            for batch in passes(rows, process=process, processes=processes, tokens=500):
+                sizes.append(sum(len(row.input_ids) for row in batch))
         assert largest_pass(lengths, processes=processes, tokens=500) == max(sizes)
 
 

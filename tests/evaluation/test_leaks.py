@@ -34,11 +34,15 @@ def planted(world: Path, tmp_path: Path) -> Path:
     """The world's data, in which obqa's training rows begin with two of its test rows, 3 and 5, the first under other
     letters; then with row 7 under another answer. Row 9 of arc_easy's test is the last row of obqa's training."""
     data = Path(shutil.copytree(world / "data", tmp_path / "planted"))
-    obqa, arc = ([llm_adapters_row(e) for e in make_examples(task, 50)[30:]] for task in ("obqa", "arc_easy"))
+    obqa = [llm_adapters_row(example) for example in make_examples("obqa", 50)[30:]]
+    arc = [llm_adapters_row(example) for example in make_examples("arc_easy", 50)[30:]]
     loud = make_examples("obqa", 50)[33]
-    gold, question = len(loud.choices) - 1 - loud.gold, loud.question.upper() + " ?"
+    gold = len(loud.choices) - 1 - loud.gold
+    question = loud.question.upper() + " ?"
     shouted = llm_adapters_row(replace(loud, question=question, choices=loud.choices[::-1], gold=gold))
-    answer = "answer1" if obqa[7]["answer"] != "answer1" else "answer2"
+    answer = "answer1"
+    if obqa[7]["answer"] == answer:
+        answer = "answer2"
     other = {**obqa[7], "answer": answer, "output": f"the correct answer is {answer}"}
     rewrite(data / "openbookqa" / "train.json", lambda rows: [shouted, obqa[5], other, *rows[3:-1], arc[9]])
     return data
@@ -67,8 +71,12 @@ def test_results_with_and_without_leaks(
     out = tmp_path / "run"
     train_recipe(run_recipe(recipe, planted), out=out)
     results, folder = evaluate_target(open_target(str(out)))
-    by_task = {task: [p for p in results.predictions if p.task == task] for task in results.tasks}
-    kept = {task: [p for p in rows if p.id not in LEAKED] for task, rows in by_task.items()}
+    by_task: dict[str, list[Prediction]] = {task: [] for task in results.tasks}
+    kept: dict[str, list[Prediction]] = {task: [] for task in results.tasks}
+    for prediction in results.predictions:
+        by_task[prediction.task].append(prediction)
+        if prediction.id not in LEAKED:
+            kept[prediction.task].append(prediction)
     found = results.without_leaks
     assert found is not None and found.macro is not None
     assert says(found.compared_with, "90 rows", "trained on")
@@ -84,14 +92,15 @@ def test_results_with_and_without_leaks(
     assert run(capsys, "eval", out, "--base", "--tasks", "obqa", "--limit", "15")[0] == 0
     limited = read_results(out / "eval" / "choice-label-float32-base").without_leaks
     assert limited is not None and set(limited.leaks) == {"obqa"}
-    asked = [p.id for p in evaluate_target(open_target(str(out), base=True), tasks=("obqa",), limit=15)[0].predictions]
-    assert limited.leaks["obqa"] == len(LEAKED & set(asked)) == 1
+    of_base, _ = evaluate_target(open_target(str(out), base=True), tasks=("obqa",), limit=15)
+    asked = {prediction.id for prediction in of_base.predictions}
+    assert limited.leaks["obqa"] == len(LEAKED & asked) == 1
     code, printed, _ = run(capsys, "eval", out)
-    shares = {"arc_easy": found.tasks["arc_easy"], "obqa": found.tasks["obqa"], "macro average": found.macro}
-    values = [
-        f"{name} {100 * s.accuracy:.1f} ({' to '.join(f'{100 * x:.1f}' for x in s.interval)})"
-        for name, s in shares.items()
-    ]
+    scores = {"arc_easy": found.tasks["arc_easy"], "obqa": found.tasks["obqa"], "macro average": found.macro}
+    values = []
+    for name, score in scores.items():
+        low, high = score.interval
+        values.append(f"{name} {100 * score.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})")
     assert code == 0
     assert says(printed, "90 rows", "trained on", "arc_easy 1, obqa 2", "accuracy without them", ", ".join(values))
 

@@ -28,7 +28,8 @@ def test_entries_are_dropped_or_scaled_and_so_is_their_gradient(dtype: torch.dty
 
 
 def test_the_draw_follows_from_the_seed_and_evaluation_drops_nothing() -> None:
-    dropout, x = Dropout(0.3), torch.randn(64, 65).bfloat16()
+    dropout = Dropout(0.3)
+    x = torch.randn(64, 65).bfloat16()
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -48,9 +49,12 @@ def test_neighbours_are_dropped_independently() -> None:
 def test_as_many_are_dropped_as_of_independent_entries() -> None:
     """Binomial: of n entries n p on average, with variance n p (1 − p)."""
     torch.manual_seed(5)
-    n, p, draws = 400, 0.2, 4_000
+    n = 400
+    p = 0.2
+    draws = 4_000
     counts = torch.stack([(dropped(Dropout(p), torch.ones(n)) == 0).sum() for _ in range(draws)]).double()
-    mean, variance = n * p, n * p * (1 - p)
+    mean = n * p
+    variance = n * p * (1 - p)
     assert abs(float(counts.mean()) - mean) < 5 * (variance / draws) ** 0.5
     assert abs(float(counts.var()) - variance) < 5 * variance * (2 / draws) ** 0.5
 
@@ -70,11 +74,18 @@ def test_the_projection_is_the_product_with_what_dropout_leaves(
     found = []
     for ours in (True, False):
         leaf = source.clone().requires_grad_()
-        x = made_of(leaf.sin(), torch.sin, leaf) if again else leaf.sin()
-        pairs = zip(factors, draws, strict=True)
-        both = [project(x, a, drawn) if ours else (without(x, drawn) @ a.T, x) for a, drawn in pairs]
-        out = [h for h, _ in both]
-        loss = sum((h * weight).sum() + behind.cos().sum() for (h, behind), weight in zip(both, weights, strict=True))
+        x = leaf.sin()
+        if again:
+            x = made_of(x, torch.sin, leaf)
+        out = []
+        loss = torch.zeros((), dtype=torch.float64)
+        for a, drawn, weight in zip(factors, draws, weights, strict=True):
+            h = without(x, drawn) @ a.T
+            behind = x
+            if ours:
+                h, behind = project(x, a, drawn)
+            out.append(h)
+            loss = loss + (h * weight).sum() + behind.cos().sum()
         found.append([*out, *torch.autograd.grad(loss, [leaf, *factors])])
     assert any((without(source, drawn) == 0).any() for drawn in draws)
     for mine, expected in zip(*found, strict=True):
@@ -104,7 +115,8 @@ def test_what_is_computed_again_is_neither_kept_nor_left_behind() -> None:
         calls.append(x)
         return x.sin()
 
-    leaf, factors = torch.randn(5, 8, requires_grad=True), [torch.randn(2, 8, requires_grad=True) for _ in range(3)]
+    leaf = torch.randn(5, 8, requires_grad=True)
+    factors = [torch.randn(2, 8, requires_grad=True) for _ in range(3)]
     kept: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:

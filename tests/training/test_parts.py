@@ -42,9 +42,13 @@ def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logi
     naive = copy.deepcopy(model)
     ids = token_batch(model, rows=3, length=12)
     ids[1:, :3] = ids[0, :3]
-    lengths, begins = (12, 7, 9), (4, 5, 0)
+    lengths = (12, 7, 9)
+    begins = (4, 5, 0)
     batch = as_micro_batch(ids, lengths=lengths, begins=begins, share=share)
-    assert batch.rows.lengths == ((3, 4, 6, 9) if share else lengths)
+    laid = lengths
+    if share:
+        laid = (3, 4, 6, 9)
+    assert batch.rows.lengths == laid
     loss, _ = LabelLoss(model)(batch)
     (2 * loss).backward()
 
@@ -71,7 +75,8 @@ def test_a_label_that_is_nearly_certain_has_its_gradient(
     float16, which has no numbers below 6e-8, where 1 − p is larger than that by far."""
     monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", piece)
     torch.manual_seed(0)
-    weight, labels = torch.randn(120, 32).to(dtype), torch.randint(120, (40,))
+    weight = torch.randn(120, 32).to(dtype)
+    labels = torch.randint(120, (40,))
     sizes = torch.linspace(0.1, 0.6, 40)[:, None]
     hidden = (sizes * weight[labels]).to(dtype).requires_grad_()
     p = (hidden @ weight.T).double().softmax(1).detach()
@@ -87,7 +92,8 @@ def test_a_label_that_is_nearly_certain_has_its_gradient(
 
 def test_a_gpu_takes_equally_many_positions_each_time() -> None:
     """Of LLaMA-3's vocabulary 1,046 at the most, 2²⁷ / 128,256."""
-    meta, vocabulary_size = torch.device("meta"), 128_256
+    meta = torch.device("meta")
+    vocabulary_size = 128_256
     for positions, parts in [(1, 1), (1046, 1), (1047, 2), (1760, 2), (2093, 3)]:
         size, tokens = vocabulary.sizes(positions, vocabulary_size, meta)
         cut = torch.empty(positions, device=meta).split(size)
@@ -101,16 +107,18 @@ def test_tokens_that_fill_a_sequence_up_count_nowhere(monkeypatch: pytest.Monkey
     inject(model, **OPTIONS, mixer=mixer)
     model.double()
     perturb((p for p in model.parameters() if p.requires_grad), size=0.2)
-    ids, learned = token_batch(model, rows=3, length=12), [p for p in model.parameters() if p.requires_grad]
-    found = {}
-    for filled_from in (1, 99):
+    ids = token_batch(model, rows=3, length=12)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    found = []
+    for filled_from, length in ((1, 32), (99, 28)):
         monkeypatch.setattr(rows, "FILLED_FROM", filled_from)
         batch = as_micro_batch(ids, lengths=(7, 9, 12), begins=(5, 4, 0))
-        assert batch.input_ids.shape[1] == (32 if filled_from == 1 else 28)
+        assert batch.input_ids.shape[1] == length
         loss, penalty = LabelLoss(model).train()(batch)
-        found[filled_from] = (loss, penalty, *torch.autograd.grad(loss + penalty, learned))
-    assert bool(found[1][1]) == ("balance" in mixer)
-    torch.testing.assert_close(found[1], found[99], rtol=1e-9, atol=1e-12)
+        assert bool(penalty) == ("balance" in mixer)
+        found.append((loss, penalty, *torch.autograd.grad(loss + penalty, learned)))
+    filled, plain = found
+    torch.testing.assert_close(filled, plain, rtol=1e-9, atol=1e-12)
 
 
 def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter() -> None:
@@ -126,7 +134,9 @@ def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter()
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_schedules_are_those_of_transformers(schedule: str) -> None:
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    name = "constant_with_warmup" if schedule == "constant" else schedule
+    name = schedule
+    if schedule == "constant":
+        name = "constant_with_warmup"
     theirs = transformers.get_scheduler(name, dummy, num_warmup_steps=3, num_training_steps=20)
     for step in range(20):
         mine = rate_factor(step, schedule=schedule, warmup_steps=3, total_steps=20)  # type: ignore[arg-type]
@@ -135,14 +145,20 @@ def test_schedules_are_those_of_transformers(schedule: str) -> None:
         theirs.step()
 
 
-KINDS = [{"kind": kind} for kind in MIXERS] + [{"kind": "token-gate", "top_k": 2, "balance": 0.1}]
+def mixers_with_and_without_dora() -> list[Any]:
+    cases = []
+    for mixer in (*({"kind": kind} for kind in MIXERS), {"kind": "token-gate", "top_k": 2, "balance": 0.1}):
+        name = "-".join(str(value) for value in mixer.values())
+        cases.append(pytest.param(mixer, False, id=name))
+        if not MIXERS[mixer["kind"]].routes:
+            cases.append(pytest.param(mixer, True, id=f"{name}-dora"))
+    return cases
 
 
-@pytest.mark.parametrize(
-    ("mixer", "dora"),
-    [(kind, dora) for kind in KINDS for dora in (False, True) if not (dora and MIXERS[kind["kind"]].routes)],
-    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "dora" * value,
-)
+RATE_AND_DECAY = {"lora_a": (1e-3, 0.1), "lora_b": (8e-3, 0.1), "magnitude.weight": (1e-3, 0.0), "mixer": (5e-3, 0.0)}
+
+
+@pytest.mark.parametrize(("mixer", "dora"), mixers_with_and_without_dora())
 def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer: dict[str, Any], dora: bool) -> None:
     """Adam's first step is the rate itself, whatever the gradient; the decay is rate · λ · weight. For every mixer.
 
@@ -164,10 +180,9 @@ def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer: dict[str, An
     optimizer.step()
     for name, p in learned.items():
         part = name.split(".", 5)[-1]
-        rate, decay = {"lora_a": (1e-3, 0.1), "lora_b": (8e-3, 0.1), "magnitude.weight": (1e-3, 0.0)}.get(
-            part, (5e-3, 0.0)
-        )
-        assert part in ("lora_a", "lora_b", "magnitude.weight") or part.startswith("mixer."), part
+        if part.startswith("mixer."):
+            part = "mixer"
+        rate, decay = RATE_AND_DECAY[part]
         expected = before[name] * (1 - rate / 2 * decay) - rate / 2 * p.grad.sign()  # type: ignore[union-attr]
         torch.testing.assert_close(p.detach(), expected, rtol=1e-10, atol=1e-12, msg=name)
 
@@ -178,7 +193,8 @@ def test_an_update_whose_gradient_is_not_finite_changes_nothing(wrong: float) ->
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})
     plain = copy.deepcopy(model)
-    optimizer, expected = (build_optimizer(one, TrainingSection()) for one in (model, plain))
+    optimizer = build_optimizer(model, TrainingSection())
+    expected = build_optimizer(plain, TrainingSection())
     scaler = torch.amp.GradScaler(enabled=False)
     for factor in (1.0, wrong, 2.0):
         torch.manual_seed(0)
@@ -199,7 +215,9 @@ def test_nothing_but_learned_parameters_is_optimised() -> None:
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense", "train": "frozen"})
     optimizer = build_optimizer(model, TrainingSection())
-    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert optimised == {id(p) for p in model.parameters() if p.requires_grad}
+    optimised = []
+    for group in optimizer.param_groups:
+        optimised += group["params"]
+    assert {id(p) for p in optimised} == {id(p) for p in model.parameters() if p.requires_grad}
     model(token_batch(model)).logits.square().mean().backward()
-    assert all(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+    assert all(p.grad is not None for p in optimised)
