@@ -91,14 +91,21 @@ def asked(model: LlamaForCausalLM, questions: list[Example], out: Path | None = 
 
 @pytest.mark.parametrize("format", ["label", "llm-adapters", "cloze"])
 def test_a_text_is_the_likeliest_token_one_after_the_other(format: str) -> None:
-    model, task = perturbed(), open_ended()
+    model = perturbed()
+    task = open_ended()
     questions = examples(task, rows(7, task))
     protocol = "cloze" if format == "cloze" else "choice"
     written = {p.id: p.text for p in asked(model, questions, protocol=protocol, format=format).predictions}
-    expected = {e.id: naive(model, FORMATS[format].generation_prompt(e), task) for e in questions}
+    untrained = make_model()
+    expected = {}
+    by_the_base = {}
+    for example in questions:
+        prompt = FORMATS[format].generation_prompt(example)
+        expected[example.id] = naive(model, prompt, task)
+        by_the_base[example.id] = naive(untrained, prompt, task)
     assert written == expected
     assert len(set(expected.values())) > 1
-    assert written != {e.id: naive(make_model(), FORMATS[format].generation_prompt(e), task) for e in questions}
+    assert written != by_the_base
 
 
 def test_prompts_and_trained_texts_of_every_format() -> None:
@@ -118,12 +125,14 @@ def half_right(model: LlamaForCausalLM, task: Task, count: int = 40) -> list[dic
     made = rows(count, task)
     for row, example in list(zip(made, examples(task, made), strict=True))[::2]:
         text = naive(model, FORMATS["label"].generation_prompt(example), task)
-        row["answer"] = ["never", text.upper()] if text.strip() else "never"
+        if text.strip():
+            row["answer"] = ["never", text.upper()]
     return made
 
 
 def test_numbers_are_those_of_exact_match_with_wilsons_interval() -> None:
-    model, task = perturbed(), open_ended()
+    model = perturbed()
+    task = open_ended()
     results = asked(model, examples(task, half_right(model, task)))
     score = results.tasks["mine"]
     right = sum(p.prediction == 1 for p in results.predictions)
@@ -160,12 +169,15 @@ class Always(Exact):
     """Reads the same from every text but the right one."""
 
     def read(self, text: str) -> str:
-        return text if text == "never" else "the same"
+        if text == "never":
+            return text
+        return "the same"
 
 
 def test_beside_other_tasks_each_counts_by_its_own_metric(tmp_path: Path) -> None:
     """Under cloze the others count per character; the others' predictions are those without it."""
-    model, task = perturbed(), open_ended()
+    model = perturbed()
+    task = open_ended()
     boolq = make_examples("boolq", 30)
     mine = examples(task, half_right(model, task))
     request = Request(protocol="cloze", format="cloze")
@@ -183,7 +195,8 @@ def test_beside_other_tasks_each_counts_by_its_own_metric(tmp_path: Path) -> Non
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    model, task = perturbed(dtype=torch.bfloat16), open_ended()
+    model = perturbed(dtype=torch.bfloat16)
+    task = open_ended()
     questions = examples(task, rows(70, task))
     asked(model, questions, tmp_path / "whole", limit=50)
     lines = (tmp_path / "whole" / "predictions.jsonl").read_text().splitlines(keepends=True)
@@ -199,12 +212,13 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(tmp_path: Path) -> 
 
 
 def test_batches_do_not_move_a_text() -> None:
-    model, task = perturbed(), open_ended(stop=())
+    model = perturbed()
+    task = open_ended(stop=())
     questions = examples(task, rows(20, task))
-    texts = [
-        {p.id: p.text for p in asked(model, questions, batch_tokens=tokens, protocol=protocol).predictions}
-        for tokens, protocol in ((4_000, "choice"), (1, "choice"), (300, "generate"))
-    ]
+    texts = []
+    for tokens, protocol in ((4_000, "choice"), (1, "choice"), (300, "generate")):
+        results = asked(model, questions, batch_tokens=tokens, protocol=protocol)
+        texts.append({p.id: p.text for p in results.predictions})
     assert texts[0] == texts[1] == texts[2]
 
 
@@ -221,7 +235,8 @@ def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused() -> No
 def test_a_turn_of_a_chat_ends_a_text_though_the_tokenizer_has_another_end() -> None:
     """The end is transformers' own, by the generation settings of the model. Of these a word of the text is none: it is
     there by a default of a config that nobody has set."""
-    model, task = perturbed(), open_ended(stop=())
+    model = perturbed()
+    task = open_ended(stop=())
     questions = examples(task, rows(12, task))
 
     def written(tokens: PreTrainedTokenizerBase, ends: list[int]) -> dict[str, list[int]]:
@@ -234,9 +249,11 @@ def test_a_turn_of_a_chat_ends_a_text_though_the_tokenizer_has_another_end() -> 
             found[example.id] = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
         return found
 
-    plain, tokens = tokenizer(), copy.deepcopy(tokenizer())
-    free = written(plain, [plain.eos_token_id])
-    counts = Counter(int(token) for new in free.values() for token in set(new[:-1].tolist()))
+    plain = tokenizer()
+    tokens = copy.deepcopy(plain)
+    counts = Counter[int]()
+    for new in written(plain, [plain.eos_token_id]).values():
+        counts.update(set(new[:-1].tolist()))
     (end, _), (word, _) = counts.most_common(2)
     tokens.add_special_tokens({"additional_special_tokens": [tokens.convert_ids_to_tokens(end)]})
     model.generation_config = GenerationConfig(eos_token_id=[tokens.eos_token_id, end, word])
@@ -252,13 +269,20 @@ def test_a_stop_text_is_seen_across_tokens() -> None:
     text = "a red fox\n\nsat 日本 e near"
     ids = tokenizer()(text, add_special_tokens=False)["input_ids"]
     for stops in (["\n\n"], ["本 e"], ["x", "fox\n\ns"], ["near"], ["never"], []):
-        reached = [Stops(tokenizer(), stops).reached(0, ids[:n]) for n in range(1, len(ids) + 1)]
-        expected = [any(stop in tokenizer().decode(ids[:n]) for stop in stops) for n in range(1, len(ids) + 1)]
-        assert reached.index(True) == expected.index(True) if any(expected) else not any(reached)
+        reached = []
+        expected = []
+        for count in range(1, len(ids) + 1):
+            written = tokenizer().decode(ids[:count])
+            reached.append(Stops(tokenizer(), stops).reached(0, ids[:count]))
+            expected.append(any(stop in written for stop in stops))
+        assert any(reached) == any(expected)
+        if any(expected):
+            assert reached.index(True) == expected.index(True)
 
 
 def test_answers_are_kept_in_a_line_and_as_columns() -> None:
-    model, task = perturbed(), open_ended()
+    model = perturbed()
+    task = open_ended()
     predictions = asked(model, examples(task, half_right(model, task))).predictions
     for prediction in predictions:
         assert type(prediction).from_json(prediction.to_json()) == prediction
@@ -358,24 +382,28 @@ def gap_where_they_part(
 def test_a_real_model_writes_what_lm_eval_writes(name: str) -> None:
     """200 questions of the wheel's copies, in float32. Where a text differs, rounding decides between two tokens."""
     declared = yaml.safe_load((RECIPES / "tasks" / f"{name}.yaml").read_text("utf-8"))["tasks"][name]
-    metric, filter = NUMBERS, LAST_NUMBER
+    metric = NUMBERS
+    filter = LAST_NUMBER
     if name == "triviaqa":
         declared = {key: value for key, value in declared.items() if key not in ("hub", "test")}
         declared |= {"wheel": "trivia_qa/rc.wikipedia.nocontext", "train": "validation"}
         declared |= {"ignore": ["case", "punctuation"]}
-        metric, filter = WORDS, STRIPPED
+        metric = WORDS
+        filter = STRIPPED
     recipe = load_recipe("smollm2-135m", [f"tasks.mine={render_inline(declared)}"])
     every = load_examples(recipe.own_tasks["mine"], "test", source="wheel")
     questions = sorted(every, key=lambda example: order_key(example.id))[:200]
     section = ModelSection(name=BUILTIN, dtype="float32")
-    model, tokens = load_base(section), load_tokenizer(section)
+    model = load_base(section)
+    tokens = load_tokenizer(section)
     request = Request(protocol="cloze", format="cloze", max_length=512)
     ours = {p.id: p for p in evaluate(model, tokens, {"mine": questions}, request).predictions}
     plain = AutoModelForCausalLM.from_pretrained(locate(BUILTIN), dtype="float32").eval()
     samples = by_lm_eval(plain, tokens, questions, format="cloze", metric=metric, filter=filter)
     differ = 0
     for example, sample in zip(questions, samples, strict=True):
-        prediction, text = ours[example.id], sample["resps"][0][0]
+        prediction = ours[example.id]
+        text = sample["resps"][0][0]
         if prediction.text != text:
             differ += 1
             prompt = FORMATS["cloze"].generation_prompt(example)

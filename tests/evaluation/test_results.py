@@ -29,11 +29,13 @@ RECORDS = {task: TaskRecord(drift=drift) for task, drift in DRIFTS.items()}
 
 def make_predictions(seed: int) -> list[Prediction]:
     """Scores by the seed; gold labels and characters are the same for all seeds."""
-    fixed, draw = np.random.default_rng(0), np.random.default_rng(seed)
+    fixed = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     predictions = []
     for task, size in SIZES.items():
         for row in range(size):
-            gold, characters = int(fixed.integers(3)), fixed.integers(1, 30, 3)
+            gold = int(fixed.integers(3))
+            characters = fixed.integers(1, 30, 3)
             scores = -draw.exponential(20, 3)
             predictions.append(
                 Prediction(
@@ -59,7 +61,8 @@ def test_a_score_that_is_no_number_is_an_error_and_no_answer(score: float) -> No
 def columns(predictions: list[Prediction], task: str) -> dict[str, np.ndarray]:
     rows = [p for p in predictions if p.task == task]
     gold = np.array([p.gold for p in rows])
-    scores, characters = np.array([p.scores for p in rows]), np.array([p.characters for p in rows])
+    scores = np.array([p.scores for p in rows])
+    characters = np.array([p.characters for p in rows])
     deciding = scores / characters
     among = deciding - np.log(np.exp(deciding).sum(axis=1, keepdims=True))
     return {
@@ -103,23 +106,27 @@ def test_tasks_and_averages() -> None:
 
 def test_texts_have_numbers_of_their_own_and_are_in_no_average() -> None:
     """Student's interval by scipy, over the texts; everything else is as without them."""
-    predictions, draw = make_predictions(1), np.random.default_rng(5)
-    nats, sizes = draw.uniform(50, 500, 12).round(6), draw.integers(90, 400, 12)
-    texts = [
-        Prediction(f"mine/{n}", "mine", 0, 0, (-float(x),), truncated=n < 2, bytes=int(size))
-        for n, (x, size) in enumerate(zip(nats, sizes, strict=True))
-    ]
+    predictions = make_predictions(1)
+    draw = np.random.default_rng(5)
+    nats = draw.uniform(50, 500, 12).round(6)
+    sizes = draw.integers(90, 400, 12)
+    texts = []
+    for n in range(12):
+        scores = (-float(nats[n]),)
+        texts.append(Prediction(f"mine/{n}", "mine", 0, 0, scores, truncated=n < 2, bytes=int(sizes[n])))
     assert all(Prediction.from_json(text.to_json()) == text for text in texts)
     without = summarise(SETTINGS, predictions, RECORDS)
     results = summarise(SETTINGS, [*texts, *predictions], {"mine": TaskRecord(), **RECORDS})
     assert replace(results, texts={}, predictions=()) == replace(without, predictions=())
-    score, rates = results.texts["mine"], nats / sizes
+    score = results.texts["mine"]
+    rates = nats / sizes
     assert (score.n, score.truncated) == (12, 2) and score.nats_per_byte == pytest.approx(rates.mean())
     assert score.interval == pytest.approx(stats.t.interval(0.95, 11, rates.mean(), stats.sem(rates)))
     head, *rows = table(results)
     row = dict(zip(head, rows[-1], strict=True))
     assert row["nats per byte"] == f"{rates.mean():.4f}" and row["accuracy"] == row["log p"] == "–"
-    assert [r[:-1] for r in [head, *rows[:-1]]] == table(without) and {r[-1] for r in rows[:-1]} == {"–"}
+    *others, _ = rows
+    assert [row[:-1] for row in (head, *others)] == table(without) and {row[-1] for row in others} == {"–"}
     assert "texts" not in json.loads(without.to_json()) and json.loads(results.to_json())["texts"]["mine"]["n"] == 12
     alone = summarise(SETTINGS, texts[:1], {"mine": TaskRecord()})
     assert table(alone) == [["task", "n", "nats per byte"], ["mine", "1", f"{rates[0]:.4f}"]]
@@ -149,15 +156,18 @@ def test_table() -> None:
 def test_intervals_are_those_of_few_questions() -> None:
     predictions = make_predictions(1)
     results = summarise(SETTINGS, predictions, RECORDS)
-    shares, ends = [], []
+    shares = []
+    ends = []
     for task, score in results.tasks.items():
         right = columns(predictions, task)["accuracy"]
         ends.append(proportion_confint(right.sum(), len(right), method="wilson"))
         shares.append(right.mean())
         assert score.interval == pytest.approx(ends[-1])
-    p, (low, high) = np.array(shares), np.array(ends).T
-    mean, distances = p.mean(), (np.sqrt(((p - low) ** 2).sum()) / 3, np.sqrt(((high - p) ** 2).sum()) / 3)
-    assert results.macro.interval == pytest.approx((mean - distances[0], mean + distances[1]))
+    p = np.array(shares)
+    low, high = np.array(ends).T
+    below = np.sqrt(((p - low) ** 2).sum()) / 3
+    above = np.sqrt(((high - p) ** 2).sum()) / 3
+    assert results.macro.interval == pytest.approx((p.mean() - below, p.mean() + above))
     # 4 of 4: n / (n + z²) is the lower end
     right = score_task(TaskAnswers.of([labelled(row, gold=0, chosen=0) for row in range(4)]), drift=None)
     assert right.interval == pytest.approx((4 / (4 + 1.959964**2), 1)) and right.standard_error == 0
