@@ -3,6 +3,7 @@
 import copy
 from datetime import datetime
 from functools import cache
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -20,26 +21,38 @@ from moslora.prompts.formats import FORMATS, Option, make_format
 from moslora.prompts.instructions import instruction, labels
 from moslora.tasks import COMMONSENSE, TASKS, Example
 
-CLEAN = [(task, format) for format in ("label", "cloze") for task in COMMONSENSE] + [("boolq", "cloze-passage")]
-
 
 @cache
 def questions(task: str) -> list[Example]:
     """300 of the training set, 100 of the test set, and raw ones where the hub's text differs."""
-    raw = hub_examples(task)[-100:] if task == "hellaswag" else []
-    return sample(task, "train", 300) + sample(task, "test", 100) + raw
+    found = sample(task, "train", 300) + sample(task, "test", 100)
+    if task == "hellaswag":
+        found += hub_examples(task)[-100:]
+    return found
 
 
 def texts(task: str, format: str) -> list[Option]:
     """Every option as evaluated and the right one as trained."""
     rendered = FORMATS[format]
-    return [option for example in questions(task) for option in (*rendered.options(example), rendered.train(example))]
+    found = []
+    for example in questions(task):
+        found += [*rendered.options(example), rendered.train(example)]
+    return found
 
 
-@pytest.mark.parametrize(
-    ("task", "format"),
-    [pytest.param(*case, marks=() if case[0] in ("piqa", "obqa") else pytest.mark.slow) for case in CLEAN],
-)
+def clean_cases() -> list[Any]:
+    """Tasks and formats whose prompts end where a token does; all but two tasks are slow."""
+    cases = [("boolq", "cloze-passage")]
+    for format in ("label", "cloze"):
+        cases += [(task, format) for task in COMMONSENSE]
+    marked = []
+    for task, format in cases:
+        marks = [] if task in ("piqa", "obqa") else [pytest.mark.slow]
+        marked.append(pytest.param(task, format, marks=marks))
+    return marked
+
+
+@pytest.mark.parametrize(("task", "format"), clean_cases())
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_prompt_is_a_token_prefix_of_the_whole_text(name: str, task: str, format: str) -> None:
     encoder = Encoder(TOKENIZERS[name](), max_length=None)
@@ -57,8 +70,12 @@ SPACED = {
 @pytest.mark.parametrize("parts", SPACED.values(), ids=SPACED)
 def test_a_tokenizer_that_begins_every_text_with_a_space(parts: dict[str, object], format: str) -> None:
     """As lm-eval splits it: the tokens of the whole text, and of these the answer's are behind the prompt's own."""
-    examples = [example for task in COMMONSENSE for example in make_examples(task, 20)]
-    pairs = [(option.prompt, option.answer) for e in examples for option in FORMATS[format].options(e)]
+    examples = []
+    for task in COMMONSENSE:
+        examples += make_examples(task, 20)
+    pairs = []
+    for example in examples:
+        pairs += [(option.prompt, option.answer) for option in FORMATS[format].options(example)]
     bpe = Tokenizer(models.BPE())
     words = [pre_tokenizers.Metaspace(prepend_scheme="never"), pre_tokenizers.Split("\n", "isolated")]
     bpe.pre_tokenizer = pre_tokenizers.Sequence(words)
@@ -70,7 +87,8 @@ def test_a_tokenizer_that_begins_every_text_with_a_space(parts: dict[str, object
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
     encoder = Encoder(tokenizer, max_length=None)
     for (prompt, answer), text in zip(pairs, encoder.encode_all(pairs, eos=False), strict=True):
-        whole, context = (tokenizer(part, add_special_tokens=False).input_ids for part in (prompt + answer, prompt))
+        whole = tokenizer(prompt + answer, add_special_tokens=False).input_ids
+        context = tokenizer(prompt, add_special_tokens=False).input_ids
         assert whole[: len(context)] == context
         assert (text.ids, text.answer_start) == (whole, len(context))
     for example, row in zip(examples, encode_examples(examples, FORMATS[format], encoder, loss_on="all"), strict=True):
@@ -97,7 +115,8 @@ def test_one_token_decides_between_labels(name: str, task: str) -> None:
 def test_llm_adapters_prompts_are_no_token_prefix(name: str, trained: list[str], prompted: list[str]) -> None:
     """Where their evaluation leaves what was trained: the last of 16 spaces, and before that the request's line."""
     tokenizer = TOKENIZERS[name]()
-    encoder, format = Encoder(tokenizer, max_length=None), FORMATS["llm-adapters"]
+    encoder = Encoder(tokenizer, max_length=None)
+    format = FORMATS["llm-adapters"]
     for task in COMMONSENSE:
         for example in questions(task)[:20]:
             option = format.train(example)
@@ -108,8 +127,8 @@ def test_llm_adapters_prompts_are_no_token_prefix(name: str, trained: list[str],
 
             prompt = encoder.encode(format.generation_prompt(example), "", eos=False).ids
             assert [tokenizer.decode([id]) for id in prompt[-2:]] == prompted
-            parted = next(i for i, (a, b) in enumerate(zip(prompt, text.ids, strict=False)) if a != b)
-            assert parted == 18  # behind "… completes the request."
+            assert prompt[:18] == text.ids[:18]  # to "… completes the request."
+            assert prompt[18] != text.ids[18]
 
 
 def test_training_rows_end_with_eos_and_mask_the_prompt() -> None:
@@ -139,7 +158,8 @@ def chat_tokenizer(name: str) -> PreTrainedTokenizerBase:
     tokenizer = TOKENIZERS[name]()
     if name == "llama3":
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template, tokenizer.eos_token = LLAMA3_CHAT, "<|eot_id|>"
+        tokenizer.chat_template = LLAMA3_CHAT
+        tokenizer.eos_token = "<|eot_id|>"
         bos = tokenizer.bos_token
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
@@ -152,7 +172,8 @@ def chat_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def test_a_chat_is_the_tokenizers_own_conversation(name: str, task: str) -> None:
     """The training row has the tokens of the template over both messages; only the label and its end have labels."""
     tokenizer = chat_tokenizer(name)
-    encoder, format = Encoder(tokenizer, max_length=None), make_format("chat", tokenizer)
+    encoder = Encoder(tokenizer, max_length=None)
+    format = make_format("chat", tokenizer)
     examples = questions(task)[:50]
     for example, row in zip(examples, encode_examples(examples, format, encoder, loss_on="response"), strict=True):
         label = labels(example)[example.gold]
@@ -162,7 +183,8 @@ def test_a_chat_is_the_tokenizers_own_conversation(name: str, task: str) -> None
         assert tokenizer.decode(whole[len(row.input_ids) :]).strip() == ""
         kept = [id for id in row.labels if id != IGNORE_INDEX]
         assert tokenizer.decode(kept) == label + tokenizer.eos_token
-        options = encoder.encode_all([(o.prompt, o.answer) for o in format.options(example)], eos=False)
+        pairs = [(option.prompt, option.answer) for option in format.options(example)]
+        options = encoder.encode_all(pairs, eos=False)
         assert options[example.gold].ids == row.input_ids[:-1]
         assert encoder.encode(format.generation_prompt(example), "", eos=False).ids == row.input_ids[: -len(kept)]
 
@@ -197,8 +219,9 @@ def test_a_chat_template_that_asks_for_the_date_gets_the_same_one_on_every_day(
         own = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         return own, make_format("chat", tokenizer).generation_prompt(example)
 
-    one, other = at(2024, 7, 26), at(2031, 12, 1)
-    assert one[0] != other[0] and one[1] == other[1] == one[0]
+    theirs, ours = at(2024, 7, 26)
+    theirs_later, ours_later = at(2031, 12, 1)
+    assert theirs != theirs_later and ours == ours_later == theirs
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
@@ -209,7 +232,8 @@ def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
 @pytest.mark.parametrize("joint", [False, True])
 def test_the_prompt_gives_way_never_the_answer(joint: bool) -> None:
     tokenizer = smollm2()
-    prompt, answer = "one two three four five six seven\n", "the correct answer is true"
+    prompt = "one two three four five six seven\n"
+    answer = "the correct answer is true"
     whole = Encoder(tokenizer, max_length=None).encode(prompt, answer, joint=joint)
     assert not whole.truncated
     length = len(whole.ids)
@@ -243,7 +267,8 @@ def with_bos_and_eos() -> PreTrainedTokenizerBase:
 
 def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut() -> None:
     tokenizer = with_bos_and_eos()
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    bos = tokenizer.bos_token_id
+    eos = tokenizer.eos_token_id
     encoder = Encoder(tokenizer, max_length=None)
     whole = encoder.encode("a red fox sat near", " the bridge")
     assert whole.ids[0] == bos and whole.ids[-1] == eos

@@ -19,7 +19,7 @@ from moslora.base.engine import use_own_modules
 from moslora.base.load import DTYPES, load_base
 from moslora.base.quantized import quantized_layers
 from moslora.base.shapes import meta_model
-from moslora.data.encode import Encoded
+from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import MicroBatch, collate
 from moslora.plan.memory import NCCL_BUFFERS, Devices, Memory, largest_budget, memory
 from moslora.plan.outline import outline
@@ -29,8 +29,16 @@ from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from reference import PROJECTIONS, tiny_llama
 
-SHAPES: dict[str, Any] = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 3}
-SHAPES |= {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": False}
+SHAPES: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "tie_word_embeddings": False,
+}
 WORK = Work((30, 64, 100, 200), labelled=0.1)
 CASES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -52,8 +60,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def micro_batch(work: Work) -> MicroBatch:
-    labels = {n: round(work.labelled * n) for n in work.lengths}
-    rows = [Encoded("", "", [1] * n, [-100] * (n - labels[n]) + [1] * labels[n], False) for n in work.lengths]
+    rows = []
+    for length in work.lengths:
+        labelled = round(work.labelled * length)
+        labels = [IGNORE_INDEX] * (length - labelled) + [1] * labelled
+        rows.append(Encoded("", "", [1] * length, labels, truncated=False))
     return collate(rows, device=torch.device("cpu"))
 
 
@@ -73,26 +84,34 @@ def given_out(run: Callable[[], Any]) -> tuple[int, int]:
 def allocated(model: PreTrainedModel) -> tuple[int, int]:
     """The bytes that are given out for a real step: kept by its forward pass, and the most."""
     model.enable_input_require_grads()  # as in all layers but the first, the input has a gradient
-    batch, objective = micro_batch(WORK), LabelLoss(model).train()
+    batch = micro_batch(WORK)
+    objective = LabelLoss(model).train()
 
-    def step(*, backward: bool) -> Any:
+    def forward() -> Any:
+        """What lives until the backward pass ends: the loss, and the factors that the pass has folded."""
         with Families(model).folded(model.dtype):
             loss, _ = objective(batch)
-            return (loss.backward() if backward else loss), [
-                layer.context.factors.get(layer) for _, layer in named_adapters(model)
-            ]
+            return loss, [layer.context.factors.get(layer) for _, layer in named_adapters(model)]
 
-    step(backward=True)  # packs weights, and makes gradients
-    _, kept = given_out(lambda: step(backward=False))
-    peak, _ = given_out(lambda: step(backward=True))
-    states = SHAPES["num_hidden_layers"] * torch.get_rng_state().nbytes  # which checkpointing keeps
-    return kept - model.is_gradient_checkpointing * states, peak
+    def step() -> Any:
+        with Families(model).folded(model.dtype):
+            loss, _ = objective(batch)
+            loss.backward()
+            return [layer.context.factors.get(layer) for _, layer in named_adapters(model)]
+
+    step()  # packs weights, and makes gradients
+    _, kept = given_out(forward)
+    peak, _ = given_out(step)
+    if model.is_gradient_checkpointing:  # which keeps the generator's states
+        kept -= SHAPES["num_hidden_layers"] * torch.get_rng_state().nbytes
+    return kept, peak
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_allocator_gives_out_what_was_measured_without_data(case: dict[str, Any]) -> None:
     case = {"dtype": "bfloat16", "target_modules": PROJECTIONS, "dropout": 0.1, "mixer": {"kind": "dense"}} | case
-    dtype, checkpointing = DTYPES[case.pop("dtype")], case.pop("checkpointing", False)
+    dtype = DTYPES[case.pop("dtype")]
+    checkpointing = case.pop("checkpointing", False)
     shape = SHAPES | {key: case.pop(key) for key in ("model_type", "head_dim") if key in case}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=dtype)
     if checkpointing:
@@ -131,11 +150,15 @@ def test_a_layer_on_a_gpu_keeps_what_a_count_by_hand_says(change: str, by_hand: 
     """Bytes per token of LLaMA-3-8B, as in docs/plan.md; in float32 keys are repeated for each head. Beside them all
     factors in the base's dtype, and in float32 A and M."""
     recipe = load_recipe("llama3-8b", [change])
-    options = {"dtype": DTYPES[recipe.model.dtype], "checkpointing": recipe.model.gradient_checkpointing}
-    kept, _ = measure(outline(recipe).model, Work((256,) * 16, labelled=0), **options, on_gpu=True)
-    outside = 4096 * (4096 * options["dtype"].itemsize + 4 + 2 * 128 * options["dtype"].itemsize)  # norm and positions
-    a, b, m = 16 * (4 * 4096 + 14336), 16 * (2 * 4096 + 2 * 1024 + 14336), 5 * 16 * 16
-    factors = 32 * (options["dtype"].itemsize * (a + b) + 4 * (a + m))
+    dtype = DTYPES[recipe.model.dtype]
+    checkpointing = recipe.model.gradient_checkpointing
+    work = Work((256,) * 16, labelled=0)
+    kept, _ = measure(outline(recipe).model, work, dtype=dtype, checkpointing=checkpointing, on_gpu=True)
+    outside = 4096 * (4096 * dtype.itemsize + 4 + 2 * 128 * dtype.itemsize)  # norm and positions
+    a = 16 * (4 * 4096 + 14336)
+    b = 16 * (2 * 4096 + 2 * 1024 + 14336)
+    m = 5 * 16 * 16
+    factors = 32 * (dtype.itemsize * (a + b) + 4 * (a + m))
     assert kept - outside == pytest.approx(32 * 4096 * by_hand + factors, rel=0.0001)
 
 
@@ -143,7 +166,8 @@ def test_a_layer_on_a_gpu_keeps_what_a_count_by_hand_says(change: str, by_hand: 
 def test_the_loss_on_a_gpu_has_some_logits_twice_in_float32(rows: int) -> None:
     """Those of 1,020 positions: all of four rows, or half of eight, as 2²⁷ / 128,256 is 1,046. Beside them are the last
     layer's output and what the loss takes of it, which go before the backward pass."""
-    work, model = Work((256,) * rows, labelled=1), outline(load_recipe("llama3-8b")).model
+    work = Work((256,) * rows, labelled=1)
+    model = outline(load_recipe("llama3-8b")).model
     _, temporary = measure(model, work, dtype=torch.bfloat16, checkpointing=False, on_gpu=True)
     assert temporary == pytest.approx(1020 * 128_256 * (4 + 4) + 2 * work.tokens * 4096 * 2, rel=0.001)
 
@@ -167,9 +191,15 @@ def test_a_sharded_pass_takes_what_fully_shard_gathers(one_of_two: None, checkpo
     section = ModelSection(name="x", dtype="float32", gradient_checkpointing=checkpointing)
     planned = memory(model, section, Work((4,), 0.75), Devices(on_gpu=False, processes=2, shards=2))
     sharded.shard_base(model, device=torch.device("cpu"))
-    batch, objective = micro_batch(Work((4,), 0.75)), LabelLoss(model).train()
-    objective(batch)[0].backward()
-    peak, _ = given_out(lambda: objective(batch)[0].backward())
+    batch = micro_batch(Work((4,), 0.75))
+    objective = LabelLoss(model).train()
+
+    def step() -> None:
+        loss, _ = objective(batch)
+        loss.backward()
+
+    step()
+    peak, _ = given_out(step)
     assert planned.gathered + planned.activations + planned.temporary == pytest.approx(peak, rel=0.05)
 
 
@@ -196,7 +226,12 @@ def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(
     whole = sum(weight.nbytes for weight in model.parameters())
     if shards > 1:
         sharded.shard_base(model, device=torch.device("cpu"))
-    stored = sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in model.parameters())
+    stored = 0
+    for weight in model.parameters():
+        if isinstance(weight, DTensor):
+            stored += weight.to_local().nbytes
+        else:
+            stored += weight.nbytes
     assert (stored < whole) == (shards > 1)
     for weight in quantized:
         if section.quantization == "int8":
@@ -204,17 +239,20 @@ def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(
         else:
             state = weight.quant_state
             constants = [state.absmax, state.code]
-            constants += [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
+            if state.nested:
+                constants += [state.offset, state.state2.absmax, state.state2.code]
             stored += sum(tensor.nbytes for tensor in constants)
     assert needed(plain, section, shards=shards).weights == stored
 
 
 def test_a_base_that_is_quantised_before_it_is_sharded_has_to_fit_whole() -> None:
     """Another one is shared out from the CPU."""
-    quantized, plain = (ModelSection(name="meta-llama/Meta-Llama-3-70B", quantization=how) for how in ("nf4", None))
+    quantized = ModelSection(name="meta-llama/Meta-Llama-3-70B", quantization="nf4")
+    plain = ModelSection(name="meta-llama/Meta-Llama-3-70B")
     model = meta_model(plain).requires_grad_(False)
     for section, is_whole in ((quantized, True), (plain, False)):
-        alone, shared = needed(model, section), needed(model, section, processes=8, shards=8)
+        alone = needed(model, section)
+        shared = needed(model, section, processes=8, shards=8)
         assert shared.weights < alone.weights / 3
         assert (shared.total > alone.weights + alone.overhead) == is_whole
         assert not alone.loading
@@ -233,7 +271,10 @@ def test_adapters_gradients_and_optimizer_take_what_training_makes() -> None:
         own += [layer.magnitude.weight, layer.magnitude.squared_norms]
     assert found.adapters == sum(tensor.nbytes for tensor in own)
     assert found.gradients == sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
-    moments = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+    moments = []
+    for state in optimizer.state.values():
+        moments += [state["exp_avg"], state["exp_avg_sq"]]
+        assert len(state) == 3, "beside the step"
     assert found.optimizer == sum(moment.nbytes for moment in moments)
     assert found.weights == sum(weight.nbytes for weight in tiny_llama().parameters())
 
@@ -246,9 +287,9 @@ def test_shards_divide_the_decoder_layers_and_gather_three() -> None:
     model = tiny_llama(layers=3)
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
     section = ModelSection(name="x", dtype="float32")
-    alone, ddp, fsdp = (
-        needed(model, section, **options) for options in ({}, {"processes": 4}, {"processes": 4, "shards": 4})
-    )
+    alone = needed(model, section)
+    ddp = needed(model, section, processes=4)
+    fsdp = needed(model, section, processes=4, shards=4)
     buckets = {"gradients": 2 * alone.gradients, "overhead": alone.overhead + NCCL_BUFFERS}
     assert ddp == replace(alone, **buckets), "DDP's and NCCL's"
     layer = sum(weight.nbytes for weight in tiny_llama().model.layers[0].parameters())
@@ -263,5 +304,9 @@ def test_the_largest_budget_is_the_last_that_fits(room: int) -> None:
         return Memory(100, 0, 0, 0, 0, work.tokens * 5, work.tokens, 0, 0)
 
     fitting = [tokens for tokens in range(60, 2_001) if need(step.of(tokens)).total <= room]
-    expected = None if not fitting else 2_000 if fitting[-1] == 2_000 else max(60, fitting[-1] // 64 * 64)
+    expected = None
+    if fitting:
+        expected = fitting[-1]
+        if expected != 2_000:
+            expected = max(60, expected // 64 * 64)
     assert largest_budget(step, room=room, need=need) == expected
