@@ -78,7 +78,8 @@ def test_identity_is_stock_peft(variant: str) -> None:
         module = theirs.base_model.model.get_submodule(name)
         torch.testing.assert_close(layer.base.weight, module.base_layer.weight, rtol=1e-5, atol=1e-6)
         if "pissa" in variant:  # a singular vector's sign is free
-            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            a = module.lora_A["default"].weight
+            b = module.lora_B["default"].weight
             sign = (layer.lora_a * a).sum(1).sign()
             torch.testing.assert_close(layer.lora_a, sign[:, None] * a, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(layer.lora_b, b * sign, rtol=1e-4, atol=1e-5)
@@ -134,10 +135,15 @@ def two_layers() -> nn.Sequential:
 
 def test_dora_with_bias_and_dropout_in_training_is_stock_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both draw one mask a layer from the global generator: the same after the same seed, if drawn as torch does."""
-    monkeypatch.setattr(
-        Dropout, "draw", lambda self, x: torch.empty_like(x).bernoulli_(0.7).bool() if self.training else None
-    )
-    ours, theirs = two_layers(), two_layers()
+
+    def draw(self: Dropout, x: torch.Tensor) -> torch.Tensor | None:
+        if not self.training:
+            return None
+        return torch.empty_like(x).bernoulli_(0.7).bool()
+
+    monkeypatch.setattr(Dropout, "draw", draw)
+    ours = two_layers()
+    theirs = two_layers()
     mixer = {"kind": "identity"}
     inject(ours, rank=4, alpha=8, mixer=mixer, target_modules=["0", "2"], dora=True, dropout=0.3)
     theirs, pairs = stock_twin(ours, theirs, use_dora=True, lora_dropout=0.3)
@@ -156,12 +162,15 @@ def test_dora_with_bias_and_dropout_in_training_is_stock_peft(monkeypatch: pytes
 
 
 def test_dora_with_a_mixer_is_stock_peft_dora_of_the_folded_pair() -> None:
-    ours, theirs = two_layers(), two_layers()
+    ours = two_layers()
+    theirs = two_layers()
     inject(ours, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["0", "2"], dora=True)
     perturb((p for p in ours.parameters() if p.requires_grad), size=0.3)
     theirs, pairs = stock_twin(ours, theirs, use_dora=True)
-    folded = [fold(layer) for _, layer in named_adapters(ours)]
-    values = [value for pair in folded for value in (pair.a, pair.b, pair.magnitude)]
+    values = []
+    for _, layer in named_adapters(ours):
+        pair = fold(layer)
+        values += [pair.a, pair.b, pair.magnitude]
     for (_, other), value in zip(pairs, values, strict=True):
         other.data.copy_(value)
     x = torch.randn(20, 12)
@@ -177,16 +186,21 @@ def test_dense_is_the_released_layer() -> None:
     for layer in mine:
         layer.reset_parameters()
         perturb([layer.lora_a, layer.lora_b, layer.mixer.weight], size=0.3)
-    official = [
-        OfficialLayer(layer.base, a=layer.lora_a, m=layer.mixer.weight, b=layer.lora_b, scaling=2.0) for layer in mine
-    ]
-    x, y = torch.randn(20, 12).double(), torch.randn(20, 5).double()
+    official = []
+    for layer in mine:
+        factors = {"a": layer.lora_a, "m": layer.mixer.weight, "b": layer.lora_b}
+        official.append(OfficialLayer(layer.base, **factors, scaling=2.0))
+    x = torch.randn(20, 12).double()
+    y = torch.randn(20, 5).double()
 
     def loss(layers: list[AdapterLinear] | list[OfficialLayer]) -> Callable[[], torch.Tensor]:
         return lambda: (layers[1](torch.tanh(layers[0](x))) - y).square().mean()
 
-    ours = [p for layer in mine for p in (layer.lora_a, layer.mixer.weight, layer.lora_b)]
-    theirs = [p for o in official for p in (o.lora_A.weight, o.lora_AB.weight, o.lora_B.weight)]
+    ours = []
+    theirs = []
+    for layer, other in zip(mine, official, strict=True):
+        ours += [layer.lora_a, layer.mixer.weight, layer.lora_b]
+        theirs += [other.lora_A.weight, other.lora_AB.weight, other.lora_B.weight]
     loss(mine)().backward()
     loss(official)().backward()
     for a, b in zip(ours, theirs, strict=True):
@@ -207,17 +221,22 @@ def test_m_alone_between_singular_vectors_is_the_released_lora_xs_layer() -> Non
     official = []
     for layer in mine:
         u, s, vh = torch.linalg.svd(layer.base.weight.detach().T, full_matrices=False)
-        encoder, decoder = (u @ torch.diag(s))[:, :4], vh[:4]
+        encoder = (u @ torch.diag(s))[:, :4]
+        decoder = vh[:4]
         sign = (decoder.T * layer.lora_b).sum(0).sign()  # that of a pair of vectors is free
         torch.testing.assert_close(layer.lora_a, (encoder * sign).T, rtol=0, atol=1e-5)
         torch.testing.assert_close(layer.lora_b, decoder.T * sign, rtol=0, atol=1e-5)
         assert 0 < layer.mixer.weight.abs().max() < 1e-4
-        a, m, b = (p.detach() for p in (layer.lora_a, layer.mixer.weight, layer.lora_b))
-        official.append(OfficialLayer(layer.base, a=a, m=m, b=b, scaling=8 / 4))
-    x, y = torch.randn(20, 12).double(), torch.randn(20, 5).double()
+        factors = {"a": layer.lora_a.detach(), "m": layer.mixer.weight.detach(), "b": layer.lora_b.detach()}
+        official.append(OfficialLayer(layer.base, **factors, scaling=8 / 4))
+    x = torch.randn(20, 12).double()
+    y = torch.randn(20, 5).double()
     learned = [layer.mixer.weight for layer in mine]
     assert [p for p in model.parameters() if p.requires_grad] == learned
-    frozen = [p.detach().clone() for layer in mine for p in (layer.lora_a, layer.lora_b, layer.base.weight)]
+    frozen = []
+    for layer in mine:
+        frozen += [layer.lora_a, layer.lora_b, layer.base.weight]
+    before = [p.detach().clone() for p in frozen]
     expected = train(
         nn.ModuleList(official),
         [layer.lora_AB.weight for layer in official],
@@ -229,8 +248,7 @@ def test_m_alone_between_singular_vectors_is_the_released_lora_xs_layer() -> Non
         torch.testing.assert_close(layer.mixer.weight, other.lora_AB.weight, rtol=1e-10, atol=1e-12)
         delta = 2 * other.lora_B.weight @ other.lora_AB.weight @ other.lora_A.weight
         torch.testing.assert_close(layer.delta_weight(), delta, rtol=1e-10, atol=1e-12)
-    after = [p for layer in mine for p in (layer.lora_a, layer.lora_b, layer.base.weight)]
-    assert all(now.equal(then) for now, then in zip(after, frozen, strict=True))
+    assert all(now.equal(then) for now, then in zip(frozen, before, strict=True))
 
 
 def test_b_alone_is_stock_peft_with_a_frozen() -> None:
@@ -287,7 +305,7 @@ def test_butterfly_is_lora_of_half_the_rank_at_twice_the_rate(optimizer: str) ->
             path.append(layer.delta_weight().detach())
         return path
 
-    rate = 0.02 if optimizer == "sgd" else 0.003
+    rate = {"sgd": 0.02, "adamw": 0.003}[optimizer]
     ours = run(braid, lr=rate, decay=0.02, clip=0.1)
     theirs = run(twin, lr=2 * rate, decay=0.01, clip=0.1 / 2**0.5)
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):

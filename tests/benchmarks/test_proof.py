@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,11 +65,17 @@ AGAINST_LORA = ("Q", "P", "R", "half", "2Q", "K", "Q learned", "I learned", "K l
 
 QUICK = (SGD, MUON, ADAM)
 """Rules of both kinds; the others are slow only because they are many."""
-by_name = pytest.mark.parametrize(
-    "rule",
-    [pytest.param(rule, marks=() if rule in QUICK else pytest.mark.slow) for rule in RULES],
-    ids=lambda rule: rule.name,
-)
+
+
+def rule_cases() -> list[Any]:
+    cases = []
+    for rule in RULES:
+        marks = [] if rule in QUICK else [pytest.mark.slow]
+        cases.append(pytest.param(rule, marks=marks, id=rule.name))
+    return cases
+
+
+by_name = pytest.mark.parametrize("rule", rule_cases())
 
 
 @cache
@@ -125,7 +132,8 @@ def test_orthonormal_columns_fold_into_either_side() -> None:
 
 @pytest.mark.parametrize("rule", [NESTEROV, MUON], ids=lambda rule: rule.name)
 def test_a_rate_of_its_own_for_a_changes_nothing(rule: Rule) -> None:
-    pair, own = comparisons()["Q"], replace(rule, rate_a=3.0)
+    pair = comparisons()["Q"]
+    own = replace(rule, rate_a=3.0)
     assert distance(train(pair.start, own), train(pair.twin, own)).max() <= ROUNDING
     assert distance(train(pair.start, own), train(pair.start, rule)).max() > 1e-2
 
@@ -167,8 +175,12 @@ def test_the_second_step_differs_by_the_square_of_the_rate() -> None:
 
 def test_one_step_from_anywhere_is_the_formula() -> None:
     """LoRA's ΔW minus the mixer's: B₁ [η (MMᵀ − I) X + η X Aᵀ (A − η MᵀX)], X = BᵀG, from autograd and from algebra."""
-    a, m, b, w = (generic(*shape, seed=k) for k, shape in enumerate(((4, 7), (3, 4), (5, 3), (5, 7))))
-    x, eta = generic(20, 7, seed=9), 0.1
+    a = generic(4, 7, seed=0)
+    m = generic(3, 4, seed=1)
+    b = generic(5, 3, seed=2)
+    w = generic(5, 7, seed=3)
+    x = generic(20, 7, seed=9)
+    eta = 0.1
 
     def step(*factors: Tensor) -> list[Tensor]:
         leaves = [factor.clone().requires_grad_() for factor in factors]
@@ -192,7 +204,8 @@ def test_one_step_from_anywhere_is_the_formula() -> None:
 @pytest.mark.parametrize("rule", [SGD, NESTEROV, MUON, CLIP_VALUE, ADAM], ids=lambda rule: rule.name)
 def test_only_mtm_of_the_start_matters(rule: Rule, learned: bool) -> None:
     """B₀ = 0: (A, M₀) starts as (A, PM₀) does, and M₀ = USVᵀ from A as S from VᵀA, for orthogonal P."""
-    a, ms = draw_a(), draw_kaiming()
+    a = draw_a()
+    ms = draw_kaiming()
     _, s, vh = zip(*(torch.linalg.svd(m) for m in ms), strict=True)
     mixed = train(dense(a, ms, learned=learned), rule)
     turned = dense(a, tuple(p @ m for p, m in zip(draw_orthogonal(seed=8), ms, strict=True)), learned=learned)
@@ -200,7 +213,10 @@ def test_only_mtm_of_the_start_matters(rule: Rule, learned: bool) -> None:
     values = dense(rotated, tuple(torch.diag(sigma) for sigma in s), learned=learned)
     for other in (turned, values):
         largest = distance(mixed, train(other, rule)).max()
-        assert largest <= ROUNDING if rule in EQUIVARIANT else largest > 1e-2
+        if rule in EQUIVARIANT:
+            assert largest <= ROUNDING
+        else:
+            assert largest > 1e-2
 
 
 def change_of(trajectory: Trajectory) -> list[Tensor]:
@@ -215,7 +231,9 @@ def test_a_step_of_sgd_moves_the_invariant_by_the_square_of_the_rate() -> None:
     learned = path(comparisons()["K learned"].start, SGD)
     layers = [state[0] for state in learned.layers]
     for before, after, change in zip(layers, layers[1:], change_of(learned), strict=False):
-        a, m, b = after.a - before.a, after.m - before.m, after.b - before.b
+        a = after.a - before.a
+        m = after.m - before.m
+        b = after.b - before.b
         torch.testing.assert_close(change, b.T @ b - m @ m.T, rtol=0, atol=1e-14)
         sides = [layer.a @ layer.a.T - layer.m.T @ layer.m for layer in (before, after)]
         torch.testing.assert_close(sides[1] - sides[0], a @ a.T - m.T @ m, rtol=0, atol=1e-14)
@@ -245,8 +263,11 @@ def test_an_unlearned_direction_is_kept_by_small_steps_of_sgd_but_not_of_adam(ke
 @by_name
 def test_two_subspaces_are_lora_of_half_the_rank_at_another_rate(rule: Rule, normalize: bool) -> None:
     twin = twin_rule(rule, normalize=normalize)
-    expected = {"sgd": 1.0, "muon": 1.0} if normalize else {"muon": 2**0.5}
-    assert twin.lr / rule.lr == pytest.approx(expected.get(rule.kind, 2**0.5 if normalize else 2.0))
+    if normalize:
+        expected = {"sgd": 1.0, "muon": 1.0}.get(rule.kind, 2**0.5)
+    else:
+        expected = {"muon": 2**0.5}.get(rule.kind, 2.0)
+    assert twin.lr / rule.lr == pytest.approx(expected)
     with_twin, with_same = butterfly_distances(rule, normalize=normalize)
     assert with_twin.max() <= ROUNDING
     if normalize and rule in EQUIVARIANT:
@@ -269,7 +290,8 @@ def test_what_two_subspaces_do_not_use() -> None:
 
 def test_an_invertible_mixer_reaches_what_lora_reaches() -> None:
     """D = PQ is B · M · A with B = P and A = M⁻¹Q; two subspaces reach half that rank alone."""
-    p, q = generic(9, RANK, seed=1), generic(RANK, 7, seed=2)
+    p = generic(9, RANK, seed=1)
+    q = generic(RANK, 7, seed=2)
     for m in (*draw_kaiming(), *draw_orthogonal(), *draw_signed_permutation(), *identities()):
         torch.testing.assert_close(p @ m @ torch.linalg.solve(m, q), p @ q, rtol=1e-10, atol=1e-10)
     butterfly_m = butterfly(normalize=False).mixers[0].matrix()
@@ -277,7 +299,8 @@ def test_an_invertible_mixer_reaches_what_lora_reaches() -> None:
 
 
 def test_polar_factor_and_lion_are_what_they_are_called() -> None:
-    x, q = generic(4, 7, seed=3), draw_orthogonal()[0]
+    x = generic(4, 7, seed=3)
+    q = draw_orthogonal()[0]
     torch.testing.assert_close(polar(x) @ polar(x).T, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-12)
     assert torch.linalg.eigvalsh(x @ polar(x).T)[0] > 0
     torch.testing.assert_close(polar(q @ x), q @ polar(x), rtol=0, atol=1e-12)
@@ -299,7 +322,8 @@ def test_torchs_muon_is_not_exact() -> None:
 @pytest.mark.slow
 def test_adam_tells_an_orthogonal_start_from_the_identity_and_sgd_does_not() -> None:
     """The signs that section 6 reads from its table, from the first of its draws, which agree with its numbers."""
-    draws, after = 30, (10, STEPS)
+    draws = 30
+    after = (10, STEPS)
     (early, early_error), (late, late_error) = start_matters(ADAM, draws=draws, after=after).values()
     assert early > 2 * early_error > 0
     assert late < -2 * late_error < 0
@@ -318,7 +342,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "proof.md").read_text(encoding="utf
 
 
 def rows_of(block: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.strip().splitlines()]
+    rows = []
+    for line in block.strip().splitlines():
+        rows.append([cell.strip() for cell in line.split("|")[1:-1]])
+    return rows
 
 
 def page_table(name: str) -> list[list[str]]:
@@ -333,7 +360,8 @@ def step_of_the_last_digit(cell: str) -> float:
 def agree(shown: str, made: str, *, factor: float = 1.0) -> bool:
     """Text is the same; a number is rounding where the other is, and else off by one in its last digit or a factor."""
     try:
-        one, other = float(shown), float(made)
+        one = float(shown)
+        other = float(made)
     except ValueError:
         return shown == made
     if abs(other) <= ROUNDING or abs(one) <= ROUNDING:
