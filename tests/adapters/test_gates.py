@@ -1,5 +1,6 @@
 """The mixers that route: against experts run one after another, and against what their gates reduce to."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -30,13 +31,16 @@ def layer_of(kind: str, *, experts: int = 4, size: float = 0.7) -> AdapterLinear
 
 def sequential(layer: AdapterLinear) -> SequentialExperts:
     """The same weights as experts of their own, run one after another."""
-    mixer, inside, router = layer.mixer, None, None
+    mixer = layer.mixer
+    inside = None
+    router: nn.Module
     if isinstance(mixer, TokenGateMixer):
         router = TokenRouter(mixer.weight, top_k=mixer.top_k)
     elif isinstance(mixer, TaskGateMixer):
         router = TaskRouter(mixer.embedding, mixer.weight, tasks=TASKS)
     else:
-        router, inside = TokenRouter(mixer.router_b), TokenRouter(mixer.router_a)
+        router = TokenRouter(mixer.router_b)
+        inside = TokenRouter(mixer.router_a)
     parts = {"a": layer.lora_a, "b": layer.lora_b, "experts": mixer.experts}
     return SequentialExperts(layer.base, **parts, scaling=SCALE, router=router, inside=inside)
 
@@ -52,7 +56,10 @@ def gradients(layer: AdapterLinear) -> list[Tensor]:
 @pytest.mark.parametrize("shape", [(3, IN), (3, 5, IN), (3, 1, IN)])
 @pytest.mark.parametrize(
     ("kind", "experts"),
-    [(kind, experts) for kind in KINDS for experts in ((4, 8) if kind == "top-k" else (2, 4))],
+    [
+        *itertools.product(("dense", "inside", "task"), (2, 4)),
+        *itertools.product(("top-k",), (4, 8)),
+    ],
 )
 def test_all_experts_at_once_are_the_experts_one_by_one(kind: str, experts: int, shape: tuple[int, ...]) -> None:
     layer = layer_of(kind, experts=experts)
@@ -60,17 +67,17 @@ def test_all_experts_at_once_are_the_experts_one_by_one(kind: str, experts: int,
     x = torch.randn(shape, dtype=torch.float64)
     x_naive = x.clone().requires_grad_()
     x.requires_grad_()
-    y, expected = layer(x), naive(x_naive)
+    y = layer(x)
+    expected = naive(x_naive)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
     assert (y - layer.base(x)).abs().mean() > 0.1
     weights = torch.randn_like(expected)
     (torch.tanh(y) * weights).sum().backward()
     (torch.tanh(expected) * weights).sum().backward()
-    theirs = [
-        torch.cat([p.grad for p in naive.lora_A]),
-        torch.cat([p.grad for p in naive.lora_B], 1),
-        *(p.grad for router in (naive.router, naive.inside) if router is not None for p in router.parameters()),
-    ]
+    theirs = [torch.cat([p.grad for p in naive.lora_A]), torch.cat([p.grad for p in naive.lora_B], 1)]
+    for router in (naive.router, naive.inside):
+        if router is not None:
+            theirs += [p.grad for p in router.parameters()]
     for mine, other in zip([x.grad, *gradients(layer)], [x_naive.grad, *theirs], strict=True):
         assert other.any()
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)

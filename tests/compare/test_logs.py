@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,24 @@ def written(folder: Path, task: str, scores: Sequence[Any], **changes: Any) -> P
     path = folder / f"samples_{task}_2026-01-31T10-00-00.123456.jsonl"
     samples = []
     for row, score in enumerate(scores):
+        wrong_option = -0.5
+        if score:
+            wrong_option = -2.5
         sample = {
             "doc_id": row,
             "doc": {"question": "\u2028 a line of its own?"},
             "target": "0",
             "arguments": {f"gen_args_{n}": {"arg_0": "Q", "arg_1": f" {option}"} for n, option in enumerate("ab")},
-            "filtered_resps": [["-1.5", "False"], [str(-2.5 if score else -0.5), "False"]],
+            "filtered_resps": [["-1.5", "False"], [str(wrong_option), "False"]],
             "filter": "none",
             "metrics": ["acc", "brier_score"],
             **{f"{name}_hash": f"{name} {row}" for name in ("doc", "prompt", "target")},
             "acc": float(score),
             "brier_score": [0, [0.5, 0.5]],
         }
-        samples.append(sample | {key: value(row) if callable(value) else value for key, value in changes.items()})
+        for key, value in changes.items():
+            sample[key] = value(row) if callable(value) else value
+        samples.append(sample)
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in samples), encoding="utf-8")
     return path
 
@@ -51,8 +57,10 @@ def right(seed: int, share: float, n: int = 60) -> list[int]:
     return (np.random.default_rng(seed).uniform(size=n) < share).astype(int).tolist()
 
 
-def table_of(path: Path, scores: Sequence[Any], *rows: str) -> Path:
-    path.write_text("id,score\n" + "".join(f"q{i},{score}\n" for i, score in enumerate(scores)) + "\n".join(rows))
+def table_of(path: Path, scores: Sequence[Any]) -> Path:
+    lines = ["id,score"]
+    lines += [f"q{i},{score}" for i, score in enumerate(scores)]
+    path.write_text("\n".join(lines) + "\n")
     return path
 
 
@@ -66,7 +74,8 @@ def by_lm_eval(out: Path, model: Any) -> Path:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    draw, folder = random.Random(0), Path(lm_eval.__file__).parent / "tasks"
+    draw = random.Random(0)
+    folder = Path(lm_eval.__file__).parent / "tasks"
 
     def text(low: int, high: int) -> str:
         return " ".join(draw.choices(WORDS, k=draw.randint(low, high)))
@@ -74,23 +83,17 @@ def by_lm_eval(out: Path, model: Any) -> Path:
     def options(count: int) -> list[str]:
         return [f"{first} {text(1, 5)}" for first in draw.sample(WORDS, count)]
 
-    rows = {
-        "arc/arc_easy.yaml": [
-            {
-                "question": text(3, 9),
-                "choices": {"text": options(4), "label": [*"ABCD"]},
-                "answerKey": draw.choice("ABCD"),
-            }
-            for _ in range(24)
-        ],
-        "super_glue/copa/default.yaml": [
-            {"premise": f"{text(3, 9)}.", "question": "cause", "label": draw.randrange(2)}
-            | dict(zip(("choice1", "choice2"), options(2), strict=True))
-            for _ in range(16)
-        ],
-    }
+    arc = []
+    for _ in range(24):
+        question = {"question": text(3, 9), "choices": {"text": options(4), "label": [*"ABCD"]}}
+        arc.append(question | {"answerKey": draw.choice("ABCD")})
+    copa = []
+    for _ in range(16):
+        question = {"premise": f"{text(3, 9)}.", "question": "cause", "label": draw.randrange(2)}
+        first, second = options(2)
+        copa.append(question | {"choice1": first, "choice2": second})
     tasks = []
-    for file, held in rows.items():
+    for file, held in (("arc/arc_easy.yaml", arc), ("super_glue/copa/default.yaml", copa)):
         dataset = DatasetDict({"validation": Dataset.from_list(held)})
         config = load_yaml(folder / file) | {"custom_dataset": lambda dataset=dataset, **_: dataset}
         tasks.append(ConfigurableTask(config=config | {"training_split": None, "test_split": None}))
@@ -135,22 +138,26 @@ def test_logs_that_lm_eval_writes_are_compared_question_by_question(sides: list[
     }
     differences = []
     for task, right_option in right_of.items():
-        files = [next(side.rglob(f"samples_{task}_*.jsonl")) for side in sides]
-        samples = [[json.loads(line) for line in file.read_text("utf-8").splitlines()] for file in files]
+        samples = []
+        for folder in sides:
+            file = next(folder.rglob(f"samples_{task}_*.jsonl"))
+            samples.append([json.loads(line) for line in file.read_text("utf-8").splitlines()])
         gold = [right_option(sample["doc"]) for sample in samples[0]]
-        acc, log_p = np.zeros((2, len(gold))), np.zeros((2, len(gold)))
+        acc = np.zeros((2, len(gold)))
+        log_p = np.zeros((2, len(gold)))
         for side, held in enumerate(samples):
             for n, sample in enumerate(held):
                 likelihoods = [float(value) for value, _ in sample["filtered_resps"]]
                 acc[side, n] = np.argmax(likelihoods) == gold[n]
                 log_p[side, n] = log_softmax(likelihoods)[gold[n]]
-        assert acc.mean(axis=1).tolist() == [np.mean([sample["acc"] for sample in held]) for held in samples]
+            assert acc[side].mean() == np.mean([sample["acc"] for sample in held])
         for metric, expected in zip(metrics, (acc, log_p), strict=True):
             found = by_metric[metric]
             assert found is not None and found.means[task] == pytest.approx(tuple(expected.mean(axis=1)))
             assert found.effects[task].difference == pytest.approx(np.diff(expected.mean(axis=1))[0])
         table = by_metric[None]
-        won, lost = ((acc[1] > acc[0]).sum(), (acc[1] < acc[0]).sum())
+        won = (acc[1] > acc[0]).sum()
+        lost = (acc[1] < acc[0]).sum()
         assert table.effects[task].flips == pytest.approx(stats.binomtest(int(won), int(won + lost)).pvalue)
         assert table.majority[task].mean() == np.bincount(gold).max() / len(gold)
         differences.append(np.diff(acc.mean(axis=1))[0])
@@ -175,15 +182,18 @@ def test_log_probability_of_lm_evals_logs_is_per_character_as_in_acc_norm(sides:
 
 def test_p_and_interval_are_those_of_statsmodels_and_scipy(tmp_path: Path) -> None:
     contingency = pytest.importorskip("statsmodels.stats.contingency_tables")
-    one, other = right(0, 0.5, 90), right(1, 0.7, 90)
+    one = right(0, 0.5, 90)
+    other = right(1, 0.7, 90)
     found = compare_paths([table_of(tmp_path / "one.csv", one), table_of(tmp_path / "other.csv", other)])
-    counts = [[sum((a, b) == (x, y) for a, b in zip(one, other, strict=True)) for y in (1, 0)] for x in (1, 0)]
+    pairs = Counter(zip(one, other, strict=True))
+    counts = [[pairs[1, 1], pairs[1, 0]], [pairs[0, 1], pairs[0, 0]]]
     effect = found.main.effects["questions"]
     assert effect.flips == pytest.approx(contingency.mcnemar(counts, exact=True).pvalue)
     assert "+" + f"{100 * (np.mean(other) - np.mean(one)):.2f} points" in "\n".join(lines(found))
     draws = np.random.default_rng(0).normal([[2], [3]], 1, (2, 11)).round(3)
     found = compare_paths([table_of(tmp_path / f"{name}.csv", y) for name, y in zip("ab", draws, strict=True)])
-    d, effect = draws[1] - draws[0], found.main.effects["questions"]
+    d = draws[1] - draws[0]
+    effect = found.main.effects["questions"]
     assert effect.flips == pytest.approx(
         stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
     )
@@ -209,7 +219,8 @@ def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkey
         arms = load_arms([Path(path) for path in paths])
         assert [(sorted(arm.runs), arm.trained) for arm in arms] == [([1, 2, 10], True)] * 2, paths
         assert [arm.name.split("/")[0] for arm in arms] == ["lora", "mixed"]
-        assert all([*one.tasks] == ["arc_easy", "piqa"] for arm in arms for one in arm.runs.values())
+        for arm in arms:
+            assert all([*one.tasks] == ["arc_easy", "piqa"] for one in arm.runs.values())
     found = compare_paths([Path("in")])
     expected = [np.mean([right(seed, share) for seed in (1, 2, 10)]) for share in (0.4, 0.7)]
     assert found.main.seeds == 3 and found.main.means[MACRO] == pytest.approx(expected)
@@ -269,9 +280,11 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
     assert metric("acc", arc=both).main.means["arc"] == (np.mean(y),) * 2
     assert metric(boolq={}, arc=both).outcome == "acc"
     summed = metric("log_probability_summed").main
-    assert summed.unit.margin == 0.1 and summed.y["arc"][0][0].tolist() == pytest.approx(
-        [log_softmax([-1.5, -2.5 if right else -0.5])[0] for _, right in sorted(enumerate(y), key=lambda x: str(x[0]))]
-    )
+    expected = []
+    for row in sorted(range(len(y)), key=str):
+        wrong_option = {1: -2.5, 0: -0.5}[y[row]]
+        expected.append(log_softmax([-1.5, wrong_option])[0])
+    assert summed.unit.margin == 0.1 and summed.y["arc"][0][0].tolist() == pytest.approx(expected)
     with pytest.raises(UsageError, match="--metric f1: must be one of acc, log_probability_summed for"):
         metric("f1")
     with pytest.raises(UsageError, match="--metric log_probability: must be one of acc, log_probability_summed for"):
@@ -319,7 +332,7 @@ def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path: Path) -> Non
     }
     for name, (changes, known) in cases.items():
         logs = [written(tmp_path / name / side, "arc", y, **changes) for side in "ab"]
-        (one, other) = (arm.runs[None].tasks["arc"] for arm in load_arms(logs))
+        one, other = [arm.runs[None].tasks["arc"] for arm in load_arms(logs)]
         assert ("log_probability_summed" in one.outcomes, bool(other.gold)) == (known, known), name
         assert ("majority" in tables(compare_paths(logs))[0][0]) == known, name
 
@@ -348,15 +361,20 @@ def test_other_questions_and_prompts_are_refused_with_what_differs(
     one = written(tmp_path / "a", "arc", y)
 
     def other(name: str) -> Path:
-        return written(
-            tmp_path / name, "arc", y, **{f"{name}_hash": lambda row: name + f" {row}" + " new" * (row in (3, 7))}
-        )
+        """The log with two other questions, whose hash of this kind is new."""
 
-    for name in ("doc", "target", "prompt"):
+        def hash_of(row: int) -> str:
+            if row in (3, 7):
+                return f"{name} {row} new"
+            return f"{name} {row}"
+
+        return written(tmp_path / name, "arc", y, **{f"{name}_hash": hash_of})
+
+    for name, allowed in (("doc", 2), ("target", 2), ("prompt", 0)):
         code, _, error = run(capsys, "compare", one, other(name))
         assert code == 2 and f"{name}_hash" in error and "2 questions (arc 3, arc 7)" in error
         code, _, error = run(capsys, "compare", one, other(name), "--allow", f"{name}_hash")
-        assert code == (0 if name == "prompt" else 2)
+        assert code == allowed
     longer = compare_paths([one, written(tmp_path / "b", "arc", [*y, 1, 1, 0])])
     assert says(lines(longer)[0], "12 questions", "left out: 3 of arc")
     with pytest.raises(UsageError, match=r"no question in common.* same questions$"):
@@ -365,16 +383,14 @@ def test_other_questions_and_prompts_are_refused_with_what_differs(
 
 def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\ufefftask,id,score\nx,1,True\nx,2,False\ny,1,1\ny,2,0.0\n", encoding="utf-8")
-    rows = [
-        {"id": i, "task": t, "score": s, "more": None}
-        for t, i, s in (("y", 2, 1), ("x", 1, True), ("x", 2, 1.0), ("y", 1, False))
-    ]
-    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = []
+    for task, id, score in (("y", 2, 1), ("x", 1, True), ("x", 2, 1.0), ("y", 1, False)):
+        rows.append(json.dumps({"id": id, "task": task, "score": score, "more": None}))
+    (tmp_path / "b.jsonl").write_text("\n".join(rows))
     found = compare_paths([tmp_path / "a.csv", tmp_path / "b.jsonl"]).main
-    assert {task: [side[0].tolist() for side in sides] for task, sides in found.y.items()} == {
-        "x": [[1, 0], [1, 1]],
-        "y": [[1, 0], [0, 1]],
-    }
+    assert found.y.keys() == {"x", "y"}
+    assert [side[0].tolist() for side in found.y["x"]] == [[1, 0], [1, 1]]
+    assert [side[0].tolist() for side in found.y["y"]] == [[1, 0], [0, 1]]
     assert found.unit.binary and (found.before, found.after) == ("a", "b")
 
 
@@ -396,7 +412,8 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path: Path, text: str, named: str) -> None:
     suffix = "jsonl" if text.startswith(("{", "[")) else "csv"
-    (bad := tmp_path / f"bad.{suffix}").write_text(text)
+    bad = tmp_path / f"bad.{suffix}"
+    bad.write_text(text)
     with pytest.raises(UsageError, match=named) as fault:
         compare_paths([bad, table_of(tmp_path / "good.csv", [1, 0, 1])])
     assert "\n" not in str(fault.value)

@@ -54,13 +54,24 @@ def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(
     monkeypatch: pytest.MonkeyPatch, limit: int | None, alone: int
 ) -> None:
     """The largest change of a margin, by the scores of every one of them alone."""
-    model, examples = make_model(torch.bfloat16), {"piqa": make_examples("piqa", 320)}
-    found, score = [], Choice.score
-    monkeypatch.setattr(Choice, "score", lambda self, e, **k: found.append(score(self, e, **k)) or found[-1])
+    model = make_model(torch.bfloat16)
+    examples = {"piqa": make_examples("piqa", 320)}
+    found = []
+    score = Choice.score
+
+    def noted(self: Choice, asked: list[Example], **options: Any) -> list[Prediction]:
+        predictions = score(self, asked, **options)
+        found.append(predictions)
+        return predictions
+
+    monkeypatch.setattr(Choice, "score", noted)
     results = evaluate(model, tokenizer(), examples, Request(limit=limit, **CHOICE))
     batched = {p.id: p.scores for p in results.predictions}
-    changes = [[a - b for a, b in zip(p.scores, batched[p.id], strict=True)] for p in found[-1]]
-    assert len(changes) == alone and results.macro.drift == max(max(each) - min(each) for each in changes)
+    changes = []
+    for prediction in found[-1]:
+        moved = [a - b for a, b in zip(prediction.scores, batched[prediction.id], strict=True)]
+        changes.append(max(moved) - min(moved))
+    assert len(changes) == alone and results.macro.drift == max(changes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -81,7 +92,12 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(
 
     scored = []
     score = Choice.score
-    monkeypatch.setattr(Choice, "score", lambda self, e, **k: scored.append(len(e)) or score(self, e, **k))
+
+    def counted(self: Choice, asked: list[Example], **options: Any) -> list[Prediction]:
+        scored.append(len(asked))
+        return score(self, asked, **options)
+
+    monkeypatch.setattr(Choice, "score", counted)
     resumed = evaluate(model, tokenizer(), examples, Request(**CHOICE), out=out)
     assert scored == [60, 30, 4, 4], "the first block is not computed again"
     assert resumed.predictions == straight.predictions
@@ -97,19 +113,15 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
     """In whatever pieces, they are those of one evaluation; a narrower one takes nothing away."""
     model = make_model()
     examples = {task: make_examples(task, 40) for task in ("piqa", "boolq", "obqa")}
-    ids = {task: {example.id for example in examples[task][::3]} for task in examples}
-    leaks = {task: Leaks("the rows", tuple(found)) for task, found in ids.items()}
+    leaks = {}
+    for task, rows in examples.items():
+        leaks[task] = Leaks("the rows", tuple(example.id for example in rows[::3]))
+    facts = ModelFacts(leaks=leaks)
 
     def into(name: str, *tasks: str, limit: int | None = None) -> bytes:
         asked = {task: examples[task] for task in tasks}
-        evaluate(
-            model,
-            tokenizer(),
-            asked,
-            Request(limit=limit, **CHOICE),
-            out=tmp_path / name,
-            facts=ModelFacts(leaks=leaks),
-        )
+        request = Request(limit=limit, **CHOICE)
+        evaluate(model, tokenizer(), asked, request, out=tmp_path / name, facts=facts)
         return (tmp_path / name / "results.json").read_bytes()
 
     whole = into("whole", *examples)
@@ -168,12 +180,18 @@ def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_a
     model = make_model()
     evaluate(model, tokenizer(), questions, Request(**CHOICE), out=tmp_path)
     ordered = sorted((example.id for example in questions["piqa"]), key=order_key)
-    answered_before_a_kill(tmp_path, ordered[:20] if first else ordered[20:])
+    answered = ordered[20:]
+    if first:
+        answered = ordered[:20]
+    answered_before_a_kill(tmp_path, answered)
     found = evaluate(model, tokenizer(), questions, Request(**CHOICE, limit=5), out=tmp_path)
     assert found.tasks["piqa"].n == 5
-    left = read_evaluation(tmp_path)
-    assert {task: score.n for task, score in read_results(tmp_path).tasks.items()} == ({"piqa": 20} if first else {})
-    assert left.unfinished == ({} if first else {"piqa": (25, 40)})
+    counts = {task: score.n for task, score in read_results(tmp_path).tasks.items()}
+    unfinished = read_evaluation(tmp_path).unfinished
+    if first:
+        assert counts == {"piqa": 20} and not unfinished
+    else:
+        assert counts == {} and unfinished == {"piqa": (25, 40)}
     evaluate(model, tokenizer(), questions, Request(**CHOICE), out=tmp_path)
     assert read_results(tmp_path).tasks["piqa"].n == 40 and not read_evaluation(tmp_path).unfinished
 
@@ -200,7 +218,8 @@ def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(t
 
 
 def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_path: Path) -> None:
-    model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
+    model = make_model()
+    examples = {"piqa": make_examples("piqa", 5)}
     results = evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
     head = json.loads((tmp_path / "settings.json").read_text())
     made_with = head["settings"]["made_with"]
@@ -221,9 +240,11 @@ def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_p
 
 def test_a_folder_of_another_tokenizer_or_chat_template_is_refused(tmp_path: Path) -> None:
     """The template matters where the format is chat."""
-    model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
+    model = make_model()
+    examples = {"piqa": make_examples("piqa", 5)}
     chat: dict[str, Any] = {"protocol": "generate", "format": "chat"}
-    one, other = copy.deepcopy(tokenizer()), copy.deepcopy(tokenizer())
+    one = copy.deepcopy(tokenizer())
+    other = copy.deepcopy(tokenizer())
     one.chat_template = "{{ messages[0].content }} so "
     other.chat_template = "{{ messages[0].content }} thus "
     for name, request in (("chat", chat), ("label", CHOICE)):
@@ -237,7 +258,8 @@ def test_a_folder_of_another_tokenizer_or_chat_template_is_refused(tmp_path: Pat
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    model, examples = make_model(), {"piqa": make_examples("piqa", 5)}
+    model = make_model()
+    examples = {"piqa": make_examples("piqa", 5)}
     evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
     file = tmp_path / "predictions.jsonl"
     lines = file.read_text().splitlines(keepends=True)
@@ -280,8 +302,7 @@ def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(
     """Where digits are tokens, "answer10" is one token longer than "answer1"; the other protocols score it."""
     rows = [with_options(4, number) for number in range(99)] + [with_options(10, 99)]
     asked = {"piqa": make_examples("piqa", 3), "mine": rows}
-    for protocol in ("generate", "cloze"):
-        request = Request(protocol=protocol, format="cloze" if protocol == "cloze" else format, limit=None)
+    for request in (Request(protocol="generate", format=format), Request(**CLOZE)):
         results = evaluate(make_model(), tokenizer(), {"mine": rows[-2:]}, request)
         assert results.tasks["mine"].n == 2
     monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))

@@ -28,7 +28,8 @@ def test_values_and_gradients_are_theirs(
     dtype: torch.dtype, rounding: float, shape: tuple[int, ...], bias: bool
 ) -> None:
     ours, theirs = layers(dtype, bias=bias)
-    x, weights = torch.randn(shape).to(dtype), torch.randn((*shape[:-1], 40)).to(dtype)
+    x = torch.randn(shape).to(dtype)
+    weights = torch.randn((*shape[:-1], 40)).to(dtype)
     results = []
     for layer in (ours, theirs):
         leaf = x.clone().requires_grad_()
@@ -42,7 +43,8 @@ def test_values_and_gradients_are_theirs(
 def test_many_rows_are_as_exact_whatever_the_processor_multiplies(dtype: torch.dtype) -> None:
     """Against float64, rounded: the sums are of float32, on processors that convert as on those that do not."""
     ours, theirs = layers(dtype)
-    x, weights = (torch.randn(200, size).to(dtype) for size in (24, 40))
+    x = torch.randn(200, 24).to(dtype)
+    weights = torch.randn(200, 40).to(dtype)
     leaf = x.clone().requires_grad_()
     out = ours(leaf)
     out.backward(weights)
@@ -54,7 +56,8 @@ def test_many_rows_are_as_exact_whatever_the_processor_multiplies(dtype: torch.d
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_weight_that_changes_is_packed_again(dtype: torch.dtype) -> None:
     ours, theirs = layers(dtype)
-    x, other = torch.randn(3, 24).to(dtype), torch.randn(40, 24).to(dtype)
+    x = torch.randn(3, 24).to(dtype)
+    other = torch.randn(40, 24).to(dtype)
 
     def same(layer: nn.Module = ours) -> bool:
         return torch.allclose(layer(x), theirs(x), rtol=1e-5, atol=1e-5)
@@ -84,7 +87,8 @@ def test_a_weight_that_learns_has_its_gradient() -> None:
 def test_a_model_keeps_its_weights_and_their_names_and_computes_the_same() -> None:
     """All that is exchanged: two MLPs, five norms and the linear layers; a second time nothing changes."""
     model = tiny_llama().requires_grad_(False)
-    ids, before = token_batch(model), {name: value.data_ptr() for name, value in model.state_dict().items()}
+    ids = token_batch(model)
+    before = {name: value.data_ptr() for name, value in model.state_dict().items()}
     expected = model(ids).logits
     for _ in range(2):
         use_own_modules(model)

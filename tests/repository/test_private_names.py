@@ -34,13 +34,17 @@ PUBLIC = {"_asdict", "_exit", "_replace"}
 
 
 def test_every_private_name_in_use_is_known_and_there() -> None:
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in Path(moslora.__file__).parent.rglob("*.py")]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
+    nodes: list[ast.AST] = []
+    for path in Path(moslora.__file__).parent.rglob("*.py"):
+        nodes += ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own |= {node.id for node in nodes if isinstance(node, ast.Name)}
     own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    imported = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            imported |= {alias.name for alias in node.names}
     private = {name for name in used | imported if name.startswith("_") and not name.startswith("__")}
     assert private - own - PUBLIC == PRIVATE.keys()
     assert [name for name, (place, _) in PRIVATE.items() if not hasattr(place, name)] == []

@@ -27,13 +27,13 @@ from training_kit import cut_after
 
 
 def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
-    card, manifest = Run(trained).facts, read_manifest(trained / "adapter")
+    card = Run(trained).facts
+    manifest = read_manifest(trained / "adapter")
     assert card["recipe"] == load_recipe(trained / "recipe.yaml").model_dump(mode="json")
     assert card["base_fingerprint"] == manifest["base"]["fingerprint"] == fingerprint(str(world / "model"))
     assert card["data"] == manifest["data"] and card["steps"] == 21
-    assert card["trainable_parameters"] == sum(
-        value.numel() for value in load_file(trained / "adapter" / "adapter.safetensors").values()
-    )
+    weights = load_file(trained / "adapter" / "adapter.safetensors")
+    assert card["trainable_parameters"] == sum(value.numel() for value in weights.values())
     assert card["versions"]["torch"] == version("torch") and card["versions"]["python"] == platform.python_version()
     assert card["hardware"]["threads"] == torch.get_num_threads()
     assert card["kernels"] == {
@@ -54,7 +54,8 @@ def test_code_that_is_not_installed_knows_its_version(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With ``src`` on the path alone, no metadata tell it; where they do, it is the same."""
-    installed, found = version("moslora"), Distribution.from_name
+    installed = version("moslora")
+    found = Distribution.from_name
 
     def from_name(name: str) -> Distribution:
         if name == "moslora":
@@ -63,7 +64,8 @@ def test_code_that_is_not_installed_knows_its_version(
 
     monkeypatch.setattr(Distribution, "from_name", from_name)
     assert cli(capsys, "--version")[:2] == (0, f"moslora {installed}\n")
-    run, again = tmp_path / "run", tmp_path / "again"
+    run = tmp_path / "run"
+    again = tmp_path / "again"
     train_recipe(load_recipe(world / "recipe.yaml", ["training.max_steps=4"]), out=run)
     export_peft(run / "adapter", out=tmp_path / "peft")
     import_adapter(tmp_path / "peft", out=again)
@@ -73,9 +75,12 @@ def test_code_that_is_not_installed_knows_its_version(
 
 def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path: Path) -> None:
     run = cut_after(20, Path(shutil.copytree(trained, tmp_path / "run")))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [{**row, "seconds": 1000.0 * row["step"]} if "seconds" in row else row for row in rows]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 21, "lo')
+    lines = []
+    for row in Run(run).metrics:
+        if "seconds" in row:
+            row = {**row, "seconds": 1000.0 * row["step"]}
+        lines.append(json.dumps(row))
+    (run / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 21, "lo']))
     train_recipe(load_recipe(world / "recipe.yaml"), out=run, resuming=True)
     assert 20_000 < Run(run).facts["seconds"] < 20_900
 
@@ -88,10 +93,8 @@ def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys
     card = Run(run).facts
     assert {key: value for key, value in card.items() if key != "results"} == before
     assert list(card["results"]) == ["choice-label-float32", "choice-label-float32-base"]
-    results, summary = (
-        read_results(run / "eval" / "choice-label-float32"),
-        card["results"]["choice-label-float32"],
-    )
+    results = read_results(run / "eval" / "choice-label-float32")
+    summary = card["results"]["choice-label-float32"]
     assert summary["questions"] == 27 and summary["macro"] == results.macro.accuracy
     assert summary["tasks"]["boolq"] == results.tasks["boolq"].accuracy
 
