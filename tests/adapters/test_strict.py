@@ -1,6 +1,7 @@
 """Nothing is dropped in silence: every part of every method learns, is kept and is asked for, whatever the base."""
 
 import copy
+import itertools
 from collections.abc import Callable
 
 import bitsandbytes as bnb
@@ -50,7 +51,8 @@ def goes_together(kind: str, part: str) -> bool:
     return not ("dora" in part and kind in ROUTING) and not ("pissa" in part and kind not in INVERTIBLE)
 
 
-CASES = [(kind, part) for kind in KINDS for part in PARTS if goes_together(kind, part)]
+CASES = [(kind, part) for kind, part in itertools.product(KINDS, PARTS) if goes_together(kind, part)]
+SHAPES = [(64,), (1, 64), (3, 64), (1, 1, 64), (2, 3, 4, 64)]
 
 
 def float_net(dtype: torch.dtype) -> Callable[[], nn.Sequential]:
@@ -82,7 +84,9 @@ def dequantised(layer: nn.Module) -> Tensor:
     if isinstance(layer, bnb.nn.Linear4bit):
         return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     if isinstance(layer, bnb.nn.Linear8bitLt):
-        scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
+        scale = layer.state.SCB
+        if scale is None:
+            scale = layer.weight.SCB
         return layer.weight.data * (scale / 127)[:, None]
     return layer.weight
 
@@ -98,6 +102,25 @@ def learned_parts(net: nn.Sequential) -> dict[str, nn.Parameter]:
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
+WEIGHTS = {
+    **dict.fromkeys(("identity", "butterfly", "butterfly-normalized", "hadamard", "input-split"), 0),
+    **dict.fromkeys(("dense-frozen", "dense-folded"), 0),
+    **dict.fromkeys(("gate-inside", "task-gate"), 2),
+}
+"""How many weights of a mixer learn, if not one."""
+
+
+def learned_of_a_layer(kind: str, part: str) -> int:
+    """How many parameters learn."""
+    count = int("dora" in part)
+    if "b-alone" in part:
+        return count + 1
+    count += WEIGHTS.get(kind, 1)
+    if "m-alone" in part:
+        return count
+    return count + 2
+
+
 def check(build: Callable[[], nn.Sequential], kind: str, part: str, dtype: torch.dtype) -> None:
     """Gradients, what is saved, what is read again, and what a missing key says."""
     net = adapt(build(), kind, part).train()
@@ -109,14 +132,12 @@ def check(build: Callable[[], nn.Sequential], kind: str, part: str, dtype: torch
     penalty = adapter_penalty(net)
     assert (penalty is not None) == (kind in {"token-gate", "top-k", "diagonal"})
     loss.backward()  # without the penalty: the loss alone has to reach every part
-    mixers = {"identity": 0, "butterfly": 0, "butterfly-normalized": 0, "hadamard": 0, "input-split": 0}
-    mixers |= {"dense-frozen": 0, "dense-folded": 0, "gate-inside": 2, "task-gate": 2}
-    factors, m = (1, 0) if "b-alone" in part else (0 if "m-alone" in part else 2, mixers.get(kind, 1))
-    assert len(learned_parts(net)) == 2 * (factors + m + ("dora" in part))
+    assert len(learned_parts(net)) == 2 * learned_of_a_layer(kind, part)
     for name, parameter in learned_parts(net).items():
         assert parameter.dtype == torch.float32, name
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
-    assert all(p.grad is None for _, layer in named_adapters(net) for p in layer.base.parameters())
+    for _, layer in named_adapters(net):
+        assert all(p.grad is None for p in layer.base.parameters())
 
     state = {key: value.clone() for key, value in adapter_state_dict(net).items()}
     assert learned_parts(net).keys() <= state.keys()
@@ -174,12 +195,7 @@ def test_without_a_float_weight_dora_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "shape"),
-    [
-        (kind, shape)
-        for kind in KINDS
-        for shape in [(64,), (1, 64), (3, 64), (1, 1, 64), (2, 3, 4, 64)]
-        if kind != "task-gate" or len(shape) > 1  # tasks are of rows
-    ],
+    [case for case in itertools.product(KINDS, SHAPES) if case != ("task-gate", (64,))],  # tasks are of rows
 )
 def test_any_shape_of_input(kind: str, shape: tuple[int, ...]) -> None:
     """Row by row the same values as in one flat batch, in training as in evaluation."""

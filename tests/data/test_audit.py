@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import astuple, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -82,11 +83,13 @@ def test_context_belongs_to_the_question_where_formats_show_it() -> None:
 
 @pytest.mark.slow
 def test_the_wheels_counts() -> None:
-    training, test = ({task: rows(task, split) for task in COMMONSENSE} for split in ("train", "test"))
-    overlaps = count_overlaps(training, test)
-    assert {t: (len(training[t]), len(test[t]), *astuple(o)) for t, o in overlaps.items()} == COUNTED
-    everything = [[row for part in side.values() for row in part] for side in (test, training)]
-    assert len(leaked(*everything)) == 20
+    training = {task: rows(task, "train") for task in COMMONSENSE}
+    test = {task: rows(task, "test") for task in COMMONSENSE}
+    counts = {}
+    for task, overlap in count_overlaps(training, test).items():
+        counts[task] = (len(training[task]), len(test[task]), *astuple(overlap))
+    assert counts == COUNTED
+    assert len(leaked(chain(*test.values()), chain(*training.values()))) == 20
 
 
 @pytest.mark.parametrize(
@@ -94,10 +97,16 @@ def test_the_wheels_counts() -> None:
 )
 def test_lengths(format: FormatName, task: str, limit: int, tmp_path: Path) -> None:
     """Against the tokenizer on whole strings and numpy."""
-    tokenizer, examples = smollm2(), sample(task, "test", 500)
-    texts = [option.prompt + option.answer for option in map(FORMATS[format].train, examples)]
-    lengths = np.array([len(tokenizer(text, add_special_tokens=False).input_ids) + 1 for text in texts])
-    folder, longer = write_folder(tmp_path, {task: (examples, [])}), (lengths > limit).mean()
+    tokenizer = smollm2()
+    examples = sample(task, "test", 500)
+    counts = []
+    for example in examples:
+        option = FORMATS[format].train(example)
+        text = option.prompt + option.answer
+        counts.append(len(tokenizer(text, add_special_tokens=False).input_ids) + 1)
+    lengths = np.array(counts)
+    longer = (lengths > limit).mean()
+    folder = write_folder(tmp_path, {task: (examples, [])})
     (_, row), _ = audit_rows([TASKS[task]], source=folder, tokenizer=tokenizer, format=format, max_length=limit)
     median = np.quantile(lengths, 0.5, method="inverted_cdf")
     assert row[3:6] == [f"{median}", f"{lengths.max()}", f"{longer:.1%}"] and longer > 0.02
@@ -129,7 +138,11 @@ def test_a_folder_of_the_wheels_rows_gives_the_wheels_counts(tmp_path: Path) -> 
     folder = write_folder(tmp_path, {task: some(task) for task in tasks})
     training, test = read([TASKS[task] for task in tasks], source=folder)
     ours = count_overlaps(training, test)
-    assert ours == count_overlaps({task: some(task)[0] for task in tasks}, {task: some(task)[1] for task in tasks})
+    wheels_training = {}
+    wheels_test = {}
+    for task in tasks:
+        wheels_training[task], wheels_test[task] = some(task)
+    assert ours == count_overlaps(wheels_training, wheels_test)
     assert (ours["obqa"].leaks, ours["siqa"].conflicts > 0) == (14, True)
 
 
@@ -147,9 +160,8 @@ def test_instructions_that_name_no_set_are_read_back(tmp_path: Path) -> None:
 def test_what_an_instruction_row_says() -> None:
     question = TRAIN[0]
     text = llm_adapters_row(question)["instruction"]
-    plain = Example(
-        "instruction/train/0", INSTRUCTION, text, tuple(f"the correct answer is answer{i}" for i in (1, 2, 3)), 0
-    )
+    answers = tuple(f"the correct answer is answer{number}" for number in (1, 2, 3))
+    plain = Example("instruction/train/0", INSTRUCTION, text, answers, 0)
     assert content(plain) == content(question)
     reasoned = replace(plain, choices=("Trees are plants, and plants grow. So it is Answer1.",))
     assert content(reasoned) == content(question)

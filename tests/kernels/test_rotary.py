@@ -34,11 +34,10 @@ def test_it_turns_as_transformers_does_up_to_rounding(dtype: torch.dtype, roundi
         if way == "ours":
             out = Turned.apply(*leaves, cos, sin)
         else:
-            out = [
-                x.transpose(1, 2)
-                for x in apply_rotary_pos_emb(*(x.transpose(1, 2) for x in leaves), cos.to(to), sin.to(to))
-            ]
-        results.append([x.double() for x in (*out, *torch.autograd.grad(out, leaves, [w.to(to) for w in weights]))])
+            by_head = [x.transpose(1, 2) for x in leaves]
+            out = [x.transpose(1, 2) for x in apply_rotary_pos_emb(*by_head, cos.to(to), sin.to(to))]
+        gradients = torch.autograd.grad(out, leaves, [weight.to(to) for weight in weights])
+        results.append([x.double() for x in (*out, *gradients)])
     ours, theirs, exact = results
     for mine, other, true in zip(ours, theirs, exact, strict=True):
         torch.testing.assert_close(mine, other, rtol=2 * rounding, atol=2 * rounding)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.prompts.formats import FORMATS
 from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.evaluation import read_predictions
 from moslora.tasks import COMMONSENSE, TASKS
 from moslora.training.objective import LabelLoss
 from moslora.training.prepare import adapt
@@ -49,7 +51,8 @@ def test_it_trains_every_weight_that_it_has(finished: Callable[[str], Done], met
     assert sum(row["loss"] for row in rows[-3:]) < sum(row["loss"] for row in rows[:3])
     fresh = load_base(done.recipe.model)
     inject(fresh, **done.recipe.adapter_options(), seed=done.recipe.seed)
-    start, end = adapter_state_dict(fresh), load_file(done.out / "adapter" / "adapter.safetensors")
+    start = adapter_state_dict(fresh)
+    end = load_file(done.out / "adapter" / "adapter.safetensors")
     assert start.keys() == end.keys()
     rests = {key for key, value in end.items() if value.equal(start[key])}
     assert rests == {key for key in end if key.endswith(FIXED.get(method, ("nothing",)))}
@@ -82,13 +85,17 @@ def test_it_says_the_rates_that_it_trains_by(finished: Callable[[str], Done], me
 
     def said(**changes: float) -> list[str]:
         training = done.recipe.training.model_copy(update=changes)
-        base, section = done.recipe.model, done.recipe.adapter
+        base = done.recipe.model
         model = adapt(meta_model(base), done.recipe)
         plan = StepPlan.of(training, rows=84, seed=0)
-        return describe(model, plan, base=base, adapter=section, training=training)
+        return describe(model, plan, base=base, adapter=done.recipe.adapter, training=training)
 
-    plus = ", B × 16" if method == "methods/lora-plus" else ""
-    mixer = ", M × 6" if learns else ""
+    plus = ""
+    if method == "methods/lora-plus":
+        plus = ", B × 16"
+    mixer = ""
+    if learns:
+        mixer = ", M × 6"
     assert len(said()) == 3 and f"learning rate 0.03{plus}, linear" in said()[2]
     assert f"learning rate 0.03{plus}{mixer}, linear" in said(mixer_rate_ratio=6.0)[2]
 
@@ -108,8 +115,9 @@ def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], m
     target = open_target(str(finished(method).out))
     _, out = evaluate_target(target, limit=2)
     model = load_adapted(open_adapter(finished(method).out / "adapter"))
-    encoder, form = Encoder(tokenizer(), max_length=128), FORMATS["label"]
-    scores = {p["id"]: p["scores"] for p in map(json.loads, (out / "predictions.jsonl").read_text().splitlines())}
+    encoder = Encoder(tokenizer(), max_length=128)
+    form = FORMATS["label"]
+    scores = {prediction.id: prediction.scores for prediction in read_predictions(out)}
     assert len(scores) == 6
     for task in ("boolq", "arc_easy", "obqa"):
         describe_task(model, task)
@@ -152,12 +160,10 @@ def test_the_gradient_reaches_the_embeddings_of_the_rows_tasks(tasks: tuple[str,
         target_modules=["q_proj", "down_proj"],
     )
     perturb((p for p in model.parameters() if p.requires_grad), size=0.1)
-    drawn = [
-        Encoded(
-            task, task, list(range(5, 12)), [IGNORE_INDEX] * 4 + ([9, 10, 11] if n == 0 else [IGNORE_INDEX] * 3), False
-        )
-        for n, task in enumerate(tasks)
-    ]
+    ids = list(range(5, 12))
+    nothing = [IGNORE_INDEX] * len(ids)
+    drawn = [Encoded(task, task, ids, nothing, truncated=False) for task in tasks]
+    drawn[0] = replace(drawn[0], labels=[*nothing[:4], *ids[4:]])
     loss, _ = LabelLoss(model)(collate(drawn, device=torch.device("cpu"), tasks=COMMONSENSE))
     loss.backward()
     for name, parameter in model.named_parameters():
@@ -169,7 +175,8 @@ def test_the_gradient_reaches_the_embeddings_of_the_rows_tasks(tasks: tuple[str,
 def test_rows_of_a_mixed_batch_go_each_by_their_own_task(finished: Callable[[str], Done]) -> None:
     model = load_adapted(open_adapter(finished("methods/moelora").out / "adapter"))
     mixed = logits_of(model, ("boolq", "obqa"))
-    one, other = logits_of(model, ("boolq",)), logits_of(model, ("obqa",))
+    one = logits_of(model, ("boolq",))
+    other = logits_of(model, ("obqa",))
     torch.testing.assert_close(mixed[0], one[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mixed[1], other[1], rtol=1e-5, atol=1e-5)
     swapped = logits_of(model, ("obqa", "boolq"))
