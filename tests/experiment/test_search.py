@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +43,10 @@ LOSSES = {
 
 
 def loss_of(arm: str, rate: float, seed: int) -> float:
-    odd = ODD[seed] if rate == 4e-3 else 0.0
-    return LOSSES[arm, rate] + OF_SEED[seed] + odd
+    loss = LOSSES[arm, rate] + OF_SEED[seed]
+    if rate == 4e-3:
+        loss += ODD[seed]
+    return loss
 
 
 @pytest.fixture
@@ -65,15 +67,27 @@ def search_runs(runs: PretendedRuns) -> list[str]:
     return [name for name in runs.begun if not name.endswith(("-0", "-1"))]
 
 
+EVERY = dict.fromkeys(("lora", "learned"), (0.001, 0.002, 0.004))
+"""The rates of each arm."""
+
+
+def names(rates: Mapping[str, Sequence[float]], *, seeds: Sequence[int]) -> list[str]:
+    """The runs of these arms and rates, seed by seed."""
+    found = []
+    for seed in seeds:
+        for arm, of_arm in rates.items():
+            found += [f"{arm}-{rate}-{seed}" for rate in of_arm]
+    return found
+
+
 def test_close_rates_alone_get_another_seed(write: Callable[[str], str]) -> None:
     runs = PretendedRuns(loss_of)
     found = study(write(SEEDS), start=runs)
     assert found.run()
-    first = [f"{arm}-{rate}-{seed}" for seed in (7, 8) for arm in ("lora", "learned") for rate in (0.001, 0.002, 0.004)]
     begun = search_runs(runs)
-    assert begun[:12] == first
+    assert begun[:12] == names(EVERY, seeds=(7, 8))
     # lora's gap is 0.1 at a noise of 0.003; learned's 0.003 at first, and by then 0.0027, 0.003, 0.003.
-    assert begun[12:] == [f"learned-{rate}-{seed}" for seed in (9, 10, 11) for rate in (0.002, 0.004)]
+    assert begun[12:] == names({"learned": (0.002, 0.004)}, seeds=(9, 10, 11))
     assert [curve.best for curve in found.curves()] == [2e-3, 2e-3]
     index = read_index(Path("runs/e"))
     assert index.rate_noise.degrees == 2
@@ -219,9 +233,8 @@ def test_half_of_the_rates_go_on(write: Callable[[str], str]) -> None:
     found = study(write(HALVED), start=runs)
     assert found.run()
     begun = search_runs(runs)
-    at_a_quarter = [f"{arm}-{rate}-{seed}" for seed in (7, 8) for arm in LEFT for rate in (0.001, 0.002, 0.004)]
-    assert begun[:12] == at_a_quarter
-    assert begun[12:] == [f"{arm}-{rate}-{seed}" for seed in (7, 8) for arm, rates in LEFT.items() for rate in rates]
+    assert begun[:12] == names(EVERY, seeds=(7, 8)), "to a quarter"
+    assert begun[12:] == names(LEFT, seeds=(7, 8))
     assert [curve.best for curve in found.curves()] == [2e-3, 2e-3], "the better of the two left"
     _, lora, learned = next(found.tables())
     assert lora[1:] == ["3.7550 ± 0.0550 at 50 %", "3.5550 ± 0.0550 at 50 % *", "3.9070 ± 0.0570 at 25 %"]
@@ -234,8 +247,8 @@ def test_the_rates_that_halving_leaves_race_on(write: Callable[[str], str]) -> N
     found = study(file, start=runs)
     assert found.run()
     ends = search_runs(runs)[12:]
-    assert ends[:8] == [f"{arm}-{rate}-{seed}" for seed in (7, 8) for arm, rates in LEFT.items() for rate in rates]
-    assert ends[8:] == [f"learned-{rate}-{seed}" for seed in (9, 10) for rate in (0.002, 0.004)]
+    assert ends[:8] == names(LEFT, seeds=(7, 8))
+    assert ends[8:] == names({"learned": (0.002, 0.004)}, seeds=(9, 10))
 
 
 def test_a_run_that_was_stopped_at_a_share_goes_on_to_the_same_bytes(
@@ -270,7 +283,10 @@ def test_an_experiment_that_halves_trains_and_packs(
     code, said, errors = run_cli(capsys, "experiment", file, "--any-rate")
     assert code == 0, errors
     runs = {path.name: Run(path) for path in Path("runs/e/runs").iterdir()}
-    ahead = {rate: np.mean([one_run.loss_at(runs[f"lora-{rate}-{seed}"], 0.5) for seed in (7, 8)]) for rate in RATES}
+    ahead = {}
+    for rate in RATES:
+        losses = [one_run.loss_at(runs[f"lora-{rate}-{seed}"], 0.5) for seed in (7, 8)]
+        ahead[rate] = np.mean(losses)
     dropped = max(ahead, key=lambda rate: ahead[rate])
     for rate in RATES:
         assert runs[f"lora-{rate}-7"].finished == (rate != dropped)
