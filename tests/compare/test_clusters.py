@@ -24,12 +24,13 @@ def copied(run: ComparedRun, copies: int, *, grouped: bool = True) -> ComparedRu
     """The run with each question so many times."""
     tasks = {}
     for task, answers in run.tasks.items():
-        ids = [f"{task}/test/{copy}-{id}" for copy in range(copies) for id in answers.ids]
-        clusters = [id for _ in range(copies) for id in answers.ids]
+        ids: list[str] = []
+        for copy in range(copies):
+            ids += [f"{task}/test/{copy}-{id}" for id in answers.ids]
         outcomes = {name: column * copies for name, column in answers.outcomes.items()}
         found = TaskAnswers(tuple(ids), answers.gold * copies, outcomes)
         if grouped:
-            found = replace(found, clusters=tuple(clusters))
+            found = replace(found, clusters=answers.ids * copies)
         tasks[task] = found
     return with_tasks(run, tasks)
 
@@ -109,13 +110,15 @@ def test_a_packed_experiment_of_an_earlier_version_gets_the_clusters_of_its_data
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its files have none; the hash of the questions tells."""
-    runs = [ExperimentRun(arm, seed, 1e-3, f"runs/{arm}-{seed}") for arm in "ab" for seed in range(3)]
+    runs = []
     files = {}
-    for one in runs:
-        answers = drawn(one.seed, gain=0.1 * (one.arm == "b"), arm=one.arm)
-        settings = replace(answers.settings, data={"boolq": "hash"})
-        answers = replace(answers, evaluation=replace(answers.evaluation, settings=settings))
-        files[f"{one.arm}-{one.seed}"] = packed(answers, f"adapter.alpha={1 + (one.arm == 'b')}")
+    for arm, gain, alpha in (("a", 0.0, 1), ("b", 0.1, 2)):
+        for seed in range(3):
+            runs.append(ExperimentRun(arm, seed, 1e-3, f"runs/{arm}-{seed}"))
+            answers = drawn(seed, gain=gain, arm=arm)
+            settings = replace(answers.settings, data={"boolq": "hash"})
+            answers = replace(answers, evaluation=replace(answers.evaluation, settings=settings))
+            files[f"{arm}-{seed}"] = packed(answers, f"adapter.alpha={alpha}")
     write_packed(tmp_path, files)
     ExperimentIndex("e", ("a", "b"), "accuracy", tuple(runs)).write(tmp_path)
     before = compare_paths([tmp_path]).main

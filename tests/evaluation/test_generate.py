@@ -46,17 +46,22 @@ def test_answers_are_what_the_official_script_finds(task: str, text: str) -> Non
     assert answer_pattern(example).pattern == EXPRESSIONS[task]
     for label in labels(example):
         output = FORMATS["llm-adapters"].generation_prompt(example) + text.format(label)
-        official = re.findall(EXPRESSIONS[task], output.split("### Response:")[1].strip())
-        assert find_answer(text.format(label), example) == (official[0] if official else "")
+        response = output.split("### Response:")[1].strip()
+        official = re.findall(EXPRESSIONS[task], response)
+        expected = ""
+        if official:
+            expected = official[0]
+        assert find_answer(text.format(label), example) == expected
 
 
 @pytest.mark.parametrize("format", ["label", "llm-adapters"])
 def test_greedy_text_is_the_most_likely_token_32_times(format: str) -> None:
-    model, encoder = make_model(), Encoder(tokenizer(), max_length=None)
-    for prediction in Generate(model, encoder, FORMATS[format], beams=1, batch_tokens=1_000).score(
-        make_examples("siqa", 3)
-    ):
-        example = make_examples("siqa", 3)[int(prediction.id.rpartition("/")[2])]
+    model = make_model()
+    encoder = Encoder(tokenizer(), max_length=None)
+    examples = {example.id: example for example in make_examples("siqa", 3)}
+    scorer = Generate(model, encoder, FORMATS[format], beams=1, batch_tokens=1_000)
+    for prediction in scorer.score(list(examples.values())):
+        example = examples[prediction.id]
         ids = encoder.encode(FORMATS[format].generation_prompt(example), "", eos=False).ids
         start = len(ids)
         with torch.inference_mode():
@@ -83,11 +88,15 @@ def test_writing_ends_where_more_text_changes_no_answer(options: int, text: str,
     wording = Numbered(head="Choose: ", stem="answer")
     asked = Example("own/test/0", "own", "which?", tuple("abcdefghijkl"[:options]), 0, wording=wording)
     reader = tokenizer()
-    ids = [id for character in text for id in reader(character, add_special_tokens=False)["input_ids"]]
+    ids: list[int] = []
+    for character in text:
+        ids += reader(character, add_special_tokens=False)["input_ids"]
     assert len(ids) == len(text)
-    ends = [is_decided(reader.decode(ids[:n], skip_special_tokens=True), asked) for n in range(1, len(ids) + 1)]
     assert find_answer(written, asked) == find_answer(text, asked) == answer
-    assert ends == [n >= len(written) and text not in ("no", "is answer1") for n in range(1, len(ids) + 1)]
+    has_end = text not in ("no", "is answer1")
+    for count in range(1, len(ids) + 1):
+        so_far = reader.decode(ids[:count], skip_special_tokens=True)
+        assert is_decided(so_far, asked) == (has_end and count >= len(written)), so_far
 
 
 def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +181,8 @@ def test_every_field_of_transformers_generation_config_is_ours(monkeypatch: pyte
 
 def test_beams_give_what_transformers_alone_gives() -> None:
     """Of one question at a time, in the settings of LLM-Adapters' script: beams, and nothing else."""
-    model, encoder = make_model(), Encoder(tokenizer(), max_length=None)
+    model = make_model()
+    encoder = Encoder(tokenizer(), max_length=None)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer().eos_token_id, pad_token_id=0)
     found = texts(model, beams=4)
     for example in make_examples("siqa", 4):
@@ -203,17 +213,20 @@ def learned_positions(longest: int) -> GPT2LMHeadModel:
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_the_context_has_room_for_the_text_behind_a_long_question(beams: int) -> None:
-    examples, longest = make_examples("siqa", 6), 60
+    examples = make_examples("siqa", 6)
+    longest = 60
     encoder = Encoder(tokenizer(), max_length=None)
-    lengths = {e.id: len(encoder.encode(FORMATS["label"].generation_prompt(e), "", eos=False).ids) for e in examples}
+    prompts = {}
+    for example in examples:
+        prompts[example.id] = encoder.encode(FORMATS["label"].generation_prompt(example), "", eos=False).ids
     model = learned_positions(longest)
     model.generation_config = GenerationConfig(eos_token_id=None)
     found = evaluate(model, tokenizer(), {"siqa": examples}, Request(**GENERATE, beams=beams)).predictions
-    assert {p.id: p.truncated for p in found} == {id: length > longest - 32 for id, length in lengths.items()}
+    assert {p.id: p.truncated for p in found} == {id: len(ids) > longest - 32 for id, ids in prompts.items()}
     scorer = Generate(model, Encoder(tokenizer(), max_length=longest), FORMATS["label"], beams=1, batch_tokens=400)
     for example in examples:
-        whole = encoder.encode(FORMATS["label"].generation_prompt(example), "", eos=False).ids
-        assert scorer.encode(example)[1].ids == whole[-(longest - 32) :], "it loses its start"
+        _, text = scorer.encode(example)
+        assert text.ids == prompts[example.id][-(longest - 32) :], "it loses its start"
 
 
 def test_a_context_without_room_for_a_text_is_refused_in_a_line() -> None:
@@ -223,8 +236,8 @@ def test_a_context_without_room_for_a_text_is_refused_in_a_line() -> None:
     assert len(evaluate(learned_positions(34), *asked).predictions) == 2
 
 
-@pytest.mark.parametrize("protocol", ["choice", "generate", "cloze"])
-def test_a_limit_beyond_the_models_context_is_refused(protocol: Any) -> None:
-    request = Request(protocol=protocol, format="cloze" if protocol == "cloze" else "label", max_length=4_000)
+@pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("generate", "label"), ("cloze", "cloze")])
+def test_a_limit_beyond_the_models_context_is_refused(protocol: Any, format: Any) -> None:
+    request = Request(protocol=protocol, format=format, max_length=4_000)
     with pytest.raises(UsageError, match=r"evaluation\.max_length = 4000: .* 120 tokens"):
         evaluate(learned_positions(120), tokenizer(), {"siqa": make_examples("siqa", 2)}, request)

@@ -21,7 +21,8 @@ from moslora.training.optimizer import build_optimizer
 from reference import PROJECTIONS, tiny_llama
 from trainer_kit import under_the_trainer
 
-STEPS, ROWS = 20, 16
+STEPS = 20
+ROWS = 16
 
 
 class Losses:
@@ -71,9 +72,9 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
         adapter = {"target_modules": list(PROJECTIONS), "peft": method}
         recipe = Recipe.model_validate({"name": "any", "model": {"name": "any"}, "adapter": adapter})
         base = with_adapters(base, recipe, state=peft.get_peft_model_state_dict(theirs))
-    accelerator, ours = Accelerator(cpu=True), Losses()
+    ours = Losses()
     parts = Parts(
-        accelerator=accelerator,
+        accelerator=Accelerator(cpu=True),
         settings=settings,
         model=base,
         objective=LabelLoss(base),
@@ -92,7 +93,9 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
         stop_requested=lambda step: False,
     )
 
-    ordered = [data[row] for step in range(len(plan)) for row in plan[step]]
+    ordered: list[Encoded] = []
+    for step in range(len(plan)):
+        ordered += [data[row] for row in plan[step]]
     expected = under_the_trainer(
         theirs,
         ordered,

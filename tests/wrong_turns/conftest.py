@@ -62,11 +62,15 @@ def refused(here: Path, world: Path, trained: Path, capsys: pytest.CaptureFixtur
     """
 
     def check(command: str, *names: str, code: int = 2, leaves: bool = False) -> str:
-        before, run_before = files(here), files(trained)
+        before = files(here)
+        run_before = files(trained)
         words = [word.format(world=world, run=trained) for word in command.split(" ")]
         found, _, errors = run(capsys, *words)
         # Beside the error there may be other output, of pip or of a progress bar.
-        said = "\n".join(line for line in errors.splitlines() if line.lower().startswith("error: ")) or errors
+        lines = [line for line in errors.splitlines() if line.lower().startswith("error: ")]
+        said = errors
+        if lines:
+            said = "\n".join(lines)
         print(f"moslora {command}\n{said}")
         assert (found, [name for name in names if name not in said]) == (code, []), said
         after = files(here)
@@ -84,7 +88,8 @@ def before_call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``before_call(target, act, call=1)``: ``act`` runs right before that call of what ``target`` names."""
 
     def patch(target: str, act: Callable[[], object], *, call: int = 1) -> None:
-        real, calls = pkgutil.resolve_name(target), itertools.count(1)
+        real = pkgutil.resolve_name(target)
+        calls = itertools.count(1)
 
         @functools.wraps(real)
         def wrapper(*arguments: Any, **options: Any) -> Any:
