@@ -1,0 +1,182 @@
+"""Gain against forgetting beside the best learning rate: the tables and the figure of docs/second-edition.md.
+
+    python -m benchmarks.article.rates                                # docs/experiments/article-second
+    python -m benchmarks.article.rates runs/mine --print-only
+
+An arm NAME-low or NAME-high is the method of the arm NAME at the rate below or above its best. The base's answers lie
+in one of the runs: ``moslora eval FOLDER/runs/RUN --base``.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from benchmarks import DOCS
+from benchmarks.article.results import ScoredExperiment, load, made_of
+from benchmarks.svg import from_report, write_pictures
+from benchmarks.tables import markdown, publish
+from moslora.compare.statistics import Floats
+from moslora.evaluation.intervals import mean_of
+from moslora.report.canvas import MUTED, Canvas, Style
+from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change
+from moslora.runs.outcomes import OUTCOMES
+
+FOLDER = DOCS / "experiments" / "article-second"
+PAGE = DOCS / "second-edition.md"
+
+LOW = "-low"
+HIGH = "-high"
+
+OUTCOMES_NAMED = (GAINED, "accuracy", FORGOTTEN)
+"""Of the experiment, each a family of its own."""
+
+
+@dataclass(frozen=True)
+class AtRate:
+    """A method at one learning rate.
+
+    Attributes:
+        arm: its name in the experiment.
+        gained: log p of the right option above the base's, of each run.
+        forgotten: nats per byte above the base's, of each run.
+    """
+
+    arm: str
+    rate: float
+    gained: Floats
+    forgotten: Floats
+
+    @property
+    def method(self) -> str:
+        return self.arm.removesuffix(LOW).removesuffix(HIGH)
+
+    @property
+    def is_best(self) -> bool:
+        return self.arm == self.method
+
+
+def by_method(found: ScoredExperiment) -> dict[str, list[AtRate]]:
+    """Method -> what it gains and forgets, rate by rate.
+
+    Raises:
+        SystemExit: the base was asked nothing.
+    """
+    if found.base is None:
+        raise SystemExit("the base's answers are missing; moslora eval RUN --base of one of the runs")
+    asked = {task: answers.ids for task, answers in found.base.tasks.items()}
+    methods: dict[str, list[AtRate]] = {}
+    for arm in found.arms:
+        runs = [run.evaluation.only(asked) for run in arm.runs.values()]
+        one = AtRate(
+            arm=arm.name,
+            rate=found.runs[arm.name][0].recipe.training.learning_rate,
+            gained=np.array([change(GAINED, run, found.base) for run in runs]),
+            forgotten=np.array([change(FORGOTTEN, run, found.base) for run in runs]),
+        )
+        methods.setdefault(one.method, []).append(one)
+    for rates in methods.values():
+        rates.sort(key=lambda one: one.rate)
+    return methods
+
+
+def rates_table(methods: Mapping[str, Sequence[AtRate]]) -> str:
+    """A row for each method and rate."""
+    rows = [["", "learning rate", "seeds", "log p gained", "nats per byte lost"]]
+    for method, rates in methods.items():
+        for one in rates:
+            rate = f"{one.rate:g}"
+            if one.is_best:
+                rate = f"**{rate}**"
+            cells = [_mean(one.gained, GAINED), _mean(one.forgotten, FORGOTTEN)]
+            rows.append([method, rate, str(len(one.gained)), *cells])
+    return markdown(rows)
+
+
+def _mean(values: Floats, outcome: str) -> str:
+    """With its standard error over the seeds."""
+    mean = mean_of(values.tolist())
+    digits = OUTCOMES[outcome].fine
+    text = f"{mean.value:.{digits}f}"
+    if mean.error is not None:
+        text += f" ± {mean.error:.{digits}f}"
+    return text
+
+
+def figure(canvas: Canvas, methods: Mapping[str, Sequence[AtRate]]) -> Markup:
+    """A line for each method, from its lowest to its highest rate; the marks grow with the rate."""
+    with canvas.figure(6, 3.8) as (drawn, axes):
+        for method, rates in methods.items():
+            _draw(axes, rates, canvas.style(method), label=method)
+        axes.axhline(0, color=MUTED, linewidth=1.2)
+        axes.axvline(0, color=MUTED, linewidth=1.2)
+        axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
+        axes.set_title("Against the base; marks grow with the learning rate")
+        axes.locator_params(nbins=5)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return canvas.keep("rates", drawn)
+
+
+def _draw(axes: Axes, rates: Sequence[AtRate], style: Style, *, label: str) -> None:
+    """Means with their standard errors over the seeds; the best rate's mark is filled."""
+    x = [one.forgotten.mean() for one in rates]
+    y = [one.gained.mean() for one in rates]
+    axes.plot(x, y, color=style.color, linewidth=1.2, alpha=0.6)
+    for place, one in enumerate(rates):
+        fill = "none"
+        shown = None
+        if one.is_best:
+            fill = style.color
+            shown = label
+        axes.errorbar(
+            x[place],
+            y[place],
+            _error(one.gained),
+            _error(one.forgotten),
+            color=style.color,
+            marker=style.marker,
+            markersize=4.5 + 2 * place,
+            markerfacecolor=fill,
+            linestyle="",
+            elinewidth=1,
+            label=shown,
+        )
+
+
+def _error(values: Floats) -> float:
+    """Standard error of the mean; 0 for one value."""
+    return mean_of(values.tolist()).error or 0.0
+
+
+def pictures(found: ScoredExperiment) -> dict[str, str]:
+    """Path in docs/ -> SVG."""
+    methods = by_method(found)
+    with tempfile.TemporaryDirectory() as folder:
+        svg = figure(Canvas(Path(folder), list(methods)), methods)
+    return {"second-edition/rates.svg": from_report(svg)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Draw and tabulate gain and forgetting by learning rate.")
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="%(default)s")
+    parser.add_argument("--print-only", action="store_true", help="leave the document and the figure as they are")
+    given = parser.parse_args()
+    found = load(given.folder)
+    methods = by_method(found)
+    publish(f"{rates_table(methods)}\n\n{made_of(found)}", PAGE, "rates", print_only=given.print_only)
+    for outcome in OUTCOMES_NAMED:
+        said = "\n".join(f"* {line}" for line in found.concluded(outcome))
+        publish(said, PAGE, outcome, print_only=given.print_only)
+    if not given.print_only:
+        write_pictures(pictures(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Gain and forgetting by learning rate: of an experiment that was drawn at random, against its numbers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.article import rates, results
+from benchmarks.svg import from_report
+from compare_kit import base, drawn, packed, with_tasks
+from moslora.compare.index import ExperimentIndex, ExperimentRun
+from moslora.compare.runs import ComparedRun
+from moslora.report.canvas import Canvas
+from moslora.runs.answers import TaskAnswers
+from moslora.runs.packed import write_packed
+
+RATES = {"lora-low": 1e-3, "lora": 2e-3, "lora-high": 4e-3, "moelora-low": 4e-3, "moelora": 8e-3}
+SEEDS = (0, 1, 2)
+NATS_OF_BASE = 0.9
+UNTRAINED = base(gain=-0.02)
+
+
+def nats(arm: str, seed: int) -> float:
+    """Of each byte: the higher the rate, the more is forgotten."""
+    return 1 + 10 * RATES[arm] + 0.02 * (seed == 1)
+
+
+def with_texts(answers: ComparedRun, nats: float) -> ComparedRun:
+    ids = tuple(f"passages/test/{number:02}" for number in range(20))
+    column = tuple((nats + 0.1 * np.sin(np.arange(20))).tolist())
+    return with_tasks(answers, {**answers.tasks, "passages": TaskAnswers(ids, (), {"nats_per_byte": column})})
+
+
+def answers(arm: str, seed: int) -> ComparedRun:
+    return with_texts(drawn(seed, gain=5 * RATES[arm], arm=arm), nats(arm, seed))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The base was asked beside the last run."""
+    small_files = {}
+    runs = []
+    for arm, rate in RATES.items():
+        method = arm.removesuffix("-low").removesuffix("-high")
+        for seed in SEEDS:
+            name = f"{arm}-{seed}"
+            changes = (f"extends=methods/{method}", f"training.learning_rate={rate}")
+            small_files[name] = packed(answers(arm, seed), *changes)
+            runs.append(ExperimentRun(arm, seed, rate, f"runs/{name}"))
+    untrained = with_texts(UNTRAINED, NATS_OF_BASE)
+    small_files[name] = packed(answers(arm, seed), *changes, base=untrained)
+    write_packed(tmp_path, small_files)
+    index = ExperimentIndex("drawn", ("lora", "moelora"), "log_probability", tuple(runs))
+    index.write(tmp_path)
+    return tmp_path
+
+
+def test_each_method_has_its_gains_and_losses_by_rate(folder: Path) -> None:
+    methods = rates.by_method(results.load(folder))
+    assert {method: [one.arm for one in its] for method, its in methods.items()} == {
+        "lora": ["lora-low", "lora", "lora-high"],
+        "moelora": ["moelora-low", "moelora"],
+    }
+    for its in methods.values():
+        for one in its:
+            assert one.rate == RATES[one.arm]
+            forgotten = [nats(one.arm, seed) - NATS_OF_BASE for seed in SEEDS]
+            assert one.forgotten == pytest.approx(np.array(forgotten), rel=1e-6)
+            gained = []
+            for seed in SEEDS:
+                run = answers(one.arm, seed)
+                by_task = []
+                for task, of_base in UNTRAINED.tasks.items():
+                    after = np.mean(run.tasks[task].outcomes["log_probability"])
+                    by_task.append(after - np.mean(of_base.outcomes["log_probability"]))
+                gained.append(np.mean(by_task))
+            assert one.gained == pytest.approx(np.array(gained), rel=1e-5)
+
+
+def test_the_table_and_the_figure_name_every_rate(folder: Path) -> None:
+    methods = rates.by_method(results.load(folder))
+    rows = rates.rates_table(methods).splitlines()[2:]
+    assert [row.split(" | ")[:3] for row in rows] == [
+        ["| lora", "0.001", "3"],
+        ["| lora", "**0.002**", "3"],
+        ["| lora", "0.004", "3"],
+        ["| moelora", "0.004", "3"],
+        ["| moelora", "**0.008**", "3"],
+    ]
+    best = methods["lora"][1]
+    error = best.forgotten.std(ddof=1) / 3**0.5
+    assert rows[1].endswith(f"| {best.forgotten.mean():.4f} ± {error:.4f} |")
+    svg = from_report(rates.figure(Canvas(folder, list(methods)), methods))
+    assert ">lora<" in svg and ">moelora<" in svg and "lora-low" not in svg
+
+
+def test_without_the_base_there_is_no_gain(folder: Path) -> None:
+    found = replace(results.load(folder), base=None)
+    with pytest.raises(SystemExit, match="moslora eval RUN --base"):
+        rates.by_method(found)
