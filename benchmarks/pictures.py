@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable
 
 from benchmarks import DOCS
-from benchmarks.article import ablation, argument, proof, report_page, results
+from benchmarks.article import ablation, argument, proof, rates, report_page, results
 from benchmarks.speed import growth
 from benchmarks.svg import write_pictures
 
@@ -20,6 +20,11 @@ def of_results() -> dict[str, str]:
     """Path in docs/ -> SVG, from docs/experiments/article."""
     found = results.load(DOCS / "experiments" / "article")
     return {f"results/{name}": svg for name, svg in results.pictures(found).items()}
+
+
+def of_second_edition() -> dict[str, str]:
+    """Path in docs/ -> SVG, from docs/experiments/article-second."""
+    return rates.pictures(results.load(rates.FOLDER))
 
 
 def of_proof() -> dict[str, str]:
@@ -33,6 +38,7 @@ SOURCES: dict[str, Callable[[], dict[str, str]]] = {
     "proof": of_proof,
     "report": report_page.pictures,
     "results": of_results,
+    "second-edition": of_second_edition,
     "speed": growth.pictures,
 }
 """Where pictures come from, and what draws them."""

@@ -114,6 +114,7 @@ def figure(canvas: Canvas, methods: Mapping[str, Sequence[AtRate]]) -> Markup:
     with canvas.figure(6, 3.8) as (drawn, axes):
         for method, rates in methods.items():
             _draw(axes, rates, canvas.style(method), label=method)
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # far from the base and close together, they stay apart
         axes.axhline(0, color=MUTED, linewidth=1.2)
         axes.axvline(0, color=MUTED, linewidth=1.2)
         axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
