@@ -30,6 +30,9 @@ PAGE = DOCS / "experiments.md"
 
 QUESTIONS = 256
 
+REPLAYED = {4: ((4,), (2, 3, 4), (3, 4)), 6: ((6,), (3, 6), (2, 4, 6))}
+"""Number of seeds -> the plans of looks with which committed runs are replayed."""
+
 PLANS = (PlannedLooks(tuple(range(9)), (3, 6, 9)), PlannedLooks(tuple(range(4)), (2, 3, 4)))
 
 
@@ -185,15 +188,18 @@ def means_of(taken: Sequence[Taken], *, full: int, seeds: int) -> list[str]:
 
 
 def replayed_rows(folder: Path, outcome: str) -> list[list[str]]:
-    """A row per plan of looks at the committed runs."""
-    compared = compare_paths([folder], outcome=outcome)
-    margin = compared.named[0].unit.margin / compared.named[0].unit.factor
+    """A row per plan of looks at the committed runs: at the contrasts with one arm that have all seeds."""
+    named = compare_paths([folder], outcome=outcome).named
+    against = named[0].before
+    count = max(contrast.seeds for contrast in named)
+    contrasts = [contrast for contrast in named if contrast.before == against and contrast.seeds == count]
+    margin = named[0].unit.margin / named[0].unit.factor
     rows = []
-    for after in ((4,), (2, 3, 4), (3, 4)):
-        looks = PlannedLooks((0, 1, 2, 3), after)
-        laws = [laws_of(contrast, after) for contrast in compared.named]
+    for after in REPLAYED[count]:
+        looks = PlannedLooks(tuple(range(count)), after)
+        laws = [laws_of(contrast, after) for contrast in contrasts]
         taken = decided_by(laws, looks, margin=margin)
-        runs = f"{taken.runs} of {4 * len(laws) + 4}"
+        runs = f"{taken.runs} of {count * (len(laws) + 1)}"
         found = [str(taken.equal), str(taken.different)]
         rows.append([f"{outcome}, committed runs", in_words(after), runs, *found])
     return rows
@@ -209,6 +215,14 @@ def laws_of(contrast: Contrast, after: Sequence[int]) -> list[Law]:
     return laws
 
 
+def replayed_table(folder: Path) -> str:
+    """The committed runs of another experiment, by its own family."""
+    rows = [["outcome", "plan", "runs that are scored", "equal", "different"]]
+    for outcome in ("log_probability", FORGOTTEN):
+        rows += replayed_rows(folder, outcome)
+    return markdown(rows)
+
+
 def saved_table(studies: int) -> str:
     rows = [["outcome", "plan", "runs that are scored", "equal, of 11", "different, of 11"]]
     for outcome, margin in (("log_probability", 0.01), (FORGOTTEN, 0.005)):
@@ -221,7 +235,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2_000, help="of each world (%(default)s)")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="print what looks at this experiment save, alone")
     given = parser.parse_args()
+    if given.replay:
+        print(replayed_table(given.replay))
+        return
     publish(errors_table(given.studies), PAGE, "looks-errors", print_only=given.print_only)
     publish(saved_table(given.studies // 10), PAGE, "looks-saved", print_only=given.print_only)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import DOCS
 from benchmarks.checks.error_rates import LAWS, OWN, found_by_laws
-from benchmarks.checks.looks import errors_of
+from benchmarks.checks.looks import errors_of, replayed_rows
 from benchmarks.checks.worlds import Draw, World, in_clusters, lognormal, normal, student, thresholded, with_bad_seeds
 from moslora.compare.index import PlannedLooks
 from moslora.compare.statistics import LEVEL
@@ -77,3 +78,10 @@ def test_right_and_wrong_answers_vary_as_much_as_they_should() -> None:
     lucky = thresholded(like)
     shift = lucky.luck[1] / np.sqrt(1 + lucky.taste[1] ** 2 + lucky.noise[1] ** 2)
     assert stats.norm.cdf(shift) - 0.5 == pytest.approx(0.01, rel=0.01)
+
+
+@pytest.mark.parametrize("experiment", ["article", "article-second"])
+def test_the_page_has_the_looks_at_the_committed_runs(experiment: str) -> None:
+    page = (DOCS / "experiments.md").read_text(encoding="utf-8")
+    for row in replayed_rows(DOCS / "experiments" / experiment, "log_probability"):
+        assert f"| {' | '.join(row)} |\n" in page
