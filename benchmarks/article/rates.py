@@ -24,8 +24,9 @@ from benchmarks.svg import from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.statistics import Floats
 from moslora.evaluation.intervals import mean_of
-from moslora.report.canvas import MUTED, Canvas, Style
-from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change
+from moslora.experiment.tables import mean_in_words
+from moslora.report.canvas import Canvas, Style
+from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change, draw_base
 from moslora.runs.outcomes import OUTCOMES
 
 FOLDER = DOCS / "experiments" / "article-second"
@@ -70,13 +71,11 @@ def by_method(found: ScoredExperiment) -> dict[str, list[AtRate]]:
     """
     if found.base is None:
         raise SystemExit("the base's answers are missing; moslora eval RUN --base of one of the runs")
-    asked = {task: answers.ids for task, answers in found.base.tasks.items()}
     methods: dict[str, list[AtRate]] = {}
-    for arm in found.arms:
-        runs = [run.evaluation.only(asked) for run in arm.runs.values()]
+    for arm, runs in found.asked_as_base(found.base).items():
         one = AtRate(
-            arm=arm.name,
-            rate=found.runs[arm.name][0].recipe.training.learning_rate,
+            arm=arm,
+            rate=found.runs[arm][0].recipe.training.learning_rate,
             gained=np.array([change(GAINED, run, found.base) for run in runs]),
             forgotten=np.array([change(FORGOTTEN, run, found.base) for run in runs]),
         )
@@ -94,19 +93,10 @@ def rates_table(methods: Mapping[str, Sequence[AtRate]]) -> str:
             rate = f"{one.rate:g}"
             if one.is_best:
                 rate = f"**{rate}**"
-            cells = [_mean(one.gained, GAINED), _mean(one.forgotten, FORGOTTEN)]
-            rows.append([method, rate, str(len(one.gained)), *cells])
+            gained = mean_in_words(one.gained.tolist(), digits=OUTCOMES[GAINED].fine)
+            forgotten = mean_in_words(one.forgotten.tolist(), digits=OUTCOMES[FORGOTTEN].fine)
+            rows.append([method, rate, str(len(one.gained)), gained, forgotten])
     return markdown(rows)
-
-
-def _mean(values: Floats, outcome: str) -> str:
-    """With its standard error over the seeds."""
-    mean = mean_of(values.tolist())
-    digits = OUTCOMES[outcome].fine
-    text = f"{mean.value:.{digits}f}"
-    if mean.error is not None:
-        text += f" ± {mean.error:.{digits}f}"
-    return text
 
 
 def figure(canvas: Canvas, methods: Mapping[str, Sequence[AtRate]]) -> Markup:
@@ -115,12 +105,7 @@ def figure(canvas: Canvas, methods: Mapping[str, Sequence[AtRate]]) -> Markup:
         for method, rates in methods.items():
             _draw(axes, rates, canvas.style(method), label=method)
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # far from the base and close together, they stay apart
-        axes.axhline(0, color=MUTED, linewidth=1.2)
-        axes.axvline(0, color=MUTED, linewidth=1.2)
-        axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
-        axes.set_title("Against the base; marks grow with the learning rate")
-        axes.locator_params(nbins=5)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        draw_base(axes, "marks grow with the learning rate")
     return canvas.keep("rates", drawn)
 
 

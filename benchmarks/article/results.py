@@ -92,6 +92,14 @@ class ScoredExperiment:
             found[outcome] = {one.after: (one, member) for one, member in zip(contrasts, members, strict=True)}
         return found
 
+    def asked_as_base(self, base: Evaluation) -> dict[str, list[Evaluation]]:
+        """Arm -> the answers of its runs to the questions of the base."""
+        asked = {task: answers.ids for task, answers in base.tasks.items()}
+        found = {}
+        for arm in self.arms:
+            found[arm.name] = [run.evaluation.only(asked) for run in arm.runs.values()]
+        return found
+
     def concluded(self, outcome: str) -> list[str]:
         """The lines of `moslora compare` about the contrasts that were named."""
         tasks = self.tasks(outcome)
@@ -303,10 +311,9 @@ def figures(found: ScoredExperiment) -> dict[str, Markup | None]:
         canvas = Canvas(Path(folder), found.names)
         traded = None
         if found.base is not None:
-            asked = {task: answers.ids for task, answers in found.base.tasks.items()}
             runs = []
-            for arm in found.arms:
-                runs += [(arm.name, run.evaluation.only(asked)) for run in arm.runs.values()]
+            for arm, of_arm in found.asked_as_base(found.base).items():
+                runs += [(arm, run) for run in of_arm]
             traded = gain_and_forgetting(canvas, runs, found.base)
         return {
             "forest": forest(canvas, found),

@@ -8,11 +8,10 @@ import pytest
 
 from benchmarks.article import rates, results
 from benchmarks.svg import from_report
-from compare_kit import base, drawn, packed, with_tasks
+from compare_kit import base, drawn, packed, with_texts
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.runs import ComparedRun
 from moslora.report.canvas import Canvas
-from moslora.runs.answers import TaskAnswers
 from moslora.runs.packed import write_packed
 
 RATES = {"lora-low": 1e-3, "lora": 2e-3, "lora-high": 4e-3, "moelora-low": 4e-3, "moelora": 8e-3}
@@ -24,12 +23,6 @@ UNTRAINED = base(gain=-0.02)
 def nats(arm: str, seed: int) -> float:
     """Of each byte: the higher the rate, the more is forgotten."""
     return 1 + 10 * RATES[arm] + 0.02 * (seed == 1)
-
-
-def with_texts(answers: ComparedRun, nats: float) -> ComparedRun:
-    ids = tuple(f"passages/test/{number:02}" for number in range(20))
-    column = tuple((nats + 0.1 * np.sin(np.arange(20))).tolist())
-    return with_tasks(answers, {**answers.tasks, "passages": TaskAnswers(ids, (), {"nats_per_byte": column})})
 
 
 def answers(arm: str, seed: int) -> ComparedRun:

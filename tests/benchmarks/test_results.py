@@ -13,26 +13,15 @@ import numpy as np
 import pytest
 
 from benchmarks.article import results
-from compare_kit import base, drawn, packed, with_tasks
+from compare_kit import base, drawn, packed, with_texts
 from moslora.compare.index import ExperimentIndex, ExperimentRun
-from moslora.compare.runs import ComparedRun
 from moslora.experiment.tables import mean_over_seeds
 from moslora.report.canvas import Canvas
 from moslora.report.figures.forgetting import change
-from moslora.runs.answers import TaskAnswers
 from moslora.runs.packed import PackedRun, read_packed, write_packed
 
 METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
 SEEDS = (0, 1, 2, 3)
-TEXTS = "passages"  # which are none of the experiment's own questions
-
-
-def with_texts(answers: ComparedRun, nats: float) -> ComparedRun:
-    """With twenty texts, of which every byte costs the model ``nats``, some more and some less."""
-    ids = tuple(f"{TEXTS}/test/{number:02}" for number in range(20))
-    column = tuple((nats + 0.1 * np.sin(np.arange(20))).tolist())
-    texts = TaskAnswers(ids, (), {"nats_per_byte": column})
-    return with_tasks(answers, {**answers.tasks, TEXTS: texts})
 
 
 def without_base(run: PackedRun) -> PackedRun:

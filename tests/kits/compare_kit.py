@@ -29,6 +29,7 @@ SETTINGS = Settings(
     metadata={"base": "small", "fingerprint": "f00d", "adapter": "abc", "quantization": None},
 )
 SIZES = {"boolq": 60, "siqa": 40, "obqa": 50}
+TEXTS = "passages"  # which are none of the experiments' own questions
 WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
 
 
@@ -99,6 +100,14 @@ def packed(answers: ComparedRun, *changes: str, base: ComparedRun | None = None,
         metrics=[],
         answers={name: its.tasks for name, its in evaluations.items()},
     )
+
+
+def with_texts(answers: ComparedRun, nats: float) -> ComparedRun:
+    """With twenty texts, of which every byte costs the model ``nats``, some more and some less."""
+    ids = tuple(f"{TEXTS}/test/{number:02}" for number in range(20))
+    column = tuple((nats + 0.1 * np.sin(np.arange(20))).tolist())
+    texts = TaskAnswers(ids, (), {"nats_per_byte": column})
+    return with_tasks(answers, {**answers.tasks, TEXTS: texts})
 
 
 def pack_arms(

@@ -117,8 +117,13 @@ def mean_over_seeds(runs: Sequence[Evaluation], outcome: str) -> str:
         averages.append(measure.factor * fmean(fmean(column) for column in columns))
     if not averages:
         return "–"
-    mean = mean_of(averages)
-    text = f"{mean.value:.{measure.fine}f}"
+    return mean_in_words(averages, digits=measure.fine)
+
+
+def mean_in_words(values: Sequence[float], *, digits: int) -> str:
+    """The mean of one number of each run, ± its standard error over the seeds."""
+    mean = mean_of(values)
+    text = f"{mean.value:.{digits}f}"
     if mean.error is not None:
-        text += f" ± {mean.error:.{measure.fine}f}"
+        text += f" ± {mean.error:.{digits}f}"
     return text

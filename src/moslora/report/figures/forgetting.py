@@ -44,13 +44,18 @@ def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], 
             _draw(axes, found[arm], canvas.style(arm), label=label_once(axes, arm))
         if len(found) > 1:  # far from the base and close together, they stay apart
             axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-        axes.axhline(0, color=MUTED, linewidth=1.2)
-        axes.axvline(0, color=MUTED, linewidth=1.2)
-        axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
-        axes.set_title("Against the base; means ± standard errors over seeds")
-        axes.locator_params(nbins=5)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        draw_base(axes, "means ± standard errors over seeds")
     return canvas.keep("gain-and-forgetting", figure)
+
+
+def draw_base(axes: Axes, title: str) -> None:
+    """The base at zero, the title and labels of the axes, and the legend beside them; after the marks."""
+    axes.axhline(0, color=MUTED, linewidth=1.2)
+    axes.axvline(0, color=MUTED, linewidth=1.2)
+    axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
+    axes.set_title(f"Against the base; {title}")
+    axes.locator_params(nbins=5)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _changes(arms: Sequence[str], runs: Sequence[tuple[str, Evaluation]], base: Evaluation) -> dict[str, Floats]:
