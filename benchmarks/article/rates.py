@@ -27,6 +27,7 @@ from moslora.evaluation.intervals import mean_of
 from moslora.experiment.tables import mean_in_words
 from moslora.report.canvas import Canvas, Style
 from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change, draw_base
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 
 FOLDER = DOCS / "experiments" / "article-second"
@@ -37,6 +38,10 @@ HIGH = "-high"
 
 OUTCOMES_NAMED = (GAINED, "accuracy", FORGOTTEN)
 """Of the experiment, each a family of its own."""
+
+
+def method_of(arm: str) -> str:
+    return arm.removesuffix(LOW).removesuffix(HIGH)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class AtRate:
 
     @property
     def method(self) -> str:
-        return self.arm.removesuffix(LOW).removesuffix(HIGH)
+        return method_of(self.arm)
 
     @property
     def is_best(self) -> bool:
@@ -97,6 +102,32 @@ def rates_table(methods: Mapping[str, Sequence[AtRate]]) -> str:
             forgotten = mean_in_words(one.forgotten.tolist(), digits=OUTCOMES[FORGOTTEN].fine)
             rows.append([method, rate, str(len(one.gained)), gained, forgotten])
     return markdown(rows)
+
+
+def reruns_table(found: ScoredExperiment, other: ScoredExperiment) -> str:
+    """How far the runs of a method are from those with the same rate and seed in another experiment."""
+    rows = [["", "learning rate", "seed", *(OUTCOMES[outcome].title for outcome in OUTCOMES_NAMED)]]
+    then = _runs_of(other)
+    for (method, rate, seed), run in _runs_of(found).items():
+        if (method, rate, seed) not in then:
+            continue
+        cells = []
+        for outcome in OUTCOMES_NAMED:
+            unit = OUTCOMES[outcome]
+            moved = unit.factor * change(outcome, run, then[method, rate, seed])
+            cells.append(f"{moved:+.{unit.fine}f}")
+        rows.append([method, f"{rate:g}", str(seed), *cells])
+    return markdown(rows)
+
+
+def _runs_of(found: ScoredExperiment) -> dict[tuple[str, float, int | None], Evaluation]:
+    """Method, rate and seed -> the answers of that run."""
+    runs = {}
+    for arm in found.arms:
+        rate = found.runs[arm.name][0].recipe.training.learning_rate
+        for seed, run in arm.runs.items():
+            runs[method_of(arm.name), rate, seed] = run.evaluation
+    return runs
 
 
 def figure(canvas: Canvas, methods: Mapping[str, Sequence[AtRate]]) -> Markup:
@@ -152,8 +183,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Draw and tabulate gain and forgetting by learning rate.")
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="%(default)s")
     parser.add_argument("--print-only", action="store_true", help="leave the document and the figure as they are")
+    parser.add_argument("--reruns-of", type=Path, metavar="FOLDER", help="print how far runs made again are from these")
     given = parser.parse_args()
     found = load(given.folder)
+    if given.reruns_of:
+        print(reruns_table(found, load(given.reruns_of)))
+        return 0
     methods = by_method(found)
     publish(f"{rates_table(methods)}\n\n{made_of(found)}", PAGE, "rates", print_only=given.print_only)
     for outcome in OUTCOMES_NAMED:

@@ -92,3 +92,20 @@ def test_without_the_base_there_is_no_gain(folder: Path) -> None:
     found = replace(results.load(folder), base=None)
     with pytest.raises(SystemExit, match="moslora eval RUN --base"):
         rates.by_method(found)
+
+
+def test_runs_made_again_are_paired_by_method_rate_and_seed(folder: Path) -> None:
+    """Here with themselves, but for one, whose texts cost 0.01 nats more."""
+    found = results.load(folder)
+    arms = []
+    for arm in found.arms:
+        changed = {}
+        for seed, run in arm.runs.items():
+            changed[seed] = run
+            if (arm.name, seed) == ("lora-high", 1):
+                changed[seed] = with_texts(run, nats(arm.name, seed) + 0.01)
+        arms.append(replace(arm, runs=changed))
+    rows = rates.reruns_table(replace(found, arms=arms), found).splitlines()[2:]
+    assert len(rows) == len(RATES) * len(SEEDS)
+    moved = [row for row in rows if not row.endswith("| +0.0000 |")]
+    assert moved == ["| lora | 0.004 | 1 | +0.0000 | +0.0 | +0.0100 |"]
