@@ -13,7 +13,7 @@ from cli_kit import run
 from compare_kit import SETTINGS, WIDE, base, drawn, pack_arms, with_tasks
 from message_kit import in_order, says
 from moslora.compare.arms import Arm
-from moslora.compare.comparison import Comparison, compare_arms, compare_paths
+from moslora.compare.comparison import Comparison, compare_arms, compare_paths, compare_planned
 from moslora.compare.conclusion import lines, probability, tables
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin
@@ -167,6 +167,20 @@ def test_of_contrasts_with_one_arm_the_one_with_most_pairs_has_its_mean(experime
     assert learned[:2] == ["learned", "1"] and learned[5:] == ["", "1.000", "", "1.000"]
     assert "shown: learned" in said[-2] + said[-1] and all(line.startswith("Conclusion: ") for line in said[-2:]), said
     assert says(said[-3], "this base"), said
+
+
+def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing() -> None:
+    """As their runs diverged under the other seeds. The rest of the family is judged as ever."""
+    lora, same, far = seeds(3), seeds(3, rank=4), seeds(3, gain=0.1, rank=2)
+    del lora[0], same[1], same[2]
+    index = ExperimentIndex("e", ("lora", "same"), "log_probability", (), others=(("lora", "far"),))
+    found = compare_planned(arms(lora=lora, same=same, far=far), index, outcome="log_probability")
+    assert found.count == 2 and [contrast.after for contrast in found.named] == ["far"]
+    p = found.named[0].effects[MACRO].p
+    assert tables(found)[0][-1][6] == probability(2 * p), "by Holm, over both"
+    del far[1], far[2]
+    with pytest.raises(UsageError, match="share no seed"):
+        compare_planned(arms(lora=lora, same=same, far=far), index, outcome="log_probability")
 
 
 def test_of_a_family_nothing_is_drawn_that_was_not_named(experiment: Path) -> None:

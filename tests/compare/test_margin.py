@@ -162,19 +162,9 @@ def test_a_margin_of_an_experiment_is_its_comparisons(experiment: Path, capsys: 
     assert compare_paths([experiment], outcome="accuracy").margin == Margin(0.5), "it was of another outcome"
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"margin": "a fifth"},
-        {"margin": "0"},
-        {"looks": {"seeds": [], "after": []}},
-        {"looks": {"seeds": [0, 1], "after": [2, 2]}},
-        {"looks": {"seeds": [0, 1], "after": [0, 2]}},
-        {"looks": {"seeds": [0, 1, 2], "after": [2]}},
-    ],
-)
+@pytest.mark.parametrize("damage", [{"margin": "a fifth"}, {"margin": "0"}])
 def test_a_damaged_index_is_refused_in_a_line(
-    experiment: Path, damage: dict[str, object], capsys: pytest.CaptureFixture[str]
+    experiment: Path, damage: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads((experiment / EXPERIMENT).read_bytes())
     (experiment / EXPERIMENT).write_text(json.dumps({**content, **damage}), encoding="utf-8")

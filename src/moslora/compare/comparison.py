@@ -17,7 +17,6 @@ from moslora.compare.contrast import Contrast, contrast_of
 from moslora.compare.eval_command import base_command, eval_command
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import ExperimentIndex, read_index
-from moslora.compare.looks import Looks, looks_of
 from moslora.compare.margin import Margin, read_margin
 from moslora.compare.runs import ComparedRun, in_common, read_complete
 from moslora.console import note
@@ -40,7 +39,6 @@ class Comparison:
         count: contrasts that were named, with runs or without.
         questions: a line that says which questions were left out; empty if none.
         own_margin: the largest difference that does not matter, if one was named; ``None`` for the outcome's.
-        looks: at the experiment that the arms are of; ``None`` if it is only looked at in the end.
     """
 
     outcome: str
@@ -50,12 +48,6 @@ class Comparison:
     count: int
     questions: str = ""
     own_margin: Margin | None = None
-    looks: Looks | None = None
-
-    @property
-    def names(self) -> list[tuple[str, str]]:
-        """The arms of the named contrasts."""
-        return [(contrast.before, contrast.after) for contrast in self.named]
 
     @property
     def main(self) -> Contrast | None:
@@ -132,15 +124,13 @@ def compare_loaded(
     """`compare_arms` for the arms that were loaded from ``paths``, by default with an experiment's own contrasts and
     outcome."""
     index = None
-    looks = None
     if len(paths) == 1:
         index = read_index(paths[0])
     if index is not None:
         outcome = outcome or index.outcome
         if not contrasts:
             return compare_planned(arms, index, outcome=outcome, tasks=tasks, allowed=allowed)
-        looks = looks_of(index)
-    return compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed, looks=looks)
+    return compare_arms(arms, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
 
 
 def compare_planned(
@@ -154,14 +144,7 @@ def compare_planned(
         has_runs = before in by_name and after in by_name
         if has_runs and (SEEDS in allowed or have_pairs(by_name[before], by_name[after])):
             with_runs.append((before, after))
-    found = compare_arms(
-        arms,
-        contrasts=with_runs or planned,
-        outcome=outcome,
-        tasks=tasks,
-        allowed=allowed,
-        looks=looks_of(index),
-    )
+    found = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
     found = replace(found, count=len(planned), own_margin=_planned_margin(index, outcome))
     if len(planned) > 1:
         found = replace(found, exploratory=())
@@ -185,7 +168,6 @@ def compare_arms(
     outcome: str | None = None,
     tasks: str | None = None,
     allowed: Sequence[str] = (),
-    looks: Looks | None = None,
 ) -> Comparison:
     """Compares arms on the questions that all of their runs answered.
 
@@ -195,12 +177,11 @@ def compare_arms(
         outcome: the number that is compared; ``None`` for the first of `DEFAULTS` that all have.
         tasks: names separated by commas, of the tasks that are compared; ``None`` for all.
         allowed: fields that may differ; see `refuse_mixed`.
-        looks: at the experiment that the arms are of; ``None`` if it is only looked at in the end.
     """
     arms = _with_tasks(arms, tasks)
     arms = _with_outcome(arms, outcome)
     if SEEDS in allowed:
-        arms = _with_own_seeds(arms, looks)
+        arms = [replace(arm, has_own_seeds=True) for arm in arms]
         allowed = [field for field in allowed if field != SEEDS]
     refuse_mixed(arms, allowed=allowed)
     arms, questions = _on_the_same_questions(arms)
@@ -221,8 +202,7 @@ def compare_arms(
     def made(pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         found = []
         for one, other in pairs:
-            arms_of_pair = (by_name[one], by_name[other])
-            found.append(contrast_of(*arms_of_pair, outcome=outcome, unit=unit, base=base, looks=looks))
+            found.append(contrast_of(by_name[one], by_name[other], outcome=outcome, unit=unit, base=base))
         return tuple(found)
 
     against_first = [(arms[0].name, arm.name) for arm in arms[1:]]
@@ -233,14 +213,7 @@ def compare_arms(
     elif len(named) <= 1 and len(against_first) > 1:
         in_pairs = [(one, other) for one, other in against_first if have_pairs(by_name[one], by_name[other])]
         exploratory = in_pairs or against_first
-    return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions, looks=looks)
-
-
-def _with_own_seeds(arms: Sequence[Arm], looks: Looks | None) -> list[Arm]:
-    """The arms, as if their seeds had nothing to do with each other."""
-    if looks is not None:
-        raise UsageError(f"--allow {SEEDS}: not for this experiment, which looked at its runs pair by pair")
-    return [replace(arm, has_own_seeds=True) for arm in arms]
+    return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions)
 
 
 def _with_tasks(arms: Sequence[Arm], tasks: str | None) -> Sequence[Arm]:

@@ -8,18 +8,18 @@ from statistics import fmean
 
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
-from moslora.compare.decisions import lines_of_looks, members_of
 from moslora.compare.equality import (
     are_equal,
     in_words,
     inner_in_words,
+    p_unequal,
     size_in_words,
     title_of_inner,
 )
 from moslora.compare.flips import EXACT, smallest_p
 from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.margin import Margin
-from moslora.compare.statistics import LEVEL, MACRO, MICRO, Member, holm
+from moslora.compare.statistics import LEVEL, MACRO, MICRO, Member, family_with, holm
 from moslora.errors import counted
 
 SCOPE_OF_METHODS = "this base, rows like these, these steps and learning rates"
@@ -38,6 +38,14 @@ def tables(comparison: Comparison) -> list[list[list[str]]]:
     if main is not None:
         found.append(_of_contrast(main))
     return found
+
+
+def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
+    """The named contrasts, and what holds of each jointly with the others."""
+    differences = [contrast.effects[MACRO] for contrast in comparison.named]
+    unequal = [p_unequal(contrast, comparison.margin) for contrast in comparison.named]
+    members = family_with(differences, unequal, count=comparison.count)
+    return zip(comparison.named, members, strict=True)
 
 
 def _family_table(comparison: Comparison) -> list[list[str]]:
@@ -149,7 +157,6 @@ def lines(comparison: Comparison) -> list[str]:
     found = []
     if comparison.questions:
         found.append(comparison.questions)
-    found += lines_of_looks(comparison)
     if not comparison.named:
         found.append(_not_named(comparison))
         return found
@@ -172,9 +179,6 @@ def _about_contrast(main: Contrast, margin: Margin) -> list[str]:
     """The lines about the one contrast that was named, with the conclusion."""
     unit = main.unit
     effect = main.effects[MACRO]
-    if main.looks == ():
-        so_far = f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit} so far"
-        return [so_far, "Conclusion: none before the first look at two pairs of runs or more"]
     found = [
         f"{main.after} against {main.before}: {unit.change(effect.difference)} {unit.unit}, 95 % interval over"
         f" {_drawn([main])} {unit.range(effect.interval)}, {_p_in_words(effect.p)}"

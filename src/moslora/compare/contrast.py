@@ -1,14 +1,12 @@
 """One arm against another: its outcomes question by question, and the effects on every task and average."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from moslora.compare.arms import Arm, are_paired, cluster_codes, runs_of_both, values
-from moslora.compare.looks import LookedAt, Looks
-from moslora.compare.sequential import Look, SequentialLaw
 from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects, effects_unpaired
 from moslora.errors import UsageError
 from moslora.runs.evaluation import Evaluation
@@ -27,7 +25,6 @@ class Contrast:
         clusters: task -> the cluster of each question, shape ``(n,)``; without tasks whose questions are each alone.
         base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
             not there.
-        looks: at it while its runs were made, as far as they are; ``None`` if it is only looked at in the end.
         paired: whether runs of the same seed have something in common, such as their rows.
     """
 
@@ -39,20 +36,12 @@ class Contrast:
     majority: dict[str, Floats]
     clusters: dict[str, Codes]
     base: dict[str, Floats] = field(default_factory=dict)
-    looks: tuple[LookedAt, ...] | None = None
     paired: bool = True
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
-        """Task and average -> ``after`` minus ``before``. If there were looks, all of them count for the macro average,
-        and the last one alone for the rest."""
-        if not self.paired:
-            return self._unpaired(self.y)
-        differences = _differences(self.y)
-        found = effects(differences, binary=self.unit.binary, clusters=self.clusters)
-        if self.looks is not None:
-            found[MACRO] = self.macro_effect(differences)
-        return found
+        """Task and average -> ``after`` minus ``before``."""
+        return self.effects_of(self.y)
 
     def questions(self, task: str | None = None) -> int:
         """Number of questions of a task, or of all."""
@@ -76,64 +65,28 @@ class Contrast:
             return None
         before = {task: y[0] - self.base[task] for task, y in self.y.items()}
         after = {task: y[1] - self.base[task] for task, y in self.y.items()}
-        return self.macro_effect(before), self.macro_effect(after)
+        return self._over_seeds(before)[MACRO], self._over_seeds(after)[MACRO]
 
-    def effect(self, y: dict[str, tuple[Floats, Floats]]) -> Effect:
-        """The macro effect of other outcomes of both arms, as ``y``, to the same questions."""
-        if not self.paired:
-            return self._unpaired(y)[MACRO]
-        return self.macro_effect(_differences(y))
-
-    def _unpaired(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
+    def effects_of(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
+        """`effects` of other outcomes of both arms, as ``y``, to the same questions."""
+        if self.paired:
+            return self._over_seeds({task: after - before for task, (before, after) in y.items()})
         before = {task: of_before for task, (of_before, _) in y.items()}
         after = {task: of_after for task, (_, of_after) in y.items()}
         return effects_unpaired(before, after, binary=self.unit.binary, clusters=self.clusters)
 
-    def macro_effect(self, differences: dict[str, Floats]) -> Effect:
-        """The macro effect of differences on these questions; task -> shape ``(S, n)``. If there were looks, it is
-        judged by all of them; before the first, nothing is known of it."""
-        found = self._at_once(differences)
-        if self.looks is None:
-            return found
-        looks = []
-        for look in self.looks:
-            first = {task: d[: look.pairs] for task, d in differences.items()}
-            looks.append(Look(self._at_once(first).law, look.share))
-        return replace(found, law=SequentialLaw.of(found.law, looks))
-
-    def _at_once(self, differences: dict[str, Floats]) -> Effect:
-        """`macro_effect`, as if nobody had looked before."""
-        return effects(differences, binary=self.unit.binary, clusters=self.clusters)[MACRO]
-
-    def after_looks(self, count: int) -> "Contrast":
-        """As it was after ``count`` of its looks, or after all if there are fewer."""
-        looks = (self.looks or ())[:count]
-        if not looks:
-            return self
-        pairs = looks[-1].pairs
-        first = {task: (before[:pairs], after[:pairs]) for task, (before, after) in self.y.items()}
-        return replace(self, seeds=pairs, y=first, looks=looks)
+    def _over_seeds(self, differences: dict[str, Floats]) -> dict[str, Effect]:
+        """The effects of differences on these questions; task -> shape ``(S, n)``."""
+        return effects(differences, binary=self.unit.binary, clusters=self.clusters)
 
     @cached_property
     def over_majority(self) -> Effect:
         """``after`` minus the majority class, macro, where accuracies are compared."""
         differences = {task: y[1] - self.majority[task] for task, y in self.y.items()}
-        return self.macro_effect(differences)
+        return self._over_seeds(differences)[MACRO]
 
 
-def _differences(y: dict[str, tuple[Floats, Floats]]) -> dict[str, Floats]:
-    return {task: after - before for task, (before, after) in y.items()}
-
-
-def contrast_of(
-    before: Arm,
-    after: Arm,
-    *,
-    outcome: str,
-    unit: Outcome,
-    base: Evaluation | None = None,
-    looks: Looks | None = None,
-) -> Contrast:
+def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: Evaluation | None = None) -> Contrast:
     """``after`` against ``before``, whose runs have answered the same questions.
 
     Args:
@@ -142,16 +95,8 @@ def contrast_of(
         outcome: a name that the answers of every task have.
         unit: how the outcome is written.
         base: the answers of the base of both arms to the same questions, if they are there.
-        looks: at the experiment of both arms, whose runs are paired; runs beyond the last one that both have reached
-            wait for the next.
     """
     ones, others = runs_of_both(before, after)
-    looked_at = None
-    if looks is not None:
-        looked_at = looks.at(before.name, after.name, [one.seed for one in ones])
-        pairs = looks.in_order(list(zip(ones, others, strict=True)), looked_at)
-        ones = [one for one, _ in pairs]
-        others = [other for _, other in pairs]
     y_before = values(ones, outcome)
     y_after = values(others, outcome)
     majority = {}
@@ -175,7 +120,6 @@ def contrast_of(
         majority=majority,
         clusters=cluster_codes([*ones, *others]),
         base=of_base,
-        looks=looked_at,
         paired=are_paired(before, after),
     )
 

@@ -115,4 +115,4 @@ def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
     for task, (before, after) in contrast.y.items():
         gained = before - contrast.base[task]
         sides[task] = (sign * before - share * gained, sign * after)
-    return contrast.effect(sides).law
+    return contrast.effects_of(sides)[MACRO].law

@@ -81,12 +81,7 @@ def title_of_gain(unit: Outcome) -> str:
 
 
 def gain_in_words(gain: Effect | None, unit: Outcome) -> str:
-    """A gain with its interval, ``+0.0280 (+0.0190 to +0.0370)``; without it before the first look at
-    an experiment. Empty if the gain is not known."""
+    """A gain with its interval, ``+0.0280 (+0.0190 to +0.0370)``; empty if it is not known."""
     if gain is None:
         return ""
-    text = unit.change(gain.difference)
-    interval = unit.range(gain.interval)
-    if interval:
-        text += f" ({interval})"
-    return text
+    return f"{unit.change(gain.difference)} ({unit.range(gain.interval)})"

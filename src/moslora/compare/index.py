@@ -1,7 +1,6 @@
 """The index of an experiment: its runs, arm by arm, and what is to be compared. Experiments write it."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from moslora.runs.outcomes import OutcomeName
 
 EXPERIMENT = "experiment.json"
 
-WHERE_NEEDED = ("rate_noise", "margin", "looks")
+WHERE_NEEDED = ("rate_noise", "margin")
 """What is written only where an experiment's file asks for it."""
 
 
@@ -51,32 +50,6 @@ class RateNoise:
 
 
 @dataclass(frozen=True)
-class PlannedLooks:
-    """When an experiment is looked at while it goes on.
-
-    Attributes:
-        seeds: of its scored runs, in their order.
-        after: after how many of them it is looked at, the last time after all.
-
-    Raises:
-        ValueError: the looks do not rise, or do not end with all seeds.
-    """
-
-    seeds: tuple[int, ...]
-    after: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        rising = list(self.after) == sorted({*self.after})
-        if not rising or self.after[-1:] != (len(self.seeds),) or self.after[0] < 1:
-            raise ValueError("looks must rise, and end after all seeds")
-
-    @property
-    def shares(self) -> list[float]:
-        """The share of the level that each look spends: in proportion to its new seeds."""
-        return [(now - before) / self.after[-1] for before, now in pairwise((0, *self.after))]
-
-
-@dataclass(frozen=True)
 class ExperimentIndex:
     """The content of ``experiment.json``.
 
@@ -89,7 +62,6 @@ class ExperimentIndex:
         file: the experiment's, as seen from the folder: both may be moved.
         rate_noise: that of the first searches, which all later ones use; ``None`` if no search needs it.
         margin: the largest difference that does not matter, such as 20%; ``None`` for the outcome's own.
-        looks: ``None`` if it is looked at only once all runs are done.
     """
 
     name: str
@@ -100,7 +72,6 @@ class ExperimentIndex:
     file: str = ""
     rate_noise: RateNoise | None = None
     margin: MarginText | None = None
-    looks: PlannedLooks | None = None
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:

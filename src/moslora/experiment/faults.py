@@ -33,7 +33,6 @@ def faults_of(file: ExperimentFile) -> Iterator[str]:
     yield from _faults_of_search(file)
     if file.margin is not None and file.margin.of_gain and OUTCOMES[file.outcome].of_runs:
         yield f"margin: {file.margin} of the gain over the base, which has no {file.outcome}; give a number"
-    yield from _faults_of_looks(file)
     twice = _names_of_several_runs(file)
     if twice:
         yield f"{len(twice)} runs would share a folder with another, such as {twice[0]}; change an arm, rate or seed"
@@ -54,20 +53,6 @@ def _faults_of_search(file: ExperimentFile) -> Iterator[str]:
         yield "rate_seeds.every_rate: must have at least two seeds; they measure the noise by which rates are close"
     if list(seeds.halve_at) != sorted(set(seeds.halve_at)):
         yield "rate_seeds.halve_at: must rise, as in [0.25, 0.5]"
-
-
-def _faults_of_looks(file: ExperimentFile) -> Iterator[str]:
-    """Looks that cannot be taken."""
-    if file.looks and file.until is None:
-        yield "looks: need until: decided, which says what they are for"
-    if file.until is not None and not file.early_looks:
-        count = len(file.seeds)
-        yield f"until: the only look would be after all {count} seeds; name an earlier one in looks, or add seeds"
-    if list(file.looks) != sorted(set(file.looks)):
-        yield "looks: must rise, as in [3, 6, 9]"
-    too_many = [look for look in file.looks if look > len(file.seeds)]
-    if too_many:
-        yield f"looks: {too_many[0]} seeds are more than the {len(file.seeds)} in seeds"
 
 
 def _names_of_several_runs(file: ExperimentFile) -> list[str]:

@@ -1,10 +1,9 @@
 """The keys of an experiment file."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict
 
-from moslora.compare.index import PlannedLooks
 from moslora.compare.margin import Margin, read_margin
 from moslora.recipe.fields import Section
 from moslora.runs.outcomes import OutcomeName
@@ -14,9 +13,6 @@ OTHERS = "others"
 
 LIST = ""
 """Their key where the file has a list alone."""
-
-BETWEEN_LOOKS = 3
-"""Seeds from one look to the next, where the file names no looks."""
 
 
 def _layer(value: Any) -> Any:
@@ -92,13 +88,6 @@ class ExperimentFile(Section):
     seeds: Annotated[Seeds, Field(min_length=1)]
     """Seeds of the runs that are scored and compared."""
 
-    until: Literal["decided"] | None = None
-    """`decided`: the experiment is looked at after some of the seeds, and arms whose comparisons are decided on the
-    outcome take no more; null for all seeds."""
-
-    looks: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Strict(False)] = ()
-    """After how many seeds it is looked at, before the last look after all; empty for every three."""
-
     contrast: Pair | None = None
     """The comparison named beforehand: the second arm against the first."""
 
@@ -135,20 +124,6 @@ class ExperimentFile(Section):
         if self.margin is None:
             return None
         return str(self.margin)
-
-    @property
-    def planned_looks(self) -> PlannedLooks | None:
-        """The looks, the last of which is after all seeds; ``None`` if there is only that one."""
-        if self.until is None:
-            return None
-        return PlannedLooks(self.seeds, (*self.early_looks, len(self.seeds)))
-
-    @property
-    def early_looks(self) -> list[int]:
-        """The looks before the last one, by their number of seeds."""
-        count = len(self.seeds)
-        named = self.looks or range(BETWEEN_LOOKS, count, BETWEEN_LOOKS)
-        return [look for look in named if look < count]
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,6 @@ from statistics import fmean, median
 
 from moslora.compare.arms import Arm, load_arms
 from moslora.compare.comparison import compare_loaded
-from moslora.compare.contrast import Contrast
 from moslora.compare.find import runs_at
 from moslora.compare.statistics import MACRO
 from moslora.console import unsaid
@@ -89,7 +88,7 @@ class Pilot:
                 raise UsageError(
                     f"{self.folder}: no pilot for {outcome} ({error}); choose another by --pilot"
                 ) from None
-        contrasts = [contrast for contrast in found.named or found.exploratory if _has_seeds(contrast)]
+        contrasts = [contrast for contrast in found.named or found.exploratory if contrast.seeds > 1]
         if not contrasts:
             raise UsageError(
                 f"{self.folder}: no two arms share two seeds, which it takes to know what a seed changes; choose other"
@@ -123,8 +122,3 @@ class Pilot:
             runs=len(timed),
             device=timed[0].get("hardware", {}).get("device", "an unknown device"),
         )
-
-
-def _has_seeds(contrast: Contrast) -> bool:
-    """Whether it tells what a seed changes: several were compared, and if there are looks the first has been."""
-    return contrast.seeds > 1 and contrast.looks != ()

@@ -48,13 +48,8 @@ class Forecast:
 
     @property
     def _level(self) -> float:
-        """Of each contrast: Bonferroni's, and where there are looks the share of the last one."""
-        file = self.experiment.file
-        level = LEVEL / len(file.named)
-        looks = file.planned_looks
-        if looks is not None:
-            level *= looks.shares[-1]
-        return level
+        """Of each contrast: Bonferroni's."""
+        return LEVEL / len(self.experiment.file.named)
 
     @cached_property
     def _spreads(self) -> Mapping[str, Spread]:
@@ -114,8 +109,6 @@ class Forecast:
             f"variances: mean of {counted(spread.contrasts, 'contrast')} of {self.pilot.folder};"
             f" {_cost_in_words(self._cost, arms=len(self.arms))}"
         )
-        if file.planned_looks is not None:
-            yield "with until: decided, these are the numbers of the last look; most contrasts are decided earlier"
         searched = len(self.experiment.search(tuple(self.arms)))
         if searched:
             yield f"the search for the learning rates takes up to {counted(searched, 'run')} more"

@@ -20,7 +20,6 @@ from moslora.compare.runs import read_complete
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.experiment.curve import Curve
-from moslora.experiment.deciding import Standings, plan_before, standings_in, was_looked_at
 from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import is_done, one_by_one, planned_run, state
 from moslora.experiment.provenance import changes
@@ -72,7 +71,6 @@ class Study:
             MosloraError: a run failed.
         """
         self.refuse_other_file()
-        self._refuse_other_plan()
         others = self.others()
         if others:
             raise UsageError("\n".join(others))
@@ -85,36 +83,8 @@ class Study:
                 say(remark)
             scored = self.scored()
             left = [planned for planned in scored if planned.arm not in remarks or self._is_scored_anyway(planned)]
-            self._score(left)
+            self._finish(left, later=0)
             return len(left) == len(scored)
-
-    def _score(self, runs: Sequence[Planned]) -> None:
-        """Does these runs; with ``until: decided`` look by look, as long as contrasts are open."""
-        done: list[Planned] = []
-        due = self._due(runs, self.standings())
-        while due != done:
-            self._finish(due, later=0)
-            done = due
-            standings = self.standings()
-            due = self._due(runs, standings)
-            if standings is not None and due != done:
-                for line in standings.lines():
-                    say(line)
-
-    def _due(self, runs: Sequence[Planned], standings: Standings | None) -> list[Planned]:
-        """Those of ``runs`` that come before the next look; all if there is only the one in the end."""
-        if standings is None:
-            return list(runs)
-        due = []
-        for planned in runs:
-            seeds = self.experiment.file.seeds[: standings.seeds_wanted(planned.arm)]
-            if planned.recipe.seed in seeds:
-                due.append(planned)
-        return due
-
-    def standings(self) -> Standings | None:
-        """Where the contrasts stand at the last look; ``None`` if it is looked at only in the end."""
-        return standings_in(self.out, self.experiment.file.named)
 
     def _choose_rates(self) -> None:
         """Does the runs of the search, round by round."""
@@ -158,20 +128,6 @@ class Study:
             f" {shlex.quote(str(self.out.with_name(folder)))}, or, if this file takes its place, remove"
             f" {self.out / EXPERIMENT}"
         )
-
-    def _refuse_other_plan(self) -> None:
-        """Refuses a file with another plan than the one by which the experiment was looked at: each look has spent its
-        share of the level."""
-        index = read_index(self.out)
-        if index is None or not was_looked_at(index):
-            return
-        planned = plan_before(index, self.experiment.file)
-        if planned:
-            raise UsageError(
-                f"{self.out}: was looked at, and the plan was {'; '.join(planned)}; with another plan p would not hold;"
-                f" restore it in the file, or remove {self.out / EXPERIMENT} and take what was found so far as"
-                " exploratory"
-            )
 
     @property
     def _file(self) -> str:
@@ -298,7 +254,6 @@ class Study:
             file=self._file,
             rate_noise=noise,
             margin=file.margin_text,
-            looks=file.planned_looks,
         )
         index.write(self.out)
 
@@ -358,12 +313,7 @@ class Study:
         if not scored:
             yield f"none of {total} runs is scored yet"
             return
-        of_all = f"of {total}"
-        standings = self.standings()
-        if standings is not None:
-            yield from standings.lines()
-            of_all = f"of at most {total}"
-        yield f"{scored} {of_all} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
+        yield f"{scored} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
 
 
 def _same_content(one: Path, other: Path) -> bool:

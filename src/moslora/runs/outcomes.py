@@ -125,9 +125,6 @@ class Outcome:
         return f"{self.factor * value:+.{self.digits + 1}f}"
 
     def range(self, interval: tuple[float, float]) -> str:
-        """An interval of a difference; empty if it is infinite, as where nothing is known."""
-        if not math.isfinite(interval[1] - interval[0]):
-            return ""
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
 
 
