@@ -234,7 +234,7 @@ class Stepper:
             report=lambda step, **values: None,
             checkpoint=lambda step: None,
             validate=lambda step: False,
-            stop_requested=lambda step: True,
+            stop_requested=lambda: True,
         )
 
 

@@ -59,7 +59,7 @@ def ours(mixer: str, rows: Sequence[Encoded], *, on: torch.device, sizes: Mappin
     def nothing(*_: Any, **__: Any) -> None:
         """Reports and checkpoints go nowhere."""
 
-    def never(step: int) -> bool:
+    def never(*_: int) -> bool:
         return False
 
     def steps(count: int) -> None:

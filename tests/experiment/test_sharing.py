@@ -56,7 +56,7 @@ class Watched:
             report=lambda step, **values: None,
             checkpoint=lambda step: None,
             validate=lambda step: False,
-            stop_requested=lambda step: False,
+            stop_requested=lambda: False,
         )
 
     def _keep(self, draw: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

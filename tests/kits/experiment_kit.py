@@ -37,13 +37,7 @@ def study(file: str, out: Path = Path("runs/e"), **options: Any) -> Study:
 
 def train(arguments: Sequence[str], *, out: Path, **_: Any) -> None:
     """Training in this process, whatever number and environment of others is asked for."""
-    overrides = list(arguments[2:])
-    stop_at = None
-    if "--stop-at" in overrides:
-        place = overrides.index("--stop-at")
-        stop_at = float(overrides[place + 1])
-        del overrides[place : place + 2]
-    train_run(Run(out).recipe_to_resume(overrides), Run(out), resuming=True, stop_at=stop_at)
+    train_run(Run(out).recipe_to_resume(arguments[2:]), Run(out), resuming=True)
 
 
 def results(out: Path) -> dict[str, tuple[bytes, ...]]:
@@ -59,16 +53,10 @@ def results(out: Path) -> dict[str, tuple[bytes, ...]]:
 
 class PretendedRuns:
     """Starts runs that are not trained: each has at once the validation loss that a function of arm, rate and seed
-    says, or ``early`` one of these and the share of the steps. ``begun`` are their names, in order."""
+    says. ``begun`` are their names, in order."""
 
-    def __init__(
-        self,
-        loss: Callable[[str, float, int], float],
-        *,
-        early: Callable[[str, float, int, float], float] | None = None,
-    ) -> None:
+    def __init__(self, loss: Callable[[str, float, int], float]) -> None:
         self.loss = loss
-        self.early = early
         self.begun: list[str] = []
 
     @contextmanager
@@ -78,13 +66,9 @@ class PretendedRuns:
     def _write(self, planned: Planned, out: Path) -> None:
         self.begun.append(planned.name)
         run = planned_run(out, planned)
-        of_run = (planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed)
-        facts = {"state": "scored" if planned.scored else "trained"}
-        row = {"step": 4}
-        if planned.stop_at is None:
-            row["validation_loss"] = self.loss(*of_run)
-        else:
-            row = {"step": 4 * planned.stop_at, "validation_loss": self.early(*of_run, planned.stop_at)}
-            facts = {"state": "begun", "stopped_at": planned.stop_at}
-        run.add_facts(experiment=facts, steps=4)
+        row = {
+            "step": 4,
+            "validation_loss": self.loss(planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed),
+        }
+        run.add_facts(experiment={"state": "scored" if planned.scored else "trained"}, steps=4)
         append_text(run.path / "metrics.jsonl", json.dumps(row) + "\n")

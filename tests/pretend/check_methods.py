@@ -43,7 +43,7 @@ def steps(method: str, world: Path, folder: Path, *overrides: str, count: int) -
         "report": lambda _, loss, grad_norm, **others: logged.extend((loss, grad_norm)),
         "checkpoint": lambda _: None,
         "validate": lambda _: None,
-        "stop_requested": lambda _: True,
+        "stop_requested": lambda: True,
     }
     for step in range(count):
         with watch() as seen:

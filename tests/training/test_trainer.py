@@ -90,7 +90,7 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
         report=ours.step,
         checkpoint=lambda step: None,
         validate=lambda step: False,
-        stop_requested=lambda step: False,
+        stop_requested=lambda: False,
     )
 
     ordered: list[Encoded] = []

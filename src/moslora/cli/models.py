@@ -32,14 +32,6 @@ def train(
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
-    stop_at: Annotated[
-        float | None,
-        typer.Option(
-            help="Save and stop at the first validation after this share of the steps; --resume continues.",
-            min=0,
-            max=1,
-        ),
-    ] = None,
     processes: options.Processes = None,
     max_restarts: options.Restarts = None,
 ) -> None:
@@ -70,9 +62,8 @@ def train(
     with options.importing():
         from moslora.training import train_run
 
-    train_run(resolved, run, resuming=resume, stop_at=stop_at)
-    if run.finished:
-        say_next(*after_training(run))
+    train_run(resolved, run, resuming=resume)
+    say_next(*after_training(run))
 
 
 @app.command(epilog=examples.PLAN, context_settings=options.ALL_TO_THE_RECIPE)

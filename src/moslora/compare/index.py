@@ -13,9 +13,6 @@ from moslora.runs.outcomes import OutcomeName
 
 EXPERIMENT = "experiment.json"
 
-WHERE_NEEDED = ("rate_noise", "margin")
-"""What is written only where an experiment's file asks for it."""
-
 
 def _as_typed(text: str) -> str:
     return str(read_margin(text))
@@ -37,19 +34,6 @@ class ExperimentRun:
 
 
 @dataclass(frozen=True)
-class RateNoise:
-    """The noise by which a search takes two learning rates for close.
-
-    Attributes:
-        deviation: standard deviation of the difference of two rates' validation losses under one seed.
-        degrees: of its estimate.
-    """
-
-    deviation: float
-    degrees: int
-
-
-@dataclass(frozen=True)
 class ExperimentIndex:
     """The content of ``experiment.json``.
 
@@ -60,7 +44,6 @@ class ExperimentIndex:
         runs: those that are scored.
         others: comparisons that were named with ``contrast``.
         file: the experiment's, as seen from the folder: both may be moved.
-        rate_noise: that of the first searches, which all later ones use; ``None`` if no search needs it.
         margin: the largest difference that does not matter, such as 20%; ``None`` for the outcome's own.
     """
 
@@ -70,7 +53,6 @@ class ExperimentIndex:
     runs: tuple[ExperimentRun, ...]
     others: tuple[tuple[str, str], ...] = ()
     file: str = ""
-    rate_noise: RateNoise | None = None
     margin: MarginText | None = None
 
     @property
@@ -79,8 +61,7 @@ class ExperimentIndex:
         return (self.contrast, *self.others)
 
     def write(self, folder: Path) -> None:
-        unused = {name for name in WHERE_NEEDED if getattr(self, name) is None}
-        text = TypeAdapter(ExperimentIndex).dump_json(self, indent=2, exclude=unused).decode()
+        text = TypeAdapter(ExperimentIndex).dump_json(self, indent=2, exclude_none=True).decode()
         write_text(folder / EXPERIMENT, f"{text}\n")
 
 

@@ -30,7 +30,11 @@ def faults_of(file: ExperimentFile) -> Iterator[str]:
     without = [arm for arm in file.arms if not file.rates(arm)]
     if without:
         yield f"learning_rates: none for {', '.join(without)}; add them, or {OTHERS} for all that have none"
-    yield from _faults_of_search(file)
+    in_both = sorted({*file.seeds} & {*file.rate_seeds})
+    if in_both:
+        yield f"rate_seeds: {in_both[0]} is also among the seeds; the rate must be chosen with seeds of its own"
+    if file.searched and not file.rate_seeds:
+        yield "rate_seeds: is missing; several learning_rates need seeds to choose among them"
     if file.margin is not None and file.margin.of_gain and OUTCOMES[file.outcome].of_runs:
         yield f"margin: {file.margin} of the gain over the base, which has no {file.outcome}; give a number"
     twice = _names_of_several_runs(file)
@@ -38,28 +42,11 @@ def faults_of(file: ExperimentFile) -> Iterator[str]:
         yield f"{len(twice)} runs would share a folder with another, such as {twice[0]}; change an arm, rate or seed"
 
 
-def _faults_of_search(file: ExperimentFile) -> Iterator[str]:
-    """Seeds that cannot choose the learning rates."""
-    seeds = file.rate_seeds
-    in_both = sorted({*file.seeds} & {*seeds.all})
-    if in_both:
-        yield f"rate_seeds: {in_both[0]} is also among the seeds; the rate must be chosen with seeds of its own"
-    if file.searched and not seeds.every_rate:
-        yield "rate_seeds: is missing; several learning_rates need seeds to choose among them"
-    again = sorted({*seeds.every_rate} & {*seeds.close_rates})
-    if again:
-        yield f"rate_seeds: {again[0]} is in every_rate and in close_rates; choose another seed for one of them"
-    if seeds.close_rates and len(seeds.every_rate) < 2:
-        yield "rate_seeds.every_rate: must have at least two seeds; they measure the noise by which rates are close"
-    if list(seeds.halve_at) != sorted(set(seeds.halve_at)):
-        yield "rate_seeds.halve_at: must rise, as in [0.25, 0.5]"
-
-
 def _names_of_several_runs(file: ExperimentFile) -> list[str]:
     """Names in small letters, as some file systems do not tell the case apart."""
     names: Counter[str] = Counter()
     for arm in file.arms:
-        for rate, seed in product(file.rates(arm), (*file.rate_seeds.all, *file.seeds)):
+        for rate, seed in product(file.rates(arm), (*file.rate_seeds, *file.seeds)):
             names[run_name(arm, rate, seed).lower()] += 1
     return [name for name, count in names.items() if count > 1]
 

@@ -1,7 +1,7 @@
 """An experiment file: arms × learning rates × seeds over one recipe, checked before anything runs."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moslora.errors import UsageError
 from moslora.experiment.faults import faults_of, not_comparable
-from moslora.experiment.keys import LIST, ExperimentFile, RateSeeds, run_name
+from moslora.experiment.keys import LIST, ExperimentFile, run_name
 from moslora.recipe import Recipe, find_recipe, stack_recipe
 from moslora.recipe.layers import shown
 from moslora.recipe.yaml_text import parse
@@ -23,13 +23,11 @@ class Planned:
 
     Attributes:
         scored: false for a run that only chooses the rate.
-        stop_at: the share of its steps after which its loss decides whether it goes on; ``None`` for a whole run.
     """
 
     arm: str
     recipe: Recipe
     scored: bool
-    stop_at: float | None = None
 
     @property
     def name(self) -> str:
@@ -52,15 +50,12 @@ class Experiment:
     file: ExperimentFile
     recipes: Mapping[str, Recipe]
 
-    def planned(
-        self, choices: Sequence[tuple[str, float]], *, scored: bool, seeds: Sequence[int] | None = None
-    ) -> list[Planned]:
-        """The runs of arms with learning rates, seed after seed; the default is all seeds of such runs. Validation
-        questions are asked if the file has their number, or if they decide."""
-        if seeds is None:
-            seeds = self.file.rate_seeds.all
-            if scored:
-                seeds = self.file.seeds
+    def planned(self, choices: Sequence[tuple[str, float]], *, scored: bool) -> list[Planned]:
+        """The runs of arms with learning rates, seed after seed. Validation questions are asked if the file has their
+        number, or if they decide."""
+        seeds = self.file.rate_seeds
+        if scored:
+            seeds = self.file.seeds
         found = []
         for seed, (arm, rate) in product(seeds, choices):
             training = self.recipes[arm].training
@@ -73,7 +68,7 @@ class Experiment:
         return found
 
     def search(self, arms: tuple[str, ...]) -> list[Planned]:
-        """The runs that may choose the learning rates: every rate with every seed; none of an arm with one rate."""
+        """The runs that choose the learning rates: every rate with every seed; none of an arm with one rate."""
         choices: list[tuple[str, float]] = []
         for arm in arms:
             if arm in self.file.searched:
@@ -136,19 +131,12 @@ def _read_file(path: Path, origin: str) -> ExperimentFile:
         raise UsageError(f"{origin}: is not YAML: {error}") from None
 
 
-def _known_beside(place: Sequence[int | str]) -> Iterable[str]:
-    """The keys that the file may have where one is not known."""
-    if place[:1] == ("rate_seeds",):
-        return RateSeeds.model_fields
-    return ExperimentFile.model_fields
-
-
 def _lines(error: ValidationError) -> Iterator[str]:
     """Pydantic's errors: `key: what is wrong`."""
     for fault in error.errors(include_url=False):
         text = {
             "missing": "is missing",
-            "extra_forbidden": f"unknown key; must be one of {', '.join(_known_beside(fault['loc']))}",
+            "extra_forbidden": f"unknown key; must be one of {', '.join(ExperimentFile.model_fields)}",
             "tuple_type": "must be a list",
             "too_short": "must have at least one entry",
             "model_type": "must be a mapping of keys, such as recipe, arms, seeds",

@@ -31,40 +31,11 @@ def _by_arm(rates: Any) -> Any:
     return {LIST: rates}
 
 
-def _every_rate(seeds: Any) -> Any:
-    """A list of seeds is every rate's."""
-    if isinstance(seeds, dict):
-        return seeds
-    if not isinstance(seeds, list | tuple):
-        raise ValueError("must be a list of seeds, or a mapping of every_rate and close_rates")
-    return {"every_rate": seeds}
-
-
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 Layer = Annotated[dict[str, Any], BeforeValidator(_layer)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Strict(False)]
-PositiveShare = Annotated[float, Field(gt=0, lt=1)]
 Rates = Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)]
 Pair = Annotated[tuple[str, str], Strict(False)]
-
-
-class RateSeeds(Section):
-    """Seeds of the runs that choose the learning rate; they are never scored."""
-
-    every_rate: Seeds = ()
-    """Every rate is trained with each of these."""
-
-    close_rates: Seeds = ()
-    """Then, one more at a time, the rates whose loss is within the noise of the arm's best, until one is left."""
-
-    halve_at: Annotated[tuple[PositiveShare, ...], Strict(False)] = ()
-    """Shares of the steps after each of which the better half of an arm's rates goes on; `training.validate_every` says
-    how often their losses are known."""
-
-    @property
-    def all(self) -> tuple[int, ...]:
-        """In the order in which they are taken."""
-        return self.every_rate + self.close_rates
 
 
 class ExperimentFile(Section):
@@ -82,8 +53,8 @@ class ExperimentFile(Section):
     learning_rates: Annotated[dict[str, Rates], BeforeValidator(_by_arm)]
     """Each arm uses the one with the lowest validation loss: of a list for all, or of its own or `others`'."""
 
-    rate_seeds: Annotated[RateSeeds, BeforeValidator(_every_rate)] = RateSeeds()
-    """Seeds of the runs that choose the learning rate: a list for every rate, or more of them where rates are close."""
+    rate_seeds: Seeds = ()
+    """Seeds of the runs that choose the learning rate, each with every rate; they are never scored."""
 
     seeds: Annotated[Seeds, Field(min_length=1)]
     """Seeds of the runs that are scored and compared."""

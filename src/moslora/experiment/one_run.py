@@ -45,19 +45,10 @@ def state(run: Run) -> State | None:
 
 
 def is_done(out: Path, planned: Planned) -> bool:
-    run = planned_run(out, planned)
-    reached = state(run)
+    reached = state(planned_run(out, planned))
     if reached == "trained":
         return not planned.scored
-    if reached == "begun" and planned.stop_at is not None:
-        return share_done(run) >= planned.stop_at
     return reached in ("scored", "diverged")
-
-
-def share_done(run: Run) -> float:
-    """The share of the steps after which a run of the search was stopped; 0 if it was not."""
-    share: float = run.facts.get("experiment", {}).get("stopped_at", 0.0)
-    return share
 
 
 def validation_loss(run: Run) -> float:
@@ -66,19 +57,6 @@ def validation_loss(run: Run) -> float:
     if state(run) == "diverged" or loss is None:
         return math.inf
     return loss
-
-
-def loss_at(run: Run, share: float) -> float:
-    """The first validation loss of a run of the search after this share of the steps; infinite if it was not finite, or
-    there is none."""
-    if state(run) == "diverged":
-        return math.inf
-    steps = run.facts.get("steps", 0)
-    losses = {row["step"]: row["validation_loss"] for row in run.metrics if "validation_loss" in row}
-    after = [step for step in losses if step >= share * steps]
-    if not after or losses[min(after)] is None:  # as JSON has it where it was not finite
-        return math.inf
-    return float(losses[min(after)])
 
 
 @contextmanager
@@ -111,13 +89,8 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
                 again.append(f"training.validation_questions={questions}")
             if trust:
                 again.append("model.trust_remote_code=true")
-            if planned.stop_at is not None:
-                again += ["--stop-at", str(planned.stop_at)]
             processes = processes or worker_processes(planned.recipe.training)
             train_in_processes(again, out=run.path, processes=processes)
-        if planned.stop_at is not None and not run.finished:
-            run.add_facts(experiment={"stopped_at": planned.stop_at})
-            return
         if planned.scored:
             _score(run, trust=trust)
     except Diverged:

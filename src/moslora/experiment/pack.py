@@ -9,7 +9,7 @@ from moslora.compare.index import EXPERIMENT, read_index
 from moslora.console import note
 from moslora.errors import UsageError, counted, some
 from moslora.experiment.keys import run_name
-from moslora.experiment.one_run import share_done, state
+from moslora.experiment.one_run import state
 from moslora.experiment.study import Study
 from moslora.files import locked, new_folder
 from moslora.runs.evaluation import is_finished, read_evaluation
@@ -48,15 +48,14 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
 
 
 def _runs_that_are_done(folder: Path) -> dict[str, PackedRun]:
-    """The runs of the experiment in ``folder``, by name; those that are packed there where they have no folder. Those
-    that the search has stopped are done, too."""
+    """The runs of the experiment in ``folder``, by name; those that are packed there where they have no folder."""
     names = {path.name for path in (folder / RUN_FOLDERS).glob("*") if is_run(path)}
     names |= packed_names(folder)
     found = {}
     others = []
     for name in sorted(names):
         run = Run(folder / RUN_FOLDERS / name)
-        if state(run) in DONE or share_done(run):
+        if state(run) in DONE:
             found[name] = run.packed or _packed(run)
         else:
             others.append(name)

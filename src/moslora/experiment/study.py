@@ -21,9 +21,8 @@ from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.experiment.curve import Curve
 from moslora.experiment.file import Experiment, Planned
-from moslora.experiment.one_run import is_done, one_by_one, planned_run, state
+from moslora.experiment.one_run import is_done, one_by_one, planned_run, state, validation_loss
 from moslora.experiment.provenance import changes
-from moslora.experiment.search import Search
 from moslora.experiment.tables import rate_table, score_table
 from moslora.files import in_use, locked
 from moslora.recipe import Recipe
@@ -77,7 +76,8 @@ class Study:
         self._refuse_unfit_starts()
         with locked(self.out):
             self.write_index()
-            self._choose_rates()
+            searching = self.experiment.search(self.arms)
+            self._finish(searching, later=len(self.arms) * len(self.experiment.file.seeds))
             remarks = self._remarks()
             for remark in remarks.values():
                 say(remark)
@@ -85,14 +85,6 @@ class Study:
             left = [planned for planned in scored if planned.arm not in remarks or self._is_scored_anyway(planned)]
             self._finish(left, later=0)
             return len(left) == len(scored)
-
-    def _choose_rates(self) -> None:
-        """Does the runs of the search, round by round."""
-        later = len(self.arms) * len(self.experiment.file.seeds)
-        left = self.search.left()
-        while left:
-            self._finish(left, later=later)
-            left = self.search.left()
 
     def _refuse_unfit_starts(self) -> None:
         """Refuses a run that continues an adapter which is not there or does not fit, before the others are trained."""
@@ -140,14 +132,19 @@ class Study:
             return _BUILT_IN + self.experiment.name
         return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
-    @property
-    def search(self) -> Search:
-        """The search for the arms' learning rates."""
-        return Search(self.experiment, self.out, self.arms)
-
     def curves(self) -> list[Curve]:
         """The arms' learning rates, as far as they are known."""
-        return self.search.curves()
+        file = self.experiment.file
+        found = []
+        for arm in self.arms:
+            losses = {rate: self._losses(arm, rate) for rate in file.rates(arm)}
+            found.append(Curve(arm, len(file.rate_seeds), losses))
+        return found
+
+    def _losses(self, arm: str, rate: float) -> list[float]:
+        """Those of the runs of the search that are done."""
+        runs = self.experiment.planned([(arm, rate)], scored=False)
+        return [validation_loss(planned_run(self.out, one)) for one in runs if is_done(self.out, one)]
 
     def _remarks(self) -> dict[str, str]:
         """Arm -> the remark on its curve, and if the arm waits, the option that scores it."""
@@ -229,8 +226,7 @@ class Study:
 
     def write_index(self) -> None:
         """Writes ``experiment.json``: every scored run that is done; of the other arms those that, with the search for
-        their rate, would be made the same now. And the noise of the search, once it is known."""
-        noise = self.search.recorded_noise or self.search.measured_noise()
+        their rate, would be made the same now."""
         runs = []
         for planned in self._whole().scored():
             if is_done(self.out, planned) and (planned.arm in self.arms or self._would_be_made_again(planned)):
@@ -252,7 +248,6 @@ class Study:
             runs=tuple(runs),
             others=tuple(others),
             file=self._file,
-            rate_noise=noise,
             margin=file.margin_text,
         )
         index.write(self.out)

@@ -28,48 +28,22 @@ def rate_table(curves: Sequence[Curve]) -> list[list[str]]:
 
 
 def _losses_in_words(curve: Curve, rate: float) -> str:
-    """The losses of one rate; empty if the arm does not try it. The mean is over the seeds that every rate has, so that
-    rates can be compared; a rate with more seeds has a second mean, over all of its own."""
+    """The losses of one rate; empty if the arm does not try it."""
     if rate not in curve.losses:
         return ""
     losses = curve.losses[rate]
     chosen = rate == curve.best
-    if not losses and len(curve.losses) > 1:
-        return _early_losses_in_words(curve, rate)
     if not losses:
         return "*" if chosen else "–"
-    asked = curve.seeds
-    if rate in curve.standing.rates:
-        asked = curve.standing.seeds
-    so_far = ""
-    if len(losses) < asked:
-        so_far = f" ({len(losses)} of {asked})"
-    if not math.isfinite(sum(losses)):
-        return f"not finite{so_far}"
-    text = _mean_and_range(losses[: curve.seeds])
-    if len(losses) > curve.seeds:
-        text += f", {fmean(losses):.4f} of {len(losses)} seeds"
-    text += so_far
+    text = "not finite"
+    if math.isfinite(sum(losses)):
+        text = f"{fmean(losses):.4f}"
+        if len(losses) > 1:
+            text += f" ± {(max(losses) - min(losses)) / 2:.4f}"
+    if len(losses) < curve.seeds:
+        text += f" ({len(losses)} of {curve.seeds})"
     if chosen:
         text += " *"
-    return text
-
-
-def _early_losses_in_words(curve: Curve, rate: float) -> str:
-    """The losses of a rate that was halved away, or has not come to the end, where it was last compared."""
-    text = "–"
-    for share, losses in curve.early.items():
-        if losses[rate]:
-            text = f"{_mean_and_range(losses[rate])} at {100 * share:g} %"
-    if rate == curve.best:
-        text += " *"
-    return text
-
-
-def _mean_and_range(losses: Sequence[float]) -> str:
-    text = f"{fmean(losses):.4f}"
-    if len(losses) > 1:
-        text += f" ± {(max(losses) - min(losses)) / 2:.4f}"
     return text
 
 

@@ -73,7 +73,7 @@ def train(
     report: Callable[..., None],
     checkpoint: Callable[[int], object],
     validate: Callable[[int], bool],
-    stop_requested: Callable[[int], bool],
+    stop_requested: Callable[[], bool],
 ) -> int:
     """Runs the steps from ``first_step`` on.
 
@@ -83,7 +83,7 @@ def train(
         checkpoint: called with the number of updates done, on every process.
         validate: called likewise, and with 0 before the first step; tells ``parts.selection`` what it found, and
             returns whether it is the best so far.
-        stop_requested: called after each step with the number of updates done, on every process; one true stops all.
+        stop_requested: called after each step, on every process; one true stops all.
 
     Returns:
         The number of updates done: ``len(parts.plan)``, or fewer after a stop, or where patience ran out. The last
@@ -111,7 +111,7 @@ def train(
         losses = accumulate(parts, rows, next_batch)
         norm = update(optimizer, parts.scaler, max_norm=settings.max_grad_norm)
         done = step + 1
-        numbers = _reduced(parts.accelerator, losses, norm, stop=stop_requested(done))
+        numbers = _reduced(parts.accelerator, losses, norm, stop=stop_requested())
         next_batch = None
         if done < total:
             # It is made before the host waits, once a step, for the numbers.

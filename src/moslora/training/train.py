@@ -1,6 +1,5 @@
 """One training: from a recipe to a run folder (`moslora.runs.run`)."""
 
-import math
 import signal
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -52,12 +51,10 @@ def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     return train_run(recipe, Run(out), resuming=resuming)
 
 
-def train_run(recipe: Recipe, run: Run, *, resuming: bool = False, stop_at: float | None = None) -> Path:
+def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
     """Trains ``run`` as ``recipe`` describes it and returns the folder of the result.
 
     ``resuming`` goes on from the newest checkpoint, or from the start if there is none; a finished run is returned.
-    ``stop_at``: the training saves and ends at the first validation after this share of the steps, and the folder of
-    that checkpoint is returned.
 
     Raises:
         UsageError: the folder holds another run or is in use, the recipe does not fit its data, its model or the number
@@ -71,10 +68,10 @@ def train_run(recipe: Recipe, run: Run, *, resuming: bool = False, stop_at: floa
     if is_main_process():
         lock = locked(run.path, shared=(RUN,))
     with lock, or_out_of_memory(f"out of GPU memory; use {smaller}"):
-        return _train(recipe, run, resuming=resuming, stop_at=stop_at)
+        return _train(recipe, run, resuming=resuming)
 
 
-def _train(recipe: Recipe, run: Run, *, resuming: bool, stop_at: float | None) -> Path:
+def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     """The phases of a training: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
     take_gpu()
     if is_main_process():
@@ -105,7 +102,7 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool, stop_at: float | None) -
         if resuming and saved is None and not laid_by_experiment:
             note("no checkpoint yet; starting at step 0")
         # A function, so that nothing of it outlives the group.
-        return _train_in_group(with_absolute_paths(recipe), run, start, inputs, stop_at=stop_at)
+        return _train_in_group(with_absolute_paths(recipe), run, start, inputs)
 
 
 def _already_finished(run: Run, saved: AdapterFolder) -> Path:
@@ -154,9 +151,7 @@ def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str
     return facts | packages(recipe.model, recipe.adapter)
 
 
-def _train_in_group(
-    recipe: Recipe, run: Run, start: AdapterFolder | Continued | None, inputs: Inputs, *, stop_at: float | None
-) -> Path:
+def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued | None, inputs: Inputs) -> Path:
     accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")  # dtypes and the scaler are ours
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(
@@ -177,12 +172,8 @@ def _train_in_group(
     if isinstance(start, AdapterFolder):
         first_step = training.resume(start)
     training.begin()
-    stop_after = training.stop_after(stop_at)
-    done = training.train(first_step, stop_after=stop_after)
-    if training.ends_at(done):
-        return training.finish(done)
-    say(f"stopped after step {done} of {len(parts.plan)}, as asked; all is saved. Resume with: {run.resume_command}")
-    return run.checkpoint(done)
+    done = training.train(first_step)
+    return training.finish(done)
 
 
 @dataclass(frozen=True)
@@ -276,26 +267,9 @@ class Training:
             "kernels": kernels(model, device),
         }
 
-    def stop_after(self, share: float | None) -> int:
-        """The step of the first validation after this share of the steps; the last step without one."""
-        total = len(self.parts.plan)
-        if share is None:
-            return total
-        every = 1
-        if self.data.validation:
-            every = self.recipe.training.validate_every
-        validations = max(1, math.ceil(share * total / every))
-        return min(total, every * validations)
-
-    def ends_at(self, step: int) -> bool:
-        """Whether the training is over after ``step`` updates, so that there is a result."""
-        return step == len(self.parts.plan) or self.parts.selection.patience_ran_out
-
-    def train(self, first_step: int, *, stop_after: int) -> int:
+    def train(self, first_step: int) -> int:
         """Runs the steps from ``first_step`` on, and returns the number of updates done: all, or fewer where patience
-        ran out, or up to ``stop_after``. Ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
-        if stop_after <= first_step < len(self.parts.plan):
-            return first_step
+        ran out. Ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
         total = len(self.parts.plan)
         with ExitStack() as stack:
             records = []
@@ -322,9 +296,9 @@ class Training:
                 report=tracker.step,
                 checkpoint=self.checkpoint,
                 validate=partial(self.validate, tracker),
-                stop_requested=lambda step: bool(signals) or step == stop_after,
+                stop_requested=lambda: bool(signals),
             )
-        if self.ends_at(done) or (done == stop_after and not signals):
+        if done == total or self.parts.selection.patience_ran_out:
             return done
         number: int = signal.SIGTERM  # of another process
         if signals:
