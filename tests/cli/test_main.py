@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
+from card_kit import Card
 from cli_kit import run
 from moslora.cli.table import print_entries, print_table
 from moslora.processes.launch import PART
@@ -93,7 +94,8 @@ def test_train_eval_merge_export(
     code, out, _ = run(capsys, "merge", "runs/small")
     assert code == 0 and "mean |Δ log p|" in out and Path("runs/small/merged/model.safetensors").exists()
     assert out.endswith("hf upload OWNER/small runs/small/merged --private --exclude moslora.yaml\n")
-    assert " of 20, macro average" in Path("runs/small/merged/README.md").read_text()
+    (scores,) = Card(Path("runs/small/merged")).scores
+    assert scores.rows["obqa"][0] == "20" and "macro average" in scores.rows
     code, out, _ = run(
         capsys, "eval", "runs/small/merged", "--source", world / "data", "--tasks", "obqa", "--dtype", "float32"
     )

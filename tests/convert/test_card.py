@@ -1,26 +1,29 @@
 """The model card and the line that says how to upload."""
 
+import ast
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not re-exported
 
+from card_kit import Card
 from cli_kit import run as cli
 from message_kit import says
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
-from moslora.convert.card import Made, how_to_upload, write_card
+from moslora.convert.card import how_to_upload, write_card
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.evaluation import Results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe
-from moslora.recipe.tasks import TaskSection
+from moslora.recipe.tasks import HubSection, TaskSection
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
+from moslora.runs.manifest import WEIGHTS
 from moslora.runs.origin import origin_of, read_origin, remark_on
 from moslora.tasks import INSTRUCTION
 from training_kit import cut_after
@@ -33,19 +36,18 @@ def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path
     merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
     export_peft(tmp_path / "run" / "adapter", out=tmp_path / "peft")
     manifest = open_adapter(trained / "adapter").manifest
-    for name in ("merged", "peft"):
-        card = (tmp_path / name / "README.md").read_text()
-        for said in (
-            "of `./model`, fine-tuned",
-            "rows from `./data`",
-            "questions from `./data`",
-            "  name: ./model\n",
-            "  source: ./data\n",
-            manifest["data"]["sha256"],
-            "mixer dense, rank 4, s = 8",
-        ):
-            assert said in card
-        assert "base_model:" not in card
+    for name, library in (("merged", "transformers"), ("peft", "peft")):
+        card = Card(tmp_path / name)
+        assert card.data["library_name"] == library and card.data["tags"] == ["moslora", "lora"]
+        assert "base_model" not in card.data and "of `./model`, fine-tuned" in card.text
+        assert card.fields["method"] == "mixer dense, rank 4, s = 8/4"
+        assert card.fields["layers"] == "q_proj, v_proj, down_proj"
+        assert card.fields["steps"].startswith("21, by moslora")
+        assert card.fields["rows"] == "168, repeats included, of 84"
+        assert [card.fields[f"rows of {task}"] for task in ("boolq", "arc_easy", "obqa")] == ["56 from `./data`"] * 3
+        assert card.fields["sha256 of the adapter's weights"] == f"`{manifest['sha256'][WEIGHTS]}`"
+        assert re.findall("[0-9a-f]{64}", card.text) == [manifest["sha256"][WEIGHTS]]
+        assert [scores.asked.rpartition("from ")[2] for scores in card.scores] == ["`./data`"]
         for path in (tmp_path / name).iterdir():
             if path.name not in ("adapter_config.json", "moslora.yaml"):  # PEFT reads the base there; not uploaded
                 assert str(world).encode() not in path.read_bytes(), path
@@ -68,12 +70,28 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
     write_card(
         tmp_path,
         AdapterFolder(folder.path, recipe, manifest),
-        Made("k", "s", "u", "p", origin_of(folder, base=""), task="piqa"),
+        origin=origin_of(folder, base=""),
+        proof="",
+        task="piqa",
     )
-    (_, head, text) = (tmp_path / "README.md").read_text().split("---\n", 2)
-    assert yaml.safe_load(head)["base_model"] == listed
-    assert f"  name: {name}\n" in text and f"k of `{listed}`" in text
-    assert "train: ./mine.jsonl\n" in text and "/home/me" not in text
+    card = Card(tmp_path)
+    assert card.data["base_model"] == listed and f"Merged weights of `{listed}`" in card.text
+    assert "/home/me" not in card.text and card.fields["method"].endswith("its gate fixed at task `piqa`")
+
+
+def test_a_revision_is_a_text_in_the_cards_code(trained: Path, tmp_path: Path) -> None:
+    """It may come from another's settings: a quote in it ends no string."""
+    folder = open_adapter(trained / "adapter")
+    revision = 'v1", trust_remote_code=True, x="'
+    model = folder.recipe.model.model_copy(update={"name": "gpt2", "revision": revision})
+    recipe = folder.recipe.model_copy(update={"model": model})
+    (tmp_path / "adapter_config.json").write_text("{}")
+    write_card(
+        tmp_path, AdapterFolder(folder.path, recipe, folder.manifest), origin=origin_of(folder, base=""), proof=""
+    )
+    (code,) = re.findall(r"```python\n(from peft.*?)```", Card(tmp_path).text, re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and node.keywords]
+    assert [(k.arg, ast.literal_eval(k.value)) for call in calls for k in call.keywords] == [("revision", revision)] * 2
 
 
 @pytest.mark.parametrize(
@@ -83,7 +101,8 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
         ("hub", "piqa", "`baber/piqa` on the hub"),
         ("commonsense_170k", INSTRUCTION, "`zwhe99/commonsense_170k` on the hub"),
         ("/home/me/mine.jsonl", INSTRUCTION, "`./mine.jsonl`"),
-        ("wheel", "mine", "its own source, named in the recipe"),
+        ("wheel", "mine", "a set of its own"),
+        ("wheel", "theirs", "`some/set` on the hub"),
     ],
 )
 def test_every_source_is_named_as_others_know_it(
@@ -91,14 +110,14 @@ def test_every_source_is_named_as_others_know_it(
 ) -> None:
     folder = open_adapter(trained / "adapter")
     own = {"mine": TaskSection(train="/home/me/rows.json")}
+    own["theirs"] = TaskSection(train="train", hub=HubSection(path="some/set"))
     data = folder.recipe.data.model_copy(update={"source": source})
     recipe = folder.recipe.model_copy(update={"data": data, "tasks": own})
     manifest = folder.manifest | {"data": {**folder.manifest["data"], "tasks": {task: 1234}}}
-    write_card(
-        tmp_path, AdapterFolder(folder.path, recipe, manifest), Made("k", "s", "u", "p", origin_of(folder, base=""))
-    )
-    text = (tmp_path / "README.md").read_text()
-    assert f"- {task}: 1,234 rows from {said}\n" in text and "/home/me" not in text
+    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), origin=origin_of(folder, base=""), proof="")
+    card = Card(tmp_path)
+    assert card.fields[f"rows of {task}"] == f"1,234 from {said}"
+    assert "/home/me" not in card.text
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +140,16 @@ def test_the_card_has_the_scores_of_the_adapter_beside_its_bases(
     run, own, plain = scored
     write = merge if kind == "merged" else export_peft
     write(run / "adapter", out=tmp_path / kind)
-    card = (tmp_path / kind / "README.md").read_text()
-    text = card.partition("## Evaluation")[2]
-    for task, n in (("boolq", 7), ("arc_easy", 7), ("obqa", 7), ("macro average", 21)):
-        assert f"{task} {shares(own, task)} of {n}, the base {shares(plain, task)}" in text
-    assert ("before the merge" in text) == (kind == "merged"), "the merged weights were not what was scored"
-    assert str(run.parent) not in card and "below" not in card
+    card = Card(tmp_path / kind)
+    (scores,) = card.scores
+    assert scores.columns == ["task", "questions", "accuracy", "the base"]
+    assert scores.rows == {
+        task: [str(n), shares(own, task), shares(plain, task)]
+        for task, n in (("boolq", 7), ("arc_easy", 7), ("obqa", 7), ("macro average", 21))
+    }
+    before = "before the merge" in card.section("Evaluation")
+    assert before == (kind == "merged"), "the merged weights were not what was scored"
+    assert str(run.parent) not in card.text
 
 
 def test_a_base_that_was_asked_something_else_is_not_beside_the_adapter(trained: Path, tmp_path: Path) -> None:
@@ -135,8 +158,8 @@ def test_a_base_that_was_asked_something_else_is_not_beside_the_adapter(trained:
     evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=7)
     evaluate_target(open_target(str(run), base=True), tasks="obqa", limit=3)
     export_peft(run / "adapter", out=tmp_path / "peft")
-    (line,) = [line for line in (tmp_path / "peft" / "README.md").read_text().splitlines() if "- Protocol" in line]
-    assert line.count("the base") == 1 and "the base" in line[line.index("boolq") : line.index("arc_easy")]
+    (scores,) = Card(tmp_path / "peft").scores
+    assert [task for task, (_, _, base) in scores.rows.items() if base != "–"] == ["boolq"]
 
 
 @pytest.mark.parametrize(("max_length", "beside"), [(400, True), (60, False)])
@@ -148,7 +171,8 @@ def test_a_base_asked_with_another_limit_in_tokens_is_beside_the_adapter_where_n
     plain, _ = evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=7, max_length=max_length)
     assert bool(plain.tasks["boolq"].truncated) != beside
     export_peft(run / "adapter", out=tmp_path / "peft")
-    assert (", the base " in (tmp_path / "peft" / "README.md").read_text()) == beside
+    (scores,) = Card(tmp_path / "peft").scores
+    assert (scores.rows["boolq"][2] != "–") == beside
 
 
 def test_what_was_made_before_the_end_of_its_run_is_called_so_later(
@@ -165,7 +189,7 @@ def test_what_was_made_before_the_end_of_its_run_is_called_so_later(
         card = Path(f"run/{name}/README.md")
         assert f"to load it: the Python in {card}\n" in said + exported
         assert "```python\n" in card.read_text()
-        assert says(Path(f"run/{name}/README.md").read_text(), "unfinished", "step 20 of 21 of small\n")
+        assert says(Card(card.parent).fields["steps"], "unfinished", "step 20 of 21 of small")
         code, _, errors = cli(capsys, command, "run")
         assert code == 2 and f"run/{name}: not empty: it was made at step 20 of 21 of small" in errors
     for command in (["eval", "run/merged", "--limit", "1"], ["import", "run/peft"]):

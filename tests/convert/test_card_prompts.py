@@ -3,17 +3,20 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from card_kit import Card
 from moslora.choices import FormatName
 from moslora.convert import card_prompts
-from moslora.convert.card import tasks_of
+from moslora.convert.card import write_card
 from moslora.prompts.formats import make_format
 from moslora.recipe import DataSection, EvaluationSection, Recipe, load_recipe
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
+from moslora.runs.origin import origin_of
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 QUESTIONS = {
@@ -41,7 +44,10 @@ def shown(
     folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase, task: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """What the Python text of each task makes."""
-    text = card_prompts.section(folder.recipe, tokenizer, tasks=tasks_of(folder.manifest, folder.recipe, task))
+    write = {"origin": origin_of(folder, base=""), "proof": "", "task": task}
+    with TemporaryDirectory() as out:
+        write_card(Path(out), folder, tokenizer=tokenizer, **write)
+        text = Card(Path(out)).section("Prompt")
     found: dict[str, dict[str, Any]] = {}
     for titles, code in re.findall(r"^([^\n]+):\n\n```python\n(.*?)```", text, re.DOTALL | re.MULTILINE):
         names: dict[str, Any] = {}
@@ -108,9 +114,13 @@ def test_the_prompt_of_own_tasks_and_free_rows(trained: Path, tokenizer: PreTrai
     assert [len(found[task]["answers"]) for task in ("triage", "pick", "any")] == [2, 3, card_prompts.USUAL_OPTIONS]
 
 
-def test_a_gate_that_is_fixed_is_asked_about_its_task_alone(trained: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_gate_that_is_fixed_is_asked_about_its_task_alone(
+    trained: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     folder = open_adapter(trained / "adapter")
     assert {*shown(folder, tokenizer)} == {"boolq", "arc_easy", "obqa"}
     assert {*shown(folder, tokenizer, "obqa")} == {"obqa"}
     chat = folder.recipe.model_copy(update={"data": DataSection(format="chat")})
-    assert "chat template" in card_prompts.section(chat, None, tasks=tasks_of(folder.manifest, chat, None))
+    origin = origin_of(folder, base="")
+    write_card(tmp_path, replace(folder, recipe=chat), origin=origin, proof="")
+    assert "chat template" in Card(tmp_path).section("Prompt")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from card_kit import Card
 from cli_kit import run as cli
 from message_kit import in_order
 from moslora.adapters import describe_task
@@ -131,7 +132,7 @@ def test_a_task_gate_becomes_one_weight_and_one_folder_for_each_task(
     for task in ("boolq", "obqa"):
         for command, name in (("merge", "merged"), ("export", "peft")):
             assert cli(capsys, command, run, "--task", task)[0] == 0
-            assert f"its gate fixed at task `{task}`)" in (run / f"{name}-{task}" / "README.md").read_text()
+            assert f"its gate fixed at task `{task}`" in Card(run / f"{name}-{task}").fields["method"]
         describe_task(ours, task)
         seen.append(ours(ids).logits)
         theirs = peft.PeftModel.from_pretrained(load_base(folder.recipe.model), run / f"peft-{task}").eval()

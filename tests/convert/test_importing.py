@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from card_kit import Card
 from cli_kit import run as cli
 from importing_kit import (
     ALPHA,
@@ -106,7 +107,7 @@ def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) ->
     export_peft(run / "adapter", out=run / "peft")
     assert close(logits(peft.PeftModel.from_pretrained(fresh(world), run / "peft").eval()), expected)
     for folder in ("merged", "peft"):
-        assert "Imported from MoSLoRA's format: `adapter_config.json`" in (run / folder / "README.md").read_text()
+        assert Card(run / folder).fields["imported from"].startswith("MoSLoRA's format")
     target = open_target(str(run))
     results, where = evaluate_target(target, tasks=("obqa",), source=str(world / "data"))
     assert results.tasks["obqa"].n == 20 and where == run / "eval" / "choice-llm-adapters-float32"

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from card_kit import Card
 from cli_kit import run as cli
 from evaluation_kit import make_examples
 from moslora.adapters import AdapterLinear, LoraPair, fold
@@ -179,9 +180,9 @@ def test_an_unfinished_run_is_said_to_be_one_then_and_later(
     assert code == 0 and "note" not in said
     code, said, _ = cli(capsys, command, str(run / "checkpoints" / "step-20"), "--out", str(tmp_path / "named"))
     assert code == 0 and "note" not in said, "it was asked for"
-    assert "- 20 steps by moslora" in (tmp_path / "named" / "README.md").read_text()
+    assert "step 20 of 21" in Card(tmp_path / "named").fields["steps"]
     assert cli(capsys, command, str(run / "checkpoints") + "/", "--out", str(tmp_path / "newest"))[0] == 0
-    assert "- 21 steps by moslora" in (tmp_path / "newest" / "README.md").read_text()
+    assert Card(tmp_path / "newest").fields["steps"].startswith("21, ")
     shutil.rmtree(run / name)
     monkeypatch.chdir(run / "adapter")
     assert cli(capsys, command, ".")[0] == 0 and (run / name).is_dir(), "beside the adapter, not in it"
@@ -244,4 +245,4 @@ def test_a_merge_that_drowns_in_rounding_is_said_and_the_dtype_that_is_asked_for
     delta = 2 * adapter[f"{name}.lora_b"] @ (adapter[f"{name}.mixer.weight"] @ adapter[f"{name}.lora_a"])
     assert merged[f"{name}.weight"].dtype == torch.float32
     assert (merged[f"{name}.weight"] - base[f"{name}.weight"] - delta).norm() < 1e-2 * delta.norm()
-    assert "  dtype: bfloat16\n" in (out / "README.md").read_text(), "as it was trained"
+    assert Card(out).fields["base"] == "in bfloat16", "as it was trained"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from card_kit import Card
 from cli_kit import run
 from evaluation_kit import WORDS
 from experiment_kit import study, train
@@ -82,16 +83,19 @@ def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(
     page = Path("run/report/report.html").read_text()
     assert code == 0 and "first" in page, errors
     turned = [p for p in of_words if p["prediction"] is not None]
-    assert "Right now" in page and sum(f"<span>{p['id']}</span>" in page for p in turned) == min(8, len(turned))
-    assert f"● {turned[0]['text']}" in page
+    assert "Questions that changed most" in page
+    assert sum(f"<span>{p['id']}</span>" in page for p in turned) == min(8, len(turned))
+    assert turned[0]["text"][:200] in page
 
     assert run(capsys, "merge", "run")[0] == 0
     merged = scored("run/merged", out=here / "m")
     texts = {p.id: p.text for p in merged.predictions if p.task == "first"}
     assert texts == {p["id"]: p["text"] for p in of_words}
-    card = Path("run/merged/README.md").read_text()
-    assert says(card, "first:", "prompt =", "<question>", "read is the whole text, whatever its case")
-    assert "<answer>" not in card and says(card, f"first {100 * results.tasks['first'].accuracy:.1f} (")
+    card = Card(Path("run/merged"))
+    assert says(card.section("Prompt"), "first:", "prompt =", "<question>", "read is the whole text, whatever its case")
+    assert "<answer>" not in card.text
+    (scores,) = card.scores
+    assert scores.rows["first"][1].startswith(f"{100 * results.tasks['first'].accuracy:.1f} (")
 
 
 def test_ask_prints_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +162,7 @@ outcome: OUTCOME
     whole, packed = (compare_paths([Path(folder)], outcome="accuracy") for folder in ("runs/e", "packed"))
     assert (tables(whole), lines(whole)) == (tables(packed), lines(packed))
     assert "first" in str(tables(whole)) and "majority" not in str(tables(whole))
-    whole_runs, packed_runs = (reported_runs([Path(folder)])[0] for folder in ("runs/e", "packed"))
+    whole_runs, packed_runs = (reported_runs([Path(folder)]) for folder in ("runs/e", "packed"))
     assert [one.tuned_results for one in whole_runs] == [one.tuned_results for one in packed_runs]
 
 

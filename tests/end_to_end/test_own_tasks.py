@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from card_kit import Card
 from cli_kit import run
 from evaluation_kit import WORDS
 from message_kit import says
@@ -149,16 +150,16 @@ def test_the_card_names_the_sources_of_the_rows_and_of_the_questions(
     ours = Path(shutil.copytree(mine / "run", tmp_path / "run"))
     results = scored(ours, limit=4)
     assert run(capsys, "export", ours)[0] == 0
-    card = (ours / "peft" / "README.md").read_text()
+    card = Card(ours / "peft")
     drawn = json.loads((ours / "run.json").read_text())["data"]["tasks"]
-    assert says(card, f"- weather: {drawn['weather']} rows", "own source", "recipe\n")
-    assert "train: ./rows.jsonl\n" in card
-    assert f"- boolq: {drawn['boolq']} rows from `./data`\n" in card
-    assert f"{sum(drawn.values())} rows, repeats included" in card and str(mine) not in card
-    assert "wheel" not in card.replace("wheel: null", "")
+    assert card.fields["rows of weather"] == f"{drawn['weather']} from a set of its own"
+    assert card.fields["rows of boolq"] == f"{drawn['boolq']} from `./data`"
+    assert says(card.fields["rows"], sum(drawn.values()), "repeats included") and str(mine) not in card.text
+    assert "wheel" not in card.text
     value, (low, high) = results.tasks["weather"].value("accuracy")
-    shown = f"weather {100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f}) of 4"
-    assert says(card, "questions", "own source", "`./data`", f"accuracy: {shown}")
+    (scores,) = card.scores
+    assert scores.rows["weather"][:2] == ["4", f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"]
+    assert says(scores.asked, "questions from", "a set of its own", "`./data`")
     kept = next(ours.glob("eval/*/results.json"))
     stale = json.loads(kept.read_text())
     stale["settings"]["metadata"]["fingerprint"] = "of another base"
@@ -213,8 +214,8 @@ def test_a_gate_has_an_embedding_for_each_task_of_the_run(
     assert run(capsys, "merge", tmp_path / "gated", "--task", "weather")[0] == 0
     merged = tmp_path / "gated" / "merged-weather"
     assert list(scored(merged, out=tmp_path / "e").tasks) == ["weather"], "boolq is another gate's"
-    (line,) = [line for line in (merged / "README.md").read_text().splitlines() if "- Protocol" in line]
-    assert "weather" in line and "boolq" not in line and "macro" not in line
+    (scores,) = Card(merged).scores
+    assert [*scores.rows] == ["weather"]
 
 
 @pytest.mark.parametrize(

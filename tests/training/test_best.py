@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from card_kit import Card
 from cli_kit import run as cli
 from methods_kit import BUDGET
 from moslora.convert.export import export_peft
@@ -188,8 +189,8 @@ def test_every_place_says_which_step_and_why(patient: Path, tmp_path: Path, caps
     (row,) = table_of_runs(run)[1:]
     assert row[3:5] == [f"{ended}/9", f"finished, by patience, best step {step}"]
     export_peft(run / "adapter", out=tmp_path / "peft")
-    card = (tmp_path / "peft" / "README.md").read_text(encoding="utf-8")
-    assert all(line in card for line in shown) and "unfinished" not in card
+    training = Card(tmp_path / "peft").section("Training")
+    assert all(line in training for line in shown) and "unfinished" not in training
     assert validation_loss(Run(run)) == found[step]
 
 

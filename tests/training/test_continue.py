@@ -16,8 +16,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from card_kit import Card
 from cli_kit import run as cli
 from importing_kit import OFFICIAL, TARGETS, official_model, write_source
+from message_kit import says
 from methods_kit import METHODS, PEFT_METHODS, Done, logits_of, recipe_of
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
@@ -377,9 +379,9 @@ def test_a_run_says_what_it_continues(
     changes = ["training.max_steps=2", f"adapter.continue_from={run.path}"]
     train_recipe(load_recipe(world / "recipe.yaml", changes), out=tmp_path / "third")
     export_peft(tmp_path / "third" / "adapter", out=tmp_path / "peft")
-    card = (tmp_path / "peft" / "README.md").read_text()
-    assert f"which continued step 21 of first (sha256 {digest[:12]}…)" in card
-    assert "continued from step 4 of second" in card and str(tmp_path) not in card
+    card = Card(tmp_path / "peft")
+    before = f"which continued step 21 of first (sha256 {digest[:12]}…)"
+    assert says(card.fields["continued from"], "step 4 of second", before) and str(tmp_path) not in card.text
 
 
 RESUMED = [

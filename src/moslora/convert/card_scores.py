@@ -1,8 +1,7 @@
 """The scores of an adapter for its card, and of its base where it was asked the same."""
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,139 +9,127 @@ from moslora.data.hub import MIXTURE as MIXED
 from moslora.data.sources import MIXTURE
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import MosloraError
+from moslora.recipe import Recipe
+from moslora.runs.absolute_paths import last_part
+from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.run import EVALUATIONS, Run, base_of
+from moslora.runs.run import EVALUATIONS, base_of
 from moslora.tasks import INSTRUCTION, TASKS
 
 MACRO = "macro average"
 
-Score = dict[str, Any]
-"""The numbers of a task in ``results.json``."""
+WAYS = ("protocol", "format", "dtype", "beams")
+"""The settings that a score depends on."""
+
+Results = dict[str, Any]
+"""The content of ``results.json``."""
+
+
+class Row(NamedTuple):
+    """A task's scores in words, in percent."""
+
+    name: str
+    n: int
+    leaks: int  # questions among the training rows
+    own: str
+    base: str  # empty if it was not asked the same
 
 
 class Scored(NamedTuple):
     """One evaluation, as far as a card shows it."""
 
-    settings: dict[str, Any]
-    tasks: dict[str, Score]  # the macro average the last, of several
-    leaks: dict[str, int]  # task -> its questions among the training rows
-
-    @property
-    def model(self) -> tuple[str | None, str | None]:
-        """What was scored: the adapter, ``None`` for the base alone, and the base."""
-        facts = self.settings["metadata"]
-        return facts.get("adapter"), facts.get("fingerprint")
-
-    def same(self, other: "Scored", name: str) -> bool:
-        """Whether both were asked the same questions of a task, in the same way."""
-        if name not in other.tasks or self.tasks[name]["n"] != other.tasks[name]["n"]:
-            return False
-        ways = ["protocol", "format", "dtype", "beams"]
-        if self._may_be_cut(name) or other._may_be_cut(name):
-            ways.append("max_length")
-        if any(self.settings.get(way) != other.settings.get(way) for way in ways):
-            return False
-        names = [name]
-        if name == MACRO:
-            names = [task for task in self.tasks if task != MACRO]
-        own_data = self.settings["data"]
-        other_data = other.settings["data"]
-        return all(own_data.get(task) == other_data.get(task) for task in names)
-
-    def _may_be_cut(self, name: str) -> bool:
-        """Whether the limit in tokens cut a question of a task, or nobody knows."""
-        return self.tasks[name].get("truncated") != 0
+    protocol: str
+    format: str
+    dtype: str
+    quantization: str | None
+    metric: str
+    sources: list[str]  # of the questions
+    rows: list[Row]
 
 
-def section(run: Run, manifest: Mapping[str, Any], scored: str, *, task: str | None) -> str:
-    """The card's text: the results of the adapter with this ``manifest``, not of its ``run``'s other checkpoints, and
-    beside them its base's.
-
-    ``scored`` says what was measured; of ``task`` alone, if it is given.
-    """
-    adapter = manifest["sha256"][WEIGHTS]
-    base = manifest["base"]["fingerprint"]
-    lines = []
-    for path in sorted(run.path.glob(f"{EVALUATIONS}/*/results.json")):
-        own = _read(path, task, model=(adapter, base))
-        if own is None:
-            continue
-        plain = None
-        of_base = base_of(path.parent) / path.name
-        if of_base.is_file():
-            plain = _read(of_base, task, model=(None, base))
-        lines.append(_line(own, plain))
-    if not lines:
-        return "Not evaluated yet (`moslora eval`)."
-    listed = "\n".join(lines)
-    return f"{scored}, in percent, with 95 % intervals:\n\n{listed}"
+def scores_of(folder: AdapterFolder, *, task: str | None) -> list[Scored]:
+    """The evaluations of this adapter, not of its run's other checkpoints; of ``task`` alone, if it is given."""
+    adapter = folder.manifest["sha256"][WEIGHTS]
+    base = folder.manifest["base"]["fingerprint"]
+    found = []
+    for path in sorted(folder.run.path.glob(f"{EVALUATIONS}/*/results.json")):
+        try:
+            own = _read(path, model=(adapter, base), only=task)
+            plain = _read(base_of(path.parent) / path.name, model=(None, base), only=task)
+            if own["tasks"]:
+                found.append(_scored(own, plain, folder.recipe))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
+    return found
 
 
-def _read(path: Path, only: str | None, *, model: tuple[str | None, str]) -> Scored | None:
-    """An evaluation; ``None`` if it has no task that is shown, or is of another model."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+def _read(path: Path, *, model: tuple[str | None, str], only: str | None) -> Results:
+    """An evaluation, of the task ``only`` if it is given; without tasks if it is of another model, or not there."""
+    if not path.is_file():
+        return {"tasks": {}}
+    results: Results = json.loads(path.read_text(encoding="utf-8"))
+    facts = results["settings"]["metadata"]
+    tasks = {}
+    if (facts.get("adapter"), facts.get("fingerprint")) == model:
         tasks = {task: score for task, score in results["tasks"].items() if only in (None, task)}
-        if len(tasks) > 1:
-            tasks[MACRO] = results["macro"]
-        without_leaks = results.get("without_leaks") or {}
-        found = Scored(results["settings"], tasks, leaks=without_leaks.get("leaks", {}))
-        _ = found.settings["data"]  # what is read later is there
-        for score in tasks.values():
-            _ = score["n"]
-        if found.model != model or not tasks:
-            return None
-        return found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
+    return results | {"tasks": tasks}
 
 
-def _line(own: Scored, plain: Scored | None) -> str:
-    settings = own.settings
+def _scored(own: Results, plain: Results, recipe: Recipe) -> Scored:
+    settings = own["settings"]
     facts = settings["metadata"]
-    over = ""
-    if facts.get("quantization"):
-        over = f" on the {facts['quantization']} base"
+    tasks = own["tasks"]
     metric = settings["primary"]
-    if not any(metric in score for score in own.tasks.values()):  # all of them are answered in words
+    if not any(metric in score for score in tasks.values()):  # all of them are answered in words
         metric = "accuracy"
-    origins = dict.fromkeys(origin(task, facts["source"]) for task in own.tasks if task != MACRO)
-    return (
-        f"- Protocol `{settings['protocol']}`, format `{settings['format']}`, {settings['dtype']}{over},"
-        f" questions from {', '.join(origins)}, {metric.replace('_', ' ')}: {', '.join(_said(own, plain, metric))}"
+    leaks = (own.get("without_leaks") or {}).get("leaks", {})
+    alike = [task for task in tasks if task in plain["tasks"] and _asked(own, task) == _asked(plain, task)]
+    rows = []
+    for task, score in tasks.items():
+        base = ""
+        if task in alike:
+            base = _value(plain["tasks"][task], metric)
+        rows.append(Row(task, score["n"], leaks.get(task, 0), _value(score, metric), base))
+    if len(tasks) > 1:
+        base = ""
+        if alike == [*tasks] and len(tasks) == len(plain["tasks"]):
+            base = _value(plain["macro"], metric)
+        rows.append(Row(MACRO, own["macro"]["n"], 0, _value(own["macro"], metric), base))
+    return Scored(
+        settings["protocol"],
+        settings["format"],
+        settings["dtype"],
+        facts.get("quantization"),
+        metric,
+        sources=list(dict.fromkeys(source_of(task, recipe=recipe, source=facts["source"]) for task in tasks)),
+        rows=rows,
     )
 
 
-def _said(own: Scored, plain: Scored | None, metric: str) -> Iterator[str]:
-    """Each task with its score, and that of the base if it was asked the same."""
-    for name, score in own.tasks.items():
-        text = f"{name} {_value(score, metric)} of {score['n']:,}"
-        if own.leaks.get(name):
-            text += f" ({own.leaks[name]:,} of them training rows)"
-        if plain is not None and own.same(plain, name):
-            text += f", the base {_value(plain.tasks[name], metric)}"
-        yield text
+def _asked(results: Results, task: str) -> list[Any]:
+    """What a score depends on besides the model; on the limit in tokens only if it cut a question, or nobody knows."""
+    settings = results["settings"]
+    score = results["tasks"][task]
+    asked = [score["n"], settings["data"].get(task), *(settings.get(way) for way in WAYS)]
+    if score.get("truncated") != 0:
+        asked.append(settings.get("max_length"))
+    return asked
 
 
-def _value(score: Score, metric: str) -> str:
+def _value(score: Mapping[str, Any], metric: str) -> str:
     if metric not in score:  # answers in words have no accuracy per character
         metric = "accuracy"
-    share = f"{100 * score[metric]:.1f}"
     low, high = score[metric.replace("accuracy", "interval")]
-    return f"{share} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * score[metric]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def origin(task: str, source: str) -> str:
+def source_of(task: str, *, recipe: Recipe, source: str) -> str:
     """Where the rows of ``task`` are from: ``source`` has those of the eight sets, and the bare instructions."""
-    entry = TASKS.get(task)
-    if not entry and task != INSTRUCTION:
-        return "its own source, named in the recipe"
-    if entry and entry.hub and source == "hub":
+    own = recipe.own_tasks.get(task)
+    entry = own or TASKS.get(task)
+    if entry and entry.hub and (own or source == "hub"):
         return f"`{entry.hub.path}` on the hub"
+    if own or (not entry and task != INSTRUCTION):
+        return "a set of its own"
     public = {"wheel": f"PyPI's `{DATA_WHEEL.name}`", MIXTURE: f"`{MIXED.path}` on the hub"}
     return public.get(source, f"`{last_part(source)}`")
-
-
-def last_part(path: str) -> str:
-    """The last part of a local path, as all that a card says of it."""
-    return f"./{Path(os.path.expanduser(path)).resolve().name}"

@@ -15,7 +15,7 @@ from moslora.base.peft_methods import config_of
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.choices import FormatName
 from moslora.console import note
-from moslora.convert.card import THIS_FOLDER, Made, base_in_code, public_name, write_card
+from moslora.convert.card import PEFT_CONFIG, public_name, write_card
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import new_folder, write_json
 from moslora.recipe import ModelSection, PeftSection
@@ -62,11 +62,10 @@ def lora_pairs(model: PreTrainedModel, name: str) -> dict[str, LoraPair]:
 
 @dataclass(frozen=True)
 class Exported:
-    """An adapter in PEFT's format, and what its card says of it."""
+    """An adapter in PEFT's format, and what is known of it."""
 
     tensors: dict[str, Tensor]
     settings: dict[str, Any]
-    kind: str  # opens the first sentence
     proof: str
 
 
@@ -87,19 +86,12 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
         else:
             exported = _as_lora(folder, dropout=recipe.adapter.dropout, task=task)
         save_file(exported.tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(scratch / "adapter_config.json", exported.settings)
+        write_json(scratch / PEFT_CONFIG, exported.settings)
         write_evaluation_defaults(scratch, recipe, dtype=recipe.model.dtype, task=task)
         origin = origin_of(folder, base=_known_as(recipe.model.name))
         write_origin(scratch, origin)
-        made = Made(
-            exported.kind,
-            scored="Of the adapter over its base",
-            use=_use(recipe.model),
-            proof=exported.proof + _remark_on_the_base(recipe.model),
-            origin=origin,
-            task=task,
-        )
-        write_card(scratch, folder, made, tokenizer=_chat_tokenizer(recipe.model, recipe.data.format))
+        tokenizer = _chat_tokenizer(recipe.model, recipe.data.format)
+        write_card(scratch, folder, origin=origin, proof=exported.proof, task=task, tokenizer=tokenizer)
     return out
 
 
@@ -108,29 +100,6 @@ def _known_as(base: str) -> str:
     if base == BUILTIN:
         return BUILTIN
     return public_name(base)
-
-
-def _use(base: ModelSection) -> str:
-    """How the export is used, for its card."""
-    at = ""
-    if base.revision:
-        at = f', revision="{base.revision}"'
-    return f"""from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-place = {base_in_code(base.name)}  # of the base
-base = AutoModelForCausalLM.from_pretrained(place{at})
-model = PeftModel.from_pretrained(base, ".")  # {THIS_FOLDER}
-tokenizer = AutoTokenizer.from_pretrained(place{at})"""
-
-
-def _remark_on_the_base(base: ModelSection) -> str:
-    if base.name != BUILTIN:
-        return ""
-    return (
-        " The logits are the same only on the Q4_1 quantisation of the hub's weights, in the folder that"
-        f" `python -c \"from moslora.base.resolve import locate; print(locate('{BUILTIN}'))\"` prints."
-    )
 
 
 def _chat_tokenizer(base: ModelSection, format: FormatName) -> PreTrainedTokenizerBase | None:
@@ -160,7 +129,7 @@ def _as_peft_saves_it(folder: AdapterFolder, section: PeftSection) -> Exported:
             value = sorted(value)
         settings[key] = value
     proof = "The weights are those of the run, as PEFT saves them."
-    return Exported(folder.weights(), settings, kind="An adapter", proof=proof)
+    return Exported(folder.weights(), settings, proof=proof)
 
 
 def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> Exported:
@@ -192,7 +161,7 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> Expo
         "target_modules": _target_modules(model, list(pairs)),
     }
     proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
-    return Exported(tensors, settings, kind="A LoRA adapter", proof=proof)
+    return Exported(tensors, settings, proof=proof)
 
 
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:

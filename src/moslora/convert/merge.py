@@ -31,7 +31,7 @@ from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
 from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import DType, Onto
-from moslora.convert.card import THIS_FOLDER, Made, public_name, write_card
+from moslora.convert.card import public_name, write_card
 from moslora.convert.export import lora_pairs, refuse_unfoldable
 from moslora.convert.proof import LogProbabilities, Proof, log_probabilities, prove, weight_sums
 from moslora.data.encode import Encoder, encoding
@@ -49,13 +49,6 @@ SHARD_BYTES = 10**9
 
 ROWS = 256
 """Rows of a weight that are merged at a time."""
-
-USE = f"""from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "."  # {THIS_FOLDER}
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)"""
-"""How a merged model is used, for its card."""
 
 
 def merge(
@@ -90,15 +83,7 @@ def merge(
         write_evaluation_defaults(scratch, folder.recipe, dtype=section.dtype, task=task)
         origin = origin_of(folder, base=public_name(section.name))
         write_origin(scratch, origin)
-        made = Made(
-            "Merged weights",
-            scored="Of the adapter over its base, before the merge",
-            use=USE,
-            proof=str(proof),
-            origin=origin,
-            task=task,
-        )
-        write_card(scratch, folder, made, tokenizer=tokenizer)
+        write_card(scratch, folder, origin=origin, proof=str(proof), task=task, tokenizer=tokenizer)
     return proof
 
 

@@ -29,6 +29,11 @@ def absolute_path(path: str) -> str:
     return os.path.abspath(expanded)
 
 
+def last_part(path: str) -> str:
+    """The last part of a local path, which is all that others are told of it."""
+    return f"./{os.path.basename(os.path.realpath(os.path.expanduser(path)))}"
+
+
 def local_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Section and key of every file or folder of this machine that a recipe's values name, except the base."""
     for section in (values["data"], values["evaluation"]):
