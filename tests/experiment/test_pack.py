@@ -55,7 +55,7 @@ def test_a_packed_experiment_says_what_its_runs_say(here: Path, capsys: pytest.C
     packed = table_of_runs(Path("packed"))
     assert [row[-1] for row in packed] == scores
     assert {row[4] for row in packed[1:]} == {"packed"} and "/" not in packed[1][3]
-    whole, packed = (reported_runs([Path(folder)])[0] for folder in ("runs/e", "packed"))
+    whole, packed = (reported_runs([Path(folder)]) for folder in ("runs/e", "packed"))
     assert [one.tuned_results for one in whole] == [one.tuned_results for one in packed]
     single = ("compare", "packed/runs/lora-0.03-0")  # against its base
     several = ("compare", *(f"packed/runs/{name}" for name in read_packed(Path("packed"))))

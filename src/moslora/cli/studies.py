@@ -238,7 +238,7 @@ def reproduce(
 ) -> None:
     """Train a run again and compare the two.
 
-    Writes RUN-again. The result is bitwise equal, equal within tolerance, or different from a named step on.
+    Writes RUN-again. The weights are bitwise equal, equal within a tolerance, or different.
     """
     from moslora.runs.resuming import refuse_reproduction
     from moslora.runs.run import Run

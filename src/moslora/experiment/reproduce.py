@@ -1,4 +1,4 @@
-"""Trains a finished run again, and says whether the same came out."""
+"""Trains a finished run again, and says how far what came out is off."""
 
 import math
 import os
@@ -11,12 +11,11 @@ from torch import Tensor
 
 from moslora.base.adapted import adapter_state
 from moslora.base.load import load_base
-from moslora.console import note, say
+from moslora.console import say
 from moslora.errors import MosloraError
 from moslora.files import write_text
-from moslora.processes.devices import GPU, gpus
+from moslora.processes.devices import gpus
 from moslora.recipe import Recipe
-from moslora.recipe.recipe import changed_keys
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.continued import read_continued
 from moslora.runs.lineage import predecessor_of
@@ -25,8 +24,6 @@ from moslora.runs.resuming import refuse_reproduction
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes
 from moslora.training.prepare import adapt, gather_inputs
-from moslora.training.run_card import git_state, hardware, versions
-from moslora.training.tracking import MEASURED
 
 TOLERANCE = 0.05
 """Largest ‖θ′ − θ‖ / ‖θ − θ₀‖ that other hardware or versions may cause by rounding; θ are all weights of the adapter,
@@ -34,7 +31,7 @@ TOLERANCE = 0.05
 
 
 def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
-    """Trains ``run`` again in ``out``, with as many processes and threads, and says how equal metrics and weights are.
+    """Trains ``run`` again in ``out``, with as many processes and threads, and says how far its weights are off.
     ``trust_remote_code``: the base's own Python code may run, which a run's recipe cannot allow.
 
     Raises:
@@ -53,12 +50,8 @@ def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
     threads = facts.get("hardware", {}).get("threads")
     # In a process of its own: a process's threads are set when it starts.
     environment = {"OMP_NUM_THREADS": str(threads or os.cpu_count())}
-    device = GPU
     if threads or not gpus():
-        device = "cpu"
         environment["ACCELERATE_USE_CPU"] = "true"
-    for line in changes(facts, device=device, recipe=recipe):
-        note(line)
     say(f"training again in {out}")
     again = [str(out), "--resume"]
     if trust_remote_code:
@@ -82,38 +75,19 @@ def start_of(recipe: Recipe) -> dict[str, Tensor]:
     return adapter_state(adapt(load_base(recipe.model), recipe, start=read_continued(recipe)))
 
 
-def changes(facts: Mapping[str, Any], *, device: str, recipe: Recipe) -> list[str]:
-    """A line for each way in which code, versions or hardware are not those that ``facts``, a run's card, names."""
-    now = {
-        "versions": versions(recipe.model, recipe.adapter),
-        "git": git_state(),
-        "hardware": hardware(torch.device(device)),
-    }
-    then = {part: facts.get(part) for part in now}
-    lines = changed_keys(then, now, free=["hardware.threads"])  # which are set to what they were
-    git = facts.get("git")
-    if git and git.get("dirty"):
-        lines.append("the code had uncommitted changes")
-    return lines
-
-
 def verdict(run: Run, again: Run, *, start: Mapping[str, Tensor]) -> str:
-    """A line that says how equal the finished runs are, whose adapters started as ``start``; fails beyond
+    """A line that says how far apart the adapters of the finished runs are, which started as ``start``; fails beyond
     :data:`TOLERANCE`, or where the rows are others."""
     refuse_other_rows(run.facts.get("data", {}), again.facts["data"])
-    differs = first_difference(run, again)
     before = open_adapter(run.result).weights()
     after = open_adapter(again.result).weights()
     if _are_equal(before, after):
-        line = f"bitwise equal: all {len(before)} tensors of {again.result} are those of {run.result}"
-        if differs is not None:
-            return f"{line}; but {differs}"
-        return f"{line}, and so is every metric"
+        return f"bitwise equal: all {len(before)} tensors of {again.result} are those of {run.result}"
     distance = relative_distance(before, after, start=start)
-    line = f"the weights differ by {distance:.2g} of what training changed; {differs or 'every metric is equal'}"
+    line = f"the weights of {again.result} differ by {distance:.2g} of what training changed"
     if distance > TOLERANCE:
         raise MosloraError(f"not reproduced: {line}")
-    return f"equal within the tolerance of {TOLERANCE:g}, but not bitwise: {line}"
+    return f"not bitwise equal, but within the tolerance of {TOLERANCE:g}: {line}"
 
 
 def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -143,25 +117,3 @@ def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """‖θ′ − θ‖ over all tensors."""
     squares = [float((value.double() - other[key].double()).square().sum()) for key, value in one.items()]
     return math.sqrt(sum(squares))
-
-
-def first_difference(run: Run, again: Run) -> str | None:
-    """The first metric of ``run`` that differs, with its step and both values; ``None`` if none does. An earlier
-    version logged fewer steps."""
-    before = _metrics(run)
-    after = _metrics(again)
-    for (step, name), then in sorted(before.items(), key=lambda item: item[0][0]):  # stable: as logged within a step
-        now = after.get((step, name))
-        if then != now:
-            return f"first difference at step {step}: {name} was {then}, is {now}"
-    return None
-
-
-def _metrics(run: Run) -> dict[tuple[int, str], Any]:
-    """By step and name the metrics that equal runs have in common."""
-    found = {}
-    for row in run.metrics:
-        for name, value in row.items():
-            if name not in ("step", *MEASURED):
-                found[row["step"], name] = value
-    return found
