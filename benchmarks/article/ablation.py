@@ -17,7 +17,7 @@ from benchmarks import DOCS
 from benchmarks.article.results import draw_forest, load
 from benchmarks.svg import from_report, write_pictures
 from moslora.report.canvas import Canvas
-from moslora.report.figures.weights import draw_mixers, mapped
+from moslora.report.figures.mixers import draw_mixers, mapped
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import Run
@@ -49,8 +49,7 @@ def kept_layers() -> list[LearnedLayer]:
     """The layers whose matrices were written."""
     matrices = load_file(MIXERS)
     names = [name for name in matrices if not name.startswith(START)]
-    spectrum = np.zeros(0)  # not shown
-    return [LearnedLayer(name, matrices[name], matrices[START + name], spectrum) for name in names]
+    return [LearnedLayer(name, matrices[name], matrices[START + name]) for name in names]
 
 
 def pictures() -> dict[str, str]:

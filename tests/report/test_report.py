@@ -31,20 +31,17 @@ from moslora.evaluation.target import open_target
 from moslora.files import locked
 from moslora.recipe import load_recipe
 from moslora.report import write_report
-from moslora.report.bases import base_names
 from moslora.report.canvas import STYLE, Canvas
 from moslora.report.contents import gather
-from moslora.report.figures.accuracy import accuracy
 from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
-from moslora.report.figures.weights import BY_LAYER, by_layer, heat_maps
+from moslora.report.figures.mixers import draw_mixers, mapped
 from moslora.report.questions import most_changed
 from moslora.report.runs import ReportedRun, reported_runs
 from moslora.report.tables import glance
-from moslora.runs.evaluation import Evaluation, read_evaluation
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run
-from moslora.runs.settings import Settings
 from moslora.tasks import Example
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
@@ -116,19 +113,18 @@ def test_the_page_stands_alone_and_has_the_numbers_of_compare(
     assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "img"}
     assert "<u>" not in text and "&lt;u&gt;run &amp; $x$" in text
     links = [value for _, names in found.tags for key, value in names.items() if "href" in key or key == "src"]
-    assert links and all(str(link).startswith(("#", "data:image/png;base64,")) for link in links), links
+    assert all(str(link).startswith(("#", "data:image/png;base64,")) for link in links), links
     assert not re.search(r"url\((?!#)|@import", text)
     pictures = re.findall(r"<svg .*?</svg>", text, flags=re.S)
     for picture in pictures:
         ElementTree.fromstring(picture.replace("<svg", '<svg xmlns:xlink="x"', 1))
-    assert len(pictures) == len(list((evaluated / "report").glob("*.png"))) > 9
+    assert len(pictures) == len(list((evaluated / "report").glob("*.png"))) > 4
     assert "#2563eb" not in "".join(pictures)  # a colour that the page could not change in the dark
     comparison = compare_paths([evaluated])
     for row in (*tables(comparison)[0][1:], lines(comparison)):
         for cell in row:
             assert cell in found.cells, cell
-    card = json.loads((evaluated / "run.json").read_text())
-    assert card["data"]["sha256"] in text and "in groups of rows" in text
+    assert {"Scores", "Training", "Questions that changed most"} <= {*found.cells}, "folded"
 
 
 @pytest.mark.slow
@@ -176,14 +172,17 @@ def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_pa
         shutil.rmtree(next(run.glob("eval/*32")))
         evaluate_target(open_target(str(run)), tasks="boolq", limit=12)
     tuned = read_results(next(run.glob("eval/*32")))
-    (shown,), questions, line = reported_runs([run])
+    (shown,) = reported_runs([run])
     page = Reader(write_report([run], out=tmp_path / "page").read_text("utf-8"))
-    scores = [f"{100 * tuned.tasks['obqa'].accuracy:.1f}" if questions else f"{100 * tuned.macro.accuracy:.1f} (n 12)"]
-    scores.append(f"{100 * base.macro.accuracy:.1f}" + ("" if questions else " (n 12)"))
     at = page.cells.index("21 of 21 steps")
-    assert page.cells[at + 2 : at + 4] == scores[::-1] and line in page.cells
-    assert line.endswith("left out: boolq, arc_easy" if questions else "left out: boolq, obqa")
-    assert shown.tuned_results is not None and list(shown.tuned_results.tasks) == (["obqa"] if questions else ["boolq"])
+    if asked == "another task":
+        assert shown.left_out.endswith("left out: boolq, obqa") and shown.base is None
+        assert page.cells[at + 2 : at + 5] == ["12", "–", f"{100 * tuned.macro.accuracy:.1f}"]
+    else:
+        assert shown.left_out.endswith("left out: boolq, arc_easy")
+        scores = [f"{100 * base.macro.accuracy:.1f}", f"{100 * tuned.tasks['obqa'].accuracy:.1f}"]
+        assert page.cells[at + 2 : at + 5] == ["12", *scores]
+    assert any(shown.left_out in cell for cell in page.cells)
 
 
 def test_runs_that_cannot_be_compared_are_still_shown(evaluated: Path, other: Path, tmp_path: Path) -> None:
@@ -236,18 +235,18 @@ def test_another_limit_in_tokens_matters_where_it_cut_a_question(evaluated: Path
         lines = [json.dumps({**json.loads(first), "truncated": True}), *others, ""]
         (base / "predictions.jsonl").write_text("\n".join(lines))
     contents = gather(reported_runs([run]), [run])
-    assert contents.asked_alike == (not cut)
+    assert (contents.base is not None) == (not cut)
     assert bool(contents.comparisons[0].contrasts) == (not cut)
 
 
 @pytest.mark.parametrize(
     ("change", "there", "gone"),
     [
-        ("not evaluated", "Training loss", "Answers"),
-        ("without base", "Answers", "Gained"),
-        ("begun", "run.json", "What was learned"),
-        ("imported", "What was learned", "Training loss"),
-        ("the base is gone", "Training loss", "What was learned"),
+        ("not evaluated", "Training loss", "Scores"),
+        ("without base", "Scores", "Gained"),
+        ("begun", "of 21 steps", "The mixer M"),
+        ("imported", "The mixer M", "Training loss"),
+        ("the base is gone", "Training loss", "The mixer M"),
     ],
 )
 def test_a_run_is_shown_as_far_as_it_got(
@@ -272,14 +271,6 @@ def test_a_run_is_shown_as_far_as_it_got(
     text = write_report([run], out=tmp_path / "page").read_text("utf-8")
     Reader(text)
     assert there in text and gone not in text
-
-
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_the_error_over_seeds_is_explained_where_there_is_one(evaluated: Path, tmp_path: Path, seeds: int) -> None:
-    """With another arm beside it that is not evaluated."""
-    (run,), _, _ = reported_runs([evaluated])
-    drawn = accuracy(Canvas(tmp_path, [run.arm, "not evaluated"]), [run] * seeds, averaged=True)
-    assert drawn is not None and ("several seeds" in drawn) == (seeds == 2)
 
 
 def test_runs_of_unlike_metrics_stand_side_by_side(evaluated: Path, tmp_path: Path) -> None:
@@ -319,37 +310,38 @@ def over_another_base(run: Path, place: Path) -> Path:
 
 
 def test_each_base_is_named(evaluated: Path, tmp_path: Path) -> None:
-    """In the table of the runs, in the figure of accuracies, and in the comparisons with it."""
+    """In the figures, and in the comparisons with it."""
     other = over_another_base(evaluated, tmp_path / "other")
     file = write_report([evaluated, other], out=tmp_path / "page")
     text = file.read_text("utf-8")
     found = Reader(text)
-    right = 100 * read_results(next(evaluated.glob("eval/*-base"))).macro.accuracy
-    assert {f"{right:.1f} (model)", f"{right:.1f} (second)"} <= {*found.cells}
-    (figure,) = re.findall(r"<svg (?:(?!</svg>).)*?majority class.*?</svg>", text, flags=re.S)
-    assert "base (model)" in figure and "base (second)" in figure
-    assert "difference from base (second)" in text and "Against the base (model)" in text
+    assert "difference from base of other" in text
+    assert {f"Against the base of {run.name}" for run in (evaluated, other)} <= {*found.cells}
     alone = write_report([evaluated], out=tmp_path / "alone").read_text("utf-8")
-    assert "base (" not in alone and "Against the base" in alone
+    assert "base of" not in alone and "Against the base" in alone
 
 
-def test_bases_are_told_apart_by_what_differs(evaluated: Path, tmp_path: Path) -> None:
-    one = read_evaluation(next(evaluated.glob("eval/*-base"))).settings
-
-    def over(base: str, fingerprint: str, **changes: object) -> Settings:
-        metadata = {**one.metadata, "base": base, "fingerprint": fingerprint}
-        metadata |= {key: changes.pop(key) for key in ("quantization",) if key in changes}
-        return replace(one, metadata=metadata, **changes)  # type: ignore[arg-type]
-
-    first = over("meta/llama", "f1")
-    moved = over("/here/llama", "f1")
-    assert base_names([first, None, moved]) == ["base"] * 3, "one base at two places"
-    assert base_names([first, over("meta/qwen", "f2")]) == ["base (llama)", "base (qwen)"]
-    assert base_names([first, over("mine/llama", "f2")]) == ["base (meta/llama)", "base (mine/llama)"]
-    assert base_names([first, over("meta/llama", "f2")]) == ["base (llama f1)", "base (llama f2)"]
-    assert base_names([first, over("meta/llama", "f1", quantization="nf4")]) == ["base", "base (nf4)"]
-    cloze = replace(first, protocol="cloze", format="cloze")
-    assert base_names([first, cloze]) == ["base (choice, label)", "base (cloze, cloze)"]
+@pytest.mark.parametrize(
+    ("changes", "bases"),
+    [
+        ({"base": "/elsewhere/model"}, 1),
+        ({"fingerprint": "f2"}, 2),
+        ({"quantization": "nf4"}, 2),
+        ({"protocol": "cloze", "format": "cloze"}, 2),
+    ],
+)
+def test_bases_are_told_apart_by_their_weights_and_by_how_they_were_asked(
+    evaluated: Path, tmp_path: Path, changes: dict[str, str], bases: int
+) -> None:
+    """And not by where they lie."""
+    other = Path(shutil.copytree(evaluated, tmp_path / "other"))
+    for file in other.glob("eval/*-base/settings.json"):
+        known = json.loads(file.read_text("utf-8"))
+        for key, value in changes.items():
+            (known["settings"] if key in known["settings"] else known["settings"]["metadata"])[key] = value
+        file.write_text(json.dumps(known))
+    found = [run.base_name for run in reported_runs([evaluated, other])]
+    assert found == (["base", "base"] if bases == 1 else [f"base of {evaluated.name}", "base of other"])
 
 
 def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +350,7 @@ def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monke
     validated = Run(Path(shutil.copytree(evaluated, tmp_path / "run")))
     rows = [row | {"validation_accuracy": 0.5, "validation_questions": 6} for row in validated.metrics]
     (validated.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run,), _, _ = reported_runs([validated.path])
+    (run,) = reported_runs([validated.path])
     cut: list[str] = []
 
     def extents(canvas: Canvas, name: str, figure: Figure) -> str:
@@ -379,13 +371,12 @@ def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monke
     arms = [run.arm, *(f"a-method-with-a-long-name-and-{option}-{n}" for n, option in enumerate(["this"] * 6))]
     runs = [replace(run, arm=arm, base_name=f"base (a-model-with-a-long-name-{arm[-1]})") for arm in arms for _ in "ab"]
     canvas = Canvas(tmp_path, arms)
-    assert accuracy(canvas, runs, averaged=True) and accuracy(Canvas(tmp_path, arms[:1]), [run], averaged=True)
     for name in CURVES:
         assert curve(canvas, runs, name, CURVES[name])
     contrast = compare_paths([evaluated]).named[0]
     several = [replace(contrast, before=arms[1], after=arm) for arm in arms]
     assert differences(canvas, "differences", several, "each 95 % interval by itself")
-    assert by_layer(canvas, runs, *BY_LAYER[0]) and heat_maps(canvas, run)
+    assert draw_mixers(canvas, "mixers", mapped(run.layers))
     assert not cut
 
 
@@ -405,7 +396,7 @@ def test_the_step_that_the_validation_loss_chose_is_ringed_and_in_the_table(
     run = Run(Path(shutil.copytree(trained, tmp_path / "run")))
 
     def draw() -> ReportedRun:
-        (reported,), _, _ = reported_runs([run.path])
+        (reported,) = reported_runs([run.path])
         for name in ("loss", "validation_loss"):
             assert curve(Canvas(tmp_path, [reported.arm]), [reported], name, CURVES[name])
         return reported
@@ -418,7 +409,7 @@ def test_the_step_that_the_validation_loss_chose_is_ringed_and_in_the_table(
     run.add_facts(best={"step": 10, "loss": found[10], "last_loss": found[21], "validations": 5, "since": 3})
     best = draw()
     assert rings == [(10, found[10])]
-    header, row = glance([best], counted=False)
+    header, row = glance([best])
     cells = dict(zip(header, row, strict=True))
     assert says(cells["trained"], "21 of 21 steps", "10") and cells["validation loss"] == f"{found[10]:.4f}"
 
@@ -449,7 +440,7 @@ def test_accuracies_of_validations_are_drawn_with_their_intervals(
     text = (run.path / "recipe.yaml").read_text().replace("result: last", "result: best")
     (run.path / "recipe.yaml").write_text(text.replace("best_by: loss", "best_by: accuracy"))
     run.add_facts(best={"step": 10, "accuracy": 0.75, "last_accuracy": 0.5, "validations": 3, "since": 1})
-    (reported,), _, _ = reported_runs([run.path])
+    (reported,) = reported_runs([run.path])
     for name in ("validation_loss", "validation_accuracy"):
         assert curve(Canvas(tmp_path, [reported.arm]), [reported], name, CURVES[name])
     ends = set()
@@ -472,19 +463,6 @@ def test_a_cell_of_a_table_has_its_columns_name(page: Path) -> None:
     assert tables
 
 
-def test_protocols_side_by_side_have_each_its_metric(evaluated: Path, tmp_path: Path) -> None:
-    (choice,), _, _ = reported_runs([evaluated])
-    settings = replace(choice.tuned.settings, protocol="cloze", primary="accuracy_per_character")
-    tasks = {
-        task: replace(answers, characters=tuple((3,) * len(scores) for scores in answers.scores))
-        for task, answers in choice.tuned.tasks.items()
-    }
-    cloze = replace(choice.tuned, settings=settings, tasks=tasks)
-    runs = [replace(choice, name="cloze", arm="cloze", tuned=cloze, base=None), choice]
-    drawn = accuracy(Canvas(tmp_path, ["cloze", choice.arm]), runs, averaged=True)
-    assert drawn is not None and "by the metric of each protocol" in drawn
-
-
 def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
     short = ("training.max_steps=2", "training.warmup_steps=0", "adapter.mixer={kind: token-gate}")
@@ -493,7 +471,7 @@ def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> Non
         evaluate_target(open_target(str(run), base=base), limit=3)
     text = write_report([run], out=tmp_path / "page").read_text("utf-8")
     Reader(text)
-    assert "What was learned" not in text
+    assert "The mixer M" not in text
 
 
 def test_a_report_is_replaced_with_its_figures(evaluated: Path, page: Path, tmp_path: Path) -> None:
@@ -503,8 +481,8 @@ def test_a_report_is_replaced_with_its_figures(evaluated: Path, page: Path, tmp_
     with locked(run):  # as in training
         write_report([run], out=out)
     after = {path.name for path in out.iterdir()}
-    assert "accuracy.png" in before - after and "report.html" in after < before
-    assert "Answers" not in (out / "report.html").read_text("utf-8")
+    assert "differences-from-base.png" in before - after and "report.html" in after < before
+    assert "Scores" not in (out / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "differences.png", "folder/notes.txt"])
@@ -541,21 +519,20 @@ def answer(id: str, gold: int, *scores: float, task: str = "t") -> Prediction:
 
 def test_the_questions_that_changed_most() -> None:
     before = [answer(id, gold, 0.0, 0.0) for id, gold in zip("abcde", (0, 1, 0, 1, 0), strict=True)]
-    before.append(answer("only", 0, 0, 9))
     after = [answer("a", 0, 2.0, 0.0), *(answer(p.id, p.gold, 1.0, 0.0) for p in before[1:5])]
     choices = ("this", "that")
     examples = {p.id: Example(p.id, "t", "why?", choices, p.gold) for p in before}
     examples["d"] = Example("d", "t", "other rows", choices, 0)
     examples["e"] = Example("e", "t", "other rows", (*choices, "more"), 0)
     one, other = (Evaluation.of(Path(), SETTINGS, predictions) for predictions in (before, after))
-    gained, lost = most_changed(one, other, examples, most=5)
+    gained, lost = most_changed(one, other, examples, most=5).values()
     assert [question.id for question in gained] == ["a", "c"] and [question.id for question in lost] == ["b"]
     assert gained[0].change == pytest.approx(np.log(np.exp(2) / (np.exp(2) + 1)) - np.log(0.5))
     assert gained[0].question == "why?" and gained[0].options[0].text == "this" and gained[0].options[0].right
     assert gained[0].options[0].after == pytest.approx(np.exp(2) / (np.exp(2) + 1))
-    assert [question.id for question in most_changed(one, other, examples, most=1)[0]] == ["a"]
+    assert [question.id for question in most_changed(one, other, examples, most=1)["gained"]] == ["a"]
     generated = Evaluation.of(Path(), SETTINGS, [Prediction(p.id, "t", p.gold, 0, text="answer1") for p in before])
-    assert most_changed(generated, generated, examples, most=5) == ([], [])
+    assert most_changed(generated, generated, examples, most=5) == {}
 
 
 def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
@@ -564,9 +541,9 @@ def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
     assert "Against the base" in alone and "Not compared" not in alone
     shutil.rmtree(tmp_path / "page")
     shutil.copytree(evaluated, tmp_path / "two")
-    assert [run.name for run in reported_runs([tmp_path])[0]] == ["one", "two"]
+    assert [run.name for run in reported_runs([tmp_path])] == ["one", "two"]
     same = [Path(shutil.copytree(evaluated, tmp_path / folder / "seed-1")) for folder in ("a", "b")]
-    assert [run.name for run in reported_runs(same)[0]] == [str(path) for path in same]
+    assert [run.name for run in reported_runs(same)] == [str(path) for path in same]
     with pytest.raises(UsageError, match="no runs here"):
         reported_runs([tmp_path / "one" / "adapter"])
 
@@ -580,7 +557,7 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
         recipe = load_recipe(made / "recipe.yaml", [f"seed={run.seed}", f"name={run.arm}"], written=True)
         (made / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs).write(tmp_path / "exp")
-    assert [run.arm for run in reported_runs([tmp_path / "exp"])[0]] == ["plain", "plain", "mixed", "mixed"]
+    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed", "mixed"]
     found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
     over = "interval over seeds and questions"
     assert any("mixed against plain: +0.00 points" in cell and over in cell for cell in found.cells)
@@ -594,4 +571,4 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
         assert f"difference from {first}, points, each 95 % interval by itself" in text
     assert text.count('class="verdict"') == text.count('class="verdict">Conclusion: ') > 0
     shutil.rmtree(tmp_path / "exp" / runs[3].folder)
-    assert [run.arm for run in reported_runs([tmp_path / "exp"])[0]] == ["plain", "plain", "mixed"]
+    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]

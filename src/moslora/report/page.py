@@ -1,11 +1,11 @@
 """The page of a report: its contents are drawn, and filled into ``page.html``."""
 
-import json
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from moslora.evaluation.display import heading, table
 from moslora.report import PAGE, figures
 from moslora.report.canvas import SERIES, Canvas
 from moslora.report.contents import Contents
@@ -19,25 +19,22 @@ def page(contents: Contents, *, folder: Path) -> str:
     answers = figures.of_answers(canvas, contents)
     beside = _beside_their_tables(canvas, contents)
     mixers = figures.of_mixers(canvas, contents)
-    weights = figures.of_weights(canvas, contents)
     drawn = sorted(path.name for path in folder.iterdir())
     return _template().render(
         title=", ".join(contents.arms),
         files=[PAGE, *drawn],
         arms={arm: f"c{place % len(SERIES)}" for place, arm in enumerate(contents.arms)},
         remarks=contents.remarks,
-        glance=glance(contents.runs, counted=not contents.same_questions),
+        glance=glance(contents.runs),
         answers=answers,
         comparisons=contents.comparisons,
         beside=beside,
         curves=curves,
-        weights=weights,
         mixers=mixers,
         changed=contents.changed,
-        rewritten=contents.rewritten,
         first=contents.firsts[0].name,
+        scores={f"{name}: {heading(results)}": table(results) for name, results in contents.evaluated.items()},
         differing=differing(contents.runs),
-        cards={run.name: json.dumps(run.run.facts, indent=2, ensure_ascii=False) for run in contents.runs},
     )
 
 

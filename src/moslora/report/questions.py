@@ -1,6 +1,6 @@
 """The questions that a model answers unlike its base."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from scipy.special import softmax
@@ -8,6 +8,7 @@ from scipy.special import softmax
 from moslora.data.sources import data_hash, load_examples
 from moslora.errors import MosloraError
 from moslora.prompts.instructions import wording
+from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import log_probability
 from moslora.runs.settings import Settings
@@ -15,14 +16,14 @@ from moslora.tasks import Example, Questions
 
 
 class Option(NamedTuple):
-    """An option of a question, before training and after."""
+    """An option of a question; or, of an answer in words, the accepted one or a text that was written."""
 
     text: str
     right: bool
-    before: float  # probability
-    after: float
-    chosen_before: bool
-    chosen_after: bool
+    chosen_before: bool = False
+    chosen_after: bool = False
+    before: float | None = None  # probability; ``None`` of words
+    after: float | None = None
 
 
 class Changed(NamedTuple):
@@ -30,67 +31,75 @@ class Changed(NamedTuple):
 
     id: str
     question: str
-    change: float  # of the right option's log-probability, in nats
+    change: float  # of the right option's log-probability, in nats; of an answer in words 1 or -1
     options: list[Option]
-
-
-class Answered(NamedTuple):
-    """A model's answer to one question."""
-
-    id: str
-    gold: int  # position of the right option
-    scores: tuple[float, ...]  # that decide: of cloze per character
-    chosen: int | None  # position
-    log_probability: float  # of the right option
 
 
 def most_changed(
     before: Evaluation, after: Evaluation, examples: Mapping[str, Example], *, most: int
-) -> tuple[list[Changed], list[Changed]]:
-    """The questions that gained most and those that lost most, at most ``most`` of each.
+) -> dict[str, list[Changed]]:
+    """``gained`` and ``lost`` -> the questions that gained most and those that lost most, at most ``most`` of each;
+    empty if none did.
 
-    Left out are questions that only one of the two answered, generated answers, which have no probabilities, and
-    questions that ``examples`` does not have as they were asked.
+    Left out are generated answers, which have no probabilities, and questions that ``examples`` does not have as they
+    were asked.
+
+    Args:
+        before: the answers of the base.
+        after: those of a run, to the same questions.
     """
-    known = _answered(before)
-    changes = []
-    for id, answer in _answered(after).items():
-        example = examples.get(id)
-        if example is None or id not in known:
-            continue
-        as_asked = example.gold == answer.gold and len(example.choices) == len(answer.scores)
-        if as_asked:
-            changes.append(_changed(known[id], answer, example))
+    changes: list[Changed] = []
+    of_base = before.in_order.tasks
+    for task, answers in after.in_order.tasks.items():
+        if answers.are_in_words:
+            changes += _in_words(of_base[task], answers, examples)
+        elif answers.scores and not answers.are_texts:
+            changes += _of_options(of_base[task], answers, examples)
     changes.sort(key=lambda change: -change.change)
     gained = [change for change in changes[:most] if change.change > 0]
     lost = [change for change in changes[::-1][:most] if change.change < 0]
-    return gained, lost
+    if not gained and not lost:
+        return {}
+    return {"gained": gained, "lost": lost}
 
 
-def _answered(evaluation: Evaluation) -> dict[str, Answered]:
-    """Id -> answer, of the questions that have scores."""
-    found = {}
-    for answers in evaluation.tasks.values():
-        if answers.are_texts or not answers.scores:
+def _of_options(before: TaskAnswers, after: TaskAnswers, examples: Mapping[str, Example]) -> Iterator[Changed]:
+    log_before = log_probability(before)
+    log_after = log_probability(after)
+    for row, id in enumerate(after.ids):
+        example = examples.get(id)
+        scores = after.deciding_scores[row]
+        if example is None or example.gold != after.gold[row] or len(example.choices) != len(scores):
             continue
-        columns = (answers.ids, answers.gold, answers.deciding_scores, answers.chosen, log_probability(answers))
-        for row in zip(*columns, strict=True):
-            answer = Answered(*row)
-            found[answer.id] = answer
-    return found
+        then = softmax(before.deciding_scores[row]).tolist()
+        now = softmax(scores).tolist()
+        options = []
+        for place, text in enumerate(example.choices):
+            chosen = (before.chosen[row] == place, after.chosen[row] == place)
+            options.append(Option(text, place == example.gold, *chosen, then[place], now[place]))
+        yield Changed(id, _question(example), log_after[row] - log_before[row], options)
 
 
-def _changed(before: Answered, after: Answered, example: Example) -> Changed:
-    question = example.question
+def _question(example: Example) -> str:
     if example.context and not wording(example).has_passage:
-        question = f"{example.context} {question}"
-    then = softmax(before.scores).tolist()
-    now = softmax(after.scores).tolist()
-    options = []
-    for place, text in enumerate(example.choices):
-        chosen = (before.chosen == place, after.chosen == place)
-        options.append(Option(text, place == after.gold, then[place], now[place], *chosen))
-    return Changed(after.id, question, after.log_probability - before.log_probability, options)
+        return f"{example.context} {example.question}"
+    return example.question
+
+
+def _in_words(before: TaskAnswers, after: TaskAnswers, examples: Mapping[str, Example]) -> Iterator[Changed]:
+    """Those that turned right or wrong."""
+    for row, id in enumerate(after.ids):
+        was_right = before.predicted[row] is not None
+        is_right = after.predicted[row] is not None
+        if id not in examples or was_right == is_right:
+            continue
+        example = examples[id]
+        options = [
+            Option(", ".join(example.choices), right=True),
+            Option(before.texts[row] or "", was_right, chosen_before=True),
+            Option(after.texts[row] or "", is_right, chosen_after=True),
+        ]
+        yield Changed(id, example.question, is_right - was_right, options)
 
 
 def examples_asked(questions: Questions, asked: Settings) -> dict[str, Example]:

@@ -13,13 +13,12 @@ from moslora.compare.runs import in_common, read_complete
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.results import Results, scores_of
-from moslora.report.bases import base_names
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.best import Best
-from moslora.runs.evaluation import Evaluation, Questions, is_evaluation, is_finished
+from moslora.runs.evaluation import Evaluation, is_evaluation, is_finished
 from moslora.runs.run import Run, base_of
-from moslora.runs.settings import Settings, read_head
+from moslora.runs.settings import read_head
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,10 @@ class ReportedRun:
         run: where it is.
         name: of its folder, or its path where others have the same name.
         arm: of the runs that differ from it only in the seed; its name if there are none.
-        tuned: its evaluation, on the questions that all share; ``None`` if it is not finished.
-        base: the same of its base, asked in the same way.
-        base_name: "base", and what tells it apart where the runs have several bases, or asked them in several ways.
+        tuned: its evaluation, on the questions that its base answered, too; ``None`` if it is not finished.
+        base: its base's, on the same questions; ``None`` if it has none of them.
+        left_out: a line on the questions that only one of the two answered; empty if there are none.
+        base_name: "base", or whose it is where the runs have several bases, or asked them in several ways.
     """
 
     run: Run
@@ -40,6 +40,7 @@ class ReportedRun:
     arm: str
     tuned: Evaluation | None = None
     base: Evaluation | None = None
+    left_out: str = ""
     base_name: str = "base"
 
     @cached_property
@@ -87,12 +88,10 @@ def _results(evaluation: Evaluation | None) -> Results | None:
     return scores_of(evaluation.settings, evaluation.tasks, evaluation.records)
 
 
-Reported = tuple[list[ReportedRun], Questions, str]
-"""Runs, the questions that all share, and a line on others. If all share none, each evaluation is of its own."""
-
-
-def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete) -> Reported:
-    """What is known of the runs at ``paths``.
+def reported_runs(
+    paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete
+) -> list[ReportedRun]:
+    """The runs at ``paths``.
 
     Args:
         paths: runs, folders of runs, or experiments.
@@ -111,7 +110,7 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None, read:
         arm = planned_arm or arms.get(path, names[path])
         run = ReportedRun(Run(path), names[path], arm)
         runs.append(_with_evaluations(run, evaluation=evaluation, read=read))
-    return _on_shared_questions(_with_base_names(runs))
+    return _with_base_names(runs)
 
 
 def _nothing_at(paths: Sequence[Path]) -> str:
@@ -154,7 +153,14 @@ def _with_evaluations(run: ReportedRun, *, evaluation: str | None, read: Read) -
             raise
         note(str(fault))
         return run
-    return replace(run, tuned=_finished(folder, read), base=_finished(base_of(folder), read))
+    tuned = _finished(folder, read)
+    base = _finished(base_of(folder), read)
+    if tuned is None or base is None:
+        return replace(run, tuned=tuned, base=base)
+    shared, line = in_common([tuned, base])
+    if not shared:
+        return replace(run, tuned=tuned, left_out=line)
+    return replace(run, tuned=tuned.only(shared), base=base.only(shared), left_out=line)
 
 
 def _finished(folder: Path, read: Read) -> Evaluation | None:
@@ -167,32 +173,17 @@ def _finished(folder: Path, read: Read) -> Evaluation | None:
 
 
 def _with_base_names(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
-    settings: list[Settings | None] = []
+    """The runs; each of several bases is named after the first run that has it."""
+    names: dict[str, str] = {}
+    keys = []
     for run in runs:
-        if run.base is None:
-            settings.append(None)
-        else:
-            settings.append(run.base.settings)
-    return [replace(run, base_name=name) for run, name in zip(runs, base_names(settings), strict=True)]
-
-
-def _on_shared_questions(runs: Sequence[ReportedRun]) -> Reported:
-    """The runs with the questions that all of them and their bases answered, if there are any."""
-    evaluations = []
-    for run in runs:
-        evaluations += [one for one in (run.tuned, run.base) if one]
-    questions, line = in_common(evaluations)
-    if not questions:
-        return list(runs), questions, line
-    restricted = []
-    for run in runs:
-        tuned = _restricted(run.tuned, questions)
-        base = _restricted(run.base, questions)
-        restricted.append(replace(run, tuned=tuned, base=base))
-    return restricted, questions, line
-
-
-def _restricted(evaluation: Evaluation | None, questions: Questions) -> Evaluation | None:
-    if evaluation is None:
-        return None
-    return evaluation.only(questions)
+        key = ""
+        if run.base:
+            settings = run.base.settings
+            weights = settings.metadata.get("fingerprint") or settings.metadata.get("base")
+            key = str({**settings.model, **settings.asked, "base": weights})
+            names.setdefault(key, f"base of {run.name}")
+        keys.append(key)
+    if len(names) < 2:
+        return list(runs)
+    return [replace(run, base_name=names.get(key, run.base_name)) for run, key in zip(runs, keys, strict=True)]

@@ -9,20 +9,14 @@ from moslora.recipe.recipe import flat
 from moslora.report.runs import ReportedRun
 
 
-def glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
-    """A row per run. Averages are ``counted``, with their number of questions, if they are not of the same ones."""
-    bases = {run.base_name for run in runs if run.base}
-    rows = [["run", "method", "seed", "trained", "validation loss", "base", "tuned", "minutes", "peak GB"]]
+def glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
+    """A row per run. Averages are of the questions that the run and its base answered."""
+    rows = [["run", "method", "seed", "trained", "validation loss", "questions", "base", "tuned", "minutes", "peak GB"]]
     for run in runs:
-        base = NONE
-        tuned = NONE
-        if run.tuned_results:
-            tuned = _average(run.tuned_results, counted=counted)
-        if run.tuned_results and run.base_results:
-            base = _average(run.base_results, counted=counted)
-            if len(bases) > 1:
-                base += run.base_name.removeprefix("base")
         recipe = run.run.recipe
+        questions = NONE
+        if run.tuned_results and run.tuned_results.macro:
+            questions = f"{run.tuned_results.macro.n:,}"
         rows.append(
             [
                 run.name,
@@ -30,23 +24,21 @@ def glance(runs: Sequence[ReportedRun], *, counted: bool) -> list[list[str]]:
                 str(recipe.seed),
                 _steps(run),
                 _validation_loss(run),
-                base,
-                tuned,
-                _minutes(run),
-                _peak_memory(run),
+                questions,
+                _average(run.base_results),
+                _average(run.tuned_results),
+                _last(run, "seconds", per=60),
+                _last(run, "peak_memory_gb", per=1),
             ]
         )
     return rows
 
 
-def _average(results: Results, *, counted: bool) -> str:
-    if not results.macro:
+def _average(results: Results | None) -> str:
+    if results is None or not results.macro:
         return NONE
     value, _ = results.macro.value(results.metric)
-    average = percent(value)
-    if counted:
-        average += f" (n {results.macro.n:,})"
-    return average
+    return percent(value)
 
 
 def _steps(run: ReportedRun) -> str:
@@ -66,18 +58,12 @@ def _validation_loss(run: ReportedRun) -> str:
     return f"{loss:.4f}"
 
 
-def _minutes(run: ReportedRun) -> str:
-    _, seconds = run.curve("seconds")
-    if not seconds:
+def _last(run: ReportedRun, metric: str, *, per: float) -> str:
+    """The last value of a metric that only rises."""
+    _, values = run.curve(metric)
+    if not values:
         return NONE
-    return f"{seconds[-1] / 60:.1f}"
-
-
-def _peak_memory(run: ReportedRun) -> str:
-    _, gigabytes = run.curve("peak_memory_gb")
-    if not gigabytes:
-        return NONE
-    return f"{max(gigabytes):.1f}"
+    return f"{values[-1] / per:.1f}"
 
 
 def differing(runs: Sequence[ReportedRun]) -> list[list[str]]:

@@ -3,34 +3,28 @@
 A figure is drawn on a canvas, which keeps it as PNG, and is returned as SVG; ``None`` where there is nothing to show.
 """
 
-from collections.abc import Iterable
-
 from markupsafe import Markup
 
 from moslora.report.canvas import Canvas
 from moslora.report.comparisons import ShownComparison
 from moslora.report.contents import Contents
-from moslora.report.figures.accuracy import accuracy
 from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
 from moslora.report.figures.forgetting import gain_and_forgetting
-from moslora.report.figures.weights import BY_LAYER, by_layer, heat_maps
-
-
-def of_training(canvas: Canvas, contents: Contents) -> list[Markup]:
-    """A curve for each metric."""
-    figures = [curve(canvas, contents.runs, metric, title) for metric, title in CURVES.items()]
-    return _drawn(figures)
+from moslora.report.figures.mixers import draw_mixers, mapped
 
 
 def of_answers(canvas: Canvas, contents: Contents) -> list[Markup]:
-    """Accuracies, the differences that matter most, and what was gained against what was forgotten."""
-    figures = [accuracy(canvas, contents.runs, averaged=contents.same_questions)]
+    """The differences that matter most, and what was gained against what was forgotten."""
+    figures = []
     for comparison in contents.main_comparisons:
         figures += of_comparison(canvas, comparison)
-    if contents.base is not None and contents.asked_alike:
-        figures.append(gain_and_forgetting(canvas, contents.answers, contents.base))
-    return _drawn(figures)
+    if contents.base is not None:
+        answers = [(run.arm, run.tuned) for run in contents.runs if run.tuned and run.base]
+        forgotten = gain_and_forgetting(canvas, answers, contents.base)
+        if forgotten is not None:
+            figures.append(forgotten)
+    return figures
 
 
 def of_comparison(canvas: Canvas, comparison: ShownComparison) -> list[Markup]:
@@ -44,21 +38,17 @@ def of_comparison(canvas: Canvas, comparison: ShownComparison) -> list[Markup]:
     return figures
 
 
-def of_weights(canvas: Canvas, contents: Contents) -> list[Markup]:
-    """Numbers of every layer, in the first run of each arm."""
-    figures = [by_layer(canvas, contents.firsts, *numbers) for numbers in BY_LAYER]
-    return _drawn(figures)
+def of_training(canvas: Canvas, contents: Contents) -> list[Markup]:
+    """A curve for each metric, the most telling first."""
+    figures = [curve(canvas, contents.runs, metric, title) for metric, title in CURVES.items()]
+    return [figure for figure in figures if figure is not None]
 
 
 def of_mixers(canvas: Canvas, contents: Contents) -> dict[str, Markup]:
     """Arm -> the mixers of its first run."""
     found = {}
     for run in contents.firsts:
-        figure = heat_maps(canvas, run)
-        if figure is not None:
-            found[run.arm] = figure
+        layers = mapped(run.layers)
+        if layers:
+            found[run.arm] = draw_mixers(canvas, f"mixer-{run.name.replace('/', '-')}", layers)
     return found
-
-
-def _drawn(figures: Iterable[Markup | None]) -> list[Markup]:
-    return [figure for figure in figures if figure is not None]

@@ -13,17 +13,12 @@ from moslora.report.canvas import Canvas, Style, label_axes, label_once
 from moslora.report.runs import ReportedRun
 
 CURVES = {
-    "loss": "Training loss",
     "validation_loss": "Validation loss",
+    "loss": "Training loss",
     "validation_accuracy": "Accuracy on validation questions",
-    "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
-    "tokens_per_second": "Tokens per second",
 }
 """Metric -> title of its figure."""
-
-FROM_ZERO = ("learning_rate", "tokens_per_second", "grad_norm")
-"""Metrics whose axis begins at zero."""
 
 SMOOTHED_FROM = 100
 """A curve of so many points or more is drawn faint, below its running mean."""
@@ -59,7 +54,7 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         if metric == "validation_accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-        if metric in FROM_ZERO:
+        if metric == "grad_norm":
             axes.set_ylim(bottom=0)
         if len(canvas.arms) > 1:
             axes.legend()

@@ -2,25 +2,36 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from moslora.compare.contrast import Contrast
-from moslora.report.canvas import MUTED, Canvas, Style, label_once, legend_above
-from moslora.report.figures.layout import height, offsets, row_names, set_rows
+from moslora.compare.statistics import MACRO
+from moslora.report.canvas import GRID, INK, MUTED, Canvas, Style, label_once, legend_above
 
 
 def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], how: str) -> Markup:
     """Per task and on average: each contrast, all against one arm, with its 95 % interval; ``how`` says which."""
     first = contrasts[0]
-    names = row_names(list(first.y))
-    with canvas.figure(5, height(len(names), 1 + len(contrasts))) as (figure, axes):
+    rows = list(first.y)
+    if len(rows) > 1:
+        rows.append(MACRO)
+    offsets = np.linspace(-0.25, 0.25, len(contrasts)) * (len(contrasts) > 1)
+    with canvas.figure(5, 1.2 + len(rows) * (0.22 + 0.1 * len(contrasts))) as (figure, axes):
         axes.axvline(0, color=MUTED, linewidth=1.2)
-        for contrast, offset in zip(contrasts, offsets(len(contrasts)), strict=True):
-            for row, task in enumerate(names):
+        for contrast, offset in zip(contrasts, offsets, strict=True):
+            for row, task in enumerate(rows):
                 _draw(axes, contrast, task, row + offset, canvas.style(contrast.after))
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
-        set_rows(axes, names, f"difference from {first.before}, {first.unit.unit}, {how}; filled: shown")
+        axes.set_xlabel(f"difference from {first.before}, {first.unit.unit}, {how}; filled: shown", wrap=True)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.grid(axis="y", visible=False)
+        if rows[-1] == MACRO:
+            axes.axhline(len(rows) - 1.5, color=GRID, linewidth=1)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.spines["left"].set_visible(False)
         if len(contrasts) > 1:
             legend_above(axes)
     return canvas.keep(name, figure)
