@@ -12,7 +12,7 @@ from moslora.experiment.one_run import planned_run
 from moslora.experiment.study import Study
 from moslora.files import append_text
 from moslora.runs.run import Run
-from moslora.training import train_run
+from moslora.training.train import train_run
 
 FILE = """
 recipe:

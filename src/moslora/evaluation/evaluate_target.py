@@ -19,13 +19,13 @@ from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.results import Results
 from moslora.evaluation.scorer import Request
 from moslora.evaluation.target import Target
-from moslora.files import locked, refuse_used
+from moslora.files import locked
 from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
 from moslora.ranks import is_main_process
 from moslora.runs.bare_rows import remark_on_bare_rows
-from moslora.runs.run import SETTINGS
+from moslora.runs.evaluation import refuse_other_scores
 from moslora.tasks import Task
 
 
@@ -50,8 +50,7 @@ def evaluate_target(
         out = target.results_folder(request)
     tokenizer, its_encoding = target.tokenizer_and_encoding(request.format)
     refuse_name_of_other_weights(out, target)
-    if is_main_process() and not (out / SETTINGS).exists():
-        refuse_used(out)
+    refuse_other_scores(out)
     must_agree = {
         **{key: value for key, value in identity.items() if key != "base"},  # whose path may differ
         **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},

@@ -22,15 +22,14 @@ from moslora.evaluation.scorer import Request
 from moslora.processes.devices import device
 from moslora.processes.group import group_size
 from moslora.prompts.protocols import Asked, choose, refuse_beams
-from moslora.recipe import ModelSection, Recipe, resolve_tasks
+from moslora.recipe import ModelSection, Recipe
 from moslora.runs import RUNS
-from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted, open_adapter
-from moslora.runs.evaluation_defaults import read_evaluation_defaults
+from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.named import names_run
+from moslora.runs.named import Named, read_named, tasks_to_ask
 from moslora.runs.origin import remark_on
-from moslora.runs.run import EVALUATIONS, Run, checkpoint_name, evaluation_name, locate_adapter, unfinished
-from moslora.tasks import TASKS, Task
+from moslora.runs.run import EVALUATIONS, Run, checkpoint_name, evaluation_name, unfinished
+from moslora.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,7 @@ class Target:
 
     def tasks(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
         """The typed tasks, by default those of its recipe, or the eight sets."""
-        if typed is not None:
-            return resolve_tasks(typed, self.own_tasks)
-        if self.recipe is None:
-            return tuple(TASKS.values())
-        return self.recipe.questions.tasks
+        return tasks_to_ask(self.recipe, typed)
 
     def results_folder(self, request: Request) -> Path:
         """Where its results are by default. A hub model is downloaded for its fingerprint."""
@@ -190,7 +185,7 @@ class Target:
 
 
 def open_target(
-    target: str,
+    target: str | Named,
     *,
     base: bool = False,
     dtype: DType | None = None,
@@ -200,7 +195,7 @@ def open_target(
     """The model that ``target`` names: a run, an adapter folder, a model folder, or a hub id.
 
     Args:
-        target: as typed.
+        target: as typed, or as `read_named` has read it.
         base: of a run, the base without the adapter.
         dtype: in place of the recipe's.
         trust_remote_code: the model's own Python code may run, which a run's recipe cannot allow.
@@ -209,30 +204,31 @@ def open_target(
     changes: dict[str, Any] = {}
     if dtype is not None:
         changes["dtype"] = dtype
-    if not names_run(target):
-        changes |= {"name": target, "trust_remote_code": trust_remote_code}
-        return _without_run(target, changes, strategy=strategy or "ddp")
-    path = Path(os.path.expanduser(target))
-    trained = open_adapter(locate_adapter(path), trust_remote_code=trust_remote_code)
-    recipe = trained.recipe
+    named = target
+    if isinstance(named, str):
+        named = read_named(named, trust_remote_code=trust_remote_code)
+    recipe = named.recipe
+    if named.adapter is None or recipe is None:
+        changes |= {"name": named.name, "trust_remote_code": trust_remote_code}
+        return _without_run(named, changes, strategy=strategy or "ddp")
+    trained = AdapterFolder(named.adapter, recipe, named.manifest)
     if strategy == "fsdp" and recipe.model.quantization == "int8":
         raise UsageError("--strategy fsdp: bitsandbytes' int8 layers lose their scales when they are sharded; use ddp")
-    remark = unfinished(path, trained.path, doing="scoring")
+    remark = unfinished(named.path, trained.path, doing="scoring")
     if remark and not base:
         note(remark)
     model = recipe.model.model_copy(update=changes)
     return Target(model, Request.of(recipe), recipe, trained, base, strategy or recipe.training.strategy)
 
 
-def _without_run(target: str, changes: Mapping[str, Any], *, strategy: Strategy) -> Target:
+def _without_run(named: Named, changes: Mapping[str, Any], *, strategy: Strategy) -> Target:
     """A model folder, such as a merged one, or a hub id, with these ``changes`` to its section."""
-    path = Path(os.path.expanduser(target))
-    recipe = read_evaluation_defaults(path)
-    remark = remark_on(path)
+    recipe = named.recipe
+    remark = remark_on(named.path)
     if remark:
         note(remark)
     if recipe is None:
-        model = ModelSection(name=target)
+        model = ModelSection(name=named.name)
         request = Request()
     else:
         model = recipe.model

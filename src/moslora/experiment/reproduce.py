@@ -20,7 +20,6 @@ from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.continued import read_continued
 from moslora.runs.lineage import predecessor_of
 from moslora.runs.manifest import RECIPE
-from moslora.runs.resuming import refuse_reproduction
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes
 from moslora.training.prepare import adapt, gather_inputs
@@ -32,12 +31,12 @@ TOLERANCE = 0.05
 
 def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
     """Trains ``run`` again in ``out``, with as many processes and threads, and says how far its weights are off.
+    `moslora.runs.resuming.refuse_reproduction` has seen that it can be.
     ``trust_remote_code``: the base's own Python code may run, which a run's recipe cannot allow.
 
     Raises:
         MosloraError: the rows are others, training failed, or the weights differ by more than :data:`TOLERANCE`.
     """
-    refuse_reproduction(run, out)
     recipe = run.recipe_to_resume()
     facts = run.facts
     if trust_remote_code:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moslora.errors import MosloraError, UsageError
+from moslora.files import refuse_used
+from moslora.ranks import is_main_process
 from moslora.runs.answers import TaskAnswers, by_task, order_key
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.packed import packed_run
@@ -155,3 +157,9 @@ def unfinished_tasks(head: Head, predictions: Iterable[Prediction]) -> dict[str,
         if record.asked is not None and answered[task] < record.asked:
             found[task] = (answered[task], record.asked)
     return found
+
+
+def refuse_other_scores(out: Path) -> None:
+    """Refuses a folder for an evaluation that holds anything else."""
+    if is_main_process() and not (out / SETTINGS).exists():
+        refuse_used(out)

@@ -1,5 +1,37 @@
-"""Training: the loop and the run around it."""
+"""Training: what is refused before torch is loaded, which takes seconds, and the run."""
 
-from moslora.training.train import train_recipe, train_run
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
-__all__ = ["train_recipe", "train_run"]
+from moslora.base.resolve import local_folder
+from moslora.data.sources import refuse_missing
+from moslora.files import locked
+from moslora.ranks import is_main_process
+from moslora.recipe import Recipe
+from moslora.runs.continuing import check_predecessor
+from moslora.runs.resuming import refuse_other_run
+from moslora.runs.run import RUN, Run
+
+
+def refuse_training(recipe: Recipe, run: Run, *, resuming: bool) -> None:
+    """Refuses to train into a folder in use, or with a model, a predecessor or rows that are not there."""
+    if is_main_process():
+        lock: AbstractContextManager[None] = nullcontext()
+        if run.path.exists():
+            lock = locked(run.path, shared=(RUN,))  # which removes what a killed process left, even if it is refused
+        with lock:
+            refuse_other_run(run, recipe, resuming=resuming)
+    local_folder(recipe.model.name, revision=recipe.model.revision)
+    if not (resuming and run.adapters):  # from which it goes on, whatever became of its predecessor
+        check_predecessor(recipe)
+    refuse_missing(recipe.training_tasks, "train", source=recipe.data.source)
+
+
+def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
+    """Trains what ``recipe`` describes and returns the folder ``out/adapter``. Errors as of
+    :func:`moslora.training.train.train_run`."""
+    run = Run(out)
+    refuse_training(recipe, run, resuming=resuming)
+    from moslora.training.train import train_run
+
+    return train_run(recipe, run, resuming=resuming)

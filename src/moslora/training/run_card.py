@@ -40,10 +40,16 @@ def describe(
     end = "epochs"
     if steps == training.max_steps:
         end = "max_steps"
+    rates = f"learning rate {training.learning_rate:g}"
+    if training.lora_plus_ratio != 1:
+        rates += f", B × {training.lora_plus_ratio:g}"
+    mixers = [parameter for _, layer in named_adapters(model) for parameter in layer.mixer.parameters()]
+    if training.mixer_rate_ratio != 1 and any(parameter.requires_grad for parameter in mixers):
+        rates += f", M × {training.mixer_rate_ratio:g}"
     lines = [
         f"{base.name} in {base.precision}, {len(adapted_layers(model))} layers adapted: {adapter.summary()}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
-        f"{steps:,} steps of {training.global_batch_size} rows (by training.{end}), {_rates(model, training)},"
+        f"{steps:,} steps of {training.global_batch_size} rows (by training.{end}), {rates},"
         f" {training.schedule} after {warmup} warm-up steps",
     ]
     if warmup >= steps:
@@ -56,23 +62,6 @@ def describe(
         without = f"without {a_better_one(training.best_by)}"
         lines.append(f"the run ends after {training.patience:,} validations in a row {without}")
     return lines
-
-
-def _rates(model: PreTrainedModel, training: TrainingSection) -> str:
-    """The learning rate of A, and those of B and M over it where they are others."""
-    rates = [f"learning rate {training.learning_rate:g}"]
-    if training.lora_plus_ratio != 1:
-        rates.append(f"B × {training.lora_plus_ratio:g}")
-    if training.mixer_rate_ratio != 1 and _learns_mixers(model):
-        rates.append(f"M × {training.mixer_rate_ratio:g}")
-    return ", ".join(rates)
-
-
-def _learns_mixers(model: PreTrainedModel) -> bool:
-    for _, layer in named_adapters(model):
-        if any(parameter.requires_grad for parameter in layer.mixer.parameters()):
-            return True
-    return False
 
 
 def packages(base: ModelSection, adapter: Adapter) -> dict[str, str]:
@@ -129,57 +118,36 @@ def git_state() -> dict[str, Any] | None:
 
 def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | None]:
     """Which of the equal ways to compute was chosen; ``None`` for what the model does not have."""
-    return {
-        "attention": _attention_kernels(model, device),
+    beginnings = "in each row"
+    if shares_beginnings(model, training=True):
+        beginnings = "once"
+    found: dict[str, str | None] = {
+        "attention": None,
         "frozen layers": linear.kernel(device, model.dtype),
-        **_module_kernels(model, device),
-        "dropout": _dropout_kernel(model, device),
-        "common beginning of rows": _beginnings(model),
+        "norm": "transformers'",
+        "RoPE": "transformers'",
+        "MLP": "transformers'",
+        "dropout": None,
+        "common beginning of rows": beginnings,
     }
-
-
-def _attention_kernels(model: PreTrainedModel, device: torch.device) -> str | None:
-    """The kernels for the sizes of the model's heads."""
-    sizes = set()
+    by_liger = liger.takes(torch.empty(0, device=device, dtype=model.dtype))
+    of_attention = set()
     for module in model.modules():
         for name in ("head_dim", "head_size"):
             size = getattr(module, name, None)
             if isinstance(size, int):
-                sizes.add(size)
-    found = {attention.kernel(device, model.dtype, size) for size in sizes}
-    if not found:
-        return None
-    return ", ".join(sorted(found))
-
-
-def _module_kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str]:
-    """How the modules compute that replace transformers' own."""
-    kinds = {type(module) for module in model.modules()}
-    by_liger = liger.takes(torch.empty(0, device=device, dtype=model.dtype))
-    found = {"norm": "transformers'", "RoPE": "transformers'", "MLP": "transformers'"}
-    if norm.RMSNorm in kinds:
-        found["norm"] = norm.kernel(device)
-    if RotaryAttention in kinds:
-        found["RoPE"] = "Liger" if by_liger else "in three passes"
-    if GatedMLP in kinds:
-        found["MLP"] = "activation computed again"
-        if by_liger:
-            found["MLP"] += ", Liger"
+                of_attention.add(attention.kernel(device, model.dtype, size))
+        if isinstance(module, norm.RMSNorm):
+            found["norm"] = norm.kernel(device)
+        elif isinstance(module, RotaryAttention):
+            found["RoPE"] = "Liger" if by_liger else "in three passes"
+        elif isinstance(module, GatedMLP):
+            found["MLP"] = "activation computed again, Liger" if by_liger else "activation computed again"
+        elif isinstance(module, Dropout) and module.p:
+            found["dropout"] = Dropout.kernel(device)
+    if of_attention:
+        found["attention"] = ", ".join(sorted(of_attention))
     return found
-
-
-def _dropout_kernel(model: PreTrainedModel, device: torch.device) -> str | None:
-    for module in model.modules():
-        if isinstance(module, Dropout) and module.p:
-            return Dropout.kernel(device)
-    return None
-
-
-def _beginnings(model: PreTrainedModel) -> str:
-    """How often what several rows begin with is computed."""
-    if shares_beginnings(model, training=True):
-        return "once"
-    return "in each row"
 
 
 def strategy(objective: nn.Module) -> dict[str, Any]:

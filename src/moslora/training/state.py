@@ -7,7 +7,7 @@ uninterrupted one bit for bit on a CPU. On a GPU it equals it as far as the same
 which torch does not promise: docs/reproducing.md, "The same bits".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,20 +57,13 @@ def delete_old_checkpoints(run: Run, *, step: int, training: TrainingSection) ->
     first_to_go = [*found[end:], *found[:end]]
     keep = training.keep_checkpoints
     # Not the newest one's best alone: if that is damaged, the run goes on from the one before.
-    bests = _bests_of(run, first_to_go[-keep:], training)
+    bests = []
+    for kept in first_to_go[-keep:]:
+        with suppress(MosloraError):  # a damaged one, from which the run does not go on
+            bests.append(best_checkpoint(run, read_manifest(kept), training))
     for old in first_to_go[:-keep]:
         if old not in bests:
             discard(old)
-
-
-def _bests_of(run: Run, checkpoints: Sequence[Path], training: TrainingSection) -> list[Path | None]:
-    """The checkpoints of the best steps when these were written."""
-    bests = []
-    if training.result == "best":
-        for checkpoint in checkpoints:
-            with suppress(MosloraError):  # a damaged one, from which the run does not go on
-                bests.append(best_checkpoint(run, read_manifest(checkpoint), training))
-    return bests
 
 
 def restore(folder: AdapterFolder, parts: Parts) -> None:

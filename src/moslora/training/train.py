@@ -1,7 +1,6 @@
 """One training: from a recipe to a run folder (`moslora.runs.run`)."""
 
 import signal
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from moslora.base.resolve import BUILTIN, available_offline
 from moslora.console import note, say
 from moslora.data.prepared import TrainingData
 from moslora.errors import Interrupted, MosloraError, UsageError
-from moslora.files import locked, remove_leftovers, replacing
+from moslora.files import locked, refuse_used, remove_leftovers, replacing
 from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
@@ -33,7 +32,6 @@ from moslora.runs.continued import Continued, read_continued
 from moslora.runs.lineage import Predecessor, predecessor_of
 from moslora.runs.manifest import read_manifest
 from moslora.runs.predecessor import remark_on_start
-from moslora.runs.resuming import refuse_other_run
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
 from moslora.training.loop import Parts, rehearse, settle_order, train
@@ -46,13 +44,8 @@ from moslora.training.tracking import Tracker
 from moslora.training.validation import QUESTIONS, Validator
 
 
-def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
-    """Trains what ``recipe`` describes and returns the folder ``out/adapter``; as :func:`train_run`."""
-    return train_run(recipe, Run(out), resuming=resuming)
-
-
 def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
-    """Trains ``run`` as ``recipe`` describes it and returns the folder of the result.
+    """Trains ``run`` as ``recipe``, which was checked, describes it and returns the folder of the result.
 
     ``resuming`` goes on from the newest checkpoint, or from the start if there is none; a finished run is returned.
 
@@ -75,7 +68,8 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     """The phases of a training: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
     take_gpu()
     if is_main_process():
-        refuse_other_run(run, recipe, resuming=resuming)
+        if not resuming:
+            refuse_used(run.path)  # by a process that was faster
         remove_leftovers(run.path / CHECKPOINTS)
     _refuse_too_many_processes(rows=recipe.training.global_batch_size)
     saved = None
@@ -87,8 +81,9 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
         start = read_continued(recipe, begun_with=predecessor_of(run.facts))
     if start is not None and start.predecessor is not None:
         facts["the adapter that it continues"] = start.predecessor.sha256[:12]
+    then = f"resume: {run.resume_command}"
     if saved is not None and saved.path == run.result:
-        with process_group(facts, then=f"resume: {run.resume_command}"):
+        with process_group(facts, then=then):
             return _already_finished(run, saved)
     if is_main_process():
         refuse_missing(recipe.tracking.to)
@@ -97,7 +92,7 @@ def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
     facts["the hash of the training rows"] = inputs.data.sha256[:12]
     facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
     facts["the fingerprint of the base"] = inputs.base
-    with process_group(facts, then=f"resume: {run.resume_command}"):
+    with process_group(facts, then=then):
         laid_by_experiment = run.exists and not run.begun
         if resuming and saved is None and not laid_by_experiment:
             note("no checkpoint yet; starting at step 0")
@@ -187,11 +182,6 @@ class Training:
     validator: Validator
     predecessor: Predecessor | None = None  # the adapter that it continues
 
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes and prints."""
-        return bool(self.parts.accelerator.is_main_process)
-
     def facts(self, *, steps: int) -> dict[str, Any]:
         """Facts for the manifest after ``steps`` updates, and for the card."""
         facts = {
@@ -208,10 +198,22 @@ class Training:
         return facts
 
     def resume(self, saved: AdapterFolder) -> int:
-        """Restores optimizer, scaler and budget from ``saved``, and returns the number of updates done."""
+        """Restores optimizer, scaler and budget from ``saved``, and returns the number of updates done.
+
+        Raises:
+            UsageError: the rows, or the tokenizer that reads them, are not those of ``saved``.
+        """
         restore(saved, self.parts)
         manifest = saved.manifest
-        self._refuse_other_rows(manifest)
+        fix = "restore them, or start a new run with name=… or --out"
+        then = manifest["data"]
+        now = self.data
+        if then["sha256"] != now.sha256:
+            hashes = f"sha256 was {then['sha256'][:12]}…, is {now.sha256[:12]}…"
+            raise UsageError(f"{self.run.path}: the training rows have changed ({hashes}); {fix}")
+        if then["tokens_sha256"] != now.tokens_sha256:
+            changed = changed_encoding(manifest, now.encoding) or "the code that encodes them"
+            raise UsageError(f"{self.run.path}: the training rows have other tokens now: {changed} changed; {fix}")
         say(f"resuming after step {manifest['step']} of {len(self.parts.plan)}")
         before = f"{manifest['processes']} × {manifest['micro_batch_tokens']}"
         today = f"{self.parts.accelerator.num_processes} × {self.parts.micro_batch_tokens}"
@@ -222,24 +224,27 @@ class Training:
             )
         return int(manifest["step"])
 
-    def _refuse_other_rows(self, manifest: Mapping[str, Any]) -> None:
-        """Refuses rows, or a tokenizer of them, that are not those of the checkpoint with this ``manifest``."""
-        fix = "restore them, or start a new run with name=… or --out"
-        then = manifest["data"]
-        now = self.data
-        if then["sha256"] != now.sha256:
-            hashes = f"sha256 was {then['sha256'][:12]}…, is {now.sha256[:12]}…"
-            raise UsageError(f"{self.run.path}: the training rows have changed ({hashes}); {fix}")
-        if then["tokens_sha256"] != now.tokens_sha256:
-            changed = changed_encoding(manifest, now.encoding) or "the code that encodes them"
-            raise UsageError(f"{self.run.path}: the training rows have other tokens now: {changed} changed; {fix}")
-
     def begin(self) -> None:
         """Writes the recipe and ``run.json``, and prints what the run is."""
         recipe = self.recipe
         parts = self.parts
-        if self.writes:
-            self.run.begin(recipe, self._card())
+        if is_main_process():
+            model = parts.model
+            device = parts.accelerator.device
+            steps = len(parts.plan)
+            card = {
+                "recipe": recipe.model_dump(mode="json"),
+                "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
+                **self.facts(steps=steps),
+                "steps": steps,
+                **strategy(parts.objective),
+                "trainable_parameters": model.num_parameters(only_trainable=True),
+                "versions": versions(recipe.model, recipe.adapter),
+                "git": git_state(),
+                "hardware": hardware(device),
+                "kernels": kernels(model, device),
+            }
+            self.run.begin(recipe, card)
             with replacing(self.run.contents) as contents:
                 contents.write_bytes(self.data.contents)
         lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
@@ -248,38 +253,22 @@ class Training:
         for line in (*lines, *self.data.remarks(), *self.validator.remarks()):
             say(line)
 
-    def _card(self) -> dict[str, Any]:
-        """The content of ``run.json``."""
-        recipe = self.recipe
-        model = self.parts.model
-        device = self.parts.accelerator.device
-        steps = len(self.parts.plan)
-        return {
-            "recipe": recipe.model_dump(mode="json"),
-            "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
-            **self.facts(steps=steps),
-            "steps": steps,
-            **strategy(self.parts.objective),
-            "trainable_parameters": model.num_parameters(only_trainable=True),
-            "versions": versions(recipe.model, recipe.adapter),
-            "git": git_state(),
-            "hardware": hardware(device),
-            "kernels": kernels(model, device),
-        }
-
     def train(self, first_step: int) -> int:
         """Runs the steps from ``first_step`` on, and returns the number of updates done: all, or fewer where patience
         ran out. Ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
         total = len(self.parts.plan)
         with ExitStack() as stack:
             records = []
-            if self.writes:
+            if is_main_process():
                 for name in dict.fromkeys(self.recipe.tracking.to):
                     of_name = record(name, self.recipe, self.run, after=first_step)
                     records.append(stack.enter_context(of_name))
             signals = stack.enter_context(stop_requests())
             if first_step < total and not self.parts.selection.patience_ran_out:
-                self.prepare_steps(first_step)
+                if self.parts.accelerator.device.type != "cpu":
+                    rehearse(self.parts, first_step=first_step)
+                elif self.parts.accelerator.num_processes > 1:
+                    settle_order(self.parts)
             line = stack.enter_context(Line(total - first_step, f"step {first_step}/{total}"))
             tracker = Tracker(
                 self.run,
@@ -308,16 +297,9 @@ class Training:
             signal_number=number,
         )
 
-    def prepare_steps(self, first_step: int) -> None:
-        """What comes before the first step of this process, and changes nothing of the training itself."""
-        if self.parts.accelerator.device.type != "cpu":
-            rehearse(self.parts, first_step=first_step)
-        elif self.parts.accelerator.num_processes > 1:
-            settle_order(self.parts)
-
     def checkpoint(self, step: int) -> None:
         """Saves the state after ``step`` updates."""
-        if self.writes:
+        if is_main_process():
             save_checkpoint(self.run, self.parts, self.recipe, step=step, facts=self.facts(steps=step))
         self.parts.accelerator.wait_for_everyone()
 
@@ -343,7 +325,7 @@ class Training:
     def finish(self, steps: int) -> Path:
         """Saves the result after ``steps`` updates, if anything was learned."""
         result = self.run.result
-        if self.writes:
+        if is_main_process():
             self._save_result(steps)
             _note_outcome(self.run)
             for line in ending(self.run.facts, self.recipe.training):
@@ -364,20 +346,19 @@ class Training:
         facts = self.parts.selection.facts
         if facts:
             facts[TRAINED_STEPS] = steps
+        weights = None
         if self.parts.selection.keeps_best:
-            self._copy_best(facts)
-            return
+            best = self.parts.selection.best
+            if best.step is None:
+                fix = "try a lower training.learning_rate"
+                raise MosloraError(f"{self.run.path}: {best}, so no step is the best; {fix}")
+            steps = best.step
+            weights = open_adapter(self.run.checkpoint(steps)).weights()
         facts = {**self.facts(steps=steps), "step": steps, **facts}
-        save_adapter(self.run.result, self.parts.model, self.recipe, facts=facts)
-
-    def _copy_best(self, facts: Mapping[str, Any]) -> None:
-        """Makes the weights of the best step's checkpoint the result, with ``facts`` in its manifest."""
-        best = self.parts.selection.best
-        if best.step is None:
-            raise MosloraError(f"{self.run.path}: {best}, so no step is the best; try a lower training.learning_rate")
-        checkpoint = open_adapter(self.run.checkpoint(best.step))
-        facts = {**self.facts(steps=best.step), "step": best.step, **facts}
-        write_adapter(self.run.result, checkpoint.weights(), self.recipe, facts=facts)
+        if weights is None:
+            save_adapter(self.run.result, self.parts.model, self.recipe, facts=facts)
+        else:
+            write_adapter(self.run.result, weights, self.recipe, facts=facts)
 
 
 def close(run: Run) -> None:

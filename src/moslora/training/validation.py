@@ -38,12 +38,6 @@ class Validation:
     answered: Mean | None = None
 
     @property
-    def accuracy(self) -> float | None:
-        if self.answered is None:
-            return None
-        return self.answered.value
-
-    @property
     def metrics(self) -> dict[str, float]:
         """Its numbers by their names in ``metrics.jsonl``."""
         found = {"validation_loss": self.loss}
@@ -66,8 +60,8 @@ class Validation:
         """The number that decides."""
         if by == "loss":
             return self.loss
-        assert self.accuracy is not None, "a run that is selected by accuracy has questions"
-        return self.accuracy
+        assert self.answered is not None, "a run that is selected by accuracy has questions"
+        return self.answered.value
 
 
 @dataclass(frozen=True)
