@@ -327,27 +327,34 @@ def test_only_what_the_killed_process_moved_is_taken_back(tmp_path: Path) -> Non
     assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
-def test_an_old_report_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_whenever_a_report_is_being_replaced_the_old_or_the_new_one_is_there(tmp_path: Path) -> None:
     """Its page lists its figures, by which the next report replaces them."""
     out, old, new = tmp_path / "out", ["1.png", "2.png", "report.html"], ["2.png", "3.png", "report.html"]
+    page = out / "report.html"
 
-    def write(names: list[str], *, older: list[str]) -> None:
+    def older() -> list[str]:
+        return json.loads(page.read_text()) if page.exists() else []
+
+    def write(names: list[str]) -> None:
         with new_folder(out, older=older) as scratch:
             for name in names:
-                (scratch / name).write_text(str(names))
+                (scratch / name).write_text(json.dumps(names))
 
     kills = 0
+    found = []
     while True:
-        write(old, older=names(out))
-        if not killed(lambda: write(new, older=old), at=kills + 1):
+        write(old)
+        if not killed(lambda: write(new), at=kills + 1):
             break
         kills += 1
-        older = old if (out / "report.html").exists() else []
-        assert not in_use(out, older=old)
-        assert not older or (out / "report.html").read_text() in (str(old), str(new))
-        write(new, older=older)
+        assert not in_use(out, older=older()), "so that the same command goes on"
+        with locked(out):
+            assert names(out) == [LOCK, *older()]
+            assert {(out / name).read_text() for name in older()} == {json.dumps(older())}
+        found.append(older())
+        write(new)
         assert names(out) == new
-    assert kills >= 4
+    assert kills >= 9 and found[0] == old and found[-1] == new and sorted(found) == found
 
 
 def test_leftovers_are_in_nobodys_way_and_go_with_the_next_lock(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ SCRATCH = ".moslora.writing"
 
 _OLD = ".old"
 """In a scratch folder, the folder that is being replaced."""
+
+_OLDER = ".older"
+"""In a scratch folder, the files that are being replaced by the content of a new folder."""
 
 MARKS = ("config.json", "adapter_config.json", "adapter", "report.html", "experiment.json")
 """Names by which readers identify a folder, so they are moved in last."""
@@ -114,13 +117,6 @@ def locked(folder: Path, *, shared: Collection[str] = ()) -> Iterator[None]:
     Raises:
         UsageError: another process has the lock.
     """
-    with _held(folder, shared=shared):
-        yield
-
-
-@contextmanager
-def _held(folder: Path, *, shared: Collection[str] = ()) -> Iterator[int]:
-    """As `locked`; yields the descriptor of the lock file. Its removal, at the end, is what completes a new folder."""
     real = Path(os.path.realpath(folder))  # a link may lead to a folder that does not exist yet
     made = not real.exists()
     with ExitStack() as stack:
@@ -129,30 +125,24 @@ def _held(folder: Path, *, shared: Collection[str] = ()) -> Iterator[int]:
             if made:
                 stack.callback(_remove_if_empty, real)
             try:
-                descriptor = stack.enter_context(_lock(real / LOCK))
+                stack.enter_context(_lock(real / LOCK))
             except (BlockingIOError, Timeout):
                 raise UsageError(
                     f"{folder}: another process is writing here; wait for it, or choose another folder with --out"
                 ) from None
-        try:
-            with writing(folder):
-                _take_back(real, descriptor)
-                remove_leftovers(real, shared=shared)
-            yield descriptor
-        finally:
-            with suppress(OSError):
-                (real / LOCK).unlink()  # before the release: afterwards it may be another process's
+            _take_back(real)
+            remove_leftovers(real, shared=shared)
+        yield
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        if not os.listdir(folder):
-            folder.rmdir()
+    with suppress(OSError):  # it is not empty
+        folder.rmdir()
 
 
 @contextmanager
-def _lock(file: Path) -> Iterator[int]:
-    """Creates and locks ``file`` until the block ends; yields its descriptor.
+def _lock(file: Path) -> Iterator[None]:
+    """Creates and locks ``file`` until the block ends, and removes it then.
 
     Raises:
         BlockingIOError, Timeout: another process has the lock.
@@ -168,7 +158,11 @@ def _lock(file: Path) -> Iterator[int]:
             stack.enter_context(once_per_machine(file).acquire(blocking=False))
         if not os.fstat(descriptor).st_nlink:  # the process that had the lock has just removed the file
             raise BlockingIOError
-        yield descriptor
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                file.unlink()  # before the release: afterwards it may be another process's
 
 
 def once_per_machine(path: Path) -> FileLock:
@@ -183,7 +177,7 @@ def once_per_machine(path: Path) -> FileLock:
 def in_use(folder: Path, *, older: Collection[str] = ()) -> list[str]:
     """Names in ``folder``, except ``older`` and what killed processes left half done."""
     real = Path(os.path.realpath(folder))  # a part of it may not be there yet: run/new/../adapter
-    half_done = {LOCK, *_moved(real), *(path.name for path in _leftovers(real))}
+    half_done = {LOCK, *(path.name for path in (*_leftovers(real), *_moved(real)))}
     try:
         return sorted({*os.listdir(real)} - half_done - {*older})
     except FileNotFoundError:
@@ -198,77 +192,82 @@ def refuse_used(out: Path, *, older: Collection[str] = ()) -> None:
 
 
 @contextmanager
-def new_folder(out: Path, *, older: Collection[str] = ()) -> Iterator[Path]:
-    """A scratch folder whose content is moved into ``out`` when the block succeeds, :data:`MARKS` last.
+def new_folder(out: Path, *, older: Callable[[], Collection[str]] = tuple) -> Iterator[Path]:
+    """A scratch folder whose content is moved into ``out`` when the block succeeds, :data:`MARKS` last: all or nothing.
 
-    ``out`` may exist if it has only files named ``older``, which are removed. It stays the same folder, as it may be a
-    mount point. It is locked, and checked again before the move, so that nothing is replaced that another program put
-    there.
+    ``out`` may exist if it has only files that ``older`` names, which the content replaces. It stays the same folder,
+    as it may be a mount point. It is locked, and checked again before the move, so that nothing is replaced that
+    another program put there.
 
     Raises:
         UsageError: the folder is in use.
     """
-    with _held(out) as lock, writing(out):
-        refuse_used(out, older=older)
+    with locked(out), writing(out):
+        replaced = older()
+        refuse_used(out, older=replaced)
         with _scratch(out / SCRATCH) as scratch:
             yield scratch
             sync_all(scratch)
-            refuse_used(out, older=older)
-            _move_in(scratch, out, lock=lock, older=older)
+            refuse_used(out, older=replaced)
+            _move_in(scratch, out, older=replaced)
 
 
-def _move_in(scratch: Path, out: Path, *, lock: int, older: Collection[str]) -> None:
-    """Moves the content of ``scratch`` into ``out``, :data:`MARKS` last, and removes the ``older`` files that it does
-    not replace.
+def _move_in(scratch: Path, out: Path, *, older: Collection[str]) -> None:
+    """Moves the content of ``scratch`` into ``out``, :data:`MARKS` last, and the ``older`` files there into it.
 
-    All of it or nothing: until the lock file is removed, it lists what the next process must remove.
+    All of it or nothing. Until the lock file is removed, a new folder may be taken back, so that the same command goes
+    on; one that replaces older files is the new one at once.
     """
-    new = sorted(scratch.iterdir())
-    marks = [path for path in new if path.name in MARKS]
-    others = [path for path in new if path.name not in MARKS]
-    _write_list(lock, {path.name: path.lstat().st_ino for path in new})
+    new = _marks_last(os.listdir(scratch))
+    _list_moved(out, {name: (scratch / name).lstat().st_ino for name in new})
+    (scratch / _OLDER).mkdir()
     try:
-        for path in others:
-            os.replace(path, out / path.name)
-        for name in {*older} - {path.name for path in new}:
-            (out / name).unlink(missing_ok=True)
-        for path in marks:
-            os.replace(path, out / path.name)
+        for name in _marks_last({*older} & {*os.listdir(out)}):
+            os.replace(out / name, scratch / _OLDER / name)
+        for name in new:
+            os.replace(scratch / name, out / name)
         _sync(out)
     except BaseException:
-        _take_back(out, lock)
+        _take_back(out)
         raise
+    if older:
+        _list_moved(out, {})
 
 
-def _take_back(folder: Path, lock: int) -> None:
-    """Removes the content that was moved into ``folder``, if it is only a part."""
-    for name in _moved(folder):
-        path = folder / name
+def _marks_last(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (name in MARKS, name))
+
+
+def _take_back(folder: Path) -> None:
+    """Undoes a move into ``folder`` that was not finished: its content goes, and the older files return."""
+    for path in _moved(folder):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    _write_list(lock, {})
+    if (folder / LOCK).stat().st_size:
+        for path in (folder / SCRATCH / _OLDER).glob("*"):
+            os.replace(path, folder / path.name)
+        _list_moved(folder, {})
 
 
-def _moved(folder: Path) -> list[str]:
+def _moved(folder: Path) -> list[Path]:
     """The entries of ``folder`` that its lock file lists."""
     try:
         inodes = json.loads((folder / LOCK).read_bytes())
         here = {*os.listdir(folder)} & inodes.keys()
-        return sorted(name for name in here if inodes[name] == (folder / name).lstat().st_ino)
+        return [folder / name for name in here if inodes[name] == (folder / name).lstat().st_ino]
     except (OSError, ValueError, AttributeError):  # no lock file, or one that lists nothing
         return []
 
 
-def _write_list(lock: int, inodes: Mapping[str, int]) -> None:
-    """Writes what is being moved into the lock file, or empties it."""
-    if inodes or os.fstat(lock).st_size:
-        os.ftruncate(lock, 0)
-        os.lseek(lock, 0, os.SEEK_SET)
-        with os.fdopen(lock, "wb", closefd=False) as file:  # which writes all, where os.write may write a part
-            file.write(json.dumps(inodes).encode())
-        os.fsync(lock)
+def _list_moved(folder: Path, inodes: Mapping[str, int]) -> None:
+    """Writes what is being moved into the lock file, or that nothing is."""
+    text = ""
+    if inodes:
+        text = json.dumps(inodes)
+    (folder / LOCK).write_text(text, encoding="utf-8")
+    _sync(folder / LOCK)
 
 
 def _scratch_of(path: Path) -> Path:

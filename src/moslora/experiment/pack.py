@@ -39,7 +39,7 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
             raise UsageError(
                 f"{out}: has runs that {study.out} does not have ({some(lost)}); choose another folder with --pack"
             )
-        with new_folder(out, older=(EXPERIMENT, *COLUMNS)) as scratch:
+        with new_folder(out, older=lambda: (EXPERIMENT, *COLUMNS)) as scratch:
             write_packed(scratch, runs)
             replace(index, file=study.file_seen_from(out)).write(scratch)
     size = sum((out / name).stat().st_size for name in COLUMNS)

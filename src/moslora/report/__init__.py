@@ -6,7 +6,7 @@
 import html
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from moslora.errors import UsageError, needing
@@ -24,8 +24,8 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
         out: a folder that is empty or holds nothing but a report.
         evaluation: name of the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
     """
-    older = _files(out / PAGE)
-    refuse_used(out, older=older)
+    older = partial(_files, out / PAGE)
+    refuse_used(out, older=older())
     for path in paths:
         if not (path.exists() or is_run(path)):  # a packed run has no folder
             raise UsageError(f"{path}: no such run")
