@@ -88,11 +88,9 @@ def test_free_rows_and_texts_are_read_from_tables(tmp_path: Path) -> None:
 def test_a_csv_cell_is_its_text(tmp_path: Path) -> None:
     """Nothing is guessed, unlike by pandas: not a number, a date, a truth, or that NA is nothing."""
     cells = ["007", "1e5", "2.50", "TRUE", "NA", "null", "", " ", "2020-01-01", "9" * 30, "é", "x" * 200_000]
-    usual = csv.field_size_limit()
     assert [
         row["x"] for row in seen(write_csv(tmp_path / "rows.csv", [{"x": cell, "y": "1"} for cell in cells]))
     ] == cells
-    assert csv.field_size_limit() == usual
 
 
 def test_a_csv_file_as_other_programs_write_it(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
     names = [name for name in (*asked, INSTRUCTION) if name in found]
     if not names:
         raise UsageError(f"{source}: contains no rows of {', '.join(asked)}")
-    return _by_task(trained, names), _by_task(tested, names)
+    training = {name: [row for row in trained if row.task == name] for name in names}
+    return training, {name: [row for row in tested if row.task == name] for name in names}
 
 
 def _with_rows(tasks: Sequence[Task], split: Split, *, source: str) -> list[Task]:
@@ -101,13 +102,6 @@ def _with_rows(tasks: Sequence[Task], split: Split, *, source: str) -> list[Task
     if path.is_file():
         return [task for task in tasks if task.own]
     return [task for task in tasks if task.own or local.find_file(path, task, split)]
-
-
-def _by_task(rows: Sequence[Example], names: Sequence[str]) -> Rows:
-    found: dict[str, list[Example]] = {name: [] for name in names}
-    for row in rows:
-        found[row.task].append(row)
-    return found
 
 
 def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:

@@ -36,19 +36,14 @@ def _shared_text(example: Example) -> str:
     """What a question shares with the others of its cluster; empty for nothing."""
     if example.cluster is not None:
         return example.cluster
-    if example.task in BUILT_IN:
-        return _shared_in_known_set(example)
     context = example.context or ""
-    if len(context) < LONG_CONTEXT:
-        return ""
-    return context
-
-
-def _shared_in_known_set(example: Example) -> str:
-    """The same for one of the eight sets."""
-    shared = BUILT_IN[example.task].shared
-    if shared == "context":
-        return example.context or ""
-    if shared == "options":
-        return "\n".join(sorted(example.choices))
+    if example.task in BUILT_IN:
+        shared = BUILT_IN[example.task].shared
+        if shared == "options":
+            return "\n".join(sorted(example.choices))
+        groups = shared == "context"
+    else:
+        groups = len(context) >= LONG_CONTEXT
+    if groups:
+        return context
     return ""

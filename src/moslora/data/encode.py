@@ -109,15 +109,11 @@ class Encoder:
             pairs = self._encode_apart(texts)
         end: list[int] = []
         if eos:
-            end = [self._eos()]
+            if self.tokenizer.eos_token_id is None:
+                raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
+            end = [self.tokenizer.eos_token_id]
         self._refuse_long_answers([len(self._bos) + len(answer) + len(end) for _, answer in pairs])
         return [self._assemble(prompt, answer + end, room=room) for prompt, answer in pairs]
-
-    def _eos(self) -> int:
-        eos: int | None = self.tokenizer.eos_token_id
-        if eos is None:
-            raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
-        return eos
 
     def _refuse_long_answers(self, lengths: Sequence[int]) -> None:
         """Refuses answers of more tokens than the limit; ``lengths`` are theirs, special tokens included."""
@@ -175,7 +171,8 @@ class Encoder:
             encoded = self.tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True)
             ids_and_offsets = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
             for (prompt, _), (ids, offsets) in zip(chunk, ids_and_offsets, strict=True):
-                start = _first_token_behind(len(prompt), offsets)
+                # of the first token that reaches behind the prompt; tokens end in ascending order
+                start = sum(end <= len(prompt) for _, end in offsets)
                 pairs.append((ids[:start], ids[start:]))
         return pairs
 
@@ -189,14 +186,6 @@ class Encoder:
             kept = prompt[max(0, len(prompt) - left) :]
         start = len(self._bos) + len(kept)
         return EncodedText([*self._bos, *kept, *answer], start, truncated=len(kept) < len(prompt))
-
-
-def _first_token_behind(characters: int, offsets: Sequence[tuple[int, int]]) -> int:
-    """Position of the first token that reaches behind so many characters; the number of tokens if none does."""
-    for i, (_, end) in enumerate(offsets):
-        if end > characters:
-            return i
-    return len(offsets)
 
 
 def encoding(encoder: Encoder, format: FormatName) -> dict[str, str]:

@@ -10,7 +10,6 @@ Rows of two texts are read in the same way, except that they name no answer that
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,17 +90,15 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
     if not (texts.instruction.strip() and texts.output.strip()):
         raise ValueError("instruction or output is empty; remove the row")
     named = _named_task(row, task)
-    candidates: Sequence[str] = COMMONSENSE
-    if named is not None:
-        candidates = [named]
     matches = []
-    for name in candidates:
+    for name in [named] if named else COMMONSENSE:
         example = _of_task(texts, name, split, number)
         if example is not None:
             matches.append(example)
     if len(matches) == 1:
         return matches[0]
-    if texts.names_answer and texts.contradicts_itself:
+    answered = texts.output.removeprefix(RESPONSE_LEAD)
+    if texts.names_answer and answered != texts.output and not answered.startswith(texts.answer):
         raise ValueError(f"the output contradicts the answer {texts.answer!r}")
     if named is not None:
         raise ValueError(f"instruction or output does not follow the template of {named}")
@@ -111,12 +108,9 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
 def _named_task(row: dict[str, Any], of_file: str | None) -> str | None:
     """The set that a row names, or else that of its file."""
     named = row.get("task") or of_file
-    if of_file is not None:
-        if named != of_file:
-            raise ValueError(f"task {named!r}: must be {of_file} in this file")
-        return named
-    if named is not None and named not in COMMONSENSE:
-        raise ValueError(f"task {named!r}: must be one of {', '.join(COMMONSENSE)} in this file")
+    known = [of_file] if of_file else COMMONSENSE
+    if named and named not in known:
+        raise ValueError(f"task {named!r}: must be {' or '.join(known)} in this file")
     return named
 
 
@@ -133,11 +127,6 @@ class _Texts:
     answer: str
     names_answer: bool = True
 
-    @property
-    def contradicts_itself(self) -> bool:
-        rest = self.output.removeprefix(RESPONSE_LEAD)
-        return rest != self.output and not rest.startswith(self.answer)
-
 
 def _texts(row: dict[str, Any]) -> _Texts:
     """The texts of a row of LLM-Adapters, or of a row of two texts."""
@@ -148,7 +137,11 @@ def _texts(row: dict[str, Any]) -> _Texts:
             raise ValueError(
                 f"{', '.join(unread)}: not read; put what is needed into the question, or remove the column"
             )
-        return _spoken(two)
+        wrong = [name for name, text in two.items() if not isinstance(text, str)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: missing or not text")
+        asked, answered = two.values()
+        return _Texts(asked, answered, answered.removeprefix(RESPONSE_LEAD), names_answer=False)
     missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
     if missing:
         kinds = (
@@ -187,15 +180,6 @@ def _with_input(instruction: str, text: Any) -> str:
     if not isinstance(text, str):
         raise ValueError("input: not text")
     return f"{instruction}\n{text}"
-
-
-def _spoken(texts: dict[str, Any]) -> _Texts:
-    """A row of two ``texts``, what is asked and what is answered, by their names in messages."""
-    wrong = [name for name, text in texts.items() if not isinstance(text, str)]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)}: missing or not text")
-    asked, answered = texts.values()
-    return _Texts(asked, answered, answered.removeprefix(RESPONSE_LEAD), names_answer=False)
 
 
 def _of_task(row: _Texts, task: str, split: Split, number: int) -> Example | None:

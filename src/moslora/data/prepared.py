@@ -23,7 +23,6 @@ from moslora.data.overlap import digest
 from moslora.data.select import select
 from moslora.data.sources import data_hash, differences, identity, load_training, local_path
 from moslora.data.steps import StepPlan
-from moslora.data.stored_examples import from_json, to_json
 from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
 from moslora.files import discard, once_per_machine, replacing, sha256
@@ -223,7 +222,7 @@ class RunRows:
         except (OSError, UnicodeDecodeError):
             return None
         facts = json.loads(metadata[b"facts"])
-        questions = from_json(metadata[b"questions"], self.tasks)
+        questions = _from_json(metadata[b"questions"], self.tasks)
         return TrainingData(rows, validation, metadata[b"contents"], questions=questions, **facts)
 
     def _folder(self) -> Path:
@@ -249,7 +248,7 @@ def _write(made: TrainingData, folder: Path) -> None:
         "encoding": made.encoding,
         "notes": made.notes,
     }
-    metadata = {"facts": json.dumps(facts), "contents": made.contents, "questions": to_json(made.questions)}
+    metadata = {"facts": json.dumps(facts), "contents": made.contents, "questions": _to_json(made.questions)}
     with replacing(folder) as new:
         new.mkdir()
         with pa.ipc.new_file(str(new / _ROWS), SCHEMA.with_metadata(metadata)) as file:
@@ -260,3 +259,23 @@ def _write(made: TrainingData, folder: Path) -> None:
         oldest_first = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
         for old in oldest_first[:-_KEPT]:
             discard(old)
+
+
+def _to_json(examples: Sequence[Example]) -> str:
+    """The examples without their wording, which is that of their task."""
+    rows = []
+    for example in examples:
+        row = dict(vars(example))
+        del row["wording"]
+        rows.append(row)
+    return json.dumps(rows, ensure_ascii=False)
+
+
+def _from_json(text: str | bytes, tasks: Sequence[Task]) -> list[Example]:
+    """The examples, all of these ``tasks``, equal to what they were."""
+    wordings = {task.name: task.wording for task in tasks if task.own}
+    examples = []
+    for row in json.loads(text):
+        row["choices"] = tuple(row["choices"])
+        examples.append(Example(**row, wording=wordings.get(row["task"])))
+    return examples

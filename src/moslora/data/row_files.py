@@ -127,7 +127,8 @@ def _parsed(line: str) -> Any:
 
 def _cells(path: Path) -> Iterator[Located]:
     """Rows by Python's reader, which guesses no types. Their location is the line where they begin."""
-    with _as_utf8(path), path.open(encoding="utf-8-sig", newline="") as text, _cells_of_any_length():
+    with _as_utf8(path), path.open(encoding="utf-8-sig", newline="") as text:
+        csv.field_size_limit(2**31 - 1)  # Python's own is 131,072 characters; it is the whole process's
         lines = csv.reader(text, strict=True)
         header: list[str] = []
         begins = 1
@@ -143,16 +144,6 @@ def _cells(path: Path) -> Iterator[Located]:
                     header = _header(path, cells)
         except csv.Error as error:  # after which it is not known where a row begins
             yield f":{begins}", ValueError(f"malformed CSV ({error}); quotes are doubled in a quoted text")
-
-
-@contextmanager
-def _cells_of_any_length() -> Iterator[None]:
-    """Lifts Python's limit of 131,072 characters per cell within the block; it holds for the whole process."""
-    usual = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(usual)
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 
-from moslora.errors import UsageError
+from moslora.errors import UsageError, counted
 from moslora.recipe import DataSection
 from moslora.tasks import Example
 
@@ -13,15 +13,10 @@ def select(data: DataSection, rows: Sequence[Example], *, seed: int) -> tuple[li
     chosen = cap(rows, rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     repeats = len(chosen) - len(training) - len(validation)
-    return training, validation, _left_out(repeats)
-
-
-def _left_out(repeats: int) -> list[str]:
-    if not repeats:
-        return []
-    if repeats == 1:
-        return ["1 row repeats a validation row and is left out"]
-    return [f"{repeats:,} rows repeat a validation row and are left out"]
+    notes = []
+    if repeats:
+        notes.append(f"left out: {counted(repeats, 'repeat')} of validation rows")
+    return training, validation, notes
 
 
 def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:
@@ -35,10 +30,7 @@ def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, se
     for task in {example.task for example in examples}:
         positions = [position for position, example in enumerate(examples) if example.task == task]
         random.Random(f"{seed}/{task}").shuffle(positions)
-        if isinstance(rows, int):
-            limit: int | None = rows
-        else:
-            limit = rows.get(task)
+        limit = rows if isinstance(rows, int) else rows.get(task)
         kept.update(positions[:limit])
     return [example for position, example in enumerate(examples) if position in kept]
 

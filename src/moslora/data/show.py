@@ -29,18 +29,13 @@ def rows_to_show(
             examples_of.setdefault((example.task, "train"), []).append(example)
     else:
         for task in tasks:
-            shown = split or _first_split(task)
+            usual: Split = "train" if "train" in task.splits else "test"
+            shown = split or usual
             examples_of[task.name, shown] = load_examples(task, shown, source=source)
     for (task_name, shown), examples in examples_of.items():
         if row >= len(examples):
             raise UsageError(f"--row {row}: must be 0 to {len(examples) - 1} for {task_name}, {shown}")
         yield examples[row]
-
-
-def _first_split(task: Task) -> Split:
-    if "train" in task.splits:
-        return "train"
-    return "test"
 
 
 def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss_on: LossOn) -> str:

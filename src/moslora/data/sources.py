@@ -51,10 +51,8 @@ def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
 
 def splits(task: Task, *, source: str) -> tuple[Split, ...]:
     """The splits that can be loaded. The training rows of `MIXTURE` are not split by set."""
-    if task.own and "train" in task.splits:
-        return ("train", "test")
     if task.own:
-        return ("test",)
+        return ("train", "test") if "train" in task.splits else ("test",)
     return tuple(split for split in task.splits if split != "train" or source != MIXTURE)
 
 
@@ -115,12 +113,9 @@ def _own_file(task: Task, split: Split) -> Path:
 def refuse_missing(tasks: Sequence[Task], split: Split, *, source: str) -> None:
     """Refuses rows whose file or folder is not there, and reads none. Arguments as in `load_examples`."""
     for task in tasks:
-        if not (task.own and task.is_of_files):
-            continue
-        if split in task.splits:
-            _own_file(task, split)
-        else:
-            _own_file(task, next(iter(task.splits)))
+        if task.own and task.is_of_files:
+            there = split if split in task.splits else next(iter(task.splits))
+            _own_file(task, there)
     if not all(task.own for task in tasks):
         local_path(source)
 
@@ -145,16 +140,11 @@ def _load_sets(sets: Sequence[Task], *, source: str) -> list[Example]:
     if source == MIXTURE:
         return hub.load_mixture()
     path = local_path(source)
-    if path is not None and path.is_file():
-        return _rows_of_mixed_file(path, sets)
     examples: list[Example] = []
-    for task in sets:
-        examples += load_examples(task, "train", source=source)
-    return examples
-
-
-def _rows_of_mixed_file(path: Path, sets: Sequence[Task]) -> list[Example]:
-    """The rows of ``sets`` in a file, and its bare instructions."""
+    if path is None or path.is_dir():
+        for task in sets:
+            examples += load_examples(task, "train", source=source)
+        return examples
     names = [task.name for task in sets]
     examples = [example for example in local.read_file(path, "train") if example.task in (*names, INSTRUCTION)]
     if not examples:
@@ -237,10 +227,7 @@ def _identity_of_sets(sets: Sequence[Task], split: Split, *, source: str) -> lis
     hashes = []
     for task in sets:
         file = local.find_file(path, task, split)
-        if file is None:
-            hashes.append("")
-        else:
-            hashes.append(sha256(file))
+        hashes.append(sha256(file) if file else "")
     return hashes
 
 
