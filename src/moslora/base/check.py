@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
-from moslora.base.engine import final_hidden, leave_cudnn_attention, output_weight, use_own_modules
+from moslora.base.engine import final_hidden, output_weight, use_own_modules
 from moslora.base.failures import UnsupportedModel
 from moslora.base.quantized import quantized_layers
 from moslora.base.twin import small_twin
 from moslora.console import note_once
 from moslora.errors import UsageError, first_line
 from moslora.kernels.attention import exchangeable
-from moslora.kernels.linear import IN_FLOAT32, keeping_nothing_packed, kernel, product
+from moslora.kernels.linear import IN_FLOAT32, kernel, pack_nothing, packed_layers, product
 from moslora.kernels.rows import concatenate
 
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "logit_softcapping", "logit_softcap")
@@ -107,8 +107,10 @@ def engine_logits(model: PreTrainedModel) -> Tensor:
     weight = output_weight(model)
     before = model.config._attn_implementation
     tokens, rows, paths = concatenate([_two_rows(model.config)], model.device)
-    with keeping_nothing_packed(model):
-        hidden = final_hidden(model, tokens, rows)
+    pack_nothing(model)  # one pass is not worth a second copy of all weights
+    hidden = final_hidden(model, tokens, rows)
+    for layer in packed_layers(model):
+        layer.packs = True
     if before is not None:
         model.set_attn_implementation(before)  # as stock transformers would have it
     return product(torch.cat([hidden[path] for path in paths]).to(weight.dtype), weight)
@@ -123,7 +125,8 @@ def exchange_modules(model: PreTrainedModel, *, trust_remote_code: bool = False,
         UnsupportedModel: the logits differ; with the architecture and the error.
     """
     refuse_bias(model)
-    leave_cudnn_attention()
+    # cuDNN's attention plans for each new shape, for up to half a second, and rows have many lengths.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     expected = None
     if computed_here and computes_quickly(model):
         with _refusing(f"{type(model).__name__} cannot compute text alone"):
@@ -132,9 +135,7 @@ def exchange_modules(model: PreTrainedModel, *, trust_remote_code: bool = False,
     model.eval()  # ours are made in training mode
     if expected is not None:
         error = _error(model, expected)
-        tolerance = TOLERANCE
-        if expected.dtype.itemsize <= 2:
-            tolerance = TOLERANCE_IN_16_BITS
+        tolerance = TOLERANCE_IN_16_BITS if expected.dtype.itemsize <= 2 else TOLERANCE
         if error <= tolerance:
             return
         if _may_round_factors(expected.device):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,13 +16,7 @@ from moslora.kernels.rows import Rows, send
 
 def use_own_modules(model: PreTrainedModel) -> None:
     """Exchanges norms, MLPs, attention and linear layers for ours; the weights and their names stay."""
-    leave_cudnn_attention()
     exchange(model, own_norm, own_mlp, own_attention, own_linear)
-
-
-def leave_cudnn_attention() -> None:
-    """Turns cuDNN's attention off: it plans for each new shape, for up to half a second, and rows have many lengths."""
-    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows | Remembering) -> Tensor:

@@ -60,26 +60,18 @@ class Dropout(nn.Module):
 
 def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
     """``x`` with zero for the entries that :meth:`Dropout.draw` found, and ``plus`` added; then x is overwritten."""
-    if plus is not None:
-        return _without_and_plus(x, drawn, plus)
     if drawn is None:
-        return x
-    if in_place:
-        return _without_in_place(x, drawn)
-    if drawn.dtype == torch.bool:
-        return x * drawn
-    return x.reshape(-1).index_fill(0, drawn.long(), 0).view_as(x)
-
-
-def _without_and_plus(x: Tensor, drawn: Tensor | None, plus: Tensor) -> Tensor:
-    if drawn is None:
-        return x.add_(plus)
-    if drawn.dtype == torch.bool:
+        left = x
+    elif drawn.dtype != torch.bool and (in_place or plus is not None):
+        left = x.view(-1).index_fill_(0, drawn.long(), 0).view_as(x)
+    elif drawn.dtype != torch.bool:
+        left = x.reshape(-1).index_fill(0, drawn.long(), 0).view_as(x)
+    elif plus is not None:
         return torch.addcmul(plus, x, drawn, out=x)
-    return _without_in_place(x, drawn).add_(plus)
-
-
-def _without_in_place(x: Tensor, drawn: Tensor) -> Tensor:
-    if drawn.dtype == torch.bool:
-        return x.mul_(drawn)
-    return x.view(-1).index_fill_(0, drawn.long(), 0).view_as(x)
+    elif in_place:
+        left = x.mul_(drawn)
+    else:
+        left = x * drawn
+    if plus is not None:
+        left.add_(plus)
+    return left

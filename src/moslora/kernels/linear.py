@@ -8,8 +8,6 @@ A processor without AVX-512 (most desktops, AMD's EPYC before Genoa) multiplies 
 does so an entry at a time. There a product is of float32 copies, rounded once, which is several times as fast.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,21 +69,8 @@ def _kernel_of(x: Tensor, weight: Tensor) -> str:
 
 def pack_nothing(model: nn.Module) -> None:
     """Has ``model`` keep no packed copies from now on: where a weight comes and goes, or is used a few times only."""
-    for module in model.modules():
-        if isinstance(module, FrozenLinear):
-            module.packs = False
-
-
-@contextmanager
-def keeping_nothing_packed(model: nn.Module) -> Iterator[None]:
-    """The same for a few passes."""
-    before = {layer: layer.packs for layer in model.modules() if isinstance(layer, FrozenLinear)}
-    pack_nothing(model)
-    try:
-        yield
-    finally:
-        for layer, packs in before.items():
-            layer.packs = packs
+    for layer in packed_layers(model):
+        layer.packs = False
 
 
 class FrozenLinear(nn.Linear):
@@ -140,7 +125,7 @@ class _Product(torch.autograd.Function):
         return product(gradient, ctx.weight.T), None, None, None
 
 
-def packed_layers(model: nn.Module) -> list[nn.Linear]:
+def packed_layers(model: nn.Module) -> list[FrozenLinear]:
     """The layers that a CPU packs once they have computed."""
     return [module for module in model.modules() if isinstance(module, FrozenLinear)]
 

@@ -98,15 +98,15 @@ class Rows:
             return None
         return send(list(chain.from_iterable(self.paths)), self.device)
 
-    def groups(self, keys: int = 1) -> list["Group"]:
+    def groups(self, heads: int = 1) -> list["Group"]:
         """All rows in groups of neighbours, for so many key heads.
 
         Those that continue another and those that do not are apart. On a CPU a group is of similar rows; a GPU would
         rather have few groups.
         """
-        if keys not in self._groups:
-            self._groups[keys] = [Group(self, first, end, keys) for first, end in self._cuts]
-        return self._groups[keys]
+        if heads not in self._groups:
+            self._groups[heads] = [Group(self, first, end, heads) for first, end in self._cuts]
+        return self._groups[heads]
 
     @cached_property
     def _cuts(self) -> list[tuple[int, int]]:
@@ -139,21 +139,24 @@ def _ends(lengths: Iterable[int]) -> list[int]:
 
 class Group:
     """Neighbouring rows as a batch of n: queries padded to the L tokens of the longest row, keys to the P tokens of the
-    longest past and those L. They come as entries of shape ``(T · K, size)``, a token's K key heads together.
+    longest past and those L.
 
-    ``first`` to ``end`` − 1 are its rows; ``keys`` is K, which is a dimension of the batch.
+    Attention's operands are entries, ``(T · K, size)``: token after token, and of each token its K key heads. A group
+    takes its part of them by number, and puts what comes out back by number.
+
+    ``first`` to ``end`` − 1 are its rows; ``heads`` is K, which is a dimension of the batch.
     """
 
-    def __init__(self, rows: Rows, first: int, end: int, keys: int) -> None:
+    def __init__(self, rows: Rows, first: int, end: int, heads: int) -> None:
         lengths = rows.lengths[first:end]
         pasts = rows.pasts[first:end]
         begins = [begin for begin, _ in rows.bounds[first:end]]
         _, group_end = rows.bounds[end - 1]
         self.longest = max(lengths)  # L
         self.past = max(len(past) for past in pasts)  # P
-        self.shape = (len(lengths), keys, self.longest)  # of a batch, (n, K, L)
-        self._own = slice(begins[0] * keys, group_end * keys)
-        self._one_past = self.past > 0 and all(past == pasts[0] for past in pasts)
+        self.shape = (len(lengths), heads, self.longest)  # of a batch, (n, K, L)
+        self._own = slice(begins[0] * heads, group_end * heads)  # its entries among all
+        self._shares_past = self.past > 0 and all(past == pasts[0] for past in pasts)
         past_lengths = [len(past) for past in pasts]
         if min(past_lengths) == self.past:  # all are equal, and one row of a mask serves all
             past_lengths = past_lengths[:1]
@@ -165,28 +168,24 @@ class Group:
         real = places < torch.tensor(lengths).unsqueeze(1)  # (n, L)
         tokens = torch.tensor(begins).unsqueeze(1) + places * real  # padding stands for its row's first token
         padded_pasts = [past + [0] * (self.past - len(past)) for past in pasts]
-        past_tokens = torch.tensor(padded_pasts, dtype=torch.long)  # (n, P)
-        # Entries of all key heads of these tokens, (n, K, L) and (n, K, P).
-        heads = torch.arange(keys).unsqueeze(1)
-        there = tokens.unsqueeze(1) * keys + heads
-        own_keys = (rows.known + tokens).unsqueeze(1) * keys + heads
-        before = past_tokens.unsqueeze(1) * keys + heads
-        in_batch = torch.arange(real.numel() * keys).view(self.shape).transpose(1, 2)  # as entries are, (n, L, K)
+        past_keys = torch.tensor(padded_pasts, dtype=torch.long)  # (n, P)
+        in_batch = torch.arange(real.numel() * heads).view(self.shape).transpose(1, 2)  # as entries are, (n, L, K)
         back = torch.cat([row[:length] for row, length in zip(in_batch, lengths, strict=True)])  # (tokens, K)
         self._real = real[:, None, :, None]
-        self._there = send(there.flatten(), rows.device)
-        self._all = send(torch.cat([before, own_keys], 2).flatten(), rows.device)
-        self._back = send(back.flatten(), rows.device)
-        if self._one_past:
-            before = before[:1]
-        self._before = send(before.flatten(), rows.device)
+        self._queries = send(_entries(tokens, heads).flatten(), rows.device)  # of each place in a batch, its entry
+        with_pasts = torch.cat([past_keys, rows.known + tokens], 1)  # (n, P + L)
+        self._keys = send(_entries(with_pasts, heads).flatten(), rows.device)
+        self._back = send(back.flatten(), rows.device)  # of each of the group's entries, its place in a batch
+        if self._shares_past:
+            past_keys = past_keys[:1]
+        self._pasts = send(_entries(past_keys, heads).flatten(), rows.device)
 
     def batch(self, x: Tensor, *, zero_padding: bool = False) -> Tensor:
         """The group's part of the entries ``x``, ``(n · K · L, size)``.
 
         Padding is the row's first token, which no token looks at there, to its right; or zero.
         """
-        found = x.index_select(0, self._there)
+        found = x.index_select(0, self._queries)
         if zero_padding:
             found.view(*self.shape, -1).mul_(self._real)
         return found
@@ -194,9 +193,9 @@ class Group:
     def with_past(self, x: Tensor) -> Tensor:
         """The same behind what each row continues, ``(n · K · (P + L), size)``."""
         if not (self.past and torch.is_grad_enabled()):
-            return x.index_select(0, self._all)
+            return x.index_select(0, self._keys)
         wide = torch.promote_types(x.dtype, torch.float32)  # in which the gradients of keys that rows share are added
-        return x.to(wide).index_select(0, self._all).to(x.dtype)
+        return x.to(wide).index_select(0, self._keys).to(x.dtype)
 
     def back(self, batch: Tensor, out: Tensor | None = None) -> Tensor:
         """The group's entries of a batch, in the rows' order; in their places of all entries ``out``, where given."""
@@ -206,14 +205,13 @@ class Group:
 
     def back_with_past(self, batch: Tensor, out: Tensor) -> None:
         """The same for a batch with pasts, which are added to ``out``."""
-        rows, keys, _ = self.shape
-        past, own = batch.view(rows, keys, -1, batch.shape[1]).split((self.past, self.longest), 2)
+        rows, heads, _ = self.shape
+        past, own = batch.view(rows, heads, -1, batch.shape[1]).split((self.past, self.longest), 2)
         self.back(own.reshape(-1, batch.shape[1]), out)
-        if not self.past:
-            return
-        if self._one_past:
+        if self._shares_past:
             past = past.sum_to_size(1, *past.shape[1:])
-        out.index_add_(0, self._before, past.flatten(0, 2))
+        if self.past:
+            out.index_add_(0, self._pasts, past.flatten(0, 2))
 
     def seen(self, window: int | None) -> Tensor:
         """Which keys each query sees, bool of shape ``(n, L, P + L)``; ``(1, L, P + L)`` if the same in all."""
@@ -225,7 +223,7 @@ class Group:
             seen = (own | (columns < self._past_lengths)).unsqueeze(1) & (distance >= 0)
             if window is not None:
                 seen &= distance < window
-            self._seen[window] = send(seen, self._there.device)
+            self._seen[window] = send(seen, self._queries.device)
         return self._seen[window]
 
     def mask(self, window: int | None) -> Tensor:
@@ -234,6 +232,11 @@ class Group:
             seen = self.seen(window)[:, None, :, None]
             self._masks[window] = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
         return self._masks[window]
+
+
+def _entries(tokens: Tensor, heads: int) -> Tensor:
+    """The entries of ``(n, tokens)`` for each of so many key heads, ``(n, heads, tokens)``."""
+    return tokens.unsqueeze(1) * heads + torch.arange(heads).unsqueeze(1)
 
 
 class _Piece(NamedTuple):
