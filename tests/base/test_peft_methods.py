@@ -183,14 +183,11 @@ def test_a_wrong_merge_of_a_layer_is_refused(
 
 REFUSED = {
     "a field it does not have": ("peft/miss", "adapter.peft.rank=4", ("rank", "MissConfig", "mini_r")),
-    "a field of the wrong type": ("peft/miss", "adapter.peft.r=many", ("adapter.peft.r", "integer")),
     "a field that is set here": ("peft/lora", "adapter.peft.task_type=SEQ_CLS", ("task_type", "LoraConfig")),
     "a value that its class refuses": ("peft/oft", "adapter.peft.r=4", ("OFTConfig",)),
     "a type that does not exist": ("peft/miss", "adapter.peft.peft_type=MISSS", ("MISSS", "MISS,")),
     "a type in lower case": ("peft/miss", "adapter.peft.peft_type=miss", ("MISS,",)),
     "a prompt method": ("peft/lora", "adapter.peft={peft_type: PREFIX_TUNING}", ("PREFIX_TUNING", "tokens")),
-    "a start without its number": ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_", ("pissa_niter_",)),
-    "a start with a word": ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_few", ("pissa_niter_few",)),
     "a start that needs data": ("peft/lora", "adapter.peft.init_lora_weights=eva", ("eva", "data")),
     **{
         f"{field}, which merge would drop": ("peft/lora", f"adapter.peft.{field}={value}", (field, "merge"))
@@ -236,9 +233,12 @@ def test_every_type_of_peft_either_fits_or_has_a_reason() -> None:
         ("peft/lora", "adapter.target_modules=[q_proj, qproj]", "qproj"),
         ("peft/lora", "adapter.target_modules=[nothing]", "nothing"),
         ("peft/c3a", "adapter.peft.block_size=7", "block size"),
+        ("peft/miss", "adapter.peft.r=many", "r many"),
+        ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_", "pissa_niter_"),
+        ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_few", "pissa_niter_few"),
     ],
 )
-def test_layers_that_do_not_fit_are_refused(method: str, override: str, word: str, tmp_path: Path) -> None:
+def test_layers_and_values_that_do_not_fit_are_refused(method: str, override: str, word: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=word):
         with_adapters(base(), recipe_of(method, tmp_path, override))
 

@@ -7,11 +7,10 @@ path and the precision that it is loaded in are no part of it.
 import functools
 import hashlib
 import json
-import struct
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -71,20 +70,14 @@ def _config(path: Path) -> dict[str, Any]:
     """The config's keys that change what is computed, also in the configs within it."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return _without(config, NOT_COMPUTED)
+        return _computed(config)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise MosloraError(f"{path}: not a model's config ({first_line(error)}); download the model again") from None
 
 
-def _without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    kept = {}
-    for key, value in config.items():
-        if key in keys:
-            continue
-        if isinstance(value, dict):
-            value = _without(value, keys)
-        kept[key] = value
-    return kept
+def _computed(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in NOT_COMPUTED}
+    return {key: _computed(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _remembered_hash(path: Path) -> str:
@@ -112,25 +105,17 @@ def weight_hash(path: Path) -> str:
     The header names every tensor with its dtype, shape and place. The sample is of `SAMPLE` bytes at each multiple of
     `STRIDE`, and of the last ones, so that a training, a merge or another precision is noticed.
     """
-    try:
-        size = path.stat().st_size
-        if size <= HASHED_WHOLE:
-            return sha256(path)
-        with path.open("rb") as file:
-            return _sampled_hash(file, size)
-    except (OSError, struct.error) as error:
-        raise MosloraError(f"{path}: cannot be read ({first_line(error)}); download the model again") from None
-
-
-def _sampled_hash(file: BinaryIO, size: int) -> str:
+    size = path.stat().st_size
+    if size <= HASHED_WHOLE:
+        return sha256(path)
     digest = hashlib.sha256(str(size).encode())
-    prefix = file.read(8)
-    (header,) = struct.unpack("<Q", prefix)  # safetensors begins with the length of its header
-    digest.update(prefix)
-    digest.update(file.read(min(header, size)))
-    for start in (*range(0, size, STRIDE), size - SAMPLE):
-        file.seek(start)
-        digest.update(file.read(SAMPLE))
+    with path.open("rb") as file:
+        prefix = file.read(8)  # safetensors begins with the length of its header
+        digest.update(prefix)
+        digest.update(file.read(int.from_bytes(prefix, "little")))
+        for start in (*range(0, size, STRIDE), size - SAMPLE):
+            file.seek(start)
+            digest.update(file.read(SAMPLE))
     return digest.hexdigest()
 
 

@@ -46,10 +46,7 @@ def load_base(
         MosloraError: it cannot be loaded, or its weights do not fit its config.
     """
     device = torch.device(device)
-    if computed_here:
-        _judge_dtype(section.dtype, device)
-    else:
-        _judge_dtype(section.dtype, own_device())
+    _judge_dtype(section.dtype, device if computed_here else own_device())
     with naming(section.name):
         model = _read_model(section, device)
         if section.quantization:

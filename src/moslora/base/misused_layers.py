@@ -43,9 +43,7 @@ def _runs_with_adapters(config: PretrainedConfig, target_modules: list[str] | st
     _add_adapters(twin, target_modules)
     try:
         plain_logits(twin)
-    except AttributeError:  # the model reads the layer's weight, which an adapter does not have
-        return False
-    except TypeError:  # the layer returns a tuple, to which an adapter cannot add its product
+    except (AttributeError, TypeError):  # it reads the layer's weight, or the layer returns a tuple
         return False
     return True
 

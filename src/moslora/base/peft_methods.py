@@ -2,14 +2,12 @@
 
 import json
 import logging
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -50,10 +48,6 @@ that the base is split in the same way wherever the run is opened again."""
 KIND = "adapter.peft.peft_type"
 TARGETS = "adapter.target_modules"
 """Keys of the method and of its layers among its settings."""
-
-
-PLACEHOLDER = re.compile(r"(\w+)\[number of \w+\]")
-"""How PEFT's types name a string that ends in a number."""
 
 
 class PeftAdapters:
@@ -136,7 +130,7 @@ class PeftAdapters:
             said = first_line(error)
             if is_planned and isinstance(error, RuntimeError):
                 said = "needs the base's weights, so it cannot be planned without them"
-            raise ValueError(f"{self._kind}: {said}") from None
+            raise ValueError(f"{self._section.summary()}: {said}") from None
 
     def _refuse_missed(self, adapted: Any, targets: Any) -> None:
         """Refuses names in ``target_modules`` that no layer ends with."""
@@ -174,7 +168,7 @@ def config_of(section: PeftSection) -> Any:
     """
     cls = _config_class(section.peft.peft_type)
     given = section.peft.model_dump(exclude={"peft_type"})
-    faults = [*_unfit_fields(given), *_wrong_fields(cls, given)]
+    faults = _faults(cls, given)
     if faults:
         raise UsageError(capped(faults))
     targets: Any = section.target_modules
@@ -271,53 +265,20 @@ def _config_class(kind: str) -> Any:
     raise UsageError(f"adapter.peft.peft_type = {kind}: {why}; must be one of {', '.join(sorted(fitting))}")
 
 
-def _unfit_fields(given: Mapping[str, Any]) -> list[str]:
-    """A line for each field that PEFT has, and that cannot be used here."""
+def _faults(cls: Any, given: Mapping[str, Any]) -> list[str]:
+    """A line for each field that PEFT's class lacks, or that cannot be used here. PEFT checks the values itself."""
+    from peft.config import PeftConfig
+
+    shared = PeftConfig.__dataclass_fields__  # task_type, inference_mode and the like
+    known = [name for name in cls.__dataclass_fields__ if name not in shared]
     faults = []
     for key, value in given.items():
         why = UNFIT_FIELDS.get(f"{key}={value}", UNFIT_FIELDS.get(key))
-        if value and why:
+        if key not in known:
+            faults.append(f"adapter.peft.{key}: no such field; {cls.__name__} has {', '.join(known)}")
+        elif value and why:
             faults.append(f"adapter.peft.{key} = {value}: {why}")
     return faults
-
-
-def _wrong_fields(cls: Any, given: Mapping[str, Any]) -> list[str]:
-    """A line for each field that PEFT's class does not have, or has of another type."""
-    from peft.config import PeftConfig
-
-    types = {}
-    for key, hint in get_type_hints(cls).items():
-        if key not in PeftConfig.__dataclass_fields__:  # task_type, inference_mode and the like
-            types[key] = hint
-    fields: Any = {key: (hint, None) for key, hint in types.items()}
-    typed = create_model(cls.__name__, __config__=ConfigDict(extra="forbid", strict=True), **fields)
-    declared = {key: _as_declared(value, types[key]) for key, value in given.items() if key in types}
-    try:
-        typed.model_validate_json(json.dumps({**given, **declared}))
-    except ValidationError as error:
-        said_of = {str(fault["loc"][0]): fault["msg"] for fault in error.errors()}
-    else:
-        return []
-    faults = []
-    for key, said in said_of.items():
-        why = said.replace("Input should", "must").replace("Extra inputs are not permitted", "no such field")
-        faults.append(f"adapter.peft.{key} = {given[key]}: {why}; {cls.__name__} has {', '.join(types)}")
-    return faults
-
-
-def _as_declared(value: Any, hint: Any) -> Any:
-    """``value``, or where the type ``hint`` names its pattern, that name: pissa_niter_4 is a pissa_niter_[number of
-    iters]."""
-    for part in get_args(hint):
-        if isinstance(part, str):
-            found = PLACEHOLDER.fullmatch(part)
-            if found and re.fullmatch(re.escape(found[1]) + r"\d+", str(value)):
-                return part
-        else:
-            named = _as_declared(value, part)
-            if named != value:
-                return named
-    return value
 
 
 @torch.no_grad()

@@ -59,7 +59,11 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
         return None
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
-        _refuse_adapter(path)
+        if (path / ADAPTER).is_file():  # transformers would load it, but nothing else here would know of it
+            raise UsageError(
+                f"{path}: has a PEFT adapter ({ADAPTER}); import it as a run: moslora import {path} (a model beside it"
+                " needs a folder of its own, or has the adapter merged by PEFT's merge_and_unload)"
+            )
         if not (path / "config.json").is_file():
             fix = "moslora merge makes one from a run"
             models = sorted(str(file.parent) for file in path.glob("*/config.json"))
@@ -70,18 +74,6 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
     if os.path.isfile(path) or is_mistyped_path(name, revision=revision):
         raise UsageError(f"model.name = {name}: {no_such_folder(name)}")
     return None
-
-
-def _refuse_adapter(folder: Path) -> None:
-    """Refuses a folder with an adapter of PEFT: transformers would load it, but nothing else here would know of it."""
-    if not (folder / ADAPTER).is_file():
-        return
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder}: a PEFT adapter, not a model; import it as a run: moslora import {folder}")
-    raise UsageError(
-        f"{folder}: a model with a PEFT adapter beside it ({ADAPTER}); merge it first (PEFT's merge_and_unload), or"
-        " move the adapter's files to a folder of their own and import that: moslora import FOLDER"
-    )
 
 
 def available_offline(name: str, *, revision: str | None = None) -> Path | None:
@@ -133,8 +125,8 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
     Only those that transformers loads, not others in the folder, such as Meta's ``consolidated.safetensors``.
     """
     located = locate(name, revision=revision)
-    local = Path(located).is_dir()
     folder = Path(located)
+    local = folder.is_dir()
     if not local:
         folder = _download(located, revision, (WHOLE, "*.json", "*.py"))
     if (folder / WHOLE).is_file():

@@ -19,10 +19,10 @@ def stored_names(model: PreTrainedModel) -> dict[str, str]:
     for name, weight in model.named_parameters():
         if weight.ndim > 2:  # experts of a layer, and an image encoder's convolutions
             continue
-        stored = revert_weight_conversion(model, {name: torch.empty(weight.shape, device="meta")})
-        if len(stored) == 1:
-            names[name] = next(iter(stored))
-    return {name: stored for name, stored in names.items() if stored != name}
+        stored = [*revert_weight_conversion(model, {name: torch.empty(weight.shape, device="meta")})]
+        if len(stored) == 1 and stored != [name]:
+            names[name] = stored[0]
+    return names
 
 
 def refuse_stored_together(layers: Iterable[str], stored: Mapping[str, str]) -> None:
