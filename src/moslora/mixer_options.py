@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
-from pydantic_core import ErrorDetails
 
-from moslora.strict import Size, StrictModel
+from moslora.strict import Size, StrictModel, fault_lines
 
 Conflicts = Iterator[tuple[str, str]]
 """The keys of an adapter that do not go together, the best one to change first; what is wrong, and the fix."""
@@ -32,6 +31,7 @@ class Options(StrictModel):
     kind: str
     routes: ClassVar[bool] = False  # whether M depends on the token or the task
     is_invertible: ClassVar[bool] = False  # whether M has an inverse at the start, with these options or with others
+    parts: ClassVar[str] = ""  # the option, if any, by which the rank is divided
 
     @property
     def starts_at_zero(self) -> bool:
@@ -52,30 +52,27 @@ class Options(StrictModel):
         """Options that do not go together, or not with the adapter's ranks."""
         if rank_out not in (None, rank):
             yield "rank_out rank mixer.kind", _must_be_square(self.kind, rank)
+        if self.parts:
+            count = getattr(self, self.parts)
+            if rank % count:
+                yield f"mixer.{self.parts} rank", f"rank = {rank} is not divisible by {self.parts} = {count}"
 
 
 class BlockOptions(Options):
     """The options of a mixer of equal blocks."""
 
-    blocks: Blocks = 2
+    parts: ClassVar[str] = "blocks"
 
-    def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
-        yield from super().conflicts(rank=rank, rank_out=rank_out)
-        if rank % self.blocks:
-            yield "mixer.blocks rank", f"rank = {rank} is not divisible by blocks = {self.blocks}"
+    blocks: Blocks = 2
 
 
 class GateOptions(Options):
     """The options of a gate on equal experts."""
 
     routes: ClassVar[bool] = True
+    parts: ClassVar[str] = "experts"
 
     experts: Experts = 4
-
-    def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
-        yield from super().conflicts(rank=rank, rank_out=rank_out)
-        if rank % self.experts:
-            yield "mixer.experts rank", f"rank = {rank} is not divisible by experts = {self.experts}"
 
 
 class IdentityOptions(Options):
@@ -231,7 +228,7 @@ def checked_options(kind: type[Options], values: Mapping[str, Any], *, rank: int
     try:
         options = kind(**values)
     except ValidationError as error:
-        raise ValueError("\n".join(_line(fault, kind) for fault in error.errors(include_url=False))) from None
+        raise ValueError("\n".join(_lines(error, kind))) from None
     shown = {"rank": rank, "rank_out": rank_out, **options.model_dump()}
     faults = []
     for keys, message in options.conflicts(rank=rank, rank_out=rank_out):
@@ -242,12 +239,10 @@ def checked_options(kind: type[Options], values: Mapping[str, Any], *, rank: int
     return options
 
 
-def _line(fault: ErrorDetails, kind: type[Options]) -> str:
-    key = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "extra_forbidden":
-        known = [name for name in kind.model_fields if name != "kind"]
-        return f"{key} = {fault['input']!r}: not an option of this mixer; it has {', '.join(known) or 'none'}"
-    return f"{key} = {fault['input']!r}: {fault['msg'].replace('Input should', 'must')}"
+def _lines(error: ValidationError, kind: type[Options]) -> list[str]:
+    known = [name for name in kind.model_fields if name != "kind"]
+    unknown = f"not an option of this mixer; it has {', '.join(known) or 'none'}"
+    return [line.replace("Extra inputs are not permitted", unknown) for line in fault_lines(error)]
 
 
 def _must_be_square(what: str, rank: int) -> str:

@@ -13,7 +13,7 @@ from moslora.adapters.linear import AdapterLinear, Trains
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import build_mixer
 from moslora.adapters.mixers.gates import Gate, TaskGateMixer
-from moslora.adapters.options import AdapterOptions, Scaling
+from moslora.adapters.options import AdapterOptions, Scaling, checked
 from moslora.adapters.start import Start, begin, float_weight, leave_residual, remember_start
 from moslora.errors import capped
 from moslora.kernels.dropout import Dropout
@@ -71,7 +71,7 @@ def inject(
     """
     if any(named_adapters(model)):
         raise ValueError("the model has adapters already; inject into a freshly loaded one")
-    options = AdapterOptions(
+    options = checked(
         rank=rank,
         alpha=alpha,
         mixer=mixer,
@@ -84,7 +84,6 @@ def inject(
         dora=dora,
         seed=seed,
     )
-    options.check()
     part = model
     if within is not None:
         part = within
@@ -96,10 +95,13 @@ def inject(
         except (TypeError, ValueError) as error:  # TypeError: an option that the mixer does not have
             raise ValueError(f"{name}: {error}") from error
     if state is not None:
-        _restore(_state(layers), state)
+        own = _state(layers)
+        refuse_misfits(own, state)
+        for key, value in own.items():
+            value.copy_(state[key])
     model.requires_grad_(False)
     context = Context()
-    context.options = options.plain()
+    context.options = options.model_dump()
     for name, layer in layers.items():
         if not next(layer.base.parameters()).is_meta:
             _settle(layer, weight_of)
@@ -126,15 +128,8 @@ def has_learned(model: nn.Module) -> bool:
     """Whether an adapter of ``model`` has left its start: ΔW = 0, or B = 0 for a gate, which has no ΔW. True for a
     model without adapters."""
     layers = [layer for _, layer in named_adapters(model)]
-    if not layers:
-        return True
-    return any(_has_left_its_start(layer) for layer in layers)
-
-
-def _has_left_its_start(layer: AdapterLinear) -> bool:
-    if layer.mixer.routes:
-        return bool(layer.lora_b.any())
-    return bool(layer.delta_weight().any())
+    zero_at_start = (layer.lora_b if layer.mixer.routes else layer.delta_weight() for layer in layers)
+    return not layers or any(bool(weight.any()) for weight in zero_at_start)
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -216,12 +211,6 @@ def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
         weights = layer.state_dict(prefix=f"{name}.")
         state |= {key: value for key, value in weights.items() if not key.startswith(f"{name}.base.")}
     return state
-
-
-def _restore(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    refuse_misfits(own, state)
-    for key, value in own.items():
-        value.copy_(state[key])
 
 
 def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
