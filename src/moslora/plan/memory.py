@@ -70,39 +70,42 @@ def memory(
     """Memory of each device."""
     on_gpu = devices.on_gpu
     shards = devices.shards
-    dtype = DTYPES[section.dtype]
     base = _base(model, section)
     own = own_parameters(model)
     trained = sum(weight.numel() for weight in own if weight.requires_grad)
+    gradients = 4 * trained
+    optimizer = 8 * trained
+    overhead = CUDA_OVERHEAD if on_gpu else CPU_OVERHEAD
+    packed = 0
+    gathered = 0
+    if devices.processes > 1:
+        gradients *= 2
+        if on_gpu:
+            overhead += NCCL_BUFFERS
+    if rank_budget:
+        optimizer *= 2
+    if shards > 1:
+        gathered = 3 * max(base.layers)
+    elif not on_gpu:
+        packed = _packed_copies(model, section)
+    dtype = DTYPES[section.dtype]
     checkpointing = section.gradient_checkpointing
     activations, temporary = measure(model, work, dtype=dtype, checkpointing=checkpointing, on_gpu=on_gpu)
     step = Memory(
         weights=base.outside + sum(base.layers) // shards,
-        packed=0,
+        packed=packed,
         adapters=4 * (sum(weight.numel() for weight in own) + _buffers(model)),
-        gradients=4 * trained,
-        optimizer=8 * trained,
+        gradients=gradients,
+        optimizer=optimizer,
         activations=activations,
         temporary=temporary + base.unpacked,
-        gathered=0,
-        overhead=CPU_OVERHEAD,
+        gathered=gathered,
+        overhead=overhead,
     )
-    if on_gpu:
-        step = replace(step, overhead=CUDA_OVERHEAD)
-    elif shards == 1:
-        step = replace(step, packed=_packed_copies(model, section))
-    if devices.processes > 1:
-        step = replace(step, gradients=2 * step.gradients)
-        if on_gpu:
-            step = replace(step, overhead=step.overhead + NCCL_BUFFERS)
-    if rank_budget:
-        step = replace(step, optimizer=2 * step.optimizer)
-    if shards > 1:
-        step = replace(step, gathered=3 * max(base.layers))
-    if section.quantization:
-        whole = base.outside + sum(base.layers) + step.adapters + base.unpacked + step.overhead
-        step = replace(step, loading=max(0, whole - step.total))
-    return step
+    if not section.quantization:
+        return step
+    whole = base.outside + sum(base.layers) + step.adapters + base.unpacked + overhead
+    return replace(step, loading=max(0, whole - step.total))
 
 
 def _buffers(model: PreTrainedModel) -> int:

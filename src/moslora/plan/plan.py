@@ -94,9 +94,11 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
     columns = {"GB": ddp}
     if hardware.processes > 1:
         columns = {"ddp, GB": ddp, "fsdp, GB": fsdp}
+        remark = f"this is for training.strategy={strategy}"
         may_be_sharded = recipe.model.quantization != "int8"
-        sharding_helps = may_be_sharded and fsdp.total <= hardware.room
-        remarks.append(_about_strategy(strategy, sharding_helps=sharding_helps))
+        if strategy == "ddp" and may_be_sharded and fsdp.total <= hardware.room:
+            remark += "; with training.strategy=fsdp it fits"
+        remarks.append(remark)
     remarks.append(disk_line(run.model, recipe.training))
     remarks += run.validations.line(tokens=run.tokens)
     remarks += _about_time(run, recipe, hardware, rate)
@@ -104,8 +106,8 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         f"memory of {hardware.title} ({gigabytes(hardware.room)} GB), with micro-batches of up to"
         f" {micro_batch.tokens:,} tokens:"
     )
-    needed = need_of_chosen(recipe.model, micro_batch).total
-    fits = not hardware.on_gpu or needed <= hardware.room
+    needed = fsdp if strategy == "fsdp" else ddp
+    fits = not hardware.on_gpu or needed.total <= hardware.room
     return Plan([*run.lines, heading], as_table(columns), remarks, fits)
 
 
@@ -129,14 +131,6 @@ def _hardware(processes: int | None, gpu_memory: str | None, *, rows: int) -> Ha
 def _budget(training: TrainingSection, hardware: Hardware) -> int:
     """Maximum number of tokens in a micro-batch."""
     return training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=hardware.on_gpu)
-
-
-def _about_strategy(strategy: Strategy, *, sharding_helps: bool) -> str:
-    """Which strategy the remark on memory is for, and whether the other one would help."""
-    line = f"this is for training.strategy={strategy}"
-    if strategy == "ddp" and sharding_helps:
-        line += "; with training.strategy=fsdp it fits"
-    return line
 
 
 def _about_time(run: Outline, recipe: Recipe, hardware: Hardware, rate: float | None) -> list[str]:
