@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from forked_kit import python
 from message_kit import says
@@ -81,6 +82,32 @@ def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(w
     assert code == other == 2 and silent == "", silent
     assert told.startswith(f"error: rank 1 on {HOST}: here.yaml: ") and len(told.splitlines()) == 1
     assert not (tmp_path / "node0" / "run").exists()
+
+
+UNTIL_ALONE = """
+from moslora.processes.group import all_gather, end, process_group
+try:
+    with process_group({}, then="resume: it"):
+        print("met", flush=True)
+        while True:
+            all_gather(None)
+except Exception as error:
+    end(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_at_once() -> None:
+    place = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
+    first, second = (python("-c", UNTIL_ALONE, env=os.environ | place | {"RANK": rank}) for rank in "01")
+    for process in (first, second):
+        assert process.stdout and "met\n" in process.stdout
+    second.kill()
+    _, said = first.communicate(timeout=20)
+    second.communicate()
+    assert first.returncode == 1 and said.count("\n") == 1
+    assert says(said, "another process has ended", "resume: it")
 
 
 def refused(found: list[dict[str, Any]]) -> tuple[list[str], int]:

@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from functools import partial
 from multiprocessing.pool import ThreadPool
 from typing import Any, NoReturn, TypeVar
 
@@ -23,17 +22,15 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from moslora.console import note, say
-from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line, some
+from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line
 from moslora.processes.devices import device, gpu_module, gpus
-from moslora.processes.heartbeat import SILENCE, Heartbeat
 from moslora.processes.launch import STOPPED, launched_here
 from moslora.ranks import launched, local_rank, local_world_size, master_address, rank
 
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(hours=3)
-"""Time that a process waits for the others while they download and encode, and later load and save. Once the group is
-formed, a process without a sign of life is given up after :data:`moslora.processes.heartbeat.SILENCE`."""
+"""Time that a process waits for the others while they download and encode, and later load and save."""
 
 _joined = threading.Event()
 """Set once this process has joined the others; a later fault is not told through the forming of the group."""
@@ -74,12 +71,10 @@ def process_group(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
     try:
         found = _form_group(facts=facts)
         hosts = [each["host"] for each in found]
-        heartbeat = Heartbeat(rank=rank(), size=len(hosts), lose=partial(_end_without, hosts=hosts, then=then))
-        all_gather(None)  # a barrier: each process has given its first sign
-        heartbeat.start()
-        _say_size(hosts)
+        if len(hosts) > 1:
+            kind = "GPUs" if gpus() else "CPUs"
+            say(f"{len(hosts)} processes on {counted(len(set(hosts)), 'machine')}, on {kind}")
         yield
-        heartbeat.end()
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
@@ -88,14 +83,6 @@ def process_group(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
     # destroy it with Python's lock in hand, for which the group's own thread may be waiting.
     gc.collect()
     dist.destroy_process_group()
-
-
-def _say_size(hosts: Sequence[str]) -> None:
-    """Prints how many processes work on how many machines."""
-    if len(hosts) == 1:
-        return
-    kind = "GPUs" if gpus() else "CPUs"
-    say(f"{len(hosts)} processes on {counted(len(set(hosts)), 'machine')}, on {kind}")
 
 
 def take_gpu() -> None:
@@ -176,21 +163,6 @@ def _report(text: str, *, exit_code: int) -> None:
     print("\n".join(prefix + line for line in text.splitlines()), file=sys.stderr, flush=True)
     if dist.is_initialized():
         _get_default_store().set(_REPORTED, "")
-
-
-def _end_without(lost: list[int], *, hosts: Sequence[str], then: str) -> NoReturn:
-    """Ends this process, whatever it waits for, as the ranks ``lost`` gave no sign. One that remains reports it."""
-    remaining = [number for number in range(len(hosts)) if number not in lost]
-    names = some([f"rank {number} on {hosts[number]}" for number in lost])
-    reports = remaining[0] == rank()
-    if len(lost) == len(hosts) - 1 > 1:  # or the store of the signs is lost: then every process finds itself alone
-        names = "any other process"
-        reports = local_rank() == 0
-    if reports:
-        fault = f"no sign of life from {names} for {SILENCE / 60:g} minutes: it was stopped, or its machine is gone"
-        with suppress(OSError):  # of a terminal that is gone
-            print(f"error: {fault}; {then}", file=sys.stderr, flush=True)
-    os._exit(Lost.exit_code)
 
 
 def _form_group(**found: Any) -> list[dict[str, Any]]:
