@@ -6,7 +6,7 @@
 #   make proof         compute the figures and tables of docs/proof.md and docs/argument.md
 #   make setup         install with the development tools
 #   make lint          style, types and the import contract
-#   make docs          write docs/recipes.md from the recipe models
+#   make docs          write docs/recipes.md from the recipe models, and the tables of docs/coming-from.md
 #   make dist          build the wheel and the sdist in dist/, check them, and try the wheel in an empty environment
 #   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md;
 #                      stopped, it goes on where it was
@@ -81,6 +81,7 @@ pictures: $(VENV)/installed-plots
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/recipes.py > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
+	$(BIN)/python docs/keys.py
 
 dist: .venv-dist/installed
 	rm -rf dist

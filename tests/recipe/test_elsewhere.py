@@ -1,14 +1,17 @@
 """Keys and values of other programs in a recipe: each is answered with ours, or with what happens instead."""
 
 import dataclasses
+import re
+import runpy
+from pathlib import Path
 
 import peft
 import pytest
 from transformers import TrainingArguments
 
 from moslora.recipe import load_recipe, trace_recipe
-from moslora.recipe.elsewhere import BY_VALUE, UNITS, VALUES, WORDS, answer
-from moslora.recipe.no_counterpart import NO_COUNTERPART, SECRETS
+from moslora.recipe.elsewhere import answer, known
+from moslora.recipe.faults import SECRETS
 from recipe_kit import faults
 
 UNSLOTH = """\
@@ -190,22 +193,30 @@ def test_no_token_is_shown(write):
 
 def test_what_is_answered_exists():
     """Each key of ours, with its value where there is one, is a recipe's; and no word has two answers."""
-    known = {key for key, _, _ in trace_recipe("llama3.2-1b", ["extends=methods/lora"])}
-    ours = [*WORDS, *UNITS]
-    for keys in BY_VALUE.values():
-        ours.extend(keys.values())
-    for key in ours:
+    ours = {key for key, _, _ in trace_recipe("llama3.2-1b", ["extends=methods/lora"])}
+    words = []
+    for key, theirs in known()["keys"].items():
+        for written in re.findall(r"`([^`]+)`", " ".join(theirs.values())):
+            if re.fullmatch(r"\w+(: \w+)?", written):
+                words.append((written, key))
         name, equals, _ = key.partition("=")
         if name == "extends" or name.startswith(("moslora ", "tasks.NAME.")):
             continue
-        assert name in known, key
+        assert name in ours, key
         if equals:
             load_recipe("llama3.2-1b", ["extends=methods/lora", key])
-    words = []
-    for named in (*WORDS.values(), *NO_COUNTERPART.values()):
-        words.extend(named)
-    assert len(words) == len({*words})
-    assert {*BY_VALUE} <= {*words}
+    for reason, named in known()["instead"].items():
+        words.extend((word, reason) for word in named)
+    answered = dict(words)
+    assert len(answered) == len({*words})
+    assert {word.partition(":")[0] for word in answered} - {"adapter"} <= {*answered}
+
+
+def test_the_page_has_the_keys_that_are_answered():
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "coming-from.md").read_text("utf-8")
+    assert page == runpy.run_path(str(docs / "keys.py"))["with_tables"](page), "run `make docs`"
+    assert page.count("| `model.name` |") == 3
 
 
 @pytest.mark.parametrize(
@@ -225,6 +236,6 @@ def test_arguments_of_the_installed_versions_are_answered(theirs, unanswered):
 
 def test_values_are_nobodys_twice():
     values = []
-    for named in VALUES.values():
+    for named in known()["values"].values():
         values.extend(named)
     assert len(values) == len({*values})

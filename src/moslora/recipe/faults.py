@@ -13,9 +13,8 @@ from moslora.choices import FORMER_NAMES
 
 from .adapter import OURS, PEFTS
 from .builtin import printable
-from .elsewhere import UNITS, answer, our_value
+from .elsewhere import answer, our_value, what_counts
 from .layers import KeyPath, Layer, combine_layers, depth, origin_of
-from .no_counterpart import SECRETS
 from .recipe import Recipe
 
 _WORDS = {
@@ -27,6 +26,9 @@ _WORDS = {
     "string_type": "must be text, in quotes if YAML reads it as something else",
 }
 """Pydantic's error types -> our text, where pydantic's is about Python."""
+
+SECRETS = ("hf_hub_token", "hub_token", "token")
+"""Keys of other programs whose values no message may show."""
 
 _MIXERS_ELSEWHERE = {"lora": "identity", "moslora": "dense"}
 """Names in other tools and papers -> their names here."""
@@ -179,9 +181,7 @@ def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
         if meant is not None:
             said += f"; did you mean {meant}?"
     if first["type"] == "int_type" and isinstance(first["input"], float):
-        unit = UNITS.get(".".join(path))
-        if unit is not None:
-            said += f" ({unit})"
+        said += what_counts(".".join(path))
     return said
 
 
