@@ -10,7 +10,7 @@ q, k, v, up and down, AdamW. ``paper`` has the loss on every token and dropout 0
 and no dropout.
 
     ours            this program, MoSLoRA's dense mixer          lora      the same with the identity
-    peft/lora       this program, with PEFT's LoRA layers; so any method in recipes/peft/
+    extends=peft/lora   this program, with PEFT's LoRA layers; so any override of a recipe
     peft:4:random   PEFT's LoRA as the released script runs it: micro-batches of 4, padded left
     peft:…          … with other sizes of micro-batch and ways to sample
 """
@@ -163,8 +163,8 @@ def trained_by(who: str, encoded: Sequence[Any], recipe: Any, *, size: int = STE
     if who == "lora":
         adapter = recipe.adapter.model_copy(update={"mixer": IdentityOptions()})
         return ours(encoded, recipe.model_copy(update={"adapter": adapter}), size=size)
-    if "/" in who:
-        adapter = load_recipe("smollm2-135m", [f"extends={who}"]).adapter
+    if "=" in who:
+        adapter = load_recipe("smollm2-135m", [who]).adapter
         return ours(encoded, recipe.model_copy(update={"adapter": adapter}), size=size)
     _, micro_batch, sampling = who.split(":")
     return peft(encoded, recipe, size=size, micro_batch=int(micro_batch), sampling=sampling)
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
-    told = "peft/NAME is a method of PEFT in our loop, peft:MICRO_BATCH:SAMPLING a peer"
+    told = "KEY=VALUE is our loop with another adapter, peft:MICRO_BATCH:SAMPLING a peer"
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), help=told)
     parser.add_argument("--print-only", action="store_true")
     options = parser.parse_args(arguments)

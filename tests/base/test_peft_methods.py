@@ -1,8 +1,8 @@
 """PEFT's methods on a base of ours, against the same under plain transformers; what is refused, and how."""
 
+import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -19,14 +19,12 @@ from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe, load_recipe
 from moslora.training.objective import LabelLoss
 from moslora.training.prepare import adapt
-from recipe_kit import PEFT
+from recipe_kit import PEFT, PEFT_FILES, ROOT
 from reference import as_micro_batch, perturb, tiny_llama, token_batch
 
 
-def recipe_of(method: str, folder: Path, *overrides: str) -> Recipe:
-    file = folder / "any.yaml"
-    file.write_text(f"extends: [smollm2-135m, {method}]\n")
-    return load_recipe(file, [*(f"adapter.peft.{field}" for field in PEFT[method]), *overrides])
+def recipe_of(method: str, *overrides: str) -> Recipe:
+    return load_recipe("smollm2-135m", [*PEFT[method], *overrides])
 
 
 def base() -> Any:
@@ -40,10 +38,10 @@ def learned(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @pytest.mark.parametrize("method", PEFT)
-def test_it_is_peft_under_plain_transformers(method: str, tmp_path: Path) -> None:
+def test_it_is_peft_under_plain_transformers(method: str) -> None:
     """On rows that begin alike, laid end to end, whose beginning is computed once: loss and gradients off the start.
     Then state and merge: another start with that state is the same model to the bit, and a merge computes it too."""
-    recipe = recipe_of(method, tmp_path)
+    recipe = recipe_of(method)
     theirs_base = tiny_llama()
     torch.manual_seed(recipe.seed)
     theirs = peft.get_peft_model(theirs_base, config_of(recipe.adapter)).train()  # type: ignore[arg-type]
@@ -84,9 +82,9 @@ def test_it_is_peft_under_plain_transformers(method: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("method", PEFT)
-def test_over_a_base_in_bfloat16_all_that_learns_is_in_float32_and_moves(method: str, tmp_path: Path) -> None:
+def test_over_a_base_in_bfloat16_all_that_learns_is_in_float32_and_moves(method: str) -> None:
     """By an AdamW step of the usual size, which bfloat16 would round away."""
-    recipe = recipe_of(method, tmp_path)
+    recipe = recipe_of(method)
     base = tiny_llama(dtype=getattr(torch, recipe.model.dtype))
     use_own_modules(base)
     assert base.dtype == (torch.float32 if method == "peft/ln-tuning" else torch.bfloat16)
@@ -101,25 +99,25 @@ def test_over_a_base_in_bfloat16_all_that_learns_is_in_float32_and_moves(method:
         assert p.dtype == torch.float32 and (p != start[name]).any(), name
 
 
-def test_weights_in_16_bits_do_not_learn(tmp_path: Path) -> None:
-    recipe = recipe_of("peft/ln-tuning", tmp_path)
+def test_weights_in_16_bits_do_not_learn() -> None:
+    recipe = recipe_of("peft/ln-tuning")
     for dtype in (torch.bfloat16, torch.float16):
         with pytest.raises(UsageError, match=r"model.dtype: float32"):
             adapt(tiny_llama(dtype=dtype), recipe)
 
 
 @pytest.mark.parametrize("method", ["peft/lora", "peft/shira", "peft/vera"])
-def test_a_start_leaves_the_generator_as_it_was(method: str, tmp_path: Path) -> None:
+def test_a_start_leaves_the_generator_as_it_was(method: str) -> None:
     model = base()
     before = torch.get_rng_state()
-    with_adapters(model, recipe_of(method, tmp_path))
+    with_adapters(model, recipe_of(method))
     assert torch.get_rng_state().equal(before)
 
 
-def test_a_start_with_a_number_in_its_name_is_pefts(tmp_path: Path) -> None:
+def test_a_start_with_a_number_in_its_name_is_pefts() -> None:
     """PiSSA by an approximate SVD, whose random numbers also decide what is left of the base: opened again, it is the
     same model."""
-    recipe = recipe_of("peft/lora", tmp_path, "adapter.peft.init_lora_weights=pissa_niter_4")
+    recipe = recipe_of("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_4")
     theirs_base = tiny_llama()
     torch.manual_seed(recipe.seed)
     theirs = peft.get_peft_model(theirs_base, config_of(recipe.adapter)).train()  # type: ignore[arg-type]
@@ -141,7 +139,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_methods_without_a_recipe_are_merged_too(case: str) -> None:
+def test_methods_that_no_other_test_has_are_merged_too(case: str) -> None:
     targets, fields = OTHERS[case]
     settings = (f"adapter.target_modules={targets}", f"adapter.peft={{peft_type: {fields}}}")
     model, ids = with_adapters(base(), load_recipe("smollm2-135m", settings)).eval(), torch.arange(3, 14)[None]
@@ -163,10 +161,8 @@ WRONG: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("method", ["peft/lora", "peft/oft"])
-def test_a_wrong_merge_of_a_layer_is_refused(
-    wrong: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, name = with_adapters(base(), recipe_of(method, tmp_path)).eval(), "model.layers.1.mlp.down_proj"
+def test_a_wrong_merge_of_a_layer_is_refused(wrong: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, name = with_adapters(base(), recipe_of(method)).eval(), "model.layers.1.mlp.down_proj"
     perturb(learned(model).values(), size=0.01)
     unload = BaseTuner.merge_and_unload
 
@@ -206,9 +202,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_one_line_with_its_reason(case: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_one_line_with_its_reason(case: str) -> None:
     method, override, words = REFUSED[case]
-    recipe = recipe_of(method, tmp_path, override)
+    recipe = recipe_of(method, override)
     with pytest.raises(UsageError) as caught:
         config_of(recipe.adapter)  # type: ignore[arg-type]
     line = str(caught.value)
@@ -227,6 +223,21 @@ def test_every_type_of_peft_either_fits_or_has_a_reason() -> None:
     assert {kind.value for kind in peft.PeftType} <= known | prompts
 
 
+def test_the_page_has_every_method_with_fields_that_its_class_takes() -> None:
+    """And the recipes have those of their rows."""
+    page = (ROOT / "docs" / "peft.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| ([^|]+) \| `(\{peft_type: [^`]+\})` \|", page, re.M))
+    assert len(rows) == len(PEFT)
+    types = []
+    for name, written in rows.items():
+        recipe = load_recipe("smollm2-135m", [f"adapter.peft={written}"])
+        types.append(config_of(recipe.adapter).peft_type.value)  # type: ignore[arg-type]
+        file = f"peft/{name.lower()}"
+        if file in PEFT_FILES:
+            assert load_recipe("smollm2-135m", [f"extends={file}"]) == recipe
+    assert sorted(types) == sorted(re.findall(r"peft_type: (\w+)", str(PEFT)))
+
+
 @pytest.mark.parametrize(
     ("method", "override", "word"),
     [
@@ -238,13 +249,13 @@ def test_every_type_of_peft_either_fits_or_has_a_reason() -> None:
         ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_few", "pissa_niter_few"),
     ],
 )
-def test_layers_and_values_that_do_not_fit_are_refused(method: str, override: str, word: str, tmp_path: Path) -> None:
+def test_layers_and_values_that_do_not_fit_are_refused(method: str, override: str, word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        with_adapters(base(), recipe_of(method, tmp_path, override))
+        with_adapters(base(), recipe_of(method, override))
 
 
-def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    recipe = recipe_of("peft/lora", tmp_path)
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    recipe = recipe_of("peft/lora")
     state = adapter_state(with_adapters(base(), recipe))
     key = next(key for key in state if "q_proj.lora_A" in key)
     less = {name: value for name, value in state.items() if name != key}
@@ -253,7 +264,7 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path: Path) -> None:
             with_adapters(base(), recipe, state=wrong)
 
 
-def test_without_peft_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft.config", None)
     with pytest.raises(UsageError, match=r"pip install .?peft"):
-        config_of(recipe_of("peft/lora", tmp_path).adapter)  # type: ignore[arg-type]
+        config_of(recipe_of("peft/lora").adapter)  # type: ignore[arg-type]

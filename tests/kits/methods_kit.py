@@ -62,13 +62,12 @@ def recipe_of(method: str, world: Path, folder: Path, *overrides: str) -> Recipe
     """The small world's recipe with a method's: 8 updates of ours with a checkpoint after every third, 4 of PEFT's with
     one after every second."""
     file = folder / "recipe.yaml"
-    file.write_text(f"extends: [{world / 'recipe.yaml'}, {method}]\n")
+    file.write_text(f"extends: {world / 'recipe.yaml'}\n")
     short = ["training.epochs=null", "training.log_every=1"]
-    if method.startswith("peft/"):
-        short += ["training.max_steps=4", "training.checkpoint_every=2"]
-        short += [f"adapter.peft.{field}" for field in PEFT[method]]
+    if method in PEFT:
+        short += ["training.max_steps=4", "training.checkpoint_every=2", *PEFT[method]]
     else:
-        short += ["training.max_steps=8", "training.checkpoint_every=3", "adapter.rank=8"]
+        short += [f"extends={method}", "training.max_steps=8", "training.checkpoint_every=3", "adapter.rank=8"]
     return load_recipe(file, [*short, *SMALL.get(method, ()), *overrides])
 
 

@@ -68,30 +68,40 @@ METHODS = {
 """Method -> its mixer, and whatever else it changes."""
 
 PEFT: dict[str, tuple[str, ...]] = {
-    "peft/boft": (),
-    "peft/c3a": ("block_size=8",),
-    "peft/delora": ("r=4",),
-    "peft/dora": ("r=4",),
-    "peft/fourierft": ("n_frequency=50",),
-    "peft/gralora": ("r=4",),
-    "peft/hira": ("r=4",),
-    "peft/hra": ("r=4",),
-    "peft/ia3": (),
-    "peft/ln-tuning": (),
-    "peft/loha": ("r=4",),
-    "peft/lokr": ("r=4",),
-    "peft/lora": ("r=4",),
-    "peft/miss": ("r=4",),
-    "peft/oft": ("oft_block_size=16",),
-    "peft/psoft": ("r=8",),
-    "peft/randlora": ("r=8", "randlora_alpha=16"),
-    "peft/road": ("group_size=8",),
-    "peft/shira": ("r=4",),
-    "peft/vblora": ("vector_length=8", "num_vectors=16"),
-    "peft/vera": ("r=32",),
-    "peft/waveft": ("n_frequency=50",),
+    "peft/boft": ("adapter.peft={peft_type: BOFT, boft_block_size: 4, boft_n_butterfly_factor: 1}",),
+    "peft/c3a": ("adapter.peft={peft_type: C3A, block_size: 8}",),
+    "peft/delora": ("adapter.peft={peft_type: DELORA, r: 4, delora_lambda: 15}",),
+    "peft/dora": ("adapter.peft={peft_type: LORA, r: 4, lora_alpha: 32, use_dora: true}",),
+    "peft/fourierft": ("adapter.peft={peft_type: FOURIERFT, n_frequency: 50}",),
+    "peft/gralora": ("adapter.peft={peft_type: GRALORA, r: 4, gralora_k: 2, alpha: 32}",),
+    "peft/hira": ("adapter.peft={peft_type: HIRA, r: 4}",),
+    "peft/hra": ("adapter.peft={peft_type: HRA, r: 4}",),
+    "peft/ia3": (
+        "adapter.peft={peft_type: IA3, feedforward_modules: [down_proj]}",
+        "adapter.target_modules=[k_proj, v_proj, down_proj]",
+    ),
+    "peft/ln-tuning": (
+        "adapter.peft={peft_type: LN_TUNING}",
+        "adapter.target_modules=[input_layernorm, post_attention_layernorm]",
+        "model.dtype=float32",
+    ),
+    "peft/loha": ("adapter.peft={peft_type: LOHA, r: 4, alpha: 32}",),
+    "peft/lokr": ("adapter.peft={peft_type: LOKR, r: 4, alpha: 32}",),
+    "peft/lora": ("adapter.peft={peft_type: LORA, r: 4, lora_alpha: 32}",),
+    "peft/miss": ("adapter.peft={peft_type: MISS, r: 4}",),
+    "peft/oft": ("adapter.peft={peft_type: OFT, oft_block_size: 16}",),
+    "peft/psoft": ("adapter.peft={peft_type: PSOFT, r: 8, psoft_alpha: 32}",),
+    "peft/randlora": ("adapter.peft={peft_type: RANDLORA, r: 8, randlora_alpha: 16}",),
+    "peft/road": ("adapter.peft={peft_type: ROAD, group_size: 8}",),
+    "peft/shira": ("adapter.peft={peft_type: SHIRA, r: 4, random_seed: 0}",),
+    "peft/vblora": ("adapter.peft={peft_type: VBLORA, r: 4, vector_length: 8, num_vectors: 16}",),
+    "peft/vera": ("adapter.peft={peft_type: VERA, r: 32}",),
+    "peft/waveft": ("adapter.peft={peft_type: WAVEFT, n_frequency: 50}",),
 }
-"""Method of PEFT -> fields of it that fit a tiny model."""
+"""Method of PEFT -> the overrides that choose it, with fields that fit a tiny model."""
+
+PEFT_FILES = ["peft/lora", "peft/oft", "peft/vera"]
+"""Those with a recipe."""
 
 
 def faults(source: str | Path, *overrides: str) -> list[str]:

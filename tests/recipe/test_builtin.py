@@ -8,12 +8,12 @@ import pytest
 from moslora.mixer_options import DenseOptions
 from moslora.recipe import find_recipe, list_recipes, load_recipe
 from moslora.tasks import COMMONSENSE
-from recipe_kit import METHODS, MODELS, PEFT, RECIPES, ROOT, TASK_FILES
+from recipe_kit import METHODS, MODELS, PEFT_FILES, RECIPES, ROOT, TASK_FILES
 
 
 def test_all_builtin_recipes_are_known_here():
     names = [name for name, _ in list_recipes()]
-    assert sorted(names) == sorted([*MODELS, *METHODS, *PEFT, *TASK_FILES])
+    assert sorted(names) == sorted([*MODELS, *METHODS, *PEFT_FILES, *TASK_FILES])
     names += [f"experiments/{name}" for name, _ in list_recipes("experiment")]
     assert {RECIPES / f"{name}.yaml" for name in names} == set(RECIPES.rglob("*.y*ml"))
 

@@ -101,7 +101,7 @@ class PeftMethod(Section):
 
 
 class PeftSection(Section):
-    """A method of PEFT instead of A, M and B: `recipes/peft/`, docs/peft.md. Needs peft."""
+    """A method of PEFT instead of A, M and B: docs/peft.md. Needs peft."""
 
     target_modules: Annotated[Modules, Changes.TRAINED] = TARGETS
     """Linear layers to adapt, named as above."""
