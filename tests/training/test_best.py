@@ -1,8 +1,9 @@
-"""Whole runs whose result is the best of the validated steps, and runs that patience ends."""
+"""Whole runs whose result is the best of the validated steps, and runs that patience ends. Their validation losses are
+planted."""
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from moslora.runs.run import RUN, Run
 from moslora.training import train_recipe
 from moslora.training.state import newest_saved
 from moslora.training.train import Training
+from planted_kit import BEST_STEP, plant
 from training_kit import (
     BEST,
     PATIENT,
@@ -45,6 +47,13 @@ def lowest(found: dict[int, float]) -> int:
     return min(found, key=found.__getitem__)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def planted() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
 def best(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with all its checkpoints. Copy it before changing it."""
@@ -64,7 +73,7 @@ def patient(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_result_is_the_checkpoint_of_the_lowest_validation_loss(best: Path) -> None:
     found = losses(best)
     step = lowest(found)
-    assert list(found) == [1, 2, 3, 4, 5, 6] and step < 6
+    assert list(found) == [1, 2, 3, 4, 5, 6] and step == BEST_STEP
     result = open_adapter(Run(best).result)
     assert (result.path / WEIGHTS).read_bytes() == (Run(best).checkpoint(step) / WEIGHTS).read_bytes()
     assert result.manifest["step"] == step
@@ -215,8 +224,7 @@ def test_with_a_rank_budget_only_steps_at_its_target_are_candidates(
     budget: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: str
 ) -> None:
     """Also where all losses before are lower: here they rise with the step."""
-    monkeypatch.setattr("moslora.training.validation.Validator.loss", lambda self, parts: rising.pop(0))
-    rising = [float(loss) for loss in range(11)]
+    plant(monkeypatch, float)
     out = tmp_path / "run"
     train_recipe(budget("training.result=best", f"training.patience={patience}"), out=out)
     facts = Run(out).facts
@@ -228,7 +236,7 @@ def test_with_a_rank_budget_only_steps_at_its_target_are_candidates(
 def test_without_a_finite_loss_there_is_no_best(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moslora.training.validation.Validator.loss", lambda self, parts: math.nan)
+    plant(monkeypatch, lambda step: math.nan)
     with pytest.raises(MosloraError, match="validation losses was finite"):
         train_recipe(recipe(*BEST, "training.max_steps=2"), out=tmp_path / "run")
 
@@ -239,11 +247,11 @@ def test_processes_choose_together(world: Path, tmp_path: Path, strategy: str) -
     """A run of two, and the same after it was cut."""
     whole = tmp_path / "whole"
     changes = (*PATIENT, f"training.strategy={strategy}", "training.keep_checkpoints=99")
-    in_processes("-m", "moslora", "train", world / "recipe.yaml", "--out", whole, *changes)
+    in_processes("-m", "planted_kit", "train", world / "recipe.yaml", "--out", whole, *changes)
     facts = Run(whole).facts
     step = lowest(losses(whole))
     assert facts["processes"] == 2 and facts["best"]["step"] == step
     assert facts["trained_steps"] == step + 2 < 9
     again = cut_after(step, Path(shutil.copytree(whole, tmp_path / "again")))
-    in_processes("-m", "moslora", "train", again, "--resume")
+    in_processes("-m", "planted_kit", "train", again, "--resume")
     assert same_files(whole, again)
