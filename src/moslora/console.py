@@ -6,8 +6,6 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 
 from moslora.ranks import is_main_process
 
@@ -80,13 +78,6 @@ def note(line: str) -> None:
 def note_once(line: str) -> None:
     """Prints a warning, once per process."""
     note(line)
-
-
-@contextmanager
-def unsaid() -> Iterator[None]:
-    """A block that prints nothing, as its notes were given before or concern what is not shown."""
-    with redirect_stdout(io.StringIO()):
-        yield
 
 
 def drop_output() -> None:

@@ -1,49 +1,53 @@
-"""What an experiment would find, against closed forms, noncentral t, and studies drawn from a known world."""
+"""What an experiment would show, against closed forms, noncentral t, and studies drawn from a known world."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.optimize import brentq
 
 from cli_kit import run
-from moslora.compare.statistics import LEVEL, MACRO, effects
-from moslora.experiment.pilot import Pilot
-from moslora.experiment.power import MOST_SEEDS, Components, Design, mean_of, seeds_for_margin
-from moslora.runs.run import Run
+from compare_kit import pack_arms
+from moslora.compare.comparison import compare_paths
+from moslora.compare.index import ExperimentIndex
+from moslora.compare.law import Law
+from moslora.compare.statistics import LEVEL, MACRO, POWER, effects
+from moslora.experiment.power import Components, power_of
 from recipe_kit import ROOT
 
 ABLATION = ROOT / "docs" / "experiments" / "mixer-ablation"
 
 
-def of_seeds(seeds: int, deviation: float) -> Design:
-    """A design whose variance is of the seeds alone."""
-    return Design(seeds, seed=deviation**2 / seeds, question=0.0, both=0.0, degrees=999.0)
+def smallest(law: Law, level: float = LEVEL) -> float:
+    return law.detectable(level=level, power=POWER)
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 4, 8, 20])
-@pytest.mark.parametrize("level", [0.05, 0.05 / 11])
-def test_where_seeds_are_all_it_is_the_power_of_a_t_test(seeds: int, level: float) -> None:
-    found = of_seeds(seeds, 0.7).smallest_difference(level)
-    distance = stats.t.ppf(1 - level / 2, seeds - 1)
-
-    def power(difference: float) -> float:
-        return float(stats.nct.sf(distance, seeds - 1, difference * seeds**0.5 / 0.7))
-
-    assert found == pytest.approx(brentq(lambda x: power(x) - 0.8, 0.01, 500), rel=3e-3)
+@pytest.mark.parametrize("seeds", [3, 4, 6, 20])
+def test_where_seeds_are_all_it_is_that_of_a_t_test(seeds: int) -> None:
+    of_seeds = Components(seed=0.7**2, question=0.0, both=0.0, questions=10, degrees=999.0)
+    t = stats.t(seeds - 1)
+    expected = (t.isf(LEVEL / 2) + t.isf(1 - POWER)) * 0.7 / seeds**0.5
+    assert smallest(of_seeds.law(seeds=seeds, questions=40)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_where_questions_are_all_it_is_that_of_a_normal_test() -> None:
-    design = Design(4, seed=0.0, question=0.09, both=0.0, degrees=1e7)
-    z = stats.norm.ppf
-    assert design.smallest_difference(LEVEL) == pytest.approx(0.3 * (z(0.975) + z(0.8)), rel=1e-3)
-    assert design.smallest_margin(LEVEL) == pytest.approx(0.3 * (z(0.95) + z(0.9)), rel=1e-3)
+    of_questions = Components(seed=0.0, question=0.36, both=0.0, questions=100, degrees=1e7)
+    z = stats.norm.isf
+    expected = 0.3 * (z(LEVEL / 2) + z(1 - POWER))
+    assert smallest(of_questions.law(seeds=4, questions=400)) == pytest.approx(expected, rel=1e-5)
 
 
-def drawn(random: np.random.Generator, shape: tuple[int, int], difference: float = 0.0) -> np.ndarray:
+@pytest.mark.parametrize(("seeds", "contrasts", "share"), [(3, 1, 77), (3, 11, 68), (6, 1, 79), (6, 11, 74)])
+def test_how_often_a_few_seeds_show_it(seeds: int, contrasts: int, share: int) -> None:
+    """The percentages of docs/experiments.md, by the noncentral t."""
+    law = Components(seed=1.0, question=0.0, both=0.0, questions=10, degrees=9.0).law(seeds=seeds, questions=10)
+    difference = smallest(law, LEVEL / contrasts) * seeds**0.5
+    least = stats.t.isf(LEVEL / contrasts / 2, seeds - 1)
+    assert round(100 * stats.nct.sf(least, seeds - 1, difference)) == share
+
+
+def drawn(random: np.random.Generator, seeds: int, n: int, difference: float = 0.0) -> np.ndarray:
     """Differences of one study, of known components: 0.3² of seeds, 2² of questions, 3² of both."""
-    seeds, n = shape
     return (
         difference
         + 0.3 * random.standard_normal((seeds, 1))
@@ -59,72 +63,56 @@ def test_the_components_are_those_of_a_known_world() -> None:
     random = np.random.default_rng(5)
     found = []
     for _ in range(300):
-        law = effects({"all": drawn(random, (5, 200))}, binary=False)[MACRO].law
+        law = effects({"all": drawn(random, 5, 200)}, binary=False)[MACRO].law
         found.append(Components.of(law, questions=200))
-    mean = mean_of(found)
+    mean = Components.mean(found)
     assert mean.seed == pytest.approx(KNOWN.seed, rel=0.12)
     assert mean.question == pytest.approx(KNOWN.question, rel=0.06)
     assert mean.both == pytest.approx(KNOWN.both, rel=0.02)
 
 
-def test_four_of_five_studies_find_what_is_promised() -> None:
-    """In a known world, by the law that `moslora compare` uses."""
+def test_four_of_five_studies_show_what_is_promised() -> None:
+    """In a known world, by the law that `moslora compare` uses, with other numbers of seeds and questions."""
     random = np.random.default_rng(6)
-    design = KNOWN.design(4, 100)
-    difference = design.smallest_difference(LEVEL)
-    margin = design.smallest_margin(LEVEL)
-    differing = [effects({"all": drawn(random, (4, 100), difference)}, binary=False)[MACRO].shown for _ in range(800)]
-    alike = [effects({"all": drawn(random, (4, 100))}, binary=False)[MACRO].law for _ in range(800)]
-    equal = [law.beyond(margin) <= LEVEL for law in alike]
-    assert np.mean(differing) == pytest.approx(0.8, abs=0.045)
-    assert np.mean(equal) == pytest.approx(0.8, abs=0.045)
+    difference = smallest(KNOWN.law(seeds=8, questions=100))
+    shown = [effects({"all": drawn(random, 8, 100, difference)}, binary=False)[MACRO].shown for _ in range(800)]
+    assert np.mean(shown) == pytest.approx(POWER, abs=0.045)
 
 
-def test_the_smallest_number_of_seeds() -> None:
-    for margin in (0.9, 0.6, 0.4):
-        seeds = seeds_for_margin(KNOWN, margin=margin, questions=400, level=LEVEL)
-        assert KNOWN.design(seeds, 400).smallest_margin(LEVEL) <= margin
-        assert KNOWN.design(seeds - 1, 400).smallest_margin(LEVEL) > margin or seeds == 2
-    of_questions = 0.1 * KNOWN.design(MOST_SEEDS, 400).smallest_margin(LEVEL)
-    assert seeds_for_margin(KNOWN, margin=of_questions, questions=400, level=LEVEL) is None
+def test_with_as_many_seeds_and_questions_it_is_what_compare_calls_detectable() -> None:
+    effect = effects({"all": drawn(np.random.default_rng(2), 6, 200)}, binary=False)[MACRO]
+    components = Components.of(effect.law, questions=200)
+    assert components.seed > 0 and components.question > 0
+    assert smallest(components.law(seeds=6, questions=200)) == pytest.approx(effect.detectable, rel=1e-9)
 
 
-def test_the_command_says_what_a_file_would_find(capsys: pytest.CaptureFixture[str]) -> None:
-    """From the packed runs of the repository, which have not recorded how long they took."""
-    code, said, errors = run(capsys, "experiment", "mixer-ablation", "--power", "--pilot", ABLATION)
+def test_contrasts_share_the_level_also_without_runs(tmp_path: Path) -> None:
+    runs = pack_arms(tmp_path, {"a": 0.0, "b": 0.05}, seeds=4, bases={})
+    ExperimentIndex("e", ("a", "b"), "log_probability", runs, others=(("a", "none"),)).write(tmp_path)
+    found = power_of(tmp_path)
+    law = found.components.law(seeds=6, questions=found.components.questions)
+    (of_six,) = [row for row in found.table() if row[0] == "6"]
+    assert of_six[3] == f"{smallest(law, LEVEL / 2):.4f}"
+
+
+def test_one_table_of_the_committed_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, errors = run(capsys, "experiment", ABLATION, "--power")
     assert code == 0, errors
-    lines = said.splitlines()
-    pilot = Pilot(ABLATION)
-    spread = pilot.spread("log_probability")
-    design = spread.components.design(6, 384)
-    row = next(line for line in lines if line.startswith("6 "))
-    found = f"{design.smallest_difference(LEVEL):.4f} / ±{design.smallest_margin(LEVEL):.4f}"
-    assert found in row and row.endswith("–") and pilot.cost() is None
-    seeds = seeds_for_margin(spread.components, margin=0.01, questions=384, level=LEVEL)
-    assert lines[-1] == f"equality within ±0.01 nats takes {seeds} seeds: {4 * seeds} runs"
-    assert "no run there says how long it took" in said
-    assert "search for the learning rates takes up to 16 runs more" in said
-    code, _, errors = run(capsys, "experiment", "mixer-ablation", "--power", "--pilot", "nowhere")
-    assert code == 2 and errors.count("\n") == 1 and "nowhere" in errors and "--pilot" in errors
+    law = compare_paths([ABLATION]).main.effects[MACRO].law
+    of_twelve = Components.of(law, questions=384).law(seeds=12, questions=768)
+    (row,) = [line.split() for line in said.splitlines() if line.startswith("12 ")]
+    assert row[4] == f"{smallest(of_twelve):.4f}" and "among 1 contrast" in said
 
 
-def test_what_no_power_is_known_of_is_refused_before_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """One arm, an outcome that the pilot does not have, and options of the power of an experiment that would run."""
-    article = "article-second"
+def test_what_no_power_is_known_of_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = pack_arms(tmp_path, {"a": 0.0, "b": 0.05}, seeds=1, bases={})
+    ExperimentIndex("e", ("a", "b"), "log_probability", runs).write(tmp_path)
     cases = {
-        (article, "lora", "--power", "--pilot", str(ABLATION)): "none of the comparisons",
-        (article, "--power", "--pilot", str(ABLATION)): "no pilot for nats_per_byte",
-        (article, "--margin", "0.02"): "--margin 0.02: is for --power",
-        (article, "--pilot", str(ABLATION)): "is for --power",
+        (str(tmp_path),): "has two seeds",
+        ("nowhere",): "nowhere: no such file or folder",
+        (str(ABLATION), "lora"): "alone",
+        ("mixer-ablation", "--out", str(ABLATION)): "alone",
     }
     for arguments, message in cases.items():
-        code, said, errors = run(capsys, "experiment", *arguments)
-        assert code == 2 and not said and message in errors and errors.count("\n") == 1, arguments
-
-
-def test_a_runs_scoring_is_timed_by_the_question(finished: Path) -> None:
-    cost = Pilot(finished).cost()
-    scorings = [Run(path).facts["experiment"]["scoring"] for path in sorted((finished / "runs").iterdir())]
-    assert all(scoring["questions"] == 18 and scoring["seconds"] > 0 for scoring in scorings)
-    assert cost.question == pytest.approx(np.median([scoring["seconds"] / 18 for scoring in scorings]))
-    assert cost.hours(10, questions=18) == pytest.approx(10 * (cost.training + 18 * cost.question) / 3600)
+        code, said, errors = run(capsys, "experiment", *arguments, "--power")
+        assert code == 2 and message in errors and errors.count("\n") == 1, (arguments, said)

@@ -1,10 +1,10 @@
 """The commands ``experiment``, ``compare``, ``runs``, ``report`` and ``reproduce``."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,33 +16,11 @@ from moslora.compare.margin import Margin, read_margin
 from moslora.errors import UsageError
 from moslora.runs import RUNS
 
-if TYPE_CHECKING:
-    from moslora.experiment.file import Experiment
-
 app = typer.Typer()
 
 PACK = typer.Option(
     metavar="FOLDER",
     help="Folder to pack the finished runs into, as a few small files that compare reads. Nothing is run.",
-)
-PILOT = typer.Option(
-    metavar="FOLDER",
-    help="With --power: runs whose variances are taken, an experiment, packed or not, or a folder of runs."
-    " [default: the experiment's own]",
-)
-
-
-def _margin(text: str) -> Margin:
-    try:
-        return read_margin(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-POWER_MARGIN = typer.Option(
-    help="With --power: largest difference that is negligible, as in compare. [default: the file's, or the outcome's]",
-    parser=_margin,
-    metavar="SIZE",
 )
 ON = typer.Option(
     help="here: one run after the other; ray: many at once, on the cluster at RAY_ADDRESS or on this machine."
@@ -73,10 +51,13 @@ def experiment(
     ] = False,
     on: Annotated[Literal["here", "ray"], ON] = "here",
     power: Annotated[
-        bool, typer.Option("--power", help="Print what the file would find and cost. Nothing is run.")
+        bool,
+        typer.Option(
+            "--power",
+            help="Print which differences more seeds or questions would show, by the runs in the FOLDER that is given"
+            " in place of the file. Nothing is run.",
+        ),
     ] = False,
-    pilot: Annotated[Path | None, PILOT] = None,
-    margin: Annotated[Margin | None, POWER_MARGIN] = None,
 ) -> None:
     """Train and score several methods over several seeds.
 
@@ -87,16 +68,18 @@ def experiment(
 
         print_described(list_recipes("experiment"))
         return
+    if power:
+        if arms or out is not None:
+            raise UsageError("--power: takes a folder of runs alone, such as moslora experiment runs/mine --power")
+        from moslora.experiment.power import power_of
+
+        of_runs = power_of(Path(file))
+        _print([of_runs.table()], of_runs.lines())
+        return
     from moslora.experiment.file import load_experiment
 
     plan = load_experiment(file)
     chosen = plan.chosen_arms(tuple(arms or ()))
-    for option, value in {"--pilot": pilot, "--margin": margin}.items():
-        if value is not None and not power:
-            raise UsageError(f"{option} {value}: is for --power; add it, or leave {option} out to run the experiment")
-    if power:
-        _print_power(plan, chosen, pilot or out or RUNS / plan.name, margin=margin)
-        return
     from moslora.experiment.study import Study
 
     study = Study(plan, out or RUNS / plan.name, chosen, any_code, any_rate, fetching=not table)
@@ -126,6 +109,15 @@ OUTCOME = typer.Option(
     " brier, nats_per_byte (of texts); validation_loss per run; or a metric of the logs. [default: the first of"
     " accuracy, acc_norm, acc, exact_match, score, nats_per_byte that all have]",
 )
+
+
+def _margin(text: str) -> Margin:
+    try:
+        return read_margin(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 MARGIN = typer.Option(
     metavar="NUMBER|SHARE%",
     help="Largest negligible difference: a number, or a share of what the first arm gained over its base, such as 20%."
@@ -249,17 +241,6 @@ def reproduce(
     from moslora.experiment.reproduce import reproduce as train_again
 
     print(train_again(Run(run), out=out, trust_remote_code=trust))
-
-
-def _print_power(plan: "Experiment", arms: Sequence[str], pilot: Path, *, margin: Margin | None) -> None:
-    """Prints what an experiment's file would find and cost."""
-    from moslora.experiment.pilot import Pilot
-    from moslora.experiment.power_tables import Forecast
-
-    forecast = Forecast(plan, arms, Pilot(pilot), margin)
-    tables = list(forecast.tables())
-    lines = list(forecast.lines())  # before anything is printed, as both may be refused
-    _print(tables, lines)
 
 
 def _print(tables: Iterable[list[list[str]]], lines: Iterable[str], *, best: str = "") -> None:

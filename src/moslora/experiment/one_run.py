@@ -6,7 +6,6 @@ its checkpoints go, and its adapter may: the experiment needs its recipe, ``run.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -92,20 +91,10 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
             processes = processes or worker_processes(planned.recipe.training)
             train_in_processes(again, out=run.path, processes=processes)
         if planned.scored:
-            _score(run, trust=trust)
+            evaluate_target(open_target(str(run.path), trust_remote_code=trust))
+            free_memory()  # the next run trains in another process
     except Diverged:
         note(f"{planned.name} diverged; the experiment goes on without it")
         reached = "diverged"
     discard(run.path / CHECKPOINTS)  # first: once its state says that it is done, nobody looks into the run again
     run.add_facts(experiment={"state": reached})
-
-
-def _score(run: Run, *, trust: bool) -> None:
-    """Scores a trained run. Its card has the time that this took, if it was not interrupted."""
-    resumed = bool(run.evaluations)
-    began = time.monotonic()
-    results, _ = evaluate_target(open_target(str(run.path), trust_remote_code=trust))
-    free_memory()  # the next run trains in another process
-    if not resumed:
-        seconds = round(time.monotonic() - began, 3)
-        run.add_facts(experiment={"scoring": {"seconds": seconds, "questions": len(results.predictions)}})

@@ -1,54 +1,41 @@
-"""What an experiment would find: the smallest difference, and the smallest margin of an equality.
+"""What difference the runs of an experiment would show with other numbers of seeds and questions.
 
-The difference D of two arms over S seeds and n questions of each set has the variance
+The difference of two arms over S seeds and n questions of each set has the variance
 
     σ²_s / S + σ²_q / n + σ²_b / (S n)      of other seeds, of other questions, of both together
 
-The three components come from runs that are there, a pilot. `moslora compare` does not know them: it estimates what
-varies by seed from S seeds, so its interval is wide under one draw of the runs and narrow under another. With h the
-half width of the interval and c the distance that a one-sided test asks for, both by the law of `moslora.compare.law`,
-
-    P(a difference δ is found) = E[Φ((δ − h) / σ_D)]      P(equality within ±m is found) = E[2 Φ((m − c) / σ_D) − 1]
-
-The expectations are over that estimate, σ̂² ~ σ² χ²_{S−1} / (S − 1), which is independent of D where errors are normal.
+The three are those of the comparison (`moslora.compare.law`), on average over its contrasts.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
+from statistics import fmean
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
-from scipy.optimize import brentq
-from scipy.special import gammaincinv, ndtr
-
+from moslora.compare.comparison import compare_paths
 from moslora.compare.law import Law, Part
-from moslora.compare.statistics import POWER
+from moslora.compare.statistics import LEVEL, MACRO, POWER
+from moslora.errors import UsageError, counted
+from moslora.runs.outcomes import Outcome
 
-NODES = np.linspace(-6, 6, 25)
-"""Standard normal numbers z; Φ(z) is the share at which a χ² is read, and its law's widths are computed."""
+SEEDS = (3, 4, 6, 8, 12, 16, 24)
+"""Numbers of seeds in the table, beside the experiment's own."""
 
-BETWEEN = np.linspace(-6, 6, 1201)
-"""Where these widths are interpolated, as with few seeds the power is nearly a step."""
-
-WEIGHTS = np.exp(-(BETWEEN**2) / 2) / np.exp(-(BETWEEN**2) / 2).sum()
-
-MOST_SEEDS = 200
-"""More are not looked for."""
+QUESTIONS = (0.25, 0.5, 1, 2, 4)
+"""Numbers of questions of each set, as multiples of the experiment's."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """Variances of a difference D of two arms, with one seed and so many questions of each set.
+    """Variances of a difference D of two arms, with one seed and ``questions`` of each set. As estimates without bias,
+    whose mean is one too, they may be below 0.
 
     Attributes:
         seed: σ²_s.
         question: σ²_q / n.
         both: σ²_b / n.
-        questions: n of the pilot.
-        degrees: of the questions' variance there.
+        questions: n.
+        degrees: of the questions' variance.
     """
 
     seed: float
@@ -62,118 +49,97 @@ class Components:
         """Those of a difference that was found with several seeds and so many questions of each set."""
         seeds = law.seeds.degrees + 1
         return cls(
-            seed=max(0.0, law.seeds.variance - law.interaction) * seeds,
-            question=max(0.0, law.questions.variance - law.interaction),
+            seed=(law.seeds.variance - law.interaction) * seeds,
+            question=law.questions.variance - law.interaction,
             both=law.interaction * seeds,
             questions=questions,
             degrees=law.questions.degrees,
         )
 
-    def design(self, seeds: int, questions: float) -> "Design":
-        """S seeds and n questions of each set."""
+    @classmethod
+    def mean(cls, found: Sequence["Components"]) -> "Components":
+        """The mean over contrasts with the same questions."""
+        return cls(
+            seed=fmean(one.seed for one in found),
+            question=fmean(one.question for one in found),
+            both=fmean(one.both for one in found),
+            questions=found[0].questions,
+            degrees=found[0].degrees,
+        )
+
+    def law(self, *, seeds: int, questions: float) -> Law:
+        """The law of a difference of 0 that was found with so many seeds and questions of each set."""
         share = self.questions / questions
-        return Design(
-            seeds=seeds,
-            seed=self.seed / seeds,
-            question=self.question * share,
-            both=self.both * share / seeds,
-            degrees=self.degrees / share,
+        both = self.both * share / seeds
+        return Law(
+            difference=0.0,
+            seeds=Part(max(0.0, self.seed) / seeds + both, seeds - 1),
+            questions=Part(max(0.0, self.question) * share + both, self.degrees / share),
+            interaction=both,
         )
 
 
 @dataclass(frozen=True)
-class Design:
-    """S seeds and so many questions, by what D varies there.
+class Power:
+    """What the named contrasts of an experiment tell of its power.
 
     Attributes:
-        seeds: S, at least 2.
-        seed: variance of D by other seeds alone.
-        question: by other questions alone.
-        both: by both together.
-        degrees: with which the variance by questions is known.
+        unit: of the outcome.
+        contrasts: number of those that were named, each of which is judged at its share of the level.
+        measured: number of those that the variances are of.
+        seeds: of the one that has most.
+        components: in units of the outcome.
     """
 
+    unit: Outcome
+    contrasts: int
+    measured: int
     seeds: int
-    seed: float
-    question: float
-    both: float
-    degrees: float
+    components: Components
 
-    @property
-    def deviation(self) -> float:
-        """σ_D."""
-        return math.sqrt(self.seed + self.question + self.both)
+    def table(self) -> list[list[str]]:
+        """Seeds × questions, with the smallest difference that is shown."""
+        own = self.components.questions
+        columns = {f"{own * share:,.0f} questions": own * share for share in QUESTIONS}
+        if self.unit.of_runs:
+            columns = {"smallest difference": own}
+        rows = [[f"{self.unit.title}, {self.unit.unit}: seeds", *columns]]
+        for seeds in sorted({*SEEDS, self.seeds}):
+            rows.append([str(seeds), *(self._smallest(seeds, questions) for questions in columns.values())])
+        return rows
 
-    @cached_property
-    def _laws(self) -> list[Law]:
-        """The laws that may be found, one for each node."""
-        degrees = self.seeds - 1
-        estimates = (self.seed + self.both) * 2 * gammaincinv(degrees / 2, ndtr(NODES)) / degrees
-        of_questions = Part(self.question + self.both, self.degrees)
-        return [Law(0.0, Part(float(estimate), degrees), of_questions, self.both) for estimate in estimates]
+    def _smallest(self, seeds: int, questions: float) -> str:
+        law = self.components.law(seeds=seeds, questions=questions)
+        difference = law.detectable(level=LEVEL / self.contrasts, power=POWER)
+        return self.unit.change(difference).lstrip("+")
 
-    def _half_widths(self, level: float) -> NDArray[np.float64]:
-        """Half the width of the interval of this two-sided level, at `BETWEEN`."""
-        at_nodes = np.array([law.interval(level)[1] for law in self._laws])
-        between: NDArray[np.float64] = CubicSpline(NODES, at_nodes)(BETWEEN)
-        return between
-
-    def smallest_difference(self, level: float) -> float:
-        """The true difference that a two-sided test of this level finds with `POWER`."""
-        half_widths = self._half_widths(level)
-
-        def power(difference: float) -> float:
-            return float(WEIGHTS @ ndtr((difference - half_widths) / self.deviation))
-
-        return self._with_power(power)
-
-    def smallest_margin(self, level: float) -> float:
-        """The margin within which equality is found with `POWER`, by one-sided tests of this level, if the arms are
-        equal."""
-        distances = self._half_widths(2 * level)
-
-        def power(margin: float) -> float:
-            inside = 2 * ndtr((margin - distances) / self.deviation) - 1
-            return float(WEIGHTS @ np.maximum(inside, 0))
-
-        return self._with_power(power)
-
-    def _with_power(self, power: Callable[[float], float]) -> float:
-        """The value at which a rising ``power`` reaches `POWER`."""
-        high = self.deviation
-        if not high:
-            return 0.0
-        while power(high) < POWER:
-            high *= 2
-        found: float = brentq(lambda value: power(value) - POWER, 0, high, xtol=1e-4 * high)
-        return found
+    def lines(self) -> Iterator[str]:
+        """What the numbers are."""
+        yield (
+            f"smallest difference that is shown (in about 4 of 5 such experiments), among"
+            f" {counted(self.contrasts, 'contrast')}; questions are of each set"
+        )
+        yield f"variances: those of {self.seeds} seeds, mean of {counted(self.measured, 'contrast')}"
 
 
-def seeds_for_margin(components: Components, *, margin: float, questions: float, level: float) -> int | None:
-    """The smallest number of seeds that find equality within ``margin``; ``None`` if `MOST_SEEDS` do not."""
+def power_of(folder: Path) -> Power:
+    """The power of an experiment by its runs in ``folder``.
 
-    def is_enough(seeds: int) -> bool:
-        return components.design(seeds, questions).smallest_margin(level) <= margin
-
-    if not is_enough(MOST_SEEDS):
-        return None
-    too_few = 1
-    enough = MOST_SEEDS
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if is_enough(middle):
-            enough = middle
-        else:
-            too_few = middle
-    return enough
-
-
-def mean_of(found: Sequence[Components]) -> Components:
-    """The mean of the components of several contrasts with the same questions."""
-    return Components(
-        seed=float(np.mean([one.seed for one in found])),
-        question=float(np.mean([one.question for one in found])),
-        both=float(np.mean([one.both for one in found])),
-        questions=found[0].questions,
-        degrees=found[0].degrees,
+    Raises:
+        UsageError: no contrast that was named has two seeds.
+    """
+    found = compare_paths([folder])
+    several = [contrast for contrast in found.named if contrast.seeds > 1]
+    if not several:
+        raise UsageError(f"{folder}: no contrast that was named has two seeds, which tell what a seed changes")
+    components = []
+    for contrast in several:
+        of_each_set = contrast.questions() / len(contrast.y)
+        components.append(Components.of(contrast.effects[MACRO].law, questions=of_each_set))
+    return Power(
+        unit=found.unit,
+        contrasts=found.count,
+        measured=len(several),
+        seeds=max(contrast.seeds for contrast in several),
+        components=Components.mean(components),
     )
