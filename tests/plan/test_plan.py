@@ -17,9 +17,9 @@ from message_kit import says
 from moslora.adapters import inject
 from moslora.base.load import load_tokenizer
 from moslora.base.shapes import meta_model
-from moslora.plan.disk import disk_line
 from moslora.plan.duration import GPUS, Cost, cost, on_gpus, probe
 from moslora.plan.outline import outline
+from moslora.plan.plan import disk_line
 from moslora.plan.sizes import parse_bytes
 from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.run import Run

@@ -58,10 +58,9 @@ def refuse_by_config(config: PretrainedConfig) -> None:
     """
     decoder = config.get_text_config(decoder=True)
     for part in (config, decoder):
-        changes = {key: getattr(part, key, None) for key in CAPS}
-        changes |= {key: getattr(part, key, None) for key in FACTORS if getattr(part, key, None) != 1}
-        for key, value in changes.items():
-            if value is not None:
+        for key in (*CAPS, *FACTORS):
+            value = getattr(part, key, None)
+            if value is not None and not (key in FACTORS and value == 1):
                 raise UnsupportedModel(
                     f"its config.json has {key} = {value:g}, which changes its logits in a way that moslora does not"
                     " compute"

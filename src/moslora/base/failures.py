@@ -70,10 +70,8 @@ def _first_bar_only() -> Iterator[None]:
     silent = not is_main_process()
 
     def make_bar(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        disable = None  # tqdm shows a bar on a terminal only
-        if silent or next(_BARS) > 0:
-            disable = True
-        return bar(*args, **options, disable=disable)
+        unwanted = silent or next(_BARS) > 0
+        return bar(*args, **options, disable=unwanted or None)  # None: tqdm shows a bar on a terminal only
 
     before = set_tqdm_hook(make_bar)
     try:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from moslora.base.adapted import adapter_state
 from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import first_line
-from moslora.plan.disk import disk_line
 from moslora.plan.duration import PROBED_STEPS, cost, in_words, on_gpus, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
 from moslora.plan.outline import Outline, outline
@@ -17,6 +19,9 @@ from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe, TrainingSection
+
+BYTES_OF_MOMENTS = 8
+"""AdamW's two moments of a trained number, in float32."""
 
 SMALLER: Mapping[str, dict[str, Any]] = {
     "model.gradient_checkpointing=true": {"gradient_checkpointing": True},
@@ -176,6 +181,29 @@ def gigabytes(size: float) -> str:
     if size < 1e10:
         return f"{size / 1e9:,.2f}"
     return f"{size / 1e9:,.1f}"
+
+
+def disk_line(model: PreTrainedModel, training: TrainingSection) -> str:
+    """The size of the result and of the checkpoints that are kept beside it: weights and AdamW's moments; with the best
+    step as result, of each kept checkpoint also that of its best step, if it is another one."""
+    adapter = sum(weight.numel() * weight.element_size() for weight in adapter_state(model).values())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    checkpoint = adapter + BYTES_OF_MOMENTS * trained
+    kept = training.keep_checkpoints
+    if training.result == "best":
+        kept *= 2
+    total = adapter + kept * checkpoint
+    return (
+        f"on the disk up to {_megabytes(total)} MB: {kept} checkpoints of {_megabytes(checkpoint)} MB, a result of"
+        f" {_megabytes(adapter)}"
+    )
+
+
+def _megabytes(size: int) -> str:
+    """With one digit after the point below 100 MB, otherwise with none."""
+    if size < 1e8:
+        return f"{size / 1e6:,.1f}"
+    return f"{size / 1e6:,.0f}"
 
 
 def as_table(columns: dict[str, Memory]) -> list[list[str]]:
