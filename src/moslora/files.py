@@ -136,8 +136,9 @@ def locked(folder: Path, *, shared: Collection[str] = ()) -> Iterator[None]:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # it is not empty
-        folder.rmdir()
+    with suppress(OSError):
+        if not os.listdir(folder):
+            folder.rmdir()
 
 
 @contextmanager
