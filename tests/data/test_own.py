@@ -258,9 +258,8 @@ def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypa
     recipe = load_recipe("mine.yaml")
     assert recipe.tasks["triage"].train == "data/triage.jsonl"
     assert recipe.training_tasks == recipe.questions.tasks == tuple(recipe.own_tasks.values())
-    written = tmp_path / "run.yaml"
-    written.write_text(recipe.to_yaml(), encoding="utf-8")
-    assert load_recipe(written, written=True) == recipe
+    (tmp_path / "run.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe("run.yaml") == recipe
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:

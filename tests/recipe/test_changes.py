@@ -173,7 +173,7 @@ def shared_by_arms(before: Recipe, after: Recipe) -> bool:
 def unmarked(model: type[BaseModel], path: str = "") -> Iterator[str]:
     """The fields that do not say what they change, and in which no section does."""
     for name, field in model.model_fields.items():
-        if mark_of(field) is None:
+        if mark_of(field, Changes) is None:
             sections = [*models_in(field.annotation)]
             if not sections:
                 yield f"{path}{name}"

@@ -185,6 +185,11 @@ def test_a_value_of_theirs_is_answered_with_ours(write, override, message):
     assert line.endswith(message)
 
 
+def test_an_unknown_key_in_one_of_two_forms_of_a_value_names_those_of_its_form(write):
+    (line,) = faults(write(a="model: {name: x}\ntasks: {mine: {train: a.jsonl, match: {pattern: x, takes: last}}}"))
+    assert line.endswith("did you mean take?")
+
+
 def test_no_token_is_shown(write):
     (line,) = faults(write(a="model: {name: x}\nhub_token: hf_secret"))
     assert "hub_token: unknown key; delete it: log in" in line and "hf_secret" not in line

@@ -34,7 +34,7 @@ def test_what_ends_a_run_is_what_was_set_last(write, top, overrides, epochs, max
     path = write(base="model: {name: x}\ntraining: {epochs: 1}", top=f"extends: base.yaml\ntraining: {top}")
     recipe = load_recipe(path, overrides)
     assert (recipe.training.epochs, recipe.training.max_steps) == (epochs, max_steps)
-    assert load_recipe(write(run=recipe.to_yaml()), written=True) == recipe
+    assert load_recipe(write(run=recipe.to_yaml())) == recipe
 
 
 def test_extends_is_relative_to_the_file_and_nests(write, tmp_path):

@@ -2,21 +2,18 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import get_args
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moslora.adapters import build_mixer
 from moslora.adapters.mixers import MIXERS
-from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import ModelSection, Recipe, TrainingSection, load_recipe
 from moslora.recipe.adapter import AdapterSection
-from moslora.recipe.sections import DataSection, TrackingSection
+from moslora.recipe.sections import DataSection
 from moslora.recipe.yaml_text import parse
 from moslora.tasks import COMMONSENSE
 from recipe_kit import METHODS
@@ -83,24 +80,3 @@ def test_recipes_load_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_keys_of_earlier_versions_are_dropped_if_they_say_what_is_done_today(
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text("extends: [smollm2-135m, methods/adalora]", encoding="utf-8")
-    recipe = load_recipe(path)
-    text = recipe.to_yaml().replace("training:\n", "training:\n  mixer_weight_decay: 0.0\n")
-    text = text.replace("  rank_budget:\n", "  rank_budget:\n    interval: 1\n    betas: [0.85, 0.85]\n")
-    text = text.replace("tracking:\n  to: []\n  project: moslora\n", "tracking:\n  wandb_project: null\n")
-    path.write_text(text, encoding="utf-8")
-    assert load_recipe(path, written=True) == recipe
-    with pytest.raises(UsageError) as refused:
-        load_recipe(path)
-    assert len(str(refused.value).splitlines()) == 4
-    path.write_text(text.replace("wandb_project: null", "wandb_project: mine"), encoding="utf-8")
-    assert load_recipe(path, written=True).tracking == TrackingSection(to=("wandb",), project="mine")
-    path.write_text(text.replace("interval: 1", "interval: 3"), encoding="utf-8")
-    with pytest.raises(UsageError, match=r"^.*training\.rank_budget\.interval = 3.*$"):  # another training, bit for bit
-        load_recipe(path, written=True)

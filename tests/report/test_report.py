@@ -554,7 +554,7 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
     runs = tuple(ExperimentRun(arm, seed, 0.03, f"runs/{arm}-{seed}") for arm in ("plain", "mixed") for seed in (3, 4))
     for run in runs:
         made = Path(shutil.copytree(evaluated, tmp_path / "exp" / run.folder))
-        recipe = load_recipe(made / "recipe.yaml", [f"seed={run.seed}", f"name={run.arm}"], written=True)
+        recipe = load_recipe(made / "recipe.yaml", [f"seed={run.seed}", f"name={run.arm}"])
         (made / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs).write(tmp_path / "exp")
     assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed", "mixed"]

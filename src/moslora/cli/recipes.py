@@ -38,8 +38,7 @@ def show_recipe(name: RecipeName, overrides: Overrides = None) -> None:
     """Print every value of a recipe and the file it comes from."""
     from moslora.recipe import trace_recipe
 
-    file = _recipe_file(name)
-    rows = trace_recipe(file, overrides or (), written=file != name)
+    rows = trace_recipe(_recipe_file(name), overrides or ())
     width_of_keys = max(len(key) for key, _, _ in rows)
     longest_value = max(len(value) for _, value, _ in rows)
     width_of_values = min(longest_value, 36)

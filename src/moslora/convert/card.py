@@ -100,7 +100,7 @@ def tasks_of(folder: AdapterFolder, task: str | None) -> Sequence[str]:
 
 def how_to_upload(out: Path, adapter: Path) -> str:
     """The command that uploads ``out``, made from ``adapter``, and what to change first if it names a local base."""
-    recipe = load_recipe(adapter / RECIPE, written=True)
+    recipe = load_recipe(adapter / RECIPE)
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", recipe.name, re.ASCII)) or "NAME"
     command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
     if any(local_files(recipe.model_dump())):  # then it names the folders of this machine

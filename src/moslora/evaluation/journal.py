@@ -100,7 +100,7 @@ def _continued(folder: Path, settings: Settings) -> Head:
     changed = changed_keys(_must_agree(then, tasks, free=free), _must_agree(settings, tasks, free=free))
     if changed:
         raise UsageError(
-            f"{folder}: holds predictions made with other settings ({some(changed, separator='; ')});"
+            f"{folder}: holds predictions made with other settings ({some(list(changed.values()), separator='; ')});"
             " choose another --out or remove the folder"
         )
     data = {**then.data, **settings.data}

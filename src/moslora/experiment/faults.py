@@ -8,7 +8,7 @@ from operator import attrgetter
 from moslora.experiment.keys import LIST, OTHERS, ExperimentFile, run_name
 from moslora.prompts.protocols import PROTOCOLS, joined_names, readers
 from moslora.recipe import Recipe
-from moslora.recipe.changes import shared_keys
+from moslora.recipe.changes import Arms, marked_fields
 from moslora.runs.outcomes import OUTCOMES
 
 
@@ -54,7 +54,7 @@ def _names_of_several_runs(file: ExperimentFile) -> list[str]:
 def not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[str]:
     """Reasons why the arms' recipes cannot be compared."""
     for arm, recipe in recipes.items():
-        changed = [key for key in shared_keys(Recipe) if attrgetter(key)(recipe) != attrgetter(key)(common)]
+        changed = [key for key, _ in marked_fields(Recipe, Arms) if attrgetter(key)(recipe) != attrgetter(key)(common)]
         if changed:
             yield f"arms.{arm}: changes {', '.join(changed)}, which all arms share; set it for all, outside the arms"
     first_with: dict[tuple[str, frozenset[float]], str] = {}  # a recipe's text and its rates -> the first arm with them

@@ -144,7 +144,7 @@ def changes(
         if key in made_with and key in here and made_with[key] != here[key]:
             found.append(text)
     recorded = made_with.get("packages", {})
-    return found + changed_keys(recorded, {name: here["packages"].get(name) for name in recorded})
+    return [*found, *changed_keys(recorded, {name: here["packages"].get(name) for name in recorded}).values()]
 
 
 @cache

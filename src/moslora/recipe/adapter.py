@@ -126,18 +126,14 @@ class PeftSection(Section):
         return ", ".join([f"PEFT {self.peft.peft_type}", *(f"{key} {value}" for key, value in fields.items())])
 
 
-OURS = "ours"
-PEFTS = "PEFT's"
-"""Which of the two a section is, in pydantic's location of a fault."""
+def _class_of(adapter: Any) -> str:
+    if isinstance(adapter, PeftSection) or (isinstance(adapter, dict) and "peft" in adapter):
+        return PeftSection.__name__
+    return AdapterSection.__name__
 
 
-def _whose(adapter: Any) -> str:
-    if isinstance(adapter, PeftSection):
-        return PEFTS
-    if isinstance(adapter, dict) and "peft" in adapter:
-        return PEFTS
-    return OURS
-
-
-Adapter = Annotated[Annotated[AdapterSection, Tag(OURS)] | Annotated[PeftSection, Tag(PEFTS)], Discriminator(_whose)]
+Adapter = Annotated[
+    Annotated[AdapterSection, Tag(AdapterSection.__name__)] | Annotated[PeftSection, Tag(PeftSection.__name__)],
+    Discriminator(_class_of),
+]
 """An adapter of ours, or a method of PEFT."""

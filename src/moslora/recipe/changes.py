@@ -5,8 +5,9 @@ A resumption, an arm of a comparison, an experiment and the processes of a train
 
 from collections.abc import Iterator
 from enum import Enum
+from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -28,12 +29,17 @@ class Changes(Enum):
     ASKED = "what is asked"
 
 
-class Shared:
-    """Beside a field: all arms of an experiment have the same value.
+class Arms(Enum):
+    """Which arms of an experiment have the same value of a field.
 
-    So each seed gives them the same rows in the same order, and the same dropout. Learning rates, seeds and names are
-    the experiment's own.
+    So each seed gives all of them the same rows in the same order, and the same dropout. Learning rates, seeds and
+    names are the experiment's own.
     """
+
+    ALL = "all"
+
+
+Mark = TypeVar("Mark", Changes, Arms)
 
 
 KEPT = (Changes.RUN, Changes.DRAW, Changes.BASE, Changes.START, Changes.TRAINED, Changes.ROWS, Changes.READING)
@@ -43,35 +49,22 @@ are compared themselves."""
 
 @cache
 def changes_at(model: type[BaseModel], key: str) -> Changes:
-    """What the field at a dotted ``key`` of ``model`` changes: its own mark, or that of the closest field around it.
+    """What the field at a dotted ``key`` of ``model`` changes: its own mark, or that of the field around it.
 
     Raises:
         LookupError: neither has one.
     """
-    found = None
-    models = [model]
-    named = False  # whether the next part of the key is a name in a mapping, such as that of a task
-    for part in key.split("."):
-        if named:
-            named = False
-            continue
-        fields = [candidate.model_fields[part] for candidate in models if part in candidate.model_fields]
-        models = []
-        for field in fields:
-            mark = mark_of(field)
-            if mark is not None:
-                found = mark
-            named = get_origin(field.annotation) is dict
-            models += models_in(field.annotation)
-    if found is None:
-        raise LookupError(f"{key}: nothing says what another value of it changes")
-    return found
+    for pattern, mark in marked_fields(model, Changes):
+        if fnmatchcase(key, pattern) or fnmatchcase(key, f"{pattern}.*"):
+            return mark
+    raise LookupError(f"{key}: nothing says what another value of it changes")
 
 
-def marked_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Changes]]:
-    """The dotted key of every field of ``model`` with what it changes; those within a marked one are not listed."""
+def marked_fields(model: type[BaseModel], kind: type[Mark], prefix: str = "") -> Iterator[tuple[str, Mark]]:
+    """The dotted key of every field of ``model`` with a mark of this ``kind``, such as `Changes`; those within a marked
+    one are not listed. `*` stands for a name in a mapping, such as that of a task."""
     for name, field in model.model_fields.items():
-        mark = mark_of(field)
+        mark = mark_of(field, kind)
         if mark is not None:
             yield prefix + name, mark
             continue
@@ -79,15 +72,12 @@ def marked_fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
         if get_origin(field.annotation) is dict:
             inside += "*."
         for section in models_in(field.annotation):
-            yield from marked_fields(section, inside)
+            yield from marked_fields(section, kind, inside)
 
 
-def mark_of(field: FieldInfo) -> Changes | None:
-    """What is written beside the field; ``None`` for a section, whose fields say it themselves."""
-    for mark in field.metadata:
-        if isinstance(mark, Changes):
-            return mark
-    return None
+def mark_of(field: FieldInfo, kind: type[Mark]) -> Mark | None:
+    """The mark that is written beside the field; ``None`` for a section, whose fields have it themselves."""
+    return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -97,13 +87,3 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         return
     for part in get_args(annotation):
         yield from models_in(part)
-
-
-def shared_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of the fields that are `Shared` by all arms of an experiment."""
-    for name, field in model.model_fields.items():
-        if Shared in field.metadata:
-            yield prefix + name
-            continue
-        for section in models_in(field.annotation):
-            yield from shared_keys(section, f"{prefix}{name}.")

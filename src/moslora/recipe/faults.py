@@ -4,15 +4,16 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from moslora.choices import FORMER_NAMES
 
-from .adapter import OURS, PEFTS
+from .adapter import PeftSection
 from .builtin import printable
+from .changes import models_in
 from .elsewhere import answer, our_value, what_counts
 from .layers import KeyPath, Layer, combine_layers, depth, origin_of
 from .recipe import Recipe
@@ -50,7 +51,7 @@ def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, c
             yield _line(layers, path, _message(details, path), main)
     if not complete:
         return
-    for keys, message in _conflicts(error, values, wrong):
+    for keys, message in _broken_rules(values, wrong):
         paths: list[KeyPath] = [tuple(key.split(".")) for key in keys.split()]
         if not any(_is_wrong(path, wrong) for path in paths):
             yield _line(layers, _to_change(paths, layers, main), message, main)
@@ -77,46 +78,33 @@ def _is_wrong(path: KeyPath, wrong: Mapping[KeyPath, Any]) -> bool:
 def _to_change(paths: Sequence[KeyPath], layers: Sequence[Layer], main: str) -> KeyPath:
     """The one of ``paths`` that the user set most directly: typed, in the recipe's own file, or in another file."""
     values = combine_layers(layers)
-    given = [path for path in paths if depth(values, path) == len(path)]
-    if not given:
-        given = list(paths)
-    nearness = {"override": 0, main: 1, "default": 3}
-
-    def distance(path: KeyPath) -> int:
-        return nearness.get(origin_of(layers, path), 2)
-
-    return min(given, key=distance)
+    given = [path for path in paths if depth(values, path) == len(path)] or paths
+    distance = {"override": 0, main: 1, "default": 3}
+    return min(given, key=lambda path: distance.get(origin_of(layers, path), 2))
 
 
-def _conflicts(
-    error: ValidationError, values: dict[str, Any], wrong: Mapping[KeyPath, list[ErrorDetails]]
-) -> Iterator[tuple[str, str]]:
-    """The broken rules between fields. Pydantic checks them only if all fields are valid: without the wrong ones."""
-    if wrong:
-        right = _without(values, wrong)
-        model = {**right.get("model", {}), "name": "unknown"}
-        right |= {"name": "unknown", "model": model}  # names have no default
-        try:
-            Recipe.model_validate(right)
-            return
-        except ValidationError as another:
-            error = another
-    for detail in error.errors(include_url=False):
-        yield from detail.get("ctx", {}).get("conflicts", ())
+def _broken_rules(values: dict[str, Any], wrong: Mapping[KeyPath, list[ErrorDetails]]) -> Iterator[tuple[str, str]]:
+    """The keys and the message of each broken rule between fields.
 
-
-def _without(values: dict[str, Any], wrong: Mapping[KeyPath, list[ErrorDetails]]) -> dict[str, Any]:
-    """A copy of ``values`` without the wrong ones, a list without any if one of its items is wrong."""
+    Pydantic looks at the rules only if every field is valid by itself. So the wrong ones are left out, which gives them
+    their defaults.
+    """
     right = deepcopy(values)
-    for path in sorted(wrong, key=len, reverse=True):
-        if wrong[path][0]["type"] == "missing":
+    for path, details in wrong.items():
+        if details[0]["type"] == "missing":
             continue
-        *sections, last = path[: depth(values, path)]
+        *sections, last = path[: depth(values, path)]  # of a list the whole, whichever of its items is wrong
         section = right
         for key in sections:
-            section = section[key]
+            section = section.get(key, {})
         section.pop(last, None)
-    return right
+    right["name"] = "unknown"  # which has no default, as the model's
+    right.setdefault("model", {})["name"] = "unknown"
+    try:
+        Recipe.model_validate(right)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            yield from detail.get("ctx", {}).get("conflicts", ())
 
 
 def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
@@ -169,7 +157,7 @@ def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
         return "must be a mapping of keys; a method is chosen by extends, such as extends: methods/lora"
     match first["type"]:
         case "extra_forbidden":
-            return _unknown(first["loc"], first["input"])
+            return _unknown(first["loc"], path, first["input"])
         case "value_error":
             return "; ".join(str(context["error"]).splitlines())
         case "union_tag_invalid":
@@ -202,44 +190,50 @@ def _unknown_mixer(kind: str, kinds: str) -> str:
     return f"must be one of {kinds}"
 
 
-def _unknown(location: tuple[str | int, ...], value: Any) -> str:
-    *section, key = map(str, location)
-    if section[:1] == ["tasks"]:
-        del section[1]  # the task's own name
-    section = [step for step in section if step != OURS]
-    if section[:1] != ["tasks"] and PEFTS not in section:  # where such a word may mean something else
-        answered = answer(key, value, ".".join(section))
+def _unknown(location: tuple[str | int, ...], path: KeyPath, value: Any) -> str:
+    """What to say of an unknown key at ``path``; pydantic's ``location`` says which alternative it is in."""
+    *at, key = path
+    inside = [str(step) for step in location[:-1]]
+    if at[:1] == ["tasks"]:
+        del at[1], inside[1]  # the task's own name
+    elif PeftSection.__name__ not in inside:  # where such a word may mean something else
+        answered = answer(key, value, ".".join(at))
         if answered is not None:
             return f"unknown key; {answered}"
-    models = dict(_models(Recipe))
-    known = [*models[tuple(section)].model_fields]
-    if not section:
+    known = [name for section in _sections_at(inside) for name in section.model_fields]
+    if not at:
         known.append("extends")
     close = difflib.get_close_matches(key, known, n=1)
-    here = [step for step in section if step != PEFTS]
-    for at, model in models.items():  # in another section, such as `learning_rate` at the top level
-        place = [step for step in at if step != PEFTS]
-        if key in model.model_fields and place[:2] != here[:2]:
+    for place, section in _every_section(Recipe):  # such as `learning_rate` at the top level
+        if key in section.model_fields and place[:2] != at[:2]:
             close.append(".".join((*place, key)))
     if close:
         return f"unknown key; did you mean {close[0]}?"
     return f"unknown key; must be one of {', '.join(known)}"
 
 
-def _models(model: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:
-    """Every model of a recipe by pydantic's location; a mixer's ends in its kind, a section of PEFT in its tag."""
-    yield at, model
+def _sections_at(location: Sequence[str]) -> list[type[BaseModel]]:
+    """The section at pydantic's location, which names the class of an alternative, or the kind of a mixer; several if
+    it does not."""
+    found: list[type[BaseModel]] = [Recipe]
+    for step in location:
+        fields = [model.model_fields[step] for model in found if step in model.model_fields]
+        inside = [section for field in fields for section in models_in(field.annotation)]
+        found = inside or [model for model in found if step in _names(model)] or found
+    return found
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    """What pydantic calls an alternative in a location."""
+    kind = model.model_fields.get("kind")
+    if kind is None:
+        return [model.__name__]
+    return [kind.default]
+
+
+def _every_section(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterator[tuple[list[str], type[BaseModel]]]:
+    """Every section of a recipe, with its keys."""
+    yield [*at], model
     for name, field in model.model_fields.items():
-        alternatives = get_args(field.annotation) or (field.annotation,)
-        for alternative in alternatives:
-            option = alternative
-            marks: Sequence[Any] = ()
-            if get_origin(alternative) is Annotated:
-                option, *marks = get_args(alternative)
-            if not isinstance(option, type) or not issubclass(option, BaseModel):
-                continue
-            tags = [mark.tag for mark in marks if mark.tag != OURS]
-            kind = option.model_fields.get("kind")
-            if kind is not None:
-                tags = [kind.default]
-            yield from _models(option, (*at, name, *tags))
+        for section in models_in(field.annotation):
+            yield from _every_section(section, (*at, name))

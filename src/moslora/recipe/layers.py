@@ -74,11 +74,11 @@ def origin_of(layers: Sequence[Layer], path: KeyPath) -> str:
     return next(layer.origin for layer in reversed(layers) if depth(layer.values, path) >= exists)
 
 
-def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: tuple[Path, ...] = ()) -> list[Layer]:
+def read_layers(path: Path, faults: list[str], *, chain: tuple[Path, ...] = ()) -> list[Layer]:
     """The files that a file extends, left to right, and then the file itself.
 
-    ``faults`` receives a line for each thing that cannot be read; the rest is still read. ``anchored``: the files of
-    its tasks are relative to it, not to the working folder. ``chain`` has the files that extend it, outermost first.
+    ``faults`` receives a line for each thing that cannot be read; the rest is still read. ``chain`` has the files that
+    extend it, outermost first.
     """
     origin = shown(path)
     here = path.resolve()
@@ -99,8 +99,7 @@ def read_layers(path: Path, faults: list[str], *, anchored: bool = True, chain: 
         values = {}
     if is_stored(path):
         values = without_trust(values)
-    if anchored:
-        _anchor(values.get("tasks"), path.parent)
+    _anchor(values.get("tasks"), path.parent)
     return extended(Layer(origin, values), faults, folder=path.parent, chain=chain)
 
 

@@ -19,19 +19,6 @@ from .layers import Layer, combine_layers, depth, extended, is_stored, origin_of
 from .recipe import Recipe, flat
 from .yaml_text import parse, render, render_inline
 
-GONE = {
-    "data.drop_leaks": False,
-    "data.winogrande": "xl",
-    "model.attention": "sdpa",
-    "tracking.wandb_mode": None,
-    "tracking.wandb_project": None,
-    "training.canary_rows": 0,
-    "training.mixer_weight_decay": 0.0,
-    "training.rank_budget.betas": [0.85, 0.85],
-    "training.rank_budget.interval": 1,
-}
-"""Keys that recipes of earlier runs have, and the values that say what is done today. Others are refused."""
-
 NO_MODEL = Layer("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
 """The layer below a recipe that is only shown, or read for its tasks."""
 
@@ -39,19 +26,18 @@ OVERRIDE = re.compile(r"([^.=]+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
 """`key.sub=value`; no key of a recipe has more than four parts."""
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = (), *, written: bool = False) -> Recipe:
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and everything it extends, apply the overrides, and check the result.
 
     `extends:` takes a path relative to the file, the name of a built-in recipe, or a list of these. These are
     merged from left to right, then the file itself, then the overrides: mappings merge, everything else replaces.
 
-    An override is `key.sub=value`, the value in YAML, such as `training.learning_rate=3e-4`. ``written``: it comes from
-    a run folder, and files of its tasks that are relative, as in earlier versions, are so to the working folder.
+    An override is `key.sub=value`, the value in YAML, such as `training.learning_rate=3e-4`.
 
     Raises:
         UsageError: one line for every fault in every file.
     """
-    recipe, _ = _resolve(source, overrides, written=written)
+    recipe, _ = _resolve(source, overrides)
     return recipe
 
 
@@ -138,12 +124,10 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], *, path: Path) -> 
     return _checked([read, *_overrides(overrides, faults)], faults, main=read.origin)
 
 
-def trace_recipe(
-    source: str | Path, overrides: Sequence[str] = (), *, written: bool = False
-) -> list[tuple[str, str, str]]:
+def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
     """Every value of a recipe, in declared order: its dotted key, itself in YAML on one line, and where it is from: a
     file, "override" or "default". The model may be missing."""
-    recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL], written=written)
+    recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL])
     given = combine_layers(layers)
     rows = []
     for key, value in flat(recipe.model_dump(mode="json")).items():
@@ -190,7 +174,7 @@ def _untrusting(text: str) -> str:
 
 
 def _resolve(
-    source: str | Path, overrides: Sequence[str] = (), *, beneath: Sequence[Layer] = (), written: bool = False
+    source: str | Path, overrides: Sequence[str] = (), *, beneath: Sequence[Layer] = ()
 ) -> tuple[Recipe, list[Layer]]:
     """A recipe and its layers, over those `beneath`."""
     for text in (str(source), *overrides):
@@ -200,26 +184,8 @@ def _resolve(
             )
     path = find_recipe(source)
     faults: list[str] = []
-    files = read_layers(path, faults, anchored=not written)
-    if written:
-        _drop_gone(files)
-    layers = [_defaults(path), *beneath, *files, *_overrides(overrides, faults)]
+    layers = [_defaults(path), *beneath, *read_layers(path, faults), *_overrides(overrides, faults)]
     return _checked(layers, faults, main=shown(path)), layers
-
-
-def _drop_gone(layers: Sequence[Layer]) -> None:
-    """Takes the keys in :data:`GONE` out of what an earlier version wrote, if they have these values."""
-    for layer in layers:
-        for dotted, today in GONE.items():
-            *sections, key = dotted.split(".")
-            if depth(layer.values, (*sections, key)) > len(sections):
-                section = layer.values
-                for name in sections:
-                    section = section[name]
-                if section[key] == today:
-                    del section[key]
-                elif key == "wandb_project":
-                    section |= {"to": ["wandb"], "project": section.pop(key)}
 
 
 def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:

@@ -1,6 +1,6 @@
 """The recipe as a whole: its sections and the rules between them; differences between two recipes; the schema."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from moslora.tasks import BUILT_IN, Questions, Task
 
 from .adapter import Adapter, AdapterSection
-from .changes import Changes, Shared, changes_at, marked_fields
+from .changes import Arms, Changes, changes_at, marked_fields
 from .fields import Section
 from .rules import conflicts, tracking_conflicts
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
@@ -28,21 +28,21 @@ OF_ACCURACY = (
 class Recipe(Section):
     """One run: its base model, adapter, data, training and evaluation."""
 
-    name: Annotated[str, Changes.RUN, Shared] = Field(pattern=r"^\w[\w.-]*$")
+    name: Annotated[str, Changes.RUN, Arms.ALL] = Field(pattern=r"^\w[\w.-]*$")
     """Name of the run and of its folder; by default the name of the recipe file."""
 
-    seed: Annotated[int, Changes.DRAW, Shared] = Field(default=0, ge=0, lt=2**32)
+    seed: Annotated[int, Changes.DRAW, Arms.ALL] = Field(default=0, ge=0, lt=2**32)
     """Seed of the adapter's initialisation, of the choice and order of the rows, and of dropout."""
 
-    model: Annotated[ModelSection, Shared]
+    model: Annotated[ModelSection, Arms.ALL]
 
     adapter: Adapter = AdapterSection()
     """The adapter on each chosen layer: ΔW = s · B · M · A, or a method of PEFT."""
 
-    data: Annotated[DataSection, Shared] = DataSection()
+    data: Annotated[DataSection, Arms.ALL] = DataSection()
     training: TrainingSection = TrainingSection()
-    evaluation: Annotated[EvaluationSection, Shared] = EvaluationSection()
-    tracking: Annotated[TrackingSection, Shared] = TrackingSection()
+    evaluation: Annotated[EvaluationSection, Arms.ALL] = EvaluationSection()
+    tracking: Annotated[TrackingSection, Arms.ALL] = TrackingSection()
 
     tasks: dict[TaskName, TaskSection] = Field(default={})
     """Your own tasks, by name: questions with options, questions answered in words, or texts."""
@@ -99,10 +99,8 @@ class Recipe(Section):
 
     def differences(self, since: "Recipe", *changing: Changes) -> list[str]:
         """`key was …, is …` for every dotted key with another value that changes one of ``changing``."""
-        before = flat(since.model_dump(mode="json"))
-        after = flat(self.model_dump(mode="json"))
-        keys = [key for key in dict.fromkeys((*after, *before)) if self.changed_by(key) in changing]
-        return changed_keys({key: before.get(key) for key in keys}, {key: after.get(key) for key in keys})
+        changed = changed_keys(since.model_dump(mode="json"), self.model_dump(mode="json"))
+        return [text for key, text in changed.items() if self.changed_by(key) in changing]
 
     def to_yaml(self) -> str:
         """The recipe with every field, in declared order. `load_recipe` reads it back equal."""
@@ -120,20 +118,20 @@ class Recipe(Section):
 
 def fields_that_change(*changing: Changes) -> list[str]:
     """The dotted keys of the fields that change one of ``changing``, with `*` for the name of a task."""
-    return [key for key, mark in marked_fields(Recipe) if mark in changing]
+    return [key for key, mark in marked_fields(Recipe, Changes) if mark in changing]
 
 
-def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
-    """`key was …, is …` for every dotted key whose value differs, but for the ``free`` ones."""
+def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Every dotted key whose value differs -> `key was …, is …`."""
     before = flat(then)
     after = flat(now)
-    found = []
+    changed = {}
     for key in dict.fromkeys((*after, *before)):
         was = before.get(key)
         value = after.get(key)
-        if was != value and key not in free:
-            found.append(f"{key} was {render_inline(was)}, is {render_inline(value)}")
-    return found
+        if was != value:
+            changed[key] = f"{key} was {render_inline(was)}, is {render_inline(value)}"
+    return changed
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

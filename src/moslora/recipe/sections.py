@@ -9,7 +9,7 @@ from moslora.choices import BestBy, DType, FormatName, LossOn, Strategy, Tracker
 from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
 from moslora.tasks import COMMONSENSE
 
-from .changes import Changes, Shared
+from .changes import Arms, Changes
 from .fields import Section, Share, Shares, TaskNames, source_among
 
 
@@ -96,16 +96,16 @@ class RankBudgetSection(Section):
 class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
 
-    epochs: Annotated[float | None, Changes.TRAINED, Shared] = Field(default=3.0, gt=0, le=1_000_000)
+    epochs: Annotated[float | None, Changes.TRAINED, Arms.ALL] = Field(default=3.0, gt=0, le=1_000_000)
     """Passes over the training rows; null if `max_steps` ends the run. Whichever is set last replaces the other."""
 
-    max_steps: Annotated[int | None, Changes.TRAINED, Shared] = Field(default=None, gt=0, le=1_000_000_000)
+    max_steps: Annotated[int | None, Changes.TRAINED, Arms.ALL] = Field(default=None, gt=0, le=1_000_000_000)
     """Number of steps; null if `epochs` ends the run."""
 
-    global_batch_size: Annotated[PositiveInt, Changes.ROWS, Shared] = 16
+    global_batch_size: Annotated[PositiveInt, Changes.ROWS, Arms.ALL] = 16
     """Rows per step, over all processes and micro-batches."""
 
-    micro_batch_tokens: Annotated[PositiveInt | None, Changes.COMPUTED, Shared] = None
+    micro_batch_tokens: Annotated[PositiveInt | None, Changes.COMPUTED, Arms.ALL] = None
     """Maximum number of tokens in one forward pass of one process; null for a value that suits the device. Changes
     memory, not the result, except with a gate's `balance`, which is computed over the rows of one forward pass."""
 
@@ -113,7 +113,7 @@ class TrainingSection(Section):
     """How several processes hold the model. `ddp`: each holds all of it. `fsdp`: each holds an equal share of the
     decoder layers, for models larger than one GPU. Changes memory and speed, not the result."""
 
-    learning_rate: Annotated[PositiveFloat, Changes.TRAINED, Shared] = 3e-4
+    learning_rate: Annotated[PositiveFloat, Changes.TRAINED, Arms.ALL] = 3e-4
     """Peak learning rate of A and B."""
 
     lora_plus_ratio: Annotated[PositiveFloat, Changes.TRAINED] = 1.0
@@ -157,16 +157,16 @@ class TrainingSection(Section):
     """Number of validation rows that each validation asks as questions, by the protocol of `evaluation`. Null for as
     many as take about 2 % of the run's time, and in an experiment for none. Test questions are never asked."""
 
-    result: Annotated[Literal["last", "best"], Changes.TRAINED, Shared] = "last"
+    result: Annotated[Literal["last", "best"], Changes.TRAINED, Arms.ALL] = "last"
     """Step whose adapter is the run's result. `last`: the last step. `best`: the best validated step by `best_by`, the
     first of equals. With a rank budget, only steps after the last drop count. The best step's checkpoint is kept beside
     `keep_checkpoints` until there is a better one."""
 
-    best_by: Annotated[BestBy, Changes.TRAINED, Shared] = "loss"
+    best_by: Annotated[BestBy, Changes.TRAINED, Arms.ALL] = "loss"
     """Measure of the best step, for `result` and `patience`. `loss`: the lowest validation loss. `accuracy`: the
     highest share of validation questions answered right."""
 
-    patience: Annotated[PositiveInt | None, Changes.TRAINED, Shared] = None
+    patience: Annotated[PositiveInt | None, Changes.TRAINED, Arms.ALL] = None
     """Number of validations in a row without a better one, after which the run ends; null to train all steps. Steps
     count as for `result`. The learning rate follows `schedule` as if all steps were trained."""
 

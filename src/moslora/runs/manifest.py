@@ -75,7 +75,7 @@ def check_hash(path: Path, expected: str) -> None:
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
     """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
     with _of_version(by, path):
-        return load_recipe(path, [NO_TRUST, *overrides], written=True)
+        return load_recipe(path, [NO_TRUST, *overrides])
 
 
 def stored_recipe(text: str, path: Path, *, by: str | None) -> Recipe:
