@@ -262,10 +262,9 @@ def test_of_several_arms_with_one_task_the_table_has_it_once(experiment: Path) -
     assert every[0][2:5] == ["obqa", "difference", "95 % interval"] and len(contrast) == 2
 
 
-def test_few_seeds_can_show_a_large_difference_and_the_flips_are_a_check() -> None:
+def test_few_seeds_can_show_a_large_difference() -> None:
     found = compare_arms(arms(a=seeds(3), b=seeds(3, gain=0.2, rank=4)))
     assert says(said(found), "Conclusion", "b is above a", "this base")
-    assert "as a check, sign flips over 3 seeds: p = .250 (at least .250)" in lines(found)
 
 
 def test_one_contrast_is_a_family_of_one(experiment: Path) -> None:
@@ -298,8 +297,6 @@ def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> No
     of_a = runs("a", right=(1, 1, 1, 1, 0, 0, 0, 0, 0))
     of_b = runs("b", right=(0, 0, 0, 0, 1, 1, 1, 1, 1))
     found = compare_arms(arms(a=of_a, b=of_b))
-    assert found.main is not None and found.main.effects[MACRO].flips == 2 / 64
-    assert "sign flips over 6 seeds: p = .031 (at least .031)" in "\n".join(lines(found))
     assert says(said(found), "neither a difference between b and a nor")
 
 
@@ -377,7 +374,6 @@ def test_seeds_that_have_nothing_in_common_need_no_pairs(capsys: pytest.CaptureF
     assert found.main.effects[MACRO].difference == pytest.approx(of_other - of_lora)
     told = "\n".join(lines(found))
     assert says(told, "95 % interval over seeds (not paired) and questions", "b is above a")
-    assert "sign flips" not in told
     fewer = {seed: other[seed] for seed in (7, 8)}
     ((_, *rows),) = tables(compare_arms(arms(a=lora, b=other, c=fewer), allowed=["seeds"]))
     assert [row[:2] for row in rows] == [["a", "3"], ["b", "4"], ["c", "2"]], "each arm with all its runs"

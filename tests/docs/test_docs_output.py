@@ -14,7 +14,7 @@ import pytest
 from cli_kit import run as run_command
 from moslora.cli.table import print_table
 from moslora.convert.proof import Proof
-from moslora.evaluation.display import heading, on_calibration, remarks, table
+from moslora.evaluation.display import heading, remarks, table
 from moslora.evaluation.results import results_of
 from moslora.runs.evaluation import read_evaluation
 
@@ -81,7 +81,7 @@ def test_the_table_of_the_page_on_evaluation_is_that_of_the_run(capsys: pytest.C
     run = ROOT / "docs" / "experiments" / "article" / "runs" / "lora-0.002-0"
     evaluation = read_evaluation(run / "eval" / "cloze-cloze-bfloat16")
     results = results_of(evaluation.settings, evaluation.tasks, evaluation.records)
-    print_table(table(results), above=[heading(results)], below=[*remarks(results), *on_calibration(results)])
+    print_table(table(results), above=[heading(results)], below=remarks(results))
     assert_in_order(block_of("evaluation.md", "protocol cloze"), capsys.readouterr().out)
 
 

@@ -216,24 +216,3 @@ def regression_loss(weight: Tensor) -> Callable[[Tensor], Tensor]:
         return ((torch.tanh(x @ (weight + delta).T) - y) ** 2).mean()
 
     return loss
-
-
-def calibration_error(probabilities: Sequence[Sequence[float]], gold: Sequence[int], *, bins: int) -> float:
-    """Expected calibration error by its definition, question by question (Guo et al. 2017, equation 3)."""
-    total = 0.0
-    for bin in range(bins):
-        low = bin / bins
-        high = (bin + 1) / bins
-        confidences = []
-        hits = []
-        for row, right in zip(probabilities, gold, strict=True):
-            confidence = max(row)
-            certain = bin == bins - 1 and confidence == 1
-            if low <= confidence < high or certain:
-                confidences.append(confidence)
-                hits.append(list(row).index(confidence) == right)
-        if hits:
-            confidence = sum(confidences) / len(hits)
-            accuracy = sum(hits) / len(hits)
-            total += len(hits) / len(gold) * abs(accuracy - confidence)
-    return total

@@ -158,7 +158,7 @@ def evaluate(
     if is_newest:
         say(f"newest run: {target}")
     with options.importing():
-        from moslora.evaluation.display import heading, on_calibration, remarks, table
+        from moslora.evaluation.display import heading, remarks, table
         from moslora.evaluation.evaluate_target import evaluate_target
         from moslora.evaluation.target import open_target
 
@@ -166,7 +166,7 @@ def evaluate(
         opened = open_target(named, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
         results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
     if is_main_process():
-        below = [*remarks(results), *on_calibration(results), f"written to {folder}"]
+        below = [*remarks(results), f"written to {folder}"]
         print_table(table(results), above=[heading(results)], below=below)
         if opened.run and out is None:
             say_next(*after_scoring(folder, opened.run, words=words))

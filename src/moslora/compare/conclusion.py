@@ -16,7 +16,6 @@ from moslora.compare.equality import (
     size_in_words,
     title_of_inner,
 )
-from moslora.compare.flips import EXACT, smallest_p
 from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import LEVEL, MACRO, MICRO, Member, family_with, holm
@@ -190,8 +189,6 @@ def _about_contrast(main: Contrast, margin: Margin) -> list[str]:
         found.append(_equality(main, margin))
     smallest = unit.change(effect.detectable).lstrip("+")
     found.append(f"smallest detectable difference: about {smallest} {unit.unit} (found in 4 of 5 such comparisons)")
-    if main.paired:
-        found.append(_flips_in_words(main))
     if main.majority:
         found.append(_over_majority(main))
     found.append(conclusion(main, margin=margin))
@@ -226,17 +223,6 @@ def _p_in_words(p: float) -> str:
     if text.startswith("<"):
         return f"p < {text[1:]}"
     return f"p = {text}"
-
-
-def _flips_in_words(main: Contrast) -> str:
-    """The sign flips, a check that the conclusion does not depend on, and how small their p could be."""
-    over = f"{main.seeds} seeds"
-    if main.seeds == 1:
-        over = "the questions"
-    found = f"as a check, sign flips over {over}: {_p_in_words(main.effects[MACRO].flips)}"
-    if 1 < main.seeds <= EXACT:
-        found += f" (at least {probability(smallest_p(main.seeds))})"
-    return found
 
 
 def _over_majority(main: Contrast) -> str:

@@ -15,14 +15,13 @@ level differs. Numpy and scipy only.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moslora.compare.flips import sign_flip
 from moslora.compare.law import Law, Part
 
 LEVEL = 0.05
@@ -49,13 +48,10 @@ class Effect:
     Attributes:
         law: of the true difference, in units of the outcome.
         seeds: pairs of runs, S.
-        exchangeable: each seed's share of D, with one seed each cluster's. They add up to D, and sign flips change
-            their signs.
     """
 
     law: Law
     seeds: int
-    exchangeable: Floats = field(repr=False, compare=False)
 
     @property
     def difference(self) -> float:
@@ -76,11 +72,6 @@ class Effect:
     def p(self) -> float:
         """Two-sided p of no difference."""
         return self.law.p()
-
-    @cached_property
-    def flips(self) -> float:
-        """p of the sign flips over seeds, or with one seed over clusters of questions: a check that decides nothing."""
-        return sign_flip(self.exchangeable)
 
     @cached_property
     def detectable(self) -> float:
@@ -203,13 +194,15 @@ class _Components:
     """Mean and variances of one task.
 
     Attributes:
-        sums: Σ d / n of each seed and cluster, shape ``(S, C)``.
-        questions: V_q, with C − 1 degrees.
+        by_seed: the mean of d under each seed, shape ``(S,)``.
+        questions: V_q.
+        degrees: C − 1, of V_q.
         interaction: V_i; 0 with one seed.
     """
 
-    sums: Floats
+    by_seed: Floats
     questions: float
+    degrees: int
     interaction: float
 
     @classmethod
@@ -218,15 +211,15 @@ class _Components:
         that could be others."""
         seeds, n = d.shape
         if n == 1:
-            return cls(d, questions=0.0, interaction=0.0)
+            return cls(d[:, 0], questions=0.0, degrees=0, interaction=0.0)
         means = d.mean(axis=0)
+        by_seed = d.mean(axis=1)
         interaction = 0.0
         if seeds > 1:
-            residual = d - means - d.mean(axis=1, keepdims=True) + d.mean()
-            by_seed = [_variance_of_mean(of_seed, codes) for of_seed in residual]
-            interaction = sum(by_seed) / (seeds - 1) / seeds
-        sums = np.stack([np.bincount(codes, weights=of_seed) for of_seed in d]) / n
-        return cls(sums, _of_questions(means, codes, seeds=seeds, binary=binary), interaction)
+            residual = d - means - by_seed[:, None] + d.mean()
+            interaction = sum(_variance_of_mean(rest, codes) for rest in residual) / (seeds - 1) / seeds
+        questions = _of_questions(means, codes, seeds=seeds, binary=binary)
+        return cls(by_seed, questions, degrees=int(codes.max()), interaction=interaction)
 
 
 def _of_questions(means: Floats, codes: Codes, *, seeds: int, binary: bool) -> float:
@@ -264,23 +257,23 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
 
 def _weighted(tasks: Sequence[_Components], weights: Floats) -> Effect:
     """The effect of D_w, from the components of each task and its weight."""
-    shares = []  # of D, of each seed and cluster
+    by_seed = np.zeros(len(tasks[0].by_seed))  # D of each seed
     questions = []
     interaction = 0.0
     for task, weight in zip(tasks, weights, strict=True):
-        shares.append(weight * task.sums)
-        questions.append(Part(weight**2 * task.questions, task.sums.shape[1] - 1))
+        by_seed += weight * task.by_seed
+        questions.append(Part(weight**2 * task.questions, task.degrees))
         interaction += weight**2 * task.interaction
-    by_cluster = np.concatenate(shares, axis=1)
-    by_seed = by_cluster.sum(axis=1)
-    seeds = len(by_seed)
     of_seeds = Part(0.0, 0.0)
-    exchangeable = by_cluster[0]
-    if seeds > 1:
-        of_seeds = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
-        exchangeable = by_seed / seeds
+    if len(by_seed) > 1:
+        of_seeds = _of_seeds(by_seed)
     law = Law(float(by_seed.mean()), of_seeds, _sum(questions), interaction)
-    return Effect(law, seeds, exchangeable)
+    return Effect(law, len(by_seed))
+
+
+def _of_seeds(by_seed: Floats) -> Part:
+    """The variance of the mean of one number of each seed."""
+    return Part(float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
 
 
 @dataclass(frozen=True)
@@ -290,7 +283,7 @@ class _Unpaired:
     Attributes:
         before: of the first arm by itself.
         after: of the second.
-        questions: V_q of their difference, with C − 1 degrees.
+        questions: V_q of their difference, with the degrees of each.
     """
 
     before: _Components
@@ -310,18 +303,18 @@ class _Unpaired:
 
 def _weighted_unpaired(tasks: Sequence[_Unpaired], weights: Floats) -> Effect:
     """The effect of D_w, from the components of each task and its weight."""
-    before = np.zeros(len(tasks[0].before.sums))  # Σ w y of each seed
-    after = np.zeros(len(tasks[0].after.sums))
+    before = np.zeros(len(tasks[0].before.by_seed))  # Σ w y of each seed
+    after = np.zeros(len(tasks[0].after.by_seed))
     questions = []
     interaction = 0.0
     for task, weight in zip(tasks, weights, strict=True):
-        before += weight * task.before.sums.sum(axis=1)
-        after += weight * task.after.sums.sum(axis=1)
-        questions.append(Part(weight**2 * task.questions, task.before.sums.shape[1] - 1))
+        before += weight * task.before.by_seed
+        after += weight * task.after.by_seed
+        questions.append(Part(weight**2 * task.questions, task.before.degrees))
         interaction += weight**2 * (task.before.interaction + task.after.interaction)
-    of_arms = [Part(float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1) for by_seed in (before, after)]
-    law = Law(float(after.mean() - before.mean()), _sum(of_arms), _sum(questions), interaction)
-    return Effect(law, min(len(before), len(after)), exchangeable=np.zeros(0))
+    of_arms = _sum([_of_seeds(before), _of_seeds(after)])
+    law = Law(float(after.mean() - before.mean()), of_arms, _sum(questions), interaction)
+    return Effect(law, min(len(before), len(after)))
 
 
 def _sum(parts: Sequence[Part]) -> Part:

@@ -1,14 +1,11 @@
 """Results as they are printed: a heading, a table, and remarks below it."""
 
-from typing import cast
-
 from moslora.errors import counted
 from moslora.evaluation.leaks import WithoutLeaks
 from moslora.evaluation.percent import NONE, percent, percent_range
 from moslora.evaluation.results import Results
 from moslora.evaluation.scores import Score
 from moslora.evaluation.texts import TextScore
-from moslora.prompts.protocols import PROTOCOLS, ProtocolName
 
 
 def heading(results: Results) -> str:
@@ -92,25 +89,6 @@ def remarks(results: Results) -> list[str]:
         noise = f"the rounding noise ({results.macro.drift:.2g})"
         lines.append(f"{close} closer than {noise}; --dtype float32 decides")
     return lines
-
-
-def on_calibration(results: Results) -> list[str]:
-    """The line on how sure the model is of its answers, and how right it is; none where options have no scores, or the
-    questions are few."""
-    found = results.calibration
-    if found is None:
-        return []
-    protocol = PROTOCOLS[cast(ProtocolName, results.settings.protocol)]
-    text = (
-        f"calibration: expected error {found.error:.3f}, confidence {found.confidence:.3f}, accuracy"
-        f" {found.accuracy:.3f}; probabilities are the softmax of the scores of {protocol.score}"
-    )
-    if found.temperature is None or found.error_after is None:
-        return [f"{text}; no temperature mends it"]
-    return [
-        f"{text}; at temperature {found.temperature:.3g} the error is {found.error_after:.3f}"
-        " (cross-fitted on two halves)"
-    ]
 
 
 def _on_clusters(results: Results) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.evaluation.calibration import Calibration, calibration
 from moslora.evaluation.collapse import signs_of_collapse
 from moslora.evaluation.leaks import WithoutLeaks, without_leaks
 from moslora.evaluation.scores import Score, macro, micro, score_task
@@ -30,7 +29,6 @@ class Results:
     micro: Score | None  # every question has the same weight
     without_leaks: WithoutLeaks | None = None  # ``None`` if the leaks of a task are unknown
     texts: Mapping[str, TextScore] = field(default_factory=dict)  # sets of texts
-    calibration: Calibration | None = None  # ``None`` of few questions, and where their options have no scores
     # behind the numbers; not in ``results.json``
     predictions: tuple[Prediction, ...] = field(default=(), repr=False, compare=False)
 
@@ -73,8 +71,6 @@ class Results:
         del fields["predictions"]
         if not self.texts:
             del fields["texts"]
-        if self.calibration is None:
-            del fields["calibration"]
         return json.dumps(fields, default=_plain, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -91,12 +87,6 @@ def _plain(value: Any) -> dict[str, Any]:
 def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> Results:
     """All numbers of the answers to these ``tasks``; ``records`` by task, in whose order the tasks are. A task of which
     only outcomes are known, and no answers, has none."""
-    results = scores_of(settings, tasks, records)
-    return replace(results, calibration=calibration([tasks[task] for task in results.tasks]))
-
-
-def scores_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> Results:
-    """`results_of` without the calibration, which takes longer than everything else."""
     scores: dict[str, Score] = {}
     texts: dict[str, TextScore] = {}
     for task, record in records.items():

@@ -12,7 +12,7 @@ from moslora.compare.find import Read, evaluated_steps, runs_at
 from moslora.compare.runs import in_common, read_complete
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.results import Results, scores_of
+from moslora.evaluation.results import Results, results_of
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.best import Best
@@ -82,10 +82,9 @@ class ReportedRun:
 
 
 def _results(evaluation: Evaluation | None) -> Results | None:
-    """Its results, without the calibration, which no page shows."""
     if evaluation is None:
         return None
-    return scores_of(evaluation.settings, evaluation.tasks, evaluation.records)
+    return results_of(evaluation.settings, evaluation.tasks, evaluation.records)
 
 
 def reported_runs(
