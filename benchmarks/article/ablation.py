@@ -3,8 +3,8 @@
     python -m benchmarks.pictures ablation    # draws both, from docs/experiments/mixer-ablation
     python -m benchmarks.article.ablation     # first trains the run again whose M is shown, in some minutes
 
-A packed experiment keeps no adapters. The matrices of one run are beside it, as float32: M at the end and M₀ at the
-start, of six layers.
+The tables of an experiment keep no adapters. The matrices of one run are beside this file, as float32: M at the end and
+M₀ at the start, of six layers.
 """
 
 import tempfile
@@ -16,26 +16,30 @@ from safetensors.numpy import load_file, save_file
 from benchmarks import DOCS
 from benchmarks.article.results import draw_forest, load
 from benchmarks.svg import from_report, write_pictures
+from moslora.experiment.file import load_experiment
 from moslora.report.canvas import Canvas
 from moslora.report.figures.mixers import draw_mixers, mapped
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.run import Run
 from moslora.training import train_recipe
 
 EXPERIMENT = DOCS / "experiments" / "mixer-ablation"
-RUN = "learned-kaiming-0.004-0"
+RUN = ("learned-kaiming", 0.004, 0)
+"""Arm, learning rate and seed."""
+
 OUTCOMES = ("log_probability", "accuracy")
-MIXERS = EXPERIMENT / "mixers.safetensors"
+MIXERS = Path(__file__).with_name("mixers.safetensors")
 START = "start."
 """What the name of M₀ begins with."""
 
 
 def train_again() -> None:
     """Trains the run, and writes the matrices of the layers that are shown."""
-    recipe = Run(EXPERIMENT / "runs" / RUN).recipe
+    arm, rate, seed = RUN
+    runs = load_experiment("mixer-ablation").planned([(arm, rate)], scored=True)
+    planned = next(one for one in runs if one.recipe.seed == seed)
     with tempfile.TemporaryDirectory() as folder:
-        trained = train_recipe(recipe, out=Path(folder) / RUN)
+        trained = train_recipe(planned.recipe, out=Path(folder) / planned.name)
         shown = mapped(learned_layers(open_adapter(trained)))
     matrices = {}
     for layer in shown:

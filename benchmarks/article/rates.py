@@ -1,10 +1,10 @@
 """Gain against forgetting beside the best learning rate: the tables and the figure of docs/second-edition.md.
 
     python -m benchmarks.article.rates                                # docs/experiments/article-second
-    python -m benchmarks.article.rates runs/mine --print-only
+    python -m benchmarks.article.rates packed --print-only            # moslora experiment FILE --pack packed wrote it
 
-An arm NAME-low or NAME-high is the method of the arm NAME at the rate below or above its best. The base's answers lie
-in one of the runs: ``moslora eval FOLDER/runs/RUN --base``.
+An arm NAME-low or NAME-high is the method of the arm NAME at the rate below or above its best. The base is asked before
+the runs are packed: ``moslora eval FOLDER/runs/RUN --base``.
 """
 
 import argparse
@@ -75,12 +75,12 @@ def by_method(found: ScoredExperiment) -> dict[str, list[AtRate]]:
         SystemExit: the base was asked nothing.
     """
     if found.base is None:
-        raise SystemExit("the base's answers are missing; moslora eval RUN --base of one of the runs")
+        raise SystemExit("the base's answers are missing; moslora eval RUN --base of one run, and pack again")
     methods: dict[str, list[AtRate]] = {}
     for arm, runs in found.asked_as_base(found.base).items():
         one = AtRate(
             arm=arm,
-            rate=found.runs[arm][0].recipe.training.learning_rate,
+            rate=found.row(arm).rate or 0.0,
             gained=np.array([change(GAINED, run, found.base) for run in runs]),
             forgotten=np.array([change(FORGOTTEN, run, found.base) for run in runs]),
         )
@@ -120,11 +120,11 @@ def reruns_table(found: ScoredExperiment, other: ScoredExperiment) -> str:
     return markdown(rows)
 
 
-def _runs_of(found: ScoredExperiment) -> dict[tuple[str, float, int | None], Evaluation]:
+def _runs_of(found: ScoredExperiment) -> dict[tuple[str, float | None, int | None], Evaluation]:
     """Method, rate and seed -> the answers of that run."""
     runs = {}
     for arm in found.arms:
-        rate = found.runs[arm.name][0].recipe.training.learning_rate
+        rate = found.row(arm.name).rate
         for seed, run in arm.runs.items():
             runs[method_of(arm.name), rate, seed] = run.evaluation
     return runs

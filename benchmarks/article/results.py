@@ -1,20 +1,19 @@
-"""The figures and tables of docs/results.md, from the folder of an experiment whose first arm is LoRA.
+"""The figures and tables of docs/results.md, from the tables of an experiment whose first arm is LoRA.
 
     python -m benchmarks.article.results                                # docs/experiments/article
-    python -m benchmarks.article.results runs/mine --print-only
+    python -m benchmarks.article.results packed --print-only            # moslora experiment FILE --pack packed wrote it
 
-Forgetting needs texts among the questions, and with gain the base's answers, in one of the runs:
-``moslora eval FOLDER/runs/RUN --base``. Costs are those of docs/methods.md, which `make methods` measures.
+Forgetting needs texts among the questions, and with gain the base's answers: ``moslora eval FOLDER/runs/RUN --base``,
+before the runs are packed. Costs are those of docs/methods.md, which `make methods` measures.
 """
 
 import argparse
 import re
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,18 +26,17 @@ from moslora.compare.arms import Arm, all_runs, load_arms
 from moslora.compare.comparison import compare_arms, compare_planned
 from moslora.compare.conclusion import lines
 from moslora.compare.contrast import Contrast
-from moslora.compare.find import Read
 from moslora.compare.index import ExperimentIndex, read_index
-from moslora.compare.runs import ComparedRun, in_common, read_complete
+from moslora.compare.runs import ComparedRun, in_common
 from moslora.compare.statistics import LEVEL, MACRO, Member, family
+from moslora.compare.tables import TableRun, read_tables
 from moslora.experiment.tables import mean_over_seeds
 from moslora.recipe import Recipe, load_recipe
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, Canvas
 from moslora.report.figures.forgetting import FORGOTTEN, gain_and_forgetting
-from moslora.runs.evaluation import Evaluation, is_evaluation
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
-from moslora.runs.run import Run, base_of, is_run
 
 COMPARED = ("log_probability", "accuracy", FORGOTTEN)
 """The forest's columns; arms are in the order of the first."""
@@ -56,14 +54,14 @@ class ScoredExperiment:
 
     Attributes:
         index: of the experiment.
-        runs: arm -> its runs.
+        rows: of the runs with answers, in the experiment's table.
         arms: the one that the others are held against comes first.
         base: the base's answers to those of these questions that it was asked; ``None`` if it was asked none.
         left_out: a line on what was asked besides.
     """
 
     index: ExperimentIndex
-    runs: dict[str, list[Run]]
+    rows: Sequence[TableRun]
     arms: list[Arm]
     base: Evaluation | None
     left_out: str
@@ -71,6 +69,15 @@ class ScoredExperiment:
     @property
     def names(self) -> list[str]:
         return [arm.name for arm in self.arms]
+
+    def row(self, arm: str) -> TableRun:
+        """That of the first run of an arm."""
+        return next(row for row in self.rows if row.arm == arm)
+
+    def recipe(self, arm: str) -> Recipe:
+        """The recipe of an arm, whatever its learning rate and seed."""
+        assert self.index.card is not None
+        return self.index.card.arms[arm].read_recipe()
 
     @property
     def first_run(self) -> ComparedRun:
@@ -115,43 +122,22 @@ class ScoredExperiment:
 def load(folder: Path) -> ScoredExperiment:
     """The scored runs of an experiment, and its base, on the questions that all answered."""
     index = read_index(folder)
-    if index is None:
-        raise SystemExit(f"{folder}: no experiment.json; give the folder of an experiment")
+    if index is None or index.card is None:
+        raise SystemExit(f"{folder}: no tables of an experiment; moslora experiment FILE --pack FOLDER writes them")
     first = index.contrast[0]
-    read = cache(read_complete)  # so that each evaluation is read once
-    arms = [arm.each(partial(with_texts, read=read)) for arm in load_arms([folder], read=read)]
+    arms = load_arms([folder])
     arms.sort(key=lambda arm: arm.name != first)
     if arms[0].name != first:
         raise SystemExit(f"{folder}: no scored run of {first}, which the others are against")
-    runs: dict[str, list[Run]] = defaultdict(list)
-    for one in index.runs:
-        if not one.diverged and is_run(folder / one.folder):
-            runs[one.arm].append(Run(folder / one.folder))
     evaluations = [run.evaluation for run in all_runs(arms)]
     shared, left_out = in_common(evaluations)
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
-    base = answers_of_base(runs)
+    base = evaluations[0].base
     if base is not None:
         asked_too, _ = in_common([*evaluations, base])
         base = base.only(asked_too)
-    return ScoredExperiment(index, runs, arms, base, left_out)
-
-
-def with_texts(run: ComparedRun, *, read: Read) -> ComparedRun:
-    """With the texts that it was asked besides the experiment's questions."""
-    every = read(Run(run.path).evaluation()).in_order.tasks
-    texts = {task: answers for task, answers in every.items() if answers.outcomes.get(FORGOTTEN)}
-    return replace(run, evaluation=replace(run.evaluation, tasks={**run.tasks, **texts}))
-
-
-def answers_of_base(runs: Mapping[str, Sequence[Run]]) -> Evaluation | None:
-    """The base's answers, which lie in one of the runs; ``None`` if they do in none."""
-    for runs_of_arm in runs.values():
-        for run in runs_of_arm:
-            folder = base_of(run.evaluation())
-            if is_evaluation(folder):
-                return read_complete(folder)
-    return None
+    rows = [row for row in read_tables(folder) if row.role == "scored" and not row.diverged]
+    return ScoredExperiment(index, rows, arms, base, left_out)
 
 
 def forest(canvas: Canvas, found: ScoredExperiment) -> Markup:
@@ -264,15 +250,13 @@ def arms_table(found: ScoredExperiment) -> str:
             rows.append(["base", "", *levels, "0", "", ""])
     known = costs()
     for arm in found.arms:
-        run = found.runs[arm.name][0]
+        row = found.row(arm.name)
         evaluations = [run.evaluation for run in arm.runs.values()]
         levels = [mean_over_seeds(evaluations, outcome) for outcome in COMPARED]
         trained = "–"
-        count = run.facts.get("trainable_parameters")
-        if count:
-            trained = f"{count:,}"
-        rate = f"{run.recipe.training.learning_rate:g}"
-        rows.append([arm.name, rate, *levels, trained, *cost_of(run.recipe, known)])
+        if row.parameters is not None:
+            trained = f"{row.parameters:,}"
+        rows.append([arm.name, f"{row.rate:g}", *levels, trained, *cost_of(found.recipe(arm.name), known)])
     parts = [markdown(rows), made_of(found)]
     if found.left_out:
         parts.append(found.left_out)
@@ -294,15 +278,10 @@ def made_of(found: ScoredExperiment) -> str:
 
 
 def machines_of(found: ScoredExperiment) -> list[str]:
-    """The device and torch of each machine that runs were on, as far as they are recorded."""
-    machines = []
-    for runs in found.runs.values():
-        for run in runs:
-            device = run.facts.get("hardware", {}).get("device")
-            torch = run.facts.get("versions", {}).get("torch")
-            if device:
-                machines.append(f"{device}, torch {torch}")
-    return list(dict.fromkeys(machines))
+    """The device of each machine that runs were on, as far as they are recorded, and torch."""
+    torch = found.first_run.settings.made_with.get("torch")
+    devices = dict.fromkeys(row.device for row in found.rows if row.device is not None)
+    return [f"{device}, torch {torch}" for device in devices]
 
 
 def figures(found: ScoredExperiment) -> dict[str, Markup | None]:

@@ -8,11 +8,9 @@ import pytest
 
 from benchmarks.article import rates, results
 from benchmarks.svg import from_report
-from compare_kit import base, drawn, packed, with_texts
-from moslora.compare.index import ExperimentIndex, ExperimentRun
+from compare_kit import base, base_row, drawn, row, with_texts, write_experiment
 from moslora.compare.runs import ComparedRun
 from moslora.report.canvas import Canvas
-from moslora.runs.packed import write_packed
 
 RATES = {"lora-low": 1e-3, "lora": 2e-3, "lora-high": 4e-3, "moelora-low": 4e-3, "moelora": 8e-3}
 SEEDS = (0, 1, 2)
@@ -31,22 +29,10 @@ def answers(arm: str, seed: int) -> ComparedRun:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The base was asked beside the last run."""
-    small_files = {}
-    runs = []
+    rows = [base_row(with_texts(UNTRAINED, NATS_OF_BASE))]
     for arm, rate in RATES.items():
-        method = arm.removesuffix("-low").removesuffix("-high")
-        for seed in SEEDS:
-            name = f"{arm}-{seed}"
-            changes = (f"extends=methods/{method}", f"training.learning_rate={rate}")
-            small_files[name] = packed(answers(arm, seed), *changes)
-            runs.append(ExperimentRun(arm, seed, rate, f"runs/{name}"))
-    untrained = with_texts(UNTRAINED, NATS_OF_BASE)
-    small_files[name] = packed(answers(arm, seed), *changes, base=untrained)
-    write_packed(tmp_path, small_files)
-    index = ExperimentIndex("drawn", ("lora", "moelora"), "log_probability", tuple(runs))
-    index.write(tmp_path)
-    return tmp_path
+        rows += [row(arm, answers(arm, seed), rate=rate) for seed in SEEDS]
+    return write_experiment(tmp_path, rows, contrasts=[("lora", "moelora")])
 
 
 def test_each_method_has_its_gains_and_losses_by_rate(folder: Path) -> None:

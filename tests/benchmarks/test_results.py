@@ -13,51 +13,39 @@ import numpy as np
 import pytest
 
 from benchmarks.article import results
-from compare_kit import base, drawn, packed, with_texts
-from moslora.compare.index import ExperimentIndex, ExperimentRun
+from compare_kit import base, base_row, drawn, row, with_tasks, with_texts, write_experiment
+from moslora.compare.runs import ComparedRun
+from moslora.compare.tables import TableRun, read_tables, write_tables
 from moslora.experiment.tables import mean_over_seeds
 from moslora.report.canvas import Canvas
 from moslora.report.figures.forgetting import change
-from moslora.runs.packed import PackedRun, read_packed, write_packed
 
 METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
 SEEDS = (0, 1, 2, 3)
+UNTRAINED = with_texts(base(gain=-0.02), 0.9)
 
 
-def without_base(run: PackedRun) -> PackedRun:
-    own = [name for name in run.settings if not name.endswith("-base")]
-    settings = {name: run.settings[name] for name in own}
-    return replace(run, settings=settings, answers={name: run.answers[name] for name in own})
-
-
-def write_experiment(folder: Path, *, methods: Sequence[str] = METHODS, seeds: Sequence[int] = SEEDS) -> None:
-    """The later a method stands, the more it gains and the more it forgets; seed 1 forgets 0.02 more. The base was
-    asked beside the last run."""
-    runs = []
-    small_files = {}
-    last = (methods[-1], seeds[-1])
+def write_drawn(
+    folder: Path,
+    *,
+    methods: Sequence[str] = METHODS,
+    seeds: Sequence[int] = SEEDS,
+    untrained: ComparedRun | None = None,
+) -> Path:
+    """The later a method stands, the more it gains and the more it forgets; seed 1 forgets 0.02 more."""
+    rows = [base_row(untrained or UNTRAINED)]
+    recipes = {}
     for number, method in enumerate(methods):
+        recipes[method] = (f"extends=methods/{method}",)
         for seed in seeds:
-            run = ExperimentRun(method, seed, 0.002, f"runs/{method}-{seed}")
             answers = with_texts(drawn(seed, gain=0.03 * number, arm=method), 1 + 0.01 * number + 0.02 * (seed == 1))
-            changes = (
-                f"extends=methods/{method}",
-                "training.learning_rate=0.002",
-                "evaluation.tasks=[boolq,siqa,obqa]",
-            )
-            untrained = with_texts(base(gain=-0.02), 0.9) if (method, seed) == last else None
-            count = {"trainable_parameters": 1000 + number}
-            small_files[f"{method}-{seed}"] = packed(answers, *changes, base=untrained, **count)
-            runs.append(run)
-    write_packed(folder, small_files)
-    ExperimentIndex("drawn", ("lora", "moslora"), "log_probability", tuple(runs)).write(folder)
+            rows.append(row(method, answers, rate=0.002, parameters=1000 + number))
+    return write_experiment(folder, rows, contrasts=[("lora", "moslora")], recipes=recipes)
 
 
 @pytest.fixture(scope="module")
 def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn")
-    write_experiment(folder)
-    return folder
+    return write_drawn(tmp_path_factory.mktemp("drawn"))
 
 
 def test_the_command_writes_tables_and_figures(
@@ -124,15 +112,20 @@ def test_the_intervals_hold_for_all_arms_at_once(drawn_folder: Path) -> None:
     assert some.left_out == ""
 
 
+def without_three_of_obqa(run: TableRun) -> TableRun:
+    """The run of MoSLoRA with seed 1 without some of its answers; others as they are."""
+    if (run.arm, run.seed) != ("moslora", 1) or run.evaluation is None:
+        return run
+    tasks = run.evaluation.tasks
+    fewer = {**tasks, "obqa": tasks["obqa"].only(tasks["obqa"].ids[3:])}
+    return replace(run, evaluation=replace(run.evaluation, tasks=fewer))
+
+
 def test_two_arms_and_questions_that_one_run_lacks(tmp_path: Path) -> None:
-    write_experiment(tmp_path, methods=("lora", "moslora"), seeds=(0, 1))
-    runs = dict(read_packed(tmp_path))
-    for evaluation, task, count in ("cloze-cloze-float32", "obqa", 3), ("cloze-cloze-float32-base", "siqa", 5):
-        run = runs["moslora-1"]
-        tasks = run.answers[evaluation]
-        fewer = {**tasks, task: tasks[task].only(tasks[task].ids[count:])}
-        runs["moslora-1"] = replace(run, answers={**run.answers, evaluation: fewer})
-    write_packed(tmp_path, runs)
+    siqa = UNTRAINED.tasks["siqa"]
+    untrained = with_tasks(UNTRAINED, {**UNTRAINED.tasks, "siqa": siqa.only(siqa.ids[5:])})
+    write_drawn(tmp_path, methods=("lora", "moslora"), seeds=(0, 1), untrained=untrained)
+    write_tables(tmp_path, [without_three_of_obqa(one) for one in read_tables(tmp_path)])
     found = results.load(tmp_path)
     assert {*found.contrasts["accuracy"]} == {"moslora"} and "left out: 3 of obqa" in found.left_out
     lacking = [len(its.ids) - len(found.base.tasks[task].ids) for task, its in found.arms[0].runs[0].tasks.items()]
@@ -162,8 +155,7 @@ def test_four_arms_are_drawn_as_among_all(drawn_folder: Path, tmp_path: Path, mo
 
 def test_without_texts_or_a_base_there_is_no_forgetting(drawn_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(drawn_folder, tmp_path / "copy"))
-    runs = {name: without_base(run) for name, run in read_packed(folder).items()}
-    write_packed(folder, runs)
+    write_tables(folder, [one for one in read_tables(folder) if one.role != "base"])
     found = results.load(folder)
     assert found.base is None and results.figures(found)["gain-and-forgetting"] is None
     assert found.names == list(METHODS)

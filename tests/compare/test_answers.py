@@ -1,4 +1,4 @@
-"""Answers: what is kept of the predictions, and what of a damaged file is said."""
+"""Answers: what is kept of the predictions; and an experiment's index."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from compare_kit import SETTINGS, base, drawn, packed
-from moslora.compare.arms import load_arms
+from compare_kit import SETTINGS
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
-from moslora.compare.runs import read_complete
 from moslora.errors import MosloraError
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.packed import ANSWERS, RUNS, write_packed
 from moslora.runs.predictions import Prediction
 
 
@@ -44,22 +41,6 @@ def test_an_answer_is_kept_as_the_protocols_main_metric_has_it() -> None:
     generated = replace(predictions[0], scores=(), characters=(), prediction=None)
     kept = answers([generated])["obqa"]
     assert kept.outcomes == {"accuracy": (0,)}
-
-
-def test_a_packed_run_is_read_and_a_base_is_not_trained(tmp_path: Path) -> None:
-    write_packed(tmp_path, {"tuned": packed(drawn(4)), "untrained": packed(base())})
-    runs = tmp_path / "runs"
-    untrained, tuned = (arm.runs for arm in load_arms([runs / "untrained", runs / "tuned"]))
-    assert (tuned[4].tasks, tuned[4].settings, tuned[4].facts) == (drawn(4).tasks, SETTINGS, drawn(4).facts)
-    assert (untrained[None].tasks, untrained[None].recipe, untrained[None].facts) == (base().tasks, None, {})
-    folder = runs / "tuned" / "eval" / "cloze-cloze-float32"
-    whole = (tmp_path / ANSWERS).read_bytes()
-    other = (tmp_path / RUNS).read_bytes()
-    for content in (whole[:-50], b"[]", whole[:500] + bytes([whole[500] ^ 1]) + whole[501:], other):
-        (tmp_path / ANSWERS).write_bytes(content)
-        with pytest.raises(MosloraError, match=ANSWERS) as fault:
-            read_complete(folder)
-        assert "\n" not in str(fault.value)
 
 
 def test_the_index_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -1,23 +1,19 @@
 """Clusters of questions in comparisons: of runs with several seeds, and where only some evaluations know them."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from compare_kit import SIZES, drawn, packed, with_tasks
+from compare_kit import SIZES, drawn, with_tasks
 from message_kit import says
 from moslora.compare.arms import Arm, cluster_codes
-from moslora.compare.comparison import compare_arms, compare_paths
+from moslora.compare.comparison import compare_arms
 from moslora.compare.contrast import Contrast
-from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.runs import ComparedRun
-from moslora.compare.statistics import MACRO
 from moslora.errors import UsageError
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.packed import write_packed
 
 
 def copied(run: ComparedRun, copies: int, *, grouped: bool = True) -> ComparedRun:
@@ -104,28 +100,3 @@ def test_questions_of_one_cluster_are_refused() -> None:
     one = {task: replace(answers, clusters=("x",) * len(answers.ids)) for task, answers in run.tasks.items()}
     with pytest.raises(UsageError, match=r"boolq: all .* one cluster; evaluate with a higher --limit"):
         compare_arms([Arm("a", {0: with_tasks(run, one)}), Arm("b", {0: with_tasks(drawn(1), one)})])
-
-
-def test_a_packed_experiment_of_an_earlier_version_gets_the_clusters_of_its_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its files have none; the hash of the questions tells."""
-    runs = []
-    files = {}
-    for arm, gain, alpha in (("a", 0.0, 1), ("b", 0.1, 2)):
-        for seed in range(3):
-            runs.append(ExperimentRun(arm, seed, 1e-3, f"runs/{arm}-{seed}"))
-            answers = drawn(seed, gain=gain, arm=arm)
-            settings = replace(answers.settings, data={"boolq": "hash"})
-            answers = replace(answers, evaluation=replace(answers.evaluation, settings=settings))
-            files[f"{arm}-{seed}"] = packed(answers, f"adapter.alpha={alpha}")
-    write_packed(tmp_path, files)
-    ExperimentIndex("e", ("a", "b"), "accuracy", tuple(runs)).write(tmp_path)
-    before = compare_paths([tmp_path]).main
-    clusters = {f"boolq/test/{row}": f"boolq/test/{row % 10}" for row in range(10, 60)}
-    monkeypatch.setattr("moslora.runs.settings.known_clusters", lambda: {"hash": clusters})
-    found = compare_paths([tmp_path]).main
-    assert not before.clusters and np.bincount(found.clusters["boolq"]).tolist() == [6] * 10
-    assert found.effects["siqa"].interval == pytest.approx(before.effects["siqa"].interval, rel=1e-9)
-    assert found.effects["boolq"].interval != pytest.approx(before.effects["boolq"].interval, rel=1e-3)
-    assert found.effects[MACRO].difference == pytest.approx(before.effects[MACRO].difference, rel=1e-12)

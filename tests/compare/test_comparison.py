@@ -1,4 +1,4 @@
-"""Comparisons whole: an experiment's small files alone, the tables, and what is concluded."""
+"""Comparisons whole: an experiment's tables alone, those that are printed, and what is concluded."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import SETTINGS, WIDE, base, drawn, pack_arms, with_tasks
+from compare_kit import SETTINGS, WIDE, base, drawn, drawn_arms, with_tasks, write_experiment
 from message_kit import in_order, says
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare_arms, compare_paths, compare_planned
@@ -19,10 +19,10 @@ from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin
 from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import MACRO
+from moslora.compare.tables import read_tables, write_tables
 from moslora.errors import UsageError
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.packed import read_packed, write_packed
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 
@@ -30,11 +30,8 @@ GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 @pytest.fixture
 def experiment(tmp_path: Path) -> Path:
     """Three arms of six seeds, of which only ``learned`` gains."""
-    folder = tmp_path / "ablation"
-    folder.mkdir()
-    runs = pack_arms(folder, GAINS, seeds=6, bases={})
-    ExperimentIndex("ablation", ("init-only", "learned"), "log_probability", runs).write(folder)
-    return folder
+    rows = drawn_arms(GAINS, seeds=6)
+    return write_experiment(tmp_path / "ablation", rows, contrasts=[("init-only", "learned")])
 
 
 def arms(**runs: Mapping[int | None, ComparedRun] | ComparedRun) -> list[Arm]:
@@ -97,7 +94,7 @@ def said(comparison: Comparison) -> str:
     return lines(comparison)[-1]
 
 
-def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> None:
+def test_an_experiment_is_compared_from_its_tables(experiment: Path) -> None:
     found = compare_paths([experiment])
     assert found.main is not None and found.outcome == "log_probability" and found.main.seeds == 6
     mean = {}
@@ -121,11 +118,9 @@ def test_an_experiment_is_compared_from_its_small_files(experiment: Path) -> Non
 def test_the_command_line(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "compare", experiment, "--margin", "5", "--contrast", "lora,init-only")
     assert code == 0 and says(out, "equal within ±5 nats", "yes") and "init-only and lora are equal" in out
-    write_packed(experiment, {name: run for name, run in read_packed(experiment).items() if name != "lora-0"})
-    code, out, _ = run(capsys, "compare", experiment)
-    assert code == 0 and "1 of 18 runs" in out
-    code, out, _ = run(capsys, "compare", *(experiment / "runs" / f"{arm}-1" for arm in GAINS))
-    assert code == 0 and says(out, "No contrast", "named") and "Conclusion" not in out
+    for others in ((experiment,), ("--evaluation", "cloze")):
+        code, _, errors = run(capsys, "compare", experiment, *others)
+        assert code == 2 and says(errors, f"{experiment}: ", "compared alone") and errors.count("\n") == 1
 
 
 def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,8 +151,8 @@ def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.Captu
 def test_of_contrasts_with_one_arm_the_one_with_most_pairs_has_its_mean(experiment: Path) -> None:
     index = read_index(experiment)
     assert index is not None
-    runs = tuple(one for one in index.runs if one.arm != "learned" or one.seed == 2)
-    replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),), runs=runs).write(experiment)
+    write_tables(experiment, [one for one in read_tables(experiment) if one.arm != "learned" or one.seed == 2])
+    replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),)).write(experiment)
     found = compare_paths([experiment])
     ((_, common, learned, lora),) = tables(found)
     said = lines(found)
@@ -200,12 +195,9 @@ def test_contrasts_of_the_command_line_are_a_family_in_place_of_the_named(experi
 
 
 def test_arms_whose_names_end_in_numbers_stay_apart(experiment: Path) -> None:
-    index = read_index(experiment)
-    assert index is not None
-    names = dict(zip(GAINS, ("rank-8", "rank-16", "rank-32"), strict=True))
-    runs = [replace(one, arm=names[one.arm]) for one in index.runs]
-    replace(index, contrast=("rank-16", "rank-32"), runs=tuple(runs)).write(experiment)
-    assert [arm.name for arm in compare_paths([experiment]).arms] == [*names.values()]
+    names = {"rank-8": 0.0, "rank-16": 0.0, "rank-32": 0.08}
+    write_experiment(experiment, drawn_arms(names, seeds=2), contrasts=[("rank-16", "rank-32")])
+    assert [arm.name for arm in compare_paths([experiment]).arms] == [*names]
 
 
 def test_one_run_against_its_base_says_nothing_of_methods() -> None:

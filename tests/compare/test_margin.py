@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import WIDE, asked_as, base, drawn, pack_arms, packed
+from compare_kit import WIDE, asked_as, base, base_row, drawn, drawn_arms, write_experiment
 from message_kit import says
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import Comparison, compare_arms, compare_paths
@@ -17,13 +17,12 @@ from moslora.compare.conclusion import lines, tables
 from moslora.compare.contrast import Contrast
 from moslora.compare.equality import p_unequal, share_interval
 from moslora.compare.gains import base_of_all, gain_of
-from moslora.compare.index import EXPERIMENT, ExperimentIndex, read_index
+from moslora.compare.index import EXPERIMENT, read_index
 from moslora.compare.margin import Margin, read_margin
-from moslora.compare.runs import read_complete
+from moslora.compare.runs import ComparedRun, read_complete
 from moslora.compare.statistics import LEVEL, MACRO
 from moslora.errors import UsageError
 from moslora.runs.outcomes import OUTCOMES
-from moslora.runs.packed import write_packed
 
 GAINS = {"lora": 0.10, "same": 0.10, "other": 0.17}
 
@@ -101,12 +100,20 @@ def test_a_difference_of_the_margin_is_rarely_called_equal() -> None:
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Path:
-    """Three arms of four seeds; one of the runs has the base's answers, of which some are to other questions."""
-    folder = tmp_path / "study"
-    folder.mkdir()
-    runs = pack_arms(folder, GAINS, seeds=4, bases={"lora-2": base(sizes={**WIDE, "piqa": 7})})
-    ExperimentIndex("study", ("lora", "same"), "log_probability", runs, (("lora", "other"),)).write(folder)
-    return folder
+    """Three arms of four seeds, and their base, some of whose answers are to other questions."""
+    rows = [*drawn_arms(GAINS, seeds=4), base_row(base(sizes={**WIDE, "piqa": 7}))]
+    return write_experiment(tmp_path / "study", rows, contrasts=[("lora", "same"), ("lora", "other")])
+
+
+def arms_beside(untrained: ComparedRun | None, *, gain: float) -> list[Arm]:
+    """Two arms of one run that gain so much, with this base's answers beside them."""
+    found = []
+    for name in ("lora", "same"):
+        run = drawn(0, gain=gain, sizes=WIDE, arm=name)
+        if untrained is not None:
+            run = replace(run, evaluation=replace(run.evaluation, base=untrained.evaluation))
+        found.append(Arm(name, {0: run}))
+    return found
 
 
 def expected_gain(found: Comparison, arm: str) -> float:
@@ -114,7 +121,7 @@ def expected_gain(found: Comparison, arm: str) -> float:
     gained = []
     for task, untrained in base(sizes=WIDE).tasks.items():
         tuned = [run.tasks[task] for run in runs]
-        of_base = untrained.only(tuned[0].ids).outcomes["log_probability"]  # the recipe's limit leaves some out
+        of_base = untrained.only(tuned[0].ids).outcomes["log_probability"]  # some were not asked
         gained.append(np.mean([one.outcomes["log_probability"] for one in tuned]) - np.mean(of_base))
     return float(np.mean(gained))
 
@@ -172,7 +179,7 @@ def test_a_damaged_index_is_refused_in_a_line(
     assert code and error.count("\n") == 1 and says(error, EXPERIMENT, "not an experiment", "run the experiment again")
 
 
-def test_without_the_bases_answers_to_these_questions_there_is_no_share(tmp_path: Path) -> None:
+def test_without_the_bases_answers_to_these_questions_there_is_no_share() -> None:
     """Asked fewer questions, or in another way, it is as if it was not asked."""
     others = {
         "none": None,
@@ -181,29 +188,26 @@ def test_without_the_bases_answers_to_these_questions_there_is_no_share(tmp_path
         "model": asked_as(base(sizes=WIDE), metadata={"base": "small", "fingerprint": "beef", "adapter": None}),
     }
     for name, untrained in others.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        runs = {}
-        for arm, gain in (("lora", 0.1), ("same", 0.1)):
-            answers = drawn(0, gain=gain, sizes=WIDE, arm=arm)
-            runs[arm] = packed(answers, f"adapter.alpha={len(arm)}", base=untrained)
-        write_packed(folder, runs)
-        found = compare_paths([folder / "runs" / "lora", folder / "runs" / "same"])
+        found = compare_arms(arms_beside(untrained, gain=0.1))
         assert "over base" not in "\n".join(lines(found)), name
-        with pytest.raises(
-            UsageError, match=r"--margin 20%: .*lora gained.*moslora eval \S+lora'? --base .*--limit 400$"
-        ):
+        with pytest.raises(UsageError, match=r"--margin 20%: .*lora gained.*moslora eval small .*--limit 400$"):
             found.within(Margin(0.2, of_gain=True))
 
 
-def test_a_row_without_a_gain_stays_in_its_columns(experiment: Path) -> None:
+def test_where_a_table_has_no_base_a_share_has_to_be_a_number(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "e", drawn_arms(GAINS, seeds=2), contrasts=[("lora", "same")])
+    with pytest.raises(UsageError, match=r"--margin 20%: .*lora gained.*none is known.*e/lora-0.001-0; give a number"):
+        compare_paths([folder]).within(Margin(0.2, of_gain=True))
+
+
+def test_a_row_without_a_gain_stays_in_its_columns() -> None:
     """Of a base beside arms that have one."""
-    runs = [experiment / "runs" / name for name in ("lora-2", "same-2")]
-    untrained = runs[0] / "eval" / "cloze-cloze-float32-base"
-    (head, *rows), *_ = tables(compare_paths([runs[0], untrained, runs[1]]))
+    untrained = base(sizes=WIDE)
+    one, other = arms_beside(untrained, gain=0.1)
+    (head, *rows), *_ = tables(compare_arms([one, Arm("base", {None: untrained}), other]))
     by_arm = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert [bool(by_arm[arm]["gain over base, 95 % interval"]) for arm in by_arm] == [True, False, True]
-    assert by_arm["lora-2"]["difference"] == "" and by_arm["base"]["difference"].startswith("-")
+    assert by_arm["lora"]["difference"] == "" and by_arm["base"]["difference"].startswith("-")
 
 
 def test_a_base_itself_has_no_gain() -> None:
@@ -213,14 +217,9 @@ def test_a_base_itself_has_no_gain() -> None:
         found.within(Margin(0.2, of_gain=True))
 
 
-def test_a_gain_that_was_a_loss_is_written_as_one(tmp_path: Path) -> None:
+def test_a_gain_that_was_a_loss_is_written_as_one() -> None:
     """A share of it is no margin."""
-    runs = {}
-    for arm in ("lora", "same"):
-        answers = drawn(0, gain=-0.1, sizes=WIDE, arm=arm)
-        runs[arm] = packed(answers, f"adapter.alpha={len(arm)}", base=base(sizes=WIDE))
-    write_packed(tmp_path, runs)
-    found = compare_paths([tmp_path / "runs" / arm for arm in runs], outcome="log_probability")
+    found = compare_arms(arms_beside(base(sizes=WIDE), gain=-0.1), outcome="log_probability")
     told = "\n".join(lines(found.within(Margin(2.0, of_gain=True))))
     assert found.main is not None and found.main.gains is not None
     gain = found.main.gains[0].difference

@@ -1,46 +1,33 @@
 """The validation loss of runs as an outcome: paired by seed, with nothing known of other questions."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from compare_kit import base, drawn, packed
+from compare_kit import base, base_row, drawn, row, write_experiment
 from message_kit import says
-from moslora.compare.comparison import compare_paths
+from moslora.compare.arms import Arm
+from moslora.compare.comparison import compare_arms, compare_paths
 from moslora.compare.conclusion import lines, tables
-from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import MACRO, effects
 from moslora.errors import UsageError
 from moslora.experiment.tables import mean_over_seeds
 from moslora.runs.held_out import HELD_OUT
-from moslora.runs.packed import write_packed
 
 OUTCOME = "validation_loss"
 
 
 def experiment(folder: Path, losses: Mapping[str, Mapping[int, float | None]]) -> Path:
-    """Packed runs of two arms with these losses by seed; the last step's counts, and ``None`` is no loss."""
-    folder.mkdir()
-    index = []
-    small_files = {}
-    for number, (arm, by_seed) in enumerate(losses.items()):
-        for seed, loss in by_seed.items():
-            name = f"{arm}-{seed}"
-            metrics = []
-            if loss is not None:
-                metrics = [{"step": 10, OUTCOME: 9.0}, {"step": 50, OUTCOME: loss}, {"step": 50, "loss": 1.0}]
-            made = packed(drawn(seed, arm=arm), f"adapter.alpha={1 + number}", base=base())
-            small_files[name] = replace(made, metrics=metrics)
-            index.append(ExperimentRun(arm, seed, 1e-3, f"runs/{name}"))
-    write_packed(folder, small_files)
+    """Runs of two arms with these losses by seed, of which ``None`` is no loss, and their base."""
+    rows = [base_row(base())]
+    for arm, by_seed in losses.items():
+        rows += [row(arm, drawn(seed, arm=arm), validation_loss=loss) for seed, loss in by_seed.items()]
     first, second = losses
-    ExperimentIndex("study", (first, second), "log_probability", tuple(index)).write(folder)
-    return folder
+    return write_experiment(folder, rows, contrasts=[(first, second)])
 
 
 def test_seeds_are_paired_and_the_law_is_students(tmp_path: Path) -> None:
@@ -69,10 +56,10 @@ def test_where_nothing_can_be_said_a_line_says_why(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"validation_loss: one number of each run.* lora and other .*several seeds$"):
         compare_paths([one], outcome=OUTCOME)
     none = experiment(tmp_path / "none", {"lora": {0: 3.0, 1: 3.0}, "other": {0: 3.1, 1: None}})
-    with pytest.raises(UsageError, match=r"other-1: no validation_loss, .*data\.validation_rows"):
+    with pytest.raises(UsageError, match=r"other-0.001-1: no validation_loss, .*data\.validation_rows"):
         compare_paths([none], outcome=OUTCOME)
-    with pytest.raises(UsageError, match=r"-base: no validation_loss, which only a trained run"):
-        compare_paths([one / "runs" / "lora-0"], outcome=OUTCOME)
+    with pytest.raises(UsageError, match=r"run-99: no validation_loss, which only a trained run"):
+        compare_arms([Arm("base", {None: base()}), Arm("lora", {0: drawn(0)})], outcome=OUTCOME)
     two = experiment(tmp_path / "two", {"lora": {0: 3.0, 1: 3.1}, "other": {0: 3.1, 1: 3.3}})
     with pytest.raises(UsageError, match=r"--margin 20%: .*lora .*no validation_loss; give a number, such as 0\.01"):
         compare_paths([two], outcome=OUTCOME).within(Margin(0.2, of_gain=True))

@@ -479,15 +479,16 @@ def test_the_code_that_makes_numbers_of_a_recipe_counts() -> None:
         assert Path(inspect.getfile(method)) in source_files(provenance.CODE)
 
 
-def test_a_validation_loss_that_is_not_finite_counts_as_infinite(tmp_path: Path) -> None:
+def test_a_validation_loss_that_is_not_finite_counts_as_infinite(write: Write, tmp_path: Path) -> None:
     """JSON has no number for it, and training does not end with it."""
-    run = Run(tmp_path)
+    planned, *_ = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH)).search(("lora",))
+    run = one_run.planned_run(tmp_path, planned)
     run.add_facts(experiment={"state": "trained"})
-    assert one_run.validation_loss(run) == math.inf
+    assert one_run.validation_loss(tmp_path, planned) == math.inf
     for last, expected in ((None, math.inf), (2.5, 2.5)):
         rows = [{"step": 1, "validation_loss": 3.0}, {"step": 2, "validation_loss": last}]
-        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        assert one_run.validation_loss(run) == expected
+        (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        assert one_run.validation_loss(tmp_path, planned) == expected
 
 
 def test_two_files_of_one_name_do_not_share_a_folder(

@@ -1,4 +1,4 @@
-"""An experiment of the small world, packed: it says the same, and goes on."""
+"""An experiment of the small world in tables: they say what its runs say, and it goes on from there."""
 
 import shutil
 from pathlib import Path
@@ -7,17 +7,17 @@ import pytest
 
 from cli_kit import run
 from experiment_kit import study, train
+from message_kit import says
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.index import EXPERIMENT, read_index
+from moslora.compare.tables import RUNS, TABLES, read_tables
 from moslora.errors import UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.experiment import one_run
+from moslora.experiment.one_run import made_with
 from moslora.experiment.pack import pack_runs
-from moslora.report.runs import reported_runs
-from moslora.runs.listing import table_of_runs
-from moslora.runs.packed import COLUMNS, read_packed
 from moslora.runs.run import Run
 
 
@@ -39,62 +39,100 @@ def here(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_packed_experiment_says_what_its_runs_say(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def change(old: str, new: str) -> None:
+    """Of the experiment's file."""
+    text = Path("e.yaml").read_text()
+    assert old in text
+    Path("e.yaml").write_text(text.replace(old, new))
+
+
+def test_the_tables_say_what_the_runs_say(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, errors = run(capsys, "experiment", "e.yaml", "--pack", "packed")
     assert code == 0 and "written to packed: 4 runs" in said, errors
-    assert sorted(path.name for path in Path("packed").iterdir()) == sorted((EXPERIMENT, *COLUMNS))
-    for outcome in ("log_probability", "accuracy"):
+    assert sorted(path.name for path in Path("packed").iterdir()) == sorted((EXPERIMENT, *TABLES))
+    for outcome in ("log_probability", "accuracy", "validation_loss"):
         whole, packed = (compare_paths([Path(folder)], outcome=outcome) for folder in ("runs/e", "packed"))
         assert (tables(whole), lines(whole)) == (tables(packed), lines(packed))
+    assert "gain over base" in "".join(lines(compare_paths([Path("packed")], outcome="accuracy")))
     assert list(study("e.yaml", Path("packed")).tables()) == list(study("e.yaml").tables())
-    for folder in Path("runs/e/runs").iterdir():
-        one, other = Run(folder), Run(Path("packed/runs") / folder.name)
-        assert (one.facts, one.recipe, one.metrics) == (other.facts, other.recipe, other.metrics)
-        assert [path.name for path in one.evaluations] == [path.name for path in other.evaluations]
-    scores = [row[-1] for row in table_of_runs(Path("runs/e"))]
-    packed = table_of_runs(Path("packed"))
-    assert [row[-1] for row in packed] == scores
-    assert {row[4] for row in packed[1:]} == {"packed"} and "/" not in packed[1][3]
-    whole, packed = (reported_runs([Path(folder)]) for folder in ("runs/e", "packed"))
-    assert [one.tuned_results for one in whole] == [one.tuned_results for one in packed]
-    single = ("compare", "packed/runs/lora-0.03-0")  # against its base
-    several = ("compare", *(f"packed/runs/{name}" for name in read_packed(Path("packed"))))
-    for command in (single, several):
-        code, packed_said, errors = run(capsys, *command)
-        assert code == 0, errors
-        _, said, _ = run(capsys, *(part.replace("packed", "runs/e") for part in command))
-        assert said == packed_said
+    for row in read_tables(Path("packed"))[:-1]:
+        facts = Run(Path("runs/e/runs") / row.name).facts
+        assert (row.seconds, row.parameters) == (facts["seconds"], facts["trainable_parameters"])
+        assert (row.device, row.begun) == (facts["hardware"]["device"], facts["experiment"]["begun"])
+    index = read_index(Path("packed"))
+    assert index is not None and index.card is not None and index.runs == ()
+    for arm, card in index.card.arms.items():
+        assert card.made_with == (made_with(Run(Path(f"runs/e/runs/{arm}-0.03-0"))),)
 
 
-def test_a_packed_experiment_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One more seed is run beside what is packed; both are packed again, elsewhere or in their place."""
+def test_an_experiment_goes_on_from_its_tables(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One more seed is run beside them; all are packed again, elsewhere."""
     print(*pack_runs(study("e.yaml"), Path("packed")))
-    Path("e.yaml").write_text(Path("e.yaml").read_text().replace("seeds: [0, 1]", "seeds: [0, 1, 2]"))
+    change("seeds: [0, 1]", "seeds: [0, 1, 2]")
     code, said, errors = run(capsys, "experiment", "e.yaml", "--out", "packed")
     assert code == 0 and "6 of 6 runs are scored" in said, errors
     assert sorted(path.name for path in Path("packed/runs").iterdir()) == ["learned-0.03-2", "lora-0.03-2"]
     with pytest.raises(UsageError, match="the experiment's own folder"):
         list(pack_runs(study("e.yaml", Path("packed")), Path("packed")))
     print(*pack_runs(study("e.yaml", Path("packed")), Path("again")))
-    assert len(read_packed(Path("again"))) == 6
+    assert len(read_tables(Path("again"))) == 7
     before = compare_paths([Path("packed")])
+    assert before.main is not None and before.main.seeds == 3
     assert lines(compare_paths([Path("again")])) == lines(before)
     with pytest.raises(UsageError, match=r"has runs that runs/e does not have \(learned-0.03-2, lora-0.03-2\)"):
         list(pack_runs(study("e.yaml"), Path("again")))
     print(*pack_runs(study("e.yaml", Path("packed")), Path("again")))
-    assert read_index(Path("again")) == read_index(Path("packed"))
+    code, said, errors = run(capsys, "experiment", "e.yaml", "--out", "again")
+    assert code == 0 and "6 of 6 runs are scored" in said and not Path("again/runs").exists(), errors
 
 
-def test_what_is_not_done_is_left_out_and_an_experiment_without_runs_is_not_packed(
-    here: Path, capsys: pytest.CaptureFixture[str]
+def test_the_search_in_a_table_chooses_the_rates(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    change("learning_rates: [3e-2]", "learning_rates: [3e-2, 1e-5]\nrate_seeds: [7]")
+    code, _, errors = run(capsys, "experiment", "e.yaml", "--any-rate")
+    assert code == 0, errors
+    print(*pack_runs(study("e.yaml"), Path("packed")))
+    assert [row.role for row in read_tables(Path("packed"))] == ["searched"] * 4 + ["scored"] * 4 + ["base"]
+    monkeypatch.setattr(one_run, "train_in_processes", None)  # nothing is trained again
+    assert list(study("e.yaml", Path("packed")).tables()) == list(study("e.yaml").tables())
+    code, said, errors = run(capsys, "experiment", "e.yaml", "--out", "packed", "--any-rate")
+    assert code == 0 and "0.03" in said and "4 of 4 runs are scored" in said, errors
+
+
+def test_an_arm_that_goes_on_at_another_rate_is_compared_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print(*pack_runs(study("e.yaml"), Path("packed")))
+    change("learning_rates: [3e-2]", "learning_rates: {lora: [1e-5], learned: [3e-2]}")
+    code, _, errors = run(capsys, "experiment", "e.yaml", "--out", "packed")
+    assert code == 0, errors
+    assert sorted(path.name for path in Path("packed/runs").iterdir()) == ["lora-1e-05-0", "lora-1e-05-1"]
+    compared = []
+    for arm in compare_paths([Path("packed")]).arms:
+        compared += [run.path.name for run in arm.runs.values()]
+    assert sorted(compared) == ["learned-0.03-0", "learned-0.03-1", "lora-1e-05-0", "lora-1e-05-1"]
+
+
+def test_another_recipe_or_other_code_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    print(*pack_runs(study("e.yaml"), Path("packed")))
+    change("init: orthogonal", "init: identity")
+    for options in ((), ("--any-code",)):
+        code, _, errors = run(capsys, "experiment", "e.yaml", "--out", "packed", *options)
+        words = (f"packed/{RUNS}: ", "adapter.mixer.init was orthogonal, is identity", "--out")
+        assert code == 2 and says(errors, *words) and errors.count("\n") == 1, errors
+    change("init: identity", "init: orthogonal")
+    monkeypatch.setattr("moslora.experiment.provenance.code", lambda: "other")
+    code, _, errors = run(capsys, "experiment", "e.yaml", "--out", "packed")
+    assert code == 2 and says(errors, f"packed/{RUNS}: ", "the code changed", "--any-code") and errors.count("\n") == 1
+    code, said, errors = run(capsys, "experiment", "e.yaml", "--out", "packed", "--any-code")
+    assert code == 0 and "4 of 4 runs are scored" in said, errors
+
+
+def test_what_is_not_done_is_left_out_and_an_experiment_without_runs_is_not_packed(here: Path) -> None:
     Run(Path("runs/e/runs/lora-0.03-1")).add_facts(experiment={"state": "begun"})
-    *_, unfinished = Path("runs/e/runs").glob("learned-*/eval/*/results.json")
-    unfinished.unlink()
     told = list(pack_runs(study("e.yaml"), Path("packed")))
-    errors = "".join(capsys.readouterr())
-    assert "3 runs" in told[0] and "not done and left out: lora-0.03-1" in errors
-    assert f"{unfinished.parent}: interrupted and left out" in errors
+    assert "3 runs" in told[0]
     with pytest.raises(UsageError, match="no runs of this experiment yet"):
         list(pack_runs(study("e.yaml", Path("runs/none")), Path("packed")))
     Path("full").mkdir()

@@ -7,9 +7,8 @@ import pytest
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import pack_arms
+from compare_kit import drawn_arms, write_experiment
 from moslora.compare.comparison import compare_paths
-from moslora.compare.index import ExperimentIndex
 from moslora.compare.law import Law
 from moslora.compare.statistics import LEVEL, MACRO, POWER, effects
 from moslora.experiment.power import Components, power_of
@@ -87,8 +86,8 @@ def test_with_as_many_seeds_and_questions_it_is_what_compare_calls_detectable() 
 
 
 def test_contrasts_share_the_level_also_without_runs(tmp_path: Path) -> None:
-    runs = pack_arms(tmp_path, {"a": 0.0, "b": 0.05}, seeds=4, bases={})
-    ExperimentIndex("e", ("a", "b"), "log_probability", runs, others=(("a", "none"),)).write(tmp_path)
+    rows = drawn_arms({"a": 0.0, "b": 0.05}, seeds=4)
+    write_experiment(tmp_path, rows, contrasts=[("a", "b"), ("a", "none")])
     found = power_of(tmp_path)
     law = found.components.law(seeds=6, questions=found.components.questions)
     (of_six,) = [row for row in found.table() if row[0] == "6"]
@@ -105,8 +104,7 @@ def test_one_table_of_the_committed_runs(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_what_no_power_is_known_of_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = pack_arms(tmp_path, {"a": 0.0, "b": 0.05}, seeds=1, bases={})
-    ExperimentIndex("e", ("a", "b"), "log_probability", runs).write(tmp_path)
+    write_experiment(tmp_path, drawn_arms({"a": 0.0, "b": 0.05}, seeds=1), contrasts=[("a", "b")])
     cases = {
         (str(tmp_path),): "has two seeds",
         ("nowhere",): "nowhere: no such file or folder",

@@ -1,19 +1,18 @@
-"""Answers drawn at random, with the difference between arms known, and packed runs that have them."""
+"""Answers drawn at random, with the difference between arms known, and experiments in tables that have them."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moslora.compare.index import ExperimentRun
+from moslora.compare.index import ArmCard, Card, ExperimentIndex
 from moslora.compare.runs import ComparedRun
+from moslora.compare.tables import TableRun, write_tables
 from moslora.recipe import load_recipe
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.packed import PackedRun, write_packed
 from moslora.runs.settings import Settings
 
 SETTINGS = Settings(
@@ -84,22 +83,35 @@ def base(**changes: Any) -> ComparedRun:
     return replace(drawn(99, settings=untrained, **changes), recipe=None, facts={}, seed=None)
 
 
-def packed(answers: ComparedRun, *changes: str, base: ComparedRun | None = None, **facts: Any) -> PackedRun:
-    """The small files of a run: its recipe, ``run.json``, and an evaluation of it, and of its ``base``."""
-    evaluations = {"cloze-cloze-float32": answers}
-    if base is not None:
-        evaluations["cloze-cloze-float32-base"] = base
-    return PackedRun(
-        arm=answers.arm,
-        seed=answers.seed or 0,
-        recipe=load_recipe("smollm2-135m", [f"seed={answers.seed or 0}", *changes]).to_yaml(),
-        card=json.dumps({**answers.facts, **facts}),
-        settings={
-            name: json.dumps({"settings": asdict(its.settings), "tasks": {}}) for name, its in evaluations.items()
-        },
-        metrics=[],
-        answers={name: its.tasks for name, its in evaluations.items()},
-    )
+def row(arm: str, answers: ComparedRun, *, rate: float = 1e-3, **facts: Any) -> TableRun:
+    """The row of a scored run with these answers."""
+    return TableRun(arm, rate, answers.seed, "scored", evaluation=answers.evaluation, **facts)
+
+
+def base_row(answers: ComparedRun) -> TableRun:
+    return TableRun(None, None, None, "base", evaluation=answers.evaluation)
+
+
+def write_experiment(
+    folder: Path,
+    rows: Sequence[TableRun],
+    *,
+    contrasts: Sequence[tuple[str, str]],
+    outcome: str = "log_probability",
+    recipes: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    """Writes an experiment in tables, asked as its first run. ``recipes``: arm -> overrides of its recipe."""
+    folder.mkdir(exist_ok=True)
+    write_tables(folder, rows)
+    arms = {}
+    for arm in dict.fromkeys(row.arm for row in rows if row.arm is not None):
+        overrides = (recipes or {}).get(arm, ())
+        arms[arm] = ArmCard(load_recipe("smollm2-135m", overrides).to_yaml(), ({"code": "c0de"},))
+    asked = next(row.evaluation.settings for row in rows if row.evaluation is not None)
+    first, *others = contrasts
+    index = ExperimentIndex("drawn", first, outcome, (), tuple(others), card=Card(arms, asked))
+    index.write(folder)
+    return folder
 
 
 def with_texts(answers: ComparedRun, nats: float) -> ComparedRun:
@@ -110,18 +122,10 @@ def with_texts(answers: ComparedRun, nats: float) -> ComparedRun:
     return with_tasks(answers, {**answers.tasks, TEXTS: texts})
 
 
-def pack_arms(
-    folder: Path, gains: Mapping[str, float], *, seeds: int, bases: Mapping[str, ComparedRun]
-) -> tuple[ExperimentRun, ...]:
-    """Writes the small files of arms that gain so much, under the first seeds and with WIDE questions. The runs that
-    ``bases`` names have that base's answers too. What is returned is for the experiment's index."""
-    runs = []
-    small_files = {}
-    for place, (arm, gain) in enumerate(gains.items()):
+def drawn_arms(gains: Mapping[str, float], *, seeds: int) -> list[TableRun]:
+    """The rows of arms that gain so much, under the first seeds; each was asked 256 of the WIDE questions."""
+    rows = []
+    for arm, gain in gains.items():
         for seed in range(seeds):
-            name = f"{arm}-{seed}"
-            runs.append(ExperimentRun(arm, seed, 1e-3, f"runs/{name}"))
-            answers = drawn(seed, gain=gain, sizes=WIDE, arm=arm)
-            small_files[name] = packed(answers, f"adapter.alpha={1 + place}", base=bases.get(name))
-    write_packed(folder, small_files)
-    return tuple(runs)
+            rows.append(row(arm, drawn(seed, gain=gain, sizes=WIDE, arm=arm).restricted_to(WIDE, 256)))
+    return rows

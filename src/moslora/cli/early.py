@@ -37,12 +37,11 @@ def refuse_evaluation(
 
 def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
     """Refuses runs that are not there or not evaluated, in general or in the way that is named."""
-    from moslora.runs.evaluation import is_evaluation
     from moslora.runs.run import Run, is_run
 
     has_logs = any(path.is_file() for path in paths)  # which are compared with logs alone
     for path in paths:
-        if not (path.exists() or is_run(path) or is_evaluation(path)):
+        if not path.exists():
             raise UsageError(f"{path}: no such file or folder; moslora runs lists the runs")
         if is_run(path) and not has_logs:
             Run(path).evaluation(evaluation)

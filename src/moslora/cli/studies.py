@@ -20,7 +20,7 @@ app = typer.Typer()
 
 PACK = typer.Option(
     metavar="FOLDER",
-    help="Folder to pack the finished runs into, as a few small files that compare reads. Nothing is run.",
+    help="Folder to write the finished runs into, as two tables and a card that compare reads. Nothing is run.",
 )
 ON = typer.Option(
     help="here: one run after the other; ray: many at once, on the cluster at RAY_ADDRESS or on this machine."

@@ -92,7 +92,7 @@ class Comparison:
             number += f", such as {self.unit.margin:g}"
         if self.unit.of_runs:
             return f"{told}, which has no {self.outcome}; {number}"
-        if not first.trained or not run.settings.known:
+        if run.recipe is None:
             return f"{told}, and none is known of {run.path}; {number}"
         return f"{told}, whose answers to these questions are not there; evaluate it: {base_command(run)}"
 

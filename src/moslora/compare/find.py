@@ -10,6 +10,7 @@ from moslora.compare.arm_of import arm_of
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.logs import log_files, read_logs
 from moslora.compare.runs import ComparedRun, read_complete
+from moslora.compare.tables import read_tables
 from moslora.console import note
 from moslora.errors import UsageError
 from moslora.recipe import TrainingSection
@@ -43,12 +44,14 @@ def find(
         )
     found = []
     for path in paths:
+        if (len(paths) > 1 or evaluation) and read_tables(path):
+            raise UsageError(f"{path}: an experiment in tables is compared alone; give no other path or --evaluation")
         found += _find_at(path, evaluation=evaluation, read=read)
     return found
 
 
 def _is_log(path: Path) -> bool:
-    if is_evaluation(path) or runs_at(path):
+    if is_evaluation(path) or runs_at(path) or read_index(path) is not None:
         return False
     return bool(log_files(path))
 
@@ -68,38 +71,54 @@ def _find_at(path: Path, *, evaluation: str | None, read: Read) -> list[Compared
     """The evaluations at one path."""
     if is_evaluation(path):
         return [compared_run(path, read=read)]
-    runs = runs_at(path)
     index = read_index(path)
-    diverged: set[Path] = set()
     if index is not None:
-        diverged = {path / run.folder for run in index.runs if run.diverged}
-        _note_left_out(path, index, there=runs)
-    if not runs and path.exists():
+        found = _of_experiment(path, index, evaluation=evaluation, read=read)
+    else:
+        found = [compared_run(Run(run).evaluation(evaluation), run=run, read=read) for run in runs_at(path)]
+    if not found and path.exists():
         raise UsageError(f"{path}: no evaluated run here")
-    if not runs:
+    if not found:
         raise UsageError(f"{path}: no such file or folder; moslora runs lists the runs")
-    found = []
-    for folder, arm in runs.items():
-        if folder in diverged:
-            continue
-        one = compared_run(Run(folder).evaluation(evaluation), run=folder, read=read)
-        if arm and not evaluation:
-            one = _as_planned(one)
-        if arm:
-            one = replace(one, name=arm, arm=f"{path}: {arm}")
-        found.append(one)
     return found
 
 
-def _note_left_out(path: Path, index: ExperimentIndex, *, there: dict[Path, str | None]) -> None:
-    """Says which runs of the experiment in ``path`` have no answers, or are not ``there``."""
-    diverged = [run for run in index.runs if run.diverged]
+def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None, read: Read) -> list[ComparedRun]:
+    """The scored runs of an experiment: those in its tables, and those that have a folder, which may be at another
+    learning rate now. Says which have no answers, or are missing."""
+    rates = {run.arm: run.learning_rate for run in index.runs}
+    diverged = []
+    found = []
+    for row in read_tables(path):
+        if rates.get(row.arm or "", row.rate) != row.rate:
+            continue
+        if row.diverged and row.role == "scored":
+            diverged.append(f"{row.arm} with seed {row.seed}")
+        elif row.evaluation is not None and row.arm is not None:
+            run = ComparedRun(row.evaluation, path / row.name, seed=row.seed)
+            found.append(_of_arm(run, path, row.arm))
+    missing = 0
+    for planned in index.runs:
+        folder = path / planned.folder
+        if planned.diverged:
+            diverged.append(f"{planned.arm} with seed {planned.seed}")
+        elif not is_run(folder):
+            missing += 1
+        else:
+            run = compared_run(Run(folder).evaluation(evaluation), run=folder, read=read)
+            if not evaluation:
+                run = _as_planned(run)
+            found.append(_of_arm(run, path, planned.arm))
     if diverged:
-        names = ", ".join(f"{run.arm} with seed {run.seed}" for run in diverged)
-        note(f"{path}: diverged, so it has no answers and is left out: {names}")
-    missing = [run for run in index.runs if not run.diverged and path / run.folder not in there]
+        note(f"{path}: diverged, so it has no answers and is left out: {', '.join(diverged)}")
     if missing:
-        note(f"{path}: {len(missing)} of {len(index.runs)} runs are missing and left out")
+        note(f"{path}: {missing} of {len(index.runs)} runs are missing and left out")
+    return found
+
+
+def _of_arm(run: ComparedRun, experiment: Path, arm: str) -> ComparedRun:
+    """The run as one of an experiment's arm, whatever its recipe."""
+    return replace(run, name=arm, arm=f"{experiment}: {arm}")
 
 
 def _as_planned(run: ComparedRun) -> ComparedRun:

@@ -17,13 +17,14 @@ from moslora.runs.settings import Settings
 def base_of_all(runs: Sequence[Evaluation], *, read: Callable[[Path], Evaluation]) -> Evaluation | None:
     """The base's answers to the questions of these runs, which all have the same; in the order of their ids. ``None``
     if there are none, if the runs have several bases, or if these were asked in another way. They lie beside the
-    answers of one of the runs, where `moslora eval RUN --base` writes them."""
+    answers of one of the runs, where `moslora eval RUN --base` writes them, or in the same table."""
     for run in runs:
+        base = run.base
         folder = base_of(run.folder)
         if is_evaluation(folder):
             base = read(folder).in_order
-            if all(_same_base(base, other) for other in runs) and _answers_all(base, run):
-                return base.only({task: answers.ids for task, answers in run.tasks.items()})
+        if base is not None and all(_same_base(base, other) for other in runs) and _answers_all(base, run):
+            return base.only({task: answers.ids for task, answers in run.tasks.items()})
     return None
 
 

@@ -1,15 +1,20 @@
 """The index of an experiment: its runs, arm by arm, and what is to be compared. Experiments write it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from moslora.compare.margin import read_margin
 from moslora.errors import MosloraError, first_line
 from moslora.files import write_text
+from moslora.recipe import Recipe, stack_recipe
+from moslora.recipe.yaml_text import parse
 from moslora.runs.outcomes import OutcomeName
+from moslora.runs.settings import Settings
 
 EXPERIMENT = "experiment.json"
 
@@ -34,6 +39,41 @@ class ExperimentRun:
 
 
 @dataclass(frozen=True)
+class ArmCard:
+    """How the runs of an arm were made.
+
+    Attributes:
+        recipe: the text of its recipe, whatever its learning rate and seed.
+        made_with: hashes and versions as in the ``run.json`` of its runs, each set of them once.
+    """
+
+    recipe: str
+    made_with: tuple[Mapping[str, Any], ...]
+
+    def read_recipe(self) -> Recipe:
+        """Its recipe, which is compared, and never run."""
+        return _parsed(self.recipe)
+
+
+@cache
+def _parsed(recipe: str) -> Recipe:
+    return stack_recipe([(EXPERIMENT, parse(recipe))], name="arm", folder=Path())
+
+
+@dataclass(frozen=True)
+class Card:
+    """How the runs in the tables of an experiment were made (`moslora.compare.tables`).
+
+    Attributes:
+        arms: their names, and how their runs were made.
+        asked: how their questions were asked; ``None`` if none was scored.
+    """
+
+    arms: Mapping[str, ArmCard]
+    asked: Settings | None
+
+
+@dataclass(frozen=True)
 class ExperimentIndex:
     """The content of ``experiment.json``.
 
@@ -41,10 +81,11 @@ class ExperimentIndex:
         name: of the experiment.
         contrast: the comparison named beforehand: the second arm against the first.
         outcome: the number that is compared.
-        runs: those that are scored.
+        runs: those that are scored and have a folder.
         others: comparisons that were named with ``contrast``.
         file: the experiment's, as seen from the folder: both may be moved.
         margin: the largest difference that does not matter, such as 20%; ``None`` for the outcome's own.
+        card: of the runs that are in tables; ``None`` without any.
     """
 
     name: str
@@ -54,6 +95,7 @@ class ExperimentIndex:
     others: tuple[tuple[str, str], ...] = ()
     file: str = ""
     margin: MarginText | None = None
+    card: Card | None = None
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:
@@ -61,7 +103,8 @@ class ExperimentIndex:
         return (self.contrast, *self.others)
 
     def write(self, folder: Path) -> None:
-        text = TypeAdapter(ExperimentIndex).dump_json(self, indent=2, exclude_none=True).decode()
+        unused = {name for name in ("margin", "card") if getattr(self, name) is None}
+        text = TypeAdapter(ExperimentIndex).dump_json(self, indent=2, exclude=unused).decode()
         write_text(folder / EXPERIMENT, f"{text}\n")
 
 

@@ -1,8 +1,9 @@
 """One run of an experiment, done once.
 
-It lies in ``runs/NAME`` of the experiment's folder, NAME = arm-rate-seed. Its ``run.json`` has under ``experiment`` its
-state, when it was begun, and the hashes of what it was begun with (`moslora.experiment.provenance`). Once it is done
-its checkpoints go, and its adapter may: the experiment needs its recipe, ``run.json``, metrics and evaluation.
+It lies in ``runs/NAME`` of the experiment's folder, NAME = arm-rate-seed, or is a row of the tables there
+(`moslora.compare.tables`). Its ``run.json`` has under ``experiment`` its state, when it was begun, and the hashes of
+what it was begun with (`moslora.experiment.provenance`). Once it is done its checkpoints go, and its adapter may: the
+experiment needs its recipe, ``run.json``, metrics and evaluation.
 """
 
 import math
@@ -11,25 +12,30 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from moslora.compare.runs import read_complete
+from moslora.compare.tables import TableRun, read_tables
 from moslora.console import note
 from moslora.errors import Diverged
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.experiment.file import Planned
-from moslora.experiment.provenance import provenance
+from moslora.experiment.provenance import RECORDED, provenance
 from moslora.files import discard, write_text
 from moslora.processes.devices import free_memory
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.manifest import RECIPE
-from moslora.runs.packed import RUN_FOLDERS
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
 from moslora.training.train import close
 
 State = Literal["begun", "trained", "scored", "diverged"]
 """``diverged``: training ended with a loss that was not finite, which is a result, too."""
+
+
+RUN_FOLDERS = "runs"
+"""The folder of an experiment that holds its runs."""
 
 
 def planned_run(out: Path, planned: Planned) -> Run:
@@ -43,19 +49,72 @@ def state(run: Run) -> State | None:
     return found
 
 
+def made_with(run: Run) -> dict[str, Any]:
+    """What its recipe does not say, as it was recorded when the run was begun (`moslora.experiment.provenance`)."""
+    return {key: value for key, value in run.facts.get("experiment", {}).items() if key in RECORDED}
+
+
+def in_tables(out: Path, planned: Planned) -> TableRun | None:
+    """The row of a run in the tables of the experiment's folder ``out``; ``None`` if it is not there, or is to be
+    scored and was not."""
+    key = (planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed)
+    for row in read_tables(out):
+        if row.key == key and (row.role == "scored" or not planned.scored):
+            return row
+    return None
+
+
 def is_done(out: Path, planned: Planned) -> bool:
+    if in_tables(out, planned) is not None:
+        return True
     reached = state(planned_run(out, planned))
     if reached == "trained":
         return not planned.scored
     return reached in ("scored", "diverged")
 
 
-def validation_loss(run: Run) -> float:
+def has_diverged(out: Path, planned: Planned) -> bool:
+    """Whether a run that is done ended with a loss that was not finite."""
+    row = in_tables(out, planned)
+    if row is None:
+        return state(planned_run(out, planned)) == "diverged"
+    return row.diverged
+
+
+def row_of(out: Path, planned: Planned) -> TableRun:
+    """What is known of a run that is done, with its answers to the planned questions: it may have been asked more."""
+    row = in_tables(out, planned)
+    if row is not None:
+        return row
+    run = planned_run(out, planned)
+    facts = run.facts
+    recipe = planned.recipe
+    diverged = has_diverged(out, planned)
+    evaluation = None
+    if planned.scored and not diverged:
+        tasks = [task.name for task in recipe.questions.tasks]
+        evaluation = read_complete(run.evaluation()).in_order.restricted_to(tasks, recipe.evaluation.limit)
+    return TableRun(
+        arm=planned.arm,
+        rate=recipe.training.learning_rate,
+        seed=recipe.seed,
+        role="scored" if planned.scored else "searched",
+        validation_loss=run.validation_loss,
+        seconds=facts.get("seconds"),
+        diverged=diverged,
+        parameters=facts.get("trainable_parameters"),
+        device=facts.get("hardware", {}).get("device"),
+        begun=facts["experiment"].get("begun"),
+        evaluation=evaluation,
+    )
+
+
+def validation_loss(out: Path, planned: Planned) -> float:
     """The validation loss of a done run's result; infinite if it was not finite, or there is none."""
-    loss = run.validation_loss
-    if state(run) == "diverged" or loss is None:
+    row = row_of(out, planned)
+    if row.diverged or row.validation_loss is None:
         return math.inf
-    return loss
+    return row.validation_loss
 
 
 @contextmanager

@@ -1,86 +1,109 @@
-"""The runs of an experiment as a few files of columns, to be committed or handed on."""
+"""The runs of an experiment that are done as two tables and a card, to be committed or handed on."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moslora.compare.index import EXPERIMENT, read_index
-from moslora.console import note
+from moslora.compare.comparable import how_asked
+from moslora.compare.gains import base_of_all
+from moslora.compare.index import EXPERIMENT, ArmCard, Card, read_index
+from moslora.compare.runs import read_complete
+from moslora.compare.tables import TABLES, TableRun, read_tables, write_tables
 from moslora.errors import UsageError, counted, some
-from moslora.experiment.keys import run_name
-from moslora.experiment.one_run import state
+from moslora.experiment.file import Planned
+from moslora.experiment.one_run import is_done, made_with, planned_run, row_of
 from moslora.experiment.study import Study
 from moslora.files import locked, new_folder
-from moslora.runs.evaluation import is_finished, read_evaluation
-from moslora.runs.manifest import RECIPE
-from moslora.runs.packed import COLUMNS, RUN_FOLDERS, PackedRun, packed_names, write_packed
-from moslora.runs.run import RUN, SETTINGS, Run, is_run
-
-DONE = ("trained", "scored", "diverged")
-"""The states of runs that are packed."""
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.settings import Settings
 
 
 def pack_runs(study: Study, out: Path) -> Iterator[str]:
-    """Packs the runs of an experiment that are done into the folder ``out``; yields what to tell.
+    """Writes the runs of an experiment that are done, from its tables and from folders, into the folder ``out``; yields
+    what to tell.
 
     Raises:
-        UsageError: there are none, or ``out`` has other runs.
+        UsageError: there are none, some were made or asked in another way, or ``out`` has runs that are not among them.
     """
     index = read_index(study.out)
     if index is None:
         raise UsageError(f"{study.out}: no runs of this experiment yet; without --pack the same command runs it")
     if out.resolve() == study.out.resolve():
         raise UsageError(f"{out}: the experiment's own folder; choose another one with --pack")
+    study = study.with_all_arms()
+    others = study.others()
+    if others:
+        raise UsageError("\n".join(others))
     with locked(study.out):
-        runs = _runs_that_are_done(study.out)
-        lost = sorted(packed_names(out) - runs.keys())
+        done = _planned(study)
+        rows = _rows(study, done)
+        keys = {row.key for row in rows}
+        lost = [row.name for row in read_tables(out) if row.key not in keys]
         if lost:
             raise UsageError(
-                f"{out}: has runs that {study.out} does not have ({some(lost)}); choose another folder with --pack"
+                f"{out}: has runs that {study.out} does not have ({some(sorted(lost))}); choose another folder with"
+                " --pack"
             )
-        with new_folder(out, older=lambda: (EXPERIMENT, *COLUMNS)) as scratch:
-            write_packed(scratch, runs)
-            replace(index, file=study.file_seen_from(out)).write(scratch)
-    size = sum((out / name).stat().st_size for name in COLUMNS)
-    yield f"written to {out}: {counted(len(runs), 'run')}, {size / 1e6:.1f} MB"
+        card = Card(_arms(study, done, index.card), _asked(_evaluations(rows)))
+        with new_folder(out, older=lambda: (EXPERIMENT, *TABLES)) as scratch:
+            write_tables(scratch, rows)
+            replace(index, file=study.file_seen_from(out), runs=(), card=card).write(scratch)
+    size = sum((out / name).stat().st_size for name in TABLES)
+    yield f"written to {out}: {counted(len(done), 'run')}, {size / 1e6:.1f} MB"
     yield f"next: moslora compare {shlex.quote(str(out))}"
 
 
-def _runs_that_are_done(folder: Path) -> dict[str, PackedRun]:
-    """The runs of the experiment in ``folder``, by name; those that are packed there where they have no folder."""
-    names = {path.name for path in (folder / RUN_FOLDERS).glob("*") if is_run(path)}
-    names |= packed_names(folder)
+def _planned(study: Study) -> list[Planned]:
+    """The runs that are done: of the search, and those that are scored at the chosen rates."""
+    every = (*study.experiment.search(study.arms), *study.scored())
+    return [planned for planned in every if is_done(study.out, planned)]
+
+
+def _rows(study: Study, done: Sequence[Planned]) -> list[TableRun]:
+    """The rows of these runs, and of their base, if its answers are there."""
+    rows = [row_of(study.out, planned) for planned in done]
+    base = base_of_all(_evaluations(rows), read=read_complete)
+    if base is not None:
+        rows.append(TableRun(None, None, None, "base", evaluation=base))
+    return rows
+
+
+def _evaluations(rows: Sequence[TableRun]) -> list[Evaluation]:
+    """The answers of the scored runs."""
+    return [row.evaluation for row in rows if row.evaluation is not None]
+
+
+def _arms(study: Study, done: Sequence[Planned], before: Card | None) -> dict[str, ArmCard]:
+    """Arm -> how its runs were made: as the card of the tables says, and the folders of the others."""
     found = {}
-    others = []
-    for name in sorted(names):
-        run = Run(folder / RUN_FOLDERS / name)
-        if state(run) in DONE:
-            found[name] = run.packed or _packed(run)
-        else:
-            others.append(name)
-    if others:
-        note(f"{folder}: not done and left out: {some(others)}")
+    for planned in sorted(done, key=lambda one: not one.scored):  # as those that are scored have recorded more
+        arm = planned.arm
+        if arm not in found:
+            found[arm] = ArmCard(study.experiment.recipes[arm].to_yaml(), ())
+            if before is not None:
+                found[arm] = before.arms.get(arm, found[arm])
+        made = made_with(planned_run(study.out, planned))
+        known = found[arm].made_with
+        if not any(made.items() <= other.items() for other in known):
+            found[arm] = replace(found[arm], made_with=(*known, made))
     return found
 
 
-def _packed(run: Run) -> PackedRun:
-    """The small files of a run, with the evaluations that are finished."""
-    settings = {}
-    answers = {}
-    for folder in run.evaluations:
-        if not is_finished(folder):
-            note(f"{folder}: interrupted and left out; moslora eval continues it")
-            continue
-        settings[folder.name] = (folder / SETTINGS).read_text(encoding="utf-8")
-        answers[folder.name] = read_evaluation(folder).complete.in_order.tasks
-    recipe = run.recipe
-    return PackedRun(
-        arm=run.name.removesuffix(run_name("", recipe.training.learning_rate, recipe.seed)),
-        seed=recipe.seed,
-        recipe=(run.path / RECIPE).read_text(encoding="utf-8"),
-        card=(run.path / RUN).read_text(encoding="utf-8"),
-        settings=settings,
-        metrics=run.metrics,
-        answers=answers,
-    )
+def _asked(evaluations: Sequence[Evaluation]) -> Settings | None:
+    """How all were asked; ``None`` if there are none.
+
+    Raises:
+        UsageError: they were asked in several ways.
+    """
+    if not evaluations:
+        return None
+    first, *others = evaluations
+    for other in others:
+        one, another = how_asked([first, other])
+        if one != another or first.settings.model != other.settings.model:
+            raise UsageError(f"{other.folder}: asked in another way than {first.folder}; evaluate both in the same way")
+    settings = first.settings
+    data = {task: settings.data[task] for task in first.tasks}
+    of_all = {key: value for key, value in settings.metadata.items() if key != "adapter"}
+    return replace(settings, data=data, metadata=of_all)

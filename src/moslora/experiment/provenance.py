@@ -60,6 +60,9 @@ WHAT = {
 }
 """What a run may be refused for, by the keys of its provenance."""
 
+RECORDED = (*WHAT, "packages")
+"""All keys of a provenance."""
+
 
 def provenance(planned: Planned) -> dict[str, Any]:
     """Everything besides its recipe that a run's numbers depend on: hashes by the keys of :data:`WHAT`, of which

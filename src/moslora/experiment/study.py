@@ -17,11 +17,21 @@ from statistics import fmean
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.runs import read_complete
+from moslora.compare.tables import RUNS
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.experiment.curve import Curve
 from moslora.experiment.file import Experiment, Planned
-from moslora.experiment.one_run import is_done, one_by_one, planned_run, state, validation_loss
+from moslora.experiment.one_run import (
+    RUN_FOLDERS,
+    has_diverged,
+    in_tables,
+    is_done,
+    one_by_one,
+    planned_run,
+    row_of,
+    validation_loss,
+)
 from moslora.experiment.provenance import changes
 from moslora.experiment.tables import rate_table, score_table
 from moslora.files import in_use, locked
@@ -31,8 +41,6 @@ from moslora.recipe.layers import shown
 from moslora.runs.continued import fitting_predecessor
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
-from moslora.runs.packed import RUN_FOLDERS
-from moslora.runs.run import Run
 
 _BUILT_IN = "the built-in experiment "
 
@@ -144,7 +152,7 @@ class Study:
     def _losses(self, arm: str, rate: float) -> list[float]:
         """Those of the runs of the search that are done."""
         runs = self.experiment.planned([(arm, rate)], scored=False)
-        return [validation_loss(planned_run(self.out, one)) for one in runs if is_done(self.out, one)]
+        return [validation_loss(self.out, one) for one in runs if is_done(self.out, one)]
 
     def _remarks(self) -> dict[str, str]:
         """Arm -> the remark on its curve, and if the arm waits, the option that scores it."""
@@ -166,21 +174,24 @@ class Study:
                 chosen.append((curve.arm, curve.best))
         return self.experiment.planned(chosen, scored=True)
 
-    def _finished(self) -> list[Run]:
+    def _finished(self) -> list[Planned]:
         """The runs of :meth:`scored` that are done, whether they diverged or not."""
-        return [planned_run(self.out, planned) for planned in self.scored() if is_done(self.out, planned)]
+        return [planned for planned in self.scored() if is_done(self.out, planned)]
 
     def others(self) -> list[str]:
         """A line for each way in which runs there differ from those that this experiment would make."""
         choices = []
         for arm in self.arms:
             choices += [(arm, rate) for rate in self.experiment.file.rates(arm)]
-        found: dict[str, list[str]] = defaultdict(list)
+        found: dict[str, dict[str, None]] = defaultdict(dict)
         for planned in (*self.experiment.search(self.arms), *self.experiment.planned(choices, scored=True)):
             text = self._differs(planned)
             if text:
-                found[f"{text}; {self._fix(planned)}"].append(str(planned_run(self.out, planned).path))
-        return [f"{some(paths, most=1)}: {text}" for text, paths in found.items()]
+                place = planned_run(self.out, planned).path
+                if in_tables(self.out, planned) is not None:
+                    place = self.out / RUNS
+                found[f"{text}; {self._fix(planned)}"][str(place)] = None
+        return [f"{some(list(places), most=1)}: {text}" for text, places in found.items()]
 
     def _fix(self, planned: Planned) -> str:
         """What to do about a run that differs."""
@@ -189,20 +200,35 @@ class Study:
             return fix
         return f"{fix}, or count it with --any-code"
 
-    def _whole(self) -> "Study":
-        """This one with all arms."""
+    def with_all_arms(self) -> "Study":
+        """The same experiment, whichever arms run."""
         return replace(self, arms=tuple(self.experiment.recipes))
 
     def _differs(self, planned: Planned) -> str:
         """The differences of a run that is there; empty if it has none."""
         run = planned_run(self.out, planned)
-        made_with = run.facts.get("experiment")
-        if made_with and run.exists:
-            found = changes(planned, run.recipe, made_with, any_code=self.any_code, fetching=self.fetching)
-            return some(found, separator="; ")
-        if in_use(run.path) and not made_with:
-            return "not a run of this experiment"
-        return ""
+        begun_with = run.facts.get("experiment")
+        found = []
+        if in_tables(self.out, planned) is not None:
+            found = self._differs_from_card(planned)
+        elif begun_with and run.exists:
+            found = changes(planned, run.recipe, begun_with, any_code=self.any_code, fetching=self.fetching)
+        elif in_use(run.path) and not begun_with:
+            found = ["not a run of this experiment"]
+        return some(found, separator="; ")
+
+    def _differs_from_card(self, planned: Planned) -> list[str]:
+        """The differences of a run from those of its arm that are in the tables."""
+        index = read_index(self.out)
+        assert index is not None and index.card is not None
+        arm = index.card.arms[planned.arm]
+        recipe = arm.read_recipe()
+        training = recipe.training.model_copy(update={"learning_rate": planned.recipe.training.learning_rate})
+        recipe = recipe.model_copy(update={"seed": planned.recipe.seed, "training": training})
+        found = []
+        for made_with in arm.made_with:
+            found += changes(planned, recipe, made_with, any_code=self.any_code, fetching=self.fetching)
+        return list(dict.fromkeys(found))
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` others come after them."""
@@ -225,10 +251,12 @@ class Study:
         self.write_index()
 
     def write_index(self) -> None:
-        """Writes ``experiment.json``: every scored run that is done; of the other arms those that, with the search for
-        their rate, would be made the same now."""
+        """Writes ``experiment.json``: every scored run that is done and in no table; of the other arms those that, with
+        the search for their rate, would be made the same now."""
         runs = []
-        for planned in self._whole().scored():
+        for planned in self.with_all_arms().scored():
+            if in_tables(self.out, planned) is not None:
+                continue
             if is_done(self.out, planned) and (planned.arm in self.arms or self._would_be_made_again(planned)):
                 runs.append(
                     ExperimentRun(
@@ -236,10 +264,11 @@ class Study:
                         seed=planned.recipe.seed,
                         learning_rate=planned.recipe.training.learning_rate,
                         folder=f"{RUN_FOLDERS}/{planned.name}",
-                        diverged=state(planned_run(self.out, planned)) == "diverged",
+                        diverged=has_diverged(self.out, planned),
                     )
                 )
         file = self.experiment.file
+        before = read_index(self.out)
         first, *others = file.named
         index = ExperimentIndex(
             name=self.experiment.name,
@@ -249,6 +278,7 @@ class Study:
             others=tuple(others),
             file=self._file,
             margin=file.margin_text,
+            card=before.card if before is not None else None,
         )
         index.write(self.out)
 
@@ -285,23 +315,21 @@ class Study:
 
     def _scores(self) -> dict[str, list[Evaluation]]:
         """Arm -> the evaluations of its scored runs, of the planned questions alone: they may have been asked more."""
-        recipe = self._asks()
-        tasks = [task.name for task in recipe.questions.tasks]
         found: dict[str, list[Evaluation]] = {arm: [] for arm in self.arms}
         for planned in self.scored():
-            run = planned_run(self.out, planned)
-            if state(run) == "scored":
-                evaluation = read_complete(run.evaluation()).in_order
-                found[planned.arm].append(evaluation.restricted_to(tasks, recipe.evaluation.limit))
+            if is_done(self.out, planned):
+                evaluation = row_of(self.out, planned).evaluation
+                if evaluation is not None:
+                    found[planned.arm].append(evaluation)
         return found
 
     def closing(self) -> Iterator[str]:
         """The lines below the tables."""
         yield from self._remarks().values()
-        yield from (f"note: {line}" for line in self._whole().others())
+        yield from (f"note: {line}" for line in self.with_all_arms().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
         finished = self._finished()
-        diverged = [run.name for run in finished if state(run) == "diverged"]
+        diverged = [planned.name for planned in finished if has_diverged(self.out, planned)]
         if diverged:
             yield f"diverged, so without a score: {', '.join(diverged)}"
         scored = len(finished) - len(diverged)

@@ -27,7 +27,7 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     older = partial(_files, out / PAGE)
     refuse_used(out, older=older())
     for path in paths:
-        if not (path.exists() or is_run(path)):  # a packed run has no folder
+        if not path.exists():
             raise UsageError(f"{path}: no such run")
         if evaluation and is_run(path):
             Run(path).evaluation(evaluation)

@@ -4,8 +4,7 @@
 ``predictions.jsonl``  one line per question (`moslora.runs.predictions`)
 ``results.json``       the numbers of the finished tasks, which is there once it is done
 
-`moslora.evaluation.journal` writes the first two, and the third at the end. A packed experiment has the finished ones
-of its runs (`moslora.runs.packed`).
+`moslora.evaluation.journal` writes the first two, and the third at the end.
 """
 
 from collections import Counter
@@ -18,7 +17,6 @@ from moslora.files import refuse_used
 from moslora.ranks import is_main_process
 from moslora.runs.answers import TaskAnswers, by_task, order_key
 from moslora.runs.outcomes import with_outcomes
-from moslora.runs.packed import packed_run
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run
 from moslora.runs.settings import Head, Settings, TaskRecord, read_head
@@ -37,6 +35,8 @@ class Evaluation:
         tasks: task -> answers, in the order in which the tasks were asked.
         records: task -> what else is known of it.
         unfinished: tasks of which it was interrupted: the number of questions answered, and asked.
+        base: the base's answers to the same questions, if they are in the same table; they may also lie beside it.
+        validation_loss: of the run, if it is in the same table; otherwise the run has it.
     """
 
     folder: Path
@@ -44,6 +44,8 @@ class Evaluation:
     tasks: Mapping[str, TaskAnswers]
     records: Mapping[str, TaskRecord] = field(default_factory=dict)
     unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    base: "Evaluation | None" = None
+    validation_loss: float | None = None
 
     @classmethod
     def of(
@@ -97,19 +99,13 @@ class Evaluation:
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Whether there is an evaluation in ``folder``, finished or not, or packed."""
-    packed = packed_run(folder.parent.parent)
-    if packed is None:
-        return (folder / SETTINGS).is_file()
-    return folder.name in packed.settings
+    """Whether there is an evaluation in ``folder``, finished or not."""
+    return (folder / SETTINGS).is_file()
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the evaluation in ``folder`` came to its end at least once; those that are packed did."""
-    packed = packed_run(folder.parent.parent)
-    if packed is None:
-        return (folder / RESULTS).is_file()
-    return folder.name in packed.settings
+    """Whether the evaluation in ``folder`` came to its end at least once."""
+    return (folder / RESULTS).is_file()
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -120,10 +116,6 @@ def read_evaluation(folder: Path) -> Evaluation:
         MosloraError: a file is damaged.
     """
     head = read_head(folder)
-    packed = packed_run(folder.parent.parent)
-    if packed is not None:
-        answers = packed.answers.get(folder.name, {})
-        return Evaluation(folder, head.settings, head.grouped(answers), head.tasks)
     predictions = read_predictions(folder)
     found = Evaluation.of(folder, head.settings, predictions, head.tasks)
     return replace(found, unfinished=unfinished_tasks(head, predictions))

@@ -16,10 +16,10 @@ VALIDATION_LOSS = "validation_loss"
 def with_validation_loss(evaluation: Evaluation) -> Evaluation:
     """With the validation loss of the run's result as one more task, of one number. An evaluation of a base, of a
     checkpoint, or of a run that held no rows out has none."""
+    loss = evaluation.validation_loss
     run = evaluation.run
-    if run is None or result_of(evaluation.folder) != evaluation.folder:
-        return evaluation
-    loss = run.validation_loss
+    if run is not None and result_of(evaluation.folder) == evaluation.folder:
+        loss = run.validation_loss
     if loss is None:
         return evaluation
     answers = TaskAnswers(ids=(VALIDATION_LOSS,), outcomes={VALIDATION_LOSS: (loss,)})

@@ -11,7 +11,6 @@ from typing import Any
 from moslora.errors import MosloraError, UsageError
 from moslora.runs.best import best_of
 from moslora.runs.manifest import MANIFEST, RECIPE
-from moslora.runs.packed import RUN_FOLDERS, packed_names
 from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, PREDICTIONS, RESULT, RESULTS, SETTINGS, Run
 
 HEADER = ["run", "base", "adapter", "steps", "state", "scores"]
@@ -41,10 +40,6 @@ def _runs_below(folder: Path) -> Iterator[Run]:
         if RECIPE in files and MANIFEST not in files:
             yield Run(Path(place))
             below[:] = [name for name in below if name not in NOT_SEARCHED]
-        for name in sorted(packed_names(Path(place))):
-            run = Run(Path(place) / RUN_FOLDERS / name)
-            if run.packed is not None:
-                yield run
 
 
 def _row(run: Run) -> list[str]:
@@ -64,18 +59,14 @@ def _row(run: Run) -> list[str]:
 
 
 def _steps(run: Run, facts: Mapping[str, Any]) -> str:
-    """Steps that are saved, of those planned; of a packed run, of which no weights are kept, the planned ones."""
+    """Steps that are saved, of those planned."""
     planned = facts.get("steps")
     if not planned:
         return "–"
-    if run.packed is not None:
-        return f"{planned:,}"
     return f"{run.steps_done:,}/{planned:,}"
 
 
 def _state(run: Run, facts: Mapping[str, Any]) -> str:
-    if run.packed is not None:
-        return "packed"
     if "imported" in facts:
         return "imported"
     if run.without_result:

@@ -9,8 +9,7 @@ from typing import Any
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import sha256
-from moslora.recipe import Recipe, load_recipe, override_recipe, stack_recipe
-from moslora.recipe.yaml_text import parse
+from moslora.recipe import Recipe, load_recipe
 from moslora.version import __version__
 
 FORMAT = 3
@@ -76,17 +75,6 @@ def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None)
     """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
     with _of_version(by, path):
         return load_recipe(path, [NO_TRUST, *overrides])
-
-
-def stored_recipe(text: str, path: Path, *, by: str | None) -> Recipe:
-    """`written_recipe` of the ``text`` of a file; ``path`` names it in messages."""
-    with _of_version(by, path):
-        try:
-            values = parse(text)
-        except ValueError as error:
-            raise UsageError(f"{path}: is not YAML: {error}") from None
-        recipe = stack_recipe([(str(path), values)], name=path.parent.name, folder=path.parent)
-        return override_recipe(recipe, [NO_TRUST], path=path)
 
 
 @contextmanager

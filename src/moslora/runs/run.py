@@ -5,8 +5,7 @@
 ``adapter/``       the result             ``eval/NAME/``     an evaluation of it, or of its base
 ``contents.bin``   hashes of the training rows, by which an evaluation finds leaks
 
-A run may also be packed with its experiment (`moslora.runs.packed`), and then has the first three and its finished
-evaluations. Importing this does not load torch.
+Importing this does not load torch.
 """
 
 import json
@@ -24,8 +23,7 @@ from moslora.errors import UsageError
 from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe, override_recipe
 from moslora.runs.best import TRAINED_STEPS, Best, best_of
-from moslora.runs.manifest import MANIFEST, RECIPE, stored_recipe, written_recipe
-from moslora.runs.packed import PackedRun, packed_run
+from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -55,12 +53,7 @@ class Run:
     @property
     def exists(self) -> bool:
         """Whether there is a recipe to train by."""
-        return (self.path / RECIPE).is_file() or self.packed is not None
-
-    @property
-    def packed(self) -> PackedRun | None:
-        """Its files in a packed experiment, if it has no folder."""
-        return packed_run(self.path)
+        return (self.path / RECIPE).is_file()
 
     @property
     def result(self) -> Path:
@@ -119,12 +112,8 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """The content of run.json; empty if the run was killed before it was written, or if it is damaged."""
-        packed = self.packed
         try:
-            if packed is None:
-                facts = json.loads((self.path / RUN).read_bytes())
-            else:
-                facts = json.loads(packed.card)
+            facts = json.loads((self.path / RUN).read_bytes())
         except (OSError, ValueError):
             return {}
         if not isinstance(facts, dict):
@@ -158,11 +147,7 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """How it was trained; it grants no trust in remote code."""
-        by = self.facts.get("versions", {}).get("moslora")
-        packed = self.packed
-        if packed is None:
-            return written_recipe(self.path / RECIPE, by=by)
-        return stored_recipe(packed.recipe, self.path / RECIPE, by=by)
+        return written_recipe(self.path / RECIPE, by=self.facts.get("versions", {}).get("moslora"))
 
     def recipe_to_resume(self, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe to train on with; ``overrides`` have to repeat that remote code is trusted."""
@@ -171,8 +156,6 @@ class Run:
                 f"{self.path}: an imported adapter, which cannot be resumed; continue it in a new run:"
                 f" adapter.continue_from={shlex.quote(str(self.path))}"
             )
-        if self.packed is not None:
-            raise UsageError(f"{self.path}: {_missing(self.path)}")
         if (self.path / MANIFEST).is_file() or not self.exists:
             locate_adapter(self.path)  # a clearer message if there is no adapter either
             raise UsageError(
@@ -186,9 +169,6 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``, each with a step; none without the file."""
-        packed = self.packed
-        if packed is not None:
-            return [dict(row) for row in packed.metrics]
         path = self.path / METRICS
         if not path.exists():
             return []
@@ -240,9 +220,6 @@ class Run:
     @property
     def evaluations(self) -> list[Path]:
         """The folders of all its evaluations, also those of its base and its checkpoints, by name."""
-        packed = self.packed
-        if packed is not None:
-            return [self.path / EVALUATIONS / name for name in packed.settings]
         return sorted(file.parent for file in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
 
     def evaluation(self, name: str | None = None) -> Path:
@@ -299,7 +276,7 @@ def base_of(evaluation: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    return os.path.isfile(path / RUN) or os.path.isdir(path / EVALUATIONS) or packed_run(path) is not None
+    return os.path.isfile(path / RUN) or os.path.isdir(path / EVALUATIONS)
 
 
 def run_of(adapter: Path) -> Run:
@@ -362,8 +339,6 @@ def checkpoint_name(adapter: Path) -> str:
 
 def _missing(path: Path) -> str:
     """What is said of a run or an adapter that is not there."""
-    if packed_run(path) is not None:
-        return "packed with its experiment, without its adapter; train it again to evaluate or merge it"
     if is_checkpoints(path.parent):
         checkpoints = Run(path.parent / "..").checkpoints
         if not checkpoints:

@@ -10,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.packed import packed_run
 from moslora.runs.run import SETTINGS
 from moslora.tasks.clusters import Clusters, known_clusters
 
@@ -116,10 +115,7 @@ class Head:
 def read_head(folder: Path) -> Head:
     """The head of the evaluation in ``folder``."""
     file = folder / SETTINGS
-    packed = packed_run(folder.parent.parent)
     try:
-        if packed is not None and folder.name in packed.settings:
-            return TypeAdapter(Head).validate_json(packed.settings[folder.name])
         return TypeAdapter(Head).validate_json(file.read_bytes())
     except (OSError, ValidationError):
         hint = "choose another --out or remove the folder"

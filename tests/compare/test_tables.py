@@ -1,0 +1,178 @@
+"""The tables of an experiment: what is read is what was written, and what is damaged is refused."""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from cli_kit import run
+from compare_kit import SETTINGS, base, base_row, drawn, row, with_tasks, with_texts, write_experiment
+from message_kit import says
+from moslora.compare.comparison import compare_paths
+from moslora.compare.index import EXPERIMENT, read_index
+from moslora.compare.tables import ANSWERS, RUNS, TABLES, TableRun, read_tables, write_tables
+from moslora.errors import MosloraError
+from moslora.runs.evaluation import Evaluation
+
+UNTRAINED = with_texts(base(gain=-0.02), 0.9)
+
+
+def rows() -> list[TableRun]:
+    """Of two arms, one of whose seeds diverged; a search; and the base. Some questions are in clusters."""
+    found = [TableRun("lora", rate, 7, "searched", loss) for rate, loss in ((1e-3, 2.5), (2e-3, math.inf))]
+    for arm in ("lora", "mixed"):
+        for seed in (0, 1):
+            answers = with_texts(drawn(seed, arm=arm), 1 + 0.01 * seed)
+            obqa = answers.tasks["obqa"]
+            clusters = tuple(obqa.ids[place // 2] for place in range(len(obqa.ids)))
+            answers = with_tasks(answers, {**answers.tasks, "obqa": replace(obqa, clusters=clusters)})
+            known = {
+                "validation_loss": 2.25 + seed,
+                "seconds": 12.5,
+                "parameters": 10,
+                "device": "a CPU",
+                "begun": "now",
+            }
+            found.append(row(arm, answers, **known))
+    found.append(TableRun("mixed", 1e-3, 2, "scored", math.inf, diverged=True))
+    return [*found, base_row(UNTRAINED)]
+
+
+def assert_same_answers(read: Evaluation | None, written: Evaluation | None) -> None:
+    """In single precision."""
+    if written is None:
+        assert read is None
+        return
+    assert read is not None and list(read.tasks) == list(written.tasks), "in the order in which they were asked"
+    for task, answers in written.tasks.items():
+        found = read.tasks[task]
+        assert (found.ids, found.gold, found.clusters) == (answers.ids, answers.gold, answers.clusters)
+        assert found.outcomes.keys() == answers.outcomes.keys()
+        for outcome, column in answers.outcomes.items():
+            assert found.outcomes[outcome] == tuple(np.array(column, np.float32).astype(float).tolist())
+
+
+def assert_same(read: Sequence[TableRun], written: Sequence[TableRun]) -> None:
+    assert [replace(one, evaluation=None) for one in read] == [replace(one, evaluation=None) for one in written]
+    for one, other in zip(read, written, strict=True):
+        assert_same_answers(one.evaluation, other.evaluation)
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
+    found = read_tables(folder)
+    assert_same(found, rows())
+    scored = [one for one in found if one.role == "scored" and not one.diverged]
+    for one in scored:
+        assert one.evaluation is not None and one.evaluation.settings == SETTINGS
+        assert one.evaluation.validation_loss == one.validation_loss
+        assert_same_answers(one.evaluation.base, UNTRAINED.evaluation)
+
+
+def test_the_same_runs_are_the_same_bytes_and_change_when_they_change(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
+    first = [(folder / name).read_bytes() for name in TABLES]
+    write_tables(folder, rows())
+    assert [(folder / name).read_bytes() for name in TABLES] == first
+    assert_same(read_tables(folder), rows())
+    write_tables(folder, rows()[:-1])
+    assert_same(read_tables(folder), rows()[:-1])
+    assert not read_tables(tmp_path / "elsewhere")
+
+
+def test_another_program_reads_the_numbers(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
+    runs = parquet.read_table(folder / RUNS).to_pylist()
+    expected = {"arm": "lora", "rate": 1e-3, "seed": 7, "role": "searched", "validation_loss": 2.5, "diverged": False}
+    assert expected.items() <= runs[0].items() and runs[-1]["arm"] is None
+    answers = parquet.read_table(folder / ANSWERS)
+    assert answers.column_names[:7] == ["arm", "rate", "seed", "task", "id", "cluster", "gold"]
+    of_run = [one for one in answers.to_pylist() if (one["arm"], one["seed"], one["task"]) == ("mixed", 1, "boolq")]
+    written = drawn(1, arm="mixed").tasks["boolq"]
+    assert [one["accuracy"] for one in of_run] == list(written.outcomes["accuracy"])
+    assert {one["nats_per_byte"] for one in of_run} == {None}
+
+
+def test_runs_without_answers_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
+    found = compare_paths([folder])
+    assert found.main is not None and found.main.seeds == 2 and found.main.gains is not None
+    said = "".join(capsys.readouterr())
+    assert says(said, f"{folder}: diverged", "mixed with seed 2")
+
+
+def test_unknown_columns_are_ignored(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
+    for name in TABLES:
+        table = parquet.read_table(folder / name)
+        parquet.write_table(table.append_column("remark", pa.array(["x"] * len(table))), folder / name)
+    assert_same(read_tables(folder), rows())
+
+
+def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    """One that was cut off anywhere; and any bit of its columns, of which few tell nothing."""
+    folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
+    draw = random.Random(0)
+    unnoticed = 0
+    for name in TABLES:
+        whole = (folder / name).read_bytes()
+        footer = int.from_bytes(whole[-8:-4], "little") + 8
+        for _ in range(40):
+            place = draw.randrange(4, len(whole) - footer)
+            flipped = bytes([whole[place] ^ 1 << draw.randrange(8)])
+            (folder / name).write_bytes(whole[:place] + flipped + whole[place + 1 :])
+            try:
+                assert_same(read_tables(folder), rows())
+                unnoticed += 1
+            except MosloraError as fault:
+                assert says(str(fault), name) and "\n" not in str(fault)
+            (folder / name).write_bytes(whole[: draw.randrange(len(whole))])
+            with pytest.raises(MosloraError, match=name):
+                read_tables(folder)
+        (folder / name).write_bytes(whole)
+    assert unnoticed < 20
+
+
+def test_a_foreign_or_missing_file_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
+    whole = {name: (folder / name).read_bytes() for name in (*TABLES, EXPERIMENT)}
+
+    def refused(*words: str) -> None:
+        code, _, errors = run(capsys, "compare", folder)
+        assert code == 1 and errors.count("\n") == 1 and says(errors, *words), errors
+        for name, content in whole.items():
+            (folder / name).write_bytes(content)
+
+    (folder / ANSWERS).write_bytes(whole[RUNS])
+    refused(ANSWERS, "damaged, or not of an experiment")
+    parquet.write_table(pa.table({"arm": [1]}), folder / RUNS)
+    refused(RUNS, "damaged, or not of an experiment")
+    (folder / RUNS).unlink()
+    refused(RUNS, "missing")
+    content = json.loads(whole[EXPERIMENT])
+    del content["card"]["arms"]["mixed"]
+    (folder / EXPERIMENT).write_text(json.dumps(content))
+    refused(RUNS, "arms", EXPERIMENT)
+    del content["card"]
+    (folder / EXPERIMENT).write_text(json.dumps(content))
+    refused(EXPERIMENT, "pack the runs again")
+
+
+def test_the_card_is_read_as_it_was_written(tmp_path: Path) -> None:
+    folder = write_experiment(
+        tmp_path, rows(), contrasts=[("lora", "mixed")], recipes={"mixed": ("adapter.rank=3", "seed=5")}
+    )
+    index = read_index(folder)
+    assert index is not None and index.card is not None and list(index.card.arms) == ["lora", "mixed"]
+    arm = index.card.arms["mixed"]
+    assert arm.read_recipe().adapter.rank == 3 and arm.made_with == ({"code": "c0de"},)
+    before = (folder / EXPERIMENT).read_bytes()
+    index.write(folder)
+    assert (folder / EXPERIMENT).read_bytes() == before
