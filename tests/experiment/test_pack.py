@@ -59,6 +59,8 @@ def test_the_tables_say_what_the_runs_say(here: Path, capsys: pytest.CaptureFixt
         facts = Run(Path("runs/e/runs") / row.name).facts
         assert (row.seconds, row.parameters) == (facts["seconds"], facts["trainable_parameters"])
         assert (row.device, row.begun) == (facts["hardware"]["device"], facts["experiment"]["begun"])
+    code, _, errors = run(capsys, "report", "packed")
+    assert code == 2 and says(errors, "packed: ", "tables", "moslora compare") and errors.count("\n") == 1
     index = read_index(Path("packed"))
     assert index is not None and index.card is not None and index.runs == ()
     for arm, card in index.card.arms.items():

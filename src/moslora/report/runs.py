@@ -10,6 +10,7 @@ from typing import Any
 from moslora.compare.arms import load_arms
 from moslora.compare.find import Read, evaluated_steps, runs_at
 from moslora.compare.runs import in_common, read_complete
+from moslora.compare.tables import read_tables
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.results import Results, results_of
@@ -114,6 +115,8 @@ def reported_runs(
 
 def _nothing_at(paths: Sequence[Path]) -> str:
     where = ", ".join(str(path) for path in paths)
+    if any(read_tables(path) for path in paths):
+        return f"{where}: an experiment in tables, without the runs that a report shows; moslora compare reads it"
     if any(path.exists() for path in paths):
         return f"{where}: no runs here"
     return f"{where}: no such run"

@@ -4,10 +4,11 @@ It has the run's name, the adapter's step and how many its run was to have, the 
 know it, with its fingerprint. It names no path. Importing this does not load torch.
 """
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import UsageError
 from moslora.files import in_use, write_json
@@ -67,17 +68,9 @@ def write_origin(folder: Path, origin: Origin) -> None:
 def read_origin(folder: Path) -> Origin | None:
     """What ``folder`` says; ``None`` if it does not say it."""
     try:
-        facts = json.loads((folder / ORIGIN).read_bytes())
-        origin = Origin(**{field.name: facts[field.name] for field in fields(Origin)})
-    except (OSError, ValueError, KeyError, TypeError):
+        return TypeAdapter(Origin).validate_json((folder / ORIGIN).read_bytes(), strict=True)
+    except (OSError, ValidationError):
         return None
-    for text in (origin.run, origin.base, origin.fingerprint, origin.adapter):
-        if not isinstance(text, str):
-            return None
-    for number in (origin.step, origin.steps):
-        if not isinstance(number, int | None):
-            return None
-    return origin
 
 
 def remark_on(folder: Path) -> str:
