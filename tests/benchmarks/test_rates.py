@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks.article import rates, results
 from benchmarks.svg import from_report
@@ -95,3 +96,24 @@ def test_runs_made_again_are_paired_by_method_rate_and_seed(folder: Path) -> Non
     assert len(rows) == len(RATES) * len(SEEDS)
     moved = [row for row in rows if not row.endswith("| +0.0000 |")]
     assert moved == ["| lora | 0.004 | 1 | +0.0000 | +0.0 | +0.0100 |"]
+
+
+def test_differences_from_the_first_arm_stand_outcome_by_outcome(tmp_path: Path) -> None:
+    """Held-out loss against Student's t over the seeds; a second line leaves out the run that blew up."""
+    losses = {("lora", 0): 3.0, ("lora", 1): 3.2, ("lora", 2): 2.9}
+    losses |= {("moelora", 0): 3.1, ("moelora", 1): 3.25, ("moelora", 2): 3.6}
+    rows = [base_row(with_texts(UNTRAINED, NATS_OF_BASE))]
+    for (arm, seed), loss in losses.items():
+        lowest = loss - 0.25 * (loss == 3.6)
+        rows.append(row(arm, answers(arm, seed), rate=RATES[arm], validation_loss=loss, lowest_loss=lowest))
+    found = results.load(write_experiment(tmp_path, rows, contrasts=[("lora", "moelora")]))
+    assert rates.blown_up(found, "moelora") == {2} and not rates.blown_up(found, "lora")
+    title, _, every, without = [line.split(" | ") for line in rates.beside_table(found).splitlines()]
+    assert every[:2] == ["| moelora", "0.008"] and without[1] == "0.008"
+    place = title.index("validation loss")
+    for cells, seeds in ((every, SEEDS), (without, SEEDS[:2])):
+        differences = [losses["moelora", seed] - losses["lora", seed] for seed in seeds]
+        mean, error = np.mean(differences), np.std(differences, ddof=1) / len(seeds) ** 0.5
+        half = stats.t.ppf(0.975, len(seeds) - 1) * error
+        expected = f"{mean:+.4f} ({mean - half:.4f} to {mean + half:.4f})".replace("-", "−")
+        assert cells[place] == expected

@@ -30,6 +30,7 @@ COLUMNS = {
         **KEY,
         "role": "string",
         "validation_loss": "double",
+        "lowest_loss": "double",
         "seconds": "double",
         "diverged": "bool",
         "parameters": "int64",
@@ -52,6 +53,7 @@ class TableRun:
         rate: the learning rate.
         role: what it is for: ``searched`` ones choose the rate, and have no answers.
         validation_loss: of its result, infinite if it was not finite; ``None`` without any.
+        lowest_loss: the lowest of its validation losses; ``None`` without any that was finite.
         seconds: of its training, if they are known.
         diverged: its training ended with a loss that was not finite, so that it has no answers.
         parameters: number of those that were trained, if it is known.
@@ -65,6 +67,7 @@ class TableRun:
     seed: int | None
     role: Literal["searched", "scored", "base"]
     validation_loss: float | None = None
+    lowest_loss: float | None = None
     seconds: float | None = None
     diverged: bool = False
     parameters: int | None = None

@@ -94,12 +94,14 @@ def row_of(out: Path, planned: Planned) -> TableRun:
     if planned.scored and not diverged:
         tasks = [task.name for task in recipe.questions.tasks]
         evaluation = read_complete(run.evaluation()).in_order.restricted_to(tasks, recipe.evaluation.limit)
+    losses = [row["validation_loss"] for row in run.metrics if row.get("validation_loss") is not None]
     return TableRun(
         arm=planned.arm,
         rate=recipe.training.learning_rate,
         seed=recipe.seed,
         role="scored" if planned.scored else "searched",
         validation_loss=run.validation_loss,
+        lowest_loss=min(losses, default=None),
         seconds=facts.get("seconds"),
         diverged=diverged,
         parameters=facts.get("trainable_parameters"),
