@@ -6,11 +6,15 @@ What starts the workers of `pytest -n` loads this file, too, and needs nothing t
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from moslora.download.wheels import home
 from moslora.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from served_kit import Served
 
 # A parent that ignores Ctrl-C (`nohup make test &`, or a job in the background) hands that on to Python and to all that
 # it starts. The tests send SIGINT to themselves and to their children.
@@ -53,3 +57,28 @@ def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained") / "run"
     train_recipe(load_recipe(world / "recipe.yaml"), out=out)
     return out
+
+
+@pytest.fixture(scope="session")
+def served_world(world: Path, tmp_path_factory: pytest.TempPathFactory) -> "Callable[..., Served]":
+    """``served_world(*overrides)``: a run of the world's recipe, evaluated with its base, to be served."""
+    from served_kit import make_served
+
+    return lambda *overrides: make_served(world, tmp_path_factory.mktemp("served"), *overrides)
+
+
+@pytest.fixture(scope="session")
+def choice_run(served_world: "Callable[..., Served]") -> "Served":
+    """Evaluated by ``choice``, 60 questions. Read only."""
+    return served_world()
+
+
+@pytest.fixture
+def served(choice_run: "Served", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Served":
+    """The same, which may be changed; attempts to ask a server follow each other at once."""
+    from moslora.evaluation import server
+    from served_kit import copied
+
+    monkeypatch.setattr(server, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(server, "LONGEST_WAIT", 0.01)
+    return copied(choice_run, tmp_path / "served")

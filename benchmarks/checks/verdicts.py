@@ -2,7 +2,7 @@
 
     python -m benchmarks.checks.verdicts RUN FOLDER ...     # folders that `moslora verify --out` has written
 
-Of each server's replies, 200 bootstrap samples of 8 to 64 questions are judged again. A true server must never be
+Of each server's answers, 200 bootstrap samples of 8 to 64 questions are judged again. A true server must never be
 called another one; a fault must be called what it is.
 """
 
@@ -15,23 +15,24 @@ import numpy as np
 
 from benchmarks import DOCS
 from benchmarks.tables import machine, markdown, publish
+from moslora.evaluation.evaluate_server import asked_of
+from moslora.evaluation.server import Server
+from moslora.runs.evaluation import read_evaluation
 from moslora.runs.run import Run
-from moslora.verify.answers import evidence_of
-from moslora.verify.replies import Replies
+from moslora.verify.evidence import evidence
 from moslora.verify.verdict import Evidence, judge
-from moslora.verify.verification import Options, read_asked
+from moslora.verify.verification import Options, prepare_questions, read_known
 
 SAMPLES = 200
 SIZES = (8, 16, 32, 64)
 
 
-def evidence(run: Path, folder: Path) -> Evidence:
-    """What the replies in a folder show of the questions that the run has answered."""
-    asked = read_asked(Run(run), Options())
-    replies = {reply.id: reply for reply in Replies(folder).found.values() if reply.way == "tokens"}
-    found = evidence_of(asked, replies, dtype="bfloat16")
-    assert found is not None, f"{folder}: no log-probabilities"
-    return found
+def evidences(run: Path, folders: Sequence[Path]) -> Iterator[Evidence]:
+    """What the answers in each folder show of the questions that the run has answered."""
+    known = read_known(Run(run), Options())
+    questions = asked_of(prepare_questions(Run(run), known.run, Server("")))
+    for folder in folders:
+        yield evidence(questions, read_evaluation(folder), known, dtype="bfloat16")
 
 
 def samples(whole: Evidence, size: int) -> Iterator[Evidence]:
@@ -54,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args(arguments)
     table = [["server", *(f"{size} questions" for size in SIZES)]]
-    for folder in given.folders:
-        whole = evidence(given.run, folder)
+    for folder, whole in zip(given.folders, evidences(given.run, given.folders), strict=True):
         table.append([folder.name, *(verdicts(whole, size) for size in SIZES)])
         print(" | ".join(table[-1]), flush=True)
     caption = f"{machine()}; {SAMPLES} bootstrap samples of each size"

@@ -23,8 +23,10 @@ class Pretended:
 
     Attributes:
         model: what it computes; its tokenizer is ``tokenizer``.
-        tells: how it tells log-probabilities: ``echo``, ``prompt_logprobs``, ``forced``, ``likeliest`` or ``nothing``.
+        tells: how it tells log-probabilities: ``echo``, ``prompt_logprobs``, ``forced``, ``allowed``, ``likeliest`` or
+            ``nothing``; or ``echo forced``.
         takes_tokens: prompts may be tokens.
+        refuses_text: of the run's prompts that are sent as text, all are refused.
         begins_text: tokens before those of each prompt that is sent as text.
         begins_tokens: tokens before each prompt that is sent as tokens.
         wrap: what becomes of a text.
@@ -32,16 +34,21 @@ class Pretended:
         chat_wrap: what becomes of a chat's text.
         context: tokens that it reads, the last ones; ``None`` for all.
         refuses: prompts beyond its context, instead of cutting them.
+        without: fields that no request may have, and those of chats with ``chat.`` before them.
+        ends_at: requests whose connection ends without an answer.
         troubles: one for each of the next requests.
         always: the trouble of every request, from number ``after`` on.
         key: that requests must have.
         models: the names that it lists.
+        lists: the bytes of that list, instead.
+        pause: seconds before an answer.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     tells: str = "echo"
     takes_tokens: bool = True
+    refuses_text: bool = False
     begins_text: tuple[int, ...] = ()
     begins_tokens: tuple[int, ...] = ()
     wrap: str = "{}"
@@ -49,11 +56,15 @@ class Pretended:
     chat_wrap: str = "{}"
     context: int | None = None
     refuses: bool = False
+    without: tuple[str, ...] = ()
+    ends_at: Callable[[dict[str, Any]], bool] | None = None
     troubles: list[Trouble] = field(default_factory=list)
     always: Trouble | None = None
     after: int = 0
     key: str = ""
     models: tuple[str, ...] = ("small",)
+    lists: bytes = b""
+    pause: float = 0.0
     asked: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -103,7 +114,8 @@ class Pretended:
             chosen = self.chosen(values, body)
             if chosen == self.tokenizer.eos_token_id:
                 break
-            top = values.topk(min(int(body.get("logprobs") or 1), 20))
+            count = int(body.get("logprobs") or 1)
+            top = values.topk(min(count, len(values)))
             tops = []
             for value, token in zip(top.values, top.indices, strict=True):
                 tops.append({"token": self.token(int(token)), "logprob": float(value)})
@@ -113,6 +125,8 @@ class Pretended:
 
     def chosen(self, values: torch.Tensor, body: dict[str, Any]) -> int:
         """The likeliest token, with the request's bias."""
+        if self.tells == "allowed" and body.get("allowed_token_ids"):
+            return int(body["allowed_token_ids"][0])
         biased = values.clone()
         for token, bias in (body.get("logit_bias") or {}).items():
             biased[int(token)] += bias
@@ -128,14 +142,14 @@ class Pretended:
     ) -> dict[str, Any]:
         """A choice with what is told of log-probabilities: of the prompt's tokens, or of those written."""
         choice: dict[str, Any] = {"logprobs": None}
-        if self.tells == "echo" and body.get("echo"):
+        if "echo" in self.tells and body.get("echo"):
             own = [None, *(float(before[place, token]) for place, token in enumerate(ids[1:]))]
             ends = [entry["logprob"] for entry in content]
             choice["logprobs"] = {"tokens": [self.token(id) for id in ids + written], "token_logprobs": own + ends}
         elif self.tells == "prompt_logprobs" and "prompt_logprobs" in body:
             values = [{str(token): {"logprob": float(before[place, token])}} for place, token in enumerate(ids[1:])]
             choice["prompt_logprobs"] = [None, *values]
-        elif body.get("logprobs") and self.tells == "forced":
+        elif body.get("logprobs") and ("forced" in self.tells or self.tells == "allowed"):
             choice["logprobs"] = {"content": content}
         elif body.get("logprobs") and self.tells == "likeliest" and not body.get("logit_bias"):
             tops = []
@@ -154,9 +168,14 @@ class Pretended:
             longer = replace(self, context=None).ids(body["prompt"])
             if len(longer) + body["max_tokens"] > self.context:
                 return "the request exceeds the available context size"
-        if body.get("echo") and self.tells in ("forced", "likeliest"):
+        if self.refuses_text and isinstance(body.get("prompt"), str) and len(body["prompt"]) > 1:
+            return "prompt must be tokens"
+        for name in self.without:
+            if name in body or ("messages" in body and name.removeprefix("chat.") in body):
+                return f"{name} is not supported"
+        if body.get("echo") and self.tells in ("forced", "allowed", "likeliest"):
             return "Only no echo is supported"
-        if body.get("logit_bias") and self.tells == "likeliest":
+        if body.get("logit_bias") and self.tells in ("allowed", "likeliest"):
             return "logit_bias is not supported"
         return ""
 
@@ -180,11 +199,15 @@ def serving(pretended: Pretended) -> Iterator[str]:
             self.wfile.write(content)
 
         def do_GET(self) -> None:
-            self.answer(200, {"data": [{"id": name} for name in pretended.models]})
+            if pretended.lists:
+                raw(pretended.lists)(self)
+            else:
+                self.answer(200, {"data": [{"id": name} for name in pretended.models]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             pretended.asked.append(body)
+            time.sleep(pretended.pause)
             if pretended.key and self.headers.get("Authorization") != f"Bearer {pretended.key}":
                 self.answer(401, {"error": {"message": "no key"}})
                 return
@@ -193,6 +216,9 @@ def serving(pretended: Pretended) -> Iterator[str]:
                 return
             if pretended.always is not None and len(pretended.asked) > pretended.after:
                 pretended.always(self)
+                return
+            if pretended.ends_at is not None and pretended.ends_at(body):
+                dies(self)
                 return
             fault = pretended.refused(body)
             if fault:
@@ -204,7 +230,11 @@ def serving(pretended: Pretended) -> Iterator[str]:
             else:
                 self.answer(404, {"error": {"message": "not found"}})
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: Any) -> None:
+            """A client that was killed is no fault."""
+
+    server = Quiet(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -230,13 +260,20 @@ def status(number: int, **headers: str) -> Trouble:
     return trouble
 
 
-def half(handler: BaseHTTPRequestHandler) -> None:
-    """Half an object of JSON."""
-    content = b'{"choices": [{"text": "a'
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(content)))
-    handler.end_headers()
-    handler.wfile.write(content)
+def raw(content: bytes, number: int = 200) -> Trouble:
+    """An answer of these bytes."""
+
+    def trouble(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(number)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return trouble
+
+
+half = raw(b'{"choices": [{"text": "a')
+"""Half an object of JSON."""
 
 
 def dies(handler: BaseHTTPRequestHandler) -> None:

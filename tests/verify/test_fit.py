@@ -1,5 +1,7 @@
 """The fit and the verdict on answers that are made by an equation, with rounding and faults of known size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -158,16 +160,25 @@ def test_the_tolerance_is_the_recorded_drift_or_the_rounding_of_the_dtype() -> N
 
 
 @pytest.mark.parametrize(
-    ("counts", "kind"),
+    ("counts", "kind", "agrees"),
     [
-        (TextEvidence(60, 60, 59, 40, 39, 1), "run"),
-        (TextEvidence(60, 60, 21, 40, 1, 39), "base"),
-        (TextEvidence(60, 60, 30, 40, 15, 15), "another model"),
-        (TextEvidence(60, 10, 10, 40, 9, 0), "undecided"),
-        (TextEvidence(60, 60, 60, 2, 2, 0), "undecided"),
-        (TextEvidence(60, 60, 58), "run"),
-        (TextEvidence(60, 60, 30), "not the run"),
+        (TextEvidence(60, 59, 40, 39, 1), "undecided", True),
+        (TextEvidence(60, 21, 40, 1, 39), "base", False),
+        (TextEvidence(60, 30, 40, 15, 15), "another model", False),
+        (TextEvidence(60, 60, 2, 2, 0), "undecided", False),
+        (TextEvidence(60, 58), "undecided", True),
+        (TextEvidence(60, 30), "not the run", False),
+        (TextEvidence(7, 7, 7, 7, 0), "undecided", False),
+        (TextEvidence(7, 0, 7, 0, 7), "undecided", False),
     ],
 )
-def test_texts_are_counted(counts: TextEvidence, kind: str) -> None:
-    assert judge_texts(counts).kind == kind
+def test_texts_are_counted_and_are_never_enough_for_the_run(counts: TextEvidence, kind: str, agrees: bool) -> None:
+    found = judge_texts(counts)
+    assert (found.kind, found.agrees) == (kind, agrees)
+
+
+def test_without_the_base_nothing_is_the_run() -> None:
+    """The same evidence: near the run it is undecided, and far from it not the run."""
+    for noise, kind in ((0.0, "undecided"), (0.01, "undecided"), (0.2, "not the run")):
+        found, fit = judge(replace(evidence(noise=noise), base=None))
+        assert (found.kind, found.agrees, fit) == (kind, kind == "undecided", None)

@@ -5,18 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from evaluation_kit import tokenizer
-from moslora.prompts.formats import FORMATS
-from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction, argmax
 from moslora.runs.settings import NOT_KNOWN
-from moslora.verify.questions import AskedQuestions, Asking
-from moslora.verify.reading import Echo
 from moslora.verify.report import Report
-from moslora.verify.server import Server
 from moslora.verify.verdict import Verdict
-from moslora.verify.ways import Completion
 
 
 def test_answers_of_a_server_are_held_against_a_runs() -> None:
@@ -29,10 +22,9 @@ def test_answers_of_a_server_are_held_against_a_runs() -> None:
     same = [prediction("b", place, 0, -1, -4) for place in range(3)]
     ours = [prediction("a", 0, 0, -1, -4), prediction("a", 1, 1, -1, -4), prediction("a", 2, 1, -1, -3), *same]
     theirs = [prediction("a", 0, 0, -2, -8), prediction("a", 1, 1, -4, -1), prediction("a", 2, 1, -1, -1.8), *same]
-    asking = Asking(tokenizer(), PROTOCOLS["cloze"], FORMATS["cloze"], None)
     run = Evaluation.of(Path("run"), NOT_KNOWN, ours)
-    way = Completion(asking, Echo(Server("http://localhost"), tokenizer()))
-    found = Report.of(AskedQuestions(asking, (), run, None, {}), Evaluation.of(Path(), NOT_KNOWN, theirs), way=way)
+    server = Evaluation.of(Path(), NOT_KNOWN, theirs)
+    found = Report.of(run, server, asked=6, how="asked as tokens")
     assert (found.same, found.answered) == (4, 6)
     assert found.effects["accuracy"].difference == pytest.approx(1 / 3)
     assert "same answer to 4 of 6" in found.lines

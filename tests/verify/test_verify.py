@@ -1,11 +1,8 @@
 """`moslora verify`: a server is named what it computes, whatever it tells, and a fault is named as what it is."""
 
 import json
+import shlex
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,15 +10,14 @@ import pytest
 
 from cli_kit import run
 from message_kit import says
+from moslora.evaluation import reading
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_predictions
+from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run
-from moslora.verify.replies import REPLIES, Replies, Reply
-from moslora.verify.verdict import FEWEST_IN_ALL
-from moslora.verify.verification import Options, read_asked
+from served_kit import Served
 from server_kit import Pretended, dies, half, serving, slow, status
-from tests.verify.conftest import Served
 
 
 def verified(capsys: pytest.CaptureFixture[str], served: Served, pretended: Pretended, *options: object) -> str:
@@ -34,33 +30,45 @@ def verified(capsys: pytest.CaptureFixture[str], served: Served, pretended: Pret
     return str(found["verdict"])
 
 
-def replies(served: Served) -> Replies:
+def answers(served: Served) -> list[Prediction]:
+    """What the server has answered so far."""
     (folder,) = (served.path / "verify").iterdir()
-    return Replies(folder)
+    return read_predictions(folder)
 
 
-@pytest.mark.parametrize("tells", ["echo", "prompt_logprobs", "forced", "likeliest"])
+@pytest.mark.parametrize("tells", ["echo", "prompt_logprobs", "forced", "allowed", "likeliest"])
 @pytest.mark.parametrize("takes_tokens", [True, False])
 def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(
-    tells: str, takes_tokens: bool, served: Served, capsys: pytest.CaptureFixture[str]
+    tells: str,
+    takes_tokens: bool,
+    served: Served,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if tells == "likeliest":
+        monkeypatch.setattr(reading, "LIKELIEST", (len(served.tokenizer),))
     assert verified(capsys, served, served.pretended(tells=tells, takes_tokens=takes_tokens)) == "run"
     own = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation())}
-    told = [reply for reply in replies(served).found.values() if reply.way == ("tokens" if takes_tokens else "text")]
+    told = answers(served)
     assert len(told) == 60
-    for reply in told:
-        scores = reply.known_scores
-        if scores is None:  # a label is beyond the 20 likeliest
-            assert tells == "likeliest" and len(reply.told) < 5
-            continue
-        mean = sum(scores) / len(scores) - sum(own[reply.id]) / len(scores)
-        assert scores == pytest.approx([score + mean for score in own[reply.id]], abs=1e-4)
+    for prediction in told:
+        assert prediction.scores == pytest.approx(own[prediction.id], abs=1e-4)
 
 
-def test_a_server_whose_texts_name_no_option_is_not_judged(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_beyond_the_likeliest_tokens_are_not_answered(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(served.pretended(tells="likeliest")) as address:
+        code, _, errors = run(capsys, "verify", served.path, "--server", address)
+    assert code == 1 and says(errors, "no question was answered", "not told in whole"), errors
+
+
+def test_a_server_without_log_probabilities_is_not_judged_by_them(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving(served.pretended(tells="nothing")) as address:
-        code, out, _ = run(capsys, "verify", served.path, "--server", address)
-    assert code == 1 and says(out, "tells no log-probabilities", "--protocol generate"), out
+        code, _, errors = run(capsys, "verify", served.path, "--server", address)
+    assert code == 2 and says(errors, "tells no log-probabilities", "--protocol generate"), errors
 
 
 @pytest.mark.parametrize("fault", ["base", "scale", "another model"])
@@ -120,7 +128,7 @@ def test_what_passes_is_tried_again(trouble: object, served: Served, capsys: pyt
     [
         (status(429), "429"),
         (status(500), "500 Internal Server Error: in trouble"),
-        (half, "no JSON"),
+        (half, "not that of OpenAI's interface"),
         (dies, "connection was lost"),
     ],
 )
@@ -131,7 +139,7 @@ def test_what_stays_is_one_line_and_the_replies_are_kept(
     with serving(pretended) as address:
         command = ("verify", served.path, "--server", address, "--at-once", "1")
         code, _, errors = run(capsys, *command)
-        kept = len(replies(served).found)
+        kept = len(answers(served))
         assert code == 1 and errors.count("\n") == 1
         assert says(errors, address, named, f"{kept} of 60 questions answered and kept"), errors
         assert 0 < kept < 60
@@ -150,27 +158,37 @@ def test_a_server_that_is_not_there_is_one_line(served: Served, capsys: pytest.C
     assert code == 2 and says(errors, "--server localhost:8000", "http://")
 
 
-def test_a_restarted_server_with_another_model_is_asked_again(
+def test_a_server_that_was_mended_is_asked_anew(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under the same address, also by a change that moves no answer far."""
+    pretended = served.pretended(served.model(scale=0.9))
+    with serving(pretended) as address:
+        code, out, _ = run(capsys, "verify", served.path, "--server", address)
+        assert code == 1 and "a wrong scale" in out, out
+        pretended.model = served.model()
+        code, out, _ = run(capsys, "verify", served.path, "--server", address)
+    assert code == 0 and "computes this run" in out, out
+
+
+def forget_base(served: Served) -> None:
+    own = Run(served.path).evaluation()
+    shutil.rmtree(own.with_name(f"{own.name}-base"))
+
+
+def test_without_the_base_nothing_is_the_run_and_the_command_that_asks_it_is_told(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pretended = served.pretended()
-    with serving(pretended) as address:
-        assert run(capsys, "verify", served.path, "--server", address)[0] == 0
-        pretended.model = served.model(base=True)
-        code, out, _ = run(capsys, "verify", served.path, "--server", address)
-    assert code == 1 and says(out, "answers otherwise than before", "computes its base")
-
-
-def test_without_the_base_the_command_that_asks_it_is_told(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    own = Run(served.path).evaluation()
-    for file in own.with_name(f"{own.name}-base").iterdir():
-        file.unlink()
+    forget_base(served)
     with serving(served.pretended()) as address:
         code, out, _ = run(capsys, "verify", served.path, "--server", address)
-    assert code == 0 and says(out, "moslora eval", "--base", "--dtype float32", "computes this run")
+        assert code == 1 and says(out, "nothing speaks against this run", "moslora eval", "--base"), out
+        command = shlex.split(out.splitlines()[-1].partition("ask its base: moslora ")[2])
+        assert run(capsys, *command)[0] == 0
+        code, out, _ = run(capsys, "verify", served.path, "--server", address)
+    assert code == 0 and "computes this run" in out
+    forget_base(served)
     with serving(served.pretended(served.model(base=True))) as address:
         code, out, _ = run(capsys, "verify", served.path, "--server", address)
-    assert code == 1 and "does not compute this run" in out
+    assert code == 1 and says(out, "does not compute this run", "ask its base")
 
 
 def test_a_key_is_sent_and_written_nowhere(
@@ -210,18 +228,25 @@ def test_of_several_models_one_is_named(served: Served, capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("protocol", ["cloze", "generate"])
-def test_other_protocols(
-    protocol: str, served_world: Callable[..., Served], capsys: pytest.CaptureFixture[str]
-) -> None:
-    how = {"cloze": ("data.format=cloze",), "generate": ()}[protocol]
-    served = served_world(f"evaluation.protocol={protocol}", *how)
+def test_options_that_are_texts(served_world: Callable[..., Served], capsys: pytest.CaptureFixture[str]) -> None:
+    served = served_world("evaluation.protocol=cloze", "data.format=cloze")
     assert verified(capsys, served, served.pretended()) == "run"
     assert verified(capsys, served, served.pretended(served.model(base=True))) == "base"
-    if protocol == "generate":
-        with serving(served.pretended(tells="nothing", takes_tokens=False)) as address:
-            code, out, _ = run(capsys, "verify", served.path, "--server", address, "--again")
-        assert code == 0 and says(out, "asked as text", "same text in 60 of 60"), out
+
+
+@pytest.mark.slow
+def test_texts_that_are_written_never_show_the_run(
+    served_world: Callable[..., Served], capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = served_world("evaluation.protocol=generate")
+    with serving(served.pretended(tells="nothing", takes_tokens=False)) as address:
+        code, out, _ = run(capsys, "verify", served.path, "--server", address)
+    assert code == 1 and says(out, "asked as text", "same answer to 60 of 60", "answers as this run", "no scale"), out
+    for model, kind in ((served.model(base=True), "base"), (served.small, "another model")):
+        assert verified(capsys, served, served.pretended(model)) == kind
+    with serving(served.pretended()) as address:
+        code, out, _ = run(capsys, "verify", served.path, "--server", address, "--limit", "2")
+    assert code == 1 and says(out, "6 questions", "at least 8"), out
 
 
 @pytest.mark.slow
@@ -233,24 +258,21 @@ def test_a_chat_is_asked_in_the_servers_template(
     assert verified(capsys, served, pretended) == "run"
     assert any("messages" in body for body in pretended.asked)
     for fault, named in (
-        ({"chat_wrap": "system: be brief\n{}"}, "by its template"),
-        ({"begins_chat": (1,)}, "BOS twice"),
+        ({"chat_wrap": "system: be brief\n{}"}, "the prompt is another one in a chat, by its template"),
+        ({"begins_chat": (1,)}, "the prompt is another one in a chat, BOS twice"),
+        ({"without": ("chat.logprobs",)}, "the prompt in a chat could not be tested"),
     ):
         with serving(served.pretended(tells="forced", **fault)) as address:
             code, out, _ = run(capsys, "verify", served.path, "--server", address)
-        assert code == 1 and says(out, "the prompt is another one in a chat", named), out
+        assert code == 1 and says(out, named), out
 
 
-def test_half_a_line_on_the_disk_is_asked_again(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    pretended = served.pretended()
-    with serving(pretended) as address:
-        assert run(capsys, "verify", served.path, "--server", address)[0] == 0
-        (file,) = (served.path / "verify").glob(f"*/{REPLIES}")
-        content = file.read_bytes()
-        file.write_bytes(content[:-20])
-        pretended.asked.clear()
-        assert run(capsys, "verify", served.path, "--server", address)[0] == 0
-    assert len(file.read_bytes()) == len(content)
+def test_prompts_that_are_refused_as_text_are_no_agreement(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(served.pretended(refuses_text=True)) as address:
+        code, out, _ = run(capsys, "verify", served.path, "--server", address)
+    assert code == 1 and says(out, "the prompt when it is sent as text could not be tested", "prompt must be tokens"), (
+        out
+    )
 
 
 def test_an_evaluation_that_is_missing_is_told(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,11 +296,10 @@ def test_a_context_that_was_made_longer_is_asked_again(
 
 def test_a_first_question_beyond_the_context_is_no_error(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     """How the server is asked is found with the shortest; those that fit are too few for a verdict here."""
-    asked = read_asked(Run(served.path), Options())
-    first = asked.questions[0].length
-    shorter = [question for question in asked.questions if question.length < first]
-    assert 0 < len(shorter) < FEWEST_IN_ALL
-    assert verified(capsys, served, served.pretended(context=first - 1, refuses=True)) == "undecided"
+    pretended = served.pretended()
+    verified(capsys, served, pretended)
+    lengths = sorted({len(body["prompt"]) for body in pretended.asked if body.get("echo")})
+    assert verified(capsys, served, served.pretended(context=lengths[1], refuses=True)) == "undecided"
 
 
 def test_answers_of_weights_that_are_gone_are_refused(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,12 +328,6 @@ def test_few_questions_are_not_judged(served: Served, capsys: pytest.CaptureFixt
     assert code == 1 and says(out, "7 questions", "at least 8", "--limit"), out
 
 
-def test_a_reply_with_another_end_of_line_is_kept(tmp_path: Path) -> None:
-    reply = Reply("a/1", "text", "0", text="one\u2028two\u0085three")
-    Replies(tmp_path).add(reply)
-    assert Replies(tmp_path).get(reply.key) == reply
-
-
 @pytest.mark.parametrize("key", ["a-secret\r", "a-secr\u00e9t", "a secret"])
 def test_a_key_that_cannot_be_sent_is_not_shown(
     key: str, served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -331,28 +346,3 @@ def test_a_key_that_cannot_be_sent_is_not_shown(
 def test_an_address_that_is_none_is_told(address: str, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, errors = run(capsys, "verify", served.path, "--server", address)
     assert code == 2 and says(errors, f"--server {address}", "such as http://localhost:8000"), errors
-
-
-def test_a_silent_server_does_not_hold_the_program(tmp_path: Path) -> None:
-    """After Ctrl-C, while two questions wait for it."""
-    silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
-    code = f"""
-from pathlib import Path
-from types import SimpleNamespace
-from moslora.verify.interview import Interview
-from moslora.verify.replies import Replies
-from moslora.verify.server import open_server
-
-server = open_server("http://127.0.0.1:{silent.getsockname()[1]}")
-way = SimpleNamespace(name="tokens", reaches=lambda question: True)
-way.key = lambda question: ("tokens", question.id, "")
-way.reply = lambda question: server.ask("completions", {{}})
-questions = [SimpleNamespace(id=id, length=1) for id in ("a/1", "a/2")]
-Interview(Replies(Path({str(tmp_path)!r})), 2).ask(way, questions)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    silent.accept()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    silent.close()
-    assert "KeyboardInterrupt" in errors

@@ -32,11 +32,12 @@ SHAPES: dict[str, dict[str, Any]] = {name: dict(zip(_KEYS, shape, strict=True)) 
 change no shape."""
 
 
-def meta_model(section: ModelSection) -> PreTrainedModel:
+def meta_model(section: ModelSection, *, only_shapes: bool = True) -> PreTrainedModel:
     """The model's modules without its weights, on the meta device.
 
     From a local folder's ``config.json``, or else :data:`SHAPES` (``-Base``, ``-Instruct`` and the 3.1 releases share
-    theirs), or else the hub's ``config.json``.
+    theirs), or else the hub's ``config.json``. Where more than shapes is read of it (not ``only_shapes``), such as the
+    context's length, its own ``config.json`` is needed.
 
     Raises:
         UsageError: its logits are not what training and scoring compute.
@@ -45,7 +46,7 @@ def meta_model(section: ModelSection) -> PreTrainedModel:
     code = {"trust_remote_code": section.trust_remote_code}
     short = name.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-Base")
     short = short.replace("Llama-3.1-", "Meta-Llama-3-").replace("Meta-Meta-", "Meta-")
-    if short in SHAPES and not os.path.isdir(os.path.expanduser(name)):
+    if only_shapes and short in SHAPES and not os.path.isdir(os.path.expanduser(name)):
         config = AutoConfig.for_model(**SHAPES[short])
     else:
         source = locate(name, revision=section.revision)

@@ -33,6 +33,7 @@ EVAL = _examples(
     "moslora eval runs/mine --base                    # its base, for compare",
     "moslora eval runs/mine --tasks boolq,piqa --limit 100",
     "moslora eval HuggingFaceTB/SmolLM2-135M --protocol cloze",
+    "moslora eval runs/mine --server http://localhost:8000",
 )
 ASK = _examples(
     'moslora ask runs/mine --question "Is ice cold?" --option yes --option no',

@@ -121,6 +121,11 @@ def evaluate(
     beams: Annotated[
         int | None, typer.Option(help="Number of beams for protocol generate. 1 is greedy.", min=1)
     ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="Address of a server that is asked instead, such as http://localhost:8000.")
+    ] = None,
+    model: options.ServedModel = None,
+    at_once: options.AtOnce = 8,
     out: options.Out = None,
     processes: options.Processes = None,
     strategy: options.Strategy = None,
@@ -129,7 +134,8 @@ def evaluate(
     """Score a model on test questions, by default the newest run.
 
     The tasks are those of the run's recipe, or the commonsense sets. Uses all GPUs of this machine. The same command
-    continues an interrupted evaluation.
+    continues an interrupted evaluation. With --server, a server with OpenAI's interface is asked what the model would
+    be. A key is read from MOSLORA_SERVER_KEY.
     """
     typed = _typed(
         protocol=protocol,
@@ -154,17 +160,26 @@ def evaluate(
     early.refuse_evaluation(named, tasks=tasks, protocol=protocol, format=format, source=source, beams=beams)
     if out is not None:
         refuse_other_scores(out)
-    _share(processes, then="the same command continues from the scores so far")
+    local = {"--base": base, "--dtype": dtype, "--batch-tokens": batch_tokens, "--strategy": strategy}
+    early.refuse_another_model(server, model=model, local={**local, "--processes": processes})
+    if server is None:
+        _share(processes, then="the same command continues from the scores so far")
     if is_newest:
         say(f"newest run: {target}")
     with options.importing():
         from moslora.evaluation.display import heading, remarks, table
+        from moslora.evaluation.evaluate_server import evaluate_server
         from moslora.evaluation.evaluate_target import evaluate_target
+        from moslora.evaluation.server import open_server
         from moslora.evaluation.target import open_target
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
         opened = open_target(named, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
-        results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
+        if server is None:
+            results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
+        else:
+            asked = open_server(server, model)
+            results, folder = evaluate_server(opened, asked, tasks=tasks, out=out, at_once=at_once, **typed)
     if is_main_process():
         below = [*remarks(results), f"written to {folder}"]
         print_table(table(results), above=[heading(results)], below=below)
@@ -319,7 +334,7 @@ def import_(
 def verify(
     run: Annotated[Path, typer.Argument(help="Evaluated run.", autocompletion=completion.runs)],
     server: Annotated[str, typer.Option(help="Address of the server, such as http://localhost:8000.")],
-    model: Annotated[str | None, typer.Option(help="Name of the model on the server. [default: its only one]")] = None,
+    model: options.ServedModel = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. [default: those evaluated]")] = None,
     limit: Annotated[
         int | None,
@@ -329,8 +344,7 @@ def verify(
     dtype: Annotated[
         choices.DType | None, typer.Option(help="Precision of the server. [default: the run's, or float16]")
     ] = None,
-    at_once: Annotated[int, typer.Option(help="Number of questions in flight.", min=1)] = 8,
-    again: Annotated[bool, typer.Option("--again", help="Ask all questions again, even those answered.")] = False,
+    at_once: options.AtOnce = 8,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     out: options.Out = None,
     trust: options.Trust = False,
@@ -339,7 +353,8 @@ def verify(
 
     Asks the server the run's own questions and says what it serves: this run, its base, or something else. Works with
     servers that have OpenAI's interface, such as vLLM, llama.cpp, SGLang and transformers. The last line is the
-    verdict; the exit code is 1 unless it is this run. A key is read from MOSLORA_SERVER_KEY.
+    verdict; the exit code is 1 unless it is this run. Evaluate the run and its base first. A key is read from
+    MOSLORA_SERVER_KEY.
     """
     from moslora.runs.run import Run as EvaluatedRun
 
@@ -348,7 +363,7 @@ def verify(
         from moslora.verify.verification import Options
         from moslora.verify.verification import verify as verify_run
 
-    asked = Options(model, tasks, limit, evaluation, dtype, at_once, again, out, trust)
+    asked = Options(model, tasks, limit, evaluation, dtype, at_once, out, trust)
     progress = sys.stdout
     if as_json:  # which is alone on the standard output
         progress = sys.stderr

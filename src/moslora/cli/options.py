@@ -51,6 +51,8 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code from the base's folder, if you trust its authors.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Output folder. [default: in the run's folder, or in runs/]")]
+ServedModel = Annotated[str | None, typer.Option(help="Name of the model on the server. [default: its only one]")]
+AtOnce = Annotated[int, typer.Option(help="Number of questions that a server is asked at the same time.", min=1)]
 Evaluation = Annotated[
     str | None, typer.Option(help="Name of a folder in the run's eval/. [default: the recipe's]", metavar="NAME")
 ]

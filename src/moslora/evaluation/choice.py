@@ -16,8 +16,10 @@ import torch
 from moslora.base.engine import final_hidden, output_weight
 from moslora.errors import MosloraError, some
 from moslora.evaluation.scorer import Batched
+from moslora.evaluation.served import Pair, Served
 from moslora.kernels.rows import common_prefix, concatenate, send
 from moslora.prompts.protocols import PROTOCOLS, Protocol, readers
+from moslora.runs.outcomes import log_softmax
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
@@ -84,6 +86,12 @@ class Choice(Batched[Question, Scores]):
             return scores
 
         return read
+
+    def pairs(self, question: Question) -> list[Pair]:
+        return [(question.input_ids, [token]) for token in question.option_tokens]
+
+    def ask(self, question: Question, served: Served) -> Scores:
+        return tuple(log_softmax(served.log_probabilities(self.pairs(question))))
 
     def read(self, example: Example, question: Question, found: Scores) -> Prediction:
         return Prediction.of(example, found, truncated=question.truncated)

@@ -18,6 +18,7 @@ from moslora.base.engine import final_hidden, output_weight
 from moslora.data.encode import EncodedText
 from moslora.errors import MosloraError
 from moslora.evaluation.scorer import Batched
+from moslora.evaluation.served import Pair, Served
 from moslora.kernels.rows import common_prefix, concatenate, send
 from moslora.kernels.vocabulary import pieces, sizes
 from moslora.prompts.protocols import PROTOCOLS, Protocol
@@ -81,6 +82,12 @@ class Cloze(Batched[Sequence[EncodedText], list[Scored]]):
             return [list(itertools.islice(of_texts, len(question))) for question in questions]
 
         return read
+
+    def pairs(self, question: Sequence[EncodedText]) -> list[Pair]:
+        return [(text.ids[: text.answer_start], text.ids[text.answer_start :]) for text in question]
+
+    def ask(self, question: Sequence[EncodedText], served: Served) -> list[Scored]:
+        return [(value, False) for value in served.log_probabilities(self.pairs(question))]  # nobody knows the second
 
     def read(self, example: Example, question: Sequence[EncodedText], found: list[Scored]) -> Prediction:
         characters = tuple(option.characters for option in self.format.options(example))

@@ -1,11 +1,12 @@
 """Results as they are printed: a heading, a table, and remarks below it."""
 
-from moslora.errors import counted
+from moslora.errors import counted, some
 from moslora.evaluation.leaks import WithoutLeaks
 from moslora.evaluation.percent import NONE, percent, percent_range
 from moslora.evaluation.results import Results
 from moslora.evaluation.scores import Score
 from moslora.evaluation.texts import TextScore
+from moslora.recipe.builtin import printable
 
 
 def heading(results: Results) -> str:
@@ -17,11 +18,13 @@ def heading(results: Results) -> str:
         protocol = "answers in words"
     elif in_words:
         protocol += f" ({', '.join(in_words)}: answers in words)"
-    precision = settings.dtype
+    model = settings.dtype
     quantization = settings.metadata.get("quantization")
-    if quantization:
-        precision += f" on {quantization}"
-    return f"{protocol}, format {settings.format}, {precision}; shares in percent"
+    if settings.of_server:
+        model = printable(" at ".join(filter(None, [settings.metadata["model"], settings.metadata["server"]])))
+    elif quantization:
+        model += f" on {quantization}"
+    return f"{protocol}, format {settings.format}, {model}; shares in percent"
 
 
 def table(results: Results) -> list[list[str]]:
@@ -34,6 +37,8 @@ def table(results: Results) -> list[list[str]]:
         rows["micro average"] = _of_questions(results.micro, primary)
     for name, score in results.texts.items():
         rows[name] = _of_texts(score)
+    for name, count in results.unanswered.items():
+        rows.setdefault(name, {})["not answered"] = f"{count:,}"
     titles: dict[str, None] = {}
     for row in rows.values():
         titles |= dict.fromkeys(row)
@@ -73,6 +78,10 @@ def _of_texts(score: TextScore) -> dict[str, str]:
 def remarks(results: Results) -> list[str]:
     """Notes below the table: signs of a collapse, truncated questions, clusters, leaks, close calls."""
     lines = [f"collapse: {sign}" for sign in results.collapse]
+    reasons = {prediction.refused: None for prediction in results.predictions if prediction.refused}
+    if reasons:
+        count = sum(results.unanswered.values())
+        lines.append(f"{counted(count, 'question')} not answered, and in no average: {some(list(reasons), most=2)}")
     longest = f"longer than evaluation.max_length = {results.settings.max_length} tokens"
     if results.macro and results.macro.truncated:
         lines.append(f"{counted(results.macro.truncated, 'question')} without the start, {longest}")

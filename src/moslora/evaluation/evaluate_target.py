@@ -26,7 +26,7 @@ from moslora.processes.group import process_group, take_gpu
 from moslora.ranks import is_main_process
 from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.evaluation import refuse_other_scores
-from moslora.tasks import Task
+from moslora.tasks import Example, Task
 
 
 def evaluate_target(
@@ -40,16 +40,12 @@ def evaluate_target(
         MosloraError: the GPU is out of memory.
     """
     take_gpu()
-    request = target.asked(typed)
-    chosen = target.tasks(tasks)
-    _check(target, chosen, typed=tasks, source=request.source)
-    questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
-    refuse_empty(questions)
+    request, questions = asked_questions(target, tasks, typed)
     identity = target.identity()
     if out is None:
         out = target.results_folder(request)
     tokenizer, its_encoding = target.tokenizer_and_encoding(request.format)
-    refuse_name_of_other_weights(out, target)
+    refuse_name_of_other_weights(out, target.run, suffix=target.suffix)
     refuse_other_scores(out)
     must_agree = {
         **{key: value for key, value in identity.items() if key != "base"},  # whose path may differ
@@ -73,6 +69,18 @@ def evaluate_target(
         if target.trained is not None and is_main_process() and is_in_run(out, target.trained.run):
             tell_run(target.trained, out, base=target.base)
     return results, out
+
+
+def asked_questions(
+    target: Target, tasks: str | Sequence[str] | None, typed: Mapping[str, Any]
+) -> tuple[Request, dict[str, list[Example]]]:
+    """How ``target`` is asked, and all questions of each task."""
+    request = target.asked(typed)
+    chosen = target.tasks(tasks)
+    _check(target, chosen, typed=tasks, source=request.source)
+    questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
+    refuse_empty(questions)
+    return request, questions
 
 
 def _of_the_computation(target: Target, request: Request) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """One evaluation from questions to results: cut into blocks, score what is missing, keep, summarise."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from moslora.data.clusters import find_clusters
 from moslora.data.encode import encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
-from moslora.evaluation.batches import blocks
+from moslora.evaluation.batches import Block, blocks
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.results import Results, summarise
 from moslora.evaluation.scorer import Request, Scorer
@@ -74,13 +74,7 @@ def evaluate(
     facts = facts or ModelFacts()
     _refuse_training_mode(model)
     prepared = PreparedQuestions.of(model, tokenizer, questions, request, facts)
-    journal = _open_journal(out, prepared.settings)
-    records = {}
-    for task in prepared.tasks:
-        leaks = facts.leaks.get(task.name)
-        clusters = _recorded_clusters(task, journal)
-        records[task.name] = TaskRecord(leaks=leaks, asked=_asked(task, journal), clusters=clusters)
-    journal.record(records)
+    journal = prepared.open_journal(out, facts.leaks)
     score_missing(prepared.tasks, journal)
     drifts = measure_drifts([task for task in prepared.tasks if task.has_margins], journal)
     journal.record({name: TaskRecord(drift=drift) for name, drift in drifts.items()})
@@ -118,6 +112,25 @@ class PreparedQuestions:
         tasks = _cut(scorer, questions, limit=request.limit, exact=_is_exact(model, settings.dtype))
         _refuse_unusable(tasks)
         return cls(scorer, settings, tuple(tasks))
+
+    def only(self, ids: Collection[str]) -> "PreparedQuestions":
+        """The same, of which only these questions are wanted, if they were."""
+        tasks = []
+        for task in self.tasks:
+            wanted = tuple(example for example in task.wanted if example.id in ids)
+            tasks.append(replace(task, blocks=(Block(wanted, wanted),)))
+        return replace(self, tasks=tuple(tasks))
+
+    def open_journal(self, out: Path | None, leaks: Mapping[str, Leaks]) -> Journal:
+        """The journal in ``out``, with the records of these tasks."""
+        journal = _open_journal(out, self.settings)
+        records = {}
+        for task in self.tasks:
+            clusters = _recorded_clusters(task, journal)
+            asked = _asked(task, journal)
+            records[task.name] = TaskRecord(leaks=leaks.get(task.name), asked=asked, clusters=clusters)
+        journal.record(records)
+        return journal
 
     def ask(self) -> tuple[Prediction, ...]:
         """Scores the model as it is now, silently, and keeps nothing. The processes share the questions, and all return

@@ -23,6 +23,7 @@ from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
 from moslora.evaluation.decoding import decode
 from moslora.evaluation.scorer import Batched
+from moslora.evaluation.served import Pair, Served
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
@@ -74,6 +75,12 @@ class Generate(Batched[Question, str]):
 
     def length(self, question: Question) -> int:
         return self.beams * (len(question[1].ids) + MAX_NEW_TOKENS)
+
+    def pairs(self, question: Question) -> list[Pair]:
+        return [(question[1].ids, [])]
+
+    def ask(self, question: Question, served: Served) -> str:
+        return served.text(question[1].ids, max_tokens=MAX_NEW_TOKENS)
 
     def read(self, example: Example, question: Question, found: str) -> Prediction:
         _, prompt = question

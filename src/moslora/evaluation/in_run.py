@@ -5,7 +5,6 @@ from pathlib import Path
 from moslora.console import note
 from moslora.errors import UsageError, first_line
 from moslora.evaluation.results import read_results
-from moslora.evaluation.target import Target
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.run import BESIDE, EVALUATIONS, Run
 from moslora.runs.trackers import KINDS, record
@@ -16,16 +15,16 @@ def is_in_run(folder: Path, run: Run) -> bool:
     return folder.resolve().parent == (run.path / EVALUATIONS).resolve()
 
 
-def refuse_name_of_other_weights(folder: Path, target: Target) -> None:
-    """Refuses a name that in the run's ``eval/`` is that of the base, or of another checkpoint."""
-    if target.run is None or not is_in_run(folder, target.run):
+def refuse_name_of_other_weights(folder: Path, run: Run | None, *, suffix: str) -> None:
+    """Refuses a name that in the run's ``eval/`` stands for other weights than those of this ``suffix``: the base's,
+    those of another checkpoint, or a server's."""
+    if run is None or not is_in_run(folder, run):
         return
-    suffix = "".join(BESIDE.findall(folder.name))
-    if suffix == target.suffix:
+    if suffix == "".join(BESIDE.findall(folder.name)):
         return
     ending = "a name without this ending"
-    if target.suffix:
-        ending = f"a name that ends in {target.suffix}"
+    if suffix:
+        ending = f"a name that ends in {suffix}"
     raise UsageError(f"--out {folder}: in a run's eval/ this name stands for other weights; choose {ending}")
 
 

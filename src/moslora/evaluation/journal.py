@@ -44,7 +44,15 @@ class Journal:
         file = folder / PREDICTIONS
         if file.exists():
             drop_partial_line(file)
-            self.predictions = {prediction.id: prediction for prediction in read_predictions(folder)}
+            self._read(folder)
+
+    def _read(self, folder: Path) -> None:
+        """Reads what was answered. What a server has refused is asked again, and its rows go."""
+        found = read_predictions(folder)
+        answered = [prediction for prediction in found if not prediction.refused]
+        if len(answered) < len(found):
+            write_text(folder / PREDICTIONS, "".join(prediction.to_json() + "\n" for prediction in answered))
+        self.predictions = {prediction.id: prediction for prediction in answered}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
         """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one. The

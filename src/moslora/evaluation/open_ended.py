@@ -17,6 +17,7 @@ from moslora.errors import UsageError
 from moslora.evaluation.decoding import decode
 from moslora.evaluation.generate import FEWEST_PROMPT_TOKENS
 from moslora.evaluation.scorer import Scorer
+from moslora.evaluation.served import Pair, Served
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example, OpenEnded
@@ -74,6 +75,13 @@ class OpenAnswers(Scorer[Question, str]):
         )
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
         return [words.before_stop(text) for text in texts]
+
+    def pairs(self, question: Question) -> list[Pair]:
+        return [(question.prompt, [])]
+
+    def ask(self, question: Question, served: Served) -> str:
+        words = question.words
+        return words.before_stop(served.text(question.prompt, max_tokens=words.max_new_tokens))
 
     def read(self, example: Example, question: Question, found: str) -> Prediction:
         match = question.words.match

@@ -1,6 +1,7 @@
 """The numbers of an evaluation, all computed from its answers: ``results.json``."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ class Results:
     micro: Score | None  # every question has the same weight
     without_leaks: WithoutLeaks | None = None  # ``None`` if the leaks of a task are unknown
     texts: Mapping[str, TextScore] = field(default_factory=dict)  # sets of texts
+    unanswered: Mapping[str, int] = field(default_factory=dict)  # questions of each task that a server has refused
     # behind the numbers; not in ``results.json``
     predictions: tuple[Prediction, ...] = field(default=(), repr=False, compare=False)
 
@@ -69,8 +71,9 @@ class Results:
         """The text of ``results.json``. Numbers that the protocol does not have are omitted."""
         fields = dict(vars(self))
         del fields["predictions"]
-        if not self.texts:
-            del fields["texts"]
+        for name in ("texts", "unanswered"):
+            if not fields[name]:
+                del fields[name]
         return json.dumps(fields, default=_plain, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -120,7 +123,8 @@ def summarise(settings: Settings, predictions: Sequence[Prediction], records: Ma
     """All numbers of ``predictions``, with these behind them; ``records`` by task, in whose order the tasks are."""
     answers = Head(settings, records).grouped(by_task(predictions))
     results = results_of(settings, answers, records)
-    return replace(results, predictions=tuple(predictions))
+    unanswered = Counter(prediction.task for prediction in predictions if prediction.refused)
+    return replace(results, unanswered=dict(unanswered), predictions=tuple(predictions))
 
 
 def read_results(folder: Path) -> Results:

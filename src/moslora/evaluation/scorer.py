@@ -13,6 +13,7 @@ from moslora.adapters import Families, describe_task
 from moslora.choices import FormatName
 from moslora.data.encode import Encoder
 from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU, WRITTEN_BLOCK_SIZE
+from moslora.evaluation.served import Pair, Served
 from moslora.processes.devices import wait_for
 from moslora.prompts.formats import Format
 from moslora.prompts.protocols import DEFAULT_FORMAT, Protocol
@@ -90,6 +91,15 @@ class Scorer(ABC, Generic[Question, Found]):
         options = self.format.options(example)
         texts = {option.prompt for option in options} | {option.answer for option in options}
         return sum(len(text) for text in texts)
+
+    @abstractmethod
+    def pairs(self, question: Question) -> list[Pair]:
+        """Of each option the tokens that are read and those that are scored; of a text that is written, its prompt and
+        nothing."""
+
+    @abstractmethod
+    def ask(self, question: Question, served: Served) -> Found:
+        """The output for a question, of a server that computes it in place of the model."""
 
     @abstractmethod
     def read(self, example: Example, question: Question, found: Found) -> Prediction:

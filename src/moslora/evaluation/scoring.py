@@ -68,7 +68,7 @@ class ScoredBlock:
 def score_missing(tasks: Sequence[ScoredTask], journal: Journal) -> None:
     """Adds the missing predictions of all blocks, and shows how far it is. A process computes whole blocks, as one
     alone would: also one begun before a kill, since its shapes belong to its results."""
-    missing = _missing(tasks, journal)
+    missing = missing_in(tasks, journal)
     rounds = _rounds(tasks, missing)
     began = time.monotonic()
     work = 0
@@ -85,12 +85,12 @@ def score_missing(tasks: Sequence[ScoredTask], journal: Journal) -> None:
 
 def score_silently(tasks: Sequence[ScoredTask], journal: Journal) -> None:
     """The same, and shows nothing."""
-    missing = _missing(tasks, journal)
+    missing = missing_in(tasks, journal)
     for together in _rounds(tasks, missing):
         _score_together(together, missing, journal)
 
 
-def _missing(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
+def missing_in(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
     """The ids of the wanted questions without a prediction."""
     missing: set[str] = set()
     for task in tasks:

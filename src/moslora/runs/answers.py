@@ -155,8 +155,10 @@ def order_key(id: str) -> bytes:
 
 
 def by_task(predictions: Sequence[Prediction]) -> dict[str, TaskAnswers]:
-    """The columns of these predictions, in the order in which the tasks were asked."""
+    """The columns of these predictions, in the order in which the tasks were asked, without those that were refused."""
     rows: dict[str, list[Prediction]] = {}
     for prediction in predictions:
+        if prediction.refused:
+            continue
         rows.setdefault(prediction.task, []).append(prediction)
     return {task: TaskAnswers.of(of_task) for task, of_task in rows.items()}

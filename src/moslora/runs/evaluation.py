@@ -62,7 +62,9 @@ class Evaluation:
 
     @property
     def run(self) -> Run | None:
-        """The run that it is of; ``None`` of a model without a run, and of a log."""
+        """The run that it is of; ``None`` of a model without a run, of a server, and of a log."""
+        if self.settings.of_server:
+            return None
         run = Run(self.folder.parent.parent)
         if self.folder.parent.name == EVALUATIONS and run.exists:
             return run

@@ -28,6 +28,7 @@ class Prediction:
     answer: str | None = None  # the label found in generate's text, or what was read as an answer in words, or ""
     truncated: bool = False  # the prompt lost its beginning because it was too long, or a text its end
     bytes: int = 0  # of a text, its only option: those in UTF-8 that the score is of
+    refused: str = ""  # why a server has not answered; such a question counts in no average
 
     @classmethod
     def of(

@@ -21,7 +21,7 @@ class Settings:
     protocol: str  # empty if nothing is known, as of another program's log
     format: str
     primary: str  # the metric that counts: accuracy, or accuracy_per_character
-    dtype: str  # of the model's computation
+    dtype: str  # of the model's computation; empty of a server, of which it is not known
     batch_tokens: int
     block_size: int
     beams: int | None  # of generate; ``None`` otherwise
@@ -39,6 +39,11 @@ class Settings:
         return bool(self.protocol)
 
     @property
+    def of_server(self) -> bool:
+        """Whether a server was asked, of which nobody knows what it computes."""
+        return "server" in self.metadata
+
+    @property
     def asked(self) -> dict[str, str]:
         """Field -> value, of protocol and template; empty if they are not known."""
         if not self.known:
@@ -48,7 +53,7 @@ class Settings:
     @property
     def model(self) -> dict[str, str]:
         """Field -> value, of the base; empty if it is not known."""
-        if not self.known:
+        if not self.known or self.of_server:
             return {}
         # The last part of a path, as the same folder may be written in several ways.
         name = str(self.metadata.get("base")).rstrip("/").rpartition("/")[2]

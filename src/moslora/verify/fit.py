@@ -58,7 +58,6 @@ class Fit:
         distance: server − run.
         from_base: server − base.
         left: what k leaves.
-        likeness: the correlation of server and run over options.
     """
 
     questions: int
@@ -68,7 +67,6 @@ class Fit:
     distance: float
     from_base: float
     left: float
-    likeness: float
 
     @property
     def attenuation(self) -> float:
@@ -95,7 +93,6 @@ def fit(server: Answered, run: Answered, base: Answered) -> Fit:
         distance=size(off),
         from_base=size(found),
         left=size(left),
-        likeness=correlation(server, run),
     )
 
 
@@ -113,16 +110,6 @@ def distances(one: Answered, other: Answered) -> Floats:
     """The same of each question, shape ``(n,)``."""
     pairs = zip(one.values, other.values, strict=True)
     return np.array([size([first - second]) for first, second in pairs])
-
-
-def correlation(one: Answered, other: Answered) -> float:
-    """Of two models' y over all options; 0 if one of them says the same everywhere."""
-    first = np.concatenate(one.values)
-    second = np.concatenate(other.values)
-    first = first - first.mean()
-    second = second - second.mean()
-    scale = math.sqrt(float(first @ first) * float(second @ second))
-    return _ratio(float(first @ second), scale)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -1,218 +1,233 @@
-"""Whether the server makes the run's prompt of a text and of a chat: asked again, and told apart by its own answers.
+"""Whether the server makes the run's prompt of a text and of a chat: asked at each call, and told by its own answers.
 
 The same server is asked the same questions as tokens and as text. Its rounding is the same, so that answers that differ
 come from other tokens. Which ones, is found by tokens that begin otherwise.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from moslora.verify.answers import scores_by_id
+from moslora.evaluation.evaluate_server import Asked, Interview
+from moslora.evaluation.served import Served, Start, each_reply
+from moslora.evaluation.server import Refused
+from moslora.prompts.instructions import instruction
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.predictions import Prediction
+from moslora.verify.evidence import scores_by_id
 from moslora.verify.fit import Answered, distance, size
-from moslora.verify.interview import Interview
-from moslora.verify.questions import AskedQuestions, Asking, Question
-from moslora.verify.reading import Reading
-from moslora.verify.replies import Reply
-from moslora.verify.server import Refused, Server
-from moslora.verify.verdict import MOST, Verdict
-from moslora.verify.ways import Beginning, Completion, Start, Way
+from moslora.verify.verdict import FEWEST, MOST, Verdict
 
 PROBES = 16
 """Questions that are asked again in another way."""
 
-STARTS: tuple[Start, ...] = ("with one more BOS", "without BOS")
-"""How a prompt may begin otherwise."""
+SHORT: Mapping[str, Any] = {"max_tokens": 8, "temperature": 0}
+"""Fields of a request for the beginning of an answer, which is compared with a chat's: later tokens cannot be asked for
+there."""
 
-UNDOES: Mapping[Start, Start] = {"without BOS": "with one more BOS", "with one more BOS": "without BOS"}
-"""A prompt that begins so gives the run's answers, if the server changes it in the other way."""
+UNDOES: Mapping[Start, Start] = {"with one more BOS": "without BOS", "without BOS": "with one more BOS"}
+"""How a prompt may begin otherwise. It gives the run's answers, if the server changes it in the other way."""
+
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
-class Asker:
-    """A server with how it is asked.
+class Beginning:
+    """What a server begins to write, with the log-probability of each token, where it tells it."""
+
+    text: str
+    log_p: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class PromptTests:
+    """A server that has answered, and is asked some of the questions again.
 
     Attributes:
-        asking: how questions become tokens.
-        server: the server.
-        interview: asks it.
-        reading: how its log-probabilities are read.
-        as_text: it takes no tokens.
-    """
-
-    asking: Asking
-    server: Server
-    interview: Interview
-    reading: Reading
-    as_text: bool
-
-    def completion(self, *, as_text: bool | None = None, start: Start = "as it is") -> Completion:
-        """The questions at ``/v1/completions``, by default in the form that was found."""
-        if as_text is None:
-            as_text = self.as_text
-        return Completion(self.asking, self.reading, as_text, start)
-
-    def beginning(self, *, in_chat: bool = False, start: Start = "as it is") -> Beginning:
-        """What is written behind the run's own template, or in a chat."""
-        return Beginning(self.completion(start=start), self.server, in_chat)
-
-
-def find_prompt_fault(
-    asker: Asker, asked: AskedQuestions, replies: Mapping[str, Reply], verdict: Verdict, *, tolerance: float
-) -> Verdict | None:
-    """That the server makes another prompt than the run's, and of what; ``None`` if it does not.
-
-    Args:
-        asker: asks again.
-        asked: the questions.
-        replies: to the questions as they were asked first.
-        verdict: on these replies.
+        probes: these questions.
+        interview: how it was asked.
+        run: the run's scores by id.
+        answers: the server's scores or texts by id.
         tolerance: what rounding explains of a distance, in nats; 0 if the server tells no log-probabilities.
     """
-    probes = list(asked.questions[:: max(1, len(asked.questions) // PROBES)])[:PROBES]
-    may_be_another_prompt = verdict.kind not in ("base", "scale", "context")
-    tells_scores = bool(tolerance)
-    if not verdict.passed and may_be_another_prompt and tells_scores:
-        return _undone(asker, asked, probes, tolerance=tolerance)
-    if not verdict.passed:
-        return None
-    same = Same(replies, tolerance)
-    if not asker.as_text:
-        fault = _as_text(asker, probes, same)
-        if fault is not None:
-            undone = _undone(asker, asked, probes, tolerance=tolerance)
-            if undone is not None:  # it is the tokens that are changed
-                return undone
-            return fault
-    if asker.asking.format.name == "chat":
-        return _as_chat(asker, probes, tolerance=tolerance)
-    return None
 
-
-@dataclass(frozen=True)
-class Same:
-    """Whether other replies of a server are those of the same prompts."""
-
-    replies: Mapping[str, Reply]
+    probes: Sequence[Asked]
+    interview: Interview
+    run: Mapping[str, Sequence[float]]
+    answers: Mapping[str, Sequence[float] | str | None]
     tolerance: float
 
-    def begins(self, others: Mapping[str, Reply]) -> bool:
-        """Whether these texts begin as the other ones, their tokens as likely as there."""
+    @classmethod
+    def of(cls, interview: Interview, server: Evaluation, run: Evaluation, *, tolerance: float) -> "PromptTests":
+        answers: dict[str, Sequence[float] | str | None] = {**scores_by_id(server)}
+        for of_task in server.tasks.values():
+            answers.update(zip(of_task.ids, of_task.texts, strict=bool(of_task.texts)))
+        asked = [question for question in interview.questions if question.id in answers]
+        probes = asked[:: max(1, len(asked) // PROBES)][:PROBES]
+        return cls(probes, interview, scores_by_id(run), answers, tolerance)
+
+    @property
+    def served(self) -> Served:
+        return self.interview.served
+
+    @property
+    def _starts(self) -> tuple[Start, ...]:
+        """How prompts may begin otherwise, by which a fault is named: texts do not tell the ways apart."""
+        return tuple(UNDOES) if self.tolerance else ()
+
+    def verdict(self, verdict: Verdict) -> Verdict:
+        """The verdict on the answers, or that the server makes another prompt than the run's, and of what; and where
+        that could not be tested, that this is undecided."""
+        if not verdict.agrees:
+            if self.tolerance and verdict.kind not in ("base", "scale", "context", "undecided"):
+                return self._undone() or verdict
+            return verdict
+        if not self.served.as_text:
+            verdict = self._as_text(verdict)
+        if verdict.agrees and self.probes[0].scorer.format.name == "chat":
+            verdict = self._by_beginnings("in a chat", self._replies(self._begun_in_chat), verdict)
+        return verdict
+
+    def _replies(self, ask: Callable[[Asked], Reply]) -> tuple[dict[str, Reply], str]:
+        """The replies to the probes by id, and why the server does not answer the others."""
+
+        def reply(asked: Asked) -> tuple[str, Reply | None, str]:
+            try:
+                return asked.id, ask(asked), ""
+            except Refused as refusal:
+                return asked.id, None, str(refusal)
+
+        found = {}
+        reason = ""
+        for id, answer, refused in each_reply(reply, self.probes, at_once=self.interview.at_once):
+            if answer is None:
+                reason = refused
+            else:
+                found[id] = answer
+        return found, reason
+
+    def _answers(self, **changes: Any) -> tuple[dict[str, Sequence[float] | str | None], str]:
+        """The scores or texts of the probes, asked in a way with these changes."""
+        served = replace(self.served, **changes)
+
+        def answer(asked: Asked) -> Sequence[float] | str | None:
+            found: Prediction = asked.answer(served)
+            return found.scores or found.text
+
+        return self._replies(answer)
+
+    def _same(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether two models, or one in two ways, answer the questions that both answer alike; false of too few."""
+        both = [id for id in one if id in other]
+        if len(both) < FEWEST:
+            return False
+        if not self.tolerance:
+            return sum(one[id] == other[id] for id in both) >= MOST * len(both)
+        return self._distance(one, other) <= self.tolerance
+
+    def _distance(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+        both = [id for id in one if id in other]
+        return distance(Answered.of([one[id] for id in both]), Answered.of([other[id] for id in both]))
+
+    def _undone(self) -> Verdict | None:
+        """That prompts which begin otherwise give the run's answers."""
+        for start in self._starts:
+            others, _ = self._answers(start=start)
+            if not self._same(others, self.run):
+                continue
+            if self._distance(others, self.run) < self._distance(self.answers, self.run) / 2:
+                return Verdict(
+                    "prompt",
+                    f"the prompt is another one, {self._named(UNDOES[start])}: the server changes the beginning of what"
+                    f" it is sent; asked {start} it gives this run's answers",
+                )
+        return None
+
+    def _named(self, start: Start) -> str:
+        """What a server does that begins prompts so."""
+        if start == "without BOS":
+            return "BOS is missing"
+        if self.served.encoder.encode("", "", eos=False).ids:
+            return "BOS twice"
+        return "with a BOS, which the run has not read"
+
+    def _as_text(self, verdict: Verdict) -> Verdict:
+        """Of prompts that are sent as text."""
+        others, _ = self._answers(as_text=True)
+        how = "when it is sent as text"
+        if len(others) < FEWEST:  # where an option begins, a text may lead to other tokens
+            return self._by_beginnings(how, self._begun(as_text=True), verdict)
+        if self._same(self.answers, others):
+            return verdict
+        undone = self._undone()
+        if undone is not None:  # it is the tokens that are changed
+            return undone
+        for start in self._starts:
+            changed, _ = self._answers(start=start)
+            if self._same(changed, others):
+                return self._another(how, self._named(start))
+        return self._another(how)
+
+    def _by_beginnings(self, how: str, replies: tuple[Mapping[str, Beginning], str], verdict: Verdict) -> Verdict:
+        """Of prompts that reach the server in another way: an answer must begin there as behind the run's template."""
+        others, reason = replies
+        own, reason_of_own = self._begun()
+        if len(others.keys() & own.keys()) < FEWEST:
+            says = f"{verdict.says}; but the prompt {how} could not be tested ({reason or reason_of_own})"
+            return Verdict("undecided", says)
+        if self._begins_alike(own, others):
+            return verdict
+        for start in self._starts:
+            changed, _ = self._begun(start=start)
+            if self._begins_alike(changed, others):
+                return self._another(how, self._named(start))
+        return self._another(how)
+
+    def _another(self, how: str, fault: str = "by its template or its tokenizer") -> Verdict:
+        form = "as text" if self.served.as_text else "as tokens"
+        return Verdict("prompt", f"the prompt is another one {how}, {fault}; sent {form} it gives this run's answers")
+
+    def _begins_alike(self, one: Mapping[str, Beginning], other: Mapping[str, Beginning]) -> bool:
+        """Whether these texts begin alike, their tokens as likely in one as in the other; false of too few."""
+        both = [id for id in one if id in other]
         moved: list[float] = []
         alike = 0
-        for id, other in others.items():
-            own = self.replies[id]
-            if own.text != other.text:
+        for id in both:
+            if one[id].text != other[id].text:
                 continue
             alike += 1
-            for first, second in zip(own.scores, other.scores, strict=False):  # one may have the end's token, too
+            for first, second in zip(one[id].log_p, other[id].log_p, strict=False):  # one may have the end's, too
                 if first is not None and second is not None:
                     moved.append(first - second)
-        if alike < MOST * len(others):
+        if len(both) < FEWEST or alike < MOST * len(both):
             return False
         return not moved or size([np.array(moved)]) <= self.tolerance
 
-    def holds(self, others: Mapping[str, Reply]) -> bool:
-        """Whether these replies are the same but for rounding; also where nothing can be compared."""
-        scores = []
-        texts = []
-        for id, other in others.items():
-            own = self.replies[id]
-            if own.known_scores and other.known_scores:
-                scores.append((own.known_scores, other.known_scores))
-            elif own.text is not None and other.text is not None:
-                texts.append(own.text == other.text)
-        if scores:
-            first, second = zip(*scores, strict=True)
-            return distance(Answered.of(first), Answered.of(second)) <= self.tolerance
-        return sum(texts) >= MOST * len(texts)
+    def _begun_in_chat(self, asked: Asked) -> Beginning:
+        """What follows a user's message in the server's own template."""
+        message = {"role": "user", "content": instruction(asked.example)}
+        body: dict[str, Any] = {"messages": [message], **SHORT}
+        if self.served.reading is not None:
+            body |= {"logprobs": True, "top_logprobs": 1}
+        choice = self.served.server.ask("chat/completions", body, what="chats").choice
+        text = ""
+        if choice.message is not None:
+            text = choice.message.content or ""
+        return Beginning(text, tuple(token.logprob for token in choice.written))
 
+    def _begun(self, **changes: Any) -> tuple[dict[str, Beginning], str]:
+        """What follows the run's own template, asked in a way with these changes."""
+        served = replace(self.served, **changes)
 
-def _undone(asker: Asker, asked: AskedQuestions, probes: Sequence[Question], *, tolerance: float) -> Verdict | None:
-    """That prompts which begin otherwise give the run's answers."""
-    as_it_is = _from_run(asked, _asked_if_served(asker.interview, asker.completion(), probes))
-    for start in STARTS:
-        others = _asked_if_served(asker.interview, asker.completion(start=start), probes)
-        off = _from_run(asked, others)
-        if off <= tolerance and off < as_it_is / 2:
-            fault = _named(UNDOES[start], asker.asking)
-            return Verdict(
-                "prompt",
-                f"the prompt is another one, {fault}: the server changes the beginning of what it is sent; asked"
-                f" {start} it gives this run's answers",
-            )
-    return None
+        def begun(asked: Asked) -> Beginning:
+            scorer = asked.scorer
+            prompt = scorer.encoder.encode(scorer.format.generation_prompt(asked.example), "", eos=False)
+            body: dict[str, Any] = {"prompt": served.prompt(prompt.ids).field, **SHORT}
+            if served.reading is not None:
+                body["logprobs"] = 1
+            choice = served.server.ask("completions", body, what="texts").choice
+            return Beginning(choice.text or "", tuple(token.logprob for token in choice.written))
 
-
-def _named(start: Start, asking: Asking) -> str:
-    """What a server does that begins prompts so."""
-    if start == "without BOS":
-        return "BOS is missing"
-    if asking.own_bos:
-        return "BOS twice"
-    return "with a BOS, which the run has not read"
-
-
-def _from_run(asked: AskedQuestions, replies: Mapping[str, Reply]) -> float:
-    """How far these replies are from the run's answers, in nats; infinite if they cannot be compared."""
-    own = scores_by_id(asked.run)
-    pairs = []
-    for id, reply in replies.items():
-        if reply.known_scores and own.get(id):
-            pairs.append((own[id], reply.known_scores))
-    if not pairs:
-        return math.inf
-    first, second = zip(*pairs, strict=True)
-    return distance(Answered.of(first), Answered.of(second))
-
-
-def _as_text(asker: Asker, probes: Sequence[Question], same: Same) -> Verdict | None:
-    """That the prompts' text gives other answers than their tokens."""
-    others = _asked_if_served(asker.interview, asker.completion(as_text=True), probes)
-    if same.holds(others):
-        return None
-    return Verdict(
-        "prompt",
-        f"the prompt is another one when it is sent as text, {_what_begins(asker, probes, others, same.tolerance)};"
-        " sent as tokens it gives this run's answers",
-    )
-
-
-def _as_chat(asker: Asker, probes: Sequence[Question], *, tolerance: float) -> Verdict | None:
-    """That a chat gives other answers than the tokens of the run's own template."""
-    chat = _asked_if_served(asker.interview, asker.beginning(in_chat=True), probes)
-    own = _asked_if_served(asker.interview, asker.beginning(), probes)
-    both = {id: reply for id, reply in chat.items() if id in own}
-    if not both or Same(own, tolerance).begins(both):
-        return None
-    fault = "by its template"
-    for start in STARTS:
-        changed = _asked_if_served(asker.interview, asker.beginning(start=start), probes)
-        if changed.keys() >= both.keys() and Same(changed, tolerance).begins(both):
-            fault = _named(start, asker.asking)
-    return Verdict(
-        "prompt",
-        f"the prompt is another one in a chat, {fault}; sent as a prompt it gives this run's answers",
-    )
-
-
-def _what_begins(asker: Asker, probes: Sequence[Question], others: Mapping[str, Reply], tolerance: float) -> str:
-    """What the server does to the beginning of a prompt: what tokens that begin so answer, too."""
-    same = Same(others, tolerance)
-    for start in STARTS:
-        changed = _asked_if_served(asker.interview, asker.completion(start=start), probes)
-        both = {id: reply for id, reply in changed.items() if id in others}
-        if both and same.holds(both):
-            return _named(start, asker.asking)
-    return "by its template or its tokenizer"
-
-
-def _asked_if_served(interview: Interview, way: Way, probes: Sequence[Question]) -> dict[str, Reply]:
-    """The replies to questions that this way reaches; none where the server does not serve it."""
-    try:
-        replies = interview.ask(way, probes)
-    except Refused:
-        return {}
-    return {id: reply for id, reply in replies.items() if not reply.refused}
+        return self._replies(begun)

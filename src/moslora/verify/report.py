@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,13 +11,11 @@ from moslora.compare.arms import cluster_codes
 from moslora.compare.statistics import MACRO, Effect, effects
 from moslora.errors import counted
 from moslora.files import write_text
+from moslora.recipe.builtin import printable
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
-from moslora.verify.answers import begins_alike, chosen_by_id
 from moslora.verify.fit import Fit
-from moslora.verify.questions import AskedQuestions
 from moslora.verify.verdict import Verdict
-from moslora.verify.ways import Completion
 
 REPORT = "verification.json"
 """In the folder of a verification."""
@@ -35,7 +32,6 @@ class Report:
         asked: questions that the server was sent.
         answered: those that it answered.
         same: those of them that it answers with the run's option.
-        same_texts: texts that begin as the run's; ``None`` where none are written.
         how: how it was asked, and its log-probabilities read.
         effects: outcome -> the server's minus the run's, of the tasks' mean; those that have two questions a task.
         verdict: what it computes.
@@ -50,7 +46,6 @@ class Report:
     asked: int
     answered: int
     same: int
-    same_texts: int | None
     how: str
     effects: Mapping[str, Effect]
     verdict: Verdict = NOT_YET
@@ -61,44 +56,41 @@ class Report:
     model: str = ""
 
     @classmethod
-    def of(cls, asked: AskedQuestions, server: Evaluation, *, way: Completion) -> "Report":
+    def of(cls, run: Evaluation, server: Evaluation, *, asked: int, how: str) -> "Report":
         """The numbers of the server's answers; no verdict yet."""
-        found = chosen_by_id(server)
-        run = chosen_by_id(asked.run)
-        same = sum(found[id] == run[id] for id in found)
+        found = _chosen_by_id(server)
+        own = _chosen_by_id(run)
         return cls(
-            evaluation=asked.run.folder,
-            asked=len(asked.questions),
+            evaluation=run.folder,
+            asked=asked,
             answered=len(found),
-            same=same,
-            same_texts=_same_texts(asked.run, server),
-            how=f"asked as {way.name}, {way.reading.says}",
-            effects=_effects(asked.run, server),
+            same=sum(found[id] == own[id] for id in found),
+            how=how,
+            effects=_effects(run, server),
         )
 
     @property
     def lines(self) -> list[str]:
         """What is printed, the verdict last."""
         found = [
-            f"{self.server} {self.model}".strip() + f" against {self.evaluation}",
+            " ".join(filter(None, [self.server, printable(self.model), "against", str(self.evaluation)])),
             f"{counted(self.asked, 'question')} {self.how}",
             f"same answer to {self.same} of {self.answered}",
         ]
         if self.answered < self.asked:
-            found.append(f"{self.asked - self.answered} left out: refused, or not told in whole")
-        if self.same_texts is not None:
-            found.append(f"same text in {self.same_texts} of {self.answered}")
+            found.append(f"{self.asked - self.answered} not answered: refused, or not told in whole")
         for name, effect in self.effects.items():
             found.append(_difference(name, effect))
-        if self.hint:
-            found.append(f"the base has not answered these questions; it tells more: {self.hint}")
-        found.append(self.verdict_with_cost)
+        found.append(self.whole_verdict)
         return found
 
     @property
-    def verdict_with_cost(self) -> str:
-        """The verdict, of a quantisation with the accuracy that it costs."""
+    def whole_verdict(self) -> str:
+        """The verdict; with the command that asks the base where that would tell more, and of a quantisation with the
+        accuracy that it costs."""
         accuracy = self.effects.get("accuracy")
+        if self.hint and self.verdict.kind in ("undecided", "not the run"):
+            return f"{self.verdict.says}; ask its base: {self.hint}"
         if self.verdict.kind != "quantised" or accuracy is None:
             return self.verdict.says
         outcome = OUTCOMES["accuracy"]
@@ -107,33 +99,23 @@ class Report:
 
     def to_json(self) -> str:
         """All numbers, for a program."""
-        fit = None
-        if self.fit is not None:
-            fit = asdict(self.fit)
         effects = {}
         for name, effect in self.effects.items():
             effects[name] = {"difference": effect.difference, "interval": effect.interval}
-        values: dict[str, Any] = {
-            "verdict": self.verdict.kind,
-            "says": self.verdict_with_cost,
-            "passed": self.verdict.passed,
-            "server": self.server,
-            "model": self.model,
-            "evaluation": str(self.evaluation),
-            "how": self.how,
-            "asked": self.asked,
-            "answered": self.answered,
-            "same": self.same,
-            "same_texts": self.same_texts,
-            "effects": effects,
-            "fit": fit,
-            "tolerance": self.tolerance,
-            "hint": self.hint,
-        }
+        verdict = {"verdict": self.verdict.kind, "says": self.whole_verdict, "passed": self.verdict.passed}
+        values = {**asdict(self), **verdict, "evaluation": str(self.evaluation), "effects": effects}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> None:
         write_text(folder / REPORT, self.to_json())
+
+
+def _chosen_by_id(evaluation: Evaluation) -> dict[str, int | None]:
+    """The option that each question is answered with."""
+    found: dict[str, int | None] = {}
+    for answers in evaluation.tasks.values():
+        found.update(zip(answers.ids, answers.chosen, strict=True))
+    return found
 
 
 def _difference(name: str, effect: Effect) -> str:
@@ -161,20 +143,3 @@ def _effects(run: Evaluation, server: Evaluation) -> dict[str, Effect]:
             shared = run.only({task: server.tasks[task].ids for task in differences})
             found[name] = effects(differences, binary=outcome.binary, clusters=cluster_codes([shared]))[MACRO]
     return found
-
-
-def _same_texts(run: Evaluation, server: Evaluation) -> int | None:
-    """Texts that are the run's, which ends where its answer is decided; ``None`` if the run has written none."""
-    same = 0
-    written = 0
-    for task, answers in server.tasks.items():
-        own = dict(zip(run.tasks[task].ids, run.tasks[task].texts, strict=False))
-        for id, text in zip(answers.ids, answers.texts, strict=False):
-            ours = own.get(id)
-            if ours is None or text is None:
-                continue
-            written += 1
-            same += begins_alike(text, ours)
-    if not written:
-        return None
-    return same

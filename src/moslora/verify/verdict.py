@@ -41,7 +41,7 @@ NOTHING = 0.1
 WIDEST = 0.2
 """Largest width of the interval of k that decides anything."""
 
-UNSEEN = "texts alone show no scale, no quantisation, no nearby checkpoint"
+UNSEEN = "but texts alone show no scale, no quantisation and no nearby checkpoint, so it may be another one"
 """What is said of texts that are the run's."""
 
 BEYOND = 4
@@ -65,10 +65,12 @@ class Verdict:
     Attributes:
         kind: the run, or a fault.
         says: the same in a sentence, with the numbers behind it.
+        agrees: nothing in its answers speaks against the run, also where they do not decide for it.
     """
 
     kind: Kind
     says: str
+    agrees: bool = False
 
     @property
     def passed(self) -> bool:
@@ -159,10 +161,13 @@ def _judge(evidence: Evidence, base: Answered, found: Fit) -> Verdict:
             f"nothing speaks against this run, but k lies between {low:.2f} and {high + found.attenuation:.2f}: the"
             f" adapter moves these answers by {found.effect:.2g} nats only; ask more questions with --limit, or other"
             " --tasks",
+            agrees=True,
         )
     if is_close and not _scale_is_off(found, 2 * SCALE_OFF):
         return Verdict(
-            "run", f"computes this run, as close as {evidence.dtype} allows: {_numbers(found, evidence.tolerance)}"
+            "run",
+            f"computes this run, as close as {evidence.dtype} allows: {_numbers(found, evidence.tolerance)}",
+            agrees=True,
         )
     if _is_base(found, evidence.tolerance):
         return Verdict(
@@ -245,12 +250,14 @@ def _checkpoint(evidence: Evidence, found: Fit) -> Verdict | None:
 
 
 def _without_base(evidence: Evidence) -> Verdict:
+    """Never the run: its base may be as close, where the adapter moves these answers little."""
     off = distance(evidence.server, evidence.run)
     if off <= evidence.tolerance:
         return Verdict(
-            "run",
-            f"computes this run, as close as {evidence.dtype} allows: {off:.2g} nats from its answers, of which"
-            f" rounding explains {evidence.tolerance:.2g}",
+            "undecided",
+            f"nothing speaks against this run, as close as {evidence.dtype} allows: {off:.2g} nats from its answers, of"
+            f" which rounding explains {evidence.tolerance:.2g}; but its base may be as close",
+            agrees=True,
         )
     cut = _context(evidence)
     if cut is not None:
@@ -258,7 +265,7 @@ def _without_base(evidence: Evidence) -> Verdict:
     return Verdict(
         "not the run",
         f"does not compute this run: {off:.2g} nats from its answers, of which rounding explains"
-        f" {evidence.tolerance:.2g}; the answers of its base would tell more",
+        f" {evidence.tolerance:.2g}",
     )
 
 
@@ -297,7 +304,6 @@ class TextEvidence:
 
     Attributes:
         questions: their number.
-        named: those whose text names an option.
         like_run: those that are answered as by the run.
         differing: questions that run and base answer differently; ``None`` if the base was not asked.
         differing_like_run: those of them that are answered as by the run.
@@ -305,7 +311,6 @@ class TextEvidence:
     """
 
     questions: int
-    named: int
     like_run: int
     differing: int | None = None
     differing_like_run: int = 0
@@ -313,24 +318,22 @@ class TextEvidence:
 
 
 def judge_texts(found: TextEvidence) -> Verdict:
-    """The verdict on texts, which show neither a scale nor a quantisation."""
+    """The verdict on texts. It is never the run: they show no scale and no quantisation, so that they may be the same
+    where the model is another one."""
+    if found.questions < FEWEST_IN_ALL:
+        few = f"{counted(found.questions, 'question')} with texts: at least {FEWEST_IN_ALL} are needed; raise --limit"
+        return Verdict("undecided", few)
     said = f"the run's answer to {found.like_run} of {found.questions} questions"
-    if 2 * found.named < found.questions:
-        return Verdict(
-            "undecided",
-            f"its texts name an option in {found.named} of {found.questions} questions only; ask the run so that texts"
-            " answer: moslora eval RUN --protocol generate",
-        )
     alike = found.like_run >= MOST * found.questions
     if found.differing is None:
         if alike:
-            return Verdict("run", f"answers as this run: {said}; {UNSEEN}")
-        return Verdict("not the run", f"does not answer as this run: {said}; the answers of its base would tell more")
+            return Verdict("undecided", f"nothing speaks against this run: {said}; but its base may do so", agrees=True)
+        return Verdict("not the run", f"does not answer as this run: {said}")
     if found.differing < FEWEST:
         return Verdict("undecided", f"{said}, but run and base differ in {found.differing} only; raise --limit")
     said += f", and to {found.differing_like_run} of the {found.differing} that its base answers differently"
     if found.differing_like_base >= MOST * found.differing:
         return Verdict("base", f"computes its base, the adapter is not applied: {said}")
     if alike and found.differing_like_run >= MOST * found.differing:
-        return Verdict("run", f"answers as this run: {said}; {UNSEEN}")
+        return Verdict("undecided", f"answers as this run: {said}; {UNSEEN}", agrees=True)
     return Verdict("another model", f"another model, or another prompt: {said}")

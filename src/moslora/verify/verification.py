@@ -1,37 +1,33 @@
 """``moslora verify``: a server is asked what a run has answered, and the two are compared."""
 
-import os
+import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from moslora.base.load import load_tokenizer
 from moslora.choices import DType
+from moslora.compare.eval_command import base_command
 from moslora.compare.find import evaluated_steps
-from moslora.console import note
-from moslora.errors import UsageError, counted, some
+from moslora.compare.runs import ComparedRun
+from moslora.data.sources import data_hash, load_examples
+from moslora.errors import MosloraError, UsageError, counted, some
+from moslora.evaluation.evaluate_server import Asked, Interview, name_of, open_answers, prepare, refuse_without_answers
+from moslora.evaluation.evaluator import ModelFacts, PreparedQuestions
+from moslora.evaluation.scorer import Request
+from moslora.evaluation.server import Server, open_server
 from moslora.files import locked
 from moslora.recipe import resolve_tasks
-from moslora.runs.evaluation import Evaluation, is_finished, read_evaluation
-from moslora.runs.run import Run, base_of, result_of
-from moslora.verify.answers import evidence_of, server_answers, text_evidence
-from moslora.verify.interview import Interview, refuse_without_answers
-from moslora.verify.prompts import Asker, find_prompt_fault
-from moslora.verify.questions import (
-    AskedQuestions,
-    chosen_questions,
-    make_asking,
-    make_questions,
-    results_folder,
-    same_questions,
-)
-from moslora.verify.reading import Nothing, Prompt, Reading, find_reading, first_choice
-from moslora.verify.replies import Replies, Reply
-from moslora.verify.report import Report
-from moslora.verify.server import Refused, Server, open_server
+from moslora.runs.evaluation import Evaluation, is_finished, read_evaluation, refuse_other_scores
+from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
+from moslora.verify.evidence import Known, evidence, text_evidence
+from moslora.verify.prompts import PromptTests
+from moslora.verify.report import REPORT, Report
 from moslora.verify.verdict import Verdict, judge, judge_texts
-from moslora.verify.ways import Completion
-from moslora.version import __version__
+
+DEFAULT_QUESTIONS = 64
+"""Questions of all tasks together, unless a limit is typed."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +41,7 @@ class Options:
         evaluation: name of the evaluation's folder; ``None`` for the only one, or the recipe's.
         dtype: of the server; ``None`` for the evaluation's.
         at_once: questions asked at the same time.
-        again: nothing is taken from what was kept.
-        out: folder of the replies; ``None`` for one in the run's.
+        out: folder of the server's answers; ``None`` for one in the run's.
         trust_remote_code: the tokenizer's own code may run.
     """
 
@@ -56,161 +51,182 @@ class Options:
     evaluation: str | None = None
     dtype: DType | None = None
     at_once: int = 8
-    again: bool = False
     out: Path | None = None
     trust_remote_code: bool = False
 
 
-def verify(run: Path, server: str, options: Options) -> Report:
-    """Asks the server at an address the questions that ``run`` has answered, and compares.
+def verify(path: Path, address: str, options: Options) -> Report:
+    """Asks the server at an address the questions that the run at ``path`` has answered, and compares.
 
     Raises:
         UsageError: the run was not evaluated, or in a way that no server repeats; several models and none is named.
         Unavailable: the server does not answer; what it has answered is kept.
     """
-    asked = read_asked(Run(run), options)
-    opened = choose_model(open_server(server), options.model)
-    folder = options.out or results_folder(Run(run), opened.address, opened.model, asked.run.folder)
+    run = Run(path)
+    known = read_known(run, options)
+    server = open_server(address, options.model)
+    prepared = prepare_questions(run, known.run, server, trust_remote_code=options.trust_remote_code)
+    folder = options.out or run.path / "verify" / f"{name_of(server)}-{known.run.folder.name}"
+    refuse_other_scores(folder)
     with locked(folder):
-        replies = Replies(folder)
-        replies.describe({"server": opened.address, "model": opened.model, "moslora": __version__})
-        report = _compare(asked, opened, Interview(replies, options.at_once, options.again), options)
+        _forget_finished(folder)
+        journal = open_answers(prepared, folder, {})
+        interview = Interview.of(prepared, server, at_once=options.at_once).ask(journal)
+        journal.finish()
+        predictions = [journal.predictions[question.id] for question in interview.questions]
+        refuse_without_answers(predictions)
+        answered = Evaluation.of(folder, prepared.settings, predictions)
+        report = _report(interview, answered, known, dtype=options.dtype or _usual_dtype(known.run))
+        report = replace(report, server=server.address, model=server.model, hint=_missing_base(known))
         report.write(folder)
     return report
 
 
-def read_asked(run: Run, options: Options) -> AskedQuestions:
-    """The questions, and all that is known of their answers.
+def read_known(run: Run, options: Options) -> Known:
+    """The answers of the run that a server's are compared with, and those of its base and its checkpoints.
 
     Raises:
-        UsageError: the run was not evaluated, or before it was trained further.
+        UsageError: the run was not evaluated, before it was trained further, or in a way that no server repeats.
     """
     folder = run.evaluation(options.evaluation)
     answered = read_evaluation(folder)
+    if answered.settings.of_server:
+        raise UsageError(f"{folder}: the answers of a server; with --evaluation name some of the run's own")
     if result_of(folder) == folder and answered.settings.metadata.get("adapter") is not None:
         evaluated_steps(folder, answered.settings, of_run=True)  # refuses the answers of weights that are gone
+    beams = answered.settings.beams
+    if beams is not None and beams > 1:
+        raise UsageError(
+            f"{folder}: written with {beams} beams, and servers write greedily; first ask the run so:"
+            " moslora eval RUN --protocol generate --beams 1, with another --out"
+        )
     names = None
     if options.tasks is not None:
         names = [task.name for task in resolve_tasks(options.tasks, run.recipe.own_tasks)]
     chosen = chosen_questions(answered, names=names, limit=options.limit)
-    asking = make_asking(run, chosen, trust_remote_code=options.trust_remote_code)
     base = None
     if is_finished(base_of(folder)):
-        base = same_questions(read_evaluation(base_of(folder)), chosen)
+        base = _same_questions(read_evaluation(base_of(folder)), chosen)
     others = {}
     for other in run.evaluations:
-        if result_of(other) == folder and other not in (folder, base_of(folder)) and is_finished(other):
-            answers = same_questions(read_evaluation(other), chosen)
-            if answers is not None:
-                others[other.name.removeprefix(f"{folder.name}-")] = answers
-    return AskedQuestions(asking, make_questions(asking, run, chosen), chosen, base, others)
+        if result_of(other) != folder or other in (folder, base_of(folder)) or not is_finished(other):
+            continue
+        evaluation = read_evaluation(other)
+        answers = _same_questions(evaluation, chosen)
+        if answers is not None and not evaluation.settings.of_server:
+            others[other.name.removeprefix(f"{folder.name}-")] = answers
+    return Known(chosen, base, others)
 
 
-def choose_model(server: Server, typed: str | None) -> Server:
-    """The server with the model that is typed, or its only one.
+def chosen_questions(answered: Evaluation, *, names: Sequence[str] | None, limit: int | None) -> Evaluation:
+    """The answers of these tasks, the first ``limit`` of each (0: all), by default `DEFAULT_QUESTIONS` in all. Sets of
+    texts, which have no answers, are left out.
 
     Raises:
-        UsageError: there is no such model, or there are several and none is typed.
+        UsageError: a task that was not asked, or no question at all.
     """
-    names = [str(entry["id"]) for entry in server.models()]
-    if typed is None and len(names) > 1:
-        raise UsageError(f"{server.address}: has several models; choose one with --model, among {some(names, most=8)}")
-    if typed is None:
-        return replace(server, model="".join(names))
-    if names and typed not in names:
-        note(f"{server.address} does not list {typed}, but {some(names, most=8)}")
-    return replace(server, model=typed)
+    known = {name: answers for name, answers in answered.complete.tasks.items() if answers.gold}
+    if not known:
+        raise UsageError(f"{answered.folder}: no task with options was asked to its end; moslora eval does it")
+    if names is None:
+        names = list(known)
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise UsageError(f"--tasks {','.join(names)}: {some(missing)} not among the answers in {answered.folder}")
+    most = limit
+    if limit is None:
+        most = math.ceil(DEFAULT_QUESTIONS / len(names))
+    return answered.restricted_to(names, most or None)
 
 
-def _compare(asked: AskedQuestions, server: Server, interview: Interview, options: Options) -> Report:
-    asker = _open(asked, server, interview)
-    way = asker.completion()
-    replies = interview.ask(way, asked.questions)
-    refuse_without_answers(list(replies.values()))
-    dtype = options.dtype or _usual_dtype(asked.run)
-    report = _judge(asked, replies, way, dtype=dtype)
-    fault = find_prompt_fault(asker, asked, replies, report.verdict, tolerance=report.tolerance)
-    if fault is not None:
-        report = replace(report, verdict=fault)
-    return replace(report, server=server.address, model=server.model, hint=_missing_base(asked, options))
+def _same_questions(evaluation: Evaluation, chosen: Evaluation) -> Evaluation | None:
+    """The answers of another model to the questions of ``chosen``; ``None`` if it has not answered all of them, or
+    others than these."""
+    for task, answers in chosen.tasks.items():
+        if task not in evaluation.tasks:
+            return None
+        if evaluation.settings.data.get(task) != chosen.settings.data.get(task):
+            return None
+        if not set(answers.ids) <= set(evaluation.tasks[task].ids):
+            return None
+    return evaluation.only({task: answers.ids for task, answers in chosen.tasks.items()})
 
 
-def _judge(asked: AskedQuestions, replies: Mapping[str, Reply], way: Completion, *, dtype: DType) -> Report:
-    """The report of the way that was asked first."""
-    answers = server_answers(asked, replies)
-    report = Report.of(asked, answers, way=way)
-    told = evidence_of(asked, replies, dtype=dtype)
-    if told is None:
-        texts = text_evidence(asked, answers)
-        return replace(report, verdict=judge_texts(texts))
-    verdict, fit = judge(told)
-    own_base = asked.run.settings.metadata.get("quantization")
-    if verdict.kind == "quantised" and own_base:
-        says = f"{verdict.says}; the run itself was evaluated over its base in {own_base}: a server that loads the base"
-        verdict = replace(verdict, says=f"{says} in full precision answers so, too")
-    too_long = _refused_for_length(asked, replies)
-    if verdict.passed and too_long is not None:
-        verdict = too_long
-    return replace(report, verdict=verdict, fit=fit, tolerance=told.tolerance)
+def prepare_questions(
+    run: Run, chosen: Evaluation, server: Server, *, trust_remote_code: bool = False
+) -> PreparedQuestions:
+    """The questions of the run's answers, to be asked of a server as the run was asked.
+
+    Raises:
+        MosloraError: the questions, the tokenizer or the chat template have changed since.
+    """
+    asked = chosen.settings
+    source = str(asked.metadata.get("source", "wheel"))
+    again = f"evaluate again: moslora eval {shlex.quote(str(run.path))} --out FOLDER"
+    questions = {}
+    for task in resolve_tasks(list(chosen.tasks), run.recipe.own_tasks):
+        questions[task.name] = load_examples(task, "test", source=source)
+        if data_hash(questions[task.name]) != asked.data[task.name]:
+            raise MosloraError(f"{chosen.folder}: the questions of {task.name} in {source} have changed since; {again}")
+    model = run.recipe.model
+    if trust_remote_code:
+        model = model.model_copy(update={"trust_remote_code": True})
+    how = {"protocol": asked.protocol, "format": asked.format, "max_length": asked.max_length, "beams": 1}
+    prepared = prepare(
+        model, load_tokenizer(model), questions, Request.model_validate(how), server=server, facts=ModelFacts()
+    )
+    for name, value in prepared.settings.made_with.items():
+        if name != "moslora" and asked.made_with.get(name, value) != value:
+            raise MosloraError(
+                f"{chosen.folder}: made with another {name.replace('_', ' ')} than {model.name} has now; {again}"
+            )
+    return prepared.only({id for answers in chosen.tasks.values() for id in answers.ids})
 
 
-def _refused_for_length(asked: AskedQuestions, replies: Mapping[str, Reply]) -> Verdict | None:
+def _forget_finished(folder: Path) -> None:
+    """Removes the answers of a verification that came to its end: the server may have been mended since. One that was
+    interrupted goes on."""
+    if is_finished(folder):
+        for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _report(interview: Interview, server: Evaluation, known: Known, *, dtype: DType) -> Report:
+    """The numbers of the server's answers, and the verdict on them."""
+    report = Report.of(known.run, server, asked=len(interview.questions), how=interview.served.how)
+    if interview.served.reading is None:
+        verdict = judge_texts(text_evidence(server, known))
+    else:
+        told = evidence(interview.questions, server, known, dtype=dtype)
+        verdict, fit = judge(told)
+        verdict = _of_quantised_base(verdict, known.run)
+        report = replace(report, fit=fit, tolerance=told.tolerance)
+    if verdict.agrees:
+        verdict = _refused_for_length(interview.questions, server) or verdict
+    tests = PromptTests.of(interview, server, known.run, tolerance=report.tolerance)
+    return replace(report, verdict=tests.verdict(verdict))
+
+
+def _of_quantised_base(verdict: Verdict, run: Evaluation) -> Verdict:
+    own_base = run.settings.metadata.get("quantization")
+    if verdict.kind != "quantised" or not own_base:
+        return verdict
+    says = f"{verdict.says}; the run itself was evaluated over its base in {own_base}: a server that loads the base"
+    return replace(verdict, says=f"{says} in full precision answers so, too")
+
+
+def _refused_for_length(questions: Sequence[Asked], server: Evaluation) -> Verdict | None:
     """That the server refuses the longest questions, and answers all others."""
-    refused = {reply.id: reply.refused for reply in replies.values() if reply.refused}
-    answered = replies.keys() - refused.keys()
-    if not refused or not answered:
+    answered = {id for answers in server.tasks.values() for id in answers.ids}
+    refused = [question.tokens for question in questions if question.id not in answered]
+    longest = max(question.tokens for question in questions if question.id in answered)
+    if not refused or min(refused) < longest:
         return None
-    longest = max(asked.lengths(answered))
-    if min(asked.lengths(refused)) < longest:
-        return None
-    said = next(iter(refused.values()))
     return Verdict(
         "context",
-        f"the context is cut: of {counted(len(replies), 'question')} the {len(refused)} longest are refused, above"
-        f" {longest} tokens ({said})",
+        f"the context is cut: of {counted(len(questions), 'question')} the {len(refused)} longest are refused, above"
+        f" {longest} tokens",
     )
-
-
-def _open(asked: AskedQuestions, server: Server, interview: Interview) -> Asker:
-    """How this server is asked: as tokens if it takes them, else as text; its log-probabilities as it tells them.
-
-    Raises:
-        UsageError: it tells nothing that this evaluation can be compared with.
-    """
-    by_length = sorted(asked.questions, key=lambda question: question.length)
-    question = by_length[0]  # which a server with a short context answers, too
-    with_text = next((one for one in by_length if one.has_texts), question)
-    text = with_text.texts[0] or "a"
-    first_choice(server.ask("completions", {"prompt": text, "max_tokens": 1, "temperature": 0}))
-    prompt = Prompt(question.prompts[0], question.texts[0] or "", as_text=False)
-    as_text = not _takes_tokens(server, prompt)
-    if as_text:
-        prompt = Prompt(with_text.prompts[0], text, as_text=True)
-        question = with_text
-    tokenizer = asked.asking.tokenizer
-    reading: Reading = Nothing(server, tokenizer, patient=True)
-    if question.answers:
-        reading = find_reading(server, tokenizer, prompt, question.answers)
-    if isinstance(reading, Nothing) and asked.asking.protocol.name == "cloze":
-        raise UsageError(
-            f"{server.address}: tells no log-probabilities, and protocol cloze compares nothing else; ask the run so"
-            " that texts answer: moslora eval RUN --protocol generate"
-        )
-    return Asker(asked.asking, server, interview, reading, as_text)
-
-
-def _takes_tokens(server: Server, prompt: Prompt) -> bool:
-    """Whether the server takes a prompt as tokens, and reads as many as it is sent, or one more."""
-    body = {"prompt": prompt.field, "max_tokens": 1, "temperature": 0}
-    try:
-        answer = server.ask("completions", body, patient=False)
-        first_choice(answer)
-    except Refused:
-        return False
-    usage = answer.get("usage")
-    if not isinstance(usage, dict) or not isinstance(usage.get("prompt_tokens"), int):
-        return True
-    return bool(usage["prompt_tokens"] <= len(prompt.ids) + 1)
 
 
 def _usual_dtype(run: Evaluation) -> DType:
@@ -220,17 +236,8 @@ def _usual_dtype(run: Evaluation) -> DType:
     return "float16"
 
 
-def _missing_base(asked: AskedQuestions, options: Options) -> str:
+def _missing_base(known: Known) -> str:
     """The command that asks the base; empty if it was asked."""
-    if asked.base is not None:
+    if known.base is not None:
         return ""
-    run = asked.run.run
-    settings = asked.run.settings
-    most = max(len(answers.ids) for answers in asked.run.tasks.values())
-    path = "RUN"
-    if run is not None:
-        path = shlex.quote(os.fspath(run.path))
-    words = ["moslora", "eval", path, "--base", "--tasks", ",".join(asked.run.tasks)]
-    words += ["--protocol", settings.protocol, "--format", settings.format, "--dtype", settings.dtype]
-    words += ["--limit", str(most)]
-    return " ".join(words)
+    return base_command(ComparedRun(known.run, path=known.run.folder))

@@ -1,0 +1,252 @@
+"""``moslora eval --server``: a server is asked what a model would be, and the answers are kept as a model's are.
+
+The scorer of the protocol puts the questions into tokens and reads the answers; between the two a server computes. The
+base is there without its weights, as only its context length is needed.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from moslora.base.shapes import meta_model
+from moslora.console import note, say
+from moslora.data.encode import encoding
+from moslora.errors import MosloraError, UsageError, counted
+from moslora.evaluation.evaluate_target import asked_questions
+from moslora.evaluation.evaluator import ModelFacts, PreparedQuestions
+from moslora.evaluation.in_run import refuse_name_of_other_weights
+from moslora.evaluation.journal import Journal
+from moslora.evaluation.leaks import find_leaks
+from moslora.evaluation.results import Results
+from moslora.evaluation.scorer import Request, Scorer
+from moslora.evaluation.scoring import missing_in
+from moslora.evaluation.served import Pair, Served, each_reply, open_served, with_reading
+from moslora.evaluation.server import Refused, Server, Unavailable
+from moslora.evaluation.target import Target
+from moslora.files import locked
+from moslora.progress import Line
+from moslora.recipe import ModelSection
+from moslora.runs.evaluation import refuse_other_scores
+from moslora.runs.predictions import Prediction
+from moslora.runs.settings import Leaks
+from moslora.tasks import Example
+from moslora.version import __version__
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with its scorer, and as tokens."""
+
+    example: Example
+    scorer: Scorer[Any, Any]
+    question: Any
+
+    @property
+    def id(self) -> str:
+        return self.example.id
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return self.scorer.pairs(self.question)
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest prompt with its answer."""
+        return max(len(prompt) + len(answer) for prompt, answer in self.pairs)
+
+    def answer(self, served: Served) -> Prediction:
+        """What a server answers.
+
+        Raises:
+            Refused: it does not, or not in whole.
+        """
+        return self.scorer.read(self.example, self.question, self.scorer.ask(self.question, served))
+
+    def prediction(self, served: Served) -> Prediction:
+        """The same; nothing but the reason where it does not answer."""
+        try:
+            return self.answer(served)
+        except Refused as refusal:
+            example = self.example
+            return Prediction(example.id, example.task, example.gold, prediction=None, refused=str(refusal))
+
+
+def asked_of(prepared: PreparedQuestions) -> list[Asked]:
+    """The questions that are wanted, task after task."""
+    found = []
+    for task in prepared.tasks:
+        found += [Asked(example, task.scorer, task.scorer.encode(example)) for example in task.wanted]
+    return found
+
+
+@dataclass(frozen=True)
+class Interview:
+    """A server, and what it is asked.
+
+    Attributes:
+        questions: task after task.
+        served: the server, and how it is asked.
+        at_once: number of questions that are asked at the same time.
+    """
+
+    questions: Sequence[Asked]
+    served: Served
+    at_once: int
+
+    @classmethod
+    def of(cls, prepared: PreparedQuestions, server: Server, *, at_once: int) -> "Interview":
+        """Finds out how this server is asked, with the shortest questions, which one with a short context answers, too.
+
+        Raises:
+            UsageError: it tells no log-probabilities, and these questions need them.
+            Unavailable: it does not answer.
+        """
+        questions = asked_of(prepared)
+        shortest = min(questions, key=lambda asked: asked.tokens)
+        served = open_served(server, shortest.scorer.encoder, shortest.pairs[0][0])
+        found = cls(questions, served, at_once)
+        if found._options:
+            found = replace(found, served=with_reading(served, found._options))
+        return found
+
+    @property
+    def _options(self) -> list[list[Pair]]:
+        """The options of each question that has any, the shortest first."""
+        scored = [asked for asked in self.questions if asked.pairs[0][1]]
+        return [asked.pairs for asked in sorted(scored, key=lambda asked: asked.tokens)]
+
+    @property
+    def _reads_prompts(self) -> bool:
+        return self.served.reading is not None and self.served.reading.of_prompt
+
+    def ask(self, journal: Journal) -> "Interview":
+        """Adds the missing answers to the journal, each as soon as it is there. A server that ends while it is asked
+        for the log-probabilities of prompts is asked in another way, if it is there again.
+
+        Returns:
+            The interview with the way in which it was asked last.
+
+        Raises:
+            Unavailable: the server is gone.
+        """
+        missing = [asked for asked in self.questions if asked.id not in journal.predictions]
+        if not missing:
+            return self
+        say(f"asking {counted(len(missing), 'question')} of {self.served.server.name}, {self.served.how}")
+        try:
+            with Line(len(missing), f"0/{len(missing):,}") as line:
+                answers = each_reply(lambda asked: asked.prediction(self.served), missing, at_once=self.at_once)
+                for done, prediction in enumerate(answers, start=1):
+                    journal.append([prediction])
+                    line.show(done, f"{prediction.task} {done:,}/{len(missing):,}")
+        except Unavailable as fault:
+            return self._in_another_way(fault, journal).ask(journal)
+        return self
+
+    def _in_another_way(self, fault: Unavailable, journal: Journal) -> "Interview":
+        """The same server, asked token by token.
+
+        Raises:
+            Unavailable: there is no other way, or the server is gone.
+        """
+        if self._reads_prompts:
+            with suppress(Unavailable, UsageError):
+                served = with_reading(self.served, self._options, token_by_token=True)
+                note(f"{fault}; it goes on {served.how}")
+                return replace(self, served=served)
+        kept = sum(asked.id in journal.predictions for asked in self.questions)
+        fix = "the same command goes on"
+        if self._reads_prompts and self.at_once > 1:
+            fix += "; --at-once 1 asks for one prompt at a time, which some servers need"
+        total = counted(len(self.questions), "question")
+        raise Unavailable(f"{fault}; {kept} of {total} answered and kept: {fix}") from None
+
+
+def evaluate_server(
+    target: Target,
+    server: Server,
+    *,
+    tasks: str | Sequence[str] | None = None,
+    out: Path | None = None,
+    at_once: int,
+    **typed: Any,
+) -> tuple[Results, Path]:
+    """Scores the model behind ``server`` as `evaluate_target` would score ``target``, whose tokenizer, tasks and
+    settings are used.
+
+    Raises:
+        UsageError: the server cannot be asked so, or the folder holds something else.
+        Unavailable: the server does not answer; what it has answered is kept.
+    """
+    request, questions = asked_questions(target, tasks, typed)
+    place = f"-at-{name_of(server)}"
+    if out is None:
+        folder = target.results_folder(request)
+        out = folder.with_name(folder.name + place)
+    refuse_name_of_other_weights(out, target.run, suffix=target.suffix + place)
+    refuse_other_scores(out)
+    tokenizer, its_encoding = target.tokenizer_and_encoding(request.format)
+    leaks = {}
+    if target.trained is not None:
+        leaks = find_leaks(target.trained, questions)
+    facts = ModelFacts(metadata={"source": request.source}, leaks=leaks, encoding=its_encoding)
+    prepared = prepare(target.model, tokenizer, questions, request, server=server, facts=facts)
+    if (prepared.settings.beams or 1) > 1:
+        raise UsageError(f"beams = {prepared.settings.beams}: servers write greedily; add --beams 1")
+    with locked(out):
+        journal = open_answers(prepared, out, leaks)
+        if missing_in(prepared.tasks, journal):
+            Interview.of(prepared, server, at_once=at_once).ask(journal)
+        journal.finish()
+    refuse_without_answers(list(journal.predictions.values()))
+    return prepared.results(journal), out
+
+
+def prepare(
+    model: ModelSection,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Mapping[str, Sequence[Example]],
+    request: Request,
+    *,
+    server: Server,
+    facts: ModelFacts,
+) -> PreparedQuestions:
+    """The questions as `PreparedQuestions`, with the settings of an evaluation of this server: what computes there is
+    not known."""
+    empty = meta_model(model, only_shapes=False).eval()
+    prepared = PreparedQuestions.of(empty, tokenizer, questions, request, facts)
+    settings = replace(
+        prepared.settings,
+        dtype="",
+        batch_tokens=0,
+        block_size=0,
+        metadata={**facts.metadata, "server": server.address, "model": server.model},
+        made_with={"moslora": __version__, **encoding(prepared.scorer.encoder, request.format)},
+    )
+    return replace(prepared, settings=settings)
+
+
+def open_answers(prepared: PreparedQuestions, out: Path, leaks: Mapping[str, Leaks]) -> Journal:
+    """The journal in ``out``. Nobody knows whether answers that are there are of what is served now."""
+    journal = prepared.open_journal(out, leaks)
+    if journal.predictions:
+        known = counted(len(journal.predictions), "question")
+        note(f"{known} answered in an earlier call: remove {out} if something else is served since")
+    return journal
+
+
+def name_of(server: Server) -> str:
+    """A server and its model, as part of a folder's name."""
+    address = server.address.partition("://")[2]
+    return re.sub(r"[^\w.-]+", "-", f"{address}-{server.model}").strip("-.")
+
+
+def refuse_without_answers(predictions: Sequence[Prediction]) -> None:
+    """Refuses a server that has answered nothing."""
+    if predictions and all(prediction.refused for prediction in predictions):
+        raise MosloraError(f"no question was answered: {predictions[0].refused}")

@@ -1,0 +1,246 @@
+"""`moslora eval --server`: a server's answers are an evaluation as a model's are, whatever it says and when it ends."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cli_kit import run
+from message_kit import says
+from moslora.evaluation import read_results
+from moslora.runs.evaluation import read_predictions
+from moslora.runs.predictions import Prediction
+from moslora.runs.run import PREDICTIONS, Run
+from served_kit import Served
+from server_kit import raw, serving, status
+
+
+def evaluation(served: Served) -> Path:
+    """The folder of the server's answers."""
+    (folder,) = (served.path / "eval").glob("*-at-*")
+    return folder
+
+
+def answered(served: Served) -> list[Prediction]:
+    return read_predictions(evaluation(served))
+
+
+def test_a_servers_answers_are_an_evaluation_like_the_runs(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    pretended = served.pretended()
+    own = Run(served.path).evaluation()
+    with serving(pretended) as address:
+        code, out, errors = run(capsys, "eval", served.path, "--server", address)
+        assert code == 0 and says(out, f"small at {address}", "boolq", "macro average"), out + errors
+        pretended.asked.clear()
+        code, out, _ = run(capsys, "eval", served.path, "--server", address)
+        assert code == 0 and says(out, "60 questions answered in an earlier call", "if something else is served"), out
+        code, _, errors = run(capsys, "eval", served.path, "--server", address, "--out", own.with_name("mine"))
+        assert code == 2 and says(errors, "stands for other weights", "-at-127.0.0.1"), errors
+    assert not any(body.get("echo") for body in pretended.asked), "what was answered is not asked again"
+    assert evaluation(served).name.startswith(f"{own.name}-at-127.0.0.1-") and Run(served.path).evaluation() == own
+    ours = {one.id: one.scores for one in read_predictions(own)}
+    assert len(answered(served)) == len(ours) == 60
+    for prediction in answered(served):
+        assert prediction.scores == pytest.approx(ours[prediction.id], abs=1e-4)
+    theirs = read_results(evaluation(served)).macro
+    macro = read_results(own).macro
+    assert theirs is not None and macro is not None and theirs.accuracy == macro.accuracy
+    code, out, errors = run(capsys, "compare", own, evaluation(served))
+    assert code == 0 and says(out, evaluation(served).name, "macro average"), out + errors
+
+
+def test_an_evaluation_that_was_killed_goes_on(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    pretended = served.pretended(pause=0.05)
+    with serving(pretended) as address:
+        command = ["eval", served.path, "--server", address, "--at-once", "2"]
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "moslora", *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        files: list[Path] = []
+        while not files or files[0].read_bytes().count(b"\n") < 5:
+            assert killed.poll() is None, killed.communicate()[0]
+            time.sleep(0.02)
+            files = list(served.path.glob(f"eval/*-at-*/{PREDICTIONS}"))
+        killed.kill()
+        killed.communicate()
+        kept = len(answered(served))
+        assert 5 <= kept < 60
+        pretended.pause = 0
+        pretended.asked.clear()
+        code, out, errors = run(capsys, *command)
+    assert code == 0 and says(out, f"asking {60 - kept} questions"), out + errors
+    ours = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation())}
+    assert sorted(one.id for one in answered(served)) == sorted(ours)
+    for prediction in answered(served):
+        assert prediction.scores == pytest.approx(ours[prediction.id], abs=1e-4)
+
+
+def test_what_is_refused_is_counted_and_asked_again(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    pretended = served.pretended(context=70, refuses=True)
+    with serving(pretended) as address:
+        code, out, _ = run(capsys, "eval", served.path, "--server", address)
+        refused = [one for one in answered(served) if one.refused]
+        assert code == 0 and says(out, f"{len(refused)} questions not answered", "context size"), out
+        results = read_results(evaluation(served))
+        assert 0 < len(refused) == sum(results.unanswered.values()) < 60
+        assert all(one.scores == () and "exceeds the available context" in one.refused for one in refused)
+        assert results.micro is not None and results.micro.n == 60 - len(refused)
+        pretended.context = None
+        pretended.asked.clear()
+        code, out, _ = run(capsys, "eval", served.path, "--server", address)
+    assert code == 0 and f"asking {len(refused)} questions" in out
+    assert not any(one.refused for one in answered(served)) and not read_results(evaluation(served)).unanswered
+
+
+DEEP = b"[" * 100_000
+GOOD = {"choices": [{"index": 0, "text": "a"}]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"3",
+        b'"text"',
+        b"<html>",
+        b"\xff\xfe",
+        b'{"choices": null}',
+        b'{"choices": []}',
+        b'{"choices": [null]}',
+        b'{"choices": {"0": {}}}',
+        b'{"choices": [{"text": 3}]}',
+        b'{"choices": [{"text": "a", "logprobs": []}]}',
+        b'{"choices": [{"text": "a", "logprobs": {"token_logprobs": [NaN]}}]}',
+        b'{"choices": [{"text": "a", "logprobs": {"token_logprobs": ["-1"]}}]}',
+        b'{"choices": [{"text": "a"}], "usage": {"prompt_tokens": "3"}}',
+        b'{"choices": ' + DEEP,
+        b'{"choices": [{"text": "a", "other": ' + DEEP,
+    ],
+    ids=lambda content: content[:60].decode(errors="replace"),
+)
+def test_what_is_no_answer_is_one_line(content: bytes, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("eval", "verify"):
+        with serving(served.pretended(always=raw(content))) as address:
+            code, _, errors = run(capsys, command, served.path, "--server", address)
+        assert code == 1 and errors.count("\n") == 1 and errors.isascii(), errors
+        assert says(errors, address, "not that of OpenAI's interface"), errors
+
+
+@pytest.mark.parametrize("listed", [None, [], 3, {"data": [None]}, {"data": [{"id": ["a"]}]}, {"data": {"id": "a"}}])
+def test_a_list_of_models_that_is_none_is_one_line(
+    listed: object, served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(served.pretended(lists=json.dumps(listed).encode())) as address:
+        code, _, errors = run(capsys, "eval", served.path, "--server", address)
+    assert code == 1 and errors.count("\n") == 1 and says(errors, address, "not that of OpenAI's interface"), errors
+
+
+def test_no_control_character_of_a_server_is_printed(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b]0;owned\x07\u202eback"
+    for trouble in (raw(evil.encode(), 400), raw(json.dumps({"error": {"message": evil}}).encode(), 400)):
+        with serving(served.pretended(always=trouble)) as address:
+            code, out, errors = run(capsys, "eval", served.path, "--server", address)
+        assert code == 1 and "owned" in errors and not {"\x1b", "\x07", "\u202e"} & set(out + errors), errors
+    with serving(served.pretended(models=(evil, "other"))) as address:
+        code, out, errors = run(capsys, "eval", served.path, "--server", address)
+    assert code == 2 and "owned" in errors and not {"\x1b", "\x07", "\u202e"} & set(out + errors), errors
+
+
+@pytest.mark.parametrize("after", [0, 60])
+def test_a_server_that_ends_over_a_prompts_log_probabilities_is_asked_token_by_token(
+    after: int, served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once, or after some questions; it is there again for other requests."""
+    pretended = served.pretended(tells="echo forced")
+    pretended.ends_at = lambda body: bool(body.get("echo")) and len(pretended.asked) > after
+    with serving(pretended) as address:
+        code, out, errors = run(capsys, "eval", served.path, "--server", address)
+    assert code == 0 and "token by token" in out, out + errors
+    ours = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation())}
+    assert len(answered(served)) == 60
+    for prediction in answered(served):
+        assert prediction.scores == pytest.approx(ours[prediction.id], abs=1e-4)
+
+
+def test_a_server_that_ends_for_good_is_told_with_the_request(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretended = served.pretended(tells="echo")
+    pretended.ends_at = lambda body: len(pretended.asked) > 60
+    with serving(pretended) as address:
+        code, _, errors = run(capsys, "eval", served.path, "--server", address)
+    kept = f"{len(answered(served))} of 60 questions answered and kept"
+    assert code == 1 and errors.count("\n") == 1, errors
+    assert says(errors, "ended or was lost while it was asked for", "of a prompt's tokens", kept, "--at-once 1"), errors
+
+
+def test_texts_and_answers_in_words_are_asked_of_servers_too(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [{"text": f"a fox sat near {place}", "source": str(place)} for place in range(5)]
+    sums = [{"question": f"{first} + 2 =", "answer": str(first + 2)} for first in range(5)]
+    for name, rows in (("texts", texts), ("sums", sums)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.yaml").write_text(
+        f"tasks:\n  mine: {{texts: {tmp_path}/texts.jsonl}}\n"
+        f"  sums: {{test: {tmp_path}/sums.jsonl, answer: answer, match: number, max_new_tokens: 6}}\n"
+    )
+    own = ("--tasks", tmp_path / "own.yaml", "--out")
+    assert run(capsys, "eval", served.path, *own, tmp_path / "here")[0] == 0
+    with serving(served.pretended()) as address:
+        code, out, errors = run(capsys, "eval", served.path, *own, tmp_path / "there", "--server", address)
+    assert code == 0, out + errors
+    ours = {one.id: one for one in read_predictions(tmp_path / "here")}
+    for prediction in read_predictions(tmp_path / "there"):
+        its = ours[prediction.id]
+        assert prediction.scores == pytest.approx(its.scores, abs=1e-3) and prediction.bytes == its.bytes
+        assert prediction.text == its.text and prediction.prediction == its.prediction
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--server", "http://localhost:9", "--base"), "leave out --base"),
+        (("--server", "http://localhost:9", "--dtype", "float32"), "leave out --dtype"),
+        (("--model", "mine"), "add --server"),
+    ],
+)
+def test_options_of_another_model_are_refused(
+    words: tuple[str, ...], named: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, errors = run(capsys, "eval", trained, *words)
+    assert code == 2 and says(errors, named), errors
+
+
+def test_a_silent_server_does_not_hold_the_program(served: Served) -> None:
+    """After Ctrl-C, while questions wait for it."""
+    silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
+    code = f"""
+from moslora.evaluation.served import each_reply
+from moslora.evaluation.server import Server
+
+server = Server("http://127.0.0.1:{silent.getsockname()[1]}")
+list(each_reply(lambda place: server.ask("completions", {{}}, what="texts"), [1, 2], at_once=2))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    silent.accept()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    silent.close()
+    assert "KeyboardInterrupt" in errors
+
+
+def test_a_single_bad_answer_is_asked_again(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    pretended = served.pretended()
+    with serving(pretended) as address:
+        run(capsys, "eval", served.path, "--server", address, "--limit", "2")
+        pretended.troubles = [status(500), raw(b"null")]
+        assert run(capsys, "eval", served.path, "--server", address, "--at-once", "1")[0] == 0
+    assert len(answered(served)) == 60

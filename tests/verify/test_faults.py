@@ -1,0 +1,104 @@
+"""Every planted fault, with the base asked or not, by log-probabilities and by texts: the table of docs/serving.md.
+
+Nothing but the run is ever called the run.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli_kit import run
+from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.target import open_target
+from moslora.runs.run import Run, base_of
+from served_kit import Served
+from server_kit import Pretended, serving
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
+NEARBY = "checkpoints/step-72"
+
+Fault = Callable[[Served], Pretended]
+
+FAULTS: Mapping[str, Fault] = {
+    "the run": lambda served: served.pretended(),
+    "its base": lambda served: served.pretended(served.model(base=True)),
+    "the adapter at 0.9": lambda served: served.pretended(served.model(scale=0.9)),
+    "a checkpoint nearby": lambda served: served.pretended(served.model(NEARBY)),
+    "the same, which was evaluated": lambda served: served.pretended(served.model(NEARBY)),
+    "a model of another size": lambda served: served.pretended(served.small),
+    "BOS twice in a text": lambda served: served.pretended(begins_text=(1,)),
+    "BOS twice in tokens": lambda served: served.pretended(begins_tokens=(1,)),
+    "another template": lambda served: served.pretended(wrap="user: {}\nassistant:"),
+    "a context of 70 tokens": lambda served: served.pretended(context=70),
+    "the same, which refuses longer ones": lambda served: served.pretended(context=70, refuses=True),
+    "texts refused": lambda served: served.pretended(refuses_text=True),
+}
+IN_A_CHAT: Mapping[str, Fault] = {
+    "the run, in a chat": lambda served: served.pretended(),
+    "BOS twice in a chat": lambda served: served.pretended(begins_chat=(1,)),
+    "another template of chats": lambda served: served.pretended(chat_wrap="system: be brief\n{}"),
+    "chats refused": lambda served: served.pretended(without=("messages",)),
+}
+
+
+def table() -> dict[str, list[str]]:
+    """The document's: what is served, and the verdicts in the four columns."""
+    found = {}
+    content = DOCUMENT.read_text("utf-8")
+    for line in content[content.index("### Planted faults") :].splitlines():
+        if re.match(r"\| (?!served|---)", line):
+            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            found[name] = cells
+        elif found:
+            break
+    return found
+
+
+def verdict(served: Served, pretended: Pretended, limit: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the server is called; the exit code is 0 for the run alone."""
+    with serving(pretended) as address:
+        capsys.readouterr()
+        code, out, errors = run(capsys, "verify", served.path, "--server", address, "--json", "--limit", limit)
+    found: str = json.loads(out)["verdict"]
+    assert (code == 0) == (found == "run"), errors
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chat", [False, True], ids=["label", "chat"])
+@pytest.mark.parametrize("protocol", ["choice", "generate"], ids=["scores", "texts"])
+def test_every_fault_has_its_name_and_only_the_run_is_the_run(
+    protocol: str,
+    chat: bool,
+    served_world: Callable[..., Served],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    faults = FAULTS
+    overrides = [f"evaluation.protocol={protocol}"]
+    if chat:
+        faults = IN_A_CHAT
+        overrides += ["data.format=chat", "evaluation.tasks=[arc_easy,obqa]"]
+    served = served_world(*overrides)
+    base = base_of(Run(served.path).evaluation())
+    column = 0
+    tells = "forced" if chat else "echo"
+    limit = "all"
+    if protocol == "generate":
+        column = 2
+        tells = "nothing"
+        limit = "6" if chat else "4"  # 12 questions
+    for name, make in faults.items():
+        if name == "the same, which was evaluated":
+            evaluate_target(open_target(str(served.path / NEARBY)))
+        pretended = replace(make(served), tells=tells)
+        with_base = verdict(served, pretended, limit, capsys)
+        base.rename(served.path / "base")
+        without = verdict(served, pretended, limit, capsys)
+        (served.path / "base").rename(base)
+        assert table()[name][column : column + 2] == [with_base, without], name
+        assert (with_base == "run") == (protocol == "choice" and name in ("the run", "the run, in a chat"))
+        assert without != "run"
