@@ -27,7 +27,7 @@ from moslora.compare.comparison import compare_arms, compare_planned
 from moslora.compare.conclusion import lines
 from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
-from moslora.compare.runs import ComparedRun, in_common
+from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import LEVEL, MACRO, Member, family
 from moslora.compare.tables import TableRun, read_tables
 from moslora.experiment.tables import mean_over_seeds
@@ -35,7 +35,7 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, Canvas
 from moslora.report.figures.forgetting import FORGOTTEN, gain_and_forgetting
-from moslora.runs.evaluation import Evaluation
+from moslora.runs.evaluation import Evaluation, in_common
 from moslora.runs.outcomes import OUTCOMES
 
 COMPARED = ("log_probability", "accuracy", FORGOTTEN)

@@ -364,9 +364,22 @@ def sha256(path: Path) -> str:
 
 
 def near_folders(path: Path) -> list[str]:
-    """The folders beside ``path`` with a name close to its own, the closest first, each as ``path`` is written."""
-    try:
-        names = sorted(found.name for found in path.parent.iterdir() if found.is_dir() and found.name[0] != ".")
-    except OSError:  # no such folder
-        return []
-    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, n=3)]
+    """The folders beside ``path`` with a name close to its own, the closest first, each as ``path`` is written. Where
+    its parent is not there, those in folders with a name close to the parent's."""
+    parents = [str(path.parent)]
+    if not path.parent.is_dir():
+        parents = near_folders(path.parent)
+    found = []
+    for parent in parents:
+        with suppress(OSError):
+            names = sorted(entry.name for entry in Path(parent).iterdir() if entry.is_dir() and entry.name[0] != ".")
+            found += [str(Path(parent, name)) for name in difflib.get_close_matches(path.name, names, n=3)]
+    return found
+
+
+def did_you_mean(path: Path, *, otherwise: str) -> str:
+    """What is said of a folder that is not there: the `near_folders`, or else this."""
+    close = near_folders(path)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return otherwise

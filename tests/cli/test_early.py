@@ -22,7 +22,9 @@ train caps.yaml data.source=caps.jsonl --dry-run
 train caps.yaml --proceses 2
 plan cap.yaml
 plan caps.yaml --gpu-memory much
+train --recipe caps.yaml
 eval runs/cpas
+eval run/caps
 eval ./none
 eval empty
 eval runs/caps --tasks obqaa
@@ -47,6 +49,7 @@ import empty
 import runs/caps
 import source --out full
 compare runs/cpas
+compare run/caps
 compare runs/caps
 compare runs/caps --contrast a
 report runs/cpas

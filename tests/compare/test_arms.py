@@ -1,6 +1,7 @@
 """Arms: found on disk, grouped, paired; and what is not compared."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cli_kit import run
 from compare_kit import SETTINGS, SIZES, asked_as, base, drawn, with_tasks
 from message_kit import says
 from moslora.compare.arms import Arm, load_arms, pair, values
@@ -106,8 +108,15 @@ def test_a_run_alone_is_compared_with_its_base(runs: Path) -> None:
 def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
     with pytest.raises(UsageError, match="none: no such file or folder"):
         load_arms([runs / "none"])
+    with pytest.raises(UsageError, match=r"did you mean \S+runs/lora-1"):
+        load_arms([runs.with_name("rusn") / "lora-1"])
+    with pytest.raises(UsageError, match="lora-1: named twice"):
+        load_arms([runs / "lora-1", runs / "lora-1/../lora-1"])
+    third = Path(shutil.copytree(runs / "lora-2", runs / "third")) / "recipe.yaml"
+    third.write_text(third.read_text("utf-8").replace("seed: 2", "seed: 3"), encoding="utf-8")
     with pytest.raises(UsageError, match="one arm"):
-        load_arms([runs / "lora-1", runs / "lora-2", runs / "lora-2"])
+        load_arms([runs / "lora-1", runs / "lora-2", third.parent])
+    shutil.rmtree(third.parent)
     shutil.copytree(runs / "lora-1", runs / "copy")
     with pytest.raises(UsageError, match=r"lora-1: has the same recipe and seed as .*copy"):
         load_arms([runs])
@@ -168,6 +177,20 @@ def test_unlike_runs_are_refused_with_the_field_and_both_values(run: ComparedRun
     with pytest.raises(UsageError) as fault:
         refuse_mixed([arm("one", drawn(1)), arm("base", base()), arm("other", run)])
     assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
+
+
+def test_what_may_be_meant_to_differ_is_one_line_with_one_command(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after training goes on with other rows and more steps."""
+    Run(runs / "mixed-1").add_facts(steps=99, trained_rows=20, data={"sha256": "y"})
+    code, _, fault = run(capsys, "compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy")
+    assert code == 2 and fault.count("\n") == 1 and fault.count("lora-1, ") == 3
+    words = shlex.split(fault.partition("if that is meant: moslora ")[2])
+    assert words[:5] == ["compare", str(runs / "lora-1"), str(runs / "mixed-1"), "--outcome", "accuracy"]
+    assert words.count("--allow") == 3
+    code, said, _ = run(capsys, *words)
+    assert code == 0 and "mixed-1" in said
 
 
 def test_other_versions_are_no_reason_to_refuse_but_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,6 +197,14 @@ def test_p_and_interval_are_those_of_the_pairs_and_of_scipy(tmp_path: Path) -> N
     assert "score" in lines(found)[0] and "nor their equality" not in lines(found.within(Margin(9)))[-1]
 
 
+def test_a_log_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = table_of(tmp_path / "a.csv", [0, 1, 1])
+    (tmp_path / "b.csv").symlink_to(log)
+    for other in (log, tmp_path / "b.csv"):
+        code, _, fault = run(capsys, "compare", log, other)
+        assert code == 2 and says(fault, "a.csv", "twice")
+
+
 def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for arm, share in (("lora", 0.4), ("mixed", 0.7)):

@@ -21,7 +21,7 @@ from moslora.convert import export
 from moslora.convert import merge as merging
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
-from moslora.convert.proof import weight_sums
+from moslora.convert.proof import Proof, weight_sums
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.recipe import Recipe
@@ -223,6 +223,14 @@ def test_the_working_folder_can_be_written_into(
     exec(code, names)
     assert isinstance(names["model"], torch.nn.Module) and names["tokenizer"]("a").input_ids
     assert len(list(Path(".").iterdir())) > 2 and [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+@pytest.mark.parametrize(("effect", "warned"), [(0.9, True), (1.8, True), (2.2, False), (9, False)])
+def test_rounding_that_takes_half_of_what_the_adapter_does_is_said_with_the_dtype_that_does_not(
+    effect: float, warned: bool
+) -> None:
+    proof = Proof(1.0, 1.0, effect, "bfloat16", None, "original")
+    assert ("WARNING" in str(proof)) == ("--dtype float32" in str(proof)) == warned
 
 
 def test_a_merge_that_drowns_in_rounding_is_said_and_the_dtype_that_is_asked_for_keeps_it(

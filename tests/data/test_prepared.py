@@ -177,6 +177,24 @@ def test_a_fixed_date_in_a_chat_template_is_recorded(recipe: MakeRecipe, cache: 
         assert any("26 Jul 2024" in note for note in notes) == dated
 
 
+ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+SYSTEMS = {
+    "of SmolLM": ("{% if messages[0].role != 'system' %}<system>Be nice.{% endif %}" + ROLES, "'Be nice.'"),
+    "none": (ROLES, ""),
+    "a row's alone": ("<s>" + ROLES, ""),
+    "refused": ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + ROLES, ""),
+}
+
+
+@pytest.mark.parametrize(("template", "own"), SYSTEMS.values(), ids=SYSTEMS)
+def test_a_chat_templates_own_system_message_is_told(recipe: MakeRecipe, cache: Path, template: str, own: str) -> None:
+    """Where a row has none, as no row here has."""
+    tokenizer = load_tokenizer(recipe().model)
+    tokenizer.chat_template = template
+    told = [note for note in prepare(recipe("data.format=chat"), tokenizer).notes if "system message" in note]
+    assert len(told) == bool(own) and all(own in note for note in told)
+
+
 def test_no_rows_are_rows() -> None:
     assert list(RowTable.of([])) == [] and RowTable.of([]).label_count() == 0
     row = Encoded("a", "boolq", [1, 2], [-100, 2], False)

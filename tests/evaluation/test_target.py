@@ -151,7 +151,8 @@ def test_a_mistyped_path_names_what_is_there_and_is_no_hub_id(
         shutil.copytree(trained, tmp_path / place)
     steps = ", ".join(path.name for path in Run(Path("runs/caps")).checkpoints)
     for command in ("eval", "merge"):
-        assert "did you mean runs/caps?" in run(capsys, command, "runs/cpas")[2]
+        for typed in ("runs/cpas", "run/caps", "rnus/cap/"):
+            assert "did you mean runs/caps?" in run(capsys, command, typed)[2]
         assert f"there are {steps}\n" in run(capsys, command, "runs/caps/checkpoints/step-99")[2]
     assert "did you mean mine/caps?" in run(capsys, "eval", "mine/cpas/")[2]
     for typed in ("./mine/nothing", "mine/nothing", "runs/caps/no/thing", "no/such/folder"):

@@ -126,11 +126,35 @@ def test_the_dry_run_of_train_is_the_plan(
     recipe = world / "recipe.yaml"
     assert run(capsys, "train", recipe, "--dry-run") == run(capsys, "plan", recipe)
     monkeypatch.setattr("moslora.plan.plan.total_memory", lambda device: 2_000_000)
-    code, out, _ = run(capsys, "train", recipe, "--dry-run")
-    assert code == 0 and "\ndoes not fit" in out, "a machine without a GPU may not be the one that trains"
-    monkeypatch.setattr("moslora.plan.plan.gpus", lambda: 1)
-    code, out, _ = run(capsys, "train", recipe, "--dry-run")
-    assert code == 1 and "\ndoes not fit" in out and "moslora plan RECIPE --probe" in out
+    for gpus in (0, 1):
+        monkeypatch.setattr("moslora.plan.plan.gpus", lambda gpus=gpus: gpus)
+        code, out, _ = run(capsys, "train", recipe, "--dry-run")
+        assert code == 1 and "\ndoes not fit" in out and "moslora plan RECIPE --probe" in out
+
+
+@pytest.mark.parametrize("typed", ["", "--processes 8"])
+def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_command_for_gpus(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    """2·10¹⁸ operations on the CPU of a machine without GPUs; the command that it names plans for some."""
+    monkeypatch.setattr("moslora.plan.duration.cores", lambda: 2)
+    code, out, _ = run(capsys, "plan", "llama3-8b", *typed.split())
+    first, *others = out.splitlines()
+    assert says(first, "no GPU here", "CPU", " h;", "for GPUs: moslora plan llama3-8b")
+    hours = float(re.findall(r"([\d,.]+) h;", first)[0].replace(",", ""))
+    (operations,) = (float(found) for found in re.findall(r"about (\S+) operations", out))
+    assert hours == pytest.approx(operations / 4e11 / 3600, rel=0.03)
+    does_not_fit = any(line.startswith("does not fit") for line in others)
+    assert code == (typed != "" and does_not_fit), "without processes another machine is meant"
+    command = first.partition(": moslora plan ")[2]
+    assert typed in command and "GPU" in planned(capsys, *command.split())[0]
+
+
+@pytest.mark.parametrize("typed", [[], ["--gpu-memory", "32GB"], ["--gpu-memory", "500GB"]])
+def test_every_plan_has_a_time(capsys: pytest.CaptureFixture[str], world: Path, typed: list[str]) -> None:
+    """Also for a GPU of a size that none in the table has."""
+    _, out, _ = run(capsys, "plan", world / "recipe.yaml", *typed)
+    assert "no GPU here" not in out and re.search(r"operations; at .*\d min", out)
 
 
 def test_rows_that_are_at_hand_are_counted(recipe: MakeRecipe, trained: Path) -> None:

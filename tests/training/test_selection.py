@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from moslora.recipe import RankBudgetSection, TrainingSection
-from moslora.runs.best import TRAINED_STEPS, Best, best_of, ending, result_step
+from moslora.runs.best import TRAINED_STEPS, Best, best_of, ending, in_words, result_step
 from moslora.training.selection import Selection
 
 
@@ -105,10 +105,26 @@ def test_a_selection_goes_on_where_a_checkpoint_was_written() -> None:
     assert resumed.patience_ran_out and resumed.best == whole.best
 
 
+@pytest.mark.parametrize(
+    ("best", "start", "worse", "better"), [(Best("accuracy"), 0.4, 0.2, 0.6), (Best("loss"), 4.0, 5.0, 3.0)]
+)
+def test_a_best_step_that_is_worse_than_the_start_is_said_to_be(
+    best: Best, start: float, worse: float, better: float
+) -> None:
+    """It is the result nevertheless, as the start is none."""
+    selection = Selection(keeps_best=True, best=best)
+    assert selection.add(2, worse)
+    said = selection.remark(2, start=start)
+    assert "the start" in said and ("below" if best.by == "accuracy" else "above") in said
+    assert in_words(start, best.by) in said
+    assert selection.remark(2, start=None) == selection.remark(2, start=worse) == "best so far"
+    assert selection.add(4, better) and selection.remark(4, start=start) == "best so far"
+
+
 def test_nothing_is_recorded_where_nothing_is_decided() -> None:
     selection = Selection.of(TrainingSection(), None)
     assert not selection.add(1, 2.0)
-    assert selection.facts == {} and not selection.patience_ran_out and not selection.remark(1)
+    assert selection.facts == {} and not selection.patience_ran_out and not selection.remark(1, start=None)
 
 
 @pytest.mark.parametrize(

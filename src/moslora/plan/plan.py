@@ -12,7 +12,7 @@ from moslora.base.adapted import adapter_state
 from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import first_line
-from moslora.plan.duration import PROBED_STEPS, cost, in_words, on_gpus, probe
+from moslora.plan.duration import OF_A_CORE, PROBED_STEPS, Cost, cost, in_words, on_gpus, on_this_cpu, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
 from moslora.plan.outline import Outline, outline
 from moslora.plan.sizes import parse_bytes
@@ -35,6 +35,10 @@ SMALLER: Mapping[str, dict[str, Any]] = {
 """Overrides that save memory, the cheapest first, and what they change in the recipe's model section."""
 
 
+A_DAY = 86_400
+"""Seconds."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The run in words, the memory of each device as a table (header first), and what follows from it."""
@@ -42,7 +46,7 @@ class Plan:
     heading: list[str]
     table: list[list[str]]
     remarks: list[str]
-    fits: bool = True  # false on a GPU alone: without one here or named, another machine may be meant
+    fits: bool = True  # into the memory of what it was planned for, unless that is a CPU on which nobody would train it
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,18 @@ class Hardware:
         return "one process on this CPU"
 
 
-def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None = None, probing: bool = False) -> Plan:
+def plan(
+    recipe: Recipe,
+    *,
+    typed: str = "RECIPE",
+    processes: int | None = None,
+    gpu_memory: str | None = None,
+    probing: bool = False,
+) -> Plan:
     """Memory and time of ``recipe``.
 
     Args:
+        typed: the recipe with its overrides as typed, for the command that plans for GPUs.
         processes: one for each device; ``None`` for as many as `moslora train` starts here.
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
@@ -106,14 +118,27 @@ def plan(recipe: Recipe, *, processes: int | None = None, gpu_memory: str | None
         remarks.append(remark)
     remarks.append(disk_line(run.model, recipe.training))
     remarks += run.validations.line(tokens=run.tokens)
-    remarks += _about_time(run, recipe, hardware, rate)
+    times, seconds = _about_time(run, recipe, hardware, rate)
+    remarks += times
+    first = []
+    planned = "one process"
+    many = ""
+    if hardware.processes > 1:
+        planned = f"{hardware.processes} processes"
+        many = f" --processes {hardware.processes}"
+    too_long_here = not hardware.on_gpu and seconds > A_DAY
+    if too_long_here or (many and not hardware.on_gpu):
+        first.append(
+            f"no GPU here: this plans {planned} on this CPU, where the run takes about {in_words(seconds)}; for GPUs:"
+            f" moslora plan {typed}{many} --gpu-memory 80GB"
+        )
     heading = (
         f"memory of {hardware.title} ({gigabytes(hardware.room)} GB), with micro-batches of up to"
         f" {micro_batch.tokens:,} tokens:"
     )
     needed = fsdp if strategy == "fsdp" else ddp
-    fits = not hardware.on_gpu or needed.total <= hardware.room
-    return Plan([*run.lines, heading], as_table(columns), remarks, fits)
+    fits = needed.total <= hardware.room or (too_long_here and not many)
+    return Plan([*first, *run.lines, heading], as_table(columns), remarks, fits)
 
 
 def _hardware(processes: int | None, gpu_memory: str | None, *, rows: int) -> Hardware:
@@ -138,31 +163,39 @@ def _budget(training: TrainingSection, hardware: Hardware) -> int:
     return training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=hardware.on_gpu)
 
 
-def _about_time(run: Outline, recipe: Recipe, hardware: Hardware, rate: float | None) -> list[str]:
-    """The time of the run: by the ``rate`` in tokens a second that one process was measured to have, or estimated."""
+def _about_time(run: Outline, recipe: Recipe, hardware: Hardware, rate: float | None) -> tuple[list[str], float]:
+    """The time of the run in words, and its seconds on a CPU: by the ``rate`` of one process, in tokens a second, or
+    estimated."""
     lines = []
     working = min(hardware.processes, recipe.training.global_batch_size)
     idle = hardware.processes - working
     if idle:
         lines.append(f"{idle} of {hardware.processes} processes have nothing to do: raise training.global_batch_size")
     if rate is None:
-        lines.append(estimated(run, recipe, hardware, working=working))
-        return lines
+        total = work_of(run, recipe, hardware, working=working)
+        seconds = on_this_cpu(total)
+        line = f"about {total.operations:.1e} operations"
+        if hardware.on_gpu:
+            line += on_gpus(total.of_each(working), dtype=recipe.model.dtype, memory=hardware.room)
+        else:
+            line += f"; at {OF_A_CORE:.0e} a second in each core, an assumption: {in_words(seconds)}"
+        lines.append(f"{line}; moslora plan RECIPE --probe measures a few steps here")
+        return lines, seconds
     measured = f"measured here: {rate:,.0f} tokens a second in one process, over {PROBED_STEPS} steps"
     if working > 1:
         measured += f"; {working} processes, if each is as fast"
-    tokens = run.tokens + run.validations.trained_tokens
-    lines.append(f"{measured}: {in_words(tokens / rate / working)}")
-    return lines
+    seconds = (run.tokens + run.validations.trained_tokens) / rate / working
+    lines.append(f"{measured}: {in_words(seconds)}")
+    return lines, seconds
 
 
-def estimated(run: Outline, recipe: Recipe, hardware: Hardware, *, working: int) -> str:
-    """The operations of the run, shared by the ``working`` processes, and on GPUs of this size its time."""
+def work_of(run: Outline, recipe: Recipe, hardware: Hardware, *, working: int) -> Cost:
+    """The work of the run, which the ``working`` processes share."""
     steps = len(run.plan)
     tokens = run.tokens + run.validations.trained_tokens
     tokens_per_step = run.tokens / steps
     passes_per_step = math.ceil(tokens_per_step / working / _budget(recipe.training, hardware))
-    total = cost(
+    return cost(
         run.model,
         recipe.model,
         tokens=tokens,
@@ -170,10 +203,6 @@ def estimated(run: Outline, recipe: Recipe, hardware: Hardware, *, working: int)
         row=tokens_per_step / recipe.training.global_batch_size,
         passes=steps * working * passes_per_step,
     )
-    line = f"about {total.operations:.1e} operations"
-    if hardware.on_gpu:
-        line += on_gpus(total.of_each(working), dtype=recipe.model.dtype, memory=hardware.room)
-    return f"{line}; moslora plan RECIPE --probe measures a few steps here"
 
 
 def gigabytes(size: float) -> str:

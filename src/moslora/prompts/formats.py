@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from moslora.choices import FormatName
 from moslora.errors import UsageError
 from moslora.prompts.instructions import instruction, labels, response, wording
@@ -38,6 +40,10 @@ class Format(ABC):
         """What decides the texts besides the format's name, such as a chat template; empty if nothing does. A run is
         recorded with its hash."""
         return ""
+
+    def remarks(self) -> list[str]:
+        """What the texts have that no row says, a line each."""
+        return []
 
     def train(self, example: Example) -> Option:
         """The right option as training text."""
@@ -175,10 +181,37 @@ class ChatFormat(Format):
             return _CLOCK + template
         return template
 
+    def remarks(self) -> list[str]:
+        found = []
+        if ASKS_FOR_THE_DATE in self.template:
+            found.append(f"the chat template inserts the date, which is always {TODAY:%d %b %Y} here")
+        own = self._own_system_message().strip()
+        if own:
+            found.append(f"the chat template puts a system message before each row, which has none: {own!r}")
+        return found
+
+    def _own_system_message(self) -> str:
+        """The system message where a conversation has none: what stands in the place of a given one."""
+        given = "given"
+        try:
+            before, _, after = self._render("question", system=given).partition(given)
+        except TemplateError:  # of a template that takes none
+            return ""
+        plain = self._render("question")
+        own = plain.removeprefix(before).removesuffix(after)
+        if before + own + after != plain:
+            return ""
+        return own
+
     def generation_prompt(self, example: Example) -> str:
-        message = {"role": "user", "content": instruction(example)}
+        return self._render(instruction(example))
+
+    def _render(self, question: str, *, system: str | None = None) -> str:
+        messages = [{"role": "user", "content": question}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
         render = self.tokenizer.apply_chat_template
-        return str(render([message], chat_template=self.template, tokenize=False, add_generation_prompt=True))
+        return str(render(messages, chat_template=self.template, tokenize=False, add_generation_prompt=True))
 
 
 _INDENT = " " * 16  # LLM-Adapters' wrappers are indented triple-quoted strings

@@ -12,7 +12,7 @@ from moslora.compare.comparison import compare_loaded
 from moslora.compare.conclusion import lines, tables
 from moslora.compare.contrast import Contrast
 from moslora.compare.find import Read
-from moslora.errors import MosloraError, capped
+from moslora.errors import MosloraError
 from moslora.report.runs import ReportedRun
 
 
@@ -104,19 +104,11 @@ def _compared(
 def _reasons(error: MosloraError, places: Sequence[Path], *, evaluation: str | None) -> list[str]:
     """Why there is no comparison, a line each, with what helps.
 
-    A report takes no ``--allow``. Where every difference may be meant, it names the command that compares nevertheless;
-    where some may not, allowing the others would not help.
+    A report takes no ``--allow``: it names the command that compares nevertheless.
     """
-    if not isinstance(error, NotComparable):
-        return str(error).splitlines()
-    to_fix = [one.line for one in error.unlike if one.fix]
-    meant = [one for one in error.unlike if not one.fix]
-    reasons = [*to_fix, *(one.values for one in meant)]
-    if not to_fix:
+    if isinstance(error, NotComparable):
         words = ["moslora", "compare", *(str(place) for place in places)]
         if evaluation:
             words += ["--evaluation", evaluation]
-        for one in meant:
-            words += ["--allow", one.field]
-        reasons[-1] += f"; if that is meant: {shlex.join(words)}"
-    return capped(reasons).splitlines()
+        error = NotComparable(error.unlike, compare=shlex.join(words))
+    return str(error).splitlines()

@@ -9,7 +9,7 @@ from typing import Any
 
 from moslora.compare.arms import load_arms
 from moslora.compare.find import Read, evaluated_steps, runs_at
-from moslora.compare.runs import in_common, read_complete
+from moslora.compare.runs import read_complete
 from moslora.compare.tables import read_tables
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
@@ -17,7 +17,7 @@ from moslora.evaluation.results import Results, results_of
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.best import Best
-from moslora.runs.evaluation import Evaluation, is_evaluation, is_finished
+from moslora.runs.evaluation import Evaluation, in_common, is_evaluation, is_finished
 from moslora.runs.run import Run, base_of
 from moslora.runs.settings import read_head
 

@@ -55,11 +55,11 @@ class Best:
         validations = self.validations + 1
         if not math.isfinite(value):
             return replace(self, last=None, validations=validations, since=self.since + 1)
-        if self.value is None or self._is_better(value, self.value):
+        if self.value is None or self.prefers(value, self.value):
             return Best(self.by, step, value, last=value, validations=validations)
         return replace(self, last=value, validations=validations, since=self.since + 1)
 
-    def _is_better(self, value: float, other: float) -> bool:
+    def prefers(self, value: float, other: float) -> bool:
         if self.by == "loss":
             return value < other
         return value > other

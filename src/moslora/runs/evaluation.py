@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, counted, some
 from moslora.files import refuse_used
 from moslora.ranks import is_main_process
 from moslora.runs.answers import TaskAnswers, by_task, order_key
@@ -157,3 +157,48 @@ def refuse_other_scores(out: Path) -> None:
     """Refuses a folder for an evaluation that holds anything else."""
     if is_main_process() and not (out / SETTINGS).exists():
         refuse_used(out)
+
+
+def in_common(runs: Sequence[Evaluation]) -> tuple[Questions, str]:
+    """The questions that all of ``runs`` answered: the same ids, in tasks of the same data; and a line that says what
+    they are and what else was asked, empty if nothing was."""
+    shared: dict[str, set[str]] = {}
+    left_out = []
+    for task in _all_tasks(runs):
+        answered = [_answered_by(run, task) for run in runs]
+        by_all = set.intersection(*answered)
+        by_some = set.union(*answered)
+        if by_all:
+            shared[task] = {id for _, id in by_all}
+        missing = len(by_some) - len(by_all)
+        if missing and by_all:
+            left_out.append(f"{missing:,} of {task}")
+        elif missing:
+            left_out.append(task)
+    if not left_out:
+        return shared, ""
+    return shared, f"compared on {_in_words(shared, runs=len(runs))}; left out: {some(left_out, most=8)}"
+
+
+def _all_tasks(runs: Sequence[Evaluation]) -> list[str]:
+    """In the order in which the runs have them."""
+    found: dict[str, None] = {}
+    for run in runs:
+        found |= dict.fromkeys(run.tasks)
+    return list(found)
+
+
+def _answered_by(run: Evaluation, task: str) -> set[tuple[str | None, str]]:
+    """The questions of a task that a run answered: their data and their ids."""
+    if task not in run.tasks:
+        return set()
+    data = run.settings.data.get(task)
+    return {(data, id) for id in run.tasks[task].ids}
+
+
+def _in_words(shared: Questions, *, runs: int) -> str:
+    count = sum(len(ids) for ids in shared.values())
+    if not count:
+        return "nothing"
+    who = "both" if runs == 2 else "all"
+    return f"the {counted(count, 'question')} that {who} answered"

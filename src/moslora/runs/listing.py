@@ -3,14 +3,17 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError
 from moslora.runs.best import best_of
+from moslora.runs.evaluation import in_common, read_evaluation
 from moslora.runs.manifest import MANIFEST, RECIPE
+from moslora.runs.outcomes import right
 from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, PREDICTIONS, RESULT, RESULTS, SETTINGS, Run
 
 HEADER = ["run", "base", "adapter", "steps", "state", "scores"]
@@ -52,7 +55,7 @@ def _row(run: Run) -> list[str]:
         adapter = "unreadable recipe"
     interrupted = unfinished_evaluations(run)
     results = {name: card for name, card in facts.get("results", {}).items() if name not in interrupted}
-    scores = [*_scores(results)]
+    scores = [*_scores(run, results)]
     for name, (answered, asked) in interrupted.items():
         scores.append(_interrupted(name, answered, asked))
     return [base, adapter, _steps(run, facts), _state(run, facts), "; ".join(scores) or "–"]
@@ -102,10 +105,17 @@ def _interrupted(name: str, answered: int, asked: int) -> str:
     return f"{name} unfinished ({answered:,} of {asked:,} questions)"
 
 
-def _scores(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """Macro averages; a remark where a run, its base and its checkpoints were not asked the same."""
+def _scores(run: Run, results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Macro averages: where a run, its base and its checkpoints were not asked the same, of what all answered, or with
+    a remark if that is nothing."""
     for _, names in groupby(sorted(results), key=lambda name: BESIDE.sub("", name)):
         cards = {name: results[name] for name in names}
+        asked_alike = _asked_alike(list(cards.values()))
+        if not asked_alike:
+            shared = _shared_scores(run, list(cards))
+            if shared:
+                yield from shared
+                continue
         for name, card in cards.items():
             scores = []
             if "macro" in card:
@@ -113,8 +123,27 @@ def _scores(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
             for task, nats in card.get("nats_per_byte", {}).items():
                 scores.append(f"{task} {nats:.4f} nats per byte")
             yield f"{name} {', '.join(scores)}"
-        if not _asked_alike(list(cards.values())):
+        if not asked_alike:
             yield "of different questions: moslora compare takes those in common"
+
+
+def _shared_scores(run: Run, names: Sequence[str]) -> list[str]:
+    """Macro averages over the questions that all these evaluations answered, and a line that says so; empty without
+    such questions."""
+    try:
+        evaluations = [read_evaluation(run.path / EVALUATIONS / name) for name in names]
+    except MosloraError:  # a damaged one
+        return []
+    shared, line = in_common(evaluations)
+    scores = []
+    for name, evaluation in zip(names, evaluations, strict=True):
+        tasks = [answers for answers in evaluation.only(shared).tasks.values() if not answers.are_texts]
+        if not tasks:
+            return []
+        macro = fmean(fmean(right(answers)) for answers in tasks)
+        count = sum(len(answers.ids) for answers in tasks)
+        scores.append(f"{name} {100 * macro:.1f} (n {count:,})")
+    return [*scores, line.partition("; ")[0]]
 
 
 def _asked_alike(cards: list[dict[str, Any]]) -> bool:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moslora.base.resolve import is_mistyped_path, no_such_folder
+from moslora.base.resolve import available_offline, is_mistyped_path, no_such_folder
 from moslora.errors import UsageError
+from moslora.files import near_folders
 from moslora.recipe import Recipe, resolve_tasks
 from moslora.runs import RUNS
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
@@ -69,8 +70,11 @@ def names_run(target: str) -> bool:
         return not (path / "config.json").is_file()
     if path.parent == RUNS or is_checkpoints(path.parent) or is_run(path):
         return True
-    if os.path.isdir(RUNS / path):
-        raise UsageError(f"{target}: no such folder or model; did you mean {RUNS / path}?")
+    near = [str(RUNS / path)]
+    if not os.path.isdir(RUNS / path):
+        near = [folder for folder in near_folders(path) if is_run(Path(folder))]
+    if near and available_offline(target) is None:
+        raise UsageError(f"{target}: no such folder or model; did you mean {', '.join(near)}?")
     if is_mistyped_path(target):
         raise UsageError(f"{target}: {no_such_folder(target)}")
     return False

@@ -68,12 +68,12 @@ def remark_on_start(run: Run) -> str:
     empty for another, and where the accuracy chose its result, which may rise with the loss."""
     if predecessor_of(run.facts) is None or run.recipe.training.is_selected_by_accuracy:
         return ""
-    before = [row["validation_loss"] for row in run.metrics if row["step"] == 0 and "validation_loss" in row]
+    before = run.validation_at_start("loss")
     after = run.validation_loss
-    if not before or before[0] is None or after is None or after < before[0]:
+    if before is None or after is None or after < before:
         return ""
     return (
-        f"validation loss {after:.4f}, against {before[0]:.4f} before the first step: on the validation"
+        f"validation loss {after:.4f}, against {before:.4f} before the first step: on the validation"
         " rows the run is no better than the adapter that it continues"
     )
 

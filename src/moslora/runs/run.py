@@ -19,8 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from moslora.choices import BestBy
 from moslora.errors import UsageError
-from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
+from moslora.files import did_you_mean, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe, override_recipe
 from moslora.runs.best import TRAINED_STEPS, Best, best_of
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
@@ -217,6 +218,14 @@ class Run:
             return math.inf
         return float(loss)
 
+    def validation_at_start(self, by: BestBy) -> float | None:
+        """That before the first step; ``None`` without one, or if it was not finite."""
+        rows = [row for row in self.metrics if row["step"] == 0]
+        if not rows:
+            return None
+        value: float | None = rows[0].get(f"validation_{by}")
+        return value
+
     @property
     def evaluations(self) -> list[Path]:
         """The folders of all its evaluations, also those of its base and its checkpoints, by name."""
@@ -344,10 +353,7 @@ def _missing(path: Path) -> str:
         if not checkpoints:
             return "no such checkpoint; this run has none"
         return f"no such checkpoint; there are {', '.join(found.name for found in checkpoints)}"
-    close = near_folders(path)
-    if close:
-        return f"no such run; did you mean {', '.join(close)}?"
-    return "no such run; moslora runs lists all"
+    return f"no such run; {did_you_mean(path, otherwise='moslora runs lists all')}"
 
 
 def unfinished(path: Path, adapter: Path, *, doing: str) -> str:

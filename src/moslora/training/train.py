@@ -61,43 +61,38 @@ def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
     if is_main_process():
         lock = locked(run.path, shared=(RUN,))
     with lock, or_out_of_memory(f"out of GPU memory; use {smaller}"):
-        return _train(recipe, run, resuming=resuming)
-
-
-def _train(recipe: Recipe, run: Run, *, resuming: bool) -> Path:
-    """The phases of a training: check the folder, fetch, meet the other processes, prepare, resume, train, finish."""
-    take_gpu()
-    if is_main_process():
-        if not resuming:
-            refuse_used(run.path)  # by a process that was faster
-        remove_leftovers(run.path / CHECKPOINTS)
-    _refuse_too_many_processes(rows=recipe.training.global_batch_size)
-    saved = None
-    if resuming:
-        saved = newest_saved(run, recipe)
-    facts = agreed_by_processes(recipe, saved)
-    start: AdapterFolder | Continued | None = saved
-    if saved is None:
-        start = read_continued(recipe, begun_with=predecessor_of(run.facts))
-    if start is not None and start.predecessor is not None:
-        facts["the adapter that it continues"] = start.predecessor.sha256[:12]
-    then = f"resume: {run.resume_command}"
-    if saved is not None and saved.path == run.result:
+        take_gpu()
+        if is_main_process():
+            if not resuming:
+                refuse_used(run.path)  # by a process that was faster
+            remove_leftovers(run.path / CHECKPOINTS)
+        _refuse_too_many_processes(rows=recipe.training.global_batch_size)
+        saved = None
+        if resuming:
+            saved = newest_saved(run, recipe)
+        facts = agreed_by_processes(recipe, saved)
+        start: AdapterFolder | Continued | None = saved
+        if saved is None:
+            start = read_continued(recipe, begun_with=predecessor_of(run.facts))
+        if start is not None and start.predecessor is not None:
+            facts["the adapter that it continues"] = start.predecessor.sha256[:12]
+        then = f"resume: {run.resume_command}"
+        if saved is not None and saved.path == run.result:
+            with process_group(facts, then=then):
+                return _already_finished(run, saved)
+        if is_main_process():
+            refuse_missing(recipe.tracking.to)
+        _note_missing_gpu(recipe.model.name, revision=recipe.model.revision)
+        inputs = gather_inputs(recipe)
+        facts["the hash of the training rows"] = inputs.data.sha256[:12]
+        facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
+        facts["the fingerprint of the base"] = inputs.base
         with process_group(facts, then=then):
-            return _already_finished(run, saved)
-    if is_main_process():
-        refuse_missing(recipe.tracking.to)
-    _note_missing_gpu(recipe.model.name, revision=recipe.model.revision)
-    inputs = gather_inputs(recipe)
-    facts["the hash of the training rows"] = inputs.data.sha256[:12]
-    facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
-    facts["the fingerprint of the base"] = inputs.base
-    with process_group(facts, then=then):
-        laid_by_experiment = run.exists and not run.begun
-        if resuming and saved is None and not laid_by_experiment:
-            note("no checkpoint yet; starting at step 0")
-        # A function, so that nothing of it outlives the group.
-        return _train_in_group(with_absolute_paths(recipe), run, start, inputs)
+            laid_by_experiment = run.exists and not run.begun
+            if resuming and saved is None and not laid_by_experiment:
+                note("no checkpoint yet; starting at step 0")
+            # A function, so that nothing of it outlives the group.
+            return _train_in_group(with_absolute_paths(recipe), run, start, inputs)
 
 
 def _already_finished(run: Run, saved: AdapterFolder) -> Path:
@@ -314,7 +309,7 @@ class Training:
         is_best = selection.add(step, found.value(selection.best.by))
         tracker.validated = [selection.so_far, *found.fields]
         line = [f"step {step}/{len(self.parts.plan)}", *found.fields]
-        remark = selection.remark(step)
+        remark = selection.remark(step, start=self.run.validation_at_start(selection.best.by))
         if remark:
             line.append(remark)
         say("  ".join(line))
