@@ -153,7 +153,7 @@ outcome: OUTCOME
 """
     Path("e.yaml").write_text(text.replace("OUTCOME", "log_probability"))
     code, _, error = run(capsys, "experiment", "e.yaml", "--table")
-    assert code == 2 and "log_probability does not exist for answers in words (first); choose accuracy" in error
+    assert code == 2 and "log_probability does not exist for answers in words; choose accuracy" in error
     Path("e.yaml").write_text(text.replace("OUTCOME", "accuracy"))
     study("e.yaml").run()
     code, _, errors = run(capsys, "experiment", "e.yaml", "--pack", "packed")

@@ -44,16 +44,10 @@ class Curve:
         """A note if no rate was good, or if the best is the lowest or the highest: the optimum may lie beyond."""
         rates = sorted(self.losses)
         best = self.best
-        if best is None:
-            if self.complete:
-                return f"{self.arm}: no learning rate had a finite validation loss, so no run is scored; add lower ones"
+        if best is None and self.complete:
+            return f"{self.arm}: no learning rate had a finite validation loss, so no run is scored; add lower ones"
+        if best is None or len(rates) == 1 or best not in (rates[0], rates[-1]):
             return ""
-        if len(rates) == 1 or best not in (rates[0], rates[-1]):
-            return ""
-        side = "highest"
-        next_to_it = rates[-2]
-        if best == rates[0]:
-            side = "lowest"
-            next_to_it = rates[1]
+        side, next_to_it = ("lowest", rates[1]) if best == rates[0] else ("highest", rates[-2])
         beyond = best**2 / next_to_it  # as far from the best, as a factor, as its neighbour
         return f"{self.arm}: {best:g} is the {side} learning rate tried; one beyond it may be better: add {beyond:.2g}"

@@ -6,7 +6,7 @@ from itertools import chain, product
 from operator import attrgetter
 
 from moslora.experiment.keys import LIST, OTHERS, ExperimentFile, run_name
-from moslora.prompts.protocols import PROTOCOLS, joined_names, readers
+from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import Recipe
 from moslora.recipe.changes import Arms, marked_fields
 from moslora.runs.outcomes import OUTCOMES
@@ -30,25 +30,17 @@ def faults_of(file: ExperimentFile) -> Iterator[str]:
     without = [arm for arm in file.arms if not file.rates(arm)]
     if without:
         yield f"learning_rates: none for {', '.join(without)}; add them, or {OTHERS} for all that have none"
-    in_both = sorted({*file.seeds} & {*file.rate_seeds})
-    if in_both:
-        yield f"rate_seeds: {in_both[0]} is also among the seeds; the rate must be chosen with seeds of its own"
     if file.searched and not file.rate_seeds:
         yield "rate_seeds: is missing; several learning_rates need seeds to choose among them"
     if file.margin is not None and file.margin.of_gain and OUTCOMES[file.outcome].of_runs:
         yield f"margin: {file.margin} of the gain over the base, which has no {file.outcome}; give a number"
-    twice = _names_of_several_runs(file)
-    if twice:
-        yield f"{len(twice)} runs would share a folder with another, such as {twice[0]}; change an arm, rate or seed"
-
-
-def _names_of_several_runs(file: ExperimentFile) -> list[str]:
-    """Names in small letters, as some file systems do not tell the case apart."""
     names: Counter[str] = Counter()
     for arm in file.arms:
         for rate, seed in product(file.rates(arm), (*file.rate_seeds, *file.seeds)):
-            names[run_name(arm, rate, seed).lower()] += 1
-    return [name for name, count in names.items() if count > 1]
+            names[run_name(arm, rate, seed).lower()] += 1  # some file systems do not tell the case apart
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        yield f"two runs are called {twice[0]}; change an arm, rate or seed: rate_seeds cannot be among the seeds"
 
 
 def not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[str]:
@@ -73,23 +65,14 @@ def _no_such_outcome(outcome: str, file: ExperimentFile, common: Recipe) -> Iter
     """Why the runs have no such outcome: their protocol does not give it, or nothing is asked that has it."""
     measure = OUTCOMES[outcome]
     protocol = PROTOCOLS[common.evaluation.protocol]
-    if measure.scored and not protocol.scores_options:
-        scoring = joined_names(reader for reader in readers(common.data.format) if reader.scores_options)
-        fix = f"choose accuracy, or protocol {scoring}"
-        yield f"outcome: {outcome} does not exist under protocol {protocol.name}; {fix}"
-    in_words = [task.name for task in common.questions.tasks if task.is_open_ended]
-    if measure.scored and in_words:
-        yield f"outcome: {outcome} does not exist for answers in words ({', '.join(in_words)}); choose accuracy"
-    if measure.per_character and protocol.scores_options and not protocol.divides_scores:
-        yield f"outcome: {outcome} does not exist under protocol {protocol.name}; choose log_probability"
+    tasks = common.questions.tasks
     if measure.of_runs:
-        if not common.data.validation_rows:
-            yield f"outcome: {outcome} is of held-out rows, and data.validation_rows = 0; set some under recipe"
-        if len(file.seeds) == 1:
-            yield f"outcome: {outcome} is one number of each run, so one seed says nothing; add others to seeds"
-        return
-    kind = "questions, such as obqa"
-    if measure.of_texts:
-        kind = "texts, such as passages"
-    if not any(task.is_text == measure.of_texts for task in common.questions.tasks):
+        if not common.data.validation_rows or len(file.seeds) == 1:
+            yield f"outcome: {outcome} is one number of each run: set data.validation_rows, and several seeds"
+    elif not any(task.is_text == measure.of_texts for task in tasks):
+        kind = "texts, such as passages" if measure.of_texts else "questions, such as obqa"
         yield f"outcome: {outcome} needs {kind}, and none are asked; add some to evaluation.tasks"
+    elif measure.scored and any(task.is_open_ended for task in tasks):
+        yield f"outcome: {outcome} does not exist for answers in words; choose accuracy"
+    elif (measure.scored and not protocol.scores_options) or (measure.per_character and not protocol.divides_scores):
+        yield f"outcome: {outcome} does not exist under protocol {protocol.name}; choose another of both"

@@ -144,9 +144,6 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
             close(run)
         else:
             again = [str(run.path), "--resume"]
-            questions = planned.recipe.training.validation_questions
-            if questions is not None:  # which a recipe that an earlier version stored does not say
-                again.append(f"training.validation_questions={questions}")
             if trust:
                 again.append("model.trust_remote_code=true")
             processes = processes or worker_processes(planned.recipe.training)

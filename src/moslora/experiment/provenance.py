@@ -1,6 +1,5 @@
 """Whether a number on disk is still the one that its run would give, up to the rounding of another machine."""
 
-import ast
 import hashlib
 import json
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import identity
 from moslora.errors import MosloraError
 from moslora.experiment.file import Planned
+from moslora.files import sha256
 from moslora.recipe import Adapter, Changes, ModelSection, Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.runs.predecessor import hash_of_predecessor
@@ -71,36 +71,13 @@ def provenance(planned: Planned) -> dict[str, Any]:
     found: dict[str, Any] = {
         "rows": _hash(_rows("train", recipe.training_tasks, recipe.data.source)),
         "base": fingerprint(recipe.model.name, revision=recipe.model.revision),
-        "start": _start(recipe.adapter),
+        "start": hash_of_predecessor(recipe.adapter.continue_from),
         **_encoding(recipe.model, recipe.data.format),
         **_program(recipe.model, recipe.adapter),
     }
     if planned.scored:
         found["questions"] = _hash(_rows("test", *recipe.questions))
     return found
-
-
-def _start(adapter: Adapter) -> str | None:
-    """sha256 of the weights that a run continues; ``None`` if it starts at the base."""
-    if adapter.continue_from is None:
-        return None
-    return hash_of_predecessor(adapter.continue_from)
-
-
-def _lost_start(adapter: Adapter) -> str:
-    """Why the adapter that a run continues cannot be read; empty if it can."""
-    try:
-        _start(adapter)
-    except MosloraError as error:
-        return f"cannot be made again: {error}"
-    return ""
-
-
-def _start_differences(planned: Recipe, made: Recipe) -> list[str]:
-    """Whether only one of both starts at the base. Two places may hold the same weights, which their hash tells."""
-    if planned.adapter.continue_from is None or made.adapter.continue_from is None:
-        return planned.differences(made, Changes.START)
-    return []
 
 
 def _program(base: ModelSection, adapter: Adapter) -> dict[str, Any]:
@@ -133,11 +110,15 @@ def changes(
     counted: tuple[Changes, ...] = REMADE
     if planned.scored:
         counted = (*REMADE, Changes.ASKED)
-    found = planned.recipe.differences(recipe, *counted) + _start_differences(planned.recipe, recipe)
+    found = planned.recipe.differences(recipe, *counted)
+    start = planned.recipe.adapter.continue_from
+    if start is None or recipe.adapter.continue_from is None:  # two places may hold the same weights
+        found += planned.recipe.differences(recipe, Changes.START)
     if fetching:
-        lost = _lost_start(planned.recipe.adapter)
-        if lost:
-            return [*found, lost]
+        try:
+            hash_of_predecessor(start)
+        except MosloraError as error:
+            return [*found, f"cannot be made again: {error}"]
         here = provenance(planned)
     else:
         here = _program(planned.recipe.model, planned.recipe.adapter)
@@ -152,29 +133,11 @@ def changes(
 
 @cache
 def code() -> str:
-    """Hash of the code in :data:`CODE` without comments and docstrings.
+    """Hash of the files in :data:`CODE`, the same under every Python.
 
     A commit would change with every document, and the version of the package with no change at all.
     """
-    parts = {}
-    for path in source_files(CODE):
-        parts[path.relative_to(PACKAGE).as_posix()] = without_comments(path.read_text(encoding="utf-8"))
-    return _hash(parts)
-
-
-def without_comments(source: str) -> str:
-    """Python code without comments, docstrings and layout."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [part for part in body if not _is_text(part)] or [ast.Pass()]  # type: ignore[attr-defined]
-    return ast.unparse(tree)
-
-
-def _is_text(statement: ast.AST) -> bool:
-    """Whether a statement is a constant alone, such as a docstring."""
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return _hash({path.relative_to(PACKAGE).as_posix(): sha256(path) for path in source_files(CODE)})
 
 
 def _hash(value: Any) -> str:

@@ -80,7 +80,7 @@ def verdict(run: Run, again: Run, *, start: Mapping[str, Tensor]) -> str:
     refuse_other_rows(run.facts.get("data", {}), again.facts["data"])
     before = open_adapter(run.result).weights()
     after = open_adapter(again.result).weights()
-    if _are_equal(before, after):
+    if before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items()):
         return f"bitwise equal: all {len(before)} tensors of {again.result} are those of {run.result}"
     distance = relative_distance(before, after, start=start)
     line = f"the weights of {again.result} differ by {distance:.2g} of what training changed"
@@ -89,30 +89,14 @@ def verdict(run: Run, again: Run, *, start: Mapping[str, Tensor]) -> str:
     return f"not bitwise equal, but within the tolerance of {TOLERANCE:g}: {line}"
 
 
-def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    if one.keys() != other.keys():
-        return False
-    return all(torch.equal(value, other[name]) for name, value in one.items())
-
-
 def relative_distance(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, start: Mapping[str, Tensor]
 ) -> float:
-    """‖θ′ − θ‖ / ‖θ − θ₀‖ over all tensors; infinite if they are not the same ones. Not of ‖θ‖, which is mostly A's
-    start."""
-    if not _shapes(before) == _shapes(after) == _shapes(start):
+    """‖θ′ − θ‖ / ‖θ − θ₀‖ over all tensors; infinite if they are not the same ones, or nothing changed. Not of ‖θ‖,
+    which is mostly A's start."""
+    if not before.keys() == after.keys() == start.keys():
         return math.inf
-    changed = _distance(before, start)
-    if not changed:
+    then, now, first = (torch.cat([each[key].double().flatten() for key in before]) for each in (before, after, start))
+    if then.shape != now.shape or torch.equal(then, first):
         return math.inf
-    return _distance(before, after) / changed
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in weights.items()}
-
-
-def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """‖θ′ − θ‖ over all tensors."""
-    squares = [float((value.double() - other[key].double()).square().sum()) for key, value in one.items()]
-    return math.sqrt(sum(squares))
+    return float((now - then).norm() / (then - first).norm())

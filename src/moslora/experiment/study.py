@@ -35,14 +35,11 @@ from moslora.experiment.one_run import (
 from moslora.experiment.provenance import changes
 from moslora.experiment.tables import rate_table, score_table
 from moslora.files import in_use, locked
-from moslora.recipe import Recipe
 from moslora.recipe.builtin import is_builtin
 from moslora.recipe.layers import shown
 from moslora.runs.continued import fitting_predecessor
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
-
-_BUILT_IN = "the built-in experiment "
 
 
 @dataclass(frozen=True)
@@ -109,35 +106,23 @@ class Study:
         return self.any_rate or is_done(self.out, planned)
 
     def refuse_other_file(self) -> None:
-        """Refuses the folder of another experiment file's runs: two files may have one name, in two folders.
-
-        A file that is not there any more was moved, and one of the same content is a copy.
-        """
+        """Refuses the folder of another experiment file's runs: two files may have one name, in two folders. A file
+        that is not there any more was moved."""
         index = read_index(self.out)
-        if index is None or index.file in ("", self._file):
+        if index is None:
             return
-        name = index.file
-        if not name.startswith(_BUILT_IN):
-            other = Path(os.path.normpath(os.path.realpath(self.out) / Path(name)))
-            if not other.is_file() or _same_content(other, self.experiment.path):
-                return
-            name = shown(other)
-        folder = f"{self.experiment.path.resolve().parent.name}-{self.experiment.name}"
-        raise UsageError(
-            f"{self.out}: holds the runs of {name}; choose another folder, such as --out"
-            f" {shlex.quote(str(self.out.with_name(folder)))}, or, if this file takes its place, remove"
-            f" {self.out / EXPERIMENT}"
-        )
-
-    @property
-    def _file(self) -> str:
-        return self.file_seen_from(self.out)
+        other = self.out / index.file
+        if other.is_file() and not other.samefile(self.experiment.path):
+            raise UsageError(
+                f"{self.out}: holds the runs of {shown(other.resolve())}; choose another folder with --out, or, if"
+                f" this file takes its place, remove {self.out / EXPERIMENT}"
+            )
 
     def file_seen_from(self, folder: Path) -> str:
         """The experiment's file, as seen from a folder with its runs."""
         path = self.experiment.path
         if is_builtin(path, kind="experiment"):
-            return _BUILT_IN + self.experiment.name
+            return f"the built-in experiment {self.experiment.name}"
         return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
     def curves(self) -> list[Curve]:
@@ -174,10 +159,6 @@ class Study:
                 chosen.append((curve.arm, curve.best))
         return self.experiment.planned(chosen, scored=True)
 
-    def _finished(self) -> list[Planned]:
-        """The runs of :meth:`scored` that are done, whether they diverged or not."""
-        return [planned for planned in self.scored() if is_done(self.out, planned)]
-
     def others(self) -> list[str]:
         """A line for each way in which runs there differ from those that this experiment would make."""
         choices = []
@@ -187,18 +168,14 @@ class Study:
         for planned in (*self.experiment.search(self.arms), *self.experiment.planned(choices, scored=True)):
             text = self._differs(planned)
             if text:
+                text += "; remove what is old to run it again, or choose another folder with --out"
+                if not replace(self, any_code=True)._differs(planned):
+                    text += ", or count it with --any-code"
                 place = planned_run(self.out, planned).path
                 if in_tables(self.out, planned) is not None:
                     place = self.out / RUNS
-                found[f"{text}; {self._fix(planned)}"][str(place)] = None
+                found[text][str(place)] = None
         return [f"{some(list(places), most=1)}: {text}" for text, places in found.items()]
-
-    def _fix(self, planned: Planned) -> str:
-        """What to do about a run that differs."""
-        fix = "remove what is old to run it again, or choose another folder with --out"
-        if replace(self, any_code=True)._differs(planned):
-            return fix
-        return f"{fix}, or count it with --any-code"
 
     def with_all_arms(self) -> "Study":
         """The same experiment, whichever arms run."""
@@ -233,22 +210,20 @@ class Study:
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` others come after them."""
         left = [planned for planned in runs if not is_done(self.out, planned)]
-        if left:
-            with self.start(left, out=self.out) as waits:
-                for number, (planned, wait) in enumerate(zip(left, waits, strict=True)):
-                    self._wait_for(planned, wait, pending=len(left) - number + later)
         self.write_index()
-
-    def _wait_for(self, planned: Planned, wait: Callable[[], None], *, pending: int) -> None:
-        """Says how many runs are left, and how long they take by those before, and waits for one."""
-        text = f"{planned.name}: {pending} left"
-        if self._seconds:
-            text += f", about {pending * fmean(self._seconds) / 60:.0f} min"
-        say(text)
-        began = time.monotonic()
-        wait()
-        self._seconds.append(time.monotonic() - began)
-        self.write_index()
+        if not left:
+            return
+        with self.start(left, out=self.out) as waits:
+            for number, (planned, wait) in enumerate(zip(left, waits, strict=True)):
+                pending = len(left) - number + later
+                text = f"{planned.name}: {pending} left"
+                if self._seconds:
+                    text += f", about {pending * fmean(self._seconds) / 60:.0f} min"
+                say(text)
+                began = time.monotonic()
+                wait()
+                self._seconds.append(time.monotonic() - began)
+                self.write_index()
 
     def write_index(self) -> None:
         """Writes ``experiment.json``: every scored run that is done and in no table; of the other arms those that, with
@@ -276,7 +251,7 @@ class Study:
             outcome=file.outcome,
             runs=tuple(runs),
             others=tuple(others),
-            file=self._file,
+            file=self.file_seen_from(self.out),
             margin=file.margin_text,
             card=before.card if before is not None else None,
         )
@@ -304,14 +279,11 @@ class Study:
     def _outcomes(self) -> list[str]:
         """The outcomes of what is asked, those named beforehand first."""
         file = self.experiment.file
-        texts = any(task.is_text for task in self._asks().questions.tasks)
+        asked = self.experiment.recipes[self.arms[0]].questions.tasks  # the same in all arms
+        texts = any(task.is_text for task in asked)
         always = [name for name, outcome in OUTCOMES.items() if outcome.always_shown]
         named = dict.fromkeys((file.outcome, *file.also, *always))
         return [outcome for outcome in named if texts or not OUTCOMES[outcome].of_texts]
-
-    def _asks(self) -> Recipe:
-        """A recipe that says what is asked, which is the same in all arms."""
-        return self.experiment.recipes[self.arms[0]]
 
     def _scores(self) -> dict[str, list[Evaluation]]:
         """Arm -> the evaluations of its scored runs, of the planned questions alone: they may have been asked more."""
@@ -328,7 +300,7 @@ class Study:
         yield from self._remarks().values()
         yield from (f"note: {line}" for line in self.with_all_arms().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
-        finished = self._finished()
+        finished = [planned for planned in self.scored() if is_done(self.out, planned)]
         diverged = [planned.name for planned in finished if has_diverged(self.out, planned)]
         if diverged:
             yield f"diverged, so without a score: {', '.join(diverged)}"
@@ -337,7 +309,3 @@ class Study:
             yield f"none of {total} runs is scored yet"
             return
         yield f"{scored} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
-
-
-def _same_content(one: Path, other: Path) -> bool:
-    return one.samefile(other) or one.read_bytes() == other.read_bytes()

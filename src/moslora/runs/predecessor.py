@@ -78,8 +78,10 @@ def remark_on_start(run: Run) -> str:
     )
 
 
-def hash_of_predecessor(place: str) -> str:
-    """sha256 of the weights that ``adapter.continue_from`` names."""
+def hash_of_predecessor(place: str | None) -> str | None:
+    """sha256 of the weights that ``adapter.continue_from`` names; ``None`` if it names none."""
+    if place is None:
+        return None
     folder = locate_predecessor(place)
     if has_adapter_files(folder):
         return peft_predecessor(folder).sha256
