@@ -69,7 +69,8 @@ class World:
         seeds: S, runs of each arm.
         draw_luck: draws luck.
         draw: draws tastes and noise.
-        clusters: of the questions, which share half of the variance of taste and noise; ``None`` if each is alone.
+        clusters: of the questions, which share a part of taste and noise; ``None`` if each is alone.
+        shared: the share of their variance; equal questions share all, and their difficulty.
         known: the comparison is told of the clusters.
     """
 
@@ -83,6 +84,7 @@ class World:
     draw_luck: Draw = normal
     draw: Draw = normal
     clusters: Codes | None = None
+    shared: float = 0.5
     known: bool = True
 
     def study(self, random: np.random.Generator) -> tuple[list[Floats], Floats]:
@@ -94,6 +96,8 @@ class World:
         difficulty = np.zeros(self.questions)
         if self.binary:
             difficulty = random.standard_normal(self.questions)
+        if self.clusters is not None and self.shared == 1:
+            difficulty = difficulty[self.clusters]
         answers = []
         for arm, of_seeds in enumerate(luck):
             taste = self.taste[arm] * self._by_question(random, ())
@@ -122,7 +126,7 @@ class World:
         if self.clusters is None:
             return alone
         together = self.draw(random, (*shape, int(self.clusters.max()) + 1))
-        return (alone + together[..., self.clusters]) / math.sqrt(2)
+        return math.sqrt(1 - self.shared) * alone + math.sqrt(self.shared) * together[..., self.clusters]
 
 
 def worlds() -> list[World]:
@@ -191,8 +195,10 @@ def with_tails(world: World) -> list[World]:
 
 
 def in_clusters(world: World) -> list[World]:
-    """The same with questions in clusters, of which the comparison knows, and of which it does not."""
+    """The same with questions in clusters, of which the comparison knows, and of which it does not; and with questions
+    of which some are equal, which it finds."""
     sizes = np.resize(CLUSTERS, world.questions)
     codes = np.repeat(np.arange(len(sizes)), sizes)[: world.questions]
     known = replace(world, title=f"{world.title}, clusters", clusters=codes)
-    return [known, replace(known, title=f"{known.title} that are not named", known=False)]
+    equal = replace(known, title=f"{world.title}, equal questions", shared=1.0)
+    return [known, replace(known, title=f"{known.title} that are not named", known=False), equal]

@@ -21,6 +21,8 @@ WORLDS = [
     replace(MIXED, title="bad seeds", draw_luck=with_bad_seeds),
     replace(MIXED, title="right or wrong", luck=0.05 * ARMS, binary=True),
     in_clusters(MIXED)[0],
+    in_clusters(MIXED)[2],
+    in_clusters(replace(MIXED, title="right or wrong", luck=0.05 * ARMS, binary=True))[2],
 ]
 
 
@@ -50,7 +52,7 @@ def test_neither_a_difference_nor_equality_is_often_found_wrongly(world: World) 
 
 
 def test_clusters_that_are_not_named_are_missed() -> None:
-    _, unknown = in_clusters(replace(MIXED, luck=0 * ARMS, noise=0 * ARMS))
+    _, unknown, _ = in_clusters(replace(MIXED, luck=0 * ARMS, noise=0 * ARMS))
     said = found_by_laws(replace(unknown, seeds=1), STUDIES)[OWN]
     assert said.joint_misses > stats.binom.ppf(0.999, STUDIES, LEVEL)
 

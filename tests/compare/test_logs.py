@@ -475,3 +475,22 @@ def test_what_groups_the_questions_of_lm_evals_logs_is_a_path_into_a_row(
 def test_clusters_of_runs_are_in_their_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = run(capsys, "compare", "docs/experiments/article", "--cluster", "passage")
     assert code == 2 and says(error, "--cluster passage", "tasks.NAME.cluster") and error.count("\n") == 1
+
+
+def test_equal_questions_of_logs_are_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the log has their text: lm-eval's requests, or a table's column. A column that groups none is still
+    refused."""
+    request = {"arguments": lambda row: {"gen_args_0": {"arg_0": f"Is {row // 2}?", "arg_1": " yes"}}}
+    for side, name in enumerate("ab"):
+        written(tmp_path / name, "boolq", right(side, 0.5), **request)
+        scores = np.random.default_rng(side).integers(0, 2, 40)
+        lines = [f"{row},{score},Is {row // 4}?" for row, score in enumerate(scores)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,score,question", *lines]))
+    sides = [tmp_path / "a", tmp_path / "b"]
+    assert np.bincount(compare_paths(sides).main.clusters["boolq"]).tolist() == [2] * 30
+    code, said, _ = run(capsys, "compare", *sides)
+    assert code == 0 and says(said, "clusters", "boolq 60 in 30", "equal questions")
+    code, _, error = run(capsys, "compare", *sides, "--cluster", "filter")
+    assert code == 2 and says(error, "--cluster filter")
+    tables = compare_paths([tmp_path / "a.csv", tmp_path / "b.csv"]).main
+    assert np.bincount(tables.clusters["questions"]).tolist() == [4] * 10

@@ -154,6 +154,23 @@ def test_a_context_of_all_questions_groups_none(tmp_path: Path) -> None:
     assert not find_clusters(own(tmp_path, [{"text": LONG}] * 6, ", context: text"))
 
 
+def test_equal_questions_are_a_cluster(tmp_path: Path) -> None:
+    """With the same options, in any order; those of which the task says what groups them are where it says."""
+    table = [{"question": text} for text in ("3 + 4", "3 - 4", "3 + 4", "5", "3 + 4 ", "5")]
+    assert numbers(find_clusters(own(tmp_path, table))) == {2: 0, 5: 3}
+    assert numbers(find_clusters(own(tmp_path, table, ", cluster: null"))) == {2: 0, 5: 3}
+    shown = [{**row, "text": LONG} for row in table]
+    assert numbers(find_clusters(own(tmp_path, shown, ", context: text"))) == {2: 0, 5: 3}, "a text of all groups none"
+    by_page = [{**row, "page": page} for row, page in zip(table, "aabbcd", strict=True)]
+    assert numbers(find_clusters(own(tmp_path, by_page, ", cluster: page"))) == {1: 0, 3: 2}
+    assert numbers(find_clusters(own(tmp_path, [{"question": "5"}] * 3))) == {1: 0, 2: 0}
+    one, other = own(tmp_path, table[:1])[0], own(tmp_path, table[2:3])[0]
+    turned = replace(other, id="mine/test/7", choices=("b", "a"))
+    assert find_clusters([one, turned]) == {"mine/test/7": one.id}
+    assert not find_clusters([one, replace(turned, choices=("a", "c"))])
+    assert not find_clusters([one, replace(turned, context="Of 2020.")])
+
+
 PAGES = [{"page": page, "part": part} for page, part in ((4, 1), (7, 1), (4, 1), (8, 1), (12, 2), (7, 2))]
 
 

@@ -79,6 +79,10 @@ def test_rows_become_questions(tmp_path: Path) -> None:
         ("", {"question": "q", "options": ["a", "b"], "answer": 1}, ("q", ("a", "b"), 1)),
         ("", {"question": "q", "options": ["a", "b"], "answer": "a"}, ("q", ("a", "b"), 0)),
         ("", {"question": "q", "options": ["a", "b", 3], "answer": "c"}, ("q", ("a", "b", "3"), 2)),
+        ("", {"question": "q", "options": [0, 1, 2], "answer": 1}, ("q", ("0", "1", "2"), 1)),
+        ("", {"question": "q", "options": [1, 2, 3], "answer": "2"}, ("q", ("1", "2", "3"), 1)),
+        ("answer: answer|int", {"question": "q", "options": [1, 2, 3], "answer": 2}, ("q", ("1", "2", "3"), 2)),
+        ("answer: answer|string", {"question": "q", "options": [1, 2, 3], "answer": 2}, ("q", ("1", "2", "3"), 1)),
         ("question: a.b, answer: n|int - 1", {"a": {"b": "q"}, "options": ["a", "b"], "n": "2"}, ("q", ("a", "b"), 1)),
         (
             "question: '{{p}} why?', options: ['{{c}}', none]",
@@ -106,6 +110,11 @@ def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[
         ({"question": "q", "options": ["a", ""], "answer": 0}, "option 2: is empty"),
         ({"question": "q", "options": ["a", "b"], "answer": 2}, "answer 2: there are 2 options"),
         ({"question": "q", "options": ["a", "b"], "answer": "1"}, "answer '1': must be the position"),
+        (
+            {"question": "q", "options": [1, 2, 3], "answer": 2},
+            "answer 2: may be the position 2, counted from 0, or the option '2' at position 1; set answer: answer|int",
+        ),
+        ({"question": "q", "options": [10, 20], "answer": 20}, "answer 20: may be the position 20"),
         ({"question": "q", "options": ["a", "b"], "answer": None}, "answer None: must be the position"),
         ({"question": None, "options": ["a", "b"], "answer": 0}, "question: expected a text, found null"),
     ],

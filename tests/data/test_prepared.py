@@ -54,7 +54,7 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
     """Every row, the batches of them, what is counted, recorded and said; first from memory, then from the disk."""
     own = recipe(change)
     rows = load_training(own.training_tasks, source=own.data.source)
-    trained, aside, _ = select(own.data, rows, seed=own.seed)
+    trained, aside, *_ = select(own.data, rows, seed=own.seed)
     encoder = Encoder(load_tokenizer(own.model), max_length=own.data.max_length)
     fresh, validation = (
         encode_examples(examples, FORMATS[own.data.format], encoder, loss_on=own.data.loss_on)
@@ -206,7 +206,7 @@ def test_the_questions_among_the_validation_rows_are_kept_whole(recipe: MakeReci
     """Of sets and of own tasks, with their wording; bare instructions are none."""
     own = recipe("data.validation_rows=12")
     rows = load_training(own.training_tasks, source=own.data.source)
-    _, aside, _ = select(own.data, rows, seed=own.seed)
+    aside = select(own.data, rows, seed=own.seed).validation
     written = prepare(own)
     read = prepare(own)
     assert len(written.questions) == 12

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from operator import attrgetter
 
 import pytest
 
@@ -13,7 +14,7 @@ from recipe_kit import METHODS, MODELS, PEFT_FILES, RECIPES, ROOT, TASK_FILES
 
 def test_all_builtin_recipes_are_known_here():
     names = [name for name, _ in list_recipes()]
-    assert sorted(names) == sorted([*MODELS, *METHODS, *PEFT_FILES, *TASK_FILES])
+    assert sorted(names) == sorted([*MODELS, "models/smollm2-135m", *METHODS, *PEFT_FILES, *TASK_FILES])
     names += [f"experiments/{name}" for name, _ in list_recipes("experiment")]
     assert {RECIPES / f"{name}.yaml" for name in names} == set(RECIPES.rglob("*.y*ml"))
 
@@ -98,3 +99,13 @@ def test_llama3_8b_released_takes_back_what_a_recipe_can():
 def test_wheel_carries_the_recipes_where_the_package_looks_for_them():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"recipes": "moslora/recipes"}
+
+
+def test_the_model_alone_has_no_rows_and_no_limits_and_the_quickstart_extends_it():
+    alone = load_recipe("models/smollm2-135m")
+    quickstart = load_recipe("smollm2-135m")
+    assert alone.model == quickstart.model and alone.name == quickstart.name
+    assert (alone.data.rows, alone.evaluation.limit) == (None, None)
+    assert (quickstart.data.rows["boolq"], quickstart.evaluation.limit) == (330, 256)
+    for key in ("data.format", "data.source", "evaluation.protocol", "training.learning_rate", "training.schedule"):
+        assert attrgetter(key)(alone) == attrgetter(key)(quickstart)

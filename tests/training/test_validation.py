@@ -56,7 +56,7 @@ def validations(run: Path) -> dict[int, dict[str, Any]]:
 def held_out(recipe: Recipe, count: int) -> dict[str, list[Example]]:
     """The first validation rows of the source in the fixed order, by task."""
     rows = load_training(recipe.training_tasks, source=recipe.data.source)
-    _, aside, _ = select(recipe.data, rows, seed=recipe.seed)
+    aside = select(recipe.data, rows, seed=recipe.seed).validation
     ordered = sorted(aside, key=lambda example: order_key(example.id))
     found: dict[str, list[Example]] = {}
     for example in ordered[:count]:
@@ -238,7 +238,7 @@ def test_a_run_that_was_cut_validates_the_same(asking: Path, tmp_path: Path, ste
 def default_number(recipe: Recipe, *, every: int) -> int:
     """As many questions as take 2 % of the trained tokens, at half a token's time each, and 64 more for each task."""
     rows = load_training(recipe.training_tasks, source=recipe.data.source)
-    trained, aside, _ = select(recipe.data, rows, seed=recipe.seed)
+    trained, aside, *_ = select(recipe.data, rows, seed=recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
     format = make_format(recipe.data.format, tokenizer)
     encoder = Encoder(tokenizer, max_length=recipe.data.max_length)

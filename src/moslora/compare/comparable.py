@@ -197,7 +197,8 @@ def note_clusters(runs: Sequence[ComparedRun]) -> None:
     for task, codes in cluster_codes(runs).items():
         found.append(f"{task} {len(codes):,} in {codes.max() + 1:,}")
     if found:
-        note_once(f"clusters: {some(found, most=8)}; questions that share a text or a source count together")
+        counts = some(found, most=8)
+        note_once(f"clusters: {counts}; equal questions, and those that share a text or a source, count together")
     unlike = _with_other_clusters(runs)
     if unlike:
         note(f"other clusters: {some(unlike, separator='; ', most=4)}; of two arms those of the first count")

@@ -3,7 +3,8 @@
 ``samples_TASK_DATE.jsonl``   a line per question and filter; the files in a folder are one evaluation
 ``NAME.jsonl``, ``NAME.csv``  ``id``, ``score`` and, if there are several, ``task``; a file is one evaluation
 
-What groups the questions is a column, or a path into a row, such as ``doc.passage``.
+What groups the questions is a column, or a path into a row, such as ``doc.passage``; and equal questions are grouped,
+where the log has their texts.
 """
 
 import csv
@@ -48,6 +49,7 @@ class Sample(NamedTuple):
     Attributes:
         gold: position of the right option, -1 if it is not known.
         shared: the text that it shares with the questions of its cluster; ``None`` if it has no such column.
+        question: a hash of the question with its options; ``None`` if the log has no text.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Sample(NamedTuple):
     hashes: Mapping[str, str]
     gold: int = -1
     shared: str | None = None
+    question: int | None = None
 
 
 Samples = dict[str, Sample]
@@ -73,24 +76,24 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
 
     Args:
         paths: logs, or folders of them.
-        cluster: the column, or the path into a row, of what groups the questions; ``None``: each is alone.
+        cluster: the column, or the path into a row, of what groups the questions; ``None``: each is alone, unless
+            another one is equal.
     """
     evaluations = _files_by_evaluation(paths)
     arms, seeds = _arms_and_seeds(evaluations)
     parts_of_all = set.intersection(*[set(arm.split("/")) for arm in arms.values()])
     found = []
+    groups = False  # whether the column groups any questions
     for place, files in evaluations.items():
         own_parts = [part for part in arms[place].split("/") if part not in parts_of_all]
-        tasks = {task: _columns(by_filter) for task, by_filter in _read(files, cluster).items()}
+        read = _read(files, cluster)
+        groups |= any(clusters_of(_shared(by_filter), {}) for by_filter in read.values())
+        tasks = {task: _columns(by_filter) for task, by_filter in read.items()}
         evaluation = Evaluation(place, NOT_KNOWN, tasks)
         found.append(ComparedRun(evaluation, place, name="/".join(own_parts), arm=arms[place], seed=seeds[place]))
-    if cluster is not None and not any(_has_clusters(run) for run in found):
+    if cluster is not None and not groups:
         _refuse_no_clusters(cluster, next(iter(evaluations.values())))
     return found
-
-
-def _has_clusters(run: ComparedRun) -> bool:
-    return any(answers.clusters for answers in run.tasks.values())
 
 
 def _refuse_no_clusters(cluster: str, files: Sequence[Path]) -> NoReturn:
@@ -195,7 +198,7 @@ def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | 
     with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
         try:
             for row in _rows(text, is_csv=file.suffix == ".csv"):
-                sample = _sample(row)
+                sample = _sample(row)._replace(question=_question(row))
                 if cluster is not None:
                     sample = sample._replace(shared=_shared_text(row, cluster))
                 task = str(row.get("task") or task_of_file)
@@ -243,6 +246,16 @@ def _shared_text(row: Mapping[str, Any], cluster: str) -> str | None:
     if value is None:
         return ""
     return str(value)
+
+
+def _question(row: Mapping[str, Any]) -> int | None:
+    """A hash of what was asked: of lm-eval's requests for the row, or of a table's columns for question and options."""
+    asked = row.get("arguments")
+    if row.get("question"):
+        asked = [row["question"], row.get("options"), row.get("choices")]
+    if not asked:
+        return None
+    return hash(str(asked))
 
 
 def _of_table(row: Mapping[str, Any]) -> Sample:
@@ -329,4 +342,13 @@ def _columns(by_filter: Mapping[str, Samples]) -> TaskAnswers:
     if -1 in gold:
         gold = ()
     answers = TaskAnswers(tuple(ids), gold, outcomes, hashes)
-    return answers.grouped(clusters_of({id: first[id].shared or "" for id in ids}))
+    questions = {id: first[id].question for id in ids}
+    if len(set(questions.values())) == 1:  # what stands in all rows is no question
+        questions = {}
+    return answers.grouped(clusters_of(_shared(by_filter), questions))
+
+
+def _shared(by_filter: Mapping[str, Samples]) -> dict[str, str]:
+    """Id -> the text that a question shares with others, or "", in the order of the answers."""
+    first = next(iter(by_filter.values()))
+    return {id: first[id].shared or "" for id in sorted(first)}

@@ -1,6 +1,6 @@
-"""The clusters of questions by their texts: those that share a text or an option pair."""
+"""The clusters of questions by their texts: those that share a text or an option pair, or are equal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from moslora.data.overlap import normalized
 from moslora.tasks import BUILT_IN, Example
@@ -11,25 +11,45 @@ one may be a subject or a heading, which questions share without being about the
 
 
 def find_clusters(examples: Sequence[Example]) -> dict[str, str]:
-    """The clusters of all questions of a set, by their texts."""
-    return clusters_of({example.id: _shared_text(example) for example in examples})
+    """The clusters of all questions of a set, by their texts; of a user's task also those that are equal."""
+    shared = {example.id: _shared_text(example) for example in examples}
+    questions = {example.id: _question(example) for example in examples if example.task not in BUILT_IN}
+    return clusters_of(shared, questions)
 
 
-def clusters_of(texts: Mapping[str, str]) -> dict[str, str]:
-    """The clusters of questions, id -> the text that a question shares with others, or "": those whose texts have the
-    same words. A text that all of them share says nothing, and groups none."""
-    first: dict[str, str] = {}  # words -> the first question that has them
+def clusters_of(shared: Mapping[str, str], questions: Mapping[str, Hashable]) -> dict[str, str]:
+    """The clusters of questions: id -> id of the first in its cluster.
+
+    Args:
+        shared: id -> the text that a question shares with others, or "": those whose texts have the same words are a
+            cluster. A text that all of them share says nothing, and groups none.
+        questions: id -> the question itself, or something false. Of those that share no text the equal ones are a
+            cluster.
+    """
+    words = {id: normalized(text) for id, text in shared.items()}
+    all_share = len(set(words.values())) == 1
+    first: dict[Hashable, str] = {}  # what a cluster has in common -> the first question of it
     found = {}
-    for id, text in texts.items():
-        words = normalized(text)
-        if not words:
+    for id in shared:
+        common: Hashable = questions.get(id)
+        if words[id] and not all_share:
+            common = ("words", words[id])
+        if not common:
             continue
-        first_id = first.setdefault(words, id)
+        first_id = first.setdefault(common, id)
         if first_id != id:
             found[id] = first_id
-    if len(found) == len(texts) - 1:
-        return {}
     return found
+
+
+def _question(example: Example) -> Hashable:
+    """The question with its context, and the options in any order; ``None`` for a text."""
+    if example.is_text:
+        return None
+    options: list[str] = []
+    if not example.is_open_ended:
+        options = sorted(example.choices)
+    return (example.context, example.question, *options)
 
 
 def _shared_text(example: Example) -> str:

@@ -20,8 +20,8 @@ import moslora.tasks
 from moslora.console import note
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples, encoding
 from moslora.data.overlap import digest
-from moslora.data.select import select
-from moslora.data.sources import data_hash, differences, identity, load_training, local_path
+from moslora.data.select import Selected, select
+from moslora.data.sources import data_hash, differences, identity, load_examples, load_training, local_path
 from moslora.data.steps import StepPlan
 from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
@@ -193,20 +193,38 @@ class RunRows:
         data = self.data
         format = make_format(data.format, self.encoder.tokenizer)
         rows = load_training(self.tasks, source=data.source)
-        trained, aside, left_out = select(data, rows, seed=self.seed)
-        training = encode_examples(trained, format, self.encoder, loss_on=data.loss_on)
-        validation = encode_examples(aside, format, self.encoder, loss_on=data.loss_on)
-        notes = [*differences(data.source, data.tasks), *left_out, *format.remarks()]
+        chosen = select(data, rows, seed=self.seed)
+        training = encode_examples(chosen.training, format, self.encoder, loss_on=data.loss_on)
+        validation = encode_examples(chosen.validation, format, self.encoder, loss_on=data.loss_on)
+        notes = [*differences(data.source, data.tasks), *format.remarks()]
+        left_out = self._left_out(chosen)
+        if left_out:
+            parts = {"trained on": len(training), "for validation": len(validation), **left_out}
+            counts = [f"{number:,} {what}" for what, number in parts.items()]
+            notes.append(f"{sum(parts.values()):,} rows: {', '.join(counts)}")
         return TrainingData(
             rows=RowTable.of(training),
             validation=RowTable.of(validation),
-            contents=b"".join(digest(example) for example in trained),
-            sha256=data_hash(trained),
+            contents=b"".join(digest(example) for example in chosen.training),
+            sha256=data_hash(chosen.training),
             source_sha256=data_hash(rows),
             encoding=encoding(self.encoder, data.format),
             notes=notes,
-            questions=[example for example in aside if example.task != INSTRUCTION],
+            questions=[example for example in chosen.validation if example.task != INSTRUCTION],
         )
+
+    def _left_out(self, chosen: Selected) -> dict[str, int]:
+        """Why rows are neither trained on nor for validation -> how many; without zeros."""
+        held_out = 0
+        for task in self.tasks:
+            if task.own and "test" not in task.splits:
+                held_out += len(load_examples(task, "test", source=self.data.source))
+        found = {
+            "held out as test questions": held_out,
+            "repeats of validation rows": chosen.repeats,
+            "skipped (data.rows)": chosen.skipped,
+        }
+        return {what: number for what, number in found.items() if number}
 
     def _read(self, folder: Path) -> TrainingData | None:
         """The rows in ``folder``; ``None`` if there are none, or they are damaged."""

@@ -2,21 +2,27 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from moslora.errors import UsageError, counted
+from moslora.errors import UsageError
 from moslora.recipe import DataSection
 from moslora.tasks import Example
 
 
-def select(data: DataSection, rows: Sequence[Example], *, seed: int) -> tuple[list[Example], list[Example], list[str]]:
-    """The training and validation rows that ``data`` chooses among all ``rows``, and notes on what is left out."""
+class Selected(NamedTuple):
+    """What ``data`` chooses among rows."""
+
+    training: list[Example]
+    validation: list[Example]
+    skipped: int  # rows that `DataSection.rows` leaves out
+    repeats: int  # of validation rows, left out too
+
+
+def select(data: DataSection, rows: Sequence[Example], *, seed: int) -> Selected:
     chosen = cap(rows, rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     repeats = len(chosen) - len(training) - len(validation)
-    notes = []
-    if repeats:
-        notes.append(f"left out: {counted(repeats, 'repeat')} of validation rows")
-    return training, validation, notes
+    return Selected(training, validation, len(rows) - len(chosen), repeats)
 
 
 def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:

@@ -109,7 +109,7 @@ def _on_clusters(results: Results) -> str:
             counts.append(f"{name} {score.n:,} in {score.clusters:,}")
     if not counts:
         return ""
-    return f"clusters: {', '.join(counts)}; questions that share a text or a source count together"
+    return f"clusters: {', '.join(counts)}; equal questions, and those that share a text or a source, count together"
 
 
 def _on_leaks(found: WithoutLeaks, primary: str) -> str:

@@ -80,6 +80,8 @@ def asked_questions(
     _check(target, chosen, typed=tasks, source=request.source)
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
     refuse_empty(questions)
+    if "limit" not in typed:
+        _note_limit(questions, request.limit)
     return request, questions
 
 
@@ -108,6 +110,15 @@ def _check(target: Target, tasks: Sequence[Task], *, typed: str | Sequence[str] 
     for line in differences(source, sets, split="test"):
         note(line)
     _note_untrained_tasks(target, tasks)
+
+
+def _note_limit(questions: Mapping[str, Sequence[Example]], limit: int | None) -> None:
+    """Says where the recipe asks fewer questions than a set has. A limit that was typed needs no words."""
+    if limit is None:
+        return
+    limited = [f"{task} {limit:,} of {len(rows):,}" for task, rows in questions.items() if len(rows) > limit]
+    if limited:
+        note(f"questions: {', '.join(limited)} (evaluation.limit of the recipe); --limit all asks all")
 
 
 def _note_bare_rows(target: Target) -> None:

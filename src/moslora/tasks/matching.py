@@ -6,6 +6,7 @@ words are named beside each.
 
 import re
 import string
+import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,17 +19,19 @@ NUMBER = r"(?:(?<!\w)[-−])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 """A number in a text: 96, -86, 1,234.50, $18, .5. A hyphen behind a letter or a digit is no sign."""
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WITHOUT_PUNCTUATION = str.maketrans("", "", f"{string.punctuation}−")
+_WHOLE_NUMBER = re.compile(rf"(?<!\w)(?<!\d[.,]){NUMBER}(?!\w)(?![.,]\d)")
 
 
 def normalized(text: str, ignore: tuple[Ignored, ...]) -> str:
-    """``text`` as it is compared: without what is ignored, unless nothing else is left, and with one space between
-    words.
+    """``text`` as it is compared: in Unicode's form NFC, without what is ignored, unless nothing else is left, and with
+    one space between words.
 
-    ``case`` is lm-eval's ``ignore_case``; ``punctuation`` its ``ignore_punctuation``, the signs of ASCII, so that 1,234
-    equals 1234; ``articles`` are a, an and the, as in the official scripts of SQuAD and TriviaQA, and in lm-eval a part
-    of ``regexes_to_ignore``.
+    ``case`` is lm-eval's ``ignore_case``; ``punctuation`` its ``ignore_punctuation``, the signs of ASCII and the minus,
+    so that 1,234 equals 1234; ``articles`` are a, an and the, as in the official scripts of SQuAD and TriviaQA, and in
+    lm-eval a part of ``regexes_to_ignore``.
     """
+    text = unicodedata.normalize("NFC", text)
     if "case" in ignore:
         text = text.lower()
     if "punctuation" in ignore:
@@ -103,6 +106,11 @@ class Exact(Match):
         return text.strip()
 
     def equal(self, answer: str, accepted: str) -> bool:
+        """Two numbers are also compared by their values, as their signs and points are no punctuation."""
+        one = number(answer)
+        other = number(accepted)
+        if one is not None and other is not None and one != other:
+            return False
         return self.counts_as(answer) == self.counts_as(accepted)
 
     def counts_as(self, accepted: str) -> str:
@@ -120,7 +128,11 @@ class Contains(Exact):
         return f"the accepted answer anywhere in the text, as whole words{_without(self.ignore)}"
 
     def equal(self, answer: str, accepted: str) -> bool:
-        """Also with the punctuation left in: in "Answer:Lima" only that keeps the words apart."""
+        """Also with the punctuation left in: in "Answer:Lima" only that keeps the words apart. An accepted number must
+        be one of the text's: 1.5 does not contain 15."""
+        value = number(accepted)
+        if value is not None and value not in map(number, _WHOLE_NUMBER.findall(answer)):
+            return False
         if _has_words(self.counts_as(answer), self.counts_as(accepted)):
             return True
         other = tuple(name for name in self.ignore if name != "punctuation")
