@@ -130,7 +130,7 @@ def test_logs_that_cannot_be_compared(refused, here):
     refused("compare a.jsonl d.jsonl", "d.jsonl: row 1: ", "good", "id and score")
     refused("compare a.jsonl e.jsonl", "a.jsonl and e.jsonl: no question in common")
     refused("compare a.jsonl f.csv", "f.csv: row 1: ", "id and score")
-    refused("compare a.jsonl a.jsonl", "two arms")
+    refused("compare a.jsonl a.jsonl", "a.jsonl: named twice")
     log("g.jsonl", 1, 2)
     refused("compare a.jsonl g.jsonl --metric acc", "--metric acc: ", "score")
     refused("compare a.jsonl g.jsonl --allow dtype", "--allow dtype: ", "prompt_hash")
