@@ -69,10 +69,8 @@ class AdapterSection(Section):
         if self.scaling == "rslora":
             divisor = f"√{self.rank}"
         parts = [f"mixer {self.mixer.kind}", ranks, f"s = {self.alpha:g}/{divisor}"]
-        if self.start != "lora":
-            parts.append({"pissa": "PiSSA start", "svd": "SVD start"}[self.start])
-        if self.trains != "all":
-            parts.append({"b": "only B learns", "mixer": "only M learns"}[self.trains])
+        words = {"pissa": "PiSSA start", "svd": "SVD start", "b": "only B learns", "mixer": "only M learns"}
+        parts += [words[value] for value in (self.start, self.trains) if value in words]
         if self.dora:
             parts.append("DoRA")
         return ", ".join(parts)

@@ -187,23 +187,24 @@ def _own_task(name: str, task: TaskSection, *, trained: bool) -> Conflicts:
 def _kind_of_answer(name: str, task: TaskSection) -> Conflicts:
     """A question has options, or is answered in words."""
     place = f"tasks.{name}"
+    changed = task.model_dump(exclude_defaults=True)
     if task.match is None:
         if task.options is None:
             yield f"{place}.match {place}.options", "is missing; set it, such as exact, or set options"
         for field in ("ignore", "response", "max_new_tokens", "stop"):
-            if getattr(task, field) != TaskSection.model_fields[field].default:
+            if field in changed:
                 fix = f"set match, or remove {field}"
                 yield f"{place}.{field} {place}.match", f"applies only to answers in words; {fix}"
         return
     if task.options is not None:
         fix = "for answers in words set options: null, for options match: null"
         yield f"{place}.match {place}.options", f"a question has options, or is answered in words; {fix}"
-    if task.label != TaskSection.model_fields["label"].default:
+    if "label" in changed:
         yield f"{place}.label {place}.match", "names an option, and answers in words have none; remove it"
     compared = task.match
     if isinstance(compared, PatternSection):
         compared = compared.compare
-    if compared == "number" and task.ignore != TaskSection.model_fields["ignore"].default:
+    if compared == "number" and "ignore" in changed:
         yield f"{place}.ignore {place}.match", "applies only where texts are compared, not numbers; remove ignore"
 
 

@@ -225,24 +225,19 @@ def _context(value: Any) -> str | None:
     return _text("context", value)
 
 
-def _refuse_two_readings(answer: Any, choices: tuple[str, ...], *, column: str) -> None:
-    """Refuses a column's number that is one option's position and another option's text."""
-    if isinstance(answer, bool) or not isinstance(answer, int):
-        return
+def _position(answer: Any, choices: tuple[str, ...], *, column: str | None) -> int:
+    """The position that ``answer`` names: a number from 0, an option's text, or a letter. A number in a user's
+    ``column`` that is one option's position and another one's text is refused."""
     text = str(answer)
-    if text in choices and choices.index(text) != answer:
-        raise ValueError(
-            f"answer {answer}: may be the position {answer}, counted from 0, or the option {text!r} at position"
-            f" {choices.index(text)}; set answer: {column}|int for the position, or {column}|string for the option"
-        )
-
-
-def _position(answer: Any, choices: tuple[str, ...]) -> int:
-    """The position that ``answer`` names: a number from 0, an option's text, or a letter."""
     if isinstance(answer, int) and not isinstance(answer, bool):
         gold = answer
-    elif choices.count(str(answer)) == 1:
-        gold = choices.index(str(answer))
+        if column is not None and text in choices and choices.index(text) != answer:
+            raise ValueError(
+                f"answer {answer}: may be the position {answer}, counted from 0, or the option {text!r} at position"
+                f" {choices.index(text)}; set answer: {column}|int for the position, or {column}|string for the option"
+            )
+    elif choices.count(text) == 1:
+        gold = choices.index(text)
     elif isinstance(answer, str) and len(answer) == 1 and answer.isascii() and answer.isalpha():
         gold = ord(answer.upper()) - ord("A")
     else:
@@ -334,10 +329,10 @@ class Task:
             return example
         assert columns.options is not None, f"{self.name}: neither options nor an answer in words"
         choices = _choices(columns.options, row)
-        answer = _evaluate("answer", columns.answer, row)
-        if self.own and columns.answer.isidentifier():
-            _refuse_two_readings(answer, choices, column=columns.answer)
-        gold = _position(answer, choices)
+        column = None
+        if self.own and columns.answer.isidentifier():  # an expression says itself what it is
+            column = columns.answer
+        gold = _position(_evaluate("answer", columns.answer, row), choices, column=column)
         meta = {name: str(_evaluate(name, source, row)) for name, source in columns.meta.items()}
         wording = None
         if self.own:
