@@ -7,7 +7,8 @@ from pathlib import Path
 from moslora.choices import DType, SizeName
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
-from moslora.compare.conclusion import lines, tables
+from moslora.compare.conclusion import lines
+from moslora.compare.display import tables
 from moslora.compare.runs import ComparedRun
 from moslora.console import say
 from moslora.convert.merge import merge

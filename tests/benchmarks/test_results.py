@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.article import results
 from compare_kit import base, base_row, drawn, row, with_tasks, with_texts, write_experiment
+from message_kit import says
 from moslora.compare.runs import ComparedRun
 from moslora.compare.tables import TableRun, read_tables, write_tables
 from moslora.experiment.tables import mean_over_seeds
@@ -68,8 +69,9 @@ def test_the_command_writes_tables_and_figures(
     methods = (results.DOCS / "methods.md").read_text("utf-8")
     (measured,) = re.findall(r"^\| `lora` \|.*?\| (\d\.\d\d \(.*?\)) \|", methods, re.M)
     assert rows[0][header.index("step time / LoRA's")] == measured
-    about_the_named = re.findall(r"^\* moslora against lora: \+(\S+) (.*?),", text, re.M)
-    assert about_the_named[1] == ("0.01000", "nats per byte") and about_the_named[0][1] == "nats" and "4 seeds" in text
+    of_gain, of_forgetting = re.findall(r"^\* moslora predicts (.*) than lora \((.*?):", text, re.M)
+    assert of_gain[0].endswith("nats better") and of_gain[1] == "95 % over 4 seeds"
+    assert says(of_forgetting[0], "texts 0.0100 nats per byte WORSE") and of_forgetting[1] == of_gain[1]
     others = {*METHODS} - {"lora"}
     named = {"forest": others, "forest-four": {"two-subspace", "moslora"}, "gain-and-forgetting": {*METHODS}}
     for name, arms in named.items():

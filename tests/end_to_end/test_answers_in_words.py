@@ -15,7 +15,8 @@ from evaluation_kit import WORDS
 from experiment_kit import study, train
 from message_kit import says
 from moslora.compare.comparison import compare_paths
-from moslora.compare.conclusion import lines, tables
+from moslora.compare.conclusion import lines
+from moslora.compare.display import tables
 from moslora.evaluation import Results, read_results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target

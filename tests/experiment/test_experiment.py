@@ -25,7 +25,8 @@ from message_kit import says
 from moslora.base.identity import fingerprint
 from moslora.compare.arms import load_arms
 from moslora.compare.comparison import compare_paths
-from moslora.compare.conclusion import lines, tables
+from moslora.compare.conclusion import lines
+from moslora.compare.display import tables
 from moslora.compare.index import read_index
 from moslora.data.steps import StepPlan
 from moslora.errors import Diverged, Interrupted, MosloraError, UsageError

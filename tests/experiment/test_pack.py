@@ -9,7 +9,8 @@ from cli_kit import run
 from experiment_kit import study, train
 from message_kit import says
 from moslora.compare.comparison import compare_paths
-from moslora.compare.conclusion import lines, tables
+from moslora.compare.conclusion import lines
+from moslora.compare.display import tables
 from moslora.compare.index import EXPERIMENT, read_index
 from moslora.compare.tables import RUNS, TABLES, read_tables
 from moslora.errors import UsageError

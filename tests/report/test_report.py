@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -22,7 +21,8 @@ from cli_kit import run as cli
 from compare_kit import SETTINGS
 from message_kit import says
 from moslora.compare.comparison import compare_paths
-from moslora.compare.conclusion import lines, tables
+from moslora.compare.conclusion import lines
+from moslora.compare.display import tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.errors import UsageError
 from moslora.evaluation import read_results
@@ -85,16 +85,20 @@ def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def of_another_method(run: Path, place: Path) -> Path:
+    """A copy of the run, as if its method were another."""
+    copy = Path(shutil.copytree(run, place))
+    text = (copy / "recipe.yaml").read_text().replace("alpha: 8", "alpha: 4")
+    (copy / "recipe.yaml").write_text(text)
+    card = json.loads((copy / "run.json").read_text())
+    card["recipe"]["adapter"]["alpha"] = 4.0
+    (copy / "run.json").write_text(json.dumps(card))
+    return copy
+
+
 @pytest.fixture(scope="module")
 def other(evaluated: Path) -> Path:
-    """The same as if it were of another method."""
-    run = Path(shutil.copytree(evaluated, evaluated.parent / "other"))
-    text = (run / "recipe.yaml").read_text().replace("alpha: 8", "alpha: 4")
-    (run / "recipe.yaml").write_text(text)
-    card = json.loads((run / "run.json").read_text())
-    card["recipe"]["adapter"]["alpha"] = 4.0
-    (run / "run.json").write_text(json.dumps(card))
-    return run
+    return of_another_method(evaluated, evaluated.parent / "other")
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +135,9 @@ def test_the_page_stands_alone_and_has_the_numbers_of_compare(
 def test_several_runs_stand_side_by_side(evaluated: Path, other: Path, tmp_path: Path) -> None:
     text = write_report([other, evaluated], out=tmp_path / "page").read_text("utf-8")
     found = Reader(text)
-    for cell in ("Conclusion:", "base", "other", "<u>run & $x$"):
+    for cell in ("No difference between", "base", "other", "<u>run & $x$"):
         assert any(cell in seen for seen in found.cells), cell
-    assert (tmp_path / "page" / "differences.png").exists() and (
-        tmp_path / "page" / "differences-from-base.png"
-    ).exists()
+    assert (tmp_path / "page" / "differences-1.png").exists()
     assert {"adapter.alpha", "4", "8"} <= {*found.cells}  # where the recipes differ
 
 
@@ -151,12 +153,12 @@ def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(evaluated:
     texts = write_report([run], out=tmp_path / "page").read_text("utf-8")
     assert (tmp_path / "page" / "gain-and-forgetting.png").exists() and "nats per byte" in texts
     assert "nats per byte" not in write_report([evaluated], out=tmp_path / "without").read_text("utf-8")
-    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    moved = of_another_method(run, tmp_path / "moved")
     for file in moved.glob("eval/*/settings.json"):
         file.write_text(file.read_text("utf-8").replace('/model"', '/elsewhere"'))
     write_report([run, moved], out=tmp_path / "of-one-base")
     assert (tmp_path / "of-one-base" / "gain-and-forgetting.png").exists(), "the same base under another name"
-    other = Path(shutil.copytree(run, tmp_path / "other"))
+    other = of_another_method(run, tmp_path / "other")
     for file in other.glob("eval/*/settings.json"):
         file.write_text(file.read_text("utf-8").replace('"float32"', '"float64"'))
     write_report([run, other], out=tmp_path / "both")
@@ -185,41 +187,55 @@ def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_pa
     assert any(shown.left_out in cell for cell in page.cells)
 
 
-def test_runs_that_cannot_be_compared_are_still_shown(evaluated: Path, other: Path, tmp_path: Path) -> None:
-    shutil.rmtree(other / "eval")
-    text = write_report([evaluated, other], out=tmp_path / "page").read_text("utf-8")
-    assert "Not compared: " in text and "moslora eval" in text
+def test_runs_without_answers_are_shown_and_the_others_compared(evaluated: Path, other: Path, tmp_path: Path) -> None:
+    without = Path(shutil.copytree(other, tmp_path / "without"))
+    shutil.rmtree(without / "eval")
+    page = Reader(write_report([without, evaluated], out=tmp_path / "page").read_text("utf-8"))
+    assert "without" in page.cells and any(says(cell, "No difference", evaluated.name) for cell in page.cells)
+    assert not any("not compared" in cell for cell in page.cells)
 
 
-def reasons(*runs: Path) -> list[str]:
-    """Why a report has no comparison of these runs, each of another base, against each other."""
-    against_each_other = gather(reported_runs(runs), runs).comparisons[0]
-    assert against_each_other.title == "Against each other" and not against_each_other.contrasts
-    return [line.removeprefix("Not compared: ") for line in against_each_other.verdicts]
+def asked(run: Path, place: Path, *tasks: str) -> Path:
+    """A copy of the run, as if it and its base had been asked these tasks alone."""
+    copy = Path(shutil.copytree(run, place))
+    for file in copy.glob("eval/*/predictions.jsonl"):
+        rows = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["id"].startswith(tasks)]
+        file.write_text("".join(f"{row}\n" for row in rows))
+    for file in copy.glob("eval/*/settings.json"):
+        known = json.loads(file.read_text("utf-8"))
+        known["tasks"] = {task: record for task, record in known["tasks"].items() if task in tasks}
+        file.write_text(json.dumps(known))
+    return copy
 
 
-def test_a_difference_that_may_be_meant_is_said_with_the_command_that_compares(
-    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(
+    evaluated: Path, other: Path, tmp_path: Path
 ) -> None:
-    """A report itself takes no --allow."""
-    other = over_another_base(evaluated, tmp_path / "other")
-    (line,) = reasons(evaluated, other)
-    values, _, command = line.partition("; if that is meant: ")
-    assert values.startswith("base: ") and str(other) in values
-    words = shlex.split(command)
-    assert words == ["moslora", "compare", str(evaluated), str(other), "--allow", "base"]
-    assert cli(capsys, *words[1:])[0] == 0
-    assert cli(capsys, *words[1:-2])[0] == 2
+    """Each with its base on all of its own, and each other on what both have: no row of different questions."""
+    runs = [asked(evaluated, tmp_path / "one", "boolq", "obqa"), asked(other, tmp_path / "two", "arc_easy", "obqa")]
+    contents = gather(reported_runs(runs), runs)
+    compared = {one.title: [[*contrast.y] for contrast in one.contrasts] for one in contents.comparisons}
+    assert compared == {
+        "Against each other": [["obqa"]],
+        "Against the base of one": [["boolq", "obqa"]],
+        "Against the base of two": [["arc_easy", "obqa"]],
+    }
+    assert contents.base is None, "no point beside one of other questions"
+    apart = [asked(evaluated, tmp_path / "three", "boolq"), asked(other, tmp_path / "four", "arc_easy")]
+    each_other, *bases = gather(reported_runs(apart), apart).comparisons
+    (line,) = each_other.verdicts
+    assert says(line, "not compared", "no question in common") and all(one.contrasts for one in bases)
 
 
-def test_allow_is_not_advised_where_it_would_not_help(evaluated: Path, tmp_path: Path) -> None:
-    """As the runs were also asked in different formats."""
+def test_models_of_unlike_bases_and_rows_are_compared_as_models(evaluated: Path, tmp_path: Path) -> None:
     other = over_another_base(evaluated, tmp_path / "other")
+    each_other = gather(reported_runs([evaluated, other]), [evaluated, other]).comparisons[0]
+    assert each_other.contrasts and says(each_other.lines[-1], "also differ in", "base")
     for settings in other.glob("eval/*/settings.json"):
         settings.write_text(settings.read_text("utf-8").replace('"format": "label"', '"format": "llm-adapters"'))
-    in_format, of_base = reasons(evaluated, other)
-    assert in_format.startswith("format: label in ") and in_format.endswith("evaluate both in the same way")
-    assert of_base.startswith("base: ") and "--allow" not in of_base
+    each_other = gather(reported_runs([evaluated, other]), [evaluated, other]).comparisons[0]
+    (line,) = each_other.verdicts
+    assert says(line, "not compared", "format: label in", "evaluate both in the same way")
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -375,7 +391,7 @@ def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monke
         assert curve(canvas, runs, name, CURVES[name])
     contrast = compare_paths([evaluated]).named[0]
     several = [replace(contrast, before=arms[1], after=arm) for arm in arms]
-    assert differences(canvas, "differences", several, "each 95 % interval by itself")
+    assert differences(canvas, "differences", several)
     assert draw_mixers(canvas, "mixers", mapped(run.layers))
     assert not cut
 
@@ -481,11 +497,11 @@ def test_a_report_is_replaced_with_its_figures(evaluated: Path, page: Path, tmp_
     with locked(run):  # as in training
         write_report([run], out=out)
     after = {path.name for path in out.iterdir()}
-    assert "differences-from-base.png" in before - after and "report.html" in after < before
+    assert "differences-1.png" in before - after and "report.html" in after < before
     assert "Scores" not in (out / "report.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "differences.png", "folder/notes.txt"])
+@pytest.mark.parametrize("name", ["notes.txt", "differences-9.png", "folder/notes.txt"])
 def test_what_no_report_made_stays(evaluated: Path, page: Path, tmp_path: Path, name: str) -> None:
     """Beside a report, whether a figure would have its name or not."""
     shutil.copytree(page, tmp_path, dirs_exist_ok=True)
@@ -538,7 +554,7 @@ def test_the_questions_that_changed_most() -> None:
 def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
     shutil.copytree(evaluated, tmp_path / "one")
     alone = write_report([tmp_path], out=tmp_path / "page").read_text("utf-8")
-    assert "Against the base" in alone and "Not compared" not in alone
+    assert "Against the base" in alone and "not compared" not in alone
     shutil.rmtree(tmp_path / "page")
     shutil.copytree(evaluated, tmp_path / "two")
     assert [run.name for run in reported_runs([tmp_path])] == ["one", "two"]
@@ -559,15 +575,11 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
     ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs).write(tmp_path / "exp")
     assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed", "mixed"]
     found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
-    over = "interval over seeds and questions"
-    assert any("mixed against plain: +0.00 points" in cell and over in cell for cell in found.cells)
+    assert any(says(cell, "No difference between mixed and plain", "would have been found") for cell in found.cells)
     assert {"plain-3", "plain-4", "mixed-3", "mixed-4"} <= {*found.cells}
     both = ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs, (("mixed", "plain"),))
     both.write(tmp_path / "exp")
     text = write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8")
-    for number, first in (("", "plain"), ("-2", "mixed")):  # each against its own first arm
-        assert (tmp_path / "page" / f"differences{number}.png").exists()
-        assert f"difference from {first}, points, each 95 % interval by itself" in text
-    assert text.count('class="verdict"') == text.count('class="verdict">Conclusion: ') > 0
+    assert says(text, "No difference from plain is shown: mixed", "No difference from mixed is shown: plain")
     shutil.rmtree(tmp_path / "exp" / runs[3].folder)
     assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]

@@ -175,7 +175,8 @@ def compare(
     refuse_paths(paths, evaluation=evaluation)
     from moslora.compare.comparable import NotComparable
     from moslora.compare.comparison import compare_paths
-    from moslora.compare.conclusion import lines, tables
+    from moslora.compare.conclusion import lines
+    from moslora.compare.display import tables
 
     try:
         found = compare_paths(

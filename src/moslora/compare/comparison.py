@@ -108,22 +108,8 @@ def compare_paths(
     allowed: Sequence[str] = (),
     cluster: str | None = None,
 ) -> Comparison:
-    """`compare_loaded` for the arms that `load_arms` finds."""
+    """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrasts and outcome."""
     arms = load_arms(paths, evaluation=evaluation, cluster=cluster)
-    return compare_loaded(arms, paths, contrasts=contrasts, outcome=outcome, tasks=tasks, allowed=allowed)
-
-
-def compare_loaded(
-    arms: Sequence[Arm],
-    paths: Sequence[Path],
-    *,
-    contrasts: Sequence[tuple[str, str]] = (),
-    outcome: str | None = None,
-    tasks: str | None = None,
-    allowed: Sequence[str] = (),
-) -> Comparison:
-    """`compare_arms` for the arms that were loaded from ``paths``, by default with an experiment's own contrasts and
-    outcome."""
     index = None
     if len(paths) == 1:
         index = read_index(paths[0])

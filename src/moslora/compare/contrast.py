@@ -26,6 +26,7 @@ class Contrast:
         base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
             not there.
         paired: whether runs of the same seed have something in common, such as their rows.
+        are_runs: whether both arms were trained here.
     """
 
     before: str
@@ -37,6 +38,7 @@ class Contrast:
     clusters: dict[str, Codes]
     base: dict[str, Floats] = field(default_factory=dict)
     paired: bool = True
+    are_runs: bool = False
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
@@ -48,6 +50,12 @@ class Contrast:
         if task is not None:
             return self.y[task][0].shape[1]
         return sum(before.shape[1] for before, _ in self.y.values())
+
+    @property
+    def independent_questions(self) -> dict[str, int]:
+        """Task -> number of clusters; a question that is alone is one."""
+        found = {task: self.questions(task) for task in self.y}
+        return found | {task: len(np.unique(codes)) for task, codes in self.clusters.items()}
 
     @cached_property
     def means(self) -> dict[str, tuple[float, float]]:
@@ -121,6 +129,7 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: E
         clusters=cluster_codes([*ones, *others]),
         base=of_base,
         paired=are_paired(before, after),
+        are_runs=all(run.recipe is not None for run in (*ones, *others)),
     )
 
 

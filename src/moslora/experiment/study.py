@@ -14,6 +14,8 @@ from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
+from moslora.compare.comparison import compare_paths
+from moslora.compare.conclusion import conclusions
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.runs import read_complete
@@ -309,3 +311,12 @@ class Study:
             yield f"none of {total} runs is scored yet"
             return
         yield f"{scored} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
+        if len(finished) == total:
+            yield from self._concluded()
+
+    def _concluded(self) -> list[str]:
+        """What the comparison of its runs shows; nothing where they cannot be compared, of which `compare` says why."""
+        try:
+            return conclusions(compare_paths([self.out]).within(None))
+        except UsageError:
+            return []

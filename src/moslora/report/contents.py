@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from moslora.compare.comparable import how_asked
 from moslora.compare.find import Read
 from moslora.compare.runs import read_complete
 from moslora.evaluation import Results, display
 from moslora.report.comparisons import ShownComparison, comparisons
 from moslora.report.questions import Changed, examples_asked, most_changed
 from moslora.report.runs import ReportedRun
-from moslora.runs.evaluation import Evaluation
+from moslora.runs.evaluation import Evaluation, in_common
 
 MOST_CHANGED = 8
 """Questions that gained most, and as many that lost most."""
@@ -46,16 +45,13 @@ class Contents:
 
     @property
     def base(self) -> Evaluation | None:
-        """The base's evaluation, if there is one to whose questions all runs have answered in its way."""
+        """The base's evaluation, if all runs are compared with it on the same questions."""
         evaluated = [run for run in self.runs if run.tuned and run.base]
-        if not evaluated or len({run.base_name for run in evaluated}) > 1:
+        against_base = [one for one in self.comparisons if one.against_base]
+        if len(against_base) != 1 or not against_base[0].contrasts:
             return None
-        pairs = [evaluation for run in evaluated for evaluation in (run.base, run.tuned) if evaluation]
-        ways = how_asked(pairs)
-        questions = [{task: answers.ids for task, answers in one.in_order.tasks.items()} for one in pairs]
-        if any(way != ways[0] for way in ways) or any(ids != questions[0] for ids in questions):
-            return None
-        return evaluated[0].base
+        _, left_out = in_common([run.tuned for run in evaluated if run.tuned])
+        return None if left_out else evaluated[0].base
 
     @property
     def main_comparisons(self) -> list[ShownComparison]:

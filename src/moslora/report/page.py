@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from moslora.evaluation.display import heading, table
 from moslora.report import PAGE, figures
@@ -17,7 +16,6 @@ def page(contents: Contents, *, folder: Path) -> str:
     canvas = Canvas(folder, contents.arms)
     curves = figures.of_training(canvas, contents)
     answers = figures.of_answers(canvas, contents)
-    beside = _beside_their_tables(canvas, contents)
     mixers = figures.of_mixers(canvas, contents)
     drawn = sorted(path.name for path in folder.iterdir())
     return _template().render(
@@ -28,7 +26,6 @@ def page(contents: Contents, *, folder: Path) -> str:
         glance=glance(contents.runs),
         answers=answers,
         comparisons=contents.comparisons,
-        beside=beside,
         curves=curves,
         mixers=mixers,
         changed=contents.changed,
@@ -36,15 +33,6 @@ def page(contents: Contents, *, folder: Path) -> str:
         scores={f"{name}: {heading(results)}": table(results) for name, results in contents.evaluated.items()},
         differing=differing(contents.runs),
     )
-
-
-def _beside_their_tables(canvas: Canvas, contents: Contents) -> dict[str, list[Markup]]:
-    """Title of a comparison -> its figures, for those that do not open the section of answers."""
-    found = {}
-    for comparison in contents.comparisons:
-        if comparison not in contents.main_comparisons:
-            found[comparison.title] = figures.of_comparison(canvas, comparison)
-    return found
 
 
 def _template() -> Template:

@@ -12,7 +12,7 @@ from moslora.compare.find import Read, evaluated_steps, runs_at
 from moslora.compare.runs import read_complete
 from moslora.compare.tables import read_tables
 from moslora.console import note
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError, UsageError, some
 from moslora.evaluation.results import Results, results_of
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
@@ -33,7 +33,7 @@ class ReportedRun:
         tuned: its evaluation, on the questions that its base answered, too; ``None`` if it is not finished.
         base: its base's, on the same questions; ``None`` if it has none of them.
         left_out: a line on the questions that only one of the two answered; empty if there are none.
-        base_name: "base", or whose it is where the runs have several bases, or asked them in several ways.
+        base_name: "base", or whose it is where the runs have several bases, or asked them other questions.
     """
 
     run: Run
@@ -102,7 +102,10 @@ def reported_runs(
     for path in paths:
         found |= runs_at(path)
     if not found:
-        raise UsageError(_nothing_at(paths))
+        why = "no runs here"
+        if any(read_tables(path) for path in paths):
+            why = "an experiment in tables, without the runs that a report shows; moslora compare reads it"
+        raise UsageError(f"{some([str(path) for path in paths])}: {why}")
     names = _names(list(found))
     arms = _arms(list(found), evaluation=evaluation, read=read)
     runs = []
@@ -111,15 +114,6 @@ def reported_runs(
         run = ReportedRun(Run(path), names[path], arm)
         runs.append(_with_evaluations(run, evaluation=evaluation, read=read))
     return _with_base_names(runs)
-
-
-def _nothing_at(paths: Sequence[Path]) -> str:
-    where = ", ".join(str(path) for path in paths)
-    if any(read_tables(path) for path in paths):
-        return f"{where}: an experiment in tables, without the runs that a report shows; moslora compare reads it"
-    if any(path.exists() for path in paths):
-        return f"{where}: no runs here"
-    return f"{where}: no such run"
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
@@ -183,7 +177,8 @@ def _with_base_names(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
         if run.base:
             settings = run.base.settings
             weights = settings.metadata.get("fingerprint") or settings.metadata.get("base")
-            key = str({**settings.model, **settings.asked, "base": weights})
+            questions = {task: len(answers.ids) for task, answers in run.base.tasks.items()}
+            key = str({**settings.model, **settings.asked, **questions, "base": weights})
             names.setdefault(key, f"base of {run.name}")
         keys.append(key)
     if len(names) < 2:

@@ -93,7 +93,7 @@ class Outcome:
         per_character: only a protocol that divides its scores by characters has it.
         lower_is_better: a fall is a gain.
         always_shown: tables have it although nobody named it.
-        says: what a rise and a fall say of one arm against another.
+        says: what a rise and a fall say of one arm against another, with ``{size}``, ``{before}`` and ``{questions}``.
     """
 
     title: str
@@ -110,7 +110,7 @@ class Outcome:
     per_character: bool = False
     lower_is_better: bool = False
     always_shown: bool = False
-    says: tuple[str, str] = ("is above", "is BELOW")
+    says: tuple[str, str] = ("is {size} above {before} over {questions}", "is {size} BELOW {before} over {questions}")
 
     @property
     def counts_down(self) -> bool:
@@ -123,6 +123,21 @@ class Outcome:
     def change(self, value: float) -> str:
         """A difference, with one more digit: +0.31."""
         return f"{self.factor * value:+.{self.digits + 1}f}"
+
+    def size(self, value: float) -> str:
+        """A difference as sentences have it: 0.0310."""
+        return f"{self.factor * value:.{self.fine}f}"
+
+    def amount(self, value: float) -> str:
+        """Its `size` without a sign, with the unit."""
+        return f"{self.size(abs(value))} {self.unit}"
+
+    def side(self, value: float) -> str:
+        """What the sign of a difference says; of a log's own numbers nobody knows which are better."""
+        if self.says == Outcome.says:
+            return "higher" if value > 0 else "lower"
+        is_better = (value > 0) != self.lower_is_better
+        return "better" if is_better else "worse"
 
     def range(self, interval: tuple[float, float]) -> str:
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
@@ -139,6 +154,10 @@ OUTCOMES: Mapping[str, Outcome] = {
         of=log_probability,
         scored=True,
         always_shown=True,
+        says=(
+            "predicts the right option of {questions} {size} better than {before}",
+            "predicts the right option of {questions} {size} WORSE than {before}",
+        ),
     ),
     "accuracy": Outcome(
         title="accuracy, %",
@@ -150,6 +169,10 @@ OUTCOMES: Mapping[str, Outcome] = {
         of=right,
         binary=True,
         always_shown=True,
+        says=(
+            "answers {size} more of {questions} right than {before}",
+            "answers {size} FEWER of {questions} right than {before}",
+        ),
     ),
     "nats_per_byte": Outcome(
         title="nats per byte",
@@ -162,7 +185,7 @@ OUTCOMES: Mapping[str, Outcome] = {
         of_texts=True,
         lower_is_better=True,
         always_shown=True,
-        says=("predicts these texts WORSE than", "predicts these texts better than"),
+        says=("predicts {questions} {size} WORSE than {before}", "predicts {questions} {size} better than {before}"),
     ),
     "log_probability_summed": Outcome(
         title="log p of the right option, summed",
@@ -174,6 +197,10 @@ OUTCOMES: Mapping[str, Outcome] = {
         of=log_probability_summed,
         scored=True,
         per_character=True,
+        says=(
+            "predicts the right option of {questions} {size} (summed) better than {before}",
+            "predicts the right option of {questions} {size} (summed) WORSE than {before}",
+        ),
     ),
     "brier": Outcome(
         title="Brier score",
@@ -185,7 +212,7 @@ OUTCOMES: Mapping[str, Outcome] = {
         of=brier,
         scored=True,
         lower_is_better=True,
-        says=("has WORSE probabilities than", "has better probabilities than"),
+        says=("is {size} WORSE than {before} over {questions}", "is {size} better than {before} over {questions}"),
     ),
     "validation_loss": Outcome(
         title="validation loss",
@@ -196,7 +223,10 @@ OUTCOMES: Mapping[str, Outcome] = {
         margin=0.01,
         of_runs=True,
         lower_is_better=True,
-        says=("predicts held-out rows WORSE than", "predicts held-out rows better than"),
+        says=(
+            "predicts held-out rows {size} WORSE than {before}",
+            "predicts held-out rows {size} better than {before}",
+        ),
     ),
 }
 
@@ -243,5 +273,8 @@ def measure(outcome: str, values: Collection[float]) -> Outcome:
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
     if set(values) <= {0, 1}:
-        return Outcome(title=f"{outcome}, %", unit="points", factor=100, digits=1, fine=1, margin=0.5, binary=True)
+        found = Outcome(title=f"{outcome}, %", unit="points", factor=100, digits=1, fine=1, margin=0.5, binary=True)
+        if outcome in DEFAULTS:  # an accuracy under another name
+            return replace(found, says=OUTCOMES["accuracy"].says)
+        return found
     return Outcome(title=outcome, unit=outcome, factor=1, digits=3, fine=4, margin=0)

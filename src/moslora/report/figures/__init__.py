@@ -6,7 +6,6 @@ A figure is drawn on a canvas, which keeps it as PNG, and is returned as SVG; ``
 from markupsafe import Markup
 
 from moslora.report.canvas import Canvas
-from moslora.report.comparisons import ShownComparison
 from moslora.report.contents import Contents
 from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
@@ -15,26 +14,16 @@ from moslora.report.figures.mixers import draw_mixers, mapped
 
 
 def of_answers(canvas: Canvas, contents: Contents) -> list[Markup]:
-    """The differences that matter most, and what was gained against what was forgotten."""
-    figures = []
+    """The differences from the bases, or else of the arms, by task; and what was gained against what was forgotten."""
+    figures: list[Markup] = []
     for comparison in contents.main_comparisons:
-        figures += of_comparison(canvas, comparison)
+        for contrasts in comparison.by_first_arm():
+            figures.append(differences(canvas, f"differences-{len(figures) + 1}", contrasts))
     if contents.base is not None:
         answers = [(run.arm, run.tuned) for run in contents.runs if run.tuned and run.base]
         forgotten = gain_and_forgetting(canvas, answers, contents.base)
         if forgotten is not None:
             figures.append(forgotten)
-    return figures
-
-
-def of_comparison(canvas: Canvas, comparison: ShownComparison) -> list[Markup]:
-    """The differences from each arm that others are held against."""
-    figures = []
-    for number, contrasts in enumerate(comparison.by_first_arm(), start=1):
-        name = comparison.figure
-        if number > 1:
-            name += f"-{number}"
-        figures.append(differences(canvas, name, contrasts, comparison.intervals))
     return figures
 
 

@@ -11,8 +11,8 @@ from moslora.compare.statistics import MACRO
 from moslora.report.canvas import GRID, INK, MUTED, Canvas, Style, label_once, legend_above
 
 
-def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], how: str) -> Markup:
-    """Per task and on average: each contrast, all against one arm, with its 95 % interval; ``how`` says which."""
+def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Markup:
+    """Per task and on average: each contrast, all against one arm, with its own 95 % interval."""
     first = contrasts[0]
     rows = list(first.y)
     if len(rows) > 1:
@@ -23,8 +23,9 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast], how: s
         for contrast, offset in zip(contrasts, offsets, strict=True):
             for row, task in enumerate(rows):
                 _draw(axes, contrast, task, row + offset, canvas.style(contrast.after))
+        axes.set_title("Difference by task")
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
-        axes.set_xlabel(f"difference from {first.before}, {first.unit.unit}, {how}; filled: shown", wrap=True)
+        axes.set_xlabel(f"difference from {first.before}, {first.unit.unit}, 95 % interval; filled: shown", wrap=True)
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(axis="y", visible=False)

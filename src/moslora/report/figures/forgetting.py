@@ -42,9 +42,13 @@ def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], 
     with canvas.figure(6, 3.5) as (figure, axes):
         for arm in by_gain:  # the legend in the order of the marks
             _draw(axes, found[arm], canvas.style(arm), label=label_once(axes, arm))
+        axes.margins(0.08)
         if len(found) > 1:  # far from the base and close together, they stay apart
             axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-        draw_base(axes, "means ± standard errors over seeds")
+        marks = "one seed each"
+        if any(len(points) > 1 for points in found.values()):
+            marks = "means ± standard errors over seeds"
+        draw_base(axes, marks)
     return canvas.keep("gain-and-forgetting", figure)
 
 
