@@ -128,7 +128,7 @@ def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
     own = load_arms([runs / "lora-1", runs / "mixed-1"])[0].runs[1]
     assert sum(own.tasks["obqa"].outcomes["accuracy"]) == 1, "as its recipe evaluates"
     assert len(load_arms([runs], evaluation="cloze-cloze-float32")) == 2
-    with pytest.raises(UsageError, match=r"lora-2: no evaluation choice-label-float32.* as cloze-cloze-float32"):
+    with pytest.raises(UsageError, match=r"lora-2: no evaluation choice-label-float32.*among cloze-cloze-float32"):
         load_arms([runs], evaluation="choice-label-float32")
 
 
@@ -241,7 +241,7 @@ def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs: Path) ->
     run = Run(runs / "lora-1")
     own = run.evaluation()
     of_checkpoint = own.rename(own.with_name(f"{own.name}-step-20"))
-    with pytest.raises(UsageError, match=f"evaluated as {of_checkpoint.name}; choose one with --evaluation"):
+    with pytest.raises(UsageError, match=f"choose one with --evaluation, among {of_checkpoint.name}"):
         run.evaluation()
     assert run.evaluation(of_checkpoint.name) == of_checkpoint
     assert base_of(of_checkpoint) == base_of(own) == own.with_name(f"{own.name}-base")

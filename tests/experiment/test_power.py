@@ -88,9 +88,10 @@ def test_with_as_many_seeds_and_questions_it_is_what_compare_calls_detectable() 
 def test_contrasts_share_the_level_also_without_runs(tmp_path: Path) -> None:
     rows = drawn_arms({"a": 0.0, "b": 0.05}, seeds=4)
     write_experiment(tmp_path, rows, contrasts=[("a", "b"), ("a", "none")])
-    found = power_of(tmp_path)
-    law = found.components.law(seeds=6, questions=found.components.questions)
-    (of_six,) = [row for row in found.table() if row[0] == "6"]
+    (contrast,) = compare_paths([tmp_path]).named
+    questions = contrast.questions() / len(contrast.y)
+    law = Components.of(contrast.effects[MACRO].law, questions=questions).law(seeds=6, questions=questions)
+    (of_six,) = [row for row in power_of(tmp_path)[0] if row[0] == "6"]
     assert of_six[3] == f"{smallest(law, LEVEL / 2):.4f}"
 
 

@@ -44,8 +44,9 @@ def test_what_a_run_lacks(refused, a_run):
     refused("train runs/one --resume", "runs/one", "--out", code=1)
     for name in ("checkpoints", "adapter"):
         shutil.rmtree(a_run / name)
-    for command in ("merge runs/one", "eval runs/one", "reproduce runs/one", "train runs/one --resume"):
-        refused(command, "runs/one: ", "moslora train runs/one/recipe.yaml --out FOLDER")
+    for command in ("merge runs/one", "eval runs/one", "reproduce runs/one"):
+        refused(command, "runs/one: ", "moslora train runs/one --resume")
+    refused("train runs/one --resume", "runs/one: ", "adapter/ is gone", "--out")
     assert [row[3:5] for row in table_of_runs(a_run)[1:]] == [["21/21", "finished, no adapter/"]]
     card = json.loads((a_run / "run.json").read_text())
     (a_run / "run.json").write_text(json.dumps({key: fact for key, fact in card.items() if key != "seconds"}))

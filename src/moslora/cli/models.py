@@ -454,7 +454,6 @@ def _typed(**values: Any) -> dict[str, Any]:
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
     """The adapter folder of ``run``, and ``out`` or its default, which must be free. Notes if the run is unfinished."""
     from moslora.files import refuse_used
-    from moslora.runs.origin import refuse_made
     from moslora.runs.run import locate_adapter, run_of, unfinished
 
     adapter = locate_adapter(run)
@@ -465,6 +464,5 @@ def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing:
         out = run_of(adapter).path / f"{name}-{task}"
     elif out is None:
         out = run_of(adapter).path / name
-    refuse_made(out)
     refuse_used(out)
     return adapter, out

@@ -75,8 +75,8 @@ def experiment(
             raise UsageError("--power: takes a folder of runs alone, such as moslora experiment runs/mine --power")
         from moslora.experiment.power import power_of
 
-        of_runs = power_of(Path(file))
-        _print([of_runs.table()], of_runs.lines())
+        sizes, lines = power_of(Path(file))
+        _print([sizes], lines)
         return
     from moslora.experiment.file import load_experiment
 

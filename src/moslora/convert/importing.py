@@ -27,7 +27,7 @@ from moslora.files import new_folder, sha256
 from moslora.recipe import ModelSection, Recipe
 from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
-from moslora.runs.origin import read_origin, remark_on
+from moslora.runs.origin import read_origin
 from moslora.runs.peft_adapter import OURS, Layers, Settings, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files
 from moslora.runs.run import Run
@@ -55,9 +55,6 @@ def import_adapter(
     config, weights = adapter_files(source)
     settings = read_settings(config)
     layers = read_layers(weights, targets=settings.target_modules)
-    remark = remark_on(source)
-    if remark:
-        note(remark)
     model = {
         "name": base or _base_of(source, config, settings),
         "revision": None if base else settings.revision,

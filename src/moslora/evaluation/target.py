@@ -27,7 +27,6 @@ from moslora.runs import RUNS
 from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.named import Named, read_named, tasks_to_ask
-from moslora.runs.origin import remark_on
 from moslora.runs.run import EVALUATIONS, Run, checkpoint_name, evaluation_name, unfinished
 from moslora.tasks import Task
 
@@ -224,9 +223,6 @@ def open_target(
 def _without_run(named: Named, changes: Mapping[str, Any], *, strategy: Strategy) -> Target:
     """A model folder, such as a merged one, or a hub id, with these ``changes`` to its section."""
     recipe = named.recipe
-    remark = remark_on(named.path)
-    if remark:
-        note(remark)
     if recipe is None:
         model = ModelSection(name=named.name)
         request = Request()

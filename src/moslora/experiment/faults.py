@@ -49,12 +49,6 @@ def not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, R
         changed = [key for key, _ in marked_fields(Recipe, Arms) if attrgetter(key)(recipe) != attrgetter(key)(common)]
         if changed:
             yield f"arms.{arm}: changes {', '.join(changed)}, which all arms share; set it for all, outside the arms"
-    first_with: dict[tuple[str, frozenset[float]], str] = {}  # a recipe's text and its rates -> the first arm with them
-    for arm, recipe in recipes.items():
-        text = recipe.model_copy(update={"name": "same"}).to_yaml()
-        other = first_with.setdefault((text, frozenset(file.rates(arm))), arm)
-        if other != arm:
-            yield f"arms.{arm}: changes nothing that arm {other} does not change; leave it out, or give it another rate"
     if file.searched and not common.data.validation_rows:
         yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
     for outcome in (file.outcome, *file.also):

@@ -90,13 +90,6 @@ class ExperimentFile(Section):
         return [arm for arm in self.arms if len(self.rates(arm)) > 1]
 
     @property
-    def margin_text(self) -> str | None:
-        """The margin as it is typed."""
-        if self.margin is None:
-            return None
-        return str(self.margin)
-
-    @property
     def named(self) -> tuple[tuple[str, str], ...]:
         """All comparisons named beforehand."""
         found = []

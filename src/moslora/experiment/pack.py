@@ -36,7 +36,8 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
     if others:
         raise UsageError("\n".join(others))
     with locked(study.out):
-        done = _planned(study)
+        every = (*study.experiment.search(study.arms), *study.scored())
+        done = [planned for planned in every if is_done(study.out, planned)]
         rows = _rows(study, done)
         keys = {row.key for row in rows}
         lost = [row.name for row in read_tables(out) if row.key not in keys]
@@ -52,12 +53,6 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
     size = sum((out / name).stat().st_size for name in TABLES)
     yield f"written to {out}: {counted(len(done), 'run')}, {size / 1e6:.1f} MB"
     yield f"next: moslora compare {shlex.quote(str(out))}"
-
-
-def _planned(study: Study) -> list[Planned]:
-    """The runs that are done: of the search, and those that are scored at the chosen rates."""
-    every = (*study.experiment.search(study.arms), *study.scored())
-    return [planned for planned in every if is_done(study.out, planned)]
 
 
 def _rows(study: Study, done: Sequence[Planned]) -> list[TableRun]:
@@ -76,17 +71,15 @@ def _evaluations(rows: Sequence[TableRun]) -> list[Evaluation]:
 
 def _arms(study: Study, done: Sequence[Planned], before: Card | None) -> dict[str, ArmCard]:
     """Arm -> how its runs were made: as the card of the tables says, and the folders of the others."""
-    found = {}
+    known = before.arms if before is not None else {}
+    found: dict[str, ArmCard] = {}
     for planned in sorted(done, key=lambda one: not one.scored):  # as those that are scored have recorded more
         arm = planned.arm
-        if arm not in found:
-            found[arm] = ArmCard(study.experiment.recipes[arm].to_yaml(), ())
-            if before is not None:
-                found[arm] = before.arms.get(arm, found[arm])
+        card = found.get(arm) or known.get(arm) or ArmCard(study.experiment.recipes[arm].to_yaml(), ())
         made = made_with(planned_run(study.out, planned))
-        known = found[arm].made_with
-        if not any(made.items() <= other.items() for other in known):
-            found[arm] = replace(found[arm], made_with=(*known, made))
+        if not any(made.items() <= other.items() for other in card.made_with):
+            card = replace(card, made_with=(*card.made_with, made))
+        found[arm] = card
     return found
 
 

@@ -7,7 +7,7 @@ The difference of two arms over S seeds and n questions of each set has the vari
 The three are those of the comparison (`moslora.compare.law`), on average over its contrasts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,6 @@ from moslora.compare.comparison import compare_paths
 from moslora.compare.law import Law, Part
 from moslora.compare.statistics import LEVEL, MACRO, POWER
 from moslora.errors import UsageError, counted
-from moslora.runs.outcomes import Outcome
 
 SEEDS = (3, 4, 6, 8, 12, 16, 24)
 """Numbers of seeds in the table, beside the experiment's own."""
@@ -79,51 +78,9 @@ class Components:
         )
 
 
-@dataclass(frozen=True)
-class Power:
-    """What the named contrasts of an experiment tell of its power.
-
-    Attributes:
-        unit: of the outcome.
-        contrasts: number of those that were named, each of which is judged at its share of the level.
-        measured: number of those that the variances are of.
-        seeds: of the one that has most.
-        components: in units of the outcome.
-    """
-
-    unit: Outcome
-    contrasts: int
-    measured: int
-    seeds: int
-    components: Components
-
-    def table(self) -> list[list[str]]:
-        """Seeds × questions, with the smallest difference that is shown."""
-        own = self.components.questions
-        columns = {f"{own * share:,.0f} questions": own * share for share in QUESTIONS}
-        if self.unit.of_runs:
-            columns = {"smallest difference": own}
-        rows = [[f"{self.unit.title}, {self.unit.unit}: seeds", *columns]]
-        for seeds in sorted({*SEEDS, self.seeds}):
-            rows.append([str(seeds), *(self._smallest(seeds, questions) for questions in columns.values())])
-        return rows
-
-    def _smallest(self, seeds: int, questions: float) -> str:
-        law = self.components.law(seeds=seeds, questions=questions)
-        difference = law.detectable(level=LEVEL / self.contrasts, power=POWER)
-        return self.unit.change(difference).lstrip("+")
-
-    def lines(self) -> Iterator[str]:
-        """What the numbers are."""
-        yield (
-            f"smallest difference that is shown (in about 4 of 5 such experiments), among"
-            f" {counted(self.contrasts, 'contrast')}; questions are of each set"
-        )
-        yield f"variances: those of {self.seeds} seeds, mean of {counted(self.measured, 'contrast')}"
-
-
-def power_of(folder: Path) -> Power:
-    """The power of an experiment by its runs in ``folder``.
+def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
+    """The power of an experiment by its runs in ``folder``: seeds × questions, with the smallest difference that is
+    shown, and lines on what the numbers are.
 
     Raises:
         UsageError: no contrast that was named has two seeds.
@@ -132,14 +89,26 @@ def power_of(folder: Path) -> Power:
     several = [contrast for contrast in found.named if contrast.seeds > 1]
     if not several:
         raise UsageError(f"{folder}: no contrast that was named has two seeds, which tell what a seed changes")
-    components = []
+    measured = []
     for contrast in several:
         of_each_set = contrast.questions() / len(contrast.y)
-        components.append(Components.of(contrast.effects[MACRO].law, questions=of_each_set))
-    return Power(
-        unit=found.unit,
-        contrasts=found.count,
-        measured=len(several),
-        seeds=max(contrast.seeds for contrast in several),
-        components=Components.mean(components),
-    )
+        measured.append(Components.of(contrast.effects[MACRO].law, questions=of_each_set))
+    components = Components.mean(measured)
+    most = max(contrast.seeds for contrast in several)
+    unit = found.unit
+    columns = {f"{components.questions * share:,.0f} questions": share for share in QUESTIONS}
+    if unit.of_runs:
+        columns = {"smallest difference": 1}
+    table = [[f"{unit.title}, {unit.unit}: seeds", *columns]]
+    for seeds in sorted({*SEEDS, most}):
+        row = [str(seeds)]
+        for share in columns.values():
+            law = components.law(seeds=seeds, questions=components.questions * share)
+            difference = law.detectable(level=LEVEL / found.count, power=POWER)  # each has its share of the level
+            row.append(unit.change(difference).lstrip("+"))
+        table.append(row)
+    return table, [
+        f"smallest difference that is shown (in about 4 of 5 such experiments), among"
+        f" {counted(found.count, 'contrast')}; questions are of each set",
+        f"variances: those of {most} seeds, mean of {counted(len(several), 'contrast')}",
+    ]

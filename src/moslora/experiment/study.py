@@ -39,7 +39,7 @@ from moslora.experiment.tables import rate_table, score_table
 from moslora.files import in_use, locked
 from moslora.recipe.builtin import is_builtin
 from moslora.recipe.layers import shown
-from moslora.runs.continued import fitting_predecessor
+from moslora.runs.continued import read_continued
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 
@@ -99,7 +99,7 @@ class Study:
             if is_done(self.out, planned):
                 continue
             try:
-                fitting_predecessor(planned.recipe)
+                read_continued(planned.recipe, fetching=False)
             except UsageError as error:
                 raise UsageError(f"{planned.arm}: {error}") from None
 
@@ -187,27 +187,25 @@ class Study:
         """The differences of a run that is there; empty if it has none."""
         run = planned_run(self.out, planned)
         begun_with = run.facts.get("experiment")
-        found = []
         if in_tables(self.out, planned) is not None:
-            found = self._differs_from_card(planned)
+            index = read_index(self.out)
+            assert index is not None and index.card is not None
+            arm = index.card.arms[planned.arm]  # of which all rates and seeds are in the tables
+            recipe = arm.read_recipe()
+            training = recipe.training.model_copy(update={"learning_rate": planned.recipe.training.learning_rate})
+            recipe = recipe.model_copy(update={"seed": planned.recipe.seed, "training": training})
+            ways = arm.made_with
         elif begun_with and run.exists:
-            found = changes(planned, run.recipe, begun_with, any_code=self.any_code, fetching=self.fetching)
+            recipe = run.recipe
+            ways = (begun_with,)
         elif in_use(run.path) and not begun_with:
-            found = ["not a run of this experiment"]
-        return some(found, separator="; ")
-
-    def _differs_from_card(self, planned: Planned) -> list[str]:
-        """The differences of a run from those of its arm that are in the tables."""
-        index = read_index(self.out)
-        assert index is not None and index.card is not None
-        arm = index.card.arms[planned.arm]
-        recipe = arm.read_recipe()
-        training = recipe.training.model_copy(update={"learning_rate": planned.recipe.training.learning_rate})
-        recipe = recipe.model_copy(update={"seed": planned.recipe.seed, "training": training})
+            return "not a run of this experiment"
+        else:
+            return ""
         found = []
-        for made_with in arm.made_with:
+        for made_with in ways:
             found += changes(planned, recipe, made_with, any_code=self.any_code, fetching=self.fetching)
-        return list(dict.fromkeys(found))
+        return some(list(dict.fromkeys(found)), separator="; ")
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` others come after them."""
@@ -254,7 +252,7 @@ class Study:
             runs=tuple(runs),
             others=tuple(others),
             file=self.file_seen_from(self.out),
-            margin=file.margin_text,
+            margin=None if file.margin is None else str(file.margin),
             card=before.card if before is not None else None,
         )
         index.write(self.out)

@@ -17,7 +17,7 @@ from moslora.data.steps import StepPlan
 from moslora.plan.step import Work
 from moslora.plan.validations import Validations, counted_validations, estimated_validations
 from moslora.recipe import DataSection, Recipe
-from moslora.runs.continued import fitting_predecessor
+from moslora.runs.continued import read_continued
 from moslora.tasks import Task
 from moslora.training.budget import RankBudget
 from moslora.training.prepare import adapt
@@ -91,9 +91,9 @@ def outline(recipe: Recipe) -> Outline:
         RankBudget(model, training.rank_budget, total=len(plan))  # refuses what does not fit
     tokens = round(len(plan) * training.global_batch_size * tokens_per_row)
     lines = describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training)
-    predecessor = fitting_predecessor(recipe)
-    if predecessor is not None:
-        lines.append(f"continues {predecessor}")
+    start = read_continued(recipe, fetching=False)
+    if start is not None:
+        lines.append(f"continues {start.predecessor}")
     if encoder is not None and data is not None:
         lines += data.remarks()
         refuse_too_few_questions(training, data)

@@ -68,14 +68,9 @@ class AdapterFolder:
         trained = self.trained_tasks()
         if trained is None or task in trained:
             return
-        fix = "its rows had no task; train again"
-        known = [name for name in trained if name != INSTRUCTION]
-        if known:
-            fix = f"--task must be one of {', '.join(known)}"
-        unknown = task
-        if task == INSTRUCTION:
-            unknown = "questions without a task"
-        raise UsageError(f"{self.path}: its gate was never trained on {unknown}; {fix}")
+        known = ", ".join(name for name in trained if name != INSTRUCTION)
+        unknown = "questions without a task" if task == INSTRUCTION else task
+        raise UsageError(f"{self.path}: its gate was never trained on {unknown}; --task must be one of {known}")
 
 
 def save_adapter(
@@ -187,15 +182,10 @@ def check_base(folder: AdapterFolder) -> None:
 
 
 def changed_encoding(manifest: Mapping[str, Any], encoding: Mapping[str, str]) -> str:
-    """Which of tokenizer and chat template are not those of the adapter with this ``manifest``, in words; empty if
-    none. ``encoding`` as from `moslora.data.encode.encoding`."""
+    """Which of tokenizer and chat template are not those of the adapter with this ``manifest``; empty if none.
+    ``encoding`` as from `moslora.data.encode.encoding`."""
     then = manifest.get("encoding", {})
-    words = {"tokenizer": "the base's tokenizer", "chat_template": "its chat template"}
-    changed = []
-    for key, word in words.items():
-        if key in encoding and encoding[key] != then.get(key):
-            changed.append(word)
-    return " and ".join(changed)
+    return " and ".join(key.replace("_", " ") for key, value in encoding.items() if value != then.get(key))
 
 
 def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
@@ -211,10 +201,10 @@ def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
     readers = [name for name in ("tokenizers", "transformers") if then.get(name) != version(name)]
     if readers:
         others = ", ".join(f"{name} {then.get(name)}" for name in readers)
-        note(f"{folder.path}: {changed} may have changed since training, which used {others}")
+        note(f"{folder.path}: the base's {changed} may have changed since training, which used {others}")
         return
     raise UsageError(
-        f"{folder.path}: {changed} changed since training; restore it, or pin the hub's with model.revision"
+        f"{folder.path}: the base's {changed} changed since training; restore it, or pin the hub's with model.revision"
     )
 
 

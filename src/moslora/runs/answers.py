@@ -44,35 +44,29 @@ class TaskAnswers:
     clusters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for column in self._columns():
+        columns = [column for column in vars(self).values() if isinstance(column, tuple)]
+        for column in (*columns, *self.outcomes.values(), *self.hashes.values()):
             if column and len(column) != len(self.ids):
                 raise ValueError("columns of different lengths")
-
-    def _columns(self) -> list[tuple[Any, ...]]:
-        single = (self.gold, self.cut, self.scores, self.characters, self.predicted)
-        of_texts = (self.texts, self.labels, self.bytes, self.clusters)
-        return [*single, *of_texts, *self.outcomes.values(), *self.hashes.values()]
 
     @classmethod
     def of(cls, predictions: Sequence[Prediction]) -> "TaskAnswers":
         """The columns of the predictions of one task, at least one, in their order."""
         first = predictions[0]
-        columns: dict[str, Any] = {
-            "ids": tuple(each.id for each in predictions),
-            "cut": tuple(each.truncated for each in predictions),
-            "predicted": tuple(each.prediction for each in predictions),
-        }
+        read = {"ids": "id", "cut": "truncated", "predicted": "prediction"}
         if first.bytes:
-            columns["bytes"] = tuple(each.bytes for each in predictions)
+            read["bytes"] = "bytes"
         elif first.gold is not None:
-            columns["gold"] = tuple(each.gold for each in predictions)
+            read["gold"] = "gold"
         if first.scores:
-            columns["scores"] = tuple(each.scores for each in predictions)
+            read["scores"] = "scores"
         else:
-            columns["texts"] = tuple(each.text for each in predictions)
-            columns["labels"] = tuple(each.answer for each in predictions)
+            read |= {"texts": "text", "labels": "answer"}
         if first.characters:
-            columns["characters"] = tuple(each.characters for each in predictions)
+            read["characters"] = "characters"
+        columns: dict[str, Any] = {}
+        for column, name in read.items():
+            columns[column] = tuple(getattr(each, name) for each in predictions)
         return cls(**columns)
 
     @property

@@ -1,5 +1,7 @@
 """The weights with which a training starts that continues another adapter."""
 
+import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,27 +9,24 @@ from typing import Any
 
 from torch import Tensor
 
+from moslora.base.identity import fingerprint
 from moslora.base.peft_methods import KIND, TARGETS, is_drawn_from_the_base, own_fields, settings_in, settings_of
+from moslora.base.resolve import available_offline
 from moslora.console import note_once
 from moslora.errors import UsageError
-from moslora.recipe import AdapterSection, ModelSection, PeftSection, Recipe
+from moslora.recipe import Adapter, AdapterSection, ModelSection, PeftSection, Recipe
 from moslora.recipe.builtin import printable
+from moslora.recipe.yaml_text import render_inline
 from moslora.runs.adapter_folder import load_tensors
-from moslora.runs.continuing import (
-    changed_values,
-    differences,
-    has_weights_here,
-    is_one_method_of_peft,
-    other_base,
-    refuse_differences,
-    section_differences,
-)
 from moslora.runs.lineage import Predecessor
 from moslora.runs.manifest import WEIGHTS, read_checked
 from moslora.runs.origin import read_origin
 from moslora.runs.peft_adapter import load_weights, own_section, own_state, read_layers, read_settings
-from moslora.runs.peft_files import adapter_files, has_adapter_files, value_in
+from moslora.runs.peft_files import adapter_files, has_adapter_files
 from moslora.runs.predecessor import locate_predecessor, own_predecessor, peft_predecessor
+
+FREE = ("continue_from", "dropout", "trains")
+"""Keys of an adapter's section that say nothing of its weights, and may have other values in a run that continues."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,11 @@ def read_continued(recipe: Recipe, *, begun_with: Predecessor | None = None, fet
     place = recipe.adapter.continue_from
     if place is None:
         return None
-    folder = _locate(place, begun_with=begun_with)
-    comparing_base = fetching or has_weights_here(recipe.model)
+    folder = locate_predecessor(place)
     if has_adapter_files(folder):
-        continued = _of_peft(folder, recipe, comparing_base=comparing_base)
+        continued = _of_peft(folder, recipe, fetching=fetching)
     else:
-        continued = _own(folder, recipe, comparing_base=comparing_base)
+        continued = _own(folder, recipe, fetching=fetching)
     if begun_with is not None and begun_with.sha256 != continued.predecessor.sha256:
         hashes = f"sha256 was {begun_with.sha256[:12]}…, is {continued.predecessor.sha256[:12]}…"
         raise UsageError(
@@ -79,43 +77,13 @@ def read_continued(recipe: Recipe, *, begun_with: Predecessor | None = None, fet
     return continued
 
 
-def _locate(place: str, *, begun_with: Predecessor | None) -> Path:
-    """The folder that ``place`` means; of a run that has begun no other can be named."""
-    try:
-        return locate_predecessor(place)
-    except UsageError as error:
-        if begun_with is None:
-            raise
-        raise UsageError(f"{error}; the run began with {begun_with}: move or link it back there") from None
-
-
-def fitting_predecessor(recipe: Recipe) -> Predecessor | None:
-    """The adapter that ``recipe`` continues, which fits as far as can be seen without a download; ``None`` if it starts
-    at the base. Errors as :func:`read_continued`."""
-    continued = read_continued(recipe, fetching=False)
-    if continued is None:
-        return None
-    return continued.predecessor
-
-
-def _of_peft(folder: Path, recipe: Recipe, *, comparing_base: bool) -> Continued:
-    """An adapter in PEFT's format, as a method of PEFT or as one of ours."""
-    if isinstance(recipe.adapter, PeftSection):
-        state = _state_of_method(folder, recipe.adapter)
-    else:
-        state = _state_of_lora(folder, recipe.adapter)
-    if comparing_base:
-        _check_base_of_peft(folder, recipe.model)
-    return Continued(folder, peft_predecessor(folder), state)
-
-
-def _own(folder: Path, recipe: Recipe, *, comparing_base: bool) -> Continued:
+def _own(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
     """An adapter of ours, or a method of PEFT that was trained here."""
     then, manifest = read_checked(folder)
-    found = differences(then, recipe) | _method_differences(then, recipe)
-    if comparing_base:
+    found = _differences(then, recipe)
+    if (fetching and not found) or _is_here(recipe.model):
         found |= other_base(manifest["base"], recipe.model)
-    refuse_differences(folder, found)
+    _refuse_differences(folder, found)
     if then.model.precision != recipe.model.precision:
         note_once(
             f"{folder}: trained over its base in {then.model.precision} and continued in {recipe.model.precision}, so"
@@ -125,17 +93,32 @@ def _own(folder: Path, recipe: Recipe, *, comparing_base: bool) -> Continued:
     return Continued(folder, predecessor, load_tensors(folder / WEIGHTS))
 
 
-def _method_differences(then: Recipe, now: Recipe) -> dict[str, str]:
-    """Those of one method of PEFT: in its fields, with PEFT's defaults, and in the seed by which it split the base."""
-    if not (isinstance(then.adapter, PeftSection) and isinstance(now.adapter, PeftSection)):
-        return {}
-    if not is_one_method_of_peft(then.adapter, now.adapter):
-        return {}
-    before = settings_of(then.adapter)
-    found = changed_values(before, settings_of(now.adapter))
-    if is_drawn_from_the_base(before):
-        found |= changed_values({"seed": then.seed}, {"seed": now.seed})
-    return found
+def _of_peft(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
+    """An adapter in PEFT's format, as a method of PEFT or as one of ours."""
+    if isinstance(recipe.adapter, PeftSection):
+        state = _state_of_method(folder, recipe.adapter)
+    else:
+        state = _state_of_lora(folder, recipe.adapter)
+    origin = read_origin(folder)  # an export has the fingerprint of its base; of others only the name is known
+    config, _ = adapter_files(folder)
+    model = recipe.model
+    named = json.loads(config.read_bytes()).get("base_model_name_or_path")
+    if origin is None and named and named != model.name:
+        note_once(
+            f"{folder}: names {printable(str(named))} as its base, but continues over {model.name}; both must have the"
+            " same weights"
+        )
+    elif origin is not None and (fetching or _is_here(model)):
+        then = {"name": printable(origin.base), "fingerprint": origin.fingerprint}
+        found = other_base(then, model)
+        _refuse_differences(folder, dict.fromkeys(found, ""))  # no override: its name may be no path of this machine
+    return Continued(folder, peft_predecessor(folder), state)
+
+
+def _is_here(model: ModelSection) -> bool:
+    """Whether the base can be looked at without a download."""
+    folder = available_offline(model.name, revision=model.revision)
+    return folder is not None and any(folder.glob("*.safetensors"))
 
 
 def _state_of_method(folder: Path, section: PeftSection) -> Mapping[str, Tensor]:
@@ -143,10 +126,10 @@ def _state_of_method(folder: Path, section: PeftSection) -> Mapping[str, Tensor]
     config, weights = adapter_files(folder)
     then = settings_in(config)
     now = settings_of(section)
-    if then[KIND] != now[KIND]:
-        then = _as_in_a_recipe(then, folder)
-        now = _as_in_a_recipe(now, folder)
-    refuse_differences(folder, changed_values(then, now))
+    if then[KIND] != now[KIND]:  # one value each, as the fields of one mean nothing to another
+        then = {"adapter.peft": own_fields(then), TARGETS: then[TARGETS]}
+        now = {"adapter.peft": own_fields(now), TARGETS: now[TARGETS]}
+    _refuse_differences(folder, _changed_values(then, now))
     if is_drawn_from_the_base(then):
         raise UsageError(
             f"adapter.continue_from = {folder}: its start split the base at random, and its files do not say how; have"
@@ -155,47 +138,78 @@ def _state_of_method(folder: Path, section: PeftSection) -> Mapping[str, Tensor]
     return load_weights(weights)
 
 
-def _as_in_a_recipe(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The method as one value, as the fields of one mean nothing to another."""
-    try:
-        fields = own_fields(settings)
-    except UsageError as error:
-        raise UsageError(f"adapter.continue_from = {folder}: {error}") from None
-    return {"adapter.peft": fields, TARGETS: settings[TARGETS]}
-
-
 def _state_of_lora(folder: Path, section: AdapterSection) -> Mapping[str, Tensor]:
     """The weights of a LoRA in PEFT's format, as an adapter of ours."""
     config, weights = adapter_files(folder)
-    kind = value_in(config, "peft_type")
-    if kind not in (None, "LORA"):
-        raise UsageError(
-            f"adapter.continue_from = {folder}: an adapter of PEFT's {kind}, not of A, M and B; to continue it, set"
-            f" adapter.peft with peft_type: {kind} (docs/peft.md)"
-        )
     try:
         settings = read_settings(config)
     except UsageError as error:
-        fix = "if it is PEFT's own, set adapter.peft with peft_type: LORA (docs/peft.md)"
+        fix = "if it is PEFT's own, set adapter.peft with its peft_type (docs/peft.md)"
         raise UsageError(f"{error}; cannot be continued as an adapter of A, M and B; {fix}") from None
     layers = read_layers(weights, targets=settings.target_modules)
     then = AdapterSection.model_validate(own_section(settings, layers))
-    refuse_differences(folder, section_differences(then, section))
+    _refuse_differences(folder, _changed_values(_comparable(then), _comparable(section)))
     return own_state(layers)
 
 
-def _check_base_of_peft(folder: Path, model: ModelSection) -> None:
-    """Refuses a base that is not that of an export, which has its fingerprint; of others only the name is known."""
-    origin = read_origin(folder)
-    if origin is not None:
-        then = {"name": printable(origin.base), "fingerprint": origin.fingerprint}
-        found = other_base(then, model)
-        refuse_differences(folder, dict.fromkeys(found, ""))  # no override: its name may be no path of this machine
-        return
-    config, _ = adapter_files(folder)
-    named = value_in(config, "base_model_name_or_path")
-    if named and named != model.name:
-        named = printable(str(named))
-        note_once(
-            f"{folder}: names {named} as its base, but continues over {model.name}; both must have the same weights"
-        )
+def _differences(then: Recipe, now: Recipe) -> dict[str, str]:
+    """`_changed_values` of two adapters, of the tasks that a gate knows, and of one method of PEFT: in its fields, with
+    PEFT's defaults, and in the seed by which it split the base."""
+    one = then.adapter
+    other = now.adapter
+    if isinstance(one, PeftSection) and isinstance(other, PeftSection) and one.peft.peft_type == other.peft.peft_type:
+        before = settings_of(one)
+        after = settings_of(other)
+        if is_drawn_from_the_base(before):
+            before["seed"] = then.seed
+            after["seed"] = now.seed
+        return _changed_values(before, after)
+    before = _comparable(one)
+    after = _comparable(other)
+    if one.gated_by_task and other.gated_by_task:
+        before["data.tasks"] = list(then.data.tasks)
+        after["data.tasks"] = list(now.data.tasks)
+    return _changed_values(before, after)
+
+
+def _comparable(section: Adapter) -> dict[str, Any]:
+    """What must fit, by dotted key; a list of layers has no order."""
+    values = section.model_dump(mode="json", exclude={*FREE})
+    if isinstance(values["target_modules"], list):
+        values["target_modules"].sort()
+    return {f"adapter.{key}": value for key, value in values.items()}
+
+
+def _changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """``key was …, is …`` -> the override that restores it, for each key of ``then`` that is something else ``now``."""
+    found = {}
+    for key, was in then.items():
+        value = now.get(key)
+        if value != was:
+            said = f"{key} was {render_inline(was)}, is {render_inline(value)}"
+            found[said] = shlex.quote(f"{key}={render_inline(was)}")
+    return found
+
+
+def other_base(then: Mapping[str, Any], model: ModelSection) -> dict[str, str]:
+    """As `_changed_values`, for a base that is not the one that ``then``, of a manifest, names; empty if it is. No
+    override restores one whose files were changed."""
+    found = fingerprint(model.name, revision=model.revision)
+    if found == then["fingerprint"]:
+        return {}
+    was = {"model.name": then["name"]}
+    if "revision" in then:  # which an export does not have
+        was["model.revision"] = then["revision"]
+    now = {"model.name": model.name, "model.revision": model.revision}
+    hashes = f"fingerprint was {then['fingerprint']}, is {found}"
+    return {f"another base ({hashes})": "", **_changed_values(was, now)}
+
+
+def _refuse_differences(folder: Path, found: Mapping[str, str]) -> None:
+    """Refuses to continue the adapter in ``folder`` if there are differences: all in one line, with the fix."""
+    if found:
+        said = "; ".join(found)
+        overrides = [override for override in found.values() if override]
+        if overrides:
+            said += f"; to continue it: {' '.join(overrides)}"
+        raise UsageError(f"adapter.continue_from = {folder}: {said}")

@@ -8,7 +8,7 @@
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     head = read_head(folder)
     predictions = read_predictions(folder)
     found = Evaluation.of(folder, head.settings, predictions, head.tasks)
-    return replace(found, unfinished=unfinished_tasks(head, predictions))
+    return replace(found, unfinished=unfinished_tasks(head, Counter(each.task for each in predictions)))
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
@@ -143,9 +143,8 @@ def read_predictions(folder: Path) -> list[Prediction]:
     return list(predictions.values())
 
 
-def unfinished_tasks(head: Head, predictions: Iterable[Prediction]) -> dict[str, tuple[int, int]]:
-    """The tasks with fewer ``predictions`` than the last evaluation asked for: both numbers."""
-    answered = Counter(prediction.task for prediction in predictions)
+def unfinished_tasks(head: Head, answered: Counter[str]) -> dict[str, tuple[int, int]]:
+    """The tasks of which fewer questions are ``answered`` than the last evaluation asked: both numbers."""
     found = {}
     for task, record in head.tasks.items():
         if record.asked is not None and answered[task] < record.asked:

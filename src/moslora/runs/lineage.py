@@ -3,9 +3,11 @@
 Importing this does not load torch.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from pydantic import TypeAdapter
 
 CONTINUED_FROM = "continued_from"
 """Key of a `Predecessor` in a manifest and in ``run.json``."""
@@ -26,7 +28,7 @@ class Predecessor:
     sha256: str
     name: str
     steps: int | None = None
-    gate_tasks: Sequence[str] = ()
+    gate_tasks: tuple[str, ...] = ()
     continued_from: "Predecessor | None" = None
 
     @property
@@ -47,13 +49,7 @@ class Predecessor:
 def predecessor_of(facts: Mapping[str, Any]) -> Predecessor | None:
     """What a manifest or a ``run.json`` says, without what only a later version knows; ``None`` if the run did not
     continue another adapter."""
-    found = facts.get(CONTINUED_FROM)
-    if found is None:
-        return None
-    known = {field.name: found[field.name] for field in fields(Predecessor) if field.name in found}
-    known["gate_tasks"] = tuple(known.get("gate_tasks", ()))
-    known[CONTINUED_FROM] = predecessor_of(found)
-    return Predecessor(**known)
+    return TypeAdapter(Predecessor | None).validate_python(facts.get(CONTINUED_FROM))
 
 
 def tasks_of_gate(manifest: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,14 @@ from statistics import fmean
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError
+from moslora.recipe import TrainingSection
 from moslora.runs.best import best_of
-from moslora.runs.evaluation import in_common, read_evaluation
+from moslora.runs.evaluation import in_common, is_finished, read_evaluation, unfinished_tasks
 from moslora.runs.manifest import MANIFEST, RECIPE
 from moslora.runs.outcomes import right
-from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, PREDICTIONS, RESULT, RESULTS, SETTINGS, Run
+from moslora.runs.predictions import task_of
+from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, PREDICTIONS, RESULT, Run
+from moslora.runs.settings import read_head
 
 HEADER = ["run", "base", "adapter", "steps", "state", "scores"]
 
@@ -47,62 +50,43 @@ def _runs_below(folder: Path) -> Iterator[Run]:
 
 def _row(run: Run) -> list[str]:
     facts = run.facts
+    base = "?"
+    adapter = "unreadable recipe"
+    ending = "finished"
     try:
         base = Path(run.recipe.model.name).name
         adapter = run.recipe.adapter.summary()
+        ending = _how_finished(facts, run.recipe.training)
     except MosloraError:  # of another version
-        base = "?"
-        adapter = "unreadable recipe"
+        pass
+    if "imported" in facts:
+        ending = "imported"
+    elif run.without_result:
+        ending = f"finished, no {RESULT}/"
+    elif not run.finished:
+        ending = "unfinished" if run.begun else "not begun"
+    steps = "–"
+    if facts.get("steps"):
+        steps = f"{run.steps_done:,}/{facts['steps']:,}"
     interrupted = unfinished_evaluations(run)
     results = {name: card for name, card in facts.get("results", {}).items() if name not in interrupted}
     scores = [*_scores(run, results)]
-    for name, (answered, asked) in interrupted.items():
-        scores.append(_interrupted(name, answered, asked))
-    return [base, adapter, _steps(run, facts), _state(run, facts), "; ".join(scores) or "–"]
+    for name, (answered, asked) in interrupted.items():  # without an average, which would be over a part
+        scores.append(f"{name} unfinished ({answered:,} of {asked:,} questions)")
+    return [base, adapter, steps, ending, "; ".join(scores) or "–"]
 
 
-def _steps(run: Run, facts: Mapping[str, Any]) -> str:
-    """Steps that are saved, of those planned."""
-    planned = facts.get("steps")
-    if not planned:
-        return "–"
-    return f"{run.steps_done:,}/{planned:,}"
-
-
-def _state(run: Run, facts: Mapping[str, Any]) -> str:
-    if "imported" in facts:
-        return "imported"
-    if run.without_result:
-        return f"finished, no {RESULT}/"
-    if run.finished:
-        return _how_finished(run, facts)
-    if facts.get("steps"):
-        return "unfinished"
-    return "not begun"
-
-
-def _how_finished(run: Run, facts: Mapping[str, Any]) -> str:
+def _how_finished(facts: Mapping[str, Any], training: TrainingSection) -> str:
     """With what validations decided of it."""
     words = ["finished"]
     best = best_of(facts)
-    if best is None:
-        return words[0]
-    try:
-        training = run.recipe.training
-    except MosloraError:  # of another version
-        return words[0]
-    if best.has_run_out(training.patience):
+    if best is not None and best.has_run_out(training.patience):
         words.append("by patience")
-    if training.result == "best":
+    if best is not None and best.step is not None and training.result == "best":
         words.append(f"best step {best.step:,}")
-    if best.by == "accuracy":
+    if best is not None and best.by == "accuracy" and len(words) > 1:
         words[-1] += " by accuracy"
     return ", ".join(words)
-
-
-def _interrupted(name: str, answered: int, asked: int) -> str:
-    """Without an average, which would be over a part of the questions."""
-    return f"{name} unfinished ({answered:,} of {asked:,} questions)"
 
 
 def _scores(run: Run, results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
@@ -152,34 +136,19 @@ def _asked_alike(cards: list[dict[str, Any]]) -> bool:
 
 
 def unfinished_evaluations(run: Run) -> dict[str, tuple[int, int]]:
-    """The evaluations that were interrupted, by name: the number of questions answered, and asked."""
+    """The evaluations that were interrupted, by name: the number of questions answered, and asked. One with a damaged
+    file is not among them, which is told where the scores are read."""
     found = {}
     for folder in run.evaluations:
-        progress = _progress(folder)
-        if progress is not None:
-            found[folder.name] = progress
+        try:
+            head = read_head(folder)
+            unfinished = unfinished_tasks(head, _answered(folder))
+        except (MosloraError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if unfinished or not is_finished(folder):
+            asked = sum(record.asked or 0 for record in head.tasks.values())
+            found[folder.name] = (asked - sum(all_of_it - done for done, all_of_it in unfinished.values()), asked)
     return found
-
-
-def _progress(folder: Path) -> tuple[int, int] | None:
-    """The numbers of questions answered and asked in an evaluation's folder; ``None`` if it is finished, or if a file
-    is damaged, which is told where the scores are read."""
-    finished = (folder / RESULTS).is_file()
-    try:
-        asked = _asked(folder)
-        answered = _answered(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    if finished and all(answered[task] >= number for task, number in asked.items()):
-        return None
-    done = sum(min(answered[task], number) for task, number in asked.items())
-    return done, sum(asked.values())
-
-
-def _asked(folder: Path) -> dict[str, int]:
-    """Task -> number of questions that the last evaluation asked."""
-    tasks = json.loads((folder / SETTINGS).read_bytes())["tasks"]
-    return {task: record["asked"] for task, record in tasks.items()}
 
 
 def _answered(folder: Path) -> Counter[str]:
@@ -188,13 +157,4 @@ def _answered(folder: Path) -> Counter[str]:
     if not file.exists():
         return Counter()
     lines = file.read_bytes().split(b"\n")
-    return Counter(_task_of(line) for line in lines[:-1])
-
-
-def _task_of(line: bytes) -> str:
-    """The task of a line of predictions: most begin with the id, and the id with the task."""
-    begin = b'{"id":"'
-    if line.startswith(begin) and b'"task":' not in line:
-        return line[len(begin) : line.find(b"/")].decode()
-    row = json.loads(line)
-    return str(row.get("task") or row["id"].partition("/")[0])
+    return Counter(task_of(json.loads(line)) for line in lines[:-1])

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +72,8 @@ def check_hash(path: Path, expected: str) -> None:
 
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
     """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
-    with _of_version(by, path):
-        return load_recipe(path, [NO_TRUST, *overrides])
-
-
-@contextmanager
-def _of_version(by: str | None, path: Path) -> Iterator[None]:
-    """Says of a recipe with faults that moslora ``by`` wrote it, if that is not this version."""
     try:
-        yield
+        return load_recipe(path, [NO_TRUST, *overrides])
     except UsageError as fault:
         if by in (None, __version__):
             raise

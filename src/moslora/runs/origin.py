@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from moslora.errors import UsageError
-from moslora.files import in_use, write_json
+from moslora.files import write_json
 from moslora.runs.best import TRAINED_STEPS
 from moslora.runs.manifest import WEIGHTS
 from moslora.version import __version__
@@ -71,22 +70,3 @@ def read_origin(folder: Path) -> Origin | None:
         return TypeAdapter(Origin).validate_json((folder / ORIGIN).read_bytes(), strict=True)
     except (OSError, ValidationError):
         return None
-
-
-def remark_on(folder: Path) -> str:
-    """A note on weights that were made before the end of their run; empty for others."""
-    origin = read_origin(folder)
-    if origin is None or not origin.unfinished:
-        return ""
-    return f"{folder} is unfinished: made at {origin}"
-
-
-def refuse_made(out: Path) -> None:
-    """Refuses a folder that already holds what a command has made, by what that is."""
-    if ORIGIN not in in_use(out):  # of a killed command half is there
-        return
-    origin = read_origin(out)
-    if origin is not None:
-        raise UsageError(
-            f"{out}: not empty: it was made at {origin}; choose another folder with --out, or remove what is there"
-        )

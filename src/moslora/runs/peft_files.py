@@ -1,10 +1,8 @@
 """The files of an adapter of another program. Importing this does not load torch."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from moslora.errors import UsageError
 
@@ -18,13 +16,10 @@ def adapter_files(folder: Path) -> tuple[Path, Path]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder{hub_hint(str(folder))}")
     weights = _first_file(folder / name for name in WEIGHTS)
-    if weights is None:
-        raise UsageError(f"{folder}: not a LoRA adapter, which has one of {', '.join(WEIGHTS)}")
     config = _first_file((folder / CONFIG, folder.resolve().parent / CONFIG))
-    if config is None and (folder / "config.json").is_file():
-        raise UsageError(f"{folder}: a model without an adapter (no {CONFIG}); choose the folder of an adapter")
-    if config is None:
-        raise UsageError(f"{folder}: no {CONFIG}, here or in the folder above; copy it here from the training run")
+    if weights is None or config is None:
+        needs = f"{CONFIG}, here or in the folder above, and here one of {', '.join(WEIGHTS)}"
+        raise UsageError(f"{folder}: not an adapter in PEFT's format, which needs {needs}")
     return config, weights
 
 
@@ -38,17 +33,6 @@ def hub_hint(place: str) -> str:
 def has_adapter_files(folder: Path) -> bool:
     """Whether ``folder`` has an adapter in PEFT's format, or a part of one, rather than one of ours."""
     return _first_file(folder / name for name in (CONFIG, *WEIGHTS)) is not None
-
-
-def value_in(config: Path, key: str) -> Any:
-    """A value of the settings; ``None`` if they do not have it, or cannot be read."""
-    try:
-        values = json.loads(config.read_bytes())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(values, dict):
-        return None
-    return values.get(key)
 
 
 def _first_file(paths: Iterable[Path]) -> Path | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,10 +76,16 @@ class Prediction:
 
 def _given(id: str, scores: Sequence[float]) -> dict[str, Any]:
     """The fields of a `Prediction` that its id and its scores give."""
-    given: dict[str, Any] = {"task": id.partition("/")[0]}
+    given: dict[str, Any] = {"task": task_of({"id": id})}
     if scores:
         given["prediction"] = argmax(scores)
     return given
+
+
+def task_of(values: Mapping[str, Any]) -> str:
+    """The task of a line's values: an id begins with it, unless they name another."""
+    task: str = values.get("task") or values["id"].partition("/")[0]
+    return task
 
 
 def argmax(values: Sequence[float]) -> int:

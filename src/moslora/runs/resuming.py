@@ -10,7 +10,7 @@ from moslora.recipe import KEPT, Recipe, TrainingSection
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.best import best_of
 from moslora.runs.manifest import MANIFEST, RECIPE, read_checked
-from moslora.runs.run import Run
+from moslora.runs.run import RESULT, Run
 
 
 def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
@@ -19,7 +19,9 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
         as_it_was = f"to go on as before: {run.resume_command}"
         refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe, fix=as_it_was)
         if run.without_result:
-            raise UsageError(f"{run.path}: {run.how_to_finish}")
+            raise UsageError(
+                f"{run.path}: training ended, but {RESULT}/ is gone; train again into another folder with --out"
+            )
         return
     found = in_use(run.path)
     if found:
@@ -29,11 +31,10 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
 def _already_there(run: Run, found: Sequence[str]) -> str:
     """What a new run finds in its folder, with the command that goes on with it, if there is one."""
     try:
-        saved = newest_intact(run, run.recipe_to_resume(), tell=lambda skipped: None)
-    except MosloraError:  # other files, or a run of which too little is intact
+        run.recipe_to_resume()
+    except UsageError:  # other files
         return f"not empty ({some(found)}); "
-    closed = "seconds" in run.facts  # which a run has at its end, or gets when it is resumed
-    if run.without_result or (closed and saved and saved[0] == run.result):
+    if "seconds" in run.facts:  # which a run has at its end, or gets when it is resumed
         return "a finished run; "
     return f"resume that run: {run.resume_command}; or "
 
@@ -107,7 +108,7 @@ def refuse_reproduction(run: Run, out: Path) -> None:
     """Refuses to train ``run`` again if it has no result to compare with, or in a folder with anything else."""
     recipe = run.recipe_to_resume()
     if not run.finished:
-        raise UsageError(f"{run.path}: nothing to compare with; {run.how_to_finish}")
+        raise UsageError(f"{run.path}: nothing to compare with; resume it: {run.resume_command}")
     if not Run(out).exists:
         refuse_used(out)
     elif with_absolute_paths(Run(out).recipe_to_resume()) != with_absolute_paths(recipe):

@@ -76,14 +76,6 @@ class Run:
         return "seconds" in self.facts and not self.adapters
 
     @property
-    def how_to_finish(self) -> str:
-        """What to do about a missing result."""
-        if self.without_result:
-            again = f"moslora train {shlex.quote(str(self.path / RECIPE))} --out FOLDER"
-            return f"training ended, but {RESULT}/ is gone; train again into another folder: {again}"
-        return f"resume it: {self.resume_command}"
-
-    @property
     def resume_command(self) -> str:
         return f"moslora train {shlex.quote(str(self.path))} --resume"
 
@@ -234,39 +226,21 @@ class Run:
     def evaluation(self, name: str | None = None) -> Path:
         """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
         every = self.evaluations
-        own = [folder for folder in every if not BESIDE.search(folder.name)]
-        if not name and len(own) > 1 and self.exists:
-            name = self._named_by_recipe(own)
+        found = [folder for folder in every if not BESIDE.search(folder.name)]
+        fault = "evaluated in several ways" if found else "not evaluated"
         if name:
-            found = [self.path / EVALUATIONS / name]
-        else:
-            found = own
-        known = own or [folder for folder in every if folder != base_of(folder)]
-        names = ", ".join(folder.name for folder in known)
-        if len(found) > 1:
-            raise UsageError(f"{self.path}: evaluated in several ways; choose one with --evaluation, among {names}")
-        if found and found[0] in every:
+            fault = f"no evaluation {name}"
+            found = [folder for folder in every if folder.name == name]
+        elif len(found) > 1 and self.exists:
+            recipe = self.recipe
+            named = evaluation_name(recipe.evaluation.protocol, recipe.data.format, recipe.model.precision)
+            found = [folder for folder in found if folder.name == named] or found
+        if len(found) == 1:
             return found[0]
-        fault = ""
-        if name:
-            fault = f"no evaluation {name}; "
-        owner = run_of(self.path)
-        if names:
-            fault += f"evaluated as {names}; choose one with --evaluation"
-        elif owner.evaluations:
-            those = ", ".join(folder.name for folder in owner.evaluations)
-            fault += f"an adapter of the run {owner.path}; name the run, and choose with --evaluation among {those}"
-        else:
-            fault += f"not evaluated; moslora eval {shlex.quote(str(self.path))} does it"
-        raise UsageError(f"{self.path}: {fault}")
-
-    def _named_by_recipe(self, folders: Sequence[Path]) -> str | None:
-        """The name of that of these evaluations that asks as the recipe says; ``None`` if none does."""
-        recipe = self.recipe
-        name = evaluation_name(recipe.evaluation.protocol, recipe.data.format, recipe.model.precision)
-        if self.path / EVALUATIONS / name in folders:
-            return name
-        return None
+        fix = f"moslora eval {shlex.quote(str(self.path))} makes one"
+        if every:
+            fix = f"choose one with --evaluation, among {', '.join(folder.name for folder in every)}"
+        raise UsageError(f"{self.path}: {fault}; {fix}")
 
 
 def evaluation_name(protocol: str, format: str, precision: str) -> str:
@@ -323,13 +297,13 @@ def locate_adapter(path: Path) -> Path:
 
 def _why_no_adapter(path: Path) -> str:
     if not path.exists():
-        return _missing(path)
+        return f"no such run; {did_you_mean(path, otherwise='moslora runs lists all')}"
     if (path / "adapter_config.json").is_file():
         return f"a PEFT adapter, not a run; import it: moslora import {shlex.quote(str(path))}"
     if (path / "config.json").is_file():
         return "a model without an adapter; choose a run or an adapter folder"
     if Run(path).exists:
-        return f"this run has no adapter; {Run(path).how_to_finish}"
+        return f"this run has no adapter; resume it: {Run(path).resume_command}"
     return f"not a run or an adapter folder (no {MANIFEST}); moslora runs lists all"
 
 
@@ -344,16 +318,6 @@ def checkpoint_name(adapter: Path) -> str:
     if not is_checkpoints(place.parent):
         return ""
     return place.name
-
-
-def _missing(path: Path) -> str:
-    """What is said of a run or an adapter that is not there."""
-    if is_checkpoints(path.parent):
-        checkpoints = Run(path.parent / "..").checkpoints
-        if not checkpoints:
-            return "no such checkpoint; this run has none"
-        return f"no such checkpoint; there are {', '.join(found.name for found in checkpoints)}"
-    return f"no such run; {did_you_mean(path, otherwise='moslora runs lists all')}"
 
 
 def unfinished(path: Path, adapter: Path, *, doing: str) -> str:

@@ -8,7 +8,7 @@ from moslora.data.sources import refuse_missing
 from moslora.files import locked
 from moslora.ranks import is_main_process
 from moslora.recipe import Recipe
-from moslora.runs.continuing import check_predecessor
+from moslora.runs.predecessor import locate_predecessor
 from moslora.runs.resuming import refuse_other_run
 from moslora.runs.run import RUN, Run
 
@@ -22,8 +22,9 @@ def refuse_training(recipe: Recipe, run: Run, *, resuming: bool) -> None:
         with lock:
             refuse_other_run(run, recipe, resuming=resuming)
     local_folder(recipe.model.name, revision=recipe.model.revision)
-    if not (resuming and run.adapters):  # from which it goes on, whatever became of its predecessor
-        check_predecessor(recipe)
+    place = recipe.adapter.continue_from
+    if place is not None and not (resuming and run.adapters):  # from which it goes on, whatever became of that
+        locate_predecessor(place)
     refuse_missing(recipe.training_tasks, "train", source=recipe.data.source)
 
 
