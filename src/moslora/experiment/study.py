@@ -132,14 +132,12 @@ class Study:
         file = self.experiment.file
         found = []
         for arm in self.arms:
-            losses = {rate: self._losses(arm, rate) for rate in file.rates(arm)}
+            losses: dict[float, list[float]] = {}
+            for rate in file.rates(arm):
+                runs = self.experiment.planned([(arm, rate)], scored=False)
+                losses[rate] = [validation_loss(self.out, one) for one in runs if is_done(self.out, one)]
             found.append(Curve(arm, len(file.rate_seeds), losses))
         return found
-
-    def _losses(self, arm: str, rate: float) -> list[float]:
-        """Those of the runs of the search that are done."""
-        runs = self.experiment.planned([(arm, rate)], scored=False)
-        return [validation_loss(self.out, one) for one in runs if is_done(self.out, one)]
 
     def _remarks(self) -> dict[str, str]:
         """Arm -> the remark on its curve, and if the arm waits, the option that scores it."""
@@ -230,9 +228,10 @@ class Study:
         the search for their rate, would be made the same now."""
         runs = []
         for planned in self.with_all_arms().scored():
-            if in_tables(self.out, planned) is not None:
+            if in_tables(self.out, planned) is not None or not is_done(self.out, planned):
                 continue
-            if is_done(self.out, planned) and (planned.arm in self.arms or self._would_be_made_again(planned)):
+            behind = (*self.experiment.search((planned.arm,)), planned)
+            if planned.arm in self.arms or not any(self._differs(one) for one in behind):
                 runs.append(
                     ExperimentRun(
                         arm=planned.arm,
@@ -256,11 +255,6 @@ class Study:
             card=before.card if before is not None else None,
         )
         index.write(self.out)
-
-    def _would_be_made_again(self, planned: Planned) -> bool:
-        """Whether neither a run nor the search for its rate differs from what is there."""
-        behind = (*self.experiment.search((planned.arm,)), planned)
-        return not any(self._differs(one) for one in behind)
 
     def tables(self) -> Iterator[list[list[str]]]:
         """The curves of the learning rates, and the scores so far."""

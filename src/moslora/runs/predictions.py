@@ -53,11 +53,6 @@ class Prediction:
             return self.prediction
         return argmax(self.deciding_scores)
 
-    @property
-    def margin(self) -> float:
-        """The best deciding score minus the second best."""
-        return margin(self.deciding_scores)
-
     def to_json(self) -> str:
         """One line, without fields that have their default or that others give."""
         known = {field.name: field.default for field in dataclasses.fields(self)}

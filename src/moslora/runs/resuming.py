@@ -34,7 +34,8 @@ def _already_there(run: Run, found: Sequence[str]) -> str:
         run.recipe_to_resume()
     except UsageError:  # other files
         return f"not empty ({some(found)}); "
-    if "seconds" in run.facts:  # which a run has at its end, or gets when it is resumed
+    closed = "seconds" in run.facts  # which a run has at its end, or gets when it is resumed
+    if run.without_result or (run.finished and closed):
         return "a finished run; "
     return f"resume that run: {run.resume_command}; or "
 

@@ -144,16 +144,11 @@ class Run:
 
     def recipe_to_resume(self, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe to train on with; ``overrides`` have to repeat that remote code is trusted."""
-        if "imported" in self.facts:
-            raise UsageError(
-                f"{self.path}: an imported adapter, which cannot be resumed; continue it in a new run:"
-                f" adapter.continue_from={shlex.quote(str(self.path))}"
-            )
-        if (self.path / MANIFEST).is_file() or not self.exists:
+        if "imported" in self.facts or (self.path / MANIFEST).is_file() or not self.exists:
             locate_adapter(self.path)  # a clearer message if there is no adapter either
             raise UsageError(
-                f"{self.path}: not a run folder with a {RECIPE}, so it cannot be resumed; choose the run folder, or"
-                " copy the recipe there from a checkpoint"
+                f"{self.path}: no run of a training with its {RECIPE}, so it cannot be resumed; continue it in a new"
+                f" run: adapter.continue_from={shlex.quote(str(self.path))}"
             )
         if not overrides:
             return self.recipe
