@@ -140,7 +140,7 @@ def by_lm_eval(model: Any, tokenizer: Any, asked: Sequence[Example]) -> list[lis
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)  # a row of logits is large
     options: list[Option] = []
     for example in asked:
         options += FORMATS["cloze"].options(example)
