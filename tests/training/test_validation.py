@@ -354,9 +354,9 @@ def test_accuracy_chooses_the_result_and_the_end(
     lines = [
         "step 4/12  validation_loss",
         "accuracy 75.0 % of 20  best so far",
-        "accuracy 75.0 % of 20  1 of 3 in a row without a higher accuracy",
+        "accuracy 75.0 % of 20  1 of 3 in a row without a better accuracy",
         "step 4, best of 5 validations by accuracy 75.0 %; last 50.0 %",
-        "ended by training.patience after step 10: 3 validations without a higher accuracy",
+        "ended by training.patience after step 10: 3 validations without a better accuracy",
     ]
     assert all(line in said for line in lines), said
     (row,) = table_of_runs(out)[1:]

@@ -198,10 +198,9 @@ def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
     if not changed:
         return
     then = folder.manifest.get("packages", {})
-    readers = [name for name in ("tokenizers", "transformers") if then.get(name) != version(name)]
-    if readers:
-        others = ", ".join(f"{name} {then.get(name)}" for name in readers)
-        note(f"{folder.path}: the base's {changed} may have changed since training, which used {others}")
+    others = [f"{name} {then.get(name)}" for name in ("tokenizers", "transformers") if then.get(name) != version(name)]
+    if others:
+        note(f"{folder.path}: the base's {changed} may have changed since training, which used {', '.join(others)}")
         return
     raise UsageError(
         f"{folder.path}: the base's {changed} changed since training; restore it, or pin the hub's with model.revision"

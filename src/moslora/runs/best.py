@@ -85,13 +85,6 @@ def in_words(value: float, by: BestBy) -> str:
     return f"{100 * value:.1f} %"
 
 
-def a_better_one(by: BestBy) -> str:
-    """What a validation must have to be the best so far."""
-    if by == "loss":
-        return "a lower loss"
-    return "a higher accuracy"
-
-
 def best_of(facts: Mapping[str, Any]) -> Best | None:
     """What a manifest or a ``run.json`` says; ``None`` if the run asked no validation."""
     found = facts.get(BEST)
@@ -130,6 +123,6 @@ def ending(facts: Mapping[str, Any], training: TrainingSection) -> list[str]:
     if best.has_run_out(training.patience):
         lines.append(
             f"ended by training.patience after step {facts[TRAINED_STEPS]:,}: {best.since} validations without"
-            f" {a_better_one(best.by)}"
+            f" a better {best.by}"
         )
     return lines

@@ -23,7 +23,6 @@ from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import gpu_module, gpus, total_memory
 from moslora.recipe import Adapter, ModelSection, TrainingSection
-from moslora.runs.best import a_better_one
 from moslora.version import PACKAGE, __version__
 
 
@@ -59,7 +58,7 @@ def describe(
         every = f"measured every {training.validate_every:,} steps"
         lines.append(f"the result is the step with {best[training.best_by]}, {every}")
     if training.patience is not None:
-        without = f"without {a_better_one(training.best_by)}"
+        without = f"without a better {training.best_by}"
         lines.append(f"the run ends after {training.patience:,} validations in a row {without}")
     return lines
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moslora.recipe import TrainingSection
-from moslora.runs.best import Best, a_better_one, best_of, in_words
+from moslora.runs.best import Best, best_of, in_words
 from moslora.training.budget import RankBudget
 
 
@@ -73,7 +73,7 @@ class Selection:
         if best.step == step:
             return "best so far"
         if self.patience is not None and self.best.since:
-            return f"{self.best.since} of {self.patience} in a row without {a_better_one(self.best.by)}"
+            return f"{self.best.since} of {self.patience} in a row without a better {self.best.by}"
         return ""
 
     @property
