@@ -14,8 +14,10 @@ from moslora.evaluation import read_results
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
+from moslora.runs.best import Best
 from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.listing import table_of_runs
+from moslora.runs.run import Run
 from moslora.runs.settings import read_head
 from training_kit import cut_after
 
@@ -120,3 +122,9 @@ def test_every_run_is_listed_with_its_state_and_scores(
     file.write_text(settings, encoding="utf-8")
     evaluate_target(open_target("runs/done", base=True), limit=4)
     assert "different" not in table_of_runs(Path("runs/done"))[1][-1]
+
+
+def test_accuracy_that_chose_neither_result_nor_end_is_no_part_of_the_state(trained: Path, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(trained, tmp_path / "run")))
+    run.add_facts(**Best("accuracy").after(10, 0.5).after(20, 0.25).facts, trained_steps=21)
+    assert table_of_runs(run.path)[1][4] == "finished"
