@@ -221,7 +221,7 @@ class RunRows:
                 held_out += len(load_examples(task, "test", source=self.data.source))
         found = {
             "held out as test questions": held_out,
-            "repeats of validation rows": chosen.repeats,
+            "equal to validation rows, and left out": chosen.repeats,
             "skipped (data.rows)": chosen.skipped,
         }
         return {what: number for what, number in found.items() if number}

@@ -115,7 +115,7 @@ class TaskSection(Section):
     cluster: Annotated[Expression | None, Changes.WRITTEN] = AUTOMATIC
     """What groups questions that are not independent, such as the passage that they are about; several columns as in
     `"[book, chapter]"`. Intervals count such questions together. Null for each question alone; `auto` groups those with
-    the same context of 100 characters or more. Equal questions are together in any case."""
+    the same context of 100 characters or more. Of the questions left alone, equal ones are a cluster, too."""
 
     instruction: Annotated[str, Changes.READING] = "Please choose the correct answer to the question: "
     """Text before the question in all formats but `cloze`; by default empty for answers in words."""
