@@ -28,7 +28,7 @@ from moslora.compare.conclusion import lines
 from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.runs import ComparedRun
-from moslora.compare.statistics import LEVEL, MACRO, Member, family
+from moslora.compare.statistics import LEVEL, MACRO, Member, family_with
 from moslora.compare.tables import TableRun, read_tables
 from moslora.experiment.tables import mean_over_seeds
 from moslora.recipe import Recipe, load_recipe
@@ -95,7 +95,8 @@ class ScoredExperiment:
             pairs = [(first, other) for other in others]
             contrasts = compare_arms(self.arms, contrasts=pairs, outcome=outcome, tasks=tasks).named
             count = max(len(contrasts), 1 + len(self.index.others))
-            members = family([one.effects[MACRO] for one in contrasts], margin=0, count=count)
+            effects = [one.effects[MACRO] for one in contrasts]
+            members = family_with(effects, [one.law.beyond(0) for one in effects], count=count)
             found[outcome] = {one.after: (one, member) for one, member in zip(contrasts, members, strict=True)}
         return found
 

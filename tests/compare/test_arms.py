@@ -12,8 +12,8 @@ import pytest
 from cli_kit import run
 from compare_kit import SETTINGS, SIZES, asked_as, base, drawn, with_tasks
 from message_kit import says
-from moslora.compare.arms import Arm, load_arms, pair, values
-from moslora.compare.comparable import note_predecessors, refuse_mixed
+from moslora.compare.arms import Arm, load_arms, pairs, values
+from moslora.compare.comparable import note_what_differs, refuse_mixed
 from moslora.compare.comparison import compare_arms
 from moslora.compare.runs import ComparedRun
 from moslora.errors import UsageError
@@ -70,7 +70,7 @@ def test_runs_that_continue_other_weights_are_another_arm(runs: Path, capsys: py
         ["on-0", "on-1"],
         ["on-2"],
     ]
-    note_predecessors(arms)
+    note_what_differs(arms)
     said = capsys.readouterr().out
     assert said.count(f"from step 9 of first (sha256 {'1' * 12}…)") == 1 and f"(sha256 {'2' * 12}…)" in said
 
@@ -95,9 +95,7 @@ def test_two_seeds_of_a_recipe_are_compared_one_by_one(runs: Path) -> None:
 
 
 def test_a_run_alone_is_compared_with_its_base(runs: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"-base: missing.*moslora eval \S+lora-1 --base .*--max-length 512 .*--tasks obqa --limit 3"
-    ):
+    with pytest.raises(UsageError, match=r"-base: missing.*moslora eval \S+lora-1 --base$"):
         load_arms([runs / "lora-1"])
     untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
     evaluated(runs / "lora-1", "cloze-cloze-float32-base", settings=untrained)
@@ -134,11 +132,11 @@ def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
 
 def test_arms_are_paired_by_seed() -> None:
     one, other = arm("one", *map(drawn, (0, 1, 2))), arm("other", *(drawn(seed, rank=4) for seed in (2, 5, 1)))
-    assert [(a.seed, b.seed) for a, b in pair(one, other)] == [(1, 1), (2, 2)]
-    assert [(a.seed, b.seed) for a, b in pair(arm("base", base()), one)] == [(None, 0), (None, 1), (None, 2)]
-    assert [(a.seed, b.seed) for a, b in pair(arm("one", drawn(0)), arm("other", drawn(1)))] == [(0, 1)]
-    with pytest.raises(UsageError, match=r"the arms share no seed \(one: 0, 1, 2; x: 7, 8\)"):
-        pair(one, arm("x", drawn(7), drawn(8)))
+    assert [(a.seed, b.seed) for a, b in pairs(one, other)] == [(1, 1), (2, 2)]
+    assert [(a.seed, b.seed) for a, b in pairs(arm("base", base()), one)] == [(None, 0), (None, 1), (None, 2)]
+    assert [(a.seed, b.seed) for a, b in pairs(arm("one", drawn(0)), arm("other", drawn(1)))] == [(0, 1)]
+    with pytest.raises(UsageError, match="one and x: no seed in common"):
+        compare_arms([one, arm("x", drawn(7), drawn(8))])
 
 
 def test_values_are_a_row_per_seed() -> None:
@@ -205,13 +203,12 @@ def test_other_versions_are_no_reason_to_refuse_but_told(capsys: pytest.CaptureF
     assert not capsys.readouterr().out
 
 
-def test_another_tokenizer_is_told_with_the_runs_and_not_with_its_hash(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_tokenizer_is_told_with_the_runs(capsys: pytest.CaptureFixture[str]) -> None:
     hashes = ("a" * 64, "b" * 64)
     arms = [arm(name, other(made_with={"tokenizer": it})) for name, it in zip(("one", "two"), hashes, strict=True)]
     compare_arms(arms)
     (said,) = capsys.readouterr().out.splitlines()
-    assert "tokenizer" in said and "one-1" in said and "two-1" in said
-    assert not any(it[:8] in said for it in hashes)
+    assert says(said, "tokenizer", "aaa", "one-1", "bbb", "two-1") and hashes[0] not in said
 
 
 def test_what_is_meant_to_differ_is_allowed() -> None:
@@ -324,7 +321,7 @@ def test_arms_that_one_rule_stopped_at_different_steps_are_compared(
     assert [[run.facts["steps"] for run in arm.runs.values()] for arm in arms] == [[10, 11], [12, 13]]
     compare_arms(arms, outcome="accuracy")
     said = "".join(capsys.readouterr())
-    assert says(said, "patience 3", "lora 10, 11", "mixed 12, 13")
+    assert says(said, "lora 10", "patience 3", "lora 11", "mixed 12", "mixed 13")
 
 
 @pytest.mark.parametrize(

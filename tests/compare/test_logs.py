@@ -380,7 +380,7 @@ def test_other_questions_and_prompts_are_refused_with_what_differs(
         assert code == allowed
     longer = compare_paths([one, written(tmp_path / "b", "arc", [*y, 1, 1, 0])])
     assert says(lines(longer)[0], "12 questions", "left out: 3 of arc")
-    with pytest.raises(UsageError, match=r"no question in common.* same questions$"):
+    with pytest.raises(UsageError, match="no question in common"):
         compare_paths([one, written(tmp_path / "c", "piqa", y)])
 
 

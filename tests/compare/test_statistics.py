@@ -1,12 +1,24 @@
 """The statistics against scipy, statsmodels and loops, and against draws whose truth is known."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from moslora.compare.statistics import LEVEL, MACRO, MICRO, Codes, Floats, effects, effects_unpaired, family, holm
+from moslora.compare.statistics import (
+    LEVEL,
+    MACRO,
+    MICRO,
+    Codes,
+    Effect,
+    Floats,
+    Member,
+    effects,
+    family_with,
+    holm,
+)
 
 
 def answers(seed: int, n: int, lost: float = 0.1, won: float = 0.2) -> Floats:
@@ -183,6 +195,10 @@ def test_equivalence_is_statsmodels_two_one_sided_tests(margin: float, seed: int
     assert (effect.law.beyond(margin) <= LEVEL) == (p < 0.05) and effect.law.beyond(margin) == pytest.approx(p)
 
 
+def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Member]:
+    return family_with(contrasts, [one.law.beyond(margin) for one in contrasts], count=count)
+
+
 @pytest.mark.parametrize(("seeds", "count"), [(4, 5), (6, 5), (6, 11)])
 def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds: int, count: int) -> None:
     """Of five contrasts whose questions agree; with ``count`` 11, six are without runs."""
@@ -255,55 +271,3 @@ def test_few_seeds_show_a_difference_that_is_large_enough() -> None:
     effect = effects({"obqa": draws}, binary=False)[MACRO]
     assert effect.shown
     assert 0 < effect.detectable < 0.1
-
-
-def test_arms_that_are_not_paired_are_welchs() -> None:
-    """By scipy where only seeds vary, and where only questions do; the order of an arm's seeds does not matter."""
-    draw = np.random.default_rng(5)
-    before = draw.normal(0, 1, (3, 1))
-    after = draw.normal(1, 0.2, (6, 1))
-    found = effects_unpaired({"held out": before}, {"held out": after}, binary=False)[MACRO]
-    test = stats.ttest_ind(after[:, 0], before[:, 0], equal_var=False)
-    assert found.p == pytest.approx(test.pvalue, rel=1e-6) and found.seeds == 3
-    assert found.interval == pytest.approx(tuple(test.confidence_interval()), rel=1e-6)
-    hard = draw.normal(0, 3, 80)
-    tastes = draw.normal(0.1, 0.5, 80)
-    one = np.tile(hard, (2, 1))
-    other = np.tile(hard + tastes, (4, 1))
-    found = effects_unpaired({"obqa": one}, {"obqa": other}, binary=False)[MACRO]
-    assert found.p == pytest.approx(stats.ttest_1samp(tastes, 0).pvalue, rel=1e-6), "questions are paired"
-
-
-def test_components_of_arms_that_are_not_paired_add_up() -> None:
-    """Variances of two arms, by loops in float64; and a thousand studies in which nothing differs."""
-    draw = np.random.default_rng(6)
-    before = {}
-    after = {}
-    for task, n in (("boolq", 30), ("obqa", 20)):
-        before[task] = draw.normal(0, 1, (3, n))
-        after[task] = draw.normal(0, 2, (5, n))
-    found = effects_unpaired(before, after, binary=False)[MACRO]
-    seeds = interaction = questions = 0.0
-    for arm in (before, after):
-        means = np.mean([of_task.mean(axis=1) for of_task in arm.values()], axis=0)
-        seeds += np.var(means, ddof=1) / len(means)
-        for of_task in arm.values():
-            residual = of_task - of_task.mean(axis=0) - of_task.mean(axis=1, keepdims=True) + of_task.mean()
-            s, n = of_task.shape
-            by_seed = [np.sum(row**2) * n / (n - 1) / n**2 for row in residual]
-            interaction += sum(by_seed) / (s - 1) / s / 4
-    for task in before:
-        questions += stats.sem(after[task].mean(axis=0) - before[task].mean(axis=0)) ** 2 / 4
-    law = found.law
-    assert (law.seeds.variance, law.questions.variance, law.interaction) == pytest.approx(
-        (seeds, questions, interaction), rel=1e-12
-    )
-    backwards = effects_unpaired({task: x[::-1] for task, x in before.items()}, after, binary=False)[MACRO]
-    assert backwards.interval == pytest.approx(found.interval)
-    wrong = 0
-    for _ in range(1000):
-        tastes = draw.normal(0, 0.05, (2, 40))
-        one = tastes[0] + draw.normal(0, 0.1, (3, 1)) + draw.normal(0, 0.3, (3, 40))
-        other = tastes[1] + draw.normal(0, 0.02, (4, 1)) + draw.normal(0, 0.3, (4, 40))
-        wrong += effects_unpaired({"obqa": one}, {"obqa": other}, binary=False)[MACRO].shown
-    assert wrong <= 75

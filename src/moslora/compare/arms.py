@@ -1,18 +1,18 @@
 """Arms: runs that differ only in the seed, named, and paired by their seeds."""
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.arm_of import apart_by_rows
-from moslora.compare.eval_command import base_command
-from moslora.compare.find import Read, compared_run, find
+from moslora.compare.find import Read, find
 from moslora.compare.runs import ComparedRun, read_complete
 from moslora.compare.statistics import Codes, Floats
-from moslora.errors import UsageError, some
+from moslora.errors import UsageError
 from moslora.runs.evaluation import Evaluation, is_evaluation
 from moslora.runs.held_out import HELD_OUT
 from moslora.runs.run import Run, base_of, is_run
@@ -28,12 +28,10 @@ class Arm:
     Attributes:
         name: of the runs, or of the folder that holds them.
         runs: seed -> run; a model that was not trained has the seed ``None``.
-        has_own_seeds: whether they have nothing to do with the seeds of other arms, and so are not paired with them.
     """
 
     name: str
     runs: dict[int | None, ComparedRun]
-    has_own_seeds: bool = False
 
     @property
     def trained(self) -> bool:
@@ -64,8 +62,8 @@ def load_arms(
         cluster: what groups the questions of logs: a column, or a path into a row.
     """
     if len(paths) == 1 and is_run(paths[0]):
-        paths = [_base_beside(paths[0], evaluation=evaluation, read=read), paths[0]]
-    runs = apart_by_rows(find(paths, evaluation=evaluation, read=read, cluster=cluster))
+        paths = [_base_beside(paths[0], evaluation=evaluation), paths[0]]
+    runs = find(paths, evaluation=evaluation, read=read, cluster=cluster)
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         groups.setdefault(run.arm, []).append(run)
@@ -80,15 +78,13 @@ def load_arms(
     return _named(list(groups.values()))
 
 
-def _base_beside(run: Path, *, evaluation: str | None, read: Read) -> Path:
+def _base_beside(run: Path, *, evaluation: str | None) -> Path:
     """The evaluation of a run's base that was asked as the run was."""
-    tuned = Run(run).evaluation(evaluation)
-    base = base_of(tuned)
+    base = base_of(Run(run).evaluation(evaluation))
     if not is_evaluation(base):
-        command = base_command(compared_run(tuned, read=read))
         raise UsageError(
-            f"{base}: missing, so there is nothing to compare this run with; give another run, or evaluate its"
-            f" base: {command}"
+            f"{base}: missing, so there is nothing to compare this run with; give another run, or evaluate its base"
+            f" with the options of its own evaluation: moslora eval {shlex.quote(str(run))} --base"
         )
     return base
 
@@ -128,62 +124,14 @@ def _common_name(group: Sequence[ComparedRun]) -> str:
     return names.pop()
 
 
-SEEDS = "seeds"
-"""What ``--allow`` names where the seeds of the arms have nothing to do with each other."""
-
-
-def _by_seed(before: Arm, after: Arm) -> bool:
-    """Whether only their seeds could pair the runs of these arms: not one against one, nor those of an untrained
-    model."""
+def pairs(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
+    """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed. There may
+    be none, also where those of either arm diverged."""
     one_each = len(before.runs) == len(after.runs) == 1
-    return before.trained and after.trained and not one_each
-
-
-def pair(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
-    """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed."""
-    if not _by_seed(before, after):
-        ones = list(before.runs.values())
-        others = list(after.runs.values())
-        count = max(len(ones), len(others))
-        return [(ones[i % len(ones)], others[i % len(others)]) for i in range(count)]
-    seeds = sorted(before.runs.keys() & after.runs.keys())  # type: ignore[type-var]
-    if not seeds:
-        both = f"{_seeds_in_words(before)}; {_seeds_in_words(after)}"
-        raise UsageError(
-            f"the arms share no seed ({both}); runs are paired by seed, unless their seeds have nothing to do with each"
-            f" other: add --allow {SEEDS}"
-        )
-    return [(before.runs[seed], after.runs[seed]) for seed in seeds]
-
-
-def have_pairs(before: Arm, after: Arm) -> bool:
-    """Whether their runs are compared at all, as pairs or `has_own_seeds`. Where those of either arm diverged, they may
-    have no seed in common."""
-    if not are_paired(before, after) or not _by_seed(before, after):
-        return True
-    return not before.runs.keys().isdisjoint(after.runs)
-
-
-def are_paired(before: Arm, after: Arm) -> bool:
-    """Whether the runs of these arms are pairs: also those of an untrained model, and one against one."""
-    if not _by_seed(before, after):
-        return True
-    return not (before.has_own_seeds or after.has_own_seeds)
-
-
-def runs_of_both(before: Arm, after: Arm) -> tuple[list[ComparedRun], list[ComparedRun]]:
-    """The runs of both arms, as `pair` has them; all of them if they are not paired."""
-    if are_paired(before, after):
-        pairs = pair(before, after)
-        return [one for one, _ in pairs], [other for _, other in pairs]
-    for arm in (before, after):
-        if len(arm.runs) == 1:
-            raise UsageError(f"--allow {SEEDS}: {arm.name} has one seed, which does not tell how others would differ")
-    return list(before.runs.values()), list(after.runs.values())
-
-
-def _seeds_in_words(arm: Arm) -> str:
-    return f"{arm.name}: {some([str(seed) for seed in arm.runs], most=8)}"
+    if before.trained and after.trained and not one_each:
+        seeds = sorted(before.runs.keys() & after.runs.keys())  # type: ignore[type-var]
+        return [(before.runs[seed], after.runs[seed]) for seed in seeds]
+    return list(product(before.runs.values(), after.runs.values()))
 
 
 def cluster_codes(runs: Sequence[ComparedRun | Evaluation]) -> dict[str, Codes]:

@@ -1,6 +1,5 @@
 """May these runs be compared? How they were asked, and their bases, rows and steps, must be alike."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,29 +62,37 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
         NotComparable: the runs differ.
     """
     runs = all_runs(arms)
-    ways = how_asked([run.evaluation for run in runs])
+    asked = how_asked([run.evaluation for run in runs])
     base_names: dict[str, str] = {}
-    first: dict[str, tuple[str, Path]] = {}  # field -> its value in the first run that has it, and that run
-    unlike: dict[str, Unlike] = {}
+    made = [_how_made(run, base_names) for run in runs]
     may_be_allowed: dict[str, None] = {}
-    for run, asked in zip(runs, ways, strict=True):
-        made = _how_made(run, base_names)
-        may_be_allowed |= dict.fromkeys(made)
-        for field, value in {**asked, **made}.items():
-            first_value, first_path = first.setdefault(field, (value, run.path))
-            if value == first_value or field in allowed:
-                continue
-            fix = ""
-            if field in asked:
-                fix = _how_to_ask_alike(field)
-            values = f"{field}: {first_value} in {first_path}, {value} in {run.path}"
-            unlike.setdefault(field, Unlike(field, values, fix))
+    for fields in made:
+        may_be_allowed |= dict.fromkeys(fields)
+    unlike = []
+    both = [{**way, **fields} for way, fields in zip(asked, made, strict=True)]
+    for field, values in _differences(runs, both).items():
+        if field not in may_be_allowed:
+            unlike.append(Unlike(field, values, _how_to_ask_alike(field)))
+        elif field not in allowed:
+            unlike.append(Unlike(field, values, fix=""))
     others = []
     unknown = [field for field in allowed if field not in may_be_allowed]
     if unknown:
         others.append(f"--allow {', '.join(unknown)}: must be one of {', '.join(may_be_allowed)}")
     if unlike or others:
-        raise NotComparable(list(unlike.values()), *others)
+        raise NotComparable(unlike, *others)
+
+
+def _differences(runs: Sequence[ComparedRun], fields: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Field -> its value in the first run that has it, and the first other one; of the ``fields`` of each run."""
+    first: dict[str, tuple[object, Path]] = {}
+    found: dict[str, str] = {}
+    for run, own in zip(runs, fields, strict=True):
+        for field, value in own.items():
+            before, path = first.setdefault(field, (value, run.path))
+            if value != before:
+                found.setdefault(field, f"{field}: {before} in {path}, {value} in {run.path}")
+    return found
 
 
 def how_asked(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
@@ -133,9 +140,10 @@ def _how_made(run: ComparedRun, base_names: dict[str, str]) -> dict[str, str]:
         fields[key] = str(run.recipe[section].get(name))
     fields["trained_rows"] = str(run.facts.get("trained_rows"))
     fields["steps"] = run.rule or str(run.facts.get("steps"))
-    fields[f"rows.{run.seed}"] = str(run.facts.get("data", {}).get("sha256"))[:8]
-    if run.source_hash:
-        fields["rows"] = run.source_hash[:8]
+    hashes = run.facts.get("data", {})
+    fields[f"rows.{run.seed}"] = str(hashes.get("sha256"))[:8]
+    if "source_sha256" in hashes:
+        fields["rows"] = hashes["source_sha256"][:8]
     return fields
 
 
@@ -152,19 +160,14 @@ def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str])
     other prompts."""
     first = runs[0]
     for name in HASHES:
-        if name in allowed:
-            continue
+        fix = "log both with the same data"
+        if name == PROMPT:
+            fix = f"if that is meant, add --allow {name}"
         for run in runs:
             unlike = _with_another_hash(name, run, first)
-            if not unlike:
-                continue
-            fix = "log both with the same data"
-            if name == PROMPT:
-                fix = f"if that is meant, add --allow {name}"
-            raise UsageError(
-                f"{name}: differs for {counted(len(unlike), 'question')} ({some(unlike)}) between {first.path} and"
-                f" {run.path}; {fix}"
-            )
+            if unlike and name not in allowed:
+                count = counted(len(unlike), "question")
+                raise UsageError(f"{name}: differs for {count} ({some(unlike)}) in {first.path} and {run.path}; {fix}")
 
 
 def _with_another_hash(name: str, run: ComparedRun, other: ComparedRun) -> list[str]:
@@ -179,67 +182,34 @@ def _with_another_hash(name: str, run: ComparedRun, other: ComparedRun) -> list[
     return found
 
 
-def note_steps(arms: Sequence[Arm]) -> None:
-    """Says which steps are compared, where validations chose them."""
-    found = []
-    for arm in arms:
-        steps = [f"{run.facts['steps']:,}" for run in arm.runs.values() if run.rule]
-        if steps:
-            found.append(f"{arm.name} {', '.join(steps)}")
-    if found:
-        rule = next(run.rule for run in all_runs(arms) if run.rule)
-        note(f"steps, each {rule}: {some(found, separator='; ', most=8)}")
-
-
-def note_clusters(runs: Sequence[ComparedRun]) -> None:
-    """Says which questions, the same in all runs, are in clusters."""
-    found = []
-    for task, codes in cluster_codes(runs).items():
-        found.append(f"{task} {len(codes):,} in {codes.max() + 1:,}")
-    if found:
-        counts = some(found, most=8)
-        note_once(f"clusters: {counts}; equal questions, and those that share a text or a source, count together")
-    unlike = _with_other_clusters(runs)
-    if unlike:
-        note(f"other clusters: {some(unlike, separator='; ', most=4)}; of two arms those of the first count")
-
-
-def _with_other_clusters(runs: Sequence[ComparedRun]) -> list[str]:
-    """The tasks whose questions two runs group in different ways, with the first two such runs."""
-    found: dict[str, str] = {}
-    for task in runs[0].tasks:
-        known = [run for run in runs if run.tasks[task].clusters]
-        for run in known:
-            if run.tasks[task].grouping != known[0].tasks[task].grouping:
-                found.setdefault(task, f"{task} in {run.path} than in {known[0].path}")
-    return list(found.values())
-
-
-def note_predecessors(arms: Sequence[Arm]) -> None:
-    """Says which arms started with the weights of another adapter."""
-    found = []
+def note_what_differs(arms: Sequence[Arm]) -> None:
+    """Says what may differ and yet matters to a reader: steps that validations chose, weights that a run started with,
+    versions, and clusters of questions, which are the same in all runs."""
+    steps = []
+    starts: dict[str, None] = {}
     for arm in arms:
         for run in arm.runs.values():
+            if run.rule:
+                steps.append(f"{arm.name} {run.facts['steps']:,} ({run.rule})")
             predecessor = predecessor_of(run.facts)
             if predecessor is not None:
-                found.append(f"{arm.name} from {predecessor}")
-    if found:
-        note(f"continued: {some(list(dict.fromkeys(found)), separator='; ', most=8)}")
-
-
-def note_versions(runs: Sequence[ComparedRun]) -> None:
-    """Says which versions, tokenizer and chat template are not those of all runs that have recorded them."""
-    first: dict[str, dict[str, Path]] = {}  # package or part -> version or hash -> the first run that has it
+                starts[f"{arm.name} from {predecessor}"] = None
+    if steps:
+        note(f"steps: {some(steps, separator='; ', most=8)}")
+    if starts:
+        note(f"continued: {some(list(starts), separator='; ', most=8)}")
+    runs = all_runs(arms)
+    versions = []
+    groupings = []
     for run in runs:
-        for name, version in run.settings.made_with.items():
-            first.setdefault(name, {}).setdefault(version, run.path)
-    for name, places in first.items():
-        if len(places) > 1:
-            note(f"{_unlike(name.replace('_', ' '), places)}; this may change scores")
-
-
-def _unlike(name: str, places: Mapping[str, Path]) -> str:
-    """What differs and where, in words; a hash says nothing to a reader."""
-    if all(re.fullmatch("[0-9a-f]{16,}", value) for value in places):
-        return f"the {name} differs: " + some([str(path) for path in places.values()], separator=" than in ", most=2)
-    return f"{name} was " + some([f"{value} in {path}" for value, path in places.items()])
+        versions.append({name: version[:20] for name, version in run.settings.made_with.items()})
+        groupings.append({task: answers.grouping for task, answers in run.tasks.items() if answers.clusters})
+    for values in _differences(runs, versions).values():
+        note(f"{values}; this may change scores")
+    clusters = [f"{task} {len(codes):,} in {codes.max() + 1:,}" for task, codes in cluster_codes(runs).items()]
+    if clusters:
+        counts = some(clusters, most=8)
+        note_once(f"clusters: {counts}; equal questions, and those that share a text or a source, count together")
+    others = list(_differences(runs, groupings))
+    if others:
+        note(f"runs have other clusters of {some(others, most=8)}; of two arms those of the first count")

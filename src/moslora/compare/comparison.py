@@ -4,17 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moslora.compare.arms import SEEDS, Arm, all_runs, have_pairs, load_arms
+from moslora.compare.arms import Arm, all_runs, load_arms, pairs
 from moslora.compare.comparable import (
-    note_clusters,
-    note_predecessors,
-    note_steps,
-    note_versions,
+    note_what_differs,
     refuse_mixed,
     refuse_other_prompts,
 )
 from moslora.compare.contrast import Contrast, contrast_of
-from moslora.compare.eval_command import base_command, eval_command
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
@@ -77,25 +73,12 @@ class Comparison:
         found = self
         if margin is not None:
             found = replace(self, own_margin=margin)
-        if found.margin.of_gain:
-            for contrast in found.named:
-                if not contrast.base:
-                    raise UsageError(found._why_no_share(contrast))
+        if found.margin.of_gain and not all(contrast.base for contrast in found.named):
+            raise UsageError(
+                f"--margin {found.margin}: a share of the gain over the base, whose {self.outcome} is not there for"
+                " these questions; evaluate it (moslora eval RUN --base), or give a number"
+            )
         return found
-
-    def _why_no_share(self, contrast: Contrast) -> str:
-        """Why a share of the gain is no margin for a contrast, and what helps."""
-        first = next(arm for arm in self.arms if arm.name == contrast.before)
-        run, *_ = first.runs.values()
-        told = f"--margin {self.margin}: a share of what {contrast.before} gained over its base"
-        number = "give a number"
-        if self.unit.margin:
-            number += f", such as {self.unit.margin:g}"
-        if self.unit.of_runs:
-            return f"{told}, which has no {self.outcome}; {number}"
-        if run.recipe is None:
-            return f"{told}, and none is known of {run.path}; {number}"
-        return f"{told}, whose answers to these questions are not there; evaluate it: {base_command(run)}"
 
 
 def compare_paths(
@@ -128,8 +111,7 @@ def compare_planned(
     by_name = {arm.name: arm for arm in arms}
     with_runs = []
     for before, after in planned:
-        has_runs = before in by_name and after in by_name
-        if has_runs and (SEEDS in allowed or have_pairs(by_name[before], by_name[after])):
+        if before in by_name and after in by_name and pairs(by_name[before], by_name[after]):
             with_runs.append((before, after))
     found = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
     found = replace(found, count=len(planned), own_margin=_planned_margin(index, outcome))
@@ -167,16 +149,10 @@ def compare_arms(
     """
     arms = _with_tasks(arms, tasks)
     arms = _with_outcome(arms, outcome)
-    if SEEDS in allowed:
-        arms = [replace(arm, has_own_seeds=True) for arm in arms]
-        allowed = [field for field in allowed if field != SEEDS]
     refuse_mixed(arms, allowed=allowed)
     arms, questions = _on_the_same_questions(arms)
     runs = all_runs(arms)
-    note_steps(arms)
-    note_predecessors(arms)
-    note_versions(runs)
-    note_clusters(runs)
+    note_what_differs(arms)
     refuse_other_prompts(runs, allowed=allowed)
     outcome, unit = _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
@@ -186,9 +162,9 @@ def compare_arms(
     if len(trained) > 1:  # one alone is held against its base itself
         base = base_of_all([run.evaluation for run in all_runs(trained)], read=read_complete)
 
-    def made(pairs: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
+    def made(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         found = []
-        for one, other in pairs:
+        for one, other in names:
             found.append(contrast_of(by_name[one], by_name[other], outcome=outcome, unit=unit, base=base))
         return tuple(found)
 
@@ -198,7 +174,7 @@ def compare_arms(
     if not named and len(against_first) == 1:
         named = against_first
     elif len(named) <= 1 and len(against_first) > 1:
-        in_pairs = [(one, other) for one, other in against_first if have_pairs(by_name[one], by_name[other])]
+        in_pairs = [(one, other) for one, other in against_first if pairs(by_name[one], by_name[other])]
         exploratory = in_pairs or against_first
     return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions)
 
@@ -269,26 +245,9 @@ def _on_the_same_questions(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
     runs = all_runs(arms)
     questions, line = in_common([run.evaluation for run in runs])
     if not questions:
-        raise UsageError(_nothing_in_common(runs))
+        paths = some([str(run.path) for run in runs], separator=" and ")
+        raise UsageError(f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit)")
     return [arm.each(lambda run: run.only(questions)) for arm in arms], line
-
-
-def _nothing_in_common(runs: Sequence[ComparedRun]) -> str:
-    """The first run that shares no question with all before it, and how to ask it those of the first run."""
-    with_tasks = [run for run in runs if run.tasks]
-    without = [run for run in runs if not run.tasks]
-    runs = with_tasks + without  # one without any is asked those of the others
-    evaluations = [run.evaluation for run in runs]
-    count = 2
-    while in_common(evaluations[:count])[0]:
-        count += 1
-    first = runs[0]
-    other = runs[count - 1]
-    fix = "evaluate both on the same questions"
-    if first.settings.known:
-        questions, _ = in_common(evaluations[: count - 1])
-        fix += f": {eval_command(other, first.only(questions))}"
-    return f"{first.path} and {other.path}: no question in common; {fix}"
 
 
 def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Outcome]:
@@ -305,10 +264,7 @@ def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Outc
         known = "none is known"
         if shared:
             known = f"must be one of {', '.join(shared)}"
-        fix = "choose others with --tasks"
-        if name in OUTCOMES and OUTCOMES[name].scored and not any(table.scores for table in tables):
-            fix = f"{name} is read from the options' scores, which were not kept"
-        raise UsageError(f"--metric {name or 'NAME'}: {known} for all of these tasks; {fix}")
+        raise UsageError(f"--metric {name or 'NAME'}: {known} for all of these tasks; choose others with --tasks")
     values: set[float] = set()
     for table in tables:
         values.update(table.outcomes[name])

@@ -113,6 +113,5 @@ def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
         share = -share
     sides = {}
     for task, (before, after) in contrast.y.items():
-        gained = before - contrast.base[task]
-        sides[task] = (sign * before - share * gained, sign * after)
+        sides[task] = share * (before - contrast.base[task]) + sign * (after - before)
     return contrast.effects_of(sides)[MACRO].law

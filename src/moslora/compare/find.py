@@ -14,7 +14,6 @@ from moslora.compare.tables import read_tables
 from moslora.console import note
 from moslora.errors import UsageError
 from moslora.files import did_you_mean
-from moslora.recipe import TrainingSection
 from moslora.runs.best import result_step
 from moslora.runs.evaluation import Evaluation, is_evaluation
 from moslora.runs.manifest import WEIGHTS, read_manifest
@@ -146,28 +145,22 @@ def compared_run(folder: Path, *, run: Path | None = None, read: Read = read_com
         return replace(found, name="base")
     recipe = made.recipe
     facts = made.facts
-    chosen = result_step(facts, recipe.training)
-    rule = ""
+    training = recipe.training
+    chosen = result_step(facts, training)
     steps = evaluated_steps(folder, evaluation.settings, of_run=run is not None)
     if steps is None:
         steps = chosen
+    rule = ""
     if steps is not None and steps == chosen:
-        rule = _rule(recipe.training, planned=facts["steps"])
+        rule = (
+            f"the {training.result} of up to {facts['steps']}, validated every {training.validate_every} by"
+            f" {training.best_by}, patience {training.patience}"
+        )
     if steps is not None:
         facts["steps"] = steps
     arm = arm_of(recipe, facts, base=evaluation.settings.metadata.get("fingerprint"))
     values = recipe.model_dump(mode="json")
     return replace(found, recipe=values, facts=facts, name=made.path.name, arm=arm, seed=recipe.seed, rule=rule)
-
-
-def _rule(training: TrainingSection, *, planned: int) -> str:
-    """How validations chose the steps of a run."""
-    rule = f"the {training.result} of up to {planned}, validated every {training.validate_every}"
-    if training.best_by == "accuracy":
-        rule += " by accuracy"
-    if training.patience is not None:
-        rule += f" with patience {training.patience}"
-    return rule
 
 
 def evaluated_steps(folder: Path, settings: Settings, *, of_run: bool) -> int | None:

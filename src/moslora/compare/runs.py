@@ -48,12 +48,6 @@ class ComparedRun:
     def tasks(self) -> Mapping[str, TaskAnswers]:
         return self.evaluation.tasks
 
-    @property
-    def source_hash(self) -> str | None:
-        """Hash of all rows among which its seed chose; ``None`` if it was not trained here."""
-        found: str | None = self.facts.get("data", {}).get("source_sha256")
-        return found
-
     def only(self, questions: Questions) -> "ComparedRun":
         """With the answers to these questions."""
         return replace(self, evaluation=self.evaluation.only(questions))

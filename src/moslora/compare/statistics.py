@@ -98,20 +98,15 @@ class Member(NamedTuple):
     different: float
 
 
-def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Member]:
+def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count: int) -> list[Member]:
     """What holds for all contrasts of a family of ``count`` = k at once, however they depend on each other.
 
     - Bonferroni's intervals, of confidence 1 − α/k each: at most `LEVEL` of such families have one without its true D.
-    - Holm's p of a difference of the ``margin`` or more, and of no difference.
+    - Holm's p of a difference of the margin or more, which are ``unequal``, and of no difference.
 
     A family of one contrast is that contrast. ``contrasts`` are those with runs; p of the others is 1. So is p of a
     contrast of one seed where others have several, as one seed says nothing of other seeds; its interval is infinite.
     """
-    return family_with(contrasts, [one.law.beyond(margin) for one in contrasts], count=count)
-
-
-def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count: int) -> list[Member]:
-    """`family`, where the p of a difference of the margin or more are known, such as of a margin that is estimated."""
     several_seeds = any(one.seeds > 1 for one in contrasts)
     intervals = []
     equal = []
@@ -145,48 +140,13 @@ def effects(
     """
     tasks = []
     for task, d in differences.items():
-        tasks.append(_Components.of(d, _codes(task, d, clusters), binary=binary))
-    return {name: _weighted(tasks, of_tasks) for name, of_tasks in _weights(differences).items()}
-
-
-def effects_unpaired(
-    before: Mapping[str, Floats],
-    after: Mapping[str, Floats],
-    *,
-    binary: bool,
-    clusters: Mapping[str, Codes] | None = None,
-) -> dict[str, Effect]:
-    """`effects` of arms whose seeds have nothing to do with each other: V_s is the sum of those of the arms, with
-    Welch's degrees (1947, doi 10.1093/biomet/34.1-2.28), and so is V_i. Questions are paired as ever.
-
-    Args:
-        before: task -> y_A, shape ``(S_A, n_t)``, S_A at least 2 and the same for all.
-        after: task -> y_B, shape ``(S_B, n_t)``, likewise.
-        binary: y is 0 or 1.
-        clusters: as of `effects`.
-    """
-    tasks = []
-    for task, y in before.items():
-        tasks.append(_Unpaired.of(y, after[task], _codes(task, y, clusters), binary=binary))
-    return {name: _weighted_unpaired(tasks, of_tasks) for name, of_tasks in _weights(before).items()}
-
-
-def _codes(task: str, y: Floats, clusters: Mapping[str, Codes] | None) -> Codes:
-    """The cluster of each question of ``y``, shape ``(S, n)``, as a number from 0."""
-    labels = np.arange(y.shape[1])
-    if clusters and task in clusters:
-        labels = clusters[task]
-    _, codes = np.unique(labels, return_inverse=True)
-    return codes
-
-
-def _weights(tasks: Mapping[str, Floats]) -> dict[str, Floats]:
-    """Task and average -> the weight of each of these tasks."""
-    sizes = np.array([y.shape[1] for y in tasks.values()], float)
-    weights = dict(zip(tasks, np.eye(len(tasks)), strict=True))
+        _, codes = np.unique((clusters or {}).get(task, np.arange(d.shape[1])), return_inverse=True)
+        tasks.append(_Components.of(d, codes, binary=binary))
+    sizes = np.array([d.shape[1] for d in differences.values()], float)
+    weights = dict(zip(differences, np.eye(len(tasks)), strict=True))
     weights[MACRO] = np.full(len(tasks), 1 / len(tasks))
     weights[MICRO] = sizes / sizes.sum()
-    return weights
+    return {name: _weighted(tasks, of_tasks) for name, of_tasks in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -195,41 +155,31 @@ class _Components:
 
     Attributes:
         by_seed: the mean of d under each seed, shape ``(S,)``.
-        questions: V_q.
-        degrees: C − 1, of V_q.
+        questions: V_q; 0 of a single number, as there are no questions that could be others.
         interaction: V_i; 0 with one seed.
     """
 
     by_seed: Floats
-    questions: float
-    degrees: int
+    questions: Part
     interaction: float
 
     @classmethod
     def of(cls, d: Floats, codes: Codes, *, binary: bool) -> "_Components":
-        """The components of differences of shape ``(S, n)``, in clusters 0 … C − 1. With n = 1 there are no questions
-        that could be others."""
+        """The components of differences of shape ``(S, n)``, in clusters 0 … C − 1."""
         seeds, n = d.shape
-        if n == 1:
-            return cls(d[:, 0], questions=0.0, degrees=0, interaction=0.0)
-        means = d.mean(axis=0)
         by_seed = d.mean(axis=1)
+        if n == 1:
+            return cls(by_seed, Part(0.0, 0), interaction=0.0)
+        means = d.mean(axis=0)
+        pseudo = 0.0
+        if binary:
+            pseudo = 1 / math.sqrt(seeds)
+        questions = Part(_variance_of_mean(means, codes, pseudo=pseudo), int(codes.max()))
         interaction = 0.0
         if seeds > 1:
             residual = d - means - by_seed[:, None] + d.mean()
             interaction = sum(_variance_of_mean(rest, codes) for rest in residual) / (seeds - 1) / seeds
-        questions = _of_questions(means, codes, seeds=seeds, binary=binary)
-        return cls(by_seed, questions, degrees=int(codes.max()), interaction=interaction)
-
-
-def _of_questions(means: Floats, codes: Codes, *, seeds: int, binary: bool) -> float:
-    """V_q, of the questions' means over ``seeds``; 0 of a single number, which is of no question."""
-    if len(means) == 1:
-        return 0.0
-    pseudo = 0.0
-    if binary:
-        pseudo = 1 / math.sqrt(seeds)
-    return _variance_of_mean(means, codes, pseudo=pseudo)
+        return cls(by_seed, questions, interaction)
 
 
 def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> float:
@@ -262,59 +212,13 @@ def _weighted(tasks: Sequence[_Components], weights: Floats) -> Effect:
     interaction = 0.0
     for task, weight in zip(tasks, weights, strict=True):
         by_seed += weight * task.by_seed
-        questions.append(Part(weight**2 * task.questions, task.degrees))
+        questions.append(Part(weight**2 * task.questions.variance, task.questions.degrees))
         interaction += weight**2 * task.interaction
+    seeds = len(by_seed)
     of_seeds = Part(0.0, 0.0)
-    if len(by_seed) > 1:
-        of_seeds = _of_seeds(by_seed)
-    law = Law(float(by_seed.mean()), of_seeds, _sum(questions), interaction)
-    return Effect(law, len(by_seed))
-
-
-def _of_seeds(by_seed: Floats) -> Part:
-    """The variance of the mean of one number of each seed."""
-    return Part(float(by_seed.var(ddof=1)) / len(by_seed), len(by_seed) - 1)
-
-
-@dataclass(frozen=True)
-class _Unpaired:
-    """Means and variances of one task for two arms.
-
-    Attributes:
-        before: of the first arm by itself.
-        after: of the second.
-        questions: V_q of their difference, with the degrees of each.
-    """
-
-    before: _Components
-    after: _Components
-    questions: float
-
-    @classmethod
-    def of(cls, before: Floats, after: Floats, codes: Codes, *, binary: bool) -> "_Unpaired":
-        """The components of outcomes of shape ``(S_A, n)`` and ``(S_B, n)``, in clusters 0 … C − 1."""
-        means = after.mean(axis=0) - before.mean(axis=0)
-        return cls(
-            before=_Components.of(before, codes, binary=False),
-            after=_Components.of(after, codes, binary=False),
-            questions=_of_questions(means, codes, seeds=min(len(before), len(after)), binary=binary),
-        )
-
-
-def _weighted_unpaired(tasks: Sequence[_Unpaired], weights: Floats) -> Effect:
-    """The effect of D_w, from the components of each task and its weight."""
-    before = np.zeros(len(tasks[0].before.by_seed))  # Σ w y of each seed
-    after = np.zeros(len(tasks[0].after.by_seed))
-    questions = []
-    interaction = 0.0
-    for task, weight in zip(tasks, weights, strict=True):
-        before += weight * task.before.by_seed
-        after += weight * task.after.by_seed
-        questions.append(Part(weight**2 * task.questions, task.before.degrees))
-        interaction += weight**2 * (task.before.interaction + task.after.interaction)
-    of_arms = _sum([_of_seeds(before), _of_seeds(after)])
-    law = Law(float(after.mean() - before.mean()), of_arms, _sum(questions), interaction)
-    return Effect(law, min(len(before), len(after)))
+    if seeds > 1:
+        of_seeds = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
+    return Effect(Law(float(by_seed.mean()), of_seeds, _sum(questions), interaction), seeds)
 
 
 def _sum(parts: Sequence[Part]) -> Part:
