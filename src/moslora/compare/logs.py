@@ -11,13 +11,13 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from pydantic_core import from_json
 
 from moslora.compare.runs import HASHES, ComparedRun
 from moslora.data.clusters import clusters_of
-from moslora.errors import UsageError, first_line, some
+from moslora.errors import UsageError, first_line
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import log_softmax
@@ -26,21 +26,11 @@ from moslora.runs.settings import NOT_KNOWN
 
 SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
 
-SEED = re.compile(
-    r"[-_.]*(?<![a-z0-9])seed[-_.=]?(?P<seed>\d+)(?![a-z0-9])"
-    r"|(?:(?<![^/])|(?<![-_.])[-_.])s[-_.=]?(?P<s>\d+)(?![^/])",
-    re.I,
-)
-"""A seed named in a path: the word anywhere, as in lora-seed3, or s at the end of a part, as in lora_s3. Models
-such as s1-32B and simplescaling__s1 have none: lm-eval writes the / of a name as __."""
-
-NUMBER = re.compile(r"(?<![^/])(?!(?:19|20)\d\d(?:\d{4})?(?![^/]))(\d+)(?![^/])")
-"""A number that is a whole part of a path, as in lora/3, but no year and no date, as in 20260131."""
+SEED = re.compile(r"[-_.]*(?<![a-z0-9])seed[-_.=]?(\d+)(?![a-z0-9])", re.I)
+"""A seed named in a path, as in lora-seed3."""
 
 BOOLEANS = {"True": 1, "False": 0}
 """Scores as Python writes them into a table."""
-
-MUST_HAVE = "must have id and score, or be lm-eval's"
 
 
 class Sample(NamedTuple):
@@ -80,46 +70,33 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
             another one is equal.
     """
     evaluations = _files_by_evaluation(paths)
-    arms, seeds = _arms_and_seeds(evaluations)
+    arms = {place: SEED.sub("", _label(place)) for place in evaluations}
     parts_of_all = set.intersection(*[set(arm.split("/")) for arm in arms.values()])
     found = []
     groups = False  # whether the column groups any questions
     for place, files in evaluations.items():
         own_parts = [part for part in arms[place].split("/") if part not in parts_of_all]
+        seed = None
+        for number in SEED.findall(_label(place)):
+            seed = int(number)
         read = _read(files, cluster)
         groups |= any(clusters_of(_shared(by_filter), {}) for by_filter in read.values())
         tasks = {task: _columns(by_filter) for task, by_filter in read.items()}
         evaluation = Evaluation(place, NOT_KNOWN, tasks)
-        found.append(ComparedRun(evaluation, place, name="/".join(own_parts), arm=arms[place], seed=seeds[place]))
+        found.append(ComparedRun(evaluation, place, name="/".join(own_parts), arm=arms[place], seed=seed))
     if cluster is not None and not groups:
-        _refuse_no_clusters(cluster, next(iter(evaluations.values())))
+        raise UsageError(
+            f"--cluster {cluster}: groups no questions of these logs; must be a column, or a path such as doc.passage,"
+            " with a text that some questions of a task share"
+        )
     return found
 
 
-def _refuse_no_clusters(cluster: str, files: Sequence[Path]) -> NoReturn:
-    """Refuses a column that groups nothing, or is in none of the files of an evaluation, by their first rows."""
-    columns: dict[str, None] = {}
-    is_there = False
-    for file in files:
-        with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
-            row = next(_rows(text, is_csv=file.suffix == ".csv"))
-        columns |= dict.fromkeys(_columns_to_group_by(row))
-        if _shared_text(row, cluster) is not None:
-            is_there = True
-    if is_there:
-        fix = "choose another column, or leave it out"
-        raise UsageError(f"--cluster {cluster}: no two questions of a task share it, or all of them do; {fix}")
-    raise UsageError(
-        f"--cluster {cluster}: no such column in these logs; must be one of {some(list(columns), most=20)}"
-    )
-
-
-def _columns_to_group_by(row: Mapping[str, Any]) -> list[str]:
-    """Of lm-eval's rows those of the question's own document."""
-    document = row.get("doc")
-    if isinstance(document, dict):
-        return [f"doc.{name}" for name in document]
-    return list(row)
+def _label(place: Path) -> str:
+    """The path of an evaluation, of a file without its suffix."""
+    if place.is_file():
+        place = place.with_suffix("")
+    return str(place)
 
 
 def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -139,45 +116,6 @@ def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
                 place = file.parent
             evaluations.setdefault(place, {})[file] = None
     return {place: list(files) for place, files in evaluations.items()}
-
-
-def _arms_and_seeds(places: Iterable[Path]) -> tuple[dict[Path, str], dict[Path, int | None]]:
-    """The path of each evaluation without its seed, and the seed. Numbers are seeds only if no path says ``seed``."""
-    labels = {}
-    for place in places:
-        labels[place] = str(place)
-        if place.is_file():
-            labels[place] = str(place.with_suffix(""))
-    pattern = NUMBER
-    if any(SEED.search(label) for label in labels.values()):
-        pattern = SEED
-    arms = {}
-    seeds = {}
-    for place, label in labels.items():
-        arms[place], seeds[place] = _without_seed(label, pattern)
-    return arms, seeds
-
-
-def _without_seed(label: str, pattern: re.Pattern[str]) -> tuple[str, int | None]:
-    """A path without its seed, and the seed: the last that ``pattern`` finds, ``None`` if there is none. Wherever the
-    path has the same seed again it goes, too; other numbers stay."""
-    seed = None
-    for match in pattern.finditer(label):
-        seed = _number(match)
-    if seed is None:
-        return label, None
-
-    def removed(match: re.Match[str]) -> str:
-        if _number(match) == seed:
-            return ""
-        return match[0]
-
-    return pattern.sub(removed, label), seed
-
-
-def _number(match: re.Match[str]) -> int:
-    """The number in the group of the pattern that matched."""
-    return int(match[match.lastindex or 0])
 
 
 def _read(files: Iterable[Path], cluster: str | None) -> dict[str, dict[str, Samples]]:
@@ -210,12 +148,11 @@ def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | 
                     )
                 samples[sample.id] = sample
                 read += 1
-        except KeyError as error:
-            raise UsageError(f"{file}: row {read + 1}: no column {error}; {MUST_HAVE}") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"{file}: row {read + 1}: {first_line(error)}; {MUST_HAVE}") from None
-        except csv.Error as error:  # such as a cell of more than 131,072 characters
-            raise UsageError(f"{file}: row {read + 1}: {error}; leave all but id, score and task out") from None
+        except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+            fault = first_line(error)
+            if isinstance(error, KeyError):
+                fault = f"no column {error}"
+            raise UsageError(f"{file}: row {read + 1}: {fault}; must have id and score, or be lm-eval's") from None
     if not read:
         raise UsageError(f"{file}: no questions")
 
@@ -274,52 +211,28 @@ def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
         if isinstance(value, int | float):
             scores[metric] = float(value)
     sample = Sample(str(row["doc_id"]), scores, {name: row[name] for name in HASHES})
-    if not _has_options(row, scores):
+    responses = row["filtered_resps"]
+    are_options = all(isinstance(response, list) and len(response) == 2 for response in responses)
+    if not are_options or len(responses) < 2 or "acc_mutual_info" in scores:  # which has each option a second time
         return sample
-    likelihoods = [float(likelihood) for likelihood, _ in row["filtered_resps"]]
-    gold = _right_option(row)
+    likelihoods = [float(likelihood) for likelihood, _ in responses]
+    options = [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
+    target = str(row["target"]).strip()
+    gold = -1
+    if target.isdecimal():
+        gold = int(target)
+    elif options.count(target) == 1:
+        gold = options.index(target)
     if not 0 <= gold < len(likelihoods):
         return sample
     if "acc" in scores and scores["acc"] != (argmax(likelihoods) == gold):
         return sample
     scores["log_probability_summed"] = log_softmax(likelihoods)[gold]
-    per_character = _per_character(row, likelihoods)
-    if per_character and scores.get("acc_norm") == (argmax(per_character) == gold):
-        scores["log_probability"] = log_softmax(per_character)[gold]
+    if "acc_norm" in scores and all(options):
+        per_character = [sum_of / len(text) for sum_of, text in zip(likelihoods, options, strict=True)]
+        if scores["acc_norm"] == (argmax(per_character) == gold):
+            scores["log_probability"] = log_softmax(per_character)[gold]
     return sample._replace(gold=gold)
-
-
-def _per_character(row: Mapping[str, Any], likelihoods: Sequence[float]) -> list[float]:
-    """The log-likelihoods as lm-eval's ``acc_norm`` divides them; empty if an option has no text."""
-    lengths = [len(text) for text in _options(row)]
-    if len(lengths) != len(likelihoods) or not all(lengths):
-        return []
-    return [likelihood / length for likelihood, length in zip(likelihoods, lengths, strict=True)]
-
-
-def _has_options(row: Mapping[str, Any], scores: Mapping[str, float]) -> bool:
-    """Whether the row has a log-likelihood for each option, and for nothing else: ``acc_mutual_info`` takes as many
-    again, without the question."""
-    responses = row["filtered_resps"]
-    if len(responses) < 2 or "acc_mutual_info" in scores:
-        return False
-    return all(isinstance(response, list) and len(response) == 2 for response in responses)
-
-
-def _right_option(row: Mapping[str, Any]) -> int:
-    """Position of the right option, by its index or its text; -1 if several options, or none, have this text."""
-    target = str(row["target"]).strip()
-    options = _options(row)
-    if target.isdecimal():
-        return int(target)
-    if options.count(target) == 1:
-        return options.index(target)
-    return -1
-
-
-def _options(row: Mapping[str, Any]) -> list[str]:
-    """The options' texts, without the space before them."""
-    return [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
 
 
 def _columns(by_filter: Mapping[str, Samples]) -> TaskAnswers:
