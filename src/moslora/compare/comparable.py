@@ -72,7 +72,7 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     both = [{**way, **fields} for way, fields in zip(asked, made, strict=True)]
     for field, values in _differences(runs, both).items():
         if field not in may_be_allowed:
-            unlike.append(Unlike(field, values, _how_to_ask_alike(field)))
+            unlike.append(Unlike(field, values, "evaluate both in the same way, or choose other --tasks"))
         elif field not in allowed:
             unlike.append(Unlike(field, values, fix=""))
     others = []
@@ -145,14 +145,6 @@ def _how_made(run: ComparedRun, base_names: dict[str, str]) -> dict[str, str]:
     if "source_sha256" in hashes:
         fields["rows"] = hashes["source_sha256"][:8]
     return fields
-
-
-def _how_to_ask_alike(field: str) -> str:
-    if field == MAX_LENGTH:
-        return "questions were cut at this length, so evaluate both with the same --max-length"
-    if field.startswith("questions"):
-        return "evaluate both in the same way, or choose other --tasks"
-    return "evaluate both in the same way"
 
 
 def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str]) -> None:

@@ -23,6 +23,9 @@ from moslora.runs.held_out import HELD_OUT, VALIDATION_LOSS, with_validation_los
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
+OF_TEXTS = "nats_per_byte"
+"""The outcome of texts."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -199,20 +202,18 @@ def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> Sequence[Arm]:
     the outcome is one of runs, each has it in the place of answers."""
     if outcome is not None and outcome in OUTCOMES and OUTCOMES[outcome].of_runs:
         return [arm.each(_with_validation_loss) for arm in arms]
-    texts: dict[str, str] = {}  # task -> its outcome
+    texts: dict[str, None] = {}
     questions: dict[str, None] = {}
     for run in all_runs(arms):
         for task, answers in run.tasks.items():
-            of_texts = _outcome_of_texts(answers)
-            if of_texts is None:
-                questions[task] = None
+            if OF_TEXTS in answers.outcomes:
+                texts[task] = None
             else:
-                texts[task] = of_texts
-    if not questions or outcome in texts.values():
+                questions[task] = None
+    if outcome == OF_TEXTS or not questions:
         return _restricted(arms, list(texts))
     if texts:
-        of_first = next(iter(texts.values()))
-        note(f"texts are left out: {some(list(texts))}; --outcome {of_first} compares them")
+        note(f"texts are left out: {some(list(texts))}; --outcome {OF_TEXTS} compares them")
     return _restricted(arms, list(questions))
 
 
@@ -225,14 +226,6 @@ def _with_validation_loss(run: ComparedRun) -> ComparedRun:
             " metrics.jsonl"
         )
     return replace(run, evaluation=evaluation.only({HELD_OUT: [VALIDATION_LOSS]}))
-
-
-def _outcome_of_texts(answers: TaskAnswers) -> str | None:
-    """The outcome of texts that these have; ``None`` for questions."""
-    for name in answers.outcomes:
-        if name in OUTCOMES and OUTCOMES[name].of_texts:
-            return name
-    return None
 
 
 def _restricted(arms: Sequence[Arm], tasks: Sequence[str]) -> list[Arm]:
@@ -259,7 +252,12 @@ def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Outc
     for name in tables[0].outcomes:
         if all(table.outcomes.get(name) for table in tables):
             shared.append(name)
-    name = chosen or _natural(shared)
+    name = chosen or ""
+    if len(shared) == 1:
+        name = chosen or shared[0]
+    for natural in DEFAULTS:
+        if natural in shared:
+            name = name or natural
     if name not in shared:
         known = "none is known"
         if shared:
@@ -269,16 +267,6 @@ def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Outc
     for table in tables:
         values.update(table.outcomes[name])
     return name, measure(name, values)
-
-
-def _natural(shared: Sequence[str]) -> str:
-    """The outcome that is compared if none is chosen; empty if one must be."""
-    for name in DEFAULTS:
-        if name in shared:
-            return name
-    if len(shared) == 1:
-        return shared[0]
-    return ""
 
 
 def _refuse_unknown_arms(contrasts: Sequence[tuple[str, str]], known: Mapping[str, Arm]) -> None:
