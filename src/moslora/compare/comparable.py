@@ -156,22 +156,15 @@ def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str])
         if name == PROMPT:
             fix = f"if that is meant, add --allow {name}"
         for run in runs:
-            unlike = _with_another_hash(name, run, first)
+            unlike = []
+            for task, answers in run.tasks.items():
+                own = answers.hashes.get(name, ())
+                others = first.tasks[task].hashes.get(name, ())
+                places = zip(answers.ids, own, others, strict=False)
+                unlike += [f"{task} {id}" for id, one, other in places if one != other]
             if unlike and name not in allowed:
                 count = counted(len(unlike), "question")
                 raise UsageError(f"{name}: differs for {count} ({some(unlike)}) in {first.path} and {run.path}; {fix}")
-
-
-def _with_another_hash(name: str, run: ComparedRun, other: ComparedRun) -> list[str]:
-    """The questions, as ``TASK ID``, of which both runs have this hash, and not the same."""
-    found = []
-    for task, answers in run.tasks.items():
-        mine = answers.hashes.get(name, ())
-        its = other.tasks[task].hashes.get(name, ())
-        for id, one, another in zip(answers.ids, mine, its, strict=False):
-            if one != another:
-                found.append(f"{task} {id}")
-    return found
 
 
 def note_what_differs(arms: Sequence[Arm]) -> None:

@@ -111,8 +111,9 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
             missing += 1
         else:
             run = compared_run(Run(folder).evaluation(evaluation), run=folder, read=read)
-            if not evaluation:
-                run = _as_planned(run)
+            if run.recipe is not None and not evaluation:  # it may have been asked more than was planned
+                asked = run.recipe["evaluation"]
+                run = run.restricted_to(asked["tasks"] or run.recipe["data"]["tasks"], asked["limit"])
             found.append(_of_arm(run, path, planned.arm))
     if diverged:
         note(f"{path}: diverged, so it has no answers and is left out: {', '.join(diverged)}")
@@ -124,14 +125,6 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
 def _of_arm(run: ComparedRun, experiment: Path, arm: str) -> ComparedRun:
     """The run as one of an experiment's arm, whatever its recipe."""
     return replace(run, name=arm, arm=f"{experiment}: {arm}")
-
-
-def _as_planned(run: ComparedRun) -> ComparedRun:
-    """The run with its experiment's own questions; it may have been asked more."""
-    if run.recipe is None:
-        return run
-    asked = run.recipe["evaluation"]
-    return run.restricted_to(asked["tasks"] or run.recipe["data"]["tasks"], asked["limit"])
 
 
 def compared_run(folder: Path, *, run: Path | None = None, read: Read = read_complete) -> ComparedRun:

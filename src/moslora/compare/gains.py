@@ -23,18 +23,17 @@ def base_of_all(runs: Sequence[Evaluation], *, read: Callable[[Path], Evaluation
         folder = base_of(run.folder)
         if is_evaluation(folder):
             base = read(folder).in_order
-        if base is not None and all(_same_base(base, other) for other in runs) and _answers_all(base, run):
+        if (
+            base is not None
+            and all(_model(base.settings) == _model(other.settings) for other in runs)
+            and _answers_all(base, run)
+        ):
             return base.only({task: answers.ids for task, answers in run.tasks.items()})
     return None
 
 
-def _same_base(base: Evaluation, run: Evaluation) -> bool:
-    """Whether a run is of this base, in the same precision."""
-    return _model(base.settings) == _model(run.settings)
-
-
 def _model(settings: Settings) -> dict[str, str]:
-    """Field -> value, of the base; by its fingerprint, as the same base may lie in several folders."""
+    """Field -> value, of the base in its precision; by its fingerprint, as the same base may lie in several folders."""
     fields = settings.model
     fingerprint = settings.metadata.get("fingerprint")
     if fingerprint:

@@ -91,17 +91,13 @@ class Law:
         """Two-sided p of the hypothesis that the true difference is ``at``."""
         return 2 * self._tail(abs(self.difference - at))
 
-    def above(self, value: float) -> float:
-        """One-sided p of the hypothesis that the true difference is at least ``value``."""
-        return self._tail(value - self.difference)
-
     def below(self, value: float) -> float:
         """One-sided p of the hypothesis that the true difference is at most ``value``."""
         return self._tail(self.difference - value)
 
     def beyond(self, margin: float) -> float:
         """p of a difference of ``margin`` or more in either direction, by two one-sided tests."""
-        return max(self.above(margin), self.below(-margin))
+        return self._tail(margin - abs(self.difference))
 
     def detectable(self, *, level: float, power: float) -> float:
         """The true difference that a two-sided test of this level finds with this power, if the errors stay as they
@@ -111,7 +107,7 @@ class Law:
     def _tail(self, distance: float) -> float:
         """P(error ≥ ``distance``)."""
         if not self.standard_error:
-            return _step(distance)
+            return float(np.heaviside(-distance, 0.5))
         deviations, weights = self._mixture
         return float(weights @ ndtr(-distance / deviations))
 
@@ -136,10 +132,3 @@ class Law:
         variances = np.add.outer(self.questions.plausible, rest)
         weights = np.multiply.outer(self.questions.weights, self.seeds.weights)
         return np.sqrt(variances).ravel(), weights.ravel()
-
-
-def _step(distance: float) -> float:
-    """P(error ≥ ``distance``) of an error that is always 0, a half at 0 itself."""
-    if distance == 0:
-        return 0.5
-    return float(distance < 0)

@@ -232,10 +232,8 @@ def _sum(parts: Sequence[Part]) -> Part:
 
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's adjusted p: the i-th smallest of m times m − i + 1, made monotone, at most 1."""
-    adjusted = [0.0] * len(p)
-    ascending = sorted(range(len(p)), key=p.__getitem__)
-    largest = 0.0
-    for smaller, i in enumerate(ascending):
-        largest = max(largest, min(1.0, (len(p) - smaller) * p[i]))
-        adjusted[i] = largest
-    return adjusted
+    order = np.argsort(p)
+    times = np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(times * np.array(p)[order]).clip(max=1)
+    return adjusted.tolist()
