@@ -78,23 +78,6 @@ def test_clusters_that_one_evaluation_knows_hold_for_all(capsys: pytest.CaptureF
     assert not cluster_codes([earlier, earlier])
 
 
-def test_runs_that_group_their_questions_in_two_ways_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two names of the same clusters are one way."""
-    one = copied(drawn(0), 3)
-    named = copied(drawn(1), 3)
-    other = copied(drawn(1), 3)
-    for task, answers in named.tasks.items():
-        same = replace(answers, clusters=tuple(f"of {name}" for name in answers.clusters))
-        named = with_tasks(named, {**named.tasks, task: same})
-    boolq = other.tasks["boolq"]
-    moved = replace(boolq, clusters=(boolq.clusters[1], *boolq.clusters[1:]))
-    other = with_tasks(other, {**other.tasks, "boolq": moved})
-    compare_arms([Arm("a", {0: one}), Arm("b", {0: named})])
-    assert "other clusters" not in capsys.readouterr().out
-    compare_arms([Arm("a", {0: one}), Arm("b", {0: other})])
-    assert says(capsys.readouterr().out, "other clusters of boolq", "those of the first count")
-
-
 def test_questions_of_one_cluster_are_refused() -> None:
     run = drawn(0)
     one = {task: replace(answers, clusters=("x",) * len(answers.ids)) for task, answers in run.tasks.items()}

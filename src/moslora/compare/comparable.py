@@ -184,17 +184,10 @@ def note_what_differs(arms: Sequence[Arm]) -> None:
     if starts:
         note(f"continued: {some(list(starts), separator='; ', most=8)}")
     runs = all_runs(arms)
-    versions = []
-    groupings = []
-    for run in runs:
-        versions.append({name: version[:20] for name, version in run.settings.made_with.items()})
-        groupings.append({task: answers.grouping for task, answers in run.tasks.items() if answers.clusters})
+    versions = [{name: version[:20] for name, version in run.settings.made_with.items()} for run in runs]
     for values in _differences(runs, versions).values():
         note(f"{values}; this may change scores")
     clusters = [f"{task} {len(codes):,} in {codes.max() + 1:,}" for task, codes in cluster_codes(runs).items()]
     if clusters:
         counts = some(clusters, most=8)
         note_once(f"clusters: {counts}; equal questions, and those that share a text or a source, count together")
-    others = list(_differences(runs, groupings))
-    if others:
-        note(f"runs have other clusters of {some(others, most=8)}; of two arms those of the first count")

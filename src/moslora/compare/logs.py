@@ -9,7 +9,7 @@ where the log has their texts.
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -79,7 +79,9 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
         seed = None
         for number in SEED.findall(_label(place)):
             seed = int(number)
-        read = _read(files, cluster)
+        read: dict[str, dict[str, Samples]] = {}  # task -> filter -> samples
+        for file in files:
+            _read_file(file, read, cluster)
         groups |= any(clusters_of(_shared(by_filter), {}) for by_filter in read.values())
         tasks = {task: _columns(by_filter) for task, by_filter in read.items()}
         evaluation = Evaluation(place, NOT_KNOWN, tasks)
@@ -100,30 +102,18 @@ def _label(place: Path) -> str:
 
 
 def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
-    """The path of each evaluation, and its files. A table is an evaluation; so is a folder of lm-eval's files, under
-    the path that was given if there is no other below it."""
-    evaluations: dict[Path, dict[Path, None]] = {}
+    """The path of each evaluation, and its files. A table is an evaluation; so is a folder of lm-eval's files."""
+    evaluations: dict[Path, list[Path]] = {}
     for path in paths:
         files = log_files(path)
         if not files:
             raise UsageError(f"{path}: not a log of another program; logs can only be compared with logs")
-        folders = {file.parent for file in files}
         for file in files:
             place = file
-            if path.is_dir() and len(folders) == 1:
-                place = path
-            elif SAMPLES.fullmatch(file.name):
+            if SAMPLES.fullmatch(file.name):
                 place = file.parent
-            evaluations.setdefault(place, {})[file] = None
-    return {place: list(files) for place, files in evaluations.items()}
-
-
-def _read(files: Iterable[Path], cluster: str | None) -> dict[str, dict[str, Samples]]:
-    """Task -> filter -> samples."""
-    tasks: dict[str, dict[str, Samples]] = {}
-    for file in files:
-        _read_file(file, tasks, cluster)
-    return tasks
+            evaluations.setdefault(place, []).append(file)
+    return evaluations
 
 
 def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | None) -> None:

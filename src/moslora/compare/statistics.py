@@ -207,18 +207,16 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
 
 def _weighted(tasks: Sequence[_Components], weights: Floats) -> Effect:
     """The effect of D_w, from the components of each task and its weight."""
-    by_seed = np.zeros(len(tasks[0].by_seed))  # D of each seed
+    by_seed = weights @ np.array([task.by_seed for task in tasks])  # D of each seed
+    interaction = weights**2 @ np.array([task.interaction for task in tasks])
     questions = []
-    interaction = 0.0
     for task, weight in zip(tasks, weights, strict=True):
-        by_seed += weight * task.by_seed
         questions.append(Part(weight**2 * task.questions.variance, task.questions.degrees))
-        interaction += weight**2 * task.interaction
     seeds = len(by_seed)
     of_seeds = Part(0.0, 0.0)
     if seeds > 1:
         of_seeds = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
-    return Effect(Law(float(by_seed.mean()), of_seeds, _sum(questions), interaction), seeds)
+    return Effect(Law(float(by_seed.mean()), of_seeds, _sum(questions), float(interaction)), seeds)
 
 
 def _sum(parts: Sequence[Part]) -> Part:

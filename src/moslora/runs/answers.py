@@ -106,12 +106,6 @@ class TaskAnswers:
         """Number of clusters that the questions are in; of questions that are each alone their number."""
         return len(set(self.clusters or self.ids))
 
-    @property
-    def grouping(self) -> tuple[int, ...]:
-        """The place of the first question in the cluster of each: the same however clusters are named."""
-        first: dict[str, int] = {}
-        return tuple(first.setdefault(name, place) for place, name in enumerate(self.clusters or self.ids))
-
     def in_clusters(self, clusters: Mapping[str, str]) -> tuple[str, ...]:
         """The name of the cluster of each question (`moslora.tasks.clusters`)."""
         return tuple(clusters.get(id, id) for id in self.ids)
