@@ -95,7 +95,9 @@ def test_two_seeds_of_a_recipe_are_compared_one_by_one(runs: Path) -> None:
 
 
 def test_a_run_alone_is_compared_with_its_base(runs: Path) -> None:
-    with pytest.raises(UsageError, match=r"-base: missing.*moslora eval \S+lora-1 --base$"):
+    with pytest.raises(
+        UsageError, match=r"-base: missing.*moslora eval \S+lora-1 --base .*--max-length 512 .*--tasks obqa --limit 3$"
+    ):
         load_arms([runs / "lora-1"])
     untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
     evaluated(runs / "lora-1", "cloze-cloze-float32-base", settings=untrained)

@@ -1,7 +1,6 @@
 """Arms: runs that differ only in the seed, named, and paired by their seeds."""
 
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.find import Read, find
+from moslora.compare.find import Read, base_command, compared_run, find
 from moslora.compare.runs import ComparedRun, read_complete
 from moslora.compare.statistics import Codes, Floats
 from moslora.errors import UsageError
@@ -62,7 +61,7 @@ def load_arms(
         cluster: what groups the questions of logs: a column, or a path into a row.
     """
     if len(paths) == 1 and is_run(paths[0]):
-        paths = [_base_beside(paths[0], evaluation=evaluation), paths[0]]
+        paths = [_base_beside(paths[0], evaluation=evaluation, read=read), paths[0]]
     runs = find(paths, evaluation=evaluation, read=read, cluster=cluster)
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
@@ -78,13 +77,14 @@ def load_arms(
     return _named(list(groups.values()))
 
 
-def _base_beside(run: Path, *, evaluation: str | None) -> Path:
+def _base_beside(run: Path, *, evaluation: str | None, read: Read) -> Path:
     """The evaluation of a run's base that was asked as the run was."""
-    base = base_of(Run(run).evaluation(evaluation))
+    folder = Run(run).evaluation(evaluation)
+    base = base_of(folder)
     if not is_evaluation(base):
         raise UsageError(
-            f"{base}: missing, so there is nothing to compare this run with; give another run, or evaluate its base"
-            f" with the options of its own evaluation: moslora eval {shlex.quote(str(run))} --base"
+            f"{base}: missing, so there is nothing to compare this run with; give another run, or evaluate its base:"
+            f" {base_command(compared_run(folder, read=read).evaluation)}"
         )
     return base
 

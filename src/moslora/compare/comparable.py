@@ -72,7 +72,7 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     both = [{**way, **fields} for way, fields in zip(asked, made, strict=True)]
     for field, values in _differences(runs, both).items():
         if field not in may_be_allowed:
-            unlike.append(Unlike(field, values, "evaluate both in the same way, or choose other --tasks"))
+            unlike.append(Unlike(field, values, "evaluate both in the same way"))
         elif field not in allowed:
             unlike.append(Unlike(field, values, fix=""))
     others = []

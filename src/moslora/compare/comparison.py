@@ -210,7 +210,7 @@ def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> Sequence[Arm]:
                 texts[task] = None
             else:
                 questions[task] = None
-    if outcome == OF_TEXTS or not questions:
+    if not questions or (texts and outcome == OF_TEXTS):
         return _restricted(arms, list(texts))
     if texts:
         note(f"texts are left out: {some(list(texts))}; --outcome {OF_TEXTS} compares them")

@@ -181,3 +181,17 @@ def evaluated_steps(folder: Path, settings: Settings, *, of_run: bool) -> int | 
             f" folder and evaluate again: moslora eval {shlex.quote(str(run.path))}"
         )
     return None
+
+
+def base_command(evaluation: Evaluation) -> str:
+    """The command that asks the base of a run the questions of its ``evaluation``, in the same way."""
+    settings = evaluation.settings
+    options = {key: getattr(settings, key) for key in ("protocol", "format", "dtype", "beams", "max_length")}
+    options["source"] = settings.metadata.get("source")
+    options["tasks"] = ",".join(evaluation.tasks)
+    options["limit"] = max(len(answers.ids) for answers in evaluation.tasks.values())
+    words = ["moslora", "eval", str(evaluation.folder.parent.parent), "--base"]
+    for key, value in options.items():
+        if value is not None:
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    return shlex.join(words)

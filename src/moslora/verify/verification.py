@@ -8,9 +8,7 @@ from pathlib import Path
 
 from moslora.base.load import load_tokenizer
 from moslora.choices import DType
-from moslora.compare.eval_command import base_command
-from moslora.compare.find import evaluated_steps
-from moslora.compare.runs import ComparedRun
+from moslora.compare.find import base_command, evaluated_steps
 from moslora.data.sources import data_hash, load_examples
 from moslora.errors import MosloraError, UsageError, counted, some
 from moslora.evaluation.evaluate_server import Asked, Interview, name_of, open_answers, prepare, refuse_without_answers
@@ -240,4 +238,4 @@ def _missing_base(known: Known) -> str:
     """The command that asks the base; empty if it was asked."""
     if known.base is not None:
         return ""
-    return base_command(ComparedRun(known.run, path=known.run.folder))
+    return base_command(known.run)
