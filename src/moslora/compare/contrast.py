@@ -25,7 +25,6 @@ class Contrast:
         clusters: task -> the cluster of each question, shape ``(n,)``; without tasks whose questions are each alone.
         base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
             not there.
-        paired: whether runs of the same seed have something in common, such as their rows.
         are_runs: whether both arms were trained here.
     """
 
@@ -37,7 +36,6 @@ class Contrast:
     majority: dict[str, Floats]
     clusters: dict[str, Codes]
     base: dict[str, Floats] = field(default_factory=dict)
-    paired: bool = True
     are_runs: bool = False
 
     @cached_property
