@@ -126,5 +126,4 @@ def test_logs_that_cannot_be_compared(refused, here):
     refused("compare a.jsonl a.jsonl", "a.jsonl: named twice")
     log("g.jsonl", 1, 2)
     refused("compare a.jsonl g.jsonl --metric acc", "--metric acc: ", "score")
-    refused("compare a.jsonl g.jsonl --allow dtype", "--allow dtype: ", "prompt_hash")
     refused("compare a.jsonl g.jsonl --tasks arc", "'arc'")

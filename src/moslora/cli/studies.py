@@ -190,7 +190,7 @@ def compare(
         ).within(margin)
     except NotComparable as fault:
         typed = shlex.join(["moslora", *sys.argv[1:]])
-        raise NotComparable(fault.unlike, *fault.others, compare=typed) from None
+        raise NotComparable(fault.unlike, compare=typed) from None
     best = "macro"
     if found.unit.lower_is_better:
         best = ""

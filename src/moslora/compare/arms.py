@@ -69,11 +69,8 @@ def load_arms(
     if len(groups) == 1 and len(runs) == 2:
         groups = {str(run.path): [run] for run in runs}
     if len(groups) < 2:
-        why = "no run with answers"
-        if groups:
-            why = "one arm, whose runs differ only in the seed"
         where = ", ".join(str(path) for path in paths)
-        raise UsageError(f"{where}: {why}; a comparison needs two arms")
+        raise UsageError(f"{where}: a comparison needs two arms; runs that differ only in the seed are one arm")
     return _named(list(groups.values()))
 
 

@@ -40,7 +40,7 @@ class NotComparable(UsageError):
     differ, that would not help.
     """
 
-    def __init__(self, unlike: Sequence[Unlike], *others: str, compare: str = "") -> None:
+    def __init__(self, unlike: Sequence[Unlike], *, compare: str = "") -> None:
         faults = [f"{one.values}; {one.fix}" for one in unlike if one.fix]
         meant = [one for one in unlike if not one.fix]
         allow = " ".join(f"--allow {shlex.quote(one.field)}" for one in meant)
@@ -49,9 +49,8 @@ class NotComparable(UsageError):
             how = f"; if that is meant: {compare} {allow}" if compare else f"; if that is meant, add {allow}"
         if meant:
             faults.append("; ".join(one.values for one in meant) + how)
-        super().__init__(capped([*faults, *others]))
+        super().__init__(capped(faults))
         self.unlike = unlike
-        self.others = others
 
 
 def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
@@ -65,22 +64,14 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     asked = how_asked([run.evaluation for run in runs])
     base_names: dict[str, str] = {}
     made = [_how_made(run, base_names) for run in runs]
-    may_be_allowed: dict[str, None] = {}
-    for fields in made:
-        may_be_allowed |= dict.fromkeys(fields)
     unlike = []
-    both = [{**way, **fields} for way, fields in zip(asked, made, strict=True)]
-    for field, values in _differences(runs, both).items():
-        if field not in may_be_allowed:
-            unlike.append(Unlike(field, values, "evaluate both in the same way"))
-        elif field not in allowed:
+    for field, values in _differences(runs, asked).items():
+        unlike.append(Unlike(field, values, "evaluate both in the same way"))
+    for field, values in _differences(runs, made).items():
+        if field not in allowed:
             unlike.append(Unlike(field, values, fix=""))
-    others = []
-    unknown = [field for field in allowed if field not in may_be_allowed]
-    if unknown:
-        others.append(f"--allow {', '.join(unknown)}: must be one of {', '.join(may_be_allowed)}")
-    if unlike or others:
-        raise NotComparable(unlike, *others)
+    if unlike:
+        raise NotComparable(unlike)
 
 
 def _differences(runs: Sequence[ComparedRun], fields: Sequence[Mapping[str, object]]) -> dict[str, str]:

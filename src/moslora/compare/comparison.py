@@ -1,6 +1,6 @@
 """Arms against each other, if they can be compared: contrasts named beforehand, everything else exploratory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -159,7 +159,9 @@ def compare_arms(
     refuse_other_prompts(runs, allowed=allowed)
     outcome, unit = _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
-    _refuse_unknown_arms(contrasts, by_name)
+    unknown = set().union(*contrasts) - by_name.keys()
+    if unknown:
+        raise UsageError(f"contrast: no arm {', '.join(sorted(unknown))}; must be two among {', '.join(by_name)}")
     trained = [arm for arm in arms if arm.trained]
     base = None
     if len(trained) > 1:  # one alone is held against its base itself
@@ -267,11 +269,3 @@ def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Outc
     for table in tables:
         values.update(table.outcomes[name])
     return name, measure(name, values)
-
-
-def _refuse_unknown_arms(contrasts: Sequence[tuple[str, str]], known: Mapping[str, Arm]) -> None:
-    unknown: dict[str, None] = {}
-    for contrast in contrasts:
-        unknown |= dict.fromkeys(name for name in contrast if name not in known)
-    if unknown:
-        raise UsageError(f"contrast: no arm {', '.join(unknown)}; must be two among {', '.join(known)}")

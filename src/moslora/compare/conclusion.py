@@ -88,7 +88,7 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
         p = f"p {probability(effect.p)}"
         return _difference(main, effect.interval, over, p) + _though_small(main, margin, equal=equal)
     if equal:
-        inner = f"{title_of_inner(margin, unit)} {inner_in_words(main, margin)}"
+        inner = f"{title_of_inner(margin)} {inner_in_words(main, margin)}"
         return f"{main.after} and {main.before} are equal within {in_words(main, margin)} ({inner})"
     found = f"No difference between {main.after} and {main.before} is shown over {_asked(main)}"
     if comparison.own_margin:

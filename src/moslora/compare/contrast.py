@@ -44,8 +44,8 @@ class Contrast:
         return self.effects_of({task: after - before for task, (before, after) in self.y.items()})
 
     def questions(self, task: str | None = None) -> int:
-        """Number of questions of a task, or of all."""
-        if task is not None:
+        """Number of questions of a task, or of all for an average."""
+        if task in self.y:
             return self.y[task][0].shape[1]
         return sum(before.shape[1] for before, _ in self.y.values())
 

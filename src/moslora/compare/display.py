@@ -34,7 +34,7 @@ def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
 
 
 def _family_table(comparison: Comparison) -> list[list[str]]:
-    inner_title = title_of_inner(comparison.margin, comparison.unit)
+    inner_title = title_of_inner(comparison.margin)
     columns = ("arm", "joint 95 % interval", "p (different)", inner_title, "p (equal)")
     rows = []
     for contrast, member in members_of(comparison):
@@ -61,34 +61,27 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
     if contrast.majority:
         columns.append("majority")
     columns += [contrast.before, contrast.after, "difference", "95 % interval", "p (Holm)"]
+    unit = contrast.unit
     tasks = list(contrast.y)
     adjusted = holm([contrast.effects[task].p for task in tasks])
-    rows = [_row_of_task(contrast, task, p) for task, p in zip(tasks, adjusted, strict=True)]
+    of_tasks = dict(zip(tasks, adjusted, strict=True))
+    names = list(tasks)
     if len(tasks) > 1:
-        rows += [_row_of_average(contrast, name) for name in (MACRO, MICRO)]
+        names += (MACRO, MICRO)
+    rows = []
+    for name in names:
+        row = [name, f"{contrast.questions(name):,}"]
+        if name in contrast.majority:
+            row.append(unit.level(contrast.majority[name].mean()))
+        elif contrast.majority:
+            row.append("")
+        levels = [unit.level(mean) for mean in contrast.means[name]]
+        effect = contrast.effects[name]
+        p = ""
+        if name in of_tasks:
+            p = probability(of_tasks[name])
+        rows.append([*row, *levels, unit.change(effect.difference), unit.range(effect.interval), p])
     return [columns, *rows]
-
-
-def _row_of_task(contrast: Contrast, task: str, adjusted: float) -> list[str]:
-    cells = [task, f"{contrast.questions(task):,}"]
-    if contrast.majority:
-        cells.append(contrast.unit.level(contrast.majority[task].mean()))
-    return [*cells, *_levels_and_difference(contrast, task), probability(adjusted)]
-
-
-def _row_of_average(contrast: Contrast, name: str) -> list[str]:
-    """A row without a majority class and an adjusted p, which only a task has."""
-    cells = [name, f"{contrast.questions():,}"]
-    if contrast.majority:
-        cells.append("")
-    return [*cells, *_levels_and_difference(contrast, name), ""]
-
-
-def _levels_and_difference(contrast: Contrast, name: str) -> list[str]:
-    unit = contrast.unit
-    before, after = contrast.means[name]
-    effect = contrast.effects[name]
-    return [unit.level(before), unit.level(after), unit.change(effect.difference), unit.range(effect.interval)]
 
 
 def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Contrast, list[str]]]) -> list[list[str]]:
@@ -113,28 +106,21 @@ def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Co
         most = max(own, key=lambda contrast: (contrast.seeds, contrast.gains is not None))
         runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
         levels = _levels(most, 0, averages.values(), with_gain=with_gains)
-        rows.append([before, str(min(runs, _runs(most, 0))), *levels, *[""] * len(columns)])
+        rows.append([before, str(min(runs, len(most.y[tasks[0]][0]))), *levels, *[""] * len(columns)])
         for contrast, cells in together:
             levels = _levels(contrast, 1, averages.values(), with_gain=with_gains)
             difference = contrast.unit.change(contrast.effects[MACRO].difference)
-            rows.append([contrast.after, str(_runs(contrast, 1)), *levels, difference, *cells])
+            rows.append([contrast.after, str(len(contrast.y[tasks[0]][1])), *levels, difference, *cells])
     return rows
-
-
-def _runs(contrast: Contrast, arm: int) -> int:
-    """Number of runs of the first (0) or the second arm (1); of an untrained model as many as it is held against."""
-    y, *_ = contrast.y.values()
-    return len(y[arm])
 
 
 def _levels(contrast: Contrast, arm: int, averages: Iterable[str], *, with_gain: bool) -> list[str]:
     """The means of the first (0) or the second arm (1), and ``with_gain`` what it gained over the base."""
     cells = [contrast.unit.level(contrast.means[name][arm]) for name in averages]
-    if not with_gain:
-        return cells
-    if contrast.gains is None:
-        return [*cells, ""]
-    return [*cells, gain_in_words(contrast.gains[arm], contrast.unit)]
+    if with_gain:
+        gains = contrast.gains or (None, None)
+        cells.append(gain_in_words(gains[arm], contrast.unit))
+    return cells
 
 
 def probability(p: float) -> str:

@@ -42,13 +42,7 @@ def size_in_words(margin: Margin, unit: Outcome) -> str:
     """``0.01 nats``, or ``20 % of the gain``."""
     if not margin.of_gain:
         return f"{margin.size:g} {unit.unit}"
-    return f"{100 * margin.size:g} % of {_of_what(unit)}"
-
-
-def _of_what(unit: Outcome) -> str:
-    if unit.of_texts:
-        return "what was forgotten"
-    return "the gain"
+    return f"{100 * margin.size:g} % of the gain"
 
 
 def in_words(contrast: Contrast, margin: Margin) -> str:
@@ -57,16 +51,13 @@ def in_words(contrast: Contrast, margin: Margin) -> str:
     if not margin.of_gain:
         return size_in_words(margin, unit)
     size = unit.change(_side(contrast, 1, sign=0).difference).lstrip("+")
-    of_what = f"{contrast.before}'s gain"
-    if unit.of_texts:
-        of_what = f"what {contrast.before} forgot"
-    return f"{100 * margin.size:g} % of {of_what} ({size} {unit.unit})"
+    return f"{100 * margin.size:g} % of {contrast.before}'s gain ({size} {unit.unit})"
 
 
-def title_of_inner(margin: Margin, unit: Outcome) -> str:
+def title_of_inner(margin: Margin) -> str:
     """What `inner_in_words` is."""
     if margin.of_gain:
-        return f"% of {_of_what(unit)}, 90 % interval"
+        return "% of the gain, 90 % interval"
     return "90 % interval"
 
 

@@ -55,9 +55,8 @@ def find(
 
 
 def _is_log(path: Path) -> bool:
-    if is_evaluation(path) or runs_at(path) or read_index(path) is not None:
-        return False
-    return bool(log_files(path))
+    is_ours = is_evaluation(path) or runs_at(path) or read_index(path) is not None
+    return not is_ours and bool(log_files(path))
 
 
 def runs_at(path: Path) -> dict[Path, str | None]:
