@@ -93,8 +93,8 @@ def _named(groups: Sequence[Sequence[ComparedRun]]) -> list[Arm]:
         runs: dict[int | None, ComparedRun] = {}
         for run in group:
             if run.seed in runs:
-                twin = runs[run.seed]
-                raise UsageError(f"{run.path}: has the same recipe and seed as {twin.path}; leave one of them out")
+                twin = runs[run.seed].path
+                raise UsageError(f"{run.path}: has the same recipe and seed as {twin}; leave one of them out")
             runs[run.seed] = run
         arms.append(Arm(name, runs))
     return arms
@@ -116,9 +116,8 @@ def _common_name(group: Sequence[ComparedRun]) -> str:
     names = {run.name for run in group}
     if len(names) > 1:  # one name is an experiment's arm, which may end in a number
         names = {SEED_AT_END.sub("", name) for name in names}
-    if len(names) > 1:
-        return ""
-    return names.pop()
+    (name, *others) = names
+    return "" if others else name
 
 
 def pairs(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:

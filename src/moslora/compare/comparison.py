@@ -59,8 +59,7 @@ class Comparison:
     @property
     def unit(self) -> Outcome:
         """How the outcome is written."""
-        first, *_ = self.named or self.exploratory
-        return first.unit
+        return (self.named or self.exploratory)[0].unit
 
     @property
     def margin(self) -> Margin:
@@ -73,9 +72,7 @@ class Comparison:
         Raises:
             UsageError: the margin is a share of the gain over a base whose answers are not there.
         """
-        found = self
-        if margin is not None:
-            found = replace(self, own_margin=margin)
+        found = replace(self, own_margin=margin or self.own_margin)
         if found.margin.of_gain and not all(contrast.base for contrast in found.named):
             raise UsageError(
                 f"--margin {found.margin}: a share of the gain over the base, whose {self.outcome} is not there for"
