@@ -153,7 +153,7 @@ def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str])
                 others = first.tasks[task].hashes.get(name, ())
                 places = zip(answers.ids, own, others, strict=False)
                 unlike += [f"{task} {id}" for id, one, other in places if one != other]
-            if unlike and name not in allowed:
+            if unlike and (name != PROMPT or PROMPT not in allowed):
                 count = counted(len(unlike), "question")
                 raise UsageError(f"{name}: differs for {count} ({some(unlike)}) in {first.path} and {run.path}; {fix}")
 
