@@ -45,7 +45,7 @@ def test_neither_a_difference_nor_equality_is_often_found_wrongly(world: World) 
     for study in range(studies):
         differences, _ = world.study(random)
         laws = [effects({"all": d}, binary=world.binary)[MACRO].law for d in differences]
-        for kind, p in {"different": [law.p() for law in laws], "equal": [law.above(0.0) for law in laws]}.items():
+        for kind, p in {"different": [law.p() for law in laws], "equal": [1 - law.below(0.0) for law in laws]}.items():
             wrong[kind] += p[study % len(laws)] <= LEVEL
             wrong[f"any {kind}"] += min(p) <= LEVEL / len(laws)
     assert max(wrong.values()) <= stats.binom.ppf(0.999, studies, LEVEL)
