@@ -79,6 +79,5 @@ def served(choice_run: "Served", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from moslora.evaluation import server
     from served_kit import copied
 
-    monkeypatch.setattr(server, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(server, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(server, "WAITS", [0.001] * 6)
     return copied(choice_run, tmp_path / "served")

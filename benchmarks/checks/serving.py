@@ -29,7 +29,7 @@ from moslora.download.wheels import home
 from moslora.files import new_folder, sha256
 from moslora.runs.adapter_folder import open_adapter
 from moslora.verify.report import Report
-from moslora.verify.verification import Options, verify
+from moslora.verify.verification import verify
 
 PACKAGE = "llama_cpp_python"
 VERSION = "0.3.35"
@@ -175,7 +175,7 @@ def verified(form: Form, run: Path, work: Path) -> Report:
     if form.adapter:
         how.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(form.adapter), form.scale)]
     server = xllamacpp.Server(how)
-    return verify(run, server.listening_address, Options(at_once=1, out=work / "verify" / form.folder))
+    return verify(run, server.listening_address, at_once=1, out=work / "verify" / form.folder)
 
 
 def row(form: Form, report: Report) -> list[str]:

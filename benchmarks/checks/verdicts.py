@@ -9,6 +9,7 @@ called another one; a fault must be called what it is.
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from moslora.runs.evaluation import read_evaluation
 from moslora.runs.run import Run
 from moslora.verify.evidence import evidence
 from moslora.verify.verdict import Evidence, judge
-from moslora.verify.verification import Options, prepare_questions, read_known
+from moslora.verify.verification import prepare_questions, read_known
 
 SAMPLES = 200
 SIZES = (8, 16, 32, 64)
@@ -29,7 +30,7 @@ SIZES = (8, 16, 32, 64)
 
 def evidences(run: Path, folders: Sequence[Path]) -> Iterator[Evidence]:
     """What the answers in each folder show of the questions that the run has answered."""
-    known = read_known(Run(run), Options())
+    known = read_known(Run(run))
     questions = asked_of(prepare_questions(Run(run), known.run, Server("")))
     for folder in folders:
         yield evidence(questions, read_evaluation(folder), known, dtype="bfloat16")
@@ -39,7 +40,20 @@ def samples(whole: Evidence, size: int) -> Iterator[Evidence]:
     """Bootstrap samples of the questions."""
     random = np.random.default_rng(size)
     for _ in range(SAMPLES):
-        yield whole.only(random.integers(0, len(whole.lengths), size).tolist())
+        yield of_questions(whole, random.integers(0, len(whole.lengths), size).tolist())
+
+
+def of_questions(whole: Evidence, places: Sequence[int]) -> Evidence:
+    """The evidence of some of the questions."""
+    return replace(
+        whole,
+        server=[whole.server[place] for place in places],
+        run=[whole.run[place] for place in places],
+        base=[whole.base[place] for place in places] if whole.base is not None else None,
+        others={name: [answers[place] for place in places] for name, answers in whole.others.items()},
+        lengths=[whole.lengths[place] for place in places],
+        scales=[whole.scales[place] for place in places],
+    )
 
 
 def verdicts(whole: Evidence, size: int) -> str:

@@ -15,7 +15,7 @@ from evaluation_kit import make_examples, tokenizer
 from message_kit import says
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.ask import ask, ask_in_words
+from moslora.evaluation.ask import ask
 from moslora.evaluation.question import as_example, read_typed
 from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe
@@ -88,17 +88,17 @@ def test_a_question_without_a_task_has_its_own_gate(recipe: Callable[..., Recipe
     gate = "adapter.mixer={kind: task-gate, experts: 2}"
     train_recipe(recipe(*overrides, gate), out=tmp_path / "tasks")
     with pytest.raises(UsageError) as error:
-        ask_in_words(open_target(str(tmp_path / "tasks")), question="rain")
+        ask(open_target(str(tmp_path / "tasks")), question="rain")
     assert says(str(error.value), "never trained on questions without a task; --task must be one of boolq, arc_easy")
     train_recipe(recipe(*overrides), out=tmp_path / "plain")
-    written = ask_in_words(open_target(str(tmp_path / "plain")), question="rain")
+    written = ask(open_target(str(tmp_path / "plain")), question="rain")
     assert written.prediction.task == "question" and not written.prediction.truncated
 
     rows = [{"prompt": f"rain and {number}", "completion": "birds"} for number in range(24)]
     (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = (f"data.source={tmp_path / 'bare.jsonl'}", "data.tasks=commonsense", "evaluation.tasks=null")
     train_recipe(recipe(*overrides, gate, *own), out=tmp_path / "bare")
-    assert ask_in_words(open_target(str(tmp_path / "bare")), question="rain").prediction.text
+    assert ask(open_target(str(tmp_path / "bare")), question="rain").prediction.text
 
 
 def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(trained: Path) -> None:
@@ -161,7 +161,6 @@ def test_flags_and_typed_lines_give_the_same(
     for typed, given in (
         ("what sat near the bridge\na red fox\n[two] birds\n\nignored\n", []),
         ("what sat near the bridge\na red fox\n[two] birds", []),
-        ("a red fox\n[two] birds\n", flags[:2]),
         ("what sat near the bridge\n", flags[2:]),
     ):
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
@@ -175,10 +174,9 @@ def test_a_person_at_a_terminal_is_told_what_to_type(capsys: pytest.CaptureFixtu
         def isatty(self) -> bool:
             return True
 
-    assert read_typed(Terminal("why\na\nb\n\n"), question=None, options=()) == ("why", ["a", "b"])
+    assert read_typed(Terminal("why\na\nb\n\n"), options=()) == ("why", ["a", "b"])
     assert (
-        capsys.readouterr().out
-        == "question: option 1 (empty: answer in words): option 2 (empty: done): option 3 (empty: done): "
+        capsys.readouterr().out == "question: option 1 (empty: none): option 2 (empty: done): option 3 (empty: done): "
     )
-    assert read_typed(io.StringIO("why\na\n"), question=None, options=()) == ("why", ["a"])
+    assert read_typed(io.StringIO("why\na\n"), options=()) == ("why", ["a"])
     assert capsys.readouterr().out == ""

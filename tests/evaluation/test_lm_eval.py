@@ -18,7 +18,6 @@ from data_kit import hub_rows
 from evaluation_kit import make_examples, make_model, tokenizer
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN
-from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection, load_recipe
@@ -196,19 +195,6 @@ def test_a_run_writes_what_lm_eval_writes(world: Path) -> None:
     written = ours.generate_until(requests())
     assert written == theirs.generate_until(requests())
     assert len(set(written)) > 6
-
-
-@pytest.mark.parametrize("settings", [{"do_sample": True, "temperature": 0.7}, {"temperature": 0.7}, {"num_beams": 4}])
-def test_a_task_of_samples_or_beams_is_refused(world: Path, settings: dict[str, Any]) -> None:
-    from lm_eval.api.instance import Instance
-
-    from moslora.evaluation import harness
-
-    ours: Any = harness.HarnessModel(str(world / "model"), dtype="float32")
-    with pytest.raises(UsageError, match="generates greedily"):
-        ours.generate_until([Instance("generate_until", doc={}, arguments=("a", settings), idx=0)])
-    with pytest.raises(UsageError, match="no room in the model's context of 512"):
-        ours.generate_until([Instance("generate_until", doc={}, arguments=("a", {"max_gen_toks": 512}), idx=0)])
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_another_format_than_the_models_own_is_noted(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy, options = Path(shutil.copytree(trained, tmp_path / "run")), ("--tasks", "obqa", "--limit", "2")
-    said = "note: protocol cloze cannot read format label, in which this model was trained; using format cloze"
+    said = "note: protocol cloze cannot read format label; using protocol cloze, format cloze"
     assert said in run(capsys, "eval", copy, "--protocol", "cloze", *options)[1]
     asked = ("--question", "why", "--option", "a", "--option", "b")
     assert said in run(capsys, "ask", copy, "--protocol", "cloze", *asked)[1]

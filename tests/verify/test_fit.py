@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moslora.verify.fit import Answered, fit
+from benchmarks.checks.verdicts import of_questions
+from moslora.verify.fit import centered, fit
 from moslora.verify.verdict import Evidence, TextEvidence, judge, judge_texts, tolerance
 
 OPTIONS = 4
@@ -30,22 +31,20 @@ def evidence(
     checkpoint = [plain + 0.6 * change for plain, change in zip(base, moved, strict=True)]
     named = {}
     if others:
-        named = {"step-20": Answered.of(checkpoint)}
+        named = {"step-20": centered(checkpoint)}
     lengths = list(np.random.default_rng(4).integers(20, 200, questions))
-    return Evidence(
-        Answered.of(server), Answered.of(run), Answered.of(base), named, lengths, [1.0] * questions, 0.02, "float16"
-    )
+    return Evidence(centered(server), centered(run), centered(base), named, lengths, [1.0] * questions, 0.02, "float16")
 
 
 def test_k_is_that_of_least_squares_and_nothing_depends_on_what_options_share() -> None:
     given = evidence(k=0.7, noise=0.1)
     assert given.base is not None
-    server, run, base = (np.concatenate(one.values) for one in (given.server, given.run, given.base))
+    server, run, base = (np.concatenate(one) for one in (given.server, given.run, given.base))
     (expected,), (left,), *_ = np.linalg.lstsq((run - base)[:, None], server - base, rcond=None)
     found = fit(given.server, given.run, given.base)
     assert found.k == pytest.approx(expected) and found.interval[0] < 0.7 < found.interval[1]
     assert found.left == pytest.approx(np.sqrt(left / len(run)))
-    shifted = Answered.of([row + 5.0 for row in given.server.values])
+    shifted = centered([row + 5.0 for row in given.server])
     assert fit(shifted, given.run, given.base).k == pytest.approx(expected)
 
 
@@ -76,7 +75,7 @@ def test_the_true_model_is_never_called_another() -> None:
     whole = evidence(noise=0.012)
     random = np.random.default_rng(0)
     for _ in range(200):
-        assert judge(whole.only(random.integers(0, 64, 64).tolist()))[0].passed
+        assert judge(of_questions(whole, random.integers(0, 64, 64).tolist()))[0].passed
 
 
 def rounded(*, k: float, effect: float, noise: float, seed: int) -> Evidence:
@@ -87,7 +86,7 @@ def rounded(*, k: float, effect: float, noise: float, seed: int) -> Evidence:
     for share, errors in ((k, seed + 2_000), (1.0, seed + 3_000), (0.0, seed + 4_000)):
         of_rounding = made(64, seed=errors, scale=noise)
         rows = zip(base, moved, of_rounding, strict=True)
-        told.append(Answered.of([plain + share * change + error for plain, change, error in rows]))
+        told.append(centered([plain + share * change + error for plain, change, error in rows]))
     lengths = list(np.random.default_rng(4).integers(20, 200, 64))
     return Evidence(*told, {}, lengths, [1.0] * 64, 0.05, "bfloat16")
 
@@ -118,11 +117,9 @@ def test_a_base_whose_long_questions_alone_are_moved_is_the_base() -> None:
     given = evidence()
     assert given.base is not None
     run = []
-    for plain, change, length in zip(given.base.values, made(64, seed=7), given.lengths, strict=True):
+    for plain, change, length in zip(given.base, made(64, seed=7), given.lengths, strict=True):
         run.append(plain + change * (length > 120))
-    found, _ = judge(
-        Evidence(given.base, Answered.of(run), given.base, {}, given.lengths, given.scales, 0.02, "float16")
-    )
+    found, _ = judge(Evidence(given.base, centered(run), given.base, {}, given.lengths, given.scales, 0.02, "float16"))
     assert found.kind == "base"
 
 
@@ -134,22 +131,18 @@ def test_a_checkpoint_whose_answers_are_known_is_named_before_a_scale() -> None:
 def test_an_adapter_that_hardly_moves_answers_is_not_judged() -> None:
     given = evidence(8, noise=0.01)
     assert given.base is not None
-    small = [plain + 0.01 * (own - plain) for own, plain in zip(given.run.values, given.base.values, strict=True)]
+    small = [plain + 0.01 * (own - plain) for own, plain in zip(given.run, given.base, strict=True)]
     server = [row + error for row, error in zip(small, made(8, seed=9, scale=0.01), strict=True)]
-    weak = Evidence(
-        Answered.of(server), Answered.of(small), given.base, {}, given.lengths, given.scales, 0.02, "float16"
-    )
+    weak = Evidence(centered(server), centered(small), given.base, {}, given.lengths, given.scales, 0.02, "float16")
     assert judge(weak)[0].kind == "undecided"
 
 
 def test_long_questions_alone_that_differ_are_a_context_that_is_cut() -> None:
     given = evidence(noise=0.01)
     cut = []
-    for row, length, error in zip(given.server.values, given.lengths, made(64, seed=8), strict=True):
+    for row, length, error in zip(given.server, given.lengths, made(64, seed=8), strict=True):
         cut.append(row + error * (length > 120))
-    found, _ = judge(
-        Evidence(Answered.of(cut), given.run, given.base, {}, given.lengths, given.scales, 0.02, "float16")
-    )
+    found, _ = judge(Evidence(centered(cut), given.run, given.base, {}, given.lengths, given.scales, 0.02, "float16"))
     assert found.kind == "context"
     assert f"of up to {max(length for length in given.lengths if length <= 120)} tokens" in found.says
 

@@ -1,6 +1,5 @@
 """The numbers that are printed, by hand."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,8 @@ import pytest
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction, argmax
 from moslora.runs.settings import NOT_KNOWN
-from moslora.verify.report import Report
+from moslora.verify.evidence import alike
+from moslora.verify.report import Report, effects_of
 from moslora.verify.verdict import Verdict
 
 
@@ -19,14 +19,16 @@ def test_answers_of_a_server_are_held_against_a_runs() -> None:
     def prediction(task: str, place: int, gold: int, *scores: float) -> Prediction:
         return Prediction(f"{task}/{place}", task, gold, argmax(scores), scores, characters=(1, 2))
 
-    same = [prediction("b", place, 0, -1, -4) for place in range(3)]
-    ours = [prediction("a", 0, 0, -1, -4), prediction("a", 1, 1, -1, -4), prediction("a", 2, 1, -1, -3), *same]
-    theirs = [prediction("a", 0, 0, -2, -8), prediction("a", 1, 1, -4, -1), prediction("a", 2, 1, -1, -1.8), *same]
+    others = [prediction("b", place, 0, -1, -4) for place in range(3)]
+    ours = [prediction("a", 0, 0, -1, -4), prediction("a", 1, 1, -1, -4), prediction("a", 2, 1, -1, -3), *others]
+    theirs = [prediction("a", 0, 0, -2, -8), prediction("a", 1, 1, -4, -1), prediction("a", 2, 1, -1, -1.8), *others]
     run = Evaluation.of(Path("run"), NOT_KNOWN, ours)
     server = Evaluation.of(Path(), NOT_KNOWN, theirs)
-    found = Report.of(run, server, asked=6, how="asked as tokens")
-    assert (found.same, found.answered) == (4, 6)
-    assert found.effects["accuracy"].difference == pytest.approx(1 / 3)
+    effects = effects_of(server, run)
+    assert effects["accuracy"].difference == pytest.approx(1 / 3)
+    same = alike(server, run)
+    assert len(same) == 4
+    quantised = Verdict("quantised", "consistent with a quantisation")
+    found = Report("http://here", "", Path("run"), 6, 6, len(same), "asked as tokens", effects, quantised, None, 0.0)
     assert "same answer to 4 of 6" in found.lines
-    quantised = replace(found, verdict=Verdict("quantised", "consistent with a quantisation"))
-    assert quantised.lines[-1].startswith("consistent with a quantisation; accuracy +33.33 points (")
+    assert found.lines[-1].startswith("consistent with a quantisation; accuracy +33.33 points (")

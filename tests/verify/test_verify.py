@@ -10,7 +10,6 @@ import pytest
 
 from cli_kit import run
 from message_kit import says
-from moslora.evaluation import reading
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_predictions
@@ -36,7 +35,7 @@ def answers(served: Served) -> list[Prediction]:
     return read_predictions(folder)
 
 
-@pytest.mark.parametrize("tells", ["echo", "prompt_logprobs", "forced", "allowed", "likeliest"])
+@pytest.mark.parametrize("tells", ["echo", "forced", "likeliest"])
 @pytest.mark.parametrize("takes_tokens", [True, False])
 def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(
     tells: str,
@@ -46,7 +45,7 @@ def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if tells == "likeliest":
-        monkeypatch.setattr(reading, "LIKELIEST", (len(served.tokenizer),))
+        monkeypatch.setattr("moslora.evaluation.served.LIKELIEST", (len(served.tokenizer),))
     assert verified(capsys, served, served.pretended(tells=tells, takes_tokens=takes_tokens)) == "run"
     own = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation())}
     told = answers(served)
@@ -94,9 +93,9 @@ def test_a_checkpoint_that_was_evaluated_is_named(served: Served, capsys: pytest
 @pytest.mark.parametrize(
     ("where", "named"),
     [
-        ({"begins_text": (1,)}, "BOS twice"),
+        ({"begins_text": (1,)}, "when it is sent as text"),
         ({"begins_tokens": (1,)}, "BOS twice"),
-        ({"wrap": "user: {}\nassistant:"}, "by its template or its tokenizer"),
+        ({"wrap": "user: {}\nassistant:"}, "when it is sent as text"),
     ],
 )
 def test_another_prompt_is_named(
@@ -112,7 +111,7 @@ def test_a_context_that_is_cut_is_named(served: Served, capsys: pytest.CaptureFi
     assert verified(capsys, served, served.pretended(context=70)) == "context"
 
 
-@pytest.mark.parametrize("trouble", [status(429, Retry_After="0"), status(500), status(503), half, dies, slow(0.05)])
+@pytest.mark.parametrize("trouble", [status(429), status(500), status(503), half, dies, slow(0.05)])
 def test_what_passes_is_tried_again(trouble: object, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     """Not within the first requests, which find out what the server offers."""
     pretended = served.pretended()
@@ -127,7 +126,7 @@ def test_what_passes_is_tried_again(trouble: object, served: Served, capsys: pyt
     ("trouble", "named"),
     [
         (status(429), "429"),
-        (status(500), "500 Internal Server Error: in trouble"),
+        (status(500), "500 Internal Server Error"),
         (half, "not that of OpenAI's interface"),
         (dies, "connection was lost"),
     ],
@@ -258,8 +257,8 @@ def test_a_chat_is_asked_in_the_servers_template(
     assert verified(capsys, served, pretended) == "run"
     assert any("messages" in body for body in pretended.asked)
     for fault, named in (
-        ({"chat_wrap": "system: be brief\n{}"}, "the prompt is another one in a chat, by its template"),
-        ({"begins_chat": (1,)}, "the prompt is another one in a chat, BOS twice"),
+        ({"chat_wrap": "system: be brief\n{}"}, "the prompt is another one in a chat"),
+        ({"begins_chat": (1,)}, "the prompt is another one in a chat"),
         ({"without": ("chat.logprobs",)}, "the prompt in a chat could not be tested"),
     ):
         with serving(served.pretended(tells="forced", **fault)) as address:
@@ -317,7 +316,7 @@ def test_a_checkpoint_is_verified_by_the_name_of_its_evaluation(
     evaluate_target(open_target(str(checkpoint)))
     name = Run(served.path).evaluation().name + "-step-36"
     code, _, errors = run(capsys, "verify", checkpoint, "--server", "http://127.0.0.1:9")
-    assert code == 2 and says(errors, f"an adapter of the run {served.path}", name), errors
+    assert code == 2 and says(errors, "not evaluated"), errors
     pretended = served.pretended(served.model("checkpoints/step-36"))
     assert verified(capsys, served, pretended, "--evaluation", name) == "run"
 

@@ -220,31 +220,26 @@ def ask(
     The prompt is ARC's, or BoolQ's for yes/no. --task selects another one: a winogrande sentence has a _ where the
     options go, and a hellaswag text starts with its activity and a colon.
     """
-    from moslora.evaluation.question import as_example, has_options, needs_options, read_typed
+    from moslora.evaluation.question import as_example, read_typed
     from moslora.runs.named import read_named
 
     named = read_named(target, trust_remote_code=trust)
     own_tasks = {}
     if named.recipe:
         own_tasks = named.recipe.own_tasks
-    may_have_options = has_options(task, own_tasks)
-    missing = not option and needs_options(task) and may_have_options
-    if question is None or missing:
-        question, option = read_typed(sys.stdin, question=question, options=option or (), has_options=may_have_options)
+    if question is None:
+        question, option = read_typed(sys.stdin, options=option or ())
     example, _ = as_example(question, option or (), task=task, own=own_tasks)
     with options.importing():
         from moslora.evaluation.ask import ask as ask_target
-        from moslora.evaluation.ask import ask_in_words
         from moslora.evaluation.target import open_target
 
     opened = open_target(named, base=base, dtype=dtype, trust_remote_code=trust)
     typed = _typed(protocol=protocol, format=format)
-    if example.is_open_ended:
-        written = ask_in_words(opened, question=question, task=task, **typed)
-        print(written, written.text, sep="\n")
-        return
     answers = ask_target(opened, question=question, options=option or (), task=task, **typed)
     print(answers)
+    if example.is_open_ended:
+        print((answers.prediction.text or "").strip())
     for answer in answers.options:
         print(f"{answer.probability:7.1%}  log p {answer.log_probability:8.3f}  {answer.option}")
 
@@ -362,16 +357,25 @@ def verify(
 
     EvaluatedRun(run).evaluation(evaluation)
     with options.importing():
-        from moslora.verify.verification import Options
         from moslora.verify.verification import verify as verify_run
 
-    asked = Options(model, tasks, limit, evaluation, dtype, at_once, out, trust)
     progress = sys.stdout
     if as_json:  # which is alone on the standard output
         progress = sys.stderr
     then = "stopped: the replies so far are kept, and the same command continues from there"
     with stopped(then), redirect_stdout(progress):
-        report = verify_run(run, server, asked)
+        report = verify_run(
+            run,
+            server,
+            model=model,
+            tasks=tasks,
+            limit=limit,
+            evaluation=evaluation,
+            dtype=dtype,
+            at_once=at_once,
+            out=out,
+            trust_remote_code=trust,
+        )
     if as_json:
         print(report.to_json(), end="")
     else:

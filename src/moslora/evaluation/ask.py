@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Answered:
-    """The options, most likely first, and how they were scored."""
+    """The options, most likely first, and how they were scored; of an answer in words none."""
 
     options: tuple[Answer, ...]
     prediction: Prediction
@@ -43,33 +43,13 @@ class Answered:
     format: FormatName
 
     def __str__(self) -> str:
-        said = (
-            f"protocol {self.protocol}, format {self.format}, asked as {self.prediction.task};"
-            f" probability: softmax of the log-probability of {PROTOCOLS[self.protocol].score}"
-        )
-        return said + _on_cut(self.prediction)
-
-
-@dataclass(frozen=True)
-class Written:
-    """An answer in words, and how it was asked."""
-
-    prediction: Prediction
-    format: FormatName
-
-    @property
-    def text(self) -> str:
-        return (self.prediction.text or "").strip()
-
-    def __str__(self) -> str:
-        said = f"answer in words, greedy, format {self.format}, asked as {self.prediction.task}"
-        return said + _on_cut(self.prediction)
-
-
-def _on_cut(prediction: Prediction) -> str:
-    if prediction.truncated:
-        return "; the question is longer than max_length, so its beginning was cut"
-    return ""
+        how = f"protocol {self.protocol}" if self.options else "answer in words, greedy"
+        said = f"{how}, format {self.format}, asked as {self.prediction.task}"
+        if self.options:
+            said += f"; probability: softmax of the log-probability of {PROTOCOLS[self.protocol].score}"
+        if self.prediction.truncated:
+            said += "; the question is longer than max_length, so its beginning was cut"
+        return said
 
 
 def _scoring(protocol: Protocol, format: FormatName) -> Protocol:
@@ -79,11 +59,17 @@ def _scoring(protocol: Protocol, format: FormatName) -> Protocol:
     return next(reader for reader in readers(format) if reader.scores_options)
 
 
-def ask(target: Target, *, question: str, options: Sequence[str], task: str | None = None, **typed: Any) -> Answered:
-    """Scores the options of one question (see :func:`as_example`) with the settings of ``target``, changed by ``typed``
-    fields of its request: protocol and format."""
+def ask(
+    target: Target, *, question: str, options: Sequence[str] = (), task: str | None = None, **typed: Any
+) -> Answered:
+    """Scores the options of one question, or lets it be answered in words (see :func:`as_example`), with the settings
+    of ``target``, changed by ``typed`` fields of its request: protocol and format."""
     example, names = as_example(question, options, task=task, own=target.own_tasks)
     request = target.asked(typed)
+    if example.is_open_ended:
+        if example.task == BARE.name:  # the limit of the questions that are scored is not its own
+            request = request.model_copy(update={"max_length": None})
+        return Answered((), _predict(target, example, request), request.protocol, request.format)
     protocol = _scoring(PROTOCOLS[request.protocol], request.format).name
     format = request.format
     if format == "cloze-passage":  # the passage is missing here
@@ -94,15 +80,6 @@ def ask(target: Target, *, question: str, options: Sequence[str], task: str | No
     answers = [Answer(*parts) for parts in zip(names, probabilities, prediction.scores, strict=True)]
     answers.sort(key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
     return Answered(tuple(answers), prediction, protocol, format)
-
-
-def ask_in_words(target: Target, *, question: str, task: str | None = None, **typed: Any) -> Written:
-    """The text that the model writes after a question, as of an open-ended task; arguments as of :func:`ask`."""
-    example, _ = as_example(question, (), task=task, own=target.own_tasks)
-    request = target.asked(typed)
-    if example.task == BARE.name:  # the limit of the questions that are scored is not its own
-        request = request.model_copy(update={"max_length": None})
-    return Written(_predict(target, example, request), request.format)
 
 
 def _predict(target: Target, example: Example, request: Request) -> Prediction:

@@ -18,7 +18,7 @@ from moslora.errors import MosloraError, some
 from moslora.evaluation.scorer import Batched
 from moslora.evaluation.served import Pair, Served
 from moslora.kernels.rows import common_prefix, concatenate, send
-from moslora.prompts.protocols import PROTOCOLS, Protocol, readers
+from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.outcomes import log_softmax
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
@@ -50,17 +50,9 @@ class Choice(Batched[Question, Scores]):
             raise MosloraError(
                 f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol choice needs options"
                 " that differ only in their last token, but after what they share this tokenizer reads"
-                f" {some(ends, most=5)}; use {self._other_protocols()}"
+                f" {some(ends, most=5)}; use evaluation.protocol=cloze or generate"
             )
         return Question(ids[0][:common], tokens, truncated=texts[0].truncated)
-
-    def _other_protocols(self) -> str:
-        """Another protocol of the same format, and ``cloze``, which every question has."""
-        others = [other for other in readers(self.format.name) if other is not self.protocol]
-        fix = f"evaluation.protocol={others[0].name}"
-        if PROTOCOLS["cloze"] not in others:
-            fix += ", or --protocol cloze"
-        return fix
 
     def length(self, question: Question) -> int:
         return len(question.input_ids)

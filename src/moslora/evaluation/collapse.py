@@ -33,7 +33,9 @@ def signs_of_collapse(tasks: Mapping[str, Score], *, primary: str) -> list[str]:
         if score.below_majority is not None and score.below_majority <= LEVEL:
             value, _ = score.value(primary)
             below.append(f"{name} {percent(value)} against {percent(score.majority_class)}")
-        if score.same_answer is not None and score.same_answer >= NEARLY_ALL > _best_of_one_answer(score):
+        # The accuracy that one answer to everything has: in words, where nobody knows it, at most the accuracy itself.
+        best = score.accuracy if score.majority_class is None else score.majority_class
+        if score.same_answer is not None and score.same_answer >= NEARLY_ALL > best:
             same.append(f"{name} {percent(score.same_answer)} %")
     lines = []
     if below:
@@ -44,11 +46,3 @@ def signs_of_collapse(tasks: Mapping[str, Score], *, primary: str) -> list[str]:
     if parse_rates and fmean(parse_rates) < NEARLY_ALL:
         lines.append(f"only {percent(fmean(parse_rates))} % of the texts have an answer")
     return lines
-
-
-def _best_of_one_answer(score: Score) -> float:
-    """The accuracy that one answer to everything has: the majority class, and of answers in words, whose most frequent
-    answer nobody knows, at most the accuracy itself."""
-    if score.majority_class is None:
-        return score.accuracy
-    return score.majority_class

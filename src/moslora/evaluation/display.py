@@ -82,15 +82,15 @@ def remarks(results: Results) -> list[str]:
     if reasons:
         count = sum(results.unanswered.values())
         lines.append(f"{counted(count, 'question')} not answered, and in no average: {some(list(reasons), most=2)}")
-    longest = f"longer than evaluation.max_length = {results.settings.max_length} tokens"
-    if results.macro and results.macro.truncated:
-        lines.append(f"{counted(results.macro.truncated, 'question')} without the start, {longest}")
-    texts_cut = sum(score.truncated for score in results.texts.values())
-    if texts_cut:
-        lines.append(f"{counted(texts_cut, 'text')} without the end, {longest}")
-    clusters = _on_clusters(results)
-    if clusters:
-        lines.append(clusters)
+    scores: dict[str, Score | TextScore] = {**results.tasks, **results.texts}
+    truncated = sum(score.truncated for score in scores.values())
+    if truncated:
+        longest = f"evaluation.max_length = {results.settings.max_length} tokens"
+        lines.append(f"{truncated:,} longer than {longest}: questions without the start, texts without the end")
+    counts = [f"{name} {score.n:,} in {score.clusters:,}" for name, score in scores.items() if score.clusters]
+    if counts:
+        together = "equal questions, and those that share a text or a source, count together"
+        lines.append(f"clusters: {', '.join(counts)}; {together}")
     if results.without_leaks and any(results.without_leaks.leaks.values()):
         lines.append(_on_leaks(results.without_leaks, results.metric))
     if results.macro and results.macro.close_calls:
@@ -98,18 +98,6 @@ def remarks(results: Results) -> list[str]:
         noise = f"the rounding noise ({results.macro.drift:.2g})"
         lines.append(f"{close} closer than {noise}; --dtype float32 decides")
     return lines
-
-
-def _on_clusters(results: Results) -> str:
-    """How many questions or texts of each set are in how many clusters; empty if each is alone."""
-    scores: dict[str, Score | TextScore] = {**results.tasks, **results.texts}
-    counts = []
-    for name, score in scores.items():
-        if score.clusters is not None:
-            counts.append(f"{name} {score.n:,} in {score.clusters:,}")
-    if not counts:
-        return ""
-    return f"clusters: {', '.join(counts)}; equal questions, and those that share a text or a source, count together"
 
 
 def _on_leaks(found: WithoutLeaks, primary: str) -> str:

@@ -6,7 +6,6 @@ base is there without its weights, as only its context length is needed.
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from moslora.evaluation.server import Refused, Server, Unavailable
 from moslora.evaluation.target import Target
 from moslora.files import locked
 from moslora.progress import Line
+from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import ModelSection
 from moslora.runs.evaluation import refuse_other_scores
 from moslora.runs.predictions import Prediction
@@ -109,34 +109,21 @@ class Interview:
         questions = asked_of(prepared)
         shortest = min(questions, key=lambda asked: asked.tokens)
         served = open_served(server, shortest.scorer.encoder, shortest.pairs[0][0])
-        found = cls(questions, served, at_once)
-        if found._options:
-            found = replace(found, served=with_reading(served, found._options))
-        return found
+        scored = [asked for asked in questions if asked.pairs[0][1]]
+        if scored:
+            options = [asked.pairs for asked in sorted(scored, key=lambda asked: asked.tokens)]
+            served = with_reading(served, options)
+        return cls(questions, served, at_once)
 
-    @property
-    def _options(self) -> list[list[Pair]]:
-        """The options of each question that has any, the shortest first."""
-        scored = [asked for asked in self.questions if asked.pairs[0][1]]
-        return [asked.pairs for asked in sorted(scored, key=lambda asked: asked.tokens)]
-
-    @property
-    def _reads_prompts(self) -> bool:
-        return self.served.reading is not None and self.served.reading.of_prompt
-
-    def ask(self, journal: Journal) -> "Interview":
-        """Adds the missing answers to the journal, each as soon as it is there. A server that ends while it is asked
-        for the log-probabilities of prompts is asked in another way, if it is there again.
-
-        Returns:
-            The interview with the way in which it was asked last.
+    def ask(self, journal: Journal) -> None:
+        """Adds the missing answers to the journal, each as soon as it is there.
 
         Raises:
             Unavailable: the server is gone.
         """
         missing = [asked for asked in self.questions if asked.id not in journal.predictions]
         if not missing:
-            return self
+            return
         say(f"asking {counted(len(missing), 'question')} of {self.served.server.name}, {self.served.how}")
         try:
             with Line(len(missing), f"0/{len(missing):,}") as line:
@@ -145,26 +132,11 @@ class Interview:
                     journal.append([prediction])
                     line.show(done, f"{prediction.task} {done:,}/{len(missing):,}")
         except Unavailable as fault:
-            return self._in_another_way(fault, journal).ask(journal)
-        return self
-
-    def _in_another_way(self, fault: Unavailable, journal: Journal) -> "Interview":
-        """The same server, asked token by token.
-
-        Raises:
-            Unavailable: there is no other way, or the server is gone.
-        """
-        if self._reads_prompts:
-            with suppress(Unavailable, UsageError):
-                served = with_reading(self.served, self._options, token_by_token=True)
-                note(f"{fault}; it goes on {served.how}")
-                return replace(self, served=served)
-        kept = sum(asked.id in journal.predictions for asked in self.questions)
-        fix = "the same command goes on"
-        if self._reads_prompts and self.at_once > 1:
-            fix += "; --at-once 1 asks for one prompt at a time, which some servers need"
-        total = counted(len(self.questions), "question")
-        raise Unavailable(f"{fault}; {kept} of {total} answered and kept: {fix}") from None
+            kept = sum(asked.id in journal.predictions for asked in self.questions)
+            raise Unavailable(
+                f"{fault}; {kept} of {len(self.questions)} questions answered and kept: the same command goes on;"
+                " --at-once 1 asks for one prompt at a time, which some servers need"
+            ) from None
 
 
 def evaluate_server(
@@ -190,14 +162,13 @@ def evaluate_server(
         out = folder.with_name(folder.name + place)
     refuse_name_of_other_weights(out, target.run, suffix=target.suffix + place)
     refuse_other_scores(out)
-    tokenizer, its_encoding = target.tokenizer_and_encoding(request.format)
+    encoder = target.encoder()
+    its_encoding = encoding(encoder, request.format)
     leaks = {}
     if target.trained is not None:
         leaks = find_leaks(target.trained, questions)
     facts = ModelFacts(metadata={"source": request.source}, leaks=leaks, encoding=its_encoding)
-    prepared = prepare(target.model, tokenizer, questions, request, server=server, facts=facts)
-    if (prepared.settings.beams or 1) > 1:
-        raise UsageError(f"beams = {prepared.settings.beams}: servers write greedily; add --beams 1")
+    prepared = prepare(target.model, encoder.tokenizer, questions, request, server=server, facts=facts)
     with locked(out):
         journal = open_answers(prepared, out, leaks)
         if missing_in(prepared.tasks, journal):
@@ -217,7 +188,13 @@ def prepare(
     facts: ModelFacts,
 ) -> PreparedQuestions:
     """The questions as `PreparedQuestions`, with the settings of an evaluation of this server: what computes there is
-    not known."""
+    not known.
+
+    Raises:
+        UsageError: texts would be written by beam search, which no server does.
+    """
+    if PROTOCOLS[request.protocol].writes and request.beams > 1:
+        raise UsageError(f"{request.beams} beams: servers write greedily; evaluate with --beams 1")
     empty = meta_model(model, only_shapes=False).eval()
     prepared = PreparedQuestions.of(empty, tokenizer, questions, request, facts)
     settings = replace(

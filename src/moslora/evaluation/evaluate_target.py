@@ -10,6 +10,7 @@ from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import packages
 from moslora.base.resolve import locate
 from moslora.console import note
+from moslora.data.encode import encoding
 from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError
 from moslora.evaluation.batches import batch_budget
@@ -24,7 +25,6 @@ from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
 from moslora.ranks import is_main_process
-from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.evaluation import refuse_other_scores
 from moslora.tasks import Example, Task
 
@@ -44,13 +44,16 @@ def evaluate_target(
     identity = target.identity()
     if out is None:
         out = target.results_folder(request)
-    tokenizer, its_encoding = target.tokenizer_and_encoding(request.format)
+    encoder = target.encoder()
+    its_encoding = encoding(encoder, request.format)
     refuse_name_of_other_weights(out, target.run, suffix=target.suffix)
     refuse_other_scores(out)
     must_agree = {
         **{key: value for key, value in identity.items() if key != "base"},  # whose path may differ
         **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},
-        **_of_the_computation(target, request),
+        **request.model_dump(exclude={"source"}),
+        "strategy": target.strategy,
+        **packages(quantized=target.model.quantization is not None, peft=target.by_peft),
         **its_encoding,
     }
     leaks = {}
@@ -65,7 +68,7 @@ def evaluate_target(
     ):
         liger.agree()
         # The model is not kept: it uses the group, which ends with this block.
-        results = evaluate(target.load(), tokenizer, questions, request, out=out, facts=facts)
+        results = evaluate(target.load(), encoder.tokenizer, questions, request, out=out, facts=facts)
         if target.trained is not None and is_main_process() and is_in_run(out, target.trained.run):
             tell_run(target.trained, out, base=target.base)
     return results, out
@@ -77,28 +80,20 @@ def asked_questions(
     """How ``target`` is asked, and all questions of each task."""
     request = target.asked(typed)
     chosen = target.tasks(tasks)
-    _check(target, chosen, typed=tasks, source=request.source)
+    _check(target, chosen, source=request.source)
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
     refuse_empty(questions)
-    if "limit" not in typed:
-        _note_limit(questions, request.limit)
+    limit = request.limit
+    if limit is not None and "limit" not in typed:  # one that was typed needs no words
+        limited = [f"{task} {limit:,} of {len(rows):,}" for task, rows in questions.items() if len(rows) > limit]
+        if limited:
+            note(f"questions: {', '.join(limited)} (evaluation.limit of the recipe); --limit all asks all")
     return request, questions
 
 
-def _of_the_computation(target: Target, request: Request) -> Mapping[str, Any]:
-    """What must be the same in all processes: the request, the strategy, and the versions of what computes."""
-    return {
-        **request.model_dump(exclude={"source"}),
-        "strategy": target.strategy,
-        **packages(quantized=target.model.quantization is not None, peft=target.by_peft),
-    }
-
-
-def _check(target: Target, tasks: Sequence[Task], *, typed: str | Sequence[str] | None, source: str) -> None:
+def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     """Refuses a source without test rows and a model that does not exist, before anything is downloaded. Notes scores
     that need a remark."""
-    if typed is None:
-        _note_bare_rows(target)
     sets = [task.name for task in tasks if not task.own]
     trained_on = None
     if target.recipe is not None:
@@ -110,24 +105,6 @@ def _check(target: Target, tasks: Sequence[Task], *, typed: str | Sequence[str] 
     for line in differences(source, sets, split="test"):
         note(line)
     _note_untrained_tasks(target, tasks)
-
-
-def _note_limit(questions: Mapping[str, Sequence[Example]], limit: int | None) -> None:
-    """Says where the recipe asks fewer questions than a set has. A limit that was typed needs no words."""
-    if limit is None:
-        return
-    limited = [f"{task} {limit:,} of {len(rows):,}" for task, rows in questions.items() if len(rows) > limit]
-    if limited:
-        note(f"questions: {', '.join(limited)} (evaluation.limit of the recipe); --limit all asks all")
-
-
-def _note_bare_rows(target: Target) -> None:
-    """Says that a run of bare instructions is asked other questions, by default those of the eight sets."""
-    if target.run is None:
-        return
-    remark = remark_on_bare_rows(target.run)
-    if remark and target.recipe is not None and target.recipe.evaluation.tasks is None:
-        note(f"{remark}; this evaluates the eight commonsense sets, or the --tasks that you name")
 
 
 def _note_untrained_tasks(target: Target, tasks: Sequence[Task]) -> None:

@@ -20,7 +20,7 @@ from moslora.evaluation.journal import Journal
 from moslora.evaluation.results import Results, summarise
 from moslora.evaluation.scorer import Request, Scorer
 from moslora.evaluation.scorers import make_scorer, scorer_of
-from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing, score_silently
+from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing
 from moslora.processes.group import all_gather, rank_in_group
 from moslora.runs.answers import order_key
 from moslora.runs.predictions import Prediction
@@ -109,7 +109,14 @@ class PreparedQuestions:
         refuse_empty(questions)
         scorer = make_scorer(model, tokenizer, request)
         settings = _settings(scorer, request, questions, facts)
-        tasks = _cut(scorer, questions, limit=request.limit, exact=_is_exact(model, settings.dtype))
+        # Whether the scores of a question are the same whatever else is in its batch: LLM.int8() takes columns with an
+        # outlier out of a whole batch.
+        exact = settings.dtype in ("float32", "float64") and not getattr(model, "is_loaded_in_8bit", False)
+        tasks = []
+        for name, rows in questions.items():
+            its_scorer = scorer_of(rows[0], scorer)
+            cut = blocks(rows, limit=request.limit, exact=exact, size=its_scorer.block_size)
+            tasks.append(ScoredTask(name, rows, its_scorer, tuple(cut)))
         _refuse_unusable(tasks)
         return cls(scorer, settings, tuple(tasks))
 
@@ -122,8 +129,10 @@ class PreparedQuestions:
         return replace(self, tasks=tuple(tasks))
 
     def open_journal(self, out: Path | None, leaks: Mapping[str, Leaks]) -> Journal:
-        """The journal in ``out``, with the records of these tasks."""
-        journal = _open_journal(out, self.settings)
+        """The journal in ``out``, with the records of these tasks. The first process writes it; the others keep what it
+        has read in memory."""
+        journal = Journal(out if rank_in_group() == 0 else None, self.settings)
+        journal.head, journal.predictions = all_gather((journal.head, journal.predictions))[0]
         records = {}
         for task in self.tasks:
             clusters = _recorded_clusters(task, journal)
@@ -137,7 +146,7 @@ class PreparedQuestions:
         the same predictions."""
         _refuse_training_mode(self.scorer.model)
         journal = Journal(None, self.settings)
-        score_silently(self.tasks, journal)
+        score_missing(self.tasks, journal, silently=True)
         return tuple(self._predictions(journal))
 
     def results(self, journal: Journal) -> Results:
@@ -145,10 +154,7 @@ class PreparedQuestions:
         return summarise(self.settings, self._predictions(journal), journal.head.tasks)
 
     def _predictions(self, journal: Journal) -> list[Prediction]:
-        found = []
-        for task in self.tasks:
-            found += [journal.predictions[example.id] for example in task.wanted]
-        return found
+        return [journal.predictions[example.id] for task in self.tasks for example in task.wanted]
 
     @cached_property
     def clusters(self) -> dict[str, Clusters]:
@@ -211,25 +217,6 @@ def _settings(
     )
 
 
-def _is_exact(model: PreTrainedModel, dtype: str) -> bool:
-    """Whether the scores of a question are the same whatever else is in its batch."""
-    if getattr(model, "is_loaded_in_8bit", False):  # LLM.int8() takes columns with an outlier out of a whole batch
-        return False
-    return dtype in ("float32", "float64")
-
-
-def _cut(
-    scorer: Scorer[Any, Any], questions: Mapping[str, Sequence[Example]], *, limit: int | None, exact: bool
-) -> list[ScoredTask]:
-    """Each task with its blocks and its scorer."""
-    tasks = []
-    for name, rows in questions.items():
-        its_scorer = scorer_of(rows[0], scorer)
-        cut = blocks(rows, limit=limit, exact=exact, size=its_scorer.block_size)
-        tasks.append(ScoredTask(name, rows, its_scorer, tuple(cut)))
-    return tasks
-
-
 def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:
     """Tries those questions that decide about all others, so that what cannot be scored stops now, not in an hour."""
     faults: dict[str, None] = {}
@@ -241,17 +228,6 @@ def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:
                 faults[str(error)] = None
     if faults:
         raise UsageError(capped(list(faults)))
-
-
-def _open_journal(folder: Path | None, settings: Settings) -> Journal:
-    """The journal in ``folder``, which the first process writes; the others keep what it has read in memory."""
-    if rank_in_group() > 0:
-        folder = None
-    journal = Journal(folder, settings)
-    head, predictions = all_gather((journal.head, journal.predictions))[0]
-    journal.head = head
-    journal.predictions = predictions
-    return journal
 
 
 def _recorded_clusters(task: ScoredTask, journal: Journal) -> Clusters:

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.data.encode import EncodedText
+from moslora.data.encode import EncodedText, Encoder
 from moslora.errors import UsageError
 from moslora.evaluation.decoding import decode
 from moslora.evaluation.scorer import Batched
@@ -64,12 +64,7 @@ class Generate(Batched[Question, str]):
         return {**WRITING, "num_beams": self.beams}
 
     def encode(self, example: Example) -> Question:
-        longest = self.encoder.max_length
-        if longest is not None and longest < MAX_NEW_TOKENS + FEWEST_PROMPT_TOKENS:
-            raise UsageError(
-                f"evaluation.max_length = {longest}: protocol generate writes up to {MAX_NEW_TOKENS} tokens, which"
-                f" leaves no room for a question; must be at least {MAX_NEW_TOKENS + FEWEST_PROMPT_TOKENS}"
-            )
+        refuse_no_room(self.encoder, MAX_NEW_TOKENS, "protocol generate")
         prompt = self.format.generation_prompt(example)
         return example, self.encoder.encode(prompt, "", eos=False, room=MAX_NEW_TOKENS)
 
@@ -80,7 +75,7 @@ class Generate(Batched[Question, str]):
         return [(question[1].ids, [])]
 
     def ask(self, question: Question, served: Served) -> str:
-        return served.text(question[1].ids, max_tokens=MAX_NEW_TOKENS)
+        return served.write(question[1].ids, max_tokens=MAX_NEW_TOKENS).content
 
     def read(self, example: Example, question: Question, found: str) -> Prediction:
         _, prompt = question
@@ -110,8 +105,10 @@ class Generate(Batched[Question, str]):
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
         """The texts after the prompts, by beam search."""
         tokenizer = self.encoder.tokenizer
-        padding = padding_id(tokenizer)
-        input_ids, mask = padded([prompt.ids for _, prompt in questions], padding)  # (B, T)
+        padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0  # masked, so any valid token will do
+        rows = [torch.tensor(prompt.ids) for _, prompt in questions]
+        input_ids = _padded(rows, padding)  # (B, T)
+        mask = _padded([torch.ones_like(row) for row in rows], 0)
         length = input_ids.shape[1]
         config = GenerationConfig(**self.writing, pad_token_id=padding, eos_token_id=tokenizer.eos_token_id)
         generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
@@ -128,24 +125,9 @@ class Generate(Batched[Question, str]):
         return lambda: texts
 
 
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token to pad with. It is masked, so any valid one will do."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
-def padded(prompts: Sequence[list[int]], padding: int) -> tuple[Tensor, Tensor]:
-    """The prompts padded on the left to one length, and the mask with 1 on their tokens; int64 of shape ``(B, T)``."""
-    length = max(len(ids) for ids in prompts)
-    rows = []
-    masks = []
-    for ids in prompts:
-        missing = length - len(ids)
-        rows.append([padding] * missing + ids)
-        masks.append([0] * missing + [1] * len(ids))
-    return torch.tensor(rows), torch.tensor(masks)
+def _padded(rows: Sequence[Tensor], padding: int) -> Tensor:
+    """The rows padded on the left to one length, shape ``(B, T)``."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=padding, padding_side="left")
 
 
 def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -162,6 +144,16 @@ def unset_generation(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+def refuse_no_room(encoder: Encoder, new_tokens: int, what: str) -> None:
+    """Refuses a limit that leaves no room for a question beside the text that is written."""
+    least = new_tokens + FEWEST_PROMPT_TOKENS
+    if encoder.max_length is not None and encoder.max_length < least:
+        raise UsageError(
+            f"evaluation.max_length = {encoder.max_length}: {what} writes up to {new_tokens} tokens, which leaves no"
+            f" room for a question; must be at least {least}"
+        )
 
 
 def read_text(example: Example, text: str, *, truncated: bool) -> Prediction:

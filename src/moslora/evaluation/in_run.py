@@ -18,14 +18,12 @@ def is_in_run(folder: Path, run: Run) -> bool:
 def refuse_name_of_other_weights(folder: Path, run: Run | None, *, suffix: str) -> None:
     """Refuses a name that in the run's ``eval/`` stands for other weights than those of this ``suffix``: the base's,
     those of another checkpoint, or a server's."""
-    if run is None or not is_in_run(folder, run):
-        return
-    if suffix == "".join(BESIDE.findall(folder.name)):
-        return
-    ending = "a name without this ending"
-    if suffix:
-        ending = f"a name that ends in {suffix}"
-    raise UsageError(f"--out {folder}: in a run's eval/ this name stands for other weights; choose {ending}")
+    its_own = "".join(BESIDE.findall(folder.name))
+    if run is not None and is_in_run(folder, run) and suffix != its_own:
+        raise UsageError(
+            f"--out {folder}: in a run's eval/ this name stands for other weights; let it end in {suffix!r}, not in"
+            f" {its_own!r}"
+        )
 
 
 def tell_run(trained: AdapterFolder, folder: Path, *, base: bool) -> None:
@@ -40,8 +38,8 @@ def tell_run(trained: AdapterFolder, folder: Path, *, base: bool) -> None:
     for name in trained.recipe.tracking.to:
         try:
             if f"{name}_id" in run.facts:
+                step = 0 if base else trained.manifest["step"]
                 with record(name, trained.recipe, run) as (tracker, _):
-                    step = 0 if base else trained.manifest["step"]
                     KINDS[name].score(tracker, scores, step)
         except Exception as error:  # of whatever kind: the scores are on the disk
             note(f"the scores could not be written into {name}: {first_line(error)}")

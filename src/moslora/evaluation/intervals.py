@@ -59,24 +59,17 @@ def mean_of(values: Sequence[float], clusters: Sequence[str] = ()) -> Mean:
     """The mean of ``values`` of questions, with the cluster of each; without ``clusters`` each is its own."""
     n = len(values)
     mean = math.fsum(values) / n
-    if not clusters:
-        squares = math.fsum((x - mean) ** 2 for x in values)
-        return Mean(mean, _error(squares, n, clusters=n), n, n)
-    deviations: dict[str, list[float]] = defaultdict(list)
-    for x, cluster in zip(values, clusters, strict=True):
+    deviations: dict[object, list[float]] = defaultdict(list)
+    for x, cluster in zip(values, clusters or range(n), strict=True):
         deviations[cluster].append(x - mean)
     squares = math.fsum(math.fsum(of_cluster) ** 2 for of_cluster in deviations.values())
     count = len(deviations)
-    return Mean(mean, _error(squares, n, clusters=count), n, count)
-
-
-def _error(squares: float, n: int, *, clusters: int) -> float | None:
-    """√(C / (C − 1) · ``squares``) / n."""
-    if clusters < 2:
-        return None
-    if clusters == n:
-        return math.sqrt(squares / (n - 1) / n)
-    return math.sqrt(squares * clusters / (clusters - 1)) / n
+    error = None
+    if count == n > 1:
+        error = math.sqrt(squares / (n - 1) / n)
+    elif count > 1:
+        error = math.sqrt(squares * count / (count - 1)) / n
+    return Mean(mean, error, n, count)
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:

@@ -62,12 +62,8 @@ class Journal:
         for task, now in tasks.items():
             then = known.get(task, now)
             drifts = [record.drift for record in (then, now) if record.drift is not None]
-            asked = now.asked
-            if asked is None:
-                asked = then.asked
-            clusters = now.clusters
-            if clusters is None:
-                clusters = then.clusters
+            asked = then.asked if now.asked is None else now.asked
+            clusters = then.clusters if now.clusters is None else now.clusters
             known[task] = TaskRecord(max(drifts, default=None), now.leaks or then.leaks, asked, clusters)
         self.head = Head(self.head.settings, known)
         if self.folder is not None:

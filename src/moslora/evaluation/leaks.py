@@ -8,7 +8,7 @@ from moslora.data.overlap import DIGEST_BYTES, digest
 from moslora.evaluation.scores import Score, macro, score_task
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.settings import Leaks
+from moslora.runs.settings import Leaks, TaskRecord
 from moslora.tasks import Example
 
 
@@ -22,21 +22,23 @@ class WithoutLeaks:
     macro: Score | None  # every task the same weight; ``None`` if a task has only leaks
 
 
-def without_leaks(
-    tasks: Mapping[str, TaskAnswers], *, leaks: Mapping[str, Leaks], drifts: Mapping[str, float | None]
-) -> WithoutLeaks:
-    """The numbers of the answers that are not to leaks; all arguments by task."""
+def without_leaks(tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> WithoutLeaks | None:
+    """The numbers of the answers that are not to leaks; ``None`` if the leaks of a task are unknown."""
     counts: dict[str, int] = {}
     scores: dict[str, Score] = {}
+    compared_with: dict[str, None] = {}
     for task, answers in tasks.items():
-        kept = answers.only(set(answers.ids).difference(leaks[task].ids))
+        leaks = records[task].leaks
+        if leaks is None:
+            return None
+        compared_with[leaks.compared_with] = None
+        kept = answers.only(set(answers.ids).difference(leaks.ids))
         counts[task] = len(answers.ids) - len(kept.ids)
         if kept.ids:
-            scores[task] = score_task(kept, drift=drifts[task])
+            scores[task] = score_task(kept, drift=records[task].drift)
     average = None
     if len(scores) == len(tasks):
         average = macro(list(scores.values()))
-    compared_with = dict.fromkeys(found.compared_with for found in leaks.values())
     return WithoutLeaks(" and ".join(compared_with), counts, scores, average)
 
 

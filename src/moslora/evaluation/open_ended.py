@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.errors import UsageError
 from moslora.evaluation.decoding import decode
-from moslora.evaluation.generate import FEWEST_PROMPT_TOKENS
+from moslora.evaluation.generate import refuse_no_room
 from moslora.evaluation.scorer import Scorer
 from moslora.evaluation.served import Pair, Served
 from moslora.prompts.protocols import PROTOCOLS, Protocol
@@ -40,13 +39,7 @@ class OpenAnswers(Scorer[Question, str]):
 
     def encode(self, example: Example) -> Question:
         words = _words(example)
-        longest = self.encoder.max_length
-        least = words.max_new_tokens + FEWEST_PROMPT_TOKENS
-        if longest is not None and longest < least:
-            raise UsageError(
-                f"tasks.{example.task}.max_new_tokens = {words.max_new_tokens}: leaves no room for a question in"
-                f" evaluation.max_length = {longest}; raise that to {least}, or set fewer"
-            )
+        refuse_no_room(self.encoder, words.max_new_tokens, f"tasks.{example.task}.max_new_tokens")
         prompt = self.format.generation_prompt(example)
         text = self.encoder.encode(prompt, "", eos=False, room=words.max_new_tokens)
         return Question(text.ids, words, text.truncated)
@@ -81,7 +74,7 @@ class OpenAnswers(Scorer[Question, str]):
 
     def ask(self, question: Question, served: Served) -> str:
         words = question.words
-        return words.before_stop(served.text(question.prompt, max_tokens=words.max_new_tokens))
+        return words.before_stop(served.write(question.prompt, max_tokens=words.max_new_tokens).content)
 
     def read(self, example: Example, question: Question, found: str) -> Prediction:
         match = question.words.match
@@ -106,20 +99,12 @@ def _words(example: Example) -> OpenEnded:
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end a text: the tokenizer's end-of-sequence token, and those special tokens that the model's own
     generation settings name, such as the end of a turn of a chat, which several tokenizers have beside it."""
-    ends = set()
-    if tokenizer.eos_token_id is not None:
-        ends.add(tokenizer.eos_token_id)
-    named = GenerationConfig()
-    if model.generation_config is not None:
-        named = model.generation_config
-    listed = named.eos_token_id
-    if isinstance(listed, int):
-        listed = [listed]
+    named = getattr(model.generation_config, "eos_token_id", None) or []
+    if isinstance(named, int):
+        named = [named]
     added = tokenizer.added_tokens_decoder
-    for token in listed or ():
-        if token in added and added[token].special:  # a default of transformers may be any word
-            ends.add(token)
-    return frozenset(ends)
+    special = {token for token in named if token in added and added[token].special}  # a default may be any word
+    return frozenset(special | {tokenizer.eos_token_id} - {None})
 
 
 @dataclass(frozen=True)

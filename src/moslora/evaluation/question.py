@@ -5,7 +5,7 @@ from typing import TextIO
 
 from moslora.errors import UsageError
 from moslora.recipe import resolve_tasks
-from moslora.tasks import BUILT_IN, FOR_OPTIONS, FOR_TRUTHS, Columns, Example, OpenEnded, Plain, Task, TrueFalse
+from moslora.tasks import FOR_OPTIONS, FOR_TRUTHS, Columns, Example, OpenEnded, Plain, Task, TrueFalse
 from moslora.tasks.matching import Exact
 
 TRUTHS = (("true", "false"), ("yes", "no"))
@@ -108,32 +108,14 @@ def _as_truths(options: tuple[str, ...], *, task: str) -> tuple[str, ...]:
     return tuple(options[lower.index(word)] for word in pair)
 
 
-def needs_options(task: str | None) -> bool:
-    """Whether a question of this task needs options: those of a question of truths are known."""
-    if task is None or task not in BUILT_IN:
-        return True
-    return not isinstance(BUILT_IN[task].wording, TrueFalse)
-
-
-def has_options(task: str | None, own: Mapping[str, Task]) -> bool:
-    """Whether a question of this task may have options. Where none is named, the run's own tasks tell."""
-    if task is not None:
-        entry = _entry((), task, own)
-        return not entry.is_open_ended
-    return not own or any(not (entry.is_text or entry.is_open_ended) for entry in own.values())
-
-
-def read_typed(
-    stream: TextIO, *, question: str | None, options: Sequence[str], has_options: bool = True
-) -> tuple[str, list[str]]:
-    """Reads the question if it is missing, one line, and the options if there are none, one per line up to an empty
-    line or the end. Prints prompts on a terminal."""
-    if question is None:
-        question = _read_line(stream, "question: ")
+def read_typed(stream: TextIO, *, options: Sequence[str]) -> tuple[str, list[str]]:
+    """Reads the question, one line, and the options if there are none, one per line up to an empty line or the end.
+    Prints prompts on a terminal."""
+    question = _read_line(stream, "question: ")
     given = list(options)
-    if given or not question or not has_options:
+    if given or not question:
         return question, given
-    option = _read_line(stream, "option 1 (empty: answer in words): ")
+    option = _read_line(stream, "option 1 (empty: none): ")
     while option:
         given.append(option)
         option = _read_line(stream, f"option {len(given) + 1} (empty: done): ")

@@ -104,19 +104,8 @@ def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Ma
     if not scores:
         return results
     averaged = list(scores.values())
-    without = _without_leaks({task: tasks[task] for task in scores}, records)
+    without = without_leaks({task: tasks[task] for task in scores}, records)
     return replace(results, macro=macro(averaged), micro=micro(averaged), without_leaks=without)
-
-
-def _without_leaks(tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> WithoutLeaks | None:
-    """The numbers without the leaks; ``None`` if those of a task are unknown."""
-    leaks = {}
-    for task in tasks:
-        known = records[task].leaks
-        if known is None:
-            return None
-        leaks[task] = known
-    return without_leaks(tasks, leaks=leaks, drifts={task: records[task].drift for task in tasks})
 
 
 def summarise(settings: Settings, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:

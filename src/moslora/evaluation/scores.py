@@ -127,20 +127,6 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
     def error(values: Sequence[float]) -> float:
         return math.sqrt(math.fsum((w * x) * (w * x) for w, x in zip(weights, values, strict=True)))
 
-    def interval(metric: str) -> tuple[float, float] | None:
-        below = []
-        above = []
-        values = []
-        for score in scores:
-            value, ends = score.value(metric)
-            if ends is None:
-                return None
-            values.append(value)
-            below.append(value - ends[0])
-            above.append(value - ends[1])
-        center = mean(values)
-        return center - error(below), center + error(above)
-
     ways: dict[Callable[[Sequence[float]], float], tuple[str, ...]] = {
         mean: ("accuracy", "majority_class", "accuracy_per_character", "log_probability", "parse_rate"),
         error: ("standard_error", "standard_error_per_character"),
@@ -148,9 +134,16 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
         max: ("drift",),
     }
     of_characters = any(score.accuracy_per_character is not None for score in scores)
-    combined: dict[str, Any] = {"interval": interval("accuracy")}  # without what a task does not have
-    if of_characters:
-        combined["interval_per_character"] = interval("accuracy_per_character")
+    metrics = ("accuracy", "accuracy_per_character") if of_characters else ("accuracy",)
+    combined: dict[str, Any] = {}  # without what a task does not have
+    for metric in metrics:
+        values = [score.number(metric) for score in scores]
+        name = metric.replace("accuracy", "interval")
+        ends = [score.number(name) for score in scores]
+        if None not in ends:
+            below = error([value - low for value, (low, _) in zip(values, ends, strict=True)])
+            above = error([value - high for value, (_, high) in zip(values, ends, strict=True)])
+            combined[name] = (mean(values) - below, mean(values) + above)
     for combine, names in ways.items():
         for name in names:
             if name.endswith(PER_CHARACTER) and not of_characters:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,18 +43,12 @@ class ScoredTask:
     @cached_property
     def wanted(self) -> list[Example]:
         """The questions that count."""
-        examples: list[Example] = []
-        for block in self.blocks:
-            examples += block.wanted
-        return examples
+        return [example for block in self.blocks for example in block.wanted]
 
     @cached_property
     def computed(self) -> list[Example]:
         """The questions that go through the model."""
-        examples: list[Example] = []
-        for block in self.blocks:
-            examples += block.computed
-        return examples
+        return [example for block in self.blocks for example in block.computed]
 
 
 @dataclass(frozen=True)
@@ -65,57 +60,46 @@ class ScoredBlock:
     work: int  # characters that the model reads
 
 
-def score_missing(tasks: Sequence[ScoredTask], journal: Journal) -> None:
+def score_missing(tasks: Sequence[ScoredTask], journal: Journal, *, silently: bool = False) -> None:
     """Adds the missing predictions of all blocks, and shows how far it is. A process computes whole blocks, as one
     alone would: also one begun before a kill, since its shapes belong to its results."""
     missing = missing_in(tasks, journal)
     rounds = _rounds(tasks, missing)
+    work = sum(part.work for together in rounds for part in together)
     began = time.monotonic()
-    work = 0
-    for together in rounds:
-        work += sum(part.work for part in together)
-    with Line(work, f"0/{len(missing):,}") as line:
-        meter = Meter(line, began, questions=len(missing), work=work)
+    work_done = 0
+    with nullcontext() if silently else Line(work, f"0/{len(missing):,}") as line:
         for together in rounds:
             _score_together(together, missing, journal)
-            meter.work_done += sum(part.work for part in together)
+            work_done += sum(part.work for part in together)
+            if line is None:
+                continue
             done = len(missing & journal.predictions.keys())
-            meter.show(together[0].block.wanted[0].task, done)
-
-
-def score_silently(tasks: Sequence[ScoredTask], journal: Journal) -> None:
-    """The same, and shows nothing."""
-    missing = missing_in(tasks, journal)
-    for together in _rounds(tasks, missing):
-        _score_together(together, missing, journal)
+            task = together[0].block.wanted[0].task
+            seconds = time.monotonic() - began
+            line.show(work_done, f"{task} {done:,}/{len(missing):,}", f"{done / seconds:.1f} questions/s")
+            if line.disable:
+                left = seconds / 60 * (work / work_done - 1)
+                say(f"  {task}: {done:,}/{len(missing):,} questions, about {left:.1f} min left")
 
 
 def missing_in(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
     """The ids of the wanted questions without a prediction."""
-    missing: set[str] = set()
-    for task in tasks:
-        missing |= {example.id for example in task.wanted}
-    return missing - journal.predictions.keys()
+    return {example.id for task in tasks for example in task.wanted} - journal.predictions.keys()
 
 
 def _rounds(tasks: Sequence[ScoredTask], missing: AbstractSet[str]) -> list[list[ScoredBlock]]:
     """The unfinished blocks, cut into rounds in which each process has at most one."""
-    unfinished = _unfinished(tasks, missing)
-    processes = group_size()
-    if processes > 1:  # blocks of about the same work together, so that no process waits long
-        unfinished.sort(key=lambda part: -part.work)
-    return [unfinished[first : first + processes] for first in range(0, len(unfinished), processes)]
-
-
-def _unfinished(tasks: Sequence[ScoredTask], missing: AbstractSet[str]) -> list[ScoredBlock]:
-    """The blocks with a question that is ``missing``."""
-    found = []
+    unfinished = []
     for task in tasks:
         for block in task.blocks:
             if any(example.id in missing for example in block.wanted):
                 work = sum(task.scorer.work(example) for example in block.computed)
-                found.append(ScoredBlock(task.scorer, block, work))
-    return found
+                unfinished.append(ScoredBlock(task.scorer, block, work))
+    processes = group_size()
+    if processes > 1:  # blocks of about the same work together, so that no process waits long
+        unfinished.sort(key=lambda part: -part.work)
+    return [unfinished[first : first + processes] for first in range(0, len(unfinished), processes)]
 
 
 def _score_together(together: Sequence[ScoredBlock], missing: AbstractSet[str], journal: Journal) -> None:
@@ -131,29 +115,6 @@ def _score_together(together: Sequence[ScoredBlock], missing: AbstractSet[str], 
     for other, predictions in enumerate(all_gather(own)):
         if other != rank:
             journal.append(predictions)
-
-
-@dataclass
-class Meter:
-    """Shows how far an evaluation is: on the live line, or where there is none in lines."""
-
-    line: Line
-    began: float  # seconds of `time.monotonic`
-    questions: int
-    work: int  # of all blocks
-    work_done: int = 0
-
-    def show(self, task: str, done: int) -> None:
-        """``done`` questions have a prediction, the last ones of ``task``."""
-        seconds = time.monotonic() - self.began
-        self.line.show(self.work_done, f"{task} {done:,}/{self.questions:,}", f"{done / seconds:.1f} questions/s")
-        if not self.line.disable:
-            return
-        text = f"  {task}: {done:,}/{self.questions:,} questions"
-        if done < self.questions:
-            left = seconds / 60 * (self.work / self.work_done - 1)
-            text += f", about {left:.1f} min left"
-        say(text)
 
 
 def measure_drifts(tasks: Sequence[ScoredTask], journal: Journal) -> dict[str, float]:

@@ -9,27 +9,21 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from moslora.console import note
-from moslora.errors import MosloraError, UsageError, first_line, some
+from moslora.errors import MosloraError, UsageError, some
 from moslora.recipe.builtin import printable
 
 KEY = "MOSLORA_SERVER_KEY"
 """The environment variable with the server's key, which is written into no file and no message."""
 
-FIRST_WAIT = 0.5
-"""Seconds before the second attempt; each further wait is twice as long."""
-
-ATTEMPTS = 6
-"""How often a request is sent before it counts as failed."""
-
-LONGEST_WAIT = 30.0
-"""Seconds between two attempts, at most, also where the server asks for more."""
+WAITS = (0.5, 1, 2, 4, 8, 0)
+"""Seconds after each attempt at a request."""
 
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 """Seconds: a request may wait for others, and a long prompt takes its time on a CPU."""
@@ -74,44 +68,37 @@ class Logprobs(Part):
     top_logprobs: list[dict[str, float | None] | None] | None = None
     content: list[Written] | None = None
 
-    @property
-    def written(self) -> list[Written]:
-        """The tokens that were written."""
-        if self.content:
-            return self.content
-        tops = self.top_logprobs or [None] * len(self.tokens or [])
-        found = []
-        # A server may leave out the last ones.
-        for token, value, top in zip(self.tokens or [], self.token_logprobs or [], tops, strict=False):
-            likeliest = [Likely(token=other, logprob=log_p) for other, log_p in (top or {}).items()]
-            found.append(Written(token=token, logprob=value, top_logprobs=likeliest))
-        return found
-
-
-class PromptToken(Part):
-    """An entry of vLLM's ``prompt_logprobs``."""
-
-    logprob: float | None = None
-
 
 class Message(Part):
     content: str | None = None
 
 
 class Choice(Part):
-    """What a server has written."""
+    """What a server has written: a text, or a message of a chat."""
 
     text: str | None = None
     message: Message | None = None
     logprobs: Logprobs | None = None
-    prompt_logprobs: list[dict[str, PromptToken] | None] | None = None
+
+    @property
+    def content(self) -> str:
+        message = self.message or Message()
+        return self.text or message.content or ""
 
     @property
     def written(self) -> list[Written]:
         """The tokens that were written, as far as the server tells them."""
-        if self.logprobs is None:
-            return []
-        return self.logprobs.written
+        told = self.logprobs or Logprobs()
+        if told.content:
+            return told.content
+        tokens = told.tokens or []
+        found = []
+        # A server may leave out the last ones.
+        tops = told.top_logprobs or [None] * len(tokens)
+        for token, value, top in zip(tokens, told.token_logprobs or [], tops, strict=False):
+            likeliest = [Likely(token=other, logprob=log_p) for other, log_p in (top or {}).items()]
+            found.append(Written(token=token, logprob=value, top_logprobs=likeliest))
+        return found
 
 
 class Usage(Part):
@@ -131,9 +118,7 @@ class Answer(Part):
     @property
     def tokens_read(self) -> int | None:
         """The number of the prompt's tokens, as the server counts them."""
-        if self.usage is None or not self.usage.prompt_tokens:
-            return None
-        return self.usage.prompt_tokens
+        return self.usage.prompt_tokens if self.usage else None
 
 
 class Model(Part):
@@ -142,24 +127,6 @@ class Model(Part):
 
 class Models(Part):
     data: list[Model] | None = None
-
-
-class Explained(Part):
-    message: str | None = None
-    detail: str | None = None
-
-
-class Fault(Explained):
-    """What a server says about an error, in one of the usual fields."""
-
-    error: Explained | str | None = None
-
-    @property
-    def says(self) -> str | None:
-        if isinstance(self.error, str):
-            return self.error
-        told = self.error or self
-        return told.message or told.detail
 
 
 Parsed = TypeVar("Parsed", bound=Part)
@@ -182,23 +149,22 @@ class Server:
     @property
     def name(self) -> str:
         """The address and the model, to be printed."""
-        return f"{self.address} {printable(self.model)}" if self.model else self.address
+        return f"{self.address} {printable(self.model)}".rstrip()
 
     def models(self) -> list[str]:
         """The names of its models; empty if it lists none."""
         try:
-            found = self._send(Models, lambda: self.client.get(f"{self.address}/v1/models"), what="its models")
+            found = self._send(Models, lambda: self.client.get(f"{self.address}/v1/models"))
         except Refused:
             return []
         return [model.id for model in found.data or []]
 
-    def ask(self, path: str, body: Mapping[str, Any], *, what: str, patient: bool = True) -> Answer:
+    def ask(self, path: str, body: Mapping[str, Any], *, patient: bool = True) -> Answer:
         """The answer to a request at ``/v1/`` + ``path``.
 
         Args:
             path: ``completions`` or ``chat/completions``.
             body: the request, without the model.
-            what: it is asked for, in words.
             patient: a fault of the server is tried again, as is a lost connection in any case.
 
         Raises:
@@ -208,55 +174,39 @@ class Server:
         whole = dict(body)
         if self.model:
             whole["model"] = self.model
-        url = f"{self.address}/v1/{path}"
-        return self._send(Answer, lambda: self.client.post(url, json=whole), what=what, patient=patient)
+        return self._send(Answer, lambda: self.client.post(f"{self.address}/v1/{path}", json=whole), patient=patient)
 
-    def _send(
-        self, kind: type[Parsed], request: Callable[[], httpx.Response], *, what: str, patient: bool = True
-    ) -> Parsed:
-        wait = FIRST_WAIT
+    def _send(self, kind: type[Parsed], request: Callable[[], httpx.Response], *, patient: bool = True) -> Parsed:
         fault = ""
-        ended = ""  # how the connection was lost first: a server that has ended is not there afterwards
-        for attempt in range(ATTEMPTS):
-            if attempt > 0:
-                time.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
+        for wait in WAITS:
             try:
                 response = request()
+                fault = self._fault(response)
+                if not fault:
+                    return kind.model_validate_json(response.content)
+                is_final = response.status_code not in PASSING or (response.status_code == 500 and not patient)
             except httpx.HTTPError as error:
-                fault = _lost(error)
-                if not isinstance(error, httpx.ConnectError):
-                    ended = ended or fault
-                continue
-            self._refuse_hopeless(response)
-            if response.status_code in PASSING:
-                fault = _status(response)
-                wait = max(wait, _asked_to_wait(response))
-                if patient or response.status_code != 500:
-                    continue
+                fault = f"no server there, or the connection was lost ({type(error).__name__})"
+                is_final = False
+            except ValidationError:
+                fault = "its answer is not that of OpenAI's interface"
+                is_final = not patient
+            if is_final:
                 raise Refused(f"{self.address}: {fault}")
-            try:
-                return kind.model_validate_json(response.content)
-            except ValidationError as error:
-                fault = f"its answer is not that of OpenAI's interface, {_first_fault(error)}"
-            if not patient:
-                raise Refused(f"{self.address}: {fault}")
-        if ended:
-            fault = f"the server ended or was lost while it was asked for {what} ({ended})"
-        raise Unavailable(f"{self.address}: {fault}, {ATTEMPTS} times in a row")
+            time.sleep(wait)
+        raise Unavailable(f"{self.address}: {fault}, {len(WAITS)} times in a row")
 
-    def _refuse_hopeless(self, response: httpx.Response) -> None:
-        """Refuses what no second attempt changes."""
-        status = response.status_code
-        if status in (401, 403):
-            raise UsageError(f"{self.address}: {_status(response)}; set the environment variable {KEY} to its key")
-        if status == 404:
-            raise Refused(f"{self.address}: {_status(response)} ({response.url.path})")
-        if 300 <= status < 400:
-            fix = f"type the address that it leads to, {printable(response.headers.get('location', ''))}"
-            raise UsageError(f"{self.address}: {_status(response)}; {fix}")
-        if 400 <= status < 500 and status not in PASSING:
-            raise Refused(f"{self.address}: {_status(response)}")
+    def _fault(self, response: httpx.Response) -> str:
+        """The status of a response that is no answer, and what the server says about it; empty for an answer."""
+        if response.is_success:
+            return ""
+        status = printable(f"{response.status_code} {response.reason_phrase}: {' '.join(response.text.split())[:200]}")
+        if response.status_code in (401, 403):
+            raise UsageError(f"{self.address}: {status}; set the environment variable {KEY} to its key")
+        if response.has_redirect_location:
+            place = printable(response.headers["location"])
+            raise UsageError(f"{self.address}: {status}; type the address that it leads to, {place}")
+        return status
 
 
 def open_server(address: str, model: str | None = None) -> Server:
@@ -269,20 +219,16 @@ def open_server(address: str, model: str | None = None) -> Server:
         Unavailable: no server answers there.
     """
     plain = re.sub(r"(/v1(/(chat/)?completions)?)?/*$", "", address.strip())
-    fault = f"--server {printable(address)}: must be an address such as http://localhost:8000"
-    if not re.match(r"https?://[^/]+", plain):
-        raise UsageError(fault)
-    try:
-        httpx.URL(plain)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"{fault} ({first_line(error)})") from None
+    host = ""
+    with suppress(httpx.InvalidURL):
+        host = httpx.URL(plain).host
+    if not host:
+        raise UsageError(f"--server {printable(address)}: must be an address such as http://localhost:8000")
     server = Server(plain)
     names = server.models()
-    known = some([printable(name) for name in names], most=8)
     if model is None and len(names) > 1:
+        known = some([printable(name) for name in names], most=8)
         raise UsageError(f"{plain}: has several models; choose one with --model, among {known}")
-    if model is not None and names and model not in names:
-        note(f"{plain} does not list {model}, but {known}")
     return replace(server, model=model or "".join(names))
 
 
@@ -294,41 +240,3 @@ def _client() -> httpx.Client:
     if key:
         headers["Authorization"] = f"Bearer {key}"
     return httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=False, follow_redirects=False)
-
-
-def _lost(error: httpx.HTTPError) -> str:
-    """What happened to a connection."""
-    if isinstance(error, httpx.TimeoutException):
-        return f"no answer ({type(error).__name__})"
-    if isinstance(error, httpx.ConnectError):
-        return f"no server there, is it started? ({first_line(error)})"
-    return f"the connection was lost ({first_line(error)})"
-
-
-def _status(response: httpx.Response) -> str:
-    """The status of a response, and what the server says about it."""
-    try:
-        said = Fault.model_validate_json(response.content).says
-    except ValidationError:
-        said = None
-    words = " ".join((said or response.text).split())
-    status = f"{response.status_code} {printable(response.reason_phrase)}"
-    if words:
-        return f"{status}: {printable(words[:160])}"
-    return status
-
-
-def _first_fault(error: ValidationError) -> str:
-    """Where an answer is not as expected, and why."""
-    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return printable(f"{place or 'JSON'}: {first['msg']}"[:160])
-
-
-def _asked_to_wait(response: httpx.Response) -> float:
-    """Seconds that the server asks for, up to `LONGEST_WAIT`."""
-    try:
-        seconds = float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return 0.0
-    return min(max(seconds, 0.0), LONGEST_WAIT)

@@ -14,7 +14,7 @@ from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.sharded import shard_base, shards
-from moslora.choices import DType, FormatName, Strategy
+from moslora.choices import DType, Strategy
 from moslora.console import note
 from moslora.data.encode import Encoder, encoding
 from moslora.errors import UsageError
@@ -82,24 +82,14 @@ class Target:
             )
         chosen = choose(Asked(own.protocol, own.format), protocol=protocol, format=format)
         refuse_beams(typed.get("beams"), chosen.protocol)
-        self._note_other(chosen, protocol=protocol, format=format)
+        if self.recipe is not None and (
+            chosen.format not in (format, own.format) or chosen.protocol not in (protocol, own.protocol)
+        ):
+            note(
+                f"protocol {protocol or own.protocol} cannot read format {format or own.format}; using protocol"
+                f" {chosen.protocol}, format {chosen.format}, which this model was not trained for"
+            )
         return Request.model_validate({**own.model_dump(), **typed, **chosen._asdict()})
-
-    def _note_other(self, chosen: Asked, *, protocol: str | None, format: str | None) -> None:
-        """Says what was chosen instead of the recipe's own, and not typed: another format is another question."""
-        own = self.request
-        if self.recipe is None:
-            return
-        if chosen.format not in (format, own.format):
-            note(
-                f"protocol {protocol} cannot read format {own.format}, in which this model was trained; using"
-                f" format {chosen.format}"
-            )
-        if chosen.protocol not in (protocol, own.protocol):
-            note(
-                f"this model's own protocol {own.protocol} cannot read format {format}; using protocol"
-                f" {chosen.protocol}"
-            )
 
     def tasks(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
         """The typed tasks, by default those of its recipe, or the eight sets."""
@@ -153,14 +143,10 @@ class Target:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer, which must be the one that the run was trained with."""
-        return self._checked_encoder().tokenizer
+        return self.encoder().tokenizer
 
-    def tokenizer_and_encoding(self, format: FormatName) -> tuple[PreTrainedTokenizerBase, dict[str, str]]:
-        """The tokenizer, and the hashes of what decides the tokens of a question in ``format``."""
-        encoder = self._checked_encoder()
-        return encoder.tokenizer, encoding(encoder, format)
-
-    def _checked_encoder(self) -> Encoder:
+    def encoder(self) -> Encoder:
+        """The same, as it makes tokens of texts of any length."""
         encoder = Encoder(load_tokenizer(self.model), max_length=None)
         if self.trained is not None:
             check_encoding(self.trained, encoding(encoder, self.trained.recipe.data.format))
@@ -200,36 +186,27 @@ def open_target(
         trust_remote_code: the model's own Python code may run, which a run's recipe cannot allow.
         strategy: in place of the recipe's.
     """
+    named = read_named(target, trust_remote_code=trust_remote_code) if isinstance(target, str) else target
+    recipe = named.recipe
     changes: dict[str, Any] = {}
     if dtype is not None:
         changes["dtype"] = dtype
-    named = target
-    if isinstance(named, str):
-        named = read_named(named, trust_remote_code=trust_remote_code)
-    recipe = named.recipe
+    model = ModelSection(name=named.name)
+    request = Request()
+    if recipe is not None:
+        model = recipe.model
+        request = Request.of(recipe)
     if named.adapter is None or recipe is None:
         changes |= {"name": named.name, "trust_remote_code": trust_remote_code}
-        return _without_run(named, changes, strategy=strategy or "ddp")
+        return Target(model.model_copy(update=changes), request, recipe, strategy=strategy or "ddp")
     trained = AdapterFolder(named.adapter, recipe, named.manifest)
-    if strategy == "fsdp" and recipe.model.quantization == "int8":
+    if strategy == "fsdp" and model.quantization == "int8":
         raise UsageError("--strategy fsdp: bitsandbytes' int8 layers lose their scales when they are sharded; use ddp")
     remark = unfinished(named.path, trained.path, doing="scoring")
     if remark and not base:
         note(remark)
-    model = recipe.model.model_copy(update=changes)
-    return Target(model, Request.of(recipe), recipe, trained, base, strategy or recipe.training.strategy)
-
-
-def _without_run(named: Named, changes: Mapping[str, Any], *, strategy: Strategy) -> Target:
-    """A model folder, such as a merged one, or a hub id, with these ``changes`` to its section."""
-    recipe = named.recipe
-    if recipe is None:
-        model = ModelSection(name=named.name)
-        request = Request()
-    else:
-        model = recipe.model
-        request = Request.of(recipe)
-    return Target(model.model_copy(update=changes), request, recipe, strategy=strategy)
+    strategy = strategy or recipe.training.strategy
+    return Target(model.model_copy(update=changes), request, recipe, trained, base, strategy)
 
 
 def load(

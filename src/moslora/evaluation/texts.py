@@ -28,12 +28,10 @@ class Texts(Cloze):
     def encode(self, example: Example) -> list[EncodedText]:
         text = self.encoder.encode_text(example.choices[0])
         if not text.bytes:
-            why = (
-                "this text is too short: after one token or character of context nothing is left to predict; remove it"
+            raise UsageError(
+                f"{example.id} ({example.choices[0][:40]!r}): this text is too short: after one token or"
+                " character of context nothing is left to predict; remove it, or raise evaluation.max_length"
             )
-            if text.truncated:
-                why += f", or raise evaluation.max_length = {self.encoder.max_length}"
-            raise UsageError(f"{example.id} ({example.choices[0][:40]!r}): {why}")
         return [text]
 
     def to_try(self, examples: Sequence[Example]) -> list[Example]:

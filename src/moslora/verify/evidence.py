@@ -1,15 +1,15 @@
 """What the answers of a server, of the run, its base and its checkpoints show together."""
 
-import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from moslora.choices import DType
 from moslora.evaluation.evaluate_server import Asked
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.settings import TaskRecord
-from moslora.verify.fit import Answered
+from moslora.verify.fit import Answered, centered
 from moslora.verify.verdict import Evidence, TextEvidence, tolerance
 
 Said = int | str | None
@@ -46,33 +46,27 @@ def evidence(questions: Sequence[Asked], server: Evaluation, known: Known, *, dt
 
     def answered(evaluation: Evaluation) -> Answered:
         scores = scores_by_id(evaluation)
-        return Answered.of([scores[question.id] for question in asked])
+        return centered([scores[question.id] for question in asked])
 
     base = None
     if known.base is not None:
         base = answered(known.base)
-    lengths = [[len(answer) for _, answer in question.pairs] for question in asked]
+    tokens = [[len(answer) for _, answer in question.pairs] for question in asked]
+    means = np.array([np.mean(of_question) for of_question in tokens])
     return Evidence(
         server=answered(server),
         run=answered(known.run),
         base=base,
         others={name: answered(other) for name, other in known.others.items()},
         lengths=[question.tokens for question in asked],
-        scales=_scales(lengths),
+        scales=np.sqrt(means / means.mean()).tolist(),
         tolerance=tolerance(
             margins=list(_margins(asked, known.run)),
-            tokens=[length for of_question in lengths for length in of_question],
-            dtypes=[_rounded_as(known.run.settings.dtype), dtype],
+            tokens=[count for of_question in tokens for count in of_question],
+            dtypes=[known.run.settings.dtype, dtype],
         ),
         dtype=dtype,
     )
-
-
-def _scales(lengths: Sequence[Sequence[int]]) -> list[float]:
-    """√(a question's scored tokens / those of all questions), both means over options."""
-    means = [statistics.fmean(of_question) for of_question in lengths]
-    of_all = statistics.fmean(means)
-    return [math.sqrt(mean / of_all) for mean in means]
 
 
 def _margins(questions: Sequence[Asked], run: Evaluation) -> Iterator[float]:
@@ -87,14 +81,23 @@ def _margins(questions: Sequence[Asked], run: Evaluation) -> Iterator[float]:
             yield drift * divisor
 
 
-def _rounded_as(dtype: str) -> DType:
-    if dtype in ("float16", "bfloat16"):
-        return dtype  # type: ignore[return-value]
-    return "float32"
+def alike(one: Evaluation, other: Evaluation) -> set[str]:
+    """The questions of ``one`` that both answer with the same option, or with the same text where it names none. Of
+    such texts one may be longer than the other: a run's text ends where its answer is decided."""
+    said = _said_by_id(other)
+    found = set()
+    for id, ours in _said_by_id(one).items():
+        theirs = said[id]
+        if isinstance(ours, str) and isinstance(theirs, str) and ours and theirs:
+            is_same = ours.startswith(theirs) or theirs.startswith(ours)
+        else:
+            is_same = ours == theirs
+        if is_same:
+            found.add(id)
+    return found
 
 
-def said_by_id(evaluation: Evaluation) -> dict[str, Said]:
-    """What each question is answered with."""
+def _said_by_id(evaluation: Evaluation) -> dict[str, Said]:
     found: dict[str, Said] = {}
     for answers in evaluation.tasks.values():
         found.update(zip(answers.ids, answers.chosen, strict=True))
@@ -104,27 +107,14 @@ def said_by_id(evaluation: Evaluation) -> dict[str, Said]:
     return found
 
 
-def same(one: Said, other: Said) -> bool:
-    """Whether two models say the same. Of texts that name no option one may be longer than the other: a run's text ends
-    where its answer is decided."""
-    if isinstance(one, str) and isinstance(other, str) and one and other:
-        return one.startswith(other) or other.startswith(one)
-    return one == other
-
-
 def text_evidence(server: Evaluation, known: Known) -> TextEvidence:
     """How often a server that writes answers as the run, and as its base."""
-    found = said_by_id(server)
-    run = said_by_id(known.run)
-    like_run = sum(same(found[id], run[id]) for id in found)
+    answered = {id for answers in server.tasks.values() for id in answers.ids}
+    like_run = alike(server, known.run)
     if known.base is None:
-        return TextEvidence(len(found), like_run)
-    base = said_by_id(known.base)
-    differing = [id for id in found if not same(run[id], base[id])]
+        return TextEvidence(len(answered), len(like_run))
+    like_base = alike(server, known.base)
+    differing = answered - alike(known.run, known.base)
     return TextEvidence(
-        len(found),
-        like_run,
-        differing=len(differing),
-        differing_like_run=sum(same(found[id], run[id]) for id in differing),
-        differing_like_base=sum(same(found[id], base[id]) for id in differing),
+        len(answered), len(like_run), len(differing), len(differing & like_run), len(differing & like_base)
     )

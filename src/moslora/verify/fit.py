@@ -27,23 +27,14 @@ LEVEL = 0.99
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Answered:
-    """The answers of one model to some questions: of each the y of its options."""
+Answered = Sequence[Floats]
+"""The answers of one model to some questions: of each the y of its options."""
 
-    values: Sequence[Floats]
 
-    @classmethod
-    def of(cls, scores: Iterable[Sequence[float | None]]) -> "Answered":
-        """From the log-probabilities of each question's options."""
-        values = []
-        for of_question in scores:
-            row = np.array(of_question, float)
-            values.append(row - row.mean())
-        return cls(values)
-
-    def only(self, places: Sequence[int]) -> "Answered":
-        return Answered([self.values[place] for place in places])
+def centered(scores: Iterable[Sequence[float | None]]) -> Answered:
+    """The answers with these log-probabilities of each question's options."""
+    rows = [np.array(of_question, float) for of_question in scores]
+    return [row - row.mean() for row in rows]
 
 
 @dataclass(frozen=True)
@@ -78,22 +69,24 @@ class Fit:
 
 def fit(server: Answered, run: Answered, base: Answered) -> Fit:
     """The fit over at least one question."""
-    moved = [own - plain for own, plain in zip(run.values, base.values, strict=True)]
-    found = [own - plain for own, plain in zip(server.values, base.values, strict=True)]
+    moved = _less(run, base)
+    found = _less(server, base)
     products = np.array([float(y @ x) for y, x in zip(found, moved, strict=True)])
     squares = np.array([float(x @ x) for x in moved])
-    k = _ratio(products.sum(), squares.sum())
-    left = [y - k * x for y, x in zip(found, moved, strict=True)]
-    off = [own - other for own, other in zip(server.values, run.values, strict=True)]
+    k = float(products.sum() / max(squares.sum(), 1e-300))
     return Fit(
         questions=len(squares),
         k=k,
         interval=_interval_of_ratio(products, squares),
         effect=size(moved),
-        distance=size(off),
+        distance=distance(server, run),
         from_base=size(found),
-        left=size(left),
+        left=size([y - k * x for y, x in zip(found, moved, strict=True)]),
     )
+
+
+def _less(one: Answered, other: Answered) -> Answered:
+    return [first - second for first, second in zip(one, other, strict=True)]
 
 
 def size(parts: Sequence[Floats]) -> float:
@@ -103,27 +96,18 @@ def size(parts: Sequence[Floats]) -> float:
 
 def distance(one: Answered, other: Answered) -> float:
     """How far the answers of two models are apart, in nats."""
-    return size([first - second for first, second in zip(one.values, other.values, strict=True)])
+    return size(_less(one, other))
 
 
 def distances(one: Answered, other: Answered) -> Floats:
     """The same of each question, shape ``(n,)``."""
-    pairs = zip(one.values, other.values, strict=True)
-    return np.array([size([first - second]) for first, second in pairs])
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    if denominator == 0:
-        return 0.0
-    return float(numerator / denominator)
+    return np.array([size([part]) for part in _less(one, other)])
 
 
 def _interval_of_ratio(products: Floats, squares: Floats) -> tuple[float, float]:
     """Percentiles of Σ products / Σ squares over resampled questions."""
-    random = np.random.default_rng(0)
     n = len(squares)
-    drawn = random.integers(0, n, (RESAMPLES, n), dtype=np.int32)
-    below = squares[drawn].sum(axis=1)
-    ratios = products[drawn].sum(axis=1) / np.maximum(below, 1e-300)
+    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n), dtype=np.int32)
+    ratios = products[drawn].sum(axis=1) / np.maximum(squares[drawn].sum(axis=1), 1e-300)
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return float(low), float(high)

@@ -10,7 +10,6 @@ import numpy as np
 from moslora.compare.arms import cluster_codes
 from moslora.compare.statistics import MACRO, Effect, effects
 from moslora.errors import counted
-from moslora.files import write_text
 from moslora.recipe.builtin import printable
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
@@ -20,14 +19,14 @@ from moslora.verify.verdict import Verdict
 REPORT = "verification.json"
 """In the folder of a verification."""
 
-NOT_YET = Verdict("undecided", "not judged")
-
 
 @dataclass(frozen=True)
 class Report:
     """A server against a run.
 
     Attributes:
+        server: its address.
+        model: the model's name there.
         evaluation: folder of the run's answers.
         asked: questions that the server was sent.
         answered: those that it answered.
@@ -37,37 +36,19 @@ class Report:
         verdict: what it computes.
         fit: how much of the adapter it computes; ``None`` without the base's answers, and of texts.
         tolerance: what rounding explains of a distance, in nats.
-        hint: the command that asks the base; empty if it was asked.
-        server: its address.
-        model: the model's name there.
     """
 
+    server: str
+    model: str
     evaluation: Path
     asked: int
     answered: int
     same: int
     how: str
     effects: Mapping[str, Effect]
-    verdict: Verdict = NOT_YET
-    fit: Fit | None = None
-    tolerance: float = 0.0
-    hint: str = ""
-    server: str = ""
-    model: str = ""
-
-    @classmethod
-    def of(cls, run: Evaluation, server: Evaluation, *, asked: int, how: str) -> "Report":
-        """The numbers of the server's answers; no verdict yet."""
-        found = _chosen_by_id(server)
-        own = _chosen_by_id(run)
-        return cls(
-            evaluation=run.folder,
-            asked=asked,
-            answered=len(found),
-            same=sum(found[id] == own[id] for id in found),
-            how=how,
-            effects=_effects(run, server),
-        )
+    verdict: Verdict
+    fit: Fit | None
+    tolerance: float
 
     @property
     def lines(self) -> list[str]:
@@ -80,17 +61,16 @@ class Report:
         if self.answered < self.asked:
             found.append(f"{self.asked - self.answered} not answered: refused, or not told in whole")
         for name, effect in self.effects.items():
-            found.append(_difference(name, effect))
+            outcome = OUTCOMES[name]
+            change = f"{outcome.change(effect.difference)} {outcome.unit}"
+            found.append(f"{outcome.title}: server − run {change} (95 % interval {outcome.range(effect.interval)})")
         found.append(self.whole_verdict)
         return found
 
     @property
     def whole_verdict(self) -> str:
-        """The verdict; with the command that asks the base where that would tell more, and of a quantisation with the
-        accuracy that it costs."""
+        """The verdict; of a quantisation with the accuracy that it costs."""
         accuracy = self.effects.get("accuracy")
-        if self.hint and self.verdict.kind in ("undecided", "not the run"):
-            return f"{self.verdict.says}; ask its base: {self.hint}"
         if self.verdict.kind != "quantised" or accuracy is None:
             return self.verdict.says
         outcome = OUTCOMES["accuracy"]
@@ -106,27 +86,8 @@ class Report:
         values = {**asdict(self), **verdict, "evaluation": str(self.evaluation), "effects": effects}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
-    def write(self, folder: Path) -> None:
-        write_text(folder / REPORT, self.to_json())
 
-
-def _chosen_by_id(evaluation: Evaluation) -> dict[str, int | None]:
-    """The option that each question is answered with."""
-    found: dict[str, int | None] = {}
-    for answers in evaluation.tasks.values():
-        found.update(zip(answers.ids, answers.chosen, strict=True))
-    return found
-
-
-def _difference(name: str, effect: Effect) -> str:
-    outcome = OUTCOMES[name]
-    return (
-        f"{outcome.title}: server − run {outcome.change(effect.difference)} {outcome.unit}"
-        f" (95 % interval {outcome.range(effect.interval)})"
-    )
-
-
-def _effects(run: Evaluation, server: Evaluation) -> dict[str, Effect]:
+def effects_of(server: Evaluation, run: Evaluation) -> dict[str, Effect]:
     """The server's outcomes minus the run's, the mean over tasks."""
     found = {}
     for name, outcome in OUTCOMES.items():

@@ -9,7 +9,7 @@ import numpy as np
 
 from moslora.choices import DType
 from moslora.errors import counted
-from moslora.verify.fit import Answered, Fit, Floats, distance, distances, fit
+from moslora.verify.fit import Answered, Fit, distance, distances, fit, size
 
 Kind = Literal[
     "run",
@@ -24,7 +24,7 @@ Kind = Literal[
     "undecided",
 ]
 
-ROUNDING: Mapping[DType, float] = {"float32": 0.001, "float16": 0.012, "bfloat16": 0.05}
+ROUNDING: Mapping[str, float] = {"float32": 0.001, "float16": 0.012, "bfloat16": 0.05}
 """Rounding of a token's log-probability by the dtype of a model: root mean square, nats. That of a text grows with the
 root of its tokens."""
 
@@ -101,24 +101,8 @@ class Evidence:
     tolerance: float
     dtype: DType
 
-    def only(self, places: Sequence[int]) -> "Evidence":
-        """The evidence of some of the questions."""
-        base = None
-        if self.base is not None:
-            base = self.base.only(places)
-        return Evidence(
-            self.server.only(places),
-            self.run.only(places),
-            base,
-            {name: answered.only(places) for name, answered in self.others.items()},
-            [self.lengths[place] for place in places],
-            [self.scales[place] for place in places],
-            self.tolerance,
-            self.dtype,
-        )
 
-
-def tolerance(*, margins: Sequence[float], tokens: Sequence[int], dtypes: Sequence[DType]) -> float:
+def tolerance(*, margins: Sequence[float], tokens: Sequence[int], dtypes: Sequence[str]) -> float:
     """What rounding explains of a distance, root mean square over options, in nats.
 
     Args:
@@ -127,7 +111,7 @@ def tolerance(*, margins: Sequence[float], tokens: Sequence[int], dtypes: Sequen
         tokens: of each option, those that are scored.
         dtypes: of the run and of the server.
     """
-    of_a_token = max(ROUNDING[dtype] for dtype in dtypes)
+    of_a_token = max(ROUNDING.get(dtype, ROUNDING["float32"]) for dtype in dtypes)
     of_drift = math.sqrt(math.fsum(margin**2 for margin in margins) / len(margins) / 2)
     return max(of_drift, of_a_token * math.sqrt(sum(tokens) / len(tokens)))
 
@@ -192,7 +176,8 @@ def _neither(found: Fit, most: float) -> Verdict:
     if found.left <= found.effect / 2 and low <= 1.1 and high >= 0.9:
         return Verdict(
             "quantised",
-            f"consistent with a quantisation, or with a checkpoint close to this run: {_numbers(found, most)}",
+            f"consistent with a quantisation, of the server or of the base that the run was evaluated with, or with a"
+            f" checkpoint close to this run: {_numbers(found, most)}",
         )
     if found.left <= found.effect / 2:
         return Verdict(
@@ -271,30 +256,19 @@ def _without_base(evidence: Evidence) -> Verdict:
 
 def _context(evidence: Evidence) -> Verdict | None:
     """That the context is cut: short questions agree, and every longer one is farther off than all of these."""
-    off = distances(evidence.server, evidence.run) / np.array(evidence.scales)
     order = np.argsort(evidence.lengths, kind="stable")
-    sorted_off = off[order]
-    sorted_lengths = [evidence.lengths[place] for place in order]
-    fits = _places_that_fit(sorted_off, sorted_lengths, evidence.tolerance)
-    if fits is None:
-        return None
-    longest = sorted_lengths[fits - 1]
-    return Verdict(
-        "context",
-        f"the context is cut: {fits} questions of up to {longest} tokens agree with this run, and"
-        f" {len(off) - fits} longer ones do not; serve with a longer context",
-    )
-
-
-def _places_that_fit(off: Floats, lengths: Sequence[int], most: float) -> int | None:
-    """The number of the shortest questions that agree; ``None`` unless length alone separates them from the others."""
+    lengths = np.array(evidence.lengths)[order]
+    off = (distances(evidence.server, evidence.run) / np.array(evidence.scales))[order]
     for fits in range(len(off) - FEWEST, FEWEST - 1, -1):
-        if lengths[fits - 1] == lengths[fits]:
-            continue
-        agree = math.sqrt(float((off[:fits] ** 2).mean()))
-        beyond = math.sqrt(float((off[fits:] ** 2).mean()))
-        if agree <= most and beyond > BEYOND * most and off[:fits].max() < off[fits:].min():
-            return fits
+        within = off[:fits]
+        beyond = off[fits:]
+        is_apart = lengths[fits - 1] < lengths[fits] and within.max() < beyond.min()
+        if is_apart and size([within]) <= evidence.tolerance and size([beyond]) > BEYOND * evidence.tolerance:
+            return Verdict(
+                "context",
+                f"the context is cut: {fits} questions of up to {lengths[fits - 1]} tokens agree with this run, and"
+                f" {len(beyond)} longer ones do not; serve with a longer context",
+            )
     return None
 
 
