@@ -379,3 +379,25 @@ def test_a_limit_that_cut_nothing_does_not_matter() -> None:
 
 def test_probabilities() -> None:
     assert [probability(p) for p in (1.0, 0.5, 0.03125, 0.0004, 1e-9)] == ["1.000", ".500", ".031", "<.001", "<.001"]
+
+
+def test_seeds_that_have_nothing_in_common_need_no_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all runs of both arms; a share of the gain is tested in the same way, and p of one arm's gain is as ever."""
+    lora = {seed: drawn(seed, sizes=WIDE, gain=0.1) for seed in (0, 1, 2)}
+    other = {seed: drawn(seed, sizes=WIDE, gain=0.2, rank=4) for seed in (7, 8, 9, 10)}
+    with pytest.raises(UsageError, match=r"no seed in common.*--allow seeds"):
+        compare_arms(arms(a=lora, b=other))
+    found = compare_arms(arms(a=lora, b=other), allowed=["seeds"])
+    assert found.main is not None and found.main.seeds == 3 and not found.main.paired
+    of_lora = np.mean([accuracies(one) for one in lora.values()])
+    of_other = np.mean([accuracies(one) for one in other.values()])
+    assert found.main.effects[MACRO].difference == pytest.approx(of_other - of_lora)
+    told = "\n".join(lines(found))
+    assert says(told, "b answers", "right than a (95 % over 3 seeds")
+    fewer = {seed: other[seed] for seed in (7, 8)}
+    ((_, *rows),) = tables(compare_arms(arms(a=lora, b=other, c=fewer), allowed=["seeds"]))
+    assert [row[:2] for row in rows] == [["a", "3"], ["b", "4"], ["c", "2"]], "each arm with all its runs"
+    with pytest.raises(UsageError, match=r"a and b.*two runs or more of each"):
+        compare_arms(arms(a=lora, b={7: other[7]}), allowed=["seeds"])
+    untrained = compare_arms(arms(base=base(sizes=WIDE), b=other), allowed=["seeds"])
+    assert untrained.main is not None and untrained.main.paired and untrained.main.seeds == 4

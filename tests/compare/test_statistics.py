@@ -16,6 +16,7 @@ from moslora.compare.statistics import (
     Floats,
     Member,
     effects,
+    effects_unpaired,
     family_with,
     holm,
 )
@@ -271,3 +272,55 @@ def test_few_seeds_show_a_difference_that_is_large_enough() -> None:
     effect = effects({"obqa": draws}, binary=False)[MACRO]
     assert effect.shown
     assert 0 < effect.detectable < 0.1
+
+
+def test_arms_that_are_not_paired_are_welchs() -> None:
+    """By scipy where only seeds vary, and where only questions do; the order of an arm's seeds does not matter."""
+    draw = np.random.default_rng(5)
+    before = draw.normal(0, 1, (3, 1))
+    after = draw.normal(1, 0.2, (6, 1))
+    found = effects_unpaired({"held out": before}, {"held out": after}, binary=False)[MACRO]
+    test = stats.ttest_ind(after[:, 0], before[:, 0], equal_var=False)
+    assert found.p == pytest.approx(test.pvalue, rel=1e-6) and found.seeds == 3
+    assert found.interval == pytest.approx(tuple(test.confidence_interval()), rel=1e-6)
+    hard = draw.normal(0, 3, 80)
+    tastes = draw.normal(0.1, 0.5, 80)
+    one = np.tile(hard, (2, 1))
+    other = np.tile(hard + tastes, (4, 1))
+    found = effects_unpaired({"obqa": one}, {"obqa": other}, binary=False)[MACRO]
+    assert found.p == pytest.approx(stats.ttest_1samp(tastes, 0).pvalue, rel=1e-6), "questions are paired"
+
+
+def test_components_of_arms_that_are_not_paired_add_up() -> None:
+    """Variances of two arms, by loops in float64; and a thousand studies in which nothing differs."""
+    draw = np.random.default_rng(6)
+    before = {}
+    after = {}
+    for task, n in (("boolq", 30), ("obqa", 20)):
+        before[task] = draw.normal(0, 1, (3, n))
+        after[task] = draw.normal(0, 2, (5, n))
+    found = effects_unpaired(before, after, binary=False)[MACRO]
+    seeds = interaction = questions = 0.0
+    for arm in (before, after):
+        means = np.mean([of_task.mean(axis=1) for of_task in arm.values()], axis=0)
+        seeds += np.var(means, ddof=1) / len(means)
+        for of_task in arm.values():
+            residual = of_task - of_task.mean(axis=0) - of_task.mean(axis=1, keepdims=True) + of_task.mean()
+            s, n = of_task.shape
+            by_seed = [np.sum(row**2) * n / (n - 1) / n**2 for row in residual]
+            interaction += sum(by_seed) / (s - 1) / s / 4
+    for task in before:
+        questions += stats.sem(after[task].mean(axis=0) - before[task].mean(axis=0)) ** 2 / 4
+    law = found.law
+    assert (law.seeds.variance, law.questions.variance, law.interaction) == pytest.approx(
+        (seeds, questions, interaction), rel=1e-12
+    )
+    backwards = effects_unpaired({task: x[::-1] for task, x in before.items()}, after, binary=False)[MACRO]
+    assert backwards.interval == pytest.approx(found.interval)
+    wrong = 0
+    for _ in range(1000):
+        tastes = draw.normal(0, 0.05, (2, 40))
+        one = tastes[0] + draw.normal(0, 0.1, (3, 1)) + draw.normal(0, 0.3, (3, 40))
+        other = tastes[1] + draw.normal(0, 0.02, (4, 1)) + draw.normal(0, 0.3, (4, 40))
+        wrong += effects_unpaired({"obqa": one}, {"obqa": other}, binary=False)[MACRO].shown
+    assert wrong <= 75

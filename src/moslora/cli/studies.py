@@ -132,7 +132,7 @@ CLUSTER = typer.Option(
     " [default: none]",
 )
 ALLOW = typer.Option(
-    help="Field that may differ: of base, rows, steps or prompt.",
+    help="Field that may differ: of base, rows, steps or prompt; or seeds, which are then not paired.",
     metavar="FIELD",
 )
 

@@ -120,11 +120,21 @@ def _common_name(group: Sequence[ComparedRun]) -> str:
     return "" if others else name
 
 
+SEEDS = "seeds"
+"""What ``--allow`` names where the seeds of the arms have nothing to do with each other."""
+
+
+def are_paired_by_seed(before: Arm, after: Arm) -> bool:
+    """Whether only their seeds can pair the runs of these arms: not one against one, nor those of an untrained
+    model."""
+    one_each = len(before.runs) == len(after.runs) == 1
+    return before.trained and after.trained and not one_each
+
+
 def pairs(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed. There may
     be none, also where those of either arm diverged."""
-    one_each = len(before.runs) == len(after.runs) == 1
-    if before.trained and after.trained and not one_each:
+    if are_paired_by_seed(before, after):
         seeds = sorted(before.runs.keys() & after.runs.keys())  # type: ignore[type-var]
         return [(before.runs[seed], after.runs[seed]) for seed in seeds]
     return list(product(before.runs.values(), after.runs.values()))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moslora.compare.arms import Arm, all_runs, load_arms, pairs
+from moslora.compare.arms import SEEDS, Arm, all_runs, load_arms, pairs
 from moslora.compare.comparable import (
     note_what_differs,
     refuse_mixed,
@@ -111,7 +111,8 @@ def compare_planned(
     by_name = {arm.name: arm for arm in arms}
     with_runs = []
     for before, after in planned:
-        if before in by_name and after in by_name and pairs(by_name[before], by_name[after]):
+        has_runs = before in by_name and after in by_name
+        if has_runs and (SEEDS in allowed or pairs(by_name[before], by_name[after])):
             with_runs.append((before, after))
     found = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
     found = replace(found, count=len(planned), own_margin=_planned_margin(index, outcome))
@@ -145,8 +146,9 @@ def compare_arms(
         contrasts: names of two arms each, the second to be held against the first; the default is the only two.
         outcome: the number that is compared; ``None`` for the first of `DEFAULTS` that all have.
         tasks: names separated by commas, of the tasks that are compared; ``None`` for all.
-        allowed: fields that may differ; see `refuse_mixed`.
+        allowed: fields that may differ; see `refuse_mixed`. With `SEEDS` among them, runs are not paired by seed.
     """
+    own_seeds = SEEDS in allowed
     arms = _with_tasks(arms, tasks)
     arms = _with_outcome(arms, outcome)
     refuse_mixed(arms, allowed=allowed)
@@ -167,7 +169,8 @@ def compare_arms(
     def made(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         found = []
         for one, other in names:
-            found.append(contrast_of(by_name[one], by_name[other], outcome=outcome, unit=unit, base=base))
+            arms_of_pair = (by_name[one], by_name[other])
+            found.append(contrast_of(*arms_of_pair, outcome=outcome, unit=unit, base=base, own_seeds=own_seeds))
         return tuple(found)
 
     against_first = [(arms[0].name, arm.name) for arm in arms[1:]]
@@ -176,7 +179,7 @@ def compare_arms(
     if not named and len(against_first) == 1:
         named = against_first
     elif len(named) <= 1 and len(against_first) > 1:
-        in_pairs = [(one, other) for one, other in against_first if pairs(by_name[one], by_name[other])]
+        in_pairs = [(one, other) for one, other in against_first if own_seeds or pairs(by_name[one], by_name[other])]
         exploratory = in_pairs or against_first
     return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions)
 

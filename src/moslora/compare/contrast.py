@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from moslora.compare.arms import Arm, cluster_codes, pairs, values
-from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects
+from moslora.compare.arms import SEEDS, Arm, are_paired_by_seed, cluster_codes, pairs, values
+from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, Floats, effects, effects_unpaired
 from moslora.errors import UsageError
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import Outcome
@@ -18,13 +18,14 @@ class Contrast:
     """One arm against another, run by run and question by question.
 
     Attributes:
-        seeds: pairs of runs, S; 1 for one run against one.
+        seeds: pairs of runs, S; 1 for one run against one. Of arms that are not paired the smaller number of runs.
         y: task -> the outcome of both arms, each of shape ``(S, n)``.
         majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``; empty if it is unknown,
             or no accuracy is compared.
         clusters: task -> the cluster of each question, shape ``(n,)``; without tasks whose questions are each alone.
         base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
             not there.
+        paired: whether runs of the same seed have something in common, such as their rows.
         are_runs: whether both arms were trained here.
     """
 
@@ -36,12 +37,13 @@ class Contrast:
     majority: dict[str, Floats]
     clusters: dict[str, Codes]
     base: dict[str, Floats] = field(default_factory=dict)
+    paired: bool = True
     are_runs: bool = False
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
         """Task and average -> ``after`` minus ``before``."""
-        return self.effects_of({task: after - before for task, (before, after) in self.y.items()})
+        return self.effects_of(self.y)
 
     def questions(self, task: str | None = None) -> int:
         """Number of questions of a task, or of all for an average."""
@@ -71,20 +73,36 @@ class Contrast:
             return None
         before = {task: y[0] - self.base[task] for task, y in self.y.items()}
         after = {task: y[1] - self.base[task] for task, y in self.y.items()}
-        return self.effects_of(before)[MACRO], self.effects_of(after)[MACRO]
+        return self._over_seeds(before)[MACRO], self._over_seeds(after)[MACRO]
 
-    def effects_of(self, differences: dict[str, Floats]) -> dict[str, Effect]:
-        """The effects of other differences on these questions; task -> shape ``(S, n)``."""
+    def effects_of(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
+        """`effects` of other outcomes of both arms, as ``y``, to the same questions."""
+        if self.paired:
+            return self._over_seeds({task: after - before for task, (before, after) in y.items()})
+        before = {task: of_before for task, (of_before, _) in y.items()}
+        after = {task: of_after for task, (_, of_after) in y.items()}
+        return effects_unpaired(before, after, binary=self.unit.binary, clusters=self.clusters)
+
+    def _over_seeds(self, differences: dict[str, Floats]) -> dict[str, Effect]:
+        """The effects of differences on these questions; task -> shape ``(S, n)``."""
         return effects(differences, binary=self.unit.binary, clusters=self.clusters)
 
     @cached_property
     def over_majority(self) -> Effect:
         """``after`` minus the majority class, macro, where accuracies are compared."""
         differences = {task: y[1] - self.majority[task] for task, y in self.y.items()}
-        return self.effects_of(differences)[MACRO]
+        return self._over_seeds(differences)[MACRO]
 
 
-def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: Evaluation | None = None) -> Contrast:
+def contrast_of(
+    before: Arm,
+    after: Arm,
+    *,
+    outcome: str,
+    unit: Outcome,
+    base: Evaluation | None = None,
+    own_seeds: bool = False,
+) -> Contrast:
     """``after`` against ``before``, whose runs have answered the same questions.
 
     Args:
@@ -93,17 +111,27 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: E
         outcome: a name that the answers of every task have.
         unit: how the outcome is written.
         base: the answers of the base of both arms to the same questions, if they are there.
+        own_seeds: the seeds of the arms have nothing to do with each other, so runs are not paired by them.
     """
-    paired = pairs(before, after)
-    if not paired:
-        raise UsageError(f"{before.name} and {after.name}: no seed in common, by which runs are paired")
-    ones, others = ([pair[side] for pair in paired] for side in (0, 1))
+    paired = not (own_seeds and are_paired_by_seed(before, after))
+    ones = list(before.runs.values())
+    others = list(after.runs.values())
+    if paired:
+        both = pairs(before, after)
+        ones = [one for one, _ in both]
+        others = [other for _, other in both]
+    seeds = min(len(ones), len(others))
+    if seeds < 1 or (seeds < 2 and not paired):
+        raise UsageError(
+            f"{before.name} and {after.name}: no seed in common, by which runs are paired; where their seeds have"
+            f" nothing to do with each other, --allow {SEEDS} compares two runs or more of each"
+        )
     y_before = values(ones, outcome)
     y_after = values(others, outcome)
     majority = {}
     if unit.binary and outcome.startswith("acc"):
         majority = _majority({task: answers.gold for task, answers in ones[0].tasks.items()})
-    if unit.of_runs and len(paired) == 1:
+    if unit.of_runs and seeds == 1:
         raise UsageError(
             f"{outcome}: one number of each run, and {before.name} and {after.name} have one seed in common, which says"
             " nothing of others; train with several seeds"
@@ -115,11 +143,12 @@ def contrast_of(before: Arm, after: Arm, *, outcome: str, unit: Outcome, base: E
         before=before.name,
         after=after.name,
         unit=unit,
-        seeds=len(paired),
+        seeds=seeds,
         y={task: (y_before[task], y_after[task]) for task in y_before},
         majority=majority,
         clusters=cluster_codes([*ones, *others]),
         base=of_base,
+        paired=paired,
         are_runs=all(run.recipe is not None for run in (*ones, *others)),
     )
 

@@ -104,5 +104,6 @@ def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
         share = -share
     sides = {}
     for task, (before, after) in contrast.y.items():
-        sides[task] = share * (before - contrast.base[task]) + sign * (after - before)
+        gained = before - contrast.base[task]
+        sides[task] = (sign * before - share * gained, sign * after)
     return contrast.effects_of(sides)[MACRO].law

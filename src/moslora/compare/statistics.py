@@ -15,7 +15,7 @@ level differs. Numpy and scipy only.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -147,6 +147,39 @@ def effects(
     weights[MACRO] = np.full(len(tasks), 1 / len(tasks))
     weights[MICRO] = sizes / sizes.sum()
     return {name: _weighted(tasks, of_tasks) for name, of_tasks in weights.items()}
+
+
+def effects_unpaired(
+    before: Mapping[str, Floats],
+    after: Mapping[str, Floats],
+    *,
+    binary: bool,
+    clusters: Mapping[str, Codes] | None = None,
+) -> dict[str, Effect]:
+    """`effects` of arms whose seeds have nothing to do with each other: V_s is the sum of those of the arms, with
+    Welch's degrees (1947, doi 10.1093/biomet/34.1-2.28), and so is V_i. Questions are paired as ever.
+
+    Args:
+        before: task -> y_A, shape ``(S_A, n_t)``, S_A at least 2 and the same for all.
+        after: task -> y_B, shape ``(S_B, n_t)``, likewise.
+        binary: y is 0 or 1.
+        clusters: as of `effects`.
+    """
+    of_before = effects(before, binary=False, clusters=clusters)
+    of_after = effects(after, binary=False, clusters=clusters)
+    seeds = min(effect.seeds for effect in (of_before[MACRO], of_after[MACRO]))
+    means = {}
+    for task, y in before.items():
+        difference = after[task].mean(axis=0) - y.mean(axis=0)
+        means[task] = np.tile(difference, (seeds, 1))  # the same under every seed: their V_q is all that varies
+    found = {}
+    for name, effect in effects(means, binary=binary, clusters=clusters).items():
+        one = of_before[name].law
+        other = of_after[name].law
+        of_seeds = _sum([one.seeds, other.seeds])
+        law = replace(effect.law, seeds=of_seeds, interaction=one.interaction + other.interaction)
+        found[name] = Effect(law, seeds)
+    return found
 
 
 @dataclass(frozen=True)
