@@ -302,8 +302,8 @@ def test_one_contrast_is_a_family_of_one(experiment: Path) -> None:
 
 
 def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> None:
-    """b knows five questions under every seed, a four others: all seeds agree, and the questions do not."""
-    one = drawn(0, sizes={"obqa": 9})
+    """b knows six questions under every seed, a five others: all seeds agree, and the questions do not."""
+    one = drawn(0, sizes={"obqa": 11})
     answers = one.tasks["obqa"]
 
     def runs(name: str, right: tuple[int, ...]) -> dict[int | None, ComparedRun]:
@@ -316,8 +316,8 @@ def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> No
             made[seed] = ComparedRun(evaluation, one.path, recipe, facts, seed=seed)
         return made
 
-    of_a = runs("a", right=(1, 1, 1, 1, 0, 0, 0, 0, 0))
-    of_b = runs("b", right=(0, 0, 0, 0, 1, 1, 1, 1, 1))
+    of_a = runs("a", right=(1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0))
+    of_b = runs("b", right=(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1))
     found = compare_arms(arms(a=of_a, b=of_b))
     assert said(found).startswith("No difference between b and a is shown")
 
@@ -337,12 +337,16 @@ def few(right: int, n: int = 6) -> ComparedRun:
     return with_tasks(drawn(0), {"obqa": TaskAnswers(ids, tuple(row % 2 for row in range(n)), outcomes)})
 
 
-def test_few_questions_that_show_nothing_are_counted() -> None:
-    """Of 6 differences 3 are 1, and with the two more questions of Bonett and Price 8 have the variance 0.484375."""
+def test_few_questions_show_nothing_and_no_interval_leaves_what_there_can_be() -> None:
+    """Of 6 differences 3 are 1, and with the two more questions of Bonett and Price 8 have the variance 0.484375. All
+    six changed in one direction: McNemar's exact p is 2 / 2⁶, and of five 2 / 2⁵ > 0.05."""
     half = stats.t.ppf(0.975, 5) * np.sqrt(0.484375 / 7)
-    told = "\n".join(lines(compare_arms(arms(a=few(0), b=few(6)))))
-    interval = f"{50 - 100 * half:.1f} to {50 + 100 * half:.1f}"
-    assert says(told, "b is not", "majority class", "50.0 %", interval, "points")
+    found = compare_arms(arms(a=few(0), b=few(6)))
+    interval = f"{50 - 100 * half:.1f} to 100.0"
+    assert 50 + 100 * half > 100
+    assert says("\n".join(lines(found)), "b is not", "majority class", "50.0 %", interval, "points")
+    assert says(said(found), "6 independent questions", "too few", "+100.00 points")
+    assert max(found.named[0].effects[MACRO].interval) == 1
 
 
 def limited(max_length: int, *, cut: int | None) -> ComparedRun:

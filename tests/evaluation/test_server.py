@@ -153,12 +153,13 @@ def test_no_control_character_of_a_server_is_printed(served: Served, capsys: pyt
     assert code == 2 and "owned" in errors and not {"\x1b", "\x07", "\u202e"} & set(out + errors), errors
 
 
+@pytest.mark.parametrize("after", [0, 60])
 def test_a_server_that_ends_over_a_prompts_log_probabilities_is_asked_token_by_token(
-    served: Served, capsys: pytest.CaptureFixture[str]
+    after: int, served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is there again for other requests."""
+    """At once, or after some questions; it is there again for other requests."""
     pretended = served.pretended(tells="echo forced")
-    pretended.ends_at = lambda body: bool(body.get("echo"))
+    pretended.ends_at = lambda body: bool(body.get("echo")) and len(pretended.asked) > after
     with serving(pretended) as address:
         code, out, errors = run(capsys, "eval", served.path, "--server", address)
     assert code == 0 and "token by token" in out, out + errors
@@ -177,7 +178,7 @@ def test_a_server_that_ends_for_good_is_told_with_the_request(
         code, _, errors = run(capsys, "eval", served.path, "--server", address)
     kept = f"{len(answered(served))} of 60 questions answered and kept"
     assert code == 1 and errors.count("\n") == 1, errors
-    assert says(errors, "the connection was lost", kept, "--at-once 1"), errors
+    assert says(errors, "the connection was lost", "of the prompt's tokens", kept, "--at-once 1"), errors
 
 
 def test_texts_and_answers_in_words_are_asked_of_servers_too(

@@ -149,16 +149,16 @@ def test_a_mistyped_path_names_what_is_there_and_is_no_hub_id(
     monkeypatch.chdir(tmp_path)
     for place in ("runs/caps", "mine/caps"):
         shutil.copytree(trained, tmp_path / place)
-    steps = ", ".join(path.name for path in Run(Path("runs/caps")).checkpoints)
+    steps = [path.name for path in Run(Path("runs/caps")).checkpoints]
     for command in ("eval", "merge"):
         for typed in ("runs/cpas", "run/caps", "rnus/cap/"):
             assert "did you mean runs/caps?" in run(capsys, command, typed)[2]
-        assert f"there are {steps}\n" in run(capsys, command, "runs/caps/checkpoints/step-99")[2]
+        assert says(run(capsys, command, "runs/caps/checkpoints/step-99")[2], "did you mean", *steps)
     assert "did you mean mine/caps?" in run(capsys, "eval", "mine/cpas/")[2]
     for typed in ("./mine/nothing", "mine/nothing", "runs/caps/no/thing", "no/such/folder"):
         assert "no such folder" in run(capsys, "eval", typed)[2]
     monkeypatch.chdir("runs/caps/checkpoints")
-    assert f"there are {steps}\n" in run(capsys, "eval", "step-99")[2]
+    assert says(run(capsys, "eval", "step-99")[2], "did you mean", *steps)
 
 
 def test_a_base_that_is_a_run_names_its_merged_model(

@@ -23,7 +23,8 @@ class Pretended:
 
     Attributes:
         model: what it computes; its tokenizer is ``tokenizer``.
-        tells: how it tells log-probabilities: ``echo``, ``forced``, ``likeliest`` or ``nothing``; or ``echo forced``.
+        tells: how it tells log-probabilities: ``echo``, ``forced``, ``allowed``, ``likeliest`` or ``nothing``; or
+            ``echo forced``.
         takes_tokens: prompts may be tokens.
         refuses_text: of the run's prompts that are sent as text, all are refused.
         begins_text: tokens before those of each prompt that is sent as text.
@@ -124,6 +125,8 @@ class Pretended:
 
     def chosen(self, values: torch.Tensor, body: dict[str, Any]) -> int:
         """The likeliest token, with the request's bias."""
+        if self.tells == "allowed" and body.get("allowed_token_ids"):
+            return int(body["allowed_token_ids"][0])
         biased = values.clone()
         for token, bias in (body.get("logit_bias") or {}).items():
             biased[int(token)] += bias
@@ -143,7 +146,7 @@ class Pretended:
             own = [None, *(float(before[place, token]) for place, token in enumerate(ids[1:]))]
             ends = [entry["logprob"] for entry in content]
             choice["logprobs"] = {"tokens": [self.token(id) for id in ids + written], "token_logprobs": own + ends}
-        elif body.get("logprobs") and "forced" in self.tells:
+        elif body.get("logprobs") and ("forced" in self.tells or self.tells == "allowed"):
             choice["logprobs"] = {"content": content}
         elif body.get("logprobs") and self.tells == "likeliest" and not body.get("logit_bias"):
             tops = []
@@ -167,9 +170,9 @@ class Pretended:
         for name in self.without:
             if name in body or ("messages" in body and name.removeprefix("chat.") in body):
                 return f"{name} is not supported"
-        if body.get("echo") and self.tells in ("forced", "likeliest"):
+        if body.get("echo") and self.tells in ("forced", "allowed", "likeliest"):
             return "Only no echo is supported"
-        if body.get("logit_bias") and self.tells == "likeliest":
+        if body.get("logit_bias") and self.tells in ("allowed", "likeliest"):
             return "logit_bias is not supported"
         return ""
 

@@ -35,7 +35,7 @@ def answers(served: Served) -> list[Prediction]:
     return read_predictions(folder)
 
 
-@pytest.mark.parametrize("tells", ["echo", "forced", "likeliest"])
+@pytest.mark.parametrize("tells", ["echo", "forced", "allowed", "likeliest"])
 @pytest.mark.parametrize("takes_tokens", [True, False])
 def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(
     tells: str,

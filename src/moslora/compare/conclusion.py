@@ -19,6 +19,10 @@ HANDFUL = 30
 
 SURE = 0.01
 
+FEW = 10
+"""With fewer independent right or wrong answers, nothing is said to be shown: McNemar's exact p is not small enough
+before six of them have changed, all in one direction."""
+
 
 def lines(comparison: Comparison) -> list[str]:
     """The lines below the tables, the conclusions last."""
@@ -81,6 +85,10 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
     margin = comparison.margin
     effect = main.effects[MACRO]
     equal = margin.known and are_equal(main, margin)
+    if _are_few(main):
+        few = counted(sum(main.independent_questions.values()), "independent question")
+        size = f"{unit.change(effect.difference)} {unit.unit}"
+        return f"{few}: too few to tell {main.after} from {main.before} ({size} in these)"
     if effect.shown:
         over = "95 %"
         if main.seeds > 1:
@@ -94,9 +102,16 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
     if comparison.own_margin:
         found += f", nor equality within {in_words(main, margin)}"
     detectable = f"{unit.size(effect.detectable)} would have been found"
+    if effect.detectable > effect.law.most:
+        detectable = "so few questions find none of any size"
     low, high = effect.interval
     between = f"between {unit.amount(low)} {unit.side(low)} and {unit.size(abs(high))} {unit.side(high)}"
     return f"{found}: {between}; {detectable}"
+
+
+def _are_few(one: Contrast) -> bool:
+    """Whether there are too few answers to conclude anything."""
+    return one.unit.binary and sum(one.independent_questions.values()) < FEW
 
 
 def _difference(one: Contrast, interval: tuple[float, float], over: str, *others: str) -> str:
@@ -134,6 +149,8 @@ def _risks(main: Contrast) -> Iterator[str]:
     if main.seeds == 1 and main.are_runs:
         yield "These are two runs: to compare methods, train several seeds"
     fewest = min(main.independent_questions.values())
+    if _are_few(main):
+        return
     if effect.shown and effect.p > SURE and fewest < HANDFUL and not main.unit.of_runs:
         found = f"Fragile: {counted(fewest, 'independent question')}"
         if len(main.y) > 1:
@@ -146,7 +163,9 @@ def _of_family(comparison: Comparison) -> Iterator[str]:
     arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
     for one, member in members_of(comparison):
         equal = member.equal <= LEVEL
-        if member.different <= LEVEL:
+        if _are_few(one):
+            arms_by_conclusion["Too few questions to tell from " + one.before].append(one.after)
+        elif member.different <= LEVEL:
             yield _difference(one, member.interval, "joint 95 %") + _though_small(one, margin, equal=equal)
         elif equal:
             arms_by_conclusion[f"Equal to {one.before} within {in_words(one, margin)}"].append(one.after)

@@ -70,12 +70,14 @@ class Law:
         seeds: V_s.
         questions: V_q.
         interaction: V_i, which counts up to V_q.
+        most: the largest |δ| that there can be: 1 of shares.
     """
 
     difference: float
     seeds: Part
     questions: Part
     interaction: float = 0.0
+    most: float = math.inf
 
     @property
     def standard_error(self) -> float:
@@ -83,9 +85,10 @@ class Law:
         return math.sqrt(self.questions.variance + max(0.0, self.seeds.variance - self._in_both))
 
     def interval(self, level: float) -> tuple[float, float]:
-        """The interval that a test of this two-sided level does not reject: of confidence 1 − ``level``."""
+        """The interval that a test of this two-sided level does not reject, of what there can be: of confidence
+        1 − ``level``."""
         half = self._distance(level / 2)
-        return self.difference - half, self.difference + half
+        return max(-self.most, self.difference - half), min(self.most, self.difference + half)
 
     def p(self, at: float = 0.0) -> float:
         """Two-sided p of the hypothesis that the true difference is ``at``."""

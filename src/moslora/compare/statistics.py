@@ -146,7 +146,8 @@ def effects(
     weights = dict(zip(differences, np.eye(len(tasks)), strict=True))
     weights[MACRO] = np.full(len(tasks), 1 / len(tasks))
     weights[MICRO] = sizes / sizes.sum()
-    return {name: _weighted(tasks, of_tasks) for name, of_tasks in weights.items()}
+    most = 1.0 if binary else math.inf
+    return {name: _weighted(tasks, of_tasks, most=most) for name, of_tasks in weights.items()}
 
 
 def effects_unpaired(
@@ -238,8 +239,8 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
     return float(sums @ sums * len(sums) / (len(sums) - 1) / n**2)
 
 
-def _weighted(tasks: Sequence[_Components], weights: Floats) -> Effect:
-    """The effect of D_w, from the components of each task and its weight."""
+def _weighted(tasks: Sequence[_Components], weights: Floats, *, most: float) -> Effect:
+    """The effect of D_w, which is at most ``most``, from the components of each task and its weight."""
     by_seed = weights @ np.array([task.by_seed for task in tasks])  # D of each seed
     interaction = weights**2 @ np.array([task.interaction for task in tasks])
     questions = []
@@ -249,7 +250,7 @@ def _weighted(tasks: Sequence[_Components], weights: Floats) -> Effect:
     of_seeds = Part(0.0, 0.0)
     if seeds > 1:
         of_seeds = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
-    return Effect(Law(float(by_seed.mean()), of_seeds, _sum(questions), float(interaction)), seeds)
+    return Effect(Law(float(by_seed.mean()), of_seeds, _sum(questions), float(interaction), most), seeds)
 
 
 def _sum(parts: Sequence[Part]) -> Part:

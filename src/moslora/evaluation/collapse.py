@@ -13,7 +13,7 @@ LEVEL = 0.01
 """Of the one-sided test that a task is below its majority class."""
 
 FEWEST = 10
-"""Questions of a task below which such a sign would be a matter of chance."""
+"""Independent questions of a task below which such a sign would be a matter of chance."""
 
 
 def signs_of_collapse(tasks: Mapping[str, Score], *, primary: str) -> list[str]:
@@ -28,7 +28,7 @@ def signs_of_collapse(tasks: Mapping[str, Score], *, primary: str) -> list[str]:
     below = []
     same = []
     for name, score in tasks.items():
-        if score.n < FEWEST:
+        if (score.clusters or score.n) < FEWEST:
             continue
         if score.below_majority is not None and score.below_majority <= LEVEL:
             value, _ = score.value(primary)

@@ -6,6 +6,7 @@ base is there without its weights, as only its context length is needed.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from moslora.evaluation.evaluator import ModelFacts, PreparedQuestions
 from moslora.evaluation.in_run import refuse_name_of_other_weights
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import find_leaks
+from moslora.evaluation.reading import Echo
 from moslora.evaluation.results import Results
 from moslora.evaluation.scorer import Request, Scorer
 from moslora.evaluation.scoring import missing_in
@@ -109,14 +111,20 @@ class Interview:
         questions = asked_of(prepared)
         shortest = min(questions, key=lambda asked: asked.tokens)
         served = open_served(server, shortest.scorer.encoder, shortest.pairs[0][0])
-        scored = [asked for asked in questions if asked.pairs[0][1]]
-        if scored:
-            options = [asked.pairs for asked in sorted(scored, key=lambda asked: asked.tokens)]
-            served = with_reading(served, options)
-        return cls(questions, served, at_once)
+        found = cls(questions, served, at_once)
+        if found.options:
+            found = replace(found, served=with_reading(served, found.options))
+        return found
+
+    @property
+    def options(self) -> list[list[Pair]]:
+        """Those of the questions that are scored by log-probabilities, the shortest first."""
+        scored = [asked for asked in self.questions if asked.pairs[0][1]]
+        return [asked.pairs for asked in sorted(scored, key=lambda asked: asked.tokens)]
 
     def ask(self, journal: Journal) -> None:
-        """Adds the missing answers to the journal, each as soon as it is there.
+        """Adds the missing answers to the journal, each as soon as it is there. A server that ends while it is asked
+        for the log-probabilities of prompts is asked token by token, if it is there again.
 
         Raises:
             Unavailable: the server is gone.
@@ -132,10 +140,14 @@ class Interview:
                     journal.append([prediction])
                     line.show(done, f"{prediction.task} {done:,}/{len(missing):,}")
         except Unavailable as fault:
+            if isinstance(self.served.reading, Echo):
+                with suppress(Unavailable, UsageError):
+                    served = with_reading(self.served, self.options, after_echo=True)
+                    return replace(self, served=served).ask(journal)
             kept = sum(asked.id in journal.predictions for asked in self.questions)
             raise Unavailable(
-                f"{fault}; {kept} of {len(self.questions)} questions answered and kept: the same command goes on;"
-                " --at-once 1 asks for one prompt at a time, which some servers need"
+                f"{fault}, {self.served.how}; {kept} of {len(self.questions)} questions answered and kept: the same"
+                " command goes on; --at-once 1 asks for one prompt at a time, which some servers need"
             ) from None
 
 

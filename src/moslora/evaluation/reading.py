@@ -4,6 +4,7 @@ Servers differ in what they tell. The ways, the one that needs the fewest reques
 
 ``Echo``       the log-probabilities of the prompt's own tokens: vLLM, SGLang, llama-cpp-python
 ``Forced``     one token at a time, made the next one by ``logit_bias``: llama.cpp; vLLM, too
+``Allowed``    one token at a time, the only one allowed: vLLM
 ``Likeliest``  one token at a time, if it is among the likeliest that the server lists
 
 `moslora.evaluation.served.with_reading` tries them on one prompt and takes the first that works. Others tell texts
@@ -107,8 +108,12 @@ class Forced(TokenByToken):
 
     says = "token by token, each made the next one by logit_bias"
 
+    def forcing(self, token: int) -> dict[str, Any]:
+        """The fields of a request that make a token the next one."""
+        return {"logit_bias": {str(token): BIAS}}
+
     def next_token(self, prompt: Prompt, token: int) -> float | None:
-        written = self.complete(prompt, logprobs=1, logit_bias={str(token): BIAS}).choice.written
+        written = self.complete(prompt, logprobs=1, **self.forcing(token)).choice.written
         if not written or not self.is_token(written[0], token):
             return None
         return written[0].logprob
@@ -119,6 +124,15 @@ class Forced(TokenByToken):
         others = [answer[0] for answer in answers if answer[0] != first] or [int(first == 0)]
         values = [self.next_token(prompt, token) for token in (first, others[0])]
         return None not in values and any((value or 0.0) < -CERTAIN for value in values)
+
+
+class Allowed(Forced):
+    """The same by vLLM's field."""
+
+    says = "token by token, each the only one allowed"
+
+    def forcing(self, token: int) -> dict[str, Any]:
+        return {"allowed_token_ids": [token]}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from moslora.data.encode import Encoder
 from moslora.errors import UsageError
-from moslora.evaluation.reading import LIKELIEST, Echo, Forced, Likeliest, Prompt, Reading
+from moslora.evaluation.reading import LIKELIEST, Allowed, Echo, Forced, Likeliest, Prompt, Reading
 from moslora.evaluation.server import Choice, Refused, Server, Unavailable
 
 Pair = tuple[list[int], list[int]]
@@ -103,13 +103,14 @@ def open_served(server: Server, encoder: Encoder, ids: list[int]) -> Served:
     return Served(server, encoder, as_text=True)
 
 
-def with_reading(served: Served, options: Sequence[Sequence[Pair]]) -> Served:
+def with_reading(served: Served, options: Sequence[Sequence[Pair]], *, after_echo: bool = False) -> Served:
     """The same with the first way of reading log-probabilities that works. A server that ends when it is asked in one
     way is asked in the next.
 
     Args:
         served: how prompts are sent.
         options: of questions, of which the first that can be sent so is tried.
+        after_echo: the server has ended when it was asked for those of prompts, which are not asked for any more.
 
     Raises:
         UsageError: the server tells no log-probabilities.
@@ -125,9 +126,10 @@ def with_reading(served: Served, options: Sequence[Sequence[Pair]]) -> Served:
     parts = (served.server, served.encoder.tokenizer)
     ways: list[Reading] = []
     if answers:
-        ways = [Echo(*parts), Forced(*parts), *(Likeliest(*parts, count=count) for count in LIKELIEST)]
+        ways = [Echo(*parts), Forced(*parts), Allowed(*parts)]
+        ways += [Likeliest(*parts, count=count) for count in LIKELIEST]
     ended: list[Unavailable] = []
-    for way in ways:
+    for way in ways[after_echo:]:
         try:
             if way.works(prompt, answers):
                 return replace(served, reading=replace(way, patient=True))
