@@ -174,7 +174,6 @@ def test_an_unfinished_run_is_said_to_be_one_then_and_later(
     shutil.copytree(trained, run, dirs_exist_ok=True)
     code, _, errors = cli(capsys, command, str(run))
     assert code == 2 and errors.startswith(f"error: {run / name}: not empty") and "--out" in errors
-    assert "step 20 of 21" in errors, "of what is there"
     shutil.rmtree(run / name)
     code, said, _ = cli(capsys, command, str(run))
     assert code == 0 and "note" not in said

@@ -149,7 +149,7 @@ def test_a_mistyped_path_names_what_is_there_and_is_no_hub_id(
     monkeypatch.chdir(tmp_path)
     for place in ("runs/caps", "mine/caps"):
         shutil.copytree(trained, tmp_path / place)
-    steps = [path.name for path in Run(Path("runs/caps")).checkpoints]
+    steps = [path.name for path in Run(Path("runs/caps")).checkpoints[::-1]]  # the nearest name first
     for command in ("eval", "merge"):
         for typed in ("runs/cpas", "run/caps", "rnus/cap/"):
             assert "did you mean runs/caps?" in run(capsys, command, typed)[2]

@@ -13,7 +13,6 @@ from cli_kit import run as cli
 from methods_kit import BUDGET
 from moslora.convert.export import export_peft
 from moslora.errors import MosloraError
-from moslora.experiment.one_run import validation_loss
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.listing import table_of_runs
@@ -200,7 +199,7 @@ def test_every_place_says_which_step_and_why(patient: Path, tmp_path: Path, caps
     export_peft(run / "adapter", out=tmp_path / "peft")
     training = Card(tmp_path / "peft").section("Training")
     assert all(line in training for line in shown) and "unfinished" not in training
-    assert validation_loss(Run(run)) == found[step]
+    assert Run(run).validation_loss == found[step]
 
 
 def test_a_run_that_was_killed_before_its_card_was_closed_is_completed(patient: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
 from moslora.ranks import is_main_process
+from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.evaluation import refuse_other_scores
 from moslora.tasks import Example, Task
 
@@ -80,6 +81,8 @@ def asked_questions(
     """How ``target`` is asked, and all questions of each task."""
     request = target.asked(typed)
     chosen = target.tasks(tasks)
+    if tasks is None:
+        _note_bare_rows(target)
     _check(target, chosen, source=request.source)
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
     refuse_empty(questions)
@@ -105,6 +108,15 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     for line in differences(source, sets, split="test"):
         note(line)
     _note_untrained_tasks(target, tasks)
+
+
+def _note_bare_rows(target: Target) -> None:
+    """Says that a run of bare instructions is asked other questions, by default those of the eight sets."""
+    if target.run is None:
+        return
+    remark = remark_on_bare_rows(target.run)
+    if remark and target.recipe is not None and target.recipe.evaluation.tasks is None:
+        note(f"{remark}; this evaluates the eight commonsense sets, or the --tasks that you name")
 
 
 def _note_untrained_tasks(target: Target, tasks: Sequence[Task]) -> None:

@@ -79,8 +79,10 @@ def score_missing(tasks: Sequence[ScoredTask], journal: Journal, *, silently: bo
             seconds = time.monotonic() - began
             line.show(work_done, f"{task} {done:,}/{len(missing):,}", f"{done / seconds:.1f} questions/s")
             if line.disable:
-                left = seconds / 60 * (work / work_done - 1)
-                say(f"  {task}: {done:,}/{len(missing):,} questions, about {left:.1f} min left")
+                text = f"  {task}: {done:,}/{len(missing):,} questions"
+                if work_done < work:
+                    text += f", about {seconds / 60 * (work / work_done - 1):.1f} min left"
+                say(text)
 
 
 def missing_in(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
