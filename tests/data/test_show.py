@@ -61,3 +61,14 @@ def test_a_recipe_that_names_no_rows_declares_no_tasks(capsys: pytest.CaptureFix
     for command in (("show", "empty.yaml"), ("audit", "--tasks", "empty.yaml"), ("show", f"obqa,{sums}")):
         code, _, errors = run(capsys, "data", *command)
         assert code == 2 and "declares no tasks" in errors
+
+
+def test_accepted_answers_that_are_numbers_are_shown_by_their_values(
+    capsys: pytest.CaptureFixture[str], sums: Path
+) -> None:
+    """As they are compared: punctuation does not count, and the sign and the point of a number do."""
+    write(Path("cold.jsonl"), [{"question": "How cold?", "answer": "-1.5"}])
+    text = "tasks: {cold: {test: cold.jsonl, question: question, answer: answer, match: exact}}\n"
+    Path("cold.yaml").write_text(sums.read_text() + text)
+    code, out, errors = run(capsys, "data", "show", "cold.yaml", "--split", "test")
+    assert code == 0 and "'-1.5', compared as '-1.5'" in out, errors

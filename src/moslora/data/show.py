@@ -10,6 +10,7 @@ from moslora.errors import UsageError
 from moslora.prompts.formats import make_format
 from moslora.prompts.protocols import joined_names, readers
 from moslora.tasks import Example, OpenEnded, Task
+from moslora.tasks.matching import Number
 
 
 def rows_to_show(
@@ -86,4 +87,5 @@ def _accepted(example: Example, words: OpenEnded) -> Iterator[str]:
     yield f"answer in words, up to {', '.join(ends[:-1])} or {ends[-1]}"
     yield f"right (match: {words.match.kind}): {words.match.says}"
     for answer in example.choices:
-        yield f"* {answer!r}, compared as {words.match.counts_as(answer)!r}"
+        compared = Number().counts_as(answer) or words.match.counts_as(answer)  # a number by its value
+        yield f"* {answer!r}, compared as {compared!r}"
