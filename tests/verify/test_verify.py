@@ -90,6 +90,17 @@ def test_a_checkpoint_that_was_evaluated_is_named(served: Served, capsys: pytest
     assert code == 1 and "another checkpoint: computes step-36 of this run" in out
 
 
+def test_a_server_that_ends_over_prompts_is_asked_token_by_token_to_the_end(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where its prompts are tested, after the questions."""
+    pretended = served.pretended(tells="echo forced")
+    pretended.ends_at = lambda body: bool(body.get("echo")) and len(pretended.asked) > 60
+    with serving(pretended) as address:
+        code, out, errors = run(capsys, "verify", served.path, "--server", address)
+    assert code == 0 and "token by token" in out, out + errors
+
+
 @pytest.mark.parametrize(
     ("where", "named"),
     [

@@ -122,16 +122,17 @@ class Interview:
         scored = [asked for asked in self.questions if asked.pairs[0][1]]
         return [asked.pairs for asked in sorted(scored, key=lambda asked: asked.tokens)]
 
-    def ask(self, journal: Journal) -> None:
+    def ask(self, journal: Journal) -> "Interview":
         """Adds the missing answers to the journal, each as soon as it is there. A server that ends while it is asked
-        for the log-probabilities of prompts is asked token by token, if it is there again.
+        for the log-probabilities of prompts is asked token by token, if it is there again. Returns the interview that
+        had the last answer.
 
         Raises:
             Unavailable: the server is gone.
         """
         missing = [asked for asked in self.questions if asked.id not in journal.predictions]
         if not missing:
-            return
+            return self
         say(f"asking {counted(len(missing), 'question')} of {self.served.server.name}, {self.served.how}")
         try:
             with Line(len(missing), f"0/{len(missing):,}") as line:
@@ -149,6 +150,7 @@ class Interview:
                 f"{fault}, {self.served.how}; {kept} of {len(self.questions)} questions answered and kept: the same"
                 " command goes on; --at-once 1 asks for one prompt at a time, which some servers need"
             ) from None
+        return self
 
 
 def evaluate_server(

@@ -70,8 +70,7 @@ def verify(
             for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
                 (folder / name).unlink(missing_ok=True)
         journal = open_answers(prepared, folder, {})
-        interview = Interview.of(prepared, server, at_once=at_once)
-        interview.ask(journal)
+        interview = Interview.of(prepared, server, at_once=at_once).ask(journal)
         journal.finish()
         predictions = [journal.predictions[question.id] for question in interview.questions]
         refuse_without_answers(predictions)
