@@ -148,14 +148,13 @@ def test_the_estimate_is_the_formula() -> None:
 
 
 def test_the_parts_of_a_step_are_timed() -> None:
-    """On a CPU, whose operations the parts are made of."""
+    """On a CPU by its operations."""
     parts = Counter[str]()
     model = OneLayer().requires_grad_(False)
     x = torch.randn(400, IN, requires_grad=True)
     with Watched(Ledger(model)):
         times = kernels(lambda: model(x).backward(torch.ones(400, VOCABULARY)), parts)
     assert parts[PRODUCTS] > 0 and parts[OUTPUT] > 0 and {name for name, _ in times} >= {"aten::mm"}
-    assert sum(parts.values()) <= 2 * sum(took for _, took in times)
 
 
 def test_the_parts_of_a_step_on_a_gpu_are_timed_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
