@@ -14,10 +14,11 @@ from evaluation_kit import all_tasks, log_probability, make_examples, make_model
 from moslora.adapters import describe_task, inject
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
-from moslora.evaluation import Request, cloze, evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.choice import Choice
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import ROWS
+from moslora.kernels.loss import log_probabilities
 from moslora.prompts.formats import FORMATS
 from reference import perturb
 
@@ -142,7 +143,7 @@ def test_logits_in_pieces_are_the_same_logits(monkeypatch: pytest.MonkeyPatch) -
     places = torch.randint(23, (40,), generator=generator).tolist()
     expected = torch.log_softmax(hidden.double() @ weight.double().T, dim=1)[places, targets]
     monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", (4, 12))  # the last pieces are smaller
-    given, likeliest = cloze.log_probabilities(hidden, weight, places, targets)
+    given, likeliest = log_probabilities(hidden, weight, places, targets)
     torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-5)
     best = (hidden[places] @ weight.T).argmax(1).tolist()
     assert likeliest.tolist() == [one == target for one, target in zip(best, targets, strict=True)]

@@ -29,8 +29,8 @@ from moslora.base.twin import VOCABULARY, small_config, spread_weights
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.cloze import log_probabilities
 from moslora.evaluation.decoding import decode
+from moslora.kernels.loss import log_probabilities
 from moslora.kernels.rows import concatenate
 from moslora.recipe import ModelSection
 from moslora.training.objective import LabelLoss

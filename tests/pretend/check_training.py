@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from moslora.kernels import vocabulary
+from moslora.kernels.loss import ChunkedLoss
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST
 from moslora.training import loop, prepare, train_recipe
 from moslora.training.loop import accumulate
-from moslora.training.objective import _ChunkedLoss
 from moslora.training.optimizer import trainable, update
 from pretend_kit import DEVICE, NAME, OnDevice, on_cpu, watch
 from training_kit import cut_after, same_files, steps_logged
@@ -156,7 +156,7 @@ def test_the_loss_is_ten_operations_a_piece(monkeypatch: pytest.MonkeyPatch, pos
     weight = torch.randn(96, 32).bfloat16().to(DEVICE)
     labels = torch.randint(96, (positions,)).to(DEVICE)
     with watch() as seen:
-        (_ChunkedLoss.apply(hidden.requires_grad_(), weight, labels) * 0.1).backward()
+        (ChunkedLoss.apply(hidden.requires_grad_(), weight, labels) * 0.1).backward()
     assert seen.operations.total() == 12 * pieces + (pieces - 1) + 5 and not seen.waits, seen
 
 

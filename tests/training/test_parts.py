@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from moslora.adapters import MIXERS, inject
-from moslora.kernels import rows, vocabulary
+from moslora.kernels import loss, rows, vocabulary
+from moslora.kernels.loss import ChunkedLoss
 from moslora.recipe import TrainingSection
-from moslora.training import objective
-from moslora.training.objective import LabelLoss, _ChunkedLoss
+from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, rate_factor, set_rate, trainable, update
 from reference import as_micro_batch, perturb, tiny_llama, token_batch
 
@@ -23,7 +23,7 @@ OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss's way on each device, here both on the CPU."""
     if request.param == "a GPU's":
-        monkeypatch.setattr(objective, "_by_pieces", vocabulary.label_loss)
+        monkeypatch.setattr(loss, "_by_pieces", vocabulary.label_loss)
 
 
 @pytest.mark.usefixtures("way")
@@ -82,7 +82,7 @@ def test_a_label_that_is_nearly_certain_has_its_gradient(
     p = (hidden @ weight.T).double().softmax(1).detach()
     others = 1 - p.gather(1, labels[:, None])[:, 0]
     assert others.min() < 1e-6 and others.max() > 0.3
-    loss = _ChunkedLoss.apply(hidden, weight, labels)
+    loss = ChunkedLoss.apply(hidden, weight, labels)
     loss.backward()
     assert loss.item() == pytest.approx(float(-(1 - others).log().sum()), rel=0.02)
     expected = (p - torch.nn.functional.one_hot(labels, 120)) @ weight.double()

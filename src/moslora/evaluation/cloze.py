@@ -11,16 +11,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from moslora.base.engine import final_hidden, output_weight
 from moslora.data.encode import EncodedText
 from moslora.errors import MosloraError
 from moslora.evaluation.scorer import Batched
 from moslora.evaluation.served import Pair, Served
-from moslora.kernels.rows import common_prefix, concatenate, send
-from moslora.kernels.vocabulary import pieces, sizes
+from moslora.kernels.loss import log_probabilities
+from moslora.kernels.rows import common_prefix, concatenate
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
@@ -105,49 +102,3 @@ def _most_tokens(example: Example) -> int:
 def _input_ids(question: Sequence[EncodedText]) -> list[list[int]]:
     """The tokens that the model reads of each option: no last one, which is only predicted."""
     return [text.ids[:-1] for text in question]
-
-
-def log_probabilities(
-    hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """log softmax(z) at the targets, z = h · Wᵀ in W's dtype, the target's own logit in float32.
-
-    In bfloat16 the log-probability of a single token may come out a little above 0.
-
-    Args:
-        hidden: h, shape ``(T, H)``.
-        weight: W, shape ``(V, H)``.
-        places: P rows of h; those that repeat are computed once.
-        targets: P token ids.
-
-    Returns:
-        The log-probabilities in nats, float32 of shape ``(P,)``, and whether the target is the likeliest token, bool.
-    """
-    distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
-    states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
-    positions, _ = sizes(len(states), len(weight), weight.device)
-    log_sums = []
-    likeliest = []
-    for part in states.split(positions):
-        log_sum, token = _over_vocabulary(part, weight)
-        log_sums.append(log_sum)
-        likeliest.append(token)
-    rows = send([distinct[place] for place in places], hidden.device)  # (P,), of states
-    wanted = send(targets, hidden.device)
-    logits = torch.linalg.vecdot(states.index_select(0, rows).float(), weight.index_select(0, wanted).float())
-    values = logits - torch.cat(log_sums).index_select(0, rows)
-    return values, torch.cat(likeliest).index_select(0, rows) == wanted
-
-
-def _over_vocabulary(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """log Σ exp z, float32 of shape ``(n,)``, and the likeliest token, int64 of that shape; z = states · Wᵀ."""
-    log_sums = []
-    tops = []
-    tokens = []
-    for piece in pieces(states, weight):
-        log_sums.append(piece.log_sum)
-        tops.append(piece.top)
-        tokens.append(piece.likeliest)
-    log_sum = torch.cat(log_sums, 1).logsumexp(1).float()
-    best = torch.cat(tops, 1).argmax(1, keepdim=True)
-    return log_sum, torch.cat(tokens, 1).gather(1, best)[:, 0]

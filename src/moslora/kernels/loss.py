@@ -1,0 +1,112 @@
+"""What a model makes of its hidden states h, with W the output layer's weight: the loss of labels and the
+log-probabilities of tokens, without the logits of all positions at once.
+
+    log p(y) = z[y] − log Σ exp z,   z = h Wᵀ
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moslora.kernels.linear import product
+from moslora.kernels.rows import send
+from moslora.kernels.vocabulary import label_loss, pieces, sizes
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Σ_i (log Σ exp z_i − z_i[y_i]) with z_i = h_i Wᵀ, some positions at a time and each with its gradient, so that
+    their logits can be freed before the next. W is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
+        ctx.gradient = torch.empty_like(hidden)
+        positions, _ = sizes(len(hidden), len(weight), weight.device)
+        compute = label_loss
+        if weight.device.type == "cpu":
+            compute = _by_pieces
+        losses = []
+        chunks = zip(hidden.split(positions), labels.split(positions), ctx.gradient.split(positions), strict=True)
+        for states, of_chunk, gradient in chunks:
+            if not ctx.needs_input_grad[0]:
+                gradient = None
+            losses.append(compute(states, weight, of_chunk, gradient))
+        return sum(losses[1:], start=losses[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.gradient * gradient.to(ctx.gradient.dtype), None, None
+
+
+def _by_pieces(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor | None) -> Tensor:
+    """The same as `label_loss`, a piece of the vocabulary at a time.
+
+    The gradient is Σ_tokens p W − W[y]. With q the softmax within a piece and s the piece's share of the whole, it is
+    Σ_pieces s (q − e_y) W − (1 − s_y) W[y]: a label's 1 is subtracted within its piece.
+    """
+    _, tokens = sizes(len(states), len(weight), weight.device)
+    wanted = weight.index_select(0, labels)
+    sums = []  # of each piece: log Σ exp z
+    means = []  # of each piece: the mean of W under p
+    for piece in pieces(states, weight):
+        sums.append(piece.log_sum)
+        if gradient is not None:
+            means.append(product(piece.p_minus_one_hot(labels[:, None]).to(states.dtype), piece.weight.T))
+    log_sums = torch.cat(sums, 1)
+    total = log_sums.logsumexp(1, keepdim=True)
+    if gradient is not None:
+        gradient.zero_()
+        shares = (log_sums - total).exp()
+        for mean, share in zip(means, shares.to(gradient.dtype).split(1, 1), strict=True):
+            gradient.addcmul_(mean, share)
+        others = shares.scatter(1, labels[:, None] // tokens, 0).sum(1, keepdim=True)  # 1 − s_y
+        gradient.addcmul_(wanted, others.to(gradient.dtype), value=-1)
+    return total.sum() - torch.linalg.vecdot(states.to(total.dtype), wanted.to(total.dtype)).sum()
+
+
+def log_probabilities(
+    hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """log softmax(z) at the targets, z = h · Wᵀ in W's dtype, the target's own logit in float32.
+
+    In bfloat16 the log-probability of a single token may come out a little above 0.
+
+    Args:
+        hidden: h, shape ``(T, H)``.
+        weight: W, shape ``(V, H)``.
+        places: P rows of h; those that repeat are computed once.
+        targets: P token ids.
+
+    Returns:
+        The log-probabilities in nats, float32 of shape ``(P,)``, and whether the target is the likeliest token, bool.
+    """
+    distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
+    states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
+    positions, _ = sizes(len(states), len(weight), weight.device)
+    log_sums = []
+    likeliest = []
+    for part in states.split(positions):
+        log_sum, token = _over_vocabulary(part, weight)
+        log_sums.append(log_sum)
+        likeliest.append(token)
+    rows = send([distinct[place] for place in places], hidden.device)  # (P,), of states
+    wanted = send(targets, hidden.device)
+    logits = torch.linalg.vecdot(states.index_select(0, rows).float(), weight.index_select(0, wanted).float())
+    values = logits - torch.cat(log_sums).index_select(0, rows)
+    return values, torch.cat(likeliest).index_select(0, rows) == wanted
+
+
+def _over_vocabulary(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """log Σ exp z, float32 of shape ``(n,)``, and the likeliest token, int64 of that shape; z = states · Wᵀ."""
+    log_sums = []
+    tops = []
+    tokens = []
+    for piece in pieces(states, weight):
+        log_sums.append(piece.log_sum)
+        tops.append(piece.top)
+        tokens.append(piece.likeliest)
+    log_sum = torch.cat(log_sums, 1).logsumexp(1).float()
+    best = torch.cat(tops, 1).argmax(1, keepdim=True)
+    return log_sum, torch.cat(tokens, 1).gather(1, best)[:, 0]
