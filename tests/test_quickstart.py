@@ -63,7 +63,7 @@ def test_a_new_quickstart_trains_the_size_that_it_announces(
 ) -> None:
     trained: list[list[str]] = []
     monkeypatch.setattr(module, "gpus", lambda: 0)
-    monkeypatch.setattr(module, "trained_tokens_per_second", lambda recipe: speed)
+    monkeypatch.setattr(module, "probe", lambda recipe, count: speed)
     monkeypatch.setattr(module, "train_in_processes", lambda words, **_: trained.append(words))
     monkeypatch.setattr(module, "open_target", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(Interrupted):
@@ -118,7 +118,7 @@ def test_it_ends_with_what_can_be_concluded(
 
     for name in ("train_in_processes", "merge"):
         monkeypatch.setattr(module, name, Mock())
-    monkeypatch.setattr(module, "trained_tokens_per_second", lambda recipe: 1e6)
+    monkeypatch.setattr(module, "probe", lambda recipe, count: 1e6)
     monkeypatch.setattr(module, "open_target", lambda target, base: base)
     monkeypatch.setattr(module, "evaluate_target", results)
     monkeypatch.setattr(module, "gpus", lambda: 0)

@@ -12,8 +12,5 @@ Onto = Literal["original", "dequantized"]
 Strategy = Literal["ddp", "fsdp"]
 TrackerName = Literal["wandb", "tensorboard", "trackio", "mlflow"]
 
-FORMER_NAMES = {"rank": "choice"}
-"""What a value was called in earlier versions -> its name."""
-
 BUILTIN_MODEL = "smollm2-135m-instruct"
 """The name of the model that needs no hub, whatever folder is called so."""

@@ -16,8 +16,9 @@ from moslora.errors import UsageError, stopped
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.files import in_use, refuse_used
-from moslora.processes.devices import device, gpus, multiplies_bfloat16
-from moslora.quickstart_sizes import SIZES, Size, largest_in_time, size_of, trained_tokens_per_second
+from moslora.plan.duration import probe
+from moslora.processes.devices import device, free_memory, gpus, multiplies_bfloat16
+from moslora.quickstart_sizes import SIZES, Size, largest_in_time, size_of
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OutcomeName
@@ -85,7 +86,8 @@ def _choose_size(typed: SizeName | None, recipe: Recipe) -> Size:
     if gpus():
         return SIZES[typed or "full"]
     say("measuring this machine ...")
-    speed = trained_tokens_per_second(recipe)
+    speed = probe(recipe, count=1)
+    free_memory()
     if typed is None:
         size = largest_in_time(speed)
     else:

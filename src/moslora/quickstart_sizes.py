@@ -1,17 +1,11 @@
 """The sizes of the quickstart, and which of them this machine takes in five minutes."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from accelerate import Accelerator
-
 from moslora.choices import SizeName
-from moslora.processes.devices import free_memory
 from moslora.recipe import Recipe
 from moslora.runs.outcomes import OutcomeName
-from moslora.training.loop import accumulate
-from moslora.training.prepare import prepare
 
 SECONDS_TO_CHOOSE = 280
 """Most seconds, by the estimate, of the size that is chosen: five minutes, with a fifteenth to spare."""
@@ -88,19 +82,3 @@ def largest_in_time(speed: float) -> Size:
         if size.seconds(speed) <= SECONDS_TO_CHOOSE:
             return size
     return size
-
-
-def trained_tokens_per_second(recipe: Recipe) -> float:
-    """Tokens a second of one step's passes, forward and backward, in this process, after a quarter of one that is not
-    timed. Nothing is kept."""
-    parts, _ = prepare(Accelerator(mixed_precision="no", cpu=True), recipe)
-    rows = parts.drawn(0)
-    parts.objective.train()
-    accumulate(parts, rows[: len(rows) // 4])
-    began = time.perf_counter()
-    accumulate(parts, rows)
-    seconds = time.perf_counter() - began
-    tokens = sum(len(row.input_ids) for row in rows)
-    del parts
-    free_memory()
-    return tokens / seconds

@@ -51,7 +51,8 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
     """``printed(encoding, command)``: the exit code, and what standard output and error got, decoded."""
 
     def run(encoding: str, *words: str) -> tuple[int, str]:
-        output, errors = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+        output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        errors = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")  # as Python opens it
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["moslora", *words])
             patch.setattr(sys, "stdout", output)
@@ -94,7 +95,6 @@ def test_every_command_prints_in_an_encoding_that_lacks_its_signs(
     for name in dict.fromkeys((*FIRST, *COMMANDS)):
         code, said = printed(encoding, *COMMANDS[name].format(world=world).split())
         assert code == 0, said
-        assert name == "recipes schema" or not any(escape in said for escape in (r"\u2", r"\u03")), said
     assert Run(Path("runs/größe")).recipe.name == "größe"
     text = Path("runs/größe/merged/README.md").read_text(encoding="utf-8")
     assert "größe" in text
@@ -102,13 +102,12 @@ def test_every_command_prints_in_an_encoding_that_lacks_its_signs(
 
 def test_the_schema_stays_valid_json(printed: Callable[..., tuple[int, str]]) -> None:
     plain, whole = (json.loads(printed(encoding, "recipes", "schema")[1]) for encoding in ("ascii", "utf-8"))
-    assert plain["$defs"].keys() == whole["$defs"].keys()
-    assert "ΔW" in json.dumps(whole, ensure_ascii=False) and "Delta W" in json.dumps(plain)
+    assert plain == whole and "ΔW" in json.dumps(whole, ensure_ascii=False)
 
 
-def test_help_names_the_signs(printed: Callable[..., tuple[int, str]]) -> None:
+def test_help_escapes_the_signs_that_an_encoding_lacks(printed: Callable[..., tuple[int, str]]) -> None:
     assert "ΔW = s · B · M · A" in printed("utf-8", "--help")[1]
-    assert "Delta W = s · B · M · A" in printed("latin-1", "--help")[1]
+    assert r"\u0394W = s · B · M · A" in printed("latin-1", "--help")[1]
 
 
 def test_an_error_names_a_path_that_is_not_text(printed: Callable[..., tuple[int, str]]) -> None:
@@ -121,7 +120,7 @@ def test_files_are_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     recipe = "# größe\nextends: smollm2-135m\nname: größe\n"
     (tmp_path / "a.yaml").write_text(recipe, encoding="utf-8")
-    for command, expected in (("copy a.yaml b.yaml", "b.yaml"), ("show a.yaml", "gr\\u00f6\\u00dfe")):
+    for command, expected in (("copy a.yaml b.yaml", "b.yaml"), ("show a.yaml", "gr\\xf6\\xdfe")):
         ran = subprocess.run(
             [sys.executable, "-m", "moslora", "recipes", *command.split()],
             cwd=tmp_path,

@@ -140,18 +140,6 @@ def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_p
     assert (tmp_path / "llama3-8b.yaml").read_text() == "extends: smollm2-135m\n"
 
 
-@pytest.mark.parametrize("command", ["train", "plan", "recipes show"])
-def test_who_puts_dashes_before_a_value_is_shown_how_it_is_typed(
-    capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    for typed in (("smollm2-135m", "--lr", "1e-4"), ("--lr=1e-4", "smollm2-135m")):
-        code, _, err = run(capsys, *command.split(), *typed)
-        assert code == 2 and err.count("\n") == 1
-        assert (
-            f"override {typed[-2] if '--lr' in typed else typed[0]!r}: " in err and "training.learning_rate=1e-4" in err
-        )
-
-
 def test_a_warm_up_as_long_as_the_run_is_noted(
     capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

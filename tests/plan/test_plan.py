@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -265,6 +267,26 @@ def test_a_probe_takes_no_device_that_a_training_does_not(recipe: MakeRecipe, mo
         assert probe(recipe()) > 0
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that stands still but in a step's passes, where it goes on by a second each."""
+    now = [0.0]
+    steps: list[int] = []
+
+    def accumulate(parts: Any, rows: Sequence[Any]) -> torch.Tensor:
+        now[0] += 1.0
+        steps.append(sum(len(row.input_ids) for row in rows))
+        return torch.zeros(1)
+
+    monkeypatch.setattr("moslora.plan.duration.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("moslora.plan.duration.accumulate", accumulate)
+    monkeypatch.setattr("moslora.plan.duration.update", Mock())
+    speed = probe(recipe(), count=2)
+    not_timed, *timed = steps
+    assert not_timed > 0 and len(timed) == 2 and speed == sum(timed) / 2
 
 
 def test_validations_are_in_the_time(recipe: MakeRecipe, trained: Path) -> None:

@@ -53,7 +53,7 @@ def test_floats_as_people_write_them(write, text, value):
         ("adapter.target_modules=(q_proj", "adapter.target_modules = '(q_proj': "),
         (
             "evaluation.protocol=rank",
-            "evaluation.protocol = 'rank': must be 'choice', 'cloze' or 'generate'; did you mean choice?",
+            "evaluation.protocol = 'rank': must be 'choice', 'cloze' or 'generate'",
         ),
         ("evaluation.source=commonsense_170k", "evaluation.source = 'commonsense_170k': "),
     ],

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import io
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from moslora.cli import data, models, recipes, studies
 from moslora.cli.examples import FIRST_STEPS
 from moslora.cli.usage import TyperUsageError, one_line
-from moslora.console import drop_output, print_in_any_encoding
+from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, UsageError, stopped
 from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher
 from moslora.ranks import launched
@@ -85,7 +86,8 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
-    print_in_any_encoding()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not closed, nor another program's
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does of errors: not every encoding has Δ
     end_with_launcher()
     adopt_slurm()
     _set_defaults_of_libraries()

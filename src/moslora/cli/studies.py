@@ -191,10 +191,7 @@ def compare(
     except NotComparable as fault:
         typed = shlex.join(["moslora", *sys.argv[1:]])
         raise NotComparable(fault.unlike, compare=typed) from None
-    best = "macro"
-    if found.unit.lower_is_better:
-        best = ""
-    _print(tables(found), lines(found), best=best)
+    _print(tables(found), lines(found))
 
 
 @app.command()
@@ -251,9 +248,9 @@ def reproduce(
     print(train_again(Run(run), out=out, trust_remote_code=trust))
 
 
-def _print(tables: Iterable[list[list[str]]], lines: Iterable[str], *, best: str = "") -> None:
+def _print(tables: Iterable[list[list[str]]], lines: Iterable[str]) -> None:
     """Prints tables, an empty line below each, and the lines below them."""
     for table in tables:
-        print_table(table, best=best)
+        print_table(table)
         print()
     print(*lines, sep="\n")

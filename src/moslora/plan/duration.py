@@ -215,16 +215,14 @@ def in_words(seconds: float) -> str:
     return f"{minutes} min"
 
 
-def probe(recipe: Recipe) -> float:
-    """Tokens a second of :data:`PROBED_STEPS` steps of ``recipe``, run here in one process; nothing is kept."""
+def probe(recipe: Recipe, *, count: int = PROBED_STEPS) -> float:
+    """Tokens a second of ``count`` steps of ``recipe``, run here in one process; nothing is kept."""
     on_cpu = device().type == "cpu"  # otherwise accelerate would take a Mac's GPU, on which nothing here trains
     parts, _ = prepare(Accelerator(mixed_precision="no", cpu=on_cpu), recipe)
-    if len(parts.plan) <= PROBED_STEPS:
-        raise UsageError(
-            f"--probe: needs a run of {PROBED_STEPS + 1} steps, and this one has {len(parts.plan)}; leave it out"
-        )
+    if len(parts.plan) <= count:
+        raise UsageError(f"--probe: needs a run of {count + 1} steps, and this one has {len(parts.plan)}; leave it out")
     steps = []
-    for step in range(PROBED_STEPS + 1):
+    for step in range(count + 1):
         steps.append([parts.rows[row] for row in parts.plan[step]])
     not_timed, *timed = steps
     max_norm = recipe.training.max_grad_norm

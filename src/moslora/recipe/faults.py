@@ -9,8 +9,6 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from moslora.choices import FORMER_NAMES
-
 from .adapter import PeftSection
 from .builtin import printable
 from .changes import models_in
@@ -165,21 +163,12 @@ def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
     texts = [_WORDS.get(error["type"], re.sub(r"^\w+ should ", "must ", error["msg"])) for error in errors]
     said = " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
     if first["type"] == "literal_error":
-        meant = _meant(str(first["input"]), context["expected"])
+        meant = our_value(str(first["input"]), context["expected"].split("'")[1::2])
         if meant is not None:
             said += f"; did you mean {meant}?"
     if first["type"] == "int_type" and isinstance(first["input"], float):
         said += what_counts(".".join(path))
     return said
-
-
-def _meant(value: str, expected: str) -> str | None:
-    """The choice that had the name ``value`` in earlier versions, or has it elsewhere; ``expected`` are quoted."""
-    choices = expected.split("'")[1::2]
-    former = FORMER_NAMES.get(value)
-    if former in choices:
-        return former
-    return our_value(value, choices)
 
 
 def _unknown_mixer(kind: str, kinds: str) -> str:

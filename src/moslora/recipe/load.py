@@ -177,11 +177,6 @@ def _resolve(
     source: str | Path, overrides: Sequence[str] = (), *, beneath: Sequence[Layer] = ()
 ) -> tuple[Recipe, list[Layer]]:
     """A recipe and its layers, over those `beneath`."""
-    for text in (str(source), *overrides):
-        if text.startswith("-"):
-            raise UsageError(
-                f"override {text!r}: no such option; overrides have no dashes: training.learning_rate=1e-4"
-            )
     path = find_recipe(source)
     faults: list[str] = []
     layers = [_defaults(path), *beneath, *read_layers(path, faults), *_overrides(overrides, faults)]
