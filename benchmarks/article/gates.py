@@ -32,7 +32,8 @@ from moslora.experiment.file import Planned, load_experiment
 from moslora.experiment.tables import mean_in_words
 from moslora.files import write_json
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
 
 EXPERIMENT = "article-second"

@@ -34,7 +34,8 @@ from moslora.evaluation.scorers import make_scorer
 from moslora.files import once_per_machine, replacing, sha256
 from moslora.prompts.formats import FORMATS, Option
 from moslora.recipe import ModelSection, load_recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.tasks import COMMONSENSE, TASKS, Example
 from moslora.training import train_recipe
 

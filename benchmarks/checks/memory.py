@@ -45,7 +45,7 @@ from moslora.plan.memory import Devices, memory
 from moslora.plan.step import Work
 from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection, Recipe, load_recipe
-from moslora.runs.adapter_folder import save_adapter
+from moslora.runs.adapted_model import save_adapter
 from moslora.training.loop import Parts, accumulate
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer

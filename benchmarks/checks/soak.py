@@ -49,9 +49,9 @@ from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import MANIFEST, WEIGHTS
+from moslora.runs.resuming import newest_saved
 from moslora.runs.run import PREDICTIONS, RESULT, RESULTS, Run
 from moslora.training import train_recipe
-from moslora.training.state import newest_saved
 from training_kit import steps_logged
 from world_kit import make_world
 
@@ -274,7 +274,7 @@ def check_noticed(run: Path, recipe: Recipe, path: Path, how: str, *, expected: 
     if found is not None:
         used = found.path
         name = used.name
-    if used != expected or f"skipped: {path}: " not in said.getvalue():
+    if used != expected or f"skipped {path.parent}: {path}: " not in said.getvalue():
         fail(f"{path.parent.name}/{path.name} {how}: {name} is used; said: {said.getvalue()}")
     try:
         open_adapter(path.parent).weights()

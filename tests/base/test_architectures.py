@@ -24,7 +24,8 @@ from moslora.plan.duration import cost
 from moslora.plan.outline import outline
 from moslora.plan.step import Work, measure
 from moslora.recipe import ModelSection
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.save import save
 from moslora.training import train_recipe
 from training_kit import MakeRecipe

@@ -39,7 +39,8 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.quickstart import quickstart
 from moslora.recipe import ModelSection, load_recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch

@@ -22,7 +22,8 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
 from reference import token_batch
 
@@ -61,7 +62,7 @@ def test_stock_peft_and_the_merged_model_compute_the_same(
     run, out = tmp_path / "run", tmp_path / "peft"
     train_recipe(recipe("training.epochs=1", *overrides), out=run)
     with monkeypatch.context() as patched:
-        patched.setattr("moslora.runs.adapter_folder.load_base", None)  # no weight of the base is read
+        patched.setattr("moslora.runs.adapted_model.load_base", None)  # no weight of the base is read
         export_peft(run / "adapter", out=out)
     folder = open_adapter(run / "adapter")
     ours = load_adapted(folder)

@@ -41,7 +41,8 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import load_recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import locate_adapter, newest_run
 from moslora.training import train_recipe
 from reference import perturb, token_batch

@@ -25,7 +25,8 @@ from moslora.convert.proof import Proof, weight_sums
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
 
 

@@ -18,7 +18,8 @@ from moslora.convert.merge import merge
 from moslora.data.sources import load_examples
 from moslora.evaluation import Request, evaluate
 from moslora.recipe import load_recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
+from moslora.runs.adapted_model import load_adapted, save_adapter
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.predictions import Prediction
 from moslora.training import train_recipe
 from reference import token_batch

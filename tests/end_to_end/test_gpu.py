@@ -29,7 +29,8 @@ from moslora.evaluation.target import open_target
 from moslora.kernels.attention import attend_in_rows, kernel
 from moslora.kernels.rows import Rows
 from moslora.recipe import ModelSection, Recipe, load_recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
 from moslora.training.loop import accumulate
 from moslora.training.optimizer import trainable

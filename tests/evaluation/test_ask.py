@@ -19,7 +19,8 @@ from moslora.evaluation.ask import ask
 from moslora.evaluation.question import as_example, read_typed
 from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.tasks import PASSAGES, Example
 from moslora.training import train_recipe
 

@@ -174,7 +174,7 @@ def kill_everywhere(command: Command, folder: Path, *, every: int = 1) -> Findin
             stuck.append(f"{place}: it ended by itself")
             continue
         again = _go_on(work, command)
-        finished = command.advised and "a finished run;" in again.said
+        finished = command.advised and "not empty; choose" in again.said
         if again.status != 0 and not finished:
             last_line = again.said.strip().splitlines()[-1:]
             stuck.append(f"{place}: {last_line}")

@@ -12,7 +12,8 @@ from moslora.convert.importing import import_adapter
 from moslora.report.canvas import Canvas
 from moslora.report.figures.mixers import draw_mixers, mapped
 from moslora.report.learned import learned_layers
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 

@@ -29,7 +29,8 @@ from moslora.experiment.provenance import provenance
 from moslora.experiment.reproduce import reproduce, start_of
 from moslora.plan.plan import plan
 from moslora.recipe import Recipe, load_recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.continued import other_base, read_continued
 from moslora.runs.lineage import Predecessor, predecessor_of
 from moslora.runs.manifest import read_manifest

@@ -20,7 +20,8 @@ from moslora.evaluation import Request, evaluate
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.prompts.formats import FORMATS
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.evaluation import read_predictions
 from moslora.tasks import COMMONSENSE, TASKS
 from moslora.training.objective import LabelLoss

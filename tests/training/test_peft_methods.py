@@ -20,7 +20,8 @@ from moslora.evaluation.ask import ask
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.plan.plan import plan
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.listing import table_of_runs
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe

@@ -342,11 +342,11 @@ def test_an_edited_recipe_is_refused_by_the_one_trained_by(trained: Path, tmp_pa
         shutil.rmtree(run / "adapter")
     edit(run, adapter__rank="8", training__log_every="1")
     before = files(run)
-    named = rf"{re.escape(str(run / saved))}: .*\(adapter\.rank was 4, is 8\).*{saved}/recipe\.yaml"
+    named = rf"{re.escape(str(run / saved))}: .*\(adapter\.rank was 4, is 8\)"
     with pytest.raises(UsageError, match=named):
         train_recipe(load_recipe(run / "recipe.yaml"), out=run, resuming=True)
     assert files(run) == before
-    shutil.copy(run / saved / "recipe.yaml", run / "recipe.yaml")  # as it is told to do
+    shutil.copy(run / saved / "recipe.yaml", run / "recipe.yaml")
     train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
     assert same_bits(adapter(trained), adapter(run))
 
@@ -379,9 +379,9 @@ def test_a_damaged_result_is_made_again_from_the_last_checkpoint(
 
 def test_folders_in_use_are_refused(trained: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     before = (trained / "adapter" / "adapter.safetensors").read_bytes()
-    with pytest.raises(UsageError, match=r"finished.*name=.*--out"):
+    with pytest.raises(UsageError, match=r"not empty.*name=.*--out"):
         train_recipe(recipe(), out=trained)
-    with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.03, is 1\.0.*: moslora train .* --resume$"):
+    with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.03, is 1\.0"):
         train_recipe(recipe("training.learning_rate=1"), out=trained, resuming=True)
     assert (trained / "adapter" / "adapter.safetensors").read_bytes() == before
     (tmp_path / "file").write_text("x")
@@ -451,7 +451,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(
     weights.write_bytes(weights.read_bytes()[:-1])
     train_recipe(recipe(), out=run, resuming=True)
     said = capsys.readouterr().out
-    assert "skipped: " in said and "resuming after step 20 of 21" in said
+    assert "skipped " in said and "resuming after step 20 of 21" in said
     assert same_bits(adapter(trained), adapter(run))
     data = Path(shutil.copytree(world / "data", tmp_path / "data"))
     out = tmp_path / "other"

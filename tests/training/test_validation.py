@@ -25,7 +25,8 @@ from moslora.evaluation.scorers import make_scorer
 from moslora.experiment.file import load_experiment
 from moslora.prompts.formats import make_format
 from moslora.recipe import Recipe, load_recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.answers import order_key
 from moslora.runs.listing import table_of_runs
 from moslora.runs.manifest import WEIGHTS

@@ -19,7 +19,8 @@ from moslora.convert.card import PEFT_CONFIG, public_name, write_card
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import new_folder, write_json
 from moslora.recipe import ModelSection, PeftSection
-from moslora.runs.adapter_folder import AdapterFolder, load_without_base, open_adapter
+from moslora.runs.adapted_model import load_without_base
+from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import origin_of, write_origin
 

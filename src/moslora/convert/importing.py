@@ -25,7 +25,8 @@ from moslora.data.encode import Encoder, encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
 from moslora.recipe import ModelSection, Recipe
-from moslora.runs.adapter_folder import load_adapted, open_adapter, save_adapter
+from moslora.runs.adapted_model import load_adapted, save_adapter
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
 from moslora.runs.origin import read_origin
 from moslora.runs.peft_adapter import OURS, Layers, Settings, own_section, own_state, read_layers, read_settings

@@ -38,7 +38,8 @@ from moslora.data.encode import Encoder, encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
 from moslora.recipe import ModelSection
-from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted, open_adapter
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import AdapterFolder, check_encoding, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import origin_of, write_origin
 

@@ -24,7 +24,8 @@ from moslora.processes.group import group_size
 from moslora.prompts.protocols import Asked, choose, refuse_beams
 from moslora.recipe import ModelSection, Recipe
 from moslora.runs import RUNS
-from moslora.runs.adapter_folder import AdapterFolder, check_encoding, load_adapted
+from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapter_folder import AdapterFolder, check_encoding
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.named import Named, read_named, tasks_to_ask
 from moslora.runs.run import EVALUATIONS, Run, checkpoint_name, evaluation_name, unfinished
@@ -196,16 +197,16 @@ def open_target(
     if recipe is not None:
         model = recipe.model
         request = Request.of(recipe)
-    if named.adapter is None or recipe is None:
+    trained = named.adapter
+    if trained is None:
         changes |= {"name": named.name, "trust_remote_code": trust_remote_code}
         return Target(model.model_copy(update=changes), request, recipe, strategy=strategy or "ddp")
-    trained = AdapterFolder(named.adapter, recipe, named.manifest)
     if strategy == "fsdp" and model.quantization == "int8":
         raise UsageError("--strategy fsdp: bitsandbytes' int8 layers lose their scales when they are sharded; use ddp")
-    remark = unfinished(named.path, trained.path, doing="scoring")
+    remark = unfinished(Path(os.path.expanduser(named.name)), trained.path, doing="scoring")
     if remark and not base:
         note(remark)
-    strategy = strategy or recipe.training.strategy
+    strategy = strategy or trained.recipe.training.strategy
     return Target(model.model_copy(update=changes), request, recipe, trained, base, strategy)
 
 

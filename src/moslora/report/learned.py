@@ -9,7 +9,8 @@ from moslora.adapters import MIXERS, Mixer, build_mixer, named_adapters
 from moslora.adapters.start import generator_of
 from moslora.compare.statistics import Floats
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import AdapterFolder, load_without_base
+from moslora.runs.adapted_model import load_without_base
+from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.lineage import CONTINUED_FROM
 
 

@@ -1,4 +1,4 @@
-"""The adapter folder, the only thing passed between commands.
+"""The adapter folder, the only thing passed between commands. Importing this does not load torch.
 
 ``adapter.safetensors``  A, M and B of every adapter
 ``recipe.yaml``          the resolved recipe: rebuilds model, tokenizer and adapters
@@ -11,28 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from moslora.base.adapted import adapter_state, with_adapters
-from moslora.base.identity import fingerprint
-from moslora.base.load import load_base
-from moslora.base.quantized import dequantize
-from moslora.base.shapes import meta_model
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
-from moslora.files import replacing, sha256, write_json
+from moslora.files import sha256
 from moslora.recipe import Recipe
 from moslora.runs.lineage import Predecessor, predecessor_of, tasks_of_gate
-from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, TRUST, WEIGHTS, read_checked, with_own_hash
+from moslora.runs.manifest import RECIPE, TRUST, WEIGHTS, read_manifest, written_recipe
 from moslora.runs.run import Run, run_of
 from moslora.tasks import INSTRUCTION
-from moslora.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class AdapterFolder:
         """The adapter that its run continued."""
         return predecessor_of(self.manifest)
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> "dict[str, Tensor]":
         """A, M and B of every adapter, by parameter name."""
         return load_tensors(self.path / WEIGHTS)
 
@@ -73,112 +64,16 @@ class AdapterFolder:
         raise UsageError(f"{self.path}: its gate was never trained on {unknown}; --task must be one of {known}")
 
 
-def save_adapter(
-    folder: Path,
-    model: PreTrainedModel,
-    recipe: Recipe,
-    *,
-    facts: Mapping[str, Any],
-    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> None:
-    """Writes ``folder`` whole, replacing an older one.
-
-    Args:
-        folder: where.
-        model: has the adapters.
-        recipe: of its run.
-        facts: JSON values for the manifest, such as the step and the data hashes.
-        extra: more files of tensors by file name, such as the optimizer's.
-    """
-    state = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
-    write_adapter(folder, state, recipe, facts=facts, extra=extra)
-
-
-def write_adapter(
-    folder: Path,
-    state: Mapping[str, Tensor],
-    recipe: Recipe,
-    *,
-    facts: Mapping[str, Any],
-    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> None:
-    """As :func:`save_adapter`, with the weights in ``state``, on the CPU."""
-    files = {WEIGHTS: state, **(extra or {})}
-    base = recipe.model.name
-    revision = recipe.model.revision
-    with replacing(folder) as scratch:
-        scratch.mkdir()
-        for name, tensors in files.items():
-            save_file(dict(tensors), scratch / name)
-        (scratch / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-        manifest = {
-            "format": FORMAT,
-            "moslora": __version__,
-            "base": {"name": base, "revision": revision, "fingerprint": fingerprint(base, revision=revision)},
-            **facts,
-            "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},
-        }
-        write_json(scratch / MANIFEST, with_own_hash(manifest))
-
-
 def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFolder:
-    """Reads and checks an adapter folder; its stored recipe cannot allow the base's own Python code to run."""
-    overrides = []
-    if trust_remote_code:
-        overrides.append(f"{TRUST}=true")
-    recipe, manifest = read_checked(folder, overrides)
-    return AdapterFolder(folder, recipe, manifest)
-
-
-def load_adapted(
-    folder: AdapterFolder,
-    *,
-    device: Any = "cpu",
-    computed_here: bool = True,
-    layers: Mapping[str, nn.Module] | None = None,
-    **overrides: Any,
-) -> PreTrainedModel:
-    """The base of ``folder`` with its adapters, in evaluation mode.
-
-    Args:
-        folder: the adapters, and the recipe of their base.
-        device: where the model is loaded.
-        computed_here: as for `load_base`.
-        layers: by name layers whose weights the base's have instead of their own.
-        overrides: changes of the recipe's ``model`` section.
-    """
-    check_base(folder)
-    section = folder.recipe.model.model_copy(update=overrides)
-    base = load_base(section, device=device, computed_here=computed_here)
-    with torch.no_grad():
-        for name, layer in (layers or {}).items():
-            base.get_submodule(name).get_parameter("weight").copy_(dequantize(layer))
-    return _adapt(base, folder)
-
-
-def load_without_base(folder: AdapterFolder) -> PreTrainedModel:
-    """The model on the meta device, with its adapters in memory: enough to fold them."""
-    return _adapt(meta_model(folder.recipe.model), folder)
-
-
-def _adapt(model: PreTrainedModel, folder: AdapterFolder) -> PreTrainedModel:
-    try:
-        model = with_adapters(model, folder.recipe, state=folder.weights())
-    except ValueError as error:
-        raise MosloraError(f"{folder.path / WEIGHTS}: does not fit its recipe:\n{error}") from None
-    return model.eval()
-
-
-def check_base(folder: AdapterFolder) -> None:
-    """Refuses a base whose weights or config are not those that the adapter was trained on."""
-    base = folder.manifest["base"]
-    section = folder.recipe.model
-    found = fingerprint(section.name, revision=section.revision)
-    if found != base["fingerprint"]:
-        raise UsageError(
-            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but it now has {found}:"
-            " its weights or its config.json changed; restore them, or pin the hub's with model.revision"
-        )
+    """Reads an adapter folder, all of whose files must be those that were written; its recipe cannot allow the base's
+    own Python code to run."""
+    manifest = read_manifest(folder)
+    for name, expected in manifest["sha256"].items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != expected:
+            raise MosloraError(f"{path}: missing, altered or truncated; use another checkpoint")
+    trust = f"{TRUST}={str(trust_remote_code).lower()}"
+    return AdapterFolder(folder, written_recipe(folder / RECIPE, [trust], by=manifest["moslora"]), manifest)
 
 
 def changed_encoding(manifest: Mapping[str, Any], encoding: Mapping[str, str]) -> str:
@@ -207,8 +102,11 @@ def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
     )
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> "dict[str, Tensor]":
     """A safetensors file, on the CPU."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file  # here, as it loads torch
+
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -17,9 +17,8 @@ from moslora.errors import UsageError
 from moslora.recipe import Adapter, AdapterSection, ModelSection, PeftSection, Recipe
 from moslora.recipe.builtin import printable
 from moslora.recipe.yaml_text import render_inline
-from moslora.runs.adapter_folder import load_tensors
+from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.lineage import Predecessor
-from moslora.runs.manifest import WEIGHTS, read_checked
 from moslora.runs.origin import read_origin
 from moslora.runs.peft_adapter import load_weights, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files, has_adapter_files
@@ -79,18 +78,19 @@ def read_continued(recipe: Recipe, *, begun_with: Predecessor | None = None, fet
 
 def _own(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
     """An adapter of ours, or a method of PEFT that was trained here."""
-    then, manifest = read_checked(folder)
+    adapter = open_adapter(folder)
+    then = adapter.recipe
     found = _differences(then, recipe)
     if (fetching and not found) or _is_here(recipe.model):
-        found |= other_base(manifest["base"], recipe.model)
+        found |= other_base(adapter.manifest["base"], recipe.model)
     _refuse_differences(folder, found)
     if then.model.precision != recipe.model.precision:
         note_once(
             f"{folder}: trained over its base in {then.model.precision} and continued in {recipe.model.precision}, so"
             " it starts slightly off where it was"
         )
-    predecessor = own_predecessor(folder, manifest, gated_by_task=then.adapter.gated_by_task)
-    return Continued(folder, predecessor, load_tensors(folder / WEIGHTS))
+    predecessor = own_predecessor(adapter)
+    return Continued(folder, predecessor, adapter.weights())
 
 
 def _of_peft(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.files import sha256
 from moslora.recipe import Recipe, load_recipe
 from moslora.version import __version__
 
@@ -35,8 +34,6 @@ def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, without its own hash, which is checked."""
     path = folder / MANIFEST
-    if not path.is_file():
-        raise UsageError(f"{folder}: not an adapter folder (no {MANIFEST})")
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         # First of all, and so in every format: a damaged number must not look like that of a newer version.
@@ -49,25 +46,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 fix = "upgrade moslora"
             raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; {fix}")
         _ = manifest["base"]["fingerprint"], manifest["sha256"][WEIGHTS], manifest["sha256"][RECIPE]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise MosloraError(f"{path}: not a manifest ({error!r}); use another checkpoint") from None
     return manifest
-
-
-def read_checked(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any]]:
-    """Recipe and manifest of an adapter folder all of whose files are those that were written."""
-    manifest = read_manifest(folder)
-    for name, expected in manifest["sha256"].items():
-        check_hash(folder / name, expected)
-    return written_recipe(folder / RECIPE, overrides, by=manifest["moslora"]), manifest
-
-
-def check_hash(path: Path, expected: str) -> None:
-    """Refuses a file that is not the one of which the manifest has the hash."""
-    if not path.is_file():
-        raise MosloraError(f"{path}: missing; use another checkpoint")
-    if sha256(path) != expected:
-        raise MosloraError(f"{path}: altered or truncated (its sha256 differs); use another checkpoint")
 
 
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:

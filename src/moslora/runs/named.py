@@ -2,17 +2,16 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moslora.base.resolve import available_offline, is_mistyped_path, no_such_folder
 from moslora.errors import UsageError
 from moslora.files import near_folders
 from moslora.recipe import Recipe, resolve_tasks
 from moslora.runs import RUNS
+from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
-from moslora.runs.manifest import TRUST, read_checked
 from moslora.runs.run import is_checkpoints, is_run, locate_adapter
 from moslora.tasks import GROUP, Task
 
@@ -24,18 +23,12 @@ class Named:
     Attributes:
         name: as typed.
         recipe: how it is asked; ``None`` if nothing says so.
-        adapter: the folder of the run's adapter, all of whose files are those that were written; ``None`` for a model.
-        manifest: of the adapter.
+        adapter: of the run; ``None`` for a model.
     """
 
     name: str
     recipe: Recipe | None
-    adapter: Path | None = None
-    manifest: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def path(self) -> Path:
-        return Path(os.path.expanduser(self.name))
+    adapter: AdapterFolder | None = None
 
 
 def read_named(target: str, *, trust_remote_code: bool = False) -> Named:
@@ -46,12 +39,8 @@ def read_named(target: str, *, trust_remote_code: bool = False) -> Named:
     path = Path(os.path.expanduser(target))
     if not names_run(target):
         return Named(target, read_evaluation_defaults(path))
-    adapter = locate_adapter(path)
-    overrides = []
-    if trust_remote_code:
-        overrides.append(f"{TRUST}=true")
-    recipe, manifest = read_checked(adapter, overrides)
-    return Named(target, recipe, adapter, manifest)
+    adapter = open_adapter(locate_adapter(path), trust_remote_code=trust_remote_code)
+    return Named(target, adapter.recipe, adapter)
 
 
 def tasks_to_ask(recipe: Recipe | None, typed: str | Sequence[str] | None) -> tuple[Task, ...]:

@@ -4,19 +4,18 @@ Importing this does not load torch.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.files import sha256
 from moslora.recipe.builtin import printable
-from moslora.runs.lineage import Predecessor, predecessor_of, tasks_of_gate
+from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.lineage import Predecessor, predecessor_of
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.origin import read_origin
 from moslora.runs.peft_files import adapter_files, has_adapter_files, hub_hint
-from moslora.runs.run import Run, locate_adapter, run_of, unfinished
+from moslora.runs.run import Run, locate_adapter, unfinished
 
 
 def locate_predecessor(place: str) -> Path:
@@ -40,17 +39,14 @@ def locate_predecessor(place: str) -> Path:
     return folder
 
 
-def own_predecessor(folder: Path, manifest: Mapping[str, Any], *, gated_by_task: bool) -> Predecessor:
-    """The adapter of ours in ``folder`` with this ``manifest``."""
-    gate_tasks: list[str] = []
-    if gated_by_task:
-        gate_tasks = sorted(tasks_of_gate(manifest))
+def own_predecessor(adapter: AdapterFolder) -> Predecessor:
+    """An adapter of ours."""
     return Predecessor(
-        sha256=manifest["sha256"][WEIGHTS],
-        name=run_of(folder).name,
-        steps=manifest.get("step"),
-        gate_tasks=tuple(gate_tasks),
-        continued_from=predecessor_of(manifest),
+        sha256=adapter.manifest["sha256"][WEIGHTS],
+        name=adapter.run.name,
+        steps=adapter.manifest.get("step"),
+        gate_tasks=tuple(sorted(adapter.trained_tasks() or ())),
+        continued_from=adapter.predecessor,
     )
 
 

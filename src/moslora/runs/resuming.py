@@ -1,55 +1,39 @@
 """Whether a run can be trained on, or trained again, in a folder. Importing this does not load torch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moslora.console import say
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import in_use, refuse_used
 from moslora.recipe import KEPT, Recipe, TrainingSection
 from moslora.runs.absolute_paths import with_absolute_paths
+from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.best import best_of
-from moslora.runs.manifest import MANIFEST, RECIPE, read_checked
 from moslora.runs.run import RESULT, Run
 
 
 def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
     """Refuses a folder with anything but this run, to be resumed."""
     if resuming and run.exists:
-        as_it_was = f"to go on as before: {run.resume_command}"
-        refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe, fix=as_it_was)
+        refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe)
         if run.without_result:
             raise UsageError(
                 f"{run.path}: training ended, but {RESULT}/ is gone; train again into another folder with --out"
             )
-        return
-    found = in_use(run.path)
-    if found:
-        raise UsageError(f"{run.path}: {_already_there(run, found)}choose another folder with name=… or --out")
+    elif in_use(run.path):
+        facts = run.facts
+        closed = run.without_result or (run.finished and "seconds" in facts)
+        fix = "choose another folder with name=… or --out"
+        if run.exists and not closed and "imported" not in facts:
+            fix = f"resume that run: {run.resume_command}; or {fix}"
+        raise UsageError(f"{run.path}: not empty; {fix}")
 
 
-def _already_there(run: Run, found: Sequence[str]) -> str:
-    """What a new run finds in its folder, with the command that goes on with it, if there is one."""
-    try:
-        run.recipe_to_resume()
-    except UsageError:  # other files
-        return f"not empty ({some(found)}); "
-    closed = "seconds" in run.facts  # which a run has at its end, or gets when it is resumed
-    if run.without_result or (run.finished and closed):
-        return "a finished run; "
-    return f"resume that run: {run.resume_command}; or "
-
-
-def newest_intact(
-    run: Run, recipe: Recipe, *, tell: Callable[[str], object]
-) -> tuple[Path, Recipe, dict[str, Any]] | None:
-    """The result of ``run``, or else its newest intact checkpoint, with its recipe and manifest; ``None`` if there is
-    none yet.
-
-    Args:
-        run: the run.
-        recipe: the recipe that it must be of.
-        tell: is told of each that is damaged.
+def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
+    """The result of ``run``, or else its newest checkpoint that is intact, as is that of its best step, which may
+    become the result. It must be of this recipe. ``None`` if there is none yet.
 
     Raises:
         MosloraError: all are damaged.
@@ -59,16 +43,17 @@ def newest_intact(
         found.insert(0, run.result)
     for path in found:
         try:
-            then, manifest = read_checked(path)
-            _check_best(run, path, then, manifest)
+            saved = open_adapter(path)
+            best = best_checkpoint(run, saved.manifest, saved.recipe.training)
+            if best is not None and path != run.result:
+                open_adapter(best)
+        except UsageError:  # written by another version
+            raise
         except MosloraError as error:
-            if isinstance(error, UsageError) and (path / MANIFEST).is_file():
-                raise  # not damaged, but written by a newer version
-            tell(f"skipped: {error}")
+            say(f"skipped {path}: {error}")
             continue
-        as_it_was = f"to go on as before, copy {path / RECIPE} to {run.path / RECIPE}, then: {run.resume_command}"
-        refuse_other_recipe(path, then=then, now=recipe, fix=as_it_was)
-        return path, then, manifest
+        refuse_other_recipe(path, then=saved.recipe, now=recipe)
+        return saved
     if found:
         raise MosloraError(f"{run.path}: no intact checkpoint; start a new run with name=… or --out")
     return None
@@ -83,25 +68,14 @@ def best_checkpoint(run: Run, manifest: Mapping[str, Any], training: TrainingSec
     return run.checkpoint(best.step)
 
 
-def _check_best(run: Run, checkpoint: Path, recipe: Recipe, manifest: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint if that of its best step, which may become the result, is not intact."""
-    best = best_checkpoint(run, manifest, recipe.training)
-    if best is None or checkpoint in (best, run.result):
-        return
-    try:
-        read_checked(best)
-    except MosloraError as error:
-        raise MosloraError(f"{checkpoint}: its best step is lost: {error}") from None
-
-
-def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe, fix: str) -> None:
+def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
     """Refuses to resume ``folder`` with a recipe that differs in what a resumed run keeps."""
     # Paths are relative in runs of earlier versions, and in what is typed.
     differences = with_absolute_paths(now).differences(with_absolute_paths(then), *KEPT)
     if differences:
         raise UsageError(
             f"{folder}: made with another recipe ({some(differences, separator='; ')}); start a new run with name=… or"
-            f" --out; {fix}"
+            " --out, or resume with the old values"
         )
 
 

@@ -9,7 +9,7 @@ from moslora.adapters import AdapterLinear, adapter_options
 from moslora.errors import UsageError, some
 from moslora.files import in_use, once_per_machine
 from moslora.recipe import stack_recipe
-from moslora.runs.adapter_folder import save_adapter
+from moslora.runs.adapted_model import save_adapter
 from moslora.runs.manifest import MANIFEST, RECIPE, WEIGHTS
 
 

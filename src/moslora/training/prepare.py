@@ -26,7 +26,8 @@ from moslora.data.steps import StepPlan, default_micro_batch_tokens
 from moslora.errors import MosloraError, UsageError
 from moslora.processes.devices import keep_freed_memory
 from moslora.recipe import Recipe
-from moslora.runs.adapter_folder import AdapterFolder, check_base
+from moslora.runs.adapted_model import check_base
+from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.continued import Continued
 from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts

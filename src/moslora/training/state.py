@@ -15,28 +15,19 @@ from typing import Any
 from torch import Tensor
 
 from moslora.adapters.injection import refuse_misfits
-from moslora.console import say
 from moslora.errors import MosloraError
 from moslora.files import discard
 from moslora.recipe import Recipe, TrainingSection
-from moslora.runs.adapter_folder import AdapterFolder, load_tensors, save_adapter
+from moslora.runs.adapted_model import save_adapter
+from moslora.runs.adapter_folder import AdapterFolder, load_tensors
 from moslora.runs.manifest import read_manifest
-from moslora.runs.resuming import best_checkpoint, newest_intact
+from moslora.runs.resuming import best_checkpoint
 from moslora.runs.run import Run
 from moslora.training.loop import Parts
 from moslora.training.optimizer import fresh_moments, trainable
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
-
-
-def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
-    """The result of ``run``, or else its newest intact checkpoint, which must be of this recipe; ``None`` if there is
-    none yet. That all are damaged is an error."""
-    found = newest_intact(run, recipe, tell=say)
-    if found is None:
-        return None
-    return AdapterFolder(*found)
 
 
 def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:

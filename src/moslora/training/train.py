@@ -26,19 +26,21 @@ from moslora.ranks import is_main_process, world_size
 from moslora.recipe import KEPT, Recipe
 from moslora.recipe.recipe import OF_ACCURACY, flat
 from moslora.runs.absolute_paths import with_absolute_paths
-from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, open_adapter, save_adapter, write_adapter
+from moslora.runs.adapted_model import save_adapter
+from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, open_adapter
 from moslora.runs.best import BEST, TRAINED_STEPS, ending
 from moslora.runs.continued import Continued, read_continued
 from moslora.runs.lineage import Predecessor, predecessor_of
 from moslora.runs.manifest import read_manifest
 from moslora.runs.predecessor import remark_on_start
+from moslora.runs.resuming import newest_saved
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
 from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.questions import validation_questions
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
-from moslora.training.state import delete_old_checkpoints, newest_saved, restore, save_checkpoint
+from moslora.training.state import delete_old_checkpoints, restore, save_checkpoint
 from moslora.training.stopping import stop_requests
 from moslora.training.tracking import Tracker
 from moslora.training.validation import QUESTIONS, Validator
@@ -350,10 +352,7 @@ class Training:
             steps = best.step
             weights = open_adapter(self.run.checkpoint(steps)).weights()
         facts = {**self.facts(steps=steps), "step": steps, **facts}
-        if weights is None:
-            save_adapter(self.run.result, self.parts.model, self.recipe, facts=facts)
-        else:
-            write_adapter(self.run.result, weights, self.recipe, facts=facts)
+        save_adapter(self.run.result, self.parts.model, self.recipe, facts=facts, weights=weights)
 
 
 def close(run: Run) -> None:

@@ -1,0 +1,112 @@
+"""The model with the adapters of an adapter folder: loaded, and saved."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moslora.base.adapted import adapter_state, with_adapters
+from moslora.base.identity import fingerprint
+from moslora.base.load import load_base
+from moslora.base.quantized import dequantize
+from moslora.base.shapes import meta_model
+from moslora.errors import MosloraError, UsageError
+from moslora.files import replacing, sha256, write_json
+from moslora.recipe import Recipe
+from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.manifest import FORMAT, MANIFEST, RECIPE, WEIGHTS, with_own_hash
+from moslora.version import __version__
+
+
+def save_adapter(
+    folder: Path,
+    model: PreTrainedModel,
+    recipe: Recipe,
+    *,
+    facts: Mapping[str, Any],
+    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes ``folder`` whole, replacing an older one.
+
+    Args:
+        folder: where.
+        model: has the adapters.
+        recipe: of its run.
+        facts: JSON values for the manifest, such as the step and the data hashes.
+        extra: more files of tensors by file name, such as the optimizer's.
+        weights: of the adapters, on the CPU, instead of those that ``model`` has.
+    """
+    if weights is None:
+        weights = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
+    files = {WEIGHTS: weights, **(extra or {})}
+    base = recipe.model.name
+    revision = recipe.model.revision
+    with replacing(folder) as scratch:
+        scratch.mkdir()
+        for name, tensors in files.items():
+            save_file(dict(tensors), scratch / name)
+        (scratch / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        manifest = {
+            "format": FORMAT,
+            "moslora": __version__,
+            "base": {"name": base, "revision": revision, "fingerprint": fingerprint(base, revision=revision)},
+            **facts,
+            "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},
+        }
+        write_json(scratch / MANIFEST, with_own_hash(manifest))
+
+
+def load_adapted(
+    folder: AdapterFolder,
+    *,
+    device: Any = "cpu",
+    computed_here: bool = True,
+    layers: Mapping[str, nn.Module] | None = None,
+    **overrides: Any,
+) -> PreTrainedModel:
+    """The base of ``folder`` with its adapters, in evaluation mode.
+
+    Args:
+        folder: the adapters, and the recipe of their base.
+        device: where the model is loaded.
+        computed_here: as for `load_base`.
+        layers: by name layers whose weights the base's have instead of their own.
+        overrides: changes of the recipe's ``model`` section.
+    """
+    check_base(folder)
+    section = folder.recipe.model.model_copy(update=overrides)
+    base = load_base(section, device=device, computed_here=computed_here)
+    with torch.no_grad():
+        for name, layer in (layers or {}).items():
+            base.get_submodule(name).get_parameter("weight").copy_(dequantize(layer))
+    return _adapt(base, folder)
+
+
+def load_without_base(folder: AdapterFolder) -> PreTrainedModel:
+    """The model on the meta device, with its adapters in memory: enough to fold them."""
+    return _adapt(meta_model(folder.recipe.model), folder)
+
+
+def _adapt(model: PreTrainedModel, folder: AdapterFolder) -> PreTrainedModel:
+    try:
+        model = with_adapters(model, folder.recipe, state=folder.weights())
+    except ValueError as error:
+        raise MosloraError(f"{folder.path / WEIGHTS}: does not fit its recipe:\n{error}") from None
+    return model.eval()
+
+
+def check_base(folder: AdapterFolder) -> None:
+    """Refuses a base whose weights or config are not those that the adapter was trained on."""
+    base = folder.manifest["base"]
+    section = folder.recipe.model
+    found = fingerprint(section.name, revision=section.revision)
+    if found != base["fingerprint"]:
+        raise UsageError(
+            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but it now has {found}:"
+            " its weights or its config.json changed; restore them, or pin the hub's with model.revision"
+        )
