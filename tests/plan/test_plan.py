@@ -211,32 +211,34 @@ def test_other_architectures_are_planned_or_refused(
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_operations_are_those_that_torch_counts(recomputed: bool, dora: bool) -> None:
-    """DoRA's too, with the second product with each frozen weight that dropout asks for."""
+    """DoRA's too, with the second product with each frozen weight that dropout asks for; of more tokens, beside which
+    its norms are little."""
+    times = 20 if dora else 1
     model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
     options: dict[str, Any] = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1 if dora else 0.0}
     inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, **options)
     if recomputed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.get_input_embeddings().requires_grad_()  # its gradient is no product
-    batch = as_micro_batch(token_batch(model, rows=8, length=6))
+    batch = as_micro_batch(token_batch(model, rows=8 * times, length=6))
     products = {torch.ops.mkldnn._linear_pointwise: lambda x, w, *_, **__: 2 * math.prod(x) * w[0]}  # of these shapes
     with FlopCounterMode(display=False, custom_mapping=products) as counter:
         LabelLoss(model.train())(batch)[0].backward()
     model.get_input_embeddings().requires_grad_(False)
     section = ModelSection(name="tiny", gradient_checkpointing=recomputed)
-    found = cost(model, section, tokens=48, labels=40, row=6, passes=1)
+    found = cost(model, section, tokens=48 * times, labels=40 * times, row=6, passes=1)
     assert found.operations == pytest.approx(counter.get_total_flops(), rel=0.03 if dora else 0.02)
     assert not found.unpacked
 
 
 @pytest.mark.parametrize(
-    ("dora", "recomputed", "times", "of_adapted"), [(False, False, 2, 0), (True, False, 2, 3), (False, True, 3, 0)]
+    ("dora", "recomputed", "times", "of_adapted"), [(False, False, 2, 0), (True, False, 2, 2), (False, True, 3, 0)]
 )
 def test_a_base_in_4_bits_is_unpacked_for_each_product(
     dora: bool, recomputed: bool, times: int, of_adapted: int
 ) -> None:
-    """All of its linear layers, forwards and backwards, in three passes. Adapted ones with DoRA: two more forwards, one
-    more backwards. What is computed again stops before a layer's last product."""
+    """All of its linear layers, forwards and backwards, in three passes. Adapted ones with DoRA and dropout once more.
+    What is computed again stops before a layer's last product."""
     model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
     options: dict[str, Any] = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1}
     inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, **options)
@@ -255,7 +257,7 @@ def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
     assert Cost(1e15).seconds(h100, dtype="float16") == pytest.approx(1e15 / (0.46 * 989e12))
     assert Cost(1e15).seconds(h100, dtype="float32") == pytest.approx(1e15 / (0.63 * 67e12))
     assert Cost(0, 1e12).seconds(h100, dtype="bfloat16") == pytest.approx(1e12 / (0.78 * 3.35e12))
-    text = on_gpus(Cost(3600 * 24 * 0.46 * 989e12), dtype="bfloat16", memory=int(80e9))
+    text = on_gpus(Cost(3600 * 24 * 0.46 * 989e12), dtype="bfloat16", memory=int(80e9), devices=1)
     assert "H100 SXM 24.0 h" in text and "an estimate" in text and "H200" not in text
 
 
@@ -311,18 +313,16 @@ def test_validations_are_in_the_time(recipe: MakeRecipe, trained: Path) -> None:
     assert outline(recipe("data.validation_rows=0")).validations.line(tokens=run.tokens) == []
 
 
-def test_without_rows_at_hand_the_default_questions_are_two_percent(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_without_rows_at_hand_the_validation_rows_are_estimated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     changes = ("data.validation_rows=1000", "training.validate_every=100")
     run = outline(load_recipe("llama3-8b", [*changes, "data.source=hub"]))
     count = math.ceil(len(run.plan) / 100) + 1
-    questions = math.floor(0.02 * len(run.plan) * 16 * 2 / count)
-    assert 0 < questions < 1000
-    (line,) = run.validations.line(tokens=run.tokens)
-    assert says(line, f"{count} validations of 1,000 rows and about {questions} questions")
+    assert run.validations.tokens == pytest.approx(count * 1000 * run.tokens / len(run.plan) / 16, rel=1e-6)
+    assert says(*run.validations.line(tokens=run.tokens), f"{count} validations of 1,000 rows")
 
 
 @pytest.mark.parametrize(("changes", "files"), [((), 2), (("training.result=best",), 4)])

@@ -1,23 +1,21 @@
 """How long a run takes: estimated from its products and a share of a GPU's peak, or measured over a few real steps."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, named_adapters
+from moslora.adapters import named_adapters
 from moslora.choices import DType
-from moslora.data.encode import Encoded
 from moslora.errors import UsageError
 from moslora.plan.step import decoder_layers
 from moslora.processes.devices import device
 from moslora.processes.launch import cores
 from moslora.recipe import ModelSection, Recipe
-from moslora.training.loop import Parts, accumulate
+from moslora.training.loop import accumulate
 from moslora.training.optimizer import update
 from moslora.training.prepare import prepare
 
@@ -85,10 +83,6 @@ class Cost:
     operations: float
     unpacked: float = 0.0
 
-    def of_each(self, processes: int) -> "Cost":
-        """The work of one of ``processes`` that share it equally."""
-        return Cost(self.operations / processes, self.unpacked / processes)
-
     def seconds(self, gpu: Gpu, *, dtype: DType) -> float:
         """An ESTIMATE of its time on one such GPU."""
         products = self.operations / (gpu.peak(dtype) * 1e12 * share_of_peak(dtype))
@@ -105,7 +99,7 @@ def cost(
 
     - A frozen weight costs 2 per entry forwards, and 2 for the gradient of its input. A trained one costs 2 more for
       its own gradient.
-    - DoRA multiplies by the frozen weight once more where dropout acts, and once in each pass by the rows of A.
+    - DoRA multiplies by the frozen weight once more where dropout acts.
     - A token attends to half of its row, at 4 per entry of the queries, and twice that backwards.
     - Checkpointing computes each layer again up to its last product, and that too where DoRA needs it.
     - The output layer runs only where there is a label.
@@ -115,67 +109,31 @@ def cost(
     Args:
         passes: forward and backward passes of all processes together.
     """
-    sizes = _Sizes.of(model)
+    output = model.get_output_embeddings().weight
     attention = _attention_entries(model, row)
-    checkpointing = section.gradient_checkpointing
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    frozen = sum(weight.numel() for weight in _linear_weights(model.get_decoder()) if weight is not output)
+    dora = [layer for _, layer in named_adapters(model) if layer.magnitude is not None and layer.dropout.p]
+    frozen += sum(layer.in_features * layer.out_features for layer in dora)
 
-    forward = 2 * (sizes.frozen + sizes.dropped + sizes.trained) + 4 * attention
-    backward = 2 * (sizes.frozen + sizes.dropped) + 4 * sizes.trained + 8 * attention
+    forward = 2 * (frozen + trained) + 4 * attention
+    backward = 2 * frozen + 4 * trained + 8 * attention
+    unpacked = 2 * frozen
     recomputed = 0.0
-    forward_passes = 1
-    if checkpointing:
-        recomputed = forward - 2 * sizes.last
-        forward_passes = 2
-    output = model.get_output_embeddings().weight.numel()
-    norms = 2 * passes * sizes.norms * forward_passes
-    operations = tokens * (forward + backward + recomputed) + norms + 4 * labels * output
+    if section.gradient_checkpointing:
+        last = 0
+        if not dora:  # which needs the last product
+            last = sum(weight.numel() for layer in decoder_layers(model) for weight in _linear_weights(layer)[-1:])
+        recomputed = forward - 2 * last
+        unpacked += frozen - last
+    operations = tokens * (forward + backward + recomputed) + 4 * labels * output.numel()
     if section.quantization != "nf4":
         return Cost(operations)
-
-    unpacked = forward_passes * (sizes.frozen + sizes.dropped + sizes.scaled) + sizes.frozen + sizes.dropped
-    if checkpointing:
-        unpacked -= sizes.last
     return Cost(operations, passes * unpacked * UNPACKED)
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """Entries of a model's weights, by what a pass does with them."""
-
-    frozen: int  # of all linear layers but the output layer
-    trained: int
-    last: int  # of the last linear layer in each decoder layer, unless DoRA needs its product
-    scaled: int  # of the frozen weights that DoRA rescales
-    dropped: int  # of those, where dropout acts on the adapter's input
-    norms: int  # of those, times the rank: their products with the rows of A
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "_Sizes":
-        scaled = [layer for _, layer in named_adapters(model) if layer.magnitude is not None]
-        rescaled_bases = {layer.base for layer in scaled}
-        last = 0
-        for decoder_layer in decoder_layers(model):
-            linear = _linear_layers(decoder_layer)
-            if linear and linear[-1] not in rescaled_bases:
-                last += linear[-1].weight.numel()
-        output = model.get_output_embeddings().weight
-        weights = [layer.weight for layer in _linear_layers(model.get_decoder())]
-        return cls(
-            frozen=sum(weight.numel() for weight in weights if weight is not output),
-            trained=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-            last=last,
-            scaled=sum(_entries(layer) for layer in scaled),
-            dropped=sum(_entries(layer) for layer in scaled if layer.dropout.p),
-            norms=sum(_entries(layer) * layer.lora_b.shape[1] for layer in scaled),
-        )
-
-
-def _linear_layers(module: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-
-
-def _entries(layer: AdapterLinear) -> int:
-    return layer.in_features * layer.out_features
+def _linear_weights(module: nn.Module) -> list[Tensor]:
+    return [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
 
 
 def _attention_entries(model: PreTrainedModel, row: float) -> float:
@@ -187,15 +145,15 @@ def _attention_entries(model: PreTrainedModel, row: float) -> float:
     return float(config.num_hidden_layers * config.num_attention_heads * head * row / 2)
 
 
-def on_gpus(total: Cost, *, dtype: DType, memory: int) -> str:
-    """The time of ``total`` on each GPU with about ``memory`` bytes, or else of the nearest size: an estimate, and what
-    it assumes."""
+def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int) -> str:
+    """The time of ``total`` on so many ``devices``, of each GPU with about ``memory`` bytes, or else of the nearest
+    size: an estimate, and what it assumes."""
     off = {name: abs(gpu.memory * 1e9 / memory - 1) for name, gpu in GPUS.items()}
     most = max(0.1, min(off.values()))
     times = []
     for name, gpu in GPUS.items():
         if off[name] <= most:
-            times.append(f"{name} {in_words(total.seconds(gpu, dtype=dtype))}")
+            times.append(f"{name} {in_words(total.seconds(gpu, dtype=dtype) / devices)}")
     assumed = f"at {share_of_peak(dtype):.0%} of the peak of {dtype}"
     if total.unpacked:
         assumed += f", and unpacking at {SHARE_OF_BANDWIDTH:.0%} of the bandwidth"
@@ -221,25 +179,16 @@ def probe(recipe: Recipe, *, count: int = PROBED_STEPS) -> float:
     parts, _ = prepare(Accelerator(mixed_precision="no", cpu=on_cpu), recipe)
     if len(parts.plan) <= count:
         raise UsageError(f"--probe: needs a run of {count + 1} steps, and this one has {len(parts.plan)}; leave it out")
-    steps = []
-    for step in range(count + 1):
-        steps.append([parts.rows[row] for row in parts.plan[step]])
-    not_timed, *timed = steps
-    max_norm = recipe.training.max_grad_norm
     parts.objective.train()
-    _run_step(parts, not_timed, max_norm=max_norm)
-    began = time.perf_counter()
-    for rows in timed:
-        _run_step(parts, rows, max_norm=max_norm)
-    seconds = time.perf_counter() - began
     tokens = 0
-    for rows in timed:
-        tokens += sum(len(row.input_ids) for row in rows)
+    seconds = 0.0
+    for step in range(count + 1):
+        rows = [parts.rows[row] for row in parts.plan[step]]
+        began = time.perf_counter()
+        accumulate(parts, rows).tolist()  # waits for the device
+        update(parts.optimizer, parts.scaler, max_norm=recipe.training.max_grad_norm)
+        parts.optimizer.zero_grad()
+        if step:
+            seconds += time.perf_counter() - began
+            tokens += sum(len(row.input_ids) for row in rows)
     return tokens / seconds
-
-
-def _run_step(parts: Parts, rows: Sequence[Encoded], *, max_norm: float) -> None:
-    """One optimizer step over these rows; returns when the device is done with its passes."""
-    accumulate(parts, rows).tolist()  # waits for the device
-    update(parts.optimizer, parts.scaler, max_norm=max_norm)
-    parts.optimizer.zero_grad()

@@ -15,7 +15,7 @@ from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
 from moslora.data.steps import StepPlan
 from moslora.plan.step import Work
-from moslora.plan.validations import Validations, counted_validations, estimated_validations
+from moslora.plan.validations import Validations, validations
 from moslora.recipe import DataSection, Recipe
 from moslora.runs.continued import read_continued
 from moslora.tasks import Task
@@ -94,14 +94,13 @@ def outline(recipe: Recipe) -> Outline:
     start = read_continued(recipe, fetching=False)
     if start is not None:
         lines.append(f"continues {start.predecessor}")
-    if encoder is not None and data is not None:
+    if data:
         lines += data.remarks()
         refuse_too_few_questions(training, data)
-        validations = counted_validations(model, encoder.tokenizer, recipe, data, steps=len(plan))
     else:
         lines += _expected(section, rows=rows, tokens=tokens)
-        validations = estimated_validations(recipe, steps=len(plan), tokens_per_row=tokens_per_row)
-    return Outline(model, plan, data, section.max_length, labelled, tokens, validations, lines)
+    validated = validations(model, recipe, encoder, data, steps=len(plan), tokens_per_row=tokens_per_row)
+    return Outline(model, plan, data, section.max_length, labelled, tokens, validated, lines)
 
 
 def _offline_encoder(recipe: Recipe) -> Encoder | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from moslora.base.adapted import adapter_state
 from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import first_line
-from moslora.plan.duration import OF_A_CORE, PROBED_STEPS, Cost, cost, in_words, on_gpus, on_this_cpu, probe
+from moslora.plan.duration import OF_A_CORE, PROBED_STEPS, cost, in_words, on_gpus, on_this_cpu, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
 from moslora.plan.outline import Outline, outline
 from moslora.plan.sizes import parse_bytes
@@ -49,32 +49,6 @@ class Plan:
     fits: bool = True  # into the memory of what it was planned for, unless that is a CPU on which nobody would train it
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """What a run is planned for: a process on each of several GPUs, or one or more on this machine's CPU."""
-
-    on_gpu: bool
-    processes: int
-    room: int  # bytes that each process may use
-
-    def devices(self, strategy: Strategy) -> Devices:
-        shards = 1
-        if strategy == "fsdp":
-            shards = self.processes
-        return Devices(on_gpu=self.on_gpu, processes=self.processes, shards=shards)
-
-    @property
-    def title(self) -> str:
-        """Whose memory ``room`` is."""
-        if self.on_gpu and self.processes > 1:
-            return f"each of {self.processes} GPUs"
-        if self.on_gpu:
-            return "one GPU"
-        if self.processes > 1:
-            return "each process on this CPU"
-        return "one process on this CPU"
-
-
 def plan(
     recipe: Recipe,
     *,
@@ -91,58 +65,59 @@ def plan(
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
     """
-    hardware = _hardware(processes, gpu_memory, rows=recipe.training.global_batch_size)
+    training = recipe.training
+    devices, room = _devices(processes, gpu_memory, rows=training.global_batch_size)
+    processes = devices.processes
     rate = None
     if probing:
         rate = probe(recipe)  # first, because it makes the rows
     run = outline(recipe)
-    whole_step = run.share_of_a_step(hardware.processes)
-    micro_batch = whole_step.of(_budget(recipe.training, hardware))
-    need = partial(memory, run.model, rank_budget=recipe.training.rank_budget is not None)
+    whole_step = run.share_of_a_step(processes)
+    budget = training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=devices.on_gpu)
+    micro_batch = whole_step.of(budget)
+    need = partial(memory, run.model, rank_budget=training.rank_budget is not None)
+    by_strategy: dict[Strategy, Devices] = {"ddp": devices, "fsdp": replace(devices, shards=processes)}
     try:
-        ddp = need(recipe.model, micro_batch, hardware.devices("ddp"))
-        fsdp = need(recipe.model, micro_batch, hardware.devices("fsdp"))
+        needed = {name: need(recipe.model, micro_batch, shared) for name, shared in by_strategy.items()}
     except (NotImplementedError, RuntimeError) as error:
         reason = f"{type(run.model).__name__} {first_line(error)}"
         return Plan(run.lines, table=[], remarks=[f"memory and time are not known: {reason}"])
-    strategy = recipe.training.strategy
-    need_of_chosen = partial(need, devices=hardware.devices(strategy))
-    remarks = [fit(recipe.model, need_of_chosen, micro_batch=micro_batch, whole_step=whole_step, room=hardware.room)]
-    columns = {"GB": ddp}
-    if hardware.processes > 1:
-        columns = {"ddp, GB": ddp, "fsdp, GB": fsdp}
+    strategy = training.strategy
+    need_of_chosen = partial(need, devices=by_strategy[strategy])
+    remarks = [fit(recipe.model, need_of_chosen, micro_batch=micro_batch, whole_step=whole_step, room=room)]
+    columns = {"GB": needed["ddp"]}
+    if processes > 1:
+        columns = {f"{name}, GB": parts for name, parts in needed.items()}
         remark = f"this is for training.strategy={strategy}"
         may_be_sharded = recipe.model.quantization != "int8"
-        if strategy == "ddp" and may_be_sharded and fsdp.total <= hardware.room:
+        if strategy == "ddp" and may_be_sharded and needed["fsdp"].total <= room:
             remark += "; with training.strategy=fsdp it fits"
         remarks.append(remark)
-    remarks.append(disk_line(run.model, recipe.training))
+    remarks.append(disk_line(run.model, training))
     remarks += run.validations.line(tokens=run.tokens)
-    times, seconds = _about_time(run, recipe, hardware, rate)
+    times, seconds = _about_time(run, recipe, devices, budget=budget, room=room, rate=rate)
     remarks += times
     first = []
-    planned = "one process"
     many = ""
-    if hardware.processes > 1:
-        planned = f"{hardware.processes} processes"
-        many = f" --processes {hardware.processes}"
-    too_long_here = not hardware.on_gpu and seconds > A_DAY
-    if too_long_here or (many and not hardware.on_gpu):
+    if processes > 1:
+        many = f" --processes {processes}"
+    too_long_here = not devices.on_gpu and seconds > A_DAY
+    if too_long_here or (many and not devices.on_gpu):
         first.append(
-            f"no GPU here: this plans {planned} on this CPU, where the run takes about {in_words(seconds)}; for GPUs:"
+            f"no GPU here: this is for this CPU, where the run takes about {in_words(seconds)}; for GPUs:"
             f" moslora plan {typed}{many} --gpu-memory 80GB"
         )
+    place = "GPU" if devices.on_gpu else "process on this CPU"
     heading = (
-        f"memory of {hardware.title} ({gigabytes(hardware.room)} GB), with micro-batches of up to"
-        f" {micro_batch.tokens:,} tokens:"
+        f"memory of each {place} ({gigabytes(room)} GB), with micro-batches of up to {micro_batch.tokens:,} tokens:"
     )
-    needed = fsdp if strategy == "fsdp" else ddp
-    fits = needed.total <= hardware.room or (too_long_here and not many)
+    fits = needed[strategy].total <= room or (too_long_here and not many)
     return Plan([*first, *run.lines, heading], as_table(columns), remarks, fits)
 
 
-def _hardware(processes: int | None, gpu_memory: str | None, *, rows: int) -> Hardware:
-    """The hardware that was named, or else this machine's; by default no more processes than ``rows`` in a step."""
+def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> tuple[Devices, int]:
+    """The devices that were named, or else this machine's, by default no more than ``rows`` in a step; and the bytes
+    that each process may use."""
     on_gpu = True
     if gpu_memory is not None:
         count = 1
@@ -153,56 +128,44 @@ def _hardware(processes: int | None, gpu_memory: str | None, *, rows: int) -> Ha
         size = total_memory(device())
     if processes is None:
         processes = max(1, min(count, rows))
-    if on_gpu:
-        return Hardware(on_gpu, processes, room=size)
-    return Hardware(on_gpu, processes, room=size // processes)
+    if not on_gpu:
+        size //= processes
+    return Devices(on_gpu, processes), size
 
 
-def _budget(training: TrainingSection, hardware: Hardware) -> int:
-    """Maximum number of tokens in a micro-batch."""
-    return training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=hardware.on_gpu)
-
-
-def _about_time(run: Outline, recipe: Recipe, hardware: Hardware, rate: float | None) -> tuple[list[str], float]:
+def _about_time(
+    run: Outline, recipe: Recipe, devices: Devices, *, budget: int, room: int, rate: float | None
+) -> tuple[list[str], float]:
     """The time of the run in words, and its seconds on a CPU: by the ``rate`` of one process, in tokens a second, or
     estimated."""
     lines = []
-    working = min(hardware.processes, recipe.training.global_batch_size)
-    idle = hardware.processes - working
+    rows_per_step = recipe.training.global_batch_size
+    working = min(devices.processes, rows_per_step)
+    idle = devices.processes - working
     if idle:
-        lines.append(f"{idle} of {hardware.processes} processes have nothing to do: raise training.global_batch_size")
-    if rate is None:
-        total = work_of(run, recipe, hardware, working=working)
-        seconds = on_this_cpu(total)
-        line = f"about {total.operations:.1e} operations"
-        if hardware.on_gpu:
-            line += on_gpus(total.of_each(working), dtype=recipe.model.dtype, memory=hardware.room)
-        else:
-            line += f"; at {OF_A_CORE:.0e} a second in each core, an assumption: {in_words(seconds)}"
-        lines.append(f"{line}; moslora plan RECIPE --probe measures a few steps here")
-        return lines, seconds
-    measured = f"measured here: {rate:,.0f} tokens a second in one process, over {PROBED_STEPS} steps"
-    if working > 1:
-        measured += f"; {working} processes, if each is as fast"
-    seconds = (run.tokens + run.validations.trained_tokens) / rate / working
-    lines.append(f"{measured}: {in_words(seconds)}")
-    return lines, seconds
-
-
-def work_of(run: Outline, recipe: Recipe, hardware: Hardware, *, working: int) -> Cost:
-    """The work of the run, which the ``working`` processes share."""
-    steps = len(run.plan)
+        lines.append(f"{idle} of {devices.processes} processes have nothing to do: raise training.global_batch_size")
     tokens = run.tokens + run.validations.trained_tokens
+    if rate is not None:
+        seconds = tokens / rate / working
+        measured = f"measured here: {rate:,.0f} tokens a second in each process, over {PROBED_STEPS} steps"
+        return [*lines, f"{measured}: {in_words(seconds)}"], seconds
+    steps = len(run.plan)
     tokens_per_step = run.tokens / steps
-    passes_per_step = math.ceil(tokens_per_step / working / _budget(recipe.training, hardware))
-    return cost(
+    total = cost(
         run.model,
         recipe.model,
         tokens=tokens,
         labels=tokens * run.labelled,
-        row=tokens_per_step / recipe.training.global_batch_size,
-        passes=steps * working * passes_per_step,
+        row=tokens_per_step / rows_per_step,
+        passes=steps * working * math.ceil(tokens_per_step / working / budget),
     )
+    seconds = on_this_cpu(total)
+    line = f"about {total.operations:.1e} operations"
+    if devices.on_gpu:
+        line += on_gpus(total, dtype=recipe.model.dtype, memory=room, devices=working)
+    else:
+        line += f"; at {OF_A_CORE:.0e} a second in each core, an assumption: {in_words(seconds)}"
+    return [*lines, f"{line}; moslora plan RECIPE --probe measures a few steps here"], seconds
 
 
 def gigabytes(size: float) -> str:
@@ -221,18 +184,8 @@ def disk_line(model: PreTrainedModel, training: TrainingSection) -> str:
     kept = training.keep_checkpoints
     if training.result == "best":
         kept *= 2
-    total = adapter + kept * checkpoint
-    return (
-        f"on the disk up to {_megabytes(total)} MB: {kept} checkpoints of {_megabytes(checkpoint)} MB, a result of"
-        f" {_megabytes(adapter)}"
-    )
-
-
-def _megabytes(size: int) -> str:
-    """With one digit after the point below 100 MB, otherwise with none."""
-    if size < 1e8:
-        return f"{size / 1e6:,.1f}"
-    return f"{size / 1e6:,.0f}"
+    total, of_each, result = (f"{size / 1e6:,.1f}" for size in (adapter + kept * checkpoint, checkpoint, adapter))
+    return f"on the disk up to {total} MB: {kept} checkpoints of {of_each} MB, a result of {result}"
 
 
 def as_table(columns: dict[str, Memory]) -> list[list[str]]:

@@ -3,18 +3,12 @@
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.data.encode import Encoder
 from moslora.data.prepared import TrainingData
-from moslora.data.sources import MIXTURE
 from moslora.errors import counted
 from moslora.recipe import Recipe
-from moslora.training.questions import (
-    COST_OF_A_SCORED_TOKEN,
-    SHARE_OF_TRAINING,
-    tokens_of_questions,
-    validation_questions,
-)
+from moslora.training.questions import COST_OF_A_SCORED_TOKEN, tokens_of_questions, validation_questions
 
 
 @dataclass(frozen=True)
@@ -23,9 +17,9 @@ class Validations:
 
     Attributes:
         count: their number.
-        measured: what one of them measures, in words; empty if there is nothing.
+        measured: what one of them measures, in words.
         tokens: tokens of all that go through the model, and as many more as take as long as what each task costs
-            beside; an estimate where no rows are at hand.
+            beside; where no rows are at hand an estimate, without questions.
     """
 
     count: int
@@ -39,44 +33,31 @@ class Validations:
 
     def line(self, *, tokens: int) -> list[str]:
         """What they take of a run that trains on so many ``tokens``; no line if there is nothing to validate."""
-        if not self.measured:
+        if not self.tokens:
             return []
         share = self.trained_tokens / (tokens + self.trained_tokens)
         validations = counted(self.count, "validation")
         return [f"{validations} of {self.measured}, in about {share:.1%} of the time"]
 
 
-def counted_validations(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, data: TrainingData, *, steps: int
+def validations(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    encoder: Encoder | None,
+    data: TrainingData | None,
+    *,
+    steps: int,
+    tokens_per_row: float,
 ) -> Validations:
-    """Those of a run whose rows are at hand."""
+    """Those of a run of ``steps``, with their questions if its rows are at hand."""
     count = recipe.training.validations(steps)
-    if not len(data.validation):
-        return Validations(count, "", 0)
-    measured = counted(len(data.validation), "row")
+    rows = recipe.data.validation_rows
+    measured = counted(rows, "row")
+    if data is None or encoder is None:
+        return Validations(count, measured, count * rows * tokens_per_row)
     tokens = data.validation.token_count()
-    questions = validation_questions(model, tokenizer, recipe, data)
+    questions = validation_questions(model, encoder.tokenizer, recipe, data)
     if questions is not None:
         measured += f" and {counted(questions.count, 'question')}"
         tokens += tokens_of_questions(questions)
     return Validations(count, measured, count * tokens)
-
-
-def estimated_validations(recipe: Recipe, *, steps: int, tokens_per_row: float) -> Validations:
-    """Those of a run whose rows are not here; a question has about as many tokens as a row."""
-    training = recipe.training
-    rows = recipe.data.validation_rows
-    count = training.validations(steps)
-    if not rows:
-        return Validations(count, "", 0)
-    trained_rows = steps * training.global_batch_size
-    if training.validation_questions is not None:
-        questions = training.validation_questions
-    elif recipe.data.source == MIXTURE:  # whose rows do not say what their options are
-        questions = 0
-    else:
-        questions = min(rows, int(SHARE_OF_TRAINING * trained_rows / COST_OF_A_SCORED_TOKEN / count))
-    measured = counted(rows, "row")
-    if questions:
-        measured += f" and about {counted(questions, 'question')}"
-    return Validations(count, measured, count * (rows + questions) * tokens_per_row)
