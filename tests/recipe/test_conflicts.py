@@ -96,7 +96,7 @@ def test_possible_combination(write, overrides):
     load_recipe(write(a="model: {name: x}"), overrides.split())
 
 
-def test_combinations_are_reported_beside_wrong_fields_unless_they_share_one(write):
+def test_combinations_are_reported_once_every_field_is_right(write):
     path = write(
         a="""
             model: {name: 3, double_quantization: false}
@@ -104,15 +104,21 @@ def test_combinations_are_reported_beside_wrong_fields_unless_they_share_one(wri
             training: {epochs: null, eps: small}
         """
     )
-    places = [
+    wrong = [
         "model.name = 3: ",
         "adapter.target_modules.0 = 1: ",
         "adapter.mixer.blocks = 'two': ",
         "training.eps = 'small': ",
-        "model.double_quantization = False: ",
-        "training.epochs = None: ",
     ]
-    assert all(line.startswith(f"a.yaml: {place}") for line, place in zip(faults(path), places, strict=True))
+    assert all(line.startswith(f"a.yaml: {place}") for line, place in zip(faults(path), wrong, strict=True))
+    right = ("model.name=x", "adapter.target_modules=[q_proj]", "adapter.mixer.blocks=2", "training.eps=1e-8")
+    broken = [
+        "a.yaml: model.double_quantization = False: ",
+        "a.yaml: training.epochs = None: ",
+        "override: adapter.mixer.blocks = 2: ",
+    ]
+    found = faults(path, *right)
+    assert all(line.startswith(place) for line, place in zip(found, broken, strict=True)), found
 
 
 def test_conflict_blames_the_file_nearest_to_the_user(write):

@@ -173,7 +173,7 @@ def test_the_answer_has_the_value_that_does_the_same(write, theirs, answered):
         ("model.quantization=8bit", "; did you mean int8?"),
         ("data.format=llama3", "; did you mean chat?"),
         ("training.schedule=constant_with_warmup", "; did you mean constant?"),
-        ("training.schedule=linea", "'linear', 'cosine' or 'constant'"),
+        ("training.schedule=linea", "'linear', 'cosine' or 'constant'; did you mean linear?"),
         ("data.validation_rows=0.1", "must be a whole number (a number of rows, not a share)"),
         ("training.validate_every=0.05", "must be a whole number (in steps)"),
         ("model.gradient_checkpointing=unsloth", "must be true or false"),

@@ -37,11 +37,8 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     what = f"neither a file nor a built-in {kind}"
     if os.path.isdir(path):
         what = "a folder without a run (no recipe.yaml)"
-    close = near_files(path, shown_in=os.path.dirname(name))
-    if close:
-        raise UsageError(f"{printable(name)}: is {what}; did you mean {', '.join(close)}?")
     hint = f"give one such as {', '.join([*files][:5])}"
-    close = _near_names(stem, [*files])
+    close = near_files(path, shown_in=os.path.dirname(name)) or _near_names(stem, [*files])
     if close:
         hint = f"did you mean {', '.join(close)}?"
     if kind == "recipe":
@@ -65,11 +62,8 @@ def near_files(path: Path, *, shown_in: str) -> list[str]:
         names = sorted(name for name in os.listdir(path.parent) if name.endswith(ENDINGS))
     except (OSError, ValueError):  # no such folder, or no path at all
         return []
-    stems = {os.path.splitext(name)[0]: name for name in names}
-    wanted = path.name
-    if wanted.endswith(ENDINGS):
-        wanted = os.path.splitext(wanted)[0]
-    close = difflib.get_close_matches(wanted, stems, n=3)
+    stems = {name.rpartition(".")[0]: name for name in names}
+    close = difflib.get_close_matches(path.name.removesuffix(".yaml").removesuffix(".yml"), stems, n=3)
     return [printable(os.path.join(shown_in, stems[stem])) for stem in close]
 
 

@@ -2,8 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -29,48 +28,30 @@ _WORDS = {
 SECRETS = ("hf_hub_token", "hub_token", "token")
 """Keys of other programs whose values no message may show."""
 
-_MIXERS_ELSEWHERE = {"lora": "identity", "moslora": "dense"}
-"""Names in other tools and papers -> their names here."""
-
 
 def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, complete: bool) -> Iterator[str]:
-    """A line for each fault in pydantic's error of the merged layers.
+    """A line for each fault in pydantic's error of the merged layers. Rules between fields are looked at once every
+    field is right by itself.
 
     `main` is the recipe's own file, named for values that no file sets. If the layers are not `complete`, a missing
     value may be in a file that cannot be read.
     """
     values = combine_layers(layers)
-    wrong = _wrong_fields(error, values)
-    for path, details in wrong.items():
-        # Every alternative of a union reports an error; one is noise if another alternative matched further in.
-        noise = any(_begins(other, path) for other in wrong if other != path)
-        missing = details[0]["type"] == "missing"
-        if not noise and (complete or not missing):
-            yield _line(layers, path, _message(details, path), main)
-    if not complete:
-        return
-    for keys, message in _broken_rules(values, wrong):
-        paths: list[KeyPath] = [tuple(key.split(".")) for key in keys.split()]
-        if not any(_is_wrong(path, wrong) for path in paths):
-            yield _line(layers, _to_change(paths, layers, main), message, main)
-
-
-def _wrong_fields(error: ValidationError, values: dict[str, Any]) -> dict[KeyPath, list[ErrorDetails]]:
-    """Pydantic's errors of single fields, by their keys in ``values``."""
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        if detail["type"] != "conflict":
-            wrong.setdefault(_key_path(detail, values), []).append(detail)
-    return wrong
-
-
-def _begins(path: KeyPath, beginning: KeyPath) -> bool:
-    return path[: len(beginning)] == beginning
-
-
-def _is_wrong(path: KeyPath, wrong: Mapping[KeyPath, Any]) -> bool:
-    """Whether the field at ``path`` is wrong by itself, or one around it or in it."""
-    return any(_begins(path, other) or _begins(other, path) for other in wrong)
+        wrong.setdefault(_key_path(detail, values), []).append(detail)
+    for path, details in wrong.items():
+        first = details[0]
+        # Every alternative of a union reports an error; one is noise if another alternative matched further in.
+        noise = any(other[: len(path)] == path for other in wrong if other != path)
+        if noise or (not complete and first["type"] in ("missing", "conflict")):
+            continue
+        if first["type"] != "conflict":
+            yield _line(layers, path, _message(details, path), main)
+            continue
+        for keys, message in first["ctx"]["conflicts"]:
+            paths: list[KeyPath] = [tuple(key.split(".")) for key in keys.split()]
+            yield _line(layers, _to_change(paths, layers, main), message, main)
 
 
 def _to_change(paths: Sequence[KeyPath], layers: Sequence[Layer], main: str) -> KeyPath:
@@ -79,30 +60,6 @@ def _to_change(paths: Sequence[KeyPath], layers: Sequence[Layer], main: str) -> 
     given = [path for path in paths if depth(values, path) == len(path)] or paths
     distance = {"override": 0, main: 1, "default": 3}
     return min(given, key=lambda path: distance.get(origin_of(layers, path), 2))
-
-
-def _broken_rules(values: dict[str, Any], wrong: Mapping[KeyPath, list[ErrorDetails]]) -> Iterator[tuple[str, str]]:
-    """The keys and the message of each broken rule between fields.
-
-    Pydantic looks at the rules only if every field is valid by itself. So the wrong ones are left out, which gives them
-    their defaults.
-    """
-    right = deepcopy(values)
-    for path, details in wrong.items():
-        if details[0]["type"] == "missing":
-            continue
-        *sections, last = path[: depth(values, path)]  # of a list the whole, whichever of its items is wrong
-        section = right
-        for key in sections:
-            section = section.get(key, {})
-        section.pop(last, None)
-    right["name"] = "unknown"  # which has no default, as the model's
-    right.setdefault("model", {})["name"] = "unknown"
-    try:
-        Recipe.model_validate(right)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            yield from detail.get("ctx", {}).get("conflicts", ())
 
 
 def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
@@ -159,24 +116,23 @@ def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
         case "value_error":
             return "; ".join(str(context["error"]).splitlines())
         case "union_tag_invalid":
-            return _unknown_mixer(context["tag"], context["expected_tags"])
+            kinds = context["expected_tags"]
+            return f"must be one of {kinds}{_meant(context['tag'], kinds)}"
     texts = [_WORDS.get(error["type"], re.sub(r"^\w+ should ", "must ", error["msg"])) for error in errors]
     said = " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
     if first["type"] == "literal_error":
-        meant = our_value(str(first["input"]), context["expected"].split("'")[1::2])
-        if meant is not None:
-            said += f"; did you mean {meant}?"
+        said += _meant(str(first["input"]), context["expected"])
     if first["type"] == "int_type" and isinstance(first["input"], float):
         said += what_counts(".".join(path))
     return said
 
 
-def _unknown_mixer(kind: str, kinds: str) -> str:
-    """What a mixer's kind must be; ``kinds`` are quoted, with commas."""
-    meant = difflib.get_close_matches(_MIXERS_ELSEWHERE.get(kind, kind), kinds.split("'"), n=1)
-    if meant:
-        return f"must be one of {kinds}; did you mean {meant[0]}?"
-    return f"must be one of {kinds}"
+def _meant(value: str, expected: str) -> str:
+    """The choice that another program calls ``value``, or that is close to it; ``expected`` are quoted."""
+    choices = expected.split("'")[1::2]
+    close = difflib.get_close_matches(value, choices, n=1)
+    meant = our_value(value, choices) or "".join(close)
+    return f"; did you mean {meant}?" if meant else ""
 
 
 def _unknown(location: tuple[str | int, ...], path: KeyPath, value: Any) -> str:
@@ -208,16 +164,14 @@ def _sections_at(location: Sequence[str]) -> list[type[BaseModel]]:
     for step in location:
         fields = [model.model_fields[step] for model in found if step in model.model_fields]
         inside = [section for field in fields for section in models_in(field.annotation)]
-        found = inside or [model for model in found if step in _names(model)] or found
+        found = inside or [model for model in found if _is_called(model, step)] or found
     return found
 
 
-def _names(model: type[BaseModel]) -> list[str]:
-    """What pydantic calls an alternative in a location."""
+def _is_called(model: type[BaseModel], step: str) -> bool:
+    """Whether pydantic calls an alternative so in a location: by its kind, or else its class."""
     kind = model.model_fields.get("kind")
-    if kind is None:
-        return [model.__name__]
-    return [kind.default]
+    return step == (kind.default if kind else model.__name__)
 
 
 def _every_section(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterator[tuple[list[str], type[BaseModel]]]:

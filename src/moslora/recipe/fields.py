@@ -25,10 +25,7 @@ def _compiles(value: Any) -> Any:
         try:
             re.compile(value)
         except (re.error, OverflowError, RecursionError) as error:
-            reason = str(error)
-            if isinstance(error, RecursionError):
-                reason = "nested too deeply"
-            raise ValueError(f"is not a regular expression ({reason}); fix the pattern") from error
+            raise ValueError(f"is not a regular expression ({error}); fix the pattern") from error
     return value
 
 

@@ -11,7 +11,7 @@ from moslora.tasks import BUILT_IN, Questions, Task
 from .adapter import Adapter, AdapterSection
 from .changes import Arms, Changes, changes_at, marked_fields
 from .fields import Section
-from .rules import conflicts, tracking_conflicts
+from .rules import conflicts
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskName, TaskSection
 from .yaml_text import render, render_inline
@@ -108,8 +108,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        sections = self.model, self.adapter, self.data, self.training, self.evaluation
-        found = [*conflicts(*sections, own_tasks=self.tasks), *tracking_conflicts(self.tracking)]
+        sections = self.model, self.adapter, self.data, self.training, self.evaluation, self.tracking
+        found = [*conflicts(*sections, own_tasks=self.tasks)]
         if found:
             text = "\n".join(f"{keys.split()[0]}: {message}" for keys, message in found)
             raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})

@@ -20,6 +20,7 @@ def conflicts(
     data: DataSection,
     training: TrainingSection,
     evaluation: EvaluationSection,
+    tracking: TrackingSection,
     own_tasks: Mapping[str, TaskSection],
 ) -> Conflicts:
     """All combinations in a recipe that cannot work."""
@@ -38,10 +39,7 @@ def conflicts(
     if data.source == "commonsense_170k":
         yield from _mixture(data, adapter)
     yield from _evaluation(data, evaluation)
-
-
-def tracking_conflicts(tracking: TrackingSection) -> Conflicts:
-    """A project alone would track nothing, silently. An empty list that is written down is meant."""
+    # A project alone would track nothing, silently. An empty list that is written down is meant.
     if "project" in tracking.model_fields_set and "to" not in tracking.model_fields_set:
         fix = "set tracking.to as well, such as tracking.to=[wandb], or remove it"
         yield "tracking.project tracking.to", f"nothing is tracked without a tracker; {fix}"
@@ -63,12 +61,9 @@ def _training(training: TrainingSection, model: ModelSection) -> Conflicts:
 def _selection(training: TrainingSection, data: DataSection) -> Conflicts:
     rows = data.validation_rows
     questions = training.validation_questions
-    fix = "set data.validation_rows, such as 120"
-    if training.result == "best" and not rows:
-        keys = "training.result data.validation_rows"
-        yield keys, f"best is chosen by the {training.best_by} of validation rows; {fix}, or result: last"
-    elif training.patience is not None and not rows:
-        yield "training.patience data.validation_rows", f"is counted in validations; {fix}, or patience: null"
+    if training.is_selected and not rows:
+        keys = "training.result training.patience data.validation_rows"
+        yield keys, "validation rows decide; set data.validation_rows, such as 120, or result: last and patience: null"
     elif training.is_selected_by_accuracy and questions == 0:
         keys = "training.best_by training.validation_questions"
         yield keys, "accuracy is that of validation questions; set validation_questions, such as 100, or best_by: loss"
@@ -187,25 +182,19 @@ def _own_task(name: str, task: TaskSection, *, trained: bool) -> Conflicts:
 def _kind_of_answer(name: str, task: TaskSection) -> Conflicts:
     """A question has options, or is answered in words."""
     place = f"tasks.{name}"
-    changed = task.model_dump(exclude_defaults=True)
-    if task.match is None:
-        if task.options is None:
-            yield f"{place}.match {place}.options", "is missing; set it, such as exact, or set options"
-        for field in ("ignore", "response", "max_new_tokens", "stop"):
-            if field in changed:
-                fix = f"set match, or remove {field}"
-                yield f"{place}.{field} {place}.match", f"applies only to answers in words; {fix}"
-        return
-    if task.options is not None:
-        fix = "for answers in words set options: null, for options match: null"
+    compared: object = task.match
+    if isinstance(task.match, PatternSection):
+        compared = task.match.compare
+    unused = ["label"]
+    if compared is None:
+        unused = ["ignore", "response", "max_new_tokens", "stop"]
+    elif compared == "number":
+        unused.append("ignore")
+    if (compared is None) == (task.options is None):
+        fix = "for answers in words set options: null and match, such as exact; for options match: null"
         yield f"{place}.match {place}.options", f"a question has options, or is answered in words; {fix}"
-    if "label" in changed:
-        yield f"{place}.label {place}.match", "names an option, and answers in words have none; remove it"
-    compared = task.match
-    if isinstance(compared, PatternSection):
-        compared = compared.compare
-    if compared == "number" and "ignore" in changed:
-        yield f"{place}.ignore {place}.match", "applies only where texts are compared, not numbers; remove ignore"
+    for field in task.model_dump(include={*unused}, exclude_defaults=True):
+        yield f"{place}.{field} {place}.match", "has no effect with this match; remove it, or change match"
 
 
 def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:

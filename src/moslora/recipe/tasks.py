@@ -144,11 +144,7 @@ class TaskSection(Section):
         """This section as an entry like those of the eight sets."""
         if self.texts:
             return Task(name=name, columns=Columns(), wording=Plain(), splits={"test": self.texts})
-        splits: dict[Split, str] = {}
-        if self.train:
-            splits["train"] = self.train
-        if self.test:
-            splits["test"] = self.test
+        places: dict[Split, str | None] = {"train": self.train, "test": self.test}
         hub = None
         if self.hub:
             hub = Hub(**self.hub.model_dump())
@@ -162,7 +158,7 @@ class TaskSection(Section):
             name=name,
             columns=Columns(self.question, self.options, self.answer, self.context, meta),
             wording=self._wording(),
-            splits=splits,
+            splits={split: place for split, place in places.items() if place},
             hub=hub,
             held_out=self.held_out,
             wheel=wheel,
