@@ -134,12 +134,12 @@ def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row: dict[
         ({"instruction": "A planet?", "output": "Mars.", "system": "Be brief."}, "system: not read"),
         ({"prompt": "A planet?", "completion": "Mars.", "history": [["Hello", "Hi"]]}, "history: not read"),
         ({"instruction": "A planet?", "input": 4, "output": "Mars."}, "input: not text"),
-        ({"instruction": "A planet?", "input": "", "output": 4}, "output: missing or not text"),
-        ({"instruction": "A planet?"}, "output, answer: missing or not text"),
-        ({"conversations": [{"from": "human", "value": "A planet?"}]}, "conversations: must be one from human"),
+        ({"instruction": "A planet?", "input": "", "output": 4}, "its columns are instruction, input, output; a row"),
+        ({"instruction": "A planet?"}, "its columns are instruction; a row has"),
+        ({"conversations": [{"from": "human", "value": "A planet?"}]}, "its columns are conversations; a row has"),
         (
             {"conversations": [{"from": "system", "value": "?"}, {"from": "human", "value": "?"}]},
-            "conversations: must be one from human",
+            "its columns are conversations; a row has .* one human and one gpt",
         ),
     ],
 )
@@ -189,8 +189,9 @@ def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(UsageError) as error:
         read_file(path, "train")
-    said = ["malformed", "output, answer", "'answer3'", '"input"', "found list", "task 'arc'", "piqa", "a/b"]
-    said += ["empty", "'false'", "'Venus'", "role", "completion: missing or not text", "completion: missing"]
+    kinds = "; a row has"
+    said = ["malformed", kinds, "'answer3'", kinds, "found list", "task 'arc'", "piqa", "a/b"]
+    said += ["empty", "'false'", "'Venus'", kinds, kinds, kinds]
     faults = str(error.value).splitlines()
     for fault, line, words in zip(faults, [2, *range(4, 17)], said, strict=True):
         assert fault.startswith(f"{path}:{line}: ") and words in fault
@@ -200,7 +201,7 @@ def test_a_fault_of_many_rows_is_told_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         read_file(write(tmp_path / "rows.jsonl", [TWO, *[{"text": "?"}] * 25]), "train")
     (line,) = str(error.value).splitlines()
-    assert "rows.jsonl:2: instruction, output, answer: missing" in line and line.endswith("(and 24 more rows)")
+    assert "rows.jsonl:2: its columns are text; a row has instruction" in line and line.endswith("(and 24 more rows)")
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", '{"text": "one"}\n{"txt": "two"}\n', "a.jsonl:2: no column text; the row has txt"),
+        ("a.jsonl", '{"text": "one"}\n{"txt": "two"}\n', "a.jsonl:2: text: expected a text"),
         ("a.jsonl", '{"text": " "}\n', "a.jsonl:1: text: is empty"),
         ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: 'utf-8' codec can't encode"),
         ("a.jsonl", "", "a.jsonl: contains no rows"),

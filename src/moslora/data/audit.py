@@ -52,29 +52,18 @@ def audit_rows(
     rendered = make_format(format, tokenizer)
     training, test = read(tasks, source=source)
     notes = differences(source, [task.name for task in tasks])
-    for split, rows in (("training", training), ("test", test)):
-        missing = [task for task in rows if not rows[task]]
-        if missing:
-            notes.append(f"no {split} rows of {', '.join(missing)}")
     overlaps = count_overlaps(training, test)
     table = [HEADER]
     for task, overlap in overlaps.items():
         lengths = [len(text.ids) for text in encoder.training_texts(training[task], rendered)]
-        counts = [f"{len(lengths):,}", f"{len(test[task]):,}"]
-        repeats = [f"{count:,}" for count in astuple(overlap)]
-        table.append([task, *counts, *_in_tokens(lengths, max_length=max_length), *repeats])
+        median = median_low(lengths or [0])
+        counts = [f"{count:,}" for count in (len(lengths), len(test[task]), median, max(lengths, default=0))]
+        cut = sum(length > max_length for length in lengths) / max(1, len(lengths))
+        table.append([task, *counts, f"{cut:.1%}", *(f"{count:,}" for count in astuple(overlap))])
     leaks = sum(overlap.leaks for overlap in overlaps.values())
     if leaks:
         notes.append(f"{leaks:,} test questions are training rows; moslora eval also scores without them")
     return table, notes
-
-
-def _in_tokens(lengths: Sequence[int], *, max_length: int) -> list[str]:
-    """The cells of the median, of the longest, and of the share of training rows that are cut."""
-    if not lengths:
-        return ["–", "–", "–"]
-    longer = sum(length > max_length for length in lengths)
-    return [f"{median_low(lengths):,}", f"{max(lengths):,}", f"{longer / len(lengths):.1%}"]
 
 
 def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
@@ -106,14 +95,12 @@ def _with_rows(tasks: Sequence[Task], split: Split, *, source: str) -> list[Task
 
 def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:
     """Repeats within each task's training rows, and of its test rows in all training rows."""
-    contents_of = {}
-    for task, examples in training.items():
-        contents_of[task] = [content(example) for example in examples]
+    contents_of = {task: list(map(content, examples)) for task, examples in training.items()}
     trained = set(chain.from_iterable(contents_of.values()))
     questions = {row.question for row in trained}
     overlaps = {}
     for task, rows in contents_of.items():
-        asked = [content(example) for example in test[task]]
+        asked = list(map(content, test[task]))
         answers = Counter((row.question, row.choices) for row in set(rows))  # number of different answers
         overlaps[task] = Overlap(
             repeats=len(rows) - len(answers),

@@ -46,9 +46,7 @@ def _question(example: Example) -> Hashable:
     """The question with its context, and the options in any order; ``None`` for a text."""
     if example.is_text:
         return None
-    options: list[str] = []
-    if not example.is_open_ended:
-        options = sorted(example.choices)
+    options = [] if example.is_open_ended else sorted(example.choices)
     return (example.context, example.question, *options)
 
 

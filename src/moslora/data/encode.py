@@ -112,19 +112,14 @@ class Encoder:
             if self.tokenizer.eos_token_id is None:
                 raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
             end = [self.tokenizer.eos_token_id]
-        self._refuse_long_answers([len(self._bos) + len(answer) + len(end) for _, answer in pairs])
-        return [self._assemble(prompt, answer + end, room=room) for prompt, answer in pairs]
-
-    def _refuse_long_answers(self, lengths: Sequence[int]) -> None:
-        """Refuses answers of more tokens than the limit; ``lengths`` are theirs, special tokens included."""
-        if self.max_length is None:
-            return
-        longer = [length for length in lengths if length > self.max_length]
+        lengths = [len(self._bos) + len(answer) + len(end) for _, answer in pairs]
+        longer = [length for length in lengths if self.max_length is not None and length > self.max_length]
         if longer:
             raise UsageError(
                 f"{self._key}={self.max_length}: {len(longer)} of {len(lengths)} answers alone are longer, and answers"
                 f" are never cut; the longest needs {self._key}={max(longer)}"
             )
+        return [self._assemble(prompt, answer + end, room=room) for prompt, answer in pairs]
 
     def encode_text(self, text: str) -> EncodedText:
         """A text without a prompt: its first token, or BOS, is the context, and the rest is the answer.
@@ -139,11 +134,8 @@ class Encoder:
         truncated = len(kept) < len(ids)
         if not ids:
             return EncodedText(kept, 1, truncated=False)
-        answer_end = len(text)
-        if truncated:
-            answer_end = ends[len(kept) - 1]
-        answer = text[ends[0] : answer_end]
-        return EncodedText(kept, 1, truncated=truncated, bytes=len(answer.encode()))
+        answer_end = ends[len(kept) - 1] if truncated else len(text)
+        return EncodedText(kept, 1, truncated=truncated, bytes=len(text[ends[0] : answer_end].encode()))
 
     def training_texts(self, examples: Sequence[Example], format: Format) -> list[EncodedText]:
         """Each example's prompt with its right option, and EOS."""
@@ -205,9 +197,7 @@ def encode_examples(examples: Sequence[Example], format: Format, encoder: Encode
     """
     rows = []
     for example, text in zip(examples, encoder.training_texts(examples, format), strict=True):
-        masked = 0
-        if loss_on == "response":
-            masked = text.answer_start
+        masked = text.answer_start if loss_on == "response" else 0
         labels = [IGNORE_INDEX] * masked + text.ids[masked:]
         rows.append(Encoded(example.id, example.task, text.ids, labels, text.truncated))
     return rows

@@ -23,11 +23,12 @@ MIXTURE_ROWS = 170_420
 def load(task: Task, split: Split) -> list[Example]:
     """One split of one set; HellaSwag raw, WinoGrande's training set ``xl``."""
     assert task.hub
-
-    def read(row: dict[str, Any], number: int) -> Example:
-        return task.row_of_split(row, split, number)
-
-    return _load(task.hub, task.splits[split], read, expected=task.rows.get(split))
+    return _load(
+        task.hub,
+        task.splits[split],
+        lambda row, number: task.row_of_split(row, split, number),
+        expected=task.rows.get(split),
+    )
 
 
 def load_mixture() -> list[Example]:

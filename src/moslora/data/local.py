@@ -27,6 +27,12 @@ _ANSWER_FORMAT = re.compile(r"Answer format: ([^\s/]+(?:/[^\s/]+)+)\s*\Z")
 _UNREAD = ("history", "system", "tools")
 """Columns of other programs whose text would have to be part of the prompt."""
 
+KINDS = (
+    "instruction, output, and an answer beside an empty input, or an input and no answer; or prompt and completion; or"
+    " messages of one user and one assistant; or conversations of one human and one gpt"
+)
+"""What a row may have."""
+
 
 def find_file(folder: Path, task: Task, split: Split) -> Path | None:
     """The set's file of a split, ``.json`` or ``.jsonl``."""
@@ -47,10 +53,9 @@ def load(source: Path, task: Task, split: Split) -> list[Example]:
         return read_file(path, split, task=task.name)
     examples = [example for example in read_file(source, split) if example.task == task.name]
     if not examples:
-        *names, last = SAME_INSTRUCTION
         raise UsageError(
-            f"{source}: no rows of {task.name}; in a mixed file rows of {', '.join(names)} and {last} need a"
-            f' key such as "task": "{task.name}"'
+            f"{source}: no rows of {task.name}; in a mixed file rows of {', '.join(SAME_INSTRUCTION)} need a key such"
+            f' as "task": "{task.name}"'
         )
     return examples
 
@@ -62,14 +67,8 @@ def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Exam
 
 def read_texts(path: Path, task: Task) -> list[Example]:
     """The texts of a file, each once: column ``text`` of its rows, or the paragraphs of plain text."""
-
-    def read(row: dict[str, Any], number: int) -> Example:
-        if "text" not in row:
-            raise ValueError(f"no column text; the row has {', '.join(row)}")
-        return task.text(row["text"])
-
-    texts = {example.id: example for example in read_rows(path, read, plain=not has_rows(path))}
-    return list(texts.values())
+    texts = read_rows(path, lambda row, _: task.text(row.get("text")), plain=not has_rows(path))
+    return list({text.id: text for text in texts}.values())
 
 
 def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: str | None = None) -> Example:
@@ -130,56 +129,27 @@ class _Texts:
 
 def _texts(row: dict[str, Any]) -> _Texts:
     """The texts of a row of LLM-Adapters, or of a row of two texts."""
-    two = _two_texts(row)
-    if two is not None:
-        unread = [key for key in _UNREAD if row.get(key)]
-        if unread:
-            raise ValueError(
-                f"{', '.join(unread)}: not read; put what is needed into the question, or remove the column"
-            )
-        wrong = [name for name, text in two.items() if not isinstance(text, str)]
-        if wrong:
-            raise ValueError(f"{', '.join(wrong)}: missing or not text")
-        asked, answered = two.values()
-        return _Texts(asked, answered, answered.removeprefix(RESPONSE_LEAD), names_answer=False)
-    missing = [key for key in ("instruction", "output", "answer") if not isinstance(row.get(key), str)]
-    if missing:
-        kinds = (
-            "instruction, input, output, and an answer or none; or prompt, completion; or messages; or conversations"
-        )
-        raise ValueError(f"{', '.join(missing)}: missing or not text; a row has {kinds}")
-    if row.get("input"):
-        raise ValueError('"input" must be empty beside an answer; move its text into the instruction')
-    return _Texts(row["instruction"], row["output"], row["answer"])
-
-
-def _two_texts(row: dict[str, Any]) -> dict[str, Any] | None:
-    """What is asked and what is answered, by their names in messages; ``None`` for a row of other columns."""
+    unread = [key for key in _UNREAD if row.get(key)]
+    if unread:
+        raise ValueError(f"{', '.join(unread)}: not read; put what is needed into the question, or remove the column")
     match row:
-        case {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}:
-            return {"the user's content": asked, "the assistant's content": answered}
-        case {"messages": _}:
-            raise ValueError("messages: must be one of role user and one of role assistant, in this order")
-        case {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answered}]}:
-            return {"the human's value": asked, "gpt's value": answered}
-        case {"conversations": _}:
-            raise ValueError("conversations: must be one from human and one from gpt, in this order")
-        case {"prompt": asked, "completion": answered}:
-            return {"prompt": asked, "completion": answered}
-        case {"prompt": _} if "instruction" not in row:
-            raise ValueError("completion: missing; a row has prompt and completion")
-        case {"instruction": str(instruction), "output": answered} if "answer" not in row:
-            return {"instruction and input": _with_input(instruction, row.get("input")), "output": answered}
-    return None
-
-
-def _with_input(instruction: str, text: Any) -> str:
-    """Alpaca's question: the instruction and, on a line of its own, its ``input``, as LLaMA-Factory joins them."""
-    if not text:
-        return instruction
-    if not isinstance(text, str):
-        raise ValueError("input: not text")
-    return f"{instruction}\n{text}"
+        case (
+            {"messages": [{"role": "user", "content": str(asked)}, {"role": "assistant", "content": str(answered)}]}
+            | {"conversations": [{"from": "human", "value": str(asked)}, {"from": "gpt", "value": str(answered)}]}
+            | {"prompt": str(asked), "completion": str(answered)}
+        ):
+            pass
+        case {"instruction": str(asked), "output": str(answered), "answer": str(answer)} if not row.get("input"):
+            return _Texts(asked, answered, answer)
+        case {"instruction": str(asked), "output": str(answered)} if "answer" not in row:
+            text = row.get("input") or ""
+            if not isinstance(text, str):
+                raise ValueError("input: not text")
+            if text:  # as LLaMA-Factory joins them
+                asked += f"\n{text}"
+        case _:
+            raise ValueError(f"its columns are {', '.join(row)}; a row has {KINDS}; and all of them are texts")
+    return _Texts(asked, answered, answered.removeprefix(RESPONSE_LEAD), names_answer=False)
 
 
 def _of_task(row: _Texts, task: str, split: Split, number: int) -> Example | None:
@@ -205,10 +175,8 @@ def _of_task(row: _Texts, task: str, split: Split, number: int) -> Example | Non
 def _bare(row: _Texts, split: Split, number: int) -> Example:
     """The row as a bare instruction with its response, or with one response per option that it lists."""
     id = f"{INSTRUCTION}/{split}/{number}"
-    names: list[str] = []
     listed = _ANSWER_FORMAT.search(row.instruction)
-    if listed:
-        names = listed[1].split("/")
+    names = listed[1].split("/") if listed else []
     if names and row.names_answer and row.answer not in names:
         raise ValueError(f"answer {row.answer!r} is not among the options {'/'.join(names)}")
     if row.answer in names and row.output == RESPONSE_LEAD + row.answer:

@@ -36,9 +36,8 @@ def content(example: Example) -> Content:
     """The content of ``example``; an instruction row is parsed where possible."""
     example = read_back(example)
     choices = [normalized(choice) for choice in example.choices]
-    options: tuple[str, ...] = ()
-    if example.task != INSTRUCTION and not example.is_open_ended:
-        options = tuple(sorted(choices))
+    open_ended = example.task == INSTRUCTION or example.is_open_ended
+    options = () if open_ended else tuple(sorted(choices))
     return Content(normalized(full_question(example)), options, choices[example.gold])
 
 

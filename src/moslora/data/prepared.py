@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -126,9 +126,7 @@ class TrainingData:
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
         """Facts for the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
-        drawn: Counter[str] = Counter()
-        for step in range(steps):
-            drawn.update(self.rows.tasks[row] for row in plan[step])
+        drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
         tasks = {task: drawn[task] for task in dict.fromkeys(self.rows.tasks) if task in drawn}
         return {
             "sha256": self.sha256,
@@ -180,14 +178,9 @@ class RunRows:
 
     def prepare_offline(self) -> TrainingData | None:
         """The rows, if they are in the cache or all their sources are files of this machine."""
-        if all(self._is_local(task) for task in self.tasks):
+        if all(task.is_of_files if task.own else local_path(self.data.source) for task in self.tasks):
             return self.prepare()
         return self._read(self._folder())
-
-    def _is_local(self, task: Task) -> bool:
-        if task.own:
-            return task.is_of_files
-        return local_path(self.data.source) is not None
 
     def _make(self) -> TrainingData:
         data = self.data
@@ -258,12 +251,7 @@ class RunRows:
 
 def _write(made: TrainingData, folder: Path) -> None:
     """Writes the rows into ``folder``, and removes the oldest sets of rows beside it."""
-    facts = {
-        "sha256": made.sha256,
-        "source_sha256": made.source_sha256,
-        "encoding": made.encoding,
-        "notes": made.notes,
-    }
+    facts = {name: getattr(made, name) for name in ("sha256", "source_sha256", "encoding", "notes")}
     metadata = {"facts": json.dumps(facts), "contents": made.contents, "questions": _to_json(made.questions)}
     with replacing(folder) as new:
         new.mkdir()
@@ -279,12 +267,7 @@ def _write(made: TrainingData, folder: Path) -> None:
 
 def _to_json(examples: Sequence[Example]) -> str:
     """The examples without their wording, which is that of their task."""
-    rows = []
-    for example in examples:
-        row = dict(vars(example))
-        del row["wording"]
-        rows.append(row)
-    return json.dumps(rows, ensure_ascii=False)
+    return json.dumps([vars(replace(example, wording=None)) for example in examples], ensure_ascii=False)
 
 
 def _from_json(text: str | bytes, tasks: Sequence[Task]) -> list[Example]:
@@ -292,6 +275,6 @@ def _from_json(text: str | bytes, tasks: Sequence[Task]) -> list[Example]:
     wordings = {task.name: task.wording for task in tasks if task.own}
     examples = []
     for row in json.loads(text):
-        row["choices"] = tuple(row["choices"])
-        examples.append(Example(**row, wording=wordings.get(row["task"])))
+        completed = {"choices": tuple(row["choices"]), "wording": wordings.get(row["task"])}
+        examples.append(Example(**row | completed))
     return examples

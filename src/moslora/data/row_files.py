@@ -8,7 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,6 @@ from moslora.tasks import Example
 Located = tuple[str, Any]
 """A row's location for messages, such as ``:7`` for a line or ``: row 7``; and the row, or the `ValueError` that says
 why it cannot be read."""
-
-_SEPARATORS = (";", "\t", "|")
-"""Separators that some programs write between the cells of a CSV file instead of commas."""
 
 
 def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, plain: bool = False) -> list[Example]:
@@ -44,11 +41,19 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, pla
         reader = _paragraphs
     for number, (location, row) in enumerate(reader(path)):
         try:
-            examples.append(read(_columns(row), number))
+            if isinstance(row, ValueError):
+                raise row
+            if not isinstance(row, dict):
+                raise ValueError(f"expected an object with the columns of a row; found {type(row).__name__}")
+            examples.append(read(row, number))
         except (ValueError, RecursionError) as fault:
             faults.setdefault(str(fault), []).append(location)
     if faults:
-        raise UsageError(capped([_fault_line(path, fault, locations) for fault, locations in faults.items()]))
+        lines = []
+        for what, (first, *others) in faults.items():
+            more = f" (and {len(others)} more rows)" if others else ""
+            lines.append(f"{path}{first}: {what}{more}")
+        raise UsageError(capped(lines))
     if not examples:
         raise UsageError(f"{path}: contains no rows")
     return examples
@@ -59,36 +64,16 @@ def has_rows(path: Path) -> bool:
     return path.suffix.lower() in (*_READERS, ".json")
 
 
-def _columns(row: Any) -> dict[str, Any]:
-    if isinstance(row, ValueError):
-        raise row
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object with the columns of a row; found {type(row).__name__}")
-    return row
-
-
-def _fault_line(path: Path, fault: str, locations: list[str]) -> str:
-    line = f"{path}{locations[0]}: {fault}"
-    if len(locations) > 1:
-        line += f" (and {len(locations) - 1} more rows)"
-    return line
-
-
 def _text_of(path: Path) -> str:
-    with _as_utf8(path):
-        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
-
-
-@contextmanager
-def _as_utf8(path: Path) -> Iterator[None]:
+    """The text with its line ends as they are."""
     try:
-        yield
+        return path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
 def _paragraphs(path: Path) -> Iterator[Located]:
-    text = _text_of(path).strip()
+    text = _text_of(path).replace("\r\n", "\n").strip()
     if not text:
         return
     paragraphs = re.split(r"\n\s*\n", text)
@@ -119,43 +104,37 @@ def _lines(path: Path) -> Iterator[Located]:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
-        return ValueError(f"malformed JSON ({error.msg})")
     except (ValueError, RecursionError) as error:
-        return ValueError(str(error))
+        what = str(error).partition(":")[0]  # without its place in the line
+        return ValueError(f"malformed JSON ({what})")
 
 
 def _cells(path: Path) -> Iterator[Located]:
     """Rows by Python's reader, which guesses no types. Their location is the line where they begin."""
-    with _as_utf8(path), path.open(encoding="utf-8-sig", newline="") as text:
-        csv.field_size_limit(2**31 - 1)  # Python's own is 131,072 characters; it is the whole process's
-        lines = csv.reader(text, strict=True)
-        header: list[str] = []
-        begins = 1
-        try:
-            for cells in lines:
-                location = f":{begins}"
-                begins = lines.line_num + 1
-                if not cells:  # an empty line
-                    continue
-                if header:
-                    yield location, _row(header, cells)
-                else:
-                    header = _header(path, cells)
-        except csv.Error as error:  # after which it is not known where a row begins
-            yield f":{begins}", ValueError(f"malformed CSV ({error}); quotes are doubled in a quoted text")
+    csv.field_size_limit(2**31 - 1)  # Python's own is 131,072 characters; it is the whole process's
+    lines = csv.reader(StringIO(_text_of(path), newline=""), strict=True)
+    header: list[str] = []
+    begins = 1
+    try:
+        for cells in lines:
+            location = f":{begins}"
+            begins = lines.line_num + 1
+            if not cells:  # an empty line
+                continue
+            if header:
+                yield location, _row(header, cells)
+            else:
+                header = _header(path, cells)
+    except csv.Error as error:  # after which it is not known where a row begins
+        yield f":{begins}", ValueError(f"malformed CSV ({error}); quotes are doubled in a quoted text")
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
-    """The names of the columns; refuses a name that several have, and other separators than commas."""
+    """The names of the columns; refuses a name that several have."""
     names = [name.strip() for name in cells]
-    separators = [mark for mark in _SEPARATORS if mark in names[0]]
-    if len(names) == 1 and separators:
-        raise UsageError(f"{path}: its cells are separated by {separators[0]!r}; save it with commas")
     named = [name for name in names if name]
-    twice = [name for name in dict.fromkeys(named) if named.count(name) > 1]
-    if twice:
-        raise UsageError(f"{path}: several columns are called {', '.join(twice)}; rename them in the first line")
+    if len({*named}) < len(named):
+        raise UsageError(f"{path}: several columns have one name, of {', '.join(named)}; rename them in the first line")
     return names
 
 

@@ -49,11 +49,9 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
     option = renderer.train(example)
     (encoded,) = encode_examples([example], renderer, encoder, loss_on=loss_on)
     with_loss = sum(label != IGNORE_INDEX for label in encoded.labels)
-    length = f"{len(encoded.input_ids)} tokens"
-    if encoded.truncated:
-        length += ", the start of the prompt cut"
+    cut = ", the start of the prompt cut" if encoded.truncated else ""
     lines = [
-        f"{example.id}   format {format}, {length}, loss on {with_loss} of them",
+        f"{example.id}   format {format}, {len(encoded.input_ids)} tokens{cut}, loss on {with_loss} of them",
         "",
         "prompt (training)",
         *(f"  | {line}" for line in option.prompt.split("\n")),
@@ -63,28 +61,22 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
         "position      id  label  token",
     ]
     for position, (id, label) in enumerate(zip(encoded.input_ids, encoded.labels, strict=True)):
-        mark = "loss"
-        if label == IGNORE_INDEX:
-            mark = "-"
+        mark = "-" if label == IGNORE_INDEX else "loss"
         lines.append(f"{position:8d}  {id:6d}  {mark:>5}  {encoder.tokenizer.decode([id])!r}")
     if isinstance(example.wording, OpenEnded):
         lines += ["", *_accepted(example, example.wording)]
-        return "\n".join(lines)
-    if len(example.choices) < 2:  # a bare instruction
-        return "\n".join(lines)
-    lines += ["", f"options (protocol {joined_names(readers(format))}; * is right)"]
-    for index, choice in enumerate(renderer.options(example)):
-        star = " "
-        if index == example.gold:
-            star = "*"
-        lines.append(f"{star} {choice.label}: …{choice.prompt[-40:]!r} + {choice.answer!r}")
+    elif len(example.choices) > 1:  # no bare instruction
+        lines += ["", f"options (protocol {joined_names(readers(format))}; * is right)"]
+        for index, choice in enumerate(renderer.options(example)):
+            star = "*" if index == example.gold else " "
+            lines.append(f"{star} {choice.label}: …{choice.prompt[-40:]!r} + {choice.answer!r}")
     return "\n".join(lines)
 
 
 def _accepted(example: Example, words: OpenEnded) -> Iterator[str]:
     """What would count as right: how a written text ends and is read, and each accepted answer as it is compared."""
-    ends = [f"{words.max_new_tokens} tokens", "the end-of-sequence token", *map(repr, words.stop)]
-    yield f"answer in words, up to {', '.join(ends[:-1])} or {ends[-1]}"
+    ends = ["the end-of-sequence token", *map(repr, words.stop)]
+    yield f"answer in words, of up to {words.max_new_tokens} tokens, before {' or '.join(ends)}"
     yield f"right (match: {words.match.kind}): {words.match.says}"
     for answer in example.choices:
         compared = Number().counts_as(answer) or words.match.counts_as(answer)  # a number by its value

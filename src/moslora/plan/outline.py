@@ -76,7 +76,7 @@ def outline(recipe: Recipe) -> Outline:
     encoder = _offline_encoder(recipe)
     data = None
     if encoder is not None:
-        data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare_offline()
+        data = RunRows(section, recipe.training_tasks, encoder, recipe.seed).prepare_offline()
     if data:
         rows = len(data.rows)
         tokens_of_rows = data.rows.token_count()

@@ -36,8 +36,7 @@ class Validations:
         if not self.tokens:
             return []
         share = self.trained_tokens / (tokens + self.trained_tokens)
-        validations = counted(self.count, "validation")
-        return [f"{validations} of {self.measured}, in about {share:.1%} of the time"]
+        return [f"{counted(self.count, 'validation')} of {self.measured}, in about {share:.1%} of the time"]
 
 
 def validations(
