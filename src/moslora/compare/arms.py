@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.find import Read, base_command, compared_run, find
-from moslora.compare.runs import ComparedRun, read_complete
+from moslora.compare.find import base_command, compared_run, find
+from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import Codes, Floats
-from moslora.errors import UsageError
+from moslora.errors import UsageError, some
 from moslora.runs.evaluation import Evaluation, is_evaluation
 from moslora.runs.held_out import HELD_OUT
 from moslora.runs.run import Run, base_of, is_run
@@ -48,56 +48,52 @@ def all_runs(arms: Sequence[Arm]) -> list[ComparedRun]:
     return found
 
 
-def load_arms(
-    paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete, cluster: str | None = None
-) -> list[Arm]:
+def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[Arm]:
     """The arms in ``paths``, in their order. A run alone is compared with its base, and two seeds of one recipe with
     each other.
 
     Args:
         paths: runs, folders of runs, experiments, or folders of one evaluation; or logs of other programs.
         evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
-        read: reads an evaluation.
         cluster: what groups the questions of logs: a column, or a path into a row.
     """
     if len(paths) == 1 and is_run(paths[0]):
-        paths = [_base_beside(paths[0], evaluation=evaluation, read=read), paths[0]]
-    runs = find(paths, evaluation=evaluation, read=read, cluster=cluster)
+        paths = [_base_beside(paths[0], evaluation=evaluation), paths[0]]
+    return arms_of(find(paths, evaluation=evaluation, cluster=cluster))
+
+
+def arms_of(runs: Sequence[ComparedRun]) -> list[Arm]:
+    """The arms of these runs, named by what their names have in common, or by the folder around them, or by path."""
     groups: dict[str, list[ComparedRun]] = {}
     for run in runs:
         groups.setdefault(run.arm, []).append(run)
     if len(groups) == 1 and len(runs) == 2:
         groups = {str(run.path): [run] for run in runs}
     if len(groups) < 2:
-        where = ", ".join(str(path) for path in paths)
+        where = some([str(run.path) for run in runs])
         raise UsageError(f"{where}: a comparison needs two arms; runs that differ only in the seed are one arm")
-    return _named(list(groups.values()))
+    arms = []
+    for name, group in zip(_names(list(groups.values())), groups.values(), strict=True):
+        by_seed: dict[int | None, ComparedRun] = {}
+        for run in group:
+            if run.seed in by_seed:
+                twin = by_seed[run.seed].path
+                raise UsageError(f"{run.path}: has the same recipe and seed as {twin}; leave one of them out")
+            by_seed[run.seed] = run
+        arms.append(Arm(name, by_seed))
+    return arms
 
 
-def _base_beside(run: Path, *, evaluation: str | None, read: Read) -> Path:
+def _base_beside(run: Path, *, evaluation: str | None) -> Path:
     """The evaluation of a run's base that was asked as the run was."""
     folder = Run(run).evaluation(evaluation)
     base = base_of(folder)
     if not is_evaluation(base):
         raise UsageError(
             f"{base}: missing, so there is nothing to compare this run with; give another run, or evaluate its base:"
-            f" {base_command(compared_run(folder, read=read).evaluation)}"
+            f" {base_command(compared_run(folder).evaluation)}"
         )
     return base
-
-
-def _named(groups: Sequence[Sequence[ComparedRun]]) -> list[Arm]:
-    """Arms, named by what their runs' names have in common, or by the folder around them, or by path."""
-    arms = []
-    for name, group in zip(_names(groups), groups, strict=True):
-        runs: dict[int | None, ComparedRun] = {}
-        for run in group:
-            if run.seed in runs:
-                twin = runs[run.seed].path
-                raise UsageError(f"{run.path}: has the same recipe and seed as {twin}; leave one of them out")
-            runs[run.seed] = run
-        arms.append(Arm(name, runs))
-    return arms
 
 
 def _names(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,19 +20,13 @@ from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.run import Run, is_run
 from moslora.runs.settings import Settings
 
-Read = Callable[[Path], Evaluation]
-"""Reads the evaluation in a folder, such as `read_complete`; a report reads each once."""
 
-
-def find(
-    paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete, cluster: str | None = None
-) -> list[ComparedRun]:
+def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[ComparedRun]:
     """The evaluations at these paths, in their order. If one is a log of another program, all are.
 
     Args:
         paths: runs, folders of runs, experiments, or folders of one evaluation; or logs.
         evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
-        read: reads an evaluation.
         cluster: what groups the questions of logs (`read_logs`).
     """
     places = [path.resolve() for path in paths]
@@ -50,7 +44,7 @@ def find(
     for path in paths:
         if (len(paths) > 1 or evaluation) and read_tables(path):
             raise UsageError(f"{path}: an experiment in tables is compared alone; give no other path or --evaluation")
-        found += _find_at(path, evaluation=evaluation, read=read)
+        found += _find_at(path, evaluation=evaluation)
     return found
 
 
@@ -70,15 +64,15 @@ def runs_at(path: Path) -> dict[Path, str | None]:
     return {folder: None for folder in sorted(path.glob("*")) if is_run(folder)}
 
 
-def _find_at(path: Path, *, evaluation: str | None, read: Read) -> list[ComparedRun]:
+def _find_at(path: Path, *, evaluation: str | None) -> list[ComparedRun]:
     """The evaluations at one path."""
     if is_evaluation(path):
-        return [compared_run(path, read=read)]
+        return [compared_run(path)]
     index = read_index(path)
     if index is not None:
-        found = _of_experiment(path, index, evaluation=evaluation, read=read)
+        found = _of_experiment(path, index, evaluation=evaluation)
     else:
-        found = [compared_run(Run(run).evaluation(evaluation), run=run, read=read) for run in runs_at(path)]
+        found = [compared_run(Run(run).evaluation(evaluation), run=run) for run in runs_at(path)]
     if not found and path.exists():
         raise UsageError(f"{path}: no evaluated run here")
     if not found:
@@ -87,7 +81,7 @@ def _find_at(path: Path, *, evaluation: str | None, read: Read) -> list[Compared
     return found
 
 
-def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None, read: Read) -> list[ComparedRun]:
+def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[ComparedRun]:
     """The scored runs of an experiment: those in its tables, and those that have a folder, which may be at another
     learning rate now. Says which have no answers, or are missing."""
     rates = {run.arm: run.learning_rate for run in index.runs}
@@ -100,7 +94,7 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
             diverged.append(f"{row.arm} with seed {row.seed}")
         elif row.evaluation is not None and row.arm is not None:
             run = ComparedRun(row.evaluation, path / row.name, seed=row.seed)
-            found.append(_of_arm(run, path, row.arm))
+            found.append(of_arm(run, path, row.arm))
     missing = 0
     for planned in index.runs:
         folder = path / planned.folder
@@ -109,11 +103,8 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
         elif not is_run(folder):
             missing += 1
         else:
-            run = compared_run(Run(folder).evaluation(evaluation), run=folder, read=read)
-            if run.recipe is not None and not evaluation:  # it may have been asked more than was planned
-                asked = run.recipe["evaluation"]
-                run = run.restricted_to(asked["tasks"] or run.recipe["data"]["tasks"], asked["limit"])
-            found.append(_of_arm(run, path, planned.arm))
+            run = compared_run(Run(folder).evaluation(evaluation), run=folder)
+            found.append(of_arm(run, path, planned.arm, as_planned=not evaluation))
     if diverged:
         note(f"{path}: diverged, so it has no answers and is left out: {', '.join(diverged)}")
     if missing:
@@ -121,14 +112,18 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
     return found
 
 
-def _of_arm(run: ComparedRun, experiment: Path, arm: str) -> ComparedRun:
-    """The run as one of an experiment's arm, whatever its recipe."""
+def of_arm(run: ComparedRun, experiment: Path, arm: str, *, as_planned: bool = False) -> ComparedRun:
+    """The run as one of an experiment's arm, whatever its recipe; ``as_planned``, it has what its recipe asks, where it
+    may have been asked more."""
+    if run.recipe is not None and as_planned:
+        asked = run.recipe["evaluation"]
+        run = run.restricted_to(asked["tasks"] or run.recipe["data"]["tasks"], asked["limit"])
     return replace(run, name=arm, arm=f"{experiment}: {arm}")
 
 
-def compared_run(folder: Path, *, run: Path | None = None, read: Read = read_complete) -> ComparedRun:
+def compared_run(folder: Path, *, run: Path | None = None) -> ComparedRun:
     """The evaluation in ``folder``, which stands for a ``run`` if that is given."""
-    evaluation = read(folder).in_order
+    evaluation = read_complete(folder).in_order
     found = ComparedRun(evaluation, path=run or folder, name=folder.name, arm=str(folder))
     made = evaluation.run
     if made is None:

@@ -6,7 +6,7 @@
 import html
 import re
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from moslora.errors import UsageError, needing
@@ -33,16 +33,12 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
             Run(path).evaluation(evaluation)
     with needing("matplotlib", "a report"):
         import matplotlib  # noqa: F401
-    from moslora.compare.runs import read_complete
-    from moslora.report.contents import gather
     from moslora.report.page import page
     from moslora.report.runs import reported_runs
 
-    read = cache(read_complete)  # so that each evaluation is read once
-    found = reported_runs(paths, evaluation=evaluation, read=read)
     with new_folder(out, older=older) as scratch:
-        contents = gather(found, paths, evaluation=evaluation, read=read)
-        (scratch / PAGE).write_text(page(contents, folder=scratch), encoding="utf-8")
+        runs = reported_runs(paths, evaluation=evaluation)
+        (scratch / PAGE).write_text(page(runs, paths, folder=scratch), encoding="utf-8")
     return out / PAGE
 
 

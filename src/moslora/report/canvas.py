@@ -6,15 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 from typing import Any, NamedTuple
 
 import matplotlib
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 INK = "#1f2937"
 MUTED = "#6b7280"
@@ -24,9 +21,6 @@ MARKERS = "osD^vP*X<>hp"
 LINES = ("-", "--", ":")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {color: f"c{i}" for i, color in enumerate(SERIES)}
 """Colour -> the variable of the page that holds it, with another value in the dark."""
-
-FIRST_LINE = 0.3
-"""Inches of a legend of one line."""
 
 NO_METADATA: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
@@ -89,13 +83,11 @@ class Canvas:
 
     def style(self, arm: str) -> Style:
         """The style of an arm, the same in every figure. Colours alone would not tell twelve arms apart."""
-        place = 0
-        if arm in self.arms:
-            place = self.arms.index(arm)
+        place = self.arms.index(arm)
         return Style(
-            color=SERIES[place % len(SERIES)],
-            marker=MARKERS[place % len(MARKERS)],
-            line=LINES[place // len(SERIES) % len(LINES)],
+            SERIES[place % len(SERIES)],
+            MARKERS[place % len(MARKERS)],
+            LINES[place // len(SERIES) % len(LINES)],
         )
 
     def keep(self, name: str, figure: Figure) -> Markup:
@@ -111,34 +103,3 @@ class Canvas:
         for value, variable in VARIABLES.items():
             svg = svg.replace(value, f"var(--{variable})")
         return Markup(svg)
-
-
-def label_axes(axes: Axes, title: str, label: str) -> None:
-    """Titles the axes and labels x, along which there are round whole numbers."""
-    axes.set(title=title, xlabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-
-
-def label_once(axes: Axes, label: str) -> str | None:
-    """The label for the legend, in several lines if it is long, as a figure's width is fixed; ``None`` if it is there
-    already."""
-    text = fill(label, 36)
-    _, known = axes.get_legend_handles_labels()
-    if text in known:
-        return None
-    return text
-
-
-def legend_above(axes: Axes) -> None:
-    """A legend above the axes, in four columns, or fewer where the figure is too narrow. The figure grows by the height
-    of the legend's further lines."""
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    legend = figure.legend(loc="outside upper center", ncols=4)
-    for columns in (3, 2, 1):
-        if legend.get_window_extent().width < figure.bbox.width:
-            break
-        legend.remove()
-        legend = figure.legend(loc="outside upper center", ncols=columns)
-    beyond = legend.get_window_extent().height / figure.dpi - FIRST_LINE
-    figure.set_figheight(figure.get_figheight() + max(0.0, beyond))

@@ -4,18 +4,19 @@ Arms are compared task by task, over the questions that both answered. So those 
 all contrasts with one arm are a family.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from moslora.compare.arms import Arm, all_runs, load_arms
+from moslora.compare.arms import Arm, all_runs
 from moslora.compare.comparable import NotComparable
 from moslora.compare.comparison import Comparison, compare_arms, compare_planned
 from moslora.compare.conclusion import conclusions, remarks
 from moslora.compare.contrast import Contrast
 from moslora.compare.display import tables
-from moslora.compare.find import Read
 from moslora.compare.index import read_index
+from moslora.compare.runs import ComparedRun
 from moslora.errors import MosloraError, first_line, some
 from moslora.report.runs import ReportedRun
 from moslora.runs.evaluation import in_common
@@ -26,61 +27,45 @@ class ShownComparison:
     """A comparison, or the reason why there is none."""
 
     title: str
-    against_base: bool
     verdicts: Sequence[str]  # the conclusions, or the reason
     contrasts: Sequence[Contrast] = ()  # as they are drawn
-    tables: Sequence[list[list[str]]] = field(default_factory=list)
-    lines: Sequence[str] = field(default_factory=list)  # below the tables
-
-    def by_first_arm(self) -> list[list[Contrast]]:
-        """The contrasts, in a group for each arm that others are held against."""
-        groups: dict[str, list[Contrast]] = {}
-        for contrast in self.contrasts:
-            groups.setdefault(contrast.before, []).append(contrast)
-        return list(groups.values())
+    tables: Sequence[list[list[str]]] = ()
+    lines: Sequence[str] = ()  # below the tables
 
 
-def comparisons(
-    runs: Sequence[ReportedRun], paths: Sequence[Path], *, evaluation: str | None, read: Read
-) -> list[ShownComparison]:
-    """The arms against the first, or as their experiment has named it, and the arms of each base against it."""
-    evaluated = [run for run in runs if run.tuned]
-    of_base: dict[str, list[ReportedRun]] = {}
-    for run in evaluated:
-        if run.base:
-            of_base.setdefault(run.base_name, []).append(run)
+def against_each_other(runs: Sequence[ReportedRun], paths: Sequence[Path]) -> list[ShownComparison]:
+    """The arms against the first, or as the experiment at the only one of ``paths`` has named it."""
+    title = "Against each other"
+    arms = _arms([(run.arm, run.compared) for run in runs])
+    if len(arms) < 2:
+        return []
+    index = read_index(paths[0]) if len(paths) == 1 else None
+    if index is not None and index.named:
+        return [_shown(title, partial(compare_planned, arms, index, outcome=index.outcome))]
+    return _against_first(title, arms)
 
-    def arms_of(these: Sequence[ReportedRun], *before: Path) -> list[Arm]:
-        places = list(paths)
-        if len(these) < len(runs):
-            places = [run.run.path for run in these]
-        return load_arms([*before, *places], evaluation=evaluation, read=read)
 
+def against_bases(runs: Sequence[ReportedRun]) -> list[ShownComparison]:
+    """The arms of each base against it."""
     found = []
-    if len({run.arm for run in evaluated}) > 1:
-        title = "Against each other"
-        try:
-            index = read_index(paths[0])
-            arms = arms_of(evaluated)
-            if len(paths) == 1 and index is not None and index.named:
-                found.append(_shown(title, compare_planned(arms, index, outcome=index.outcome).within(None)))
-            else:
-                found += _against_first(title, arms)
-        except MosloraError as error:
-            found.append(_refused(title, error))
-    for name, its_runs in of_base.items():
-        title = f"Against the {name}"
-        base = its_runs[0].base
-        assert base is not None
-        try:
-            first, *others = arms_of(its_runs, base.folder)
-            found += _against_first(title, [replace(first, name=name), *others], against_base=True)
-        except MosloraError as error:
-            found.append(_refused(title, error, against_base=True))
+    with_base = [run for run in runs if run.base]
+    for name in dict.fromkeys(run.base_name for run in with_base):
+        its_runs = [run for run in with_base if run.base_name == name]
+        tuned = [(run.arm, run.tuned) for run in its_runs]
+        found += _against_first(f"Against the {name}", _arms([(name, its_runs[0].base), *tuned]))
     return found
 
 
-def _against_first(title: str, arms: Sequence[Arm], *, against_base: bool = False) -> list[ShownComparison]:
+def _arms(runs: Sequence[tuple[str, ComparedRun | None]]) -> list[Arm]:
+    """The arms of runs with the names of their arms; without those that have no answers."""
+    found: dict[str, dict[int | None, ComparedRun]] = {}
+    for name, run in runs:
+        if run is not None:
+            found.setdefault(name, {})[run.seed] = run
+    return [Arm(name, by_seed) for name, by_seed in found.items()]
+
+
+def _against_first(title: str, arms: Sequence[Arm]) -> list[ShownComparison]:
     """The comparisons of the arms with the first, one for all that have the same tasks in common with it."""
     first, *others = arms
     groups: dict[str, list[Arm]] = {}
@@ -91,42 +76,33 @@ def _against_first(title: str, arms: Sequence[Arm], *, against_base: bool = Fals
     for tasks, group in groups.items():
         own_title = title
         if len(groups) > 1:
-            own_title += f": {', '.join(arm.name for arm in group)}, on {tasks or 'no common task'}"
-        try:
-            comparison, differing = _comparison(first, group)
-        except MosloraError as error:
-            found.append(_refused(own_title, error, against_base=against_base))
-            continue
-        shown = _shown(own_title, replace(comparison, count=len(others)), against_base=against_base)
-        found.append(replace(shown, lines=[*shown.lines, *differing]))
+            own_title += f": {', '.join(arm.name for arm in group)}, on {tasks or 'nothing'}"
+        compare = partial(_comparison, first, group, count=len(others))
+        found.append(_shown(own_title, compare))
     return found
 
 
-def _comparison(first: Arm, others: Sequence[Arm]) -> tuple[Comparison, list[str]]:
-    """Each of ``others`` against ``first``, on the questions that all answered; and a line on what else differs. Base,
-    rows and steps may: what is compared are these models."""
+def _comparison(first: Arm, others: Sequence[Arm], *, count: int) -> Comparison:
+    """Each of ``others`` against ``first``, on the questions that all answered, in a family of ``count``. Base, rows
+    and steps may differ, which a line says: what is compared are these models."""
     arms = [first, *others]
-    questions, left_out = in_common([run.evaluation for run in all_runs(arms)])
-    if questions:
-        arms = [arm.each(lambda run: run.only(questions)) for arm in arms]
     contrasts = [(first.name, other.name) for other in others]
-    differing = []
     try:
-        found = compare_arms(arms, contrasts=contrasts)
+        return replace(compare_arms(arms, contrasts=contrasts), count=count)
     except NotComparable as error:
-        fields = [one.field for one in error.unlike]
         if any(one.fix for one in error.unlike):
             raise
-        found = compare_arms(arms, contrasts=contrasts, allowed=fields)
-        differing = [f"these models also differ in {some(fields, most=8)}"]
-    return replace(found, questions=left_out), differing
+        fields = [one.field for one in error.unlike]
+    found = compare_arms(arms, contrasts=contrasts, allowed=fields)
+    line = "; ".join(filter(None, [found.questions, f"these models also differ in {some(fields, most=8)}"]))
+    return replace(found, count=count, questions=line)
 
 
-def _shown(title: str, found: Comparison, *, against_base: bool = False) -> ShownComparison:
+def _shown(title: str, compare: Callable[[], Comparison]) -> ShownComparison:
+    """What ``compare`` finds, or why it finds nothing."""
+    try:
+        found = compare().within(None)
+    except MosloraError as error:
+        return ShownComparison(title, [f"{title}: not compared: {first_line(error)}"])
     contrasts = found.exploratory or found.named
-    lines = list(remarks(found))
-    return ShownComparison(title, against_base, conclusions(found), contrasts, tables(found), lines)
-
-
-def _refused(title: str, error: MosloraError, *, against_base: bool = False) -> ShownComparison:
-    return ShownComparison(title, against_base, [f"{title}: not compared: {first_line(error)}"])
+    return ShownComparison(title, conclusions(found), contrasts, tables(found), [*remarks(found)])

@@ -30,10 +30,8 @@ class LearnedLayer:
     @property
     def depth(self) -> int:
         """The first number in the name, or 0."""
-        found = re.search(r"\.(\d+)\.", self.name)
-        if found is None:
-            return 0
-        return int(found[1])
+        numbers = re.findall(r"\.(\d+)\.", self.name)
+        return int(numbers[0]) if numbers else 0
 
 
 def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
@@ -47,11 +45,9 @@ def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
     trained_before = CONTINUED_FROM in folder.manifest or "imported" in folder.manifest
     layers = []
     for name, layer in named_adapters(load_without_base(folder)):
-        if not any(True for _ in layer.mixer.parameters()):
+        if not list(layer.mixer.parameters()):
             continue
-        start = None
-        if not trained_before:
-            start = _drawn(folder.recipe, name)
+        start = None if trained_before else _drawn(folder.recipe, name)
         layers.append(LearnedLayer(name, _matrix(layer.mixer), start))
     return layers
 

@@ -1,43 +1,52 @@
-"""The page of a report: its contents are drawn, and filled into ``page.html``."""
+"""The page of a report: what it says is collected, its figures are drawn, and ``page.html`` is filled."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import StrictUndefined, Template
 
-from moslora.evaluation.display import heading, table
+from moslora.evaluation.display import heading, remarks, table
+from moslora.evaluation.results import results_of
 from moslora.report import PAGE, figures
-from moslora.report.canvas import SERIES, Canvas
-from moslora.report.contents import Contents
+from moslora.report.canvas import VARIABLES, Canvas
+from moslora.report.comparisons import against_bases, against_each_other
+from moslora.report.questions import changed_questions
+from moslora.report.runs import ReportedRun
 from moslora.report.tables import differing, glance
 
 
-def page(contents: Contents, *, folder: Path) -> str:
-    """The text of the page; the PNGs are written into ``folder``."""
-    canvas = Canvas(folder, contents.arms)
-    curves = figures.of_training(canvas, contents)
-    answers = figures.of_answers(canvas, contents)
-    mixers = figures.of_mixers(canvas, contents)
-    drawn = sorted(path.name for path in folder.iterdir())
-    return _template().render(
-        title=", ".join(contents.arms),
-        files=[PAGE, *drawn],
-        arms={arm: f"c{place % len(SERIES)}" for place, arm in enumerate(contents.arms)},
-        remarks=contents.remarks,
-        glance=glance(contents.runs),
+def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) -> str:
+    """The text of the page on the ``runs`` that were found at ``paths``; the PNGs are written into ``folder``."""
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    results = {}
+    for run in runs:
+        for name, answered in ((run.name, run.tuned), (run.base_name, run.base)):
+            if answered and name not in results:
+                results[name] = results_of(answered.settings, answered.tasks, answered.evaluation.records)
+    notes = [f"{run.name}: {run.left_out}" for run in runs if run.left_out]
+    for name, found in results.items():
+        notes += [f"{name}: {remark}" for remark in remarks(found)]
+    each_other = against_each_other(runs, paths)
+    bases = against_bases(runs)
+    canvas = Canvas(folder, arms)
+    curves = figures.of_training(canvas, runs)
+    answers = figures.of_answers(canvas, runs, bases, each_other)
+    mixers = figures.of_mixers(canvas, runs)
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    template = Template(text, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return template.render(
+        title=", ".join(arms),
+        files=[PAGE, *sorted(os.listdir(folder))],
+        arms={arm: VARIABLES[canvas.style(arm).color] for arm in arms},
+        remarks=notes,
+        glance=glance(runs, results),
         answers=answers,
-        comparisons=contents.comparisons,
+        comparisons=[*each_other, *bases],
         curves=curves,
         mixers=mixers,
-        changed=contents.changed,
-        first=contents.firsts[0].name,
-        scores={f"{name}: {heading(results)}": table(results) for name, results in contents.evaluated.items()},
-        differing=differing(contents.runs),
+        changed=changed_questions(runs[0]),
+        first=runs[0].name,
+        scores={f"{name}: {heading(found)}": table(found) for name, found in results.items()},
+        differing=differing(runs),
     )
-
-
-def _template() -> Template:
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html")

@@ -3,16 +3,20 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
 from scipy.special import softmax
 
 from moslora.data.sources import data_hash, load_examples
 from moslora.errors import MosloraError
 from moslora.prompts.instructions import wording
+from moslora.report.runs import ReportedRun
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import log_probability
-from moslora.runs.settings import Settings
-from moslora.tasks import Example, Questions
+from moslora.tasks import Example
+
+MOST_CHANGED = 8
+"""Questions that gained most, and as many that lost most."""
 
 
 class Option(NamedTuple):
@@ -35,14 +39,31 @@ class Changed(NamedTuple):
     options: list[Option]
 
 
+def changed_questions(run: ReportedRun) -> dict[str, list[Changed]]:
+    """`most_changed` of a run against its base; empty without a base, and of
+    tasks whose rows are not at hand, or are not those that were asked."""
+    if run.tuned is None or run.base is None:
+        return {}
+    asked = run.tuned.settings
+    questions = run.run.recipe.questions
+    examples: dict[str, Example] = {}
+    for task in questions.tasks:
+        try:
+            rows = load_examples(task, "test", source=asked.metadata.get("source", questions.source))
+        except MosloraError:
+            continue
+        if data_hash(rows) == asked.data.get(task.name):
+            examples |= {example.id: example for example in rows}
+    return most_changed(run.base.evaluation, run.tuned.evaluation, examples, most=MOST_CHANGED)
+
+
 def most_changed(
     before: Evaluation, after: Evaluation, examples: Mapping[str, Example], *, most: int
 ) -> dict[str, list[Changed]]:
     """``gained`` and ``lost`` -> the questions that gained most and those that lost most, at most ``most`` of each;
-    empty if none did.
+    without a kind of which there are none.
 
-    Left out are generated answers, which have no probabilities, and questions that ``examples`` does not have as they
-    were asked.
+    Left out are generated answers, which have no probabilities, and questions that ``examples`` does not have.
 
     Args:
         before: the answers of the base.
@@ -55,35 +76,29 @@ def most_changed(
             changes += _in_words(of_base[task], answers, examples)
         elif answers.scores and not answers.are_texts:
             changes += _of_options(of_base[task], answers, examples)
-    changes.sort(key=lambda change: -change.change)
-    gained = [change for change in changes[:most] if change.change > 0]
-    lost = [change for change in changes[::-1][:most] if change.change < 0]
-    if not gained and not lost:
-        return {}
-    return {"gained": gained, "lost": lost}
+    changes.sort(key=lambda change: change.change)
+    lost = [change for change in changes[:most] if change.change < 0]
+    gained = [change for change in changes[::-1][:most] if change.change > 0]
+    return {kind: found for kind, found in (("gained", gained), ("lost", lost)) if found}
 
 
 def _of_options(before: TaskAnswers, after: TaskAnswers, examples: Mapping[str, Example]) -> Iterator[Changed]:
-    log_before = log_probability(before)
-    log_after = log_probability(after)
+    changes = np.subtract(log_probability(after), log_probability(before))
     for row, id in enumerate(after.ids):
-        example = examples.get(id)
-        scores = after.deciding_scores[row]
-        if example is None or example.gold != after.gold[row] or len(example.choices) != len(scores):
+        if id not in examples:
             continue
+        example = examples[id]
         then = softmax(before.deciding_scores[row]).tolist()
-        now = softmax(scores).tolist()
+        now = softmax(after.deciding_scores[row]).tolist()
         options = []
         for place, text in enumerate(example.choices):
-            chosen = (before.chosen[row] == place, after.chosen[row] == place)
-            options.append(Option(text, place == example.gold, *chosen, then[place], now[place]))
-        yield Changed(id, _question(example), log_after[row] - log_before[row], options)
-
-
-def _question(example: Example) -> str:
-    if example.context and not wording(example).has_passage:
-        return f"{example.context} {example.question}"
-    return example.question
+            was_chosen = before.chosen[row] == place
+            is_chosen = after.chosen[row] == place
+            options.append(Option(text, place == example.gold, was_chosen, is_chosen, then[place], now[place]))
+        question = example.question
+        if example.context and not wording(example).has_passage:
+            question = f"{example.context} {question}"
+        yield Changed(id, question, changes[row], options)
 
 
 def _in_words(before: TaskAnswers, after: TaskAnswers, examples: Mapping[str, Example]) -> Iterator[Changed]:
@@ -100,17 +115,3 @@ def _in_words(before: TaskAnswers, after: TaskAnswers, examples: Mapping[str, Ex
             Option(after.texts[row] or "", is_right, chosen_after=True),
         ]
         yield Changed(id, example.question, is_right - was_right, options)
-
-
-def examples_asked(questions: Questions, asked: Settings) -> dict[str, Example]:
-    """Id -> example, of the tasks whose rows are at hand and are those that were asked."""
-    found: dict[str, Example] = {}
-    source = asked.metadata.get("source", questions.source)
-    for task in questions.tasks:
-        try:
-            rows = load_examples(task, "test", source=source)
-        except MosloraError:
-            continue
-        if data_hash(rows) == asked.data.get(task.name):
-            found |= {example.id: example for example in rows}
-    return found

@@ -2,27 +2,23 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moslora.compare.arms import load_arms
-from moslora.compare.find import Read, evaluated_steps, runs_at
-from moslora.compare.runs import read_complete
-from moslora.compare.tables import read_tables
+from moslora.compare.arms import arms_of
+from moslora.compare.find import compared_run, of_arm, runs_at
+from moslora.compare.runs import ComparedRun
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
-from moslora.evaluation.results import Results, results_of
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.best import Best
-from moslora.runs.evaluation import Evaluation, in_common, is_evaluation, is_finished
+from moslora.runs.evaluation import in_common, is_evaluation
 from moslora.runs.run import Run, base_of
-from moslora.runs.settings import read_head
 
 
-@dataclass(frozen=True)
+@dataclass
 class ReportedRun:
     """One run of a report.
 
@@ -30,7 +26,9 @@ class ReportedRun:
         run: where it is.
         name: of its folder, or its path where others have the same name.
         arm: of the runs that differ from it only in the seed; its name if there are none.
-        tuned: its evaluation, on the questions that its base answered, too; ``None`` if it is not finished.
+        metrics: the rows of its ``metrics.jsonl``.
+        compared: its evaluation; ``None`` without a finished task.
+        tuned: the same, on the questions that its base answered, too, if there are any.
         base: its base's, on the same questions; ``None`` if it has none of them.
         left_out: a line on the questions that only one of the two answered; empty if there are none.
         base_name: "base", or whose it is where the runs have several bases, or asked them other questions.
@@ -39,30 +37,12 @@ class ReportedRun:
     run: Run
     name: str
     arm: str
-    tuned: Evaluation | None = None
-    base: Evaluation | None = None
+    metrics: list[dict[str, Any]]
+    compared: ComparedRun | None = None
+    tuned: ComparedRun | None = None
+    base: ComparedRun | None = None
     left_out: str = ""
     base_name: str = "base"
-
-    @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
-        return self.run.metrics  # which reads the file each time
-
-    @cached_property
-    def tuned_results(self) -> Results | None:
-        return _results(self.tuned)
-
-    @cached_property
-    def base_results(self) -> Results | None:
-        return _results(self.base)
-
-    @cached_property
-    def best(self) -> Best | None:
-        return self.run.best  # likewise
-
-    @cached_property
-    def validation_loss(self) -> float | None:
-        return self.run.validation_loss  # likewise
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
@@ -82,105 +62,82 @@ class ReportedRun:
             return []
 
 
-def _results(evaluation: Evaluation | None) -> Results | None:
-    if evaluation is None:
-        return None
-    return results_of(evaluation.settings, evaluation.tasks, evaluation.records)
-
-
-def reported_runs(
-    paths: Sequence[Path], *, evaluation: str | None = None, read: Read = read_complete
-) -> list[ReportedRun]:
+def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> list[ReportedRun]:
     """The runs at ``paths``.
 
     Args:
         paths: runs, folders of runs, or experiments.
         evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
-        read: reads an evaluation.
     """
-    found: dict[Path, str | None] = {}
-    for path in paths:
-        found |= runs_at(path)
-    if not found:
-        why = "no runs here"
-        if any(read_tables(path) for path in paths):
-            why = "an experiment in tables, without the runs that a report shows; moslora compare reads it"
-        raise UsageError(f"{some([str(path) for path in paths])}: {why}")
-    names = _names(list(found))
-    arms = _arms(list(found), evaluation=evaluation, read=read)
+    places = {folder: (path, arm) for path in paths for folder, arm in runs_at(path).items()}
+    if not places:
+        raise UsageError(
+            f"{some([str(path) for path in paths])}: no runs here; an experiment in tables has none (moslora compare"
+            " reads it)"
+        )
+    often = Counter(Run(folder).name for folder in places)
     runs = []
-    for path, planned_arm in found.items():
-        arm = planned_arm or arms.get(path, names[path])
-        run = ReportedRun(Run(path), names[path], arm)
-        runs.append(_with_evaluations(run, evaluation=evaluation, read=read))
-    return _with_base_names(runs)
+    for folder, (path, arm) in places.items():
+        run = Run(folder)
+        name = run.name if often[run.name] == 1 else str(folder)
+        reported = ReportedRun(run, name, arm or name, run.metrics)
+        _read_answers(reported, evaluation)
+        if arm and reported.compared:
+            reported.compared = of_arm(reported.compared, path, arm, as_planned=not evaluation)
+        runs.append(reported)
+    _name_arms(runs)
+    _name_bases(runs)
+    return runs
 
 
-def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """The name of each run, or its path if others have the same name."""
-    names = {path: Run(path).name for path in paths}
-    often = Counter(names.values())
-    for path, name in names.items():
-        if often[name] > 1:
-            names[path] = str(path)
-    return names
-
-
-def _arms(paths: Sequence[Path], *, evaluation: str | None, read: Read) -> dict[Path, str]:
-    """The name of each run's arm; of none if they cannot be grouped."""
+def _read_answers(reported: ReportedRun, evaluation: str | None) -> None:
+    """Reads its evaluation and that of its base, as far as they are finished."""
     try:
-        arms = load_arms(paths, evaluation=evaluation, read=read)
-    except MosloraError:
-        return {}
-    found = {}
-    for arm in arms:
-        for run in arm.runs.values():
-            found[run.path] = arm.name
-    return found
-
-
-def _with_evaluations(run: ReportedRun, *, evaluation: str | None, read: Read) -> ReportedRun:
-    """With its evaluation and that of its base, if they are finished."""
-    try:
-        folder = run.run.evaluation(evaluation)
-        evaluated_steps(folder, read_head(folder).settings, of_run=True)  # refuses the scores of older weights
+        folder = reported.run.evaluation(evaluation)
+        found = compared_run(folder, run=reported.run.path)  # refuses the scores of older weights
     except UsageError as fault:
         if evaluation:
             raise
         note(str(fault))
-        return run
-    tuned = _finished(folder, read)
-    base = _finished(base_of(folder), read)
-    if tuned is None or base is None:
-        return replace(run, tuned=tuned, base=base)
-    shared, line = in_common([tuned, base])
-    if not shared:
-        return replace(run, tuned=tuned, left_out=line)
-    return replace(run, tuned=tuned.only(shared), base=base.only(shared), left_out=line)
+        return
+    if not found.tasks:
+        return
+    reported.compared = reported.tuned = found
+    folder = base_of(folder)
+    if not is_evaluation(folder):
+        return
+    base = compared_run(folder)
+    shared, reported.left_out = in_common([found.evaluation, base.evaluation])
+    if shared:
+        reported.tuned = found.only(shared)
+        reported.base = base.only(shared)
 
 
-def _finished(folder: Path, read: Read) -> Evaluation | None:
-    """The evaluation in ``folder`` if it is finished."""
-    if is_finished(folder):
-        return read(folder)
-    if is_evaluation(folder):
-        note(f"{folder}: interrupted and left out; moslora eval continues it")
-    return None
+def _name_arms(runs: Sequence[ReportedRun]) -> None:
+    """Names the arms of runs with answers that no experiment names, unless they cannot be grouped."""
+    found = {run.compared.path: run for run in runs if run.compared and run.arm == run.name}
+    try:
+        arms = arms_of([run.compared for run in found.values() if run.compared])
+    except UsageError:
+        return
+    for arm in arms:
+        for compared in arm.runs.values():
+            found[compared.path].arm = arm.name
 
 
-def _with_base_names(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
-    """The runs; each of several bases is named after the first run that has it."""
-    names: dict[str, str] = {}
-    keys = []
+def _name_bases(runs: Sequence[ReportedRun]) -> None:
+    """Names each of several bases after the first run that has it."""
+    of_base: dict[str, list[ReportedRun]] = {}
     for run in runs:
-        key = ""
-        if run.base:
-            settings = run.base.settings
-            weights = settings.metadata.get("fingerprint") or settings.metadata.get("base")
-            questions = {task: len(answers.ids) for task, answers in run.base.tasks.items()}
-            key = str({**settings.model, **settings.asked, **questions, "base": weights})
-            names.setdefault(key, f"base of {run.name}")
-        keys.append(key)
-    if len(names) < 2:
-        return list(runs)
-    return [replace(run, base_name=names.get(key, run.base_name)) for run, key in zip(runs, keys, strict=True)]
+        if run.base is None:
+            continue
+        settings = run.base.settings
+        weights = settings.metadata.get("fingerprint") or settings.metadata.get("base")
+        questions = {task: answers.ids for task, answers in run.base.tasks.items()}
+        key = str([settings.model | {"base": weights}, settings.asked, questions])
+        of_base.setdefault(key, []).append(run)
+    if len(of_base) < 2:
+        return
+    for group in of_base.values():
+        for run in group:
+            run.base_name = f"base of {group[0].name}"

@@ -1,7 +1,6 @@
 """The tables of the page: the runs at a glance, and where their cards differ. Header first."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from moslora.evaluation import Results
 from moslora.evaluation.percent import NONE, percent
@@ -9,24 +8,27 @@ from moslora.recipe.recipe import flat
 from moslora.report.runs import ReportedRun
 
 
-def glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
-    """A row per run. Averages are of the questions that the run and its base answered."""
+def glance(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[list[str]]:
+    """A row per run. Averages are of the questions that the run and its base answered, whose ``results`` are given by
+    name."""
     rows = [["run", "method", "seed", "trained", "validation loss", "questions", "base", "tuned", "minutes", "peak GB"]]
     for run in runs:
         recipe = run.run.recipe
+        tuned = results.get(run.name)
         questions = NONE
-        if run.tuned_results and run.tuned_results.macro:
-            questions = f"{run.tuned_results.macro.n:,}"
+        if tuned and tuned.macro:
+            questions = f"{tuned.macro.n:,}"
+        loss = run.run.validation_loss
         rows.append(
             [
                 run.name,
                 recipe.adapter.summary(),
                 str(recipe.seed),
                 _steps(run),
-                _validation_loss(run),
+                NONE if loss is None else f"{loss:.4f}",
                 questions,
-                _average(run.base_results),
-                _average(run.tuned_results),
+                _average(results.get(run.base_name) if run.base else None),
+                _average(tuned),
                 _last(run, "seconds", per=60),
                 _last(run, "peak_memory_gb", per=1),
             ]
@@ -37,25 +39,16 @@ def glance(runs: Sequence[ReportedRun]) -> list[list[str]]:
 def _average(results: Results | None) -> str:
     if results is None or not results.macro:
         return NONE
-    value, _ = results.macro.value(results.metric)
-    return percent(value)
+    return percent(results.macro.value(results.metric)[0])
 
 
 def _steps(run: ReportedRun) -> str:
     done = max((row["step"] for row in run.metrics), default=0)
-    planned = run.run.facts.get("steps", 0)
-    steps = f"{done:,} of {planned:,} steps"
-    if run.best is not None:
-        steps += f", best {run.best.step:,}"
+    steps = f"{done:,} of {run.run.facts.get('steps', 0):,} steps"
+    best = run.run.best
+    if best is not None:
+        steps += f", best {best.step:,}"
     return steps
-
-
-def _validation_loss(run: ReportedRun) -> str:
-    """That of the result, or the last one so far."""
-    loss = run.validation_loss
-    if loss is None:
-        return NONE
-    return f"{loss:.4f}"
 
 
 def _last(run: ReportedRun, metric: str, *, per: float) -> str:
@@ -67,27 +60,19 @@ def _last(run: ReportedRun, metric: str, *, per: float) -> str:
 
 
 def differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
-    """A row per fact of the cards that is not the same in all runs."""
-    cards = [_facts(run) for run in runs]
-    keys: dict[str, None] = {}
-    for card in cards:
-        keys |= dict.fromkeys(card)
+    """A row per fact of the runs' recipes and cards, but for scores, that is not the same in all runs."""
+    cards = []
+    for run in runs:
+        card = run.run.facts
+        card.pop("results", None)
+        cards.append(flat(card.pop("recipe", {})) | flat(card))
     rows = [["", *(run.name for run in runs)]]
-    for key in keys:
+    for key in dict.fromkeys(key for card in cards for key in card):
         values = [_in_words(card.get(key, NONE)) for card in cards]
         if len(set(values)) > 1:
             rows.append([key, *values])
     return rows
 
 
-def _facts(run: ReportedRun) -> dict[str, Any]:
-    """Key -> fact, of the run's recipe and of its card, without scores."""
-    card = run.run.facts
-    others = {key: fact for key, fact in card.items() if key not in ("recipe", "results")}
-    return flat(card.get("recipe", {})) | flat(others)
-
-
-def _in_words(fact: Any) -> str:
-    if isinstance(fact, float):
-        return f"{fact:.5g}"
-    return str(fact)
+def _in_words(fact: object) -> str:
+    return f"{fact:.5g}" if isinstance(fact, float) else str(fact)

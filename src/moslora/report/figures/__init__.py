@@ -3,41 +3,50 @@
 A figure is drawn on a canvas, which keeps it as PNG, and is returned as SVG; ``None`` where there is nothing to show.
 """
 
+from collections.abc import Sequence
+from itertools import groupby
+
 from markupsafe import Markup
 
 from moslora.report.canvas import Canvas
-from moslora.report.contents import Contents
+from moslora.report.comparisons import ShownComparison
 from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
 from moslora.report.figures.forgetting import gain_and_forgetting
 from moslora.report.figures.mixers import draw_mixers, mapped
+from moslora.report.runs import ReportedRun
 
 
-def of_answers(canvas: Canvas, contents: Contents) -> list[Markup]:
-    """The differences from the bases, or else of the arms, by task; and what was gained against what was forgotten."""
+def of_answers(
+    canvas: Canvas, runs: Sequence[ReportedRun], bases: Sequence[ShownComparison], each_other: Sequence[ShownComparison]
+) -> list[Markup]:
+    """The differences from the bases, or else of the arms, by task; and what was gained against what was forgotten,
+    where all runs are compared with one base on the same questions."""
     figures: list[Markup] = []
-    for comparison in contents.main_comparisons:
-        for contrasts in comparison.by_first_arm():
-            figures.append(differences(canvas, f"differences-{len(figures) + 1}", contrasts))
-    if contents.base is not None:
-        answers = [(run.arm, run.tuned) for run in contents.runs if run.tuned and run.base]
-        forgotten = gain_and_forgetting(canvas, answers, contents.base)
+    for comparison in bases or each_other:
+        for _, contrasts in groupby(comparison.contrasts, key=lambda contrast: contrast.before):
+            figures.append(differences(canvas, f"differences-{len(figures) + 1}", list(contrasts)))
+    if len(bases) == 1 and bases[0].contrasts:
+        answers = [(run.arm, run.tuned.evaluation) for run in runs if run.tuned and run.base]
+        base = next(run.base.evaluation for run in runs if run.base)
+        forgotten = gain_and_forgetting(canvas, answers, base)
         if forgotten is not None:
             figures.append(forgotten)
     return figures
 
 
-def of_training(canvas: Canvas, contents: Contents) -> list[Markup]:
+def of_training(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Markup]:
     """A curve for each metric, the most telling first."""
-    figures = [curve(canvas, contents.runs, metric, title) for metric, title in CURVES.items()]
+    figures = [curve(canvas, runs, metric, title) for metric, title in CURVES.items()]
     return [figure for figure in figures if figure is not None]
 
 
-def of_mixers(canvas: Canvas, contents: Contents) -> dict[str, Markup]:
+def of_mixers(canvas: Canvas, runs: Sequence[ReportedRun]) -> dict[str, Markup]:
     """Arm -> the mixers of its first run."""
     found = {}
-    for run in contents.firsts:
+    for arm in canvas.arms:
+        run = next(run for run in runs if run.arm == arm)
         layers = mapped(run.layers)
         if layers:
-            found[run.arm] = draw_mixers(canvas, f"mixer-{run.name.replace('/', '-')}", layers)
+            found[arm] = draw_mixers(canvas, f"mixer-{run.name.replace('/', '-')}", layers)
     return found

@@ -1,6 +1,7 @@
 """Differences between arms, with their intervals."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 from markupsafe import Markup
@@ -8,7 +9,7 @@ from matplotlib.axes import Axes
 
 from moslora.compare.contrast import Contrast
 from moslora.compare.statistics import MACRO
-from moslora.report.canvas import GRID, INK, MUTED, Canvas, Style, label_once, legend_above
+from moslora.report.canvas import GRID, INK, MUTED, Canvas, Style
 
 
 def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Markup:
@@ -18,11 +19,14 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Mar
     if len(rows) > 1:
         rows.append(MACRO)
     offsets = np.linspace(-0.25, 0.25, len(contrasts)) * (len(contrasts) > 1)
-    with canvas.figure(5, 1.2 + len(rows) * (0.22 + 0.1 * len(contrasts))) as (figure, axes):
+    height = 0.8 + len(rows) * (0.22 + 0.1 * len(contrasts)) + 0.2 * len(contrasts)
+    with canvas.figure(5, height) as (figure, axes):
         axes.axvline(0, color=MUTED, linewidth=1.2)
         for contrast, offset in zip(contrasts, offsets, strict=True):
+            style = canvas.style(contrast.after)
+            axes.plot([], [], style.marker, color=style.color, label=fill(contrast.after, 60))  # for the legend
             for row, task in enumerate(rows):
-                _draw(axes, contrast, task, row + offset, canvas.style(contrast.after))
+                _draw(axes, contrast, task, row + offset, style)
         axes.set_title("Difference by task")
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
         axes.set_xlabel(f"difference from {first.before}, {first.unit.unit}, 95 % interval; filled: shown", wrap=True)
@@ -34,7 +38,7 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Mar
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.spines["left"].set_visible(False)
         if len(contrasts) > 1:
-            legend_above(axes)
+            figure.legend(loc="outside upper left")
     return canvas.keep(name, figure)
 
 
@@ -42,18 +46,13 @@ def _draw(axes: Axes, contrast: Contrast, task: str, place: float, style: Style)
     """The difference in one task, with its interval; filled where it is shown."""
     effect = contrast.effects[task]
     factor = contrast.unit.factor
-    label = label_once(axes, contrast.after)
-    filled_with = "none"
-    if effect.shown:
-        filled_with = style.color
     ends = [factor * end for end in effect.interval]
     axes.plot(ends, [place] * 2, color=style.color, linewidth=1.8, solid_capstyle="round")
     axes.plot(
         factor * effect.difference,
         place,
         style.marker,
-        label=label,
         color=style.color,
         markersize=5,
-        markerfacecolor=filled_with,
+        markerfacecolor=style.color if effect.shown else "none",
     )

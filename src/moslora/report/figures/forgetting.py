@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from statistics import fmean
+from textwrap import fill
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from moslora.compare.statistics import Floats
-from moslora.report.canvas import MUTED, Canvas, Style, label_once
+from moslora.report.canvas import MUTED, Canvas, Style
 from moslora.runs.evaluation import Evaluation
 
 GAINED = "log_probability"  # an outcome of questions
@@ -35,13 +36,19 @@ def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], 
     Args:
         runs: arm and answers, to the questions of ``base``.
     """
-    found = _changes(canvas.arms, runs, base)
+    found = {}
+    for arm in canvas.arms:
+        points = np.array(
+            [(change(FORGOTTEN, run, base), change(GAINED, run, base)) for its, run in runs if its == arm]
+        )
+        if points.size and np.isfinite(points).all():
+            found[arm] = points
     if not found:
         return None
     by_gain = sorted(found, key=lambda arm: -found[arm][:, 1].mean())
     with canvas.figure(6, 3.5) as (figure, axes):
         for arm in by_gain:  # the legend in the order of the marks
-            _draw(axes, found[arm], canvas.style(arm), label=label_once(axes, arm))
+            _draw(axes, found[arm], canvas.style(arm), label=fill(arm, 36))
         axes.margins(0.08)
         if len(found) > 1:  # far from the base and close together, they stay apart
             axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
@@ -62,25 +69,11 @@ def draw_base(axes: Axes, title: str) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _changes(arms: Sequence[str], runs: Sequence[tuple[str, Evaluation]], base: Evaluation) -> dict[str, Floats]:
-    """Arm -> forgetting and gain of each of its runs, shape ``(S, 2)``; without arms of which one is not known."""
-    found = {}
-    for arm in arms:
-        of_runs = [run for its, run in runs if its == arm]
-        points = np.array([(change(FORGOTTEN, run, base), change(GAINED, run, base)) for run in of_runs])
-        if points.size and np.isfinite(points).all():
-            found[arm] = points
-    return found
-
-
-def _draw(axes: Axes, points: Floats, style: Style, *, label: str | None) -> None:
+def _draw(axes: Axes, points: Floats, style: Style, *, label: str) -> None:
     """A point per run, and their mean with its standard errors."""
     x, y = points.T
     axes.scatter(x, y, s=16, alpha=0.4, linewidths=0, color=style.color, marker=style.marker)
-    xerr = 0.0
-    yerr = 0.0
-    if len(points) > 1:
-        xerr, yerr = points.std(axis=0, ddof=1) / len(points) ** 0.5
+    xerr, yerr = points.std(axis=0, ddof=min(1, len(points) - 1)) / len(points) ** 0.5  # 0 of one seed
     axes.errorbar(
         x.mean(),
         y.mean(),

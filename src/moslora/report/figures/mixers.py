@@ -39,15 +39,13 @@ def draw_mixers(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Ma
 def mapped(layers: Sequence[LearnedLayer]) -> list[LearnedLayer]:
     """The layers by kind: all, or :data:`MAPPED_LAYERS` at even distances."""
     by_kind = sorted(layers, key=lambda layer: layer.kind)
-    if not by_kind:
-        return []
     places = np.linspace(0, len(by_kind) - 1, min(MAPPED_LAYERS, len(by_kind))).astype(int)
     return [by_kind[place] for place in places]
 
 
 def _draw_row(places: Iterable[Axes], matrices: Sequence[Floats]) -> AxesImage:
     """A heat map of each matrix, all in the same colours."""
-    limit = max(float(np.abs(matrix).max()) for matrix in matrices) or 1.0
+    limit = float(np.abs(matrices).max()) or 1.0
     for place, matrix in zip(places, matrices, strict=True):
         image = place.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="none")
         place.set(xticks=[], yticks=[])
