@@ -36,7 +36,7 @@ TYPED = (
     ("eval {run} --limit some", "--limit"),
     ("compare {run} none", "run: ", "moslora eval"),
     ("compare {run} --contrast one", "--contrast one"),
-    ("export {run} --format gguf", "--format gguf", "llama.cpp", "docs/serving.md"),
+    ("export {run} --format gguf", "--format", "gguf", "peft"),
     ("merge {run} --onto dequantized", "--onto dequantized", "--onto original"),
     ("merge {world}/model", "model: "),
     ("import me/adapter", "me/adapter", "hf download me/adapter"),

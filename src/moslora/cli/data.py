@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moslora.choices import LossOn, Split
+from moslora.choices import Split
 from moslora.cli import completion
 from moslora.cli.examples import DATA_SHOW
 from moslora.cli.options import Format, MaxLength, Source, SourceOrRecipes, Tasks, Tokenizer
@@ -41,7 +41,6 @@ def show(
     source: SourceOrRecipes = None,
     model: Tokenizer = None,
     max_length: MaxLength = None,
-    loss_on: Annotated[LossOn | None, typer.Option(help="Tokens in the loss. [default: the recipe's]")] = None,
 ) -> None:
     """Print an example of each task as text, tokens and labels."""
     named, source = _read(task, split or "train", source=source, model=model)
@@ -53,7 +52,7 @@ def show(
     data = named.recipe.data
     encoder = Encoder(load_tokenizer(named.recipe.model), max_length=max_length or data.max_length)
     for example in rows_to_show(named.tasks, source=source, whole=is_of_recipe, split=split, row=row):
-        print(show_example(example, encoder, format=format or data.format, loss_on=loss_on or data.loss_on))
+        print(show_example(example, encoder, format=format or data.format, loss_on=data.loss_on))
 
 
 @app.command("audit")

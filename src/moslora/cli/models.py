@@ -162,8 +162,12 @@ def evaluate(
     early.refuse_evaluation(named, tasks=tasks, protocol=protocol, format=format, source=source, beams=beams)
     if out is not None:
         refuse_other_scores(out)
-    local = {"--base": base, "--dtype": dtype, "--batch-tokens": batch_tokens, "--strategy": strategy}
-    early.refuse_another_model(server, model=model, local={**local, "--processes": processes})
+    of_a_model_here = base or dtype or batch_tokens or strategy or processes
+    if (server and of_a_model_here) or (model and not server):
+        raise UsageError(
+            "with --server goes --model, and no --base, --dtype, --batch-tokens, --strategy or --processes, which are"
+            " of a model loaded here; leave out what does not"
+        )
     if server is None:
         _share(processes, then="the same command continues from the scores so far")
     if is_newest:
