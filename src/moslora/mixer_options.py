@@ -228,7 +228,7 @@ def checked_options(kind: type[Options], values: Mapping[str, Any], *, rank: int
     try:
         options = kind(**values)
     except ValidationError as error:
-        raise ValueError("\n".join(_lines(error, kind))) from None
+        raise ValueError("\n".join(fault_lines(error))) from None
     shown = {"rank": rank, "rank_out": rank_out, **options.model_dump()}
     faults = []
     for keys, message in options.conflicts(rank=rank, rank_out=rank_out):
@@ -237,12 +237,6 @@ def checked_options(kind: type[Options], values: Mapping[str, Any], *, rank: int
     if faults:
         raise ValueError("\n".join(faults))
     return options
-
-
-def _lines(error: ValidationError, kind: type[Options]) -> list[str]:
-    known = [name for name in kind.model_fields if name != "kind"]
-    unknown = f"not an option of this mixer; it has {', '.join(known) or 'none'}"
-    return [line.replace("Extra inputs are not permitted", unknown) for line in fault_lines(error)]
 
 
 def _must_be_square(what: str, rank: int) -> str:

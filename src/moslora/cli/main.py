@@ -18,6 +18,7 @@ from moslora.cli.examples import FIRST_STEPS
 from moslora.cli.usage import TyperUsageError, one_line
 from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, UsageError, stopped
+from moslora.files import disk_fault
 from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher
 from moslora.ranks import launched
 from moslora.version import __version__
@@ -97,7 +98,7 @@ def main() -> None:
         with stopped("stopped"):  # before a command starts
             app(prog_name="moslora")  # also for `python -m moslora`
     except Exception as error:
-        fault = _fault(error)
+        fault = error if isinstance(error, MosloraError) else disk_fault(error)
         _end_other_processes(fault or error)
         if fault is None:
             raise  # a bug: show the traceback
@@ -117,15 +118,6 @@ def _set_defaults_of_libraries() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads wait in a loop for milliseconds, on cores others need
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # turns; some 100 µs
         os.environ.setdefault("KMP_BLOCKTIME", "1")  # ms
-
-
-def _fault(error: Exception) -> MosloraError | None:
-    """The error as one for the user; ``None`` for a bug."""
-    from moslora.files import disk_fault
-
-    if isinstance(error, MosloraError):
-        return error
-    return disk_fault(error)
 
 
 def _end_other_processes(error: Exception) -> None:

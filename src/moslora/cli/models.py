@@ -16,6 +16,7 @@ from moslora.cli.following import after_scoring, after_training, say_next
 from moslora.cli.table import print_table
 from moslora.console import note, say
 from moslora.errors import UsageError, stopped
+from moslora.files import refuse_used
 from moslora.prompts.protocols import ProtocolName, ScoringProtocolName
 from moslora.ranks import is_main_process, launched
 from moslora.runs import RUNS
@@ -312,7 +313,6 @@ def import_(
     Checkpoints of the Trainer (pytorch_model.bin) work too. The result is compared with the source's own equations.
     Nothing is written if something is not supported; docs/merging.md has the list.
     """
-    from moslora.files import refuse_used
     from moslora.runs.peft_files import adapter_files
 
     adapter_files(source)
@@ -394,7 +394,6 @@ def quickstart(
 
     The same command continues where it was stopped.
     """
-    from moslora.files import refuse_used
     from moslora.runs.run import Run
 
     out = out or RUNS / "quickstart"
@@ -455,7 +454,6 @@ def _typed(**values: Any) -> dict[str, Any]:
 
 def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
     """The adapter folder of ``run``, and ``out`` or its default, which must be free. Notes if the run is unfinished."""
-    from moslora.files import refuse_used
     from moslora.runs.run import locate_adapter, run_of, unfinished
 
     adapter = locate_adapter(run)

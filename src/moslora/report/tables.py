@@ -15,9 +15,7 @@ def glance(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[
     for run in runs:
         recipe = run.run.recipe
         tuned = results.get(run.name)
-        questions = NONE
-        if tuned and tuned.macro:
-            questions = f"{tuned.macro.n:,}"
+        questions = f"{tuned.macro.n:,}" if tuned and tuned.macro else NONE
         loss = run.run.validation_loss
         rows.append(
             [
