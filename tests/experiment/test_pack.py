@@ -12,7 +12,7 @@ from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.display import tables
 from moslora.compare.index import EXPERIMENT, read_index
-from moslora.compare.tables import RUNS, TABLES, read_tables
+from moslora.compare.tables import TABLES, read_tables
 from moslora.errors import UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
@@ -122,12 +122,12 @@ def test_another_recipe_or_other_code_is_refused(
     change("init: orthogonal", "init: identity")
     for options in ((), ("--any-code",)):
         code, _, errors = run(capsys, "experiment", "e.yaml", "--out", "packed", *options)
-        words = (f"packed/{RUNS}: ", "adapter.mixer.init was orthogonal, is identity", "--out")
+        words = ("packed: ", "adapter.mixer.init was orthogonal, is identity", "--out")
         assert code == 2 and says(errors, *words) and errors.count("\n") == 1, errors
     change("init: identity", "init: orthogonal")
     monkeypatch.setattr("moslora.experiment.provenance.code", lambda: "other")
     code, _, errors = run(capsys, "experiment", "e.yaml", "--out", "packed")
-    assert code == 2 and says(errors, f"packed/{RUNS}: ", "the code changed", "--any-code") and errors.count("\n") == 1
+    assert code == 2 and says(errors, "packed: ", "the code changed", "--any-code") and errors.count("\n") == 1
     code, said, errors = run(capsys, "experiment", "e.yaml", "--out", "packed", "--any-code")
     assert code == 0 and "4 of 4 runs are scored" in said, errors
 

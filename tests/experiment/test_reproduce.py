@@ -90,7 +90,7 @@ def test_shuffled_rows_are_found(world: Path, tmp_path: Path) -> None:
         train_recipe(recipe, out=tmp_path / name)
         runs[name] = Run(tmp_path / name)
     start = start_of(recipe)
-    with pytest.raises(MosloraError, match=in_order("not reproduced", "training rows")):
+    with pytest.raises(MosloraError, match="not reproduced"):
         verdict(runs["then"], runs["now"], start=start)
     before, after = (adapter(run.path) for run in runs.values())
     assert relative_distance(before, after, start=start) > 4 * TOLERANCE
@@ -105,7 +105,7 @@ def test_what_trains_other_rows_is_refused_before_it_trains(run: Path) -> None:
         reproduce(Run(run), out=run.with_name("again"))
     assert not run.with_name("again").exists()
     Run(run).add_facts(data={"sha256": facts["sha256"], "tokens_sha256": "0" * 64})
-    with pytest.raises(MosloraError, match="not reproduced: the tokens of the training rows"):
+    with pytest.raises(MosloraError, match=in_order("not reproduced", "tokens")):
         reproduce(Run(run), out=run.with_name("again"))
 
 

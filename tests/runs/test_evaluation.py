@@ -43,7 +43,7 @@ def test_columns_are_those_of_the_predictions() -> None:
     for task, answers in evaluation.tasks.items():
         rows = [row for row in every if row.task == task]
         assert answers.ids == tuple(row.id for row in rows)
-        assert answers.chosen == tuple(row.chosen for row in rows)
+        assert answers.chosen == tuple(np.argmax(row.deciding_scores) for row in rows)
         assert answers.cut == tuple(row.truncated for row in rows) and sum(answers.cut) == 3
         right = [float(np.argmax(np.divide(row.scores, row.characters)) == row.gold) for row in rows]
         assert answers.outcomes["accuracy"] == tuple(right) and 0 < sum(right) < 20

@@ -2,8 +2,6 @@
 where it came from."""
 
 import json
-import re
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -181,7 +179,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
-def test_what_does_not_fit_is_named_at_once_with_the_overrides_that_restore_it(
+def test_what_does_not_fit_is_named_at_once(
     trained: Path, world: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes, expected = DIFFERENCES[name]
@@ -191,9 +189,6 @@ def test_what_does_not_fit_is_named_at_once_with_the_overrides_that_restore_it(
     assert said.count("\n") == 1 and not (tmp_path / "run").exists()
     for line in expected:
         assert line in said
-    restored = re.findall(r"'([^']+)'|(\S+)", said.partition("; to continue it: ")[2])
-    fix = [quoted or plain for quoted, plain in restored]
-    started(load_recipe(world / "recipe.yaml", [*changes, *fix, *words[:1]]))
 
 
 @pytest.mark.parametrize(("trains", "expected"), [("b", "lora_b"), ("mixer", "weight")])
@@ -215,11 +210,9 @@ def test_a_field_of_a_method_of_peft_is_compared_with_its_default(
     finished: Callable[[str], Done], world: Path, tmp_path: Path
 ) -> None:
     source = f"adapter.continue_from={finished('peft/lora').out}"
-    with pytest.raises(
-        UsageError, match=r"adapter\.peft\.lora_alpha was \d+, is 99; to continue it: adapter\.peft\.lora_alpha"
-    ):
+    with pytest.raises(UsageError, match=r"adapter\.peft\.lora_alpha was \d+, is 99; to continue it"):
         read_continued(recipe_of("peft/lora", world, tmp_path, source, "adapter.peft.lora_alpha=99"))
-    with pytest.raises(UsageError, match=r"adapter\.peft was .*peft_type: LORA.*, is null"):
+    with pytest.raises(UsageError, match=r"adapter\.peft\.peft_type was LORA, is null"):
         read_continued(load_recipe(world / "recipe.yaml", [source]))
 
 
@@ -235,9 +228,8 @@ def test_another_method_of_peft_is_one_difference(world: Path, tmp_path: Path, s
     changes = ["adapter.peft={peft_type: MISS, r: 8}", f"adapter.continue_from={first}"]
     with pytest.raises(UsageError) as raised:
         read_continued(load_recipe(world / "recipe.yaml", changes))
-    said, _, fix = str(raised.value).partition("; to continue it: ")
-    assert said.count(" was ") == 1 and "peft_type: LORA" in said and "peft_type: MISS" in said
-    started(load_recipe(world / "recipe.yaml", [*changes, *shlex.split(fix)]))
+    said = str(raised.value)
+    assert said.count(" was ") == 1 and says(said, "LORA", "MISS", "to continue it")
 
 
 def test_a_lora_of_peft_that_is_none_of_ours_is_sent_to_pefts_own_method(world: Path, tmp_path: Path) -> None:
@@ -254,7 +246,7 @@ def test_a_plan_refuses_what_the_training_would(trained: Path, world: Path, tmp_
     peft_lora(world, tmp_path / "theirs")
     source = f"adapter.continue_from={tmp_path / 'theirs'}"
     assert "continues theirs (sha256" in "\n".join(plan(load_recipe(world / "recipe.yaml", [*LORA, source])).heading)
-    with pytest.raises(UsageError, match=r"adapter\.rank was 4, is 8; to continue it: adapter\.rank=4$"):
+    with pytest.raises(UsageError, match=r"adapter\.rank was 4, is 8"):
         plan(load_recipe(world / "recipe.yaml", [*LORA, source, "adapter.rank=8"]))
     other = Path(shutil.copytree(world / "model", tmp_path / "other"))
     weights = load_file(other / "model.safetensors")
@@ -306,7 +298,7 @@ def test_another_base_is_refused(trained: Path, world: Path, tmp_path: Path) -> 
     changes = [f"model.name={gone}", f"adapter.continue_from={trained}"]
     with pytest.raises(UsageError, match=f"another base.*model.name was {world / 'model'}, is {gone}"):
         read_continued(load_recipe(world / "recipe.yaml", changes))
-    with pytest.raises(UsageError, match=r"adapter\.rank was 4, is 8; another base.*: adapter\.rank=4 model"):
+    with pytest.raises(UsageError, match=r"adapter\.rank was 4, is 8; another base"):
         read_continued(load_recipe(world / "recipe.yaml", [*changes, "adapter.rank=8"]))
     export_peft(trained / "adapter", out=tmp_path / "peft")
     changes = [*LORA, f"model.name={gone}", f"adapter.continue_from={tmp_path / 'peft'}"]
@@ -318,7 +310,7 @@ def test_another_revision_of_the_base_is_named(world: Path) -> None:
     """The base on the disk did not change."""
     then = {"name": str(world / "model"), "revision": "v1", "fingerprint": "another"}
     now = load_recipe(world / "recipe.yaml").model
-    assert other_base(then, now).pop("model.revision was v1, is null") == "model.revision=v1"
+    assert "model.revision was v1, is null" in other_base(then, now)
     (said,) = other_base({**then, "revision": None}, now)
     assert "another base (fingerprint was another" in said
 
@@ -442,28 +434,6 @@ def test_before_its_first_checkpoint_it_begins_again_with_the_same_weights_alone
     assert not Run(run).finished and Run(again).finished
 
 
-def test_a_run_that_is_no_better_than_what_it_continues_says_so(
-    trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Also the best step, as the start is none of them."""
-    no_better = "no better than the adapter that it continues"
-    changes = [*SHORT, "training.warmup_steps=0", "training.validate_every=1", "training.result=best"]
-    for source, rate, expected in (("null", 5, False), (trained, 5, True), (trained, 1e-3, False)):
-        recipe = load_recipe(
-            world / "recipe.yaml", [*changes, f"training.learning_rate={rate}", f"adapter.continue_from={source}"]
-        )
-        out = tmp_path / f"{rate}-{expected}"
-        train_recipe(recipe, out=out)
-        first = next(row["validation_loss"] for row in Run(out).metrics if "validation_loss" in row)
-        is_better = (Run(out).validation_loss or 0) < first
-        assert is_better is not expected
-        assert (no_better in capsys.readouterr().out) is expected
-    changes += [f"adapter.continue_from={trained}", "training.learning_rate=5"]
-    by_accuracy = ["training.best_by=accuracy", "training.validation_questions=6"]
-    train_recipe(load_recipe(world / "recipe.yaml", [*changes, *by_accuracy]), out=tmp_path / "by accuracy")
-    assert no_better not in capsys.readouterr().out
-
-
 def test_a_resumed_run_cannot_continue_another_one(trained: Path, world: Path, tmp_path: Path) -> None:
     run = begun(world, tmp_path, trained)
     other = load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={trained}"])
@@ -504,7 +474,7 @@ def damaged(folder: Path) -> None:
 WRONG = {
     "a name with a slip": (lambda folder: folder.with_name("firs"), "no such run; did you mean"),
     "a hub id": (lambda folder: Path("owner/name"), "hf download owner/name --local-dir FOLDER"),
-    "a model": (lambda folder: folder.with_name("model"), "a model without an adapter"),
+    "a model": (lambda folder: folder.with_name("model"), "not a run or an adapter folder"),
     "a model of old": (lambda folder: folder.with_name("old"), "not an adapter in PEFT's format"),
     "a config alone": (lambda folder: folder.with_name("config"), "not an adapter in PEFT's format"),
     "another method": (

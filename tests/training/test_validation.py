@@ -137,7 +137,7 @@ def test_questions_in_clusters_count_as_fewer(recipe: MakeRecipe, tmp_path: Path
         sums: dict[int, float] = {}
         for prediction in found:
             cluster = rows[int(prediction.id.rpartition("/")[2])]["page"] // 4
-            sums[cluster] = sums.get(cluster, 0) + (prediction.chosen == prediction.gold) - share
+            sums[cluster] = sums.get(cluster, 0) + (prediction.prediction == prediction.gold) - share
         variance = sum(x * x for x in sums.values()) * len(sums) / (len(sums) - 1) / 20**2
         expected = len(sums)
         if 0 < share < 1:
@@ -361,7 +361,7 @@ def test_accuracy_chooses_the_result_and_the_end(
     ]
     assert all(line in said for line in lines), said
     (row,) = table_of_runs(out)[1:]
-    assert row[4] == "finished, by patience, best step 4 by accuracy"
+    assert row[4] == "finished, by patience, best step 4"
     assert run.validation_loss == validations(out)[4]["validation_loss"]
     for cut, left in ((2, [4, 6, 8, 10]), (6, [8, 10]), (10, [])):
         again = cut_after(cut, Path(shutil.copytree(out, tmp_path / str(cut))))

@@ -16,7 +16,6 @@ from moslora.base.engine import text_part
 from moslora.base.quantized import quantized_layers
 from moslora.errors import MosloraError, UsageError, capped, first_line, needing
 from moslora.recipe import PeftSection
-from moslora.recipe.adapter import PeftMethod
 
 UNFIT = {
     **dict.fromkeys(("ADALORA", "ADAMSS"), "must be notified of every step"),
@@ -198,23 +197,6 @@ def settings_in(file: Path) -> dict[str, Any]:
         return _settings(PeftConfig.from_pretrained(str(file.parent)))
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise UsageError(f"{file}: not a config that this version of PEFT can read ({first_line(error)})") from None
-
-
-def own_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe's ``adapter.peft`` has to say for a method with these settings: its type, and the fields that are
-    not at PEFT's defaults.
-
-    Raises:
-        UsageError: as :func:`config_of`, of a method that does not fit.
-    """
-    kind = settings[KIND]
-    defaults = settings_of(PeftSection(peft=PeftMethod(peft_type=kind)))
-    fields = {"peft_type": kind}
-    for key, value in settings.items():
-        name = key.removeprefix("adapter.peft.")
-        if name != key and value != defaults.get(key):
-            fields[name] = value
-    return fields
 
 
 def is_drawn_from_the_base(settings: Mapping[str, Any]) -> bool:

@@ -50,4 +50,7 @@ class Curve:
             return ""
         side, next_to_it = ("lowest", rates[1]) if best == rates[0] else ("highest", rates[-2])
         beyond = best**2 / next_to_it  # as far from the best, as a factor, as its neighbour
-        return f"{self.arm}: {best:g} is the {side} learning rate tried; one beyond it may be better: add {beyond:.2g}"
+        return (
+            f"{self.arm}: {best:g} is the {side} learning rate tried (--any-rate scores the arm so); one beyond it may"
+            f" be better: add {beyond:.2g}"
+        )

@@ -1,6 +1,5 @@
 """What is wrong with an experiment file: parts that do not fit together, and arms that cannot be compared."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import chain, product
 from operator import attrgetter
@@ -14,8 +13,6 @@ from moslora.runs.outcomes import OUTCOMES
 
 def faults_of(file: ExperimentFile) -> Iterator[str]:
     """Parts of the file that do not fit together."""
-    if OTHERS in file.arms and LIST not in file.learning_rates:
-        yield f"arms.{OTHERS}: reserved: in learning_rates it stands for all arms without rates; choose another name"
     with_rates = [key for key in file.learning_rates if key not in (OTHERS, LIST)]
     compared = chain(*file.named)
     for key, arms in {"first": file.first, "learning_rates": with_rates, "contrast or against": compared}.items():
@@ -32,13 +29,11 @@ def faults_of(file: ExperimentFile) -> Iterator[str]:
         yield f"learning_rates: none for {', '.join(without)}; add them, or {OTHERS} for all that have none"
     if file.searched and not file.rate_seeds:
         yield "rate_seeds: is missing; several learning_rates need seeds to choose among them"
-    if file.margin is not None and file.margin.of_gain and OUTCOMES[file.outcome].of_runs:
-        yield f"margin: {file.margin} of the gain over the base, which has no {file.outcome}; give a number"
-    names: Counter[str] = Counter()
-    for arm in file.arms:
-        for rate, seed in product(file.rates(arm), (*file.rate_seeds, *file.seeds)):
-            names[run_name(arm, rate, seed).lower()] += 1  # some file systems do not tell the case apart
-    twice = [name for name, count in names.items() if count > 1]
+    seeds = (*file.rate_seeds, *file.seeds)
+    names = []
+    for arm in file.arms:  # in lower case, as some file systems do not tell the case apart
+        names += [run_name(arm, rate, seed).lower() for rate, seed in product(file.rates(arm), seeds)]
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         yield f"two runs are called {twice[0]}; change an arm, rate or seed: rate_seeds cannot be among the seeds"
 
@@ -59,14 +54,15 @@ def _no_such_outcome(outcome: str, file: ExperimentFile, common: Recipe) -> Iter
     """Why the runs have no such outcome: their protocol does not give it, or nothing is asked that has it."""
     measure = OUTCOMES[outcome]
     protocol = PROTOCOLS[common.evaluation.protocol]
-    tasks = common.questions.tasks
+    tasks = [task for task in common.questions.tasks if task.is_text == measure.of_texts]
     if measure.of_runs:
         if not common.data.validation_rows or len(file.seeds) == 1:
             yield f"outcome: {outcome} is one number of each run: set data.validation_rows, and several seeds"
-    elif not any(task.is_text == measure.of_texts for task in tasks):
-        kind = "texts, such as passages" if measure.of_texts else "questions, such as obqa"
-        yield f"outcome: {outcome} needs {kind}, and none are asked; add some to evaluation.tasks"
-    elif measure.scored and any(task.is_open_ended for task in tasks):
-        yield f"outcome: {outcome} does not exist for answers in words; choose accuracy"
-    elif (measure.scored and not protocol.scores_options) or (measure.per_character and not protocol.divides_scores):
-        yield f"outcome: {outcome} does not exist under protocol {protocol.name}; choose another of both"
+    elif not tasks:
+        yield f"outcome: {outcome}: nothing is asked that has it: needs questions, or for nats_per_byte passages"
+    elif measure.scored and (
+        any(task.is_open_ended for task in tasks)
+        or not protocol.scores_options
+        or (measure.per_character and not protocol.divides_scores)
+    ):
+        yield f"outcome: {outcome} is not among the scores of protocol {protocol.name}; choose another of both"

@@ -53,9 +53,7 @@ class Experiment:
     def planned(self, choices: Sequence[tuple[str, float]], *, scored: bool) -> list[Planned]:
         """The runs of arms with learning rates, seed after seed. Validation questions are asked if the file has their
         number, or if they decide."""
-        seeds = self.file.rate_seeds
-        if scored:
-            seeds = self.file.seeds
+        seeds = self.file.seeds if scored else self.file.rate_seeds
         found = []
         for seed, (arm, rate) in product(seeds, choices):
             training = self.recipes[arm].training
@@ -69,11 +67,8 @@ class Experiment:
 
     def search(self, arms: tuple[str, ...]) -> list[Planned]:
         """The runs that choose the learning rates: every rate with every seed; none of an arm with one rate."""
-        choices: list[tuple[str, float]] = []
-        for arm in arms:
-            if arm in self.file.searched:
-                choices += [(arm, rate) for rate in self.file.rates(arm)]
-        return self.planned(choices, scored=False)
+        searched = [arm for arm in self.file.searched if arm in arms]
+        return self.planned([(arm, rate) for arm in searched for rate in self.file.rates(arm)], scored=False)
 
     def chosen_arms(self, named: tuple[str, ...]) -> tuple[str, ...]:
         """The arms ``named`` on the command line, ``all`` among them, or else the first ones.
@@ -82,13 +77,11 @@ class Experiment:
             UsageError: an unknown arm.
         """
         known = tuple(self.recipes)
-        unknown = [name for name in named if name not in (*known, "all")]
+        wanted = {*(named or self.file.first or known)}
+        unknown = wanted - {*known, "all"}
         if unknown:
             raise UsageError(f"{', '.join(unknown)}: no such arm; must be all, or one of {', '.join(known)}")
-        wanted = named or self.file.first
-        if not wanted or "all" in wanted:
-            return known
-        return tuple(arm for arm in known if arm in wanted)
+        return tuple(arm for arm in known if arm in wanted or "all" in wanted)
 
 
 def load_experiment(source: str) -> Experiment:

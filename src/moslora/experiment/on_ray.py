@@ -54,11 +54,9 @@ def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], 
 @contextmanager
 def _cluster() -> Iterator[Any]:
     """Ray, connected to the cluster at RAY_ADDRESS, or to one of its own on this machine."""
-    refuse_missing_ray()
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning about that
     terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(include_dashboard=False, logging_level=logging.WARNING)

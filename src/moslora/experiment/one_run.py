@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from moslora.compare.runs import read_complete
 from moslora.compare.tables import TableRun, read_tables
@@ -25,14 +25,11 @@ from moslora.experiment.provenance import RECORDED, provenance
 from moslora.files import discard, write_text
 from moslora.processes.devices import free_memory
 from moslora.runs.absolute_paths import with_absolute_paths
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
 from moslora.training.train import close
-
-State = Literal["begun", "trained", "scored", "diverged"]
-"""``diverged``: training ended with a loss that was not finite, which is a result, too."""
-
 
 RUN_FOLDERS = "runs"
 """The folder of an experiment that holds its runs."""
@@ -41,12 +38,6 @@ RUN_FOLDERS = "runs"
 def planned_run(out: Path, planned: Planned) -> Run:
     """The run in the experiment's folder ``out``."""
     return Run(out / RUN_FOLDERS / planned.name)
-
-
-def state(run: Run) -> State | None:
-    """``None`` if it was not begun."""
-    found: State | None = run.facts.get("experiment", {}).get("state")
-    return found
 
 
 def made_with(run: Run) -> dict[str, Any]:
@@ -64,56 +55,49 @@ def in_tables(out: Path, planned: Planned) -> TableRun | None:
     return None
 
 
-def is_done(out: Path, planned: Planned) -> bool:
-    if in_tables(out, planned) is not None:
-        return True
-    reached = state(planned_run(out, planned))
-    if reached == "trained":
-        return not planned.scored
-    return reached in ("scored", "diverged")
-
-
-def has_diverged(out: Path, planned: Planned) -> bool:
-    """Whether a run that is done ended with a loss that was not finite."""
-    row = in_tables(out, planned)
-    if row is None:
-        return state(planned_run(out, planned)) == "diverged"
-    return row.diverged
-
-
-def row_of(out: Path, planned: Planned) -> TableRun:
-    """What is known of a run that is done, with its answers to the planned questions: it may have been asked more."""
+def row_of(out: Path, planned: Planned) -> TableRun | None:
+    """What is known of a run, of one outside the tables without its answers (`answers_of`); ``None`` if it is not
+    done."""
     row = in_tables(out, planned)
     if row is not None:
         return row
     run = planned_run(out, planned)
     facts = run.facts
-    recipe = planned.recipe
-    diverged = has_diverged(out, planned)
-    evaluation = None
-    if planned.scored and not diverged:
-        tasks = [task.name for task in recipe.questions.tasks]
-        evaluation = read_complete(run.evaluation()).in_order.restricted_to(tasks, recipe.evaluation.limit)
+    made = facts.get("experiment", {})
+    state = made.get("state")
+    if state not in ("scored", "diverged") and (planned.scored or state != "trained"):
+        return None
     losses = [row["validation_loss"] for row in run.metrics if row.get("validation_loss") is not None]
     return TableRun(
         arm=planned.arm,
-        rate=recipe.training.learning_rate,
-        seed=recipe.seed,
+        rate=planned.recipe.training.learning_rate,
+        seed=planned.recipe.seed,
         role="scored" if planned.scored else "searched",
         validation_loss=run.validation_loss,
         lowest_loss=min(losses, default=None),
         seconds=facts.get("seconds"),
-        diverged=diverged,
+        diverged=state == "diverged",
         parameters=facts.get("trainable_parameters"),
         device=facts.get("hardware", {}).get("device"),
-        begun=facts["experiment"].get("begun"),
-        evaluation=evaluation,
+        begun=made.get("begun"),
     )
 
 
-def validation_loss(out: Path, planned: Planned) -> float:
-    """The validation loss of a done run's result; infinite if it was not finite, or there is none."""
+def answers_of(out: Path, planned: Planned) -> Evaluation | None:
+    """The answers of a run to the planned questions, as it may have been asked more; ``None`` if it has none."""
     row = row_of(out, planned)
+    if row is None:
+        return None
+    if row.evaluation is not None or row.diverged or not planned.scored:
+        return row.evaluation
+    recipe = planned.recipe
+    tasks = [task.name for task in recipe.questions.tasks]
+    found = read_complete(planned_run(out, planned).evaluation())
+    return found.in_order.restricted_to(tasks, recipe.evaluation.limit)
+
+
+def loss_of(row: TableRun) -> float:
+    """The validation loss of a run's result; infinite if it was not finite, or there is none."""
     if row.diverged or row.validation_loss is None:
         return math.inf
     return row.validation_loss
@@ -136,9 +120,7 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
         run.add_facts(experiment={**provenance(planned), "begun": now, "state": "begun"})
         write_text(run.path / RECIPE, with_absolute_paths(planned.recipe).to_yaml())
     trust = planned.recipe.model.trust_remote_code  # which a stored recipe cannot grant
-    reached: State = "trained"
-    if planned.scored:
-        reached = "scored"
+    reached = "scored" if planned.scored else "trained"
     try:
         if run.finished:
             close(run)
@@ -153,6 +135,6 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
             free_memory()  # the next run trains in another process
     except Diverged:
         note(f"{planned.name} diverged; the experiment goes on without it")
-        reached = "diverged"
+        reached = "diverged"  # its loss was not finite, which is a result, too
     discard(run.path / CHECKPOINTS)  # first: once its state says that it is done, nobody looks into the run again
     run.add_facts(experiment={"state": reached})

@@ -12,7 +12,7 @@ from moslora.compare.runs import read_complete
 from moslora.compare.tables import TABLES, TableRun, read_tables, write_tables
 from moslora.errors import UsageError, counted, some
 from moslora.experiment.file import Planned
-from moslora.experiment.one_run import is_done, made_with, planned_run, row_of
+from moslora.experiment.one_run import answers_of, made_with, planned_run, row_of
 from moslora.experiment.study import Study
 from moslora.files import locked, new_folder
 from moslora.runs.evaluation import Evaluation
@@ -37,8 +37,17 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
         raise UsageError("\n".join(others))
     with locked(study.out):
         every = (*study.experiment.search(study.arms), *study.scored())
-        done = [planned for planned in every if is_done(study.out, planned)]
-        rows = _rows(study, done)
+        done = []
+        rows = []
+        for planned in every:
+            row = row_of(study.out, planned)
+            if row is not None:
+                done.append(planned)
+                rows.append(replace(row, evaluation=answers_of(study.out, planned)))
+        evaluations = [row.evaluation for row in rows if row.evaluation is not None]
+        base = base_of_all(evaluations, read=read_complete)
+        if base is not None:
+            rows.append(TableRun(None, None, None, "base", evaluation=base))
         keys = {row.key for row in rows}
         lost = [row.name for row in read_tables(out) if row.key not in keys]
         if lost:
@@ -46,27 +55,13 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
                 f"{out}: has runs that {study.out} does not have ({some(sorted(lost))}); choose another folder with"
                 " --pack"
             )
-        card = Card(_arms(study, done, index.card), _asked(_evaluations(rows)))
+        card = Card(_arms(study, done, index.card), _asked(evaluations))
         with new_folder(out, older=lambda: (EXPERIMENT, *TABLES)) as scratch:
             write_tables(scratch, rows)
             replace(index, file=study.file_seen_from(out), runs=(), card=card).write(scratch)
     size = sum((out / name).stat().st_size for name in TABLES)
     yield f"written to {out}: {counted(len(done), 'run')}, {size / 1e6:.1f} MB"
     yield f"next: moslora compare {shlex.quote(str(out))}"
-
-
-def _rows(study: Study, done: Sequence[Planned]) -> list[TableRun]:
-    """The rows of these runs, and of their base, if its answers are there."""
-    rows = [row_of(study.out, planned) for planned in done]
-    base = base_of_all(_evaluations(rows), read=read_complete)
-    if base is not None:
-        rows.append(TableRun(None, None, None, "base", evaluation=base))
-    return rows
-
-
-def _evaluations(rows: Sequence[TableRun]) -> list[Evaluation]:
-    """The answers of the scored runs."""
-    return [row.evaluation for row in rows if row.evaluation is not None]
 
 
 def _arms(study: Study, done: Sequence[Planned], before: Card | None) -> dict[str, ArmCard]:
@@ -91,10 +86,10 @@ def _asked(evaluations: Sequence[Evaluation]) -> Settings | None:
     """
     if not evaluations:
         return None
-    first, *others = evaluations
-    for other in others:
-        one, another = how_asked([first, other])
-        if one != another or first.settings.model != other.settings.model:
+    first = evaluations[0]
+    ways = how_asked(evaluations)
+    for other, way in zip(evaluations, ways, strict=True):
+        if way != ways[0] or other.settings.model != first.settings.model:
             raise UsageError(f"{other.folder}: asked in another way than {first.folder}; evaluate both in the same way")
     settings = first.settings
     data = {task: settings.data[task] for task in first.tasks}

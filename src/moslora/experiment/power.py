@@ -7,8 +7,7 @@ The difference of two arms over S seeds and n questions of each set has the vari
 The three are those of the comparison (`moslora.compare.law`), on average over its contrasts.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -55,17 +54,6 @@ class Components:
             degrees=law.questions.degrees,
         )
 
-    @classmethod
-    def mean(cls, found: Sequence["Components"]) -> "Components":
-        """The mean over contrasts with the same questions."""
-        return cls(
-            seed=fmean(one.seed for one in found),
-            question=fmean(one.question for one in found),
-            both=fmean(one.both for one in found),
-            questions=found[0].questions,
-            degrees=found[0].degrees,
-        )
-
     def law(self, *, seeds: int, questions: float) -> Law:
         """The law of a difference of 0 that was found with so many seeds and questions of each set."""
         share = self.questions / questions
@@ -92,8 +80,8 @@ def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
     measured = []
     for contrast in several:
         of_each_set = contrast.questions() / len(contrast.y)
-        measured.append(Components.of(contrast.effects[MACRO].law, questions=of_each_set))
-    components = Components.mean(measured)
+        measured.append(astuple(Components.of(contrast.effects[MACRO].law, questions=of_each_set)))
+    components = Components(*map(fmean, zip(*measured, strict=True)))  # all have the same questions
     most = max(contrast.seeds for contrast in several)
     unit = found.unit
     columns = {f"{components.questions * share:,.0f} questions": share for share in QUESTIONS}

@@ -25,7 +25,7 @@ from moslora.data.sources import identity
 from moslora.errors import MosloraError
 from moslora.experiment.file import Planned
 from moslora.files import sha256
-from moslora.recipe import Adapter, Changes, ModelSection, Recipe
+from moslora.recipe import Changes, ModelSection, Recipe
 from moslora.recipe.recipe import changed_keys
 from moslora.runs.predecessor import hash_of_predecessor
 from moslora.tasks import Task
@@ -49,41 +49,29 @@ CODE = (
 REMADE: tuple[Changes, ...] = (Changes.DRAW, Changes.TRAINED, Changes.ROWS, Changes.READING)
 """What the values of a recipe change with which a run is made again. What lies at a place is in the hashes."""
 
-WHAT = {
-    "rows": "the training rows changed",
-    "questions": "the questions changed",
-    "base": "the base model changed",
-    "start": "the adapter that it continues changed",
-    "tokenizer": "the tokenizer changed",
-    "chat_template": "the chat template changed",
-    "code": "the code changed",
-}
-"""What a run may be refused for, by the keys of its provenance."""
+WHAT = ("rows", "questions", "base", "start", "tokenizer", "chat_template", "code")
+"""What a run may be refused for: hashes in its provenance. ``start`` is of the adapter that it continues."""
 
 RECORDED = (*WHAT, "packages")
 """All keys of a provenance."""
 
 
-def provenance(planned: Planned) -> dict[str, Any]:
+def provenance(planned: Planned, *, fetching: bool = True) -> dict[str, Any]:
     """Everything besides its recipe that a run's numbers depend on: hashes by the keys of :data:`WHAT`, of which
-    ``questions`` if it is scored; and ``packages``, the versions of those that compute."""
+    ``questions`` if it is scored; and ``packages``, the versions of those that compute. Without ``fetching`` code and
+    packages alone, which need neither base nor rows."""
     recipe = planned.recipe
-    found: dict[str, Any] = {
-        "rows": _hash(_rows("train", recipe.training_tasks, recipe.data.source)),
-        "base": fingerprint(recipe.model.name, revision=recipe.model.revision),
-        "start": hash_of_predecessor(recipe.adapter.continue_from),
-        **_encoding(recipe.model, recipe.data.format),
-        **_program(recipe.model, recipe.adapter),
-    }
-    if planned.scored:
+    found: dict[str, Any] = {}
+    if fetching:
+        found["rows"] = _hash(_rows("train", recipe.training_tasks, recipe.data.source))
+        found["base"] = fingerprint(recipe.model.name, revision=recipe.model.revision)
+        found["start"] = hash_of_predecessor(recipe.adapter.continue_from)
+        found |= _encoding(recipe.model, recipe.data.format)
+    found["code"] = code()
+    found["packages"] = packages(quantized=recipe.model.quantization is not None, peft=recipe.adapter.needs_peft)
+    if fetching and planned.scored:
         found["questions"] = _hash(_rows("test", *recipe.questions))
     return found
-
-
-def _program(base: ModelSection, adapter: Adapter) -> dict[str, Any]:
-    """What computes: needs neither the base nor the rows."""
-    quantized = base.quantization is not None
-    return {"code": code(), "packages": packages(quantized=quantized, peft=adapter.needs_peft)}
 
 
 @cache
@@ -107,9 +95,7 @@ def changes(
     packages that compute, are no difference. Without ``fetching``, base and rows, which may be elsewhere, are not
     looked at.
     """
-    counted: tuple[Changes, ...] = REMADE
-    if planned.scored:
-        counted = (*REMADE, Changes.ASKED)
+    counted = (*REMADE, Changes.ASKED) if planned.scored else REMADE
     found = planned.recipe.differences(recipe, *counted)
     start = planned.recipe.adapter.continue_from
     if start is None or recipe.adapter.continue_from is None:  # two places may hold the same weights
@@ -119,14 +105,12 @@ def changes(
             hash_of_predecessor(start)
         except MosloraError as error:
             return [*found, f"cannot be made again: {error}"]
-        here = provenance(planned)
-    else:
-        here = _program(planned.recipe.model, planned.recipe.adapter)
+    here = provenance(planned, fetching=fetching)
     if any_code:
         made_with = {**made_with, "code": here["code"], "packages": here["packages"]}
-    for key, text in WHAT.items():
+    for key in WHAT:
         if key in made_with and key in here and made_with[key] != here[key]:
-            found.append(text)
+            found.append(f"the {key.replace('_', ' ')} changed")
     recorded = made_with.get("packages", {})
     return [*found, *changed_keys(recorded, {name: here["packages"].get(name) for name in recorded}).values()]
 

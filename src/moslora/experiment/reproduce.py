@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.continued import read_continued
 from moslora.runs.lineage import predecessor_of
-from moslora.runs.manifest import RECIPE
+from moslora.runs.manifest import RECIPE, TRUST
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes
 from moslora.training.prepare import adapt, gather_inputs
@@ -37,13 +36,14 @@ def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
     Raises:
         MosloraError: the rows are others, training failed, or the weights differ by more than :data:`TOLERANCE`.
     """
-    recipe = run.recipe_to_resume()
+    trusted = [f"{TRUST}=true"] if trust_remote_code else []
+    recipe = run.recipe_to_resume(trusted)
     facts = run.facts
-    if trust_remote_code:
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"trust_remote_code": True})})
     read_continued(recipe, begun_with=predecessor_of(facts))  # which refuses other weights
     data = gather_inputs(recipe).data
-    refuse_other_rows(facts.get("data", {}), {"sha256": data.sha256, "tokens_sha256": data.tokens_sha256})
+    then = facts.get("data", {})
+    if any(key in then and then[key] != getattr(data, key) for key in ("sha256", "tokens_sha256")):
+        raise MosloraError("not reproduced: the training rows, or the tokens of them, differ from the run's")
     if not Run(out).exists:
         write_text(out / RECIPE, (run.path / RECIPE).read_text(encoding="utf-8"))
     threads = facts.get("hardware", {}).get("threads")
@@ -52,20 +52,9 @@ def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
     if threads or not gpus():
         environment["ACCELERATE_USE_CPU"] = "true"
     say(f"training again in {out}")
-    again = [str(out), "--resume"]
-    if trust_remote_code:
-        again.append("model.trust_remote_code=true")
+    again = [str(out), "--resume", *trusted]
     train_in_processes(again, out=out, processes=facts.get("processes", 1), environment=environment)
     return verdict(run, Run(out), start=start_of(recipe))
-
-
-def refuse_other_rows(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuses training rows, or tokens of them, whose hash is not that of the run, as far as it has recorded them: they
-    train another model."""
-    for key, what in {"sha256": "training rows", "tokens_sha256": "tokens of the training rows"}.items():
-        if key in then and then[key] != now[key]:
-            hashes = f"sha256 was {then[key][:12]}…, is {now[key][:12]}…"
-            raise MosloraError(f"not reproduced: the {what} differ from the run's ({hashes})")
 
 
 def start_of(recipe: Recipe) -> dict[str, Tensor]:
@@ -76,13 +65,12 @@ def start_of(recipe: Recipe) -> dict[str, Tensor]:
 
 def verdict(run: Run, again: Run, *, start: Mapping[str, Tensor]) -> str:
     """A line that says how far apart the adapters of the finished runs are, which started as ``start``; fails beyond
-    :data:`TOLERANCE`, or where the rows are others."""
-    refuse_other_rows(run.facts.get("data", {}), again.facts["data"])
+    :data:`TOLERANCE`."""
     before = open_adapter(run.result).weights()
     after = open_adapter(again.result).weights()
-    if before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items()):
-        return f"bitwise equal: all {len(before)} tensors of {again.result} are those of {run.result}"
     distance = relative_distance(before, after, start=start)
+    if distance == 0:
+        return f"bitwise equal: all {len(before)} tensors of {again.result} are those of {run.result}"
     line = f"the weights of {again.result} differ by {distance:.2g} of what training changed"
     if distance > TOLERANCE:
         raise MosloraError(f"not reproduced: {line}")

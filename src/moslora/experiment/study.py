@@ -8,7 +8,7 @@ import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -19,27 +19,24 @@ from moslora.compare.conclusion import conclusions
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.runs import read_complete
-from moslora.compare.tables import RUNS
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.experiment.curve import Curve
 from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import (
     RUN_FOLDERS,
-    has_diverged,
+    answers_of,
     in_tables,
-    is_done,
+    loss_of,
     one_by_one,
     planned_run,
     row_of,
-    validation_loss,
 )
 from moslora.experiment.provenance import changes
 from moslora.experiment.tables import rate_table, score_table
 from moslora.files import in_use, locked
 from moslora.recipe.builtin import is_builtin
 from moslora.recipe.layers import shown
-from moslora.runs.continued import read_continued
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 
@@ -80,7 +77,6 @@ class Study:
         others = self.others()
         if others:
             raise UsageError("\n".join(others))
-        self._refuse_unfit_starts()
         with locked(self.out):
             self.write_index()
             searching = self.experiment.search(self.arms)
@@ -89,23 +85,9 @@ class Study:
             for remark in remarks.values():
                 say(remark)
             scored = self.scored()
-            left = [planned for planned in scored if planned.arm not in remarks or self._is_scored_anyway(planned)]
-            self._finish(left, later=0)
-            return len(left) == len(scored)
-
-    def _refuse_unfit_starts(self) -> None:
-        """Refuses a run that continues an adapter which is not there or does not fit, before the others are trained."""
-        for planned in (*self.experiment.search(self.arms), *self.scored()):
-            if is_done(self.out, planned):
-                continue
-            try:
-                read_continued(planned.recipe, fetching=False)
-            except UsageError as error:
-                raise UsageError(f"{planned.arm}: {error}") from None
-
-    def _is_scored_anyway(self, planned: Planned) -> bool:
-        """Whether a run is scored although a rate beyond those tried may be better."""
-        return self.any_rate or is_done(self.out, planned)
+            ready = [one for one in scored if self.any_rate or one.arm not in remarks or row_of(self.out, one)]
+            self._finish(ready, later=0)
+            return len(ready) == len(scored)
 
     def refuse_other_file(self) -> None:
         """Refuses the folder of another experiment file's runs: two files may have one name, in two folders. A file
@@ -134,48 +116,30 @@ class Study:
         for arm in self.arms:
             losses: dict[float, list[float]] = {}
             for rate in file.rates(arm):
-                runs = self.experiment.planned([(arm, rate)], scored=False)
-                losses[rate] = [validation_loss(self.out, one) for one in runs if is_done(self.out, one)]
+                rows = [row_of(self.out, one) for one in self.experiment.planned([(arm, rate)], scored=False)]
+                losses[rate] = [loss_of(row) for row in rows if row is not None]
             found.append(Curve(arm, len(file.rate_seeds), losses))
         return found
 
     def _remarks(self) -> dict[str, str]:
-        """Arm -> the remark on its curve, and if the arm waits, the option that scores it."""
-        waiting = {planned.arm for planned in self.scored() if not self._is_scored_anyway(planned)}
-        found = {}
-        for curve in self.curves():
-            remark = curve.remark
-            if remark and curve.arm in waiting:
-                remark += ", or score the arm so with --any-rate"
-            if remark:
-                found[curve.arm] = remark
-        return found
+        """Arm -> the remark on its curve."""
+        return {curve.arm: curve.remark for curve in self.curves() if curve.remark}
 
     def scored(self) -> list[Planned]:
         """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
-        chosen = []
-        for curve in self.curves():
-            if curve.best is not None:
-                chosen.append((curve.arm, curve.best))
+        chosen = [(curve.arm, curve.best) for curve in self.curves() if curve.best is not None]
         return self.experiment.planned(chosen, scored=True)
 
     def others(self) -> list[str]:
         """A line for each way in which runs there differ from those that this experiment would make."""
-        choices = []
-        for arm in self.arms:
-            choices += [(arm, rate) for rate in self.experiment.file.rates(arm)]
+        choices = [(arm, rate) for arm in self.arms for rate in self.experiment.file.rates(arm)]
         found: dict[str, dict[str, None]] = defaultdict(dict)
         for planned in (*self.experiment.search(self.arms), *self.experiment.planned(choices, scored=True)):
             text = self._differs(planned)
             if text:
-                text += "; remove what is old to run it again, or choose another folder with --out"
-                if not replace(self, any_code=True)._differs(planned):
-                    text += ", or count it with --any-code"
-                place = planned_run(self.out, planned).path
-                if in_tables(self.out, planned) is not None:
-                    place = self.out / RUNS
-                found[text][str(place)] = None
-        return [f"{some(list(places), most=1)}: {text}" for text, places in found.items()]
+                found[text][planned.name] = None
+        fix = "remove it to run it again, choose another folder with --out, or if only the code changed add --any-code"
+        return [f"{self.out}: {some(list(names), most=1)}: {text}; {fix}" for text, names in found.items()]
 
     def with_all_arms(self) -> "Study":
         """The same experiment, whichever arms run."""
@@ -207,7 +171,7 @@ class Study:
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` others come after them."""
-        left = [planned for planned in runs if not is_done(self.out, planned)]
+        left = [planned for planned in runs if row_of(self.out, planned) is None]
         self.write_index()
         if not left:
             return
@@ -228,7 +192,8 @@ class Study:
         the search for their rate, would be made the same now."""
         runs = []
         for planned in self.with_all_arms().scored():
-            if in_tables(self.out, planned) is not None or not is_done(self.out, planned):
+            row = row_of(self.out, planned)
+            if row is None or in_tables(self.out, planned) is not None:
                 continue
             behind = (*self.experiment.search((planned.arm,)), planned)
             if planned.arm in self.arms or not any(self._differs(one) for one in behind):
@@ -238,7 +203,7 @@ class Study:
                         seed=planned.recipe.seed,
                         learning_rate=planned.recipe.training.learning_rate,
                         folder=f"{RUN_FOLDERS}/{planned.name}",
-                        diverged=has_diverged(self.out, planned),
+                        diverged=row.diverged,
                     )
                 )
         file = self.experiment.file
@@ -283,10 +248,9 @@ class Study:
         """Arm -> the evaluations of its scored runs, of the planned questions alone: they may have been asked more."""
         found: dict[str, list[Evaluation]] = {arm: [] for arm in self.arms}
         for planned in self.scored():
-            if is_done(self.out, planned):
-                evaluation = row_of(self.out, planned).evaluation
-                if evaluation is not None:
-                    found[planned.arm].append(evaluation)
+            evaluation = answers_of(self.out, planned)
+            if evaluation is not None:
+                found[planned.arm].append(evaluation)
         return found
 
     def closing(self) -> Iterator[str]:
@@ -294,21 +258,12 @@ class Study:
         yield from self._remarks().values()
         yield from (f"note: {line}" for line in self.with_all_arms().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
-        finished = [planned for planned in self.scored() if is_done(self.out, planned)]
-        diverged = [planned.name for planned in finished if has_diverged(self.out, planned)]
+        finished = [row for row in (row_of(self.out, planned) for planned in self.scored()) if row is not None]
+        diverged = [row.name for row in finished if row.diverged]
         if diverged:
             yield f"diverged, so without a score: {', '.join(diverged)}"
         scored = len(finished) - len(diverged)
-        if not scored:
-            yield f"none of {total} runs is scored yet"
-            return
         yield f"{scored} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
         if len(finished) == total:
-            yield from self._concluded()
-
-    def _concluded(self) -> list[str]:
-        """What the comparison of its runs shows; nothing where they cannot be compared, of which `compare` says why."""
-        try:
-            return conclusions(compare_paths([self.out]).within(None))
-        except UsageError:
-            return []
+            with suppress(UsageError):  # they cannot be compared, of which `compare` says why
+                yield from conclusions(compare_paths([self.out]).within(None))

@@ -17,13 +17,10 @@ OVER_SEEDS = "± over seeds"
 
 def rate_table(curves: Sequence[Curve]) -> list[list[str]]:
     """Arms × rates: the mean validation loss, ± half the range where there are several seeds; a * marks the choice."""
-    rates: set[float] = set()
+    rates = sorted({rate for curve in curves for rate in curve.losses})
+    rows = [["validation loss at learning rate", *(f"{rate:g}" for rate in rates)]]
     for curve in curves:
-        rates.update(curve.losses)
-    header = ["validation loss at learning rate", *(f"{rate:g}" for rate in sorted(rates))]
-    rows = [header]
-    for curve in curves:
-        rows.append([curve.arm, *(_losses_in_words(curve, rate) for rate in sorted(rates))])
+        rows.append([curve.arm, *(_losses_in_words(curve, rate) for rate in rates)])
     return rows
 
 
@@ -32,19 +29,18 @@ def _losses_in_words(curve: Curve, rate: float) -> str:
     if rate not in curve.losses:
         return ""
     losses = curve.losses[rate]
-    chosen = rate == curve.best
-    if not losses:
-        return "*" if chosen else "–"
-    text = "not finite"
-    if math.isfinite(sum(losses)):
-        text = f"{fmean(losses):.4f}"
+    words = []
+    if losses and not math.isfinite(sum(losses)):
+        words.append("not finite")
+    elif losses:
+        words.append(f"{fmean(losses):.4f}")
         if len(losses) > 1:
-            text += f" ± {(max(losses) - min(losses)) / 2:.4f}"
-    if len(losses) < curve.seeds:
-        text += f" ({len(losses)} of {curve.seeds})"
-    if chosen:
-        text += " *"
-    return text
+            words.append(f"± {(max(losses) - min(losses)) / 2:.4f}")
+    if 0 < len(losses) < curve.seeds:
+        words.append(f"({len(losses)} of {curve.seeds})")
+    if rate == curve.best:
+        words.append("*")
+    return " ".join(words) or "–"
 
 
 def score_table(

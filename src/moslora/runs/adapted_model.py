@@ -104,9 +104,8 @@ def check_base(folder: AdapterFolder) -> None:
     """Refuses a base whose weights or config are not those that the adapter was trained on."""
     base = folder.manifest["base"]
     section = folder.recipe.model
-    found = fingerprint(section.name, revision=section.revision)
-    if found != base["fingerprint"]:
+    if fingerprint(section.name, revision=section.revision) != base["fingerprint"]:
         raise UsageError(
-            f"{folder.path}: trained on {base['name']} with fingerprint {base['fingerprint']}, but it now has {found}:"
-            " its weights or its config.json changed; restore them, or pin the hub's with model.revision"
+            f"{folder.path}: the weights or config.json of its base, {base['name']}, changed since training; restore"
+            " them, or pin the hub's with model.revision"
         )

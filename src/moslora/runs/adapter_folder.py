@@ -93,9 +93,11 @@ def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
     if not changed:
         return
     then = folder.manifest.get("packages", {})
-    others = [f"{name} {then.get(name)}" for name in ("tokenizers", "transformers") if then.get(name) != version(name)]
-    if others:
-        note(f"{folder.path}: the base's {changed} may have changed since training, which used {', '.join(others)}")
+    if any(then.get(name) != version(name) for name in ("tokenizers", "transformers")):
+        note(
+            f"{folder.path}: the base's {changed} may have changed since training, which used other versions of"
+            " tokenizers or transformers"
+        )
         return
     raise UsageError(
         f"{folder.path}: the base's {changed} changed since training; restore it, or pin the hub's with model.revision"

@@ -123,9 +123,7 @@ class TaskAnswers:
         """The answers at these positions, in this order."""
 
         def those(column: tuple[Any, ...]) -> tuple[Any, ...]:
-            if not column:
-                return ()
-            return tuple(column[place] for place in places)
+            return tuple(column[place] for place in places if column)
 
         changed: dict[str, Any] = {}
         for each in fields(self):

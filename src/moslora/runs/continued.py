@@ -1,8 +1,7 @@
 """The weights with which a training starts that continues another adapter."""
 
 import json
-import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from moslora.base.identity import fingerprint
-from moslora.base.peft_methods import KIND, TARGETS, is_drawn_from_the_base, own_fields, settings_in, settings_of
+from moslora.base.peft_methods import KIND, is_drawn_from_the_base, settings_in, settings_of
 from moslora.base.resolve import available_offline
 from moslora.console import note_once
 from moslora.errors import UsageError
-from moslora.recipe import Adapter, AdapterSection, ModelSection, PeftSection, Recipe
+from moslora.recipe import AdapterSection, ModelSection, PeftSection, Recipe
 from moslora.recipe.builtin import printable
 from moslora.recipe.yaml_text import render_inline
 from moslora.runs.adapter_folder import open_adapter
@@ -68,10 +67,9 @@ def read_continued(recipe: Recipe, *, begun_with: Predecessor | None = None, fet
     else:
         continued = _own(folder, recipe, fetching=fetching)
     if begun_with is not None and begun_with.sha256 != continued.predecessor.sha256:
-        hashes = f"sha256 was {begun_with.sha256[:12]}…, is {continued.predecessor.sha256[:12]}…"
         raise UsageError(
-            f"adapter.continue_from = {folder}: has other weights than the run began with ({hashes}); restore them, or"
-            " start a new run with name=… or --out"
+            f"adapter.continue_from = {folder}: has other weights than the run began with; restore them, or start a new"
+            " run with name=… or --out"
         )
     return continued
 
@@ -79,18 +77,12 @@ def read_continued(recipe: Recipe, *, begun_with: Predecessor | None = None, fet
 def _own(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
     """An adapter of ours, or a method of PEFT that was trained here."""
     adapter = open_adapter(folder)
-    then = adapter.recipe
-    found = _differences(then, recipe)
+    now = {**_comparable(recipe), "seed": recipe.seed, "data.tasks": list(recipe.data.tasks)}
+    found = _changed_values(_comparable(adapter.recipe), now)
     if (fetching and not found) or _is_here(recipe.model):
-        found |= other_base(adapter.manifest["base"], recipe.model)
+        found += other_base(adapter.manifest["base"], recipe.model)
     _refuse_differences(folder, found)
-    if then.model.precision != recipe.model.precision:
-        note_once(
-            f"{folder}: trained over its base in {then.model.precision} and continued in {recipe.model.precision}, so"
-            " it starts slightly off where it was"
-        )
-    predecessor = own_predecessor(adapter)
-    return Continued(folder, predecessor, adapter.weights())
+    return Continued(folder, own_predecessor(adapter), adapter.weights())
 
 
 def _of_peft(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
@@ -110,8 +102,7 @@ def _of_peft(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
         )
     elif origin is not None and (fetching or _is_here(model)):
         then = {"name": printable(origin.base), "fingerprint": origin.fingerprint}
-        found = other_base(then, model)
-        _refuse_differences(folder, dict.fromkeys(found, ""))  # no override: its name may be no path of this machine
+        _refuse_differences(folder, other_base(then, model))
     return Continued(folder, peft_predecessor(folder), state)
 
 
@@ -125,11 +116,7 @@ def _state_of_method(folder: Path, section: PeftSection) -> Mapping[str, Tensor]
     """The weights of a method of PEFT, in PEFT's format."""
     config, weights = adapter_files(folder)
     then = settings_in(config)
-    now = settings_of(section)
-    if then[KIND] != now[KIND]:  # one value each, as the fields of one mean nothing to another
-        then = {"adapter.peft": own_fields(then), TARGETS: then[TARGETS]}
-        now = {"adapter.peft": own_fields(now), TARGETS: now[TARGETS]}
-    _refuse_differences(folder, _changed_values(then, now))
+    _refuse_differences(folder, _changed_values(then, settings_of(section)))
     if is_drawn_from_the_base(then):
         raise UsageError(
             f"adapter.continue_from = {folder}: its start split the base at random, and its files do not say how; have"
@@ -148,68 +135,55 @@ def _state_of_lora(folder: Path, section: AdapterSection) -> Mapping[str, Tensor
         raise UsageError(f"{error}; cannot be continued as an adapter of A, M and B; {fix}") from None
     layers = read_layers(weights, targets=settings.target_modules)
     then = AdapterSection.model_validate(own_section(settings, layers))
-    _refuse_differences(folder, _changed_values(_comparable(then), _comparable(section)))
+    _refuse_differences(folder, _changed_values(_values(then), _values(section)))
     return own_state(layers)
 
 
-def _differences(then: Recipe, now: Recipe) -> dict[str, str]:
-    """`_changed_values` of two adapters, of the tasks that a gate knows, and of one method of PEFT: in its fields, with
-    PEFT's defaults, and in the seed by which it split the base."""
-    one = then.adapter
-    other = now.adapter
-    if isinstance(one, PeftSection) and isinstance(other, PeftSection) and one.peft.peft_type == other.peft.peft_type:
-        before = settings_of(one)
-        after = settings_of(other)
-        if is_drawn_from_the_base(before):
-            before["seed"] = then.seed
-            after["seed"] = now.seed
-        return _changed_values(before, after)
-    before = _comparable(one)
-    after = _comparable(other)
-    if one.gated_by_task and other.gated_by_task:
-        before["data.tasks"] = list(then.data.tasks)
-        after["data.tasks"] = list(now.data.tasks)
-    return _changed_values(before, after)
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """What must fit, by dotted key: the section of the adapter, of a gate its tasks, and of a method of PEFT that split
+    the base by the seed, that."""
+    if isinstance(recipe.adapter, PeftSection):
+        values = settings_of(recipe.adapter)
+        if is_drawn_from_the_base(values):
+            values["seed"] = recipe.seed
+        return values
+    values = _values(recipe.adapter)
+    if recipe.adapter.gated_by_task:
+        values["data.tasks"] = list(recipe.data.tasks)
+    return values
 
 
-def _comparable(section: Adapter) -> dict[str, Any]:
-    """What must fit, by dotted key; a list of layers has no order."""
+def _values(section: AdapterSection) -> dict[str, Any]:
+    """By dotted key; a list of layers has no order."""
     values = section.model_dump(mode="json", exclude={*FREE})
     if isinstance(values["target_modules"], list):
         values["target_modules"].sort()
     return {f"adapter.{key}": value for key, value in values.items()}
 
 
-def _changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """``key was …, is …`` -> the override that restores it, for each key of ``then`` that is something else ``now``."""
-    found = {}
-    for key, was in then.items():
-        value = now.get(key)
-        if value != was:
-            said = f"{key} was {render_inline(was)}, is {render_inline(value)}"
-            found[said] = shlex.quote(f"{key}={render_inline(was)}")
-    return found
+def _changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``key was …, is …`` for each key of ``then`` that is something else ``now``; of another method of PEFT its type
+    alone, as the fields of one mean nothing to another."""
+    changed = [key for key, was in then.items() if now.get(key) != was]
+    if KIND in changed:
+        changed = [KIND]
+    return [f"{key} was {render_inline(then[key])}, is {render_inline(now.get(key))}" for key in changed]
 
 
-def other_base(then: Mapping[str, Any], model: ModelSection) -> dict[str, str]:
-    """As `_changed_values`, for a base that is not the one that ``then``, of a manifest, names; empty if it is. No
-    override restores one whose files were changed."""
+def other_base(then: Mapping[str, Any], model: ModelSection) -> list[str]:
+    """As `_changed_values`, for a base that is not the one that ``then``, of a manifest, names; empty if it is."""
     found = fingerprint(model.name, revision=model.revision)
     if found == then["fingerprint"]:
-        return {}
+        return []
     was = {"model.name": then["name"]}
     if "revision" in then:  # which an export does not have
         was["model.revision"] = then["revision"]
     now = {"model.name": model.name, "model.revision": model.revision}
     hashes = f"fingerprint was {then['fingerprint']}, is {found}"
-    return {f"another base ({hashes})": "", **_changed_values(was, now)}
+    return [f"another base ({hashes})", *_changed_values(was, now)]
 
 
-def _refuse_differences(folder: Path, found: Mapping[str, str]) -> None:
-    """Refuses to continue the adapter in ``folder`` if there are differences: all in one line, with the fix."""
+def _refuse_differences(folder: Path, found: Sequence[str]) -> None:
+    """Refuses to continue the adapter in ``folder`` if there are differences: all in one line."""
     if found:
-        said = "; ".join(found)
-        overrides = [override for override in found.values() if override]
-        if overrides:
-            said += f"; to continue it: {' '.join(overrides)}"
-        raise UsageError(f"adapter.continue_from = {folder}: {said}")
+        raise UsageError(f"adapter.continue_from = {folder}: {'; '.join(found)}; to continue it, restore these values")

@@ -10,6 +10,7 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from moslora.errors import MosloraError, UsageError, counted, some
@@ -134,11 +135,11 @@ def read_predictions(folder: Path) -> list[Prediction]:
     for number, line in enumerate(lines[:-1], start=1):
         try:
             prediction = Prediction.from_json(line)
+            if prediction.id in predictions:
+                raise ValueError(f"{prediction.id} is there twice")
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             hint = "remove the folder and evaluate again"
             raise MosloraError(f"{file}:{number}: not a prediction ({error!r}); {hint}") from None
-        if prediction.id in predictions:
-            raise MosloraError(f"{file}:{number}: {prediction.id} appears twice; did two processes write here?")
         predictions[prediction.id] = prediction
     return list(predictions.values())
 
@@ -163,7 +164,7 @@ def in_common(runs: Sequence[Evaluation]) -> tuple[Questions, str]:
     they are and what else was asked, empty if nothing was."""
     shared: dict[str, set[str]] = {}
     left_out = []
-    for task in _all_tasks(runs):
+    for task in dict.fromkeys(chain.from_iterable(run.tasks for run in runs)):
         answered = [_answered_by(run, task) for run in runs]
         by_all = set.intersection(*answered)
         by_some = set.union(*answered)
@@ -176,15 +177,9 @@ def in_common(runs: Sequence[Evaluation]) -> tuple[Questions, str]:
             left_out.append(task)
     if not left_out:
         return shared, ""
-    return shared, f"compared on {_in_words(shared, runs=len(runs))}; left out: {some(left_out, most=8)}"
-
-
-def _all_tasks(runs: Sequence[Evaluation]) -> list[str]:
-    """In the order in which the runs have them."""
-    found: dict[str, None] = {}
-    for run in runs:
-        found |= dict.fromkeys(run.tasks)
-    return list(found)
+    count = sum(len(ids) for ids in shared.values())
+    both = f"the {counted(count, 'question')} that all answered" if count else "nothing"
+    return shared, f"compared on {both}; left out: {some(left_out, most=8)}"
 
 
 def _answered_by(run: Evaluation, task: str) -> set[tuple[str | None, str]]:
@@ -193,11 +188,3 @@ def _answered_by(run: Evaluation, task: str) -> set[tuple[str | None, str]]:
         return set()
     data = run.settings.data.get(task)
     return {(data, id) for id in run.tasks[task].ids}
-
-
-def _in_words(shared: Questions, *, runs: int) -> str:
-    count = sum(len(ids) for ids in shared.values())
-    if not count:
-        return "nothing"
-    who = "both" if runs == 2 else "all"
-    return f"the {counted(count, 'question')} that {who} answered"

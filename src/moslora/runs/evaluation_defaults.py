@@ -19,11 +19,7 @@ EVALUATION_DEFAULTS = "moslora.yaml"
 def write_evaluation_defaults(folder: Path, recipe: Recipe, *, dtype: DType, task: str | None) -> None:
     """Writes how the run of ``recipe`` is evaluated; of weights whose gate is fixed at ``task``, on that alone."""
     values = recipe.model_dump(mode="json", include={"data": {"source", "format"}, "evaluation": True, "tasks": True})
-    if task:
-        tasks = [task]
-    else:
-        tasks = [entry.name for entry in recipe.questions.tasks]
-    values["evaluation"]["tasks"] = tasks
+    values["evaluation"]["tasks"] = [task] if task else [entry.name for entry in recipe.questions.tasks]
     for section, key in local_files(values):
         section[key] = absolute_path(section[key])
     values = {"name": recipe.name, "model": {"name": ".", "dtype": dtype}, **values}

@@ -100,8 +100,11 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-def _load_pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors in a pickle, by torch's reader that runs no code. Nothing else here opens a pickle."""
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights as the file names them: safetensors, or a pickle of tensors alone, by torch's reader that runs no
+    code. Nothing else here opens a pickle."""
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
         return {key: value.float() for key, value in values.items()}
@@ -110,13 +113,6 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: not a file of tensors only ({type(error).__name__}); no code in it was run. Save its weights as"
             " safetensors"
         ) from None
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """The weights as the file names them: safetensors, or a pickle of tensors alone."""
-    if path.suffix == ".safetensors":
-        return load_tensors(path)
-    return _load_pickle(path)
 
 
 def read_layers(path: Path, *, targets: list[str]) -> Layers:

@@ -11,11 +11,11 @@ from moslora.errors import UsageError
 from moslora.files import sha256
 from moslora.recipe.builtin import printable
 from moslora.runs.adapter_folder import AdapterFolder
-from moslora.runs.lineage import Predecessor, predecessor_of
+from moslora.runs.lineage import Predecessor
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.origin import read_origin
 from moslora.runs.peft_files import adapter_files, has_adapter_files, hub_hint
-from moslora.runs.run import Run, locate_adapter, unfinished
+from moslora.runs.run import locate_adapter, unfinished
 
 
 def locate_predecessor(place: str) -> Path:
@@ -29,9 +29,7 @@ def locate_predecessor(place: str) -> Path:
     try:
         folder = locate_adapter(path)
     except UsageError as error:
-        fix = ""
-        if not path.parent.is_dir():
-            fix = hub_hint(place)
+        fix = "" if path.parent.is_dir() else hub_hint(place)
         raise UsageError(f"adapter.continue_from = {error}{fix}") from None
     remark = unfinished(path, folder, doing="continuing from")
     if remark:
@@ -57,21 +55,6 @@ def peft_predecessor(folder: Path) -> Predecessor:
     if origin is None:
         return Predecessor(sha256(weights), folder.resolve().name)
     return Predecessor(sha256(weights), printable(origin.run), origin.step)
-
-
-def remark_on_start(run: Run) -> str:
-    """What is said of a finished run whose validation loss is no lower than that of the adapter that it continued;
-    empty for another, and where the accuracy chose its result, which may rise with the loss."""
-    if predecessor_of(run.facts) is None or run.recipe.training.is_selected_by_accuracy:
-        return ""
-    before = run.validation_at_start("loss")
-    after = run.validation_loss
-    if before is None or after is None or after < before:
-        return ""
-    return (
-        f"validation loss {after:.4f}, against {before:.4f} before the first step: on the validation"
-        " rows the run is no better than the adapter that it continues"
-    )
 
 
 def hash_of_predecessor(place: str | None) -> str | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,6 @@ class Prediction:
         """The scores behind the primary metric: per character if there are ``characters``."""
         return deciding(self.scores, self.characters)
 
-    @property
-    def chosen(self) -> int | None:
-        """The position that counts, by the primary metric; ``None`` for a text without an answer."""
-        if not self.scores:
-            return self.prediction
-        return argmax(self.deciding_scores)
-
     def to_json(self) -> str:
         """One line, without fields that have their default or that others give."""
         known = {field.name: field.default for field in dataclasses.fields(self)}
@@ -70,17 +63,11 @@ class Prediction:
 
 
 def _given(id: str, scores: Sequence[float]) -> dict[str, Any]:
-    """The fields of a `Prediction` that its id and its scores give."""
-    given: dict[str, Any] = {"task": task_of({"id": id})}
+    """The fields of a `Prediction` that its id, which begins with the task, and its scores give."""
+    given: dict[str, Any] = {"task": id.partition("/")[0]}
     if scores:
         given["prediction"] = argmax(scores)
     return given
-
-
-def task_of(values: Mapping[str, Any]) -> str:
-    """The task of a line's values: an id begins with it, unless they name another."""
-    task: str = values.get("task") or values["id"].partition("/")[0]
-    return task
 
 
 def argmax(values: Sequence[float]) -> int:

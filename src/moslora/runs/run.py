@@ -97,10 +97,8 @@ class Run:
     @property
     def adapters(self) -> list[Path]:
         """The adapter folders: the result, then the checkpoints, newest first."""
-        found = self.checkpoints[::-1]
-        if self.finished:
-            found.insert(0, self.result)
-        return found
+        results = [self.result] if self.finished else []
+        return results + self.checkpoints[::-1]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -109,9 +107,7 @@ class Run:
             facts = json.loads((self.path / RUN).read_bytes())
         except (OSError, ValueError):
             return {}
-        if not isinstance(facts, dict):
-            return {}
-        return facts
+        return facts if isinstance(facts, dict) else {}
 
     def add_facts(self, **facts: Any) -> None:
         """Adds to run.json, also while another process does. A mapping is added to the one that is there."""
@@ -221,17 +217,16 @@ class Run:
     def evaluation(self, name: str | None = None) -> Path:
         """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
         every = self.evaluations
-        found = [folder for folder in every if not BESIDE.search(folder.name)]
-        fault = "evaluated in several ways" if found else "not evaluated"
-        if name:
-            fault = f"no evaluation {name}"
-            found = [folder for folder in every if folder.name == name]
-        elif len(found) > 1 and self.exists:
+        found = [folder for folder in every if folder.name == name]
+        if not name:
+            found = [folder for folder in every if not BESIDE.search(folder.name)]
+        if not name and len(found) > 1 and self.exists:
             recipe = self.recipe
             named = evaluation_name(recipe.evaluation.protocol, recipe.data.format, recipe.model.precision)
             found = [folder for folder in found if folder.name == named] or found
         if len(found) == 1:
             return found[0]
+        fault = f"no evaluation {name}" if name else "not evaluated, or in several ways"
         fix = f"moslora eval {shlex.quote(str(self.path))} makes one"
         if every:
             fix = f"choose one with --evaluation, among {', '.join(folder.name for folder in every)}"
@@ -261,17 +256,11 @@ def run_of(adapter: Path) -> Run:
     """The run that contains an adapter folder, as it is typed if that leads there; the folder itself if it was copied
     elsewhere. Of a link to an adapter it is the run of that adapter, not the one that the link lies in."""
     real = adapter.resolve()
-    typed = [adapter.parent, adapter.parent.parent]
-    for place in (real.parent, real.parent.parent):
-        if not (place / RUN).is_file():
-            continue
-        for path in typed:
-            if path.resolve() == place:
-                return Run(path)
-        return Run(place)
-    for path in typed:
-        if (path / RUN).is_file():
-            return Run(path)
+    typed = (adapter.parent, adapter.parent.parent)
+    own = [path for path in typed if path.resolve() in real.parents]
+    for place in (*own, real.parent, real.parent.parent, *typed):
+        if (place / RUN).is_file():
+            return Run(place)
     return Run(adapter)
 
 
@@ -295,8 +284,6 @@ def _why_no_adapter(path: Path) -> str:
         return f"no such run; {did_you_mean(path, otherwise='moslora runs lists all')}"
     if (path / "adapter_config.json").is_file():
         return f"a PEFT adapter, not a run; import it: moslora import {shlex.quote(str(path))}"
-    if (path / "config.json").is_file():
-        return "a model without an adapter; choose a run or an adapter folder"
     if Run(path).exists:
         return f"this run has no adapter; resume it: {Run(path).resume_command}"
     return f"not a run or an adapter folder (no {MANIFEST}); moslora runs lists all"

@@ -32,7 +32,6 @@ from moslora.runs.best import BEST, TRAINED_STEPS, ending
 from moslora.runs.continued import Continued, read_continued
 from moslora.runs.lineage import Predecessor, predecessor_of
 from moslora.runs.manifest import read_manifest
-from moslora.runs.predecessor import remark_on_start
 from moslora.runs.resuming import newest_saved
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
@@ -327,9 +326,6 @@ class Training:
             _note_outcome(self.run)
             for line in ending(self.run.facts, self.recipe.training):
                 say(line)
-            remark = remark_on_start(self.run)
-            if remark:
-                note(remark)
             say(f"adapter saved in {result}")
         self.parts.accelerator.wait_for_everyone()
         return result
