@@ -17,7 +17,7 @@ from tokenizers import normalizers
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from message_kit import says
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import ModelFacts, Request, Results, evaluate, read_results
+from moslora.evaluation import Request, Results, evaluate, read_results
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
@@ -122,12 +122,11 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
     leaks = {}
     for task, rows in examples.items():
         leaks[task] = Leaks("the rows", tuple(example.id for example in rows[::3]))
-    facts = ModelFacts(leaks=leaks)
 
     def into(name: str, *tasks: str, limit: int | None = None) -> bytes:
         asked = {task: examples[task] for task in tasks}
         request = Request(limit=limit, **CHOICE)
-        evaluate(model, tokenizer(), asked, request, out=tmp_path / name, facts=facts)
+        evaluate(model, tokenizer(), asked, request, out=tmp_path / name, leaks=leaks)
         return (tmp_path / name / "results.json").read_bytes()
 
     whole = into("whole", *examples)
@@ -150,7 +149,7 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     model = make_model()
     examples = {"piqa": make_examples("piqa", 5)}
-    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path, facts=ModelFacts(metadata={"model": "a"}))
+    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path, metadata={"model": "a"})
     with pytest.raises(UsageError, match=r"batch_tokens was 2048, is 16; metadata.model was a, is b") as caught:
         evaluate(
             model,
@@ -158,14 +157,12 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
             examples,
             Request(batch_tokens=16, **CHOICE),
             out=tmp_path,
-            facts=ModelFacts(metadata={"model": "b"}),
+            metadata={"model": "b"},
         )
     assert says(str(caught.value), "--out", "folder")
     changed = {"piqa": make_examples("piqa", 6)}
     with pytest.raises(UsageError, match=r"data\.piqa was"):
-        evaluate(
-            model, tokenizer(), changed, Request(**CHOICE), out=tmp_path, facts=ModelFacts(metadata={"model": "a"})
-        )
+        evaluate(model, tokenizer(), changed, Request(**CHOICE), out=tmp_path, metadata={"model": "a"})
 
 
 def answered_before_a_kill(folder: Path, ids: Sequence[str]) -> None:
@@ -213,7 +210,7 @@ def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(t
             asked,
             Request(**CHOICE),
             out=tmp_path,
-            facts=ModelFacts(metadata={"source": source}),
+            metadata={"source": source},
         )
         return len(read_predictions(tmp_path))
 
@@ -334,8 +331,8 @@ def test_a_task_without_questions_is_refused_in_a_line(monkeypatch: pytest.Monke
 
 def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     examples = {"hellaswag": make_examples("hellaswag", 150), "siqa": make_examples("siqa", 20)}
-    facts = ModelFacts(metadata={"model": "tiny", "step": 3})
-    results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), out=tmp_path, facts=facts)
+    metadata = {"model": "tiny", "step": 3}
+    results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), out=tmp_path, metadata=metadata)
     first, second, last = capsys.readouterr().out.splitlines()
     assert first.startswith("  hellaswag: 64/90 questions, about 0.0 min left") and "70/90" in second
     assert last.startswith("  siqa: 90/90 questions")
@@ -344,7 +341,7 @@ def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.C
     assert tuple(read_predictions(tmp_path)) == results.predictions
     written = json.loads((tmp_path / "results.json").read_text())
     assert (written["settings"]["dtype"], written["settings"]["primary"]) == ("float32", "accuracy_per_character")
-    assert written["settings"]["metadata"] == facts.metadata and written["settings"]["data"].keys() == examples.keys()
+    assert written["settings"]["metadata"] == metadata and written["settings"]["data"].keys() == examples.keys()
     assert {task: score["n"] for task, score in written["tasks"].items()} == {"hellaswag": 70, "siqa": 20}
     assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "predictions.jsonl", "results.json"}
     assert "parse_rate" not in written["macro"]

@@ -32,7 +32,7 @@ from moslora.errors import UsageError
 from moslora.evaluation import Request, Results, evaluate
 from moslora.evaluation.display import heading, remarks, table
 from moslora.evaluation.intervals import wilson
-from moslora.evaluation.open_ended import Stops
+from moslora.evaluation.open_ended import completes
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection, load_recipe
 from moslora.recipe.yaml_text import render_inline
@@ -273,7 +273,7 @@ def test_a_stop_text_is_seen_across_tokens() -> None:
         expected = []
         for count in range(1, len(ids) + 1):
             written = tokenizer().decode(ids[:count])
-            reached.append(Stops(tokenizer(), stops).reached(0, ids[:count]))
+            reached.append(completes(tokenizer(), stops, ids[:count]))
             expected.append(any(stop in written for stop in stops))
         assert any(reached) == any(expected)
         if any(expected):

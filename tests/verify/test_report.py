@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from message_kit import says
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction, argmax
 from moslora.runs.settings import NOT_KNOWN
@@ -30,5 +31,5 @@ def test_answers_of_a_server_are_held_against_a_runs() -> None:
     assert len(same) == 4
     quantised = Verdict("quantised", "consistent with a quantisation")
     found = Report("http://here", "", Path("run"), 6, 6, len(same), "asked as tokens", effects, quantised, None, 0.0)
-    assert "same answer to 4 of 6" in found.lines
-    assert found.lines[-1].startswith("consistent with a quantisation; accuracy +33.33 points (")
+    assert "same answer to 4 of 6" in found.lines and found.lines[-1] == "consistent with a quantisation"
+    assert any(says(line, "accuracy", "server − run +33.33 (", "points") for line in found.lines)

@@ -3,16 +3,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["ModelFacts", "Request", "Results", "Score", "evaluate", "read_results"]
+__all__ = ["Request", "Results", "Score", "evaluate", "read_results"]
 
 if TYPE_CHECKING:
-    from moslora.evaluation.evaluator import ModelFacts, evaluate
+    from moslora.evaluation.evaluator import evaluate
     from moslora.evaluation.results import Results, read_results
     from moslora.evaluation.scorer import Request
     from moslora.evaluation.scores import Score
 else:
     _PLACES = {
-        "ModelFacts": "evaluator",
         "Request": "scorer",
         "Results": "results",
         "Score": "scores",

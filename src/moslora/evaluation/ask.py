@@ -17,12 +17,11 @@ import torch
 from moslora.base.failures import or_out_of_memory
 from moslora.choices import FormatName
 from moslora.evaluation.question import BARE, as_example
-from moslora.evaluation.scorer import Request
 from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.target import Target
-from moslora.prompts.protocols import PROTOCOLS, Protocol, ProtocolName, readers
+from moslora.prompts.protocols import PROTOCOLS, ProtocolName, readers
 from moslora.runs.predictions import Prediction
-from moslora.tasks import INSTRUCTION, Example
+from moslora.tasks import INSTRUCTION
 
 
 class Answer(NamedTuple):
@@ -52,45 +51,35 @@ class Answered:
         return said
 
 
-def _scoring(protocol: Protocol, format: FormatName) -> Protocol:
-    """``protocol``, or if it gives the options no probabilities the usual one that does."""
-    if protocol.scores_options:
-        return protocol
-    return next(reader for reader in readers(format) if reader.scores_options)
-
-
 def ask(
     target: Target, *, question: str, options: Sequence[str] = (), task: str | None = None, **typed: Any
 ) -> Answered:
     """Scores the options of one question, or lets it be answered in words (see :func:`as_example`), with the settings
     of ``target``, changed by ``typed`` fields of its request: protocol and format."""
-    example, names = as_example(question, options, task=task, own=target.own_tasks)
+    own = target.recipe.own_tasks if target.recipe else {}
+    example, names = as_example(question, options, task=task, own=own)
     request = target.asked(typed)
-    if example.is_open_ended:
-        if example.task == BARE.name:  # the limit of the questions that are scored is not its own
-            request = request.model_copy(update={"max_length": None})
-        return Answered((), _predict(target, example, request), request.protocol, request.format)
-    protocol = _scoring(PROTOCOLS[request.protocol], request.format).name
-    format = request.format
-    if format == "cloze-passage":  # the passage is missing here
-        format = "cloze"
-    request = request.model_copy(update={"protocol": protocol, "format": format})
-    prediction = _predict(target, example, request)
-    probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
-    answers = [Answer(*parts) for parts in zip(names, probabilities, prediction.scores, strict=True)]
-    answers.sort(key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
-    return Answered(tuple(answers), prediction, protocol, format)
-
-
-def _predict(target: Target, example: Example, request: Request) -> Prediction:
+    changes: dict[str, Any] = {}
+    is_bare = example.task == BARE.name
+    if is_bare:  # the limit of the questions that are scored is not its own
+        changes["max_length"] = None
+    if not example.is_open_ended:
+        scoring = [reader.name for reader in readers(request.format) if reader.scores_options]
+        if request.protocol not in scoring:
+            changes["protocol"] = scoring[0]
+        if request.format == "cloze-passage":  # the passage is missing here
+            changes["format"] = "cloze"
+    request = request.model_copy(update=changes)
     if target.adapter:
-        gated_as = example.task
-        if gated_as == BARE.name:
-            gated_as = INSTRUCTION
-        target.adapter.refuse_untrained(gated_as)
+        target.adapter.refuse_untrained(INSTRUCTION if is_bare else example.task)
     tokenizer = target.tokenizer()
     scorer = scorer_of(example, make_scorer(target.load(), tokenizer, request))
     fix = "make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
     with or_out_of_memory(f"out of GPU memory for this question; {fix}"):
         (prediction,) = scorer.score([example])
-    return prediction
+    answers = []
+    if not example.is_open_ended:
+        probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
+        answers = [Answer(*parts) for parts in zip(names, probabilities, prediction.scores, strict=True)]
+        answers.sort(key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
+    return Answered(tuple(answers), prediction, request.protocol, request.format)

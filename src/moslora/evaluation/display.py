@@ -58,12 +58,10 @@ def _of_questions(score: Score, primary: str) -> dict[str, str]:
         "accuracy": percent(score.accuracy),
         "per character": percent(score.accuracy_per_character),
         "95 % interval": percent_range(interval),
+        "log p": NONE if score.log_probability is None else f"{score.log_probability:.3f}",
+        "parsed": percent(score.parse_rate),
+        "close calls": NONE if score.close_calls is None else str(score.close_calls),
     }
-    if score.log_probability is not None:
-        cells["log p"] = f"{score.log_probability:.3f}"
-    cells["parsed"] = percent(score.parse_rate)
-    if score.close_calls is not None:
-        cells["close calls"] = str(score.close_calls)
     return {title: cell for title, cell in cells.items() if cell != NONE}
 
 
@@ -106,14 +104,13 @@ def _on_leaks(found: WithoutLeaks, primary: str) -> str:
     scores: dict[str, Score | None] = {task: found.tasks.get(task) for task in counts}
     if len(found.leaks) > 1:
         scores["macro average"] = found.macro
-    values = [f"{name} {_with_interval(score, primary)}" for name, score in scores.items()]
+    values = []
+    for name, score in scores.items():
+        shown = NONE
+        if score is not None:
+            value, interval = score.value(primary)
+            shown = f"{percent(value)} ({percent_range(interval)})"
+        values.append(f"{name} {shown}")
     questions = ", ".join(f"{task} {count}" for task, count in counts.items())
     without = f"{primary.replace('_', ' ')} without them: {', '.join(values)}"
     return f"questions among {found.compared_with}: {questions}; {without}"
-
-
-def _with_interval(score: Score | None, primary: str) -> str:
-    if score is None:
-        return NONE
-    value, interval = score.value(primary)
-    return f"{percent(value)} ({percent_range(interval)})"

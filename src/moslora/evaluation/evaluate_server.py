@@ -18,8 +18,7 @@ from moslora.console import note, say
 from moslora.data.encode import encoding
 from moslora.errors import MosloraError, UsageError, counted
 from moslora.evaluation.evaluate_target import asked_questions
-from moslora.evaluation.evaluator import ModelFacts, PreparedQuestions
-from moslora.evaluation.in_run import refuse_name_of_other_weights
+from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.reading import Echo
@@ -33,7 +32,6 @@ from moslora.files import locked
 from moslora.progress import Line
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import ModelSection
-from moslora.runs.evaluation import refuse_other_scores
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import Leaks
 from moslora.tasks import Example
@@ -62,19 +60,11 @@ class Asked:
         return max(len(prompt) + len(answer) for prompt, answer in self.pairs)
 
     def answer(self, served: Served) -> Prediction:
-        """What a server answers.
-
-        Raises:
-            Refused: it does not, or not in whole.
-        """
-        return self.scorer.read(self.example, self.question, self.scorer.ask(self.question, served))
-
-    def prediction(self, served: Served) -> Prediction:
-        """The same; nothing but the reason where it does not answer."""
+        """What a server answers; nothing but the reason where it does not, or not in whole."""
+        example = self.example
         try:
-            return self.answer(served)
+            return self.scorer.read(example, self.question, self.scorer.ask(self.question, served))
         except Refused as refusal:
-            example = self.example
             return Prediction(example.id, example.task, example.gold, prediction=None, refused=str(refusal))
 
 
@@ -111,16 +101,15 @@ class Interview:
         questions = asked_of(prepared)
         shortest = min(questions, key=lambda asked: asked.tokens)
         served = open_served(server, shortest.scorer.encoder, shortest.pairs[0][0])
-        found = cls(questions, served, at_once)
-        if found.options:
-            found = replace(found, served=with_reading(served, found.options))
-        return found
+        return cls(questions, served, at_once).with_reading()
 
-    @property
-    def options(self) -> list[list[Pair]]:
-        """Those of the questions that are scored by log-probabilities, the shortest first."""
-        scored = [asked for asked in self.questions if asked.pairs[0][1]]
-        return [asked.pairs for asked in sorted(scored, key=lambda asked: asked.tokens)]
+    def with_reading(self, *, after_echo: bool = False) -> "Interview":
+        """The same with the first way of reading log-probabilities that works, if questions are scored by them."""
+        in_order = sorted(self.questions, key=lambda asked: asked.tokens)
+        options = [asked.pairs for asked in in_order if asked.pairs[0][1]]
+        if not options:
+            return self
+        return replace(self, served=with_reading(self.served, options, after_echo=after_echo))
 
     def ask(self, journal: Journal) -> "Interview":
         """Adds the missing answers to the journal, each as soon as it is there. A server that ends while it is asked
@@ -136,15 +125,14 @@ class Interview:
         say(f"asking {counted(len(missing), 'question')} of {self.served.server.name}, {self.served.how}")
         try:
             with Line(len(missing), f"0/{len(missing):,}") as line:
-                answers = each_reply(lambda asked: asked.prediction(self.served), missing, at_once=self.at_once)
+                answers = each_reply(lambda asked: asked.answer(self.served), missing, at_once=self.at_once)
                 for done, prediction in enumerate(answers, start=1):
                     journal.append([prediction])
                     line.show(done, f"{prediction.task} {done:,}/{len(missing):,}")
         except Unavailable as fault:
             if isinstance(self.served.reading, Echo):
                 with suppress(Unavailable, UsageError):
-                    served = with_reading(self.served, self.options, after_echo=True)
-                    return replace(self, served=served).ask(journal)
+                    return self.with_reading(after_echo=True).ask(journal)
             kept = sum(asked.id in journal.predictions for asked in self.questions)
             raise Unavailable(
                 f"{fault}, {self.served.how}; {kept} of {len(self.questions)} questions answered and kept: the same"
@@ -170,19 +158,9 @@ def evaluate_server(
         Unavailable: the server does not answer; what it has answered is kept.
     """
     request, questions = asked_questions(target, tasks, typed)
-    place = f"-at-{name_of(server)}"
-    if out is None:
-        folder = target.results_folder(request)
-        out = folder.with_name(folder.name + place)
-    refuse_name_of_other_weights(out, target.run, suffix=target.suffix + place)
-    refuse_other_scores(out)
-    encoder = target.encoder()
-    its_encoding = encoding(encoder, request.format)
-    leaks = {}
-    if target.trained is not None:
-        leaks = find_leaks(target.trained, questions)
-    facts = ModelFacts(metadata={"source": request.source}, leaks=leaks, encoding=its_encoding)
-    prepared = prepare(target.model, encoder.tokenizer, questions, request, server=server, facts=facts)
+    out = target.results_folder(request, out, server=f"-at-{name_of(server)}")
+    leaks = find_leaks(target.trained, questions)
+    prepared = prepare(target.model, target.tokenizer(), questions, request, server)
     with locked(out):
         journal = open_answers(prepared, out, leaks)
         if missing_in(prepared.tasks, journal):
@@ -197,9 +175,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     questions: Mapping[str, Sequence[Example]],
     request: Request,
-    *,
     server: Server,
-    facts: ModelFacts,
 ) -> PreparedQuestions:
     """The questions as `PreparedQuestions`, with the settings of an evaluation of this server: what computes there is
     not known.
@@ -210,13 +186,13 @@ def prepare(
     if PROTOCOLS[request.protocol].writes and request.beams > 1:
         raise UsageError(f"{request.beams} beams: servers write greedily; evaluate with --beams 1")
     empty = meta_model(model, only_shapes=False).eval()
-    prepared = PreparedQuestions.of(empty, tokenizer, questions, request, facts)
+    prepared = PreparedQuestions.of(empty, tokenizer, questions, request)
     settings = replace(
         prepared.settings,
         dtype="",
         batch_tokens=0,
         block_size=0,
-        metadata={**facts.metadata, "server": server.address, "model": server.model},
+        metadata={"source": request.source, "server": server.address, "model": server.model},
         made_with={"moslora": __version__, **encoding(prepared.scorer.encoder, request.format)},
     )
     return replace(prepared, settings=settings)

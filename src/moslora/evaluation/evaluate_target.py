@@ -10,12 +10,12 @@ from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import packages
 from moslora.base.resolve import locate
 from moslora.console import note
-from moslora.data.encode import encoding
+from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError
 from moslora.evaluation.batches import batch_budget
-from moslora.evaluation.evaluator import ModelFacts, evaluate, refuse_empty
-from moslora.evaluation.in_run import is_in_run, refuse_name_of_other_weights, tell_run
+from moslora.evaluation.evaluator import evaluate
+from moslora.evaluation.in_run import is_in_run, tell_run
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.results import Results
 from moslora.evaluation.scorer import Request
@@ -26,7 +26,7 @@ from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
 from moslora.ranks import is_main_process
 from moslora.runs.bare_rows import remark_on_bare_rows
-from moslora.runs.evaluation import refuse_other_scores
+from moslora.runs.named import tasks_to_ask
 from moslora.tasks import Example, Task
 
 
@@ -43,24 +43,19 @@ def evaluate_target(
     take_gpu()
     request, questions = asked_questions(target, tasks, typed)
     identity = target.identity()
-    if out is None:
-        out = target.results_folder(request)
-    encoder = target.encoder()
-    its_encoding = encoding(encoder, request.format)
-    refuse_name_of_other_weights(out, target.run, suffix=target.suffix)
-    refuse_other_scores(out)
+    out = target.results_folder(request, out)
+    tokenizer = target.tokenizer()
+    by_peft = target.adapter is not None and target.adapter.recipe.adapter.needs_peft
     must_agree = {
         **{key: value for key, value in identity.items() if key != "base"},  # whose path may differ
         **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},
         **request.model_dump(exclude={"source"}),
         "strategy": target.strategy,
-        **packages(quantized=target.model.quantization is not None, peft=target.by_peft),
-        **its_encoding,
+        **packages(quantized=target.model.quantization is not None, peft=by_peft),
+        **encoding(Encoder(tokenizer, max_length=None), request.format),
     }
-    leaks = {}
-    if target.trained is not None:
-        leaks = find_leaks(target.trained, questions)
-    facts = ModelFacts(metadata={**identity, "source": request.source}, leaks=leaks, encoding=its_encoding)
+    metadata = {**identity, "source": request.source}
+    leaks = find_leaks(target.trained, questions)
     tokens = request.batch_tokens or batch_budget(device())
     with (
         locked(out) if is_main_process() else nullcontext(),
@@ -69,7 +64,8 @@ def evaluate_target(
     ):
         liger.agree()
         # The model is not kept: it uses the group, which ends with this block.
-        results = evaluate(target.load(), encoder.tokenizer, questions, request, out=out, facts=facts)
+        model = target.load()
+        results = evaluate(model, tokenizer, questions, request, out=out, metadata=metadata, leaks=leaks)
         if target.trained is not None and is_main_process() and is_in_run(out, target.trained.run):
             tell_run(target.trained, out, base=target.base)
     return results, out
@@ -80,12 +76,13 @@ def asked_questions(
 ) -> tuple[Request, dict[str, list[Example]]]:
     """How ``target`` is asked, and all questions of each task."""
     request = target.asked(typed)
-    chosen = target.tasks(tasks)
-    if tasks is None:
-        _note_bare_rows(target)
+    chosen = tasks_to_ask(target.recipe, tasks)
+    if tasks is None and target.trained and target.trained.recipe.evaluation.tasks is None:
+        remark = remark_on_bare_rows(target.trained.run)
+        if remark:
+            note(f"{remark}; this evaluates the eight commonsense sets, or the --tasks that you name")
     _check(target, chosen, source=request.source)
     questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
-    refuse_empty(questions)
     limit = request.limit
     if limit is not None and "limit" not in typed:  # one that was typed needs no words
         limited = [f"{task} {limit:,} of {len(rows):,}" for task, rows in questions.items() if len(rows) > limit]
@@ -98,35 +95,15 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     """Refuses a source without test rows and a model that does not exist, before anything is downloaded. Notes scores
     that need a remark."""
     sets = [task.name for task in tasks if not task.own]
-    trained_on = None
-    if target.recipe is not None:
-        trained_on = target.recipe.data.source
+    trained_on = target.recipe.data.source if target.recipe else None
     if sets and source == trained_on and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(f"{source}: this model was trained on this single file, which has no test rows; set --source")
     if target.trained is None:
         locate(target.model.name, revision=target.model.revision)
     for line in differences(source, sets, split="test"):
         note(line)
-    _note_untrained_tasks(target, tasks)
-
-
-def _note_bare_rows(target: Target) -> None:
-    """Says that a run of bare instructions is asked other questions, by default those of the eight sets."""
-    if target.run is None:
-        return
-    remark = remark_on_bare_rows(target.run)
-    if remark and target.recipe is not None and target.recipe.evaluation.tasks is None:
-        note(f"{remark}; this evaluates the eight commonsense sets, or the --tasks that you name")
-
-
-def _note_untrained_tasks(target: Target, tasks: Sequence[Task]) -> None:
-    """Says which tasks the gate of the adapter was never trained on. Of texts it is the mean of all tasks' gates."""
-    if target.adapter is None:
-        return
-    trained = target.adapter.trained_tasks()
-    if trained is None:
-        return
-    others = [task.name for task in tasks if not task.is_text and task.name not in trained]
-    if others:
+    trained = target.adapter.trained_tasks() if target.adapter else None
+    others = [task.name for task in tasks if trained and not task.is_text and task.name not in trained]
+    if trained and others:  # of texts the gate is the mean of all tasks'
         unknown = f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)})"
         note(f"{unknown}: those scores use a random embedding")

@@ -1,7 +1,7 @@
 """One evaluation from questions to results: cut into blocks, score what is missing, keep, summarise."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,6 @@ from moslora.tasks.clusters import Clusters, known_clusters
 from moslora.version import __version__
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """What is known about a model that is evaluated.
-
-    Attributes:
-        metadata: tells it from others; JSON values. A folder made under other metadata is refused.
-        leaks: questions that its training gave away, by task; a task that is missing is unknown.
-        encoding: `moslora.data.encode.encoding` of its tokenizer and the format; ``None``: it is computed.
-    """
-
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    leaks: Mapping[str, Leaks] = field(default_factory=dict)
-    encoding: Mapping[str, str] | None = None
-
-
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -52,7 +37,8 @@ def evaluate(
     request: Request,
     *,
     out: Path | None = None,
-    facts: ModelFacts | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    leaks: Mapping[str, Leaks] | None = None,
 ) -> Results:
     """Scores ``model``, whole or sharded, on questions and texts, shared out among the processes. All return the same
     results.
@@ -62,7 +48,8 @@ def evaluate(
             share a batch (`moslora.evaluation.batches`).
         request: how they are asked; its source is not read here.
         out: results folder, where an earlier evaluation of the same settings is continued; ``None`` for none.
-        facts: what is known about the model; ``None`` for nothing.
+        metadata: tells the model from others; JSON values. A folder made under other metadata is refused.
+        leaks: questions that its training gave away, by task; a task that is missing is unknown.
 
     Returns:
         The results of the questions asked; those in ``out`` are of earlier evaluations as well.
@@ -71,10 +58,9 @@ def evaluate(
         UsageError: questions that the protocol cannot score, or a folder of other settings.
         MosloraError: a module in training mode.
     """
-    facts = facts or ModelFacts()
     _refuse_training_mode(model)
-    prepared = PreparedQuestions.of(model, tokenizer, questions, request, facts)
-    journal = prepared.open_journal(out, facts.leaks)
+    prepared = PreparedQuestions.of(model, tokenizer, questions, request, metadata)
+    journal = prepared.open_journal(out, leaks or {})
     score_missing(prepared.tasks, journal)
     drifts = measure_drifts([task for task in prepared.tasks if task.has_margins], journal)
     journal.record({name: TaskRecord(drift=drift) for name, drift in drifts.items()})
@@ -103,12 +89,31 @@ class PreparedQuestions:
         tokenizer: PreTrainedTokenizerBase,
         questions: Mapping[str, Sequence[Example]],
         request: Request,
-        facts: ModelFacts,
+        metadata: Mapping[str, Any] | None = None,
     ) -> "PreparedQuestions":
         """Arguments and errors as in `evaluate`; the model may be in training mode."""
-        refuse_empty(questions)
+        empty = [task for task, rows in questions.items() if not rows]
+        if empty:
+            raise UsageError(f"{', '.join(empty)}: no questions, as the source's split is empty; choose other --tasks")
         scorer = make_scorer(model, tokenizer, request)
-        settings = _settings(scorer, request, questions, facts)
+        quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
+        made_with = {"moslora": __version__}  # no hash of the code, which would change with every commit
+        made_with |= packages(quantized=quantized, peft=hasattr(model, "peft_config"))
+        made_with |= encoding(scorer.encoder, request.format)
+        settings = Settings(
+            protocol=request.protocol,
+            format=request.format,
+            primary=scorer.protocol.primary,
+            dtype=str(output_weight(model).dtype).removeprefix("torch."),
+            batch_tokens=scorer.batch_tokens,
+            block_size=scorer.block_size,
+            beams=request.beams if scorer.protocol.writes else None,
+            writing=scorer.writing,
+            max_length=scorer.encoder.max_length,
+            data={task: data_hash(rows) for task, rows in questions.items()},
+            metadata=metadata or {},
+            made_with=made_with,
+        )
         # Whether the scores of a question are the same whatever else is in its batch: LLM.int8() takes columns with an
         # outlier out of a whole batch.
         exact = settings.dtype in ("float32", "float64") and not getattr(model, "is_loaded_in_8bit", False)
@@ -133,12 +138,7 @@ class PreparedQuestions:
         has read in memory."""
         journal = Journal(out if rank_in_group() == 0 else None, self.settings)
         journal.head, journal.predictions = all_gather((journal.head, journal.predictions))[0]
-        records = {}
-        for task in self.tasks:
-            clusters = _recorded_clusters(task, journal)
-            asked = _asked(task, journal)
-            records[task.name] = TaskRecord(leaks=leaks.get(task.name), asked=asked, clusters=clusters)
-        journal.record(records)
+        journal.record({task.name: _record(task, journal, leaks.get(task.name)) for task in self.tasks})
         return journal
 
     def ask(self) -> tuple[Prediction, ...]:
@@ -183,40 +183,6 @@ def _refuse_training_mode(model: PreTrainedModel) -> None:
         )
 
 
-def refuse_empty(questions: Mapping[str, Sequence[Example]]) -> None:
-    """Refuses tasks of which the source has no question."""
-    empty = [task for task, rows in questions.items() if not rows]
-    if empty:
-        raise UsageError(f"{', '.join(empty)}: no questions, as the source's split is empty; choose other --tasks")
-
-
-def _settings(
-    scorer: Scorer[Any, Any], request: Request, questions: Mapping[str, Sequence[Example]], facts: ModelFacts
-) -> Settings:
-    model: Any = scorer.model
-    quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
-    beams = None
-    if scorer.protocol.writes:
-        beams = request.beams
-    made_with = {"moslora": __version__}  # no hash of the code, which would change with every commit
-    made_with |= packages(quantized=quantized, peft=hasattr(model, "peft_config"))
-    made_with |= facts.encoding or encoding(scorer.encoder, request.format)
-    return Settings(
-        protocol=request.protocol,
-        format=request.format,
-        primary=scorer.protocol.primary,
-        dtype=str(output_weight(model).dtype).removeprefix("torch."),
-        batch_tokens=scorer.batch_tokens,
-        block_size=scorer.block_size,
-        beams=beams,
-        writing=scorer.writing,
-        max_length=scorer.encoder.max_length,
-        data={task: data_hash(rows) for task, rows in questions.items()},
-        metadata=facts.metadata,
-        made_with=made_with,
-    )
-
-
 def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:
     """Tries those questions that decide about all others, so that what cannot be scored stops now, not in an hour."""
     faults: dict[str, None] = {}
@@ -230,28 +196,22 @@ def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:
         raise UsageError(capped(list(faults)))
 
 
-def _recorded_clusters(task: ScoredTask, journal: Journal) -> Clusters:
-    """The clusters of the questions that are asked now, or have been. Those of a test set are known by the hash of its
-    questions."""
+def _record(task: ScoredTask, journal: Journal, leaks: Leaks | None) -> TaskRecord:
+    """What is known of a task before it is asked: its leaks, how many questions count as asked, and the clusters of
+    those that are asked now or have been.
+
+    Where a larger evaluation was interrupted, and what it has answered is not the beginning of the fixed order, its
+    number stays: several processes begin with the longest questions, which are no random sample. The clusters of a test
+    set are known by the hash of its questions.
+    """
+    wanted = {example.id for example in task.wanted}
+    ordered = sorted([example.id for example in task.questions], key=order_key)
+    answered = wanted | (journal.predictions.keys() & set(ordered))
+    count = len(wanted)
+    if answered != set(ordered[: len(answered)]):
+        count = max(count, journal.head.tasks.get(task.name, TaskRecord()).asked or 0)
     clusters = known_clusters().get(journal.head.settings.data[task.name])
     if clusters is None:
         clusters = find_clusters(task.questions)
-    asked = {example.id for example in task.wanted} | journal.predictions.keys()
-    return {id: first for id, first in clusters.items() if id in asked}
-
-
-def _asked(task: ScoredTask, journal: Journal) -> int:
-    """The number of a task's questions that count as asked: those that are wanted now.
-
-    Where a larger evaluation was interrupted, and what it has answered is not the beginning of the fixed order, its
-    number stays: several processes begin with the longest questions, which are no random sample.
-    """
-    wanted = {example.id for example in task.wanted}
-    before = journal.head.tasks.get(task.name, TaskRecord()).asked
-    if before is None or before <= len(wanted):
-        return len(wanted)
-    ordered = sorted([example.id for example in task.questions], key=order_key)
-    answered = wanted | (journal.predictions.keys() & set(ordered))
-    if answered == set(ordered[: len(answered)]):
-        return len(wanted)
-    return before
+    clusters = {id: first for id, first in clusters.items() if id in answered}
+    return TaskRecord(leaks=leaks, asked=count, clusters=clusters)

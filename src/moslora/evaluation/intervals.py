@@ -81,10 +81,6 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     whole = 2 * (n + z**2)
     center = (2 * n * share + z**2) / whole
     half = z / whole * math.sqrt(4 * n * share * (1 - share) + z**2)
-    low = center - half
-    high = center + half
-    if share == 0:
-        low = 0.0
-    if share == 1:
-        high = 1.0
+    low = 0.0 if share == 0 else center - half
+    high = 1.0 if share == 1 else center + half
     return low, high

@@ -45,15 +45,11 @@ class Journal:
         file = folder / PREDICTIONS
         if file.exists():
             drop_partial_line(file)
-            self._read(folder)
-
-    def _read(self, folder: Path) -> None:
-        """Reads what was answered. What a server has refused is asked again, and its rows go."""
-        found = read_predictions(folder)
-        answered = [prediction for prediction in found if not prediction.refused]
-        if len(answered) < len(found):
-            write_text(folder / PREDICTIONS, "".join(prediction.to_json() + "\n" for prediction in answered))
-        self.predictions = {prediction.id: prediction for prediction in answered}
+            found = read_predictions(folder)
+            answered = [prediction for prediction in found if not prediction.refused]  # a server is asked these again
+            if len(answered) < len(found):
+                write_text(file, _lines(answered))
+            self.predictions = {prediction.id: prediction for prediction in answered}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
         """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one. The
@@ -62,9 +58,12 @@ class Journal:
         for task, now in tasks.items():
             then = known.get(task, now)
             drifts = [record.drift for record in (then, now) if record.drift is not None]
-            asked = then.asked if now.asked is None else now.asked
-            clusters = then.clusters if now.clusters is None else now.clusters
-            known[task] = TaskRecord(max(drifts, default=None), now.leaks or then.leaks, asked, clusters)
+            known[task] = TaskRecord(
+                drift=max(drifts, default=None),
+                leaks=now.leaks or then.leaks,
+                asked=now.asked or then.asked,
+                clusters=then.clusters if now.clusters is None else now.clusters,
+            )
         self.head = Head(self.head.settings, known)
         if self.folder is not None:
             write_text(self.folder / SETTINGS, self.head.to_json())
@@ -76,8 +75,7 @@ class Journal:
             self.predictions[prediction.id] = prediction
         if self.folder is None or not predictions:
             return
-        lines = "".join(prediction.to_json() + "\n" for prediction in predictions)
-        append_text(self.folder / PREDICTIONS, lines)
+        append_text(self.folder / PREDICTIONS, _lines(predictions))
 
     def finish(self) -> None:
         """Writes ``results.json`` of all tasks evaluated here, not only those of the last call; without those that were
@@ -90,6 +88,10 @@ class Journal:
         write_text(self.folder / RESULTS, summarise(self.head.settings, found, records).to_json())
 
 
+def _lines(predictions: Sequence[Prediction]) -> str:
+    return "".join(prediction.to_json() + "\n" for prediction in predictions)
+
+
 def _continued(folder: Path, settings: Settings) -> Head:
     """The head of the evaluation in ``folder``, which goes on with these settings.
 
@@ -99,9 +101,7 @@ def _continued(folder: Path, settings: Settings) -> Head:
     earlier = read_head(folder)
     then = earlier.settings
     tasks = then.data.keys() & settings.data.keys()
-    free = ["base"]
-    if then.data.keys() <= settings.data.keys():
-        free.append("source")
+    free = ["base", "source"] if then.data.keys() <= settings.data.keys() else ["base"]
     changed = changed_keys(_must_agree(then, tasks, free=free), _must_agree(settings, tasks, free=free))
     if changed:
         raise UsageError(

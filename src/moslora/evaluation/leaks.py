@@ -36,37 +36,28 @@ def without_leaks(tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRe
         counts[task] = len(answers.ids) - len(kept.ids)
         if kept.ids:
             scores[task] = score_task(kept, drift=records[task].drift)
-    average = None
-    if len(scores) == len(tasks):
-        average = macro(list(scores.values()))
+    average = macro(list(scores.values())) if len(scores) == len(tasks) else None
     return WithoutLeaks(" and ".join(compared_with), counts, scores, average)
 
 
-def find_leaks(folder: AdapterFolder, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:
-    """The leaks among all test ``questions``, by task; empty if the run has no record of its training rows. Texts are
-    no questions, and have none."""
-    digests = _training_digests(folder)
-    if digests is None:
+def find_leaks(folder: AdapterFolder | None, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:
+    """The leaks among all test ``questions``, by task; empty without a run, or if it has no record of its training
+    rows. Texts are no questions, and have none."""
+    if folder is None:
+        return {}
+    file = folder.run.contents  # `digest` of each row
+    contents = file.read_bytes() if file.is_file() else b""
+    if len(contents) != DIGEST_BYTES * folder.manifest.get("trained_rows", -1):
         note("unknown whether test questions were in the training rows: this adapter has no record of them")
         return {}
+    digests = {contents[start : start + DIGEST_BYTES] for start in range(0, len(contents), DIGEST_BYTES)}
     before = folder.predecessor
     if before is not None:
         note(f"unknown whether test questions were in the training rows of {before.name}, which this run continued")
     compared_with = f"the {folder.manifest['trained_rows']:,} rows this run was trained on"
     found = {}
     for task, rows in questions.items():
-        if not rows[0].is_text:
+        if not any(row.is_text for row in rows):
             ids = sorted(row.id for row in rows if digest(row) in digests)
             found[task] = Leaks(compared_with, tuple(ids))
     return found
-
-
-def _training_digests(folder: AdapterFolder) -> set[bytes] | None:
-    """`digest` of each row that the adapter was trained on; ``None`` if its run has no record of them."""
-    file = folder.run.contents
-    if not file.is_file():
-        return None
-    contents = file.read_bytes()
-    if len(contents) != DIGEST_BYTES * folder.manifest.get("trained_rows", -1):
-        return None
-    return {contents[start : start + DIGEST_BYTES] for start in range(0, len(contents), DIGEST_BYTES)}

@@ -62,7 +62,7 @@ class OpenAnswers(Scorer[Question, str]):
             self.model,
             [question.prompt for question in questions],
             max_new_tokens=words.max_new_tokens,
-            ended=Stops(tokenizer, words.stop).reached,
+            ended=lambda _, tokens: completes(tokenizer, words.stop, tokens),
             ends=end_tokens(self.model, tokenizer),
             batch_tokens=tokens,
         )
@@ -107,18 +107,11 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
     return frozenset(special | {tokenizer.eos_token_id} - {None})
 
 
-@dataclass(frozen=True)
-class Stops:
-    """Texts that end a written one."""
-
-    tokenizer: PreTrainedTokenizerBase
-    texts: Sequence[str]
-
-    def reached(self, row: int, tokens: list[int]) -> bool:
-        """Whether the newest of these ``tokens`` completes one of the texts. Only so many of the last tokens are
-        decoded as may hold it."""
-        if not self.texts:
-            return False
-        longest = max(len(text.encode()) for text in self.texts)
-        tail = self.tokenizer.decode(tokens[-longest - BYTES_OF_A_CHARACTER :], skip_special_tokens=True)
-        return any(text in tail for text in self.texts)
+def completes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], tokens: list[int]) -> bool:
+    """Whether the newest of these ``tokens`` completes one of the texts that end a written one. Only as many of the
+    last ones are decoded as may hold it."""
+    if not texts:
+        return False
+    longest = max(len(text.encode()) for text in texts)
+    tail = tokenizer.decode(tokens[-longest - BYTES_OF_A_CHARACTER :], skip_special_tokens=True)
+    return any(text in tail for text in texts)

@@ -15,5 +15,4 @@ def percent_range(interval: tuple[float, float] | None) -> str:
     """(0.6198, 0.7003) as ``62.0 to 70.0``."""
     if interval is None:
         return NONE
-    low, high = interval
-    return f"{percent(low)} to {percent(high)}"
+    return " to ".join(map(percent, interval))

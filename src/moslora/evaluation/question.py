@@ -52,7 +52,10 @@ def as_example(
             raise UsageError(f"task {entry.name}: is answered in words; omit the options, or change --task")
     elif isinstance(words, TrueFalse):
         choices = TRUTHS[0]
-        options = _as_truths(options, task=entry.name)
+        options = _as_truths(options or choices)
+        if not options:
+            fix = "omit them or change --task"
+            raise UsageError(f"task {entry.name}: options must be yes and no, or true and false; {fix}")
     elif len(options) < 2:
         raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one per line")
     try:
@@ -67,15 +70,11 @@ def as_example(
 
 def _entry(options: Sequence[str], task: str | None, own: Mapping[str, Task]) -> Task:
     """The ``task`` that was named, or else the one whose prompt is used where none is."""
-    if task is None:
-        return _default_task(options, own)
-    entry, *others = resolve_tasks(task, own)
-    if others:
-        raise UsageError("--task: must be a single task for one question")
-    return entry
-
-
-def _default_task(options: Sequence[str], own: Mapping[str, Task]) -> Task:
+    if task is not None:
+        entry, *others = resolve_tasks(task, own)
+        if others:
+            raise UsageError("--task: must be a single task for one question")
+        return entry
     asked = [task for task in own.values() if not task.is_text]
     fitting = [task for task in asked if task.is_open_ended != bool(options)]
     for candidates in (fitting, asked):
@@ -83,29 +82,18 @@ def _default_task(options: Sequence[str], own: Mapping[str, Task]) -> Task:
             return candidates[0]
     if not options:
         return BARE
-    if _pair_of_truths(options):
+    if _as_truths(options):
         return FOR_TRUTHS
     return FOR_OPTIONS
 
 
-def _pair_of_truths(options: Sequence[str]) -> tuple[str, str] | None:
-    """The two words of `TRUTHS` that these options are, in any order and case."""
-    given = {option.lower() for option in options}
-    for pair in TRUTHS:
-        if set(pair) == given:
-            return pair
-    return None
-
-
-def _as_truths(options: tuple[str, ...], *, task: str) -> tuple[str, ...]:
-    """The options in the order of `TRUTHS`; true and false if there are none."""
-    if not options:
-        return TRUTHS[0]
-    pair = _pair_of_truths(options)
-    if pair is None:
-        raise UsageError(f"task {task}: options must be yes and no, or true and false; omit them or change --task")
+def _as_truths(options: Sequence[str]) -> tuple[str, ...]:
+    """The options in the order of `TRUTHS`, if they are two of them in any order and case; else none."""
     lower = [option.lower() for option in options]
-    return tuple(options[lower.index(word)] for word in pair)
+    for pair in TRUTHS:
+        if sorted(pair) == sorted(lower):
+            return tuple(options[lower.index(word)] for word in pair)
+    return ()
 
 
 def read_typed(stream: TextIO, *, options: Sequence[str]) -> tuple[str, list[str]]:

@@ -140,10 +140,9 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
         values = [score.number(metric) for score in scores]
         name = metric.replace("accuracy", "interval")
         ends = [score.number(name) for score in scores]
-        if None not in ends:
-            below = error([value - low for value, (low, _) in zip(values, ends, strict=True)])
-            above = error([value - high for value, (_, high) in zip(values, ends, strict=True)])
-            combined[name] = (mean(values) - below, mean(values) + above)
+        below = error([value - low for value, (low, _) in zip(values, ends, strict=True)])
+        above = error([value - high for value, (_, high) in zip(values, ends, strict=True)])
+        combined[name] = (mean(values) - below, mean(values) + above)
     for combine, names in ways.items():
         for name in names:
             if name.endswith(PER_CHARACTER) and not of_characters:

@@ -128,7 +128,7 @@ def with_reading(served: Served, options: Sequence[Sequence[Pair]], *, after_ech
     if answers:
         ways = [Echo(*parts), Forced(*parts), Allowed(*parts)]
         ways += [Likeliest(*parts, count=count) for count in LIKELIEST]
-    ended: list[Unavailable] = []
+    ended = None
     for way in ways[after_echo:]:
         try:
             if way.works(prompt, answers):
@@ -136,11 +136,11 @@ def with_reading(served: Served, options: Sequence[Sequence[Pair]], *, after_ech
         except Refused:
             continue
         except Unavailable as fault:
-            ended.append(fault)
-            if len(ended) > 1:
-                break
+            if ended:
+                raise
+            ended = fault
     if ended:
-        raise ended[0]
+        raise ended
     raise UsageError(
         f"{served.server.name}: tells no log-probabilities, which score the options; let texts answer, of the run and"
         " of the server: --protocol generate"

@@ -8,7 +8,7 @@ characters.
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
@@ -132,6 +132,16 @@ class Models(Part):
 Parsed = TypeVar("Parsed", bound=Part)
 
 
+def _client() -> httpx.Client:
+    headers = {}
+    key = os.environ.get(KEY, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):  # before httpx refuses it, with the key in its message
+        raise UsageError(f"the environment variable {KEY}: must be of printable ASCII without spaces")
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    return httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=False, follow_redirects=False)
+
+
 @dataclass(frozen=True)
 class Server:
     """A server, and the model in it that is asked.
@@ -144,7 +154,7 @@ class Server:
 
     address: str
     model: str = ""
-    client: httpx.Client = field(default_factory=lambda: _client(), repr=False)
+    client: httpx.Client = field(default_factory=_client, repr=False)
 
     @property
     def name(self) -> str:
@@ -154,7 +164,7 @@ class Server:
     def models(self) -> list[str]:
         """The names of its models; empty if it lists none."""
         try:
-            found = self._send(Models, lambda: self.client.get(f"{self.address}/v1/models"))
+            found = self._send(Models, "GET", "models")
         except Refused:
             return []
         return [model.id for model in found.data or []]
@@ -171,19 +181,19 @@ class Server:
             Refused: the server does not serve such a request.
             Unavailable: it does not answer, or not as this interface does, also when it is tried again.
         """
-        whole = dict(body)
-        if self.model:
-            whole["model"] = self.model
-        return self._send(Answer, lambda: self.client.post(f"{self.address}/v1/{path}", json=whole), patient=patient)
+        model = {"model": self.model} if self.model else {}
+        return self._send(Answer, "POST", path, {**body, **model}, patient=patient)
 
-    def _send(self, kind: type[Parsed], request: Callable[[], httpx.Response], *, patient: bool = True) -> Parsed:
+    def _send(
+        self, kind: type[Parsed], method: str, path: str, body: Mapping[str, Any] | None = None, *, patient: bool = True
+    ) -> Parsed:
         fault = ""
         for wait in WAITS:
             try:
-                response = request()
-                fault = self._fault(response)
-                if not fault:
+                response = self.client.request(method, f"{self.address}/v1/{path}", json=body)
+                if response.is_success:
                     return kind.model_validate_json(response.content)
+                fault = self._status(response)
                 is_final = response.status_code not in PASSING or (response.status_code == 500 and not patient)
             except httpx.HTTPError as error:
                 fault = f"no server there, or the connection was lost ({type(error).__name__})"
@@ -196,16 +206,16 @@ class Server:
             time.sleep(wait)
         raise Unavailable(f"{self.address}: {fault}, {len(WAITS)} times in a row")
 
-    def _fault(self, response: httpx.Response) -> str:
-        """The status of a response that is no answer, and what the server says about it; empty for an answer."""
-        if response.is_success:
-            return ""
+    def _status(self, response: httpx.Response) -> str:
+        """Of a response that is no answer, and what the server says about it."""
         status = printable(f"{response.status_code} {response.reason_phrase}: {' '.join(response.text.split())[:200]}")
+        fix = ""
         if response.status_code in (401, 403):
-            raise UsageError(f"{self.address}: {status}; set the environment variable {KEY} to its key")
-        if response.has_redirect_location:
-            place = printable(response.headers["location"])
-            raise UsageError(f"{self.address}: {status}; type the address that it leads to, {place}")
+            fix = f"set the environment variable {KEY} to its key"
+        elif response.has_redirect_location:
+            fix = f"type the address that it leads to, {printable(response.headers['location'])}"
+        if fix:
+            raise UsageError(f"{self.address}: {status}; {fix}")
         return status
 
 
@@ -230,13 +240,3 @@ def open_server(address: str, model: str | None = None) -> Server:
         known = some([printable(name) for name in names], most=8)
         raise UsageError(f"{plain}: has several models; choose one with --model, among {known}")
     return replace(server, model=model or "".join(names))
-
-
-def _client() -> httpx.Client:
-    headers = {}
-    key = os.environ.get(KEY, "").strip()
-    if not re.fullmatch(r"[!-~]*", key):  # before httpx refuses it, with the key in its message
-        raise UsageError(f"the environment variable {KEY}: must be of printable ASCII without spaces")
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    return httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=False, follow_redirects=False)

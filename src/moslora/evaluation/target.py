@@ -1,7 +1,7 @@
 """The model that ``moslora eval`` scores: a run, an adapter folder, or any model."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from moslora.choices import DType, Strategy
 from moslora.console import note
 from moslora.data.encode import Encoder, encoding
 from moslora.errors import UsageError
+from moslora.evaluation.in_run import refuse_name_of_other_weights
 from moslora.evaluation.scorer import Request
 from moslora.processes.devices import device
 from moslora.processes.group import group_size
@@ -26,10 +27,10 @@ from moslora.recipe import ModelSection, Recipe
 from moslora.runs import RUNS
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import AdapterFolder, check_encoding
+from moslora.runs.evaluation import refuse_other_scores
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.named import Named, read_named, tasks_to_ask
+from moslora.runs.named import Named, read_named
 from moslora.runs.run import EVALUATIONS, Run, checkpoint_name, evaluation_name, unfinished
-from moslora.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,12 @@ class Target:
 
     @property
     def run(self) -> Run | None:
-        if self.trained is None:
-            return None
-        return self.trained.run
+        return self.trained.run if self.trained else None
 
     @property
     def adapter(self) -> AdapterFolder | None:
         """The adapter that is scored, if there is one."""
-        if self.base:
-            return None
-        return self.trained
-
-    @property
-    def own_tasks(self) -> Mapping[str, Task]:
-        if self.recipe is None:
-            return {}
-        return self.recipe.own_tasks
+        return None if self.base else self.trained
 
     def asked(self, typed: Mapping[str, Any]) -> Request:
         """Its request with the ``typed`` fields. Of protocol and format, one that is not typed is chosen to match."""
@@ -83,50 +74,42 @@ class Target:
             )
         chosen = choose(Asked(own.protocol, own.format), protocol=protocol, format=format)
         refuse_beams(typed.get("beams"), chosen.protocol)
-        if self.recipe is not None and (
-            chosen.format not in (format, own.format) or chosen.protocol not in (protocol, own.protocol)
-        ):
+        wanted = Asked(protocol or own.protocol, format or own.format)
+        if self.recipe is not None and chosen != wanted:
             note(
-                f"protocol {protocol or own.protocol} cannot read format {format or own.format}; using protocol"
-                f" {chosen.protocol}, format {chosen.format}, which this model was not trained for"
+                f"protocol {wanted.protocol} cannot read format {wanted.format}; using protocol {chosen.protocol},"
+                f" format {chosen.format}, which this model was not trained for"
             )
         return Request.model_validate({**own.model_dump(), **typed, **chosen._asdict()})
 
-    def tasks(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
-        """The typed tasks, by default those of its recipe, or the eight sets."""
-        return tasks_to_ask(self.recipe, typed)
-
-    def results_folder(self, request: Request) -> Path:
-        """Where its results are by default. A hub model is downloaded for its fingerprint."""
-        name = evaluation_name(request.protocol, request.format, self.model.precision)
-        if self.run is None:
-            model = Path(os.path.expanduser(self.model.name)).name
-            return RUNS / f"eval-{model}-{fingerprint(self.model.name)[:8]}" / name
-        return self.run.path / EVALUATIONS / (name + self.suffix)
-
-    @property
-    def suffix(self) -> str:
-        """At the end of the name of its results in a run's ``eval/``: empty for the run's result."""
-        if self.trained is None:
-            return ""
+    def results_folder(self, request: Request, typed: Path | None, *, server: str = "") -> Path:
+        """Where its results are: the ``typed`` folder, which must not hold anything else, by default one of the run's,
+        or one that is named by the fingerprint of a model, which is downloaded for it. ``server``: what the name of a
+        server's results ends in."""
+        checkpoint = self.trained and checkpoint_name(self.trained.path)
+        suffix = f"-{checkpoint}" if checkpoint else ""
         if self.base:
-            return "-base"
-        checkpoint = checkpoint_name(self.trained.path)
-        if checkpoint:
-            return f"-{checkpoint}"
-        return ""
+            suffix = "-base"
+        suffix += server
+        name = evaluation_name(request.protocol, request.format, self.model.precision) + suffix
+        if typed is not None:
+            folder = typed
+        elif self.run is not None:
+            folder = self.run.path / EVALUATIONS / name
+        else:
+            model = Path(os.path.expanduser(self.model.name)).name
+            folder = RUNS / f"eval-{model}-{fingerprint(self.model.name)[:8]}" / name
+        refuse_name_of_other_weights(folder, self.run, suffix=suffix)
+        refuse_other_scores(folder)
+        return folder
 
     def load(self) -> PreTrainedModel:
         """The model in evaluation mode on the GPU or else the CPU, sharded if the strategy asks for it."""
         sharded = shards(self.strategy)
-        another_way = ""
-        if group_size() > 1 and not sharded:
-            another_way = "--strategy fsdp, "
+        another_way = "--strategy fsdp, " if group_size() > 1 and not sharded else ""
         # To be sharded it is read on the CPU, where processes share the file's pages; quantised it is on its device.
         on_host = sharded and not self.model.quantization
-        place = device()
-        if on_host:
-            place = torch.device("cpu")
+        place = torch.device("cpu") if on_host else device()
         with fitting(self.model, another=another_way):
             if self.adapter is None:
                 model = load_base(self.model, device=place, computed_here=not on_host)
@@ -137,31 +120,20 @@ class Target:
                 shard_base(model, device=device())
         return model
 
-    @property
-    def by_peft(self) -> bool:
-        """Whether its adapter is one of PEFT's."""
-        return self.adapter is not None and self.adapter.recipe.adapter.needs_peft
-
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer, which must be the one that the run was trained with."""
-        return self.encoder().tokenizer
-
-    def encoder(self) -> Encoder:
-        """The same, as it makes tokens of texts of any length."""
-        encoder = Encoder(load_tokenizer(self.model), max_length=None)
+        tokenizer = load_tokenizer(self.model)
         if self.trained is not None:
+            encoder = Encoder(tokenizer, max_length=None)
             check_encoding(self.trained, encoding(encoder, self.trained.recipe.data.format))
-        return encoder
+        return tokenizer
 
     def identity(self) -> dict[str, Any]:
         """Facts that identify the model and the arithmetic of its device."""
-        weights = None
-        if self.adapter is not None:
-            weights = self.adapter.manifest["sha256"][WEIGHTS]
         facts: dict[str, Any] = {
             "base": self.model.name,
             "fingerprint": fingerprint(self.model.name, revision=self.model.revision),
-            "adapter": weights,
+            "adapter": self.adapter.manifest["sha256"][WEIGHTS] if self.adapter else None,
             "quantization": self.model.quantization,
         }
         if self.model.quantization == "nf4":
@@ -192,11 +164,8 @@ def open_target(
     changes: dict[str, Any] = {}
     if dtype is not None:
         changes["dtype"] = dtype
-    model = ModelSection(name=named.name)
-    request = Request()
-    if recipe is not None:
-        model = recipe.model
-        request = Request.of(recipe)
+    model = recipe.model if recipe else ModelSection(name=named.name)
+    request = Request.of(recipe) if recipe else Request()
     trained = named.adapter
     if trained is None:
         changes |= {"name": named.name, "trust_remote_code": trust_remote_code}

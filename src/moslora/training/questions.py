@@ -9,7 +9,7 @@ from moslora.console import note
 from moslora.data.prepared import TrainingData
 from moslora.data.steps import StepPlan
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.evaluator import ModelFacts, PreparedQuestions
+from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.scorer import Request
 from moslora.evaluation.scoring import ScoredTask
 from moslora.recipe import Recipe, TrainingSection
@@ -74,9 +74,8 @@ def validation_questions(
     if not candidates:
         return None
     request = Request.of(recipe).model_copy(update={"limit": None})
-    facts = ModelFacts(encoding=data.encoding)
     try:
-        prepared = PreparedQuestions.of(model, tokenizer, by_task(candidates), request, facts)
+        prepared = PreparedQuestions.of(model, tokenizer, by_task(candidates), request)
         if count is not None:
             return prepared
         budget = tokens_of_a_validation(recipe, data)
@@ -93,7 +92,7 @@ def validation_questions(
         return None
     if not chosen:
         return None
-    return PreparedQuestions.of(model, tokenizer, by_task(chosen), request, facts)
+    return PreparedQuestions.of(model, tokenizer, by_task(chosen), request)
 
 
 def by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:

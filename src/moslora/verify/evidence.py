@@ -1,6 +1,6 @@
 """What the answers of a server, of the run, its base and its checkpoints show together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,37 +48,31 @@ def evidence(questions: Sequence[Asked], server: Evaluation, known: Known, *, dt
         scores = scores_by_id(evaluation)
         return centered([scores[question.id] for question in asked])
 
-    base = None
-    if known.base is not None:
-        base = answered(known.base)
+    margins = []  # how far rounding moves each option, by the drift that the evaluation has recorded of its task
+    for question in asked:
+        task = question.example.task
+        answers = known.run.tasks[task]
+        divisors: Sequence[int] = (1,) * len(question.pairs)
+        if answers.characters:
+            divisors = answers.characters[answers.ids.index(question.id)]
+        drift = known.run.records.get(task, TaskRecord()).drift or 0.0
+        margins += [drift * divisor for divisor in divisors]
     tokens = [[len(answer) for _, answer in question.pairs] for question in asked]
     means = np.array([np.mean(of_question) for of_question in tokens])
     return Evidence(
         server=answered(server),
         run=answered(known.run),
-        base=base,
+        base=answered(known.base) if known.base else None,
         others={name: answered(other) for name, other in known.others.items()},
         lengths=[question.tokens for question in asked],
         scales=np.sqrt(means / means.mean()).tolist(),
         tolerance=tolerance(
-            margins=list(_margins(asked, known.run)),
+            margins=margins,
             tokens=[count for of_question in tokens for count in of_question],
             dtypes=[known.run.settings.dtype, dtype],
         ),
         dtype=dtype,
     )
-
-
-def _margins(questions: Sequence[Asked], run: Evaluation) -> Iterator[float]:
-    """How far rounding moves each option, by the drift that the evaluation has recorded of its task."""
-    for question in questions:
-        drift = run.records.get(question.example.task, TaskRecord()).drift or 0.0
-        answers = run.tasks[question.example.task]
-        divisors = (1,) * len(question.pairs)
-        if answers.characters:
-            divisors = answers.characters[answers.ids.index(question.id)]
-        for divisor in divisors:
-            yield drift * divisor
 
 
 def alike(one: Evaluation, other: Evaluation) -> set[str]:

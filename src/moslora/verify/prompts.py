@@ -4,9 +4,9 @@ The same server is asked the same questions as tokens and as text. Its rounding 
 come from other tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from moslora.evaluation.evaluate_server import Asked, Interview
 from moslora.evaluation.served import Served, each_reply
 from moslora.evaluation.server import Choice, Refused
 from moslora.prompts.instructions import instruction
-from moslora.runs.evaluation import Evaluation
-from moslora.verify.evidence import scores_by_id
+from moslora.runs.predictions import Prediction
 from moslora.verify.fit import centered, distance, size
 from moslora.verify.verdict import FEWEST, MOST, Verdict
 
@@ -24,8 +23,6 @@ PROBES = 16
 
 SHORT = 8
 """Tokens of the beginning of an answer, which is compared with a chat's: later ones cannot be asked for there."""
-
-Reply = TypeVar("Reply")
 
 Answers = Mapping[str, Any]
 """The scores of each question's options by id, or its text."""
@@ -36,49 +33,43 @@ class PromptTests:
     """A server that has answered, and is asked some of the questions again.
 
     Attributes:
-        probes: these questions.
         interview: how it was asked.
         run: the run's scores by id.
         answers: the server's scores or texts by id.
         tolerance: what rounding explains of a distance, in nats; 0 if the server tells no log-probabilities.
     """
 
-    probes: Sequence[Asked]
     interview: Interview
     run: Answers
     answers: Answers
     tolerance: float
 
-    @classmethod
-    def of(cls, interview: Interview, server: Evaluation, run: Evaluation, *, tolerance: float) -> "PromptTests":
-        answers: dict[str, Any] = {**scores_by_id(server)}
-        for of_task in server.tasks.values():
-            answers.update(zip(of_task.ids, of_task.texts, strict=bool(of_task.texts)))
-        asked = [question for question in interview.questions if question.id in answers]
-        probes = asked[:: max(1, len(asked) // PROBES)][:PROBES]
-        return cls(probes, interview, scores_by_id(run), answers, tolerance)
-
     @property
     def served(self) -> Served:
         return self.interview.served
+
+    @property
+    def probes(self) -> list[Asked]:
+        """The questions that are asked again."""
+        asked = [question for question in self.interview.questions if question.id in self.answers]
+        return asked[:: max(1, len(asked) // PROBES)][:PROBES]
 
     def verdict(self, verdict: Verdict) -> Verdict:
         """The verdict on the answers, or that the server makes another prompt than the run's; and where that could not
         be tested, that this is undecided."""
         if not verdict.agrees:
-            if (
-                self.tolerance
-                and verdict.kind not in ("base", "scale", "context", "undecided")
-                and self._bos_is_added()
-            ):
-                return Verdict(
-                    "prompt",
-                    "the prompt is another one, BOS twice: the server adds one to the tokens that it is sent; without"
-                    " their own it gives this run's answers",
-                )
+            may_be_bos = self.tolerance and verdict.kind not in ("base", "scale", "context", "undecided")
+            if may_be_bos and self._bos_is_added():
+                return _another("as tokens", "tokens without their BOS")
             return verdict
         if not self.served.as_text:
-            verdict = self._as_text(verdict)
+            how = "when it is sent as text"
+            others = self._answers(as_text=True)
+            if len(others) < FEWEST:  # where an option begins, a text may lead to other tokens
+                served = replace(self.served, as_text=True)
+                verdict = self._by_beginnings(how, lambda asked: self._begun(asked, served), verdict)
+            elif not self._are_same(self.answers, others):
+                return _another(how, "tokens")
         if verdict.agrees and self.probes[0].scorer.format.name == "chat":
             verdict = self._by_beginnings("in a chat", self._begun_in_chat, verdict)
         return verdict
@@ -86,44 +77,17 @@ class PromptTests:
     def _bos_is_added(self) -> bool:
         """Whether prompts without their BOS give the run's answers."""
         others = self._answers(without_bos=True)
-        if self.served.as_text or not self._same(others, self.run):
+        if self.served.as_text or not self._are_same(others, self.run):
             return False
         return _distance(others, self.run) < _distance(self.answers, self.run) / 2
-
-    def _as_text(self, verdict: Verdict) -> Verdict:
-        """Of prompts that are sent as text."""
-        others = self._answers(as_text=True)
-        how = "when it is sent as text"
-        if len(others) < FEWEST:  # where an option begins, a text may lead to other tokens
-            served = replace(self.served, as_text=True)
-            return self._by_beginnings(how, lambda asked: self._begun(asked, served), verdict)
-        return verdict if self._same(self.answers, others) else self._another(how)
-
-    def _replies(self, ask: Callable[[Asked], Reply]) -> tuple[dict[str, Reply], str]:
-        """The replies to the probes by id, and why the server does not answer the others."""
-
-        def reply(asked: Asked) -> tuple[str, Reply | Refused]:
-            try:
-                return asked.id, ask(asked)
-            except Refused as refusal:
-                return asked.id, refusal
-
-        found = {}
-        reason = ""
-        for id, answer in each_reply(reply, self.probes, at_once=self.interview.at_once):
-            if isinstance(answer, Refused):
-                reason = str(answer)
-            else:
-                found[id] = answer
-        return found, reason
 
     def _answers(self, **changes: Any) -> Answers:
         """The scores or texts of the probes, asked in a way with these changes."""
         served = replace(self.served, **changes)
-        predictions, _ = self._replies(lambda asked: asked.answer(served))
-        return {id: prediction.scores or prediction.text for id, prediction in predictions.items()}
+        replies = each_reply(lambda asked: asked.answer(served), self.probes, at_once=self.interview.at_once)
+        return answers_of(replies)
 
-    def _same(self, one: Answers, other: Answers) -> bool:
+    def _are_same(self, one: Answers, other: Answers) -> bool:
         """Whether two models, or one in two ways, answer the questions that both answer alike; false of too few."""
         both = one.keys() & other.keys()
         if len(both) < FEWEST:
@@ -134,12 +98,22 @@ class PromptTests:
 
     def _by_beginnings(self, how: str, begun: Callable[[Asked], Choice], verdict: Verdict) -> Verdict:
         """Of prompts that reach the server in another way: an answer must begin there as behind the run's template."""
-        others, reason = self._replies(begun)
-        own, reason_of_own = self._replies(lambda asked: self._begun(asked, self.served))
-        both = [(own[id], others[id]) for id in own if id in others]
+
+        def asked_twice(asked: Asked) -> tuple[Choice, Choice] | Refused:
+            try:
+                return begun(asked), self._begun(asked, self.served)
+            except Refused as refusal:
+                return refusal
+
+        both = []
+        reason = ""
+        for reply in each_reply(asked_twice, self.probes, at_once=self.interview.at_once):
+            if isinstance(reply, Refused):
+                reason = str(reply)
+            else:
+                both.append(reply)
         if len(both) < FEWEST:
-            says = f"{verdict.says}; but the prompt {how} could not be tested ({reason or reason_of_own})"
-            return Verdict("undecided", says)
+            return Verdict("undecided", f"{verdict.says}; but the prompt {how} could not be tested ({reason})")
         alike = [(one, other) for one, other in both if one.content == other.content]
         moved = []
         for one, other in alike:
@@ -149,15 +123,7 @@ class PromptTests:
         is_near = not moved or size([np.array(moved)]) <= self.tolerance
         if len(alike) >= MOST * len(both) and is_near:
             return verdict
-        return self._another(how)
-
-    def _another(self, how: str) -> Verdict:
-        form = "text" if self.served.as_text else "tokens"
-        return Verdict(
-            "prompt",
-            f"the prompt is another one {how}: another template or tokenizer, BOS twice or missing; sent as {form} it"
-            " gives this run's answers",
-        )
+        return _another(how, "text" if self.served.as_text else "tokens")
 
     def _begun_in_chat(self, asked: Asked) -> Choice:
         """What follows a user's message in the server's own template."""
@@ -173,6 +139,19 @@ class PromptTests:
         prompt = scorer.encoder.encode(scorer.format.generation_prompt(asked.example), "", eos=False)
         told = {"logprobs": 1} if self.tolerance else {}
         return served.write(prompt.ids, max_tokens=SHORT, **told)
+
+
+def _another(how: str, form: str) -> Verdict:
+    return Verdict(
+        "prompt",
+        f"the prompt is another one {how}: another template or tokenizer, BOS twice or missing; sent as {form} it gives"
+        " this run's answers",
+    )
+
+
+def answers_of(predictions: Iterable[Prediction]) -> Answers:
+    """Those to the questions that were not refused."""
+    return {each.id: each.scores or each.text for each in predictions if not each.refused}
 
 
 def _distance(one: Answers, other: Answers) -> float:

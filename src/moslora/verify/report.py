@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from moslora.compare.arms import cluster_codes
-from moslora.compare.statistics import MACRO, Effect, effects
+from moslora.compare.gains import gain_in_words, gain_of
+from moslora.compare.statistics import Effect
 from moslora.errors import counted
 from moslora.recipe.builtin import printable
 from moslora.runs.evaluation import Evaluation
@@ -55,52 +53,34 @@ class Report:
         """What is printed, the verdict last."""
         found = [
             " ".join(filter(None, [self.server, printable(self.model), "against", str(self.evaluation)])),
-            f"{counted(self.asked, 'question')} {self.how}",
+            f"{counted(self.asked, 'question')} {self.how}; {self.answered} answered",
             f"same answer to {self.same} of {self.answered}",
         ]
-        if self.answered < self.asked:
-            found.append(f"{self.asked - self.answered} not answered: refused, or not told in whole")
         for name, effect in self.effects.items():
             outcome = OUTCOMES[name]
-            change = f"{outcome.change(effect.difference)} {outcome.unit}"
-            found.append(f"{outcome.title}: server − run {change} (95 % interval {outcome.range(effect.interval)})")
-        found.append(self.whole_verdict)
+            change = gain_in_words(effect, outcome)
+            found.append(f"{outcome.title}: server − run {change} {outcome.unit}, 95 % interval")
+        found.append(self.verdict.says)
         return found
-
-    @property
-    def whole_verdict(self) -> str:
-        """The verdict; of a quantisation with the accuracy that it costs."""
-        accuracy = self.effects.get("accuracy")
-        if self.verdict.kind != "quantised" or accuracy is None:
-            return self.verdict.says
-        outcome = OUTCOMES["accuracy"]
-        change = f"{outcome.change(accuracy.difference)} points ({outcome.range(accuracy.interval)})"
-        return f"{self.verdict.says}; accuracy {change}"
 
     def to_json(self) -> str:
         """All numbers, for a program."""
         effects = {}
         for name, effect in self.effects.items():
             effects[name] = {"difference": effect.difference, "interval": effect.interval}
-        verdict = {"verdict": self.verdict.kind, "says": self.whole_verdict, "passed": self.verdict.passed}
+        verdict = {"verdict": self.verdict.kind, "says": self.verdict.says, "passed": self.verdict.passed}
         values = {**asdict(self), **verdict, "evaluation": str(self.evaluation), "effects": effects}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def effects_of(server: Evaluation, run: Evaluation) -> dict[str, Effect]:
     """The server's outcomes minus the run's, the mean over tasks."""
+    questions = {task: answers.ids for task, answers in server.tasks.items() if answers.cluster_count > 1}
+    theirs = server.only(questions).in_order
+    ours = run.only(questions).in_order
     found = {}
     for name, outcome in OUTCOMES.items():
-        if not outcome.always_shown:
-            continue
-        differences = {}
-        for task, answers in server.tasks.items():
-            own = run.tasks[task].only(answers.ids)
-            if name in answers.outcomes and name in own.outcomes and own.cluster_count > 1:
-                theirs = dict(zip(answers.ids, answers.outcomes[name], strict=True))
-                ours = dict(zip(own.ids, own.outcomes[name], strict=True))
-                differences[task] = np.array([[theirs[id] - ours[id] for id in own.ids]])
-        if differences:
-            shared = run.only({task: server.tasks[task].ids for task in differences})
-            found[name] = effects(differences, binary=outcome.binary, clusters=cluster_codes([shared]))[MACRO]
+        effect = gain_of([theirs], ours, name) if outcome.always_shown else None
+        if effect is not None:
+            found[name] = effect
     return found

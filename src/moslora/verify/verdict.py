@@ -120,84 +120,54 @@ def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
     """The verdict, and the fit that it is read from, if the base has answered."""
     count = len(evidence.lengths)
     if count < FEWEST_IN_ALL:
-        few = f"{counted(count, 'question')} with log-probabilities: at least {FEWEST_IN_ALL} are needed; raise --limit"
-        return Verdict("undecided", few), None
+        return _too_few(count), None
     if evidence.base is None:
         return _without_base(evidence), None
     found = fit(evidence.server, evidence.run, evidence.base)
-    return _judge(evidence, evidence.base, found), found
+    return _judge(evidence, found), found
 
 
-def _judge(evidence: Evidence, base: Answered, found: Fit) -> Verdict:
+def _too_few(count: int) -> Verdict:
+    return Verdict("undecided", f"{counted(count, 'question')}: at least {FEWEST_IN_ALL} are needed; raise --limit")
+
+
+def _judge(evidence: Evidence, found: Fit) -> Verdict:
     low, high = found.interval
+    most = evidence.tolerance
+    numbers = f"k = {found.k:.2f} ({low:.2f} to {high:.2f}), {_apart(found.distance, most)}"
+    is_close = found.distance <= most
+    cut = None if is_close or found.from_base <= most else _context(evidence)
+    if cut is not None:
+        return cut
+    for name, other in evidence.others.items():
+        off = distance(evidence.server, other)
+        if off <= most and off < found.distance / 2:
+            return Verdict(
+                "checkpoint", f"another checkpoint: computes {name} of this run, {off:.2g} nats off; {numbers}"
+            )
     is_wide = high - low + found.attenuation > WIDEST
-    is_close = found.distance <= evidence.tolerance
-    if not is_close and found.from_base > evidence.tolerance:
-        cut = _context(evidence)
-        if cut is not None:
-            return cut
-    nearer = _checkpoint(evidence, found)
-    if nearer is not None:
-        return nearer
     if is_close and is_wide and _may_be_all(found):
-        return Verdict(
-            "undecided",
-            f"nothing speaks against this run, but k lies between {low:.2f} and {high + found.attenuation:.2f}: the"
-            f" adapter moves these answers by {found.effect:.2g} nats only; ask more questions with --limit, or other"
-            " --tasks",
-            agrees=True,
-        )
+        says = f"nothing speaks against this run, but the adapter moves these answers too little: {numbers}"
+        return Verdict("undecided", f"{says}; ask more questions with --limit, or other --tasks", agrees=True)
     if is_close and not _scale_is_off(found, 2 * SCALE_OFF):
-        return Verdict(
-            "run",
-            f"computes this run, as close as {evidence.dtype} allows: {_numbers(found, evidence.tolerance)}",
-            agrees=True,
-        )
-    if _is_base(found, evidence.tolerance):
-        return Verdict(
-            "base",
-            f"computes its base, the adapter is not applied: k = {found.k:.2f} ({low:.2f} to {high:.2f}); load the"
-            " adapter, or serve the merged model",
-        )
-    return _neither(found, evidence.tolerance)
-
-
-def _neither(found: Fit, most: float) -> Verdict:
-    """The verdict on what is neither the run nor its base."""
-    low, high = found.interval
+        return Verdict("run", f"computes this run, as close as {evidence.dtype} allows: {numbers}", agrees=True)
+    if _is_base(found, most):
+        fix = "load the adapter, or serve the merged model"
+        return Verdict("base", f"computes its base, the adapter is not applied: {numbers}; {fix}")
     from_scale = SCALE_LEFT * abs(1 - found.k) * found.effect
     is_straight = found.left <= max(most, from_scale) and found.left <= found.effect / 4
     if is_straight and _scale_is_off(found, SCALE_OFF):
-        return Verdict(
-            "scale",
-            f"a wrong scale: {found.k:.2f} of what the adapter does ({low:.2f} to {high:.2f}); compare alpha, rank and"
-            " rslora of what is served",
-        )
-    if found.left <= found.effect / 2 and low <= 1.1 and high >= 0.9:
-        return Verdict(
-            "quantised",
-            f"consistent with a quantisation, of the server or of the base that the run was evaluated with, or with a"
-            f" checkpoint close to this run: {_numbers(found, most)}",
-        )
-    if found.left <= found.effect / 2:
-        return Verdict(
-            "checkpoint",
-            f"another checkpoint, or another training of this base: k = {found.k:.2f} ({low:.2f} to {high:.2f}),"
-            f" with {found.left:.2g} nats unexplained",
-        )
-    return Verdict(
-        "another model",
-        f"another model: its answers are {found.distance:.2g} nats from this run's, where the adapter moves them by"
-        f" {found.effect:.2g}; another checkpoint, another size, or another prompt",
-    )
+        return Verdict("scale", f"a wrong scale: {numbers}; compare alpha, rank and rslora of what is served")
+    if found.left > found.effect / 2:
+        return Verdict("another model", f"another model, another size, or another prompt: {numbers}")
+    if low <= 1.1 and high >= 0.9:
+        what = "of the server or of the base that the run was evaluated with, or with a checkpoint close to this run"
+        return Verdict("quantised", f"consistent with a quantisation, {what}: {numbers}")
+    return Verdict("checkpoint", f"another checkpoint, or another training of this base: {numbers}")
 
 
-def _numbers(found: Fit, most: float) -> str:
-    low, high = found.interval
-    return (
-        f"k = {found.k:.2f} ({low:.2f} to {high:.2f}), {found.distance:.2g} nats from the run's answers, of which"
-        f" rounding explains {most:.2g}"
-    )
+def _apart(off: float, most: float) -> str:
+    return f"{off:.2g} nats from the run's answers, of which rounding explains {most:.2g}"
 
 
 def _scale_is_off(found: Fit, least: float) -> bool:
@@ -221,37 +191,15 @@ def _is_base(found: Fit, most: float) -> bool:
     return abs(found.k) <= NOTHING and found.left <= found.effect / 2
 
 
-def _checkpoint(evidence: Evidence, found: Fit) -> Verdict | None:
-    """The checkpoint that answers so, if the server is much nearer to it than to the run."""
-    for name, other in evidence.others.items():
-        off = distance(evidence.server, other)
-        if off <= evidence.tolerance and off < found.distance / 2:
-            return Verdict(
-                "checkpoint",
-                f"another checkpoint: computes {name} of this run, {off:.2g} nats from its answers and"
-                f" {found.distance:.2g} from the run's",
-            )
-    return None
-
-
 def _without_base(evidence: Evidence) -> Verdict:
     """Never the run: its base may be as close, where the adapter moves these answers little."""
     off = distance(evidence.server, evidence.run)
+    apart = _apart(off, evidence.tolerance)
     if off <= evidence.tolerance:
         return Verdict(
-            "undecided",
-            f"nothing speaks against this run, as close as {evidence.dtype} allows: {off:.2g} nats from its answers, of"
-            f" which rounding explains {evidence.tolerance:.2g}; but its base may be as close",
-            agrees=True,
+            "undecided", f"nothing speaks against this run: {apart}; but its base may be as close", agrees=True
         )
-    cut = _context(evidence)
-    if cut is not None:
-        return cut
-    return Verdict(
-        "not the run",
-        f"does not compute this run: {off:.2g} nats from its answers, of which rounding explains"
-        f" {evidence.tolerance:.2g}",
-    )
+    return _context(evidence) or Verdict("not the run", f"does not compute this run: {apart}")
 
 
 def _context(evidence: Evidence) -> Verdict | None:
@@ -295,14 +243,15 @@ def judge_texts(found: TextEvidence) -> Verdict:
     """The verdict on texts. It is never the run: they show no scale and no quantisation, so that they may be the same
     where the model is another one."""
     if found.questions < FEWEST_IN_ALL:
-        few = f"{counted(found.questions, 'question')} with texts: at least {FEWEST_IN_ALL} are needed; raise --limit"
-        return Verdict("undecided", few)
+        return _too_few(found.questions)
     said = f"the run's answer to {found.like_run} of {found.questions} questions"
     alike = found.like_run >= MOST * found.questions
     if found.differing is None:
         if alike:
-            return Verdict("undecided", f"nothing speaks against this run: {said}; but its base may do so", agrees=True)
-        return Verdict("not the run", f"does not answer as this run: {said}")
+            return Verdict(
+                "undecided", f"nothing speaks against this run: {said}; but its base may be as close", agrees=True
+            )
+        return Verdict("not the run", f"does not compute this run: {said}")
     if found.differing < FEWEST:
         return Verdict("undecided", f"{said}, but run and base differ in {found.differing} only; raise --limit")
     said += f", and to {found.differing_like_run} of the {found.differing} that its base answers differently"

