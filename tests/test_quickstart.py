@@ -15,7 +15,7 @@ from moslora.choices import SizeName
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
 from moslora.evaluation.results import Results, summarise
-from moslora.quickstart import fast_dtype, quickstart
+from moslora.quickstart import SIZES, Size, fast_dtype, largest_in_time, quickstart, size_of
 from moslora.recipe import load_recipe
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import TaskRecord
@@ -138,3 +138,23 @@ def test_it_ends_with_what_can_be_concluded(
     for words in commands:
         assert words[2] in (str(out), "llama3-8b")
         group.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_size_takes_its_part_of_the_rows_and_whole_blocks_of_questions(size: Size) -> None:
+    full = load_recipe("smollm2-135m")
+    recipe = load_recipe("smollm2-135m", size.overrides(full))
+    assert isinstance(full.data.rows, dict) and isinstance(recipe.data.rows, dict)
+    for task, rows in full.data.rows.items():
+        assert abs(recipe.data.rows[task] - rows / size.part) <= 0.5
+    assert recipe.evaluation.limit == size.questions
+    assert size.questions % 64 == 0, "questions are computed together by 64"
+    assert size_of(recipe) == size
+
+
+@pytest.mark.parametrize(("speed", "name"), [(1e6, "full"), (400.0, "half"), (1.0, "third")])
+def test_a_machine_gets_the_largest_size_that_it_takes_in_five_minutes(speed: float, name: SizeName) -> None:
+    chosen = largest_in_time(speed)
+    assert chosen.name == name
+    larger = [size for size in SIZES.values() if size.part < chosen.part]
+    assert all(size.seconds(speed) > module.SECONDS_TO_CHOOSE for size in larger)

@@ -4,7 +4,6 @@ import math
 import sys
 from contextlib import suppress
 
-from rich import get_console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
 from moslora.ranks import is_main_process
@@ -17,11 +16,8 @@ class Line(Progress):
     """
 
     def __init__(self, total: float, text: str) -> None:
-        spinner = SpinnerColumn("line")
-        if get_console().encoding.startswith("utf"):
-            spinner = SpinnerColumn("dots")
         super().__init__(
-            spinner,
+            SpinnerColumn("line"),  # of signs that every encoding has
             "{task.description}",
             BarColumn(12),
             TimeRemainingColumn(),
