@@ -13,7 +13,7 @@ from cli_kit import run
 from compare_kit import SETTINGS, SIZES, asked_as, base, drawn, with_tasks
 from message_kit import says
 from moslora.compare.arms import Arm, load_arms, pairs, values
-from moslora.compare.comparable import note_what_differs, refuse_mixed
+from moslora.compare.comparable import refuse_mixed
 from moslora.compare.comparison import compare_arms
 from moslora.compare.runs import ComparedRun
 from moslora.errors import UsageError
@@ -70,9 +70,6 @@ def test_runs_that_continue_other_weights_are_another_arm(runs: Path, capsys: py
         ["on-0", "on-1"],
         ["on-2"],
     ]
-    note_what_differs(arms)
-    said = capsys.readouterr().out
-    assert said.count(f"from step 9 of first (sha256 {'1' * 12}…)") == 1 and f"(sha256 {'2' * 12}…)" in said
 
 
 def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs: Path) -> None:
@@ -106,10 +103,8 @@ def test_a_run_alone_is_compared_with_its_base(runs: Path) -> None:
 
 
 def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
-    with pytest.raises(UsageError, match="none: no such file or folder"):
+    with pytest.raises(UsageError, match="none: no evaluated run here"):
         load_arms([runs / "none"])
-    with pytest.raises(UsageError, match=r"did you mean \S+runs/lora-1"):
-        load_arms([runs.with_name("rusn") / "lora-1"])
     with pytest.raises(UsageError, match="lora-1: named twice"):
         load_arms([runs / "lora-1", runs / "lora-1/../lora-1"])
     third = Path(shutil.copytree(runs / "lora-2", runs / "third")) / "recipe.yaml"
@@ -137,7 +132,7 @@ def test_arms_are_paired_by_seed() -> None:
     assert [(a.seed, b.seed) for a, b in pairs(one, other)] == [(1, 1), (2, 2)]
     assert [(a.seed, b.seed) for a, b in pairs(arm("base", base()), one)] == [(None, 0), (None, 1), (None, 2)]
     assert [(a.seed, b.seed) for a, b in pairs(arm("one", drawn(0)), arm("other", drawn(1)))] == [(0, 1)]
-    with pytest.raises(UsageError, match="one and x: no seed in common"):
+    with pytest.raises(UsageError, match="one and x: too few seeds in common"):
         compare_arms([one, arm("x", drawn(7), drawn(8))])
 
 
@@ -186,10 +181,9 @@ def test_what_may_be_meant_to_differ_is_one_line_with_one_command(
     Run(runs / "mixed-1").add_facts(steps=99, trained_rows=20, data={"sha256": "y"})
     code, _, fault = run(capsys, "compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy")
     assert code == 2 and fault.count("\n") == 1 and fault.count("lora-1, ") == 3
-    words = shlex.split(fault.partition("if that is meant: moslora ")[2])
-    assert words[:5] == ["compare", str(runs / "lora-1"), str(runs / "mixed-1"), "--outcome", "accuracy"]
+    words = shlex.split(fault.partition("if that is meant, add ")[2])
     assert words.count("--allow") == 3
-    code, said, _ = run(capsys, *words)
+    code, said, _ = run(capsys, "compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy", *words)
     assert code == 0 and "mixed-1" in said
 
 

@@ -185,7 +185,7 @@ def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing() -> None:
     p = found.named[0].effects[MACRO].p
     assert tables(found)[0][-1][6] == probability(2 * p), "by Holm, over both"
     del far[1], far[2]
-    with pytest.raises(UsageError, match="no seed in common"):
+    with pytest.raises(UsageError, match="too few seeds in common"):
         compare_planned(arms(lora=lora, same=same, far=far), index, outcome="log_probability")
 
 
@@ -389,7 +389,7 @@ def test_seeds_that_have_nothing_in_common_need_no_pairs(capsys: pytest.CaptureF
     """Of all runs of both arms; a share of the gain is tested in the same way, and p of one arm's gain is as ever."""
     lora = {seed: drawn(seed, sizes=WIDE, gain=0.1) for seed in (0, 1, 2)}
     other = {seed: drawn(seed, sizes=WIDE, gain=0.2, rank=4) for seed in (7, 8, 9, 10)}
-    with pytest.raises(UsageError, match=r"no seed in common.*--allow seeds"):
+    with pytest.raises(UsageError, match=r"too few seeds in common.*--allow seeds"):
         compare_arms(arms(a=lora, b=other))
     found = compare_arms(arms(a=lora, b=other), allowed=["seeds"])
     assert found.main is not None and found.main.seeds == 3 and not found.main.paired

@@ -393,7 +393,7 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("", "no questions"),
-        ("id,right\nq1,1\n", "row 1: no column 'score'"),
+        ("id,right\nq1,1\n", "row 1: 'score'; must have id and score"),
         ("id,score\nq1,1\nq2,yes\n", "row 2: .*'yes'"),
         ("id,score\nq1,1\nq2\n", "row 2: "),
         ("id,score\nq1,1\nq1,0\n", "row 2: question q1 of questions appears twice"),
@@ -402,7 +402,7 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
         ("id,score,text\nq1,1,\nq2,0," + "a" * 140_000, "row 2: field larger"),
         ('{"id": 1, "score": 1}\n{"id": 2', "row 2: "),
         ('[{"id": 1, "score": 1}]', "row 1: "),
-        ('{"doc_id": 1, "acc": 1}', "row 1: no "),
+        ('{"doc_id": 1, "acc": 1}', "row 1: 'metrics'; "),
     ],
 )
 def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path: Path, text: str, named: str) -> None:

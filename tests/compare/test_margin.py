@@ -20,7 +20,7 @@ from moslora.compare.equality import p_unequal, share_interval
 from moslora.compare.gains import base_of_all, gain_of
 from moslora.compare.index import EXPERIMENT, read_index
 from moslora.compare.margin import Margin, read_margin
-from moslora.compare.runs import ComparedRun, read_complete
+from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import LEVEL, MACRO
 from moslora.errors import UsageError
 from moslora.runs.outcomes import OUTCOMES
@@ -133,7 +133,7 @@ def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_
     assert head[:6] == ["arm", "seeds", "macro", "micro", "gain over base, 95 % interval", "difference"]
     assert "% of the gain, 90 % interval" in head
     evaluations = [run.evaluation for arm in found.arms for run in arm.runs.values()]
-    untrained = base_of_all(evaluations, read=read_complete)
+    untrained = base_of_all(evaluations)
     assert untrained is not None and list(untrained.tasks) == list(WIDE)
     for row in rows:
         of_arm = [run.evaluation for arm in found.arms if arm.name == row[0] for run in arm.runs.values()]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from moslora.compare.arm_of import OF_AN_ARM
+from moslora.compare.find import OF_AN_ARM
 from moslora.experiment.faults import not_comparable
 from moslora.experiment.file import Planned
 from moslora.experiment.keys import ExperimentFile

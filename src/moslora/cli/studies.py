@@ -1,8 +1,6 @@
 """The commands ``experiment``, ``compare``, ``runs``, ``report`` and ``reproduce``."""
 
 import os
-import shlex
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -173,24 +171,19 @@ def compare(
             raise UsageError(f"--contrast {contrast}: must be two arms, as in --contrast init-only,learned")
         contrasts.append((before, after))
     refuse_paths(paths, evaluation=evaluation)
-    from moslora.compare.comparable import NotComparable
     from moslora.compare.comparison import compare_paths
     from moslora.compare.conclusion import lines
     from moslora.compare.display import tables
 
-    try:
-        found = compare_paths(
-            paths,
-            contrasts=contrasts,
-            outcome=outcome,
-            evaluation=evaluation,
-            tasks=tasks,
-            allowed=allow or (),
-            cluster=cluster,
-        ).within(margin)
-    except NotComparable as fault:
-        typed = shlex.join(["moslora", *sys.argv[1:]])
-        raise NotComparable(fault.unlike, compare=typed) from None
+    found = compare_paths(
+        paths,
+        contrasts=contrasts,
+        outcome=outcome,
+        evaluation=evaluation,
+        tasks=tasks,
+        allowed=allow or (),
+        cluster=cluster,
+    ).within(margin)
     _print(tables(found), lines(found))
 
 

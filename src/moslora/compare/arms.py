@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.find import base_command, compared_run, find
-from moslora.compare.runs import ComparedRun
+from moslora.compare.find import base_command, find
+from moslora.compare.runs import ComparedRun, read_complete
 from moslora.compare.statistics import Codes, Floats
 from moslora.errors import UsageError, some
 from moslora.runs.evaluation import Evaluation, is_evaluation
@@ -22,7 +22,7 @@ SEED_AT_END = re.compile(r"[-_.=]*(seed|s)?[-_.=]*\d+$")
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of the same steps but for the seed (`moslora.compare.arm_of`).
+    """Runs of the same steps but for the seed (`moslora.compare.find.arm_of`).
 
     Attributes:
         name: of the runs, or of the folder that holds them.
@@ -42,10 +42,7 @@ class Arm:
 
 def all_runs(arms: Sequence[Arm]) -> list[ComparedRun]:
     """The runs of all arms, arm by arm."""
-    found: list[ComparedRun] = []
-    for arm in arms:
-        found += arm.runs.values()
-    return found
+    return [run for arm in arms for run in arm.runs.values()]
 
 
 def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[Arm]:
@@ -58,7 +55,14 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
         cluster: what groups the questions of logs: a column, or a path into a row.
     """
     if len(paths) == 1 and is_run(paths[0]):
-        paths = [_base_beside(paths[0], evaluation=evaluation), paths[0]]
+        folder = Run(paths[0]).evaluation(evaluation)
+        base = base_of(folder)
+        if not is_evaluation(base):
+            raise UsageError(
+                f"{base}: missing, so there is nothing to compare this run with; give another run, or ask its base:"
+                f" {base_command(read_complete(folder))}"
+            )
+        paths = [base, paths[0]]
     return arms_of(find(paths, evaluation=evaluation, cluster=cluster))
 
 
@@ -84,27 +88,13 @@ def arms_of(runs: Sequence[ComparedRun]) -> list[Arm]:
     return arms
 
 
-def _base_beside(run: Path, *, evaluation: str | None) -> Path:
-    """The evaluation of a run's base that was asked as the run was."""
-    folder = Run(run).evaluation(evaluation)
-    base = base_of(folder)
-    if not is_evaluation(base):
-        raise UsageError(
-            f"{base}: missing, so there is nothing to compare this run with; give another run, or evaluate its base:"
-            f" {base_command(compared_run(folder).evaluation)}"
-        )
-    return base
-
-
 def _names(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:
     """The first kind of name that tells all groups apart."""
     paths = [group[0].path for group in groups]
     common = [_common_name(group) for group in groups]
     folders = [path.parent.name for path in paths]
-    for names in (common, folders):
-        if all(names) and len(set(names)) == len(groups):
-            return names
-    return [str(path) for path in paths]
+    kinds = (common, folders, [str(path) for path in paths])
+    return next(names for names in kinds if all(names) and len(set(names)) == len(groups))
 
 
 def _common_name(group: Sequence[ComparedRun]) -> str:

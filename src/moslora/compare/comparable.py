@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from moslora.compare.arms import Arm, all_runs, cluster_codes
@@ -12,45 +11,27 @@ from moslora.errors import UsageError, capped, counted, some
 from moslora.recipe import Changes
 from moslora.recipe.recipe import fields_that_change
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.lineage import predecessor_of
 
 MAX_LENGTH = "max_length"
 """The field of the settings with the limit in tokens, by default the model's context."""
 
 
-@dataclass(frozen=True)
-class Unlike:
-    """A field in which two runs differ.
+class NotComparable(UsageError):
+    """Runs that differ in fields that must be alike.
 
     Attributes:
-        field: its name; one of base, rows or steps is accepted by ``--allow``.
-        values: of both runs, and the runs that have them.
-        fix: how to ask both alike; empty if the field may differ where that is meant.
+        asked: field -> values, of how they were asked.
+        made: likewise, of base, rows and steps, which may be meant to differ: ``--allow`` takes these fields.
     """
 
-    field: str
-    values: str
-    fix: str
-
-
-class NotComparable(UsageError):
-    """Runs that differ in fields that must be alike: a line for each, and one for all that may differ.
-
-    ``compare`` is the command that compares them nevertheless, once it allows these fields. Where others may not
-    differ, that would not help.
-    """
-
-    def __init__(self, unlike: Sequence[Unlike], *, compare: str = "") -> None:
-        faults = [f"{one.values}; {one.fix}" for one in unlike if one.fix]
-        meant = [one for one in unlike if not one.fix]
-        allow = " ".join(f"--allow {shlex.quote(one.field)}" for one in meant)
-        how = ""
-        if not faults:
-            how = f"; if that is meant: {compare} {allow}" if compare else f"; if that is meant, add {allow}"
-        if meant:
-            faults.append("; ".join(one.values for one in meant) + how)
+    def __init__(self, asked: Mapping[str, str], made: Mapping[str, str]) -> None:
+        faults = [f"{values}; evaluate both in the same way" for values in asked.values()]
+        if made:
+            allow = " ".join(f"--allow {shlex.quote(field)}" for field in made)
+            faults.append(f"{'; '.join(made.values())}; if that is meant, add {allow}")
         super().__init__(capped(faults))
-        self.unlike = unlike
+        self.asked = asked
+        self.made = made
 
 
 def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
@@ -61,17 +42,12 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
         NotComparable: the runs differ.
     """
     runs = all_runs(arms)
-    asked = how_asked([run.evaluation for run in runs])
     base_names: dict[str, str] = {}
-    made = [_how_made(run, base_names) for run in runs]
-    unlike = []
-    for field, values in _differences(runs, asked).items():
-        unlike.append(Unlike(field, values, "evaluate both in the same way"))
-    for field, values in _differences(runs, made).items():
-        if field not in allowed:
-            unlike.append(Unlike(field, values, fix=""))
-    if unlike:
-        raise NotComparable(unlike)
+    asked = _differences(runs, how_asked([run.evaluation for run in runs]))
+    made = _differences(runs, [_how_made(run, base_names) for run in runs])
+    made = {field: values for field, values in made.items() if field not in allowed}
+    if asked or made:
+        raise NotComparable(asked, made)
 
 
 def _differences(runs: Sequence[ComparedRun], fields: Sequence[Mapping[str, object]]) -> dict[str, str]:
@@ -89,7 +65,8 @@ def _differences(runs: Sequence[ComparedRun], fields: Sequence[Mapping[str, obje
 def how_asked(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
     """Field -> value, of protocol, template and questions, for each evaluation. The limit in tokens is left out if it
     cut nothing in any of them."""
-    limit_matters = any(_may_be_cut(evaluation) for evaluation in evaluations)
+    tables = [answers for evaluation in evaluations for answers in evaluation.tasks.values()]
+    limit_matters = any(any(answers.cut) or len(answers.cut) < len(answers.ids) for answers in tables)  # or not known
     ways = []
     for evaluation in evaluations:
         fields = dict(evaluation.settings.asked)
@@ -99,15 +76,6 @@ def how_asked(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
             fields[f"questions of {task}"] = str(evaluation.settings.data.get(task))[:8]
         ways.append(fields)
     return ways
-
-
-def _may_be_cut(evaluation: Evaluation) -> bool:
-    """Whether one of its questions or texts was cut, or nobody knows."""
-    for answers in evaluation.tasks.values():
-        unknown = len(answers.cut) < len(answers.ids)
-        if unknown or any(answers.cut):
-            return True
-    return False
 
 
 def _how_made(run: ComparedRun, base_names: dict[str, str]) -> dict[str, str]:
@@ -143,37 +111,26 @@ def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str])
     other prompts."""
     first = runs[0]
     for name in HASHES:
-        fix = "log both with the same data"
-        if name == PROMPT:
-            fix = f"if that is meant, add --allow {name}"
+        if name == PROMPT and name in allowed:
+            continue
+        fix = f"if that is meant, add --allow {name}" if name == PROMPT else "log both with the same data"
         for run in runs:
             unlike = []
             for task, answers in run.tasks.items():
-                own = answers.hashes.get(name, ())
-                others = first.tasks[task].hashes.get(name, ())
-                places = zip(answers.ids, own, others, strict=False)
-                unlike += [f"{task} {id}" for id, one, other in places if one != other]
-            if unlike and (name != PROMPT or PROMPT not in allowed):
+                hashes = (its.hashes.get(name, ()) for its in (answers, first.tasks[task]))
+                unlike += [f"{task} {id}" for id, one, other in zip(answers.ids, *hashes, strict=False) if one != other]
+            if unlike:
                 count = counted(len(unlike), "question")
                 raise UsageError(f"{name}: differs for {count} ({some(unlike)}) in {first.path} and {run.path}; {fix}")
 
 
 def note_what_differs(arms: Sequence[Arm]) -> None:
-    """Says what may differ and yet matters to a reader: steps that validations chose, weights that a run started with,
-    versions, and clusters of questions, which are the same in all runs."""
-    steps = []
-    starts: dict[str, None] = {}
-    for arm in arms:
-        for run in arm.runs.values():
-            if run.rule:
-                steps.append(f"{arm.name} {run.facts['steps']:,} ({run.rule})")
-            predecessor = predecessor_of(run.facts)
-            if predecessor is not None:
-                starts[f"{arm.name} from {predecessor}"] = None
+    """Says what may differ and yet matters to a reader: steps that validations chose, versions, and clusters of
+    questions, which are the same in all runs."""
+    chosen = [(arm.name, run) for arm in arms for run in arm.runs.values() if run.rule]
+    steps = [f"{name} {run.facts['steps']:,} ({run.rule})" for name, run in chosen]
     if steps:
         note(f"steps: {some(steps, separator='; ', most=8)}")
-    if starts:
-        note(f"continued: {some(list(starts), separator='; ', most=8)}")
     runs = all_runs(arms)
     versions = [{name: version[:20] for name, version in run.settings.made_with.items()} for run in runs]
     for values in _differences(runs, versions).values():

@@ -14,10 +14,9 @@ from moslora.compare.contrast import Contrast, contrast_of
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
-from moslora.compare.runs import ComparedRun, read_complete
+from moslora.compare.runs import ComparedRun
 from moslora.console import note
 from moslora.errors import UsageError, some
-from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import in_common
 from moslora.runs.held_out import HELD_OUT, VALIDATION_LOSS, with_validation_loss
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
@@ -93,9 +92,7 @@ def compare_paths(
 ) -> Comparison:
     """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrasts and outcome."""
     arms = load_arms(paths, evaluation=evaluation, cluster=cluster)
-    index = None
-    if len(paths) == 1:
-        index = read_index(paths[0])
+    index = read_index(paths[0]) if len(paths) == 1 else None
     if index is not None:
         outcome = outcome or index.outcome
         if not contrasts:
@@ -109,11 +106,8 @@ def compare_planned(
     """`compare_arms` for an experiment's own contrasts; those without runs yet count in their number, too."""
     planned = index.named
     by_name = {arm.name: arm for arm in arms}
-    with_runs = []
-    for before, after in planned:
-        has_runs = before in by_name and after in by_name
-        if has_runs and (SEEDS in allowed or pairs(by_name[before], by_name[after])):
-            with_runs.append((before, after))
+    there = [pair for pair in planned if by_name.keys() >= {*pair}]
+    with_runs = [pair for pair in there if SEEDS in allowed or pairs(*(by_name[name] for name in pair))]
     found = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
     found = replace(found, count=len(planned), own_margin=_planned_margin(index, outcome))
     if len(planned) > 1:
@@ -123,10 +117,8 @@ def compare_planned(
 
 def _planned_margin(index: ExperimentIndex, outcome: str) -> Margin | None:
     """The margin that an experiment named: a number is one of its own outcome, a share of any that a base has."""
-    if index.margin is None:
-        return None
-    margin = read_margin(index.margin)
-    if outcome == index.outcome or (margin.of_gain and not OUTCOMES[outcome].of_runs):
+    margin = index.margin and read_margin(index.margin)
+    if margin and (outcome == index.outcome or (margin.of_gain and not OUTCOMES[outcome].of_runs)):
         return margin
     return None
 
@@ -164,14 +156,11 @@ def compare_arms(
     trained = [arm for arm in arms if arm.trained]
     base = None
     if len(trained) > 1:  # one alone is held against its base itself
-        base = base_of_all([run.evaluation for run in all_runs(trained)], read=read_complete)
+        base = base_of_all([run.evaluation for run in all_runs(trained)])
 
     def made(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
-        found = []
-        for one, other in names:
-            arms_of_pair = (by_name[one], by_name[other])
-            found.append(contrast_of(*arms_of_pair, outcome=outcome, unit=unit, base=base, own_seeds=own_seeds))
-        return tuple(found)
+        both = [(by_name[one], by_name[other]) for one, other in names]
+        return tuple(contrast_of(*pair, outcome=outcome, unit=unit, base=base, own_seeds=own_seeds) for pair in both)
 
     against_first = [(arms[0].name, arm.name) for arm in arms[1:]]
     named = list(dict.fromkeys(contrasts))
@@ -186,9 +175,7 @@ def compare_arms(
 
 def _with_tasks(arms: Sequence[Arm], tasks: str | None) -> Sequence[Arm]:
     """The arms with these tasks alone, names separated by commas; with all if there are none."""
-    known: dict[str, None] = {}
-    for run in all_runs(arms):
-        known |= dict.fromkeys(run.tasks)
+    known = dict.fromkeys(task for run in all_runs(arms) for task in run.tasks)
     group = [task for task in COMMONSENSE if task in known]
     names = split_names(tasks or "", group=group or [GROUP])
     if not names:
@@ -208,10 +195,8 @@ def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> Sequence[Arm]:
     questions: dict[str, None] = {}
     for run in all_runs(arms):
         for task, answers in run.tasks.items():
-            if OF_TEXTS in answers.outcomes:
-                texts[task] = None
-            else:
-                questions[task] = None
+            kind = texts if OF_TEXTS in answers.outcomes else questions
+            kind[task] = None
     if not questions or (texts and outcome == OF_TEXTS):
         return _restricted(arms, list(texts))
     if texts:
@@ -247,25 +232,11 @@ def _on_the_same_questions(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
 
 def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Outcome]:
     """The ``chosen`` outcome, or the first of `DEFAULTS` that all runs have of all tasks, or the only one they have."""
-    tables: list[TaskAnswers] = []
-    for run in runs:
-        tables += run.tasks.values()
-    shared = []
-    for name in tables[0].outcomes:
-        if all(table.outcomes.get(name) for table in tables):
-            shared.append(name)
-    name = chosen or ""
-    if len(shared) == 1:
-        name = chosen or shared[0]
-    for natural in DEFAULTS:
-        if natural in shared:
-            name = name or natural
+    tables = [answers for run in runs for answers in run.tasks.values()]
+    shared = [name for name in tables[0].outcomes if all(table.outcomes.get(name) for table in tables)]
+    usual = shared if len(shared) == 1 else [name for name in DEFAULTS if name in shared]
+    name = chosen or next(iter(usual), "NAME")
     if name not in shared:
-        known = "none is known"
-        if shared:
-            known = f"must be one of {', '.join(shared)}"
-        raise UsageError(f"--metric {name or 'NAME'}: {known} for all of these tasks; choose others with --tasks")
-    values: set[float] = set()
-    for table in tables:
-        values.update(table.outcomes[name])
-    return name, measure(name, values)
+        known = f"must be one of {', '.join(shared)}" if shared else "none is known"
+        raise UsageError(f"--metric {name}: {known} for all of these tasks; choose others with --tasks")
+    return name, measure(name, {value for table in tables for value in table.outcomes[name]})

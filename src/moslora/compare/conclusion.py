@@ -94,7 +94,7 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
         if main.seeds > 1:
             over += f" over {main.seeds} seeds"
         p = f"p {probability(effect.p)}"
-        return _difference(main, effect.interval, over, p) + _though_small(main, margin, equal=equal)
+        return _difference(main, margin if equal else None, effect.interval, over, p)
     if equal:
         inner = f"{title_of_inner(margin)} {inner_in_words(main, margin)}"
         return f"{main.after} and {main.before} are equal within {in_words(main, margin)} ({inner})"
@@ -114,8 +114,9 @@ def _are_few(one: Contrast) -> bool:
     return one.unit.binary and sum(one.independent_questions.values()) < FEW
 
 
-def _difference(one: Contrast, interval: tuple[float, float], over: str, *others: str) -> str:
-    """By how much, and in what, the second arm differs from the first; ``over`` says what the ``interval`` is."""
+def _difference(one: Contrast, within: Margin | None, interval: tuple[float, float], over: str, *others: str) -> str:
+    """By how much, and in what, the second arm differs from the first, though ``within`` a margin; ``over`` says what
+    the ``interval`` is."""
     unit = one.unit
     size = one.effects[MACRO].difference
     verb, falls = unit.says
@@ -125,7 +126,8 @@ def _difference(one: Contrast, interval: tuple[float, float], over: str, *others
         low, high = -high, -low
     said = verb.format(size=unit.amount(size), before=one.before, questions=_asked(one))
     about = ", ".join([f"{over}: {unit.size(low)} to {unit.size(high)}", *others])
-    return f"{one.after} {said} ({about})"
+    small = f", which is less than {in_words(one, within)}" if within else ""
+    return f"{one.after} {said} ({about}){small}"
 
 
 def _asked(one: Contrast) -> str:
@@ -135,12 +137,6 @@ def _asked(one: Contrast) -> str:
     if len(one.y) > 1:
         asked += f" in {len(one.y)} tasks"
     return asked
-
-
-def _though_small(one: Contrast, margin: Margin, *, equal: bool) -> str:
-    if not equal:
-        return ""
-    return f", which is less than {in_words(one, margin)}"
 
 
 def _risks(main: Contrast) -> Iterator[str]:
@@ -166,7 +162,7 @@ def _of_family(comparison: Comparison) -> Iterator[str]:
         if _are_few(one):
             arms_by_conclusion["Too few questions to tell from " + one.before].append(one.after)
         elif member.different <= LEVEL:
-            yield _difference(one, member.interval, "joint 95 %") + _though_small(one, margin, equal=equal)
+            yield _difference(one, margin if equal else None, member.interval, "joint 95 %")
         elif equal:
             arms_by_conclusion[f"Equal to {one.before} within {in_words(one, margin)}"].append(one.after)
         else:

@@ -71,9 +71,9 @@ class Contrast:
         """What both arms gained over their base, macro; ``None`` if its answers are not known."""
         if not self.base:
             return None
-        before = {task: y[0] - self.base[task] for task, y in self.y.items()}
-        after = {task: y[1] - self.base[task] for task, y in self.y.items()}
-        return self._over_seeds(before)[MACRO], self._over_seeds(after)[MACRO]
+        over_base = [{task: y[arm] - self.base[task] for task, y in self.y.items()} for arm in (0, 1)]
+        before, after = (self._over_seeds(differences)[MACRO] for differences in over_base)
+        return before, after
 
     def effects_of(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
         """`effects` of other outcomes of both arms, as ``y``, to the same questions."""
@@ -121,21 +121,16 @@ def contrast_of(
         ones = [one for one, _ in both]
         others = [other for _, other in both]
     seeds = min(len(ones), len(others))
-    if seeds < 1 or (seeds < 2 and not paired):
+    if seeds < (2 if unit.of_runs or not paired else 1):
         raise UsageError(
-            f"{before.name} and {after.name}: no seed in common, by which runs are paired; where their seeds have"
-            f" nothing to do with each other, --allow {SEEDS} compares two runs or more of each"
+            f"{before.name} and {after.name}: too few seeds in common to compare {outcome}; train several, or where"
+            f" seeds have nothing to do with each other, --allow {SEEDS} compares two runs or more of each"
         )
     y_before = values(ones, outcome)
     y_after = values(others, outcome)
     majority = {}
     if unit.binary and outcome.startswith("acc"):
         majority = _majority({task: answers.gold for task, answers in ones[0].tasks.items()})
-    if unit.of_runs and seeds == 1:
-        raise UsageError(
-            f"{outcome}: one number of each run, and {before.name} and {after.name} have one seed in common, which says"
-            " nothing of others; train with several seeds"
-        )
     of_base = {}
     if base is not None and before.trained and after.trained:
         of_base = {task: np.array(answers.outcomes[outcome]) for task, answers in base.tasks.items()}

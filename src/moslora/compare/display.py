@@ -34,8 +34,7 @@ def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
 
 
 def _family_table(comparison: Comparison) -> list[list[str]]:
-    inner_title = title_of_inner(comparison.margin)
-    columns = ("arm", "joint 95 % interval", "p (different)", inner_title, "p (equal)")
+    columns = ("arm", "joint 95 % interval", "p (different)", title_of_inner(comparison.margin), "p (equal)")
     rows = []
     for contrast, member in members_of(comparison):
         joint = ""
@@ -63,11 +62,8 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
     columns += [contrast.before, contrast.after, "difference", "95 % interval", "p (Holm)"]
     unit = contrast.unit
     tasks = list(contrast.y)
-    adjusted = holm([contrast.effects[task].p for task in tasks])
-    of_tasks = dict(zip(tasks, adjusted, strict=True))
-    names = list(tasks)
-    if len(tasks) > 1:
-        names += (MACRO, MICRO)
+    adjusted = dict(zip(tasks, holm([contrast.effects[task].p for task in tasks]), strict=True))
+    names = [*tasks, MACRO, MICRO] if len(tasks) > 1 else tasks
     rows = []
     for name in names:
         row = [name, f"{contrast.questions(name):,}"]
@@ -77,9 +73,7 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
             row.append("")
         levels = [unit.level(mean) for mean in contrast.means[name]]
         effect = contrast.effects[name]
-        p = ""
-        if name in of_tasks:
-            p = probability(of_tasks[name])
+        p = probability(adjusted[name]) if name in adjusted else ""
         rows.append([*row, *levels, unit.change(effect.difference), unit.range(effect.interval), p])
     return [columns, *rows]
 

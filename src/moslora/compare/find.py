@@ -1,24 +1,30 @@
 """The evaluations that are compared, found at the paths that a user names."""
 
+import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from moslora.compare.arm_of import arm_of
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.logs import log_files, read_logs
 from moslora.compare.runs import ComparedRun, read_complete
 from moslora.compare.tables import read_tables
 from moslora.console import note
 from moslora.errors import UsageError
-from moslora.files import did_you_mean
+from moslora.recipe import Changes, Recipe
 from moslora.runs.best import result_step
 from moslora.runs.evaluation import Evaluation, is_evaluation
+from moslora.runs.lineage import predecessor_of
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.run import Run, is_run
 from moslora.runs.settings import Settings
+
+OF_AN_ARM = (Changes.TRAINED, Changes.ROWS)
+"""What the values of a recipe change that make another arm. The base is told by its fingerprint, and the rows, wherever
+they are and however they are read, by a hash of all of them."""
 
 
 def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[ComparedRun]:
@@ -40,11 +46,20 @@ def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str |
             f"--cluster {cluster}: is for logs of other programs; a run's recipe says what groups the questions of its"
             " tasks (tasks.NAME.cluster), and moslora eval writes it down"
         )
-    found = []
+    found: list[ComparedRun] = []
     for path in paths:
         if (len(paths) > 1 or evaluation) and read_tables(path):
             raise UsageError(f"{path}: an experiment in tables is compared alone; give no other path or --evaluation")
-        found += _find_at(path, evaluation=evaluation)
+        index = read_index(path)
+        if is_evaluation(path):
+            here = [compared_run(path)]
+        elif index is not None:
+            here = _of_experiment(path, index, evaluation=evaluation)
+        else:
+            here = [compared_run(Run(run).evaluation(evaluation), run=run) for run in runs_at(path)]
+        if not here:
+            raise UsageError(f"{path}: no evaluated run here")
+        found += here
     return found
 
 
@@ -62,23 +77,6 @@ def runs_at(path: Path) -> dict[Path, str | None]:
     if is_run(path):
         return {path: None}
     return {folder: None for folder in sorted(path.glob("*")) if is_run(folder)}
-
-
-def _find_at(path: Path, *, evaluation: str | None) -> list[ComparedRun]:
-    """The evaluations at one path."""
-    if is_evaluation(path):
-        return [compared_run(path)]
-    index = read_index(path)
-    if index is not None:
-        found = _of_experiment(path, index, evaluation=evaluation)
-    else:
-        found = [compared_run(Run(run).evaluation(evaluation), run=run) for run in runs_at(path)]
-    if not found and path.exists():
-        raise UsageError(f"{path}: no evaluated run here")
-    if not found:
-        fix = did_you_mean(path, otherwise="moslora runs lists the runs")
-        raise UsageError(f"{path}: no such file or folder; {fix}")
-    return found
 
 
 def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[ComparedRun]:
@@ -159,10 +157,7 @@ def evaluated_steps(folder: Path, settings: Settings, *, of_run: bool) -> int | 
     """
     run = Run(folder.parent.parent)
     adapters = run.adapters
-    candidates = adapters
-    if of_run and run.finished:
-        candidates = [run.result]
-    for adapter in candidates:
+    for adapter in [run.result] if of_run and run.finished else adapters:
         manifest = read_manifest(adapter)
         if manifest["sha256"][WEIGHTS] == settings.metadata.get("adapter"):
             return manifest.get("step")  # none of an imported one
@@ -189,3 +184,21 @@ def base_command(evaluation: Evaluation) -> str:
         if value is not None:
             words += [f"--{key.replace('_', '-')}", str(value)]
     return shlex.join(words)
+
+
+def arm_of(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> str:
+    """What makes the arm of a run: every value of its recipe that changes a step, but for the seed; a hash of all rows
+    of its source; its ``base``, a fingerprint if it is known; the weights that it started with; and with a gate's
+    balance, which each pass takes over its own rows, what cut the passes.
+    """
+    values = recipe.values(*OF_AN_ARM)
+    values["source"] = facts.get("data", {}).get("source_sha256")
+    values["base"] = base or [recipe.model.name, recipe.model.revision]
+    if recipe.adapter.continue_from is not None:
+        predecessor = predecessor_of(facts)
+        values["start"] = recipe.adapter.continue_from
+        if predecessor is not None:
+            values["start"] = predecessor.sha256
+    if recipe.adapter.is_balanced:
+        values["passes"] = [facts.get("processes"), facts.get("micro_batch_tokens")]
+    return json.dumps(values, sort_keys=True)

@@ -1,12 +1,12 @@
 """What runs gained over their base, whose answers to the same questions may lie beside theirs."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from moslora.compare.arms import cluster_codes
 from moslora.compare.comparable import how_asked
+from moslora.compare.runs import read_complete
 from moslora.compare.statistics import MACRO, Effect, effects
 from moslora.runs.evaluation import Evaluation, is_evaluation
 from moslora.runs.outcomes import OUTCOMES, Outcome
@@ -14,7 +14,7 @@ from moslora.runs.run import base_of
 from moslora.runs.settings import Settings
 
 
-def base_of_all(runs: Sequence[Evaluation], *, read: Callable[[Path], Evaluation]) -> Evaluation | None:
+def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:
     """The base's answers to the questions of these runs, which all have the same; in the order of their ids. ``None``
     if there are none, if the runs have several bases, or if these were asked in another way. They lie beside the
     answers of one of the runs, where `moslora eval RUN --base` writes them, or in the same table."""
@@ -22,7 +22,7 @@ def base_of_all(runs: Sequence[Evaluation], *, read: Callable[[Path], Evaluation
         base = run.base
         folder = base_of(run.folder)
         if is_evaluation(folder):
-            base = read(folder).in_order
+            base = read_complete(folder).in_order
         if (
             base is not None
             and all(_model(base.settings) == _model(other.settings) for other in runs)
@@ -56,18 +56,15 @@ def gain_of(runs: Sequence[Evaluation], base: Evaluation, outcome: str) -> Effec
     runs, does not have it of the same questions, or if these are one cluster. The questions of all are in the order of
     their ids."""
     differences = {}
-    if not runs:
-        return None
     for task, of_base in base.tasks.items():
         column = of_base.outcomes.get(outcome)
         if not column:
             continue
         answers = [run.tasks[task] for run in runs if task in run.tasks]
-        if len(answers) < len(runs) or any(its.ids != of_base.ids for its in answers):
+        alike = [its for its in answers if its.ids == of_base.ids and its.cluster_count > 1]
+        if not runs or len(alike) < len(runs):
             return None
-        if any(its.cluster_count == 1 for its in answers):
-            return None
-        differences[task] = np.array([its.outcomes[outcome] for its in answers]) - np.array(column)
+        differences[task] = np.array([its.outcomes[outcome] for its in alike]) - np.array(column)
     if not differences:
         return None
     return effects(differences, binary=OUTCOMES[outcome].binary, clusters=cluster_codes(runs))[MACRO]

@@ -19,11 +19,7 @@ from moslora.runs.settings import Settings
 EXPERIMENT = "experiment.json"
 
 
-def _as_typed(text: str) -> str:
-    return str(read_margin(text))
-
-
-MarginText = Annotated[str, AfterValidator(_as_typed)]
+MarginText = Annotated[str, AfterValidator(lambda text: str(read_margin(text)))]
 """A margin as it is typed, for pydantic."""
 
 

@@ -11,7 +11,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
@@ -96,9 +96,7 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
 
 def _label(place: Path) -> str:
     """The path of an evaluation, of a file without its suffix."""
-    if place.is_file():
-        place = place.with_suffix("")
-    return str(place)
+    return str(place.with_suffix("") if place.is_file() else place)
 
 
 def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -118,17 +116,17 @@ def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
 
 def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | None) -> None:
     """Adds a file's samples to those of ``tasks``."""
-    task_of_file = "questions"
     named = SAMPLES.fullmatch(file.name)
-    if named:
-        task_of_file = named[1]
+    task_of_file = named[1] if named else "questions"
     read = 0
     with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
+        rows: Iterator[Any] = map(from_json, filter(str.strip, text))
+        if file.suffix == ".csv":
+            rows = csv.DictReader(text)
         try:
-            for row in _rows(text, is_csv=file.suffix == ".csv"):
-                sample = _sample(row)._replace(question=_question(row))
-                if cluster is not None:
-                    sample = sample._replace(shared=_shared_text(row, cluster))
+            for row in rows:
+                sample = _of_lm_eval(row) if "doc_id" in row else _of_table(row)
+                sample = sample._replace(question=_question(row), shared=cluster and _shared_text(row, cluster))
                 task = str(row.get("task") or task_of_file)
                 samples = tasks.setdefault(task, {}).setdefault(str(row.get("filter")), {})
                 if sample.id in samples:
@@ -139,28 +137,11 @@ def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | 
                 samples[sample.id] = sample
                 read += 1
         except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
-            fault = first_line(error)
-            if isinstance(error, KeyError):
-                fault = f"no column {error}"
-            raise UsageError(f"{file}: row {read + 1}: {fault}; must have id and score, or be lm-eval's") from None
+            raise UsageError(
+                f"{file}: row {read + 1}: {first_line(error)}; must have id and score, or be lm-eval's"
+            ) from None
     if not read:
         raise UsageError(f"{file}: no questions")
-
-
-def _rows(text: TextIO, *, is_csv: bool) -> Iterator[Any]:
-    """The rows of a table, or the values of JSON Lines without the empty lines."""
-    if is_csv:
-        yield from csv.DictReader(text)
-        return
-    for line in text:
-        if line.strip():
-            yield from_json(line)
-
-
-def _sample(row: Mapping[str, Any]) -> Sample:
-    if "doc_id" in row:
-        return _of_lm_eval(row)
-    return _of_table(row)
 
 
 def _shared_text(row: Mapping[str, Any], cluster: str) -> str | None:
@@ -170,9 +151,7 @@ def _shared_text(row: Mapping[str, Any], cluster: str) -> str | None:
         if not isinstance(value, Mapping) or name not in value:
             return None
         value = value[name]
-    if value is None:
-        return ""
-    return str(value)
+    return "" if value is None else str(value)
 
 
 def _question(row: Mapping[str, Any]) -> int | None:
@@ -187,8 +166,7 @@ def _question(row: Mapping[str, Any]) -> int | None:
 
 def _of_table(row: Mapping[str, Any]) -> Sample:
     score = row["score"]
-    score = BOOLEANS.get(score, score)
-    return Sample(str(row["id"]), {"score": float(score)}, {})
+    return Sample(str(row["id"]), {"score": float(BOOLEANS.get(score, score))}, {})
 
 
 def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
@@ -234,9 +212,7 @@ def _columns(by_filter: Mapping[str, Samples]) -> TaskAnswers:
         for metric in next(iter(samples.values())).scores:
             if not all(id in samples and metric in samples[id].scores for id in ids):
                 continue
-            outcome = metric
-            if len(by_filter) > 1:
-                outcome = f"{metric},{name_of_filter}"
+            outcome = f"{metric},{name_of_filter}" if len(by_filter) > 1 else metric
             outcomes[outcome] = tuple(samples[id].scores[metric] for id in ids)
     hashes = {}
     for name in first[ids[0]].hashes:

@@ -1,6 +1,7 @@
 """The margin within which two arms are equal, as it is typed and written: a number, or a share of a gain."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 MUST_BE = (
@@ -39,11 +40,10 @@ def read_margin(text: str | float) -> Margin:
     """
     number = str(text).strip()
     of_gain = number.endswith("%")
-    try:
+    size = 0.0
+    with suppress(ValueError):
         size = float(number.removesuffix("%"))
-    except ValueError:
-        raise ValueError(MUST_BE) from None
-    if not math.isfinite(size) or size <= 0:
+    if not 0 < size < math.inf:
         raise ValueError(MUST_BE)
     if of_gain:
         size /= 100

@@ -108,23 +108,17 @@ def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count:
     contrast of one seed where others have several, as one seed says nothing of other seeds; its interval is infinite.
     """
     several_seeds = any(one.seeds > 1 for one in contrasts)
-    intervals = []
-    equal = []
-    different = []
+    known = []
     for one, p in zip(contrasts, unequal, strict=True):
         if several_seeds and one.seeds == 1:
-            intervals.append((-math.inf, math.inf))
-            equal.append(1.0)
-            different.append(1.0)
-            continue
-        intervals.append(one.law.interval(LEVEL / count))
-        equal.append(p)
-        different.append(one.p)
-    without_runs = [1.0] * (count - len(contrasts))
-    adjusted_equal = holm(equal + without_runs)
-    adjusted_different = holm(different + without_runs)
-    with_runs = zip(intervals, adjusted_equal, adjusted_different, strict=False)  # ends with the intervals
-    return [Member(*numbers) for numbers in with_runs]
+            known.append(Member((-math.inf, math.inf), 1.0, 1.0))
+        else:
+            known.append(Member(one.law.interval(LEVEL / count), p, one.p))
+    others = [1.0] * (count - len(contrasts))
+    equal = holm([one.equal for one in known] + others)
+    different = holm([one.different for one in known] + others)
+    together = zip(known, equal, different, strict=False)  # ends with the known ones
+    return [Member(one.interval, *adjusted) for one, *adjusted in together]
 
 
 def effects(
@@ -205,9 +199,7 @@ class _Components:
         if n == 1:
             return cls(by_seed, Part(0.0, 0), interaction=0.0)
         means = d.mean(axis=0)
-        pseudo = 0.0
-        if binary:
-            pseudo = 1 / math.sqrt(seeds)
+        pseudo = 1 / math.sqrt(seeds) if binary else 0.0
         questions = Part(_variance_of_mean(means, codes, pseudo=pseudo), int(codes.max()))
         interaction = 0.0
         if seeds > 1:

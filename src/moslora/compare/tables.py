@@ -106,8 +106,7 @@ def _rows_of(answers: TaskAnswers) -> list[Row]:
     """A row per question."""
     columns = {"id": answers.ids, "cluster": answers.clusters, "gold": answers.gold, **answers.outcomes}
     there = {name: column for name, column in columns.items() if column}
-    rows = zip(*there.values(), strict=True)
-    return [dict(zip(there, row, strict=True)) for row in rows]
+    return [dict(zip(there, row, strict=True)) for row in zip(*there.values(), strict=True)]
 
 
 def read_tables(folder: Path) -> Sequence[TableRun]:
@@ -129,20 +128,18 @@ def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Seque
     index = read_index(folder)
     if index is None or index.card is None:
         raise MosloraError(f"{folder / EXPERIMENT}: says nothing of the tables beside it; pack the runs again")
-    runs = []
-    for row in _read(folder / RUNS):
-        runs.append(TableRun(**{name: row[name] for name in COLUMNS[RUNS]}))
     found: dict[Any, dict[str, list[Row]]] = {}
     for row in _read(folder / ANSWERS):
         found.setdefault((row["arm"], row["rate"], row["seed"]), {}).setdefault(row["task"], []).append(row)
     base = _evaluation(folder, index.card, found.get((None, None, None), {}))
-    read = []
-    for run in runs:
+    runs = []
+    for row in _read(folder / RUNS):
+        run = TableRun(**{name: row[name] for name in COLUMNS[RUNS]})
         evaluation = _evaluation(folder, index.card, found.get(run.key, {}))
         if evaluation is not None and run.role == "scored":
             evaluation = replace(evaluation, base=base, validation_loss=run.validation_loss)
-        read.append(replace(run, evaluation=evaluation))
-    return read
+        runs.append(replace(run, evaluation=evaluation))
+    return runs
 
 
 def _evaluation(folder: Path, card: Card, rows: dict[str, list[Row]]) -> Evaluation | None:

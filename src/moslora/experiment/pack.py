@@ -8,7 +8,6 @@ from pathlib import Path
 from moslora.compare.comparable import how_asked
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ArmCard, Card, read_index
-from moslora.compare.runs import read_complete
 from moslora.compare.tables import TABLES, TableRun, read_tables, write_tables
 from moslora.errors import UsageError, counted, some
 from moslora.experiment.file import Planned
@@ -45,7 +44,7 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
                 done.append(planned)
                 rows.append(replace(row, evaluation=answers_of(study.out, planned)))
         evaluations = [row.evaluation for row in rows if row.evaluation is not None]
-        base = base_of_all(evaluations, read=read_complete)
+        base = base_of_all(evaluations)
         if base is not None:
             rows.append(TableRun(None, None, None, "base", evaluation=base))
         keys = {row.key for row in rows}

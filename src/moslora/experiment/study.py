@@ -18,7 +18,6 @@ from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import conclusions
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
-from moslora.compare.runs import read_complete
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
 from moslora.experiment.curve import Curve
@@ -232,7 +231,7 @@ class Study:
             scored,
             outcomes=self._outcomes(),
             seeds=len(self.experiment.file.seeds),
-            base=base_of_all(list(chain(*scored.values())), read=read_complete),
+            base=base_of_all(list(chain(*scored.values()))),
         )
 
     def _outcomes(self) -> list[str]:

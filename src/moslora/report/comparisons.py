@@ -90,9 +90,9 @@ def _comparison(first: Arm, others: Sequence[Arm], *, count: int) -> Comparison:
     try:
         return replace(compare_arms(arms, contrasts=contrasts), count=count)
     except NotComparable as error:
-        if any(one.fix for one in error.unlike):
+        if error.asked:
             raise
-        fields = [one.field for one in error.unlike]
+        fields = list(error.made)
     found = compare_arms(arms, contrasts=contrasts, allowed=fields)
     line = "; ".join(filter(None, [found.questions, f"these models also differ in {some(fields, most=8)}"]))
     return replace(found, count=count, questions=line)
