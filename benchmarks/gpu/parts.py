@@ -51,6 +51,25 @@ else:
     SHARDED_STEPS = 3
 
 
+def check(record: Record) -> None:
+    """What `moslora check` finds, in the shapes of the other parts' model.
+
+    Raises:
+        RuntimeError: a piece is off.
+    """
+    from moslora.check.check import check as findings
+    from moslora.recipe import ModelSection
+
+    model = ModelSection(name="meta-llama/Meta-Llama-3-8B") if GPU else None
+    off = []
+    for finding in findings(model):
+        record(**{f"{finding.name}, {finding.dtype}": asdict(finding)})
+        if not finding.passed:
+            off.append(finding.line)
+    if off:
+        raise RuntimeError("\n".join(off))
+
+
 def first(record: Record) -> None:
     """Versions, whether Liger-Kernel works, and a step of ours against one of the plain model of transformers."""
     record(**versions())
@@ -384,7 +403,7 @@ def run_again(processes: int) -> int:
     return max(process.wait() for process in started)
 
 
-PARTS = {part.__name__: part for part in (first, machine, tests, memory, ours, evaluation, latency, sharded)}
+PARTS = {part.__name__: part for part in (check, first, machine, tests, memory, ours, evaluation, latency, sharded)}
 BEGAN = time.perf_counter()
 
 

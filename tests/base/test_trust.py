@@ -121,6 +121,8 @@ READ_AS_DATA = {
     "data show of a run's recipe": ["data", "show", "runs/own/recipe.yaml", "--split", "train"],
     "eval": ["eval", "runs/own", "--tasks", "tasks.yaml"],
     "plan": ["plan", "runs/own/recipe.yaml"],
+    "check": ["check", "runs/own/recipe.yaml"],
+    "check of a merged model": ["check", "merged"],
     "train": ["train", "runs/own/recipe.yaml", "--dry-run"],
     "a recipe that extends a run's": ["train", "extends.yaml", "--dry-run"],
     "an override that extends a run's": [

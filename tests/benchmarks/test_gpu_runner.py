@@ -127,7 +127,7 @@ def test_all_parts_end_in_time_and_are_summed_up(
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["ours_is"] == {"peft:rows": 2.0, "peft:length": 0.8}
     assert result["parts"]["tests"] == {"failed": 1, "seconds": 1.0} and "sharded" not in result["parts"]
-    assert result["wheels"] == ["carried-1.0-py3-none-any.whl"] and capsys.readouterr().out.startswith("first: ")
+    assert result["wheels"] == ["carried-1.0-py3-none-any.whl"] and capsys.readouterr().out.startswith("check: ")
     assert sum(limit for part, limit in gpu.LIMITS.items() if part != "sharded") == 480
 
 

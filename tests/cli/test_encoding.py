@@ -42,7 +42,7 @@ COMMANDS = {
 FIRST = ("train", "eval", "eval --base", "export")
 """They make what the others read."""
 
-ELSEWHERE = {"quickstart", "reproduce", "verify"}
+ELSEWHERE = {"check", "quickstart", "reproduce", "verify"}
 """Commands that begin processes of their own, which print as `train` does, and minutes of work, or need a server."""
 
 

@@ -13,6 +13,7 @@ from moslora.cli import app
 WITH_EXAMPLES = [
     "train",
     "plan",
+    "check",
     "eval",
     "ask",
     "merge",

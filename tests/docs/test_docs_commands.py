@@ -159,7 +159,7 @@ def small(words: list[str], world: Path) -> list[str] | None:
     command, given = parsed(words)
     extra: list[str] = []
     match command:
-        case "quickstart" | "":
+        case "quickstart" | "check" | "":
             return None
         case "train" if not given["resume"] and not given["dry_run"]:
             extra = ["--dry-run"]

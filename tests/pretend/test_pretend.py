@@ -8,7 +8,10 @@ import pytest
 from forked_kit import python
 
 FOLDER = Path(__file__).parent
-ONLY = ("check_methods.py", "check_device.py", "check_layers.py", "check_training.py", "check_evaluation.py")
+ONLY = (
+    *("check_methods.py", "check_device.py", "check_layers.py", "check_pieces.py"),
+    *("check_training.py", "check_evaluation.py"),
+)
 """Checks for the only device of a machine."""
 
 SECOND = ("check_second.py", "check_device.py", "check_layers.py", "check_training.py")

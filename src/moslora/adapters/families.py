@@ -18,6 +18,7 @@ from moslora.adapters.context import Context
 from moslora.adapters.factors import Factors
 from moslora.adapters.injection import named_adapters
 from moslora.adapters.linear import AdapterLinear
+from moslora.kernels.plain import left_out
 
 READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same x, where they are parts of one module."""
@@ -59,8 +60,9 @@ class Families:
         Inside, the weights must not change, and at most one backward pass runs.
         """
         try:
-            for families in self._alike.values():
-                _fold(families, dtype)
+            if "adapters" not in left_out():
+                for families in self._alike.values():
+                    _fold(families, dtype)
             yield
         finally:
             for layer in self._layers.values():

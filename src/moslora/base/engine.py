@@ -10,13 +10,15 @@ from moslora.kernels.exchange import exchange
 from moslora.kernels.linear import own_linear
 from moslora.kernels.mlp import own_mlp
 from moslora.kernels.norm import own_norm
+from moslora.kernels.plain import left_out
 from moslora.kernels.rotary import own_attention
 from moslora.kernels.rows import Rows, send
 
 
 def use_own_modules(model: PreTrainedModel) -> None:
     """Exchanges norms, MLPs, attention and linear layers for ours; the weights and their names stay."""
-    exchange(model, own_norm, own_mlp, own_attention, own_linear)
+    ours = {"norm": own_norm, "mlp": own_mlp, "rope": own_attention, "linear": own_linear}
+    exchange(model, *(replacement for piece, replacement in ours.items() if piece not in left_out()))
 
 
 def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows | Remembering) -> Tensor:

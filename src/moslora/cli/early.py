@@ -1,5 +1,7 @@
 """What is refused before torch is loaded, which takes seconds: mistyped names, paths and options."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +12,24 @@ from moslora.files import did_you_mean
 from moslora.prompts.protocols import Asked, ProtocolName, choose, refuse_beams
 
 if TYPE_CHECKING:
+    from moslora.recipe import ModelSection, Recipe
     from moslora.runs.named import Named
+
+
+def recipe_or_model(name: str, overrides: Sequence[str]) -> tuple["Recipe | None", "ModelSection"]:
+    """The recipe ``name`` and its model, or the model of that name, which is a folder, built in, or of the hub."""
+    from moslora.base.resolve import BUILTIN
+    from moslora.recipe import ModelSection, list_recipes, load_recipe
+
+    folders = {recipe.partition("/")[0] for recipe, _ in list_recipes()}
+    is_id = re.fullmatch(r"([\w.-]+)/[\w.-]+(?<!\.yaml)(?<!\.yml)", name)
+    on_the_hub = is_id is not None and is_id[1] not in folders and not os.path.exists(name)
+    if name == BUILTIN or on_the_hub or os.path.isfile(os.path.join(os.path.expanduser(name), "config.json")):
+        if overrides:
+            raise UsageError(f"{overrides[0]}: only a recipe has overrides, and {name} is a model; leave it out")
+        return None, ModelSection(name=name)
+    recipe = load_recipe(name, overrides)
+    return recipe, recipe.model
 
 
 def refuse_evaluation(

@@ -28,6 +28,11 @@ PLAN = _examples(
     "moslora plan llama3-8b model.quantization=nf4 --gpu-memory 24GB",
     "moslora plan smollm2-135m --probe                # time on this machine",
 )
+CHECK = _examples(
+    "moslora check                                    # this machine's device",
+    "moslora check meta-llama/Meta-Llama-3-8B         # in this model's shapes",
+    "moslora check smollm2-135m                       # also a real step",
+)
 EVAL = _examples(
     "moslora eval                                     # the newest run",
     "moslora eval runs/mine --base                    # its base, for compare",

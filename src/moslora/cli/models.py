@@ -1,5 +1,5 @@
-"""The commands on one model: ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``export``, ``import``, ``verify``,
-``quickstart``."""
+"""The commands on one model: ``train``, ``plan``, ``check``, ``eval``, ``ask``, ``merge``, ``export``, ``import``,
+``verify``, ``quickstart``."""
 
 import re
 import shlex
@@ -92,6 +92,48 @@ def plan(
         parse_bytes(gpu_memory)
     typed = shlex.join([recipe, *(overrides or ())])
     _print_plan(resolved, typed=typed, processes=processes, gpu_memory=gpu_memory, probing=probe)
+
+
+@app.command(epilog=examples.CHECK)
+def check(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|RECIPE",
+            help="Model folder or hub id, or a recipe. [default: the shapes of a small LLaMA]",
+            autocompletion=completion.recipes_and_runs,
+        ),
+    ] = None,
+    overrides: options.Overrides = None,
+) -> None:
+    """Check whether this machine computes right.
+
+    Compares every piece that replaces a plain formula with that formula, values and gradients, on this machine's GPU or
+    CPU; and a training step of two processes with that of one. Takes a minute. With a model, in the shapes of its
+    layers; with a recipe, also measures a real step of it, beside the plan. The exit code is 1 if a piece is off, and
+    the last lines say which setting does without it.
+    """
+    recipe = None
+    model = None
+    if target is not None:
+        recipe, model = early.recipe_or_model(target, overrides or ())
+    with options.importing():
+        from moslora.check.check import check as check_device
+        from moslora.check.check import remarks
+        from moslora.check.measure import TITLES
+        from moslora.check.recipe_step import real_step
+        from moslora.processes.devices import device
+        from moslora.training.run_card import hardware
+
+    if recipe is not None:  # first: on a CPU its memory is the process's peak
+        print_table(real_step(recipe))
+    say(f"comparing on {hardware(device())['device']}, which takes about a minute ...")
+    findings = list(check_device(model))
+    off = [finding.line for finding in findings if not finding.passed]
+    print_table([TITLES, *(finding.row for finding in findings)], below=[*remarks(), *off])
+    if off:
+        raise typer.Exit(1)
+    print(f"all {len(findings)} comparisons are within their tolerances")
 
 
 def _limit(text: str) -> int:

@@ -24,7 +24,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from moslora.errors import UsageError
-from moslora.kernels.rows import Rows
+from moslora.kernels.plain import left_out
+from moslora.kernels.rows import Rows, send
 from moslora.processes.devices import has_flash_attention
 
 ROWS = "moslora-rows"
@@ -32,6 +33,7 @@ ROWS = "moslora-rows"
 GROUPED = "in groups of rows"
 UNPADDED = "torch, flash, unpadded"
 PADDED = "torch, fused, padded"
+PLAIN = "the plain formula"
 
 SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 """Whether torch's function says that heads may share keys: from 2.12 on."""
@@ -78,6 +80,8 @@ def as_rows(rows: Rows | Remembering) -> dict[str, Any]:
 
 def kernel(device: torch.device, dtype: torch.dtype, size: int) -> str:
     """Name of the way in which attention of rows is computed; ``size`` is the number of entries of a head."""
+    if "attention" in left_out():
+        return PLAIN
     if device.type == "cpu":
         return GROUPED
     fits = dtype.itemsize == 2 and size % 8 == 0 and size <= 256
@@ -128,10 +132,31 @@ def attend_in_rows(
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
     """Attention of rows alone: ``(heads, T, size)``, keys and values with their own heads, to ``(T, heads, size)``."""
-    functions = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded}
+    functions = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded, PLAIN: plain_attention}
     function = functions[kernel(query.device, query.dtype, query.shape[-1])]
     out: Tensor = function(query, key, value, rows, scaling, window)
     return out
+
+
+def plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None
+) -> Tensor:
+    """The same, a row at a time, with the softmax and both products in float32."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = (x.to(wide) for x in (query, key, value))
+    found = []
+    for (begin, end), path in zip(rows.bounds, rows.paths, strict=True):
+        keys = send(path, query.device)
+        of_path = (_repeated(x.index_select(1, keys).transpose(0, 1), len(q)).transpose(0, 1) for x in (k, v))
+        path_keys, path_values = of_path
+        places = torch.arange(len(path))
+        distance = places[begin - end :, None] - places
+        hidden = distance < 0
+        if window is not None:
+            hidden |= distance >= window
+        scores = scaling * q[:, begin:end] @ path_keys.transpose(1, 2)
+        found.append(scores.masked_fill(send(hidden, query.device), -torch.inf).softmax(-1) @ path_values)
+    return torch.cat(found, 1).transpose(0, 1).to(query.dtype)
 
 
 AttentionInterface.register(ROWS, attend_in_rows)

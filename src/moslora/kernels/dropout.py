@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from moslora.kernels.plain import left_out
+
 
 class Dropout(nn.Module):
     """Each entry of x becomes 0 with probability p and x / (1 − p) otherwise, in training; arXiv 1207.0580.
@@ -53,13 +55,16 @@ class Dropout(nn.Module):
     @staticmethod
     def kernel(device: torch.device) -> str:
         """How the entries are drawn."""
-        if device.type == "cpu":
+        if device.type == "cpu" and "dropout" not in left_out():
             return "by places"
         return "by mask"
 
 
 def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
     """``x`` with zero for the entries that :meth:`Dropout.draw` found, and ``plus`` added; then x is overwritten."""
+    if "dropout" in left_out():
+        left = x if drawn is None else x * drawn
+        return left if plus is None else left + plus
     if drawn is None:
         left = x
     elif drawn.dtype != torch.bool and (in_place or plus is not None):

@@ -9,10 +9,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moslora.kernels.linear import product
+from moslora.kernels.plain import left_out
 from moslora.kernels.rows import send
 from moslora.kernels.vocabulary import label_loss, pieces, sizes
+
+
+def sum_of_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Σ_i −log p(y_i), a scalar, float32 or wider, with a gradient for h: ``hidden`` ``(N, H)``, ``weight`` ``(V, H)``,
+    ``labels`` int64 ``(N,)``."""
+    if "loss" in left_out():
+        return plain_loss(hidden, weight, labels)
+    loss: Tensor = ChunkedLoss.apply(hidden, weight, labels)
+    return loss
+
+
+def plain_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """The same over all logits at once."""
+    return F.cross_entropy(_logits(hidden, weight), labels, reduction="sum")
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(hidden, weight).to(torch.promote_types(hidden.dtype, torch.float32))
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -82,6 +102,8 @@ def log_probabilities(
     Returns:
         The log-probabilities in nats, float32 of shape ``(P,)``, and whether the target is the likeliest token, bool.
     """
+    if "loss" in left_out():
+        return plain_log_probabilities(hidden, weight, places, targets)
     distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
     states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
     positions, _ = sizes(len(states), len(weight), weight.device)
@@ -96,6 +118,16 @@ def log_probabilities(
     logits = torch.linalg.vecdot(states.index_select(0, rows).float(), weight.index_select(0, wanted).float())
     values = logits - torch.cat(log_sums).index_select(0, rows)
     return values, torch.cat(likeliest).index_select(0, rows) == wanted
+
+
+def plain_log_probabilities(
+    hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The same over all logits at once."""
+    states = hidden.index_select(0, send(places, hidden.device)).to(weight.dtype)
+    wanted = send(targets, hidden.device)
+    log_p = _logits(states, weight).log_softmax(1)
+    return log_p.gather(1, wanted[:, None])[:, 0].float(), log_p.argmax(1) == wanted
 
 
 def _over_vocabulary(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

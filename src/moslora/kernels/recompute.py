@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moslora.kernels.dropout import without
+from moslora.kernels.plain import left_out
 
 
 class Again:
@@ -62,7 +63,7 @@ def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]
 
     ``a`` is A, ``(r, in_features)``, in the dtype of ``x (..., in_features)``; ``drawn`` is of :meth:`Dropout.draw`.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or "adapters" in left_out():
         return F.linear(without(x, drawn), a), x
     noted = getattr(x, "again", None)
     if noted is None:

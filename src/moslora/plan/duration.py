@@ -69,6 +69,13 @@ GPUS = {
 }
 
 
+def gpus_with(memory: int) -> dict[str, Gpu]:
+    """Those with about so many bytes, or else of the nearest size."""
+    off = {name: abs(gpu.memory * 1e9 / memory - 1) for name, gpu in GPUS.items()}
+    most = max(0.1, min(off.values()))
+    return {name: gpu for name, gpu in GPUS.items() if off[name] <= most}
+
+
 def share_of_peak(dtype: DType) -> float:
     """Share of a GPU's peak that training in this dtype reaches, an assumption."""
     if dtype == "float32":
@@ -148,12 +155,9 @@ def _attention_entries(model: PreTrainedModel, row: float) -> float:
 def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int) -> str:
     """The time of ``total`` on so many ``devices``, of each GPU with about ``memory`` bytes, or else of the nearest
     size: an estimate, and what it assumes."""
-    off = {name: abs(gpu.memory * 1e9 / memory - 1) for name, gpu in GPUS.items()}
-    most = max(0.1, min(off.values()))
     times = []
-    for name, gpu in GPUS.items():
-        if off[name] <= most:
-            times.append(f"{name} {in_words(total.seconds(gpu, dtype=dtype) / devices)}")
+    for name, gpu in gpus_with(memory).items():
+        times.append(f"{name} {in_words(total.seconds(gpu, dtype=dtype) / devices)}")
     assumed = f"at {share_of_peak(dtype):.0%} of the peak of {dtype}"
     if total.unpacked:
         assumed += f", and unpacking at {SHARE_OF_BANDWIDTH:.0%} of the bandwidth"

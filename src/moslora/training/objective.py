@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import adapter_penalty, describe_batch
 from moslora.data.steps import MicroBatch
 from moslora.kernels.attention import as_rows, use_rows
-from moslora.kernels.loss import ChunkedLoss
+from moslora.kernels.loss import sum_of_losses
 
 
 class LabelLoss(nn.Module):
@@ -37,4 +37,4 @@ class LabelLoss(nn.Module):
         if not len(batch.labels):
             return (hidden.float() * 0).sum(), penalty
         weight = self.model.get_output_embeddings().weight
-        return ChunkedLoss.apply(hidden[0].index_select(0, batch.predicted_from), weight, batch.labels), penalty
+        return sum_of_losses(hidden[0].index_select(0, batch.predicted_from), weight, batch.labels), penalty

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moslora.adapters import Magnitude, Mixer, named_adapters
+from moslora.kernels.plain import left_out
 from moslora.recipe import TrainingSection
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -37,7 +38,8 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
         _group(of_peft, rate=rate, decay=decay),
     ]
     learned = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(learned, betas=training.betas, eps=training.eps, fused=True)
+    is_fused = "optimizer" not in left_out()
+    return torch.optim.AdamW(learned, betas=training.betas, eps=training.eps, fused=is_fused)
 
 
 def _parameters_of(kind: type[nn.Module], model: nn.Module) -> list[nn.Parameter]:
@@ -81,10 +83,11 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float) -> Tensor:
     """Clips the gradient, updates, and returns the gradient's norm, on the device. A norm that is not finite skips the
-    update."""
+    update, if it is fused; a loop ends there."""
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(trainable(optimizer), max_norm)
-    optimizer.found_inf = (norm.float() * 0).nan_to_num(nan=1.0)  # type: ignore[attr-defined]  # a scaler sets its own
+    if optimizer.defaults["fused"]:  # a scaler sets its own
+        optimizer.found_inf = (norm.float() * 0).nan_to_num(nan=1.0)  # type: ignore[attr-defined]
     scaler.step(optimizer)
     scaler.update()
     return norm

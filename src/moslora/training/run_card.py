@@ -20,6 +20,7 @@ from moslora.data.steps import StepPlan
 from moslora.kernels import attention, liger, linear, norm
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
+from moslora.kernels.plain import VARIABLE, left_out
 from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import gpu_module, gpus, total_memory
 from moslora.recipe import Adapter, ModelSection, TrainingSection
@@ -144,6 +145,8 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
             found["MLP"] = "activation computed again, Liger" if by_liger else "activation computed again"
         elif isinstance(module, Dropout) and module.p:
             found["dropout"] = Dropout.kernel(device)
+    if left_out():
+        found[VARIABLE] = ",".join(sorted(left_out()))
     if of_attention:
         found["attention"] = ", ".join(sorted(of_attention))
     return found

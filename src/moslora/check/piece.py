@@ -1,0 +1,94 @@
+"""A piece of the engine beside its plain formula, and the random inputs of both."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moslora.kernels.linear import FrozenLinear
+from moslora.kernels.plain import VARIABLE
+from moslora.kernels.rows import Rows
+
+Compute = Callable[[], Sequence[Tensor]]
+Pair = tuple[Compute, Compute]
+"""Ours, and the plain formula."""
+
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+LENGTHS = (20, 33, 9, 17, 5)
+CONTINUES = (None, None, 0, 0, 3)
+"""Tokens of each row on a CPU, and the row that it continues."""
+
+ON_GPU = 16
+"""There a row is so many times as long."""
+
+
+class Draw:
+    """Random inputs in the sizes of ``config``: the same in every ``dtype``, but for the rounding to ``rounded``."""
+
+    def __init__(self, config: Any, device: torch.device, dtype: torch.dtype, rounded: torch.dtype) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.rounded = rounded
+        self.learned: list[Tensor] = []  # whose gradients are compared
+        torch.manual_seed(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        """An input that learns."""
+        x = torch.randn(shape, device=self.device).to(self.rounded).to(self.dtype).requires_grad_()
+        self.learned.append(x)
+        return x
+
+    def weight(self, *shape: int) -> nn.Parameter:
+        """A frozen weight."""
+        weight = torch.randn(shape, device=self.device) * shape[-1] ** -0.5
+        return nn.Parameter(weight.to(self.rounded).to(self.dtype), requires_grad=False)
+
+    def linear(self, inputs: int, outputs: int) -> FrozenLinear:
+        layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+        layer.weight = self.weight(outputs, inputs)
+        return FrozenLinear(layer)
+
+    def move(self, module: nn.Module) -> None:
+        """Gives the weights of ``module`` that learn random values; they stay in float32."""
+        for weight in module.parameters():
+            if weight.requires_grad:
+                weight.detach().copy_(torch.randn(weight.shape, device=self.device) * weight.shape[-1] ** -0.5)
+                self.learned.append(weight)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Rows, of which some continue others."""
+        times = 1 if self.device.type == "cpu" else ON_GPU
+        return Rows(tuple(times * length for length in LENGTHS), self.device, CONTINUES)
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.rows.lengths)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is compared.
+
+    Attributes:
+        part: its name among `moslora.kernels.plain.PIECES`, or the setting under which runs do without it.
+        make: from inputs to two functions that return tensors.
+        tolerances: the largest `moslora.check.measure.distance`, by dtype in which it is compared.
+    """
+
+    name: str
+    part: str
+    make: Callable[[Draw], Pair]
+    tolerances: Mapping[torch.dtype, float] = field(default_factory=TOLERANCES.copy)
+
+    @property
+    def without(self) -> str:
+        """The setting under which runs do without it."""
+        if "=" in self.part:
+            return self.part
+        return f"{VARIABLE}={self.part}"

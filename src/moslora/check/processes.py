@@ -1,0 +1,95 @@
+"""A training step of two processes, with the base whole in each (``ddp``) and shared out (``fsdp``), against that of
+one: python -m moslora.check.processes FILE"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import LlamaConfig
+
+from moslora.check.measure import Finding, distance
+from moslora.check.piece import Draw
+from moslora.check.step import ROWS, small_models
+from moslora.choices import Strategy
+from moslora.data.steps import collate, label_count
+from moslora.errors import MosloraError
+from moslora.processes.devices import device, gpus
+from moslora.processes.group import process_group, take_gpu
+from moslora.processes.launch import launch
+from moslora.ranks import is_main_process
+from moslora.recipe import TrainingSection
+from moslora.training.loop import Parts, accumulate
+from moslora.training.objective import LabelLoss
+from moslora.training.optimizer import build_optimizer
+from moslora.training.prepare import distribute
+
+STRATEGIES: dict[Strategy, str] = {"ddp": "--processes 1", "fsdp": "training.strategy=ddp"}
+"""And what does without each."""
+
+TOLERANCE = 1e-3
+MICRO_BATCH_TOKENS = 16
+"""So few that each process has several micro-batches."""
+
+
+def two_processes() -> list[Finding]:
+    """In float32 on two GPUs, or on a CPU; nothing where there is one GPU."""
+    if gpus() == 1:
+        return []
+    fault = "the lines above say why"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        try:
+            launch([sys.executable, "-m", __name__, str(file)], processes=2, then="moslora check", restarts=0)
+        except MosloraError as error:
+            fault = str(error)
+        found = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    findings = []
+    for strategy, without in STRATEGIES.items():
+        about = (f"a step of two processes, {strategy}", without, "float32", TOLERANCE)
+        if strategy in found:
+            findings.append(Finding(*about, found[strategy]))
+        else:
+            findings.append(Finding(*about, fault=fault))
+    return findings
+
+
+def main(file: str) -> None:
+    """What each of the two processes does; the first writes down what was found."""
+    take_gpu()
+    found = {}
+    with process_group({}, then="moslora check"):
+        for strategy in STRATEGIES:
+            found[strategy] = _off(strategy)
+            if is_main_process():
+                Path(file).write_text(json.dumps(found), "utf-8")
+
+
+def _off(strategy: Strategy) -> float:
+    """How far the gradients of a step are from one process's."""
+    draw = Draw(LlamaConfig(num_key_value_heads=8), device(), torch.float32, torch.float32)
+    _, model = small_models(draw)
+    loss, _ = LabelLoss(model).train()(collate(ROWS, device=draw.device))
+    expected = torch.autograd.grad(loss / label_count(ROWS), draw.learned)
+    accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")
+    parts = Parts(
+        accelerator=accelerator,
+        settings=TrainingSection(),
+        model=model,
+        objective=distribute(LabelLoss(model), accelerator, strategy).train(),
+        optimizer=build_optimizer(model, TrainingSection()),
+        scaler=torch.amp.GradScaler(draw.device.type, enabled=False),
+        rows=ROWS,
+        plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and this is one
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
+    )
+    accumulate(parts, ROWS)
+    found: Any = [weight.grad for weight in draw.learned]
+    return max(map(distance, found, expected))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

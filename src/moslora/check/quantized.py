@@ -1,0 +1,56 @@
+"""Products with frozen weights in 4 and 8 bits, beside those with the weights written out. bitsandbytes is optional."""
+
+import logging
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moslora.base.quantized import fix_layers
+from moslora.check.piece import TOLERANCES, Draw, Pair, Piece
+
+
+def product(draw: Draw, *, bits: int) -> Pair:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels
+    import bitsandbytes
+
+    library: Any = bitsandbytes.nn
+    x = draw(draw.tokens, draw.config.hidden_size)
+    weight = draw.weight(x.shape[-1], x.shape[-1]).float()
+    if bits == 4:
+        layer = library.Linear4bit(*weight.shape, bias=False, compute_dtype=draw.dtype, quant_type="nf4")
+        layer.weight = library.Params4bit(weight, requires_grad=False, quant_type="nf4").to(draw.device)
+        decoded = _nf4(layer.weight)
+    else:
+        layer = library.Linear8bitLt(*weight.shape, bias=False, has_fp16_weights=False, threshold=6.0)
+        layer.weight = library.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(draw.device)
+        decoded = layer.weight.data * layer.weight.SCB[:, None] / 127
+    model: Any = nn.ModuleList([layer])
+    fix_layers(model, on_cpu=draw.device.type == "cpu")
+    return lambda: [layer(x)], lambda: [F.linear(x, decoded.to(draw.dtype))]
+
+
+def _nf4(weight: Any) -> Tensor:
+    """W: for each entry the value of its code, times the scale of its block, which is a code itself."""
+    state = weight.quant_state
+    packed = weight.data.long()
+    codes = torch.cat([packed >> 4, packed & 15], 1).view(-1, state.blocksize)
+    scales = state.state2.code[state.absmax.long()].split(state.state2.blocksize)
+    scales = [block * unit + state.offset for block, unit in zip(scales, state.state2.absmax, strict=True)]
+    decoded: Tensor = state.code[codes] * torch.cat(scales)[:, None]
+    return decoded.view(state.shape)
+
+
+def quantized_pieces() -> list[Piece]:
+    """Those of bitsandbytes, where it is installed; a GPU rounds the inputs of int8, too."""
+    if find_spec("bitsandbytes") is None:
+        return []
+    setting = "model.quantization=null"
+    rounding = dict.fromkeys(TOLERANCES, 3e-2)
+    return [
+        Piece("product, NF4", setting, partial(product, bits=4)),
+        Piece("product, int8", setting, partial(product, bits=8), rounding),
+    ]

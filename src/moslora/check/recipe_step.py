@@ -1,0 +1,69 @@
+"""Memory and time of one real step of a recipe, beside what `moslora plan` estimates."""
+
+import time
+
+from accelerate import Accelerator
+
+from moslora.base.failures import or_out_of_memory
+from moslora.data.steps import default_micro_batch_tokens, label_count
+from moslora.errors import MosloraError
+from moslora.plan.duration import cost, gpus_with, on_this_cpu
+from moslora.plan.memory import Devices, memory
+from moslora.plan.outline import outline
+from moslora.plan.plan import gigabytes
+from moslora.processes.devices import device, gpus, total_memory
+from moslora.recipe import Recipe
+from moslora.training.loop import accumulate, rehearse
+from moslora.training.optimizer import update
+from moslora.training.prepare import gather_inputs, prepare
+from moslora.training.tracking import peak_memory_gb
+
+
+def real_step(recipe: Recipe) -> list[list[str]]:
+    """A table, header first: the memory of the run's largest step, and the time of its first. Nothing is kept.
+
+    Raises:
+        MosloraError: by the estimate it does not fit, or it did not.
+    """
+    training = recipe.training
+    devices = Devices(on_gpu=gpus() > 0)
+    inputs = gather_inputs(recipe)
+    run = outline(recipe)
+    tokens = training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=devices.on_gpu)
+    largest = run.share_of_a_step(1).of(tokens)
+    needed = memory(run.model, recipe.model, largest, devices, rank_budget=training.rank_budget is not None)
+    room = total_memory(device())
+    if needed.total > room:
+        sizes = f"{gigabytes(needed.total)} GB of {gigabytes(room)}"
+        raise MosloraError(f"a step would take {sizes}, by the estimate of moslora plan, which says what would fit")
+    before = peak_memory_gb()
+    with or_out_of_memory(
+        "out of GPU memory, in a step that fits by the plan; use a smaller training.micro_batch_tokens"
+    ):
+        accelerator = Accelerator(mixed_precision="no", cpu=not devices.on_gpu)
+        parts, _ = prepare(accelerator, recipe, inputs=inputs)
+        rehearse(parts, first_step=0)
+        rows = parts.drawn(0)
+        began = time.perf_counter()
+        accumulate(parts, rows)
+        update(parts.optimizer, parts.scaler, max_norm=training.max_grad_norm).tolist()  # waits for the device
+        seconds = time.perf_counter() - began
+    peak = peak_memory_gb() - before
+    tokens = sum(len(row.input_ids) for row in rows)
+    total = cost(
+        run.model,
+        recipe.model,
+        tokens=tokens,
+        labels=label_count(rows),
+        row=tokens / len(rows),
+        passes=len(parts.passes(rows)),
+    )
+    estimates = {"this CPU": on_this_cpu(total)}
+    if devices.on_gpu:
+        estimates = {name: total.seconds(gpu, dtype=recipe.model.dtype) for name, gpu in gpus_with(room).items()}
+    in_seconds = ", ".join(f"{estimate:.2g} ({name})" for name, estimate in estimates.items())
+    return [
+        [f"a step of {tokens:,} tokens", "estimate", "measured"],
+        ["memory, GB", gigabytes(needed.total - needed.overhead), gigabytes(1e9 * peak)],
+        ["time, s", in_seconds, f"{seconds:.2g}"],
+    ]

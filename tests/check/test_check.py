@@ -1,0 +1,191 @@
+"""The check: what it finds where a fault is planted, what it says then, and that runs can do without the piece."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from cli_kit import run
+from message_kit import says
+from moslora.check import check, measure, pieces
+from moslora.check.measure import distance
+from moslora.check.piece import Piece
+from moslora.check.quantized import quantized_pieces
+from moslora.check.step import STEP
+from moslora.kernels.plain import PIECES, left_out
+from moslora.recipe import Recipe
+from moslora.training import train_recipe
+from moslora.training.optimizer import build_optimizer
+from tests.check.faults import FAULTS, planted
+
+CPU = torch.device("cpu")
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 9_000,
+}
+
+
+@pytest.fixture(autouse=True)
+def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "SMALL", SMALL)
+    monkeypatch.setattr(check, "two_processes", lambda: [])
+    monkeypatch.setattr(measure, "SECONDS", 0)
+
+
+@pytest.fixture
+def leaving_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def leave_out(part: str) -> None:
+        monkeypatch.setenv("MOSLORA_PLAIN", part)
+        left_out.cache_clear()
+
+    yield leave_out
+    left_out.cache_clear()
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Has these pieces checked alone."""
+    chosen = [piece for piece in (*pieces.PIECES, *quantized_pieces()) if piece.name in names]
+    monkeypatch.setattr(check, "PIECES", chosen)
+    monkeypatch.setattr(check, "quantized_pieces", lambda: [])
+    monkeypatch.setattr(check, "STEP", chosen[0])
+
+
+def off_in(piece: Piece, config: Any = None) -> bool:
+    return not measure.measure(piece, config or LlamaConfig(**SMALL), CPU, torch.float32).passed
+
+
+def test_without_a_fault_all_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "check")
+    assert code == 0 and "MOSLORA_PLAIN" not in out
+    assert all(piece.name in out for piece in (*pieces.PIECES, *quantized_pieces(), STEP))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named_with_what_does_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    fault = planted(name, monkeypatch)
+    sound = "RoPE" if fault.part != "rope" else "linear"
+    only(monkeypatch, sound, fault.piece)
+    code, out, _ = run(capsys, "check")
+    off = {line for line in out.splitlines() if line.startswith("off: ")}
+    assert code == 1 and off
+    assert all(says(line, f"off: {fault.piece} in ", fault.part) for line in off)
+
+
+@pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.in_step])
+def test_a_step_without_the_piece_is_transformers_own(
+    monkeypatch: pytest.MonkeyPatch, leaving_out: Callable[[str], None], name: str
+) -> None:
+    """Its loss and the gradients of all factors."""
+    fault = planted(name, monkeypatch)
+    assert off_in(STEP)
+    leaving_out(fault.part)
+    assert not off_in(STEP)
+
+
+@pytest.mark.parametrize("name", ["linear, stale", "dropout, share", "loss, stale"])
+def test_a_piece_that_is_left_out_is_the_plain_formula(
+    monkeypatch: pytest.MonkeyPatch, leaving_out: Callable[[str], None], name: str
+) -> None:
+    fault = planted(name, monkeypatch)
+    (piece,) = (piece for piece in pieces.PIECES if piece.name == fault.piece)
+    assert off_in(piece)
+    leaving_out(fault.part)
+    assert not off_in(piece)
+
+
+def test_the_optimizer_without_its_kernel_is_torchs(
+    leaving_out: Callable[[str], None], recipe: Callable[..., Recipe]
+) -> None:
+    leaving_out("optimizer")
+    adamw = build_optimizer(torch.nn.Linear(2, 2), recipe().training)
+    assert not any(group["fused"] for group in adamw.param_groups)
+
+
+def test_all_pieces_can_be_left_out(capsys: pytest.CaptureFixture[str], leaving_out: Callable[[str], None]) -> None:
+    leaving_out(",".join(PIECES))
+    code, out, _ = run(capsys, "check")
+    assert code == 0 and says(out, STEP.name, "left out", *sorted(PIECES))
+    assert not any(f"\n{piece.name} " in out for piece in pieces.PIECES)
+
+
+def test_a_kernel_that_fails_is_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors …")
+
+    monkeypatch.setattr(pieces, "attend", fails)
+    only(monkeypatch, "norm", "attention")
+    code, out, _ = run(capsys, "check")
+    assert code == 1 and says(out, "off: attention in float32", "no kernel image", "MOSLORA_PLAIN=attention")
+
+
+def test_an_unknown_piece_is_refused_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], leaving_out: Callable[[str], None]
+) -> None:
+    for text, fix in (("atention", "attention"), ("norm,xyz", "rope")):
+        leaving_out(text)
+        code, _, err = run(capsys, "recipes")
+        assert code == 2 and says(err, "MOSLORA_PLAIN", text.rpartition(",")[2], fix)
+
+
+def test_the_card_names_what_was_left_out(
+    leaving_out: Callable[[str], None], recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    leaving_out(" loss,attention,norm ")
+    train_recipe(recipe("training.epochs=null", "training.max_steps=4"), out=tmp_path / "run")
+    kernels = json.loads((tmp_path / "run" / "run.json").read_text())["kernels"]
+    assert kernels["MOSLORA_PLAIN"] == "attention,loss,norm"
+    assert kernels["attention"] == "the plain formula" and kernels["norm"] == "transformers'"
+
+
+def test_one_wrong_row_among_many_is_far_off() -> None:
+    exact = torch.randn(1_000, 64)
+    found = exact.clone()
+    found[7] = 0
+    assert distance(found, exact) > 0.5 and distance(exact, exact) == 0
+    found[7, 0] = torch.nan
+    assert distance(found, exact) == float("inf")
+
+
+def test_the_sizes_are_those_of_the_model(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def noted(piece: Piece, config: Any, *place: Any) -> measure.Finding:
+        seen.append((config.hidden_size, config.head_dim))
+        return right(piece, config, *place)
+
+    right = measure.measure
+    monkeypatch.setattr(check, "measure", noted)
+    only(monkeypatch, "norm")
+    assert run(capsys, "check", world / "model")[0] == 0
+    said = json.loads((world / "model" / "config.json").read_text())
+    assert {*seen} == {(said["hidden_size"], said["head_dim"])} != {(64, 16)}
+
+
+def test_a_step_of_a_recipe_stands_beside_its_plan(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only(monkeypatch, "norm")
+    code, out, _ = run(capsys, "check", world / "recipe.yaml", "training.global_batch_size=4")
+    assert code == 0 and says(out, "a step of", "estimate", "measured", "memory, GB", "time, s", "norm")
+
+
+def test_what_is_neither_model_nor_recipe_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, parts in {
+        ("smolm2-135m",): ("smolm2-135m", "did you mean smollm2-135m"),
+        ("methods/lroa",): ("methods/lroa", "did you mean methods/lora"),
+        (f"{world}/model", "training.epochs=1"): ("training.epochs=1", "a model"),
+    }.items():
+        code, _, err = run(capsys, "check", *words)
+        assert code == 2 and says(err, *parts)

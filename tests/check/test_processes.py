@@ -1,0 +1,36 @@
+"""The step of two processes, which `moslora check` runs in processes of its own."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moslora.check import processes
+from moslora.processes.launch import launch
+
+
+@pytest.mark.slow
+def test_a_fault_in_one_strategy_is_found_in_that_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty = Path(__file__).with_name("faulty_process.py")
+    monkeypatch.setattr(
+        processes, "launch", lambda command, **options: launch([sys.executable, str(faulty), command[-1]], **options)
+    )
+    ddp, fsdp = processes.two_processes()
+    assert ddp.passed and not fsdp.passed and not fsdp.fault
+    assert "ddp" in ddp.name and "training.strategy=ddp" in fsdp.line
+
+
+def test_processes_that_end_early_have_found_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*_: Any, **__: Any) -> int:
+        return 1
+
+    monkeypatch.setattr(processes, "launch", ends)
+    found = processes.two_processes()
+    assert len(found) == 2 and not any(finding.passed for finding in found)
+    assert all("above" in finding.line for finding in found)
+
+
+def test_one_gpu_has_no_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "gpus", lambda: 1)
+    assert processes.two_processes() == []

@@ -1,0 +1,92 @@
+"""What `moslora check` compares, on the pretend device: its pieces there are those of a GPU."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from moslora.check import measure
+from moslora.check.piece import Piece
+from moslora.check.pieces import PIECES
+from moslora.check.step import STEP
+from moslora.kernels import attention, liger, loss, rotary, vocabulary
+from moslora.kernels.plain import PIECES as PARTS
+from moslora.kernels.plain import left_out
+from pretend_kit import DEVICE, watch
+from tests.check.faults import FAULTS as planted_on_a_cpu
+
+CONFIG = LlamaConfig(
+    hidden_size=64,
+    intermediate_size=96,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    vocab_size=400,
+)
+BY_NAME = {piece.name: piece for piece in (*PIECES, STEP)}
+
+
+@pytest.fixture(autouse=True)
+def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(measure, "SECONDS", 0)
+    monkeypatch.setattr(vocabulary, "LOGITS_AT_ONCE", 400 * 100)
+    monkeypatch.setattr(liger, "installed", lambda: True)
+    yield
+    left_out.cache_clear()
+
+
+right_turn = rotary._turn
+right_loss = loss.label_loss
+
+
+def wrong(module: Any, name: str, change: Callable[..., Any]) -> tuple[Any, str, Any]:
+    """A function whose result is changed."""
+    right = getattr(module, name)
+    return module, name, lambda *given, **options: change(right(*given, **options))
+
+
+FAULTS = {
+    "RoPE": ("rope", (rotary, "_turn", lambda q, k, cos, sin, back: right_turn(q, k, cos, sin, back=False))),
+    "attention": ("attention", wrong(attention, "varlen_attn", lambda out: out * 1.2)),
+    "adapters, dense": ("adapters", planted_on_a_cpu["adapters, scale"].plant),
+    "loss": ("loss", (loss, "label_loss", lambda states, *given: -right_loss(states, *given))),
+}
+"""Piece -> what it is left out by, and a fault in what a GPU alone computes."""
+
+
+def is_off(piece: Piece, dtype: torch.dtype) -> bool:
+    found = measure.measure(piece, CONFIG, DEVICE, dtype)
+    assert not found.fault, found
+    return not found.passed
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_all_are_equal(name: str) -> None:
+    piece = BY_NAME[name]
+    with watch() as seen:
+        for dtype in piece.tolerances:
+            found = measure.measure(piece, CONFIG, DEVICE, dtype)
+            assert found.passed, found
+    assert seen.operations.total() > 10
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_and_left_out(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """By the piece's comparison and that of a step; without the piece the step is transformers' own."""
+    part, plant = FAULTS[name]
+    monkeypatch.setattr(*plant)
+    assert is_off(BY_NAME[name], torch.bfloat16) and is_off(STEP, torch.bfloat16)
+    monkeypatch.setenv("MOSLORA_PLAIN", part)
+    left_out.cache_clear()
+    assert not is_off(STEP, torch.bfloat16)
+
+
+def test_all_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSLORA_PLAIN", ",".join(PARTS))
+    left_out.cache_clear()
+    with watch() as seen:
+        assert not is_off(STEP, torch.bfloat16)
+    kernels = {name.partition(".")[0] for name in seen.operations}
+    assert kernels.isdisjoint({"moslora", "torch_attn"}), seen.operations
