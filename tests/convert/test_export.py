@@ -103,21 +103,15 @@ def test_the_page_on_merging_loads_the_export(trained: Path, tmp_path: Path, mon
     torch.testing.assert_close(names["model"](ids).logits, ours(ids).logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("mixer", "reason"),
-    [
-        ("token-gate", "a token gate: M depends on the input x"),
-        ("gate-inside", "gates on A and B: M depends on the inp"),
-    ],
-)
-def test_a_gate_has_no_one_weight(recipe: Callable[..., Recipe], tmp_path: Path, mixer: str, reason: str) -> None:
+@pytest.mark.parametrize("mixer", ["token-gate", "gate-inside"])
+def test_a_gate_has_no_one_weight(recipe: Callable[..., Recipe], tmp_path: Path, mixer: str) -> None:
     run = tmp_path / "run"
     train_recipe(recipe("training.max_steps=3", f"adapter.mixer.kind={mixer}"), out=run)
     for write in (export_peft, merge):
         with pytest.raises(UsageError) as caught:
             write(run / "adapter", out=tmp_path / "out")
         (line,) = str(caught.value).splitlines()
-        assert line.startswith(f"{run / 'adapter'}: ") and reason in line
+        assert line.startswith(f"{run / 'adapter'}: ") and f"M of a {mixer} depends on the token" in line
         assert not (tmp_path / "out").exists()
 
 

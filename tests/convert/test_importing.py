@@ -213,14 +213,6 @@ def test_an_export_over_the_built_in_base_is_imported_over_it(built_in: Path, tm
     assert close(logits(load_adapted(again)), logits(load_adapted(run)))
 
 
-def test_an_earlier_export_over_the_built_in_base_is_told_the_command(built_in: Path, tmp_path: Path) -> None:
-    (built_in / "origin.json").unlink()
-    with pytest.raises(MosloraError) as refused:
-        import_adapter(built_in, out=tmp_path / "again")
-    assert f"moslora import {built_in} --base {BUILTIN}" in str(refused.value) and "\n" not in str(refused.value)
-    import_adapter(built_in, out=tmp_path / "again", base=BUILTIN)
-
-
 def test_another_base_than_that_of_the_export_is_noted(
     trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

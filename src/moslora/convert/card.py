@@ -51,20 +51,15 @@ def write_card(
     recipe = folder.recipe
     manifest = folder.manifest
     name = recipe.model.name
-    library = "transformers"
-    if (out / PEFT_CONFIG).exists():
-        library = "peft"
-    tags = ["moslora"]
-    if not recipe.adapter.needs_peft:
-        tags.append("lora")
     base = public_name(name)
-    place = base
-    hub_id: str | None = base
-    if _is_local(name):
-        place = f"path/to/{base.removeprefix('./')}"
-        hub_id = None
+    local = _is_local(name)
+    tags = ["moslora"] if recipe.adapter.needs_peft else ["moslora", "lora"]
+    library = "peft" if (out / PEFT_CONFIG).exists() else "transformers"
+    data = ModelCardData(
+        base_model=None if local else base, library_name=library, pipeline_tag="text-generation", tags=tags
+    )
     card = ModelCard.from_template(
-        ModelCardData(base_model=hub_id, library_name=library, pipeline_tag="text-generation", tags=tags),
+        data,
         template_path=str(TEMPLATE),
         recipe=recipe,
         manifest=manifest,
@@ -72,7 +67,7 @@ def write_card(
         proof=proof,
         task=task,
         base=base,
-        place=place,
+        place=f"path/to/{base.removeprefix('./')}" if local else base,
         built_in=name == BUILTIN,
         quoted=partial(json.dumps, ensure_ascii=False),
         protocol=PROTOCOLS[recipe.evaluation.protocol],

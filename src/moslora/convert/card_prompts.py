@@ -69,16 +69,9 @@ def _options(listed: str | tuple[str, ...] | None) -> tuple[str, ...]:
     if listed is None:
         return ("<answer>",)
     if isinstance(listed, str):
-        count = USUAL_OPTIONS
-        if listed.startswith("["):
-            count = listed.count(",") + 1
+        count = listed.count(",") + 1 if listed.startswith("[") else USUAL_OPTIONS
         listed = ("{{ of the row }}",) * count
-    options = []
-    for number, text in enumerate(listed, start=1):
-        if "{{" in text:
-            text = f"<option {number}>"
-        options.append(text)
-    return tuple(options)
+    return tuple(f"<option {number}>" if "{{" in text else text for number, text in enumerate(listed, start=1))
 
 
 def _prompt(format: Format, example: Example) -> Prompt:

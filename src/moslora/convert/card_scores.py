@@ -38,10 +38,7 @@ class Row(NamedTuple):
 class Scored(NamedTuple):
     """One evaluation, as far as a card shows it."""
 
-    protocol: str
-    format: str
-    dtype: str
-    quantization: str | None
+    settings: dict[str, Any]  # as in ``results.json``
     metric: str
     sources: list[str]  # of the questions
     rows: list[Row]
@@ -77,7 +74,6 @@ def _read(path: Path, *, model: tuple[str | None, str], only: str | None) -> Res
 
 def _scored(own: Results, plain: Results, recipe: Recipe) -> Scored:
     settings = own["settings"]
-    facts = settings["metadata"]
     tasks = own["tasks"]
     metric = settings["primary"]
     if not any(metric in score for score in tasks.values()):  # all of them are answered in words
@@ -86,24 +82,14 @@ def _scored(own: Results, plain: Results, recipe: Recipe) -> Scored:
     alike = [task for task in tasks if task in plain["tasks"] and _asked(own, task) == _asked(plain, task)]
     rows = []
     for task, score in tasks.items():
-        base = ""
-        if task in alike:
-            base = _value(plain["tasks"][task], metric)
+        base = _value(plain["tasks"][task], metric) if task in alike else ""
         rows.append(Row(task, score["n"], leaks.get(task, 0), _value(score, metric), base))
     if len(tasks) > 1:
-        base = ""
-        if alike == [*tasks] and len(tasks) == len(plain["tasks"]):
-            base = _value(plain["macro"], metric)
+        asked_alike = alike == [*tasks] and len(tasks) == len(plain["tasks"])
+        base = _value(plain["macro"], metric) if asked_alike else ""
         rows.append(Row(MACRO, own["macro"]["n"], 0, _value(own["macro"], metric), base))
-    return Scored(
-        settings["protocol"],
-        settings["format"],
-        settings["dtype"],
-        facts.get("quantization"),
-        metric,
-        sources=list(dict.fromkeys(source_of(task, recipe=recipe, source=facts["source"]) for task in tasks)),
-        rows=rows,
-    )
+    sources = dict.fromkeys(source_of(task, recipe=recipe, source=settings["metadata"]["source"]) for task in tasks)
+    return Scored(settings, metric, list(sources), rows)
 
 
 def _asked(results: Results, task: str) -> list[Any]:

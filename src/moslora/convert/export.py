@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.adapters import LoraPair, NotMergeable, build_mixer, describe_task, fold, has_learned, named_adapters
+from moslora.adapters import LoraPair, describe_task, fold, has_learned, named_adapters
 from moslora.base.load import load_tokenizer
 from moslora.base.peft_methods import config_of
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
@@ -41,17 +41,12 @@ def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
         if not section.gated_by_task:
             raise UsageError(f"{folder.path}: --task {task}: its adapter does not depend on the task; omit --task")
         folder.refuse_untrained(task)
-        return
-    if section.mixer is None:  # PEFT's
-        return
-    options = folder.recipe.adapter_options()
-    try:
-        build_mixer(rank=options["rank"], in_features=1, **options["mixer"]).matrix()
-    except NotMergeable as error:
-        fix = "evaluate the adapter folder itself"
-        if section.gated_by_task:
-            fix = "name one with --task"
-        raise UsageError(f"{folder.path}: cannot be folded into one weight: it has {error}; {fix}") from None
+    elif section.mixer is not None and section.mixer.routes:  # PEFT's have none
+        fix = "name one with --task" if section.gated_by_task else "evaluate the adapter folder itself"
+        raise UsageError(
+            f"{folder.path}: cannot be folded into one weight: M of a {section.mixer.kind} depends on the token or the"
+            f" task; {fix}"
+        )
 
 
 def lora_pairs(model: PreTrainedModel, name: str) -> dict[str, LoraPair]:

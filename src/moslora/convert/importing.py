@@ -1,9 +1,7 @@
 """Makes a run of an adapter that another program trained, and checks that it computes the same."""
 
 import re
-import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,8 +66,7 @@ def import_adapter(
         "sha256": {path.name: sha256(path) for path in (config, weights)},
     }
     with new_folder(out) as scratch:
-        with _or_the_built_in(source, settings, base):
-            ours, plain = _load(recipe, layers, weights)
+        ours, plain = _load(recipe, layers, weights)
         _note_another_base(source, recipe.model)
         tokenizer = load_tokenizer(recipe.model)
         of_base = log_probabilities(plain, tokenizer)
@@ -77,10 +74,12 @@ def import_adapter(
             plain.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
         of_source = log_probabilities(plain, tokenizer)
         del plain
-        result = _write_run(
-            scratch, ours, recipe, imported, encoding(Encoder(tokenizer, max_length=None), recipe.data.format)
-        )
-        folder = open_adapter(result, trust_remote_code=trust_remote_code)
+        run = Run(scratch)
+        run.begin(recipe, {"imported": imported, "versions": {"moslora": __version__}})
+        encoded_by = encoding(Encoder(tokenizer, max_length=None), recipe.data.format)
+        facts = {"imported": imported, "encoding": encoded_by, "packages": packages(quantized=False, peft=False)}
+        save_adapter(run.result, ours, recipe, facts=facts)
+        folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
         of_run = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
         error = _distance(of_run, of_source)
         effect = _distance(of_base, of_source)
@@ -100,17 +99,6 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def _write_run(
-    out: Path, model: PreTrainedModel, recipe: Recipe, imported: Mapping[str, Any], encoded_by: Mapping[str, str]
-) -> Path:
-    """Writes a run with the adapters of ``model`` as its result, whose folder is returned."""
-    run = Run(out)
-    run.begin(recipe, {"imported": imported, "versions": {"moslora": __version__}})
-    facts = {"imported": imported, "encoding": encoded_by, "packages": packages(quantized=False, peft=False)}
-    save_adapter(run.result, model, recipe, facts=facts)
-    return run.result
-
-
 def _base_of(source: Path, config: Path, settings: Settings) -> str:
     """The base that ``source`` names. An export over the built-in base names its original on the hub, as PEFT knows no
     other, which has other weights; beside it stands what it was."""
@@ -121,18 +109,6 @@ def _base_of(source: Path, config: Path, settings: Settings) -> str:
     if named == BUILTIN_ON_THE_HUB and origin and origin.base == BUILTIN:
         return BUILTIN
     return named
-
-
-@contextmanager
-def _or_the_built_in(source: Path, settings: Settings, base: str | None) -> Iterator[None]:
-    """Adds the command for the built-in base to an error about its original, which an earlier export may mean."""
-    try:
-        yield
-    except MosloraError as error:
-        if base or settings.base_model_name_or_path != BUILTIN_ON_THE_HUB:
-            raise
-        command = f"moslora import {shlex.quote(str(source))} --base {BUILTIN}"
-        raise type(error)(f"{error}; if its base is the built-in one: {command}") from None
 
 
 def _note_another_base(source: Path, model: ModelSection) -> None:

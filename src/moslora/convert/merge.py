@@ -125,7 +125,8 @@ class Merging:
         weights = self._write_weights(out, adapters, base)
         base_log_p = base.log_p
         del base  # with its layers, before another model is loaded
-        found = LogProbabilities(base_log_p, adapters.log_p, expected, merged=self._log_p_of_merged(out))
+        section = self.section.model_copy(update={"name": str(out), "revision": None, "quantization": None})
+        found = LogProbabilities(base_log_p, adapters.log_p, expected, merged=self._log_p(load_base(section)))
         return prove(
             found,
             weights,
@@ -172,10 +173,6 @@ class Merging:
         _write_weights(start, pairs, out, dtype=DTYPES[self.section.dtype])
         _write_settings(files[0].parent, out, self.tokenizer, dtype=self.section.dtype)
         return _compare_weights(start, by_stored_layer(adapters.layers, base.stored), out)
-
-    def _log_p_of_merged(self, out: Path) -> Tensor:
-        merged = self.section.model_copy(update={"name": str(out), "revision": None, "quantization": None})
-        return self._log_p(load_base(merged))
 
 
 class Start(NamedTuple):
