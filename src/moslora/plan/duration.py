@@ -146,18 +146,15 @@ def _linear_weights(module: nn.Module) -> list[Tensor]:
 def _attention_entries(model: PreTrainedModel, row: float) -> float:
     """Entries of the queries in all layers, times the mean number of tokens that a token attends to."""
     config = model.config.get_text_config(decoder=True)
-    head = getattr(config, "head_dim", None)
-    if not head:
-        head = config.hidden_size // config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return float(config.num_hidden_layers * config.num_attention_heads * head * row / 2)
 
 
 def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int) -> str:
     """The time of ``total`` on so many ``devices``, of each GPU with about ``memory`` bytes, or else of the nearest
     size: an estimate, and what it assumes."""
-    times = []
-    for name, gpu in gpus_with(memory).items():
-        times.append(f"{name} {in_words(total.seconds(gpu, dtype=dtype) / devices)}")
+    gpus = gpus_with(memory)
+    times = [f"{name} {in_words(total.seconds(gpu, dtype=dtype) / devices)}" for name, gpu in gpus.items()]
     assumed = f"at {share_of_peak(dtype):.0%} of the peak of {dtype}"
     if total.unpacked:
         assumed += f", and unpacking at {SHARE_OF_BANDWIDTH:.0%} of the bandwidth"

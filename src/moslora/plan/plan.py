@@ -68,9 +68,7 @@ def plan(
     training = recipe.training
     devices, room = _devices(processes, gpu_memory, rows=training.global_batch_size)
     processes = devices.processes
-    rate = None
-    if probing:
-        rate = probe(recipe)  # first, because it makes the rows
+    rate = probe(recipe) if probing else None  # first, because it makes the rows
     run = outline(recipe)
     whole_step = run.share_of_a_step(processes)
     budget = training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=devices.on_gpu)
@@ -98,9 +96,7 @@ def plan(
     times, seconds = _about_time(run, recipe, devices, budget=budget, room=room, rate=rate)
     remarks += times
     first = []
-    many = ""
-    if processes > 1:
-        many = f" --processes {processes}"
+    many = f" --processes {processes}" if processes > 1 else ""
     too_long_here = not devices.on_gpu and seconds > A_DAY
     if too_long_here or (many and not devices.on_gpu):
         first.append(
@@ -170,9 +166,8 @@ def _about_time(
 
 def gigabytes(size: float) -> str:
     """With two digits after the point below 10 GB, otherwise with one."""
-    if size < 1e10:
-        return f"{size / 1e9:,.2f}"
-    return f"{size / 1e9:,.1f}"
+    digits = 2 if size < 1e10 else 1
+    return f"{size / 1e9:,.{digits}f}"
 
 
 def disk_line(model: PreTrainedModel, training: TrainingSection) -> str:

@@ -86,7 +86,9 @@ def measure(
         if checkpointing:
             recompute_layers(few)
         few.enable_input_require_grads()  # as in all layers but the first, the input has a gradient
-        _allocate_gradients(few)
+        for weight in few.parameters():
+            if weight.requires_grad:  # its gradient, which only the first step of a run has to allocate
+                weight.grad = torch.zeros_like(weight)
         objective = LabelLoss(few).train()
         batch = collate(_rows(part), device=few.device)
         with torch.no_grad():
@@ -116,13 +118,6 @@ def _one_layer_of_each_kind(model: PreTrainedModel, dtype: torch.dtype) -> tuple
     for weight in {*few.parameters()} - own_parameters(few):
         weight.data = weight.data.to(dtype)
     return few, {layer: counts[kind] for layer, kind in zip(one_of_each, kinds, strict=True)}
-
-
-def _allocate_gradients(model: nn.Module) -> None:
-    """Gives each trained weight its gradient, which only the first step of a run has to allocate."""
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.grad = torch.zeros_like(weight)
 
 
 def _rows(work: Work) -> list[Encoded]:
