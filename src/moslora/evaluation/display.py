@@ -39,9 +39,7 @@ def table(results: Results) -> list[list[str]]:
         rows[name] = _of_texts(score)
     for name, count in results.unanswered.items():
         rows.setdefault(name, {})["not answered"] = f"{count:,}"
-    titles: dict[str, None] = {}
-    for row in rows.values():
-        titles |= dict.fromkeys(row)
+    titles = dict.fromkeys(title for row in rows.values() for title in row)
     found = [["task", *titles]]
     for name, row in rows.items():
         cells = [row.get(title, NONE) for title in titles]

@@ -27,7 +27,7 @@ from moslora.processes.group import process_group, take_gpu
 from moslora.ranks import is_main_process
 from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.named import tasks_to_ask
-from moslora.tasks import Example, Task
+from moslora.tasks import Example
 
 
 def evaluate_target(
@@ -74,27 +74,19 @@ def evaluate_target(
 def asked_questions(
     target: Target, tasks: str | Sequence[str] | None, typed: Mapping[str, Any]
 ) -> tuple[Request, dict[str, list[Example]]]:
-    """How ``target`` is asked, and all questions of each task."""
+    """How ``target`` is asked, and all questions of each task, with a note on scores that need a remark.
+
+    Raises:
+        UsageError: a source without test rows, or no such model; before anything is downloaded.
+    """
     request = target.asked(typed)
     chosen = tasks_to_ask(target.recipe, tasks)
     if tasks is None and target.trained and target.trained.recipe.evaluation.tasks is None:
         remark = remark_on_bare_rows(target.trained.run)
         if remark:
             note(f"{remark}; this evaluates the eight commonsense sets, or the --tasks that you name")
-    _check(target, chosen, source=request.source)
-    questions = {task.name: load_examples(task, "test", source=request.source) for task in chosen}
-    limit = request.limit
-    if limit is not None and "limit" not in typed:  # one that was typed needs no words
-        limited = [f"{task} {limit:,} of {len(rows):,}" for task, rows in questions.items() if len(rows) > limit]
-        if limited:
-            note(f"questions: {', '.join(limited)} (evaluation.limit of the recipe); --limit all asks all")
-    return request, questions
-
-
-def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
-    """Refuses a source without test rows and a model that does not exist, before anything is downloaded. Notes scores
-    that need a remark."""
-    sets = [task.name for task in tasks if not task.own]
+    source = request.source
+    sets = [task.name for task in chosen if not task.own]
     trained_on = target.recipe.data.source if target.recipe else None
     if sets and source == trained_on and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(f"{source}: this model was trained on this single file, which has no test rows; set --source")
@@ -103,7 +95,13 @@ def _check(target: Target, tasks: Sequence[Task], *, source: str) -> None:
     for line in differences(source, sets, split="test"):
         note(line)
     trained = target.adapter.trained_tasks() if target.adapter else None
-    others = [task.name for task in tasks if trained and not task.is_text and task.name not in trained]
+    others = [task.name for task in chosen if trained and not task.is_text and task.name not in trained]
     if trained and others:  # of texts the gate is the mean of all tasks'
         unknown = f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)})"
         note(f"{unknown}: those scores use a random embedding")
+    questions = {task.name: load_examples(task, "test", source=source) for task in chosen}
+    limit = request.limit
+    limited = [f"{task} {limit:,} of {len(rows):,}" for task, rows in questions.items() if limit and len(rows) > limit]
+    if limited and "limit" not in typed:  # one that was typed needs no words
+        note(f"questions: {', '.join(limited)} (evaluation.limit of the recipe); --limit all asks all")
+    return request, questions

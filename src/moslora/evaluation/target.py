@@ -161,9 +161,7 @@ def open_target(
     """
     named = read_named(target, trust_remote_code=trust_remote_code) if isinstance(target, str) else target
     recipe = named.recipe
-    changes: dict[str, Any] = {}
-    if dtype is not None:
-        changes["dtype"] = dtype
+    changes: dict[str, Any] = {"dtype": dtype} if dtype else {}
     model = recipe.model if recipe else ModelSection(name=named.name)
     request = Request.of(recipe) if recipe else Request()
     trained = named.adapter

@@ -12,8 +12,8 @@ from moslora.runs.settings import TaskRecord
 from moslora.verify.fit import Answered, centered
 from moslora.verify.verdict import Evidence, TextEvidence, tolerance
 
-Said = int | str | None
-"""The option that a question is answered with; the text where it names none, and there is one."""
+Said = int | str
+"""The option that a question is answered with, or the text where it names none."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,9 @@ def alike(one: Evaluation, other: Evaluation) -> set[str]:
 def _said_by_id(evaluation: Evaluation) -> dict[str, Said]:
     found: dict[str, Said] = {}
     for answers in evaluation.tasks.values():
-        found.update(zip(answers.ids, answers.chosen, strict=True))
-        for id, text in zip(answers.ids, answers.texts, strict=False):  # no texts where options are scored
-            if found[id] is None and text is not None:
-                found[id] = text.strip()
+        texts = answers.texts or (None,) * len(answers.ids)  # none where options are scored
+        for id, option, text in zip(answers.ids, answers.chosen, texts, strict=True):
+            found[id] = (text or "").strip() if option is None else option
     return found
 
 

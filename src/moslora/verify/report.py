@@ -52,7 +52,7 @@ class Report:
     def lines(self) -> list[str]:
         """What is printed, the verdict last."""
         found = [
-            " ".join(filter(None, [self.server, printable(self.model), "against", str(self.evaluation)])),
+            f"{self.server} {printable(self.model)}".rstrip() + f" against {self.evaluation}",
             f"{counted(self.asked, 'question')} {self.how}; {self.answered} answered",
             f"same answer to {self.same} of {self.answered}",
         ]
@@ -65,9 +65,8 @@ class Report:
 
     def to_json(self) -> str:
         """All numbers, for a program."""
-        effects = {}
-        for name, effect in self.effects.items():
-            effects[name] = {"difference": effect.difference, "interval": effect.interval}
+        shown = self.effects.items()
+        effects = {name: {"difference": each.difference, "interval": each.interval} for name, each in shown}
         verdict = {"verdict": self.verdict.kind, "says": self.verdict.says, "passed": self.verdict.passed}
         values = {**asdict(self), **verdict, "evaluation": str(self.evaluation), "effects": effects}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

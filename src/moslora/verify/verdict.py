@@ -142,21 +142,24 @@ def _judge(evidence: Evidence, found: Fit) -> Verdict:
     for name, other in evidence.others.items():
         off = distance(evidence.server, other)
         if off <= most and off < found.distance / 2:
-            return Verdict(
-                "checkpoint", f"another checkpoint: computes {name} of this run, {off:.2g} nats off; {numbers}"
-            )
-    is_wide = high - low + found.attenuation > WIDEST
-    if is_close and is_wide and _may_be_all(found):
+            says = f"another checkpoint: computes {name} of this run, {off:.2g} nats from its answers; {numbers}"
+            return Verdict("checkpoint", says)
+    # As far as questions and rounding tell: the server may compute the whole adapter, or k is so far from 1.
+    may_be_all = low <= 1 <= high + found.attenuation
+    scale_off = 0.0 if may_be_all else min(abs(found.k - 1), abs(found.k + found.attenuation - 1))
+    if is_close and may_be_all and high - low + found.attenuation > WIDEST:
         says = f"nothing speaks against this run, but the adapter moves these answers too little: {numbers}"
         return Verdict("undecided", f"{says}; ask more questions with --limit, or other --tasks", agrees=True)
-    if is_close and not _scale_is_off(found, 2 * SCALE_OFF):
+    if is_close and scale_off <= 2 * SCALE_OFF:
         return Verdict("run", f"computes this run, as close as {evidence.dtype} allows: {numbers}", agrees=True)
-    if _is_base(found, most):
+    is_near_base = found.from_base <= most and low - found.attenuation <= NOTHING and not may_be_all
+    is_around_base = abs(found.k) <= NOTHING and found.left <= found.effect / 2  # as a quantisation is
+    if is_near_base or is_around_base:
         fix = "load the adapter, or serve the merged model"
         return Verdict("base", f"computes its base, the adapter is not applied: {numbers}; {fix}")
     from_scale = SCALE_LEFT * abs(1 - found.k) * found.effect
     is_straight = found.left <= max(most, from_scale) and found.left <= found.effect / 4
-    if is_straight and _scale_is_off(found, SCALE_OFF):
+    if is_straight and scale_off > SCALE_OFF:
         return Verdict("scale", f"a wrong scale: {numbers}; compare alpha, rank and rslora of what is served")
     if found.left > found.effect / 2:
         return Verdict("another model", f"another model, another size, or another prompt: {numbers}")
@@ -168,27 +171,6 @@ def _judge(evidence: Evidence, found: Fit) -> Verdict:
 
 def _apart(off: float, most: float) -> str:
     return f"{off:.2g} nats from the run's answers, of which rounding explains {most:.2g}"
-
-
-def _scale_is_off(found: Fit, least: float) -> bool:
-    """Whether k is shown to differ from 1, by ``least`` or more."""
-    nearest = min(abs(found.k - 1), abs(found.k + found.attenuation - 1))
-    return not _may_be_all(found) and nearest > least
-
-
-def _may_be_all(found: Fit) -> bool:
-    """Whether the server may compute the whole adapter, as far as questions and rounding tell."""
-    low, high = found.interval
-    return low <= 1 <= high + found.attenuation
-
-
-def _is_base(found: Fit, most: float) -> bool:
-    """Whether the adapter does nothing here: near the base, or around it as a quantisation is."""
-    low, _ = found.interval
-    may_be_nothing = low - found.attenuation <= NOTHING
-    if found.from_base <= most and may_be_nothing and not _may_be_all(found):
-        return True
-    return abs(found.k) <= NOTHING and found.left <= found.effect / 2
 
 
 def _without_base(evidence: Evidence) -> Verdict:
