@@ -58,8 +58,7 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
         with new_folder(out, older=lambda: (EXPERIMENT, *TABLES)) as scratch:
             write_tables(scratch, rows)
             replace(index, file=study.file_seen_from(out), runs=(), card=card).write(scratch)
-    size = sum((out / name).stat().st_size for name in TABLES)
-    yield f"written to {out}: {counted(len(done), 'run')}, {size / 1e6:.1f} MB"
+    yield f"written to {out}: {counted(len(done), 'run')}"
     yield f"next: moslora compare {shlex.quote(str(out))}"
 
 
