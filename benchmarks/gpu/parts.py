@@ -58,6 +58,7 @@ def check(record: Record) -> None:
         RuntimeError: a piece is off.
     """
     from moslora.check.check import check as findings
+    from moslora.check.measure import said_of
     from moslora.recipe import ModelSection
 
     model = ModelSection(name="meta-llama/Meta-Llama-3-8B") if GPU else None
@@ -65,9 +66,9 @@ def check(record: Record) -> None:
     for finding in findings(model):
         record(**{f"{finding.name}, {finding.dtype}": asdict(finding)})
         if not finding.passed:
-            off.append(finding.line)
+            off.append(finding)
     if off:
-        raise RuntimeError("\n".join(off))
+        raise RuntimeError("\n".join(said_of(off)))
 
 
 def first(record: Record) -> None:

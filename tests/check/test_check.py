@@ -15,13 +15,14 @@ from moslora.check import check, measure, pieces
 from moslora.check.measure import distance
 from moslora.check.piece import Piece
 from moslora.check.quantized import quantized_pieces
-from moslora.check.step import STEP
+from moslora.check.step import SMALL_LLAMA, step_piece
 from moslora.kernels.plain import PIECES, left_out
 from moslora.recipe import Recipe
 from moslora.training import train_recipe
 from moslora.training.optimizer import build_optimizer
 from tests.check.faults import FAULTS, planted
 
+STEP = step_piece(SMALL_LLAMA)
 CPU = torch.device("cpu")
 SMALL = {
     "hidden_size": 64,
@@ -35,7 +36,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "SMALL", SMALL)
+    monkeypatch.setattr(check, "SIZES", SMALL)
     monkeypatch.setattr(check, "two_processes", lambda: [])
     monkeypatch.setattr(measure, "SECONDS", 0)
 
@@ -55,11 +56,23 @@ def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     chosen = [piece for piece in (*pieces.PIECES, *quantized_pieces()) if piece.name in names]
     monkeypatch.setattr(check, "PIECES", chosen)
     monkeypatch.setattr(check, "quantized_pieces", lambda: [])
-    monkeypatch.setattr(check, "STEP", chosen[0])
+    monkeypatch.setattr(check, "step_piece", lambda _: chosen[0])
 
 
 def off_in(piece: Piece, config: Any = None) -> bool:
     return not measure.measure(piece, config or LlamaConfig(**SMALL), CPU, torch.float32).passed
+
+
+def off(part: str) -> measure.Finding:
+    return measure.Finding("a piece", part, "float32", 1e-4)
+
+
+def test_the_settings_do_without_all_that_is_off() -> None:
+    """A step alone takes all of them; with a piece that is off the step is off, too."""
+    assert says(measure.said_of([off(STEP.part)])[-1], "MOSLORA_PLAIN", *sorted(PIECES))
+    several = [off(STEP.part), off("norm"), off("model.quantization=null"), off("loss"), off("norm")]
+    *lines, settings = measure.said_of(several)
+    assert len(lines) == 5 and settings.endswith(": model.quantization=null MOSLORA_PLAIN=loss,norm")
 
 
 def test_without_a_fault_all_passes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +91,9 @@ def test_a_fault_is_named_with_what_does_without_it(
     code, out, _ = run(capsys, "check")
     off = {line for line in out.splitlines() if line.startswith("off: ")}
     assert code == 1 and off
-    assert all(says(line, f"off: {fault.piece} in ", fault.part) for line in off)
+    assert all(line.startswith(f"off: {fault.piece} in ") for line in off)
+    setting = fault.part if "=" in fault.part else f"MOSLORA_PLAIN={fault.part}"
+    assert out.splitlines()[-1].endswith(f": {setting}")
 
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.in_step])

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from message_kit import says
 from moslora.check import processes
+from moslora.check.measure import said_of
 from moslora.processes.launch import launch
 
 
@@ -18,7 +20,7 @@ def test_a_fault_in_one_strategy_is_found_in_that_alone(monkeypatch: pytest.Monk
     )
     ddp, fsdp = processes.two_processes()
     assert ddp.passed and not fsdp.passed and not fsdp.fault
-    assert "ddp" in ddp.name and "training.strategy=ddp" in fsdp.line
+    assert "ddp" in ddp.name and said_of([fsdp])[-1].endswith("training.strategy=ddp")
 
 
 def test_processes_that_end_early_have_found_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +30,7 @@ def test_processes_that_end_early_have_found_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(processes, "launch", ends)
     found = processes.two_processes()
     assert len(found) == 2 and not any(finding.passed for finding in found)
-    assert all("above" in finding.line for finding in found)
+    assert says("\n".join(said_of(found)), "above", "above", "--processes 1", "training.strategy=ddp")
 
 
 def test_one_gpu_has_no_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from moslora.check import measure
 from moslora.check.piece import Piece
 from moslora.check.pieces import PIECES
-from moslora.check.step import STEP
+from moslora.check.step import SMALL_LLAMA, step_piece
 from moslora.kernels import attention, liger, loss, rotary, vocabulary
 from moslora.kernels.plain import PIECES as PARTS
 from moslora.kernels.plain import left_out
@@ -25,6 +25,7 @@ CONFIG = LlamaConfig(
     head_dim=16,
     vocab_size=400,
 )
+STEP = step_piece(SMALL_LLAMA)
 BY_NAME = {piece.name: piece for piece in (*PIECES, STEP)}
 
 

@@ -1,24 +1,23 @@
 """The whole check: every piece on the device that is there, a training step, and one of two processes."""
 
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
 
 import torch
-from transformers import LlamaConfig
 
 from moslora.base.shapes import meta_model
 from moslora.check.measure import Finding, measure
 from moslora.check.pieces import PIECES
 from moslora.check.processes import two_processes
 from moslora.check.quantized import quantized_pieces
-from moslora.check.step import STEP
+from moslora.check.step import SMALL_LLAMA, step_piece
 from moslora.kernels import liger
 from moslora.kernels.plain import VARIABLE, left_out
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
 from moslora.processes.group import take_gpu
 from moslora.recipe import ModelSection
 
-SMALL: dict[str, Any] = {
+SIZES = {
     "hidden_size": 1_024,
     "intermediate_size": 2_816,
     "num_attention_heads": 8,
@@ -30,27 +29,31 @@ SMALL: dict[str, Any] = {
 
 
 def check(model: ModelSection | None = None) -> Iterator[Finding]:
-    """Compares in the sizes of ``model``'s layers, and in those of :data:`SMALL` that its config does not say."""
+    """Compares in the sizes of ``model``'s layers, and in those of :data:`SIZES` that its config does not say."""
     take_gpu()
     liger.agree()
     torch.backends.cuda.enable_cudnn_sdp(False)  # as where a model is computed
     place = device()
-    config: Any = LlamaConfig(**SMALL)
+    config = SMALL_LLAMA
+    sizes = dict(SIZES)
     if model is not None:
-        config = meta_model(model).config.get_text_config(decoder=True)
-        for name, size in SMALL.items():
-            if getattr(config, name, None) is None:
-                setattr(config, name, size)
-    for piece in (*PIECES, *quantized_pieces(), STEP):
+        config = meta_model(model).config
+        text = config.get_text_config(decoder=True)
+        heads = text.num_attention_heads
+        sizes |= {"num_key_value_heads": heads, "head_dim": text.hidden_size // heads}
+        sizes |= {name: getattr(text, name) for name in SIZES if getattr(text, name, None)}
+    for piece in (*PIECES, *quantized_pieces(), step_piece(config)):
         for dtype in piece.tolerances:
             if piece.part not in left_out() and (dtype == torch.float32 or multiplies_bfloat16(place)):
-                yield measure(piece, config, place, dtype)
+                yield measure(piece, SimpleNamespace(**sizes), place, dtype)
     yield from two_processes()
 
 
 def remarks() -> list[str]:
-    """What is not compared on this machine."""
+    """What is not compared on this machine, and by what."""
     lines = []
+    if liger.takes(torch.empty(0, device=device())):
+        lines.append("RoPE and MLP are Liger-Kernel's here")
     if not multiplies_bfloat16(device()):
         lines.append("bfloat16 was not compared: this device does not multiply it")
     if left_out():

@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from moslora.check.piece import Compute, Draw, Piece
 from moslora.errors import first_line
+from moslora.kernels.plain import PIECES, VARIABLE
 from moslora.processes.devices import wait_for
 
 SECONDS = 0.2
@@ -24,14 +25,14 @@ class Finding:
     """What was found of a piece in one dtype.
 
     Attributes:
-        without: the setting under which runs do without it.
+        part: of `moslora.check.piece.Piece`.
         off: the largest distance of a result or a gradient; infinite after a fault.
         milliseconds: of both passes of ours, and of the plain formula in that dtype, where they were measured.
         fault: what ended it, if anything did.
     """
 
     name: str
-    without: str
+    part: str
     dtype: str
     tolerance: float
     off: float = math.inf
@@ -48,18 +49,27 @@ class Finding:
         times = [f"{each:,.2f}" for each in self.milliseconds] or ["", ""]
         return [self.name, self.dtype, f"{self.off:.1e}", f"{self.tolerance:.0e}", *times]
 
-    @property
-    def line(self) -> str:
-        """That it is off, and what does without it."""
-        reason = ""
-        if self.fault:
-            reason = f" ({self.fault})"
-        return f"off: {self.name} in {self.dtype}{reason}; do without it: {self.without}"
+
+def said_of(off: Sequence[Finding]) -> list[str]:
+    """A line for each finding that is ``off``, and the settings that do without them all. A whole step is off with any
+    of its pieces: only by itself it takes all settings."""
+    lines = []
+    parts: set[str] = set()
+    for finding in sorted(off, key=lambda finding: finding.part.count(",")):
+        fault = f": {finding.fault}" if finding.fault else ""
+        lines.append(f"off: {finding.name} in {finding.dtype}{fault}")
+        if "," not in finding.part or not parts:
+            parts.update(finding.part.split(","))
+    pieces = parts & {*PIECES}
+    settings = sorted(parts - pieces)
+    if pieces:
+        settings.append(f"{VARIABLE}={','.join(sorted(pieces))}")
+    return [*lines, f"to do without: {' '.join(settings)}"]
 
 
-def measure(piece: Piece, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> Finding:
+def measure(piece: Piece, config: Any, device: torch.device, dtype: torch.dtype) -> Finding:
     """Compares ``piece`` with its formula in float64, over inputs that are those of ``dtype``."""
-    about = (piece.name, piece.without, str(dtype).removeprefix("torch."), piece.tolerances[dtype])
+    about = (piece.name, piece.part, str(dtype).removeprefix("torch."), piece.tolerances[dtype])
     try:
         draw = Draw(config, device, torch.float64, dtype)
         _, exact = piece.make(draw)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from moslora.kernels.linear import FrozenLinear
-from moslora.kernels.plain import VARIABLE
 from moslora.kernels.rows import Rows
 
 Compute = Callable[[], Sequence[Tensor]]
@@ -76,7 +75,7 @@ class Piece:
     """What is compared.
 
     Attributes:
-        part: its name among `moslora.kernels.plain.PIECES`, or the setting under which runs do without it.
+        part: what does without it: its name among `moslora.kernels.plain.PIECES`, or several, or a setting.
         make: from inputs to two functions that return tensors.
         tolerances: the largest `moslora.check.measure.distance`, by dtype in which it is compared.
     """
@@ -85,10 +84,3 @@ class Piece:
     part: str
     make: Callable[[Draw], Pair]
     tolerances: Mapping[torch.dtype, float] = field(default_factory=TOLERANCES.copy)
-
-    @property
-    def without(self) -> str:
-        """The setting under which runs do without it."""
-        if "=" in self.part:
-            return self.part
-        return f"{VARIABLE}={self.part}"

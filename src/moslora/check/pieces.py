@@ -1,6 +1,7 @@
 """The pieces of the engine, each beside its formula in a few lines, or beside torch's or transformers' function."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,12 +139,16 @@ def adapters(draw: Draw, *, kind: str) -> Pair:
 
 
 def plain_adapter(layer: AdapterLinear, x: Tensor) -> Tensor:
-    """y of one layer: x (W + ΔW)ᵀ, or with a mixer that routes x Wᵀ + s · M(A x) Bᵀ."""
-    weight: Tensor = layer.base.weight  # type: ignore[assignment]
+    """y of one layer, x Wᵀ + s · M(A x) Bᵀ; where M does not route, it is multiplied into A."""
+    a: Tensor = layer.lora_a
+    b: Tensor = layer.lora_b
     if layer.folds:
-        return F.linear(x, weight + layer.delta_weight().to(x.dtype))
-    u = layer.mixer(F.linear(x, layer.lora_a.to(x.dtype)), x)
-    return F.linear(x, weight) + layer.scale * F.linear(u, layer.lora_b.to(x.dtype))
+        a, b = layer.mixer.fold(a, b)
+    u = F.linear(x, a.to(x.dtype))
+    if not layer.folds:
+        u = layer.mixer(u, x)
+    weight: Any = layer.base.weight
+    return F.linear(x, weight) + layer.scale * F.linear(u, b.to(x.dtype))
 
 
 def loss(draw: Draw, *, learns: bool) -> Pair:

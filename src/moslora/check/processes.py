@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import LlamaConfig
 
 from moslora.check.measure import Finding, distance
 from moslora.check.piece import Draw
-from moslora.check.step import ROWS, small_models
+from moslora.check.step import ROWS, SMALL_LLAMA, small_models
 from moslora.choices import Strategy
 from moslora.data.steps import collate, label_count
 from moslora.errors import MosloraError
@@ -48,8 +47,8 @@ def two_processes() -> list[Finding]:
             fault = str(error)
         found = json.loads(file.read_text("utf-8")) if file.exists() else {}
     findings = []
-    for strategy, without in STRATEGIES.items():
-        about = (f"a step of two processes, {strategy}", without, "float32", TOLERANCE)
+    for strategy, part in STRATEGIES.items():
+        about = (f"a step of two processes, {strategy}", part, "float32", TOLERANCE)
         if strategy in found:
             findings.append(Finding(*about, found[strategy]))
         else:
@@ -70,8 +69,8 @@ def main(file: str) -> None:
 
 def _off(strategy: Strategy) -> float:
     """How far the gradients of a step are from one process's."""
-    draw = Draw(LlamaConfig(num_key_value_heads=8), device(), torch.float32, torch.float32)
-    _, model = small_models(draw)
+    draw = Draw(None, device(), torch.float32, torch.float32)
+    _, model = small_models(draw, SMALL_LLAMA)
     loss, _ = LabelLoss(model).train()(collate(ROWS, device=draw.device))
     expected = torch.autograd.grad(loss / label_count(ROWS), draw.learned)
     accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from moslora.adapters import Families, inject, named_adapters
 from moslora.base.engine import use_own_modules
@@ -15,17 +15,21 @@ from moslora.check.piece import Draw, Pair, Piece
 from moslora.check.pieces import plain_adapter
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate
-from moslora.kernels.plain import PIECES, VARIABLE
+from moslora.kernels.plain import PIECES
 from moslora.training.objective import LabelLoss
 
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+"""Of a whole step, in which rounding adds up."""
+
+SMALL_LLAMA: PretrainedConfig = LlamaConfig(num_key_value_heads=8)
 TEXTS = [[1, 2, 3, *range(5, 9 + 2 * row)] for row in range(6)]
 ROWS = [Encoded("", "", text, text, truncated=False) for text in TEXTS]
 
 
-def small_models(draw: Draw) -> tuple[PreTrainedModel, PreTrainedModel]:
+def small_models(draw: Draw, config: PretrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A model with few, narrow layers and transformers' modules; and the same with ours, and moved adapters."""
-    config = small_config(draw.config, initializer_range=0.03)
-    stock: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    small = small_config(config, initializer_range=0.03)
+    stock: Any = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa")
     stock.to(draw.device, draw.dtype).requires_grad_(False)
     model = deepcopy(stock)
     use_own_modules(model)
@@ -34,9 +38,9 @@ def small_models(draw: Draw) -> tuple[PreTrainedModel, PreTrainedModel]:
     return stock, model
 
 
-def training_step(draw: Draw) -> Pair:
+def training_step(draw: Draw, *, config: PretrainedConfig) -> Pair:
     """The loss, and the gradients of all factors."""
-    stock, model = small_models(draw)
+    stock, model = small_models(draw, config)
     for name, layer in named_adapters(model):
         stock.get_submodule(name).forward = partial(plain_adapter, layer)
     objective = LabelLoss(model).train()
@@ -58,7 +62,6 @@ def training_step(draw: Draw) -> Pair:
     return ours, plain
 
 
-STEP = Piece(
-    "a training step", f"{VARIABLE}={','.join(PIECES)}", training_step, {torch.float32: 1e-3, torch.bfloat16: 0.3}
-)
-"""In which rounding adds up; without it all pieces are plain."""
+def step_piece(config: PretrainedConfig) -> Piece:
+    """Without it all pieces are plain."""
+    return Piece("a training step", ",".join(PIECES), partial(training_step, config=config), TOLERANCES)

@@ -120,7 +120,7 @@ def check(
     with options.importing():
         from moslora.check.check import check as check_device
         from moslora.check.check import remarks
-        from moslora.check.measure import TITLES
+        from moslora.check.measure import TITLES, said_of
         from moslora.check.recipe_step import real_step
         from moslora.processes.devices import device
         from moslora.training.run_card import hardware
@@ -129,11 +129,13 @@ def check(
         print_table(real_step(recipe))
     say(f"comparing on {hardware(device())['device']}, which takes about a minute ...")
     findings = list(check_device(model))
-    off = [finding.line for finding in findings if not finding.passed]
-    print_table([TITLES, *(finding.row for finding in findings)], below=[*remarks(), *off])
+    off = [finding for finding in findings if not finding.passed]
+    below = [*remarks(), f"all {len(findings)} comparisons are within their tolerances"]
+    if off:
+        below[-1:] = said_of(off)
+    print_table([TITLES, *(finding.row for finding in findings)], below=below)
     if off:
         raise typer.Exit(1)
-    print(f"all {len(findings)} comparisons are within their tolerances")
 
 
 def _limit(text: str) -> int:
