@@ -14,7 +14,6 @@ from moslora.check.step import SMALL_LLAMA, step_piece
 from moslora.kernels import liger
 from moslora.kernels.plain import VARIABLE, left_out
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
-from moslora.processes.group import take_gpu
 from moslora.recipe import ModelSection
 
 SIZES = {
@@ -30,7 +29,6 @@ SIZES = {
 
 def check(model: ModelSection | None = None) -> Iterator[Finding]:
     """Compares in the sizes of ``model``'s layers, and in those of :data:`SIZES` that its config does not say."""
-    take_gpu()
     liger.agree()
     torch.backends.cuda.enable_cudnn_sdp(False)  # as where a model is computed
     place = device()

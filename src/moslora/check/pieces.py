@@ -85,9 +85,12 @@ def linear(draw: Draw) -> Pair:
 
 
 def attention(draw: Draw, *, window: int | None) -> Pair:
-    q = draw(draw.config.num_attention_heads, draw.tokens, draw.config.head_dim)
-    k = draw(draw.config.num_key_value_heads, draw.tokens, draw.config.head_dim)
-    v = draw(draw.config.num_key_value_heads, draw.tokens, draw.config.head_dim)
+    key_heads = draw.config.num_key_value_heads
+    laid = [
+        draw(draw.tokens, heads, draw.config.head_dim)
+        for heads in (draw.config.num_attention_heads, key_heads, key_heads)
+    ]
+    q, k, v = (x.transpose(0, 1) for x in laid)  # as projections make them
     given = (q, k, v, draw.rows, draw.config.head_dim**-0.5, window)
     return lambda: [attend(*given)], lambda: [plain_attention(*given)]
 

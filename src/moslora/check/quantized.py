@@ -19,7 +19,7 @@ def product(draw: Draw, *, bits: int) -> Pair:
 
     library: Any = bitsandbytes.nn
     x = draw(draw.tokens, draw.config.hidden_size)
-    weight = draw.weight(x.shape[-1], x.shape[-1]).float()
+    weight = draw.weight(x.shape[-1], x.shape[-1]).float().cpu()  # quantised as it is sent
     if bits == 4:
         layer = library.Linear4bit(*weight.shape, bias=False, compute_dtype=draw.dtype, quant_type="nf4")
         layer.weight = library.Params4bit(weight, requires_grad=False, quant_type="nf4").to(draw.device)
