@@ -175,16 +175,10 @@ class TaskSection(Section):
 
 def _match(chosen: str | PatternSection, ignore: tuple[Ignored, ...]) -> Match:
     """The match that a section's `match` and `ignore` say."""
+    whole: dict[str, Exact | Number] = {"exact": Exact(ignore), "number": Number()}
     if isinstance(chosen, PatternSection):
-        compared: Exact | Number = Exact(ignore)
-        if chosen.compare == "number":
-            compared = Number()
-        return Pattern(chosen.pattern, compared, chosen.take)
-    if chosen == "number":
-        return Number()
-    if chosen == "contains":
-        return Contains(ignore)
-    return Exact(ignore)
+        return Pattern(chosen.pattern, whole[chosen.compare], chosen.take)
+    return Contains(ignore) if chosen == "contains" else whole[chosen]
 
 
 def _is_free(name: str) -> str:
