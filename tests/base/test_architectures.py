@@ -1,6 +1,8 @@
-"""All families of transformers' causal language models, tiny and random: each computes what transformers does, or is
-refused in a line. Those that are not refused are trained, scored and merged into a model of stock transformers."""
+"""All families of transformers' causal language models, tiny and random: each is computed by our engine or by
+transformers' forward, or refused in a line. Those that are not refused are trained, scored and merged into a model of
+stock transformers."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from evaluation_kit import tokenizer
-from families_kit import EQUAL, NOT_BUILDABLE, ROWS, adapt, make, off, outcome, stock
+from families_kit import NOT_CAUSAL, NOT_COMPUTABLE, OWN, ROWS, TRANSFORMERS, adapt, make, off, outcome, stock
+from families_kit import load_adapted as load_adapted_tiny
 from moslora.adapters import named_adapters
 from moslora.base.adapted import with_adapters
-from moslora.base.load import load_base
+from moslora.base.check import choose_engine
+from moslora.base.load import read_base
 from moslora.convert.export import LOST_BY_PEFT, export_peft
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
@@ -23,9 +27,9 @@ from moslora.evaluation.target import open_target
 from moslora.plan.duration import cost
 from moslora.plan.outline import outline
 from moslora.plan.step import Work, measure
-from moslora.recipe import ModelSection
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.manifest import MANIFEST
 from moslora.runs.save import save
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
@@ -67,17 +71,42 @@ def test_it_trains_is_scored_and_merges(recipe: MakeRecipe, tmp_path: Path, fami
     assert not torch.allclose(before, expected, atol=1e-2)
 
 
+EXPECTED = {
+    **dict.fromkeys(OWN, "own"),
+    **dict.fromkeys(TRANSFORMERS, "transformers"),
+    **dict.fromkeys(NOT_CAUSAL, "not causal"),
+    **dict.fromkeys(NOT_COMPUTABLE, "not computable"),
+}
+
+
 @pytest.mark.parametrize("family", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-def test_a_family_is_equal_or_refused(tmp_path: Path, family: str) -> None:
+def test_a_family_is_computed_or_refused(tmp_path: Path, family: str) -> None:
     """``python tests/kits/families_kit.py`` prints the table."""
     found = outcome(family, tmp_path)
-    if family in NOT_BUILDABLE:
-        assert str(found) == f"not buildable {NOT_BUILDABLE[family]}"
-    elif family in EQUAL:
-        assert found.kind == "equal", found
-    else:
-        assert found.kind == "refused", found
-        assert "\n" not in found.reason
+    assert found.kind == EXPECTED[family], found
+    assert "\n" not in found.reason
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_next", "gemma2", "deepseek_v3", "mamba"])
+def test_a_family_of_transformers_is_trained_scored_and_merged(recipe: MakeRecipe, tmp_path: Path, family: str) -> None:
+    """Stock transformers computes what the adapters do, from the merged files."""
+    base = tmp_path / "base"
+    make(family, base, steep=False)
+    adapted_by_hand = load_adapted_tiny(base)
+    targets = sorted({name.rpartition(".")[2] for name, _ in named_adapters(adapted_by_hand)})
+    short = ("training.epochs=null", "training.max_steps=6", f"adapter.target_modules=[{', '.join(targets)}]")
+    made = recipe(f"model.name={base}", *short, "data.format=cloze", "evaluation.protocol=cloze")
+    run = train_recipe(made, out=tmp_path / "run")
+    assert json.loads((run / MANIFEST).read_text())["engine"] == "transformers"
+    results, _ = evaluate_target(open_target(str(tmp_path / "run")), limit=3)
+    assert results.macro.n == 9
+    proof = merge(run, out=tmp_path / "merged")
+    assert 100 * proof.mean_error < proof.effect
+    ids = torch.tensor([ROWS[1]])
+    with torch.no_grad():
+        expected = load_adapted(open_adapter(run))(input_ids=ids, use_cache=False).logits
+        assert off(stock(tmp_path / "merged")(input_ids=ids, use_cache=False).logits, expected) < 1e-4
+        assert off(stock(base)(input_ids=ids, use_cache=False).logits, expected) > 1e-3
 
 
 def test_a_multimodal_model_is_planned_trained_scored_and_merged(recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -104,11 +133,13 @@ def test_a_router_that_cannot_be_adapted_is_named(recipe: MakeRecipe, tmp_path: 
     """Its weight is read, or more comes back than a tensor."""
     make(family, tmp_path, steep=False)
     made = recipe(f"model.name={tmp_path}", "adapter.target_modules=all-linear")
-    with pytest.raises(UsageError, match=rf"call its {router}, so these cannot be adapted") as caught:
-        with_adapters(load_base(made.model), made)
+    model = with_adapters(read_base(made.model), made)
+    with pytest.raises(UsageError, match=rf"call its {router}, or no text passes") as caught:
+        choose_engine(model)
     assert "\n" not in str(caught.value)
     others = re.search(r"\[(.+)\]", str(caught.value))[1].split(", ")
-    model = with_adapters(load_base(made.model), recipe(f"model.name={tmp_path}", f"adapter.target_modules={others}"))
+    model = with_adapters(read_base(made.model), recipe(f"model.name={tmp_path}", f"adapter.target_modules={others}"))
+    choose_engine(model)
     assert model(input_ids=torch.tensor([ROWS[0]])).logits.isfinite().all()
 
 
@@ -126,7 +157,7 @@ CONVOLUTIONS = ("gpt2", "gpt-sw3")
 STORED_TOGETHER = ("sarvam_moe",)
 """Families whose files have q, k and v in one tensor, unlike their modules; training refuses adapters of these."""
 
-MERGED = [family for family in EQUAL if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in CONVOLUTIONS]
+MERGED = [family for family in OWN if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in CONVOLUTIONS]
 FAST = ("llama", "gemma3", "fuyu", "mixtral")
 """One whose weights are named as its modules, two multimodal ones, one whose experts are stored one by one."""
 
@@ -136,8 +167,7 @@ def test_a_family_is_merged_and_exported(tmp_path: Path, capsys: pytest.CaptureF
     """Stock transformers, and PEFT over its base, compute what the adapters do in stock modules."""
     base, run = tmp_path / "base", tmp_path / "run"
     make(family, base, steep=False)
-    model = load_base(ModelSection(name=str(base), dtype="float32"))
-    adapt(model)
+    model = load_adapted_tiny(base)
     save(model, run, base=str(base))
     if family in STORED_TOGETHER:
         with pytest.raises(UsageError, match="is part of"):
@@ -149,7 +179,7 @@ def test_a_family_is_merged_and_exported(tmp_path: Path, capsys: pytest.CaptureF
 
     adapted = stock(base)
     before = adapted(input_ids=torch.tensor([ROWS[1]]), use_cache=False).logits.detach()
-    adapt(adapted, like=model)
+    adapt(adapted, [name for name, _ in named_adapters(model)])
     with torch.no_grad():
         expected = adapted(input_ids=torch.tensor([ROWS[1]]), use_cache=False).logits
         merged = stock(tmp_path / "merged")(input_ids=torch.tensor([ROWS[1]]), use_cache=False).logits
@@ -159,3 +189,17 @@ def test_a_family_is_merged_and_exported(tmp_path: Path, capsys: pytest.CaptureF
     assert off(merged, expected) < 1e-4
     if family not in LOST_BY_PEFT:
         assert off(exported, expected) < 1e-4
+
+
+def test_the_page_lists_the_families() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
+    for what, families in (
+        ("own", OWN),
+        ("transformers", TRANSFORMERS),
+        ("not causal: refused", NOT_CAUSAL),
+        ("no tiny model could be built", NOT_COMPUTABLE),
+    ):
+        assert f"| {what} | {', '.join(families)} |" in page
+    assert f"our engine computes {len(OWN)}, and transformers {len(TRANSFORMERS)}" in page
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert f"[{len(OWN) + len(TRANSFORMERS)} model families]" in readme

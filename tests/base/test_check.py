@@ -1,6 +1,6 @@
-"""A model whose logits are not hidden states times the output layer is refused when it is loaded; no other is."""
+"""Our engine computes a model if it computes what transformers' own forward does, gradients included; no other."""
 
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,17 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.base import check
-from moslora.base.check import refuse_by_config
-from moslora.base.load import load_base
+from moslora.base.check import choose_engine
+from moslora.base.engines import Own, Transformers, engine_of
+from moslora.base.load import load_base, read_base
 from moslora.base.shapes import SHAPES, meta_model
-from moslora.base.twin import small_twin, spread_weights
+from moslora.base.twin import small_config, small_twin, spread_weights
+from moslora.choices import EngineChoice
+from moslora.download.wheels import home
 from moslora.errors import UsageError
+from moslora.kernels import attention, loss, mlp, norm, recompute, rotary
 from moslora.kernels import linear as linear_kernel
 from moslora.kernels.linear import packed_layers
 from moslora.recipe import ModelSection
@@ -33,20 +38,40 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No verdict of another test; each test's own is forgotten by `forget`."""
+    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+def forget() -> None:
+    """Forgets what models were found to be."""
+    shutil.rmtree(home() / "engines", ignore_errors=True)
+
+
 @pytest.mark.parametrize("what", CHANGED)
-def test_a_config_that_changes_logits_is_refused_before_weights_are_read(tmp_path: Path, what: str) -> None:
+def test_a_model_that_changes_its_logits_is_computed_by_transformers(tmp_path: Path, what: str) -> None:
     family, values = CHANGED[what]
-    AutoConfig.for_model(family, **values).save_pretrained(tmp_path)
-    for load in (load_base, meta_model):
-        with pytest.raises(UsageError, match="changes its logits"):
-            load(ModelSection(name=str(tmp_path), dtype="float32"))
+    config = small_config(AutoConfig.for_model(family, **values))
+    if family == "gemma3n":  # needs a package for images
+        config = config.get_text_config()
+    model = AutoModelForCausalLM.from_config(config).eval()
+    spread_weights(model)
+    model.save_pretrained(tmp_path)
+    section = ModelSection(name=str(tmp_path), dtype="float32")
+    assert engine_of(load_base(section)).name == "transformers"
+    planned = meta_model(section)
+    choose_engine(planned, computed_here=False)
+    assert engine_of(planned).name == "transformers"
+    with pytest.raises(UsageError, match=r"model.engine = own: .*; set auto"):
+        load_base(ModelSection(name=str(tmp_path), dtype="float32", engine="own"))
 
 
-@pytest.mark.parametrize("family", ["mamba", "qwen3_next", "gpt_oss", "jamba", "bloom"])
-def test_a_family_that_mixes_tokens_in_its_own_way_is_refused_by_its_class(family: str) -> None:
-    config = AutoConfig.for_model(family)
-    with pytest.raises(UsageError, match="ForCausalLM"):
-        refuse_by_config(config)
+def test_a_model_that_is_not_causal_is_refused(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(small_config(AutoConfig.for_model("bert"))).save_pretrained(tmp_path)
+    for engine in ("auto", "transformers"):
+        with pytest.raises(UsageError, match="BertLMHeadModel is not causal"):
+            load_base(ModelSection(name=str(tmp_path), dtype="float32", engine=engine))
 
 
 @pytest.fixture
@@ -61,7 +86,8 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             return output
 
         monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
-        monkeypatch.setattr(check, "_equal", set())
+        forget()
+        monkeypatch.setattr(check, "_of_twins", {})
 
     return by
 
@@ -76,8 +102,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+FLOAT32: dict[str, Any] = {"dtype": "float32"}
+
 LOADED: dict[str, dict[str, Any]] = {
-    "whole": {"dtype": "float32"},
+    "whole": FLOAT32,
     "in 16 bits": {"dtype": "bfloat16"},
     "in 4 bits": {"dtype": "float32", "quantization": "nf4"},
     "in 8 bits": {"dtype": "float32", "quantization": "int8"},
@@ -90,25 +118,19 @@ def test_a_change_that_no_config_tells_of_is_found(llama: str, scaled: Callable[
     if "quantization" in LOADED[how]:
         pytest.importorskip("bitsandbytes")
     section = ModelSection(name=llama, **LOADED[how])
-    load_base(section)
+    assert engine_of(load_base(section)).name == "own"
     scaled(1.5)
-    with pytest.raises(UsageError, match="LlamaForCausalLM computes its logits"):
-        load_base(section)
+    assert engine_of(load_base(section)).name == "transformers"
     scaled(1.001)
     if section.dtype == "float32":
-        with pytest.raises(UsageError, match="LlamaForCausalLM computes its logits"):
-            load_base(section)
+        assert engine_of(load_base(section)).name == "transformers"
 
 
 def test_it_is_found_where_the_model_is_never_whole(world: Path, scaled: Callable[[float], None]) -> None:
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
-    meta_model(section)
-    load_base(section, computed_here=False)
+    assert engine_of(load_base(section, computed_here=False)).name == "own"
     scaled(1.001)
-    with pytest.raises(UsageError, match="LlamaForCausalLM computes its logits"):
-        meta_model(section)
-    with pytest.raises(UsageError, match="LlamaForCausalLM computes its logits"):
-        load_base(section, computed_here=False)
+    assert engine_of(load_base(section, computed_here=False)).name == "transformers"
 
 
 def test_rounding_is_told_from_a_change_by_the_twin(
@@ -116,12 +138,11 @@ def test_rounding_is_told_from_a_change_by_the_twin(
 ) -> None:
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
     monkeypatch.setattr(check, "TOLERANCE_IN_16_BITS", 3e-3)  # as in a model of many layers
-    monkeypatch.setattr(check, "_equal", set())
+    monkeypatch.setattr(check, "_of_twins", {})
     load_base(section)
-    assert check._equal
+    assert check._of_twins
     scaled(1.001)
-    with pytest.raises(UsageError, match="LlamaForCausalLM computes its logits"):
-        load_base(section)
+    assert engine_of(load_base(section)).name == "transformers"
 
 
 def test_products_in_tf32_are_told_from_a_change_by_the_twin(
@@ -152,15 +173,14 @@ def test_products_in_tf32_are_told_from_a_change_by_the_twin(
     monkeypatch.setattr(functional, "linear", in_tf32)
     monkeypatch.setattr(linear_kernel, "kernel", lambda device, dtype: "torch")
     monkeypatch.setattr(check, "small_twin", twin_on_cpu)
-    monkeypatch.setattr(check, "_equal", set())
+    monkeypatch.setattr(check, "_of_twins", {})
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     section = ModelSection(name=str(tmp_path), dtype="float32")
     load_base(section)
-    assert check._equal, "the twin decided"
+    assert check._of_twins, "the twin decided"
     on_gpu[0] = True
     scaled(1.001)
-    with pytest.raises(UsageError, match="LlamaForCausalLM computes its logits"):
-        load_base(section)
+    assert engine_of(load_base(section)).name == "transformers"
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -175,7 +195,7 @@ def test_the_planned_models_have_a_twin(name: str) -> None:
 
 
 def test_checking_leaves_nothing_behind(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_equal", set())
+    monkeypatch.setattr(check, "_of_twins", {})
     section = ModelSection(name=str(world / "model"), dtype="float32")
     before = torch.get_rng_state()
     model, other = load_base(section), load_base(section, computed_here=False)
@@ -191,12 +211,87 @@ def test_checking_leaves_nothing_behind(world: Path, monkeypatch: pytest.MonkeyP
     assert all(layer.packs for layer in packed_layers(model))
 
 
-def test_an_output_layer_with_a_bias_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+def test_adapters_are_as_they_were(world: Path, engine: EngineChoice) -> None:
+    model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear", dropout=0.1)
+    before = {name: value.clone() for name, value in adapter_state_dict(model).items()}
+    choose_engine(model, engine)
+    after = adapter_state_dict(model)
+    assert all(after[name].equal(value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert {layer.context.plain for _, layer in named_adapters(model)} == {engine == "transformers"}
+
+
+def wrong_sign(of: Any) -> Any:
+    """A backward pass whose gradients have the other sign."""
+
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        found = of(ctx, *gradients)
+        if not isinstance(found, tuple):
+            return -found
+        return tuple(None if one is None else -one for one in found)
+
+    return staticmethod(backward)
+
+
+BACKWARD = {
+    "attention": (attention, "_Grouped"),
+    "linear": (linear_kernel, "_Product"),
+    "loss": (loss, "ChunkedLoss"),
+    "norm": (norm, "_InPlace"),
+    "rotary": (rotary, "Turned"),
+    "MLP": (mlp, "_SwiGLU"),
+    "adapter": (recompute, "_Projection"),
+}
+
+
+@pytest.mark.parametrize("kernel", BACKWARD)
+def test_a_wrong_gradient_is_noticed_and_transformers_takes_over(
+    world: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    """Logits stay right. By each kernel's own backward pass."""
+    module, name = BACKWARD[kernel]
+    function = getattr(module, name)
+    monkeypatch.setattr(function, "backward", wrong_sign(function.backward))
+    model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear")
+    choose_engine(model)
+    assert engine_of(model).name == "transformers"
+    with pytest.raises(UsageError, match=r"own: LlamaForCausalLM: the gradient of .* differs"):
+        choose_engine(model, "own")
+
+
+def test_a_scale_that_is_lost_is_noticed_and_transformers_takes_over(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear")
+    monkeypatch.setattr(Own, "loss", lambda *given: 0.9 * Transformers.loss(*given))
+    choose_engine(model)
+    assert engine_of(model).name == "transformers"
+
+
+def test_an_output_layer_with_a_bias_is_computed_by_transformers(tmp_path: Path) -> None:
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     AutoModelForCausalLM.from_config(AutoConfig.for_model("phi", vocab_size=64, **small)).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="has a bias"):
-        load_base(ModelSection(name=str(tmp_path), dtype="float32"))
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["model_type"] == "phi"
-    with pytest.raises(UsageError, match="has a bias"):
-        meta_model(ModelSection(name=str(tmp_path), dtype="float32"))
+    assert engine_of(load_base(ModelSection(name=str(tmp_path), dtype="float32"))).name == "transformers"
+
+
+def test_a_verdict_is_kept_for_what_it_is_of(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    compare = check._compare
+    monkeypatch.setattr(check, "_compare", lambda *given: (compared.append(1), compare(*given))[1])
+
+    def load(kind: str, **section: Any) -> None:
+        model = read_base(ModelSection(name=str(world / "model"), **section))
+        inject(model, rank=4, alpha=8, mixer={"kind": kind}, target_modules=["q_proj"])
+        choose_engine(model)
+        assert engine_of(model).name == "own"
+
+    for times, kind, section in ((1, "dense", {}), (1, "dense", {}), (2, "identity", {}), (3, "dense", FLOAT32)):
+        load(kind, **section)
+        assert len(compared) == times
+    monkeypatch.setenv("MOSLORA_PLAIN", "norm")
+    load("dense")
+    assert len(compared) == 4

@@ -62,7 +62,7 @@ def test_stock_peft_and_the_merged_model_compute_the_same(
     run, out = tmp_path / "run", tmp_path / "peft"
     train_recipe(recipe("training.epochs=1", *overrides), out=run)
     with monkeypatch.context() as patched:
-        patched.setattr("moslora.runs.adapted_model.load_base", None)  # no weight of the base is read
+        patched.setattr("moslora.runs.adapted_model.read_base", None)  # no weight of the base is read
         export_peft(run / "adapter", out=out)
     folder = open_adapter(run / "adapter")
     ours = load_adapted(folder)

@@ -68,7 +68,7 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
         assert found.rows[-1] == fresh[-1] and found.validation[1::2] == validation[1::2]
         one, other = (collate(rows[3:9], device=torch.device("cpu")) for rows in (found.rows, fresh))
         assert one.input_ids.equal(other.input_ids) and one.labels.equal(other.labels)
-        assert one.tasks.equal(other.tasks) and one.predicted_from.equal(other.predicted_from)
+        assert one.tasks.equal(other.tasks) and one.predicted_from == other.predicted_from
         assert found.sha256 == data_hash(trained) and found.source_sha256 == data_hash(rows)
         assert found.contents == b"".join(map(digest, trained))
         assert found.rows.token_count() == sum(len(row.input_ids) for row in fresh)

@@ -114,5 +114,5 @@ def test_collate_lays_rows_end_to_end_and_finds_their_labels() -> None:
     assert batch.rows.positions.tolist() == [[0, 1, 2, 0, 1, 0, 1]]
     assert batch.tasks.tolist() == [[2, 2, 2, 3, 3, 0, 0]]
     # Nothing predicts a row's first token.
-    assert batch.predicted_from.tolist() == [0, 1, 5] and batch.labels.tolist() == [6, 7, 9]
+    assert batch.predicted_from == [0, 1, 5] and batch.labels.tolist() == [6, 7, 9]
     assert label_count(rows) == 3

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moslora.adapters import AdapterLinear, build_mixer, inject
+from moslora.base.engines import Engine, Own
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import MicroBatch, collate
 
@@ -81,7 +82,12 @@ def token_batch(model: LlamaForCausalLM, *, rows: int = 3, length: int = 11, see
 
 
 def as_micro_batch(
-    ids: Tensor, *, lengths: Sequence[int] = (), begins: Sequence[int] = (), share: bool = False
+    ids: Tensor,
+    *,
+    lengths: Sequence[int] = (),
+    begins: Sequence[int] = (),
+    share: bool = False,
+    engine: type[Engine] = Own,
 ) -> MicroBatch:
     """The rows of ``ids``, of which the first ``lengths`` tokens count and those from ``begins`` on are labelled."""
     rows = []
@@ -93,7 +99,7 @@ def as_micro_batch(
             begin = begins[number]
             labels = [IGNORE_INDEX] * begin + tokens[begin:]
         rows.append(Encoded(str(number), "none", tokens, labels, truncated=False))
-    return collate(rows, device=ids.device, share=share)
+    return collate(rows, device=ids.device, share=share, lay=engine.lay)
 
 
 @torch.no_grad()

@@ -9,13 +9,13 @@ import torch
 
 from evaluation_kit import make_examples
 from moslora.adapters import describe_task
+from moslora.base.decoding import decode
 from moslora.base.load import load_tokenizer
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
 from moslora.convert.merge import merge
 from moslora.evaluation import Request
 from moslora.evaluation.ask import ask
-from moslora.evaluation.decoding import decode
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import open_target

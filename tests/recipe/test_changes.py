@@ -25,6 +25,7 @@ model.revision                     resume   -     -        group   shared   -
 model.dtype                        resume   arm   remade   group   shared   -
 model.quantization                 resume   arm   remade   group   shared   -
 model.double_quantization          resume   arm   remade   group   shared   -
+model.engine                       -        -     -        -       shared   -
 model.gradient_checkpointing       -        -     -        -       shared   -
 model.trust_remote_code            -        -     -        -       shared   -
 adapter.rank                       resume   arm   remade   group   -        -

@@ -17,6 +17,7 @@ PRIVATE = {
     "_is_mkldnn_bf16_supported": (torch.ops.mkldnn, "try a product of bfloat16 once"),
     "_is_stateful": (LlamaForCausalLM, "a list of the architectures that are tested"),
     "_linear_pointwise": (torch.ops.mkldnn, "F.linear: slower by what packing the weight takes"),
+    "_local_scalar_dense": (torch.ops.aten, "no plan for GPUs of a model that transformers computes"),
     "_reorder_linear_weight": (torch.ops.mkldnn, "F.linear: slower by what packing the weight takes"),
     "_scaled_dot_product_flash_attention": (torch.ops.aten, "in a plan count what it keeps by hand"),
     "_set_params_and_buffers_to_ignore_for_model": (DistributedDataParallel, "DDP over the adapters' parameters alone"),

@@ -19,6 +19,7 @@ CUTS = [
     *(pytest.param(method, 6, marks=SLOW) for method in METHODS),
     *(pytest.param(method, 2, marks=SLOW) for method in PEFT_METHODS),
     ("pissa, dora, bfloat16", 3),
+    ("transformers", 3),
     *(("rank budget", step) for step in (3, 6, 8, 9)),
 ]
 """A run and the step after which it is cut: with a rank budget in the warm-up, the descent, at the choice, after it."""
@@ -36,6 +37,9 @@ def straight(
         if name == "pissa, dora, bfloat16":  # where the residual of the base is rounded
             parts = ("adapter.dora=true", "model.dtype=bfloat16", "training.keep_checkpoints=9")
             return finish(recipe_of("methods/pissa", world, tmp_path, *parts), tmp_path / "straight")
+        if name == "transformers":
+            parts = ("model.engine=transformers", "training.keep_checkpoints=9")
+            return finish(recipe_of("methods/moslora", world, tmp_path, *parts), tmp_path / "straight")
         return finished(name)
 
     return run

@@ -76,11 +76,15 @@ def test_factors_that_do_not_learn_are_the_same_in_all_processes(world: Path, tm
 
 
 @pytest.mark.slow
-def test_a_sharded_base_trains_like_a_whole_one_and_resumes(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["own", "transformers"])
+def test_a_sharded_base_trains_like_a_whole_one_and_resumes(
+    recipe: MakeRecipe, world: Path, tmp_path: Path, engine: str
+) -> None:
     """Two processes against one: losses 1e-4. A checkpoint resumes on two to the bit, on one to rounding."""
     two, script = tmp_path / "two", tmp_path / "checked.py"
     script.write_text(CHECKED)
-    said = in_processes(script, "train", world / "recipe.yaml", *CHANGES, "--out", two)
+    changes = (*CHANGES, f"model.engine={engine}")
+    said = in_processes(script, "train", world / "recipe.yaml", *changes, "--out", two)
     assert said.count("checked") == 2 and said.count("adapter saved in") == 1
     ran = json.loads((two / "run.json").read_text())
     sizes = {name: weight.numel() for name, weight in load_base(recipe().model).named_parameters()}
@@ -95,8 +99,8 @@ def test_a_sharded_base_trains_like_a_whole_one_and_resumes(recipe: MakeRecipe, 
     assert resumed.returncode == 0 and "resuming after step 8" in said and errors == ""
     assert same_files(two, cut)
 
-    train_recipe(recipe(*CHANGES), out=alone, resuming=True)
-    train_recipe(recipe(*CHANGES), out=tmp_path / "one")
+    train_recipe(recipe(*changes), out=alone, resuming=True)
+    train_recipe(recipe(*changes), out=tmp_path / "one")
     for run in (alone, tmp_path / "one"):
         ran = json.loads((run / "run.json").read_text())
         assert (ran["processes"], ran["strategy"], ran["frozen_share"]) == (1, None, 1)

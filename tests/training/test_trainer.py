@@ -11,7 +11,8 @@ from accelerate import Accelerator
 
 from moslora.adapters import inject, named_adapters
 from moslora.base.adapted import with_adapters
-from moslora.base.engine import use_own_modules
+from moslora.base.check import choose_engine
+from moslora.base.engines import engine_of
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
 from moslora.recipe import Recipe, TrainingSection
@@ -48,12 +49,14 @@ def rows(number: int) -> list[Encoded]:
     return found
 
 
-@pytest.mark.parametrize(("by", "micro_batch_tokens"), [("us", 10_000), ("us", 50), ("PEFT", 50)])
+@pytest.mark.parametrize(
+    ("by", "micro_batch_tokens"), [("us", 10_000), ("us", 50), ("us, by transformers", 50), ("PEFT", 50)]
+)
 def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
     tmp_path: Path, by: str, micro_batch_tokens: int
 ) -> None:
     """Float32, no dropout, 20 steps that learn: all losses and norms to 1e-4, though the Trainer cuts and pads its own
-    micro-batches. Our loop trains our LoRA, or PEFT's from the same start, and so both to the same."""
+    micro-batches. Our loop trains our LoRA, by either engine, or PEFT's from the same start, and so all to the same."""
     plan = StepPlan(rows=STEPS * ROWS, global_batch_size=ROWS, epochs=1, max_steps=None, seed=3)
     data = rows(plan.rows)
     settings = TrainingSection(learning_rate=1e-2, warmup_steps=4, weight_decay=0.1, max_grad_norm=0.5, log_every=1)
@@ -67,11 +70,13 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
         theirs.get_submodule(f"base_model.model.{name}").lora_A["default"].weight.data.copy_(layer.lora_a)
     if by == "PEFT":
         base = tiny_llama(dtype=torch.float32)
-        use_own_modules(base)
         method = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
         adapter = {"target_modules": list(PROJECTIONS), "peft": method}
         recipe = Recipe.model_validate({"name": "any", "model": {"name": "any"}, "adapter": adapter})
         base = with_adapters(base, recipe, state=peft.get_peft_model_state_dict(theirs))
+    if by != "us":
+        choose_engine(base.eval(), "transformers")
+        assert engine_of(base).pads
     ours = Losses()
     parts = Parts(
         accelerator=Accelerator(cpu=True),

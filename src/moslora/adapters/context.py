@@ -22,6 +22,9 @@ class Context:
         tasks: task numbers or weights, likewise, for gates that route by the task.
         factors: by layer the factors that were made for all layers at once, and the layer's place among those that
             share them. From :meth:`moslora.adapters.Families.folded`; a layer that is not here makes its own.
+        plain: the layers compute y as it is written, and share nothing.
+        bypassed: the layers that cannot be adapted: the model's code reads the base's weight around them, or takes more
+            from the base than y.
     """
 
     def __init__(self) -> None:
@@ -29,6 +32,8 @@ class Context:
         self.tokens: Tensor | None = None
         self.tasks: Tensor | None = None
         self.factors: dict[nn.Module, tuple[Factors, int]] = {}
+        self.plain = False
+        self.bypassed: set[nn.Module] = set()
         self._penalties: dict[nn.Module, Tensor | None] = {}
         self._is_described = False
 

@@ -39,10 +39,10 @@ class Family(nn.ModuleList):
 
 
 class Families:
-    """The adapters of ``model``, whose layers and weights stay the same objects."""
+    """The adapters of ``model``, whose layers and weights stay the same objects; none that compute plainly."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = dict(named_adapters(model))
+        self._layers = {name: layer for name, layer in named_adapters(model) if not layer.context.plain}
         found = defaultdict[Hashable, list[AdapterLinear]](list)
         for name, layer in self._layers.items():
             parent, _, last = name.rpartition(".")

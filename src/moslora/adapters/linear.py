@@ -10,7 +10,7 @@ from moslora.adapters.context import Context
 from moslora.adapters.factors import Factors
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers.base import Mixer, kaiming
-from moslora.kernels.dropout import Dropout
+from moslora.kernels.dropout import Dropout, without
 from moslora.kernels.linear import add_product
 
 Trains = Literal["all", "b", "mixer"]
@@ -99,8 +99,22 @@ class AdapterLinear(nn.Module):
                 nn.init.normal_(factor, std=self.mixer.factor_std, generator=generator)
         self.mixer.reset_parameters(mixer_generator)
 
+    @property
+    def weight(self) -> Tensor:
+        """The base's, for code of a model that reads it around the adapter; `Context.bypassed` knows then."""
+        self.context.bypassed.add(self)
+        weight: Tensor = self.base.get_parameter("weight")
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's."""
+        return getattr(self.base, "bias", None)
+
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
+        if self.context.plain:
+            return self._plain(x)
         factors, place = self._factors(x.dtype)
         u, x_for_base, drawn = factors.project(x, place, self.dropout)
         if not self.folds:
@@ -108,6 +122,21 @@ class AdapterLinear(nn.Module):
         if self.magnitude is None:
             return add_product(self.base, x_for_base, u, factors.b[place])
         return self._rescaled(self.base(x_for_base), F.linear(u, factors.b[place]), x_for_base, drawn)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The same by torch alone."""
+        a, b = (factor.to(x.dtype) for factor in self.scaled_factors())
+        drawn = self.dropout.draw(x)
+        u = F.linear(without(x, drawn), a)
+        if not self.folds:
+            u = self.mixer(u, x)
+        delta = F.linear(u, b)
+        y: Tensor = self.base(x)
+        if not isinstance(y, Tensor):  # a router of experts
+            self.context.bypassed.add(self)
+        if self.magnitude is None:
+            return y + delta
+        return self._rescaled(y, delta, x, drawn)
 
     def _factors(self, dtype: torch.dtype) -> tuple[Factors, int]:
         """The factors in ``dtype``, and the place of this layer's among them."""
@@ -141,10 +170,9 @@ class AdapterLinear(nn.Module):
         return y + (gain - 1).to(y.dtype) * plain + gain.to(y.dtype) * delta
 
     def _without_bias(self, y: Tensor) -> Tensor:
-        bias = getattr(self.base, "bias", None)
-        if bias is None:
+        if self.bias is None:
             return y
-        return y - bias
+        return y - self.bias
 
     def delta_weight(self) -> Tensor:
         """ΔW = s · B · M · A, shape ``(out_features, in_features)``, in the factors' own dtype (float32).

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, adapter_state_dict, inject, named_adapters
-from moslora.adapters.injection import ALL_LINEAR
 from moslora.base.engine import text_part
-from moslora.base.misused_layers import refuse_misused_layers
 from moslora.base.peft_methods import PeftAdapters
 from moslora.base.quantized import dequantize
 from moslora.recipe import PeftSection, Recipe
@@ -27,14 +25,11 @@ class OwnAdapters:
     def __init__(self, recipe: Recipe) -> None:
         self._options = recipe.adapter_options()
         self._seed = recipe.seed
-        self._trust_remote_code = recipe.model.trust_remote_code
 
     def check(self) -> None:
         """Nothing: the recipe was checked."""
 
     def put_into(self, model: PreTrainedModel, *, state: Mapping[str, Tensor] | None) -> PreTrainedModel:
-        if state is None and self._options["target_modules"] == ALL_LINEAR:
-            refuse_misused_layers(model.config, trust_remote_code=self._trust_remote_code)
         inject(model, **self._options, seed=self._seed, state=state, weight_of=dequantize, within=text_part(model))
         return model
 

@@ -1,207 +1,339 @@
-"""A model is checked when it is loaded: what the engine computes must be the model's own logits.
+"""Which engine computes a model: ours where it computes what transformers' own forward does, or else transformers'.
 
-    h Wᵀ = logits,   h the decoder's last hidden states over concatenated rows, W the output layer's weight
-
-The config is checked first, for what some models are known to do to their logits. Then numbers are compared, for what
-nobody thought of: two rows of unequal length with a common beginning, through transformers' modules before they are
-exchanged, and through the engine afterwards. Where computing the model itself costs much, or rounding may be the
-difference, its small twin in float32 decides.
+Numbers are compared as the model is loaded: the logits of two rows of unequal length with a common beginning, and the
+gradient of every factor of the adapters, off their start; through transformers' modules first, then through ours. Where
+computing the model itself costs much, or rounding may be the difference, its small twin in float32 decides.
 """
 
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from moslora.base.engine import final_hidden, output_weight, use_own_modules
+from moslora.adapters import AdapterLinear, Families, describe_batch, inject, named_adapters
+from moslora.base.engine import text_part, use_own_modules
+from moslora.base.engines import Batch, Engine, Own, Transformers
 from moslora.base.failures import UnsupportedModel
 from moslora.base.quantized import quantized_layers
 from moslora.base.twin import small_twin
+from moslora.base.two_rows import ENDS, SHARED, two_rows
+from moslora.base.verdicts import keep_verdict, read_verdict
+from moslora.choices import EngineChoice, EngineName
 from moslora.console import note_once
 from moslora.errors import UsageError, first_line
-from moslora.kernels.attention import exchangeable
-from moslora.kernels.linear import IN_FLOAT32, kernel, pack_nothing, packed_layers, product
-from moslora.kernels.rows import concatenate
-
-CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "logit_softcapping", "logit_softcap")
-"""Keys of a config that cap the logits, unless they are null."""
-
-FACTORS = (
-    *("logits_scaling", "logit_scale", "logits_mup_width_multiplier", "lm_head_multiplier"),
-    *("output_multiplier", "output_multiplier_scale", "mup_output_alpha"),
-)
-"""Keys of a config by which the logits are multiplied or divided, unless they are 1 or null."""
+from moslora.kernels.linear import IN_FLOAT32, kernel, pack_nothing
+from moslora.processes.group import all_gather
 
 TOLERANCE = 1e-5
-"""Largest ‖z' − z‖ / ‖z‖ of all logits in float32, where z is computed by transformers and z' by the engine."""
+"""Largest ‖z' − z‖ / ‖z‖ of all logits in float32, where z is computed by transformers and z' by our engine."""
+
+TOLERANCE_OF_GRADIENTS = 5e-4
+"""The same of a factor's gradient, relative to the largest gradient of its kind where that is larger."""
 
 TOLERANCE_IN_16_BITS = 2e-2
-"""The same in bfloat16 and float16."""
+"""The same of the logits in bfloat16 and float16."""
+
+LEAST_COSINE = 0.99
+LARGEST_NORM = 0.05
+"""Of a factor's gradient there: the cosine of the angle between both, and the difference of their lengths, relative."""
 
 FAR = 10
 """An error of so many times the tolerance is not rounding."""
 
-SHARED = 4
-"""Number of tokens that both rows begin with."""
 
-ENDS = (3, 6)
-"""Number of tokens that follow in each of the two rows."""
+class Measured(NamedTuple):
+    """What an engine computes of the two rows."""
+
+    logits: Tensor  # one row after the other, (tokens, vocabulary)
+    gradients: dict[str, Tensor]  # of the factors that learn, by name
 
 
-def refuse_by_config(config: PretrainedConfig) -> None:
-    """Refuses the model of ``config`` if the config says that the engine would be wrong; no weight is read.
+class Differs(NamedTuple):
+    """How our engine differs from transformers'."""
+
+    why: str
+    is_rounding: bool = False  # perhaps
+
+
+def choose_engine(
+    model: PreTrainedModel,
+    wanted: EngineChoice = "auto",
+    *,
+    computed_here: bool = True,
+    trust_remote_code: bool = False,
+) -> None:
+    """Chooses the engine of ``model``, which has transformers' modules, perhaps with adapters; ours gets its modules.
+
+    Without ``computed_here``, or where transformers' modules are slow, the twin is computed instead. All processes of a
+    group take what its first one finds, which is kept (`moslora.base.verdicts`).
 
     Raises:
-        UnsupportedModel: with the key, or the class that mixes tokens in a way of its own.
+        UnsupportedModel: it is not causal, or cannot be computed; or not by our engine, which is ``wanted``.
+        UsageError: a layer cannot be adapted, as the model's code does more than call it.
     """
-    decoder = config.get_text_config(decoder=True)
-    for part in (config, decoder):
-        for key in (*CAPS, *FACTORS):
-            value = getattr(part, key, None)
-            if value is not None and not (key in FACTORS and value == 1):
-                raise UnsupportedModel(
-                    f"its config.json has {key} = {value:g}, which changes its logits in a way that moslora does not"
-                    " compute"
-                )
-    known = getattr(decoder, "unpadded_vocab_size", None)
-    computed = getattr(decoder, "vocab_size", None)
-    if known and computed and known < computed:
-        raise UnsupportedModel(
-            f"its config.json has unpadded_vocab_size = {known}, below vocab_size = {computed}; moslora would give"
-            " probability to the padding tokens"
-        )
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if isinstance(kind, type) and not exchangeable(kind, config):
-        raise UnsupportedModel(
-            f"{kind.__name__} has a layer of its own that mixes tokens, which moslora cannot replace"
-        )
+    # cuDNN's attention plans for each new shape, for up to half a second, and rows have many lengths.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if _is_of_peft(model) and wanted == Own.name:
+        raise UsageError("model.engine = own: methods of PEFT are computed by transformers; set auto")
+    how = {"wanted": wanted, "computed_here": computed_here}
+    kept = read_verdict(model, **how)
+    if kept is None:
+        kept = {"why": _why_not(model, wanted, computed_here=computed_here, trust_remote_code=trust_remote_code)}
+        keep_verdict(model, kept, **how)
+    (why, *_) = all_gather(kept["why"])
+    if why is None and wanted != Transformers.name and not _is_of_peft(model):
+        use_own_modules(model)
+        model.eval()  # ours are made in training mode
+        _set_engine(model, Own.name)
+        return
+    if wanted == Own.name and why is not None:
+        raise UnsupportedModel(f"model.engine = own: {why}; set auto")
+    if wanted == "auto" and why is not None:
+        note_once(f"model.engine = transformers, which takes more time: {why}")
+    _set_engine(model, Transformers.name)
+
+
+def _why_not(
+    model: PreTrainedModel, wanted: EngineChoice, *, computed_here: bool, trust_remote_code: bool
+) -> str | None:
+    """Why our engine does not compute ``model``; ``None`` if it does, or is not wanted."""
+    differs = None
+    judged = computed_here and computes_quickly(model)
+    if judged:
+        differs = _compare(model, wanted)
+    if not judged or (differs is not None and differs.is_rounding):
+        differs = _compare_twin(model, wanted, trust_remote_code=trust_remote_code)
+    return None if differs is None else differs.why
+
+
+def _set_engine(model: Any, engine: EngineName) -> None:
+    getattr(model, "get_base_model", lambda: model)().moslora_engine = engine
+    for _, layer in named_adapters(model):
+        layer.context.plain = engine == Transformers.name
+
+
+def _is_of_peft(model: PreTrainedModel) -> bool:
+    return hasattr(model, "peft_config")
 
 
 def computes_quickly(model: PreTrainedModel) -> bool:
-    """Whether a few tokens through transformers' own modules take no noticeable time, and round as the engine does.
+    """Whether a few tokens through transformers' own modules take no noticeable time, and round as our engine does.
 
     bitsandbytes unpacks every weight for each pass, and in 8 bits rounds what it multiplies. A CPU that cannot multiply
     16-bit numbers takes minutes for a large model.
     """
-    weight = output_weight(model)
-    return not quantized_layers(model) and kernel(weight.device, weight.dtype) != IN_FLOAT32
+    return not quantized_layers(model) and kernel(model.device, model.dtype) != IN_FLOAT32
 
 
-@torch.no_grad()
-def plain_logits(model: PreTrainedModel) -> Tensor:
-    """The logits of the two rows, one after the other, as ``model`` computes them: ``(tokens, vocabulary)``."""
-    short, long = _two_rows(model.config)
-    padding = len(long) - len(short)  # behind the short row, where no token looks at it
-    ids = torch.tensor([short + long[-1:] * padding, long], device=model.device)
-    mask = torch.tensor([[1] * len(short) + [0] * padding, [1] * len(long)], device=model.device)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    return torch.cat([logits[0, : len(short)], logits[1]])
+def _compare(model: PreTrainedModel, wanted: EngineChoice) -> Differs | None:
+    """How our engine differs on ``model``, which stays as it is; ``None`` where it does not, or is not wanted."""
+    with _off_start(model):
+        stock = _measured_plainly(model)
+        if wanted == Transformers.name or _is_of_peft(model):
+            return None
+        weight = getattr(model.get_output_embeddings(), "weight", None)
+        if weight is None or getattr(model.get_output_embeddings(), "bias", None) is not None:
+            return Differs(f"the output layer of {type(model).__name__} is more than a product")
+        attention = model.config._attn_implementation
+        before = use_own_modules(model)
+        pack_nothing(model)  # a pass is not worth a second copy of all weights
+        model.eval()
+        try:
+            ours = _measured(Own(model))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of any model's code
+            fault = first_line(error).removeprefix("model: ")
+            return Differs(f"{type(model).__name__} cannot compute rows end to end ({fault})")
+        finally:
+            for name, module in reversed(before.items()):
+                model.set_submodule(name, module)
+            if attention is not None:
+                model.set_attn_implementation(attention)
+        return _difference(type(model).__name__, stock, ours)
 
 
-@torch.no_grad()
-def engine_logits(model: PreTrainedModel) -> Tensor:
-    """The logits of the two rows as training and scoring compute them; ``model`` has our modules."""
-    weight = output_weight(model)
-    before = model.config._attn_implementation
-    tokens, rows, paths = concatenate([_two_rows(model.config)], model.device)
-    pack_nothing(model)  # one pass is not worth a second copy of all weights
-    hidden = final_hidden(model, tokens, rows)
-    for layer in packed_layers(model):
-        layer.packs = True
-    if before is not None:
-        model.set_attn_implementation(before)  # as stock transformers would have it
-    return product(torch.cat([hidden[path] for path in paths]).to(weight.dtype), weight)
+def _difference(name: str, stock: Measured, ours: Measured) -> Differs | None:
+    """How what two engines have measured differs."""
+    if stock.logits.shape != ours.logits.shape:
+        return Differs(f"{name} computes logits for other tokens")
+    off = _relative(ours.logits, stock.logits)
+    low = stock.logits.dtype.itemsize <= 2
+    tolerance = TOLERANCE_IN_16_BITS if low else TOLERANCE
+    rounds = low or _may_round_factors(stock.logits.device)
+    most = TOLERANCE_IN_16_BITS if rounds else TOLERANCE
+    if not off <= tolerance:
+        why = f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
+        return Differs(why, is_rounding=off <= FAR * most)
+    lengths = [float(gradient.norm()) for gradient in stock.gradients.values()]
+    for key, expected in stock.gradients.items():
+        found = ours.gradients[key]
+        if low:
+            cosine = torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0)
+            length = float(expected.norm())
+            equal = cosine >= LEAST_COSINE and abs(float(found.norm()) - length) <= LARGEST_NORM * length
+            equal = bool(equal) or length <= LARGEST_NORM * max(lengths) / 10
+        else:
+            floor = 1e-2 * max(lengths)
+            equal = float((found - expected).norm()) <= TOLERANCE_OF_GRADIENTS * max(float(expected.norm()), floor)
+        if not equal:
+            return Differs(f"{name}: the gradient of {key} differs", is_rounding=rounds)
+    return None
 
 
-def exchange_modules(model: PreTrainedModel, *, trust_remote_code: bool = False, computed_here: bool = True) -> None:
-    """Exchanges the modules of ``model`` for ours (:func:`use_own_modules`), and compares its logits before and after.
-
-    Without ``computed_here``, or where its own modules are slow, its twin is compared instead.
-
-    Raises:
-        UnsupportedModel: the logits differ; with the architecture and the error.
-    """
-    refuse_bias(model)
-    # cuDNN's attention plans for each new shape, for up to half a second, and rows have many lengths.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    expected = None
-    if computed_here and computes_quickly(model):
-        with _refusing(f"{type(model).__name__} cannot compute text alone"):
-            expected = plain_logits(model)
-    use_own_modules(model)
-    model.eval()  # ours are made in training mode
-    if expected is not None:
-        error = _error(model, expected)
-        tolerance = TOLERANCE_IN_16_BITS if expected.dtype.itemsize <= 2 else TOLERANCE
-        if error <= tolerance:
-            return
-        if _may_round_factors(expected.device):
-            tolerance = TOLERANCE_IN_16_BITS
-        if error > FAR * tolerance:
-            raise _other_logits(model, error)
-    refuse_by_twin(model.config, trust_remote_code=trust_remote_code)
-
-
-_equal: set[str] = set()
-"""Configs whose twins were compared, and agreed."""
-
-
-def refuse_by_twin(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
-    """Compares the logits of the small twin of the model of ``config``, once per process.
-
-    Raises:
-        UnsupportedModel: they differ; with the architecture and the error.
-    """
-    key = f"{type(config)} {config.to_json_string()}"
-    if key in _equal:
-        return
-    try:
-        twin = small_twin(config, trust_remote_code=trust_remote_code)
-        expected = plain_logits(twin)
-    except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
-        name = config.name_or_path or type(config).__name__
-        note_once(f"model.name = {name}: its logits could not be compared with transformers' ({first_line(misfit)})")
-        return
-    refuse_bias(twin)
-    use_own_modules(twin.requires_grad_(False))
-    twin.eval()
-    error = _error(twin, expected)
-    if not error <= TOLERANCE:
-        raise _other_logits(twin, error)
-    _equal.add(key)
-
-
-def refuse_bias(model: PreTrainedModel) -> None:
-    """Refuses a model whose output layer has a bias, which loss and scores leave out."""
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        raise UnsupportedModel(f"the output layer of {type(model).__name__} has a bias, which moslora does not support")
-
-
-def _error(model: PreTrainedModel, expected: Tensor) -> float:
-    """‖z' − z‖ / ‖z‖; infinite where the engine computes other tokens."""
-    with _refusing(f"{type(model).__name__} cannot compute packed rows, several end to end"):
-        found = engine_logits(model)
-    if found.shape != expected.shape:
-        return torch.inf
+def _relative(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
-@contextmanager
-def _refusing(fault: str) -> Iterator[None]:
-    """Turns any error of a model's code into a refusal of the model for this ``fault``.
+def _lay(engine: Engine, rows: Sequence[Sequence[int]]) -> tuple[Batch, list[int]]:
+    """The rows as a batch, of which the adapters know; and the places of their tokens, one row after the other."""
+    batch = engine.lay([rows], engine.model.device)
+    describe_batch(engine.model, tokens=batch.real, tasks=torch.zeros_like(batch.input_ids))
+    return batch, list(itertools.chain.from_iterable(batch.paths))
 
-    A GPU out of memory is left to `moslora.base.failures.fitting`.
+
+def _measured(engine: Engine) -> Measured:
+    """The logits of the two rows, and the gradient of the loss of their next tokens."""
+    model = engine.model
+    rows = two_rows(model.config)
+    batch, places = _lay(engine, rows)
+    targets = torch.tensor([token for row in rows for token in (*row[1:], row[0])], device=model.device)
+    learn = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    gradients: dict[str, Tensor] = {}
+    with Families(model).folded(model.dtype):
+        with torch.no_grad():
+            logits = engine.logits(batch, places)
+        if learn:
+            with torch.enable_grad():
+                loss = engine.loss(batch, places, targets)
+            found = torch.autograd.grad(loss, list(learn.values()), allow_unused=True)
+            gradients = {name: gradient for name, gradient in zip(learn, found, strict=True) if gradient is not None}
+    describe_batch(model)
+    return Measured(logits, gradients)
+
+
+@torch.no_grad()
+def _logits_of_short_row(model: PreTrainedModel) -> Tensor:
+    """Those of the short row by itself, by transformers' forward."""
+    engine = Transformers(model)
+    short, _ = two_rows(model.config)
+    logits = engine.logits(*_lay(engine, [short]))
+    describe_batch(model)
+    return logits
+
+
+def _measured_plainly(model: PreTrainedModel) -> Measured:
+    """The same by transformers' forward, whose adapters compute plainly.
+
+    Raises:
+        UnsupportedModel: the model cannot compute text, or is not causal.
+        UsageError: a layer is read around its adapter, or has no gradient.
     """
+    layers = dict(named_adapters(model))
+    contexts = {layer.context for layer in layers.values()}
+    for context in contexts:
+        context.plain = True
+        context.bypassed.clear()
     try:
-        yield
+        found = _measured(Transformers(model))
+        alone = _logits_of_short_row(model)
     except torch.OutOfMemoryError:
         raise
-    except UsageError as unfit:
-        raise UnsupportedModel(str(unfit).removeprefix("model: ")) from None
-    except Exception as error:
-        raise UnsupportedModel(f"{fault} ({type(error).__name__}: {first_line(error)})") from None
+    except Exception as error:  # of any model's code
+        bypassed = _bypassed(layers)
+        if bypassed:
+            raise _cannot_be_adapted(model, bypassed) from None
+        fault = f"{type(model).__name__} cannot compute text alone ({type(error).__name__}: {first_line(error)})"
+        raise UnsupportedModel(fault) from None
+    finally:
+        for context in contexts:
+            context.plain = False
+    short = SHARED + ENDS[0]
+    first, second = found.logits[:SHARED], found.logits[short : short + SHARED]
+    rounds = found.logits.dtype.itemsize <= 2 or _may_round_factors(model.device)
+    tolerance = TOLERANCE_IN_16_BITS if rounds else FAR * TOLERANCE
+    if not _relative(first, second) <= tolerance:
+        raise UnsupportedModel(f"{type(model).__name__} is not causal: its tokens see those after them")
+    if not _relative(found.logits[:short], alone) <= tolerance:
+        raise UnsupportedModel(f"{type(model).__name__} computes a row in another way where it is padded")
+    refused = _bypassed(layers) | _without_gradient(layers, found.gradients)
+    if refused:
+        raise _cannot_be_adapted(model, refused)
+    return found
+
+
+def _bypassed(layers: Mapping[str, AdapterLinear]) -> set[str]:
+    """The layers whose weight the model's own code has read."""
+    return {name for name, layer in layers.items() if layer in layer.context.bypassed}
+
+
+def _without_gradient(layers: Mapping[str, AdapterLinear], gradients: Mapping[str, Tensor]) -> set[str]:
+    """The layers that no text passes: none of their kind has a gradient, in any layer or expert."""
+    reached = {
+        _kind(name.rpartition(".")[0]) for name in layers if any(key.startswith(f"{name}.") for key in gradients)
+    }
+    return {name for name in layers if _kind(name.rpartition(".")[0]) not in reached}
+
+
+def _kind(name: str) -> str:
+    """The name of a layer in whatever decoder layer or expert."""
+    return re.sub(r"\d+", "*", name)
+
+
+def _cannot_be_adapted(model: PreTrainedModel, layers: set[str]) -> UsageError:
+    names = sorted({name.rpartition(".")[2] for name in layers})
+    others = sorted({name.rpartition(".")[2] for name, _ in named_adapters(model)}.difference(names))
+    return UsageError(
+        f"adapter.target_modules: {type(model).__name__} does more than call its {', '.join(names)}, or no text passes"
+        f" them, so these cannot be adapted; list the others: [{', '.join(others)}]"
+    )
+
+
+@contextmanager
+def _off_start(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the factors that learn have left their start, where some have no gradient; afterwards they are
+    what they were."""
+    learn = [weight for weight in model.parameters() if weight.requires_grad]
+    before = [weight.detach().clone() for weight in learn]
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in learn:
+            noise = torch.randn(weight.shape, generator=draw).to(weight)
+            weight.mul_(1 + 0.1 * noise).add_(0.3 * noise / max(weight.shape[-1:] or (1,)) ** 0.5)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(learn, before, strict=True):
+                weight.copy_(value)
+
+
+_of_twins: dict[str, Differs | None] = {}
+"""What twins have told, by config and adapted layers."""
+
+
+def _compare_twin(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote_code: bool) -> Differs | None:
+    """The same as `_compare`, of the small twin with adapters on layers of the same names, once per process."""
+    config = model.config
+    targets = sorted({name.rpartition(".")[2] for name, _ in named_adapters(model)})
+    key = f"{type(config)} {config.to_json_string()} {targets} {wanted}"
+    if key not in _of_twins:
+        try:
+            twin = small_twin(config, trust_remote_code=trust_remote_code)
+            twin.requires_grad_(False)
+            if targets:
+                inject(twin, rank=2, alpha=4, mixer={"kind": "dense"}, target_modules=targets, within=text_part(twin))
+            _of_twins[key] = _compare(twin, wanted)
+        except UsageError:
+            raise
+        except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
+            _of_twins[key] = Differs(f"no small {type(model).__name__} could be computed ({first_line(misfit)})")
+    return _of_twins[key]
 
 
 def _may_round_factors(device: torch.device) -> bool:
@@ -211,26 +343,3 @@ def _may_round_factors(device: torch.device) -> bool:
     NVIDIA_TF32_OVERRIDE is told nowhere, so any GPU may.
     """
     return device.type != "cpu" or torch.get_float32_matmul_precision() != "highest"
-
-
-def _other_logits(model: PreTrainedModel, error: float) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"{type(model).__name__} computes its logits in a way that moslora does not support (moslora's are off by"
-        f" {error:.2g}, relative)"
-    )
-
-
-def _two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
-    """The short and the long row: tokens from all over the vocabulary, none of them special."""
-    decoder = config.get_text_config(decoder=True)
-    special: set[int] = set()
-    for part in (config, decoder):
-        ids = {key: value for key, value in part.to_dict().items() if key.endswith(("_token_id", "_token_index"))}
-        special |= {value for value in ids.values() if isinstance(value, int)}
-    count = SHARED + sum(ENDS)
-    step = max(1, decoder.vocab_size // (2 * count))
-    ordinary = [token for token in range(step // 2, decoder.vocab_size, step) if token not in special][:count]
-    begin = ordinary[:SHARED]
-    short_end = ordinary[SHARED : SHARED + ENDS[0]]
-    long_end = ordinary[SHARED + ENDS[0] :]
-    return begin + short_end, begin + long_end

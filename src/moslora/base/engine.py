@@ -1,7 +1,5 @@
 """The base model as training and scoring compute it: with our modules, over concatenated rows without padding."""
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -12,23 +10,23 @@ from moslora.kernels.mlp import own_mlp
 from moslora.kernels.norm import own_norm
 from moslora.kernels.plain import left_out
 from moslora.kernels.rotary import own_attention
-from moslora.kernels.rows import Rows, send
+from moslora.kernels.rows import Rows
 
 
-def use_own_modules(model: PreTrainedModel) -> None:
-    """Exchanges norms, MLPs, attention and linear layers for ours; the weights and their names stay."""
+def use_own_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Exchanges norms, MLPs, attention and linear layers for ours, as :func:`exchange`; the weights and their names
+    stay."""
     ours = {"norm": own_norm, "mlp": own_mlp, "rope": own_attention, "linear": own_linear}
-    exchange(model, *(replacement for piece, replacement in ours.items() if piece not in left_out()))
+    return exchange(model, *(replacement for piece, replacement in ours.items() if piece not in left_out()))
 
 
-def final_hidden(model: PreTrainedModel, tokens: Sequence[int], rows: Rows | Remembering) -> Tensor:
+def final_hidden(model: PreTrainedModel, input_ids: Tensor, rows: Rows | Remembering) -> Tensor:
     """The hidden states after the final norm and before the output layer, shape ``(T, hidden)`` in the model's dtype.
 
-    ``tokens`` are the T tokens of ``rows``.
+    ``input_ids`` ``(1, T)`` are the tokens of ``rows``.
     """
     use_rows(model)
-    ids = send([tokens], rows.device)
-    packed: Tensor = model.get_decoder()(input_ids=ids, use_cache=False, **as_rows(rows)).last_hidden_state
+    packed: Tensor = model.get_decoder()(input_ids=input_ids, use_cache=False, **as_rows(rows)).last_hidden_state
     return packed[0]
 
 

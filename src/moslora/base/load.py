@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from moslora.base.check import exchange_modules, refuse_by_config
+from moslora.base.check import choose_engine
 from moslora.base.failures import loading, naming
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import ADAPTER, locate
@@ -36,13 +36,24 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def load_base(
     section: ModelSection, *, device: torch.device | str = "cpu", computed_here: bool = True
 ) -> PreTrainedModel:
-    """The causal language model that ``section`` describes on ``device``, frozen and in evaluation mode.
+    """The model of :func:`read_base`, to be computed as it is, with its engine (`moslora.base.check.choose_engine`)."""
+    model = read_base(section, device=device, computed_here=computed_here)
+    with naming(section.name):
+        choose_engine(model, section.engine, computed_here=computed_here, trust_remote_code=section.trust_remote_code)
+    return model
+
+
+def read_base(
+    section: ModelSection, *, device: torch.device | str = "cpu", computed_here: bool = True
+) -> PreTrainedModel:
+    """The causal language model that ``section`` describes on ``device``, frozen and in evaluation mode, with
+    transformers' modules.
 
     The output layer and the embeddings, tied or not, are never quantised. ``computed_here`` is false where the model
     will be sharded over other devices before anything is computed.
 
     Raises:
-        UsageError: its logits are not what training and scoring compute, or the device does not have its dtype.
+        UsageError: the device does not have its dtype.
         MosloraError: it cannot be loaded, or its weights do not fit its config.
     """
     device = torch.device(device)
@@ -56,7 +67,6 @@ def load_base(
         if not section.quantization:
             model.to(device)  # type: ignore[arg-type]
         model.requires_grad_(False).eval()
-        exchange_modules(model, trust_remote_code=section.trust_remote_code, computed_here=computed_here)
     return model
 
 
@@ -88,7 +98,6 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=DTYPES[section.dtype],  # transformers 5 otherwise takes the checkpoint's
-            attn_implementation="sdpa",
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that all are named below
@@ -102,7 +111,7 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
 
 
 def _refuse_config(config: PretrainedConfig, source: str, section: ModelSection) -> None:
-    """Refuses quantised weights, an adapter beside the weights, and what `refuse_by_config` refuses."""
+    """Refuses quantised weights, and an adapter beside the weights."""
     name = section.name
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(
@@ -112,7 +121,6 @@ def _refuse_config(config: PretrainedConfig, source: str, section: ModelSection)
         raise UsageError(
             f"model.name = {name}: has an adapter beside its weights ({ADAPTER}); choose a model without one"
         )
-    refuse_by_config(config)
 
 
 def recompute_layers(model: PreTrainedModel) -> None:

@@ -21,8 +21,6 @@ UNFIT = {
     **dict.fromkeys(("ADALORA", "ADAMSS"), "must be notified of every step"),
     **dict.fromkeys(("ADAPTION_PROMPT", "SHADOW"), "replaces more than layers that take tokens one by one"),
     **dict.fromkeys(("POLY", "XLORA"), "depends on the whole batch"),
-    "GLORA": "accepts only torch's own layers, and moslora replaces those of the base with faster ones",
-    "PVERA": "draws noise for each token, and moslora computes the common beginning of rows once",
 }
 """Methods that cannot be trained here, and why; beside those that add tokens to the prompt."""
 
@@ -34,6 +32,7 @@ UNFIT_FIELDS = {
     **dict.fromkeys(("bias", "modules_to_save", "target_parameters", "trainable_token_indices"), "is not merged"),
     "bias=none": "",  # fits
     "arrow_config": "needs other adapters",
+    "sample_at_inference": "draws noise while questions are asked",
     "layer_replication": "turns the base into another model",
 }
 """Fields, or values of them, that cannot be used here, and why."""

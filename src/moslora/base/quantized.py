@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from moslora.adapters import AdapterLinear
 from moslora.console import note_once
 from moslora.errors import UsageError, needing
 from moslora.recipe import ModelSection
@@ -111,6 +112,8 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of ``model`` whose weights bitsandbytes stores as codes, by name."""
     layers = {}
     for name, module in model.named_modules():
+        if isinstance(module, AdapterLinear):  # it is its base's weight
+            continue
         weight = getattr(module, "weight", None)
         if hasattr(weight, "quant_state") or hasattr(weight, "SCB"):  # in 4 or in 8 bits
             layers[name] = module

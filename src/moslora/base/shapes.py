@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from moslora.base.check import refuse_by_config, refuse_by_twin
-from moslora.base.engine import use_own_modules
-from moslora.base.failures import loading, naming
+from moslora.base.failures import loading
 from moslora.base.resolve import BUILTIN, locate
 from moslora.recipe import ModelSection
 
@@ -38,9 +36,6 @@ def meta_model(section: ModelSection, *, only_shapes: bool = True) -> PreTrained
     From a local folder's ``config.json``, or else :data:`SHAPES` (``-Base``, ``-Instruct`` and the 3.1 releases share
     theirs), or else the hub's ``config.json``. Where more than shapes is read of it (not ``only_shapes``), such as the
     context's length, its own ``config.json`` is needed.
-
-    Raises:
-        UsageError: its logits are not what training and scoring compute.
     """
     name = section.name
     code = {"trust_remote_code": section.trust_remote_code}
@@ -52,10 +47,6 @@ def meta_model(section: ModelSection, *, only_shapes: bool = True) -> PreTrained
         source = locate(name, revision=section.revision)
         with loading(name, "config.json"):
             config = AutoConfig.from_pretrained(source, revision=section.revision, **code)
-    with naming(name):
-        refuse_by_config(config)
-        refuse_by_twin(config, trust_remote_code=section.trust_remote_code)
     with loading(name, "model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **code)
-    use_own_modules(model)
     return model

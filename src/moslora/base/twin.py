@@ -77,7 +77,7 @@ def small_twin(config: PretrainedConfig, *, trust_remote_code: bool = False) -> 
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            small_config(config), attn_implementation="sdpa", trust_remote_code=trust_remote_code
+            small_config(config), trust_remote_code=trust_remote_code
         )
         spread_weights(model)
     return model.eval()

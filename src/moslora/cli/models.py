@@ -161,6 +161,7 @@ def evaluate(
         str | None, typer.Option(help="Source of the questions, like evaluation.source in a recipe.")
     ] = None,
     dtype: options.DType = None,
+    engine: options.Engine = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens per forward pass.", min=1)] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Maximum number of tokens per question with its answer.", min=1)
@@ -207,11 +208,11 @@ def evaluate(
     early.refuse_evaluation(named, tasks=tasks, protocol=protocol, format=format, source=source, beams=beams)
     if out is not None:
         refuse_other_scores(out)
-    of_a_model_here = base or dtype or batch_tokens or strategy or processes
+    of_a_model_here = base or dtype or engine or batch_tokens or strategy or processes
     if (server and of_a_model_here) or (model and not server):
         raise UsageError(
-            "with --server goes --model, and no --base, --dtype, --batch-tokens, --strategy or --processes, which are"
-            " of a model loaded here; leave out what does not"
+            "with --server goes --model, and no --base, --dtype, --engine, --batch-tokens, --strategy or --processes,"
+            " which are of a model loaded here; leave out what does not"
         )
     if server is None:
         _share(processes, then="the same command continues from the scores so far")
@@ -225,7 +226,7 @@ def evaluate(
         from moslora.evaluation.target import open_target
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
-        opened = open_target(named, base=base, dtype=dtype, trust_remote_code=trust, strategy=strategy)
+        opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust, strategy=strategy)
         if server is None:
             results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
         else:
@@ -258,6 +259,7 @@ def ask(
     format: Annotated[choices.FormatName | None, typer.Option(help="Prompt format. [default: the run's]")] = None,
     base: options.Base = False,
     dtype: options.DType = None,
+    engine: options.Engine = None,
     trust: options.Trust = False,
 ) -> None:
     """Ask a model a question, with or without answer options.
@@ -283,7 +285,7 @@ def ask(
         from moslora.evaluation.ask import ask as ask_target
         from moslora.evaluation.target import open_target
 
-    opened = open_target(named, base=base, dtype=dtype, trust_remote_code=trust)
+    opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust)
     typed = _typed(protocol=protocol, format=format)
     answers = ask_target(opened, question=question, options=option or (), task=task, **typed)
     print(answers)

@@ -58,6 +58,10 @@ Strategy = Annotated[
 DType = Annotated[
     choices.DType | None, typer.Option(help="Precision of weights and computation. [default: the recipe's]")
 ]
+Engine = Annotated[
+    choices.EngineChoice | None,
+    typer.Option(help="What computes the model: own, transformers, or auto. [default: as trained]"),
+]
 Base = Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")]
 Overrides = Annotated[
     list[str] | None,

@@ -1,7 +1,7 @@
 """From encoded rows to optimizer steps, and from a step to micro-batches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from moslora.base.engines import Batch, Families, Own
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.kernels.rows import Rows, concatenate, send
+from moslora.kernels.rows import send
 from moslora.recipe import TrainingSection
 
 
@@ -77,31 +78,40 @@ def _permutation(rows: int, seed: int) -> list[int]:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def cut(lengths: Sequence[int], *, tokens: int) -> list[list[int]]:
+def cut(lengths: Sequence[int], *, tokens: int, pads: bool = False) -> list[list[int]]:
     """Cuts one step into micro-batches of at most ``tokens`` tokens, rows of similar length together.
 
     ``lengths`` are the tokens of each row, and a micro-batch is a list of positions in it. A row longer than ``tokens``
-    is a micro-batch by itself.
+    is a micro-batch by itself. ``pads``: each row counts as the longest of its micro-batch.
     """
     batches: list[list[int]] = []
-    room = 0
+    of_last: list[int] = []  # the lengths of its rows
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if lengths[row] > room:
+        of_last.append(lengths[row])
+        if not batches or size(of_last, pads=pads) > tokens:
             batches.append([])
-            room = tokens
+            of_last = [lengths[row]]
         batches[-1].append(row)
-        room -= lengths[row]
     return batches
 
 
-def passes(rows: Sequence[Encoded], *, process: int, processes: int, tokens: int) -> list[list[Encoded]]:
+def size(lengths: Sequence[int], *, pads: bool) -> int:
+    """Tokens of a micro-batch with rows of these ``lengths``; ``pads`` as in :func:`cut`."""
+    if pads:
+        return max(lengths) * len(lengths)
+    return sum(lengths)
+
+
+def passes(
+    rows: Sequence[Encoded], *, process: int, processes: int, tokens: int, pads: bool = False
+) -> list[list[Encoded]]:
     """The micro-batches of one process, which has every ``processes``-th row.
 
     All processes have the same number, as they wait for each other in every pass: a process whose rows are used up has
     empty ones.
     """
     lengths = [len(row.input_ids) for row in rows]
-    cuts = [cut(lengths[first::processes], tokens=tokens) for first in range(processes)]
+    cuts = [cut(lengths[first::processes], tokens=tokens, pads=pads) for first in range(processes)]
     share = rows[process::processes]
     batches: list[list[Encoded]] = []
     for positions in cuts[process]:
@@ -112,29 +122,32 @@ def passes(rows: Sequence[Encoded], *, process: int, processes: int, tokens: int
     return batches
 
 
-def largest_pass(lengths: Sequence[int], *, processes: int, tokens: int) -> int:
+def largest_pass(lengths: Sequence[int], *, processes: int, tokens: int, pads: bool = False) -> int:
     """Tokens of the largest micro-batch that any of the processes makes of a step with rows of these ``lengths``."""
     largest = 0
     for first in range(processes):
         share = lengths[first::processes]
-        for positions in cut(share, tokens=tokens):
-            largest = max(largest, sum(share[i] for i in positions))
+        for positions in cut(share, tokens=tokens, pads=pads):
+            largest = max(largest, size([share[i] for i in positions], pads=pads))
     return largest
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Concatenated rows, T tokens together, on their device. No row is padded. The tensors are int64."""
+class MicroBatch(Batch):
+    """Rows that are computed together, with their labels. The tensors are int64."""
 
-    input_ids: Tensor  # (1, T)
-    rows: Rows  # which tokens belong together
-    tasks: Tensor  # number of each token's task, (1, T)
-    predicted_from: Tensor  # positions of the N tokens that a labelled token follows, (N,)
+    tasks: Tensor  # number of each token's task, of the shape of input_ids
+    predicted_from: list[int]  # places of the N tokens that a labelled token follows
     labels: Tensor  # the labelled tokens, (N,)
 
 
 def collate(
-    rows: Sequence[Encoded], *, device: torch.device, tasks: Sequence[str] = (), share: bool = False
+    rows: Sequence[Encoded],
+    *,
+    device: torch.device,
+    tasks: Sequence[str] = (),
+    share: bool = False,
+    lay: Callable[[Families, torch.device], Batch] = Own.lay,
 ) -> MicroBatch:
     """A micro-batch of ``rows``; no rows become one token without a label.
 
@@ -144,6 +157,7 @@ def collate(
         device: of the tensors.
         tasks: each has its position as number, and all other tasks the next one.
         share: tokens that all rows begin with are computed once; see `moslora.adapters.shares_beginnings`.
+        lay: of the engine.
     """
     if not rows:
         rows = [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
@@ -151,12 +165,12 @@ def collate(
     families = [[text] for text in texts]
     if share:
         families = [texts]
-    tokens, concatenated, paths = concatenate(families, device)
+    batch = lay(families, device)
     numbers = {name: number for number, name in enumerate(tasks)}
-    task_of_token = [len(numbers)] * len(tokens)
+    task_of_token = [len(numbers)] * batch.input_ids.numel()
     predicted_from: list[int] = []
     labels: list[int] = []
-    for row, path in zip(rows, paths, strict=True):
+    for row, path in zip(rows, batch.paths, strict=True):
         for position in path:
             task_of_token[position] = numbers.get(row.task, len(numbers))
         for before, label in zip(path, row.labels[1:], strict=False):  # a row's first token is predicted by nothing
@@ -164,10 +178,9 @@ def collate(
                 predicted_from.append(before)
                 labels.append(label)
     return MicroBatch(
-        input_ids=send([tokens], device),
-        rows=concatenated,
-        tasks=send([task_of_token], device),
-        predicted_from=send(predicted_from, device),
+        **vars(batch),
+        tasks=send(torch.tensor(task_of_token).view_as(batch.input_ids), device),
+        predicted_from=predicted_from,
         labels=send(labels, device),
     )
 

@@ -2,7 +2,7 @@
 
 With p the prompt and the tokens that all labels begin with, and o_j the token in which label j differs,
 
-    score_j = log softmax_j(h(p) · W[o_j])
+    score_j = log softmax_j(log p(o_j | p))
 
 which is what comparing the labels' full log-probabilities comes to, because they share every other term.
 """
@@ -13,11 +13,10 @@ from typing import ClassVar
 
 import torch
 
-from moslora.base.engine import final_hidden, output_weight
 from moslora.errors import MosloraError, some
 from moslora.evaluation.scorer import Batched
 from moslora.evaluation.served import Pair, Served
-from moslora.kernels.rows import common_prefix, concatenate, send
+from moslora.kernels.rows import common_prefix
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.outcomes import log_softmax
 from moslora.runs.predictions import Prediction
@@ -58,24 +57,18 @@ class Choice(Batched[Question, Scores]):
         return len(question.input_ids)
 
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[Scores]]:
-        weight = output_weight(self.model)  # (V, H)
-        inputs = [question.input_ids for question in questions]
-        tokens, rows, places = concatenate([inputs], weight.device)
-        hidden = final_hidden(self.model, tokens, rows)  # (T, H)
-        of_all: set[int] = set()
-        for question in questions:
-            of_all.update(question.option_tokens)
-        labels = sorted(of_all)
-        last = hidden.index_select(0, send([path[-1] for path in places], weight.device))
-        options = weight.index_select(0, send(labels, weight.device))
-        logits = (last.float() @ options.float().T).to("cpu", non_blocking=True)  # (questions, labels)
+        batch = self.engine.lay([[question.input_ids for question in questions]], self.model.device)
+        places: list[int] = []
+        options: list[int] = []
+        for question, path in zip(questions, batch.paths, strict=True):
+            places += path[-1:] * len(question.option_tokens)
+            options += question.option_tokens
+        values, _ = self.engine.log_p(batch, places, options)
+        values = values.to("cpu", non_blocking=True)  # not there yet when this returns: `read` is called later
 
         def read() -> list[Scores]:
-            scores = []
-            for question, row in zip(questions, logits.double(), strict=True):
-                columns = [labels.index(token) for token in question.option_tokens]
-                scores.append(tuple(torch.log_softmax(row[columns], dim=0).tolist()))
-            return scores
+            counts = [len(question.option_tokens) for question in questions]
+            return [tuple(torch.log_softmax(row, dim=0).tolist()) for row in values.double().split(counts)]
 
         return read
 

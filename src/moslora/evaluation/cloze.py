@@ -11,13 +11,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from moslora.base.engine import final_hidden, output_weight
 from moslora.data.encode import EncodedText
 from moslora.errors import MosloraError
 from moslora.evaluation.scorer import Batched
 from moslora.evaluation.served import Pair, Served
-from moslora.kernels.loss import log_probabilities
-from moslora.kernels.rows import common_prefix, concatenate
+from moslora.kernels.rows import common_prefix
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
@@ -51,21 +49,23 @@ class Cloze(Batched[Sequence[EncodedText], list[Scored]]):
         return first + [example for example in examples if _most_tokens(example) >= limit]
 
     def length(self, question: Sequence[EncodedText]) -> int:
-        """Tokens read: the options' common beginning once, and no last token, which is only predicted."""
+        """Tokens read: the options' common beginning once, unless they are padded, and no last token, which is only
+        predicted."""
+        if self.engine.pads:
+            return len(question) * max(len(text.ids) - 1 for text in question)
         shared = common_prefix(_input_ids(question))
         return shared + sum(len(text.ids) - 1 - shared for text in question)
 
     def compute(self, questions: Sequence[Sequence[EncodedText]]) -> Callable[[], list[list[Scored]]]:
         texts = list(itertools.chain.from_iterable(questions))
         inputs = [_input_ids(question) for question in questions]
-        tokens, rows, paths = concatenate(inputs, self.model.device)  # path: where a text's tokens lie among all
+        batch = self.engine.lay(inputs, self.model.device)
         places: list[int] = []  # of the tokens that an answer's token, its target, follows
         targets: list[int] = []
-        for text, path in zip(texts, paths, strict=True):
+        for text, path in zip(texts, batch.paths, strict=True):
             places += path[text.answer_start - 1 :]
             targets += text.ids[text.answer_start :]
-        hidden = final_hidden(self.model, tokens, rows)  # (T, H)
-        values, hits = log_probabilities(hidden, output_weight(self.model), places, targets)  # (P,), (P,)
+        values, hits = self.engine.log_p(batch, places, targets)  # (P,), (P,)
         # The copies may not be there yet when this returns: `read` is called once the device has been waited for.
         values = values.to("cpu", non_blocking=True)
         hits = hits.to("cpu", non_blocking=True)

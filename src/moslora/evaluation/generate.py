@@ -2,26 +2,18 @@
 
 The model continues the prompt by at most 32 tokens, by beam search or greedily; the first match of the task's
 regular expression behind "### Response:" is its answer, and no match is wrong. Greedy generation
-(`moslora.evaluation.decoding`) ends where the answer cannot change any more. Several questions at a time never change
+(`moslora.base.decoding`) ends where the answer cannot change any more. Several questions at a time never change
 each other's answer, as they do in the official script, which pads with token 0 and no mask. Beams are transformers'
 own, over questions that are padded on the left, masked, and keep their positions.
-
-A model's own `generation_config.json` is not used: its penalties, suppressed tokens or samples would change answers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedModel
-
+from moslora.base.engines import generate
 from moslora.data.encode import EncodedText, Encoder
 from moslora.errors import UsageError
-from moslora.evaluation.decoding import decode
 from moslora.evaluation.scorer import Batched
 from moslora.evaluation.served import Pair, Served
 from moslora.prompts.instructions import answer_pattern, labels
@@ -92,8 +84,7 @@ class Generate(Batched[Question, str]):
             text = str(tokenizer.decode(written, skip_special_tokens=True))
             return is_decided(text, example)
 
-        rows = decode(
-            self.model,
+        rows = self.engine.write(
             [prompt.ids for _, prompt in questions],
             max_new_tokens=MAX_NEW_TOKENS,
             ended=ended,
@@ -105,45 +96,10 @@ class Generate(Batched[Question, str]):
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
         """The texts after the prompts, by beam search."""
         tokenizer = self.encoder.tokenizer
-        padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0  # masked, so any valid token will do
-        rows = [torch.tensor(prompt.ids) for _, prompt in questions]
-        input_ids = _padded(rows, padding)  # (B, T)
-        mask = _padded([torch.ones_like(row) for row in rows], 0)
-        length = input_ids.shape[1]
-        config = GenerationConfig(**self.writing, pad_token_id=padding, eos_token_id=tokenizer.eos_token_id)
-        generate: Any = self.model.generate  # from GenerationMixin, which PreTrainedModel does not declare
-        # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
-        # each row.
-        together = self.model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-        with together, unset_generation(self.model):
-            output = generate(
-                input_ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                generation_config=config,
-            )  # (B, T + new)
-        texts = list(tokenizer.batch_decode(output[:, length:], skip_special_tokens=True))
+        settings = {**self.writing, "eos_token_id": tokenizer.eos_token_id}
+        written = generate(self.model, [prompt.ids for _, prompt in questions], settings)
+        texts = list(tokenizer.batch_decode(written, skip_special_tokens=True))
         return lambda: texts
-
-
-def _padded(rows: Sequence[Tensor], padding: int) -> Tensor:
-    """The rows padded on the left to one length, shape ``(B, T)``."""
-    return pad_sequence(list(rows), batch_first=True, padding_value=padding, padding_side="left")
-
-
-def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
-    return (states[0].contiguous(),)
-
-
-@contextmanager
-def unset_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the model has no generation settings of its own, which transformers otherwise takes for every
-    field that the caller leaves unset."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def refuse_no_room(encoder: Encoder, new_tokens: int, what: str) -> None:

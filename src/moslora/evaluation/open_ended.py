@@ -13,7 +13,6 @@ from typing import ClassVar, NamedTuple
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.evaluation.decoding import decode
 from moslora.evaluation.generate import refuse_no_room
 from moslora.evaluation.scorer import Scorer
 from moslora.evaluation.served import Pair, Served
@@ -58,8 +57,7 @@ class OpenAnswers(Scorer[Question, str]):
         """The texts before a stop; written all together, since a row that ends makes room for another."""
         tokenizer = self.encoder.tokenizer
         words = questions[0].words  # those of one task
-        written = decode(
-            self.model,
+        written = self.engine.write(
             [question.prompt for question in questions],
             max_new_tokens=words.max_new_tokens,
             ended=lambda _, tokens: completes(tokenizer, words.stop, tokens),

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moslora.adapters import Families, describe_task
+from moslora.base.engines import Engine, engine_of
 from moslora.choices import FormatName
 from moslora.data.encode import Encoder
 from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU, WRITTEN_BLOCK_SIZE
@@ -65,6 +66,11 @@ class Scorer(ABC, Generic[Question, Found]):
     def writing(self) -> dict[str, Any] | None:
         """The settings of a generated text; ``None`` of a protocol that generates none."""
         return None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What computes the model."""
+        return engine_of(self.model)
 
     @cached_property
     def _families(self) -> Families:

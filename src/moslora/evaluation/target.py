@@ -14,7 +14,7 @@ from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.sharded import shard_base, shards
-from moslora.choices import DType, Strategy
+from moslora.choices import DType, EngineChoice, Strategy
 from moslora.console import note
 from moslora.data.encode import Encoder, encoding
 from moslora.errors import UsageError
@@ -114,8 +114,13 @@ class Target:
             if self.adapter is None:
                 model = load_base(self.model, device=place, computed_here=not on_host)
             else:
-                dtype = self.model.dtype
-                model = load_adapted(self.adapter, device=place, computed_here=not on_host, dtype=dtype)
+                model = load_adapted(
+                    self.adapter,
+                    device=place,
+                    computed_here=not on_host,
+                    dtype=self.model.dtype,
+                    engine=self.model.engine,
+                )
             if sharded:
                 shard_base(model, device=device())
         return model
@@ -147,6 +152,7 @@ def open_target(
     *,
     base: bool = False,
     dtype: DType | None = None,
+    engine: EngineChoice | None = None,
     trust_remote_code: bool = False,
     strategy: Strategy | None = None,
 ) -> Target:
@@ -156,18 +162,24 @@ def open_target(
         target: as typed, or as `read_named` has read it.
         base: of a run, the base without the adapter.
         dtype: in place of the recipe's.
+        engine: in place of the one that trained the run.
         trust_remote_code: the model's own Python code may run, which a run's recipe cannot allow.
         strategy: in place of the recipe's.
     """
     named = read_named(target, trust_remote_code=trust_remote_code) if isinstance(target, str) else target
     recipe = named.recipe
-    changes: dict[str, Any] = {"dtype": dtype} if dtype else {}
+    changes: dict[str, Any] = {}
+    if dtype is not None:
+        changes["dtype"] = dtype
+    if engine is not None:
+        changes["engine"] = engine
     model = recipe.model if recipe else ModelSection(name=named.name)
     request = Request.of(recipe) if recipe else Request()
     trained = named.adapter
     if trained is None:
         changes |= {"name": named.name, "trust_remote_code": trust_remote_code}
         return Target(model.model_copy(update=changes), request, recipe, strategy=strategy or "ddp")
+    changes.setdefault("engine", trained.engine)
     if strategy == "fsdp" and model.quantization == "int8":
         raise UsageError("--strategy fsdp: bitsandbytes' int8 layers lose their scales when they are sharded; use ddp")
     remark = unfinished(Path(os.path.expanduser(named.name)), trained.path, doing="scoring")

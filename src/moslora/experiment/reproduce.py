@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moslora.base.adapted import adapter_state
-from moslora.base.load import load_base
+from moslora.base.load import read_base
 from moslora.console import say
 from moslora.errors import MosloraError
 from moslora.files import write_text
@@ -60,7 +60,7 @@ def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
 def start_of(recipe: Recipe) -> dict[str, Tensor]:
     """The adapter's weights before the first step: drawn from the recipe's seed, and where its start says so made of
     the base's; or those of the adapter that it continues."""
-    return adapter_state(adapt(load_base(recipe.model), recipe, start=read_continued(recipe)))
+    return adapter_state(adapt(read_base(recipe.model), recipe, start=read_continued(recipe)))
 
 
 def verdict(run: Run, again: Run, *, start: Mapping[str, Tensor]) -> str:

@@ -8,19 +8,23 @@ PLAIN = ("Llama", "Mistral", "Qwen2", "Qwen3")
 """The models of transformers with the plain formulas, as their classes' names begin."""
 
 
-def exchange(model: nn.Module, *replacements: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Exchanges modules of ``model``, in place.
+def exchange(model: nn.Module, *replacements: Callable[[nn.Module], nn.Module | None]) -> dict[str, nn.Module]:
+    """Exchanges modules of ``model``, in place, and returns those that were there, by name: set again in the opposite
+    order they undo it.
 
     Args:
         model: whose modules may be exchanged.
         replacements: each returns ours for a module that it knows, with the same weights under the same names, and
             ``None`` for any other. No two know the same module.
     """
+    before = {}
     for name, module in list(model.named_modules()):
         for replacement in replacements:
             ours = replacement(module)
             if ours is not None:
+                before[name] = module
                 model.set_submodule(name, ours)
+    return before
 
 
 def is_plain(module: nn.Module, part: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from moslora.base.engines import engine_of
 from moslora.base.load import load_tokenizer
 from moslora.base.resolve import available_offline
 from moslora.base.shapes import meta_model
@@ -20,7 +21,7 @@ from moslora.recipe import DataSection, Recipe
 from moslora.runs.continued import read_continued
 from moslora.tasks import Task
 from moslora.training.budget import RankBudget
-from moslora.training.prepare import adapt
+from moslora.training.prepare import adapt, choose_engine_of
 from moslora.training.questions import refuse_too_few_questions
 from moslora.training.run_card import describe
 
@@ -73,6 +74,7 @@ def outline(recipe: Recipe) -> Outline:
     training = recipe.training
     section = recipe.data
     model = adapt(meta_model(recipe.model), recipe)
+    choose_engine_of(model, recipe, computed_here=False)
     encoder = _offline_encoder(recipe)
     data = None
     if encoder is not None:
@@ -91,6 +93,8 @@ def outline(recipe: Recipe) -> Outline:
         RankBudget(model, training.rank_budget, total=len(plan))  # refuses what does not fit
     tokens = round(len(plan) * training.global_batch_size * tokens_per_row)
     lines = describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training)
+    if engine_of(model).pads:
+        lines.append("note: transformers computes this model; the times below are those of moslora's engine, too short")
     start = read_continued(recipe, fetching=False)
     if start is not None:
         lines.append(f"continues {start.predecessor}")

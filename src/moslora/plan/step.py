@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import Families
 from moslora.base.adapted import own_parameters
+from moslora.base.engines import engine_of
 from moslora.base.load import recompute_layers
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate, default_micro_batch_tokens
@@ -70,6 +71,9 @@ def measure(
     config = model.config.get_text_config(decoder=True)
     if any(hasattr(config, key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise NotImplementedError("routes its tokens to experts")
+    engine = engine_of(model)
+    if engine.pads:  # every row to the longest, and a mask would ask for the data
+        work = replace(work, lengths=(max(work.lengths),) * len(work.lengths))
     part = work.of(default_micro_batch_tokens(on_gpu=on_gpu))
     few, counts = _one_layer_of_each_kind(model, dtype)
     with _Live() as live, Families(model).folded(dtype):
@@ -90,9 +94,9 @@ def measure(
             if weight.requires_grad:  # its gradient, which only the first step of a run has to allocate
                 weight.grad = torch.zeros_like(weight)
         objective = LabelLoss(few).train()
-        batch = collate(_rows(part), device=few.device)
+        batch = collate(_rows(part), device=few.device, lay=engine.lay)
         with torch.no_grad():
-            objective(replace(batch, labels=batch.labels[:0]))  # finds the places of rows, which all layers share
+            objective(replace(batch, predicted_from=[], labels=batch.labels[:0]))  # finds what all layers share
         before = live.bytes
         of_layer = _bytes_that_forward_keeps(counts, live)
         live.peak = before
@@ -157,6 +161,8 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function == torch.ops.aten.poisson.default:  # how many entries a CPU drops; here as many as on average
             return args[0]
+        if function == torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
+            return True  # transformers asks whether all rows are whole
         kwargs = kwargs or {}
         made = function(*args, **kwargs)
         known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
 
-from moslora.choices import BestBy, DType, FormatName, LossOn, Strategy, TrackerName
+from moslora.choices import BestBy, DType, EngineChoice, FormatName, LossOn, Strategy, TrackerName
 from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
 from moslora.tasks import COMMONSENSE
 
@@ -31,6 +31,11 @@ class ModelSection(Section):
 
     double_quantization: Annotated[bool, Changes.TRAINED] = True
     """NF4 only: quantise the scales of the blocks to 8 bits, too."""
+
+    engine: Annotated[EngineChoice, Changes.COMPUTED] = "auto"
+    """What computes the model: moslora's own engine (`own`), which is several times as fast; `transformers`, its
+    ordinary forward pass over padded rows, for every causal model and for PEFT's methods; or `auto`: `own` where logits
+    and gradients of both are equal."""
 
     gradient_checkpointing: Annotated[bool, Changes.COMPUTED] = False
     """Recompute activations in the backward pass, which takes about a third more time and much less memory."""

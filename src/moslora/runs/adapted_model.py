@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.base.adapted import adapter_state, with_adapters
+from moslora.base.check import choose_engine
+from moslora.base.failures import naming
 from moslora.base.identity import fingerprint
-from moslora.base.load import load_base
+from moslora.base.load import read_base
 from moslora.base.quantized import dequantize
 from moslora.base.shapes import meta_model
 from moslora.errors import MosloraError, UsageError
@@ -79,12 +81,15 @@ def load_adapted(
         overrides: changes of the recipe's ``model`` section.
     """
     check_base(folder)
-    section = folder.recipe.model.model_copy(update=overrides)
-    base = load_base(section, device=device, computed_here=computed_here)
+    section = folder.recipe.model.model_copy(update={"engine": folder.engine, **overrides})
+    base = read_base(section, device=device, computed_here=computed_here)
     with torch.no_grad():
         for name, layer in (layers or {}).items():
             base.get_submodule(name).get_parameter("weight").copy_(dequantize(layer))
-    return _adapt(base, folder)
+    model = _adapt(base, folder)
+    with naming(section.name):
+        choose_engine(model, section.engine, computed_here=computed_here, trust_remote_code=section.trust_remote_code)
+    return model
 
 
 def load_without_base(folder: AdapterFolder) -> PreTrainedModel:

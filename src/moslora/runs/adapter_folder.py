@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moslora.choices import EngineChoice
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError
 from moslora.files import sha256
@@ -24,6 +25,9 @@ from moslora.tasks import INSTRUCTION
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ENGINE = "engine"
+"""Key of the engine that trained an adapter, in its manifest."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,13 @@ class AdapterFolder:
     def predecessor(self) -> Predecessor | None:
         """The adapter that its run continued."""
         return predecessor_of(self.manifest)
+
+    @property
+    def engine(self) -> EngineChoice:
+        """What its model is computed by: what it was trained by, or ours where that is equal."""
+        if self.manifest.get(ENGINE) == "transformers":
+            return "transformers"
+        return self.recipe.model.engine
 
     def weights(self) -> "dict[str, Tensor]":
         """A, M and B of every adapter, by parameter name."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import Families, describe_batch, shares_beginnings
+from moslora.base.engines import Engine, engine_of
 from moslora.data.encode import Encoded
 from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, largest_pass, passes
 from moslora.errors import Diverged
@@ -47,6 +48,11 @@ class Parts:
         """The adapters."""
         return Families(self.model)
 
+    @cached_property
+    def engine(self) -> Engine:
+        """What computes the model."""
+        return engine_of(self.model)
+
     def drawn(self, step: int) -> list[Encoded]:
         """The rows of a step, the same on every process."""
         return [self.rows[row] for row in self.plan[step]]
@@ -58,12 +64,14 @@ class Parts:
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
             tokens=self.micro_batch_tokens,
+            pads=self.engine.pads,
         )
 
     def micro_batch(self, rows: Sequence[Encoded], *, training: bool) -> MicroBatch:
         """``rows`` on this process's device, for a pass in training or without dropout."""
         share = shares_beginnings(self.model, training=training)
-        return collate(rows, device=self.accelerator.device, tasks=self.tasks, share=share)
+        device = self.accelerator.device
+        return collate(rows, device=device, tasks=self.tasks, share=share, lay=self.engine.lay)
 
 
 def train(
@@ -164,7 +172,8 @@ def rehearse(parts: Parts, *, first_step: int) -> None:
 
     def size_of_largest_pass(step: int) -> int:
         drawn = [lengths[row] for row in parts.plan[step]]
-        return largest_pass(drawn, processes=processes, tokens=parts.micro_batch_tokens)
+        tokens = parts.micro_batch_tokens
+        return largest_pass(drawn, processes=processes, tokens=tokens, pads=parts.engine.pads)
 
     step = max(range(first_step, len(parts.plan)), key=size_of_largest_pass)
     make_moments(parts.optimizer)

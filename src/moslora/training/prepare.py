@@ -14,9 +14,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import task_names
 from moslora.base.adapted import adapted_layers, adapters_of, own_parameters, with_adapters
-from moslora.base.failures import fitting
+from moslora.base.check import choose_engine
+from moslora.base.failures import fitting, naming
 from moslora.base.identity import fingerprint
-from moslora.base.load import load_base, load_tokenizer
+from moslora.base.load import load_tokenizer, read_base
 from moslora.base.sharded import shard_base, shards
 from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import Strategy
@@ -83,8 +84,9 @@ def prepare(
     if isinstance(start, AdapterFolder):
         check_base(start)
     with fitting(recipe.model, another=smaller):
-        model = load_base(recipe.model, device=device, computed_here=not shared)
+        model = read_base(recipe.model, device=device, computed_here=not shared)
         model = adapt(model, recipe, start=start)
+        choose_engine_of(model, recipe, computed_here=not shared)
         objective = distribute(LabelLoss(model), accelerator, strategy)
     budget = None
     if recipe.training.rank_budget is not None:
@@ -136,6 +138,13 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Cont
             "adapter: its weights are learned in 16 bits, where small updates are lost; set model.dtype: float32"
         )
     return model
+
+
+def choose_engine_of(model: PreTrainedModel, recipe: Recipe, *, computed_here: bool) -> None:
+    """As `choose_engine`, for a run of ``recipe``."""
+    section = recipe.model
+    with naming(section.name):
+        choose_engine(model, section.engine, computed_here=computed_here, trust_remote_code=section.trust_remote_code)
 
 
 def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strategy) -> nn.Module:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import named_adapters, shares_beginnings
 from moslora.base import identity
 from moslora.base.adapted import adapted_layers
+from moslora.base.engines import engine_of
 from moslora.data.steps import StepPlan
 from moslora.kernels import attention, liger, linear, norm
 from moslora.kernels.dropout import Dropout
@@ -130,6 +131,8 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
         "dropout": None,
         "common beginning of rows": beginnings,
     }
+    if engine_of(model).pads:
+        return {**dict.fromkeys(found, "transformers'"), "common beginning of rows": "in each row"}
     by_liger = liger.takes(torch.empty(0, device=device, dtype=model.dtype))
     of_attention = set()
     for module in model.modules():

@@ -27,7 +27,7 @@ from moslora.recipe import KEPT, Recipe
 from moslora.recipe.recipe import OF_ACCURACY, flat
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.adapted_model import save_adapter
-from moslora.runs.adapter_folder import AdapterFolder, changed_encoding, open_adapter
+from moslora.runs.adapter_folder import ENGINE, AdapterFolder, changed_encoding, open_adapter
 from moslora.runs.best import BEST, TRAINED_STEPS, ending
 from moslora.runs.continued import Continued, read_continued
 from moslora.runs.lineage import Predecessor, predecessor_of
@@ -186,6 +186,7 @@ class Training:
             "packages": packages(self.recipe.model, self.recipe.adapter),
             "trained_rows": len(self.data.rows),
             "processes": self.parts.accelerator.num_processes,
+            ENGINE: self.parts.engine.name,
             "micro_batch_tokens": self.parts.micro_batch_tokens,
             QUESTIONS: self.validator.question_count,
         }
@@ -211,6 +212,9 @@ class Training:
             changed = changed_encoding(manifest, now.encoding) or "the code that encodes them"
             raise UsageError(f"{self.run.path}: the training rows have other tokens now: {changed} changed; {fix}")
         say(f"resuming after step {manifest['step']} of {len(self.parts.plan)}")
+        engine = manifest.get(ENGINE, self.parts.engine.name)
+        if engine != self.parts.engine.name:
+            note(f"the engine was {engine} and is now {self.parts.engine.name}, so the result may differ by rounding")
         before = f"{manifest['processes']} × {manifest['micro_batch_tokens']}"
         today = f"{self.parts.accelerator.num_processes} × {self.parts.micro_batch_tokens}"
         if before != today:

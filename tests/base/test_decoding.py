@@ -11,12 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from moslora.adapters import describe_task
-from moslora.base import engine
+from moslora.base import decoding, engine
+from moslora.base.decoding import decode
 from moslora.base.engine import use_own_modules
 from moslora.base.load import load_base
 from moslora.errors import MosloraError
-from moslora.evaluation import decoding
-from moslora.evaluation.decoding import decode
 from moslora.recipe import ModelSection
 from reference import adapted_llama, perturb, tiny_llama
 
@@ -180,9 +179,9 @@ def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     passes: list[int] = []
     compute: Callable[..., torch.Tensor] = engine.final_hidden
 
-    def counted(model: Any, tokens: Sequence[int], rows: Any) -> torch.Tensor:
-        passes.append(len(tokens))
-        return compute(model, tokens, rows)
+    def counted(model: Any, input_ids: torch.Tensor, rows: Any) -> torch.Tensor:
+        passes.append(input_ids.numel())
+        return compute(model, input_ids, rows)
 
     monkeypatch.setattr(decoding, "final_hidden", counted)
     return passes

@@ -26,6 +26,8 @@ Ended = Callable[[int, list[int]], bool]
 SHORTEST_BEGINNING = 16
 """Number of tokens from which on a common beginning is worth a pass of its own."""
 
+NOT_FINITE = "the logits of a generated text are not finite; use --dtype bfloat16 or float32"
+
 NO_TOKEN = -1
 """Stands for the likeliest token where the logits are no numbers, so that a GPU is waited for once."""
 
@@ -144,12 +146,13 @@ class _Decoding:
         best = logits.max(-1)  # the first of equals
         likeliest: list[int] = best.indices.where(best.values.isfinite(), NO_TOKEN).tolist()
         if NO_TOKEN in likeliest:
-            raise MosloraError("the logits of a generated text are not finite; use --dtype bfloat16 or float32")
+            raise MosloraError(NOT_FINITE)
         return likeliest
 
     def _compute(self, tokens: list[int], step: CachedPass) -> Tensor:
         """The hidden states of the pass over these tokens, which is filled up."""
-        return final_hidden(self.model, tokens + tokens[-1:] * step.filler, step)
+        ids = send([tokens + tokens[-1:] * step.filler], step.device)
+        return final_hidden(self.model, ids, step)
 
     def _remove_ended(self) -> None:
         for row in reversed(range(len(self.writing))):

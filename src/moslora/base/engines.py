@@ -1,0 +1,323 @@
+"""How a model is computed: by our engine, or by transformers' own forward. Both do the same three things.
+
+lay     texts as one batch
+loss    Σ −log p of labels, with a gradient; and log_p of tokens, without
+write   the tokens that follow prompts, greedily
+
+A batch's places count its tokens row after row.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
+
+from moslora.base.decoding import NOT_FINITE, Ended, decode
+from moslora.base.engine import final_hidden, output_weight
+from moslora.base.two_rows import two_rows
+from moslora.choices import EngineName
+from moslora.errors import MosloraError
+from moslora.kernels.linear import product
+from moslora.kernels.loss import log_probabilities, sum_of_losses
+from moslora.kernels.rows import Rows, concatenate, send
+from moslora.kernels.vocabulary import sizes
+
+Families = Sequence[Sequence[Sequence[int]]]
+"""Texts as tokens; those of a family may have a common beginning, such as a question and its options."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts that are computed together, on their device."""
+
+    input_ids: Tensor  # int64, (1, T) end to end or (B, L) padded
+    paths: list[list[int]]  # of each text the places of its tokens
+    real: Tensor | None  # which tokens belong to a text, bool of the shape of input_ids; None for all
+    rows: Rows | None  # which of the T tokens belong together; None where they are padded
+
+
+class Engine(ABC):
+    """What computes ``model``, a causal language model, perhaps with adapters."""
+
+    name: ClassVar[EngineName]
+    pads: ClassVar[bool]
+    """Whether a batch takes the room of its longest row for each."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @staticmethod
+    @abstractmethod
+    def lay(families: Families, device: torch.device) -> Batch:
+        """The texts of all families as a batch."""
+
+    @abstractmethod
+    def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
+        """The logits after the tokens at P ``places``, shape ``(P, vocabulary)``."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, places: Sequence[int], targets: Tensor) -> Tensor:
+        """Σ −log p of the tokens ``targets (N,)`` after those at N ``places``: a scalar, float32 or wider.
+
+        Without a target it is zero, but still depends on every parameter, so that a process without rows takes part in
+        the gradient reduction.
+        """
+
+    @abstractmethod
+    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """log p of the targets after the tokens at ``places``, nats, float32 of shape ``(P,)``; and whether each is the
+        likeliest token, bool. Without a gradient."""
+
+    @abstractmethod
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        max_new_tokens: int,
+        ended: Ended,
+        ends: Collection[int],
+        batch_tokens: int,
+    ) -> list[list[int]]:
+        """The new tokens of each prompt, as :func:`moslora.base.decoding.decode` has them."""
+
+
+class Own(Engine):
+    """Our engine: rows end to end, common beginnings once, our modules, logits a piece of the vocabulary at a time."""
+
+    name = "own"
+    pads = False
+
+    @staticmethod
+    def lay(families: Families, device: torch.device) -> Batch:
+        tokens, rows, paths = concatenate(families, device)
+        return Batch(send([tokens], device), paths, rows.real, rows)
+
+    def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
+        weight = output_weight(self.model)
+        hidden = self._hidden(batch)
+        return product(hidden.index_select(0, send(places, hidden.device)).to(weight.dtype), weight)
+
+    def loss(self, batch: Batch, places: Sequence[int], targets: Tensor) -> Tensor:
+        hidden = self._hidden(batch)
+        if not places:
+            return (hidden.float() * 0).sum()
+        states = hidden.index_select(0, send(places, hidden.device))
+        return sum_of_losses(states, output_weight(self.model), targets)
+
+    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return log_probabilities(self._hidden(batch), output_weight(self.model), places, targets)
+
+    def write(self, prompts: Sequence[list[int]], **how: Any) -> list[list[int]]:
+        return decode(self.model, prompts, **how)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        assert batch.rows is not None
+        return final_hidden(self.model, batch.input_ids, batch.rows)
+
+
+class Transformers(Engine):
+    """transformers' own forward over rows that are padded at their end and masked, with its own modules.
+
+    Prompts are padded at their beginning. A model that then reads them in another way, such as one that counts padding
+    as positions, gets prompts of one length.
+    """
+
+    name = "transformers"
+    pads = True
+
+    @staticmethod
+    def lay(families: Families, device: torch.device) -> Batch:
+        rows = list(chain.from_iterable(families))
+        longest = max(len(row) for row in rows)
+        padded = [[*row, *[row[-1]] * (longest - len(row))] for row in rows]
+        real = None
+        if any(len(row) < longest for row in rows):
+            real = send(torch.tensor([[place < len(row) for place in range(longest)] for row in rows]), device)
+        paths = [list(range(n * longest, n * longest + len(row))) for n, row in enumerate(rows)]
+        return Batch(send(padded, device), paths, real, None)
+
+    def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
+        length = batch.input_ids.shape[1]
+        device = batch.input_ids.device
+        kept = list(range(length))
+        options: dict[str, Any] = {}
+        if _keeps_logits(self.model):
+            kept = sorted({place % length for place in places})
+            options["logits_to_keep"] = send(kept, device)
+        number = {column: n for n, column in enumerate(kept)}
+        at = [place // length * len(kept) + number[place % length] for place in places]
+        mask = None if batch.real is None else batch.real.long()
+        output = self.model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **options)
+        logits: Tensor = output.logits
+        return logits.flatten(0, 1).index_select(0, send(at, device))
+
+    def loss(self, batch: Batch, places: Sequence[int], targets: Tensor) -> Tensor:
+        if not places:
+            return (self.logits(batch, [0]).float() * 0).sum()
+        logits = self.logits(batch, places)
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
+
+    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
+        device = batch.input_ids.device
+        wanted = send(targets, device)
+        logits = self.logits(batch, places)
+        values = []
+        hits = []
+        positions, _ = sizes(len(logits), logits.shape[1], device)
+        for part, tokens in zip(logits.split(positions), wanted.split(positions), strict=True):
+            log_p = part.float().log_softmax(-1)
+            values.append(log_p.gather(1, tokens[:, None])[:, 0])
+            hits.append(log_p.argmax(-1) == tokens)
+        return torch.cat(values), torch.cat(hits)
+
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        *,
+        max_new_tokens: int,
+        ended: Ended,
+        ends: Collection[int],
+        batch_tokens: int,
+    ) -> list[list[int]]:
+        written: list[list[int]] = [[] for _ in prompts]
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": sorted(ends) or None}
+        waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        pads = _reads_padding_alike(self.model)
+        while waiting:
+            length = len(prompts[waiting[0]])
+            count = max(1, batch_tokens // (length + max_new_tokens))
+            if not pads:
+                count = min(count, sum(len(prompts[i]) == length for i in waiting))
+            together = waiting[:count]
+            waiting = waiting[count:]
+            kept = _Kept(together, written, ended, ends, begin=len(prompts[together[0]]))
+            generate(self.model, [prompts[i] for i in together], settings, stopping_criteria=[kept])
+        return written
+
+
+ENGINES: Mapping[str, type[Engine]] = {engine.name: engine for engine in (Own, Transformers)}
+
+
+def engine_of(model: PreTrainedModel) -> Engine:
+    """What computes ``model``, as `moslora.base.check.choose_engine` has decided; ours for a model made by hand."""
+    return ENGINES[getattr(model, "moslora_engine", Own.name)](model)
+
+
+def generate(
+    model: PreTrainedModel, prompts: Sequence[list[int]], settings: Mapping[str, Any], **options: Any
+) -> Tensor:
+    """The new tokens of each prompt by transformers' ``generate``, ``(prompts, new)``: over prompts that are padded at
+    their beginning, and masked.
+
+    A model's own `generation_config.json` is not used: its penalties, suppressed tokens or samples would change texts.
+    """
+    length = max(len(prompt) for prompt in prompts)
+    found: Tensor = _generate(model, prompts, settings, **options)[:, length:]
+    return found
+
+
+def _generate(model: PreTrainedModel, prompts: Sequence[list[int]], settings: Mapping[str, Any], **options: Any) -> Any:
+    """What transformers' ``generate`` returns."""
+    base: Any = _without_peft(model)
+    rows = [torch.tensor(prompt) for prompt in prompts]
+    padding = prompts[0][0]  # masked, so any token will do
+    ids = _padded(rows, padding)
+    mask = _padded([torch.ones_like(row) for row in rows], 0)
+    config = GenerationConfig(**{"use_cache": True, **settings}, pad_token_id=padding)
+    # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for each
+    # row.
+    together = base.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    with together, _unset_generation(base):
+        return base.generate(
+            ids.to(base.device),
+            attention_mask=mask.to(base.device),
+            generation_config=config,
+            logits_processor=[_Finite()],
+            **options,
+        )
+
+
+@contextmanager
+def _unset_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the model has no generation settings of its own, which transformers otherwise takes for every
+    field that the caller leaves unset."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+class _Finite(LogitsProcessor):
+    """Refuses logits that are no numbers."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not scores.amax(-1).isfinite().all():
+            raise MosloraError(NOT_FINITE)
+        return scores
+
+
+class _Kept(StoppingCriteria):
+    """Keeps what is written after each prompt, by its number in ``numbers``, until it has ended."""
+
+    def __init__(
+        self, numbers: Sequence[int], written: list[list[int]], ended: Ended, ends: Collection[int], *, begin: int
+    ) -> None:
+        self.numbers = numbers
+        self.written = written
+        self.ended = ended
+        self.ends = ends
+        self.begin = begin  # of the new tokens
+        self.done = [False] * len(numbers)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        for row, tokens in enumerate(input_ids[:, self.begin :].tolist()):
+            if not self.done[row]:
+                number = self.numbers[row]
+                self.written[number] = tokens
+                self.done[row] = tokens[-1] in self.ends or self.ended(number, tokens)
+        return torch.tensor(self.done, device=input_ids.device)
+
+
+def _padded(rows: Sequence[Tensor], padding: int) -> Tensor:
+    """The rows padded on the left to one length, shape ``(B, T)``."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=padding, padding_side="left")
+
+
+def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
+    return (states[0].contiguous(),)
+
+
+def _reads_padding_alike(model: PreTrainedModel) -> bool:
+    """Whether a prompt that is padded at its beginning is read as it is alone; tried once for each model."""
+    base: Any = _without_peft(model)
+    if not hasattr(base, "moslora_reads_padding_alike"):
+        short, long = two_rows(model.config)
+        settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
+        alone = _generate(model, [short], settings).scores[-1][0].float()
+        padded = _generate(model, [short, long], settings).scores[-1][0].float()
+        tolerance = 2e-2 if model.dtype.itemsize <= 2 else 1e-3
+        base.moslora_reads_padding_alike = bool((padded - alone).norm() <= tolerance * alone.norm())
+    found: bool = base.moslora_reads_padding_alike
+    return found
+
+
+def _without_peft(model: PreTrainedModel) -> PreTrainedModel:
+    """The base in PEFT's model; any other itself."""
+    base: Callable[[], PreTrainedModel] = getattr(model, "get_base_model", lambda: model)
+    return base()
+
+
+def _keeps_logits(model: PreTrainedModel) -> bool:
+    """Whether the forward pass can leave out logits of places that are not asked for."""
+    return "logits_to_keep" in signature(type(_without_peft(model)).forward).parameters
