@@ -113,7 +113,7 @@ def test_ask_prints_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_data_show_and_audit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, shown, errors = run(capsys, "data", "show", "recipe.yaml", "--format", "cloze")
     assert code == 0, errors
-    assert r"answer in words, up to 6 tokens, the end-of-sequence token or '\n\n'" in shown
+    assert says(shown, "answer in words", "6 tokens", r"the end-of-sequence token or '\n\n'")
     assert "right (match: exact): the whole text, whatever its case, punctuation, articles" in shown
     assert re.search(r"\* '(\w+)', compared as '\1'\n\* '\w+', compared as '\w+s'\n\Z", shown)
     twice = Path("rows.jsonl").read_text().splitlines()[:1] * 2
@@ -154,7 +154,7 @@ outcome: OUTCOME
 """
     Path("e.yaml").write_text(text.replace("OUTCOME", "log_probability"))
     code, _, error = run(capsys, "experiment", "e.yaml", "--table")
-    assert code == 2 and "log_probability does not exist for answers in words; choose accuracy" in error
+    assert code == 2 and says(error, "log_probability", "answers in words", "accuracy")
     Path("e.yaml").write_text(text.replace("OUTCOME", "accuracy"))
     study("e.yaml").run()
     code, _, errors = run(capsys, "experiment", "e.yaml", "--pack", "packed")
@@ -205,14 +205,14 @@ def test_rows_that_nothing_scores_are_told(
         ("tasks.first.match=fuzzy", "tasks.first.match = 'fuzzy': must be 'exact', 'number' or 'contains'"),
         ("tasks.first.match={pattern: '('}", "is not a regular expression"),
         ("tasks.first.match={pattern: a, take: second}", "tasks.first.match.take"),
-        ("tasks.first.label=choice", "names an option, and answers in words have none; remove it"),
+        ("tasks.first.label=choice", "no effect with match: exact"),
         ("tasks.first.max_new_tokens=0", "must be greater than"),
         ("tasks.first.stop=['']", "tasks.first.stop"),
         ("tasks.first.ignore=[cases]", "tasks.first.ignore"),
-        ("tasks.other={train: x, match: number, ignore: [case]}", "applies only where texts are compared, not numbers"),
-        ("tasks.other={train: x, match: {pattern: a, compare: number}, ignore: []}", "remove ignore"),
-        ("tasks.other={train: x, stop: [a]}", "applies only to answers in words; set match, or remove stop"),
-        ("tasks.other={train: x, options: null, match: null}", "tasks.other.match = None: is missing"),
+        ("tasks.other={train: x, match: number, ignore: [case]}", "no effect with match: number"),
+        ("tasks.other={train: x, match: {pattern: a, compare: number}, ignore: []}", "ignore = []: has no effect"),
+        ("tasks.other={train: x, stop: [a]}", "no effect with match: null"),
+        ("tasks.other={train: x, options: null, match: null}", "tasks.other.match = None: "),
         ("tasks.other={train: x, match: exact, wheel: a/b, hub: {path: a/b}}", "remove wheel or hub"),
         ("tasks.other={train: x, match: exact, wheel: nowhere}", "tasks.other.wheel"),
     ],

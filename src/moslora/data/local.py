@@ -19,6 +19,7 @@ from moslora.choices import Split
 from moslora.data.row_files import has_rows, read_rows
 from moslora.errors import UsageError
 from moslora.prompts.instructions import RESPONSE_LEAD, llm_adapters_row, parse_instruction
+from moslora.recipe.builtin import printable
 from moslora.tasks import COMMONSENSE, INSTRUCTION, SAME_INSTRUCTION, Example, Task
 
 _ANSWER_FORMAT = re.compile(r"Answer format: ([^\s/]+(?:/[^\s/]+)+)\s*\Z")
@@ -148,7 +149,7 @@ def _texts(row: dict[str, Any]) -> _Texts:
             if text:  # as LLaMA-Factory joins them
                 asked += f"\n{text}"
         case _:
-            raise ValueError(f"its columns are {', '.join(row)}; a row has {KINDS}; and all of them are texts")
+            raise ValueError(f"its columns are {printable(', '.join(row))}; a row has {KINDS}, all of them texts")
     return _Texts(asked, answered, answered.removeprefix(RESPONSE_LEAD), names_answer=False)
 
 

@@ -65,4 +65,4 @@ def _no_such_outcome(outcome: str, file: ExperimentFile, common: Recipe) -> Iter
         or not protocol.scores_options
         or (measure.per_character and not protocol.divides_scores)
     ):
-        yield f"outcome: {outcome} is not among the scores of protocol {protocol.name}; choose another of both"
+        yield f"outcome: {outcome} does not exist under {protocol.name}, or for answers in words; choose accuracy"

@@ -191,10 +191,11 @@ def _kind_of_answer(name: str, task: TaskSection) -> Conflicts:
     elif compared == "number":
         unused.append("ignore")
     if (compared is None) == (task.options is None):
-        fix = "for answers in words set options: null and match, such as exact; for options match: null"
+        fix = "for answers in words set options: null and match, such as exact; for options set those and match: null"
         yield f"{place}.match {place}.options", f"a question has options, or is answered in words; {fix}"
     for field in task.model_dump(include={*unused}, exclude_defaults=True):
-        yield f"{place}.{field} {place}.match", "has no effect with this match; remove it, or change match"
+        what = f"has no effect with match: {compared or 'null'}; remove it, or change match"
+        yield f"{place}.{field} {place}.match", what
 
 
 def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:

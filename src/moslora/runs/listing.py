@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from statistics import StatisticsError, fmean
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import TrainingSection
 from moslora.runs.best import best_of
-from moslora.runs.evaluation import is_finished, read_predictions, unfinished_tasks
+from moslora.runs.evaluation import in_common, is_finished, read_evaluation, read_predictions, unfinished_tasks
 from moslora.runs.manifest import MANIFEST, RECIPE
+from moslora.runs.outcomes import right
 from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, RESULT, Run
 from moslora.runs.settings import read_head
 
@@ -67,7 +69,7 @@ def _row(run: Run) -> list[str]:
         steps = f"{run.steps_done:,}/{facts['steps']:,}"
     interrupted = unfinished_evaluations(run)
     results = {name: card for name, card in facts.get("results", {}).items() if name not in interrupted}
-    scores = [*_scores(results)]
+    scores = [*_scores(run, results)]
     scores += [f"{name} unfinished" for name in interrupted]  # without an average, which would be over a part
     return [base, adapter, steps, ending, "; ".join(scores) or "–"]
 
@@ -83,21 +85,37 @@ def _how_finished(facts: Mapping[str, Any], training: TrainingSection) -> str:
     return ", ".join(words)
 
 
-def _scores(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    """Macro averages, with a remark where a run, its base and its checkpoints were not asked the same."""
+def _scores(run: Run, results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """Macro averages; where a run, its base and its checkpoints were not asked the same, with a remark."""
     for _, names in groupby(sorted(results), key=lambda name: BESIDE.sub("", name)):
-        asked = []
-        for name in names:
-            card = results[name]
-            asked.append(card["asked"])  # the number of questions of each task, and the hash of its data
+        cards = {name: results[name] for name in names}
+        asked = [card["asked"] for card in cards.values()]  # the number of questions of each task, its data's hash
+        remark = ""
+        if any(one != asked[0] for one in asked):
+            cards, remark = _in_common(run, cards)
+        for name, card in cards.items():
             scores = []
             if "macro" in card:
                 scores.append(f"{100 * card['macro']:.1f} (n {card['questions']:,})")
             for task, nats in card.get("nats_per_byte", {}).items():
                 scores.append(f"{task} {nats:.4f} nats per byte")
             yield f"{name} {', '.join(scores)}"
-        if any(one != asked[0] for one in asked):
-            yield "of different questions: moslora compare takes those in common"
+        if remark:
+            yield remark
+
+
+def _in_common(run: Run, cards: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], str]:
+    """The evaluations' averages over the questions that all answered, and a line that says so; their own if there are
+    no such questions."""
+    with suppress(MosloraError, StatisticsError):  # a damaged one, or the mean of nothing
+        evaluations = [read_evaluation(run.path / EVALUATIONS / name) for name in cards]
+        shared, line = in_common(evaluations)
+        averages = {}
+        for each in evaluations:
+            columns = [right(answers) for answers in each.only(shared).tasks.values() if not answers.are_texts]
+            averages[each.folder.name] = {"macro": fmean(map(fmean, columns)), "questions": sum(map(len, columns))}
+        return averages, line.partition("; ")[0]
+    return cards, "of different questions: moslora compare takes those in common"
 
 
 def unfinished_evaluations(run: Run) -> list[str]:
