@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig
 
 from cli_kit import run
@@ -68,8 +69,8 @@ def off(part: str) -> measure.Finding:
 
 
 def test_the_settings_do_without_all_that_is_off() -> None:
-    """A step alone takes all of them; with a piece that is off the step is off, too."""
-    assert says(measure.said_of([off(STEP.part)])[-1], "MOSLORA_PLAIN", *sorted(PIECES))
+    """A step has its own where no piece is off."""
+    assert measure.said_of([off(STEP.part)])[-1].endswith(": model.engine=transformers")
     several = [off(STEP.part), off("norm"), off("model.quantization=null"), off("loss"), off("norm")]
     *lines, settings = measure.said_of(several)
     assert len(lines) == 5 and settings.endswith(": model.quantization=null MOSLORA_PLAIN=loss,norm")
@@ -204,3 +205,20 @@ def test_what_is_neither_model_nor_recipe_is_refused(world: Path, capsys: pytest
     }.items():
         code, _, err = run(capsys, "check", *words)
         assert code == 2 and says(err, *parts)
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "Gemma2"])
+def test_a_model_that_transformers_computes_has_the_step_of_another(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    steps = []
+    monkeypatch.setattr(check, "PIECES", [])
+    monkeypatch.setattr(check, "quantized_pieces", lambda: [])
+    monkeypatch.setattr(check, "step_piece", lambda config: steps.append(config) or step_piece(config))
+    sizes = {name: size for name, size in SMALL.items() if name != "head_dim"}
+    config = getattr(transformers, f"{kind}Config")(**sizes, num_hidden_layers=2)
+    config.architectures = [f"{kind}ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    code, out, _ = run(capsys, "check", tmp_path)
+    assert code == 0 and ("model.engine = transformers" in out) == (kind == "Gemma2")
+    assert steps[0].model_type == {"Qwen2": "qwen2", "Gemma2": "llama"}[kind]

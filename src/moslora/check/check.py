@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
+from moslora.base.check import choose_engine
+from moslora.base.engines import engine_of
 from moslora.base.shapes import meta_model
 from moslora.check.measure import Finding, measure
 from moslora.check.pieces import PIECES
@@ -27,16 +29,22 @@ SIZES = {
 """A small LLaMA with heads of LLaMA-3's size."""
 
 
-def check(model: ModelSection | None = None) -> Iterator[Finding]:
-    """Compares in the sizes of ``model``'s layers, and in those of :data:`SIZES` that its config does not say."""
+def check(section: ModelSection | None = None) -> Iterator[Finding]:
+    """Compares in the sizes of a model's layers, and in those of :data:`SIZES` that its config does not say.
+
+    The step is the model's if our engine computes it.
+    """
     liger.agree()
     torch.backends.cuda.enable_cudnn_sdp(False)  # as where a model is computed
     place = device()
     config = SMALL_LLAMA
     sizes = dict(SIZES)
-    if model is not None:
-        config = meta_model(model).config
-        text = config.get_text_config(decoder=True)
+    if section is not None:
+        model = meta_model(section)
+        choose_engine(model, computed_here=False)
+        if engine_of(model).name == "own":
+            config = model.config
+        text = model.config.get_text_config(decoder=True)
         heads = text.num_attention_heads
         sizes |= {"num_key_value_heads": heads, "head_dim": text.hidden_size // heads}
         sizes |= {name: getattr(text, name) for name in SIZES if getattr(text, name, None)}

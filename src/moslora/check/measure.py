@@ -17,6 +17,9 @@ from moslora.processes.devices import wait_for
 SECONDS = 0.2
 """Time in which a computation is repeated; the fastest counts."""
 
+PLAIN_STEP = "model.engine=transformers"
+"""What does without a whole step of ours."""
+
 TITLES = ["piece", "dtype", "off", "tolerance", "ours, ms", "plain, ms"]
 
 
@@ -51,19 +54,18 @@ class Finding:
 
 
 def said_of(off: Sequence[Finding]) -> list[str]:
-    """A line for each finding that is ``off``, and the settings that do without them all. A whole step is off with any
-    of its pieces: only by itself it takes all settings."""
+    """A line for each finding that is ``off``, and the settings that do without them all. A step is off with any of its
+    pieces, and needs a setting of its own only without them."""
     lines = []
-    parts: set[str] = set()
-    for finding in sorted(off, key=lambda finding: finding.part.count(",")):
+    for finding in off:
         fault = f": {finding.fault}" if finding.fault else ""
         lines.append(f"off: {finding.name} in {finding.dtype}{fault}")
-        if "," not in finding.part or not parts:
-            parts.update(finding.part.split(","))
-    pieces = parts & {*PIECES}
-    settings = sorted(parts - pieces)
+    parts = {finding.part for finding in off}
+    pieces = sorted(parts & {*PIECES})
+    settings = sorted(parts - {*PIECES})
     if pieces:
-        settings.append(f"{VARIABLE}={','.join(sorted(pieces))}")
+        settings = [setting for setting in settings if setting != PLAIN_STEP]
+        settings.append(f"{VARIABLE}={','.join(pieces)}")
     return [*lines, f"to do without: {' '.join(settings)}"]
 
 

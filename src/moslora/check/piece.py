@@ -75,7 +75,7 @@ class Piece:
     """What is compared.
 
     Attributes:
-        part: what does without it: its name among `moslora.kernels.plain.PIECES`, or several, or a setting.
+        part: its name among `moslora.kernels.plain.PIECES`, or the setting under which runs do without it.
         make: from inputs to two functions that return tensors.
         tolerances: the largest `moslora.check.measure.distance`, by dtype in which it is compared.
     """

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Pr
 from moslora.adapters import Families, inject, named_adapters
 from moslora.base.engine import use_own_modules
 from moslora.base.twin import small_config
+from moslora.check.measure import PLAIN_STEP
 from moslora.check.piece import Draw, Pair, Piece
 from moslora.check.pieces import plain_adapter
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate
-from moslora.kernels.plain import PIECES
 from moslora.training.objective import LabelLoss
 
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.3}
@@ -63,5 +63,4 @@ def training_step(draw: Draw, *, config: PretrainedConfig) -> Pair:
 
 
 def step_piece(config: PretrainedConfig) -> Piece:
-    """Without it all pieces are plain."""
-    return Piece("a training step", ",".join(PIECES), partial(training_step, config=config), TOLERANCES)
+    return Piece("a training step", PLAIN_STEP, partial(training_step, config=config), TOLERANCES)
