@@ -24,7 +24,10 @@ def test_what_is_no_run(refused, here, a_run, command):
         (here / folder).mkdir()
     (here / "peft/adapter_config.json").write_text("{}")
     refused(command.format("runs/absent"), "runs/absent", "moslora runs")
-    refused(command.format("peft"), "peft: ", "moslora import peft")
+    needs = (
+        "moslora import peft" if "--resume" in command else "adapter_model.safetensors"
+    )  # others take one that is whole
+    refused(command.format("peft"), "peft: ", needs)
     refused(command.format("empty"), "empty: ", "manifest.json")
     refused(command.format("f"), "f: ")
 

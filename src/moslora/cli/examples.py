@@ -47,6 +47,7 @@ ASK = _examples(
 MERGE = _examples(
     "moslora merge runs/mine",
     "moslora merge runs/mine/checkpoints/step-400 --out runs/merged-400",
+    "moslora merge outputs/lora                       # PEFT's",
 )
 EXPORT = _examples("moslora export runs/mine")
 IMPORT = _examples("moslora import outputs/lora --base HuggingFaceTB/SmolLM2-135M --out runs/new")

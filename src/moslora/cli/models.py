@@ -13,6 +13,7 @@ import typer
 from moslora import choices
 from moslora.cli import completion, early, examples, options
 from moslora.cli.following import after_scoring, after_training, say_next
+from moslora.cli.peft_folder import as_run, named_run
 from moslora.cli.table import print_table
 from moslora.console import note, say
 from moslora.errors import UsageError, stopped
@@ -214,6 +215,7 @@ def evaluate(
             "with --server goes --model, and no --base, --dtype, --engine, --batch-tokens, --strategy or --processes,"
             " which are of a model loaded here; leave out what does not"
         )
+    named = named_run(named, trust_remote_code=trust)
     if server is None:
         _share(processes, then="the same command continues from the scores so far")
     if is_newest:
@@ -281,6 +283,7 @@ def ask(
     if question is None:
         question, option = read_typed(sys.stdin, options=option or ())
     example, _ = as_example(question, option or (), task=task, own=own_tasks)
+    named = named_run(named, trust_remote_code=trust)
     with options.importing():
         from moslora.evaluation.ask import ask as ask_target
         from moslora.evaluation.target import open_target
@@ -308,7 +311,7 @@ def merge(
 
     Writes W + ΔW into RUN/merged or RUN/merged-TASK, after comparing it with the adapter.
     """
-    adapter, out = _adapter(run, out, task, name="merged", doing="merging")
+    adapter, out = _adapter(run, out, task, name="merged", doing="merging", trust=trust)
     from moslora.convert.merge import merge as merge_adapter
 
     print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
@@ -339,7 +342,7 @@ def export(
 
     The mixer is folded into A. Writes RUN/peft or RUN/peft-TASK.
     """
-    adapter, out = _adapter(run, out, task, name="peft", doing="exporting")
+    adapter, out = _adapter(run, out, task, name="peft", doing="exporting", trust=trust)
     from moslora.convert.export import export_peft
 
     export_peft(adapter, out=out, task=task, trust_remote_code=trust)
@@ -373,7 +376,7 @@ def import_(
 
 @app.command(epilog=examples.VERIFY)
 def verify(
-    run: Annotated[Path, typer.Argument(help="Evaluated run.", autocompletion=completion.runs)],
+    run: Annotated[Path, typer.Argument(help="Evaluated run, or PEFT's folder.", autocompletion=completion.runs)],
     server: Annotated[str, typer.Option(help="Address of the server, such as http://localhost:8000.")],
     model: options.ServedModel = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. [default: those evaluated]")] = None,
@@ -399,6 +402,7 @@ def verify(
     """
     from moslora.runs.run import Run as EvaluatedRun
 
+    run = as_run(run, evaluated=True)
     EvaluatedRun(run).evaluation(evaluation)
     with options.importing():
         from moslora.verify.verification import verify as verify_run
@@ -498,17 +502,18 @@ def _typed(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str) -> tuple[Path, Path]:
+def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str, trust: bool) -> tuple[Path, Path]:
     """The adapter folder of ``run``, and ``out`` or its default, which must be free. Notes if the run is unfinished."""
     from moslora.runs.run import locate_adapter, run_of, unfinished
 
+    if out is not None:
+        refuse_used(out)
+    run = as_run(run, trust_remote_code=trust)
     adapter = locate_adapter(run)
     remark = unfinished(run, adapter, doing=doing)
     if remark:
         note(remark)
-    if out is None and task:
-        out = run_of(adapter).path / f"{name}-{task}"
-    elif out is None:
-        out = run_of(adapter).path / name
-    refuse_used(out)
+    if out is None:
+        out = run_of(adapter).path / (f"{name}-{task}" if task else name)
+        refuse_used(out)
     return adapter, out

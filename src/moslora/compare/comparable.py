@@ -94,6 +94,9 @@ def _how_made(run: ComparedRun, base_names: dict[str, str]) -> dict[str, str]:
         fields["base"] = base_names.setdefault(fingerprint, fields["base"])
     if run.recipe is None:
         return fields
+    if "imported" in run.facts:
+        fields["steps"] = "unknown, as are its rows,"
+        return fields
     for key in fields_that_change(Changes.ROWS):
         section, _, name = key.partition(".")
         fields[key] = str(run.recipe[section].get(name))

@@ -1,6 +1,7 @@
 """Makes a run of an adapter that another program trained, and checks that it computes the same."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from moslora.adapters import AdapterLinear, inject
 from moslora.base.engine import text_part
 from moslora.base.identity import fingerprint, packages
 from moslora.base.load import load_base, load_tokenizer
-from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
+from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, locate
 from moslora.base.shapes import meta_model
 from moslora.choices import DType
 from moslora.console import note
@@ -61,6 +62,11 @@ def import_adapter(
         "trust_remote_code": trust_remote_code,
     }
     recipe = _recipe(source.resolve(), settings, model=model, layers=list(layers))
+    try:
+        locate(recipe.model.name, revision=recipe.model.revision)
+    except MosloraError as fault:
+        another = shlex.join(["moslora", "import", str(source), "--base", "MODEL"])
+        raise type(fault)(f"{fault}; over another base: {another}") from None
     imported = {
         "format": "MoSLoRA" if settings.official else "PEFT",
         "sha256": {path.name: sha256(path) for path in (config, weights)},

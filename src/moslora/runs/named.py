@@ -12,6 +12,7 @@ from moslora.recipe import Recipe, resolve_tasks
 from moslora.runs import RUNS
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
+from moslora.runs.peft_files import CONFIG
 from moslora.runs.run import is_checkpoints, is_run, locate_adapter
 from moslora.tasks import GROUP, Task
 
@@ -32,7 +33,8 @@ class Named:
 
 
 def read_named(target: str, *, trust_remote_code: bool = False) -> Named:
-    """Reads what ``target`` names: a run, an adapter folder, a model folder, or a hub id, which is not looked up.
+    """Reads what ``target`` names: a run, an adapter folder, a folder of a model or of PEFT, or a hub id, which is not
+    looked up.
 
     ``trust_remote_code``: the base's own Python code may run, which a run's recipe cannot allow.
     """
@@ -53,10 +55,11 @@ def tasks_to_ask(recipe: Recipe | None, typed: str | Sequence[str] | None) -> tu
 
 
 def names_run(target: str) -> bool:
-    """Whether ``target`` is a run or an adapter folder, or names one that is not there, rather than a model."""
+    """Whether ``target`` is a run or an adapter folder, or names one that is not there, rather than a model, or an
+    adapter of PEFT."""
     path = Path(os.path.expanduser(target))
     if os.path.isdir(path):
-        return not (path / "config.json").is_file()
+        return not any((path / name).is_file() for name in ("config.json", CONFIG))
     if path.parent == RUNS or is_checkpoints(path.parent) or is_run(path):
         return True
     near = [str(RUNS / path)]

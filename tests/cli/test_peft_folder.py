@@ -1,0 +1,190 @@
+"""A folder that PEFT wrote, wherever a run is named: what PEFT computes, and nothing written of what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from cli_kit import run
+from importing_kit import REFUSED, altered_source
+from message_kit import says
+from moslora.convert import importing
+from moslora.errors import UsageError
+from moslora.evaluation.target import open_target
+from moslora.runs.evaluation import read_predictions
+from moslora.runs.run import Run
+from reference import token_batch
+from server_kit import Pretended, serving
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def theirs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA that PEFT and a plain loop trained over the small model."""
+    base = world / "model"
+    torch.manual_seed(0)
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        peft.LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], r=3, lora_alpha=5, task_type="CAUSAL_LM"),
+    )
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=3e-2)
+    batch = AutoTokenizer.from_pretrained(base)("The answer is answer2", return_tensors="pt")
+    for _ in range(8):
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("peft") / "theirs"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """A command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def of(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()  # of what was made for it
+        return run(capsys, *arguments)
+
+    return of
+
+
+@pytest.fixture
+def imports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Where each import went."""
+    made = []
+    own = importing.import_adapter
+
+    def counted(source: Path, *, out: Path, **options: object) -> str:
+        made.append(out)
+        return own(source, out=out, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(importing, "import_adapter", counted)
+    return made
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@torch.inference_mode()
+def logits(model: PreTrainedModel) -> Tensor:
+    found: Tensor = model(token_batch(model)).logits
+    return found
+
+
+def merged_by_peft(theirs: Path, base: Path) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged: PreTrainedModel = peft.PeftModel.from_pretrained(model, theirs).merge_and_unload().eval()
+    return merged
+
+
+def test_it_is_merged_as_by_peft_and_exported_as_it_is(
+    command: Command, imports: list[Path], theirs: Path, world: Path
+) -> None:
+    base = world / "model"
+    before = contents(base), contents(theirs)
+    code, out, errors = command("merge", theirs, "--dtype", "float32")
+    assert code == 0 and says(out, theirs, "runs/theirs", "written to runs/theirs/merged"), out + errors
+    merged = AutoModelForCausalLM.from_pretrained("runs/theirs/merged", dtype=torch.float32).eval()
+    expected = logits(merged_by_peft(theirs, base))
+    assert float((logits(merged) - expected).abs().max() / expected.abs().max()) <= 1e-5
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    assert float((logits(plain) - expected).abs().max() / expected.abs().max()) > 0.01
+    assert command("export", theirs, "--out", "exported")[0] == 0
+    own, exported = (load_file(folder / "adapter_model.safetensors") for folder in (theirs, Path("exported")))
+    assert own.keys() == exported.keys() and all(exported[name].equal(tensor) for name, tensor in own.items())
+    assert imports == [Path("runs/theirs")], "once"
+    assert (contents(base), contents(theirs)) == before
+
+
+@pytest.mark.slow
+def test_it_is_scored_asked_compared_reported_and_verified(
+    command: Command, imports: list[Path], theirs: Path, world: Path, trained: Path
+) -> None:
+    shutil.copytree(trained, "runs/ours")
+    ways = ("--tasks", "boolq,arc_easy,obqa", "--source", world / "data", "--dtype", "float32")
+    assert command("import", theirs, "--out", "named")[0] == 0
+    for target in ("named", theirs, "runs/ours"):
+        code, out, errors = command("eval", target, *ways)
+        assert code == 0, out + errors
+    imported, own = (read_predictions(Path(folder, "eval/choice-label-float32")) for folder in ("named", "runs/theirs"))
+    assert len(own) == 60 and own == imported
+    code, out, errors = command("ask", theirs, "--question", "Is it so?", "--option", "yes", "--option", "no")
+    assert code == 0 and "%" in out, errors
+    code, out, errors = command("compare", theirs, "runs/ours")
+    assert code == 2 and says(errors, "steps: unknown", "runs/theirs", "--allow steps"), errors
+    assert errors.count("--allow") == 1
+    code, out, errors = command("compare", theirs, "runs/ours", "--allow", "steps")
+    assert code == 0 and says(out, "theirs", "60 questions"), out + errors
+    assert command("eval", theirs, *ways, "--base")[0] == 0
+    code, out, errors = command("compare", theirs)
+    assert code == 0 and says(out, "base", "theirs"), out + errors
+    assert command("report", theirs)[0] == 0 and Path("runs/theirs/report/report.html").is_file()
+    tuned = open_target("runs/theirs", dtype="float32")
+    for model, verdict in ((tuned.load(), "run"), (open_target("named", base=True, dtype="float32").load(), "base")):
+        with serving(Pretended(model, tuned.tokenizer())) as address:
+            code, out, errors = command("verify", theirs, "--server", address, "--json")
+        assert json.loads(out)["verdict"] == verdict and code == (verdict != "run"), errors
+    assert imports == [Path("named"), Path("runs/theirs")]
+
+
+def test_another_adapter_of_its_name_has_a_run_of_its_own(
+    command: Command, imports: list[Path], theirs: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / "theirs"
+    other.mkdir(parents=True)
+    for name, content in contents(theirs).items():
+        (other / name).write_bytes(content.replace(b'"lora_alpha": 5', b'"lora_alpha": 7'))
+    for folder in (theirs, other, theirs, other):
+        command("merge", folder, "--dtype", "float32")
+    assert imports[0] == Path("runs/theirs") and imports[1].name.startswith("theirs-") and len(imports) == 2
+    assert [Run(place).recipe.adapter.alpha for place in imports] == [5, 7]
+
+
+@pytest.mark.parametrize("name", ["merge", "eval", "ask", "export", "report", "compare", "verify"])
+@pytest.mark.parametrize("fault", ["rank_pattern", "another kind", "a base that is gone", "no weights"])
+def test_what_is_refused_leaves_nothing(fault: str, name: str, command: Command, world: Path, tmp_path: Path) -> None:
+    alter, said = REFUSED.get(fault, (lambda config, state: None, "adapter_model.safetensors"))
+    folder = altered_source(tmp_path / "theirs", world, alter)
+    if fault == "no weights":
+        (folder / "adapter_model.bin").unlink()
+    options = {"verify": ["--server", "http://localhost:1"], "ask": ["--question", "Is it so?"]}.get(name, [])
+    code, _, errors = command(name, folder, *options)
+    if name in ("compare", "verify") and fault != "no weights":
+        said = "not evaluated; moslora eval"
+    elif fault == "a base that is gone":
+        said = "--base MODEL"
+    assert code == 2 and said in errors and len(errors.splitlines()) == 1, errors
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_a_mistake_in_an_option_is_told_before_the_import(
+    command: Command, imports: list[Path], theirs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    for words in ("merge --out full", "export --out full", "eval --tasks obqaa", "eval --out full", "eval --model x"):
+        name, *options = words.split()
+        assert command(name, theirs, *options)[0] == 2
+    assert not imports and [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_an_import_over_another_base_is_what_its_folder_means(
+    command: Command, imports: list[Path], world: Path, tmp_path: Path
+) -> None:
+    alter, _ = REFUSED["a base that is gone"]
+    folder = altered_source(tmp_path / "theirs", world, alter)
+    assert command("import", folder, "--base", world / "model", "--dtype", "float32")[0] == 0
+    assert command("merge", folder)[0] == 0 and (tmp_path / "runs/theirs/merged/config.json").is_file()
+    with pytest.raises(UsageError, match="moslora import"):
+        open_target(str(folder)).load()
