@@ -63,7 +63,7 @@ def test_a_lock_without_a_process_is_not_in_the_way(here, world, capsys):
     ("command", "target", "names"),
     [
         (TRAIN, "training.loop.accumulate", ["training.micro_batch_tokens", "model.gradient_checkpointing=true"]),
-        (TRAIN, "training.prepare.load_base", ["model.quantization=nf4", "training.strategy=fsdp"]),
+        (TRAIN, "training.prepare.read_base", ["model.quantization=nf4", "training.strategy=fsdp"]),
         ("eval {run} --limit 2 --out e", "evaluation.choice.Choice.score", ["2,048", "--batch-tokens"]),
         (ASK, "evaluation.target.load_adapted", ["model.quantization=nf4", "CUDA_VISIBLE_DEVICES=''"]),
         (ASK, "evaluation.choice.Choice.score", ["CUDA_VISIBLE_DEVICES=''"]),

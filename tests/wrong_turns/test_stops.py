@@ -24,7 +24,7 @@ RESUME = "moslora train run --resume"
 @pytest.mark.parametrize(
     ("command", "target", "signals", "call", "names"),
     [
-        (TRAIN, "training.prepare.load_base", [SIGINT], 1, []),
+        (TRAIN, "training.prepare.read_base", [SIGINT], 1, []),
         (TRAIN, "training.loop.accumulate", [SIGINT], 6, ["step 6 of 21", RESUME]),
         (TRAIN, "training.loop.accumulate", [SIGTERM], 6, ["step 6 of 21", RESUME]),
         (TRAIN, "training.state.save_adapter", [SIGTERM], 1, ["step 5 of 21", RESUME]),
@@ -36,7 +36,7 @@ RESUME = "moslora train run --resume"
 )
 def test_a_signal(refused, before_call, command, target, signals, call, names):
     before_call(f"moslora.{target}", lambda: [os.kill(os.getpid(), number) for number in signals], call=call)
-    begun = target not in ("training.prepare.load_base", "convert.merge._write_settings")
+    begun = target not in ("training.prepare.read_base", "convert.merge._write_settings")
     assert "error" not in refused(command, "stopped", *names, code=128 + signals[0], leaves=begun)
 
 
