@@ -7,7 +7,7 @@ one error, so that a user fixes them in one go.
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 
@@ -56,6 +56,15 @@ def some(items: Sequence[str], *, separator: str = ", ", most: int = 3) -> str:
 def capped(faults: Sequence[str]) -> str:
     """A line for each fault, up to :data:`SHOWN_FAULTS`, and how many more there are."""
     return some(faults, separator="\n", most=SHOWN_FAULTS)
+
+
+def by_row(faults: Mapping[str, Sequence[str]]) -> str:
+    """A line for each fault of rows, with the first of the places where it is."""
+    lines = []
+    for what, (first, *others) in faults.items():
+        more = f" (and {len(others)} more rows)" if others else ""
+        lines.append(f"{first}: {what}{more}")
+    return capped(lines)
 
 
 def counted(number: int, noun: str) -> str:

@@ -112,14 +112,15 @@ def test_the_data_pages_commands_run(
 ) -> None:
     """All of them; the audits on one set where the page takes eight."""
     (tmp_path / "data").symlink_to(ROOT / "data")
-    (row,) = re.findall(r"```json\n(.*?)```", DATA_PAGE, re.S)
-    different = (row.replace("planet", f"planet {n}", 1) for n in range(1_000))
-    (tmp_path / "mine.jsonl").write_text("".join(different), encoding="utf-8")
+    blocks = re.findall(r"```json\n(.*?)```", DATA_PAGE, re.S)
+    for name, rows in zip(("mine", "talks"), blocks, strict=True):
+        different = (rows.replace("planet", f"planet {n}") for n in range(1_000))
+        (tmp_path / f"{name}.jsonl").write_text("".join(different), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     blocks = re.findall(r"```bash\n(.*?)```", DATA_PAGE, re.S)
     lines = "".join(blocks).splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 10
     for line in lines:
         command = shlex.split(line, comments=True)[1:]
         if "audit" in command:

@@ -9,13 +9,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from chat_kit import MARKED, conversations, marked_labels, tokenizer_of
 from moslora.adapters import inject, named_adapters
 from moslora.base.adapted import with_adapters
 from moslora.base.check import choose_engine
 from moslora.base.engines import engine_of
-from moslora.data.encode import Encoded
+from moslora.data.encode import Encoded, Encoder, encode_examples
+from moslora.data.prepared import RowTable
 from moslora.data.steps import StepPlan
+from moslora.prompts.formats import make_format
 from moslora.recipe import Recipe, TrainingSection
+from moslora.tasks import Conversation, Turn
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
@@ -49,27 +53,49 @@ def rows(number: int) -> list[Encoded]:
     return found
 
 
+def talks(number: int) -> tuple[list[Encoded], list[Encoded]]:
+    """Conversations as rows of a run, and with the labels that transformers gives them by a template with marks."""
+    tokenizer = tokenizer_of("Qwen3")
+    examples = []
+    theirs = []
+    for n, messages in enumerate(conversations(number)):
+        examples.append(Conversation.of(str(n), [Turn(**message) for message in messages]))
+        ids, labels = marked_labels(messages, tokenizer, MARKED["Qwen3"])
+        theirs.append(Encoded(str(n), "instruction", ids, labels, truncated=False))
+    encoder = Encoder(tokenizer, max_length=None)
+    ours = encode_examples(examples, make_format("chat", tokenizer), encoder, loss_on="response")
+    return list(RowTable.of(ours)), theirs
+
+
 @pytest.mark.parametrize(
-    ("by", "micro_batch_tokens"), [("us", 10_000), ("us", 50), ("us, by transformers", 50), ("PEFT", 50)]
+    ("by", "micro_batch_tokens", "said"),
+    [
+        *(("us", 10_000, False), ("us", 50, False), ("us, by transformers", 50, False), ("PEFT", 50, False)),
+        *(("us", 2_000, True), ("us, by transformers", 2_000, True)),
+    ],
 )
 def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
-    tmp_path: Path, by: str, micro_batch_tokens: int
+    tmp_path: Path, by: str, micro_batch_tokens: int, said: bool
 ) -> None:
     """Float32, no dropout, 20 steps that learn: all losses and norms to 1e-4, though the Trainer cuts and pads its own
     micro-batches. Our loop trains our LoRA, by either engine, or PEFT's from the same start, and so all to the same."""
     plan = StepPlan(rows=STEPS * ROWS, global_batch_size=ROWS, epochs=1, max_steps=None, seed=3)
-    data = rows(plan.rows)
+    data = their_data = rows(plan.rows)
+    if said:
+        data, their_data = talks(plan.rows)
+    vocabulary = 1 + max(max(row.input_ids) for row in data)
     settings = TrainingSection(learning_rate=1e-2, warmup_steps=4, weight_decay=0.1, max_grad_norm=0.5, log_every=1)
-    base: Any = tiny_llama(dtype=torch.float32)
+    sizes = {"vocab_size": max(320, vocabulary), "context": 1_024}
+    base: Any = tiny_llama(dtype=torch.float32, **sizes)
     theirs = peft.get_peft_model(
-        tiny_llama(dtype=torch.float32), peft.LoraConfig(r=4, lora_alpha=8, target_modules=PROJECTIONS)
+        tiny_llama(dtype=torch.float32, **sizes), peft.LoraConfig(r=4, lora_alpha=8, target_modules=PROJECTIONS)
     )
 
     inject(base, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=PROJECTIONS)
     for name, layer in named_adapters(base):
         theirs.get_submodule(f"base_model.model.{name}").lora_A["default"].weight.data.copy_(layer.lora_a)
     if by == "PEFT":
-        base = tiny_llama(dtype=torch.float32)
+        base = tiny_llama(dtype=torch.float32, **sizes)
         method = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
         adapter = {"target_modules": list(PROJECTIONS), "peft": method}
         recipe = Recipe.model_validate({"name": "any", "model": {"name": "any"}, "adapter": adapter})
@@ -100,7 +126,7 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
 
     ordered: list[Encoded] = []
     for step in range(len(plan)):
-        ordered += [data[row] for row in plan[step]]
+        ordered += [their_data[row] for row in plan[step]]
     expected = under_the_trainer(
         theirs,
         ordered,

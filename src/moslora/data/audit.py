@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moslora.choices import FormatName, Split
 from moslora.data import local
-from moslora.data.encode import Encoder
+from moslora.data.encode import Encoder, encode_examples
 from moslora.data.overlap import content
 from moslora.data.sources import differences, load_examples, load_training, local_path
 from moslora.errors import UsageError
@@ -25,7 +25,7 @@ Rows = Mapping[str, Sequence[Example]]
 
 HEADER = ["task", "train", "test", "median", "longest", "cut", "repeats", "conflicts", "test in train", "leaks"]
 LEGEND = """
-median, longest: tokens of a training row. cut: training rows over the limit, which lose the start of their question.
+median, longest: tokens of a training row. cut: training rows over the limit, which lose their start.
 repeats: training rows whose question and choices came before. conflicts: questions and choices with several answers.
 test in train: test rows whose question is a training row's. leaks: those with the same choices and answer."""
 
@@ -55,7 +55,8 @@ def audit_rows(
     overlaps = count_overlaps(training, test)
     table = [HEADER]
     for task, overlap in overlaps.items():
-        lengths = [len(text.ids) for text in encoder.training_texts(training[task], rendered)]
+        rows = encode_examples(training[task], rendered, encoder, loss_on="all")
+        lengths = [len(row.input_ids) for row in rows]
         median = median_low(lengths or [0])
         counts = [f"{count:,}" for count in (len(lengths), len(test[task]), median, max(lengths, default=0))]
         cut = sum(length > max_length for length in lengths) / max(1, len(lengths))

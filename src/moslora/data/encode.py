@@ -14,9 +14,10 @@ from itertools import chain
 from transformers import PreTrainedTokenizerBase
 
 from moslora.choices import FormatName, LossOn
+from moslora.data.conversations import encode_conversations
 from moslora.errors import UsageError
 from moslora.prompts.formats import Format, make_format
-from moslora.tasks import Example
+from moslora.tasks import Conversation, Example
 
 _CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, with little memory
 
@@ -137,11 +138,6 @@ class Encoder:
         answer_end = ends[len(kept) - 1] if truncated else len(text)
         return EncodedText(kept, 1, truncated=truncated, bytes=len(text[ends[0] : answer_end].encode()))
 
-    def training_texts(self, examples: Sequence[Example], format: Format) -> list[EncodedText]:
-        """Each example's prompt with its right option, and EOS."""
-        options = [format.train(example) for example in examples]
-        return self.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint)
-
     def _encode_apart(self, texts: Sequence[tuple[str, str]]) -> list[TokenPair]:
         """Encodes prompts and answers separately.
 
@@ -191,13 +187,28 @@ def encoding(encoder: Encoder, format: FormatName) -> dict[str, str]:
 
 
 def encode_examples(examples: Sequence[Example], format: Format, encoder: Encoder, *, loss_on: LossOn) -> list[Encoded]:
-    """Training rows: prompt, right option and EOS, which has a label too.
+    """Training rows: prompt, right option and EOS, which has a label too; or a conversation.
 
-    ``loss_on="response"`` masks the prompt; "all" trains on every token, as LLM-Adapters does.
+    ``loss_on="response"`` masks the prompt, or all of a conversation but its answers, and "last" also all answers but
+    the last; "all" trains on every token, as LLM-Adapters does.
     """
+    conversations = [example for example in examples if isinstance(example, Conversation)]
+    spoken = iter(
+        encode_conversations(conversations, format, max_length=encoder.max_length, last=loss_on == "last"),
+    )
+    options = [format.train(example) for example in examples if not isinstance(example, Conversation)]
+    written = iter(encoder.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint))
     rows = []
-    for example, text in zip(examples, encoder.training_texts(examples, format), strict=True):
-        masked = text.answer_start if loss_on == "response" else 0
-        labels = [IGNORE_INDEX] * masked + text.ids[masked:]
-        rows.append(Encoded(example.id, example.task, text.ids, labels, text.truncated))
+    for example in examples:
+        if isinstance(example, Conversation):
+            ids, answers, truncated = next(spoken)
+        else:
+            text = next(written)
+            ids, answers, truncated = text.ids, [range(text.answer_start, len(text.ids))], text.truncated
+        labels = list(ids)
+        if loss_on != "all":
+            labels = [IGNORE_INDEX] * len(ids)
+            for span in answers:
+                labels[span.start : span.stop] = ids[span.start : span.stop]
+        rows.append(Encoded(example.id, example.task, ids, labels, truncated))
     return rows

@@ -6,12 +6,13 @@ the exact templates. SIQA, ARC and OpenBookQA share one template, so in a mixed 
 ``task``. Without it, and with any other text, a row stays a bare instruction, which can be trained on but not scored.
 Rows of two texts are read in the same way, except that they name no answer that their output could contradict: Alpaca's
 (no ``answer``, and ``input`` may have a text), ``prompt`` and ``completion``, ``messages``, and ShareGPT's
-``conversations``.
+``conversations``. Several turns, or a system message, are a `Conversation`.
 """
 
 import re
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,25 @@ from moslora.data.row_files import has_rows, read_rows
 from moslora.errors import UsageError
 from moslora.prompts.instructions import RESPONSE_LEAD, llm_adapters_row, parse_instruction
 from moslora.recipe.builtin import printable
-from moslora.tasks import COMMONSENSE, INSTRUCTION, SAME_INSTRUCTION, Example, Task
+from moslora.tasks import COMMONSENSE, INSTRUCTION, SAME_INSTRUCTION, Conversation, Example, Task, Turn
 
 _ANSWER_FORMAT = re.compile(r"Answer format: ([^\s/]+(?:/[^\s/]+)+)\s*\Z")
 """End of an instruction that lists the names of its options."""
 
-_UNREAD = ("history", "system", "tools")
+_UNREAD = ("history", "system", "tools", "functions")
 """Columns of other programs whose text would have to be part of the prompt."""
 
 KINDS = (
     "instruction, output, and an answer beside an empty input, or an input and no answer; or prompt and completion; or"
-    " messages of one user and one assistant; or conversations of one human and one gpt"
+    " messages; or conversations"
 )
 """What a row may have."""
+
+_TURNS = {
+    "messages": ("role", "content", {"system": "system", "user": "user", "assistant": "assistant"}),
+    "conversations": ("from", "value", {"system": "system", "human": "user", "gpt": "assistant"}),
+}
+"""Column of a conversation -> the keys of a turn's speaker and text, and each speaker's role."""
 
 
 def find_file(folder: Path, task: Task, split: Split) -> Path | None:
@@ -84,12 +91,19 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
     Raises:
         ValueError: says what is wrong with the row.
     """
+    named = _named_task(row, task)
+    turns = _turns(row)
+    if len(turns) > 2:
+        if named:
+            raise ValueError(f"several turns or a system message do not follow the template of {named}")
+        return Conversation.of(f"{INSTRUCTION}/{split}/{number}", turns)
+    if turns:
+        row = {"prompt": turns[0].content, "completion": turns[1].content}
     texts = _texts(row)
     # A lone surrogate raises UnicodeEncodeError, which is a ValueError.
     (texts.instruction + texts.output + texts.answer).encode()
     if not (texts.instruction.strip() and texts.output.strip()):
         raise ValueError("instruction or output is empty; remove the row")
-    named = _named_task(row, task)
     matches = []
     for name in [named] if named else COMMONSENSE:
         example = _of_task(texts, name, split, number)
@@ -128,17 +142,42 @@ class _Texts:
     names_answer: bool = True
 
 
-def _texts(row: dict[str, Any]) -> _Texts:
-    """The texts of a row of LLM-Adapters, or of a row of two texts."""
+def _turns(row: dict[str, Any]) -> list[Turn]:
+    """The turns of a row's conversation; none of any other row."""
     unread = [key for key in _UNREAD if row.get(key)]
     if unread:
-        raise ValueError(f"{', '.join(unread)}: not read; put what is needed into the question, or remove the column")
+        raise ValueError(f"{', '.join(unread)}: not read; put what is needed into a turn, or remove the column")
+    turns: list[Turn] = []
+    for column, (by, text, roles) in _TURNS.items():
+        system, *speakers = roles
+        in_turn = cycle(speakers)
+        listed = row.get(column)
+        if not isinstance(listed, list):
+            continue
+        for number, turn in enumerate(listed, start=1):
+            where = f"{column}, turn {number}"
+            found = turn if isinstance(turn, dict) else {}
+            speaker, said = found.get(by), found.get(text)
+            expected = system if speaker == system and number == 1 else next(in_turn)
+            if speaker != expected:
+                order = f"{' and '.join(speakers)} take turns, after a {system} if there is one"
+                raise ValueError(f"{where}: {by} {speaker!r}: must be {expected!r}; {order}")
+            others = [key for key, value in found.items() if key not in (by, text) and value not in (None, "", [], {})]
+            if others:
+                raise ValueError(f"{where}: {printable(', '.join(others))}: not read; remove it, or the row")
+            if not isinstance(said, str) or not said.strip():
+                raise ValueError(f"{where}: {text} is empty or not text")
+            said.encode()
+            turns.append(Turn(roles[speaker], said))
+    if turns and turns[-1].role != "assistant":
+        raise ValueError("its last turn is no answer, so nothing would be learned from it; remove it")
+    return turns
+
+
+def _texts(row: dict[str, Any]) -> _Texts:
+    """The texts of a row of LLM-Adapters, or of a row of two texts."""
     match row:
-        case (
-            {"messages": [{"role": "user", "content": str(asked)}, {"role": "assistant", "content": str(answered)}]}
-            | {"conversations": [{"from": "human", "value": str(asked)}, {"from": "gpt", "value": str(answered)}]}
-            | {"prompt": str(asked), "completion": str(answered)}
-        ):
+        case {"prompt": str(asked), "completion": str(answered)}:
             pass
         case {"instruction": str(asked), "output": str(answered), "answer": str(answer)} if not row.get("input"):
             return _Texts(asked, answered, answer)

@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
         "id": pa.string(),
         "task": pa.string(),
         "input_ids": pa.large_list(pa.int32()),
-        "masked": pa.int32(),  # positions without loss, before the labels
+        "spans": pa.large_list(pa.int32()),  # positions where labels begin and end, in turn
         "truncated": pa.bool_(),
     }
 )
@@ -61,12 +61,17 @@ class RowTable(Sequence[Encoded]):
         # Not to_numpy(), which imports pandas.
         self._tokens = np.from_dlpack(ids.values)
         self._offsets = np.from_dlpack(ids.offsets)
-        self._masked = np.from_dlpack(batch["masked"])
+        spans = batch["spans"]
+        self._spans = np.from_dlpack(spans.values)
+        self._spans_of = np.from_dlpack(spans.offsets)
 
     @classmethod
     def of(cls, rows: Iterable[Encoded]) -> "RowTable":
         """A table of ``rows`` in memory."""
-        cells = [{**vars(row), "masked": row.labels.count(IGNORE_INDEX)} for row in rows]
+        cells = []
+        for row in rows:
+            is_masked = np.array([IGNORE_INDEX, *row.labels, IGNORE_INDEX]) == IGNORE_INDEX
+            cells.append({**vars(row), "spans": np.flatnonzero(np.diff(is_masked))})
         return cls(pa.RecordBatch.from_pylist(cells, schema=SCHEMA))
 
     def __len__(self) -> int:
@@ -77,12 +82,15 @@ class RowTable(Sequence[Encoded]):
         if isinstance(row, range):
             return [self[i] for i in row]
         ids = self._tokens[self._offsets[row] : self._offsets[row + 1]].tolist()
-        masked = int(self._masked[row])
+        spans = self._spans[self._spans_of[row] : self._spans_of[row + 1]].tolist()
+        labels = [IGNORE_INDEX] * len(ids)
+        for begin, end in zip(spans[::2], spans[1::2], strict=True):
+            labels[begin:end] = ids[begin:end]
         return Encoded(
             id=self.batch["id"][row].as_py(),
             task=self.tasks[row],
             input_ids=ids,
-            labels=[IGNORE_INDEX] * masked + ids[masked:],
+            labels=labels,
             truncated=self.batch["truncated"][row].as_py(),
         )
 
@@ -96,12 +104,15 @@ class RowTable(Sequence[Encoded]):
 
     def label_count(self) -> int:
         """Tokens that the loss counts, as `moslora.data.steps.label_count`."""
-        return int((np.diff(self._offsets) - np.maximum(self._masked, 1)).sum())
+        return int(self._spans[1::2].sum() - np.maximum(self._spans[::2], 1).sum())
 
     def sha256(self) -> str:
-        """Hash of every row's length, tokens and number of positions without loss."""
+        """Hash of every row's length, tokens and labelled positions."""
+        columns = [self._offsets, self._tokens, self._spans[::2]]
+        if not np.array_equal(self._spans[1::2], np.diff(self._offsets)):  # not one span at the end of each row
+            columns += [self._spans[1::2], self._spans_of]
         digest = hashlib.sha256()
-        for column in (self._offsets, self._tokens, self._masked):
+        for column in columns:
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
@@ -146,7 +157,9 @@ class TrainingData:
         truncated = rows.batch["truncated"].true_count
         if truncated:
             share = truncated / len(rows)
-            lines.append(f"{truncated:,} rows ({share:.1%}) lost the start of their question to data.max_length")
+            lines.append(
+                f"{truncated:,} rows ({share:.1%}) lost the start of their question or first turns to data.max_length"
+            )
         return lines + [f"note: {note}" for note in self.notes]
 
 

@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import UsageError, capped, first_line
+from moslora.errors import UsageError, by_row, first_line
 from moslora.tasks import Example
 
 Located = tuple[str, Any]
@@ -47,13 +47,9 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, pla
                 raise ValueError(f"expected an object with the columns of a row; found {type(row).__name__}")
             examples.append(read(row, number))
         except (ValueError, RecursionError) as fault:
-            faults.setdefault(str(fault), []).append(location)
+            faults.setdefault(str(fault), []).append(f"{path}{location}")
     if faults:
-        lines = []
-        for what, (first, *others) in faults.items():
-            more = f" (and {len(others)} more rows)" if others else ""
-            lines.append(f"{path}{first}: {what}{more}")
-        raise UsageError(capped(lines))
+        raise UsageError(by_row(faults))
     if not examples:
         raise UsageError(f"{path}: contains no rows")
     return examples

@@ -9,7 +9,7 @@ from moslora.data.sources import load_examples, load_training
 from moslora.errors import UsageError
 from moslora.prompts.formats import make_format
 from moslora.prompts.protocols import joined_names, readers
-from moslora.tasks import Example, OpenEnded, Task
+from moslora.tasks import Conversation, Example, OpenEnded, Task
 from moslora.tasks.matching import Number
 
 
@@ -41,25 +41,26 @@ def rows_to_show(
 
 
 def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss_on: LossOn) -> str:
-    """One row as plain text: its prompt and answer, a line per token, and its options or accepted answers, if it has
-    any."""
+    """One row as plain text: its prompt and answer, or its turns, a line per token, and its options or accepted
+    answers, if it has any."""
     renderer = make_format(format, encoder.tokenizer)
     for remark in renderer.remarks():
         note_once(remark)
-    option = renderer.train(example)
     (encoded,) = encode_examples([example], renderer, encoder, loss_on=loss_on)
     with_loss = sum(label != IGNORE_INDEX for label in encoded.labels)
     cut = ", the start of the prompt cut" if encoded.truncated else ""
+    if isinstance(example, Conversation):
+        texts = {f"{number} {turn.role}": turn.content for number, turn in enumerate(example.turns, start=1)}
+    else:
+        option = renderer.train(example)
+        texts = {"prompt (training)": option.prompt, "answer": option.answer}
     lines = [
         f"{example.id}   format {format}, {len(encoded.input_ids)} tokens{cut}, loss on {with_loss} of them",
         "",
-        "prompt (training)",
-        *(f"  | {line}" for line in option.prompt.split("\n")),
-        "answer",
-        *(f"  | {line}" for line in option.answer.split("\n")),
-        "",
-        "position      id  label  token",
     ]
+    for title, text in texts.items():
+        lines += [title, *(f"  | {line}" for line in text.split("\n"))]
+    lines += ["", "position      id  label  token"]
     for position, (id, label) in enumerate(zip(encoded.input_ids, encoded.labels, strict=True)):
         mark = "-" if label == IGNORE_INDEX else "loss"
         lines.append(f"{position:8d}  {id:6d}  {mark:>5}  {encoder.tokenizer.decode([id])!r}")

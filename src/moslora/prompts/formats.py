@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from moslora.choices import FormatName
 from moslora.errors import UsageError
 from moslora.prompts.instructions import instruction, labels, response, wording
-from moslora.tasks import INSTRUCTION, ClozeText, Example
+from moslora.tasks import INSTRUCTION, ClozeText, Example, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -187,31 +187,39 @@ class ChatFormat(Format):
             found.append(f"the chat template inserts the date, which is always {TODAY:%d %b %Y} here")
         own = self._own_system_message().strip()
         if own:
-            found.append(f"the chat template puts a system message before each row, which has none: {own!r}")
+            found.append(f"the chat template puts a system message before each row that has none: {own!r}")
         return found
 
     def _own_system_message(self) -> str:
         """The system message where a conversation has none: what stands in the place of a given one."""
         given = "given"
+        question = Turn("user", "question")
         try:
-            before, _, after = self._render("question", system=given).partition(given)
+            before, _, after = self._asked(Turn("system", given), question).partition(given)
         except TemplateError:  # of a template that takes none
             return ""
-        plain = self._render("question")
+        plain = self._asked(question)
         own = plain.removeprefix(before).removesuffix(after)
         if before + own + after != plain:
             return ""
         return own
 
     def generation_prompt(self, example: Example) -> str:
-        return self._render(instruction(example))
+        return self._asked(Turn("user", instruction(example)))
 
-    def _render(self, question: str, *, system: str | None = None) -> str:
-        messages = [{"role": "user", "content": question}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        render = self.tokenizer.apply_chat_template
-        return str(render(messages, chat_template=self.template, tokenize=False, add_generation_prompt=True))
+    def _asked(self, *turns: Turn) -> str:
+        return self.render(turns, add_generation_prompt=True)
+
+    def render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
+        """The text of a conversation."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                [turn._asdict() for turn in turns],
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
+        )
 
 
 _INDENT = " " * 16  # LLM-Adapters' wrappers are indented triple-quoted strings

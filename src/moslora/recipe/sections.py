@@ -67,11 +67,12 @@ class DataSection(Section):
 
     format: Annotated[FormatName, Changes.ROWS] = "label"
     """`label`: the instruction, answered by an option's label. `llm-adapters`: the same in LLM-Adapters' template,
-    byte for byte. `chat`: the same in the chat template of an instruction-tuned model. `cloze`: the question, answered
-    by an option's text. `cloze-passage`: also with BoolQ's passage."""
+    byte for byte. `chat`: the same, or a conversation of several turns, in the chat template of an instruction-tuned
+    model. `cloze`: the question, answered by an option's text. `cloze-passage`: also with BoolQ's passage."""
 
     max_length: Annotated[PositiveInt, Changes.ROWS] = 512
-    """Maximum number of tokens per row. Longer rows lose the start of the question, never the answer."""
+    """Maximum number of tokens per row. Longer rows lose the start of the question, or a conversation's first
+    questions with their answers; never the answer, nor a system message."""
 
     rows: Annotated[PositiveInt | dict[str, PositiveInt] | None, Changes.ROWS] = None
     """Maximum number of rows per task, or a mapping from task to number; null for all. The seed decides which rows.
@@ -82,7 +83,8 @@ class DataSection(Section):
     for either."""
 
     loss_on: Annotated[LossOn, Changes.ROWS] = "response"
-    """Tokens in the loss: those of the answer (`response`), or those of the question, too (`all`)."""
+    """Tokens in the loss: those of the answer, and of every answer of a conversation (`response`); of the last answer
+    alone (`last`); or those of the question, too (`all`)."""
 
 
 class RankBudgetSection(Section):

@@ -18,10 +18,21 @@ from .commonsense import (
     split_names,
     unknown_names,
 )
-from .task import INSTRUCTION, Columns, Example, Hub, Questions, Task
+from .task import INSTRUCTION, Columns, Conversation, Example, Hub, Questions, Task, Turn
 from .wording import ClozeText, Numbered, OpenEnded, Plain, TrueFalse
 
 __all__ = ["BUILT_IN", "COMMONSENSE", "FOR_OPTIONS", "FOR_TRUTHS", "GROUP", "INSTRUCTION", "PASSAGES", "PASSAGES_OF"]
 __all__ += ["SAME_INSTRUCTION", "TASKS"]
-__all__ += ["ClozeText", "Columns", "Example", "Hub", "Numbered", "OpenEnded", "Plain", "Questions", "Task"]
-__all__ += ["TrueFalse", "name_here", "split_names", "unknown_names"]
+__all__ += [
+    "ClozeText",
+    "Columns",
+    "Conversation",
+    "Example",
+    "Hub",
+    "Numbered",
+    "OpenEnded",
+    "Plain",
+    "Questions",
+    "Task",
+]
+__all__ += ["TrueFalse", "Turn", "name_here", "split_names", "unknown_names"]

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -81,6 +81,30 @@ class Example:
     def response(self) -> str:
         """The text that is trained on as the answer to an open-ended question."""
         return self.meta.get(RESPONSE, self.choices[0])
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str  # "user" and "assistant" in turn, after a "system" that may come first
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation(Example):
+    """A bare instruction of several turns, or with a system message, which only a chat template puts into words.
+
+    Its question is what comes before the last answer, without the system message, which is its context.
+    """
+
+    turns: tuple[Turn, ...] = ()
+
+    @classmethod
+    def of(cls, id: str, turns: Sequence[Turn]) -> "Conversation":
+        """A conversation that ends in an answer."""
+        system = "".join(turn.content for turn in turns if turn.role == "system")
+        *asked, answer = [turn.content for turn in turns if turn.role != "system"]
+        return cls(id, INSTRUCTION, "\n".join(asked), (answer,), 0, system or None, turns=tuple(turns))
 
 
 @dataclass(frozen=True)
