@@ -74,7 +74,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
-    "xlstm": {"qk_dim_factor": 1.0},
+    "xlstm": {"qk_dim_factor": 1.0, "num_blocks": 2},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16},
     "dory": {
         "num_hidden_layers": 6,  # each of attention or an MLP alone, which it counts as half a layer
