@@ -56,22 +56,19 @@ def encode_conversations(
 
 
 def _encode(turns: Sequence[Turn], format: ChatFormat, *, max_length: int | None, last: bool) -> TokensOfTurns:
-    def too_long(turns: Sequence[Turn]) -> bool:
-        return max_length is not None and len(_tokens(format.render(turns), format)[0]) > max_length
-
     kept = turns
-    if too_long(turns):
+    text, ids, offsets = _rendered(turns, format)
+    if max_length is not None and len(ids) > max_length:
         questions = [number for number, turn in enumerate(turns) if turn.role == "user"]
         shorter = [(*turns[: questions[0]], *turns[number:]) for number in questions]
-        fits = bisect_left(shorter, True, key=lambda turns: not too_long(turns))
+        fits = bisect_left(shorter, True, key=lambda turns: len(_rendered(turns, format)[1]) <= max_length)
         if fits == len(shorter):
             raise ValueError(
                 f"longer than data.max_length={max_length} with its last question and answer alone, which are never"
                 " cut; raise it (moslora data audit prints the longest row), or remove the row"
             )
         kept = shorter[fits]
-    text = format.render(kept)
-    ids, offsets = _tokens(text, format)
+        text, ids, offsets = _rendered(kept, format)
     left_out = len(turns) - len(kept)
     answers = []
     for number, turn in enumerate(kept):
@@ -88,10 +85,11 @@ def _encode(turns: Sequence[Turn], format: ChatFormat, *, max_length: int | None
     return TokensOfTurns(ids, answers, left_out > 0)
 
 
-def _tokens(text: str, format: ChatFormat) -> tuple[list[int], list[tuple[int, int]]]:
-    """The ids of a text's tokens, and the characters of each."""
+def _rendered(turns: Sequence[Turn], format: ChatFormat) -> tuple[str, list[int], list[tuple[int, int]]]:
+    """The text of a conversation, the ids of its tokens, and the characters of each."""
+    text = format.render(turns)
     encoded = format.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return encoded["input_ids"], encoded["offset_mapping"]
+    return text, encoded["input_ids"], encoded["offset_mapping"]
 
 
 def _place(answer: str, text: str, marked: str, *, where: str) -> tuple[int, int]:

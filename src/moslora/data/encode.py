@@ -193,9 +193,7 @@ def encode_examples(examples: Sequence[Example], format: Format, encoder: Encode
     the last; "all" trains on every token, as LLM-Adapters does.
     """
     conversations = [example for example in examples if isinstance(example, Conversation)]
-    spoken = iter(
-        encode_conversations(conversations, format, max_length=encoder.max_length, last=loss_on == "last"),
-    )
+    spoken = iter(encode_conversations(conversations, format, max_length=encoder.max_length, last=loss_on == "last"))
     options = [format.train(example) for example in examples if not isinstance(example, Conversation)]
     written = iter(encoder.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint))
     rows = []
