@@ -56,18 +56,16 @@ def encode_conversations(
 
 
 def _encode(turns: Sequence[Turn], format: ChatFormat, *, max_length: int | None, last: bool) -> TokensOfTurns:
-    kept = turns
-    text, ids, offsets = _rendered(turns, format)
-    if max_length is not None and len(ids) > max_length:
-        questions = [number for number, turn in enumerate(turns) if turn.role == "user"]
-        shorter = [(*turns[: questions[0]], *turns[number:]) for number in questions]
-        fits = bisect_left(shorter, True, key=lambda turns: len(_rendered(turns, format)[1]) <= max_length)
-        if fits == len(shorter):
+    kept = [*turns]
+    first = int(turns[0].role == "system")  # the position of the first question
+    text, ids, offsets = _rendered(kept, format)
+    while max_length is not None and len(ids) > max_length:
+        del kept[first : first + 2]
+        if not kept[first:]:
             raise ValueError(
                 f"longer than data.max_length={max_length} with its last question and answer alone, which are never"
                 " cut; raise it (moslora data audit prints the longest row), or remove the row"
             )
-        kept = shorter[fits]
         text, ids, offsets = _rendered(kept, format)
     left_out = len(turns) - len(kept)
     answers = []
