@@ -87,7 +87,6 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
         monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
         forget()
-        monkeypatch.setattr(check, "_of_twins", {})
 
     return by
 
@@ -138,9 +137,11 @@ def test_rounding_is_told_from_a_change_by_the_twin(
 ) -> None:
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
     monkeypatch.setattr(check, "TOLERANCE_IN_16_BITS", 3e-3)  # as in a model of many layers
-    monkeypatch.setattr(check, "_of_twins", {})
+    twins = []
+    compare_twin = check._compare_twin
+    monkeypatch.setattr(check, "_compare_twin", lambda *of, **how: (twins.append(of), compare_twin(*of, **how))[1])
     load_base(section)
-    assert check._of_twins
+    assert twins
     scaled(1.001)
     assert engine_of(load_base(section)).name == "transformers"
 
@@ -173,11 +174,10 @@ def test_products_in_tf32_are_told_from_a_change_by_the_twin(
     monkeypatch.setattr(functional, "linear", in_tf32)
     monkeypatch.setattr(linear_kernel, "kernel", lambda device, dtype: "torch")
     monkeypatch.setattr(check, "small_twin", twin_on_cpu)
-    monkeypatch.setattr(check, "_of_twins", {})
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     section = ModelSection(name=str(tmp_path), dtype="float32")
     load_base(section)
-    assert check._of_twins, "the twin decided"
+    assert not on_gpu[0], "the twin decided"
     on_gpu[0] = True
     scaled(1.001)
     assert engine_of(load_base(section)).name == "transformers"
@@ -195,7 +195,6 @@ def test_the_planned_models_have_a_twin(name: str) -> None:
 
 
 def test_checking_leaves_nothing_behind(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_of_twins", {})
     section = ModelSection(name=str(world / "model"), dtype="float32")
     before = torch.get_rng_state()
     model, other = load_base(section), load_base(section, computed_here=False)

@@ -1,63 +1,15 @@
-"""A base with the adapters of a recipe: ours, or a method of PEFT. Both kinds answer the same questions.
+"""A base with the adapters of a recipe: ours, or a method of PEFT."""
 
-check     refuses what can be refused before anything is downloaded
-put_into  adapts a base in place, which is frozen, and returns it (PEFT's adapters are in a ``PeftModel`` around it)
-layers    the adapted layers with the base's in them, by the names that these have in the base
-state     all of the adapters that a checkpoint must keep, by name
-merged    the weights that a method merges by itself, by name
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, adapter_state_dict, inject, named_adapters
+from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.base.engine import text_part
-from moslora.base.peft_methods import PeftAdapters
+from moslora.base.peft_methods import peft_layers, peft_state, with_peft
 from moslora.base.quantized import dequantize
 from moslora.recipe import PeftSection, Recipe
-
-
-class OwnAdapters:
-    """Adapters of A, M and B; see the module's docstring."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._options = recipe.adapter_options()
-        self._seed = recipe.seed
-
-    def check(self) -> None:
-        """Nothing: the recipe was checked."""
-
-    def put_into(self, model: PreTrainedModel, *, state: Mapping[str, Tensor] | None) -> PreTrainedModel:
-        inject(model, **self._options, seed=self._seed, state=state, weight_of=dequantize, within=text_part(model))
-        return model
-
-    @staticmethod
-    def layers(model: nn.Module) -> dict[str, tuple[AdapterLinear, nn.Module]]:
-        return {name: (layer, layer.base) for name, layer in named_adapters(model)}
-
-    @staticmethod
-    def state(model: nn.Module) -> dict[str, Tensor]:
-        return adapter_state_dict(model)
-
-    def merged(self, load: Callable[[], PreTrainedModel]) -> dict[str, Tensor]:
-        """None: W + ΔW is added up tensor by tensor."""
-        return {}
-
-
-def adapters_of(recipe: Recipe) -> OwnAdapters | PeftAdapters:
-    """The adapters that ``recipe`` describes."""
-    if isinstance(recipe.adapter, PeftSection):
-        return PeftAdapters(recipe.adapter, seed=recipe.seed)
-    return OwnAdapters(recipe)
-
-
-def _kind_in(model: nn.Module) -> type[OwnAdapters] | type[PeftAdapters]:
-    """Which adapters a model has."""
-    if hasattr(model, "peft_config"):
-        return PeftAdapters
-    return OwnAdapters
 
 
 def with_adapters(
@@ -71,17 +23,31 @@ def with_adapters(
         ValueError: a layer is not found or does not fit, or ``state`` does not.
         UsageError: as :func:`moslora.base.peft_methods.config_of`.
     """
-    return adapters_of(recipe).put_into(model, state=state)
+    seed = recipe.seed
+    if isinstance(recipe.adapter, PeftSection):
+        return with_peft(model, recipe.adapter, seed=seed, state=state)
+    within = text_part(model)
+    inject(model, **recipe.adapter_options(), seed=seed, state=state, weight_of=dequantize, within=within)
+    return model
+
+
+def is_of_peft(model: nn.Module) -> bool:
+    """Whether a method of PEFT adapts ``model``."""
+    return hasattr(model, "peft_config")
 
 
 def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
     """The adapted layers with the base's in them, by the names that these have in the base."""
-    return {**_kind_in(model).layers(model)}
+    if is_of_peft(model):
+        return {**peft_layers(model)}
+    return {name: (layer, layer.base) for name, layer in named_adapters(model)}
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """All of the adapters that a checkpoint must keep, by name."""
-    return _kind_in(model).state(model)
+    if is_of_peft(model):
+        return peft_state(model)
+    return adapter_state_dict(model)
 
 
 def own_parameters(model: nn.Module) -> set[nn.Parameter]:

@@ -9,21 +9,22 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, Families, describe_batch, inject, named_adapters
+from moslora.base.adapted import is_of_peft
 from moslora.base.engine import text_part, use_own_modules
 from moslora.base.engines import Batch, Engine, Own, Transformers
 from moslora.base.failures import UnsupportedModel
 from moslora.base.quantized import quantized_layers
 from moslora.base.twin import small_twin
 from moslora.base.two_rows import ENDS, SHARED, two_rows
-from moslora.base.verdicts import keep_verdict, read_verdict
-from moslora.choices import EngineChoice, EngineName
+from moslora.base.verdicts import kept_verdict
+from moslora.choices import EngineChoice
 from moslora.console import note_once
 from moslora.errors import UsageError, first_line
 from moslora.kernels.linear import IN_FLOAT32, kernel, pack_nothing
@@ -38,9 +39,8 @@ TOLERANCE_OF_GRADIENTS = 5e-4
 TOLERANCE_IN_16_BITS = 2e-2
 """The same of the logits in bfloat16 and float16."""
 
-LEAST_COSINE = 0.99
-LARGEST_NORM = 0.05
-"""Of a factor's gradient there: the cosine of the angle between both, and the difference of their lengths, relative."""
+TOLERANCE_OF_GRADIENTS_IN_16_BITS = 5e-2
+"""The same of the gradients there."""
 
 FAR = 10
 """An error of so many times the tolerance is not rounding."""
@@ -78,24 +78,28 @@ def choose_engine(
     """
     # cuDNN's attention plans for each new shape, for up to half a second, and rows have many lengths.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if _is_of_peft(model) and wanted == Own.name:
-        raise UsageError("model.engine = own: methods of PEFT are computed by transformers; set auto")
-    how = {"wanted": wanted, "computed_here": computed_here}
-    kept = read_verdict(model, **how)
-    if kept is None:
-        kept = {"why": _why_not(model, wanted, computed_here=computed_here, trust_remote_code=trust_remote_code)}
-        keep_verdict(model, kept, **how)
-    (why, *_) = all_gather(kept["why"])
-    if why is None and wanted != Transformers.name and not _is_of_peft(model):
+    if is_of_peft(model):
+        if wanted == Own.name:
+            raise UsageError("model.engine = own: methods of PEFT are computed by transformers; set auto")
+        wanted = Transformers.name
+    why = kept_verdict(
+        model,
+        lambda: _why_not(model, wanted, computed_here=computed_here, trust_remote_code=trust_remote_code),
+        wanted=wanted,
+        computed_here=computed_here,
+    )
+    (why, *_) = all_gather(why)
+    own = why is None and wanted != Transformers.name
+    if own:
         use_own_modules(model)
         model.eval()  # ours are made in training mode
-        _set_engine(model, Own.name)
-        return
-    if wanted == Own.name and why is not None:
+    elif wanted == Own.name:
         raise UnsupportedModel(f"model.engine = own: {why}; set auto")
-    if wanted == "auto" and why is not None:
+    elif wanted == "auto":
         note_once(f"model.engine = transformers, which takes more time: {why}")
-    _set_engine(model, Transformers.name)
+    model.moslora_engine = Own.name if own else Transformers.name  # type: ignore[assignment]
+    for _, layer in named_adapters(model):
+        layer.context.plain = not own
 
 
 def _why_not(
@@ -103,38 +107,21 @@ def _why_not(
 ) -> str | None:
     """Why our engine does not compute ``model``; ``None`` if it does, or is not wanted."""
     differs = None
-    judged = computed_here and computes_quickly(model)
-    if judged:
+    # bitsandbytes unpacks every weight for each pass, and in 8 bits rounds what it multiplies. A CPU that cannot
+    # multiply 16-bit numbers takes minutes for a large model.
+    slow = bool(quantized_layers(model)) or kernel(model.device, model.dtype) == IN_FLOAT32
+    if computed_here and not slow:
         differs = _compare(model, wanted)
-    if not judged or (differs is not None and differs.is_rounding):
+    if slow or not computed_here or (differs is not None and differs.is_rounding):
         differs = _compare_twin(model, wanted, trust_remote_code=trust_remote_code)
     return None if differs is None else differs.why
-
-
-def _set_engine(model: Any, engine: EngineName) -> None:
-    getattr(model, "get_base_model", lambda: model)().moslora_engine = engine
-    for _, layer in named_adapters(model):
-        layer.context.plain = engine == Transformers.name
-
-
-def _is_of_peft(model: PreTrainedModel) -> bool:
-    return hasattr(model, "peft_config")
-
-
-def computes_quickly(model: PreTrainedModel) -> bool:
-    """Whether a few tokens through transformers' own modules take no noticeable time, and round as our engine does.
-
-    bitsandbytes unpacks every weight for each pass, and in 8 bits rounds what it multiplies. A CPU that cannot multiply
-    16-bit numbers takes minutes for a large model.
-    """
-    return not quantized_layers(model) and kernel(model.device, model.dtype) != IN_FLOAT32
 
 
 def _compare(model: PreTrainedModel, wanted: EngineChoice) -> Differs | None:
     """How our engine differs on ``model``, which stays as it is; ``None`` where it does not, or is not wanted."""
     with _off_start(model):
         stock = _measured_plainly(model)
-        if wanted == Transformers.name or _is_of_peft(model):
+        if wanted == Transformers.name:
             return None
         weight = getattr(model.get_output_embeddings(), "weight", None)
         if weight is None or getattr(model.get_output_embeddings(), "bias", None) is not None:
@@ -170,17 +157,11 @@ def _difference(name: str, stock: Measured, ours: Measured) -> Differs | None:
     if not off <= tolerance:
         why = f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
         return Differs(why, is_rounding=not off > FAR * most)
-    lengths = [float(gradient.norm()) for gradient in stock.gradients.values()]
+    largest = max((float(gradient.norm()) for gradient in stock.gradients.values()), default=0.0)
+    tolerance = TOLERANCE_OF_GRADIENTS_IN_16_BITS if low else TOLERANCE_OF_GRADIENTS
     for key, expected in stock.gradients.items():
-        found = ours.gradients[key]
-        if low:
-            cosine = torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0)
-            length = float(expected.norm())
-            equal = cosine >= LEAST_COSINE and abs(float(found.norm()) - length) <= LARGEST_NORM * length
-            equal = bool(equal) or length <= LARGEST_NORM * max(lengths) / 10
-        else:
-            floor = 1e-2 * max(lengths)
-            equal = float((found - expected).norm()) <= TOLERANCE_OF_GRADIENTS * max(float(expected.norm()), floor)
+        length = max(float(expected.norm()), 1e-2 * largest)
+        equal = float((ours.gradients[key] - expected).norm()) <= tolerance * length
         if not equal:
             return Differs(f"{name}: the gradient of {key} differs", is_rounding=rounds)
     return None
@@ -217,16 +198,6 @@ def _measured(engine: Engine) -> Measured:
     return Measured(logits, gradients)
 
 
-@torch.no_grad()
-def _logits_of_short_row(model: PreTrainedModel) -> Tensor:
-    """Those of the short row by itself, by transformers' forward."""
-    engine = Transformers(model)
-    short, _ = two_rows(model.config)
-    logits = engine.logits(*_lay(engine, [short]))
-    describe_batch(model)
-    return logits
-
-
 def _measured_plainly(model: PreTrainedModel) -> Measured:
     """The same by transformers' forward, whose adapters compute plainly.
 
@@ -235,13 +206,15 @@ def _measured_plainly(model: PreTrainedModel) -> Measured:
         UsageError: a layer is read around its adapter, or has no gradient.
     """
     layers = dict(named_adapters(model))
-    contexts = {layer.context for layer in layers.values()}
-    for context in contexts:
-        context.plain = True
-        context.bypassed.clear()
+    for layer in layers.values():
+        layer.context.plain = True
+        layer.context.bypassed.clear()
     try:
-        found = _measured(Transformers(model))
-        alone = _logits_of_short_row(model)
+        engine = Transformers(model)
+        found = _measured(engine)
+        with torch.no_grad():
+            alone = engine.logits(*_lay(engine, two_rows(model.config)[:1]))
+        describe_batch(model)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of any model's code
@@ -251,8 +224,8 @@ def _measured_plainly(model: PreTrainedModel) -> Measured:
         fault = f"{type(model).__name__} cannot compute text alone ({type(error).__name__}: {first_line(error)})"
         raise UnsupportedModel(fault) from None
     finally:
-        for context in contexts:
-            context.plain = False
+        for layer in layers.values():
+            layer.context.plain = False
     short = SHARED + ENDS[0]
     first, second = found.logits[:SHARED], found.logits[short : short + SHARED]
     rounds = found.logits.dtype.itemsize <= 2 or _may_round_factors(model.device)
@@ -275,15 +248,9 @@ def _bypassed(layers: Mapping[str, AdapterLinear]) -> set[str]:
 
 def _without_gradient(layers: Mapping[str, AdapterLinear], gradients: Mapping[str, Tensor]) -> set[str]:
     """The layers that no text passes: none of their kind has a gradient, in any layer or expert."""
-    reached = {
-        _kind(name.rpartition(".")[0]) for name in layers if any(key.startswith(f"{name}.") for key in gradients)
-    }
-    return {name for name in layers if _kind(name.rpartition(".")[0]) not in reached}
-
-
-def _kind(name: str) -> str:
-    """The name of a layer in whatever decoder layer or expert."""
-    return re.sub(r"\d+", "*", name)
+    kinds = {name: re.sub(r"\d+", "*", name.rpartition(".")[0]) for name in layers}
+    reached = {kind for name, kind in kinds.items() if any(key.startswith(f"{name}.") for key in gradients)}
+    return {name for name, kind in kinds.items() if kind not in reached}
 
 
 def _cannot_be_adapted(model: PreTrainedModel, layers: set[str]) -> UsageError:
@@ -314,27 +281,19 @@ def _off_start(model: PreTrainedModel) -> Iterator[None]:
                 weight.copy_(value)
 
 
-_of_twins: dict[str, Differs | None] = {}
-"""What twins have told, by config and adapted layers."""
-
-
 def _compare_twin(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote_code: bool) -> Differs | None:
-    """The same as `_compare`, of the small twin with adapters on layers of the same names, once per process."""
-    config = model.config
+    """The same as `_compare`, of the small twin with adapters on layers of the same names."""
     targets = sorted({name.rpartition(".")[2] for name, _ in named_adapters(model)})
-    key = f"{type(config)} {config.to_json_string()} {targets} {wanted}"
-    if key not in _of_twins:
-        try:
-            twin = small_twin(config, trust_remote_code=trust_remote_code)
-            twin.requires_grad_(False)
-            if targets:
-                inject(twin, rank=2, alpha=4, mixer={"kind": "dense"}, target_modules=targets, within=text_part(twin))
-            _of_twins[key] = _compare(twin, wanted)
-        except UsageError:
-            raise
-        except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
-            _of_twins[key] = Differs(f"no small {type(model).__name__} could be computed ({first_line(misfit)})")
-    return _of_twins[key]
+    try:
+        twin = small_twin(model.config, trust_remote_code=trust_remote_code)
+        twin.requires_grad_(False)
+        if targets:
+            inject(twin, rank=2, alpha=4, mixer={"kind": "dense"}, target_modules=targets, within=text_part(twin))
+        return _compare(twin, wanted)
+    except UsageError:
+        raise
+    except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
+        return Differs(f"no small {type(model).__name__} could be computed ({first_line(misfit)})")
 
 
 def _may_round_factors(device: torch.device) -> bool:

@@ -60,8 +60,7 @@ def decode(
     Raises:
         MosloraError: logits that are no finite numbers.
     """
-    decoding = _Decoding(model, prompts, max_new_tokens, ended, ends, batch_tokens)
-    return decoding.run()
+    return _Decoding(model, prompts, max_new_tokens, ended, ends, batch_tokens).run()
 
 
 @dataclass
@@ -84,13 +83,14 @@ class _Decoding:
 
     def run(self) -> list[list[int]]:
         self._compute_beginning()
+        own = [prompt[self.cache.beginning :] for prompt in self.prompts]  # behind the common beginning
         while self.waiting or self.writing:
-            self._fit_cache()
-            entering = self._entering()
+            self._fit_cache(own)
+            entering = self._entering(own)
             tokens = [self.written[i][-1] for i in self.writing]
             for i in entering:
-                tokens += self._own(i)
-            step = self.cache.next_pass([len(self._own(i)) for i in entering])
+                tokens += own[i]
+            step = self.cache.next_pass([len(own[i]) for i in entering])
             self.writing += entering
             for i, token in zip(self.writing, self._next_tokens(tokens, step), strict=True):
                 self.written[i].append(token)
@@ -106,19 +106,11 @@ class _Decoding:
             return
         self._compute(self.prompts[0][:length], self.cache.first_pass(length))
 
-    def _own(self, i: int) -> list[int]:
-        """The tokens of a prompt behind the common beginning."""
-        return self.prompts[i][self.cache.beginning :]
-
-    def _need(self, i: int) -> int:
-        """Room that a prompt takes of the cache."""
-        return len(self._own(i)) + self.max_new_tokens
-
-    def _fit_cache(self) -> None:
+    def _fit_cache(self, own: Sequence[list[int]]) -> None:
         """Gives the cache room for the longest row that is written or waits; anew, once half of it would do."""
         if not self.waiting:
             return
-        room = max(self._need(i) for i in (*self.writing, self.waiting[0]))
+        room = self.max_new_tokens + max(len(own[i]) for i in (*self.writing, self.waiting[0]))
         if self.cache.rows and room > self.cache.room // 2:
             return
         kept = self.batch_tokens
@@ -127,12 +119,12 @@ class _Decoding:
         rows = max(1, kept // room)
         self.cache.resize(min(rows, len(self.writing) + len(self.waiting)), room)
 
-    def _entering(self) -> list[int]:
+    def _entering(self, own: Sequence[list[int]]) -> list[int]:
         """The prompts that enter with the next pass: as many as there is room for, in the cache and in the pass."""
         entering: list[int] = []
         count = len(self.writing)
         while self.waiting and len(self.writing) + len(entering) < self.cache.rows:
-            count += len(self._own(self.waiting[0]))
+            count += len(own[self.waiting[0]])
             if entering and count > self.batch_tokens:
                 break
             entering.append(self.waiting.popleft())
@@ -156,14 +148,10 @@ class _Decoding:
 
     def _remove_ended(self) -> None:
         for row in reversed(range(len(self.writing))):
-            if not self._has_ended(self.writing[row]):
-                continue
-            self.cache.remove(row)
-            self.writing[row] = self.writing[-1]
-            self.writing.pop()
-
-    def _has_ended(self, i: int) -> bool:
-        tokens = self.written[i]
-        if tokens[-1] in self.ends or len(tokens) == self.max_new_tokens:
-            return True
-        return self.ended(i, tokens)
+            i = self.writing[row]
+            tokens = self.written[i]
+            full = len(tokens) == self.max_new_tokens
+            if full or tokens[-1] in self.ends or self.ended(i, tokens):
+                self.cache.remove(row)
+                self.writing[row] = self.writing[-1]
+                self.writing.pop()

@@ -1,14 +1,18 @@
-"""How a model is computed: by our engine, or by transformers' own forward. Both do the same three things.
+"""How a model is computed: by our engine, or by transformers' own forward. Both do the same five things.
 
-lay     texts as one batch
-loss    Σ −log p of labels, with a gradient; and log_p of tokens, without
-write   the tokens that follow prompts, greedily
+lay     the texts of all families as a batch, whose places count its tokens row after row
+logits  those after the tokens at P places, shape ``(P, vocabulary)``
+loss    Σ −log p of the tokens ``targets (N,)`` after those at N places: a scalar, float32 or wider. Without a target it
+        is zero, but still depends on every parameter, so that a process without rows takes part in the gradient
+        reduction
+log_p   of the targets after the tokens at places, nats, float32 of shape ``(P,)``; and whether each is the likeliest
+        token, bool. Without a gradient
+write   the new tokens of each prompt, as :func:`moslora.base.decoding.decode` has them
 
-A batch's places count its tokens row after row.
+``pads`` says whether a batch takes the room of its longest row for each.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -45,55 +49,17 @@ class Batch:
     rows: Rows | None  # which of the T tokens belong together; None where they are padded
 
 
-class Engine(ABC):
-    """What computes ``model``, a causal language model, perhaps with adapters."""
-
-    name: ClassVar[EngineName]
-    pads: ClassVar[bool]
-    """Whether a batch takes the room of its longest row for each."""
+class _Model:
+    """A causal language model, perhaps with adapters, which PEFT puts into the model that its own holds."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    @staticmethod
-    @abstractmethod
-    def lay(families: Families, device: torch.device) -> Batch:
-        """The texts of all families as a batch."""
-
-    @abstractmethod
-    def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
-        """The logits after the tokens at P ``places``, shape ``(P, vocabulary)``."""
-
-    @abstractmethod
-    def loss(self, batch: Batch, places: Sequence[int], targets: Tensor) -> Tensor:
-        """Σ −log p of the tokens ``targets (N,)`` after those at N ``places``: a scalar, float32 or wider.
-
-        Without a target it is zero, but still depends on every parameter, so that a process without rows takes part in
-        the gradient reduction.
-        """
-
-    @abstractmethod
-    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """log p of the targets after the tokens at ``places``, nats, float32 of shape ``(P,)``; and whether each is the
-        likeliest token, bool. Without a gradient."""
-
-    @abstractmethod
-    def write(
-        self,
-        prompts: Sequence[list[int]],
-        *,
-        max_new_tokens: int,
-        ended: Ended,
-        ends: Collection[int],
-        batch_tokens: int,
-    ) -> list[list[int]]:
-        """The new tokens of each prompt, as :func:`moslora.base.decoding.decode` has them."""
+        self.model: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
 
 
-class Own(Engine):
+class Own(_Model):
     """Our engine: rows end to end, common beginnings once, our modules, logits a piece of the vocabulary at a time."""
 
-    name = "own"
+    name: ClassVar[EngineName] = "own"
     pads = False
 
     @staticmethod
@@ -124,14 +90,14 @@ class Own(Engine):
         return final_hidden(self.model, batch.input_ids, batch.rows)
 
 
-class Transformers(Engine):
+class Transformers(_Model):
     """transformers' own forward over rows that are padded at their end and masked, with its own modules.
 
     Prompts are padded at their beginning. A model that then reads them in another way, such as one that counts padding
     as positions, gets prompts of one length.
     """
 
-    name = "transformers"
+    name: ClassVar[EngineName] = "transformers"
     pads = True
 
     @staticmethod
@@ -150,7 +116,7 @@ class Transformers(Engine):
         device = batch.input_ids.device
         kept = list(range(length))
         options: dict[str, Any] = {}
-        if _keeps_logits(self.model):
+        if "logits_to_keep" in signature(type(self.model).forward).parameters:  # others compute all
             kept = sorted({place % length for place in places})
             options["logits_to_keep"] = send(kept, device)
         number = {column: n for n, column in enumerate(kept)}
@@ -204,12 +170,14 @@ class Transformers(Engine):
         return written
 
 
-ENGINES: Mapping[str, type[Engine]] = {engine.name: engine for engine in (Own, Transformers)}
+Engine = Own | Transformers
 
 
 def engine_of(model: PreTrainedModel) -> Engine:
     """What computes ``model``, as `moslora.base.check.choose_engine` has decided; ours for a model made by hand."""
-    return ENGINES[getattr(model, "moslora_engine", Own.name)](model)
+    if getattr(model, "moslora_engine", Own.name) == Own.name:
+        return Own(model)
+    return Transformers(model)
 
 
 def generate(
@@ -225,21 +193,20 @@ def generate(
     return found
 
 
-def _generate(model: PreTrainedModel, prompts: Sequence[list[int]], settings: Mapping[str, Any], **options: Any) -> Any:
+def _generate(model: Any, prompts: Sequence[list[int]], settings: Mapping[str, Any], **options: Any) -> Any:
     """What transformers' ``generate`` returns."""
-    base: Any = _without_peft(model)
     rows = [torch.tensor(prompt) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side="left").to(model.device)
+    real = ids >= 0
     padding = prompts[0][0]  # masked, so any token will do
-    ids = _padded(rows, padding)
-    mask = _padded([torch.ones_like(row) for row in rows], 0)
     config = GenerationConfig(**{"use_cache": True, **settings}, pad_token_id=padding)
     # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for each
     # row.
-    together = base.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    with together, _unset_generation(base):
-        return base.generate(
-            ids.to(base.device),
-            attention_mask=mask.to(base.device),
+    together = model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    with together, _unset_generation(model):
+        return model.generate(
+            ids.where(real, padding),
+            attention_mask=real.long(),
             generation_config=config,
             logits_processor=[_Finite()],
             **options,
@@ -289,18 +256,13 @@ class _Kept(StoppingCriteria):
         return torch.tensor(self.done, device=input_ids.device)
 
 
-def _padded(rows: Sequence[Tensor], padding: int) -> Tensor:
-    """The rows padded on the left to one length, shape ``(B, T)``."""
-    return pad_sequence(list(rows), batch_first=True, padding_value=padding, padding_side="left")
-
-
 def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
     return (states[0].contiguous(),)
 
 
 def _reads_padding_alike(model: PreTrainedModel) -> bool:
     """Whether a prompt that is padded at its beginning is read as it is alone; tried once for each model."""
-    base: Any = _without_peft(model)
+    base: Any = model
     if not hasattr(base, "moslora_reads_padding_alike"):
         short, long = two_rows(model.config)
         settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
@@ -310,14 +272,3 @@ def _reads_padding_alike(model: PreTrainedModel) -> bool:
         base.moslora_reads_padding_alike = bool((padded - alone).norm() <= tolerance * alone.norm())
     found: bool = base.moslora_reads_padding_alike
     return found
-
-
-def _without_peft(model: PreTrainedModel) -> PreTrainedModel:
-    """The base in PEFT's model; any other itself."""
-    base: Callable[[], PreTrainedModel] = getattr(model, "get_base_model", lambda: model)
-    return base()
-
-
-def _keeps_logits(model: PreTrainedModel) -> bool:
-    """Whether the forward pass can leave out logits of places that are not asked for."""
-    return "logits_to_keep" in signature(type(_without_peft(model)).forward).parameters

@@ -7,17 +7,16 @@ path and the precision that it is loaded in are no part of it.
 import functools
 import hashlib
 import json
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from moslora.base.kept import kept
 from moslora.base.resolve import weight_files
-from moslora.download.wheels import home
 from moslora.errors import MosloraError, first_line
-from moslora.files import once_per_machine, sha256, write_json
+from moslora.files import sha256
 
 HASHED_WHOLE = 2 * 10**9
 """Bytes of a weight file up to which all of them are hashed: about two seconds, once."""
@@ -48,7 +47,7 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
         _refuse_damaged(path)
     folder = files[0].parent
     parts = {
-        "weights": [_remembered_hash(path) for path in files],
+        "weights": [_kept_hash(path) for path in files],
         "config": _config(folder / "config.json"),
     }
     if "auto_map" in parts["config"]:
@@ -80,22 +79,12 @@ def _computed(config: dict[str, Any]) -> dict[str, Any]:
     return {key: _computed(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def _remembered_hash(path: Path) -> str:
+def _kept_hash(path: Path) -> str:
     """`weight_hash` of a file, kept in the cache until the file is written to."""
     file = path.resolve()  # of the hub's cache: the blob, not its name in a snapshot
     found = file.stat()
-    written = {"size": found.st_size, "modified_ns": found.st_mtime_ns, "changed_ns": found.st_ctime_ns}
-    name = hashlib.sha256(str(file).encode()).hexdigest()[:32]
-    note = home() / "hashes" / f"{name}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # there is none yet, or it is damaged
-        remembered = json.loads(note.read_text(encoding="utf-8"))
-        if remembered["written"] == written:
-            return str(remembered["hash"])
-    digest = weight_hash(file)
-    with suppress(OSError, MosloraError):  # of a cache that cannot be written: hashed again next time
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with once_per_machine(note):
-            write_json(note, {"file": str(file), "written": written, "hash": digest})
+    written = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    digest: str = kept("hashes", str(file), lambda: weight_hash(file), state=written)
     return digest
 
 

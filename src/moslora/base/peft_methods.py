@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,106 +48,91 @@ TARGETS = "adapter.target_modules"
 """Keys of the method and of its layers among its settings."""
 
 
-class PeftAdapters:
-    """The adapters of one of PEFT's methods, in a ``PeftModel`` around the base; see `moslora.base.adapted`."""
+def with_peft(
+    model: PreTrainedModel, section: PeftSection, *, seed: int, state: Mapping[str, Tensor] | None
+) -> PreTrainedModel:
+    """A ``PeftModel`` around ``model``; see `moslora.base.adapted.with_adapters`."""
+    config = config_of(section)
+    quantized = quantized_layers(model)
+    home = model.device
+    start = str(getattr(config, "init_lora_weights", ""))
+    moved = home.type == "cuda" and DRAWN_FROM_THE_BASE in start
+    if moved:
+        model.to(torch.device("cpu"))  # type: ignore[arg-type]
+    adapted = _drawn(model, section, config, seed)
+    _refuse_missed(adapted, config.target_modules)
+    layers = peft_layers(adapted)
+    for name, (layer, _) in layers.items():
+        knows_4_bits = "bnb" in type(layer).__module__ or hasattr(layer, "quantization_backend")
+        if name in quantized and not knows_4_bits:
+            kind = section.peft.peft_type
+            raise ValueError(f"PEFT's {kind} does not support a base in 4 bits; set model.quantization: null")
+    text = text_part(model)
+    inside = {*(text or model).modules()}
+    others = [name for name, (layer, _) in layers.items() if layer not in inside]
+    if others:  # nothing would train them
+        raise ValueError(
+            f"adapter.target_modules: matches {others[0]}, which reads no text; choose the layers by a regular"
+            r" expression, such as .*language_model.*\.q_proj"
+        )
+    if state is not None:
+        from peft import set_peft_model_state_dict
 
-    def __init__(self, section: PeftSection, *, seed: int) -> None:
-        self._section = section
-        self._seed = seed
-        self._kind = f"PEFT's {section.peft.peft_type}"
+        own = peft_state(adapted)
+        other_names = _state_named_by_peft(adapted).keys() - own.keys()  # PEFT saves a shared tensor under all
+        state = {key: value for key, value in state.items() if key not in other_names}
+        refuse_misfits(own, state)
+        set_peft_model_state_dict(adapted, state)
+    if moved:
+        adapted.to(home)
+    adapted.train(model.training)
+    return adapted
 
-    def check(self) -> None:
-        """As :func:`config_of`."""
-        config_of(self._section)
 
-    def put_into(self, model: PreTrainedModel, *, state: Mapping[str, Tensor] | None) -> PreTrainedModel:
-        config = config_of(self._section)
-        quantized = quantized_layers(model)
-        home = model.device
-        start = str(getattr(config, "init_lora_weights", ""))
-        moved = home.type == "cuda" and DRAWN_FROM_THE_BASE in start
-        if moved:
-            model.to(torch.device("cpu"))  # type: ignore[arg-type]
-        adapted = self._drawn(model, config)
-        self._refuse_missed(adapted, config.target_modules)
-        for name, (layer, _) in self.layers(adapted).items():
-            knows_4_bits = "bnb" in type(layer).__module__ or hasattr(layer, "quantization_backend")
-            if name in quantized and not knows_4_bits:
-                raise ValueError(f"{self._kind} does not support a base in 4 bits; set model.quantization: null")
-        text = text_part(model)
-        if text is not None:
-            self._refuse_other_parts(adapted, text)
-        if state is not None:
-            from peft import set_peft_model_state_dict
+def _drawn(model: PreTrainedModel, section: PeftSection, config: Any, seed: int) -> Any:
+    """PEFT's model around ``model``. Its weights are drawn on the CPU, whatever device has the base."""
+    from peft import get_peft_model
 
-            own = self.state(adapted)
-            other_names = _state_named_by_peft(adapted).keys() - own.keys()  # PEFT saves a shared tensor under all
-            state = {key: value for key, value in state.items() if key not in other_names}
-            refuse_misfits(own, state)
-            set_peft_model_state_dict(adapted, state)
-        if moved:
-            adapted.to(home)
-        adapted.train(model.training)
-        return adapted
+    is_planned = model.device.type == "meta"
+    device = "meta" if is_planned else "cpu"
+    gpus = [model.device] if model.device.type == "cuda" else []
+    try:
+        # The warnings are of what is done here.
+        with torch.device(device), torch.random.fork_rng(gpus), warnings.catch_warnings(action="ignore"):
+            torch.manual_seed(seed)  # also for what a method draws once and does not save
+            return get_peft_model(model, config)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        said = first_line(error)
+        if is_planned and isinstance(error, RuntimeError):
+            said = "needs the base's weights, so it cannot be planned without them"
+        raise ValueError(f"{section.summary()}: {said}") from None
 
-    @staticmethod
-    def layers(model: Any) -> dict[str, tuple[Any, Any]]:
-        from peft.tuners.tuners_utils import BaseTunerLayer
 
-        modules = model.get_base_model().named_modules()
-        return {name: (layer, layer.get_base_layer()) for name, layer in modules if isinstance(layer, BaseTunerLayer)}
+def _refuse_missed(adapted: Any, targets: Any) -> None:
+    """Refuses names in ``target_modules`` that no layer ends with."""
+    if not isinstance(targets, list | set):
+        return
+    names = "".join(f".{name}\n" for name in adapted.targeted_module_names)
+    missed = sorted(target for target in targets if f".{target}\n" not in names)
+    if missed:
+        raise ValueError(f"adapter.target_modules: no layer matches {', '.join(missed)}")
 
-    @staticmethod
-    def state(model: Any) -> dict[str, Tensor]:
-        """Named as PEFT saves them; a tensor that several layers share is there once, by the shortest name."""
-        state = _state_named_by_peft(model)
-        by_place: dict[Any, str] = {}
-        for key in sorted(state, key=len)[::-1]:  # so that the shortest name stays
-            by_place[state[key].data_ptr(), state[key].shape] = key
-        return {key: state[key] for key in by_place.values()}
 
-    def merged(self, load: Callable[[], PreTrainedModel]) -> dict[str, Tensor]:
-        """As :func:`merged_by_peft`."""
-        return merged_by_peft(load())
+def peft_layers(model: Any) -> dict[str, tuple[Any, Any]]:
+    """As `moslora.base.adapted.adapted_layers`."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    def _drawn(self, model: PreTrainedModel, config: Any) -> Any:
-        """PEFT's model around ``model``. Its weights are drawn on the CPU, whatever device has the base."""
-        from peft import get_peft_model
+    modules = model.get_base_model().named_modules()
+    return {name: (layer, layer.get_base_layer()) for name, layer in modules if isinstance(layer, BaseTunerLayer)}
 
-        is_planned = model.device.type == "meta"
-        device = "meta" if is_planned else "cpu"
-        gpus = []
-        if model.device.type == "cuda":
-            gpus.append(model.device)
-        try:
-            # The warnings are of what is done here.
-            with torch.device(device), torch.random.fork_rng(gpus), warnings.catch_warnings(action="ignore"):
-                torch.manual_seed(self._seed)  # also for what a method draws once and does not save
-                return get_peft_model(model, config)
-        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-            said = first_line(error)
-            if is_planned and isinstance(error, RuntimeError):
-                said = "needs the base's weights, so it cannot be planned without them"
-            raise ValueError(f"{self._section.summary()}: {said}") from None
 
-    def _refuse_missed(self, adapted: Any, targets: Any) -> None:
-        """Refuses names in ``target_modules`` that no layer ends with."""
-        if not isinstance(targets, list | set):
-            return
-        names = "".join(f".{name}\n" for name in adapted.targeted_module_names)
-        missed = sorted(target for target in targets if f".{target}\n" not in names)
-        if missed:
-            raise ValueError(f"{self._kind}: no layer matches {', '.join(missed)}")
-
-    def _refuse_other_parts(self, adapted: Any, text: nn.Module) -> None:
-        """Refuses adapters outside the part of a model that reads text, where nothing would train them."""
-        inside = {*text.modules()}
-        others = [name for name, (layer, _) in self.layers(adapted).items() if layer not in inside]
-        if others:
-            raise ValueError(
-                f"{self._kind}: matches {others[0]}, which reads no text; choose the layers by a regular expression,"
-                r" such as target_modules: .*language_model.*\.q_proj"
-            )
+def peft_state(model: Any) -> dict[str, Tensor]:
+    """Named as PEFT saves them; a tensor that several layers share is there once, by the shortest name."""
+    state = _state_named_by_peft(model)
+    by_place: dict[Any, str] = {}
+    for key in sorted(state, key=len)[::-1]:  # so that the shortest name stays
+        by_place[state[key].data_ptr(), state[key].shape] = key
+    return {key: state[key] for key in by_place.values()}
 
 
 def _state_named_by_peft(model: Any) -> dict[str, Tensor]:
@@ -237,12 +222,7 @@ def _config_class(kind: str) -> Any:
             fitting[name] = cls
     if kind in fitting:
         return fitting[kind]
-    if kind in UNFIT:
-        why = UNFIT[kind]
-    elif kind in known:
-        why = "adds tokens to the prompt"
-    else:
-        why = "unknown method"
+    why = UNFIT.get(kind, "adds tokens to the prompt" if kind in known else "unknown method")
     raise UsageError(f"adapter.peft.peft_type = {kind}: {why}; must be one of {', '.join(sorted(fitting))}")
 
 
@@ -270,10 +250,9 @@ def merged_by_peft(adapted: Any) -> dict[str, Tensor]:
         MosloraError: PEFT cannot merge, or a merged layer maps random inputs to other outputs than the adapted one.
     """
     kind = adapted.peft_type.value
-    layers = PeftAdapters.layers(adapted)
     generator = torch.Generator().manual_seed(0)
     proofs = {}
-    for name, (layer, base) in layers.items():
+    for name, (layer, base) in peft_layers(adapted).items():
         if isinstance(base, nn.Embedding):
             x = torch.arange(len(base.weight))
         else:

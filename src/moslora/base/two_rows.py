@@ -13,13 +13,12 @@ def two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
     """The short and the long row: tokens from all over the vocabulary, none of them special."""
     decoder = config.get_text_config(decoder=True)
     special: set[int] = set()
-    for part in (config, decoder):
-        ids = {key: value for key, value in part.to_dict().items() if key.endswith(("_token_id", "_token_index"))}
-        special |= {value for value in ids.values() if isinstance(value, int)}
+    for key, value in [*config.to_dict().items(), *decoder.to_dict().items()]:
+        if key.endswith(("_token_id", "_token_index")) and isinstance(value, int):
+            special.add(value)
     count = SHARED + sum(ENDS)
     step = max(1, decoder.vocab_size // (2 * count))
     ordinary = [token for token in range(step // 2, decoder.vocab_size, step) if token not in special][:count]
     begin = ordinary[:SHARED]
-    short_end = ordinary[SHARED : SHARED + ENDS[0]]
-    long_end = ordinary[SHARED + ENDS[0] :]
-    return begin + short_end, begin + long_end
+    others = ordinary[SHARED:]
+    return begin + others[: ENDS[0]], begin + others[ENDS[0] :]

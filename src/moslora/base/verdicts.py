@@ -6,8 +6,7 @@ A verdict holds for the config, the adapters, the precision, the device, the lib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_options
-from moslora.download.wheels import home
-from moslora.files import once_per_machine, sha256, write_json
+from moslora.base.kept import kept
+from moslora.files import sha256
 from moslora.processes.devices import gpu_module
 from moslora.version import PACKAGE
 
@@ -29,24 +28,9 @@ SETTINGS = ("MOSLORA_PLAIN", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "NVIDI
 """Variables of the environment that change what is computed."""
 
 
-def read_verdict(model: PreTrainedModel, **how: Any) -> Mapping[str, Any] | None:
-    """The verdict on ``model``, compared in this way; ``None`` if there is none."""
-    with suppress(OSError, ValueError):
-        found: Mapping[str, Any] = json.loads(_file(model, how).read_text(encoding="utf-8"))
-        return found
-    return None
-
-
-def keep_verdict(model: PreTrainedModel, verdict: Mapping[str, Any], **how: Any) -> None:
-    """Keeps a verdict, JSON values; not in a cache that cannot be written."""
-    file = _file(model, how)
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with once_per_machine(file):
-            write_json(file, verdict)
-
-
-def _file(model: PreTrainedModel, how: Mapping[str, Any]) -> Path:
+def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how: Any) -> str | None:
+    """The verdict on ``model``, compared in this way: why our engine does not compute it, if so. ``decide`` is asked
+    where none was kept."""
     config = model.config.to_dict()
     config.pop("_name_or_path", None)
     device: dict[str, Any] = {"type": model.device.type, "cpu": torch.backends.cpu.get_cpu_capability()}
@@ -62,8 +46,8 @@ def _file(model: PreTrainedModel, how: Mapping[str, Any]) -> Path:
         "settings": {name: os.environ.get(name) for name in SETTINGS},
         **how,
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-    return home() / "engines" / f"{digest[:32]}.json"
+    why: str | None = kept("engines", json.dumps(facts, sort_keys=True, default=str), decide)
+    return why
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +33,9 @@ class Draw:
         self.dtype = dtype
         self.rounded = rounded
         self.learned: list[Tensor] = []  # whose gradients are compared
+        times = 1 if device.type == "cpu" else ON_GPU
+        self.rows = Rows(tuple(times * length for length in LENGTHS), device, CONTINUES)  # some continue others
+        self.tokens = sum(self.rows.lengths)
         torch.manual_seed(0)
 
     def __call__(self, *shape: int) -> Tensor:
@@ -59,15 +61,9 @@ class Draw:
                 weight.detach().copy_(torch.randn(weight.shape, device=self.device) * weight.shape[-1] ** -0.5)
                 self.learned.append(weight)
 
-    @cached_property
-    def rows(self) -> Rows:
-        """Rows, of which some continue others."""
-        times = 1 if self.device.type == "cpu" else ON_GPU
-        return Rows(tuple(times * length for length in LENGTHS), self.device, CONTINUES)
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.rows.lengths)
+    def states(self) -> Tensor:
+        """Hidden states of all tokens, which learn."""
+        return self(self.tokens, self.config.hidden_size)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ VOCABULARY_ON_CPU = 9_000
 
 
 def norm(draw: Draw) -> Pair:
-    x = draw(draw.tokens, draw.config.hidden_size)
+    x = draw.states()
     a = draw(RANK, draw.config.hidden_size)
     module = RMSNorm(draw.weight(draw.config.hidden_size), EPSILON)
 
@@ -62,7 +62,7 @@ def rope(draw: Draw) -> Pair:
 def mlp(draw: Draw) -> Pair:
     """With an adapter that computes y again."""
     sizes = (draw.config.hidden_size, draw.config.intermediate_size)
-    x = draw(draw.tokens, draw.config.hidden_size)
+    x = draw.states()
     gate = draw.linear(*sizes)
     up = draw.linear(*sizes)
     module = GatedMLP(gate, up, draw.linear(*sizes[::-1]))
@@ -77,7 +77,7 @@ def mlp(draw: Draw) -> Pair:
 
 def linear(draw: Draw) -> Pair:
     """After W has changed: a copy of it must have changed, too."""
-    x = draw(draw.tokens, draw.config.hidden_size)
+    x = draw.states()
     layer = draw.linear(draw.config.hidden_size, draw.config.intermediate_size)
     layer(x)
     layer.weight.neg_()
@@ -86,18 +86,16 @@ def linear(draw: Draw) -> Pair:
 
 def attention(draw: Draw, *, window: int | None) -> Pair:
     key_heads = draw.config.num_key_value_heads
-    laid = [
-        draw(draw.tokens, heads, draw.config.head_dim)
-        for heads in (draw.config.num_attention_heads, key_heads, key_heads)
-    ]
-    q, k, v = (x.transpose(0, 1) for x in laid)  # as projections make them
+    counts = (draw.config.num_attention_heads, key_heads, key_heads)
+    # As projections make them:
+    q, k, v = (draw(draw.tokens, heads, draw.config.head_dim).transpose(0, 1) for heads in counts)
     given = (q, k, v, draw.rows, draw.config.head_dim**-0.5, window)
     return lambda: [attend(*given)], lambda: [plain_attention(*given)]
 
 
 def dropout(draw: Draw) -> Pair:
     """The entries that a pass drops, its backward pass, and one that checkpointing repeats."""
-    x = draw(draw.tokens, draw.config.hidden_size)
+    x = draw.states()
     a = draw(RANK, draw.config.hidden_size)
     layer = Dropout(DROPPED)
 
@@ -122,13 +120,11 @@ def dropped_share(draw: Draw) -> Pair:
 def adapters(draw: Draw, *, kind: str) -> Pair:
     """Three layers that read the same x, folded together, beside each by itself."""
     x = draw(1, draw.tokens, draw.config.hidden_size)
-    outputs = {"q_proj": 2, "k_proj": 1, "v_proj": 1}
-    width = draw.config.head_dim * draw.config.num_key_value_heads
-    model = nn.ModuleDict({name: draw.linear(x.shape[-1], times * width) for name, times in outputs.items()})
-    mixer: dict[str, object] = {"kind": kind}
-    if kind == "task-gate":
-        mixer["tasks"] = ["this", "that"]
-    inject(model, rank=RANK, alpha=RANK, mixer=mixer, target_modules=[*outputs])
+    keys = draw.config.head_dim * draw.config.num_key_value_heads
+    outputs = {"q_proj": 2 * keys, "k_proj": keys, "v_proj": keys}
+    model = nn.ModuleDict({name: draw.linear(x.shape[-1], width) for name, width in outputs.items()})
+    tasks = {"tasks": ["this", "that"]} if kind == "task-gate" else {}
+    inject(model, rank=RANK, alpha=RANK, mixer={"kind": kind, **tasks}, target_modules=[*outputs])
     draw.move(model)
     describe_batch(model, tasks=send([1], draw.device))
     families = Families(model)
@@ -143,15 +139,14 @@ def adapters(draw: Draw, *, kind: str) -> Pair:
 
 def plain_adapter(layer: AdapterLinear, x: Tensor) -> Tensor:
     """y of one layer, x Wᵀ + s · M(A x) Bᵀ; where M does not route, it is multiplied into A."""
-    a: Tensor = layer.lora_a
-    b: Tensor = layer.lora_b
+    base: Any = layer.base
     if layer.folds:
-        a, b = layer.mixer.fold(a, b)
-    u = F.linear(x, a.to(x.dtype))
-    if not layer.folds:
-        u = layer.mixer(u, x)
-    weight: Any = layer.base.weight
-    return F.linear(x, weight) + layer.scale * F.linear(u, b.to(x.dtype))
+        a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
+        u = F.linear(x, a.to(x.dtype))
+    else:
+        b = layer.lora_b
+        u = layer.mixer(F.linear(x, layer.lora_a.to(x.dtype)), x)
+    return F.linear(x, base.weight) + layer.scale * F.linear(u, b.to(x.dtype))
 
 
 def loss(draw: Draw, *, learns: bool) -> Pair:

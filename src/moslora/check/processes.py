@@ -2,6 +2,7 @@
 one: python -m moslora.check.processes FILE"""
 
 import json
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -46,14 +47,17 @@ def two_processes() -> list[Finding]:
         except MosloraError as error:
             fault = str(error)
         found = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    findings = []
-    for strategy, part in STRATEGIES.items():
-        about = (f"a step of two processes, {strategy}", part, "float32", TOLERANCE)
-        if strategy in found:
-            findings.append(Finding(*about, found[strategy]))
-        else:
-            findings.append(Finding(*about, fault=fault))
-    return findings
+    return [
+        Finding(
+            f"a step of two processes, {strategy}",
+            part,
+            "float32",
+            TOLERANCE,
+            off=found.get(strategy, math.inf),
+            fault="" if strategy in found else fault,
+        )
+        for strategy, part in STRATEGIES.items()
+    ]
 
 
 def main(file: str) -> None:

@@ -18,7 +18,7 @@ def product(draw: Draw, *, bits: int) -> Pair:
     import bitsandbytes
 
     library: Any = bitsandbytes.nn
-    x = draw(draw.tokens, draw.config.hidden_size)
+    x = draw.states()
     weight = draw.weight(x.shape[-1], x.shape[-1]).float().cpu()  # quantised as it is sent
     if bits == 4:
         layer = library.Linear4bit(*weight.shape, bias=False, compute_dtype=draw.dtype, quant_type="nf4")
@@ -38,9 +38,9 @@ def _nf4(weight: Any) -> Tensor:
     state = weight.quant_state
     packed = weight.data.long()
     codes = torch.cat([packed >> 4, packed & 15], 1).view(-1, state.blocksize)
-    scales = state.state2.code[state.absmax.long()].split(state.state2.blocksize)
-    scales = [block * unit + state.offset for block, unit in zip(scales, state.state2.absmax, strict=True)]
-    decoded: Tensor = state.code[codes] * torch.cat(scales)[:, None]
+    units = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: len(codes)]
+    scales = state.state2.code[state.absmax.long()] * units + state.offset
+    decoded: Tensor = state.code[codes] * scales[:, None]
     return decoded.view(state.shape)
 
 

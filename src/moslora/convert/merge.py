@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,8 +24,8 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import AdapterLinear, LoraPair, describe_task, named_adapters
-from moslora.base.adapted import adapters_of
 from moslora.base.load import DTYPES, load_base, load_tokenizer
+from moslora.base.peft_methods import merged_by_peft
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.resolve import INDEX, weight_files
 from moslora.base.stored import refuse_stored_together, stored_names
@@ -165,9 +164,10 @@ class Merging:
     def _write_weights(self, out: Path, adapters: Adapters, base: Base) -> dict[str, Tensor]:
         """Writes all but a card to ``out``; the `weight_sums` of each adapted layer there."""
         files = weight_files(self.section.name, revision=self.section.revision)
-        load = partial(self._load, "float32", quantization=None, layers=base.quantized)
-        merged_apart = adapters_of(self.folder.recipe).merged(load)
-        exact = {base.stored.get(key, key): weight for key, weight in merged_apart.items()}
+        exact = {}
+        if self.folder.recipe.adapter.needs_peft:
+            merged = merged_by_peft(self._load("float32", quantization=None, layers=base.quantized))
+            exact = {base.stored.get(key, key): weight for key, weight in merged.items()}
         start = Start(files, by_stored_layer(base.quantized, base.stored), exact)
         pairs = by_stored_layer(adapters.pairs, base.stored)
         _write_weights(start, pairs, out, dtype=DTYPES[self.section.dtype])

@@ -97,7 +97,7 @@ class Generate(Batched[Question, str]):
         """The texts after the prompts, by beam search."""
         tokenizer = self.encoder.tokenizer
         settings = {**self.writing, "eos_token_id": tokenizer.eos_token_id}
-        written = generate(self.model, [prompt.ids for _, prompt in questions], settings)
+        written = generate(self.engine.model, [prompt.ids for _, prompt in questions], settings)
         texts = list(tokenizer.batch_decode(written, skip_special_tokens=True))
         return lambda: texts
 

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import task_names
-from moslora.base.adapted import adapted_layers, adapters_of, own_parameters, with_adapters
+from moslora.base.adapted import adapted_layers, own_parameters, with_adapters
 from moslora.base.check import choose_engine
 from moslora.base.failures import fitting, naming
 from moslora.base.identity import fingerprint
 from moslora.base.load import load_tokenizer, read_base
+from moslora.base.peft_methods import config_of
 from moslora.base.sharded import shard_base, shards
 from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import Strategy
@@ -26,7 +27,7 @@ from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.steps import StepPlan, default_micro_batch_tokens
 from moslora.errors import MosloraError, UsageError
 from moslora.processes.devices import keep_freed_memory
-from moslora.recipe import Recipe
+from moslora.recipe import PeftSection, Recipe
 from moslora.runs.adapted_model import check_base
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.continued import Continued
@@ -51,7 +52,8 @@ class Inputs:
 
 def gather_inputs(recipe: Recipe) -> Inputs:
     """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
-    adapters_of(recipe).check()  # says what is wrong before anything is downloaded
+    if isinstance(recipe.adapter, PeftSection):
+        config_of(recipe.adapter)  # says what is wrong before anything is downloaded
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
     data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()
