@@ -14,7 +14,7 @@ write   the new tokens of each prompt, as :func:`moslora.base.decoding.decode` h
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from itertools import chain
 from typing import Any, ClassVar
@@ -165,7 +165,7 @@ class Transformers(_Model):
                 count = min(count, sum(len(prompts[i]) == length for i in waiting))
             together = waiting[:count]
             waiting = waiting[count:]
-            kept = _Kept(together, written, ended, ends, begin=len(prompts[together[0]]))
+            kept = _Kept(together, written, ended, ends, begin=length)
             generate(self.model, [prompts[i] for i in together], settings, stopping_criteria=[kept])
         return written
 
@@ -234,26 +234,24 @@ class _Finite(LogitsProcessor):
         return scores
 
 
+@dataclass
 class _Kept(StoppingCriteria):
-    """Keeps what is written after each prompt, by its number in ``numbers``, until it has ended."""
+    """Keeps what is written after each prompt, by its number, until it has ended."""
 
-    def __init__(
-        self, numbers: Sequence[int], written: list[list[int]], ended: Ended, ends: Collection[int], *, begin: int
-    ) -> None:
-        self.numbers = numbers
-        self.written = written
-        self.ended = ended
-        self.ends = ends
-        self.begin = begin  # of the new tokens
-        self.done = [False] * len(numbers)
+    numbers: Sequence[int]
+    written: list[list[int]]
+    ended: Ended
+    ends: Collection[int]
+    begin: int  # of the new tokens
+    done: set[int] = field(default_factory=set)
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        for row, tokens in enumerate(input_ids[:, self.begin :].tolist()):
-            if not self.done[row]:
-                number = self.numbers[row]
+        for number, tokens in zip(self.numbers, input_ids[:, self.begin :].tolist(), strict=True):
+            if number not in self.done:
                 self.written[number] = tokens
-                self.done[row] = tokens[-1] in self.ends or self.ended(number, tokens)
-        return torch.tensor(self.done, device=input_ids.device)
+                if tokens[-1] in self.ends or self.ended(number, tokens):
+                    self.done.add(number)
+        return torch.tensor([number in self.done for number in self.numbers], device=input_ids.device)
 
 
 def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:

@@ -24,17 +24,19 @@ ON_GPU = 16
 """There a row is so many times as long."""
 
 
+@dataclass
 class Draw:
     """Random inputs in the sizes of ``config``: the same in every ``dtype``, but for the rounding to ``rounded``."""
 
-    def __init__(self, config: Any, device: torch.device, dtype: torch.dtype, rounded: torch.dtype) -> None:
-        self.config = config
-        self.device = device
-        self.dtype = dtype
-        self.rounded = rounded
-        self.learned: list[Tensor] = []  # whose gradients are compared
-        times = 1 if device.type == "cpu" else ON_GPU
-        self.rows = Rows(tuple(times * length for length in LENGTHS), device, CONTINUES)  # some continue others
+    config: Any
+    device: torch.device
+    dtype: torch.dtype
+    rounded: torch.dtype
+    learned: list[Tensor] = field(default_factory=list)  # whose gradients are compared
+
+    def __post_init__(self) -> None:
+        times = 1 if self.device.type == "cpu" else ON_GPU
+        self.rows = Rows(tuple(times * length for length in LENGTHS), self.device, CONTINUES)  # some continue others
         self.tokens = sum(self.rows.lengths)
         torch.manual_seed(0)
 

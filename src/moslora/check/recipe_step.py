@@ -53,15 +53,12 @@ def real_step(recipe: Recipe) -> list[list[str]]:
         row=tokens / len(rows),
         passes=len(parts.passes(rows)),
     )
-    estimates = {"this CPU": on_this_cpu(total)}
+    times = [f"{on_this_cpu(total):.2g}"]
     if devices.on_gpu:
-        estimates = {
-            name: total.seconds(gpu, dtype=recipe.model.dtype)
-            for name, gpu in gpus_with(total_memory(device())).items()
-        }
-    in_seconds = ", ".join(f"{estimate:.2g} ({name})" for name, estimate in estimates.items())
+        alike = gpus_with(total_memory(device()))
+        times = [f"{total.seconds(gpu, dtype=recipe.model.dtype):.2g} ({name})" for name, gpu in alike.items()]
     return [
         [f"a step of {tokens:,} tokens", "estimate", "measured"],
         ["memory, GB", gigabytes(needed.total - needed.overhead), gigabytes(1e9 * peak)],
-        ["time, s", in_seconds, f"{seconds:.2g}"],
+        ["time, s", ", ".join(times), f"{seconds:.2g}"],
     ]
