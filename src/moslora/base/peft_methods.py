@@ -65,8 +65,7 @@ def with_peft(
     for name, (layer, _) in layers.items():
         knows_4_bits = "bnb" in type(layer).__module__ or hasattr(layer, "quantization_backend")
         if name in quantized and not knows_4_bits:
-            kind = section.peft.peft_type
-            raise ValueError(f"PEFT's {kind} does not support a base in 4 bits; set model.quantization: null")
+            raise ValueError(f"{section.summary()}: does not support a base in 4 bits; set model.quantization: null")
     text = text_part(model)
     inside = {*(text or model).modules()}
     others = [name for name, (layer, _) in layers.items() if layer not in inside]
@@ -216,10 +215,9 @@ def _config_class(kind: str) -> Any:
         from peft.config import PromptLearningConfig
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     known: dict[str, Any] = {str(name.value): cls for name, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    fitting = {}
-    for name, cls in known.items():
-        if name not in UNFIT and not issubclass(cls, PromptLearningConfig):
-            fitting[name] = cls
+    fitting = {
+        name: cls for name, cls in known.items() if name not in UNFIT and not issubclass(cls, PromptLearningConfig)
+    }
     if kind in fitting:
         return fitting[kind]
     why = UNFIT.get(kind, "adds tokens to the prompt" if kind in known else "unknown method")
