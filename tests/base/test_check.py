@@ -18,7 +18,7 @@ from moslora.base.engines import Own, Transformers, engine_of
 from moslora.base.load import load_base, read_base
 from moslora.base.shapes import SHAPES, meta_model
 from moslora.base.twin import small_config, small_twin, spread_weights
-from moslora.choices import EngineChoice
+from moslora.choices import DType, EngineChoice
 from moslora.download.wheels import home
 from moslora.errors import UsageError
 from moslora.kernels import attention, loss, mlp, norm, recompute, rotary
@@ -138,8 +138,8 @@ def test_rounding_is_told_from_a_change_by_the_twin(
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
     monkeypatch.setattr(check, "TOLERANCE_IN_16_BITS", 3e-3)  # as in a model of many layers
     twins = []
-    compare_twin = check._compare_twin
-    monkeypatch.setattr(check, "_compare_twin", lambda *of, **how: (twins.append(of), compare_twin(*of, **how))[1])
+    compare_twin = check._compare_twins
+    monkeypatch.setattr(check, "_compare_twins", lambda *of, **how: (twins.append(of), compare_twin(*of, **how))[1])
     load_base(section)
     assert twins
     scaled(1.001)
@@ -245,20 +245,35 @@ BACKWARD = {
 }
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kernel", BACKWARD)
 def test_a_wrong_gradient_is_noticed_and_transformers_takes_over(
-    world: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+    world: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, dtype: DType
 ) -> None:
-    """Logits stay right. By each kernel's own backward pass."""
+    """Logits stay right. By each kernel's own backward pass; in 16 bits by the twin, which is computed as the model."""
     module, name = BACKWARD[kernel]
     function = getattr(module, name)
-    monkeypatch.setattr(function, "backward", wrong_sign(function.backward))
-    model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
+    right = function.backward
+    wrong = wrong_sign(right).__func__
+
+    def backward(ctx: Any, gradient: Tensor, *more: Any) -> Any:
+        """Wrong in this dtype alone; the loss's own gradient is always in float32."""
+        is_meant = kernel == "loss" or gradient.dtype == getattr(torch, dtype)
+        return (wrong if is_meant else right)(ctx, gradient, *more)
+
+    monkeypatch.setattr(function, "backward", staticmethod(backward))
+    model = read_base(ModelSection(name=str(world / "model"), dtype=dtype))
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear")
     choose_engine(model)
     assert engine_of(model).name == "transformers"
     with pytest.raises(UsageError, match=r"own: LlamaForCausalLM: the gradient of .* differs"):
         choose_engine(model, "own")
+
+
+def test_without_a_fault_our_engine_computes_in_16_bits(world: Path) -> None:
+    model = read_base(ModelSection(name=str(world / "model"), dtype="bfloat16"))
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear")
+    choose_engine(model, "own")
 
 
 def test_a_scale_that_is_lost_is_noticed_and_transformers_takes_over(

@@ -2,13 +2,15 @@
 
 Numbers are compared as the model is loaded: the logits of two rows of unequal length with a common beginning, and the
 gradient of every factor of the adapters, off their start; through transformers' modules first, then through ours. Where
-computing the model itself costs much, or rounding may be the difference, its small twin in float32 decides.
+computing the model itself costs much, or rounding may be the difference, its small twin decides: in float32 on a CPU,
+and then as the model is computed, which has to be equal but for rounding. Through a deep model rounding alone may turn
+a gradient around; through a twin of few layers it does not.
 """
 
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import torch
@@ -43,7 +45,10 @@ TOLERANCE_OF_GRADIENTS_IN_16_BITS = 5e-2
 """The same of the gradients there."""
 
 FAR = 10
-"""An error of so many times the tolerance is not rounding."""
+"""An error of the logits of so many times the tolerance is not rounding, in 16 bits."""
+
+FAR_OF_GRADIENTS = 0.8
+"""Nor is a gradient that is off by so much of its length; experts that a rounded router chooses make up to 0.4."""
 
 
 class Measured(NamedTuple):
@@ -57,7 +62,7 @@ class Differs(NamedTuple):
     """How our engine differs from transformers'."""
 
     why: str
-    is_rounding: bool = False  # perhaps
+    is_rounding: bool  # perhaps
 
 
 def choose_engine(
@@ -106,15 +111,16 @@ def _why_not(
     model: PreTrainedModel, wanted: EngineChoice, *, computed_here: bool, trust_remote_code: bool
 ) -> str | None:
     """Why our engine does not compute ``model``; ``None`` if it does, or is not wanted."""
-    differs = None
     # bitsandbytes unpacks every weight for each pass, and in 8 bits rounds what it multiplies. A CPU that cannot
     # multiply 16-bit numbers takes minutes for a large model.
     slow = bool(quantized_layers(model)) or kernel(model.device, model.dtype) == IN_FLOAT32
     if computed_here and not slow:
         differs = _compare(model, wanted)
-    if slow or not computed_here or (differs is not None and differs.is_rounding):
-        differs = _compare_twin(model, wanted, trust_remote_code=trust_remote_code)
-    return None if differs is None else differs.why
+        if differs is None:
+            return None
+        if not _rounds(model.device, model.dtype):
+            return differs.why
+    return _compare_twins(model, wanted, trust_remote_code=trust_remote_code)
 
 
 def _compare(model: PreTrainedModel, wanted: EngineChoice) -> Differs | None:
@@ -125,7 +131,7 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice) -> Differs | None:
             return None
         weight = getattr(model.get_output_embeddings(), "weight", None)
         if weight is None or getattr(model.get_output_embeddings(), "bias", None) is not None:
-            return Differs(f"the output layer of {type(model).__name__} is more than a product")
+            return Differs(f"the output layer of {type(model).__name__} is more than a product", is_rounding=False)
         attention = model.config._attn_implementation
         before = use_own_modules(model)
         pack_nothing(model)  # a pass is not worth a second copy of all weights
@@ -136,7 +142,7 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice) -> Differs | None:
             raise
         except Exception as error:  # of any model's code
             fault = first_line(error).removeprefix("model: ")
-            return Differs(f"{type(model).__name__} cannot compute rows end to end ({fault})")
+            return Differs(f"{type(model).__name__} cannot compute rows end to end ({fault})", is_rounding=False)
         finally:
             for name, module in reversed(before.items()):
                 model.set_submodule(name, module)
@@ -146,25 +152,28 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice) -> Differs | None:
 
 
 def _difference(name: str, stock: Measured, ours: Measured) -> Differs | None:
-    """How what two engines have measured differs."""
+    """How what two engines have measured differs; what is not rounding comes first."""
     if stock.logits.shape != ours.logits.shape:
-        return Differs(f"{name} computes logits for other tokens")
+        return Differs(f"{name} computes logits for other tokens", is_rounding=False)
+    rounds = _rounds(stock.logits.device, stock.logits.dtype)
+    tolerances = (TOLERANCE, TOLERANCE_OF_GRADIENTS)
+    if stock.logits.dtype.itemsize <= 2:
+        tolerances = (TOLERANCE_IN_16_BITS, TOLERANCE_OF_GRADIENTS_IN_16_BITS)
     off = _relative(ours.logits, stock.logits)
-    low = stock.logits.dtype.itemsize <= 2
-    tolerance = TOLERANCE_IN_16_BITS if low else TOLERANCE
-    rounds = low or _may_round_factors(stock.logits.device)
-    most = TOLERANCE_IN_16_BITS if rounds else TOLERANCE
-    if not off <= tolerance:
-        why = f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
-        return Differs(why, is_rounding=not off > FAR * most)
     largest = max((float(gradient.norm()) for gradient in stock.gradients.values()), default=0.0)
-    tolerance = TOLERANCE_OF_GRADIENTS_IN_16_BITS if low else TOLERANCE_OF_GRADIENTS
+    errors = {"": 0.0}
     for key, expected in stock.gradients.items():
         length = max(float(expected.norm()), 1e-2 * largest)
-        equal = float((ours.gradients[key] - expected).norm()) <= tolerance * length
-        if not equal:
-            return Differs(f"{name}: the gradient of {key} differs", is_rounding=rounds)
-    return None
+        errors[key] = float((ours.gradients.get(key, torch.zeros_like(expected)) - expected).norm()) / length
+    worst = max(errors, key=lambda key: errors[key])
+    found = []
+    if not off <= tolerances[0]:
+        why = f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
+        found.append(Differs(why, is_rounding=rounds and not off > FAR * TOLERANCE_IN_16_BITS))
+    if any(not error <= tolerances[1] for error in errors.values()):
+        why = f"{name}: the gradient of {worst} differs"
+        found.append(Differs(why, is_rounding=rounds and not errors[worst] > FAR_OF_GRADIENTS))
+    return min(found, key=lambda differs: differs.is_rounding, default=None)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
@@ -228,8 +237,9 @@ def _measured_plainly(model: PreTrainedModel) -> Measured:
             layer.context.plain = False
     short = SHARED + ENDS[0]
     first, second = found.logits[:SHARED], found.logits[short : short + SHARED]
-    rounds = found.logits.dtype.itemsize <= 2 or _may_round_factors(model.device)
-    tolerance = TOLERANCE_IN_16_BITS if rounds else FAR * TOLERANCE
+    tolerance = FAR * TOLERANCE
+    if _rounds(model.device, found.logits.dtype):
+        tolerance = TOLERANCE_IN_16_BITS
     # Damaged weights, of which all is NaN, tell nothing: the twin decides.
     if _relative(first, second) > tolerance:
         raise UnsupportedModel(f"{type(model).__name__} is not causal: its tokens see those after them")
@@ -248,7 +258,7 @@ def _bypassed(layers: Mapping[str, AdapterLinear]) -> set[str]:
 
 def _without_gradient(layers: Mapping[str, AdapterLinear], gradients: Mapping[str, Tensor]) -> set[str]:
     """The layers that no text passes: none of their kind has a gradient, in any layer or expert."""
-    kinds = {name: re.sub(r"\d+", "*", name.rpartition(".")[0]) for name in layers}
+    kinds = {name: re.sub(r"\d+", "*", name) for name in layers}
     reached = {kind for name, kind in kinds.items() if any(key.startswith(f"{name}.") for key in gradients)}
     return {name for name, kind in kinds.items() if kind not in reached}
 
@@ -272,7 +282,7 @@ def _off_start(model: PreTrainedModel) -> Iterator[None]:
     with torch.no_grad():
         for weight in learn:
             noise = torch.randn(weight.shape, generator=draw).to(weight)
-            weight.mul_(1 + 0.1 * noise).add_(0.3 * noise / max(weight.shape[-1:] or (1,)) ** 0.5)
+            weight.mul_(1 + 0.1 * noise).add_(0.1 * noise / max(weight.shape[-1:] or (1,)) ** 0.5)
     try:
         yield
     finally:
@@ -281,25 +291,46 @@ def _off_start(model: PreTrainedModel) -> Iterator[None]:
                 weight.copy_(value)
 
 
-def _compare_twin(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote_code: bool) -> Differs | None:
-    """The same as `_compare`, of the small twin with adapters on layers of the same names."""
+def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote_code: bool) -> str | None:
+    """Why our engine does not compute the small twin of ``model``, with adapters on layers of the same names."""
     targets = sorted({name.rpartition(".")[2] for name, _ in named_adapters(model)})
     try:
         twin = small_twin(model.config, trust_remote_code=trust_remote_code)
         twin.requires_grad_(False)
         if targets:
             inject(twin, rank=2, alpha=4, mixer={"kind": "dense"}, target_modules=targets, within=text_part(twin))
-        return _compare(twin, wanted)
+        differs = _compare(twin, wanted)
     except UsageError:
         raise
     except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
-        return Differs(f"no small {type(model).__name__} could be computed ({first_line(misfit)})")
+        return f"no small {type(model).__name__} could be computed ({first_line(misfit)})"
+    if differs is not None:
+        return differs.why
+    if model.device.type != "meta" and _rounds(model.device, model.dtype):
+        with suppress(UsageError):  # of code that wants some weights in float32
+            differs = _compare(_as_computed(twin, model), wanted)
+    if differs is not None and not differs.is_rounding:
+        return differs.why
+    return None
 
 
-def _may_round_factors(device: torch.device) -> bool:
-    """Whether float32 factors may be rounded to TF32, with a mantissa of 10 bits, when they are multiplied.
+def _as_computed(twin: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:
+    """``twin`` on the device and in the dtype of ``model``, its factors in float32; with weights of the usual size, as
+    steep ones also make rounding large."""
+    twin.to(model.device)  # type: ignore[arg-type]
+    for weight in twin.parameters():
+        if weight.is_floating_point() and not weight.requires_grad:
+            if weight.ndim > 1:
+                size = weight.data.norm() / weight.numel() ** 0.5
+                weight.data /= size.clamp(min=1e-6) * weight.shape[-1] ** 0.5
+            weight.data = weight.data.to(model.dtype)
+    return twin
 
-    NVIDIA's images switch that on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which torch tells. cuBLAS's own
+
+def _rounds(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether factors may be rounded when they are multiplied, to 16 bits or to TF32, with a mantissa of 10 bits.
+
+    NVIDIA's images switch TF32 on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which torch tells. cuBLAS's own
     NVIDIA_TF32_OVERRIDE is told nowhere, so any GPU may.
     """
-    return device.type != "cpu" or torch.get_float32_matmul_precision() != "highest"
+    return dtype.itemsize <= 2 or device.type != "cpu" or torch.get_float32_matmul_precision() != "highest"
