@@ -10,7 +10,7 @@ q, k, v, up and down, AdamW. ``paper`` has the loss on every token and dropout 0
 and no dropout.
 
     ours            this program, MoSLoRA's dense mixer          lora      the same with the identity
-    extends=peft/lora   this program, with PEFT's LoRA layers; so any override of a recipe
+    extends=peft/lora   this program, with PEFT's LoRA layers; so any override of a recipe, as model.engine=transformers
     peft:4:random   PEFT's LoRA as the released script runs it: micro-batches of 4, padded left
     peft:…          … with other sizes of micro-batch and ways to sample
 """
@@ -70,11 +70,12 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
 def ours(encoded: Sequence[Any], recipe: Any, *, size: int = STEP) -> dict[str, Any]:
     """Seconds of each step of our loop over so many rows, the first step not counted; and how long the products of one
     take. ``gb`` is the largest memory, less that before the first step."""
-    from moslora.base.adapted import with_adapters
-    from moslora.base.load import load_base
+    from moslora.base.load import read_base
+    from moslora.training.prepare import adapt, choose_engine_of
 
     steps = [encoded[size * number : size * (number + 1)] for number in range(len(encoded) // size)]
-    model = with_adapters(load_base(recipe.model), recipe)
+    model = adapt(read_base(recipe.model), recipe)
+    choose_engine_of(model, recipe, computed_here=True)
     step = our_step(model, recipe.training)
     idle = idle_gb(model)
     times, losses = timed(step, steps)
