@@ -79,7 +79,14 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("family", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+LONG = ("bailing_hybrid", "falcon_h1", "kimi_linear")
+"""Families whose state-space layers take long without their own packages."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.slow if f in LONG else ()) for f in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES],
+)
 def test_a_family_is_computed_or_refused(tmp_path: Path, family: str) -> None:
     """``python tests/kits/families_kit.py`` prints the table."""
     found = outcome(family, tmp_path)

@@ -154,10 +154,13 @@ def check_recipe(path: Path, *overrides: str, places: tuple[str, ...]) -> None:
     except UsageError as error:
         check_lines(error, *places)
         code, out, err = command("recipes", "show", "--", str(path), *overrides)
-        # To be looked at, a recipe needs no model.
+        # To be looked at, a recipe needs no model. Rules between fields are looked at once none is wrong or missing.
         faults = [line for line in str(error).split("\n") if NO_MODEL not in line]
-        assert err == "".join(f"error: {line}\n" for line in faults)
-        assert code == 2 and not out if faults else code == 0
+        if faults:
+            assert err == "".join(f"error: {line}\n" for line in faults)
+        elif code:
+            check_lines(UsageError(err.removesuffix("\n").replace("error: ", "")), *places)
+        assert code == 2 and not out if err else code == 0
     else:
         again = path.with_name("again.yaml")
         again.write_text(recipe.to_yaml(), encoding="utf-8")

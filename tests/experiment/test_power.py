@@ -109,7 +109,7 @@ def test_what_no_power_is_known_of_is_refused_in_a_line(tmp_path: Path, capsys: 
     write_experiment(tmp_path, drawn_arms({"a": 0.0, "b": 0.05}, seeds=1), contrasts=[("a", "b")])
     cases = {
         (str(tmp_path),): "has two seeds",
-        ("nowhere",): "nowhere: no such file or folder",
+        ("nowhere",): "nowhere: no evaluated run here",
         (str(ABLATION), "lora"): "alone",
         ("mixer-ablation", "--out", str(ABLATION)): "alone",
     }

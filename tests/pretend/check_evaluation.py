@@ -72,7 +72,7 @@ def test_its_conversions_are_scored_as_it_is(mine: Path, world: Path, tmp_path: 
     same(scored(back, tmp_path / "c", **of), expected)
 
 
-@pytest.mark.parametrize(("protocol", "most"), [("choice", 140), ("cloze", 170)])
+@pytest.mark.parametrize(("protocol", "most"), [("choice", 165), ("cloze", 170)])
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_block_of_questions_waits_for_its_scores_alone(mine: Path, protocol: Any, most: int, batches: int) -> None:
     target = open_target(str(mine / "run"))
