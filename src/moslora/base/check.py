@@ -317,14 +317,13 @@ def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote
 def _as_computed(twin: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:
     """``twin`` on the device and in the dtype of ``model``, its factors in float32; with weights of the usual size, as
     steep ones also make rounding large."""
-    twin.to(model.device)  # type: ignore[arg-type]
     for weight in twin.parameters():
         if weight.is_floating_point() and not weight.requires_grad:
             if weight.ndim > 1:
                 size = weight.data.norm() / weight.numel() ** 0.5
                 weight.data /= size.clamp(min=1e-6) * weight.shape[-1] ** 0.5
             weight.data = weight.data.to(model.dtype)
-    return twin
+    return twin.to(model.device)  # type: ignore[arg-type]
 
 
 def _rounds(device: torch.device, dtype: torch.dtype) -> bool:
