@@ -70,12 +70,12 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
 def ours(encoded: Sequence[Any], recipe: Any, *, size: int = STEP) -> dict[str, Any]:
     """Seconds of each step of our loop over so many rows, the first step not counted; and how long the products of one
     take. ``gb`` is the largest memory, less that before the first step."""
-    from moslora.base.load import read_base
-    from moslora.training.prepare import adapt, choose_engine_of
+    from moslora.base.load import choose_engine_of, read_base
+    from moslora.training.prepare import adapt
 
     steps = [encoded[size * number : size * (number + 1)] for number in range(len(encoded) // size)]
     model = adapt(read_base(recipe.model), recipe)
-    choose_engine_of(model, recipe, computed_here=True)
+    choose_engine_of(model, recipe.model)
     step = our_step(model, recipe.training)
     idle = idle_gb(model)
     times, losses = timed(step, steps)

@@ -36,7 +36,7 @@ TOLERANCE = 1e-5
 """Largest ‖z' − z‖ / ‖z‖ of all logits in float32, where z is computed by transformers and z' by our engine."""
 
 TOLERANCE_OF_GRADIENTS = 5e-4
-"""The same of a factor's gradient, relative to the largest gradient of its kind where that is larger."""
+"""The same of a factor's gradient, relative to a hundredth of the largest factor's where that is larger."""
 
 TOLERANCE_IN_16_BITS = 2e-2
 """The same of the logits in bfloat16 and float16."""

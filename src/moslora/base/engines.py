@@ -258,15 +258,14 @@ def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
     return (states[0].contiguous(),)
 
 
-def _reads_padding_alike(model: PreTrainedModel) -> bool:
+def _reads_padding_alike(model: Any) -> bool:
     """Whether a prompt that is padded at its beginning is read as it is alone; tried once for each model."""
-    base: Any = model
-    if not hasattr(base, "moslora_reads_padding_alike"):
+    if not hasattr(model, "moslora_reads_padding_alike"):
         short, long = two_rows(model.config)
         settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
         alone = _generate(model, [short], settings).scores[-1][0].float()
         padded = _generate(model, [short, long], settings).scores[-1][0].float()
         tolerance = 2e-2 if model.dtype.itemsize <= 2 else 1e-3
-        base.moslora_reads_padding_alike = bool((padded - alone).norm() <= tolerance * alone.norm())
-    found: bool = base.moslora_reads_padding_alike
+        model.moslora_reads_padding_alike = bool((padded - alone).norm() <= tolerance * alone.norm())
+    found: bool = model.moslora_reads_padding_alike
     return found

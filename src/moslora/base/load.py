@@ -38,9 +38,14 @@ def load_base(
 ) -> PreTrainedModel:
     """The model of :func:`read_base`, to be computed as it is, with its engine (`moslora.base.check.choose_engine`)."""
     model = read_base(section, device=device, computed_here=computed_here)
+    choose_engine_of(model, section, computed_here=computed_here)
+    return model
+
+
+def choose_engine_of(model: PreTrainedModel, section: ModelSection, *, computed_here: bool = True) -> None:
+    """As `moslora.base.check.choose_engine`, for the model of :func:`read_base`, perhaps with adapters."""
     with naming(section.name):
         choose_engine(model, section.engine, computed_here=computed_here, trust_remote_code=section.trust_remote_code)
-    return model
 
 
 def read_base(

@@ -36,9 +36,11 @@ def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how
     device: dict[str, Any] = {"type": model.device.type, "cpu": torch.backends.cpu.get_cpu_capability()}
     if model.device.type not in ("cpu", "meta"):
         device["name"] = gpu_module().get_device_name(model.device)
+    adapters = adapter_options(model)
+    adapters.pop("seed", None)  # factors are compared off their start
     facts = {
         "config": config,
-        "adapters": adapter_options(model) or getattr(model, "peft_config", None),
+        "adapters": adapters or getattr(model, "peft_config", None),
         "dtypes": sorted({str(weight.dtype) for weight in model.parameters()}),
         "device": device,
         "libraries": {name: version(name) for name in ("torch", "transformers")},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from moslora.base.engines import engine_of
-from moslora.base.load import load_tokenizer
+from moslora.base.load import choose_engine_of, load_tokenizer
 from moslora.base.resolve import available_offline
 from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoder
@@ -21,7 +21,7 @@ from moslora.recipe import DataSection, Recipe
 from moslora.runs.continued import read_continued
 from moslora.tasks import Task
 from moslora.training.budget import RankBudget
-from moslora.training.prepare import adapt, choose_engine_of
+from moslora.training.prepare import adapt
 from moslora.training.questions import refuse_too_few_questions
 from moslora.training.run_card import describe
 
@@ -74,7 +74,7 @@ def outline(recipe: Recipe) -> Outline:
     training = recipe.training
     section = recipe.data
     model = adapt(meta_model(recipe.model), recipe)
-    choose_engine_of(model, recipe, computed_here=False)
+    choose_engine_of(model, recipe.model, computed_here=False)
     encoder = _offline_encoder(recipe)
     data = None
     if encoder is not None:

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.base.adapted import adapter_state, with_adapters
-from moslora.base.check import choose_engine
-from moslora.base.failures import naming
 from moslora.base.identity import fingerprint
-from moslora.base.load import read_base
+from moslora.base.load import choose_engine_of, read_base
 from moslora.base.quantized import dequantize
 from moslora.base.shapes import meta_model
 from moslora.errors import MosloraError, UsageError
@@ -87,8 +85,7 @@ def load_adapted(
         for name, layer in (layers or {}).items():
             base.get_submodule(name).get_parameter("weight").copy_(dequantize(layer))
     model = _adapt(base, folder)
-    with naming(section.name):
-        choose_engine(model, section.engine, computed_here=computed_here, trust_remote_code=section.trust_remote_code)
+    choose_engine_of(model, section, computed_here=computed_here)
     return model
 
 

@@ -14,10 +14,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import task_names
 from moslora.base.adapted import adapted_layers, own_parameters, with_adapters
-from moslora.base.check import choose_engine
-from moslora.base.failures import fitting, naming
+from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
-from moslora.base.load import load_tokenizer, read_base
+from moslora.base.load import choose_engine_of, load_tokenizer, read_base
 from moslora.base.peft_methods import config_of
 from moslora.base.sharded import shard_base, shards
 from moslora.base.stored import refuse_stored_together, stored_names
@@ -88,7 +87,7 @@ def prepare(
     with fitting(recipe.model, another=smaller):
         model = read_base(recipe.model, device=device, computed_here=not shared)
         model = adapt(model, recipe, start=start)
-        choose_engine_of(model, recipe, computed_here=not shared)
+        choose_engine_of(model, recipe.model, computed_here=not shared)
         objective = distribute(LabelLoss(model), accelerator, strategy)
     budget = None
     if recipe.training.rank_budget is not None:
@@ -140,13 +139,6 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Cont
             "adapter: its weights are learned in 16 bits, where small updates are lost; set model.dtype: float32"
         )
     return model
-
-
-def choose_engine_of(model: PreTrainedModel, recipe: Recipe, *, computed_here: bool) -> None:
-    """As `choose_engine`, for a run of ``recipe``."""
-    section = recipe.model
-    with naming(section.name):
-        choose_engine(model, section.engine, computed_here=computed_here, trust_remote_code=section.trust_remote_code)
 
 
 def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strategy) -> nn.Module:
