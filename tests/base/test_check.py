@@ -286,6 +286,13 @@ def test_a_scale_that_is_lost_is_noticed_and_transformers_takes_over(
     assert engine_of(model).name == "transformers"
 
 
+@pytest.mark.parametrize("alpha", [4e38, 4e-40])
+def test_with_a_scale_that_overflows_or_takes_all_gradients_our_engine_computes(world: Path, alpha: float) -> None:
+    model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
+    inject(model, rank=4, alpha=alpha, mixer={"kind": "dense"}, target_modules="all-linear")
+    choose_engine(model, "own")
+
+
 def test_an_output_layer_with_a_bias_is_computed_by_transformers(tmp_path: Path) -> None:
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     AutoModelForCausalLM.from_config(AutoConfig.for_model("phi", vocab_size=64, **small)).save_pretrained(tmp_path)

@@ -8,6 +8,7 @@ a gradient around; through a twin of few layers it does not.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -44,6 +45,9 @@ TOLERANCE_IN_16_BITS = 2e-2
 TOLERANCE_OF_GRADIENTS_IN_16_BITS = 5e-2
 """The same of the gradients there."""
 
+SMALLEST = float(torch.finfo(torch.float32).tiny)
+"""A gradient that is shorter is as good as zero: a scale may take all of them there."""
+
 FAR = 10
 """An error of the logits of so many times the tolerance is not rounding, in 16 bits."""
 
@@ -62,7 +66,7 @@ class Differs(NamedTuple):
     """How our engine differs from transformers'."""
 
     why: str
-    is_rounding: bool  # perhaps
+    is_rounding: bool  # perhaps, or numbers that tell nothing
 
 
 def choose_engine(
@@ -118,7 +122,7 @@ def _why_not(
         differs = _compare(model, wanted)
         if differs is None:
             return None
-        if not _rounds(model.device, model.dtype):
+        if not (differs.is_rounding or _rounds(model.device, model.dtype)):
             return differs.why
     return _compare_twins(model, wanted, trust_remote_code=trust_remote_code)
 
@@ -155,6 +159,9 @@ def _difference(name: str, stock: Measured, ours: Measured) -> Differs | None:
     """How what two engines have measured differs; what is not rounding comes first."""
     if stock.logits.shape != ours.logits.shape:
         return Differs(f"{name} computes logits for other tokens", is_rounding=False)
+    size = float(stock.logits.float().norm())
+    if size == 0 or not math.isfinite(size):
+        return Differs(f"{name} computes no numbers with these weights and adapters", is_rounding=True)
     rounds = _rounds(stock.logits.device, stock.logits.dtype)
     tolerances = (TOLERANCE, TOLERANCE_OF_GRADIENTS)
     if stock.logits.dtype.itemsize <= 2:
@@ -163,7 +170,7 @@ def _difference(name: str, stock: Measured, ours: Measured) -> Differs | None:
     largest = max((float(gradient.norm()) for gradient in stock.gradients.values()), default=0.0)
     errors = {"": 0.0}
     for key, expected in stock.gradients.items():
-        length = max(float(expected.norm()), 1e-2 * largest)
+        length = max(float(expected.norm()), 1e-2 * largest, SMALLEST)
         errors[key] = float((ours.gradients.get(key, torch.zeros_like(expected)) - expected).norm()) / length
     worst = max(errors, key=lambda key: errors[key])
     found = []
@@ -240,7 +247,7 @@ def _measured_plainly(model: PreTrainedModel) -> Measured:
     tolerance = FAR * TOLERANCE
     if _rounds(model.device, found.logits.dtype):
         tolerance = TOLERANCE_IN_16_BITS
-    # Damaged weights, of which all is NaN, tell nothing: the twin decides.
+    # NaN, of damaged weights or a scale that overflows, tells nothing: the twin decides.
     if _relative(first, second) > tolerance:
         raise UnsupportedModel(f"{type(model).__name__} is not causal: its tokens see those after them")
     if _relative(found.logits[:short], alone) > tolerance:
