@@ -1,14 +1,17 @@
 """What a step of training has a device do, and an ESTIMATE of how long that takes.
 
-A view or an empty tensor (:data:`NOTHING`) is nothing. Everything else is one kernel, as are a norm, an attention, each
-`torch._foreach_*` and `torch._fused_*`, and an operation of moslora's own. A kernel reads each of its inputs once and
-writes each of its outputs once, but for :data:`WRITTEN`, :data:`CHOSEN` and :data:`PLACED`. Then
+A view or an empty tensor (:data:`NOTHING`) is nothing. Everything else is one kernel, as are a norm, each
+`torch._foreach_*` and `torch._fused_*`, and an operation of moslora's own; attention of unequal rows is several
+(:data:`KERNELS`). A kernel reads each of its inputs once and writes each of its outputs once, but for :data:`WRITTEN`,
+:data:`CHOSEN` and :data:`PLACED`. Then
 
-    time of a kernel  = max(operations of its products / (share · peak), bytes / (share · bandwidth), shortest kernel)
-    time of the step  = max(Σ time of its kernels, time of the host) + time of its waits
+    time of a kernel  = max(operations of its products / (share · peak), bytes / (share · bandwidth),
+                            random numbers / rate, shortest kernel)
+    time of the step  = max(Σ time of its kernels + time of its waits, time of the host)
 
-where a wait takes as long as what the host does between it and the next decoder layer, as the device is idle then. Not
-seen: kernels that find their inputs in the device's cache (they are faster), products of unlucky shapes (slower).
+where the share of the bandwidth is less for products with a short side and for what torch does not vectorise, and a
+wait takes as long as what the host does between it and the next decoder layer, as the device is idle then. It is a
+range, as the shares are (:data:`ACHIEVED`). Not seen: kernels that find their inputs in the device's cache.
 """
 
 import re
@@ -61,9 +64,23 @@ CHOSEN = {"index_select", "embedding", "gather", "index", "nll_loss_forward"}
 PLACED = {"scatter_", "index_add_", "index_put_", "index_copy_"}
 """Operations that change a tensor only where the others belong."""
 
+RANDOM = {"bernoulli_", "uniform_", "normal_", "native_dropout"}
+"""Operations that draw a random number for every entry of what they return first."""
+
+CAST = {"add", "sub", "mul", "div", "addcmul"}
+"""Operations that take entries of any dtypes. Of a bool and a number torch's kernel on a GPU loads and casts one entry
+at a time (``gpu_kernel_impl`` in its ``CUDALoops.cuh``); it vectorises one dtype, and float32 with 16 bits."""
+
+SHORT = 128
+"""The longest short side of a product, such as an adapter's rank."""
+
+KERNELS = {"_varlen_attn": 2, "_varlen_attn_backward": 5}
+"""Those of attention of unequal rows: the attention and zeros for a random state; Σ_j dO ∘ O, the gradients, that of q
+in 16 bits, and the sums of those of k and of v over the heads that share them (torch's ``flash_api.cpp``)."""
+
 
 class Operation(NamedTuple):
-    """A kernel; ``flops`` are those of its products, whose factors are of ``dtype``."""
+    """One or several kernels; ``flops`` are those of its products, whose factors are of ``dtype``."""
 
     phase: str
     part: str
@@ -71,6 +88,9 @@ class Operation(NamedTuple):
     flops: float
     bytes: float
     dtype: torch.dtype
+    slow: bool = False  # whether it is of those that reach less of the bandwidth
+    drawn: int = 0  # random numbers
+    kernels: int = 1
 
 
 class Ledger:
@@ -111,6 +131,9 @@ class Ledger:
                     flops=flops(function, args, found),
                     bytes=moved(name, read, written),
                     dtype=dtype,
+                    slow=slow(name, [*read, *written]),
+                    drawn=written[0].numel() if name in RANDOM else 0,
+                    kernels=KERNELS.get(name, 1),
                 )
             )
 
@@ -234,10 +257,23 @@ def flops(function: Any, args: Any, found: Any) -> float:
     return counted
 
 
+def slow(name: str, tensors: Sequence[Tensor]) -> bool:
+    """Whether a product has a short side, or a bool meets a number."""
+    kind = name.rstrip("_")
+    if kind in MULTIPLY:
+        return min(min(x.shape[-2:]) for x in tensors if x.dim() > 1) <= SHORT
+    dtypes = {x.dtype for x in tensors}
+    return kind in CAST and torch.bool in dtypes and len(dtypes) > 1
+
+
 def moved(name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> float:
     """Bytes of the inputs, each read once, and of the outputs, but as the three lists say."""
     inputs = [size(x) for x in read]
     outputs = [size(x) for x in written]
+    if (
+        name == "_varlen_attn_backward"
+    ):  # q's gradient in float32, added to and read; k's and v's of each head, likewise
+        return float(sum(inputs) + sum(outputs) + 10 * outputs[0])
     if name in CHOSEN:
         return 2.0 * sum(outputs)
     if name in PLACED:
@@ -277,21 +313,30 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Achieved:
-    """Assumptions: the shares of the peaks that large products and copies reach, seconds of the shortest kernel with
-    the gap before it, and the host's time as a share of that on the machine where it was measured."""
+    """Assumptions, none of which was measured on a GPU."""
 
-    products: float = 0.66
-    bandwidth: float = 0.78
-    kernel: float = 3e-6
-    host_time: float = 0.5
+    products: float  # share of the peak that large products reach
+    bandwidth: float  # share of it that kernels reach
+    slow: float  # the same of slow ones
+    drawn: float  # random numbers a second
+    host: float  # the host's time as a share of that on the machine where it was measured
+    kernel: float = 3e-6  # seconds of the shortest kernel with the gap before it
 
     def seconds(self, one: Operation, on: Device) -> float:
         peak = on.bfloat16
         if one.dtype == torch.float32:
             peak = on.float32
+        share = self.slow if one.slow else self.bandwidth
         multiplying = one.flops / (self.products * peak)
-        moving = one.bytes / (self.bandwidth * on.bandwidth)
-        return max(multiplying, moving, self.kernel)
+        moving = one.bytes / (share * on.bandwidth)
+        return max(multiplying, moving, one.drawn / self.drawn, one.kernels * self.kernel)
+
+
+ACHIEVED = (
+    Achieved(products=0.66, bandwidth=0.78, slow=0.5, drawn=5e11, host=0.4),
+    Achieved(products=0.60, bandwidth=0.72, slow=0.4, drawn=3e11, host=0.9),
+)
+"""The fast and the slow end of an estimate."""
 
 
 def estimate(
@@ -304,7 +349,7 @@ def estimate(
     parts = {part: {"launches": 0, "GB": 0.0, "TFLOP": 0.0, "ms": 0.0} for part in (*PARTS, IDLE)}
     for one in seen.done:
         part = parts[one.part]
-        part["launches"] += 1
+        part["launches"] += one.kernels
         part["GB"] += one.bytes / 1e9
         part["TFLOP"] += one.flops / 1e12
         part["ms"] += achieved.seconds(one, on) * 1e3
@@ -312,11 +357,12 @@ def estimate(
     for key in parts[REST]:
         step[key] = sum(part[key] for part in parts.values())
     device = step["ms"]
-    host_ms = host * achieved.host_time * 1e3
-    parts[IDLE]["ms"] = max(0.0, host_ms - device) + seen.waits * wait * achieved.host_time * 1e3
+    host_ms = host * achieved.host * 1e3
+    parts[IDLE]["ms"] = max(host_ms - device, seen.waits * wait * achieved.host * 1e3)
     step["ms"] += parts[IDLE]["ms"]
     return {
         "parts": parts | {"step": step},
+        "step_ms": step["ms"],
         "device_ms": device,
         "host_ms": host_ms,
         "waits": seen.waits,

@@ -3,17 +3,15 @@
     python -m benchmarks.gpu.roofline                # writes the tables of docs/speed.md
     python -m benchmarks.gpu.roofline --out FILE     # FILE.txt, with the launches of a decoder layer, and FILE.json
     python -m benchmarks.gpu.roofline --host         # measures the host's time of a step and of a wait on this CPU
-    python -m benchmarks.gpu.roofline --cpu          # the estimate for a step on this CPU, beside its measured time
 
 The real step runs on the pretend accelerator of `tests/kits/pretend_kit.py` with tensors that hold no data:
 LLaMA-3-8B's shapes, 16 rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are
-our loop with two methods and Liger-Kernel, or with torch alone, and PEFT's LoRA as the Trainer of transformers
+our loop with Liger-Kernel, without dropout, and with torch alone, and PEFT's LoRA as the Trainer of transformers
 computes it by default: all rows at once, padded on the right.
 """
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections import Counter, defaultdict
@@ -21,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,11 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import DOCS, ROOT
-from benchmarks.gpu.operations import DEVICES, OUTPUT, REST, UPDATE, Achieved, Device, Ledger, Watched, estimate
-from benchmarks.gpu.race import adapted, lengths, random_model, step_rows
+from benchmarks.gpu.operations import ACHIEVED, DEVICES, OUTPUT, REST, UPDATE, Ledger, Watched, estimate
+from benchmarks.gpu.race import ROWS, adapted, lengths, random_model, step_rows
 from benchmarks.speed.contestants import our_parts, padded, with_lora
 from benchmarks.tables import machine, markdown, publish, spread
-from moslora.base.resolve import BUILTIN
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
@@ -49,11 +47,11 @@ STEP = 8
 Made = tuple[nn.Module, Callable[[int], Any]]  # a model, and so many steps of training it
 
 
-def ours(mixer: str, rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any]) -> Made:
+def ours(override: str, rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any]) -> Made:
     """By `moslora.training.loop.train`."""
     from moslora.training.loop import train
 
-    recipe, model = adapted(f"adapter.mixer={{kind: {mixer}}}", on=on, sizes=sizes)
+    recipe, model = adapted(override, on=on, sizes=sizes)
     parts = replace(our_parts(model, recipe.training), rows=rows)
 
     def nothing(*_: Any, **__: Any) -> None:
@@ -96,14 +94,14 @@ def peft(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any])
 
 
 CONTESTANTS: dict[str, Callable[..., Made]] = {
-    "moslora": partial(ours, "dense"),
-    "lora": partial(ours, "identity"),
-    "moslora:torch": partial(ours, "dense"),
+    "moslora": partial(ours, "adapter.dropout=0.05"),
+    "moslora:no dropout": partial(ours, "adapter.dropout=0"),
+    "moslora:torch": partial(ours, "adapter.dropout=0.05"),
     "peft": peft,
 }
 
 
-HOST = {"moslora": (110e-3, 6.2e-3), "peft": (124e-3, 0.3e-3)}
+HOST = {"moslora": (115e-3, 5e-3), "peft": (115e-3, 0.3e-3)}
 """By ``--host``, of ours and of PEFT's: the host's seconds of a step with 32 layers, and of a wait. Our loop waits at
 the end of a step, transformers before its first layer."""
 
@@ -115,13 +113,13 @@ def made(contestant: str, rows: Sequence[Encoded], *, on: torch.device, sizes: M
     return CONTESTANTS[contestant](rows, on=on, sizes=sizes)
 
 
-def pretended(contestant: str, sizes: Mapping[str, Any]) -> Ledger:
-    """What the second step of a contestant does on a device that holds no data."""
+def pretended(contestant: str, sizes: Mapping[str, Any], count: int) -> Ledger:
+    """What the second step of a contestant, of ``count`` rows, does on a device that holds no data."""
     import pretend_kit
 
     pretend_kit.held_on = torch.device("meta")
     liger.installed = lambda: not contestant.endswith(":torch")  # which has no need of it
-    rows = step_rows(STEP, sizes["vocab_size"])
+    rows = step_rows(STEP, sizes["vocab_size"])[:count]
     model, steps = made(contestant, rows, on=pretend_kit.DEVICE, sizes=sizes)
     steps(1)
     seen = Ledger(model)
@@ -137,48 +135,52 @@ def by_layer(seen: Ledger, layers: int) -> list[tuple[str, str, str, float]]:
     return [(phase, part, name, count / layers) for (phase, part, name), count in sorted(counts.items())]
 
 
-def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The steps on all devices, and the parts on the first, from the estimate of each contestant on each device."""
+Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+"""Contestant and device -> the fast and the slow end of its estimate."""
+
+
+def tables(results: Results) -> str:
+    """The steps on all devices, and the parts on the first."""
     devices = list(next(iter(results.values())))
     steps = table_of_steps(results, devices)
     parts = table_of_parts(results, devices[0])
     return f"{markdown(steps, numbers=True)}\n\n{markdown(parts, numbers=True)}"
 
 
-def table_of_steps(results: Mapping[str, Mapping[str, Any]], devices: Sequence[str]) -> list[list[str]]:
-    columns = {"device, ms": "device_ms", "host, ms": "host_ms", "floor, ms": "floor_ms"}
-    table = [["ESTIMATE", "", "launches", *columns, "waits", "step, ms", "tokens/s", "of the peak"]]
+def table_of_steps(results: Results, devices: Sequence[str]) -> list[list[str]]:
+    columns = {"device, ms": "device_ms", "host, ms": "host_ms", "floor, ms": "floor_ms", "step, ms": "step_ms"}
+    table = [["ESTIMATE", "", "launches", "waits", *columns, "tokens/s", "of the peak"]]
     for device in devices:
         for name, by_device in results.items():
-            found = by_device[device]
-            step = found["parts"]["step"]
-            times = [f"{found[key]:.0f}" for key in columns.values()]
+            ends = by_device[device]
             table.append(
                 [
                     device,
                     name,
-                    f"{step['launches']:,}",
-                    *times,
-                    f"{found['waits']}",
-                    f"{step['ms']:.0f}",
-                    f"{found['tokens_per_second']:,.0f}",
-                    f"{found['share_of_peak']:.0%}",
+                    f"{ends[0]['parts']['step']['launches']:,}",
+                    f"{ends[0]['waits']}",
+                    *(between([end[key] for end in ends], ".0f") for key in columns.values()),
+                    between([end["tokens_per_second"] for end in ends], ",.0f"),
+                    between([end["share_of_peak"] for end in ends], ".0%"),
                 ]
             )
     return table
 
 
-def table_of_parts(results: Mapping[str, Mapping[str, Any]], device: str) -> list[list[str]]:
+def table_of_parts(results: Results, device: str) -> list[list[str]]:
     """All of the first contestant's, and the times of the others'."""
     first, *others = results
-    parts_of = {name: by_device[device]["parts"] for name, by_device in results.items()}
-    titles_of_others = [f"{name}: ms" for name in others]
-    table = [[f"ESTIMATE, {device}", f"{first}: launches", "GB", "TFLOP", "ms", *titles_of_others]]
-    for part, row in parts_of[first].items():
-        sizes = [f"{row[key]:.1f}" for key in ("GB", "TFLOP", "ms")]
-        times = [f"{parts_of[name][part]['ms']:.1f}" for name in others]
-        table.append([part, f"{row['launches']:,}", *sizes, *times])
+    parts_of = {name: [end["parts"] for end in by_device[device]] for name, by_device in results.items()}
+    table = [[f"ESTIMATE, {device}", f"{first}: launches", "GB", "TFLOP", "ms", *(f"{name}: ms" for name in others)]]
+    for part, row in parts_of[first][0].items():
+        times = [between([end[part]["ms"] for end in ends], ".1f") for ends in parts_of.values()]
+        table.append([part, f"{row['launches']:,}", f"{row['GB']:.1f}", f"{row['TFLOP']:.1f}", *times])
     return table
+
+
+def between(ends: Sequence[float], digits: str) -> str:
+    """The smaller and the larger, or the one that both are as it is written."""
+    return "–".join(dict.fromkeys(f"{end:{digits}}" for end in sorted(ends)))
 
 
 class _OneKernel(torch.autograd.Function):
@@ -248,9 +250,15 @@ def host(repetitions: int) -> None:
 
 
 def take_branches_of_gpu() -> None:
-    """From here on kernels are chosen as for a GPU, and norms and attentions cost the host what one kernel does."""
+    """From here on kernels are chosen as for a GPU, with flash attention and Liger-Kernel; and norms and Liger-Kernel's
+    cost the host what one operation does, attention what its kernels do."""
+    from torch.nn.attention import varlen
+
     from moslora.kernels.dropout import Dropout
 
+    changed: dict[str, Any] = {"attention": "has_flash_attention", "liger": "takes"}
+    for module, asks in changed.items():
+        setattr(sys.modules[f"moslora.kernels.{module}"], asks, lambda _: True)
     dropout: Any = Dropout
     dropout.kernel = staticmethod(partial(chosen_as_on_gpu, dropout.kernel))
     loaded: list[tuple[str, Any]] = list(sys.modules.items())
@@ -259,6 +267,23 @@ def take_branches_of_gpu() -> None:
             module.kernel = partial(chosen_as_on_gpu, module.kernel)
     functional.rms_norm = one_kernel
     functional.scaled_dot_product_attention = one_kernel
+
+    @varlen._varlen_attn.register_kernel("cpu")
+    def forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return q.clone(), q.new_empty(q.shape[1], len(q)), torch.zeros(2)
+
+    @varlen._varlen_attn_backward.register_kernel("cpu")
+    def backward(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *__: Any) -> tuple[Tensor, Tensor, Tensor]:
+        for _number in range(2):
+            q.clone()
+        return q.clone(), k.clone(), v.clone()
+
+    swiglu: Any = ModuleType("swiglu")
+    swiglu.swiglu_forward = lambda gate, up: (gate, up, gate.clone())
+    swiglu.swiglu_backward = lambda gate, up, _: (gate.zero_(), up)
+    rope: Any = ModuleType("rope")
+    rope.rope_forward = rope.rope_backward = lambda q, *others: (q.zero_(), *others)
+    sys.modules |= {"liger_kernel.ops.swiglu": swiglu, "liger_kernel.ops.rope": rope}
 
 
 def chosen_as_on_gpu(kernel: Callable[..., str], _: torch.device, *others: Any) -> str:
@@ -291,32 +316,6 @@ class Waits:
         model.get_decoder().layers[0].register_forward_pre_hook(first_layer_begins)
 
 
-def on_this_cpu(repetitions: int) -> None:
-    """Prints the ESTIMATE of a step of SmolLM2-135M's shapes, with what a core of this CPU reaches, and its time. Times
-    are the process's own, as others may use the machine."""
-    from moslora.kernels.linear import product
-
-    rows = step_rows(STEP, SHAPES[BUILTIN]["vocab_size"])
-    model, steps = made("moslora", rows, on=CPU, sizes=SHAPES[BUILTIN])
-    with Watched(Ledger(model)) as seen:
-        steps(1)
-    x = torch.randn(2048, 576).bfloat16()
-    weight = torch.randn(1536, 576).bfloat16()
-    large = torch.ones(2, 2**25)
-
-    def median_seconds(work: Callable[[], Any]) -> float:
-        return statistics.median(own_seconds(work) for _ in range(repetitions + 1))
-
-    speed = 2 * x.numel() * len(weight) / median_seconds(partial(product, x, weight))
-    bandwidth = large.nbytes / median_seconds(partial(large[0].copy_, large[1]))
-    step_seconds = median_seconds(partial(steps, 1))
-    here = Device(speed, speed, bandwidth)
-    achieved = Achieved(products=1, bandwidth=1, kernel=5e-6)
-    found = estimate(seen.ledger, here, achieved, tokens=sum(lengths(rows)))
-    print(tables({"moslora": {"this CPU": found}}))
-    print(f"{speed / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s; a step took {1e3 * step_seconds:.0f} ms")
-
-
 def own_seconds(work: Callable[[], Any]) -> float:
     """Time of this process alone."""
     began = time.process_time()
@@ -330,38 +329,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--devices", nargs="+", default=list(DEVICES), choices=list(DEVICES))
     parser.add_argument("--layers", type=int, default=LLAMA["num_hidden_layers"])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=int, default=ROWS, help="of a step on a device (%(default)s)")
     parser.add_argument("--host", action="store_true")
-    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--repetitions", type=int, default=9, help="of what is measured (%(default)s)")
-    for name, value in asdict(Achieved()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help="see Achieved (%(default)s)")
     options = parser.parse_args(arguments)
-    if options.host or options.cpu:
+    if options.host:
         torch.set_num_threads(1)
-        if options.host:
-            host(options.repetitions)
-        else:
-            on_this_cpu(options.repetitions)
+        host(options.repetitions)
         print(machine())
         return
-    achieved = Achieved(**{name: getattr(options, name) for name in asdict(Achieved())})
     sizes = LLAMA | {"num_hidden_layers": options.layers}
-    tokens = sum(lengths(step_rows(STEP, sizes["vocab_size"])))
+    tokens = sum(lengths(step_rows(STEP, sizes["vocab_size"])[: options.rows]))
     results: dict[str, dict[str, Any]] = {}
     layers = {}
     for name in options.contestants:
-        seen = pretended(name, sizes)
+        seen = pretended(name, sizes, options.rows)
         layers[name] = by_layer(seen, options.layers)
         host_time, wait = HOST.get(name, HOST["moslora"])
         host_time *= options.layers / LLAMA["num_hidden_layers"]
         results[name] = {}
         for device in options.devices:
-            found = estimate(seen, DEVICES[device], achieved, tokens=tokens, host=host_time, wait=wait)
-            results[name][device] = found
+            estimated = partial(estimate, seen, DEVICES[device], tokens=tokens, host=host_time, wait=wait)
+            results[name][device] = [estimated(achieved) for achieved in ACHIEVED]
     if not options.out:
         publish(tables(results), DOCS / "speed.md", "roofline table", print_only=False)
         return
-    document = {"tokens": tokens, "achieved": asdict(achieved), "contestants": results, "launches_per_layer": layers}
+    assumed = [asdict(achieved) for achieved in ACHIEVED]
+    document = {"tokens": tokens, "achieved": assumed, "contestants": results, "launches_per_layer": layers}
     write_results(document, options.out)
 
 

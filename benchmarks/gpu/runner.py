@@ -132,11 +132,11 @@ def ratios(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 def beside(found: Mapping[str, Any]) -> str:
     """Lines with the device's time of a step by part beside the ESTIMATE of it, where a part of this file has both."""
-    lines = [
-        f"\n  {part:20} {one['launches']:6,} launches {one['ms']:9.2f} ms, ESTIMATE {one['estimate_ms']:9.2f} ms"
-        for part, one in found.get("parts", {}).items()
-    ]
-    return "".join(lines)
+    lines = ""
+    for part, one in found.get("parts", {}).items():
+        fast, slow = one["estimate_ms"]
+        lines += f"\n  {part:20} {one['launches']:6,} launches {one['ms']:9.2f} ms, ESTIMATE {fast:.2f}–{slow:.2f} ms"
+    return lines
 
 
 def shared_environment(scratch: str, *, dry_run: bool) -> dict[str, str]:

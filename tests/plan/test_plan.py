@@ -253,11 +253,11 @@ def test_a_base_in_4_bits_is_unpacked_for_each_product(
 def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
     """10¹⁵ operations and 10¹² bytes on an H100: by hand."""
     h100 = GPUS["H100 SXM"]
-    assert Cost(1e15).seconds(h100, dtype="bfloat16") == pytest.approx(1e15 / (0.46 * 989e12))
-    assert Cost(1e15).seconds(h100, dtype="float16") == pytest.approx(1e15 / (0.46 * 989e12))
+    assert Cost(1e15).seconds(h100, dtype="bfloat16") == pytest.approx(1e15 / (0.36 * 989e12))
+    assert Cost(1e15).seconds(h100, dtype="float16") == pytest.approx(1e15 / (0.36 * 989e12))
     assert Cost(1e15).seconds(h100, dtype="float32") == pytest.approx(1e15 / (0.63 * 67e12))
     assert Cost(0, 1e12).seconds(h100, dtype="bfloat16") == pytest.approx(1e12 / (0.78 * 3.35e12))
-    text = on_gpus(Cost(3600 * 24 * 0.46 * 989e12), dtype="bfloat16", memory=int(80e9), devices=1)
+    text = on_gpus(Cost(3600 * 24 * 0.36 * 989e12), dtype="bfloat16", memory=int(80e9), devices=1)
     assert "H100 SXM 24.0 h" in text and "an estimate" in text and "H200" not in text
 
 

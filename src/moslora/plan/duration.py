@@ -22,9 +22,10 @@ from moslora.training.prepare import prepare
 PROBED_STEPS = 5
 """Steps that are timed, after one that is not."""
 
-SHARE_OF_PEAK = 0.46
-"""Share of a GPU's peak that training in 16 bits reaches, by the estimate of ``python -m benchmarks.gpu.roofline`` for
-LLaMA-3-8B on an H100: docs/speed.md, "On a GPU: an estimate". No GPU has measured it."""
+SHARE_OF_PEAK = 0.36
+"""Share of a GPU's peak that training in 16 bits reaches, by the slow end of the estimate of
+``python -m benchmarks.gpu.roofline`` for LLaMA-3-8B on an H100: docs/speed.md, "On a GPU: an estimate". No GPU has
+measured it."""
 
 SHARE_OF_FLOAT32_PEAK = 0.63
 """The same share in float32, by the same estimate: of a step on an H100, products take 1.18 s at 66 % of the peak, and
