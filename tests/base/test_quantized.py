@@ -395,7 +395,7 @@ def test_without_bitsandbytes_one_line_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     code, _, line = run(capsys, "train", runs / f"{kind}.yaml", "--out", tmp_path / "run")
     assert code == 2 and line.count("\n") == 1 and f"model.quantization = {kind}" in line
-    assert f"{shlex.quote(sys.executable)} -m pip install 'bitsandbytes>=" in line
+    assert f"{shlex.quote(sys.executable)} -m pip install bitsandbytes" in line
     assert not (tmp_path / "run").exists()
     code, said, _ = run(capsys, "train", runs / f"{kind}.yaml", "--dry-run")
     assert code == 0 and f"in {kind}-float32" in said, "which needs no weights, and so none of it"

@@ -1,4 +1,4 @@
-"""Bases with bitsandbytes' layers in 4 and 8 bits, and the weights of these layers. bitsandbytes is optional."""
+"""Bases with bitsandbytes' layers in 4 and 8 bits, and the weights of these layers."""
 
 import logging
 from functools import cache
@@ -14,15 +14,12 @@ from moslora.console import note_once
 from moslora.errors import UsageError, needing
 from moslora.recipe import ModelSection
 
-BITSANDBYTES = "bitsandbytes>=0.50"
-"""As the extra ``4bit`` of pyproject.toml asks for it."""
-
 
 def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesConfig:
     """transformers' settings for the quantisation of ``section``."""
     # bitsandbytes warns of optional kernels at its import, and of casts in every int8 layer; we note it once.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with needing(BITSANDBYTES, f"model.quantization = {section.quantization}"):
+    with needing("bitsandbytes", f"model.quantization = {section.quantization}"):
         import bitsandbytes  # noqa: F401
     if on_cpu:
         remark = f"{section.quantization} on a CPU: bitsandbytes unpacks each weight whenever it is used, which is slow"

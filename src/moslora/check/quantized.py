@@ -1,4 +1,4 @@
-"""Products with frozen weights in 4 and 8 bits, beside those with the weights written out. bitsandbytes is optional."""
+"""Products with frozen weights in 4 and 8 bits, beside those with the weights written out."""
 
 import logging
 from functools import partial

@@ -70,7 +70,7 @@ COMPARE = _examples(
     "moslora compare runs/lora runs/mine              # against each other",
     "moslora compare runs/mine --outcome log_probability",
     "moslora compare runs/lora runs/mine --margin 20% # a share of LoRA's gain",
-    "moslora compare lm-eval/base lm-eval/tuned       # logs of lm-eval",
+    "moslora compare logs/base logs/tuned             # of lm-eval, or of Inspect",
 )
 REPORT = _examples(
     "moslora report runs/mine",

@@ -127,8 +127,8 @@ MARGIN = typer.Option(
 )
 CLUSTER = typer.Option(
     metavar="COLUMN",
-    help="Column of logs that groups questions which are not independent, such as doc.passage of lm-eval's."
-    " [default: none]",
+    help="Column of logs that groups questions which are not independent, such as doc.passage of lm-eval's, or"
+    " metadata.NAME of Inspect's. [default: none]",
 )
 ALLOW = typer.Option(
     help="Field that may differ: of base, rows, steps or prompt; or seeds, which are then not paired.",
@@ -143,7 +143,7 @@ def compare(
         typer.Argument(
             metavar="A [B …]",
             help="Runs, PEFT's folders, folders of runs, or an experiment. A single run is compared with its base. Or"
-            " logs of other programs: lm-eval's samples_*.jsonl or their folders, JSONL or CSV with id and score.",
+            " logs of other programs: lm-eval's and Inspect's, or folders of them; JSONL or CSV with id and score.",
             autocompletion=completion.runs,
         ),
     ],

@@ -1,6 +1,7 @@
-"""Logs of other programs as answers: lm-eval's ``--log_samples``, and tables with a question's id and its score.
+"""Logs of other programs as answers: lm-eval's ``--log_samples``, Inspect's, and tables with a question's id and score.
 
 ``samples_TASK_DATE.jsonl``   a line per question and filter; the files in a folder are one evaluation
+``DATE_TASK_ID.eval``         Inspect's, also ``.json``; those of one model in a folder are one evaluation
 ``NAME.jsonl``, ``NAME.csv``  ``id``, ``score`` and, if there are several, ``task``; a file is one evaluation
 
 What groups the questions is a column, or a path into a row, such as ``doc.passage``; and equal questions are grouped,
@@ -9,12 +10,13 @@ where the log has their texts.
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from moslora.compare import inspect_logs
 from moslora.compare.runs import HASHES, ComparedRun
 from moslora.data.clusters import clusters_of
 from moslora.errors import UsageError, first_line
@@ -55,10 +57,11 @@ Samples = dict[str, Sample]
 
 
 def log_files(path: Path) -> list[Path]:
-    """The log at ``path``, or all of lm-eval's below it."""
+    """The log at ``path``, or all of lm-eval's and Inspect's below it."""
     if path.is_file():
         return [path]
-    return sorted(path.rglob("samples_*.jsonl"))
+    patterns = ("samples_*.jsonl", "*.eval", "[0-9]*T*.json")
+    return sorted(file for pattern in patterns for file in path.rglob(pattern))
 
 
 def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[ComparedRun]:
@@ -70,14 +73,15 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
             another one is equal.
     """
     evaluations = _files_by_evaluation(paths)
-    arms = {place: SEED.sub("", _label(place)) for place in evaluations}
+    labels = {place: _label(place) for place in evaluations}
+    arms = {place: SEED.sub("", label) for place, label in labels.items()}
     parts_of_all = set.intersection(*[set(arm.split("/")) for arm in arms.values()])
     found = []
     groups = False  # whether the column groups any questions
     for place, files in evaluations.items():
         own_parts = [part for part in arms[place].split("/") if part not in parts_of_all]
         seed = None
-        for number in SEED.findall(_label(place)):
+        for number in SEED.findall(labels[place]):
             seed = int(number)
         read: dict[str, dict[str, Samples]] = {}  # task -> filter -> samples
         for file in files:
@@ -95,12 +99,21 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
 
 
 def _label(place: Path) -> str:
-    """The path of an evaluation, of a file without its suffix."""
-    return str(place.with_suffix("") if place.is_file() else place)
+    """The path of an evaluation, of a file without its suffix, or with the model for a name that Inspect gave."""
+    if not place.is_file():
+        return str(place)
+    if _is_named_by_inspect(place):
+        return str(place.parent / inspect_logs.model_of(place))
+    return str(place.with_suffix(""))
+
+
+def _is_named_by_inspect(file: Path) -> bool:
+    return file.suffix in inspect_logs.SUFFIXES and inspect_logs.DATED.match(file.name) is not None
 
 
 def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
-    """The path of each evaluation, and its files. A table is an evaluation; so is a folder of lm-eval's files."""
+    """The path of each evaluation, and its files. A table is an evaluation; so is a folder of lm-eval's files, and what
+    Inspect wrote of a model into a folder, unless the user names the files."""
     evaluations: dict[Path, list[Path]] = {}
     for path in paths:
         files = log_files(path)
@@ -110,6 +123,8 @@ def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
             place = file
             if SAMPLES.fullmatch(file.name):
                 place = file.parent
+            elif file != path and _is_named_by_inspect(file):
+                place = file.parent / inspect_logs.model_of(file)
             evaluations.setdefault(place, []).append(file)
     return evaluations
 
@@ -123,6 +138,8 @@ def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | 
         rows: Iterator[Any] = map(from_json, filter(str.strip, text))
         if file.suffix == ".csv":
             rows = csv.DictReader(text)
+        elif file.suffix in inspect_logs.SUFFIXES:
+            rows = inspect_logs.read_rows(file)
         try:
             for row in rows:
                 sample = _of_lm_eval(row) if "doc_id" in row else _of_table(row)
@@ -221,9 +238,9 @@ def _columns(by_filter: Mapping[str, Samples]) -> TaskAnswers:
     if -1 in gold:
         gold = ()
     answers = TaskAnswers(tuple(ids), gold, outcomes, hashes)
-    questions = {id: first[id].question for id in ids}
+    questions: dict[str, Hashable] = {id: first[id].question for id in ids}
     if len(set(questions.values())) == 1:  # what stands in all rows is no question
-        questions = {}
+        questions = {id: id.partition(inspect_logs.EPOCH)[0] for id in ids}
     return answers.grouped(clusters_of(_shared(by_filter), questions))
 
 

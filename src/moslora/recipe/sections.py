@@ -27,7 +27,7 @@ class ModelSection(Section):
 
     quantization: Annotated[Literal["nf4", "int8"] | None, Changes.TRAINED] = None
     """Precision of the base's linear layers: 4 bits (`nf4`, arXiv 2305.14314), 8 bits (`int8`, LLM.int8(), 2208.07339),
-    or null for `dtype`, in which the rest and the computation are always. Needs bitsandbytes."""
+    or null for `dtype`, in which the rest and the computation are always."""
 
     double_quantization: Annotated[bool, Changes.TRAINED] = True
     """NF4 only: quantise the scales of the blocks to 8 bits, too."""
@@ -234,8 +234,8 @@ class TrackingSection(Section):
     """Trackers that also get the metrics and scores."""
 
     to: Annotated[tuple[TrackerName, ...], Strict(False), Changes.WRITTEN] = ()
-    """Trackers to use; each needs the package of its name. `tensorboard` writes into the run's folder. The others have
-    variables of their own, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
+    """Trackers to use; all but `wandb` need the package of their name. `tensorboard` writes into the run's folder. The
+    others have variables of their own, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
 
     project: Annotated[str, Changes.WRITTEN] = Field(default="moslora", min_length=1)
     """Project, or in MLflow experiment, of the run's record; TensorBoard has none. Needs `to`."""
