@@ -33,19 +33,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks import DOCS, ROOT
 from benchmarks.tables import machine, markdown, write_between
-from moslora.adapters import inject, named_adapters
+from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.base.load import load_base
 from moslora.base.quantized import quantization_config
 from moslora.base.shapes import SHAPES, meta_model
 from moslora.convert.export import export_peft
 from moslora.convert.merge import SHARD_BYTES, merge
 from moslora.data.encode import IGNORE_INDEX, Encoded
+from moslora.data.prepared import RowTable
 from moslora.data.steps import StepPlan
 from moslora.plan.memory import Devices, memory
 from moslora.plan.step import Work
 from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.runs.adapted_model import save_adapter
+from moslora.runs.manifest import WEIGHTS
 from moslora.training.loop import Parts, accumulate
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
@@ -149,7 +151,7 @@ def parts_of(recipe: Recipe, accelerator: Accelerator, rows: list[Encoded], *, m
         objective=accelerator.prepare_model(LabelLoss(model)),
         optimizer=build_optimizer(model, recipe.training),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
-        rows=rows,
+        rows=RowTable.of(rows),
         plan=StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=1, max_steps=None, seed=0),
         micro_batch_tokens=micro_batch_tokens,
     )
@@ -297,7 +299,7 @@ def write_adapter(folder: Path, base: str) -> None:
     for _, layer in named_adapters(model):
         layer.lora_b.data.normal_(std=0.002)
     facts = {"step": 1, "trained_rows": 0, "data": {"sha256": "", "notes": []}}
-    save_adapter(folder, model, recipe, facts=facts)
+    save_adapter(folder, {WEIGHTS: adapter_state_dict(model)}, recipe, facts=facts)
 
 
 WORKERS = {"work": work, "load": load, "merge": merging_case}

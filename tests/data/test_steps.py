@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -44,6 +45,19 @@ def test_a_fraction_of_an_epoch_is_the_decimal_that_was_written(epochs: float, r
     """1.1 · 1,600 in binary is a little above 1,760: one row more, alone in a step of its own."""
     found = plan(epochs=epochs, rows=rows, global_batch_size=16)
     assert len(found) == steps and len(found[steps - 1]) == 16
+
+
+@pytest.mark.parametrize("changes", [{}, {"epochs": 0.3}, {"epochs": None, "max_steps": 9}, {"rows": 3}])
+def test_draws_are_counted_without_drawing_them(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]) -> None:
+    """After each number of steps, by their kinds' order; what no step has drawn is not there."""
+    steps = plan(**changes)
+    kinds = ["b", "a", "b", "c", "a", "b", "b", "c", "b", "b"][: steps.rows]
+    drawn = [[kinds[row] for row in steps[step]] for step in range(len(steps))]
+    monkeypatch.delattr(StepPlan, "__getitem__")
+    for done in range(len(steps) + 1):
+        counts = Counter(itertools.chain(*drawn[:done]))
+        expected = [(kind, counts[kind]) for kind in dict.fromkeys(kinds) if kind in counts]
+        assert [*steps.draws(kinds, steps=done).items()] == expected
 
 
 def test_draws_are_uniform_over_long_and_short_rows() -> None:

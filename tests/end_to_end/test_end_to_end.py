@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora import tasks
-from moslora.adapters import named_adapters
+from moslora.adapters import adapter_state_dict, named_adapters
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.data.sources import load_examples
@@ -20,6 +20,7 @@ from moslora.evaluation import Request, evaluate
 from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted, save_adapter
 from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.manifest import WEIGHTS
 from moslora.runs.predictions import Prediction
 from moslora.training import train_recipe
 from reference import token_batch
@@ -63,7 +64,7 @@ def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp
     adapted = load_adapted(folder, dtype="float32")
     save_adapter(
         tmp_path / "wide",
-        adapted,
+        {WEIGHTS: adapter_state_dict(adapted)},
         folder.recipe.model_copy(update={"model": in_float32}),
         facts={key: folder.manifest[key] for key in ("data", "trained_rows", "step")},
     )

@@ -16,7 +16,9 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -64,6 +66,7 @@ class Write:
 
     event: str
     path: str
+    beside: bool = False  # not by the main thread, but by the one that saves checkpoints
     half: int | None = None
 
     def __str__(self) -> str:
@@ -115,14 +118,14 @@ class Findings:
 class _Kill:
     """Where a command is killed: before a write, or where its file has reached ``size``."""
 
-    number: int
+    number: int  # among those of its thread
     write: Write
     size: int | None = None
 
     def __str__(self) -> str:
         if self.size is None:
-            return f"before write {self.number}, {self.write}"
-        return f"at {self.size} bytes of write {self.number}, {self.write}"
+            return f"before write {self.number} of its thread, {self.write}"
+        return f"at {self.size} bytes of write {self.number} of its thread, {self.write}"
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,10 @@ def kill_everywhere(command: Command, folder: Path, *, every: int = 1) -> Findin
 def _kills(writes: Sequence[Write]) -> list[_Kill]:
     """Every place to be killed at: before each write, and half through those that write bytes."""
     kills = []
-    for number, write in enumerate(writes):
+    of_thread = Counter[bool]()
+    for write in writes:
+        number = of_thread[write.beside]
+        of_thread[write.beside] += 1
         kills.append(_Kill(number, write))
         if write.half is not None:
             kills.append(_Kill(number, write, write.half))
@@ -302,7 +308,7 @@ def _act_and_exit(work: Path, act: Callable[[], object], kill: _Kill | None, *, 
             code = returned
         sys.stdout.flush()
         sys.stderr.flush()
-        listed = [[write.event, write.path, write.half] for write in writes.all()]
+        listed = [[write.event, write.path, write.beside, write.half] for write in writes.all()]
         modules = [name for name in sys.modules if name not in before]
         os.close(1)
         os.close(2)
@@ -329,9 +335,11 @@ class _Writes:
     def __init__(self, work: Path, kill: _Kill | None) -> None:
         self._work = str(work)
         self._kill = kill
-        self._seen: list[Write] = []
-        self._opened: tuple[str, int] | None = None
-        """The last change, if it opened a file: its path, and its size before."""
+        self._seen: dict[bool, list[Write]] = {False: [], True: []}
+        """Those of the main thread, and those beside it: which of two threads comes first is left to chance."""
+
+        self._opened: dict[bool, tuple[str, int]] = {}
+        """The last change of each, if it opened a file: its path, and its size before."""
 
         _announce_native_writers()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -339,8 +347,9 @@ class _Writes:
         sys.addaudithook(self._note)
 
     def all(self) -> list[Write]:
-        self._close_last()
-        return self._seen
+        for beside in self._seen:
+            self._close_last(beside)
+        return [*self._seen[False], *self._seen[True]]
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
         opens = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
@@ -350,25 +359,26 @@ class _Writes:
         path = _path(event, arguments)
         if not path.startswith(self._work):
             return
-        self._close_last()
-        if self._kill is not None and self._kill.number == len(self._seen):
+        beside = threading.current_thread() is not threading.main_thread()
+        self._close_last(beside)
+        seen = self._seen[beside]
+        if self._kill is not None and (self._kill.write.beside, self._kill.number) == (beside, len(seen)):
             self._die(self._kill.size)
-        self._seen.append(Write(event, os.path.relpath(path, self._work)))
+        seen.append(Write(event, os.path.relpath(path, self._work), beside))
         if cuts:
-            self._opened = (path, 0)
+            self._opened[beside] = (path, 0)
         elif opens:
-            self._opened = (path, _size(path))
+            self._opened[beside] = (path, _size(path))
 
-    def _close_last(self) -> None:
-        """Half the bytes of the file that was written last are known now."""
-        if self._opened is None:
+    def _close_last(self, beside: bool) -> None:
+        """Half the bytes of the file that a thread wrote last are known now."""
+        if beside not in self._opened:
             return
-        path, before = self._opened
-        self._opened = None
+        path, before = self._opened.pop(beside)
         added = _size(path) - before
         if added > 0:
-            last = self._seen[-1]
-            self._seen[-1] = replace(last, half=before + added // 2)
+            seen = self._seen[beside]
+            seen[-1] = replace(seen[-1], half=before + added // 2)
 
     def _die(self, size: int | None) -> None:
         """At once, or where a file has reached this size."""

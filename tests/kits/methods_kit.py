@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from moslora.adapters import describe_batch, task_names
 from moslora.recipe import Recipe, list_recipes, load_recipe
-from moslora.training import train as train_module
 from moslora.training import train_recipe
+from moslora.training.train import Training
 from recipe_kit import PEFT
 
 METHODS = [name for name, _ in list_recipes() if name.startswith("methods/")]
@@ -74,13 +74,13 @@ def recipe_of(method: str, world: Path, folder: Path, *overrides: str) -> Recipe
 def finish(recipe: Recipe, out: Path) -> Done:
     """Trains from the beginning to the end."""
     said: list[Tensor] = []
-    save = train_module.save_adapter
+    save = Training._save_result
 
-    def listening(path: Path, model: nn.Module, *arguments: object, **options: object) -> None:
-        said.append(logits_of(model))
-        save(path, model, *arguments, **options)  # type: ignore[arg-type]
+    def listening(training: Training, steps: int) -> None:
+        said.append(logits_of(training.parts.model))
+        save(training, steps)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "save_adapter", listening)
+        patch.setattr(Training, "_save_result", listening)
         train_recipe(recipe, out=out)
     return Done(out, recipe, said[0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, inject
+from moslora.adapters import AdapterLinear, adapter_state_dict, inject
 from moslora.base.engine import text_part
 from moslora.base.identity import fingerprint, packages
 from moslora.base.load import load_base, load_tokenizer
@@ -27,6 +27,7 @@ from moslora.recipe import ModelSection, Recipe
 from moslora.runs.adapted_model import load_adapted, save_adapter
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
+from moslora.runs.manifest import WEIGHTS
 from moslora.runs.origin import read_origin
 from moslora.runs.peft_adapter import OURS, Layers, Settings, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files
@@ -84,7 +85,7 @@ def import_adapter(
         run.begin(recipe, {"imported": imported, "versions": {"moslora": __version__}})
         encoded_by = encoding(Encoder(tokenizer, max_length=None), recipe.data.format)
         facts = {"imported": imported, "encoding": encoded_by, "packages": packages(quantized=False, peft=False)}
-        save_adapter(run.result, ours, recipe, facts=facts)
+        save_adapter(run.result, {WEIGHTS: adapter_state_dict(ours)}, recipe, facts=facts)
         folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
         of_run = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
         error = _distance(of_run, of_source)

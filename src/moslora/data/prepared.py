@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -137,13 +136,11 @@ class TrainingData:
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
         """Facts for the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
-        drawn = Counter(self.rows.tasks[row] for step in range(steps) for row in plan[step])
-        tasks = {task: drawn[task] for task in dict.fromkeys(self.rows.tasks) if task in drawn}
         return {
             "sha256": self.sha256,
             "source_sha256": self.source_sha256,
             "tokens_sha256": self.tokens_sha256,
-            "tasks": tasks,
+            "tasks": plan.draws(self.rows.tasks, steps=steps),
             "notes": self.notes,
         }
 

@@ -1,6 +1,7 @@
 """From encoded rows to optimizer steps, and from a step to micro-batches."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -69,8 +70,18 @@ class StepPlan:
         drawn = []
         for draw in range(begin, end):
             epoch, position = divmod(draw, self.rows)
-            drawn.append(_permutation(self.rows, self.seed * 1_000_003 + epoch)[position])
+            drawn.append(self._epoch(epoch)[position])
         return drawn
+
+    def draws(self, kinds: Sequence[str], *, steps: int) -> dict[str, int]:
+        """How many rows of each kind the first ``steps`` draw, if any. ``kinds`` are those of the rows."""
+        epochs, rest = divmod(min(steps * self.global_batch_size, self._end), self.rows)
+        begun = Counter(kinds[row] for row in self._epoch(epochs)[:rest])
+        counts = {kind: epochs * count + begun[kind] for kind, count in Counter(kinds).items()}
+        return {kind: count for kind, count in counts.items() if count}
+
+    def _epoch(self, epoch: int) -> list[int]:
+        return _permutation(self.rows, self.seed * 1_000_003 + epoch)
 
 
 @lru_cache(maxsize=2)  # epochs that a step touches at most
@@ -138,6 +149,7 @@ class MicroBatch(Batch):
 
     tasks: Tensor  # number of each token's task, of the shape of input_ids
     predicted_from: list[int]  # places of the N tokens that a labelled token follows
+    places: Tensor  # the same on the device, (N,)
     labels: Tensor  # the labelled tokens, (N,)
 
 
@@ -181,6 +193,7 @@ def collate(
         **vars(batch),
         tasks=send(torch.tensor(task_of_token).view_as(batch.input_ids), device),
         predicted_from=predicted_from,
+        places=send(predicted_from, device),
         labels=send(labels, device),
     )
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.base.adapted import adapter_state, with_adapters
+from moslora.base.adapted import with_adapters
 from moslora.base.identity import fingerprint
 from moslora.base.load import choose_engine_of, read_base
 from moslora.base.quantized import dequantize
@@ -24,32 +24,26 @@ from moslora.version import __version__
 
 def save_adapter(
     folder: Path,
-    model: PreTrainedModel,
+    files: Mapping[str, Mapping[str, Tensor]],
     recipe: Recipe,
     *,
     facts: Mapping[str, Any],
-    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
-    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes ``folder`` whole, replacing an older one.
 
     Args:
         folder: where.
-        model: has the adapters.
-        recipe: of its run.
+        files: tensors by file name: the adapters' weights, and what else there is, such as the optimizer's.
+        recipe: of their run.
         facts: JSON values for the manifest, such as the step and the data hashes.
-        extra: more files of tensors by file name, such as the optimizer's.
-        weights: of the adapters, on the CPU, instead of those that ``model`` has.
     """
-    if weights is None:
-        weights = {key: value.detach().cpu().contiguous() for key, value in adapter_state(model).items()}
-    files = {WEIGHTS: weights, **(extra or {})}
     base = recipe.model.name
     revision = recipe.model.revision
     with replacing(folder) as scratch:
         scratch.mkdir()
         for name, tensors in files.items():
-            save_file(dict(tensors), scratch / name)
+            on_host = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(on_host, scratch / name)
         (scratch / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         manifest = {
             "format": FORMAT,

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from moslora.adapters import AdapterLinear, adapter_options
+from moslora.adapters import AdapterLinear, adapter_options, adapter_state_dict
 from moslora.errors import UsageError, some
 from moslora.files import in_use, once_per_machine
 from moslora.recipe import stack_recipe
@@ -48,7 +48,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
     if data:
         facts["data"] = data
     with once_per_machine(folder):
-        save_adapter(folder, model, recipe, facts=facts)
+        save_adapter(folder, {WEIGHTS: adapter_state_dict(model)}, recipe, facts=facts)
 
 
 def _quantization(model: PreTrainedModel, folder: Path) -> dict[str, Any]:

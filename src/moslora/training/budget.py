@@ -115,8 +115,8 @@ class RankBudget:
             self._parameters[f"{name}.e"].mul_(mask)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running averages. They are fixed in the final phase, so its choice follows from them."""
-        return {name: value.detach().cpu().contiguous() for name, value in self._averages.items()}
+        """The running averages themselves. They are fixed in the final phase, so its choice follows from them."""
+        return self._averages
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, value in self._averages.items():

@@ -15,12 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from moslora.adapters.injection import refuse_misfits
+from moslora.base.adapted import adapter_state
 from moslora.errors import MosloraError
 from moslora.files import discard
 from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.adapted_model import save_adapter
 from moslora.runs.adapter_folder import AdapterFolder, load_tensors
-from moslora.runs.manifest import read_manifest
+from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.resuming import best_checkpoint
 from moslora.runs.run import Run
 from moslora.training.loop import Parts
@@ -30,13 +31,22 @@ OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
 
 
-def save_checkpoint(run: Run, parts: Parts, recipe: Recipe, *, step: int, facts: Mapping[str, Any]) -> None:
-    """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes old ones."""
-    extra = {OPTIMIZER: _moments(parts)}
+def copied_state(parts: Parts) -> dict[str, dict[str, Tensor]]:
+    """A checkpoint's tensors by file name, as they are now: copies on the host, which training does not change."""
+    files = {WEIGHTS: adapter_state(parts.model), OPTIMIZER: _moments(parts)}
     if parts.budget is not None:
-        extra[BUDGET] = parts.budget.state_dict()
-    facts = {**facts, "step": step, "scaler": parts.scaler.state_dict(), **parts.selection.facts}
-    save_adapter(run.checkpoint(step), parts.model, recipe, facts=facts, extra=extra)
+        files[BUDGET] = parts.budget.state_dict()
+    copies = {}
+    for name, tensors in files.items():
+        copies[name] = {key: value.detach().to("cpu", copy=True) for key, value in tensors.items()}
+    return copies
+
+
+def save_checkpoint(
+    run: Run, state: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, *, step: int, facts: Mapping[str, Any]
+) -> None:
+    """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes old ones."""
+    save_adapter(run.checkpoint(step), state, recipe, facts=facts)
     delete_old_checkpoints(run, step=step, training=recipe.training)
 
 
@@ -93,5 +103,5 @@ def _moments(parts: Parts) -> dict[str, Tensor]:
         if not moments:
             moments = fresh_moments(parameter)
         for moment, value in moments.items():
-            found[f"{names[parameter]}:{moment}"] = value.detach().cpu().contiguous()
+            found[f"{names[parameter]}:{moment}"] = value
     return found

@@ -1,8 +1,9 @@
 """One training: from a recipe to a run folder (`moslora.runs.run`)."""
 
 import signal
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from moslora.adapters import has_learned
+from moslora.base.adapted import adapter_state
 from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import fingerprint
 from moslora.base.resolve import BUILTIN, available_offline
@@ -31,7 +33,7 @@ from moslora.runs.adapter_folder import ENGINE, AdapterFolder, changed_encoding,
 from moslora.runs.best import BEST, TRAINED_STEPS, ending
 from moslora.runs.continued import Continued, read_continued
 from moslora.runs.lineage import Predecessor, predecessor_of
-from moslora.runs.manifest import read_manifest
+from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.resuming import newest_saved
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
@@ -39,7 +41,7 @@ from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.questions import validation_questions
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
-from moslora.training.state import delete_old_checkpoints, restore, save_checkpoint
+from moslora.training.state import copied_state, delete_old_checkpoints, restore, save_checkpoint
 from moslora.training.stopping import stop_requests
 from moslora.training.tracking import Tracker
 from moslora.training.validation import QUESTIONS, Validator
@@ -177,6 +179,7 @@ class Training:
     data: TrainingData
     validator: Validator
     predecessor: Predecessor | None = None  # the adapter that it continues
+    writing: list[Future[None]] = field(default_factory=list)  # the checkpoint that is being saved
 
     def facts(self, *, steps: int) -> dict[str, Any]:
         """Facts for the manifest after ``steps`` updates, and for the card."""
@@ -264,6 +267,7 @@ class Training:
                     of_name = record(name, self.recipe, self.run, after=first_step)
                     records.append(stack.enter_context(of_name))
             signals = stack.enter_context(stop_requests())
+            writer = stack.enter_context(ThreadPoolExecutor(1))  # whatever happens, its end is waited for
             if first_step < total and not self.parts.selection.patience_ran_out:
                 if self.parts.accelerator.device.type != "cpu":
                     rehearse(self.parts, first_step=first_step)
@@ -283,10 +287,12 @@ class Training:
                 self.parts,
                 first_step=first_step,
                 report=tracker.step,
-                checkpoint=self.checkpoint,
+                checkpoint=partial(self.checkpoint, writer),
                 validate=partial(self.validate, tracker),
                 stop_requested=lambda: bool(signals),
             )
+            self.join()
+        self.parts.accelerator.wait_for_everyone()
         if done == total or self.parts.selection.patience_ran_out:
             return done
         number: int = signal.SIGTERM  # of another process
@@ -297,11 +303,21 @@ class Training:
             signal_number=number,
         )
 
-    def checkpoint(self, step: int) -> None:
-        """Saves the state after ``step`` updates."""
+    def checkpoint(self, writer: Executor, step: int) -> None:
+        """Copies the state after ``step`` updates, which ``writer`` saves while the training goes on."""
         if is_main_process():
-            save_checkpoint(self.run, self.parts, self.recipe, step=step, facts=self.facts(steps=step))
-        self.parts.accelerator.wait_for_everyone()
+            self.join()
+            parts = self.parts
+            facts = {**self.facts(steps=step), "step": step, "scaler": parts.scaler.state_dict()}
+            facts |= parts.selection.facts
+            state = copied_state(parts)
+            saving = writer.submit(save_checkpoint, self.run, state, self.recipe, step=step, facts=facts)
+            self.writing.append(saving)
+
+    def join(self) -> None:
+        """Waits until the last checkpoint is saved, and raises what went wrong."""
+        while self.writing:
+            self.writing.pop().result()
 
     def validate(self, tracker: Tracker, step: int) -> bool:
         """Records a validation, if there are validation rows. Returns whether it is the best so far, where that decides
@@ -343,7 +359,7 @@ class Training:
         facts = self.parts.selection.facts
         if facts:
             facts[TRAINED_STEPS] = steps
-        weights = None
+        weights = adapter_state(self.parts.model)
         if self.parts.selection.keeps_best:
             best = self.parts.selection.best
             if best.step is None:
@@ -352,7 +368,7 @@ class Training:
             steps = best.step
             weights = open_adapter(self.run.checkpoint(steps)).weights()
         facts = {**self.facts(steps=steps), "step": steps, **facts}
-        save_adapter(self.run.result, self.parts.model, self.recipe, facts=facts, weights=weights)
+        save_adapter(self.run.result, {WEIGHTS: weights}, self.recipe, facts=facts)
 
 
 def close(run: Run) -> None:

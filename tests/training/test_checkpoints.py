@@ -1,0 +1,191 @@
+"""Checkpoints are saved while the training goes on: what each holds, when it is waited for, and what a kill leaves."""
+
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+
+from forked_kit import python
+from methods_kit import BUDGET
+from moslora.errors import Diverged, Interrupted, MosloraError
+from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.run import Run
+from moslora.training import loop, train_recipe
+from moslora.training import train as train_module
+from moslora.training.state import save_checkpoint
+from moslora.training.tracking import Tracker
+from training_kit import BEST, ON_A_CPU, MakeRecipe, same_files, steps_kept
+
+SHORT = (
+    "training.epochs=null",
+    "training.max_steps=6",
+    "training.checkpoint_every=2",
+    "training.keep_checkpoints=9",
+    "training.log_every=1",
+)
+KINDS = {
+    "float16": ("model.dtype=float16",),
+    "rank budget": (*BUDGET, "training.max_steps=6"),
+    "best": (*BEST, "training.keep_checkpoints=9"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_of_its_step_although_it_is_saved_after_the_next(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Weights, moments, averages, scaler, and what validations chose."""
+    chosen = recipe(*SHORT, *KINDS[kind])
+    train_recipe(chosen, out=tmp_path / "plain")
+    is_done = defaultdict[int, Event](Event)
+    step = Tracker.step
+    saved: list[int] = []
+
+    def told(tracker: Tracker, done: int, **values: Any) -> None:
+        step(tracker, done, **values)
+        is_done[done].set()
+
+    def late(*given: Any, step: int, **options: Any) -> None:
+        assert step == 6 or is_done[step + 1].wait(60), "the training waits until it is saved"
+        save_checkpoint(*given, step=step, **options)
+        saved.append(step)
+
+    monkeypatch.setattr(Tracker, "step", told)
+    monkeypatch.setattr(train_module, "save_checkpoint", late)
+    train_recipe(chosen, out=tmp_path / "late")
+    assert saved == steps_kept(Run(tmp_path / "plain")) and {2, 4, 6} <= {*saved}
+    assert same_files(tmp_path / "plain", tmp_path / "late")
+    for one in saved:
+        plain, other = (Run(run).checkpoint(one) for run in tmp_path.iterdir())
+        assert open_adapter(plain).manifest == open_adapter(other).manifest
+
+
+def stop(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(train_module, "stop_requests", lambda: nullcontext([signal.SIGTERM]))
+
+
+def diverge(patch: pytest.MonkeyPatch) -> None:
+    """At the third step, while the second's checkpoint is being saved."""
+    norms = iter((1.0, 1.0, torch.nan))
+    patch.setattr(loop, "update", lambda *given, **options: torch.tensor(next(norms)))
+
+
+def nothing(patch: pytest.MonkeyPatch) -> None:
+    """The run ends with a result."""
+
+
+ENDS: dict[str, Any] = {
+    "the result": (nothing, nullcontext(), [2, 4, 6, "result"]),
+    "a stop": (stop, pytest.raises(Interrupted), [1]),
+    "a fault": (diverge, pytest.raises(Diverged), [2]),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_result_a_stop_and_the_lock_wait_for_the_last_checkpoint(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    change, raises, expected = ENDS[end]
+    order: list[object] = []
+    locked = train_module.locked
+    save_result = train_module.Training._save_result
+
+    def slow(*given: Any, step: int, **options: Any) -> None:
+        time.sleep(0.3)
+        save_checkpoint(*given, step=step, **options)
+        order.append(step)
+
+    def result(*given: Any) -> None:
+        order.append("result")
+        save_result(*given)
+
+    @contextmanager
+    def noted(*given: Any, **options: Any) -> Iterator[None]:
+        with locked(*given, **options):
+            try:
+                yield
+            finally:
+                order.append("unlocked")
+
+    monkeypatch.setattr(train_module, "save_checkpoint", slow)
+    monkeypatch.setattr(train_module.Training, "_save_result", result)
+    monkeypatch.setattr(train_module, "locked", noted)
+    change(monkeypatch)
+    with raises:
+        train_recipe(recipe(*SHORT), out=tmp_path / "run")
+    assert order == [*expected, "unlocked"]
+
+
+@pytest.mark.parametrize(("step", "kept"), [(2, []), (4, [2]), (6, [2, 4])])
+def test_what_goes_wrong_while_it_is_saved_ends_the_run_at_the_next_or_before_the_result(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, kept: list[int]
+) -> None:
+    wrong = step
+
+    def full(*given: Any, step: int, **options: Any) -> None:
+        if step == wrong:
+            raise MosloraError("the disk is full")
+        save_checkpoint(*given, step=step, **options)
+
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(MosloraError, match="the disk is full"):
+        patch.setattr(train_module, "save_checkpoint", full)
+        train_recipe(recipe(*SHORT), out=run.path)
+    assert steps_kept(run) == kept and not run.finished
+    assert max(row["step"] for row in run.metrics) == min(wrong + 2, 6)
+
+
+KILLED = """
+import os
+import signal
+from threading import Event
+
+from moslora import cli
+from moslora.runs import adapted_model
+from moslora.training.tracking import Tracker
+
+save_file = adapted_model.save_file
+step = Tracker.step
+went_on = Event()
+
+def told(tracker, done, **values):
+    step(tracker, done, **values)
+    if done == 5:
+        went_on.set()
+
+def killed(tensors, path):
+    save_file(tensors, path)
+    if "step-4" in str(path) and path.name.startswith("optimizer"):
+        os.truncate(path, path.stat().st_size // 2)
+        assert went_on.wait(60)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Tracker.step = told
+adapted_model.save_file = killed
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_while_one_is_written_leaves_the_one_before(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+    """And the run goes on from that to the same bits."""
+    whole = tmp_path / "whole"
+    train_recipe(recipe(*SHORT), out=whole)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    run = Run(tmp_path / "run")
+    words = ("train", world / "recipe.yaml", *SHORT, "--out", run.path)
+    process = python(script, *words, env=os.environ | ON_A_CPU)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert steps_kept(run) == [2] and max(row["step"] for row in run.metrics) == 5
+    train_recipe(recipe(*SHORT), out=run.path, resuming=True)
+    assert same_files(whole, run.path)
