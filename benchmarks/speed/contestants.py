@@ -14,6 +14,7 @@ def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "
     """What our loop trains with, without rows. ``training`` is the recipe's section."""
     from accelerate import Accelerator
 
+    from moslora.data.prepared import RowTable
     from moslora.data.steps import default_micro_batch_tokens
     from moslora.processes.devices import gpus, keep_freed_memory
     from moslora.training.loop import Parts
@@ -30,7 +31,7 @@ def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "
         objective=distribute(LabelLoss(model), accelerator, strategy).train(),
         optimizer=build_optimizer(model, training),
         scaler=torch.amp.GradScaler(enabled=False),
-        rows=[],
+        rows=RowTable.of([]),
         plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
         micro_batch_tokens=default_micro_batch_tokens(on_gpu=accelerator.device.type != "cpu"),
     )
@@ -48,7 +49,6 @@ def our_step(
     def step(rows: Sequence[Any]) -> float:
         loss = accumulate(parts, rows)
         update(parts.optimizer, parts.scaler, max_norm=training.max_grad_norm)
-        parts.optimizer.zero_grad()
         return float(loss[0])  # as the loop does: the host waits once a step
 
     return step

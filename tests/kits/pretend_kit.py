@@ -43,10 +43,21 @@ NAME = "pretend"
 PLACE = int(os.environ.get("PRETEND_DEVICE", 0))
 
 
+class _Event:
+    """A place among the operations given to the device."""
+
+    def record(self) -> None:
+        _note("record", (), (), launches=False)
+
+    def synchronize(self) -> None:
+        _note("synchronize", (), (), launches=False, waits=True)
+
+
 class _Module(backend_registration._DummyBackendModule):
     """``torch.pretend``, as far as moslora, torch and accelerate ask ``torch.cuda``."""
 
     current = 0
+    Event = _Event
 
     def device_count(self) -> int:
         return PLACE + 1

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,18 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.amp import GradScaler
 
+from moslora.errors import Diverged, Interrupted
 from moslora.kernels import vocabulary
 from moslora.kernels.loss import ChunkedLoss
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST
 from moslora.training import loop, prepare, train_recipe
 from moslora.training.loop import accumulate
+from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import trainable, update
-from pretend_kit import DEVICE, NAME, OnDevice, on_cpu, watch
+from moslora.training.tracking import Tracker
+from moslora.training.train import Training
+from pretend_kit import DEVICE, MODULE, NAME, on_cpu, watch
 from training_kit import cut_after, same_files, steps_logged
 
 Make = Callable[..., Recipe]
@@ -113,23 +119,92 @@ def test_it_logs_what_a_run_on_the_cpu_logs(recipe: Make, tmp_path: Path, kind: 
         assert one == about
 
 
-def test_the_host_waits_once_a_step_when_the_next_is_laid(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And the update is under way. Before the first step and at the end a pass of validation is laid."""
-    order: list[str] = []
+BEGIN = ["lay", "forward"]
+UPDATE = ["backward", "update", "copy"]
+READ = ["wait", "report"]
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Calls of a run, as they come."""
+    calls: list[str] = []
+    places: dict[str, tuple[Any, str]] = {
+        "lay": (loop, "collate"),
+        "forward": (LabelLoss, "forward"),
+        "backward": (Tensor, "backward"),
+        "update": (loop, "update"),
+        "copy": (MODULE.Event, "record"),
+        "wait": (MODULE.Event, "synchronize"),
+        "report": (Tracker, "step"),
+        "validate": (Training, "validate"),
+        "save": (Training, "checkpoint"),
+    }
 
     def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def computed(*values: Any, **options: Any) -> Any:
-            order.append(name)
+            calls.append(name)
             return function(*values, **options)
 
         return computed
 
-    for place, name in [(loop, "collate"), (loop, "update"), (OnDevice, "tolist")]:
-        monkeypatch.setattr(place, name, noted(name, getattr(place, name)))
-    train_recipe(recipe(*SHORT, "training.micro_batch_tokens=null", "training.validate_every=9"), out=tmp_path / "run")
-    assert order == [*["collate"] * 3, *["update", "collate", "tolist"] * 3, "update", "tolist", "collate"]
+    for name, (place, attribute) in places.items():
+        monkeypatch.setattr(place, attribute, noted(name, getattr(place, attribute)))
+    return calls
+
+
+def test_the_host_waits_once_a_step_when_the_next_has_begun(recipe: Make, tmp_path: Path, order: list[str]) -> None:
+    """Unless something comes between: of five steps a checkpoint after the third. A step is rehearsed before."""
+    few = ("training.max_steps=5", "training.checkpoint_every=3", "training.micro_batch_tokens=null")
+    train_recipe(recipe(*SHORT, *few, "training.validate_every=9"), out=tmp_path / "run")
+    before = [*BEGIN, "backward", "validate", *BEGIN]
+    two = [*BEGIN, *UPDATE, *BEGIN, *READ, *UPDATE]
+    saved = [*two, *BEGIN, *READ, *UPDATE, *READ, "save"]
+    last = [*two, *READ, "validate", *BEGIN, "save"]
+    assert order == [*before, *saved, *last]
+
+
+@pytest.mark.parametrize("between", [KINDS["budget"], ("training.validate_every=1",), ("training.checkpoint_every=1",)])
+def test_no_step_begins_before_what_comes_between_two(
+    recipe: Make, tmp_path: Path, order: list[str], between: tuple[str, ...]
+) -> None:
+    train_recipe(recipe(*SHORT, "training.micro_batch_tokens=null", *between), out=tmp_path / "run")
+    assert order.count("update") == 4
+    for at in range(len(order)):
+        if order[at] == "copy":
+            assert order[at : at + 3] == ["copy", *READ]
+
+
+@pytest.mark.parametrize("kind", ["float16", "gate"])
+def test_a_stop_throws_away_the_step_that_has_begun(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[str], kind: str
+) -> None:
+    """And the run goes on to the bits of one that was not stopped."""
+    chosen = recipe(*SHORT, *KINDS[kind], "training.validate_every=9")
+    straight = tmp_path / "run"
+    again = tmp_path / "again"
+    logged, _ = run(chosen, straight)
+    order.clear()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 1 of 4"):
+        patch.setattr("moslora.training.train.stop_requests", lambda: nullcontext([signal.SIGTERM]))
+        run(chosen, again)
+    assert order[-len([*BEGIN, *READ, "save"]) :] == [*BEGIN, *READ, "save"]
+    train_recipe(chosen, out=again, resuming=True)
+    shutil.rmtree(again / "checkpoints" / "step-1")
+    assert same_files(straight, again) and steps_logged(again) == logged
+
+
+def test_no_update_follows_numbers_that_are_not_finite(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[str]
+) -> None:
+    update = loop.update
+
+    def diverges(*given: Any, **options: Any) -> Tensor:
+        return update(*given, **options) * torch.nan
+
+    monkeypatch.setattr(loop, "update", diverges)
+    with pytest.raises(Diverged, match="step 1: "):
+        train_recipe(recipe(*SHORT), out=tmp_path / "run")
+    assert order.count("update") == 1 and order[-4:] == ["copy", *BEGIN, "wait"]
 
 
 def test_the_device_leaves_out_an_update_that_is_not_finite(recipe: Make) -> None:

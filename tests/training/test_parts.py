@@ -1,7 +1,9 @@
 """The objective and the optimizer against naive computations and transformers' own schedules."""
 
 import copy
+import gc
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -221,3 +223,22 @@ def test_nothing_but_learned_parameters_is_optimised() -> None:
     assert {id(p) for p in optimised} == {id(p) for p in model.parameters() if p.requires_grad}
     model(token_batch(model)).logits.square().mean().backward()
     assert all(p.grad is not None for p in optimised)
+
+
+def test_the_loss_sends_nothing_and_keeps_no_model_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reads is sent with the micro-batch; and the layers that it knows know nothing of it."""
+    model = tiny_llama()
+    inject(model, **OPTIONS, mixer={"kind": "dense"})
+    objective = LabelLoss(model)
+    batch = as_micro_batch(token_batch(model))
+    assert batch.places.tolist() == batch.predicted_from
+    monkeypatch.setattr("moslora.base.engines.send", None)
+    objective(batch)[0].backward()
+    alive = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        del model, objective
+        assert alive() is None
+    finally:
+        gc.enable()

@@ -21,6 +21,7 @@ from moslora.adapters.mixers.gates import Gate
 from moslora.console import note_once
 from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
+from moslora.data.prepared import RowTable
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
 from moslora.files import write_text
@@ -568,8 +569,45 @@ def test_a_rehearsal_takes_the_largest_pass_rather_than_the_most_tokens(
         for name, of_step in lengths.items()
         for length in of_step
     ]
+    table = RowTable.of(rows)
     plan: Any = [range(4), range(4, 8), range(8, 12)]
     for tokens, processes, expected in ((100, 1, "long"), (149, 1, "long"), (200, 1, "two"), (200, 2, "many")):
-        there: dict[str, Any] = {"accelerator": SimpleNamespace(num_processes=processes), "rows": rows, "plan": plan}
+        there: dict[str, Any] = {"accelerator": SimpleNamespace(num_processes=processes), "rows": table, "plan": plan}
         loop.rehearse(replace(parts, **there, micro_batch_tokens=tokens), first_step=0)
         assert rehearsed.pop() == [expected] * 4
+
+
+def test_no_more_rows_are_built_than_are_computed(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In search of the largest pass and of the shortest row."""
+    parts, _ = prepare(Accelerator(cpu=True), recipe())
+    build = RowTable.__getitem__
+    built: list[int] = []
+
+    def noted(table: RowTable, row: int) -> Any:
+        built.append(row)
+        return build(table, row)
+
+    monkeypatch.setattr(RowTable, "__getitem__", noted)
+    loop.rehearse(parts, first_step=0)
+    assert len(built) == 8
+    loop.settle_order(parts)
+    assert len(built) == 9 and len(build(parts.rows, built[-1]).input_ids) == min(parts.rows.lengths())
+
+
+def test_a_step_does_not_look_through_the_model(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its adapters, in whichever micro-batch; but for the first step."""
+    parts, _ = prepare(Accelerator(cpu=True), recipe())
+    parts.objective.train()
+    walk = torch.nn.Module.named_modules
+    walked: list[torch.nn.Module] = []
+
+    def noted(module: torch.nn.Module, *given: Any, **options: Any) -> Any:
+        walked.append(module)
+        return walk(module, *given, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", noted)
+    for step, expected in enumerate((True, False)):
+        walked.clear()
+        assert len(parts.passes(parts.drawn(step))) > 1
+        loop.accumulate(parts, parts.drawn(step))
+        assert (parts.model.lm_head in walked) == expected, "the last module"

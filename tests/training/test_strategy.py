@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from moslora.base.load import load_base
+from moslora.runs.run import Run
 from moslora.training import train_recipe
-from training_kit import MakeRecipe, cut_after, in_processes, moslora, same_files, steps_logged
+from training_kit import MakeRecipe, cut_after, in_processes, moslora, same_files, steps_kept, steps_logged
 
 SHARDED = "training.strategy=fsdp"
 CHANGES = ("adapter.dropout=0", SHARDED, "training.log_every=1", "training.keep_checkpoints=9")
@@ -107,3 +108,37 @@ def test_a_sharded_base_trains_like_a_whole_one_and_resumes(
         for kind in ("loss", "validation_loss"):
             losses = [[row[kind] for row in steps_logged(one) if kind in row] for one in (run, two)]
             assert losses[0] == pytest.approx(losses[1], rel=1e-4), (run, kind)
+
+
+AHEAD = """
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from moslora import cli
+from moslora.training import train
+from moslora.training.loop import Parts
+
+Parts.looks_ahead = True
+if sys.argv.pop(1) == "stopped":
+    train.stop_requests = lambda: nullcontext([signal.SIGTERM])
+    leave = os._exit
+    os._exit = lambda code: leave(code - 143)
+cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_steps_of_two_processes_may_begin_before_the_last_has_ended(world: Path, tmp_path: Path, strategy: str) -> None:
+    """As on GPUs: a run that is stopped, and throws a forward pass away, goes on to the bits of a plain one."""
+    plain, ahead, script = tmp_path / "plain", tmp_path / "ahead", tmp_path / "ahead.py"
+    script.write_text(AHEAD)
+    short = ("training.epochs=null", "training.max_steps=6", f"training.strategy={strategy}", *CHANGES[2:])
+    words = ("train", world / "recipe.yaml", *short, "--out")
+    in_processes("-m", "moslora", *words, plain)
+    in_processes(script, "stopped", *words, ahead)
+    assert steps_kept(Run(ahead)) == [1]
+    in_processes(script, "on", "train", ahead, "--resume")
+    shutil.rmtree(Run(ahead).checkpoint(1))
+    assert same_files(plain, ahead) and steps_logged(plain) == steps_logged(ahead)

@@ -11,6 +11,7 @@ from moslora.adapters.injection import (
     describe_task,
     has_learned,
     inject,
+    layers_of,
     named_adapters,
     shares_beginnings,
     task_names,
@@ -31,4 +32,4 @@ __all__ += [
     "fold",
     "has_learned",
 ]
-__all__ += ["inject", "named_adapters", "shares_beginnings", "task_names"]
+__all__ += ["inject", "layers_of", "named_adapters", "shares_beginnings", "task_names"]

@@ -31,6 +31,7 @@ from moslora.choices import EngineChoice
 from moslora.console import note_once
 from moslora.errors import UsageError, first_line
 from moslora.kernels.linear import IN_FLOAT32, kernel, pack_nothing
+from moslora.kernels.rows import send
 from moslora.processes.group import all_gather
 
 TOLERANCE = 1e-5
@@ -207,7 +208,7 @@ def _measured(engine: Engine) -> Measured:
             logits = engine.logits(batch, places)
         if learn:
             with torch.enable_grad():
-                loss = engine.loss(batch, places, targets)
+                loss = engine.loss(batch, places, send(places, model.device), targets)
             found = torch.autograd.grad(loss, list(learn.values()), allow_unused=True)
             gradients = {name: gradient for name, gradient in zip(learn, found, strict=True) if gradient is not None}
     describe_batch(model)

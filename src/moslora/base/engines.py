@@ -2,9 +2,9 @@
 
 lay     the texts of all families as a batch, whose places count its tokens row after row
 logits  those after the tokens at P places, shape ``(P, vocabulary)``
-loss    Σ −log p of the tokens ``targets (N,)`` after those at N places: a scalar, float32 or wider. Without a target it
-        is zero, but still depends on every parameter, so that a process without rows takes part in the gradient
-        reduction
+loss    Σ −log p of the tokens ``targets (N,)`` after those at N places, which are ``sent`` to the device, too: a
+        scalar, float32 or wider. Without a target it is zero, but still depends on every parameter, so that a process
+        without rows takes part in the gradient reduction
 log_p   of the targets after the tokens at places, nats, float32 of shape ``(P,)``; and whether each is the likeliest
         token, bool. Without a gradient
 write   the new tokens of each prompt, as :func:`moslora.base.decoding.decode` has them
@@ -72,11 +72,11 @@ class Own(_Model):
         hidden = self._hidden(batch)
         return product(hidden.index_select(0, send(places, hidden.device)).to(weight.dtype), weight)
 
-    def loss(self, batch: Batch, places: Sequence[int], targets: Tensor) -> Tensor:
+    def loss(self, batch: Batch, places: Sequence[int], sent: Tensor, targets: Tensor) -> Tensor:
         hidden = self._hidden(batch)
         if not places:
             return (hidden.float() * 0).sum()
-        states = hidden.index_select(0, send(places, hidden.device))
+        states = hidden.index_select(0, sent)
         return sum_of_losses(states, output_weight(self.model), targets)
 
     def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ class Transformers(_Model):
         logits: Tensor = output.logits
         return logits.flatten(0, 1).index_select(0, send(at, device))
 
-    def loss(self, batch: Batch, places: Sequence[int], targets: Tensor) -> Tensor:
+    def loss(self, batch: Batch, places: Sequence[int], sent: Tensor, targets: Tensor) -> Tensor:
         if not places:
             return (self.logits(batch, [0]).float() * 0).sum()
         logits = self.logits(batch, places)

@@ -15,6 +15,7 @@ from moslora.check.measure import Finding, distance
 from moslora.check.piece import Draw
 from moslora.check.step import ROWS, SMALL_LLAMA, small_models
 from moslora.choices import Strategy
+from moslora.data.prepared import RowTable
 from moslora.data.steps import collate, label_count
 from moslora.errors import MosloraError
 from moslora.processes.devices import device, gpus
@@ -85,7 +86,7 @@ def _off(strategy: Strategy) -> float:
         objective=distribute(LabelLoss(model), accelerator, strategy).train(),
         optimizer=build_optimizer(model, TrainingSection()),
         scaler=torch.amp.GradScaler(draw.device.type, enabled=False),
-        rows=ROWS,
+        rows=RowTable.of(ROWS),
         plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and this is one
         micro_batch_tokens=MICRO_BATCH_TOKENS,
     )

@@ -189,7 +189,6 @@ def probe(recipe: Recipe, *, count: int = PROBED_STEPS) -> float:
         began = time.perf_counter()
         accumulate(parts, rows).tolist()  # waits for the device
         update(parts.optimizer, parts.scaler, max_norm=recipe.training.max_grad_norm)
-        parts.optimizer.zero_grad()
         if step:
             seconds += time.perf_counter() - began
             tokens += sum(len(row.input_ids) for row in rows)

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,11 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import Families, describe_batch, shares_beginnings
+from moslora.adapters import AdapterLinear, Families, describe_batch, layers_of, shares_beginnings
 from moslora.base.engines import Engine, engine_of
 from moslora.data.encode import Encoded
+from moslora.data.prepared import RowTable
 from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, largest_pass, passes
 from moslora.errors import Diverged
+from moslora.processes.devices import gpu_module
 from moslora.recipe import TrainingSection
 from moslora.training.budget import RankBudget
 from moslora.training.optimizer import make_moments, rate_factor, set_rate, update
@@ -36,7 +38,7 @@ class Parts:
     objective: nn.Module  # the loss of the model, as the processes compute it together
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    rows: Sequence[Encoded]
+    rows: RowTable
     plan: StepPlan
     micro_batch_tokens: int  # most of one forward pass
     tasks: tuple[str, ...] = ()  # names by number, for gates that route by task
@@ -44,14 +46,30 @@ class Parts:
     selection: Selection = field(default_factory=Selection)
 
     @cached_property
+    def adapters(self) -> Sequence[AdapterLinear]:
+        """Our adapters, in the model's order."""
+        return layers_of(self.model)
+
+    @cached_property
     def families(self) -> Families:
-        """The adapters."""
+        """The same, by what they read."""
         return Families(self.model)
 
     @cached_property
     def engine(self) -> Engine:
         """What computes the model."""
         return engine_of(self.model)
+
+    @cached_property
+    def _shares(self) -> list[bool]:
+        """Whether what all rows begin with is computed once: without dropout, and in training."""
+        return [shares_beginnings(self.model, training=training) for training in (False, True)]
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a step may begin before the numbers of the one before it are read: not with a rank budget, which
+        changes weights by them, nor on a CPU, where it would only delay them."""
+        return self.budget is None and self.accelerator.device.type != "cpu"
 
     def drawn(self, step: int) -> list[Encoded]:
         """The rows of a step, the same on every process."""
@@ -69,7 +87,7 @@ class Parts:
 
     def micro_batch(self, rows: Sequence[Encoded], *, training: bool) -> MicroBatch:
         """``rows`` on this process's device, for a pass in training or without dropout."""
-        share = shares_beginnings(self.model, training=training)
+        share = self._shares[training]
         device = self.accelerator.device
         return collate(rows, device=device, tasks=self.tasks, share=share, lay=self.engine.lay)
 
@@ -105,7 +123,7 @@ def train(
     total = len(parts.plan)
     warmup = settings.warmup(total)
     overflows_in_a_row = 0
-    next_batch = None  # this process's first micro-batch of the step
+    begun = None  # the gradient of the next step, after its first forward pass
     parts.objective.train()
     if parts.selection.patience_ran_out:  # the run was killed after its last step
         return first_step
@@ -113,18 +131,21 @@ def train(
         validate(0)
     for step in range(first_step, total):
         rows = parts.drawn(step)
-        seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)
+        if begun is None:
+            begun = begin(parts, step)
         set_rate(optimizer, rate_factor(step, schedule=settings.schedule, warmup_steps=warmup, total_steps=total))
 
-        losses = accumulate(parts, rows, next_batch)
+        losses = accumulate(parts, rows, begun)
         norm = update(optimizer, parts.scaler, max_norm=settings.max_grad_norm)
         done = step + 1
+        validates = done % settings.validate_every == 0 or done == total
+        saves = done % settings.checkpoint_every == 0 or done == total
         numbers = _reduced(parts.accelerator, losses, norm, stop=stop_requested())
-        next_batch = None
-        if done < total:
-            # It is made before the host waits, once a step, for the numbers.
-            next_batch = parts.micro_batch(parts.passes(parts.drawn(done))[0], training=True)
-        loss, penalty, stop, gradient_norm = numbers.tolist()
+        begun = None
+        if parts.looks_ahead and not (validates or saves):
+            # The host waits, once a step, for the numbers; the device has the next pass to compute then.
+            begun = begin(parts, done)
+        loss, penalty, stop, gradient_norm = numbers()
 
         is_finite = math.isfinite(loss + penalty + gradient_norm)
         if is_finite:
@@ -139,26 +160,37 @@ def train(
             values |= parts.budget.update(done, skipped=not is_finite)
         if penalty:
             values["penalty"] = penalty
-        optimizer.zero_grad()
 
         report(done, tokens=sum(len(row.input_ids) for row in rows), examples=len(rows), **values)
         is_best = False
-        if done % settings.validate_every == 0 or done == total:
+        if validates:
             is_best = validate(done)
         ends = stop or done == total or parts.selection.patience_ran_out
-        if ends or done % settings.checkpoint_every == 0 or (is_best and parts.selection.keeps_best):
+        if ends or saves or (is_best and parts.selection.keeps_best):
             checkpoint(done)
         if ends:
             return done
     return total
 
 
-def _reduced(accelerator: Accelerator, losses: Tensor, norm: Tensor, *, stop: bool) -> Tensor:
-    """The loss, the penalty and the wishes to stop of all processes, and the gradient's norm, ``(4,)``, still on the
-    device. They are reduced once a step, together; the norm is the same everywhere."""
+def _reduced(accelerator: Accelerator, losses: Tensor, norm: Tensor, *, stop: bool) -> Callable[[], list[float]]:
+    """The loss, the penalty and the wishes to stop of all processes, and the gradient's norm, once they are asked for;
+    then the host waits for them, and not for what the device was given to compute since. They are reduced once a step,
+    together; the norm is the same everywhere."""
     own = torch.cat([losses, losses.new_full((1,), stop)])
     everyones = accelerator.reduce(own, reduction="sum")
-    return torch.cat([everyones, norm.to(own)[None]])
+    numbers = torch.cat([everyones, norm.to(own)[None]]).to("cpu", non_blocking=True)
+    if own.device.type == "cpu":
+        return numbers.tolist
+    there = gpu_module().Event()
+    there.record()
+
+    def read() -> list[float]:
+        there.synchronize()
+        found: list[float] = numbers.tolist()
+        return found
+
+    return read
 
 
 def rehearse(parts: Parts, *, first_step: int) -> None:
@@ -167,7 +199,7 @@ def rehearse(parts: Parts, *, first_step: int) -> None:
 
     The optimizer's moments are there by then, as in any step but the first; they stay, and training changes by no bit.
     """
-    lengths = [len(row.input_ids) for row in parts.rows]
+    lengths = parts.rows.lengths()
     processes = parts.accelerator.num_processes
 
     def size_of_largest_pass(step: int) -> int:
@@ -179,7 +211,6 @@ def rehearse(parts: Parts, *, first_step: int) -> None:
     make_moments(parts.optimizer)
     parts.objective.train()
     accumulate(parts, parts.drawn(step))
-    parts.optimizer.zero_grad()
 
 
 def settle_order(parts: Parts) -> None:
@@ -189,9 +220,9 @@ def settle_order(parts: Parts) -> None:
     more add a number up in an order that depends on its place, so the first step after a resumption would be rounded
     in another way than the same step of a run that was not interrupted.
     """
+    lengths = parts.rows.lengths()
     parts.objective.train()
-    accumulate(parts, [min(parts.rows, key=lambda row: len(row.input_ids))])
-    parts.optimizer.zero_grad()
+    accumulate(parts, [parts.rows[lengths.index(min(lengths))]])
 
 
 def seed_step(seed: int, *, step: int, process: int) -> None:
@@ -200,8 +231,16 @@ def seed_step(seed: int, *, step: int, process: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def accumulate(parts: Parts, rows: Sequence[Encoded], first: MicroBatch | None = None) -> Tensor:
-    """Adds the gradient of one step, and returns this process's share of its loss.
+def begin(parts: Parts, step: int) -> Iterator[Tensor]:
+    """The gradient of ``step``, for `accumulate`, with its first forward pass on its way."""
+    seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)
+    gradient = _gradient(parts, parts.drawn(step))
+    next(gradient)
+    return gradient
+
+
+def accumulate(parts: Parts, rows: Sequence[Encoded], begun: Iterator[Tensor] | None = None) -> Tensor:
+    """Computes the gradient of one step, and returns this process's share of its loss.
 
     The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows. It does not depend on the number
     of processes or micro-batches. A mixer's penalty is averaged over the micro-batches, weighted by their tokens; a
@@ -209,11 +248,17 @@ def accumulate(parts: Parts, rows: Sequence[Encoded], first: MicroBatch | None =
 
     Args:
         rows: of the whole step, the same on every process.
-        first: this process's first micro-batch of them, if it was made already.
+        begun: what `begin` has returned for them.
 
     Returns:
         Float32 ``(2,)``, label loss and penalty; the shares of all processes add up to the step's.
     """
+    *_, share = begun or _gradient(parts, rows)
+    return share
+
+
+def _gradient(parts: Parts, rows: Sequence[Encoded]) -> Iterator[Tensor]:
+    """Adds the gradient up: pauses after the first forward pass, and gives the share of the loss at the end."""
     accelerator = parts.accelerator
     passes = parts.passes(rows)
     labels = label_count(rows)
@@ -221,10 +266,9 @@ def accumulate(parts: Parts, rows: Sequence[Encoded], first: MicroBatch | None =
     share = torch.zeros(2, device=accelerator.device)
     # DDP averages the gradients over the processes; here they are summed.
     gradient = parts.scaler.scale(torch.full_like(share, accelerator.num_processes))
+    parts.optimizer.zero_grad()
     for number, of_pass in enumerate(passes, start=1):
-        batch = first
-        if batch is None or number > 1:
-            batch = parts.micro_batch(of_pass, training=True)
+        batch = parts.micro_batch(of_pass, training=True)
         weight = sum(len(row.input_ids) for row in of_pass) / tokens
         communicating: AbstractContextManager[None] = nullcontext()
         if number < len(passes):
@@ -232,10 +276,12 @@ def accumulate(parts: Parts, rows: Sequence[Encoded], first: MicroBatch | None =
         with communicating, parts.families.folded(parts.model.dtype):
             loss, penalty = parts.objective(batch)
             losses = torch.stack([loss / labels, penalty * weight])
+            if number == 1:
+                yield share
             losses.backward(gradient)
         share += losses.detach()
-    describe_batch(parts.objective)  # forget the batch
-    return share
+    describe_batch(parts.adapters)  # forget the batch
+    yield share
 
 
 def _not_finite(step: int, *, loss: float, norm: float, rows: Sequence[Encoded]) -> Diverged:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import adapter_penalty, describe_batch
+from moslora.adapters import adapter_penalty, describe_batch, layers_of
 from moslora.base.engines import engine_of
 from moslora.data.steps import MicroBatch
 
@@ -18,6 +18,7 @@ class LabelLoss(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self.adapters = layers_of(model)  # a list, so that they are no modules of this one
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """The label loss and the adapters' penalty (or zero), float32 scalars.
@@ -25,9 +26,9 @@ class LabelLoss(nn.Module):
         Without a label in the batch the loss is zero, but still depends on every parameter, so that a process without
         rows takes part in the gradient reduction.
         """
-        describe_batch(self.model, tokens=batch.real, tasks=batch.tasks)
-        loss = engine_of(self.model).loss(batch, batch.predicted_from, batch.labels)
-        penalty = adapter_penalty(self.model) if self.training else None
+        describe_batch(self.adapters, tokens=batch.real, tasks=batch.tasks)
+        loss = engine_of(self.model).loss(batch, batch.predicted_from, batch.places, batch.labels)
+        penalty = adapter_penalty(self.adapters) if self.training else None
         if penalty is None:
             penalty = torch.zeros((), device=loss.device)
         return loss, penalty

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters import Magnitude, Mixer, named_adapters
+from moslora.adapters import Magnitude, Mixer, layers_of
 from moslora.kernels.plain import left_out
 from moslora.recipe import TrainingSection
 
@@ -20,7 +20,7 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
     Mixers do not decay: that would pull M towards zero, where B and A get no gradient; without it an invertible M keeps
     its rank under gradient flow. Neither do magnitudes, which are lengths of rows.
     """
-    layers = [layer for _, layer in named_adapters(model)]
+    layers = layers_of(model)
     factors_a = [layer.lora_a for layer in layers]
     factors_b = [layer.lora_b for layer in layers]
     mixers = _parameters_of(Mixer, model)
