@@ -55,7 +55,7 @@ def machine() -> str:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
-        from moslora.training.run_card import processor  # not at the top: a timed process loads no more than it needs
+        from moslora.processes.devices import device_name  # not at the top: a timed process loads no more than it needs
 
-        device = f"{processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+        device = f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     return f"{device}; torch {torch.__version__}"

@@ -7,28 +7,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections import defaultdict
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import distributions
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks import ROOT
 from benchmarks.gpu.race import DEVICE, GPU, SIZES, Record, adapted, lengths, ours, peft, random_model, step_rows
-from benchmarks.speed.contestants import our_parts, our_step, timed
-from benchmarks.timing import kernels, reset_peak, seconds
-from moslora.adapters import named_adapters
-from moslora.data.encode import Encoded
+from benchmarks.speed.contestants import our_step, timed
+from benchmarks.timing import reset_peak, seconds
 from moslora.kernels import liger
 from moslora.processes.group import take_gpu
 from moslora.ranks import is_main_process, launched
-from moslora.training.loop import accumulate
 
 sys.path.append(str(ROOT / "tests" / "kits"))
 
@@ -36,14 +29,12 @@ PACKAGES = ("transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel"
 FORMATS = {"choice": "label", "cloze": "cloze", "generate": "label"}
 
 if GPU:
-    FEW_LAYERS = 4  # decoder layers of the models whose steps are compared, in float32, too
     MATRIX_SIZE = 8192  # of both factors of the large product
     QUESTIONS = {"choice": 256, "cloze": 256, "generate": 64}  # of each set, by protocol
     WRITTEN_TOKENS = 8  # in the part "latency"
     ROUNDS = 5  # likewise
     SHARDED_STEPS = 7  # the first warms up
 else:
-    FEW_LAYERS = 2
     MATRIX_SIZE = 512
     QUESTIONS = {"choice": 4, "cloze": 4, "generate": 4}
     WRITTEN_TOKENS = 2
@@ -72,111 +63,11 @@ def check(record: Record) -> None:
 
 
 def first(record: Record) -> None:
-    """Versions, whether Liger-Kernel works, and a step of ours against one of the plain model of transformers."""
+    """Versions, and whether Liger-Kernel works."""
     record(**versions())
     take_gpu()
     took = seconds(liger.fault)
     record(liger={"there": liger.there(), "fault": liger.fault(), "seconds": took})
-    compare_steps(record)
-
-
-def compare_steps(record: Record) -> None:
-    """The loss of a step's rows, and the gradients of perturbed adapters, by our loop and by the plain model, to which
-    s · B · M · A x is added by hooks. Both in bfloat16, beside the plain model in float32.
-
-    Raises:
-        RuntimeError: ours is further from float32 than rounding explains.
-    """
-    rows = step_rows(0)
-    sizes = SIZES | {"num_hidden_layers": FEW_LAYERS}
-    recipe, model = adapted("adapter.dropout=0", sizes=sizes)
-    for _, layer in named_adapters(model):
-        torch.nn.init.normal_(layer.lora_b, std=0.02)
-    found: dict[str, dict[str, Tensor]] = {}
-
-    def our_step_again() -> None:
-        found["ours"] = our_gradients(model, recipe.training, rows)
-
-    first_took = seconds(our_step_again)
-    second_took = seconds(our_step_again)
-    record(step_seconds={"first": first_took, "second": second_took}, loss=float(found["ours"]["loss"]))
-    for name, dtype in (("plain", torch.bfloat16), ("float32", torch.float32)):
-        found[name] = plain_gradients(model, random_model(sizes=sizes).to(dtype), rows)
-    errors = {name: distance(found[name], found["float32"]) for name in ("ours", "plain")}
-    record(to_float32=errors, ours_to_plain=distance(found["ours"], found["plain"]))
-    refuse_far(errors)
-
-
-def our_gradients(model: Any, training: Any, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-    """A step of our loop without its update: the loss, and the gradient of each of the adapters' weights by name."""
-    parts = our_parts(model, training)
-    loss = accumulate(parts, rows)[0]
-    found = {"loss": loss}
-    for name, weight in model.named_parameters():
-        if weight.grad is not None:
-            found[name] = weight.grad
-    parts.optimizer.zero_grad()
-    return found
-
-
-def plain_gradients(model: Any, plain: Any, rows: Sequence[Encoded]) -> dict[str, Tensor]:
-    """The same by transformers alone, row by row: ``plain`` gets the weights of ``model``, adapters by hooks."""
-    dtype = plain.dtype
-    leaves: dict[str, Tensor] = {}
-    weights = {name.replace(".base.", "."): weight for name, weight in model.state_dict().items()}
-    plain.load_state_dict({name: weights[name].to(dtype) for name in plain.state_dict()})
-    plain.requires_grad_(False).train()
-    for place, layer in named_adapters(model):
-        for name, weight in layer.named_parameters():
-            if not name.startswith("base."):
-                leaves[f"{place}.{name}"] = weight.detach().clone().requires_grad_()
-        a = leaves[f"{place}.lora_a"]
-        m = leaves[f"{place}.mixer.weight"]
-        b = leaves[f"{place}.lora_b"]
-        plain.get_submodule(place).register_forward_hook(adding(a, m, b, scale=layer.scale, dtype=dtype))
-    labels = sum(lengths(rows)) - len(rows)
-    total = torch.zeros((), device=DEVICE)
-    for row in rows:
-        ids = torch.tensor([row.input_ids], device=DEVICE)
-        loss = plain(input_ids=ids, labels=ids, use_cache=False).loss * (len(row.input_ids) - 1) / labels
-        loss.backward()
-        total += loss.detach()
-    found = {"loss": total}
-    for name, leaf in leaves.items():
-        if leaf.grad is not None:
-            found[name] = leaf.grad
-    return found
-
-
-def adding(a: Tensor, m: Tensor, b: Tensor, *, scale: float, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """A hook that adds s · B · M · A x to what a layer returns."""
-
-    def add(_: Any, inputs: Any, y: Tensor) -> Tensor:
-        hidden = F.linear(inputs[0], a.to(dtype))
-        mixed = F.linear(hidden, m.to(dtype))
-        return y + scale * F.linear(mixed, b.to(dtype))
-
-    return add
-
-
-def distance(found: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, float]:
-    """Relative distances of the losses and of the gradients, of these the median and the largest."""
-    if found.keys() != other.keys():
-        raise RuntimeError(f"not the same weights have a gradient: {found.keys() ^ other.keys()}")
-    far = {}
-    for name, one in other.items():
-        difference = found[name].double() - one.double()
-        far[name] = float(difference.norm() / one.double().norm())
-    loss = far.pop("loss")
-    return {"loss": loss, "gradient, median": statistics.median(far.values()), "gradient, largest": max(far.values())}
-
-
-def refuse_far(errors: Mapping[str, Mapping[str, float]]) -> None:
-    """Ours rounds in another order: its errors are other ones than the plain model's, but about as large."""
-    for what, error in errors["ours"].items():
-        plain = errors["plain"][what]
-        if not error <= 3 * plain + 1e-3:  # or is NaN
-            raise RuntimeError(f"{what}: ours is {error:.2g} from float32, the plain model {plain:.2g}")
 
 
 def versions() -> dict[str, Any]:
@@ -199,59 +90,11 @@ def versions() -> dict[str, Any]:
 
 
 def machine(record: Record) -> None:
-    """The speed of a large product, and what computes attention."""
+    """The speed of a large product."""
     a = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=DEVICE, dtype=torch.bfloat16)
     b = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=DEVICE, dtype=torch.bfloat16)
     fastest = min(seconds(lambda: a @ b) for _ in range(12))
     record(matmul_tflops=2 * MATRIX_SIZE**3 / fastest / 1e12)
-    for dtype, seen in (("bfloat16", "causal"), ("bfloat16", "mask"), ("float32", "causal")):
-        record(**{f"attention, {dtype} {seen}": attention(dtype, seen)})
-
-
-def attention(dtype: str, seen: str) -> dict[str, Any]:
-    """Forward and backward pass over the padded rows of a step, as `moslora.kernels.attention` has it computed.
-
-    Milliseconds of the first call and of later ones, by torch's own choice and by each kernel (``None`` where it
-    cannot), and the names of the kernels that it chose.
-    """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    heads = SIZES["num_attention_heads"]
-    key_heads = SIZES["num_key_value_heads"]
-    length = max(lengths(step_rows(0)))
-    size = SIZES["hidden_size"] // heads
-    options: dict[str, Any] = {"is_causal": True, "enable_gqa": True}
-    if seen == "mask":  # whose kernels do not share keys among heads
-        key_heads = heads
-        options = {"attn_mask": torch.ones(1, 1, length, length, device=DEVICE, dtype=torch.bool).tril()}
-
-    def random_heads(count: int) -> Tensor:
-        return torch.randn(16, count, length, size, device=DEVICE, dtype=getattr(torch, dtype), requires_grad=True)
-
-    query = random_heads(heads)
-    key = random_heads(key_heads)
-    value = random_heads(key_heads)
-
-    def run() -> None:
-        F.scaled_dot_product_attention(query, key, value, **options).sum().backward()
-
-    found: dict[str, Any] = {}
-    for name in ("torch", "FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
-        try:
-            choice: AbstractContextManager[Any] = nullcontext()
-            if name != "torch":
-                choice = sdpa_kernel(getattr(SDPBackend, name))
-            with choice:
-                first_call = seconds(run)
-                later_call = min(seconds(run) for _ in range(5))
-                found[name] = [1e3 * first_call, 1e3 * later_call]
-        except RuntimeError:
-            found[name] = None
-    longest = Counter[str]()
-    with suppress(RuntimeError):  # where the device cannot be profiled
-        for name, took in kernels(run):
-            longest[name[:100]] += took  # type: ignore[assignment]
-    return {"kernels": [name for name, _ in longest.most_common(4)], **found}
 
 
 class Results:

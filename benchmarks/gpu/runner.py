@@ -9,9 +9,8 @@ hangs or runs out of memory costs the others nothing, and writes down what it fi
 LLaMA-3-8B's shapes and random weights; a step is 16 rows of random tokens, as long as real ones, with the loss on all.
 
     check         each piece of the engine against its plain formula, as `moslora check` does
-    first         versions, whether Liger-Kernel works, and a step of ours through four layers against the plain model's
-                  of transformers: loss and gradients of both, beside their errors to float32
-    machine       the device, the speed of a large product, and the kernels of attention for our shapes
+    first         versions, and whether Liger-Kernel works
+    machine       the speed of a large product
     tests         the tests marked ``gpu``
     memory        the peak of training steps against the one that `moslora plan` computes
     ours          training by this program: 30 steps, timed when they come again; this and the first three of PEFT's

@@ -1,7 +1,6 @@
 """benchmarks/gpu/runner.py: what is found stays, whatever becomes of the part that found it; and the race is fair."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 import torch
 from transformers import DataCollatorWithFlattening
 
-from benchmarks.gpu import parts as gpu_parts
 from benchmarks.gpu import runner as gpu
 from benchmarks.speed.contestants import our_step, padded
 from forked_kit import python
@@ -129,35 +127,6 @@ def test_all_parts_end_in_time_and_are_summed_up(
     assert result["parts"]["tests"] == {"failed": 1, "seconds": 1.0} and "sharded" not in result["parts"]
     assert result["wheels"] == ["carried-1.0-py3-none-any.whl"] and capsys.readouterr().out.startswith("check: ")
     assert sum(limit for part, limit in gpu.LIMITS.items() if part != "sharded") == 480
-
-
-@pytest.mark.slow
-def test_a_step_is_compared_with_the_plain_model_of_transformers(tmp_path: Path) -> None:
-    """In its own process, as on a GPU: both are as far from float32 as bfloat16 rounds."""
-    records = tmp_path / "gpu.jsonl"
-    environment = os.environ | {"MOSLORA_GPU_DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": ""}
-    ran = python("-m", "benchmarks.gpu.parts", "first", records, cwd=gpu.ROOT, env=environment)
-    said = ran.communicate(timeout=240)
-    assert ran.returncode == 0, said
-    found = gpu.findings(records, "first")
-    assert found["torch"] == torch.__version__ and found["liger"]["fault"] == ""
-    for name in ("ours", "plain"):
-        errors = found["to_float32"][name]
-        assert errors["loss"] < 1e-3 and 1e-3 < errors["gradient, largest"] < 0.05
-
-
-def test_a_step_that_is_further_away_than_rounding_is_refused() -> None:
-    plain = {"loss": 1e-4, "gradient, largest": 0.01}
-    gpu_parts.refuse_far({"ours": {"loss": 2e-4, "gradient, largest": 0.02}, "plain": plain})
-    for wrong in (0.04, math.nan):
-        with pytest.raises(RuntimeError, match="gradient, largest: ours is"):
-            gpu_parts.refuse_far({"ours": {"loss": 2e-4, "gradient, largest": wrong}, "plain": plain})
-    one = {"loss": torch.ones(()), "a": torch.ones(3), "b": torch.ones(2)}
-    assert gpu_parts.distance(one | {"a": torch.tensor([1.0, 1.0, 1.3])}, one) == pytest.approx(
-        {"loss": 0, "gradient, median": 0.3 / 3**0.5 / 2, "gradient, largest": 0.3 / 3**0.5}
-    )
-    with pytest.raises(RuntimeError, match="not the same weights"):
-        gpu_parts.distance({name: one[name] for name in ("loss", "a")}, one)
 
 
 def test_the_contestants_have_one_loss() -> None:

@@ -10,6 +10,8 @@ import torch
 
 from changes_kit import edit_json, edit_tensors, truncate
 from cli_kit import run
+from message_kit import says
+from moslora.processes.devices import say_device
 from training_kit import moslora
 
 TRAIN = "train {world}/recipe.yaml --out run model.name=model"
@@ -101,8 +103,14 @@ def test_that_there_is_no_gpu_is_said_before_a_download(here, world, monkeypatch
     monkeypatch.setattr(
         "huggingface_hub.hf_hub_download", Mock(side_effect=huggingface_hub.errors.OfflineModeIsEnabled)
     )
-    code, out, _ = run(capsys, "train", world / "recipe.yaml", "model.name=some/model")
-    assert code == 1 and out.startswith("note: no GPU here") and "some/model" in out
+    say_device.cache_clear()
+    code, out, err = run(capsys, "train", world / "recipe.yaml", "model.name=some/model")
+    assert code == 1 and out.startswith("device: CPU") and "some/model" in err
+    llama = "model.name=meta-llama/Meta-Llama-3-8B"
+    code, out, err = run(capsys, "train", world / "recipe.yaml", llama)
+    assert code == 1 and says(out, "no GPU here", " h on this CPU", "--gpu-memory 80GB") and "Meta-Llama-3-8B" in err
+    code, out, err = run(capsys, "eval", llama.partition("=")[2], "--tasks", "boolq", "--limit", 100)
+    assert code == 1 and says(out, "no GPU here", "100 questions", " on this CPU") and "Meta-Llama-3-8B" in err
 
 
 def test_what_is_known_before_a_download(refused, monkeypatch):

@@ -16,7 +16,7 @@ from moslora.choices import DType
 from moslora.console import note_once
 from moslora.errors import MosloraError, UsageError, some
 from moslora.processes.devices import device as own_device
-from moslora.processes.devices import multiplies_bfloat16
+from moslora.processes.devices import multiplies_bfloat16, say_device
 from moslora.recipe import ModelSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,7 +62,9 @@ def read_base(
         MosloraError: it cannot be loaded, or its weights do not fit its config.
     """
     device = torch.device(device)
-    _judge_dtype(section.dtype, device if computed_here else own_device())
+    computing = device if computed_here else own_device()
+    say_device(computing.type)
+    _judge_dtype(section.dtype, computing)
     with naming(section.name):
         model = _read_model(section, device)
         if section.quantization:

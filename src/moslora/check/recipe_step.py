@@ -53,10 +53,13 @@ def real_step(recipe: Recipe) -> list[list[str]]:
         row=tokens / len(rows),
         passes=len(parts.passes(rows)),
     )
-    times = [f"{on_this_cpu(total):.2g}"]
     if devices.on_gpu:
-        alike = gpus_with(total_memory(device()))
-        times = [f"{total.seconds(gpu, dtype=recipe.model.dtype):.2g} ({name})" for name, gpu in alike.items()]
+        times = []
+        for name, gpu in gpus_with(total_memory(device())).items():
+            fast, slow = total.seconds(gpu, dtype=recipe.model.dtype)
+            times.append(f"{fast:.2g}–{slow:.2g} ({name})")
+    else:
+        times = [f"{on_this_cpu(total, run.model, recipe.model.dtype):.2g}"]
     return [
         [f"a step of {tokens:,} tokens", "estimate", "measured"],
         ["memory, GB", gigabytes(needed.total - needed.overhead), gigabytes(1e9 * peak)],

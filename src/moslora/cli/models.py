@@ -63,8 +63,10 @@ def train(
     most = resolved.training.global_batch_size
     _share(processes, then=then, restarts=max_restarts, run=run.path, most=most)
     with options.importing():
+        from moslora.plan.here import note_training
         from moslora.training.train import train_run
 
+    note_training(resolved, typed=shlex.join([recipe, *(overrides or ())]))
     train_run(resolved, run, resuming=resume)
     say_next(*after_training(run))
 
@@ -123,12 +125,12 @@ def check(
         from moslora.check.check import remarks
         from moslora.check.measure import TITLES, said_of
         from moslora.check.recipe_step import real_step
-        from moslora.processes.devices import device
-        from moslora.training.run_card import hardware
+        from moslora.processes.devices import device, say_device
 
     if recipe is not None:  # first: on a CPU its memory is the process's peak
         print_table(real_step(recipe))
-    say(f"comparing on {hardware(device())['device']}, which takes about a minute ...")
+    say_device(device().type)
+    say("comparing, which takes about a minute ...")
     findings = list(check_device(model))
     off = [finding for finding in findings if not finding.passed]
     below = [*remarks(), f"all {len(findings)} comparisons are within their tolerances"]
@@ -226,10 +228,13 @@ def evaluate(
         from moslora.evaluation.evaluate_target import evaluate_target
         from moslora.evaluation.server import open_server
         from moslora.evaluation.target import open_target
+        from moslora.plan.here import note_evaluation
+        from moslora.runs.named import tasks_to_ask
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
         opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust, strategy=strategy)
         if server is None:
+            note_evaluation(opened.model, opened.asked(typed), tasks_to_ask(opened.recipe, tasks))
             results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
         else:
             asked = open_server(server, model)

@@ -1,19 +1,21 @@
-"""How long a run takes: estimated from its products and a share of a GPU's peak, or measured over a few real steps."""
+"""How long a run takes: by its products and a share of a GPU's peak, by products that are timed here, or by steps."""
 
 import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters import named_adapters
+from moslora.base.load import DTYPES
 from moslora.choices import DType
 from moslora.errors import UsageError
+from moslora.kernels.linear import FrozenLinear
 from moslora.plan.step import decoder_layers
 from moslora.processes.devices import device
-from moslora.processes.launch import cores
 from moslora.recipe import ModelSection, Recipe
 from moslora.training.loop import accumulate
 from moslora.training.optimizer import update
@@ -22,21 +24,27 @@ from moslora.training.prepare import prepare
 PROBED_STEPS = 5
 """Steps that are timed, after one that is not."""
 
-SHARE_OF_PEAK = 0.36
-"""Share of a GPU's peak that training in 16 bits reaches, by the slow end of the estimate of
+SHARE_OF_PEAK = (0.42, 0.36)
+"""Share of a GPU's peak that training in 16 bits reaches, at the fast and the slow end of the estimate of
 ``python -m benchmarks.gpu.roofline`` for LLaMA-3-8B on an H100: docs/speed.md, "On a GPU: an estimate". No GPU has
 measured it."""
 
-SHARE_OF_FLOAT32_PEAK = 0.63
-"""The same share in float32, by the same estimate: of a step on an H100, products take 1.18 s at 66 % of the peak, and
+SHARE_OF_FLOAT32_PEAK = (0.63, 0.57)
+"""The same in float32, by the same estimate: of a step on an H100, products take 1.18 s at 66 % of the peak, and
 everything else 0.07 s, as it moves twice the bytes."""
 
-SHARE_OF_BANDWIDTH = 0.78
-"""Share of a GPU's bandwidth that unpacking reaches, an assumption of the same estimate."""
+SHARE_OF_BANDWIDTH = (0.78, 0.72)
+"""Share of a GPU's bandwidth that unpacking reaches, assumptions of the same estimate."""
 
-OF_A_CORE = 2e11
-"""Operations a second of a core of a CPU in training, an assumption: those of SmolLM2-135M on an Intel Xeon in bfloat16
-(``python -m benchmarks.speed.busy``: 891 tokens a second on two cores). An older core has a fraction of them."""
+HOST_OF_A_LAYER = (1.4e-3, 3.2e-3)
+"""Seconds in which a GPU's host launches a decoder layer, forwards and backwards, by the same estimate: 46 to 104 ms
+for 32. The GPU waits for it where it has less to do."""
+
+HOST_OF_A_SCORED_LAYER = 1 / 3
+"""The same of a layer that is only passed forwards, of one that is trained: an assumption."""
+
+SHARE_ON_A_CPU = 0.7
+"""Share of the speed of a CPU's products that training reaches: docs/speed.md, "Training"."""
 
 UNPACKED = 2.5
 """Bytes moved per entry of an NF4 weight each time that it is unpacked: half a byte is read, two are written."""
@@ -77,25 +85,24 @@ def gpus_with(memory: int) -> dict[str, Gpu]:
     return {name: gpu for name, gpu in GPUS.items() if off[name] <= most}
 
 
-def share_of_peak(dtype: DType) -> float:
-    """Share of a GPU's peak that training in this dtype reaches, an assumption."""
-    if dtype == "float32":
-        return SHARE_OF_FLOAT32_PEAK
-    return SHARE_OF_PEAK
-
-
 @dataclass(frozen=True)
 class Cost:
-    """The work of a run: operations of its products, and bytes that are moved to unpack 4-bit weights."""
+    """The work of a run: operations of its products, bytes that are moved to unpack 4-bit weights, and decoder layers
+    that a host launches forwards and backwards."""
 
     operations: float
     unpacked: float = 0.0
+    launched: float = 0.0
 
-    def seconds(self, gpu: Gpu, *, dtype: DType) -> float:
-        """An ESTIMATE of its time on one such GPU."""
-        products = self.operations / (gpu.peak(dtype) * 1e12 * share_of_peak(dtype))
-        unpacking = self.unpacked / (gpu.bandwidth * 1e9 * SHARE_OF_BANDWIDTH)
-        return products + unpacking
+    def seconds(self, gpu: Gpu, *, dtype: DType) -> list[float]:
+        """An ESTIMATE of its time on one such GPU, its fast and its slow end: that of the device or of the host."""
+        shares = SHARE_OF_FLOAT32_PEAK if dtype == "float32" else SHARE_OF_PEAK
+        ends = []
+        for share, of_bandwidth, of_layer in zip(shares, SHARE_OF_BANDWIDTH, HOST_OF_A_LAYER, strict=True):
+            products = self.operations / (gpu.peak(dtype) * 1e12 * share)
+            unpacking = self.unpacked / (gpu.bandwidth * 1e9 * of_bandwidth)
+            ends.append(max(products + unpacking, of_layer * self.launched))
+        return ends
 
 
 def cost(
@@ -135,9 +142,10 @@ def cost(
         recomputed = forward - 2 * last
         unpacked += frozen - last
     operations = tokens * (forward + backward + recomputed) + 4 * labels * output.numel()
+    launched = passes * len(decoder_layers(model))
     if section.quantization != "nf4":
-        return Cost(operations)
-    return Cost(operations, passes * unpacked * UNPACKED)
+        return Cost(operations, launched=launched)
+    return Cost(operations, passes * unpacked * UNPACKED, launched)
 
 
 def _linear_weights(module: nn.Module) -> list[Tensor]:
@@ -151,28 +159,39 @@ def _attention_entries(model: PreTrainedModel, row: float) -> float:
     return float(config.num_hidden_layers * config.num_attention_heads * head * row / 2)
 
 
-def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int) -> str:
-    """The time of ``total`` on so many ``devices``, of each GPU with about ``memory`` bytes, or else of the nearest
-    size: an estimate, and what it assumes."""
-    gpus = gpus_with(memory)
-    times = [f"{name} {in_words(total.seconds(gpu, dtype=dtype) / devices)}" for name, gpu in gpus.items()]
-    assumed = f"at {share_of_peak(dtype):.0%} of the peak of {dtype}"
-    if total.unpacked:
-        assumed += f", and unpacking at {SHARE_OF_BANDWIDTH:.0%} of the bandwidth"
-    return f"; {assumed}, an estimate: {', '.join(times)}"
+def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int, beside: float = 0) -> str:
+    """An estimate of the time of ``total`` on so many ``devices``, with ``beside`` seconds that are not shared, of each
+    GPU with about ``memory`` bytes, or else of the nearest size."""
+    times = []
+    for name, gpu in gpus_with(memory).items():
+        fast, slow = (end / devices + beside for end in total.seconds(gpu, dtype=dtype))
+        times.append(f"{name} {in_words(fast, slow)}")
+    return ", ".join(times)
 
 
-def on_this_cpu(total: Cost) -> float:
-    """Seconds of ``total`` on all cores, by an assumption."""
-    return total.operations / OF_A_CORE / cores()
+def on_this_cpu(total: Cost, model: PreTrainedModel, dtype: DType) -> float:
+    """Seconds of ``total`` on all cores, by two timed products of the shapes of a decoder layer of ``model``: its
+    smallest and its largest, for 256 tokens, of which so many outputs that it takes little memory."""
+    weights = sorted(_linear_weights(next(iter(decoder_layers(model)), model)), key=Tensor.numel)
+    operations = 0
+    seconds = 0.0
+    with torch.no_grad():
+        for weight in (weights[0], weights[-1]):
+            outputs, inputs = min(len(weight), 4096), weight.shape[1]
+            layer = FrozenLinear(nn.Linear(inputs, outputs, bias=False, dtype=DTYPES[dtype]).requires_grad_(False))
+            x = torch.ones(256, inputs, dtype=DTYPES[dtype])
+            layer(x)  # may pack the weight
+            began = time.perf_counter()
+            layer(x)
+            seconds += time.perf_counter() - began
+            operations += 2 * x.numel() * outputs
+    return total.operations * seconds / operations / SHARE_ON_A_CPU
 
 
-def in_words(seconds: float) -> str:
-    """In hours, or in minutes below an hour and a half."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:,.1f} h"
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} min"
+def in_words(*ends: float) -> str:
+    """Seconds, or a range of them, in hours, or in minutes below an hour and a half."""
+    unit, size, digits = ("h", 3600, 1) if max(ends) >= 5400 else ("min", 60, 0)
+    return "–".join(dict.fromkeys(f"{max(60, end) / size:,.{digits}f}" for end in ends)) + f" {unit}"
 
 
 def probe(recipe: Recipe, *, count: int = PROBED_STEPS) -> float:

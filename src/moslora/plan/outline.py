@@ -14,15 +14,19 @@ from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
-from moslora.data.steps import StepPlan
+from moslora.data.steps import StepPlan, default_micro_batch_tokens
+from moslora.evaluation.batches import WRITTEN_BLOCK_SIZE
+from moslora.evaluation.scorer import Request
+from moslora.plan.duration import HOST_OF_A_SCORED_LAYER, Cost, cost
 from moslora.plan.step import Work
 from moslora.plan.validations import Validations, validations
-from moslora.recipe import DataSection, Recipe
+from moslora.prompts.protocols import PROTOCOLS
+from moslora.recipe import DataSection, ModelSection, Recipe
 from moslora.runs.continued import read_continued
 from moslora.tasks import Task
 from moslora.training.budget import RankBudget
 from moslora.training.prepare import adapt
-from moslora.training.questions import refuse_too_few_questions
+from moslora.training.questions import COST_OF_A_SCORED_TOKEN, refuse_too_few_questions
 from moslora.training.run_card import describe
 
 TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage": 75, "chat": 140}
@@ -30,6 +34,9 @@ TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage
 
 LABELLED = 0.25
 """Assumed share of tokens with a label where the loss is on the answers and no row is at hand."""
+
+WRITTEN_TOKENS = 16
+"""Mean tokens of a text that is written, for an estimate."""
 
 SEARCHED_STEPS = 4_096
 """Steps of a run that are searched for its largest micro-batch."""
@@ -67,6 +74,37 @@ class Outline:
         longest = max(share[-1] for share in shares)
         others = max(shares, key=sum)[:-1]
         return Work((*others, longest), self.labelled)
+
+    def cost(self, recipe: Recipe, *, processes: int, budget: int) -> Cost:
+        """The work of the whole run on so many ``processes``, with its validations, in passes of up to ``budget``
+        tokens."""
+        steps = len(self.plan)
+        tokens_per_step = self.tokens / steps
+        tokens = self.tokens + self.validations.trained_tokens
+        return cost(
+            self.model,
+            recipe.model,
+            tokens=tokens,
+            labels=tokens * self.labelled,
+            row=tokens_per_step / self.plan.global_batch_size,
+            passes=steps * processes * math.ceil(tokens_per_step / processes / budget),
+        )
+
+
+def evaluation(
+    model: PreTrainedModel, section: ModelSection, request: Request, tasks: Sequence[Task]
+) -> tuple[int, Cost]:
+    """The test questions of those of the ``tasks`` that are among the eight sets, and the work of scoring them."""
+    count = sum(min(task.rows.get("test", 0), request.limit or math.inf) for task in tasks)
+    row = TOKENS_PER_ROW[request.format]
+    tokens = count * row
+    passes = tokens / default_micro_batch_tokens(on_gpu=True)
+    if PROTOCOLS[request.protocol].writes:
+        tokens += count * request.beams * WRITTEN_TOKENS
+        passes += count / WRITTEN_BLOCK_SIZE * WRITTEN_TOKENS
+    scored = COST_OF_A_SCORED_TOKEN * tokens
+    launched = HOST_OF_A_SCORED_LAYER * passes
+    return int(count), cost(model, section, tokens=scored, labels=count, row=row, passes=launched)
 
 
 def outline(recipe: Recipe) -> Outline:

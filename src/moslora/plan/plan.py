@@ -1,24 +1,40 @@
 """The plan of a run, before it is paid for: the memory of each device, whether it fits, and the time."""
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from transformers import PreTrainedModel
 
 from moslora.base.adapted import adapter_state
+from moslora.base.resolve import available_offline
 from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
-from moslora.errors import first_line
-from moslora.plan.duration import OF_A_CORE, PROBED_STEPS, cost, in_words, on_gpus, on_this_cpu, probe
+from moslora.errors import counted, first_line
+from moslora.evaluation.scorer import Request
+from moslora.plan.duration import PROBED_STEPS, in_words, on_gpus, on_this_cpu, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
-from moslora.plan.outline import Outline, outline
+from moslora.plan.outline import Outline, evaluation, outline
 from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe, TrainingSection
+
+COPIED = 2e9
+"""Bytes of a checkpoint that are copied from a GPU in a second, while its steps wait; a thread writes them. An
+assumption."""
+
+FEW_TOKENS = 800
+"""Tokens of a step below which a fast GPU waits for its host: docs/speed.md, "On a GPU: an estimate"."""
+
+HOST_OF_A_PROCESS = 3 * 10**9
+"""Bytes of the machine's memory that a process on a GPU takes: Python, torch, CUDA's libraries and the rows. An
+assumption."""
 
 BYTES_OF_MOMENTS = 8
 """AdamW's two moments of a trained number, in float32."""
@@ -92,6 +108,11 @@ def plan(
             remark += "; with training.strategy=fsdp it fits"
         remarks.append(remark)
     remarks.append(disk_line(run.model, training))
+    if devices.on_gpu:
+        of_host = processes * HOST_OF_A_PROCESS + saved_sizes(run.model)[1]
+        remarks.append(f"memory of their machine: about {gigabytes(of_host)} GB for {counted(processes, 'rank')}")
+    if gpu_memory is None and available_offline(recipe.model.name, revision=recipe.model.revision) is None:
+        remarks.append(download_line(run.model))
     remarks += run.validations.line(tokens=run.tokens)
     times, seconds = _about_time(run, recipe, devices, budget=budget, room=room, rate=rate)
     remarks += times
@@ -140,28 +161,36 @@ def _about_time(
     idle = devices.processes - working
     if idle:
         lines.append(f"{idle} of {devices.processes} processes have nothing to do: raise training.global_batch_size")
-    tokens = run.tokens + run.validations.trained_tokens
     if rate is not None:
-        seconds = tokens / rate / working
+        seconds = (run.tokens + run.validations.trained_tokens) / rate / working
         measured = f"measured here: {rate:,.0f} tokens a second in each process, over {PROBED_STEPS} steps"
         return [*lines, f"{measured}: {in_words(seconds)}"], seconds
+    dtype = recipe.model.dtype
     steps = len(run.plan)
-    tokens_per_step = run.tokens / steps
-    total = cost(
-        run.model,
-        recipe.model,
-        tokens=tokens,
-        labels=tokens * run.labelled,
-        row=tokens_per_step / rows_per_step,
-        passes=steps * working * math.ceil(tokens_per_step / working / budget),
-    )
-    seconds = on_this_cpu(total)
+    total = run.cost(recipe, processes=working, budget=budget)
+    request = Request.of(recipe)
+    questions, asked = evaluation(run.model, recipe.model, request, recipe.questions.tasks)
     line = f"about {total.operations:.1e} operations"
-    if devices.on_gpu:
-        line += on_gpus(total, dtype=recipe.model.dtype, memory=room, devices=working)
-    else:
-        line += f"; at {OF_A_CORE:.0e} a second in each core, an assumption: {in_words(seconds)}"
-    return [*lines, f"{line}; moslora plan RECIPE --probe measures a few steps here"], seconds
+    probed = "moslora plan RECIPE --probe measures a few steps here"
+    then = f"then {questions:,} test questions by {request.protocol}"
+    if not devices.on_gpu:
+        seconds = on_this_cpu(total, run.model, dtype)
+        lines.append(f"{line}; by two products that were timed here: {in_words(seconds)}; {probed}")
+        if questions:
+            lines.append(f"{then}: {in_words(seconds * asked.operations / total.operations)}")
+        return lines, seconds
+    copied = math.ceil(steps / recipe.training.checkpoint_every) * saved_sizes(run.model)[1] / COPIED
+    times = on_gpus(total, dtype=dtype, memory=room, devices=working, beside=copied)
+    lines.append(f"{line}; an estimate, with validations and checkpoints: {times}; {probed}")
+    if questions:
+        lines.append(f"{then}: {on_gpus(asked, dtype=dtype, memory=room, devices=devices.processes)}")
+    tokens = run.tokens / steps / working
+    if working > 1 and tokens < FEW_TOKENS:
+        lines.append(
+            f"note: each GPU has {tokens:,.0f} tokens of a step and waits for its host; below some {FEW_TOKENS}, one"
+            " run per GPU, with other seeds or rates, gains more than one run on all"
+        )
+    return lines, 0.0
 
 
 def gigabytes(size: float) -> str:
@@ -170,17 +199,32 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:,.{digits}f}"
 
 
-def disk_line(model: PreTrainedModel, training: TrainingSection) -> str:
-    """The size of the result and of the checkpoints that are kept beside it: weights and AdamW's moments; with the best
-    step as result, of each kept checkpoint also that of its best step, if it is another one."""
+def saved_sizes(model: PreTrainedModel) -> tuple[int, int]:
+    """Bytes of the adapter, and of a checkpoint, which has AdamW's moments, too."""
     adapter = sum(weight.numel() * weight.element_size() for weight in adapter_state(model).values())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    checkpoint = adapter + BYTES_OF_MOMENTS * trained
+    return adapter, adapter + BYTES_OF_MOMENTS * trained
+
+
+def disk_line(model: PreTrainedModel, training: TrainingSection) -> str:
+    """The size of the result and of the checkpoints that are kept beside it; with the best step as result, of each kept
+    checkpoint also that of its best step, if it is another one."""
+    adapter, checkpoint = saved_sizes(model)
     kept = training.keep_checkpoints
     if training.result == "best":
         kept *= 2
     total, of_each, result = (f"{size / 1e6:,.1f}" for size in (adapter + kept * checkpoint, checkpoint, adapter))
     return f"on the disk up to {total} MB: {kept} checkpoints of {of_each} MB, a result of {result}"
+
+
+def download_line(model: PreTrainedModel) -> str:
+    """What the base takes of the disk, in 16 bits, and what is free there."""
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    size = 2 * model.num_parameters()
+    free = shutil.disk_usage(place).free
+    line = f"to download: about {gigabytes(size)} GB into {cache}, where {gigabytes(free)} GB are free"
+    return f"{line}; too little" if free < size else line
 
 
 def as_table(columns: dict[str, Memory]) -> list[list[str]]:

@@ -7,6 +7,8 @@ import ctypes
 import gc
 import math
 import os
+import platform
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -16,6 +18,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from moslora.console import note, say
 from moslora.ranks import local_rank
 
 GPU = "cuda"
@@ -42,6 +45,49 @@ def device() -> torch.device:
     if gpus():
         return torch.device(GPU, local_rank())
     return torch.device("cpu")
+
+
+@cache
+def say_device(kind: str) -> None:
+    """Prints, once per process, which device of this ``kind`` computes, and what is to be known of this machine's."""
+    if kind != "cpu":
+        say(f"device: {device_name(device())}")
+        if torch.version.hip:
+            note("this is an AMD GPU (ROCm), on which nothing was tried; attention pads its rows there")
+        return
+    say(f"device: CPU, {device_name(torch.device('cpu'))}")
+    remark = unused_gpu()
+    if remark:
+        note(remark)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's, or at least its kind."""
+    if device.type != "cpu":
+        return str(gpu_module().get_device_name(device))
+    found = None
+    if os.path.exists("/proc/cpuinfo"):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
+    return found[1] if found else platform.machine()
+
+
+def unused_gpu(nvidia: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Why a GPU of this machine is not used; ``None`` where it is, where it is hidden on purpose, or without one."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if gpus() or hidden:
+        return None
+    if nvidia.exists() and torch.version.cuda is None:
+        return "the NVIDIA GPU is not used, as this torch is built without CUDA; install one with it (pytorch.org)"
+    if nvidia.exists():
+        return (
+            f"the NVIDIA GPU is not used, as torch sees none: its driver may be too old for CUDA {torch.version.cuda};"
+            " update it, or install torch for an older CUDA"
+        )
+    if torch.backends.mps.is_available():
+        return "this Mac's GPU (MPS) is not used; the CPU computes"
+    if torch.xpu.is_available():
+        return "Intel's GPU (XPU) is not used; the CPU computes"
+    return None
 
 
 def as_current(device: torch.device) -> AbstractContextManager[None]:

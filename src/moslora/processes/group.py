@@ -19,11 +19,12 @@ from multiprocessing.pool import ThreadPool
 from typing import Any, NoReturn, TypeVar
 
 import torch.distributed as dist
+from accelerate.utils import check_cuda_p2p_ib_support
 from torch.distributed.distributed_c10d import _get_default_store
 
 from moslora.console import note, say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line
-from moslora.processes.devices import device, gpu_module, gpus
+from moslora.processes.devices import device, gpu_module, gpus, say_device
 from moslora.processes.launch import STOPPED, launched_here
 from moslora.ranks import launched, local_rank, local_world_size, master_address, rank
 
@@ -90,8 +91,9 @@ def take_gpu() -> None:
     the current one, and on a GPU that is another process's torch would leave some hundred MB.
 
     Raises:
-        UsageError: more processes than GPUs.
+        UsageError: more processes than GPUs, or GPUs whose driver cannot connect them.
     """
+    say_device(device().type)
     _check_gpus()
     if gpus():
         gpu_module().set_device(device())
@@ -246,6 +248,12 @@ def _check_gpus() -> None:
             f"{here} processes on this machine, but this one sees {counted(gpus(), 'GPU')}; start {gpus()}"
             " (--processes, --num_processes, --nproc-per-node or --ntasks-per-node), and let each see all of the"
             " machine's (SLURM: --gpus-per-node, not --gpus-per-task)"
+        )
+    told = {"NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"} <= os.environ.keys()
+    if gpus() and here > 1 and not told and not check_cuda_p2p_ib_support():  # accelerate would end in a traceback
+        raise UsageError(
+            "the driver of these GPUs (RTX 40, before 550.40.07) cannot connect them directly; set"
+            " NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1, or update it"
         )
     if here < gpus():
         note(f"GPUs in use: {here} of {gpus()}; start {gpus()} processes to use all")

@@ -1,10 +1,8 @@
 """A run in words: the lines that it prints at its start, and what ``run.json`` says of machine, code and kernels."""
 
 import platform
-import re
 import subprocess
 from importlib.metadata import packages_distributions, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.plain import VARIABLE, left_out
 from moslora.kernels.rotary import RotaryAttention
-from moslora.processes.devices import gpu_module, gpus, total_memory
+from moslora.processes.devices import device_name, gpus, total_memory
 from moslora.recipe import Adapter, ModelSection, TrainingSection
 from moslora.version import PACKAGE, __version__
 
@@ -82,25 +80,13 @@ def versions(base: ModelSection, adapter: Adapter) -> dict[str, str]:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The device of one process; memory in GB."""
-    found: dict[str, Any] = {"device": processor(), "memory_gb": round(total_memory(device) / 1e9, 1)}
+    found: dict[str, Any] = {"device": device_name(device), "memory_gb": round(total_memory(device) / 1e9, 1)}
     if device.type == "cpu":
         found["threads"] = torch.get_num_threads()
     else:
-        found["device"] = gpu_module().get_device_name(device)
         found["cuda"] = torch.version.cuda
     found["system"] = platform.platform()
     return found
-
-
-def processor() -> str:
-    """The processor's name, or at least its kind."""
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
-    except OSError:
-        found = None
-    if found is None:
-        return platform.machine()
-    return found[1]
 
 
 def git_state() -> dict[str, Any] | None:

@@ -15,7 +15,6 @@ from moslora.adapters import has_learned
 from moslora.base.adapted import adapter_state
 from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import fingerprint
-from moslora.base.resolve import BUILTIN, available_offline
 from moslora.console import note, say
 from moslora.data.prepared import TrainingData
 from moslora.errors import Interrupted, MosloraError, UsageError
@@ -85,7 +84,6 @@ def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
                 return _already_finished(run, saved)
         if is_main_process():
             refuse_missing(recipe.tracking.to)
-        _note_missing_gpu(recipe.model.name, revision=recipe.model.revision)
         inputs = gather_inputs(recipe)
         facts["the hash of the training rows"] = inputs.data.sha256[:12]
         facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
@@ -118,12 +116,6 @@ def _refuse_too_many_processes(*, rows: int) -> None:
             f"{processes} processes are too many for {rows} rows per step; start {rows} or fewer, or set"
             f" training.global_batch_size={processes}"
         )
-
-
-def _note_missing_gpu(base: str, *, revision: str | None) -> None:
-    """Says that a base which has to be downloaded will train on the CPU."""
-    if device().type == "cpu" and base != BUILTIN and not available_offline(base, revision=revision):
-        note(f"no GPU here, so {base} trains on the CPU; moslora plan RECIPE --gpu-memory 80GB says what a GPU needs")
 
 
 def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""What is said of this machine's devices, before anything is computed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from message_kit import in_order, says
+from moslora.errors import UsageError
+from moslora.processes import devices, group
+
+
+@pytest.fixture(autouse=True)
+def not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(devices, "gpus", lambda: 0)
+
+
+@pytest.mark.parametrize(("cuda", "why"), [(None, "without CUDA"), ("13.0", "too old for CUDA 13.0")])
+def test_an_nvidia_gpu_that_torch_does_not_see_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, why: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    driver = tmp_path / "version"
+    assert devices.unused_gpu(driver) is None
+    driver.touch()
+    assert says(str(devices.unused_gpu(driver)), "NVIDIA", why)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.unused_gpu(driver) is None
+
+
+@pytest.mark.parametrize(("asked", "named"), [("backends.mps", "MPS"), ("xpu", "XPU")])
+def test_gpus_that_are_not_used_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: str, named: str
+) -> None:
+    monkeypatch.setattr(f"torch.{asked}.is_available", lambda: True)
+    devices.say_device.__wrapped__("cpu")
+    assert says(capsys.readouterr().out, "device: CPU, ", "note: ", named, "not used")
+
+
+def test_a_gpu_of_amd_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(devices, "device_name", lambda _: "MI300X")
+    devices.say_device.__wrapped__("cuda")
+    assert says(capsys.readouterr().out, "device: MI300X\n", "note: ", "ROCm", "pads")
+
+
+def test_old_drivers_that_cannot_connect_gpus_are_refused_with_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "gpus", lambda: 2)
+    monkeypatch.setattr(group, "local_world_size", lambda: 2)
+    monkeypatch.setattr(group, "check_cuda_p2p_ib_support", lambda: False)
+    with pytest.raises(UsageError, match=in_order("RTX 40", "NCCL_P2P_DISABLE=1", "NCCL_IB_DISABLE=1")):
+        group._check_gpus()
+    for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+        monkeypatch.setenv(name, "1")
+    group._check_gpus()
