@@ -126,6 +126,7 @@ def test_the_dry_run_of_train_is_the_plan(
     capsys: pytest.CaptureFixture[str], world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = world / "recipe.yaml"
+    monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda *_: 60.0)
     assert run(capsys, "train", recipe, "--dry-run") == run(capsys, "plan", recipe)
     monkeypatch.setattr("moslora.plan.plan.total_memory", lambda device: 2_000_000)
     for gpus in (0, 1):
