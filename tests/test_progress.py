@@ -14,14 +14,12 @@ import pytest
 from rich.text import Text
 
 from evaluation_kit import make_examples, make_model, tokenizer
-from moslora.base.load import load_base
 from moslora.cli.table import print_table
 from moslora.console import say
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.choice import Choice
 from moslora.progress import Line
 from moslora.prompts.formats import FORMATS
-from moslora.recipe import ModelSection
 from moslora.runs.run import Run
 from moslora.training.tracking import Tracker
 from training_kit import moslora
@@ -69,13 +67,6 @@ def test_the_live_line_has_what_fits(screen: Callable[[int], Screen], columns: i
     assert "step 12345/31932 ━" in live and live.endswith("  ".join(["left", *FIELDS[:fields]])), "whole fields"
     assert len(live) <= columns - len("^C")
     assert shown.getvalue().rindex(SHOW) > shown.getvalue().rindex(HIDE)
-
-
-def test_a_narrow_terminal_ends_nothing(screen: Callable[[int], Screen]) -> None:
-    shown = screen(30)
-    with Line(31_932, "step 0/31932") as line:
-        line.show(12_345, "step 12345/31932", *FIELDS)
-    assert "12345" in shown.getvalue()
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"RANK": "1"}])
@@ -182,26 +173,6 @@ def test_the_row_that_decides_is_bold_on_a_terminal(
         print_table(table)
     bold = re.findall(r"^\x1b\[1m(macro average|b|c|arc_challenge|x)\b", shown.getvalue(), re.MULTILINE)
     assert bold == ["macro average"]
-    heads = ["arm", "seeds", "macro", "micro", "difference", "joint 95 % interval", "p (different)", "p (equal)"]
-    names = [f"learned-{start}-{'x' * 14}" for start in ("kaiming", "identity")]
-    cells = ["6", "-1.052", "-1.052", "-0.0004", "-0.0011 to +0.0003", ".188", ".188"]
-    print_table([heads, *([name, *cells] for name in names)])
-    text = Text.from_ansi(shown.getvalue()).plain
-    assert all(name in text for name in names)
-    assert "arc_challenge" in text and "28.2 to 51.7" in text, "no cell is cut at 80 columns"
-
-
-def test_the_bar_of_the_first_model_is_the_only_one(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("moslora.base.failures._BARS", iter(range(9)))
-    section = ModelSection(name=str(world / "model"), dtype="float32")
-    monkeypatch.setattr(sys, "stderr", shown := Screen())
-    load_base(section)
-    assert "Loading weights" in shown.getvalue()
-    shown.truncate(0)
-    load_base(section)
-    assert shown.getvalue() == ""
 
 
 @pytest.mark.slow

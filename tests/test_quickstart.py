@@ -15,7 +15,7 @@ from moslora.choices import SizeName
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
 from moslora.evaluation.results import Results, summarise
-from moslora.quickstart import SIZES, Size, fast_dtype, largest_in_time, quickstart, size_of
+from moslora.quickstart import SIZES, Size, fast_dtype, quickstart, size_of
 from moslora.recipe import load_recipe
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import TaskRecord
@@ -150,11 +150,3 @@ def test_a_size_takes_its_part_of_the_rows_and_whole_blocks_of_questions(size: S
     assert recipe.evaluation.limit == size.questions
     assert size.questions % 64 == 0, "questions are computed together by 64"
     assert size_of(recipe) == size
-
-
-@pytest.mark.parametrize(("speed", "name"), [(1e6, "full"), (400.0, "half"), (1.0, "third")])
-def test_a_machine_gets_the_largest_size_that_it_takes_in_five_minutes(speed: float, name: SizeName) -> None:
-    chosen = largest_in_time(speed)
-    assert chosen.name == name
-    larger = [size for size in SIZES.values() if size.part < chosen.part]
-    assert all(size.seconds(speed) > module.SECONDS_TO_CHOOSE for size in larger)

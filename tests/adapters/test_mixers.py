@@ -188,13 +188,3 @@ def test_hadamard_is_orthogonal(blocks: int) -> None:
     m = mixer.matrix().double()
     torch.testing.assert_close(m @ m.T, torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-6)
     assert m.count_nonzero() == 16 * blocks
-
-
-def test_flora_is_the_core_read_from_its_tucker_form() -> None:
-    """ΔW = s · P₁ Gᵀ P₀ᵀ with P₀ (in × r₀), P₁ (out × r₁), G (r₀ × r₁): A = P₀ᵀ, B = P₁, M = Gᵀ."""
-    layer = layer_of("dense-rectangular")
-    core = layer.mixer.weight.T
-    p0 = layer.lora_a.T
-    p1 = layer.lora_b
-    delta = 1.7 * torch.einsum("ij,di,oj->od", core, p0, p1)
-    torch.testing.assert_close(layer.delta_weight(), delta, rtol=1e-10, atol=1e-12)

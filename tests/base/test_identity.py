@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moslora.base import identity
-from moslora.base.identity import fingerprint, packages, weight_hash
+from moslora.base.identity import fingerprint, weight_hash
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
@@ -143,15 +143,6 @@ def test_a_hash_is_kept_until_the_file_is_written_to(
     assert now(model) != before and len(hashed) == 3
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = now(model)
-    (tmp_path / "home").write_text("a file")
-    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path / "home"))
-    assert now(model) == before
-
-
 @pytest.mark.parametrize("change", [change_weights, change_config, change_tokenizer])
 def test_a_run_resumes_only_on_the_same_base_and_tokenizer(
     recipe: MakeRecipe, model: Path, tmp_path: Path, change: Callable[[Path], None]
@@ -221,9 +212,3 @@ def test_one_folder_never_holds_answers_of_two_bases(model: Path, tmp_path: Path
         with pytest.raises(UsageError, match="fingerprint"):
             score()
     assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == answers
-
-
-def test_the_packages_that_compute() -> None:
-    assert {"torch", "transformers", "tokenizers", "accelerate"} == packages(quantized=False, peft=False).keys()
-    more = packages(quantized=True, peft=True)
-    assert {"bitsandbytes", "peft"} <= more.keys()

@@ -1,11 +1,8 @@
 """docs/argument.md: its matrices and figures, derived again from the definitions; and what is timed for it."""
 
 import itertools
-import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,10 +11,9 @@ from torch import Tensor
 from benchmarks.article.argument_tables import SYSTEMS, TABLES, drawn, matrices, token
 from benchmarks.article.trajectories import ROUNDING, Start, distance, draw_a, folded, train
 from benchmarks.article.update_rules import ADAM, SGD, Rule
-from benchmarks.speed import latency
 from benchmarks.speed.latency import IN_PARTS, contestants, put
-from evaluation_kit import make_model, tokenizer
-from moslora.adapters import Families, build_mixer, named_adapters
+from evaluation_kit import make_model
+from moslora.adapters import build_mixer
 from moslora.recipe import AdapterSection
 
 ROOT = Path(__file__).parents[2]
@@ -132,15 +128,6 @@ def test_three_subspaces_train_as_lora_of_a_third_of_the_rank_at_three_times_the
     assert distance(mixed, train(twin, rule)).max() > 1e-2
 
 
-def test_every_picture_is_made_and_shown() -> None:
-    shown = re.findall(r"!\[[^\]]+\]\(argument/([\w-]+)\.svg\)", PAGE)
-    assert sorted(shown) == sorted(file.stem for file in (ROOT / "docs" / "argument").iterdir())
-    assert set(shown) - set(matrices()) == {"heads"}
-    source = (ROOT / "benchmarks" / "article" / "argument.py").read_text(encoding="utf-8")
-    assert all(f'"{name}": ' in source for name in shown)
-    assert "benchmarks.article.argument" in (ROOT / "Makefile").read_text(encoding="utf-8")
-
-
 @torch.inference_mode()
 def test_what_latency_times_computes_the_same() -> None:
     """Merged as unmerged, one by one as at once, and at the end the base as it was; no two others are equal."""
@@ -162,39 +149,3 @@ def test_what_latency_times_computes_the_same() -> None:
     assert len(kept) == 2 + len(IN_PARTS) + 1
     for one, other in itertools.combinations(kept, 2):
         assert (one - other).abs().max() > 1e-3
-
-
-def test_an_answer_folds_the_adapters_of_its_contestant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All at once, as an evaluation does, and not those of another contestant, or none."""
-    model = make_model()
-    adapter = AdapterSection.model_validate(
-        {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"], "mixer": {"kind": "dense"}, "dropout": 0.1}
-    )
-    folded = Families.folded
-    numbers = Counter[int]()
-
-    def checked(families: Families, dtype: torch.dtype) -> Any:
-        there = [layer for _, layer in named_adapters(model)]
-        assert [*families._layers.values()] == there
-        numbers[len(there)] += 1
-        return folded(families, dtype)
-
-    monkeypatch.setattr(Families, "folded", checked)
-    latency.measure(model, tokenizer(), adapter, tokens=1, repetitions=1)
-    with_adapters = 2 + len(IN_PARTS)
-    without = 2 + len(IN_PARTS)  # base, merged, and those one by one
-    assert numbers == {4: with_adapters * 2 * 5, 0: without * 2 * 5}
-
-
-def test_latency_is_written_into_its_page(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("<!-- latency table -->\n<!-- /latency table -->\n", encoding="utf-8")
-    arguments = ["--base", str(world / "recipe.yaml"), "--tokens", "2", "--repetitions", "2", "--docs", str(page)]
-    monkeypatch.setattr("sys.argv", ["latency.py", *arguments])
-    assert latency.main() == 0
-    table = [line for line in page.read_text(encoding="utf-8").splitlines() if "|" in line]
-    header, _, *rows = [line.split(" | ") for line in table]
-    assert [row[0].removeprefix("| ") for row in rows] == ["base", "merged", "LoRA", "MoSLoRA", *IN_PARTS]
-    assert {len(row) for row in rows} == {len(header)}
-    assert [row[-1] == "– |" for row in rows] == [True] * 4 + [False] * 4
-    assert rows[0][2] == rows[0][4] == "1.00 (1.00–1.00)"

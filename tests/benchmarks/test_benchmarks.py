@@ -121,10 +121,6 @@ def test_dora_multiplies_by_the_base_as_often_as_the_page_says(dropout: float, t
     assert sorted(base.seen) == sorted([(3, 5, 24), (4, 24), *[(3, 5, 24)] * (dropout > 0 and training)])
 
 
-def test_the_caption_has_the_dropout_of_the_recipe() -> None:
-    assert f"`smollm2-135m`, dropout {load_recipe('smollm2-135m').adapter.dropout:g}, " in PAGE
-
-
 def test_pairs_are_timed_in_turns() -> None:
     calls: list[str] = []
     one, other = alternate(lambda: calls.append("a"), lambda: calls.append("b"), repetitions=3, warmup=1)

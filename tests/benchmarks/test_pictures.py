@@ -41,13 +41,6 @@ def test_every_picture_is_shown_and_none_is_missing() -> None:
     assert files == shown()
 
 
-def test_every_picture_is_of_a_source() -> None:
-    """By its folder, or by its name where it has none; which files a folder has is compared below."""
-    roots = {path.relative_to(DOCS).parts[0] for path in DOCS.rglob("*.svg")}
-    assert roots == {"argument", "mixer-ablation", "proof", "report.svg", "results", "second-edition", "speed"}
-    assert len(roots) == len(SOURCES)
-
-
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_picture_says_what_the_code_draws(source: str) -> None:
     """Words and numbers; of the proof's, whose smallest numbers are roundings of the processor, the words."""

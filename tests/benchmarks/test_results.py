@@ -1,12 +1,10 @@
 """The results' figures and tables: of an experiment that was drawn at random, against its numbers and by hand."""
 
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +16,6 @@ from message_kit import says
 from moslora.compare.runs import ComparedRun
 from moslora.compare.tables import TableRun, read_tables, write_tables
 from moslora.experiment.tables import mean_over_seeds
-from moslora.report.canvas import Canvas
 from moslora.report.figures.forgetting import change
 
 METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
@@ -135,29 +132,3 @@ def test_two_arms_and_questions_that_one_run_lacks(tmp_path: Path) -> None:
     table = results.arms_table(found)
     assert "| base" not in table and found.left_out in table
     assert all(results.figures(found).values())
-
-
-def test_four_arms_are_drawn_as_among_all(drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """README's forest has the contrasts of the whole experiment, gain and forgetting alone."""
-    found = results.load(drawn_folder)
-    drawn_rows = []
-    draw = results.draw_differences
-
-    def noting(place: Any, *given: Any) -> None:
-        drawn_rows.append((given[1], tuple(given[2])))
-        draw(place, *given)
-
-    monkeypatch.setattr(results, "draw_differences", noting)
-    results.forest_four(Canvas(tmp_path, found.names), found)
-    arms = ("two-subspace", "moslora")  # the later one gains more
-    assert drawn_rows == [("log_probability", arms), ("nats_per_byte", arms)]
-    without_them = replace(found, arms=[arm for arm in found.arms if arm.name not in arms])
-    assert results.forest_four(Canvas(tmp_path, found.names), without_them) is None
-
-
-def test_without_texts_or_a_base_there_is_no_forgetting(drawn_folder: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(drawn_folder, tmp_path / "copy"))
-    write_tables(folder, [one for one in read_tables(folder) if one.role != "base"])
-    found = results.load(folder)
-    assert found.base is None and results.figures(found)["gain-and-forgetting"] is None
-    assert found.names == list(METHODS)

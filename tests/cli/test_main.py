@@ -134,10 +134,6 @@ def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_p
     code, out, _ = run(capsys, "recipes", "copy", "llama3-8b", tmp_path)
     assert code == 0 and (tmp_path / "llama3-8b.yaml").is_file()
     assert run(capsys, "recipes", "copy", "llama3-8b", tmp_path)[0] == 0, "the same again, as after a kill"
-    (tmp_path / "llama3-8b.yaml").write_text("extends: smollm2-135m\n")
-    code, _, err = run(capsys, "recipes", "copy", "llama3-8b", tmp_path)
-    assert code == 2 and "exists" in err
-    assert (tmp_path / "llama3-8b.yaml").read_text() == "extends: smollm2-135m\n"
 
 
 def test_a_warm_up_as_long_as_the_run_is_noted(

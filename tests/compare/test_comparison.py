@@ -23,7 +23,6 @@ from moslora.compare.statistics import MACRO
 from moslora.compare.tables import read_tables, write_tables
 from moslora.errors import UsageError
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.evaluation import Evaluation
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 
@@ -283,51 +282,6 @@ def test_only_questions_of_both_are_compared_and_the_others_are_named(capsys: py
 def test_of_several_arms_with_one_task_the_table_has_it_once(experiment: Path) -> None:
     every, contrast = tables(compare_paths([experiment], tasks="obqa"))
     assert every[0][2:5] == ["obqa", "difference", "95 % interval"] and len(contrast) == 2
-
-
-def test_few_seeds_can_show_a_large_difference() -> None:
-    found = compare_arms(arms(a=seeds(3), b=seeds(3, gain=0.2, rank=4)))
-    assert says(said(found), "b answers", "points more", "right than a (95 % over 3 seeds: ")
-
-
-def test_one_contrast_is_a_family_of_one(experiment: Path) -> None:
-    """What is concluded of it alone rests on the same p, and the same 90 % interval, as among others."""
-    alone = compare_paths([experiment], contrasts=[("lora", "init-only")])
-    among = compare_paths([experiment], contrasts=[("lora", "init-only"), ("lora", "learned")])
-    effect = alone.main.effects[MACRO]
-    _, _, row, _ = tables(among)[0]
-    low_high = alone.main.unit.range(effect.inner)
-    assert row[0] == "init-only" and row[7] == low_high and low_high in "\n".join(lines(alone))
-    assert row[6] == probability(effect.p), "the larger of two, by Holm"
-
-
-def test_a_difference_that_depends_on_the_questions_is_not_one_of_others() -> None:
-    """b knows six questions under every seed, a five others: all seeds agree, and the questions do not."""
-    one = drawn(0, sizes={"obqa": 11})
-    answers = one.tasks["obqa"]
-
-    def runs(name: str, right: tuple[int, ...]) -> dict[int | None, ComparedRun]:
-        tasks = {"obqa": replace(answers, outcomes={"accuracy": right})}
-        made = {}
-        for seed in range(6):
-            recipe = {**drawn(seed).recipe, "name": name}
-            facts = {**one.facts, "data": {"sha256": str(seed)}}
-            evaluation = Evaluation(one.path, one.settings, tasks)
-            made[seed] = ComparedRun(evaluation, one.path, recipe, facts, seed=seed)
-        return made
-
-    of_a = runs("a", right=(1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0))
-    of_b = runs("b", right=(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1))
-    found = compare_arms(arms(a=of_a, b=of_b))
-    assert said(found).startswith("No difference between b and a is shown")
-
-
-def test_a_model_at_the_majority_class_is_flagged() -> None:
-    found = compare_arms(arms(a=drawn(0, sizes=WIDE), b=drawn(0, sizes=WIDE, gain=-0.2, rank=4)))
-    flat = "\n".join(lines(found))
-    assert found.main is not None and found.main.over_majority.interval[0] <= 0
-    shares = [100 * float(labels.mean()) for labels in found.main.majority.values()]
-    assert says(flat, "b is not", "majority class", f"{sum(shares) / len(shares):.1f} %")
 
 
 def few(right: int, n: int = 6) -> ComparedRun:

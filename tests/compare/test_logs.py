@@ -426,28 +426,6 @@ def test_logs_are_compared_with_logs(tmp_path: Path, trained: Path) -> None:
         compare_paths([tmp_path / "a", log])
 
 
-def copied(path: Path, seed: int, *, copies: int, column: str = "passage") -> Path:
-    """A table of 30 questions, each so many times, with what its copies share."""
-    scores = right(seed, 0.4 + 0.2 * seed, 30)
-    lines_of = [f"id,score,{column}"]
-    for copy in range(copies):
-        lines_of += [f"{copy}-{row},{score},Page {row}" for row, score in enumerate(scores)]
-    path.write_text("\n".join(lines_of) + "\n", encoding="utf-8")
-    return path
-
-
-def test_a_column_of_a_table_groups_its_questions(tmp_path: Path) -> None:
-    """The difference of questions that are copied has the interval of the questions."""
-    once = [copied(tmp_path / f"{name}.csv", seed, copies=1) for seed, name in enumerate("ab")]
-    often = [copied(tmp_path / f"{name}.csv", seed, copies=4) for seed, name in enumerate("cd")]
-    expected = compare_paths(once).main.effects[MACRO]
-    found = compare_paths(often, cluster="passage").main.effects[MACRO]
-    ignoring = compare_paths(often).main.effects[MACRO]
-    assert found.interval == pytest.approx(expected.interval, abs=1e-12)
-    assert found.p == pytest.approx(expected.p, abs=1e-12)
-    assert np.ptp(ignoring.interval) < 0.55 * np.ptp(found.interval)
-
-
 def test_what_groups_the_questions_of_lm_evals_logs_is_a_path_into_a_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -480,13 +458,14 @@ def test_equal_questions_of_logs_are_a_cluster(tmp_path: Path, capsys: pytest.Ca
     for side, name in enumerate("ab"):
         written(tmp_path / name, "boolq", right(side, 0.5), **request)
         scores = np.random.default_rng(side).integers(0, 2, 40)
-        lines = [f"{row},{score},Is {row // 4}?" for row, score in enumerate(scores)]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["id,score,question", *lines]))
+        lines = [f"{row},{score},Is {row // 4}?,{row // 8}" for row, score in enumerate(scores)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,score,question,page", *lines]))
     sides = [tmp_path / "a", tmp_path / "b"]
     assert np.bincount(compare_paths(sides).main.clusters["boolq"]).tolist() == [2] * 30
     code, said, _ = run(capsys, "compare", *sides)
     assert code == 0 and says(said, "clusters", "boolq 60 in 30", "equal questions")
     code, _, error = run(capsys, "compare", *sides, "--cluster", "filter")
     assert code == 2 and says(error, "--cluster filter")
-    tables = compare_paths([tmp_path / "a.csv", tmp_path / "b.csv"]).main
-    assert np.bincount(tables.clusters["questions"]).tolist() == [4] * 10
+    for column, sizes in ((None, [4] * 10), ("page", [8] * 5)):
+        tables = compare_paths([tmp_path / "a.csv", tmp_path / "b.csv"], cluster=column).main
+        assert np.bincount(tables.clusters["questions"]).tolist() == sizes, column

@@ -194,16 +194,6 @@ def test_without_the_bases_answers_to_these_questions_there_is_no_share() -> Non
             found.within(Margin(0.2, of_gain=True))
 
 
-def test_a_row_without_a_gain_stays_in_its_columns() -> None:
-    """Of a base beside arms that have one."""
-    untrained = base(sizes=WIDE)
-    one, other = arms_beside(untrained, gain=0.1)
-    (head, *rows), *_ = tables(compare_arms([one, Arm("base", {None: untrained}), other]))
-    by_arm = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
-    assert [bool(by_arm[arm]["gain over base, 95 % interval"]) for arm in by_arm] == [True, False, True]
-    assert by_arm["lora"]["difference"] == "" and by_arm["base"]["difference"].startswith("-")
-
-
 def test_a_base_itself_has_no_gain() -> None:
     found = compare_arms([Arm("base", {None: base()}), Arm("tuned", {0: drawn(0, gain=0.2)})])
     assert found.main is not None and found.main.gains is None

@@ -27,7 +27,7 @@ def answers(seed: int, n: int, lost: float = 0.1, won: float = 0.2) -> Floats:
     return np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], n, p=[lost, 1 - lost - won, won])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_holm_is_statsmodels(seed: int) -> None:
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     p = np.random.default_rng(seed).uniform(0, 0.2, 8).tolist()
@@ -129,45 +129,6 @@ def test_variances_are_those_of_a_two_way_cluster_bootstrap() -> None:
     assert law.standard_error**2 == pytest.approx(seeds + questions - both), "which it has once"
 
 
-def test_questions_of_a_cluster_count_once() -> None:
-    """Each question twice, in one cluster: as if it were there once."""
-    d = crossed(4, np.arange(40))
-    codes = np.repeat(np.arange(40), 2)
-    once = effects({"obqa": d}, binary=False)[MACRO]
-    twice = effects({"obqa": d.repeat(2, axis=1)}, binary=False, clusters={"obqa": codes})[MACRO]
-    assert twice.interval == pytest.approx(once.interval) and twice.p == pytest.approx(once.p)
-    as_if_apart = effects({"obqa": d.repeat(2, axis=1)}, binary=False)[MACRO]
-    assert as_if_apart.law.questions.variance < once.law.questions.variance
-
-
-@pytest.mark.parametrize("binary", [False, True])
-def test_nothing_depends_on_order_or_scale(binary: bool) -> None:
-    draw = np.random.default_rng(0)
-    codes = {"obqa": draw.integers(0, 20, 50), "siqa": draw.integers(0, 30, 70)}
-    d = {task: draw.choice([-1.0, 0.0, 1.0], (4, len(codes[task]))) for task in codes}
-    found = effects(d, binary=binary, clusters=codes)
-    order = {task: draw.permutation(len(codes[task])) for task in codes}
-    seeds = draw.permutation(4)
-    others = {
-        "shuffled": effects(
-            {task: d[task][seeds][:, order[task]] for task in ("siqa", "obqa")},
-            binary=binary,
-            clusters={task: codes[task][order[task]] for task in codes},
-        ),
-        "clusters have other numbers": effects(
-            d, binary=binary, clusters={task: codes[task].max() - codes[task] for task in codes}
-        ),
-        "swapped": effects({task: -d[task] for task in d}, binary=binary, clusters=codes),
-    }
-    if not binary:
-        others["scaled"] = effects({task: 100 * d[task] for task in d}, binary=False, clusters=codes)
-    for name, other in others.items():
-        factor = {"swapped": -1, "scaled": 100}.get(name, 1)
-        for key, effect in found.items():
-            assert other[key].p == pytest.approx(effect.p), name
-            assert sorted(other[key].interval) == pytest.approx(sorted(factor * end for end in effect.interval)), name
-
-
 def test_alike_answers_to_few_questions_do_not_make_two_models_equal() -> None:
     few = effects({"obqa": np.zeros((1, 20))}, binary=True)[MACRO]
     many = effects({"obqa": np.zeros((1, 3000))}, binary=True)[MACRO]
@@ -186,7 +147,7 @@ def test_with_seeds_the_interval_is_the_t_test_where_questions_agree() -> None:
     assert effect.p == pytest.approx(of_scipy.pvalue)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("margin", [0.2, 0.5, 1.0])
 def test_equivalence_is_statsmodels_two_one_sided_tests(margin: float, seed: int) -> None:
     weightstats = pytest.importorskip("statsmodels.stats.weightstats")

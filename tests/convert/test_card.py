@@ -11,8 +11,6 @@ import pytest
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not re-exported
 
 from card_kit import Card
-from cli_kit import run as cli
-from message_kit import says
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.convert.card import how_to_upload, write_card
 from moslora.convert.export import export_peft
@@ -26,7 +24,6 @@ from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.origin import origin_of, read_origin
 from moslora.tasks import INSTRUCTION
-from training_kit import cut_after
 
 
 def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path, world: Path, tmp_path: Path) -> None:
@@ -152,6 +149,16 @@ def test_the_card_has_the_scores_of_the_adapter_beside_its_bases(
     assert str(run.parent) not in card.text
 
 
+def test_scores_of_another_base_are_not_shown(scored: tuple[Path, Results, Results], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(scored[0], tmp_path / "run"))
+    for kept in run.glob("eval/*/results.json"):
+        stale = json.loads(kept.read_text())
+        stale["settings"]["metadata"]["fingerprint"] = "of another base"
+        kept.write_text(json.dumps(stale))
+    export_peft(run / "adapter", out=tmp_path / "peft")
+    assert not Card(tmp_path / "peft").scores
+
+
 def test_a_base_that_was_asked_something_else_is_not_beside_the_adapter(trained: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     evaluate_target(open_target(str(run)), limit=7)
@@ -173,26 +180,6 @@ def test_a_base_asked_with_another_limit_in_tokens_is_beside_the_adapter_where_n
     export_peft(run / "adapter", out=tmp_path / "peft")
     (scores,) = Card(tmp_path / "peft").scores
     assert (scores.rows["boolq"][2] != "–") == beside
-
-
-def test_what_was_made_before_the_end_of_its_run_is_called_so_later(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, "run")
-    cut_after(20, Path("run"))
-    code, said, _ = cli(capsys, "merge", "run/checkpoints")
-    assert code == 0 and says(said, "note: run", "unfinished", "step 20 of 21")
-    code, exported, _ = cli(capsys, "export", "run")
-    assert code == 0
-    for name in ("merged", "peft"):
-        card = Path(f"run/{name}/README.md")
-        assert f"to load it: the Python in {card}\n" in said + exported
-        assert "```python\n" in card.read_text()
-        assert says(Card(card.parent).fields["steps"], "unfinished", "step 20 of 21 of small")
-    shutil.copytree(trained, "run", dirs_exist_ok=True)
-    assert cli(capsys, "merge", "run", "--out", "whole")[0] == 0
-    assert "unfinished" not in Path("whole/README.md").read_text()
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"run": 1}', '{"step": "x"}'])

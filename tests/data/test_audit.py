@@ -132,20 +132,6 @@ def some(task: str) -> tuple[list[Example], list[Example]]:
     return rows(task, "train")[:5_000], rows(task, "test")
 
 
-def test_a_folder_of_the_wheels_rows_gives_the_wheels_counts(tmp_path: Path) -> None:
-    """Although contexts are gone in the folder's rows."""
-    tasks = ("boolq", "siqa", "arc_easy", "arc_challenge", "obqa")
-    folder = write_folder(tmp_path, {task: some(task) for task in tasks})
-    training, test = read([TASKS[task] for task in tasks], source=folder)
-    ours = count_overlaps(training, test)
-    wheels_training = {}
-    wheels_test = {}
-    for task in tasks:
-        wheels_training[task], wheels_test[task] = some(task)
-    assert ours == count_overlaps(wheels_training, wheels_test)
-    assert (ours["obqa"].leaks, ours["siqa"].conflicts > 0) == (14, True)
-
-
 def test_instructions_that_name_no_set_are_read_back(tmp_path: Path) -> None:
     """As in commonsense_170k: SIQA, ARC and OpenBookQA share a template, and their rows name no set."""
     path = tmp_path / "rows.jsonl"

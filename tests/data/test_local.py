@@ -72,19 +72,6 @@ def test_a_template_that_sets_share_is_not_guessed(tmp_path: Path) -> None:
         load(write(tmp_path / "rows.json", [TWO]), TASKS["siqa"], "train")
 
 
-def test_other_instructions_stay_as_they_are(tmp_path: Path) -> None:
-    free = {"instruction": "What is 2 + 2?", "input": "", "output": "Two more than 2 is 4.", "answer": "4"}
-    reasoned = {**YES, "output": "It is, because it is. the correct answer is true"}
-    explained = {**free, "output": "the correct answer is 4, two more than 2."}
-    said = [{"role": "user", "content": free["instruction"]}, {"role": "assistant", "content": free["output"]}]
-    same = [{"prompt": free["instruction"], "completion": free["output"]}, {"messages": said}]
-    path = write(tmp_path / "rows.jsonl", [free, reasoned, explained, *same])
-    first, second, third, *others = read_file(path, "train")
-    assert [replace(other, id=first.id) for other in others] == [first, first]
-    assert (first.task, first.question, first.choices) == (INSTRUCTION, "What is 2 + 2?", ("Two more than 2 is 4.",))
-    assert second.choices == (reasoned["output"],) and third.choices == (explained["output"],)
-
-
 FREE = {
     "a usual answer": ("A planet?", "the correct answer is Mars."),
     "the lead alone": ("A planet?", "the correct answer is "),
@@ -196,13 +183,6 @@ def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
     faults = str(error.value).splitlines()
     for fault, line, words in zip(faults, [2, *range(4, 17)], said, strict=True):
         assert fault.startswith(f"{path}:{line}: ") and words in fault
-
-
-def test_a_fault_of_many_rows_is_told_once(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as error:
-        read_file(write(tmp_path / "rows.jsonl", [TWO, *[{"text": "?"}] * 25]), "train")
-    (line,) = str(error.value).splitlines()
-    assert "rows.jsonl:2: its columns are text; a row has instruction" in line and line.endswith("(and 24 more rows)")
 
 
 @pytest.mark.parametrize(

@@ -209,17 +209,6 @@ def test_no_rows_are_rows() -> None:
         RowTable.of([row])[1]
 
 
-def test_the_questions_among_the_validation_rows_are_kept_whole(recipe: MakeRecipe, cache: Path) -> None:
-    """Of sets and of own tasks, with their wording; bare instructions are none."""
-    own = recipe("data.validation_rows=12")
-    rows = load_training(own.training_tasks, source=own.data.source)
-    aside = select(own.data, rows, seed=own.seed).validation
-    written = prepare(own)
-    read = prepare(own)
-    assert len(written.questions) == 12
-    assert list(written.questions) == aside == list(read.questions)
-
-
 def test_the_questions_of_an_own_task_keep_its_wording(recipe: MakeRecipe, cache: Path, tmp_path: Path) -> None:
     lines = []
     for number in range(20):
@@ -234,10 +223,3 @@ def test_the_questions_of_an_own_task_keep_its_wording(recipe: MakeRecipe, cache
     (mine,) = own.training_tasks
     assert all(example.wording == mine.wording and example.context == "c" for example in read.questions)
     assert [example.id for example in read.questions] == [row.id for row in read.validation]
-
-
-def test_bare_instructions_are_no_questions(recipe: MakeRecipe, cache: Path, tmp_path: Path) -> None:
-    lines = [json.dumps({"prompt": f"Say {number}.", "completion": str(number)}) for number in range(20)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    own = recipe(f"data.source={tmp_path / 'rows.jsonl'}", "data.validation_rows=5")
-    assert len(prepare(own).validation) == 5 and list(prepare(own).questions) == []

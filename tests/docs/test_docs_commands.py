@@ -165,6 +165,8 @@ def small(words: list[str], world: Path) -> list[str] | None:
             extra = ["--dry-run"]
         case "eval" if given["tasks"] == "commonsense":
             extra = ["--source", "wheel", "--limit", "2"]
+        case "eval" if (given["limit"] or 0) > 8:
+            extra = ["--limit", "8"]
         case "experiment" if given["file"] and not given["table"]:
             extra = ["--table"]
         case "plan" if given["probe"]:

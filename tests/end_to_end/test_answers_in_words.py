@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -24,7 +23,6 @@ from moslora.experiment import one_run
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.run import Run
 from moslora.training import train_recipe
-from training_kit import moslora
 from world_kit import write_rows
 
 ANSWERS = ("rain", "birds", "stone")
@@ -110,20 +108,6 @@ def test_ask_prints_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert code == 2 and "task first: is answered in words; omit the options" in error and error.count("\n") == 1
 
 
-def test_data_show_and_audit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, shown, errors = run(capsys, "data", "show", "recipe.yaml", "--format", "cloze")
-    assert code == 0, errors
-    assert says(shown, "answer in words", "6 tokens", r"the end-of-sequence token or '\n\n'")
-    assert "right (match: exact): the whole text, whatever its case, punctuation, articles" in shown
-    assert re.search(r"\* '(\w+)', compared as '\1'\n\* '\w+', compared as '\w+s'\n\Z", shown)
-    twice = Path("rows.jsonl").read_text().splitlines()[:1] * 2
-    (here / "test.jsonl").write_text("\n".join(twice) + '\n{"text": "rain", "said": "other"}\n')
-    declared = DECLARED.replace("}", ", test: test.jsonl}")
-    (here / "tested.yaml").write_text(f"tasks:\n  first: {declared}\n")
-    code, shown, errors = run(capsys, "data", "audit", "--tasks", "tested.yaml")
-    assert code == 0 and "2 test questions are training rows" in shown, errors
-
-
 def test_leaks_are_questions_with_their_answer(here: Path) -> None:
     """Two test rows repeat a training row; one has its question and another answer."""
     row = json.loads(Path("rows.jsonl").read_text().splitlines()[0])
@@ -162,15 +146,6 @@ outcome: OUTCOME
     whole, packed = (compare_paths([Path(folder)], outcome="accuracy") for folder in ("runs/e", "packed"))
     assert (tables(whole), lines(whole)) == (tables(packed), lines(packed))
     assert "first" in str(tables(whole)) and "majority" not in str(tables(whole))
-
-
-@pytest.mark.slow
-def test_two_processes_score_as_one(here: Path) -> None:
-    scored(here / "run", out=here / "one")
-    shared = moslora("eval", here / "run", "--dtype", "float32", "--out", here / "two", "--processes", 2)
-    _, errors = shared.communicate(timeout=300)
-    assert shared.returncode == 0, errors
-    assert (here / "two" / "results.json").read_bytes() == (here / "one" / "results.json").read_bytes()
 
 
 def test_rows_that_nothing_scores_are_told(

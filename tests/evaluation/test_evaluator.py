@@ -5,7 +5,6 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, Results, evaluate, read_results
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.choice import Choice
-from moslora.evaluation.cloze import Cloze
 from moslora.runs.answers import order_key
 from moslora.runs.evaluation import is_finished, read_evaluation, read_predictions
 from moslora.runs.predictions import Prediction
@@ -311,16 +309,6 @@ def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(
     monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(UsageError, match=r"task mine, format .*, 10 options: .* use evaluation.protocol=cloze"):
         evaluate(make_model(), tokenizer(), asked, Request(protocol="choice", format=format))
-
-
-def test_a_late_option_that_fills_the_context_is_refused_before_anything_is_scored(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    rows = make_examples("piqa", 50)
-    rows[40] = replace(rows[40], choices=("a fox " * 40, "two"))
-    monkeypatch.setattr(Cloze, "score", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(UsageError, match=r"piqa/test/40|longer"):
-        evaluate(make_model(), tokenizer(), {"piqa": rows}, Request(**CLOZE, max_length=60))
 
 
 def test_a_task_without_questions_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

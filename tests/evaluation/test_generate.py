@@ -120,19 +120,10 @@ def test_a_format_without_labels_cannot_generate() -> None:
 GENERATE: dict[str, Any] = {"protocol": "generate", "format": "label"}
 OWN_SETTINGS: list[dict[str, Any]] = [
     {"repetition_penalty": 1.8},
-    {"no_repeat_ngram_size": 1},
     {"min_new_tokens": 20, "min_length": 200},
     {"suppress_tokens": list(range(2, 300))},
-    {"begin_suppress_tokens": list(range(2, 300))},
-    {"forced_eos_token_id": 7, "forced_bos_token_id": 9},
-    {"bad_words_ids": [[id] for id in range(2, 300)]},
-    {"sequence_bias": [[[id], 9.0] for id in range(2, 300)]},
-    {"exponential_decay_length_penalty": (1, 1.5)},
-    {"length_penalty": 0.0, "early_stopping": True},
-    {"max_time": 1e-9},
     {"do_sample": True, "temperature": 9.0, "top_k": 3},
     {"num_return_sequences": 2},
-    {"return_dict_in_generate": True},
 ]
 """What a model's generation_config.json may say."""
 

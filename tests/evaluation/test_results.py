@@ -140,19 +140,6 @@ def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_cho
     assert results.macro.accuracy_per_character == 0
 
 
-def test_table() -> None:
-    head, *rows = table(summarise(SETTINGS, make_predictions(1), RECORDS))
-    assert head[:5] == ["task", "n", "majority class", "accuracy", "per character"]
-    assert head[5:] == ["95 % interval", "log p", "close calls"]
-    assert [row[0] for row in rows] == [*SIZES, "macro average", "micro average"]
-    assert {len(row) for row in rows} == {8}
-    right = columns(make_predictions(1), "obqa")["accuracy_per_character"].sum()
-    low, high = proportion_confint(right, SIZES["obqa"], method="wilson")
-    assert rows[2][4:6] == [f"{100 * right / SIZES['obqa']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
-    obqa = [p for p in make_predictions(1) if p.task == "obqa"]
-    assert [row[0] for row in table(summarise(SETTINGS, obqa, RECORDS))] == ["task", "obqa"]
-
-
 def test_intervals_are_those_of_few_questions() -> None:
     predictions = make_predictions(1)
     results = summarise(SETTINGS, predictions, RECORDS)

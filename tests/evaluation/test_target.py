@@ -128,19 +128,6 @@ def test_a_name_in_a_runs_eval_is_kept_for_the_weights_it_stands_for(
     assert run(capsys, "eval", copy, *options, copy / "eval" / "mine")[0] == 0
 
 
-def test_another_format_than_the_models_own_is_noted(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy, options = Path(shutil.copytree(trained, tmp_path / "run")), ("--tasks", "obqa", "--limit", "2")
-    said = "note: protocol cloze cannot read format label; using protocol cloze, format cloze"
-    assert said in run(capsys, "eval", copy, "--protocol", "cloze", *options)[1]
-    asked = ("--question", "why", "--option", "a", "--option", "b")
-    assert said in run(capsys, "ask", copy, "--protocol", "cloze", *asked)[1]
-    assert "using protocol cloze" in run(capsys, "eval", copy, "--format", "cloze-passage", *options)[1]
-    for typed in ([], ["--protocol", "choice"], ["--protocol", "cloze", "--format", "cloze"]):
-        assert "this model" not in run(capsys, "eval", copy, *typed, *options)[1]
-
-
 def test_a_mistyped_path_names_what_is_there_and_is_no_hub_id(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,24 +36,6 @@ def test_the_article_compares_every_mixer_with_lora() -> None:
     assert len(experiment.search(experiment.chosen_arms(()))) == 43
 
 
-def test_the_second_edition_scores_four_methods_on_both_sides_of_their_best_rates() -> None:
-    experiment = load_experiment("article-second")
-    first = experiment.chosen_arms(())
-    methods = [arm for arm in first if arm in experiment.file.searched]
-    assert methods == ["lora", "moslora", "moslora-orthogonal", "moelora"]
-    assert {*first} == {*methods, *(f"{arm}-{side}" for arm in methods for side in ("low", "high"))}
-    for arm in methods:
-        (low,), (high,) = (experiment.file.rates(f"{arm}-{side}") for side in ("low", "high"))
-        assert high == 4 * low and {low, 2 * low, high} <= {*experiment.file.rates(arm)}
-        for side in ("low", "high"):
-            assert experiment.recipes[f"{arm}-{side}"].adapter == experiment.recipes[arm].adapter
-    runs = len(experiment.search(first)) + len(first) * len(experiment.file.seeds)
-    assert f"{runs} runs" in experiment.path.read_text(encoding="utf-8")
-    planned = load_experiment("article").file.named
-    added = [("lora", "fixed"), ("lora", "moelora-low"), ("lora-low", "moelora")]
-    assert experiment.file.named == (*planned, *added)
-
-
 def test_the_ablations_controls_differ_in_one_thing_each() -> None:
     experiment = load_experiment("mixer-ablation")
     first = experiment.chosen_arms(())

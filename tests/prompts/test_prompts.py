@@ -61,16 +61,6 @@ def test_instruction(example: Example, text: str) -> None:
     assert instruction(example) == text
 
 
-@pytest.mark.parametrize("example", [e for e, _ in INSTRUCTIONS if e is not BARE], ids=lambda e: e.task)
-def test_parse_is_the_inverse(example: Example) -> None:
-    parsed = parse_instruction(instruction(example), example.task)
-    if example is SIQA:  # its context cannot be told from its question
-        assert parsed == (None, "Ann left. Why?", example.choices)
-    else:
-        context = example.context if example is HELLASWAG else None
-        assert parsed == (context, example.question, example.choices)
-
-
 @pytest.mark.parametrize(
     "text",
     [

@@ -81,11 +81,6 @@ def test_another_kind_of_mixer_replaces_the_whole_mapping_and_the_same_merges(wr
     assert (adapter.rank, adapter.mixer) == (8, mixer)
 
 
-def test_mixer_without_a_kind_is_the_default_one(write):
-    mixer = load_recipe(write(a="model: {name: x}"), ["adapter.mixer.init=identity"]).adapter.mixer
-    assert mixer == DenseOptions(init="identity", train="learned")
-
-
 @pytest.mark.parametrize("order", [1, -1])
 def test_overrides_of_one_mixer_come_in_any_order(write, order):
     overrides = ["adapter.mixer.kind=butterfly", "adapter.mixer.blocks=4"][::order]
@@ -148,29 +143,18 @@ def test_faults_of_readable_files_come_beside_unreadable_ones(write):
         ("recipes/llama3-8.yaml", "llama3-8b"),
         ("lora", "methods/lora"),
         ("moslora-frozen", "methods/controls/moslora-frozen"),
-    ],
-)
-def test_no_such_recipe_names_the_closest(write, name, meant):
-    write(a="")
-    (line,) = faults(name)
-    assert line.startswith(f"{name}: ") and f"did you mean {meant}" in line and line.count(",") <= 4
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
         ("cap.yaml", "caps.yaml"),
         ("caps", "caps.yaml"),
         ("./cap.yml", "./caps.yaml"),
         ("sub/sum.yaml", "sub/sums.yml"),
     ],
 )
-def test_no_such_recipe_names_the_closest_file_beside_it(write, tmp_path, name, meant):
+def test_no_such_recipe_names_the_closest_also_of_the_files_beside_it(write, tmp_path, name, meant):
     write(caps="")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/sums.yml").touch()
     (line,) = faults(name)
-    assert line.startswith(f"{name}: ") and f": is neither a file nor a built-in recipe; did you mean {meant}?" in line
+    assert line.startswith(f"{name}: ") and f"did you mean {meant}" in line and line.count(",") <= 4
     (line,) = faults("none/cap.yaml")
     assert "caps.yaml" not in line, "it is in another folder"
 

@@ -45,19 +45,6 @@ def test_values_are_the_recipes_own_in_declared_order(name: str) -> None:
     assert rows == list(flat(parse(load_recipe(name).to_yaml())).items())
 
 
-def test_command_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "recipes", "show", "smollm2-135m", "training.learning_rate=1e-3")
-    assert code == 0
-    lines = {line.split()[0]: line for line in out.splitlines()}
-    assert lines["training.learning_rate"].split() == ["training.learning_rate", "0.001", "override"]
-    assert lines["training.eps"].split()[2] == "default"
-    assert lines["model.dtype"].split()[2].endswith("recipes/models/smollm2-135m.yaml")
-    assert lines["evaluation.limit"].split()[2].endswith("recipes/smollm2-135m.yaml")
-    short = [line for line in lines.values() if "[" not in line]
-    assert len({line.index(line.split()[1]) for line in lines.values()}) == 1
-    assert len({line.rindex(line.split()[2]) for line in short}) == 1
-
-
 def test_run_is_shown_by_its_own_recipe(
     capsys: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

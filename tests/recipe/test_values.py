@@ -93,20 +93,6 @@ def test_all_faults_of_all_files_come_at_once(write):
     assert all(line.startswith(place) for line, place in zip(lines, places, strict=True)), lines
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("adapter.r=8", "adapter.r = 8: unknown key; did you mean rank?"),
-        ("adapter.lora_alpha=8", "adapter.lora_alpha = 8: unknown key; did you mean alpha?"),
-        ("lora_dropout=0", "lora_dropout = 0: unknown key; did you mean adapter.dropout?"),
-        ("training.lr=1e-4", "training.lr = 0.0001: unknown key; did you mean learning_rate?"),
-        ("lr=1e-4", "lr = 0.0001: unknown key; did you mean training.learning_rate?"),
-    ],
-)
-def test_names_of_other_tools_are_known_where_a_key_is_not(write, override, message):
-    assert faults(write(a="model: {name: x}"), override) == [f"override: {message}"]
-
-
 def test_a_configuration_of_axolotl_is_answered_key_by_key(write):
     theirs = "adapter: qlora\nlora_r: 32\nlora_target_linear: true\ndatasets: [{path: rows.jsonl}]\nbf16: auto"
     assert faults(write(a=f"model: {{name: x}}\n{theirs}")) == [

@@ -15,7 +15,7 @@ from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation, is_finished, read_evaluation
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import NOT_KNOWN, TaskRecord
+from moslora.runs.settings import TaskRecord
 
 TASKS = {"boolq": 2, "obqa": 4}
 
@@ -108,8 +108,3 @@ def test_what_was_interrupted_is_known_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(json.dumps({"settings": {}, "tasks": {}}))
     with pytest.raises(MosloraError, match="not an evaluation's settings"):
         read_evaluation(tmp_path)
-
-
-def test_settings_that_are_not_known_agree_with_all() -> None:
-    assert not NOT_KNOWN.known and NOT_KNOWN.asked == {} and NOT_KNOWN.model == {}
-    assert SETTINGS.known and SETTINGS.asked["protocol"] == "cloze" and SETTINGS.model["base"] == "small (f00d)"

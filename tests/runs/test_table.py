@@ -66,16 +66,6 @@ def test_an_interrupted_evaluation_is_marked_and_in_no_average(
     assert read_results(where).macro.n == 60 and "(n 60)" in scores().split(";")[0]
 
 
-def test_an_evaluation_that_never_ended_is_listed(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, "runs/one")
-    interrupted(monkeypatch, "runs/one", after=1, limit=None)
-    (row,) = table_of_runs(Path("runs"))[1:]
-    assert row[-1] == "choice-label-float32 unfinished"
-
-
 def test_every_run_is_listed_with_its_state_and_scores(
     world: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

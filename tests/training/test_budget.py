@@ -217,20 +217,6 @@ def test_in_the_warm_up_nothing_is_dropped_and_in_the_end_nothing_changes() -> N
     assert choices[14][0] == 4 * TARGET
 
 
-def test_a_state_carries_the_scores() -> None:
-    model = adapted(targets=["q_proj"], move=True)
-    budget = budget_of(model)
-    for p in (p for p in model.parameters() if p.requires_grad):
-        p.grad = torch.randn_like(p)
-    budget.update(1)
-    state = {key: value.clone() for key, value in budget.state_dict().items()}
-    assert len(state) == 2 * 3 * 2
-    other = budget_of(model)
-    assert not other.scores().any()
-    other.load_state_dict(state)
-    assert other.scores().equal(budget.scores())
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

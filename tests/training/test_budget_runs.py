@@ -14,13 +14,10 @@ from torch import Tensor
 from methods_kit import BUDGET, Done
 from moslora.errors import MosloraError, UsageError
 from moslora.plan.outline import outline
-from moslora.progress import Line
 from moslora.recipe import Recipe
-from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
-from moslora.training.tracking import Tracker
-from training_kit import cut_after, losses_logged, sign
+from training_kit import losses_logged, sign
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -42,15 +39,6 @@ def test_a_run_ends_with_the_target_and_logs_its_way(with_budget: Done) -> None:
     assert all(0 < row["penalty"] < 1 for row in rows)
 
 
-def test_a_resumed_run_says_what_is_left_of_the_budget(
-    with_budget: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = cut_after(9, Path(shutil.copytree(with_budget.out, tmp_path / "run")))
-    train_recipe(with_budget.recipe, out=run, resuming=True)
-    said = capsys.readouterr().out
-    assert "step 10/10" in said and "rank_budget 12 " in said and "penalty 0." in said
-
-
 def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
     with_budget: Done, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -67,13 +55,6 @@ def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
     sign(newest)
     with pytest.raises(MosloraError, match=rf"rank_budget\.safetensors: .*{re.escape(first)}: missing"):
         train_recipe(recipe(*BUDGET), out=run, resuming=True)
-
-
-def test_the_progress_line_shows_a_large_budget_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """LLaMA-3-8B at rank 64 has 10,240 entries, which four digits would round."""
-    tracker = Tracker(Run(tmp_path), Line(10, ""), first_step=0, total_steps=10)
-    tracker.step(1, tokens=9, examples=1, loss=1.23456, rank_budget=10_239)
-    assert "step 1/10  loss 1.235  rank_budget 10,239  " in capsys.readouterr().out
 
 
 def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -106,18 +87,6 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor])
 
     monkeypatch.setattr(loop, "accumulate", poisoned)
     monkeypatch.setattr(RankBudget, "update", watched)
-
-
-def test_a_run_that_diverges_stops_with_finite_scores_in_its_last_checkpoint(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Tensor] = []
-    poison(monkeypatch, {6}, seen)
-    with pytest.raises(MosloraError, match=r"step 6: loss nan"):
-        train_recipe(recipe(*BUDGET), out=tmp_path / "run")
-    assert len(seen) == 5 and seen[-1].isfinite().all() and seen[-1].any()
-    state = load_file(tmp_path / "run" / "checkpoints" / "step-4" / "rank_budget.safetensors")
-    assert all(value.isfinite().all() for value in state.values()) and any(value.any() for value in state.values())
 
 
 def test_steps_that_the_float16_scaler_skips_leave_the_scores_and_not_the_choice(

@@ -434,13 +434,6 @@ def test_before_its_first_checkpoint_it_begins_again_with_the_same_weights_alone
     assert not Run(run).finished and Run(again).finished
 
 
-def test_a_resumed_run_cannot_continue_another_one(trained: Path, world: Path, tmp_path: Path) -> None:
-    run = begun(world, tmp_path, trained)
-    other = load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={trained}"])
-    with pytest.raises(UsageError, match=r"adapter\.continue_from was .*first, is .*; start a new run"):
-        train_recipe(other, out=run, resuming=True)
-
-
 def test_a_path_is_absolute_in_the_run(
     trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,17 +517,6 @@ def test_it_is_reproduced_from_the_same_weights_alone(trained: Path, world: Path
     changed(first)
     with pytest.raises(UsageError, match="has other weights than the run began with"):
         reproduce(Run(tmp_path / "run"), out=tmp_path / "other")
-
-
-def test_a_run_is_not_reproduced_without_its_predecessor(trained: Path, world: Path, tmp_path: Path) -> None:
-    first = Path(shutil.copytree(trained, tmp_path / "first"))
-    recipe = load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={first}"])
-    train_recipe(recipe, out=tmp_path / "run")
-    moved = first.rename(tmp_path / "moved")
-    with pytest.raises(UsageError, match="first: no such run"):
-        reproduce(Run(tmp_path / "run"), out=tmp_path / "again")
-    first.symlink_to(moved)
-    read_continued(recipe, begun_with=predecessor_of(Run(tmp_path / "run").facts))
 
 
 def test_an_experiment_makes_a_run_again_whose_predecessor_changed(trained: Path, recipe: MakeRecipe) -> None:

@@ -213,18 +213,6 @@ def test_an_update_whose_gradient_is_not_finite_changes_nothing(wrong: float) ->
             assert all(value.equal(expected.state[other][key]) for key, value in optimizer.state[mine].items())
 
 
-def test_nothing_but_learned_parameters_is_optimised() -> None:
-    model = tiny_llama()
-    inject(model, **OPTIONS, mixer={"kind": "dense", "train": "frozen"})
-    optimizer = build_optimizer(model, TrainingSection())
-    optimised = []
-    for group in optimizer.param_groups:
-        optimised += group["params"]
-    assert {id(p) for p in optimised} == {id(p) for p in model.parameters() if p.requires_grad}
-    model(token_batch(model)).logits.square().mean().backward()
-    assert all(p.grad is not None for p in optimised)
-
-
 def test_the_loss_sends_nothing_and_keeps_no_model_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it reads is sent with the micro-batch; and the layers that it knows know nothing of it."""
     model = tiny_llama()

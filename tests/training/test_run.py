@@ -18,13 +18,10 @@ from torch import Tensor
 
 from moslora.adapters import named_adapters
 from moslora.adapters.mixers.gates import Gate
-from moslora.console import note_once
-from moslora.convert.merge import merge
 from moslora.data.encode import Encoded
 from moslora.data.prepared import RowTable
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
-from moslora.files import write_text
 from moslora.plan.outline import outline
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
@@ -236,20 +233,6 @@ def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(
     assert same_bits(adapter(tmp_path / "straight"), adapter(run))
 
 
-def test_micro_batches_of_another_size_are_told(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    short = ("training.max_steps=4", "training.checkpoint_every=3")
-    for size, told in (("200", False), ("300", True)):
-        train_recipe(recipe(*short), out=tmp_path / size)
-        cut_after(3, tmp_path / size)
-        capsys.readouterr()
-        train_recipe(recipe(*short, f"training.micro_batch_tokens={size}"), out=tmp_path / size, resuming=True)
-        said = capsys.readouterr().out
-        assert "resuming after step 3 of 4" in said
-        assert all(numbers in said for numbers in ("1 × 200", "1 × 300")) == told
-
-
 def test_micro_batches_of_another_size_are_refused_where_a_balance_is_taken_over_them(
     recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -352,13 +335,6 @@ def test_an_edited_recipe_is_refused_by_the_one_trained_by(trained: Path, tmp_pa
     assert same_bits(adapter(trained), adapter(run))
 
 
-def test_a_few_changes_are_named_as_a_recipe_writes_them(trained: Path, recipe: MakeRecipe) -> None:
-    other = recipe("seed=5", "model.revision=x", "adapter.dora=true", "adapter.mixer={kind: diagonal}", "data.rows=3")
-    changes = r"\(seed was 3, is 5; model\.revision was null, is x; adapter\.dora was false, is true; … and 5 more\)"
-    with pytest.raises(UsageError, match=changes):
-        train_recipe(other, out=trained, resuming=True)
-
-
 def test_a_run_goes_on_with_its_rows_in_another_place(
     trained: Path, world: Path, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
@@ -433,16 +409,6 @@ def test_what_a_new_run_is_told_to_do_about_the_one_that_is_there_works(
         assert same_bits(adapter(trained), adapter(run))
 
 
-def test_a_run_that_an_experiment_has_just_laid_begins_and_says_nothing_of_checkpoints(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, short = Run(tmp_path / "run"), recipe("training.max_steps=2")
-    write_text(run.path / "recipe.yaml", short.to_yaml())
-    run.add_facts(experiment={"state": "begun"})
-    train_recipe(short, out=run.path, resuming=True)
-    assert "no checkpoint" not in capsys.readouterr().out and run.finished
-
-
 def test_a_damaged_checkpoint_is_passed_over_and_changed_rows_are_refused(
     trained: Path, world: Path, recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -498,22 +464,6 @@ def test_a_warm_up_given_as_a_share_follows_the_run(recipe: MakeRecipe, tmp_path
     share, count = (recipe("training.max_steps=4", f"training.warmup_steps={w}") for w in ("0.5", "2"))
     runs = [train_recipe(one, out=tmp_path / str(n)).parent for n, one in enumerate((share, count))]
     assert same_bits(*map(adapter, runs))
-
-
-@pytest.mark.parametrize("multiplied", [False, True])
-def test_a_dtype_that_the_processor_does_not_multiply_is_told_to_be_slow_once(
-    recipe: MakeRecipe,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    multiplied: bool,
-) -> None:
-    monkeypatch.setattr("moslora.base.load.multiplies_bfloat16", lambda device: multiplied)
-    for dtype, told in (("float16", 1), ("bfloat16", int(not multiplied)), ("float32", 0)):
-        note_once.cache_clear()
-        train_recipe(recipe(f"model.dtype={dtype}", "training.max_steps=3"), out=tmp_path / dtype)
-        merge(tmp_path / dtype / "adapter", out=tmp_path / f"merged-{dtype}")  # loads it three times
-        assert capsys.readouterr().out.count(f"model.dtype = {dtype}: slow") == told
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from moslora.recipe import RankBudgetSection, TrainingSection
-from moslora.runs.best import TRAINED_STEPS, Best, best_of, ending, in_words, result_step
+from moslora.recipe import TrainingSection
+from moslora.runs.best import Best, best_of, in_words
 from moslora.training.selection import Selection
 
 
@@ -125,19 +125,3 @@ def test_nothing_is_recorded_where_nothing_is_decided() -> None:
     selection = Selection.of(TrainingSection(), None)
     assert not selection.add(1, 2.0)
     assert selection.facts == {} and not selection.patience_ran_out and not selection.remark(1, start=None)
-
-
-@pytest.mark.parametrize(
-    ("settings", "step", "lines"),
-    [
-        ({"result": "best"}, 2, 1),
-        ({"result": "best", "patience": 2}, 2, 2),
-        ({"patience": 2}, 4, 1),
-        ({"patience": 3}, 4, 0),
-    ],
-)
-def test_how_a_run_ended_is_said_by_its_card(settings: dict[str, object], step: int, lines: int) -> None:
-    training = TrainingSection.model_validate({**settings, "rank_budget": RankBudgetSection(target_rank=2)})
-    facts = {**after([3.0, 2.0, 2.5, 2.4]).facts, TRAINED_STEPS: 4}
-    assert result_step(facts, training) == step and len(ending(facts, training)) == lines
-    assert result_step({}, training) is None and ending({}, training) == []

@@ -118,10 +118,6 @@ def test_another_prompt_is_named(
     assert code == 1 and says(out, "the prompt is another one", named), out
 
 
-def test_a_context_that_is_cut_is_named(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verified(capsys, served, served.pretended(context=70)) == "context"
-
-
 @pytest.mark.parametrize("trouble", [status(429), status(500), status(503), half, dies, slow(0.05)])
 def test_what_passes_is_tried_again(trouble: object, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     """Not within the first requests, which find out what the server offers."""
@@ -164,8 +160,6 @@ def test_what_stays_is_one_line_and_the_replies_are_kept(
 def test_a_server_that_is_not_there_is_one_line(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, errors = run(capsys, "verify", served.path, "--server", "http://127.0.0.1:9")
     assert code == 1 and says(errors, "http://127.0.0.1:9", "no server there") and errors.count("\n") == 1
-    code, _, errors = run(capsys, "verify", served.path, "--server", "localhost:8000")
-    assert code == 2 and says(errors, "--server localhost:8000", "http://")
 
 
 def test_a_server_that_was_mended_is_asked_anew(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,47 +236,6 @@ def test_options_that_are_texts(served_world: Callable[..., Served], capsys: pyt
     served = served_world("evaluation.protocol=cloze", "data.format=cloze")
     assert verified(capsys, served, served.pretended()) == "run"
     assert verified(capsys, served, served.pretended(served.model(base=True))) == "base"
-
-
-@pytest.mark.slow
-def test_texts_that_are_written_never_show_the_run(
-    served_world: Callable[..., Served], capsys: pytest.CaptureFixture[str]
-) -> None:
-    served = served_world("evaluation.protocol=generate")
-    with serving(served.pretended(tells="nothing", takes_tokens=False)) as address:
-        code, out, _ = run(capsys, "verify", served.path, "--server", address)
-    assert code == 1 and says(out, "asked as text", "same answer to 60 of 60", "answers as this run", "no scale"), out
-    for model, kind in ((served.model(base=True), "base"), (served.small, "another model")):
-        assert verified(capsys, served, served.pretended(model)) == kind
-    with serving(served.pretended()) as address:
-        code, out, _ = run(capsys, "verify", served.path, "--server", address, "--limit", "2")
-    assert code == 1 and says(out, "6 questions", "at least 8"), out
-
-
-@pytest.mark.slow
-def test_a_chat_is_asked_in_the_servers_template(
-    served_world: Callable[..., Served], capsys: pytest.CaptureFixture[str]
-) -> None:
-    served = served_world("data.format=chat", "evaluation.tasks=[arc_easy,obqa]")
-    pretended = served.pretended(tells="forced")
-    assert verified(capsys, served, pretended) == "run"
-    assert any("messages" in body for body in pretended.asked)
-    for fault, named in (
-        ({"chat_wrap": "system: be brief\n{}"}, "the prompt is another one in a chat"),
-        ({"begins_chat": (1,)}, "the prompt is another one in a chat"),
-        ({"without": ("chat.logprobs",)}, "the prompt in a chat could not be tested"),
-    ):
-        with serving(served.pretended(tells="forced", **fault)) as address:
-            code, out, _ = run(capsys, "verify", served.path, "--server", address)
-        assert code == 1 and says(out, named), out
-
-
-def test_prompts_that_are_refused_as_text_are_no_agreement(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(served.pretended(refuses_text=True)) as address:
-        code, out, _ = run(capsys, "verify", served.path, "--server", address)
-    assert code == 1 and says(out, "the prompt when it is sent as text could not be tested", "prompt must be tokens"), (
-        out
-    )
 
 
 def test_an_evaluation_that_is_missing_is_told(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """Wrong turns: experiments, and runs trained again."""
 
 import fcntl
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -98,29 +97,3 @@ def test_a_run_that_cannot_be_trained_again(refused, here, a_run, monkeypatch):
     refused("reproduce runs/one", "runs/one-again: ", "--out")
     shutil.rmtree(a_run / "adapter")
     refused("reproduce runs/one", "runs/one: ", "moslora train runs/one --resume")
-
-
-def test_logs_that_cannot_be_compared(refused, here):
-    def log(path, *rows, **changes):
-        (here / path).parent.mkdir(exist_ok=True)
-        row = {"id": 0, "score": 1} | changes
-        (here / path).write_text("".join(json.dumps(row | {"id": id}) + "\n" for id in rows))
-
-    log("a.jsonl", 1, 2, 3)
-    log("b.jsonl", 7, 8)
-    log("c.jsonl", 1, 2, 2)
-    log("d.jsonl", 1, 2, score="good")
-    log("e.jsonl", 1, 2, task="other")
-    (here / "f.csv").write_text("question;right\n1;1\n")
-    refused("compare a.jsonl", "a.jsonl", "two arms")
-    refused("compare a.jsonl {run}", "run: ", "compared with logs")
-    refused("compare a.jsonl none.csv", "none.csv: ")
-    refused("compare a.jsonl b.jsonl", "a.jsonl and b.jsonl: no question in common")
-    refused("compare a.jsonl c.jsonl", "c.jsonl: row 3: question 2 ", "twice")
-    refused("compare a.jsonl d.jsonl", "d.jsonl: row 1: ", "good", "id and score")
-    refused("compare a.jsonl e.jsonl", "a.jsonl and e.jsonl: no question in common")
-    refused("compare a.jsonl f.csv", "f.csv: row 1: ", "id and score")
-    refused("compare a.jsonl a.jsonl", "a.jsonl: named twice")
-    log("g.jsonl", 1, 2)
-    refused("compare a.jsonl g.jsonl --metric acc", "--metric acc: ", "score")
-    refused("compare a.jsonl g.jsonl --tasks arc", "'arc'")
