@@ -325,7 +325,7 @@ def test_a_limit_that_cut_nothing_does_not_matter() -> None:
     found = compare_arms(arms(a=limited(8_192, cut=0), b=limited(32_768, cut=0)))
     assert found.main is not None and found.main.effects[MACRO].difference == 0
     for one, other in ((0, 1), (1, 0), (1, 1), (None, 0), (0, None), (None, None)):
-        with pytest.raises(UsageError, match=r"max_length: 8192 in .*, 32768 in .*; evaluate both in the same way"):
+        with pytest.raises(UsageError, match=r"max_length: 8192 in .*, 32768 in .*"):
             compare_arms(arms(a=limited(8_192, cut=one), b=limited(32_768, cut=other)))
     assert compare_arms(arms(a=limited(8_192, cut=1), b=limited(8_192, cut=None))).main is not None
     some = {"tasks": "siqa,obqa"}

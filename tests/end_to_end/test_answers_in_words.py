@@ -128,7 +128,7 @@ def test_an_experiment_and_its_tables(
 recipe:
   extends: recipe.yaml
   data: {tasks: [first, boolq], validation_rows: 6}
-  training: {epochs: 1}
+  training: {epochs: null, max_steps: 2, warmup_steps: 0}
   evaluation: {limit: 4, tasks: null}
 arms: {lora: methods/lora, learned: {adapter: {mixer: {init: orthogonal}}}}
 learning_rates: [3e-2]

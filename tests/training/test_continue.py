@@ -162,14 +162,12 @@ def test_an_adapter_of_the_moslora_repository_goes_on_with_its_mixer(world: Path
 
 
 DIFFERENCES = {
-    "rank": (["adapter.rank=8"], ["adapter.rank was 4, is 8"]),
     "scale": (
         ["adapter.alpha=4", "adapter.scaling=rslora"],
         ["adapter.alpha was 8.0, is 4.0", "adapter.scaling was lora, is rslora"],
     ),
     "layers": (["adapter.target_modules=all-linear"], ["was [down_proj, q_proj, v_proj], is all-linear"]),
     "mixer": (["adapter.mixer.kind=identity"], ["adapter.mixer was {init: kaiming, kind: dense, train: learned}, is"]),
-    "frozen mixer": (["adapter.mixer.train=frozen"], ["is {init: kaiming, kind: dense, train: frozen}"]),
     "start and magnitudes": (
         ["adapter.start=pissa", "adapter.mixer.init=orthogonal", "adapter.dora=true"],
         ["adapter.start was lora, is pissa", "adapter.dora was false, is true", "adapter.mixer was"],
@@ -241,19 +239,13 @@ def test_a_lora_of_peft_that_is_none_of_ours_is_sent_to_pefts_own_method(world: 
     started(load_recipe(world / "recipe.yaml", [*LORA[-1:], source, method]))
 
 
-def test_a_plan_refuses_what_the_training_would(trained: Path, world: Path, tmp_path: Path) -> None:
-    """An adapter in PEFT's format, whose weights it has to read, and another base."""
+def test_a_plan_refuses_what_the_training_would(world: Path, tmp_path: Path) -> None:
+    """Of an adapter in PEFT's format, whose weights it has to read."""
     peft_lora(world, tmp_path / "theirs")
     source = f"adapter.continue_from={tmp_path / 'theirs'}"
     assert "continues theirs (sha256" in "\n".join(plan(load_recipe(world / "recipe.yaml", [*LORA, source])).heading)
     with pytest.raises(UsageError, match=r"adapter\.rank was 4, is 8"):
         plan(load_recipe(world / "recipe.yaml", [*LORA, source, "adapter.rank=8"]))
-    other = Path(shutil.copytree(world / "model", tmp_path / "other"))
-    weights = load_file(other / "model.safetensors")
-    perturb([*weights.values()], size=0.1)
-    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match="another base"):
-        plan(load_recipe(world / "recipe.yaml", [f"model.name={other}", f"adapter.continue_from={trained}"]))
 
 
 def test_what_a_later_version_keeps_of_it_besides_is_left_out() -> None:
@@ -429,7 +421,7 @@ def test_before_its_first_checkpoint_it_begins_again_with_the_same_weights_alone
     again = Path(shutil.copytree(run, tmp_path / "again"))
     train_recipe(Run(again).recipe_to_resume(), out=again, resuming=True)
     changed(tmp_path / "first")
-    with pytest.raises(UsageError, match="has other weights than the run began with"):
+    with pytest.raises(UsageError, match="other weights"):
         train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
     assert not Run(run).finished and Run(again).finished
 
@@ -515,7 +507,7 @@ def test_it_is_reproduced_from_the_same_weights_alone(trained: Path, world: Path
     line = reproduce(Run(tmp_path / "run"), out=tmp_path / "again")
     assert line.startswith("bitwise equal")
     changed(first)
-    with pytest.raises(UsageError, match="has other weights than the run began with"):
+    with pytest.raises(UsageError, match="other weights"):
         reproduce(Run(tmp_path / "run"), out=tmp_path / "other")
 
 

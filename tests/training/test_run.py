@@ -152,14 +152,13 @@ def test_the_balance_of_a_gate_alone_depends_on_the_micro_batches(recipe: MakeRe
     assert largest_difference(whole, pieces) > 1e-3
 
 
-@pytest.mark.parametrize("dropout", [0, 0.1])
 @pytest.mark.parametrize("method", [*METHODS, "balance"])
-def test_gradient_checkpointing_changes_no_gradient(recipe: MakeRecipe, method: str, dropout: float) -> None:
+def test_gradient_checkpointing_changes_no_gradient(recipe: MakeRecipe, method: str) -> None:
     """Also not that of a penalty which a gate notes on the way; and dropout drops the same entries again."""
     overrides = METHODS.get(method, ("adapter.mixer={kind: token-gate, balance: 0.5}",))
     plain, again = (
         gradients(
-            recipe(f"adapter.dropout={dropout}", *overrides, f"model.gradient_checkpointing={value}"),
+            recipe("adapter.dropout=0.1", *overrides, f"model.gradient_checkpointing={value}"),
             global_batch_size=16,
             tokens=500,
         )
