@@ -39,7 +39,6 @@ SMALL = {
 def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "SIZES", SMALL)
     monkeypatch.setattr(check, "two_processes", lambda: [])
-    monkeypatch.setattr(measure, "SECONDS", 0)
 
 
 @pytest.fixture

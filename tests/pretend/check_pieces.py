@@ -31,7 +31,6 @@ BY_NAME = {piece.name: piece for piece in (*PIECES, STEP)}
 
 @pytest.fixture(autouse=True)
 def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(measure, "SECONDS", 0)
     monkeypatch.setattr(vocabulary, "LOGITS_AT_ONCE", 400 * 100)
     monkeypatch.setattr(liger, "installed", lambda: True)
     yield

@@ -36,7 +36,6 @@ def check(section: ModelSection | None = None) -> Iterator[Finding]:
     """
     liger.agree()
     torch.backends.cuda.enable_cudnn_sdp(False)  # as where a model is computed
-    place = device()
     config = SMALL_LLAMA
     sizes = dict(SIZES)
     if section is not None:
@@ -50,20 +49,18 @@ def check(section: ModelSection | None = None) -> Iterator[Finding]:
         sizes |= {name: getattr(text, name) for name in SIZES if getattr(text, name, None)}
     for piece in (*PIECES, *quantized_pieces(), step_piece(config)):
         for dtype in piece.tolerances:
-            if piece.part not in left_out() and (dtype == torch.float32 or multiplies_bfloat16(place)):
-                yield measure(piece, SimpleNamespace(**sizes), place, dtype)
+            if piece.part not in left_out() and (dtype == torch.float32 or multiplies_bfloat16(device())):
+                yield measure(piece, SimpleNamespace(**sizes), device(), dtype)
     yield from two_processes()
 
 
-def remarks() -> list[str]:
-    """What is not compared on this machine, and by what."""
+def not_compared() -> list[str]:
+    """What is left out on this machine, a line each."""
     lines = []
-    if liger.takes(torch.empty(0, device=device())):
-        lines.append("RoPE and MLP are Liger-Kernel's here")
-    if not multiplies_bfloat16(device()):
-        lines.append("bfloat16 was not compared: this device does not multiply it")
     if left_out():
         lines.append(f"left out by {VARIABLE}, and not compared: {', '.join(sorted(left_out()))}")
+    if not multiplies_bfloat16(device()):
+        lines.append("not compared: bfloat16, which this device does not multiply")
     if gpus() == 1:
-        lines.append("a step of two processes was not compared: there is one GPU")
+        lines.append("not compared: a step of two processes, as there is one GPU")
     return lines

@@ -1,7 +1,6 @@
-"""How far a piece is from its plain formula, and how long both take."""
+"""How far a piece is from its plain formula."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moslora.check.piece import Compute, Draw, Piece
+from moslora.check.piece import Draw, Piece
 from moslora.errors import first_line
 from moslora.kernels.plain import PIECES, VARIABLE
-from moslora.processes.devices import wait_for
-
-SECONDS = 0.2
-"""Time in which a computation is repeated; the fastest counts."""
 
 PLAIN_STEP = "model.engine=transformers"
 """What does without a whole step of ours."""
 
-TITLES = ["piece", "dtype", "off", "tolerance", "ours, ms", "plain, ms"]
+TITLES = ["piece", "dtype", "off", "tolerance"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,6 @@ class Finding:
     Attributes:
         part: of `moslora.check.piece.Piece`.
         off: the largest distance of a result or a gradient; infinite after a fault.
-        milliseconds: of both passes of ours, and of the plain formula in that dtype, where they were measured.
         fault: what ended it, if anything did.
     """
 
@@ -39,7 +33,6 @@ class Finding:
     dtype: str
     tolerance: float
     off: float = math.inf
-    milliseconds: tuple[float, ...] = ()
     fault: str = ""
 
     @property
@@ -49,39 +42,31 @@ class Finding:
     @property
     def row(self) -> list[str]:
         """Its cells below :data:`TITLES`."""
-        times = [f"{each:,.2f}" for each in self.milliseconds] or ["", ""]
-        return [self.name, self.dtype, f"{self.off:.1e}", f"{self.tolerance:.0e}", *times]
+        return [self.name, self.dtype, f"{self.off:.1e}", f"{self.tolerance:.0e}"]
 
 
 def said_of(off: Sequence[Finding]) -> list[str]:
     """A line for each finding that is ``off``, and the settings that do without them all. A step is off with any of its
     pieces, and needs a setting of its own only without them."""
-    lines = []
-    for finding in off:
-        fault = f": {finding.fault}" if finding.fault else ""
-        lines.append(f"off: {finding.name} in {finding.dtype}{fault}")
+    lines = [": ".join(filter(None, ("off", f"{finding.name} in {finding.dtype}", finding.fault))) for finding in off]
     parts = {finding.part for finding in off}
-    pieces = sorted(parts & {*PIECES})
     settings = sorted(parts - {*PIECES})
-    if pieces:
-        settings = [setting for setting in settings if setting != PLAIN_STEP]
-        settings.append(f"{VARIABLE}={','.join(pieces)}")
+    if parts & {*PIECES}:
+        pieces = ",".join(sorted(parts & {*PIECES}))
+        settings = [*sorted(parts - {*PIECES, PLAIN_STEP}), f"{VARIABLE}={pieces}"]
     return [*lines, f"to do without: {' '.join(settings)}"]
 
 
 def measure(piece: Piece, config: Any, device: torch.device, dtype: torch.dtype) -> Finding:
     """Compares ``piece`` with its formula in float64, over inputs that are those of ``dtype``."""
-    about = (piece.name, piece.part, str(dtype).removeprefix("torch."), piece.tolerances[dtype])
+    off = math.inf
+    fault = ""
     try:
-        draw = Draw(config, device, torch.float64, dtype)
-        _, exact = piece.make(draw)
-        expected = _results(exact, draw)
-        draw = Draw(config, device, dtype, dtype)
-        both = piece.make(draw)
-        off = max(map(distance, _results(both[0], draw), expected))
-        return Finding(*about, off, tuple(_milliseconds(compute, draw) for compute in both))
-    except Exception as fault:  # of any kind: what a kernel raises on a device that nobody has tried
-        return Finding(*about, fault=first_line(fault))
+        exact = _results(piece, Draw(config, device, dtype, plain=True))
+        off = max(map(distance, _results(piece, Draw(config, device, dtype)), exact))
+    except Exception as error:  # of any kind: what a kernel raises on a device that nobody has tried
+        fault = first_line(error)
+    return Finding(piece.name, piece.part, str(dtype).removeprefix("torch."), piece.tolerances[dtype], off, fault)
 
 
 def distance(found: Tensor, exact: Tensor) -> float:
@@ -93,22 +78,11 @@ def distance(found: Tensor, exact: Tensor) -> float:
     return float(off.nan_to_num(nan=math.inf))
 
 
-def _results(compute: Compute, draw: Draw) -> Sequence[Tensor]:
+def _results(piece: Piece, draw: Draw) -> Sequence[Tensor]:
     """What is computed, and the gradients of what learns."""
-    outputs = compute()
+    outputs = piece.compute(draw)
     if not draw.learned:
         return outputs
     torch.manual_seed(1)
     given = [torch.randn(y.shape, device=y.device).to(draw.rounded).to(y.dtype) for y in outputs]
     return [*outputs, *torch.autograd.grad(outputs, draw.learned, given)]
-
-
-def _milliseconds(compute: Compute, draw: Draw) -> float:
-    fastest = math.inf
-    end = time.perf_counter() + SECONDS
-    while math.isinf(fastest) or time.perf_counter() < end:
-        began = time.perf_counter()
-        _results(compute, draw)
-        wait_for(draw.device)
-        fastest = min(fastest, time.perf_counter() - began)
-    return 1e3 * fastest

@@ -1,8 +1,6 @@
 """A training step of two processes, with the base whole in each (``ddp``) and shared out (``fsdp``), against that of
-one: python -m moslora.check.processes FILE"""
+one: python -m moslora.check.processes FOLDER"""
 
-import json
-import math
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +11,7 @@ from accelerate import Accelerator
 
 from moslora.check.measure import Finding, distance
 from moslora.check.piece import Draw
-from moslora.check.step import ROWS, SMALL_LLAMA, small_models
+from moslora.check.step import ROWS, SMALL_LLAMA, small_model
 from moslora.choices import Strategy
 from moslora.data.prepared import RowTable
 from moslora.data.steps import collate, label_count
@@ -41,41 +39,36 @@ def two_processes() -> list[Finding]:
     if gpus() == 1:
         return []
     fault = "the lines above say why"
+    findings = []
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "found.json"
+        command = [sys.executable, "-m", __name__, folder]
         try:
-            launch([sys.executable, "-m", __name__, str(file)], processes=2, then="moslora check", restarts=0)
+            launch(command, processes=2, then="moslora check", restarts=0)
         except MosloraError as error:
             fault = str(error)
-        found = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    return [
-        Finding(
-            f"a step of two processes, {strategy}",
-            part,
-            "float32",
-            TOLERANCE,
-            off=found.get(strategy, math.inf),
-            fault="" if strategy in found else fault,
-        )
-        for strategy, part in STRATEGIES.items()
-    ]
+        for strategy, part in STRATEGIES.items():
+            about = (f"a step of two processes, {strategy}", part, "float32", TOLERANCE)
+            findings.append(Finding(*about, fault=fault))
+            file = Path(folder) / strategy
+            if file.exists():
+                findings[-1] = Finding(*about, float(file.read_text("utf-8")))
+    return findings
 
 
-def main(file: str) -> None:
+def main(folder: str) -> None:
     """What each of the two processes does; the first writes down what was found."""
     take_gpu()
-    found = {}
     with process_group({}, then="moslora check"):
         for strategy in STRATEGIES:
-            found[strategy] = _off(strategy)
+            off = _off(strategy)
             if is_main_process():
-                Path(file).write_text(json.dumps(found), "utf-8")
+                Path(folder, strategy).write_text(str(off), "utf-8")
 
 
 def _off(strategy: Strategy) -> float:
     """How far the gradients of a step are from one process's."""
-    draw = Draw(None, device(), torch.float32, torch.float32)
-    _, model = small_models(draw, SMALL_LLAMA)
+    draw = Draw(None, device(), torch.float32)
+    model = small_model(draw, SMALL_LLAMA)
     loss, _ = LabelLoss(model).train()(collate(ROWS, device=draw.device))
     expected = torch.autograd.grad(loss / label_count(ROWS), draw.learned)
     accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")

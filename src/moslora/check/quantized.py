@@ -1,6 +1,7 @@
 """Products with frozen weights in 4 and 8 bits, beside those with the weights written out."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.base.quantized import fix_layers
-from moslora.check.piece import TOLERANCES, Draw, Pair, Piece
+from moslora.check.piece import TOLERANCES, Draw, Piece
 
 
-def product(draw: Draw, *, bits: int) -> Pair:
+def product(draw: Draw, *, bits: int) -> Sequence[Tensor]:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels
     import bitsandbytes
 
@@ -28,9 +29,11 @@ def product(draw: Draw, *, bits: int) -> Pair:
         layer = library.Linear8bitLt(*weight.shape, bias=False, has_fp16_weights=False, threshold=6.0)
         layer.weight = library.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(draw.device)
         decoded = layer.weight.data * layer.weight.SCB[:, None] / 127
+    if draw.plain:
+        return [F.linear(x, decoded.to(draw.dtype))]
     model: Any = nn.ModuleList([layer])
     fix_layers(model, on_cpu=draw.device.type == "cpu")
-    return lambda: [layer(x)], lambda: [F.linear(x, decoded.to(draw.dtype))]
+    return [layer(x)]
 
 
 def _nf4(weight: Any) -> Tensor:

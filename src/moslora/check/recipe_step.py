@@ -25,25 +25,21 @@ def real_step(recipe: Recipe) -> list[list[str]]:
         MosloraError: it did not fit.
     """
     training = recipe.training
-    devices = Devices(on_gpu=gpus() > 0)
+    on_gpu = gpus() > 0
     inputs = gather_inputs(recipe)
     run = outline(recipe)
-    tokens = training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=devices.on_gpu)
+    tokens = training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu)
     largest = run.share_of_a_step(1).of(tokens)
-    needed = memory(run.model, recipe.model, largest, devices, rank_budget=training.rank_budget is not None)
+    needed = memory(run.model, recipe.model, largest, Devices(on_gpu), rank_budget=training.rank_budget is not None)
     before = peak_memory_gb()
-    with or_out_of_memory(
-        f"out of GPU memory; by moslora plan a step takes {gigabytes(needed.total)} GB, and it says what would fit"
-    ):
-        accelerator = Accelerator(mixed_precision="no", cpu=not devices.on_gpu)
-        parts, _ = prepare(accelerator, recipe, inputs=inputs)
+    with or_out_of_memory("out of GPU memory; moslora plan says what would fit"):
+        parts, _ = prepare(Accelerator(mixed_precision="no", cpu=not on_gpu), recipe, inputs=inputs)
         rehearse(parts, first_step=0)
         rows = parts.drawn(0)
         began = time.perf_counter()
         accumulate(parts, rows)
         update(parts.optimizer, parts.scaler, max_norm=training.max_grad_norm).tolist()  # waits for the device
         seconds = time.perf_counter() - began
-    peak = peak_memory_gb() - before
     tokens = sum(len(row.input_ids) for row in rows)
     total = cost(
         run.model,
@@ -53,7 +49,7 @@ def real_step(recipe: Recipe) -> list[list[str]]:
         row=tokens / len(rows),
         passes=len(parts.passes(rows)),
     )
-    if devices.on_gpu:
+    if on_gpu:
         times = []
         for name, gpu in gpus_with(total_memory(device())).items():
             fast, slow = total.seconds(gpu, dtype=recipe.model.dtype)
@@ -62,6 +58,6 @@ def real_step(recipe: Recipe) -> list[list[str]]:
         times = [f"{on_this_cpu(total, run.model, recipe.model.dtype):.2g}"]
     return [
         [f"a step of {tokens:,} tokens", "estimate", "measured"],
-        ["memory, GB", gigabytes(needed.total - needed.overhead), gigabytes(1e9 * peak)],
+        ["memory, GB", gigabytes(needed.total - needed.overhead), gigabytes(1e9 * (peak_memory_gb() - before))],
         ["time, s", ", ".join(times), f"{seconds:.2g}"],
     ]

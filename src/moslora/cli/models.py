@@ -122,7 +122,7 @@ def check(
         recipe, model = early.recipe_or_model(target, overrides or ())
     with options.importing():
         from moslora.check.check import check as check_device
-        from moslora.check.check import remarks
+        from moslora.check.check import not_compared
         from moslora.check.measure import TITLES, said_of
         from moslora.check.recipe_step import real_step
         from moslora.processes.devices import device, say_device
@@ -133,10 +133,8 @@ def check(
     say("comparing, which takes about a minute ...")
     findings = list(check_device(model))
     off = [finding for finding in findings if not finding.passed]
-    below = [*remarks(), f"all {len(findings)} comparisons are within their tolerances"]
-    if off:
-        below[-1:] = said_of(off)
-    print_table([TITLES, *(finding.row for finding in findings)], below=below)
+    said = said_of(off) if off else [f"all {len(findings)} comparisons are within their tolerances"]
+    print_table([TITLES, *(finding.row for finding in findings)], below=[*not_compared(), *said])
     if off:
         raise typer.Exit(1)
 
