@@ -1,5 +1,6 @@
 """Our engine computes a model if it computes what transformers' own forward does, gradients included; no other."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -316,3 +317,12 @@ def test_a_verdict_is_kept_for_what_it_is_of(world: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("MOSLORA_PLAIN", "norm")
     load("dense")
     assert len(compared) == 4
+
+
+def test_a_verdict_on_a_method_of_peft_has_the_same_name_in_every_process(world: Path) -> None:
+    """PEFT's configs have sets, which each process orders in its own way."""
+    peft = pytest.importorskip("peft")
+    model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
+    choose_engine(peft.get_peft_model(model, peft.LoraConfig(target_modules=["v_proj", "k_proj", "q_proj"])))
+    (note,) = (home() / "engines").iterdir()
+    assert '"target_modules": ["k_proj", "q_proj", "v_proj"]' in json.loads(note.read_text())["of"]

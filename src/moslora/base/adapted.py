@@ -52,9 +52,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 def own_parameters(model: nn.Module) -> set[nn.Parameter]:
     """The parameters of all adapters without their bases', whether they learn or not."""
-    with_bases: set[nn.Parameter] = set()
-    of_bases: set[nn.Parameter] = set()
+    parameters: set[nn.Parameter] = set()
     for layer, base in adapted_layers(model).values():
-        with_bases.update(layer.parameters())
-        of_bases.update(base.parameters())
-    return with_bases - of_bases
+        parameters |= {*layer.parameters()} - {*base.parameters()}
+    return parameters

@@ -10,7 +10,7 @@ a gradient around; through a twin of few layers it does not.
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -130,62 +130,55 @@ def _why_not(
 
 def _compare(model: PreTrainedModel, wanted: EngineChoice) -> Differs | None:
     """How our engine differs on ``model``, which stays as it is; ``None`` where it does not, or is not wanted."""
+    name = type(model).__name__
     with _off_start(model):
         stock = _measured_plainly(model)
         if wanted == Transformers.name:
             return None
-        weight = getattr(model.get_output_embeddings(), "weight", None)
-        if weight is None or getattr(model.get_output_embeddings(), "bias", None) is not None:
-            return Differs(f"the output layer of {type(model).__name__} is more than a product", is_rounding=False)
+        if getattr(model.get_output_embeddings(), "bias", None) is not None:
+            return Differs(f"the output layer of {name} is more than a product", is_rounding=False)
         attention = model.config._attn_implementation
         before = use_own_modules(model)
         pack_nothing(model)  # a pass is not worth a second copy of all weights
         model.eval()
         try:
-            ours = _measured(Own(model))
+            return _difference(name, stock, _measured(Own(model)))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of any model's code
             fault = first_line(error).removeprefix("model: ")
-            return Differs(f"{type(model).__name__} cannot compute rows end to end ({fault})", is_rounding=False)
+            return Differs(f"{name} cannot compute rows end to end ({fault})", is_rounding=False)
         finally:
-            for name, module in reversed(before.items()):
-                model.set_submodule(name, module)
+            for path, module in reversed(before.items()):
+                model.set_submodule(path, module)
             if attention is not None:
                 model.set_attn_implementation(attention)
-        return _difference(type(model).__name__, stock, ours)
 
 
 def _difference(name: str, stock: Measured, ours: Measured) -> Differs | None:
     """How what two engines have measured differs; what is not rounding comes first."""
-    if stock.logits.shape != ours.logits.shape:
-        return Differs(f"{name} computes logits for other tokens", is_rounding=False)
-    size = float(stock.logits.float().norm())
-    if size == 0 or not math.isfinite(size):
-        return Differs(f"{name} computes no numbers with these weights and adapters", is_rounding=True)
     rounds = _rounds(stock.logits.device, stock.logits.dtype)
     tolerances = (TOLERANCE, TOLERANCE_OF_GRADIENTS)
     if stock.logits.dtype.itemsize <= 2:
         tolerances = (TOLERANCE_IN_16_BITS, TOLERANCE_OF_GRADIENTS_IN_16_BITS)
     off = _relative(ours.logits, stock.logits)
+    way = f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
+    compared = [(way, off, tolerances[0], FAR * TOLERANCE_IN_16_BITS)]
     largest = max((float(gradient.norm()) for gradient in stock.gradients.values()), default=0.0)
-    errors = {"": 0.0}
     for key, expected in stock.gradients.items():
         length = max(float(expected.norm()), 1e-2 * largest, SMALLEST)
-        errors[key] = float((ours.gradients.get(key, torch.zeros_like(expected)) - expected).norm()) / length
-    worst = max(errors, key=lambda key: errors[key])
-    found = []
-    if not off <= tolerances[0]:
-        why = f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
-        found.append(Differs(why, is_rounding=rounds and not off > FAR * TOLERANCE_IN_16_BITS))
-    if any(not error <= tolerances[1] for error in errors.values()):
-        why = f"{name}: the gradient of {worst} differs"
-        found.append(Differs(why, is_rounding=rounds and not errors[worst] > FAR_OF_GRADIENTS))
-    return min(found, key=lambda differs: differs.is_rounding, default=None)
+        error = float((ours.gradients.get(key, torch.zeros_like(expected)) - expected).norm()) / length
+        compared.append((f"{name}: the gradient of {key} differs", error, tolerances[1], FAR_OF_GRADIENTS))
+    tells_nothing = not 0 < float(stock.logits.float().norm()) < math.inf
+    faults = []
+    for why, error, tolerance, far in compared:
+        if not error <= tolerance:
+            faults.append(Differs(why, is_rounding=tells_nothing or (rounds and not error > far)))
+    return min(faults, key=lambda fault: fault.is_rounding, default=None)
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
+def _relative(computed: Tensor, expected: Tensor) -> float:
+    return float((computed.float() - expected.float()).norm() / expected.float().norm())
 
 
 def _lay(engine: Engine, rows: Sequence[Sequence[int]]) -> tuple[Batch, list[int]]:
@@ -209,8 +202,8 @@ def _measured(engine: Engine) -> Measured:
         if learn:
             with torch.enable_grad():
                 loss = engine.loss(batch, places, send(places, model.device), targets)
-            found = torch.autograd.grad(loss, list(learn.values()), allow_unused=True)
-            gradients = {name: gradient for name, gradient in zip(learn, found, strict=True) if gradient is not None}
+            of_each = zip(learn, torch.autograd.grad(loss, list(learn.values()), allow_unused=True), strict=True)
+            gradients = {name: gradient for name, gradient in of_each if gradient is not None}
     describe_batch(model)
     return Measured(logits, gradients)
 
@@ -222,62 +215,57 @@ def _measured_plainly(model: PreTrainedModel) -> Measured:
         UnsupportedModel: the model cannot compute text, or is not causal.
         UsageError: a layer is read around its adapter, or has no gradient.
     """
+    name = type(model).__name__
     layers = dict(named_adapters(model))
     for layer in layers.values():
         layer.context.plain = True
         layer.context.bypassed.clear()
     try:
         engine = Transformers(model)
-        found = _measured(engine)
+        measured = _measured(engine)
         with torch.no_grad():
             alone = engine.logits(*_lay(engine, two_rows(model.config)[:1]))
         describe_batch(model)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of any model's code
-        bypassed = _bypassed(layers)
-        if bypassed:
-            raise _cannot_be_adapted(model, bypassed) from None
-        fault = f"{type(model).__name__} cannot compute text alone ({type(error).__name__}: {first_line(error)})"
+        _refuse_unfit(layers, [f"{path}." for path in layers], name)
+        fault = f"{name} cannot compute text alone ({type(error).__name__}: {first_line(error)})"
         raise UnsupportedModel(fault) from None
     finally:
         for layer in layers.values():
             layer.context.plain = False
     short = SHARED + ENDS[0]
-    first, second = found.logits[:SHARED], found.logits[short : short + SHARED]
+    first, second = measured.logits[:SHARED], measured.logits[short : short + SHARED]
     tolerance = FAR * TOLERANCE
-    if _rounds(model.device, found.logits.dtype):
+    if _rounds(model.device, measured.logits.dtype):
         tolerance = TOLERANCE_IN_16_BITS
     # NaN, of damaged weights or a scale that overflows, tells nothing: the twin decides.
     if _relative(first, second) > tolerance:
-        raise UnsupportedModel(f"{type(model).__name__} is not causal: its tokens see those after them")
-    if _relative(found.logits[:short], alone) > tolerance:
-        raise UnsupportedModel(f"{type(model).__name__} computes a row in another way where it is padded")
-    refused = _bypassed(layers) | _without_gradient(layers, found.gradients)
-    if refused:
-        raise _cannot_be_adapted(model, refused)
-    return found
+        raise UnsupportedModel(f"{name} is not causal: its tokens see those after them")
+    if _relative(measured.logits[:short], alone) > tolerance:
+        raise UnsupportedModel(f"{name} computes a row in another way where it is padded")
+    _refuse_unfit(layers, measured.gradients, name)
+    return measured
 
 
-def _bypassed(layers: Mapping[str, AdapterLinear]) -> set[str]:
-    """The layers whose weight the model's own code has read."""
-    return {name for name, layer in layers.items() if layer in layer.context.bypassed}
-
-
-def _without_gradient(layers: Mapping[str, AdapterLinear], gradients: Mapping[str, Tensor]) -> set[str]:
-    """The layers that no text passes: none of their kind has a gradient, in any layer or expert."""
-    kinds = {name: re.sub(r"\d+", "*", name) for name in layers}
-    reached = {kind for name, kind in kinds.items() if any(key.startswith(f"{name}.") for key in gradients)}
-    return {name for name, kind in kinds.items() if kind not in reached}
-
-
-def _cannot_be_adapted(model: PreTrainedModel, layers: set[str]) -> UsageError:
-    names = sorted({name.rpartition(".")[2] for name in layers})
-    others = sorted({name.rpartition(".")[2] for name, _ in named_adapters(model)}.difference(names))
-    return UsageError(
-        f"adapter.target_modules: {type(model).__name__} does more than call its {', '.join(names)}, or no text passes"
-        f" them, so these cannot be adapted; list the others: [{', '.join(others)}]"
-    )
+def _refuse_unfit(layers: Mapping[str, AdapterLinear], learned: Iterable[str], model: str) -> None:
+    """Refuses layers whose weight the model's own code has read, or that no text passes: nothing of their kind has
+    ``learned``, in any layer or expert."""
+    kinds = {re.sub(r"\d+", "*", name) for name in learned}
+    names = set()
+    unfit = set()
+    for path, layer in layers.items():
+        name = path.rpartition(".")[2]
+        names.add(name)
+        kind = re.sub(r"\d+", "*", f"{path}.")
+        if layer in layer.context.bypassed or not any(reached.startswith(kind) for reached in kinds):
+            unfit.add(name)
+    if unfit:
+        raise UsageError(
+            f"adapter.target_modules: {model} does more than call its {', '.join(sorted(unfit))}, or no text passes"
+            f" them, so these cannot be adapted; list the others: [{', '.join(sorted(names - unfit))}]"
+        )
 
 
 @contextmanager
@@ -285,18 +273,16 @@ def _off_start(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block the factors that learn have left their start, where some have no gradient; afterwards they are
     what they were."""
     learn = [weight for weight in model.parameters() if weight.requires_grad]
-    before = [weight.detach().clone() for weight in learn]
+    before = [weight.data for weight in learn]
     draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in learn:
-            noise = torch.randn(weight.shape, generator=draw).to(weight)
-            weight.mul_(1 + 0.1 * noise).add_(0.1 * noise / max(weight.shape[-1:] or (1,)) ** 0.5)
+    for weight in learn:
+        noise = 0.1 * torch.randn(weight.shape, generator=draw).to(weight)
+        weight.data = weight.data * (1 + noise) + noise / max(weight.shape[-1:] or (1,)) ** 0.5
     try:
         yield
     finally:
-        with torch.no_grad():
-            for weight, value in zip(learn, before, strict=True):
-                weight.copy_(value)
+        for weight, value in zip(learn, before, strict=True):
+            weight.data = value
 
 
 def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote_code: bool) -> str | None:
@@ -312,14 +298,12 @@ def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote
         raise
     except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
         return f"no small {type(model).__name__} could be computed ({first_line(misfit)})"
-    if differs is not None:
-        return differs.why
-    if model.device.type != "meta" and _rounds(model.device, model.dtype):
+    if differs is None and model.device.type != "meta" and _rounds(model.device, model.dtype):
         with suppress(UsageError):  # of code that wants some weights in float32
             differs = _compare(_as_computed(twin, model), wanted)
-    if differs is not None and not differs.is_rounding:
-        return differs.why
-    return None
+            if differs is None or differs.is_rounding:
+                return None
+    return differs and differs.why
 
 
 def _as_computed(twin: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:

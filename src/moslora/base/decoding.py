@@ -9,7 +9,6 @@ next prompt enters with the same pass that continues the others. In float32 the 
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,98 +59,55 @@ def decode(
     Raises:
         MosloraError: logits that are no finite numbers.
     """
-    return _Decoding(model, prompts, max_new_tokens, ended, ends, batch_tokens).run()
-
-
-@dataclass
-class _Decoding:
-    """The state of :func:`decode`."""
-
-    model: PreTrainedModel
-    prompts: Sequence[list[int]]
-    max_new_tokens: int
-    ended: Ended
-    ends: Collection[int]
-    batch_tokens: int
-    writing: list[int] = field(default_factory=list)  # numbers of the prompts, as their rows are in the cache
-
-    def __post_init__(self) -> None:
-        self.cache = KeyValueCache(self.model.device)
-        self.written: list[list[int]] = [[] for _ in self.prompts]
-        # The longest first: what does not fit into memory says so at once. Equal lengths keep their order.
-        self.waiting = deque(sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i])))
-
-    def run(self) -> list[list[int]]:
-        self._compute_beginning()
-        own = [prompt[self.cache.beginning :] for prompt in self.prompts]  # behind the common beginning
-        while self.waiting or self.writing:
-            self._fit_cache(own)
-            entering = self._entering(own)
-            tokens = [self.written[i][-1] for i in self.writing]
-            for i in entering:
-                tokens += own[i]
-            step = self.cache.next_pass([len(own[i]) for i in entering])
-            self.writing += entering
-            for i, token in zip(self.writing, self._next_tokens(tokens, step), strict=True):
-                self.written[i].append(token)
-            self._remove_ended()
-        return self.written
-
-    def _compute_beginning(self) -> None:
-        """Computes what all prompts begin with; a token of each at least is left."""
-        if len(self.prompts) < 2:
-            return
-        length = min(common_prefix(self.prompts), min(len(prompt) for prompt in self.prompts) - 1)
-        if length < SHORTEST_BEGINNING:
-            return
-        self._compute(self.prompts[0][:length], self.cache.first_pass(length))
-
-    def _fit_cache(self, own: Sequence[list[int]]) -> None:
-        """Gives the cache room for the longest row that is written or waits; anew, once half of it would do."""
-        if not self.waiting:
-            return
-        room = self.max_new_tokens + max(len(own[i]) for i in (*self.writing, self.waiting[0]))
-        if self.cache.rows and room > self.cache.room // 2:
-            return
-        kept = self.batch_tokens
-        if self.cache.device.type == "cpu":
-            kept *= KEPT_ON_CPU
-        rows = max(1, kept // room)
-        self.cache.resize(min(rows, len(self.writing) + len(self.waiting)), room)
-
-    def _entering(self, own: Sequence[list[int]]) -> list[int]:
-        """The prompts that enter with the next pass: as many as there is room for, in the cache and in the pass."""
-        entering: list[int] = []
-        count = len(self.writing)
-        while self.waiting and len(self.writing) + len(entering) < self.cache.rows:
-            count += len(own[self.waiting[0]])
-            if entering and count > self.batch_tokens:
+    cache = KeyValueCache(model.device)
+    written: list[list[int]] = [[] for _ in prompts]
+    writing: list[int] = []  # numbers of the prompts, as their rows are in the cache
+    # The longest first: what does not fit into memory says so at once. Equal lengths keep their order.
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+    common = 0  # tokens that all prompts begin with; one of each at least is left
+    if len(prompts) > 1:
+        common = min(common_prefix(prompts), len(prompts[waiting[-1]]) - 1)
+    if common >= SHORTEST_BEGINNING:
+        _compute(model, prompts[0][:common], cache.first_pass(common))
+    own = [prompt[cache.beginning :] for prompt in prompts]  # behind the common beginning
+    while waiting or writing:
+        if waiting:
+            room = max_new_tokens + max(len(own[i]) for i in (*writing, waiting[0]))
+            if not cache.rows or room <= cache.room // 2:  # half of what the longest row of all has had would do
+                kept = batch_tokens * KEPT_ON_CPU if cache.device.type == "cpu" else batch_tokens
+                cache.resize(min(max(1, kept // room), len(writing) + len(waiting)), room)
+        tokens = [written[i][-1] for i in writing]
+        entering: list[int] = []  # as many as there is room for, in the cache and in the pass
+        while waiting and len(writing) + len(entering) < cache.rows:
+            if entering and len(tokens) + len(own[waiting[0]]) > batch_tokens:
                 break
-            entering.append(self.waiting.popleft())
-        return entering
+            entering.append(waiting.popleft())
+            tokens += own[entering[-1]]
+        step = cache.next_pass([len(own[i]) for i in entering])
+        writing += entering
+        for i, token in zip(writing, _next_tokens(model, tokens, step), strict=True):
+            written[i].append(token)
+        for row in reversed(range(len(writing))):
+            i = writing[row]
+            full = len(written[i]) == max_new_tokens
+            if full or written[i][-1] in ends or ended(i, written[i]):
+                cache.remove(row)
+                writing[row] = writing[-1]
+                writing.pop()
+    return written
 
-    def _next_tokens(self, tokens: list[int], step: CachedPass) -> list[int]:
-        """The likeliest token after each row of the pass."""
-        hidden = self._compute(tokens, step)  # (T, H)
-        states = hidden.index_select(0, send(step.last, hidden.device))
-        logits: Tensor = self.model.get_output_embeddings()(states)  # (rows, V)
-        best = logits.max(-1)  # the first of equals
-        likeliest: list[int] = best.indices.where(best.values.isfinite(), NO_TOKEN).tolist()
-        if NO_TOKEN in likeliest:
-            raise MosloraError(NOT_FINITE)
-        return likeliest
 
-    def _compute(self, tokens: list[int], step: CachedPass) -> Tensor:
-        """The hidden states of the pass over these tokens, which is filled up."""
-        ids = send([tokens + tokens[-1:] * step.filler], step.device)
-        return final_hidden(self.model, ids, step)
+def _next_tokens(model: PreTrainedModel, tokens: list[int], step: CachedPass) -> list[int]:
+    """The likeliest token after each row of the pass."""
+    hidden = _compute(model, tokens, step)  # (T, H)
+    states = hidden.index_select(0, send(step.last, hidden.device))
+    best = model.get_output_embeddings()(states).max(-1)  # of (rows, V) the first of equals
+    likeliest: list[int] = best.indices.where(best.values.isfinite(), NO_TOKEN).tolist()
+    if NO_TOKEN in likeliest:
+        raise MosloraError(NOT_FINITE)
+    return likeliest
 
-    def _remove_ended(self) -> None:
-        for row in reversed(range(len(self.writing))):
-            i = self.writing[row]
-            tokens = self.written[i]
-            full = len(tokens) == self.max_new_tokens
-            if full or tokens[-1] in self.ends or self.ended(i, tokens):
-                self.cache.remove(row)
-                self.writing[row] = self.writing[-1]
-                self.writing.pop()
+
+def _compute(model: PreTrainedModel, tokens: list[int], step: CachedPass) -> Tensor:
+    """The hidden states of the pass over these tokens, which is filled up."""
+    return final_hidden(model, send([tokens + tokens[-1:] * step.filler], step.device), step)

@@ -46,8 +46,5 @@ def text_part(model: PreTrainedModel) -> nn.Module | None:
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The model's longest input in tokens; ``None`` if its config does not say."""
-    config = model.config.get_text_config(decoder=True)
-    length = getattr(config, "max_position_embeddings", None)
-    if isinstance(length, int) and length > 0:
-        return length
-    return None
+    length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None

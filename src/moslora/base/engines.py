@@ -12,9 +12,9 @@ write   the new tokens of each prompt, as :func:`moslora.base.decoding.decode` h
 ``pads`` says whether a batch takes the room of its longest row for each.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from itertools import chain
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
+from transformers import GenerationConfig, PreTrainedModel
 
 from moslora.base.decoding import NOT_FINITE, Ended, decode
 from moslora.base.engine import final_hidden, output_weight
@@ -105,26 +105,23 @@ class Transformers(_Model):
         rows = list(chain.from_iterable(families))
         longest = max(len(row) for row in rows)
         padded = [[*row, *[row[-1]] * (longest - len(row))] for row in rows]
-        real = None
-        if any(len(row) < longest for row in rows):
-            real = send(torch.tensor([[place < len(row) for place in range(longest)] for row in rows]), device)
+        real = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
         paths = [list(range(n * longest, n * longest + len(row))) for n, row in enumerate(rows)]
-        return Batch(send(padded, device), paths, real, None)
+        return Batch(send(padded, device), paths, None if real.all() else send(real, device), None)
 
     def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
         length = batch.input_ids.shape[1]
-        device = batch.input_ids.device
-        kept = list(range(length))
+        at = send(places, batch.input_ids.device)
         options: dict[str, Any] = {}
         if "logits_to_keep" in signature(type(self.model).forward).parameters:  # others compute all
             kept = sorted({place % length for place in places})
-            options["logits_to_keep"] = send(kept, device)
-        number = {column: n for n, column in enumerate(kept)}
-        at = [place // length * len(kept) + number[place % length] for place in places]
-        mask = None if batch.real is None else batch.real.long()
-        output = self.model(input_ids=batch.input_ids, attention_mask=mask, use_cache=False, **options)
-        logits: Tensor = output.logits
-        return logits.flatten(0, 1).index_select(0, send(at, device))
+            options["logits_to_keep"] = send(kept, at.device)
+            number = {column: n for n, column in enumerate(kept)}
+            at = send([place // length * len(kept) + number[place % length] for place in places], at.device)
+        if batch.real is not None:
+            options["attention_mask"] = batch.real.long()
+        logits: Tensor = self.model(input_ids=batch.input_ids, use_cache=False, **options).logits
+        return logits.flatten(0, 1).index_select(0, at)
 
     def loss(self, batch: Batch, places: Sequence[int], sent: Tensor, targets: Tensor) -> Tensor:
         if not places:
@@ -133,17 +130,12 @@ class Transformers(_Model):
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
 
     def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
-        device = batch.input_ids.device
-        wanted = send(targets, device)
         logits = self.logits(batch, places)
-        values = []
-        hits = []
-        positions, _ = sizes(len(logits), logits.shape[1], device)
-        for part, tokens in zip(logits.split(positions), wanted.split(positions), strict=True):
-            log_p = part.float().log_softmax(-1)
-            values.append(log_p.gather(1, tokens[:, None])[:, 0])
-            hits.append(log_p.argmax(-1) == tokens)
-        return torch.cat(values), torch.cat(hits)
+        wanted = send(targets, logits.device)
+        positions, _ = sizes(len(logits), logits.shape[1], logits.device)
+        parts = zip(logits.split(positions), wanted.split(positions), strict=True)
+        losses = [F.cross_entropy(part.float(), tokens, reduction="none") for part, tokens in parts]
+        return -torch.cat(losses), logits.argmax(-1) == wanted
 
     def write(
         self,
@@ -155,19 +147,38 @@ class Transformers(_Model):
         batch_tokens: int,
     ) -> list[list[int]]:
         written: list[list[int]] = [[] for _ in prompts]
-        settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": sorted(ends) or None}
+        done: set[int] = set()
+        together: list[int] = []  # numbers of the prompts that are continued
         waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        pads = _reads_padding_alike(self.model)
+
+        def keep(ids: Tensor, _: Any, **__: Any) -> Tensor:
+            """Keeps what is written after each prompt until it has ended."""
+            for i, tokens in zip(together, ids[:, len(prompts[together[0]]) :].tolist(), strict=True):
+                if i not in done:
+                    written[i] = tokens
+                    if tokens[-1] in ends or ended(i, tokens):
+                        done.add(i)
+            return torch.tensor([i in done for i in together], device=ids.device)
+
+        settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": sorted(ends) or None}
         while waiting:
             length = len(prompts[waiting[0]])
-            count = max(1, batch_tokens // (length + max_new_tokens))
-            if not pads:
-                count = min(count, sum(len(prompts[i]) == length for i in waiting))
-            together = waiting[:count]
-            waiting = waiting[count:]
-            kept = _Kept(together, written, ended, ends, begin=length)
-            generate(self.model, [prompts[i] for i in together], settings, stopping_criteria=[kept])
+            together = waiting[: max(1, batch_tokens // (length + max_new_tokens))]
+            if not self._reads_padding_alike:
+                together = [i for i in together if len(prompts[i]) == length]
+            waiting = waiting[len(together) :]
+            generate(self.model, [prompts[i] for i in together], settings, stopping_criteria=[keep])
         return written
+
+    @cached_property
+    def _reads_padding_alike(self) -> bool:
+        """Whether a prompt that is padded at its beginning is read as it is alone."""
+        short, long = two_rows(self.model.config)
+        settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
+        alone = _generate(self.model, [short], settings).scores[-1][0].float()
+        padded = _generate(self.model, [short, long], settings).scores[-1][0].float()
+        tolerance = 2e-2 if self.model.dtype.itemsize <= 2 else 1e-3
+        return bool((padded - alone).norm() <= tolerance * alone.norm())
 
 
 Engine = Own | Transformers
@@ -188,84 +199,39 @@ def generate(
 
     A model's own `generation_config.json` is not used: its penalties, suppressed tokens or samples would change texts.
     """
-    length = max(len(prompt) for prompt in prompts)
-    found: Tensor = _generate(model, prompts, settings, **options)[:, length:]
-    return found
+    written: Tensor = _generate(model, prompts, settings, **options)
+    return written[:, max(len(prompt) for prompt in prompts) :]
 
 
 def _generate(model: Any, prompts: Sequence[list[int]], settings: Mapping[str, Any], **options: Any) -> Any:
     """What transformers' ``generate`` returns."""
     rows = [torch.tensor(prompt) for prompt in prompts]
     ids = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side="left").to(model.device)
-    real = ids >= 0
     padding = prompts[0][0]  # masked, so any token will do
     config = GenerationConfig(**{"use_cache": True, **settings}, pad_token_id=padding)
-    # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for each
-    # row.
-    together = model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    with together, _unset_generation(model):
-        return model.generate(
-            ids.where(real, padding),
-            attention_mask=real.long(),
-            generation_config=config,
-            logits_processor=[_Finite()],
-            **options,
-        )
-
-
-@contextmanager
-def _unset_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the model has no generation settings of its own, which transformers otherwise takes for every
-    field that the caller leaves unset."""
     own = model.generation_config
-    model.generation_config = GenerationConfig()
+    model.generation_config = GenerationConfig()  # of which transformers takes every field that the caller leaves unset
     try:
-        yield
+        # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
+        # each row.
+        with model.get_output_embeddings().register_forward_pre_hook(_contiguous):
+            return model.generate(
+                ids.where(ids >= 0, padding),
+                attention_mask=(ids >= 0).long(),
+                generation_config=config,
+                logits_processor=[_finite],
+                **options,
+            )
     finally:
         model.generation_config = own
 
 
-class _Finite(LogitsProcessor):
+def _finite(_: Tensor, scores: Tensor) -> Tensor:
     """Refuses logits that are no numbers."""
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not scores.amax(-1).isfinite().all():
-            raise MosloraError(NOT_FINITE)
-        return scores
-
-
-@dataclass
-class _Kept(StoppingCriteria):
-    """Keeps what is written after each prompt, by its number, until it has ended."""
-
-    numbers: Sequence[int]
-    written: list[list[int]]
-    ended: Ended
-    ends: Collection[int]
-    begin: int  # of the new tokens
-    done: set[int] = field(default_factory=set)
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        for number, tokens in zip(self.numbers, input_ids[:, self.begin :].tolist(), strict=True):
-            if number not in self.done:
-                self.written[number] = tokens
-                if tokens[-1] in self.ends or self.ended(number, tokens):
-                    self.done.add(number)
-        return torch.tensor([number in self.done for number in self.numbers], device=input_ids.device)
+    if not scores.amax(-1).isfinite().all():
+        raise MosloraError(NOT_FINITE)
+    return scores
 
 
 def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
     return (states[0].contiguous(),)
-
-
-def _reads_padding_alike(model: Any) -> bool:
-    """Whether a prompt that is padded at its beginning is read as it is alone; tried once for each model."""
-    if not hasattr(model, "moslora_reads_padding_alike"):
-        short, long = two_rows(model.config)
-        settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
-        alone = _generate(model, [short], settings).scores[-1][0].float()
-        padded = _generate(model, [short, long], settings).scores[-1][0].float()
-        tolerance = 2e-2 if model.dtype.itemsize <= 2 else 1e-3
-        model.moslora_reads_padding_alike = bool((padded - alone).norm() <= tolerance * alone.norm())
-    found: bool = model.moslora_reads_padding_alike
-    return found

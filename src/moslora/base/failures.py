@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants
-from safetensors import SafetensorError
 from transformers.utils.logging import set_tqdm_hook
 
 from moslora.errors import MosloraError, UsageError, first_line
@@ -89,23 +88,14 @@ def _explained(error: Exception, report: str, *, name: str, what: str) -> Except
             f"model.name = {name}: its {what} needs Python code from the model's folder; if you trust its authors, add"
             " --trust-remote-code (for train: model.trust_remote_code=true; data: --model names another one)"
         )
-    folder = constants.HF_HUB_CACHE
-    if Path(name).is_dir():
-        folder = name
-    return disk_fault(error, folder) or MosloraError(
-        f"model.name = {name}: its {what} cannot be loaded: {_reason(error, report)}; fix it, or choose another model"
-    )
-
-
-def _reason(error: Exception, report: str) -> str:
-    """The reason of a library's error: what the report quotes, or else its first line."""
+    folder = name if Path(name).is_dir() else constants.HF_HUB_CACHE
+    reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
     quoted = re.search(r"^(?:\w+\.)*\w+(?:Error|Exception): .+", report, re.MULTILINE)
     if quoted:
-        return quoted[0]
-    reason = first_line(error).rstrip(".")
-    if isinstance(error, (OSError, ValueError, SafetensorError)):
-        return reason
-    return f"{type(error).__name__}: {reason}"  # the text alone says little
+        reason = quoted[0]
+    return disk_fault(error, folder) or MosloraError(
+        f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
+    )
 
 
 @contextmanager

@@ -43,47 +43,35 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
         UsageError: there is no such model, or it has no safetensors weights.
     """
     files = weight_files(name, revision=revision)
-    for path in files:
-        _refuse_damaged(path)
     folder = files[0].parent
-    parts = {
-        "weights": [_kept_hash(path) for path in files],
-        "config": _config(folder / "config.json"),
-    }
+    parts = {"weights": [_kept_hash(path) for path in files], "config": _config(folder / "config.json")}
     if "auto_map" in parts["config"]:
         parts["code"] = [sha256(path) for path in sorted(folder.glob("*.py"))]
-    text = json.dumps(parts, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _refuse_damaged(path: Path) -> None:
-    """Refuses a weight file that is missing or cut short, which its header tells."""
+def _config(path: Path) -> Any:
+    """The config's keys that change what is computed, also in the configs within it."""
+
+    def computed(config: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in config.items() if key not in NOT_COMPUTED}
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=computed)
+    except (OSError, ValueError, RecursionError) as error:
+        raise MosloraError(f"{path}: not a model's config ({first_line(error)}); download the model again") from None
+
+
+def _kept_hash(path: Path) -> str:
+    """`weight_hash` of a file, kept in the cache until the file is written to; refuses one that is cut short."""
     try:
         with safe_open(path, framework="pt"):
             pass
     except (OSError, SafetensorError) as error:
         raise MosloraError(f"{path}: cannot be read ({first_line(error)}); download the model again") from None
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """The config's keys that change what is computed, also in the configs within it."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return _computed(config)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise MosloraError(f"{path}: not a model's config ({first_line(error)}); download the model again") from None
-
-
-def _computed(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in NOT_COMPUTED}
-    return {key: _computed(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def _kept_hash(path: Path) -> str:
-    """`weight_hash` of a file, kept in the cache until the file is written to."""
     file = path.resolve()  # of the hub's cache: the blob, not its name in a snapshot
-    found = file.stat()
-    written = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    status = file.stat()
+    written = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     digest: str = kept("hashes", str(file), lambda: weight_hash(file), state=written)
     return digest
 

@@ -19,9 +19,9 @@ def kept(folder: str, of: str, find: Callable[[], Any], *, state: Any = None) ->
         note = json.loads(file.read_text(encoding="utf-8"))
         if note["state"] == state:
             return note["found"]
-    found = find()
+    value = find()
     with suppress(OSError, MosloraError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with once_per_machine(file):
-            write_json(file, {"of": of, "state": state, "found": found})
-    return found
+            write_json(file, {"of": of, "state": state, "found": value})
+    return value

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -101,7 +101,13 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
     source = locate(section.name, revision=section.revision)
     with loading(section.name, "model"):
         config = AutoConfig.from_pretrained(source, **options)
-        _refuse_config(config, source, section)
+        fault = None
+        if getattr(config, "quantization_config", None) is not None:
+            fault = "its weights are already quantised; use the original, and set model.quantization"
+        if find_adapter_config_file(source, revision=section.revision) is not None:
+            fault = f"has an adapter beside its weights ({ADAPTER}); choose a model without one"
+        if fault:
+            raise UsageError(f"model.name = {section.name}: {fault}")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=DTYPES[section.dtype],  # transformers 5 otherwise takes the checkpoint's
@@ -117,19 +123,6 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def _refuse_config(config: PretrainedConfig, source: str, section: ModelSection) -> None:
-    """Refuses quantised weights, and an adapter beside the weights."""
-    name = section.name
-    if getattr(config, "quantization_config", None) is not None:
-        raise UsageError(
-            f"model.name = {name}: its weights are already quantised; use the original, and set model.quantization"
-        )
-    if find_adapter_config_file(source, revision=section.revision) is not None:
-        raise UsageError(
-            f"model.name = {name}: has an adapter beside its weights ({ADAPTER}); choose a model without one"
-        )
-
-
 def recompute_layers(model: PreTrainedModel) -> None:
     """Turns gradient checkpointing on; not its reentrant form, which sees frozen inputs and drops our gradients."""
     old = model.gradient_checkpointing_enable  # transformers 5.24 warns of this name, which is 5.17's only one
@@ -142,8 +135,8 @@ def _refuse_unfit(name: str, info: Mapping[str, Any]) -> None:
     transformers fills tensors that the checkpoint lacks, or has in another shape than the model, with random numbers.
     """
     faults = [f"{key} is missing" for key in sorted(info["missing_keys"])]
-    for key, found, expected in sorted(info["mismatched_keys"]):
-        faults.append(f"{key} has shape {tuple(found)}, the model {tuple(expected)}")
+    for key, stored, expected in sorted(info["mismatched_keys"]):
+        faults.append(f"{key} has shape {tuple(stored)}, the model {tuple(expected)}")
     if faults:
         raise MosloraError(
             f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')};"

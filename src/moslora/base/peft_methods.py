@@ -60,20 +60,21 @@ def with_peft(
     if moved:
         model.to(torch.device("cpu"))  # type: ignore[arg-type]
     adapted = _drawn(model, section, config, seed)
-    _refuse_missed(adapted, config.target_modules)
-    layers = peft_layers(adapted)
-    for name, (layer, _) in layers.items():
+    if not isinstance(config.target_modules, str):
+        names = "".join(f".{name}\n" for name in adapted.targeted_module_names)
+        missed = sorted(target for target in config.target_modules if f".{target}\n" not in names)
+        if missed:
+            raise ValueError(f"adapter.target_modules: no layer matches {', '.join(missed)}")
+    inside = {*(text_part(model) or model).modules()}
+    for name, (layer, _) in peft_layers(adapted).items():
         knows_4_bits = "bnb" in type(layer).__module__ or hasattr(layer, "quantization_backend")
         if name in quantized and not knows_4_bits:
             raise ValueError(f"{section.summary()}: does not support a base in 4 bits; set model.quantization: null")
-    text = text_part(model)
-    inside = {*(text or model).modules()}
-    others = [name for name, (layer, _) in layers.items() if layer not in inside]
-    if others:  # nothing would train them
-        raise ValueError(
-            f"adapter.target_modules: matches {others[0]}, which reads no text; choose the layers by a regular"
-            r" expression, such as .*language_model.*\.q_proj"
-        )
+        if layer not in inside:  # nothing would train it
+            raise ValueError(
+                f"adapter.target_modules: matches {name}, which reads no text; choose the layers by a regular"
+                r" expression, such as .*language_model.*\.q_proj"
+            )
     if state is not None:
         from peft import set_peft_model_state_dict
 
@@ -105,16 +106,6 @@ def _drawn(model: PreTrainedModel, section: PeftSection, config: Any, seed: int)
         if is_planned and isinstance(error, RuntimeError):
             said = "needs the base's weights, so it cannot be planned without them"
         raise ValueError(f"{section.summary()}: {said}") from None
-
-
-def _refuse_missed(adapted: Any, targets: Any) -> None:
-    """Refuses names in ``target_modules`` that no layer ends with."""
-    if not isinstance(targets, list | set):
-        return
-    names = "".join(f".{name}\n" for name in adapted.targeted_module_names)
-    missed = sorted(target for target in targets if f".{target}\n" not in names)
-    if missed:
-        raise ValueError(f"adapter.target_modules: no layer matches {', '.join(missed)}")
 
 
 def peft_layers(model: Any) -> dict[str, tuple[Any, Any]]:
@@ -153,11 +144,10 @@ def config_of(section: PeftSection) -> Any:
     faults = _faults(cls, given)
     if faults:
         raise UsageError(capped(faults))
-    targets: Any = section.target_modules
-    if not isinstance(targets, str):
-        targets = list(targets)
+    targets = section.target_modules
     try:
-        return cls(**{"target_modules": targets, **given, "task_type": "CAUSAL_LM"})
+        settings = {"target_modules": targets if isinstance(targets, str) else list(targets), **given}
+        return cls(**settings, task_type="CAUSAL_LM")
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(f"adapter.peft: {cls.__name__}: {first_line(error)}") from None
 
@@ -192,15 +182,15 @@ def _settings(config: Any) -> dict[str, Any]:
     """Without what every method has, such as the base's name, and without dropout, which changes no weight."""
     from peft.config import PeftConfig
 
-    found = {KIND: config.peft_type.value}
+    settings = {KIND: config.peft_type.value}
     for key, value in config.to_dict().items():
         if key in PeftConfig.__dataclass_fields__ or "dropout" in key:
             continue
         if isinstance(value, set):
             value = sorted(value)
-        found[f"adapter.peft.{key}"] = json.loads(json.dumps(value, default=str))
-    found[TARGETS] = found.pop("adapter.peft.target_modules")
-    return found
+        settings[f"adapter.peft.{key}"] = json.loads(json.dumps(value, default=str))
+    settings[TARGETS] = settings.pop("adapter.peft.target_modules")
+    return settings
 
 
 def _silence_bitsandbytes() -> None:

@@ -22,10 +22,7 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
     with needing("bitsandbytes", f"model.quantization = {section.quantization}"):
         import bitsandbytes  # noqa: F401
     if on_cpu:
-        remark = f"{section.quantization} on a CPU: bitsandbytes unpacks each weight whenever it is used, which is slow"
-        if section.quantization == "int8":
-            remark += "; in evaluation it also rounds the inputs of these layers to 8 bits"
-        note_once(remark)
+        note_once(f"{section.quantization} on a CPU is slow: bitsandbytes unpacks each weight whenever it is used")
     if section.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

@@ -61,14 +61,11 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
     if os.path.isdir(path):
         if (path / ADAPTER).is_file():  # transformers would load it, but nothing else here would know of it
             raise UsageError(
-                f"{path}: has a PEFT adapter ({ADAPTER}); import it as a run: moslora import {path} (a model beside it"
-                " needs a folder of its own, or has the adapter merged by PEFT's merge_and_unload)"
+                f"{path}: has a PEFT adapter ({ADAPTER}); import it as a run: moslora import {path}, or move it away"
+                " from its model"
             )
         if not (path / "config.json").is_file():
             fix = "moslora merge makes one from a run"
-            models = sorted(str(file.parent) for file in path.glob("*/config.json"))
-            if models:
-                fix = f"did you mean {', '.join(models[:3])}?"
             raise UsageError(f"{path}: not a Hugging Face model folder (no config.json); {fix}")
         return path
     if os.path.isfile(path) or is_mistyped_path(name, revision=revision):
@@ -110,9 +107,7 @@ def is_mistyped_path(name: str, *, revision: str | None = None) -> bool:
 def no_such_folder(name: str) -> str:
     """The message, without the name, about a name that `is_mistyped_path`."""
     path = Path(os.path.expanduser(name))
-    fix = did_you_mean(path, otherwise="choose a model folder or a hub id")
-    if not looks_like_path(name) and os.path.isdir(path.parent):
-        fix += f" (not looked up on the hub, because there is a folder {path.parent}/ here)"
+    fix = did_you_mean(path, otherwise="choose a model folder, or a hub id that is not below a folder here")
     return f"no such folder; {fix}"
 
 
@@ -123,8 +118,8 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
     """
     located = locate(name, revision=revision)
     folder = Path(located)
-    local = folder.is_dir()
-    if not local:
+    is_remote = not folder.is_dir()
+    if is_remote:
         folder = _download(located, revision, (WHOLE, "*.json", "*.py"))
     if (folder / WHOLE).is_file():
         return (folder / WHOLE,)
@@ -136,7 +131,7 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
         files = tuple(folder / name for name in names)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MosloraError(f"{index}: not an index of weights; download the model again") from None
-    if not local:
+    if is_remote:
         _download(located, revision, names)
     return files
 
@@ -159,26 +154,22 @@ def _ask_hub(name: str, revision: str | None) -> None:
     unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
     prefer_cache_if_unreachable()
     page = f"https://huggingface.co/{name}"
-    offline = "or use a local folder"
     try:
         huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
     except errors.GatedRepoError:
         raise MosloraError(
             f"model.name = {name}: gated; accept its terms at {page} and log in with `hf auth login` (a"
-            f" fine-grained token needs read access to public gated repositories), {offline}"
+            " fine-grained token needs read access to public gated repositories), or use a local folder"
         ) from None
     except (*unknown, errors.HFValidationError):
-        named = f"model.name = {name}"
-        if revision:
-            named += f", model.revision = {revision}"
         raise UsageError(
-            f"{named}: neither a local folder nor a transformers model at {page}; check the name and"
-            " the revision (a private model needs `hf auth login`)"
+            f"model.name = {name}, model.revision = {revision or 'main'}: neither a local folder nor a transformers"
+            f" model at {page}; check the name and the revision (a private model needs `hf auth login`)"
         ) from None
     except Exception as error:  # of the disk, the network, or the hub's libraries
         raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
             f"model.name = {name}: not cached, and the hub cannot be reached; go online (if gated, `hf auth login`),"
-            f" {offline}"
+            " or use a local folder"
         ) from None
 
 

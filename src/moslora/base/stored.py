@@ -1,6 +1,5 @@
 """The names that a model's weights have in its files, where transformers renames them as it loads them."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -31,13 +30,14 @@ def refuse_stored_together(layers: Iterable[str], stored: Mapping[str, str]) -> 
     ``stored`` is from `stored_names`.
 
     Raises:
-        UsageError: names the first such layer.
+        UsageError: names such a layer.
     """
-    keys = {name: stored.get(f"{name}.weight", f"{name}.weight") for name in layers}
-    counts = Counter(keys.values())
-    for name, key in keys.items():
-        if counts[key] > 1:
+    keys: set[str] = set()
+    for name in layers:
+        key = stored.get(f"{name}.weight", f"{name}.weight")
+        if key in keys:
             raise UsageError(
                 f"adapter.target_modules: {name} is part of {key} in the model's files, which moslora cannot"
                 " merge into; leave such layers out"
             )
+        keys.add(key)

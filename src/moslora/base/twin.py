@@ -5,7 +5,7 @@ twin of a model that is never whole in one place (sharded, quantised, or only pl
 CPU, in milliseconds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -104,48 +104,40 @@ def _small(values: Mapping[str, Any]) -> dict[str, Any]:
     kept = _kept_layers(values, count)
     heads = values.get("num_attention_heads")
     size = values.get("head_dim")
-    shared_keys = heads not in [values.get(key) for key in _KEY_HEADS]
-    width: int | None = None  # of what is cut into heads, as in some models all of the width is
+    most = {**_MOST, **dict.fromkeys(_LAYERS, len(kept))}
+    if heads in [values.get(key) for key in _KEY_HEADS]:  # none of them shares keys
+        most |= dict.fromkeys(_KEY_HEADS, _MOST["num_attention_heads"])
     if isinstance(heads, int) and isinstance(size, int) and values.get("hidden_size") == heads * size:
-        width = min(heads, _MOST["num_attention_heads"]) * size
+        most["hidden_size"] = min(heads, _MOST["num_attention_heads"]) * size
+
+    def at_most(key: str, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool) and key in most:
+            return min(value, most[key])
+        return value
+
     small: dict[str, Any] = {}
     for key, value in values.items():
-        if key in _LAYERS and isinstance(value, int):
-            small[key] = min(value, len(kept))
-        elif key == "hidden_size" and width is not None:
-            small[key] = width
-        elif key == "num_kv_shared_layers" and value:
+        if key == "num_kv_shared_layers" and value:
             small[key] = len(kept) // 2
-        elif key in _KEY_HEADS and isinstance(value, int) and not shared_keys:
-            small[key] = min(value, _MOST["num_attention_heads"])
-        elif isinstance(value, int) and key.endswith(("token_id", "token_index")):
+        elif key.endswith(("token_id", "token_index")):
             small[key] = _small_token(value)
-        elif isinstance(value, Sequence) and key.endswith("token_id"):
-            small[key] = [_small_token(token) for token in value]
         elif _is_per_layer(value, count):
-            small[key] = [_at_most(key, value[layer]) for layer in kept]
+            small[key] = [at_most(key, value[layer]) for layer in kept]
         elif key == "per_layer_config" and isinstance(value, Mapping):
-            small[key] = _small_layer_configs(value, kept)
+            configs = {int(layer): config for layer, config in value.items()}
+            small[key] = {n: _small(configs[layer]) for n, layer in enumerate(kept) if layer in configs}
         elif isinstance(value, Mapping) and key.endswith("config"):
             small[key] = _small(value)
         else:
-            small[key] = _at_most(key, value)
+            small[key] = at_most(key, value)
     return small
 
 
-def _small_layer_configs(configs: Mapping[Any, Any], kept: Sequence[int]) -> dict[int, Any]:
-    """The configs of the ``kept`` layers, made small and numbered anew. Their keys are numbers, or texts of these."""
-    small = {}
-    for position, layer in enumerate(kept):
-        config = configs.get(layer, configs.get(str(layer)))
-        if config is not None:
-            small[position] = _small(config)
-    return small
-
-
-def _small_token(token: int) -> int:
-    """A special token: itself if a twin knows it, or else one of the last that it knows."""
-    if token < VOCABULARY:
+def _small_token(token: Any) -> Any:
+    """A special token, or each of several: itself if a twin knows it, or else one of the last that it knows."""
+    if isinstance(token, list | tuple):
+        return [_small_token(one) for one in token]
+    if not isinstance(token, int) or token < VOCABULARY:
         return token
     return VOCABULARY - 1 - token % (VOCABULARY // 10)
 
@@ -160,15 +152,9 @@ def _kept_layers(values: Mapping[str, Any], count: int) -> list[int]:
     kinds: dict[str, int] = {}
     for layer in range(count):
         kinds.setdefault(repr([column[layer] for column in columns]), layer)
-    kept = sorted(kinds.values())[:_MOST_KINDS]
+    kept = list(kinds.values())[:_MOST_KINDS]
     if values.get("num_kv_shared_layers"):  # the second half takes the keys of the first
         return kept * 2
     if len(kept) < 2 and count > 1:
         kept.append(count - 1)
     return kept or [0]
-
-
-def _at_most(key: str, value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool) and key in _MOST:
-        return min(value, _MOST[key])
-    return value

@@ -12,13 +12,9 @@ ENDS = (3, 6)
 def two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
     """The short and the long row: tokens from all over the vocabulary, none of them special."""
     decoder = config.get_text_config(decoder=True)
-    special: set[int] = set()
-    for key, value in [*config.to_dict().items(), *decoder.to_dict().items()]:
-        if key.endswith(("_token_id", "_token_index")) and isinstance(value, int):
-            special.add(value)
+    values = [*config.to_dict().items(), *decoder.to_dict().items()]
+    special = [value for key, value in values if key.endswith(("_token_id", "_token_index"))]
     count = SHARED + sum(ENDS)
     step = max(1, decoder.vocab_size // (2 * count))
-    ordinary = [token for token in range(step // 2, decoder.vocab_size, step) if token not in special][:count]
-    begin = ordinary[:SHARED]
-    others = ordinary[SHARED:]
-    return begin + others[: ENDS[0]], begin + others[ENDS[0] :]
+    tokens = [token for token in range(step // 2, decoder.vocab_size, step) if token not in special][:count]
+    return tokens[: SHARED + ENDS[0]], tokens[:SHARED] + tokens[SHARED + ENDS[0] :]

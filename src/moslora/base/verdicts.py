@@ -31,25 +31,29 @@ SETTINGS = ("MOSLORA_PLAIN", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "NVIDI
 def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how: Any) -> str | None:
     """The verdict on ``model``, compared in this way: why our engine does not compute it, if so. ``decide`` is asked
     where none was kept."""
-    config = model.config.to_dict()
-    config.pop("_name_or_path", None)
-    device: dict[str, Any] = {"type": model.device.type, "cpu": torch.backends.cpu.get_cpu_capability()}
+    gpu = None
     if model.device.type not in ("cpu", "meta"):
-        device["name"] = gpu_module().get_device_name(model.device)
-    adapters = adapter_options(model)
-    adapters.pop("seed", None)  # factors are compared off their start
+        gpu = gpu_module().get_device_name(model.device)
     facts = {
-        "config": config,
-        "adapters": adapters or getattr(model, "peft_config", None),
-        "dtypes": sorted({str(weight.dtype) for weight in model.parameters()}),
-        "device": device,
-        "libraries": {name: version(name) for name in ("torch", "transformers")},
+        "config": {**model.config.to_dict(), "_name_or_path": None},
+        "adapters": {**adapter_options(model), "seed": None},  # factors are compared off their start
+        "peft": getattr(model, "peft_config", None),
+        "dtypes": {str(weight.dtype) for weight in model.parameters()},
+        "device": (model.device.type, torch.backends.cpu.get_cpu_capability(), gpu),
+        "libraries": [version(name) for name in ("torch", "transformers")],
         "code": _code(),
-        "settings": {name: os.environ.get(name) for name in SETTINGS},
+        "settings": [os.environ.get(name) for name in SETTINGS],
         **how,
     }
-    why: str | None = kept("engines", json.dumps(facts, sort_keys=True, default=str), decide)
+    why: str | None = kept("engines", json.dumps(facts, sort_keys=True, default=_in_json), decide)
     return why
+
+
+def _in_json(value: Any) -> Any:
+    """A set sorted, as its order is another one in each process; of an object, such as PEFT's config, what it has."""
+    if isinstance(value, set):
+        return sorted(value)
+    return getattr(value, "__dict__", str(value))
 
 
 @cache

@@ -69,11 +69,11 @@ def measure(piece: Piece, config: Any, device: torch.device, dtype: torch.dtype)
     return Finding(piece.name, piece.part, str(dtype).removeprefix("torch."), piece.tolerances[dtype], off, fault)
 
 
-def distance(found: Tensor, exact: Tensor) -> float:
+def distance(computed: Tensor, exact: Tensor) -> float:
     """The largest ‖y' − y‖ of a row, over the root mean square of ‖y‖ of all rows: so one that is wrong does not hide
     among many."""
     y = torch.atleast_1d(exact.detach().double())
-    differences = (found.detach().double() - y).norm(dim=-1)
+    differences = (computed.detach().double() - y).norm(dim=-1)
     off = differences.max() / y.norm(dim=-1).square().mean().sqrt()
     return float(off.nan_to_num(nan=math.inf))
 

@@ -84,8 +84,8 @@ def _off(strategy: Strategy) -> float:
         micro_batch_tokens=MICRO_BATCH_TOKENS,
     )
     accumulate(parts, ROWS)
-    found: Any = [weight.grad for weight in draw.learned]
-    return max(map(distance, found, expected))
+    gradients: Any = [weight.grad for weight in draw.learned]
+    return max(map(distance, gradients, expected))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ def experiments() -> list[tuple[str, str]]:
 
 def runs() -> list[tuple[str, str]]:
     """The runs in the default folder, newest first."""
-    found = sorted(RUNS.glob("*/recipe.yaml"), key=lambda path: -path.stat().st_mtime)
-    return [(str(path.parent), "a run") for path in found]
+    recipes = sorted(RUNS.glob("*/recipe.yaml"), key=lambda path: -path.stat().st_mtime)
+    return [(str(path.parent), "a run") for path in recipes]
 
 
 def tasks(incomplete: str) -> list[str]:

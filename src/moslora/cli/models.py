@@ -155,7 +155,7 @@ def evaluate(
     protocol: Annotated[
         ProtocolName | None, typer.Option(help="Protocol: how an answer is read from the model.")
     ] = None,
-    format: Annotated[choices.FormatName | None, options.FORMAT] = None,
+    format: options.Format = None,
     base: options.Base = False,
     limit: Annotated[int | None, typer.Option(help="Number of questions per task, or all.", parser=_limit)] = None,
     source: Annotated[
@@ -261,7 +261,7 @@ def ask(
     protocol: Annotated[
         ScoringProtocolName | None, typer.Option(help="Protocol: how the options are scored. [default: the run's]")
     ] = None,
-    format: Annotated[choices.FormatName | None, typer.Option(help="Prompt format. [default: the run's]")] = None,
+    format: options.Format = None,
     base: options.Base = False,
     dtype: options.DType = None,
     engine: options.Engine = None,

@@ -45,8 +45,7 @@ TASKS = typer.Option(
     autocompletion=completion.tasks,
 )
 Tasks = Annotated[str, TASKS]
-FORMAT = typer.Option(help="Prompt format.")
-Format = Annotated[choices.FormatName | None, FORMAT]
+Format = Annotated[choices.FormatName | None, typer.Option(help="Prompt format. [default: the recipe's]")]
 Tokenizer = Annotated[str | None, typer.Option(help="Model whose tokenizer is used. [default: the recipe's]")]
 MaxLength = Annotated[int | None, typer.Option(help="Maximum number of tokens per row. [default: the recipe's]", min=1)]
 Processes = Annotated[

@@ -177,7 +177,7 @@ def compare(
     from moslora.compare.conclusion import lines
     from moslora.compare.display import tables
 
-    found = compare_paths(
+    comparison = compare_paths(
         paths,
         contrasts=contrasts,
         outcome=outcome,
@@ -186,7 +186,7 @@ def compare(
         allowed=allow or (),
         cluster=cluster,
     ).within(margin)
-    _print(tables(found), lines(found))
+    _print(tables(comparison), lines(comparison))
 
 
 @app.command()

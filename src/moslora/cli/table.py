@@ -28,8 +28,7 @@ def print_entries(rows: list[list[str]]) -> None:
 def print_table(rows: list[list[str]], *, above: Iterable[str] = (), below: Iterable[str] = ()) -> None:
     """Prints ``rows``, header first, all columns but the first right-aligned, between lines ``above`` and ``below``.
 
-    On a terminal the macro average is bold. Where the longest words of all columns do not fit side by side, each row is
-    a paragraph.
+    On a terminal the macro average is bold. Where the columns do not fit side by side, each row is a paragraph.
     """
     for line in above:
         print(line)
@@ -64,18 +63,15 @@ def _print_rows(rows: list[list[str]]) -> None:
 
 
 def _fitting(rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """The width of each column, together at most ``room``; empty if not even the longest words fit.
+    """The width of each column, together at most ``room``; empty if they do not fit.
 
-    The first column, of names, stays whole. Where the others do not fit, their titles are in several lines, and where
-    that is not enough, their cells too.
+    The first column, of names, stays whole. Where the others do not fit, their titles are in several lines.
     """
     whole = _whole_widths(rows)
-    with_titles_folded = whole[:1]
     folded = whole[:1]
     for title, *cells in list(zip(*rows, strict=True))[1:]:
-        with_titles_folded.append(_longest([*title.split(), *cells]))
-        folded.append(_longest(" ".join([title, *cells]).split()))
-    for widths in (whole, with_titles_folded, folded):
+        folded.append(_longest([*title.split(), *cells]))
+    for widths in (whole, folded):
         if sum(widths) <= room:
             return widths
     return []

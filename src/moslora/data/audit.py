@@ -74,8 +74,8 @@ def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
     for task in _with_rows(tasks, "test", source=source):
         tested += load_examples(task, "test", source=source)
     asked = [task.name for task in tasks]
-    found = {row.task for row in (*trained, *tested)}
-    names = [name for name in (*asked, INSTRUCTION) if name in found]
+    tasks_of_rows = {row.task for row in (*trained, *tested)}
+    names = [name for name in (*asked, INSTRUCTION) if name in tasks_of_rows]
     if not names:
         raise UsageError(f"{source}: contains no rows of {', '.join(asked)}")
     training = {name: [row for row in trained if row.task == name] for name in names}

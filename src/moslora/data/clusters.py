@@ -29,7 +29,7 @@ def clusters_of(shared: Mapping[str, str], questions: Mapping[str, Hashable]) ->
     words = {id: normalized(text) for id, text in shared.items()}
     all_share = len(set(words.values())) == 1
     first: dict[Hashable, str] = {}  # what a cluster has in common -> the first question of it
-    found = {}
+    clusters = {}
     for id in shared:
         common: Hashable = questions.get(id)
         if words[id] and not all_share:
@@ -38,8 +38,8 @@ def clusters_of(shared: Mapping[str, str], questions: Mapping[str, Hashable]) ->
             continue
         first_id = first.setdefault(common, id)
         if first_id != id:
-            found[id] = first_id
-    return found
+            clusters[id] = first_id
+    return clusters
 
 
 def _question(example: Example) -> Hashable:
@@ -55,13 +55,9 @@ def _shared_text(example: Example) -> str:
     if example.cluster is not None:
         return example.cluster
     context = example.context or ""
-    if example.task in BUILT_IN:
-        shared = BUILT_IN[example.task].shared
-        if shared == "options":
-            return "\n".join(sorted(example.choices))
-        groups = shared == "context"
-    else:
-        groups = len(context) >= LONG_CONTEXT
-    if groups:
-        return context
-    return ""
+    if example.task not in BUILT_IN:
+        return context if len(context) >= LONG_CONTEXT else ""
+    shared = BUILT_IN[example.task].shared
+    if shared == "options":
+        return "\n".join(sorted(example.choices))
+    return context if shared == "context" else ""

@@ -195,14 +195,11 @@ def encode_examples(examples: Sequence[Example], format: Format, encoder: Encode
     conversations = [example for example in examples if isinstance(example, Conversation)]
     spoken = iter(encode_conversations(conversations, format, max_length=encoder.max_length, last=loss_on == "last"))
     options = [format.train(example) for example in examples if not isinstance(example, Conversation)]
-    written = iter(encoder.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint))
+    texts = encoder.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint)
+    written = ((text.ids, [range(text.answer_start, len(text.ids))], text.truncated) for text in texts)
     rows = []
     for example in examples:
-        if isinstance(example, Conversation):
-            ids, answers, truncated = next(spoken)
-        else:
-            text = next(written)
-            ids, answers, truncated = text.ids, [range(text.answer_start, len(text.ids))], text.truncated
+        ids, answers, truncated = next(spoken if isinstance(example, Conversation) else written)
         labels = list(ids)
         if loss_on != "all":
             labels = [IGNORE_INDEX] * len(ids)

@@ -156,13 +156,13 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
             continue
         for number, turn in enumerate(listed, start=1):
             where = f"{column}, turn {number}"
-            found = turn if isinstance(turn, dict) else {}
-            speaker, said = found.get(by), found.get(text)
+            turn = turn if isinstance(turn, dict) else {}
+            speaker, said = turn.get(by), turn.get(text)
             expected = system if speaker == system and number == 1 else next(in_turn)
             if speaker != expected:
                 order = f"{' and '.join(speakers)} take turns, after a {system} if there is one"
                 raise ValueError(f"{where}: {by} {speaker!r}: must be {expected!r}; {order}")
-            others = [key for key, value in found.items() if key not in (by, text) and value not in (None, "", [], {})]
+            others = [key for key, value in turn.items() if key not in (by, text) and value not in (None, "", [], {})]
             if others:
                 raise ValueError(f"{where}: {printable(', '.join(others))}: not read; remove it, or the row")
             if not isinstance(said, str) or not said.strip():

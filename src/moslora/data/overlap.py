@@ -60,13 +60,13 @@ def read_back(example: Example) -> Example:
         if parsed is None:
             continue
         context, question, choices = parsed
-        found = replace(example, task=task, question=question, choices=choices, gold=0, context=context)
+        question_row = replace(example, task=task, question=question, choices=choices, gold=0, context=context)
         response = example.choices[example.gold]
         last_word = normalized(response).rpartition(" ")[2]
-        labels_of_choices = labels(found)
+        labels_of_choices = labels(question_row)
         if last_word not in labels_of_choices:
             return example
-        return replace(found, gold=labels_of_choices.index(last_word))
+        return replace(question_row, gold=labels_of_choices.index(last_word))
     return example
 
 

@@ -79,12 +79,12 @@ def _own_rows(task: Task, split: Split) -> list[Example]:
     questions = [content(row)[:2] for row in rows]
     shuffled = sorted(set(questions), key=lambda question: hashlib.sha256(repr(question).encode()).digest())
     held_out = set(shuffled[: math.ceil(task.held_out * len(shuffled))])
-    found = [row for row, asked in zip(rows, questions, strict=True) if (asked in held_out) == (split == "test")]
-    if not found:
+    chosen = [row for row, asked in zip(rows, questions, strict=True) if (asked in held_out) == (split == "test")]
+    if not chosen:
         raise UsageError(
             f"tasks.{task.name}.held_out = {task.held_out}: leaves no {split} row out of {len(rows)}; name a test file"
         )
-    return found
+    return chosen
 
 
 def _read_own(task: Task, split: Split) -> list[Example]:
@@ -225,9 +225,9 @@ def differences(source: str, tasks: Sequence[str], *, split: Split | None = None
     """A line for each set of wheel or hub whose rows, or those of one ``split``, are not LLM-Adapters' own."""
     lines = []
     for task in TASKS.values():
-        found = task.difference
-        if task.name in tasks and found and source in found.sources and split in (None, *found.splits):
-            lines.append(f"{task.name}: {found.says}")
+        other = task.difference
+        if task.name in tasks and other and source in other.sources and split in (None, *other.splits):
+            lines.append(f"{task.name}: {other.says}")
     return lines
 
 
