@@ -101,7 +101,7 @@ OWN = (
 TRANSFORMERS = (
     *("axk1", "axk2", "bailing_hybrid", "bamba", "bart", "beam", "bigbird_pegasus", "biogpt", "blenderbot"),
     *("blenderbot-small", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "ctrl", "deepseek_v2"),
-    *("deepseek_v3", "deepseek_v32", "doge", "dory", "falcon", "falcon_h1", "falcon_mamba", "flint"),
+    *("deepseek_v3", "deepseek_v32", "doge", "dory", "dots3_note_text", "falcon", "falcon_h1", "falcon_mamba", "flint"),
     *("gemma2", "gemma3n_text", "git", "glm_moe_dsa", "got_ocr2", "gpt_neo", "gpt_neox_japanese", "gpt_oss"),
     *("gptj", "granite_swa", "granitemoe_swa", "granitemoehybrid", "hy_v4", "inkling2_loop_text"),
     *("inkling2_text", "inkling_text", "jamba", "kimi_linear", "lara_mini", "lfm2_moe", "lfm3", "llama4"),
@@ -121,7 +121,7 @@ NOT_CAUSAL = (
 """Encoders, whose tokens see those after them."""
 
 NOT_COMPUTABLE = (
-    *("blt", "deepseek_v4", "dots3_note", "dots3_note_text", "emu3", "gemma3n", "gemma4_assistant"),
+    *("blt", "deepseek_v4", "dots3_note", "emu3", "gemma3n", "gemma4_assistant"),
     *("gemma4_unified_assistant", "hrm_text", "mllama", "musicgen", "musicgen_melody", "qwen4_exp"),
     *("qwen4_exp_text", "reformer", "xlnet", "zamba", "zamba2"),
 )

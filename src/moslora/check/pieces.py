@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from moslora.adapters import MIXERS, Families, describe_batch, named_adapters
 from moslora.check.piece import RANK, Draw, Piece
@@ -46,10 +47,8 @@ def norm(draw: Draw) -> Sequence[Tensor]:
 def rope(draw: Draw) -> Sequence[Tensor]:
     q = draw(1, draw.tokens, draw.config.num_attention_heads, draw.config.head_dim)
     k = draw(1, draw.tokens, draw.config.num_key_value_heads, draw.config.head_dim)
-    speeds = send(torch.logspace(0, -4, draw.config.head_dim // 2), draw.device)
-    angles = (draw.rows.positions[..., None] * speeds).repeat(1, 1, 2)
-    cos = angles.cos().to(draw.dtype)
-    sin = angles.sin().to(draw.dtype)
+    turn = LlamaRotaryEmbedding(LlamaConfig(head_dim=draw.config.head_dim)).to(draw.device)
+    cos, sin = turn(q, draw.rows.positions)
     if draw.plain:
         return apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
     turned: tuple[Tensor, Tensor] = Turned.apply(q.clone(), k.clone(), cos, sin)  # copies, which may be overwritten
