@@ -3,10 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from moslora.base import sharded
 from moslora.base.load import load_base
+from moslora.recipe import ModelSection
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import MakeRecipe, cut_after, in_processes, moslora, same_files, steps_kept, steps_logged
@@ -65,6 +69,28 @@ with process_group({}, then=""):
         print("the same", len(sums))
     del parts
 """
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "memory", "on_host"),
+    [
+        ({"dtype": "float16"}, "cuda", 80e9, False),
+        ({"dtype": "float16"}, "cuda", 32e9, True),
+        ({"dtype": "float32"}, "cuda", 80e9, False),
+        ({"dtype": "float32"}, "cuda", 60e9, True),
+        ({"quantization": "nf4"}, "cuda", 8e9, False),
+        ({"dtype": "float16"}, "cpu", 80e9, True),
+    ],
+)
+def test_a_base_that_takes_half_of_a_gpu_needs_no_memory_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], device: str, memory: float, on_host: bool
+) -> None:
+    """LLaMA-3-8B has 8.03 billion numbers. What is not sharded is read where it is computed."""
+    section = ModelSection(name="meta-llama/Meta-Llama-3-8B", **model)
+    monkeypatch.setattr(sharded, "group_size", lambda: 8)
+    monkeypatch.setattr(sharded, "total_memory", lambda device: int(memory))
+    assert sharded.read_on_host("fsdp", section, torch.device(device)) == on_host
+    assert not sharded.read_on_host("ddp", section, torch.device(device))
 
 
 @pytest.mark.slow

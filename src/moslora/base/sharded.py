@@ -17,11 +17,15 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import describe_task
 from moslora.base.adapted import own_parameters
+from moslora.base.load import DTYPES
 from moslora.base.quantized import quantized_layers
+from moslora.base.shapes import meta_model
 from moslora.choices import Strategy
 from moslora.errors import UsageError
 from moslora.kernels.linear import pack_nothing
+from moslora.processes.devices import total_memory
 from moslora.processes.group import group_size
+from moslora.recipe import ModelSection
 
 
 def shards(strategy: Strategy) -> bool:
@@ -29,8 +33,22 @@ def shards(strategy: Strategy) -> bool:
     return strategy == "fsdp" and group_size() > 1
 
 
+def read_on_host(strategy: Strategy, section: ModelSection, device: torch.device) -> bool:
+    """Whether a base that will be sharded is read on the CPU first, where processes share the pages of its file.
+
+    From a file of another dtype each would make a copy of its own there. So not if a GPU has room for twice the base,
+    and holds it whole until it is sharded, as it does a quantised one.
+    """
+    if not shards(strategy) or section.quantization:
+        return False
+    if device.type == "cpu":
+        return True
+    numbers = sum(weight.numel() for weight in meta_model(section).parameters())
+    return 2 * numbers * DTYPES[section.dtype].itemsize > total_memory(device)
+
+
 def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
-    """Shards the decoder layers of ``model``, and moves it to ``device`` layer by layer; a quantised one is there.
+    """Shards the decoder layers of ``model``, and moves it to ``device`` layer by layer, unless it is there.
 
     Raises:
         UsageError: torch or the model's architecture does not allow it.

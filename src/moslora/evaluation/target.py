@@ -13,7 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
 from moslora.base.load import load_base, load_tokenizer
-from moslora.base.sharded import shard_base, shards
+from moslora.base.sharded import read_on_host, shard_base, shards
 from moslora.choices import DType, EngineChoice, Strategy
 from moslora.console import note
 from moslora.data.encode import Encoder, encoding
@@ -107,8 +107,7 @@ class Target:
         """The model in evaluation mode on the GPU or else the CPU, sharded if the strategy asks for it."""
         sharded = shards(self.strategy)
         another_way = "--strategy fsdp, " if group_size() > 1 and not sharded else ""
-        # To be sharded it is read on the CPU, where processes share the file's pages; quantised it is on its device.
-        on_host = sharded and not self.model.quantization
+        on_host = read_on_host(self.strategy, self.model, device())
         place = torch.device("cpu") if on_host else device()
         with fitting(self.model, another=another_way):
             if self.adapter is None:

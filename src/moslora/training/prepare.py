@@ -18,7 +18,7 @@ from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
 from moslora.base.load import choose_engine_of, load_tokenizer, read_base
 from moslora.base.peft_methods import config_of
-from moslora.base.sharded import shard_base, shards
+from moslora.base.sharded import read_on_host, shard_base, shards
 from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import Strategy
 from moslora.data.encode import Encoder
@@ -74,10 +74,9 @@ def prepare(
     if inputs is None:
         inputs = gather_inputs(recipe)
     strategy = recipe.training.strategy
-    # To be sharded the base is read on the CPU, where processes share the file's pages; quantised it is on its device.
-    shared = shards(strategy) and not recipe.model.quantization
     device = accelerator.device
-    if shared:
+    on_host = read_on_host(strategy, recipe.model, device)
+    if on_host:
         device = torch.device("cpu")
     smaller = "training.strategy=fsdp on several GPUs, "
     if strategy == "fsdp":
@@ -85,9 +84,9 @@ def prepare(
     if isinstance(start, AdapterFolder):
         check_base(start)
     with fitting(recipe.model, another=smaller):
-        model = read_base(recipe.model, device=device, computed_here=not shared)
+        model = read_base(recipe.model, device=device, computed_here=not on_host)
         model = adapt(model, recipe, start=start)
-        choose_engine_of(model, recipe.model, computed_here=not shared)
+        choose_engine_of(model, recipe.model, computed_here=not on_host)
         objective = distribute(LabelLoss(model), accelerator, strategy)
     budget = None
     if recipe.training.rank_budget is not None:
