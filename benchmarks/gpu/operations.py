@@ -7,11 +7,11 @@ A view or an empty tensor (:data:`NOTHING`) is nothing. Everything else is one k
 
     time of a kernel  = max(operations of its products / (share · peak), bytes / (share · bandwidth),
                             random numbers / rate, shortest kernel)
-    time of the step  = max(Σ time of its kernels + time of its waits, time of the host)
+    time of the step  = max(Σ time of its kernels, time of the host)
 
-where the share of the bandwidth is less for products with a short side and for what torch does not vectorise, and a
-wait takes as long as what the host does between it and the next decoder layer, as the device is idle then. It is a
-range, as the shares are (:data:`ACHIEVED`). Not seen: kernels that find their inputs in the device's cache.
+where the share of the bandwidth is less for products with a short side and for what torch does not vectorise. It is a
+range, as the shares are (:data:`ACHIEVED`). Not seen: kernels that find their inputs in the device's cache; and where
+the host waits for the device, what that costs, as the next step's forward pass is on its way by then.
 """
 
 import re
@@ -35,7 +35,7 @@ OUTPUT = "output layer, loss"
 SUMS = "sums"
 UPDATE = "clip, optimizer"
 REST = "rest"
-IDLE = "idle, waiting"
+IDLE = "idle"
 PARTS = {
     PRODUCTS: None,
     OUTPUT: r"training/objective|kernels/vocabulary|transformers/loss/|utils/operations|loop\.py:accumulate",
@@ -339,12 +339,10 @@ ACHIEVED = (
 """The fast and the slow end of an estimate."""
 
 
-def estimate(
-    seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, host: float = 0, wait: float = 0
-) -> dict[str, Any]:
+def estimate(seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, host: float = 0) -> dict[str, Any]:
     """Of each part and of the step: launches, GB, TFLOP and milliseconds; and the sums that the step's time is of.
 
-    ``host`` and ``wait`` are seconds of the step and of a wait on the host where they were measured.
+    ``host`` are the seconds of the step on the host where they were measured.
     """
     parts = {part: {"launches": 0, "GB": 0.0, "TFLOP": 0.0, "ms": 0.0} for part in (*PARTS, IDLE)}
     for one in seen.done:
@@ -358,7 +356,7 @@ def estimate(
         step[key] = sum(part[key] for part in parts.values())
     device = step["ms"]
     host_ms = host * achieved.host * 1e3
-    parts[IDLE]["ms"] = max(host_ms - device, seen.waits * wait * achieved.host * 1e3)
+    parts[IDLE]["ms"] = max(0.0, host_ms - device)
     step["ms"] += parts[IDLE]["ms"]
     return {
         "parts": parts | {"step": step},

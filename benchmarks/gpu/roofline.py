@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.roofline                # writes the tables of docs/speed.md
     python -m benchmarks.gpu.roofline --out FILE     # FILE.txt, with the launches of a decoder layer, and FILE.json
-    python -m benchmarks.gpu.roofline --host         # measures the host's time of a step and of a wait on this CPU
+    python -m benchmarks.gpu.roofline --host         # measures the host's time of a step on this CPU
 
 The real step runs on the pretend accelerator of `tests/kits/pretend_kit.py` with tensors that hold no data:
 LLaMA-3-8B's shapes, 16 rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are
@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import DOCS, ROOT
-from benchmarks.gpu.operations import ACHIEVED, DEVICES, OUTPUT, REST, UPDATE, Ledger, Watched, estimate
+from benchmarks.gpu.operations import ACHIEVED, DEVICES, OUTPUT, REST, UPDATE, Ledger, estimate
 from benchmarks.gpu.race import ROWS, adapted, lengths, random_model, step_rows
 from benchmarks.speed.contestants import our_parts, padded, with_lora
 from benchmarks.tables import machine, markdown, publish, spread
@@ -101,9 +101,8 @@ CONTESTANTS: dict[str, Callable[..., Made]] = {
 }
 
 
-HOST = {"moslora": (115e-3, 5e-3), "peft": (115e-3, 0.3e-3)}
-"""By ``--host``, of ours and of PEFT's: the host's seconds of a step with 32 layers, and of a wait. Our loop waits at
-the end of a step, transformers before its first layer."""
+HOST = 115e-3
+"""The host's seconds of a step with 32 layers by ``--host``, ours and PEFT's alike."""
 
 
 def made(contestant: str, rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any]) -> Made:
@@ -218,35 +217,24 @@ NARROW = LLAMA | {
 
 
 def host(repetitions: int) -> None:
-    """Prints the host's time of a step and of a wait on a core of this CPU: of steps with 32 layers so narrow, and
-    rows so short, that products take no time. Times are the process's own, as others may use the machine."""
+    """Prints the host's time of a step on a core of this CPU: of steps with 32 layers so narrow, and rows so short,
+    that products take no time. Times are the process's own, as others may use the machine."""
     long_rows = step_rows(STEP, NARROW["vocab_size"])
     rows = [replace(row, input_ids=row.input_ids[:2], labels=row.labels[:2]) for row in long_rows]
     take_branches_of_gpu()
-    waits = Waits()
     took: dict[str, list[float]] = {"moslora": [], "peft": []}
-    launches = {}
     steps = {}
     for name in took:
-        model, steps[name] = made(name, rows, on=CPU, sizes=NARROW)
+        _, steps[name] = made(name, rows, on=CPU, sizes=NARROW)
         steps[name](1)
-        with Watched(Ledger(model)) as seen:
-            steps[name](1)
-        launches[name] = len(seen.ledger.done)
-        waits.end_at_first_layer(model, name)
-    for asks in ("tolist", "__bool__"):
-        setattr(Tensor, asks, waits.begin_after(getattr(Tensor, asks)))
     for turn in range(repetitions):
         contestants = sorted(took)
         if turn % 2:
             contestants.reverse()
         for name in contestants:
             took[name].append(own_seconds(partial(steps[name], 2)) / 2)
-    for name, count in launches.items():
-        step = [1e3 * seconds for seconds in took[name]]
-        within_pairs = waits.seconds[name][1::2]  # the others have what is between two turns
-        wait = [1e3 * seconds for seconds in within_pairs]
-        print(f"{name}: {spread(step)} ms a step, of {count} launches, and {spread(wait)} ms a wait")
+    for name, seconds in took.items():
+        print(f"{name}: {spread([1e3 * one for one in seconds])} ms a step")
 
 
 def take_branches_of_gpu() -> None:
@@ -290,32 +278,6 @@ def chosen_as_on_gpu(kernel: Callable[..., str], _: torch.device, *others: Any) 
     return kernel(torch.device("cuda"), *others)
 
 
-class Waits:
-    """How long the device is idle after the host has waited for it: until the next step's first layer begins."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = defaultdict(list)  # by contestant
-        self._began = 0.0
-
-    def begin_after(self, method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-        """The ``method``, for whose answer the host waits."""
-
-        def asked(x: Tensor) -> Any:
-            value = method(x)
-            self._began = time.process_time()
-            return value
-
-        return asked
-
-    def end_at_first_layer(self, model: Any, name: str) -> None:
-        seconds = self.seconds[name]
-
-        def first_layer_begins(*_: Any) -> None:
-            seconds.append(time.process_time() - self._began)
-
-        model.get_decoder().layers[0].register_forward_pre_hook(first_layer_begins)
-
-
 def own_seconds(work: Callable[[], Any]) -> float:
     """Time of this process alone."""
     began = time.process_time()
@@ -345,11 +307,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.contestants:
         seen = pretended(name, sizes, options.rows)
         layers[name] = by_layer(seen, options.layers)
-        host_time, wait = HOST.get(name, HOST["moslora"])
-        host_time *= options.layers / LLAMA["num_hidden_layers"]
+        host_time = HOST * options.layers / LLAMA["num_hidden_layers"]
         results[name] = {}
         for device in options.devices:
-            estimated = partial(estimate, seen, DEVICES[device], tokens=tokens, host=host_time, wait=wait)
+            estimated = partial(estimate, seen, DEVICES[device], tokens=tokens, host=host_time)
             results[name][device] = [estimated(achieved) for achieved in ACHIEVED]
     if not options.out:
         publish(tables(results), DOCS / "speed.md", "roofline table", print_only=False)

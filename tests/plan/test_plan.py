@@ -255,15 +255,15 @@ def test_a_base_in_4_bits_is_unpacked_for_each_product(
 def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
     """10¹⁵ operations and 10¹² bytes on an H100, or 1,000 layers that its host launches: by hand."""
     h100 = GPUS["H100 SXM"]
-    assert Cost(1e15).seconds(h100, dtype="bfloat16") == pytest.approx([1e15 / (x * 989e12) for x in (0.42, 0.36)])
-    assert Cost(1e15).seconds(h100, dtype="float16") == pytest.approx([1e15 / (x * 989e12) for x in (0.42, 0.36)])
+    assert Cost(1e15).seconds(h100, dtype="bfloat16") == pytest.approx([1e15 / (x * 989e12) for x in (0.43, 0.38)])
+    assert Cost(1e15).seconds(h100, dtype="float16") == pytest.approx([1e15 / (x * 989e12) for x in (0.43, 0.38)])
     assert Cost(1e15).seconds(h100, dtype="float32") == pytest.approx([1e15 / (x * 67e12) for x in (0.63, 0.57)])
     assert Cost(0, 1e12).seconds(h100, dtype="bfloat16") == pytest.approx([1e12 / (x * 3.35e12) for x in (0.78, 0.72)])
-    assert Cost(1e15, 0, 1000).seconds(h100, dtype="bfloat16") == pytest.approx([1e15 / (0.42 * 989e12), 3.2])
-    day = Cost(3600 * 24 * 0.36 * 989e12)
+    assert Cost(1e15, 0, 1000).seconds(h100, dtype="bfloat16") == pytest.approx([1e15 / (0.43 * 989e12), 3.2])
+    day = Cost(3600 * 24 * 0.38 * 989e12)
     text = on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=1, beside=3600)
-    assert "H100 SXM 21.6–25.0 h" in text and "H200" not in text
-    assert "H100 SXM 10.3–12.0 h" in on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=2)
+    assert "H100 SXM 22.2–25.0 h" in text and "H200" not in text
+    assert "H100 SXM 10.6–12.0 h" in on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=2)
     assert [in_words(59), in_words(60, 299), in_words(5000, 7200)] == ["1 min", "1–5 min", "1.4–2.0 h"]
 
 
