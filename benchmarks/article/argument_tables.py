@@ -29,9 +29,12 @@ TOKENS = 2048
 
 
 def drawn(kind: str, *, rank: int = RANK, in_features: int = 24, **options: Any) -> Mixer:
-    """A mixer at its random start."""
+    """A mixer at its random start; one that starts at zero, after a step."""
     mixer = build_mixer(kind=kind, rank=rank, in_features=in_features, **options)
     mixer.reset_parameters(torch.Generator().manual_seed(2))
+    for weight in mixer.parameters():
+        if not weight.any():
+            nn.init.normal_(weight, std=1e-3, generator=torch.Generator().manual_seed(2))
     return mixer.eval()
 
 
@@ -88,6 +91,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "input split in 4": {"kind": "input-split", "blocks": 4},
     "two-subspace mixing": {"kind": "butterfly", "blocks": 2},
     "Kronecker": {"kind": "kronecker", "blocks": 4},
+    "AdaLoRA, before it drops any": {"kind": "diagonal"},
+    "FLoRA": {"kind": "dense", "init": "zeros"},
     "MoSLoRA": {"kind": "dense"},
 }
 """By name: the mixer, as in a recipe."""

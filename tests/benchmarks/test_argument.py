@@ -80,6 +80,8 @@ def test_the_table_of_systems_is_what_the_formulas_give() -> None:
         "input split in 4": ("no", "dense, 4 of 4", r, -r * d * (k - 1) // k, 0, r),
         "two-subspace mixing": ("no", "dense, 2 of 2", 2 * r, 0, -lora // 2, r // 2),
         "Kronecker": ("no", "dense, 4 of 4", r * k, k * k, r * r * d // tokens, r),
+        "AdaLoRA, before it drops any": ("no", "dense, 16 of 16", r, r, r * r * d // tokens, r),
+        "FLoRA": ("no", "dense, 16 of 16", r * r, r * r, r * r * d // tokens, r),
         "MoSLoRA": ("no", "dense, 16 of 16", r * r, r * r, r * r * d // tokens, r),
     }
     rows = page_table("systems")

@@ -12,7 +12,7 @@ from moslora.errors import UsageError, counted, first_line, needing
 
 SUFFIXES = (".eval", ".json")
 
-DATED = re.compile(r"\d{4}-\d\d-\d\dT.+")
+DATED = re.compile(r"\d{4}-\d\d-\d\dT.+\.(eval|json)")
 """A name that Inspect gave, after the time, the task and an id. Other names are the user's."""
 
 EPOCH = ", epoch "

@@ -102,13 +102,9 @@ def _label(place: Path) -> str:
     """The path of an evaluation, of a file without its suffix, or with the model for a name that Inspect gave."""
     if not place.is_file():
         return str(place)
-    if _is_named_by_inspect(place):
+    if inspect_logs.DATED.fullmatch(place.name):
         return str(place.parent / inspect_logs.model_of(place))
     return str(place.with_suffix(""))
-
-
-def _is_named_by_inspect(file: Path) -> bool:
-    return file.suffix in inspect_logs.SUFFIXES and inspect_logs.DATED.match(file.name) is not None
 
 
 def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
@@ -123,7 +119,7 @@ def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
             place = file
             if SAMPLES.fullmatch(file.name):
                 place = file.parent
-            elif file != path and _is_named_by_inspect(file):
+            elif file != path and inspect_logs.DATED.fullmatch(file.name):
                 place = file.parent / inspect_logs.model_of(file)
             evaluations.setdefault(place, []).append(file)
     return evaluations
