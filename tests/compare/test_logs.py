@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from scipy.special import log_softmax
 
+import lm_eval_kit
 from cli_kit import run
 from evaluation_kit import WORDS, make_model, tokenizer
 from message_kit import says
@@ -71,7 +72,6 @@ def by_lm_eval(out: Path, model: Any) -> Path:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
     draw = random.Random(0)
@@ -98,15 +98,8 @@ def by_lm_eval(out: Path, model: Any) -> Path:
         config = load_yaml(folder / file) | {"custom_dataset": lambda dataset=dataset, **_: dataset}
         tasks.append(ConfigurableTask(config=config | {"training_split": None, "test_split": None}))
     tracker = EvaluationTracker(output_path=str(out))
-    results = lm_eval.simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer(), batch_size=8, max_length=512),
-        tasks=tasks,
-        num_fewshot=0,
-        bootstrap_iters=0,
-        log_samples=True,
-        evaluation_tracker=tracker,
-        task_manager=TaskManager(include_defaults=False),  # else the files of all its tasks, 13,000, are read first
-    )
+    harness = HFLM(pretrained=model, tokenizer=tokenizer(), batch_size=8, max_length=512)
+    results = lm_eval_kit.evaluated(harness, tasks, evaluation_tracker=tracker)
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
     for task, its in samples.items():

@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import lm_eval_kit
 from data_kit import hub_rows
 from evaluation_kit import make_examples, make_model, tokenizer
 from moslora.base.load import load_base, load_tokenizer
@@ -80,8 +81,6 @@ def sample_rows(task: str) -> list[dict[str, Any]]:
 def by_lm_eval(task: str, rows: list[dict[str, Any]], harness: Any) -> list[dict[str, Any]]:
     """lm-eval's record of every row: the log-likelihood per choice, acc and acc_norm."""
     from datasets import Dataset, DatasetDict
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
     config = load_yaml(Path(lm_eval.__file__).parent / "tasks" / TASK_FILES[task])
@@ -93,18 +92,7 @@ def by_lm_eval(task: str, rows: list[dict[str, Any]], harness: Any) -> list[dict
             {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
         ],
     }
-    # By default simple_evaluate first reads the files of all its tasks, 13,000.
-    only_ours = TaskManager(include_defaults=False)
-    results = lm_eval.simple_evaluate(
-        harness,
-        tasks=[ConfigurableTask(config=config)],
-        num_fewshot=0,
-        bootstrap_iters=0,
-        log_samples=True,
-        task_manager=only_ours,
-    )
-    (samples,) = results["samples"].values()
-    return sorted(samples, key=lambda sample: sample["doc_id"])
+    return lm_eval_kit.samples(harness, config)
 
 
 def hf_harness(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST) -> Any:

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import lm_eval_kit
 from evaluation_kit import make_examples, make_model, tokenizer
 from message_kit import says
 from moslora.adapters import inject
@@ -310,11 +311,9 @@ def by_lm_eval(
     filter: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """lm-eval's record of every question: its own generate_until, filters and exact_match."""
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
+    pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
     from datasets import Dataset, DatasetDict
-    from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     words = questions[0].wording
     assert isinstance(words, OpenEnded)
@@ -333,16 +332,7 @@ def by_lm_eval(
         "filter_list": [{"name": "read", "filter": [filter, {"function": "take_first"}]}],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, **metric}],
     }
-    results = lm_eval.simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokens, batch_size=8, max_length=512),
-        tasks=[ConfigurableTask(config=config)],
-        num_fewshot=0,
-        bootstrap_iters=0,
-        log_samples=True,
-        task_manager=TaskManager(include_defaults=False),
-    )
-    (samples,) = results["samples"].values()
-    return sorted(samples, key=lambda sample: sample["doc_id"])
+    return lm_eval_kit.samples(HFLM(pretrained=model, tokenizer=tokens, batch_size=8, max_length=512), config)
 
 
 @pytest.mark.slow
