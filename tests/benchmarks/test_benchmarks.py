@@ -178,7 +178,7 @@ def test_every_table_of_a_document_is_measured() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         found |= dict(PLACES.findall(page.read_text(encoding="utf-8")))
     measured = ["methods", "latency", "training", "evaluation", "steps", "loading", "merging", "busy"]
-    measured += ["serving", "verdicts", "generation"]
+    measured += ["serving", "vllm", "generation"]
     assert "ESTIMATE" in found.pop("roofline table")
     assert found.keys() == {f"{name} table" for name in measured}
     for name, text in found.items():

@@ -138,6 +138,21 @@ def test_it_is_scored_asked_compared_reported_and_verified(
     assert imports == [Path("named"), Path("runs/theirs")]
 
 
+def test_a_server_is_verified_without_an_evaluation_before(command: Command, theirs: Path) -> None:
+    """Both models are scored on built-in questions, in the run that the folder becomes, and once."""
+    ways = ("--tasks", "obqa", "--limit", "12", "--json")
+    code, out, errors = command("verify", theirs, "--server", "http://127.0.0.1:9", *ways)
+    assert code == 1 and says(errors, "no server there"), errors
+    of_theirs = {"run": open_target("runs/theirs"), "base": open_target("runs/theirs", base=True)}
+    scored = []
+    for verdict, target in of_theirs.items():
+        with serving(Pretended(target.load(), target.tokenizer())) as address:
+            code, out, errors = command("verify", theirs, "--server", address, *ways)
+        assert json.loads(out)["verdict"] == verdict and code == (verdict != "run"), errors
+        scored.append(errors.count("first scoring"))
+    assert scored == [2, 0]
+
+
 def test_another_adapter_of_its_name_has_a_run_of_its_own(
     command: Command, imports: list[Path], theirs: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +175,7 @@ def test_what_is_refused_leaves_nothing(fault: str, name: str, command: Command,
         (folder / "adapter_model.bin").unlink()
     options = {"verify": ["--server", "http://localhost:1"], "ask": ["--question", "Is it so?"]}.get(name, [])
     code, _, errors = command(name, folder, *options)
-    if name in ("compare", "verify") and fault != "no weights":
+    if name == "compare" and fault != "no weights":
         said = "not evaluated; moslora eval"
     elif fault == "a base that is gone":
         said = "--base MODEL"

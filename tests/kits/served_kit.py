@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tokenizers.processors import TemplateProcessing
@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import named_adapters
+from moslora.errors import MosloraError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import load_recipe
@@ -48,6 +49,11 @@ class Served:
         with torch.no_grad():
             model.lm_head.weight.mul_(8)  # as sure of its answers as a trained model
         return model
+
+
+def too_large(*_: Any, **__: Any) -> NoReturn:
+    """In the place of an evaluation here: of a model that is served elsewhere."""
+    raise MosloraError("too large for this machine")
 
 
 def make_served(world: Path, root: Path, *overrides: str) -> Served:

@@ -1,13 +1,11 @@
-"""Every planted fault, with the base asked or not, by log-probabilities and by texts: the table of docs/serving.md.
+"""Every planted fault, with the base asked or not, by log-probabilities and by texts.
 
 Nothing but the run is ever called the run.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,10 +13,10 @@ from cli_kit import run
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.run import Run, base_of
-from served_kit import Served
+from moslora.verify import verification
+from served_kit import Served, too_large
 from server_kit import Pretended, serving
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
 NEARBY = "checkpoints/step-72"
 
 Fault = Callable[[Served], Pretended]
@@ -45,17 +43,25 @@ IN_A_CHAT: Mapping[str, Fault] = {
 }
 
 
-def table() -> dict[str, list[str]]:
-    """The document's: what is served, and the verdicts in the four columns."""
-    found = {}
-    content = DOCUMENT.read_text("utf-8")
-    for line in content[content.index("### Planted faults") :].splitlines():
-        if re.match(r"\| (?!served|---)", line):
-            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-            found[name] = cells
-        elif found:
-            break
-    return found
+VERDICTS: Mapping[str, tuple[str, str, str, str]] = {
+    "the run": ("run", "undecided", "undecided", "undecided"),
+    "its base": ("base", "not the run", "base", "not the run"),
+    "the adapter at 0.9": ("scale", "not the run", "undecided", "undecided"),
+    "a checkpoint nearby": ("quantised", "not the run", "undecided", "undecided"),
+    "the same, which was evaluated": ("checkpoint", "not the run", "undecided", "undecided"),
+    "a model of another size": ("another model", "not the run", "another model", "not the run"),
+    "BOS twice in a text": ("prompt", "prompt", "undecided", "undecided"),
+    "BOS twice in tokens": ("prompt", "prompt", "undecided", "undecided"),
+    "another template": ("prompt", "prompt", "prompt", "prompt"),
+    "a context of 70 tokens": ("context", "context", "undecided", "undecided"),
+    "the same, which refuses longer ones": ("context", "context", "undecided", "undecided"),
+    "texts refused": ("undecided", "undecided", "undecided", "undecided"),
+    "the run, in a chat": ("run", "undecided", "undecided", "undecided"),
+    "BOS twice in a chat": ("prompt", "prompt", "undecided", "undecided"),
+    "another template of chats": ("prompt", "prompt", "prompt", "prompt"),
+    "chats refused": ("undecided", "undecided", "undecided", "undecided"),
+}
+"""By log-probabilities, the same where the base was not asked, by texts, and the same of these."""
 
 
 def verdict(served: Served, pretended: Pretended, limit: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -76,7 +82,9 @@ def test_every_fault_has_its_name_and_only_the_run_is_the_run(
     chat: bool,
     served_world: Callable[..., Served],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(verification, "evaluate_target", too_large)
     faults = FAULTS
     overrides = [f"evaluation.protocol={protocol}"]
     if chat:
@@ -99,6 +107,6 @@ def test_every_fault_has_its_name_and_only_the_run_is_the_run(
         base.rename(served.path / "base")
         without = verdict(served, pretended, limit, capsys)
         (served.path / "base").rename(base)
-        assert table()[name][column : column + 2] == [with_base, without], name
+        assert VERDICTS[name][column : column + 2] == (with_base, without), name
         assert (with_base == "run") == (protocol == "choice" and name in ("the run", "the run, in a chat"))
         assert without != "run"

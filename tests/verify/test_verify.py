@@ -1,7 +1,6 @@
 """`moslora verify`: a server is named what it computes, whatever it tells, and a fault is named as what it is."""
 
 import json
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,9 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_predictions
 from moslora.runs.predictions import Prediction
-from moslora.runs.run import Run
-from served_kit import Served
+from moslora.runs.run import Run, base_of
+from moslora.verify import verification
+from served_kit import Served, too_large
 from server_kit import Pretended, dies, half, serving, slow, status
 
 
@@ -173,26 +173,101 @@ def test_a_server_that_was_mended_is_asked_anew(served: Served, capsys: pytest.C
     assert code == 0 and "computes this run" in out, out
 
 
-def forget_base(served: Served) -> None:
+def sorted_answers(folder: Path) -> list[Prediction]:
+    return sorted(read_predictions(folder), key=lambda each: each.id)
+
+
+@pytest.mark.parametrize("asked", ["neither", "the run"])
+def test_what_was_never_asked_is_scored_first_as_by_eval_and_kept(
+    asked: str, served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = Run(served.path).evaluation()
-    shutil.rmtree(own.with_name(f"{own.name}-base"))
+    before = [sorted_answers(folder) for folder in (own, base_of(own))]
+    shutil.rmtree(own.parent if asked == "neither" else base_of(own))
+    with serving(served.pretended(served.model(base=True))) as address:
+        code, out, errors = run(capsys, "verify", served.path, "--server", address)
+    assert code == 1 and says(out, "first scoring", base_of(own), "computes its base"), out + errors
+    assert out.count("first scoring") == (2 if asked == "neither" else 1)
+    assert [sorted_answers(folder) for folder in (own, base_of(own))] == before
+    with serving(served.pretended()) as address:
+        code, out, errors = run(capsys, "verify", served.path, "--server", address)
+    assert code == 0 and "first scoring" not in out and "computes this run" in out, out + errors
 
 
-def test_without_the_base_nothing_is_the_run_and_the_command_that_asks_it_is_told(
+def test_tasks_that_were_not_asked_are_added_to_those_that_were(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forget_base(served)
+    own = Run(served.path).evaluation()
+    before = sorted_answers(own)
+    shutil.rmtree(own.parent)
+    assert run(capsys, "eval", served.path, "--tasks", "boolq")[0] == 0
+    assert verified(capsys, served, served.pretended(), "--tasks", "boolq,obqa") == "run"
+    assert sorted_answers(own) == [each for each in before if each.task in ("boolq", "obqa")]
+    code, _, errors = run(capsys, "verify", served.path, "--server", "http://127.0.0.1:9", "--tasks", "tasks/gsm8k")
+    assert code == 2 and says(errors, "--tasks tasks/gsm8k"), errors
+
+
+def test_nothing_is_scored_for_a_server_that_is_not_there(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(served.path / "eval")
+    assert run(capsys, "verify", served.path, "--server", "http://127.0.0.1:9")[0] == 1
+    assert not (served.path / "eval").exists()
+
+
+def merged(capsys: pytest.CaptureFixture[str], served: Served) -> Path:
+    assert run(capsys, "merge", served.path)[0] == 0
+    return served.path / "merged"
+
+
+def test_a_merged_model_is_scored_beside_the_base_that_its_folder_names(
+    served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = merged(capsys, served)
+    elsewhere = shutil.copytree(model, tmp_path / "elsewhere")
+    origin = json.loads((model / "origin.json").read_text("utf-8"))
+    base = str(Run(served.path).recipe.model.name)
+    (elsewhere / "origin.json").write_text(json.dumps({**origin, "base": base}), "utf-8")
+    defaults = elsewhere / "moslora.yaml"
+    assert "protocol: choice" in defaults.read_text("utf-8")  # texts would show no scale
+    defaults.write_text(defaults.read_text("utf-8").replace("protocol: choice", "protocol: generate"), "utf-8")
+    for folder in (model, elsewhere):
+        of_folder = Served(folder)
+        assert verified(capsys, of_folder, served.pretended(served.model(base=True))) == "base"
+        assert verified(capsys, of_folder, served.pretended()) == "run"
+    assert len(list(Path("runs").glob("eval-*/choice-label-float32-base"))) == 2
+
+
+@pytest.mark.parametrize("known", ["nothing", "another base"])
+def test_a_merged_model_whose_base_is_not_here_is_never_a_yes(
+    known: str,
+    served: Served,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = merged(capsys, served)
+    origin = json.loads((model / "origin.json").read_text("utf-8"))
+    if known == "nothing":
+        (model / "origin.json").unlink()
+    else:
+        (model / "origin.json").write_text(json.dumps({**origin, "fingerprint": "0" * 16}), "utf-8")
+    with serving(served.pretended()) as address:
+        code, out, _ = run(capsys, "verify", model, "--server", address)
+    assert code == 1 and says(out, "its base was not asked", "nothing speaks against this run", "may be as close"), out
+    assert verified(capsys, Served(model), served.pretended(served.model(base=True))) == "not the run"
+
+
+def test_without_the_base_nothing_is_the_run(
+    served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it is too large for this machine."""
+    shutil.rmtree(base_of(Run(served.path).evaluation()))
+    monkeypatch.setattr(verification, "evaluate_target", too_large)
     with serving(served.pretended()) as address:
         code, out, _ = run(capsys, "verify", served.path, "--server", address)
-        assert code == 1 and says(out, "nothing speaks against this run", "moslora eval", "--base"), out
-        command = shlex.split(out.splitlines()[-1].partition("ask its base: moslora ")[2])
-        assert run(capsys, *command)[0] == 0
-        code, out, _ = run(capsys, "verify", served.path, "--server", address)
-    assert code == 0 and "computes this run" in out
-    forget_base(served)
-    with serving(served.pretended(served.model(base=True))) as address:
-        code, out, _ = run(capsys, "verify", served.path, "--server", address)
-    assert code == 1 and says(out, "does not compute this run", "ask its base")
+    assert code == 1 and says(out, "its base was not asked", "too large", "nothing speaks against this run"), out
+    assert verified(capsys, served, served.pretended(served.model(base=True))) == "not the run"
 
 
 def test_a_key_is_sent_and_written_nowhere(
@@ -238,11 +313,6 @@ def test_options_that_are_texts(served_world: Callable[..., Served], capsys: pyt
     assert verified(capsys, served, served.pretended(served.model(base=True))) == "base"
 
 
-def test_an_evaluation_that_is_missing_is_told(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, errors = run(capsys, "verify", trained, "--server", "http://127.0.0.1:9")
-    assert code == 2 and says(errors, "not evaluated", "moslora eval")
-
-
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_context_that_was_made_longer_is_asked_again(
     refuses: bool, served: Served, capsys: pytest.CaptureFixture[str]
@@ -279,10 +349,12 @@ def test_a_checkpoint_is_verified_by_the_name_of_its_evaluation(
     checkpoint = served.path / "checkpoints" / "step-36"
     evaluate_target(open_target(str(checkpoint)))
     name = Run(served.path).evaluation().name + "-step-36"
-    code, _, errors = run(capsys, "verify", checkpoint, "--server", "http://127.0.0.1:9")
-    assert code == 2 and says(errors, "not evaluated"), errors
     pretended = served.pretended(served.model("checkpoints/step-36"))
     assert verified(capsys, served, pretended, "--evaluation", name) == "run"
+    assert verified(capsys, served, served.pretended(), "--evaluation", name) != "run"
+    with serving(pretended) as address:
+        code, out, errors = run(capsys, "verify", checkpoint, "--server", address)
+    assert code == 0 and says(out, name, "computes this run"), out + errors
 
 
 def test_few_questions_are_not_judged(served: Served, capsys: pytest.CaptureFixture[str]) -> None:

