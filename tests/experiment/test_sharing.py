@@ -17,19 +17,14 @@ from training_kit import MakeRecipe
 
 ARMS = {
     "lora": ["adapter.mixer={kind: identity}"],
-    "scaled": ["adapter.mixer={kind: identity}", "adapter.alpha=4.6"],
     "folded": ["adapter.mixer.train=folded"],
     "frozen": ["adapter.mixer.train=frozen"],
     "kaiming": [],
     "orthogonal": ["adapter.mixer.init=orthogonal"],
-    "identity": ["adapter.mixer.init=identity"],
-    "fast": ["training.mixer_rate_ratio=6"],
     "two-subspace": ["adapter.mixer={kind: butterfly}"],
-    "hadamard": ["adapter.mixer={kind: hadamard}"],
     "kronecker": ["adapter.mixer={kind: kronecker, blocks: 2}"],
     "dora": ["adapter.mixer={kind: identity}", "adapter.dora=true"],
     "pissa": ["adapter.mixer={kind: identity}", "adapter.start=pissa"],
-    "rslora": ["adapter.mixer={kind: identity}", "adapter.scaling=rslora"],
     "plus": ["adapter.mixer={kind: identity}", "training.lora_plus_ratio=16"],
 }
 OTHER_START = ("folded", "pissa")
