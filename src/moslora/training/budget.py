@@ -10,8 +10,6 @@ gradient and may come back, until the last phase: the choice made after update t
 updates before that one (as in the released code and in PEFT), stays for all later updates.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -60,10 +58,12 @@ class RankBudget:
         for name, layer in self.layers:
             e = layer.mixer.get_parameter("weight")
             self._parameters |= {f"{name}.lora_a": layer.lora_a, f"{name}.lora_b": layer.lora_b, f"{name}.e": e}
-        self._averages: dict[str, Tensor] = {}
+        self.averages: dict[str, Tensor] = {}
+        """Ī and Ū. They are fixed in the final phase, so its choice follows from them."""
+
         for name, parameter in self._parameters.items():
-            self._averages[f"{name}:mean"] = torch.zeros_like(parameter)
-            self._averages[f"{name}:spread"] = torch.zeros_like(parameter)
+            self.averages[f"{name}:mean"] = torch.zeros_like(parameter)
+            self.averages[f"{name}:spread"] = torch.zeros_like(parameter)
 
     @property
     def reached_at(self) -> int:
@@ -91,12 +91,12 @@ class RankBudget:
         for name, parameter in self._parameters.items():
             assert parameter.grad is not None
             importance = (parameter * parameter.grad).abs()
-            mean = self._averages[f"{name}:mean"].lerp_(importance, 1 - BETAS[0])
-            self._averages[f"{name}:spread"].lerp_((importance - mean).abs(), 1 - BETAS[1])
+            mean = self.averages[f"{name}:mean"].lerp_(importance, 1 - BETAS[0])
+            self.averages[f"{name}:spread"].lerp_((importance - mean).abs(), 1 - BETAS[1])
 
     def scores(self) -> Tensor:
         """S of every triplet, layer after layer, shape ``(first,)``."""
-        s = {name: self._averages[f"{name}:mean"] * self._averages[f"{name}:spread"] for name in self._parameters}
+        s = {name: self.averages[f"{name}:mean"] * self.averages[f"{name}:spread"] for name in self._parameters}
         of_layers = []
         for name, _ in self.layers:
             of_rows = s[f"{name}.lora_a"].mean(1)
@@ -113,11 +113,3 @@ class RankBudget:
         kept.index_fill_(0, order[:count], True)  # a number assigned to places would be sent, and waited for
         for (name, _), mask in zip(self.layers, kept.split(self._ranks), strict=True):
             self._parameters[f"{name}.e"].mul_(mask)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The running averages themselves. They are fixed in the final phase, so its choice follows from them."""
-        return self._averages
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, value in self._averages.items():
-            value.copy_(state[name])

@@ -35,7 +35,7 @@ def copied_state(parts: Parts) -> dict[str, dict[str, Tensor]]:
     """A checkpoint's tensors by file name, as they are now: copies on the host, which training does not change."""
     files = {WEIGHTS: adapter_state(parts.model), OPTIMIZER: _moments(parts)}
     if parts.budget is not None:
-        files[BUDGET] = parts.budget.state_dict()
+        files[BUDGET] = parts.budget.averages
     copies = {}
     for name, tensors in files.items():
         copies[name] = {key: value.detach().to("cpu", copy=True) for key, value in tensors.items()}
@@ -75,7 +75,9 @@ def restore(folder: AdapterFolder, parts: Parts) -> None:
         parameter = parameters[name]
         parts.optimizer.state[parameter][moment] = value.to(parameter.device)  # the fused AdamW counts there, too
     if parts.budget is not None:
-        parts.budget.load_state_dict(_load_fitting(folder.path / BUDGET, parts.budget.state_dict()))
+        averages = parts.budget.averages
+        for name, value in _load_fitting(folder.path / BUDGET, averages).items():
+            averages[name].copy_(value)
     parts.scaler.load_state_dict(folder.manifest["scaler"])
     parts.selection.restore(folder.manifest)
 
