@@ -93,10 +93,10 @@ def take_gpu() -> None:
     Raises:
         UsageError: more processes than GPUs, or GPUs whose driver cannot connect them.
     """
-    say_device(device().type)
     _check_gpus()
     if gpus():
         gpu_module().set_device(device())
+    say_device(device().type)
 
 
 def rank_in_group() -> int:
