@@ -51,7 +51,7 @@ SCHEMA = pa.schema(
 
 
 class RowTable(Sequence[Encoded]):
-    """Encoded rows in an Arrow batch of `SCHEMA`, which may be on disk: a row is built when a step draws it."""
+    """Encoded rows in an Arrow batch of `SCHEMA`: a row is built when a step draws it."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.batch = batch
@@ -181,7 +181,8 @@ class RunRows:
                 return found
             made = self._make()
             try:
-                _write(made, folder)
+                if self._read(folder) is None:  # another machine may have written them meanwhile
+                    _write(made, folder)
             except (MosloraError, OSError) as error:
                 note(f"the prepared rows could not be cached: {first_line(error)}")
         return made
@@ -232,9 +233,10 @@ class RunRows:
     def _read(self, folder: Path) -> TrainingData | None:
         """The rows in ``folder``; ``None`` if there are none, or they are damaged."""
         try:
-            if (folder / _HASH).read_text(encoding="utf-8") != sha256(folder / _ROWS):
+            contents = (folder / _ROWS).read_bytes()  # not mapped: another machine may replace or remove the file
+            if (folder / _HASH).read_text(encoding="utf-8") != hashlib.sha256(contents).hexdigest():
                 return None
-            file = pa.ipc.open_file(pa.memory_map(str(folder / _ROWS)))
+            file = pa.ipc.open_file(contents)
             rows = RowTable(file.get_batch(0))
             validation = RowTable(file.get_batch(1))
             metadata = file.schema.metadata
