@@ -21,6 +21,7 @@ from moslora.kernels.loss import ChunkedLoss
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST
 from moslora.training import loop, prepare, train_recipe
+from moslora.training import train as train_module
 from moslora.training.loop import accumulate
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import trainable, update
@@ -205,6 +206,17 @@ def test_no_update_follows_numbers_that_are_not_finite(
     with pytest.raises(Diverged, match="step 1: "):
         train_recipe(recipe(*SHORT), out=tmp_path / "run")
     assert order.count("update") == 1 and order[-4:] == ["copy", *BEGIN, "wait"]
+
+
+def test_a_gpu_waits_less_for_others_once_its_largest_step_has_fitted(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    for name in ("rehearse", "shorten_waits", "train"):
+        function = getattr(train_module, name)
+        monkeypatch.setattr(train_module, name, lambda *a, n=name, f=function, **k: (order.append(n), f(*a, **k))[1])
+    train_recipe(recipe(*SHORT), out=tmp_path / "run")
+    assert order == ["rehearse", "shorten_waits", "train"]
 
 
 def test_the_device_leaves_out_an_update_that_is_not_finite(recipe: Make) -> None:

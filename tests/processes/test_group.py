@@ -5,16 +5,20 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from forked_kit import python
 from message_kit import says
+from moslora.errors import MosloraError
+from moslora.processes import group
 from moslora.processes.group import Shared, refuse_faults, refuse_other_facts
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
 HOST = socket.gethostname()
+LOOPBACK = next(name for name, found in psutil.net_if_addrs().items() if any(a.address == "127.0.0.1" for a in found))
 
 COMMAND = """
 import os
@@ -85,10 +89,11 @@ def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(w
 
 
 UNTIL_ALONE = """
+import os
 from moslora.processes.group import all_gather, end, process_group
 try:
     with process_group({}, then="resume: it"):
-        print("met", flush=True)
+        print("met over", os.environ["GLOO_SOCKET_IFNAME"], flush=True)
         while True:
             all_gather(None)
 except Exception as error:
@@ -102,12 +107,77 @@ def test_a_killed_process_ends_the_others_at_once() -> None:
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
     first, second = (python("-c", UNTIL_ALONE, env=os.environ | place | {"RANK": rank}) for rank in "01")
     for process in (first, second):
-        assert process.stdout and "met\n" in process.stdout
+        assert process.stdout and f"met over {default_interface()}\n" in (process.stdout.readline() for _ in range(2))
     second.kill()
     _, said = first.communicate(timeout=20)
     second.communicate()
     assert first.returncode == 1 and said.count("\n") == 1
     assert says(said, "another process has ended", "resume: it")
+
+
+def default_interface() -> str:
+    """That of the default route; the loopback interface without one."""
+    routes = Path("/proc/net/route")
+    if not routes.exists():
+        return LOOPBACK
+    lines = [line.split() for line in routes.read_text().splitlines()]
+    return next((line[0] for line in lines if line[1] == "00000000"), LOOPBACK)
+
+
+def meeting(monkeypatch: pytest.MonkeyPatch, *, here: int, address: str) -> None:
+    """Two processes, so many of them on this machine, that are to meet at ``address``."""
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(here)}
+    place |= {"MASTER_ADDR": address, "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_interface_is_that_of_the_route_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's name stands for; on the one at MASTER_ADDR the default route's, if others come."""
+    for here, expected in ((2, LOOPBACK), (1, default_interface())):
+        meeting(monkeypatch, here=here, address="127.0.1.1")
+        assert group._interface(group._own_address("127.0.1.1")) == expected
+    assert group._interface("203.0.113.7") == "", "of another machine"
+
+
+def test_processes_that_do_not_meet_name_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting(monkeypatch, here=2, address="127.0.0.1")
+    monkeypatch.setattr(group, "_joined", group.threading.Event())
+
+    def fails(*_: Any, **options: Any) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed")
+
+    monkeypatch.setattr(group.dist, "init_process_group", fails)
+    for named in ("", "nosuch0"):
+        monkeypatch.setenv(group.INTERFACE, named)
+        if not named:
+            monkeypatch.delenv(group.INTERFACE)
+        with pytest.raises(MosloraError) as refusal:
+            group._form_group(facts={})
+        assert says(str(refusal.value), "MASTER_PORT", "connectFullMesh", group.INTERFACE, named or LOOPBACK)
+
+
+AS_BY_NCCL = """
+import torch, torch.distributed as dist
+from moslora.processes import group
+def gloo(store, rank, size, timeout):
+    return dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
+dist.Backend.register_backend("another", gloo, devices=["cuda"])
+dist.init_process_group("cpu:gloo,cuda:another", store=dist.HashStore(), rank=0, world_size=1, timeout=group.TIMEOUT)
+backends = [dist.group.WORLD._get_backend(torch.device(device)) for device in ("cuda", "cpu")]
+group.shorten_waits()
+print(*(each.options._timeout for each in backends))
+group.gpus = lambda: 1
+group.device = lambda: torch.device("cuda", 0)
+group.shorten_waits()
+print(*(each.options._timeout for each in backends))
+"""
+
+
+def test_in_training_a_gpu_waits_half_an_hour_and_the_host_longer() -> None:
+    """A second gloo stands for NCCL."""
+    said, errors = python("-c", AS_BY_NCCL, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}).communicate(timeout=60)
+    assert said.splitlines() == ["3:00:00 3:00:00", "0:30:00 3:00:00"], errors
 
 
 def refused(found: list[dict[str, Any]]) -> tuple[list[str], int]:

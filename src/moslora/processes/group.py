@@ -18,6 +18,7 @@ from datetime import timedelta
 from multiprocessing.pool import ThreadPool
 from typing import Any, NoReturn, TypeVar
 
+import psutil
 import torch.distributed as dist
 from accelerate.utils import check_cuda_p2p_ib_support
 from torch.distributed.distributed_c10d import _get_default_store
@@ -26,12 +27,18 @@ from moslora.console import note, say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line
 from moslora.processes.devices import device, gpu_module, gpus, say_device
 from moslora.processes.launch import STOPPED, launched_here
-from moslora.ranks import launched, local_rank, local_world_size, master_address, rank
+from moslora.ranks import launched, local_rank, local_world_size, master_address, rank, world_size
 
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(hours=3)
 """Time that a process waits for the others while they download and encode, and later load and save."""
+
+TRAINING_TIMEOUT = timedelta(minutes=30)
+"""Time that a GPU waits for the others' while they train."""
+
+INTERFACE = "GLOO_SOCKET_IFNAME"
+"""The variable that names the network interface by which the processes connect."""
 
 _joined = threading.Event()
 """Set once this process has joined the others; a later fault is not told through the forming of the group."""
@@ -97,6 +104,13 @@ def take_gpu() -> None:
     if gpus():
         gpu_module().set_device(device())
     say_device(device().type)
+
+
+def shorten_waits() -> None:
+    """From here on a GPU waits :data:`TRAINING_TIMEOUT` for the others', and then ends its process: they hang. What the
+    processes tell each other from the host, by gloo, keeps its time."""
+    if dist.is_initialized() and gpus():
+        dist.group.WORLD._get_backend(device())._set_default_timeout(TRAINING_TIMEOUT)
 
 
 def rank_in_group() -> int:
@@ -172,7 +186,9 @@ def _form_group(**found: Any) -> list[dict[str, Any]]:
     _joined.set()
     try:
         host, _ = master_address()
-        socket.getaddrinfo(host, None)  # torch would ask for it for three hours
+        route = _own_address(host)  # fails at once for a name that torch would ask for for three hours
+        if INTERFACE not in os.environ:  # gloo would take that of this machine's name, which may be 127.0.1.1
+            os.environ[INTERFACE] = _interface(route)
         backend = "cpu:gloo,cuda:nccl" if gpus() else "gloo"
         with ThreadPool(1) as pool:  # torch's waiting does not end at a signal
             pool.apply(dist.init_process_group, (backend,), {"timeout": TIMEOUT})
@@ -180,12 +196,33 @@ def _form_group(**found: Any) -> list[dict[str, Any]]:
         kind = Lost if local_rank() else MosloraError  # one process of each machine reports it
         raise kind(
             f"the processes cannot connect at MASTER_ADDR:MASTER_PORT ({first_line(error)}); choose the machine of"
-            " rank 0 and a free port there"
+            f" rank 0 and a free port there, and in {INTERFACE} (here {os.environ.get(INTERFACE) or 'none'}) the network"
+            " interface by which this machine is reached"
         ) from None
     everything = all_gather({"host": socket.gethostname(), **found})
     refuse_faults(everything)
     refuse_other_facts(everything)
     return everything
+
+
+def _interface(address: str) -> str:
+    """Name of the network interface with this ``address``; where that is this machine's own, but others are to reach
+    it, of that which leads to other networks."""
+    if address.startswith("127.") and world_size() > local_world_size():
+        with suppress(OSError):  # it leads to none
+            address = _own_address("192.0.2.1")  # of documents alone (RFC 5737)
+    for name, those in psutil.net_if_addrs().items():
+        if any(one.address == address for one in those):
+            return name
+    return ""  # as if none were named
+
+
+def _own_address(host: str) -> str:
+    """This machine's address on the route to ``host``."""
+    family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(there)  # sends nothing
+        return str(probe.getsockname()[0])
 
 
 def refuse_faults(found: Sequence[Mapping[str, Any]]) -> None:

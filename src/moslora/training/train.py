@@ -21,7 +21,7 @@ from moslora.errors import Interrupted, MosloraError, UsageError
 from moslora.files import locked, refuse_used, remove_leftovers, replacing
 from moslora.kernels import liger
 from moslora.processes.devices import device
-from moslora.processes.group import process_group, take_gpu
+from moslora.processes.group import process_group, shorten_waits, take_gpu
 from moslora.progress import Line
 from moslora.ranks import is_main_process, world_size
 from moslora.recipe import KEPT, Recipe
@@ -263,6 +263,7 @@ class Training:
             if first_step < total and not self.parts.selection.patience_ran_out:
                 if self.parts.accelerator.device.type != "cpu":
                     rehearse(self.parts, first_step=first_step)
+                    shorten_waits()
                 elif self.parts.accelerator.num_processes > 1:
                     settle_order(self.parts)
             line = stack.enter_context(Line(total - first_step, f"step {first_step}/{total}"))
