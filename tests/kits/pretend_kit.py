@@ -5,7 +5,8 @@ their own (`tests/pretend/test_pretend.py` starts them). A tensor of it holds on
 
 It sees: tensors of two devices in one operation, kernels that only a CPU has, every wait of the host for the device
 and where it is caused, how many operations are launched, and a launch by Triton while another device is the current
-one. It does not see: what CUDA's kernels themselves demand or return, NF4 and int8, memory, speed.
+one. It does not see: what CUDA's kernels themselves demand or return, memory, speed; NF4 and int8, as the weights of
+bitsandbytes are of a subclass that a tensor of this device cannot become; several processes, for which it has no NCCL.
 
 With ``PRETEND_DEVICE=1`` in the environment this process has the second of two such devices, and the first stays the
 current one until somebody sets another. What is sent to the device's name without an index goes to the first, as torch
@@ -94,7 +95,7 @@ DEVICE = torch.device(NAME, PLACE)
 ANOTHER = torch.device(NAME, 1 - PLACE)
 """One that it has nothing to do with."""
 
-torch.autograd.set_multithreading_enabled(False)  # autograd has a thread for each device, and knows of one device
+torch.autograd.set_multithreading_enabled(False)  # autograd's thread is for the first device alone
 SRC = Path(moslora.__file__).parent
 aten = torch.ops.aten
 

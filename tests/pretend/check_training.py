@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -78,6 +79,30 @@ def test_it_resumes_to_the_same_bits(recipe: Make, tmp_path: Path, kind: str) ->
     refuse_missing_weights(again, kind)
     assert same_files(straight, again)
     assert steps_logged(again) == logged and len(logged) == 7
+
+
+class Backward:
+    """Whether kernels of the backward pass are launched by another thread than the main one."""
+
+    def __init__(self) -> None:
+        self.by_another: set[bool] = set()
+
+    def note(self, function: Any, *_: Any, **__: Any) -> None:
+        if str(function).startswith("backward of"):
+            self.by_another.add(threading.current_thread() is not threading.main_thread())
+
+
+@pytest.mark.skipif(DEVICE.index > 0, reason="autograd has a thread for the first device alone")
+@pytest.mark.parametrize("kind", ["pissa", "gate"])
+def test_the_backward_pass_in_autograds_own_thread_has_the_same_bits(recipe: Make, tmp_path: Path, kind: str) -> None:
+    """As on a GPU; with checkpointing, which computes again there."""
+    chosen = recipe(*SHORT, *KINDS[kind], "model.gradient_checkpointing=true")
+    found = []
+    for own in (False, True):
+        with watch(Backward()) as backward, torch.autograd.set_multithreading_enabled(own):
+            found.append(run(chosen, tmp_path / str(own)))
+        assert backward.by_another == {own}
+    assert found[0] == found[1] and same_files(tmp_path / "False", tmp_path / "True")
 
 
 @pytest.mark.parametrize("kind", KINDS)
