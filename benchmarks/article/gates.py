@@ -56,7 +56,7 @@ def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Rec
     for block in blocks(passages, limit=recipe.evaluation.limit, exact=False):
         questions = [scorer.encode(passage) for passage in block.computed]
         with torch.inference_mode():
-            outputs = scorer.in_batches(questions, tokens=scorer.batch_tokens)
+            outputs = scorer.in_batches(questions, tokens=scorer.batch_tokens)()
         for each in zip(block.computed, questions, outputs, strict=True):
             if each[0] in block.wanted:
                 prediction = scorer.read(*each)

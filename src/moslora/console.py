@@ -6,13 +6,16 @@ import sys
 
 from moslora.ranks import is_main_process
 
+LABEL = "MOSLORA_LABEL"
+"""Set where several commands print to one terminal: how the lines of this one begin."""
+
 
 def say(line: str) -> None:
     """Prints on the main process. A closed pipe or terminal does not end hours of work: the rest is dropped."""
     if not is_main_process():
         return
     try:
-        print(line, flush=True)
+        print(os.environ.get(LABEL, "") + line, flush=True)
     except OSError:
         drop_output()
 

@@ -57,7 +57,7 @@ def test_batches_hold_similar_lengths_and_every_question_once(monkeypatch: pytes
     monkeypatch.setattr(Choice, "compute", compute)
     for tokens in (500, 1):
         batches.clear()
-        assert scorer.in_batches(range(101), tokens=tokens) == [-question for question in range(101)]
+        assert scorer.in_batches(range(101), tokens=tokens)() == [-question for question in range(101)]
         assert [lengths[question] for question in chained(batches)] == sorted(lengths, reverse=True)
         for batch in batches[:-1]:
             assert len(batch) == max(1, tokens // lengths[batch[0]])

@@ -1,6 +1,7 @@
 """LLM-Adapters' procedure: its expressions, and text that is what the model would write."""
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,11 @@ def test_writing_ends_where_more_text_changes_no_answer(options: int, text: str,
 def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A label of no option is an answer, but never right."""
     written = iter(["it is answer1", "answer2, then", "I cannot say", "answer5 or answer1"])
-    monkeypatch.setattr(Generate, "in_batches", lambda self, questions, tokens: [next(written) for _ in questions])
+
+    def in_batches(_: Generate, questions: Sequence[Any], *, tokens: int) -> Callable[[], list[str]]:
+        return lambda: [next(written) for _ in questions]
+
+    monkeypatch.setattr(Generate, "in_batches", in_batches)
     request = Request(protocol="generate", format="label")
     results = evaluate(make_model(), tokenizer(), {"siqa": make_examples("siqa", 4)}, request)
     assert results.tasks["siqa"].parse_rate == 0.75

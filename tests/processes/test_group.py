@@ -134,10 +134,13 @@ def meeting(monkeypatch: pytest.MonkeyPatch, *, here: int, address: str) -> None
 
 def test_the_interface_is_that_of_the_route_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine's name stands for; on the one at MASTER_ADDR the default route's, if others come."""
-    for here, expected in ((2, LOOPBACK), (1, default_interface())):
-        meeting(monkeypatch, here=here, address="127.0.1.1")
-        assert group._interface(group._own_address("127.0.1.1")) == expected
-    assert group._interface("203.0.113.7") == "", "of another machine"
+    for here, address, expected in (
+        (2, "127.0.1.1", LOOPBACK),
+        (1, "127.0.1.1", default_interface()),
+        (1, "192.0.2.77", default_interface()),
+    ):
+        meeting(monkeypatch, here=here, address=address)
+        assert group._interface() == expected
 
 
 def test_processes_that_do_not_meet_name_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:

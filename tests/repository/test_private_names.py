@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from jinja2 import StrictUndefined
+from torch.distributed import ProcessGroup, ProcessGroupGloo
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM, PretrainedConfig
 
@@ -13,6 +14,7 @@ import moslora
 PRIVATE = {
     "_attn_implementation": (PretrainedConfig, "keep beside the model which attention was set"),
     "_cdata": (torch.UntypedStorage, "a number of its own on each storage that is made"),
+    "_get_backend": (ProcessGroup, "three hours of waiting for other GPUs also in training"),
     "_int_mm": (torch, "int8 on a CPU by unpacked weights alone"),
     "_is_mkldnn_bf16_supported": (torch.ops.mkldnn, "try a product of bfloat16 once"),
     "_is_stateful": (LlamaForCausalLM, "a list of the architectures that are tested"),
@@ -21,6 +23,7 @@ PRIVATE = {
     "_reorder_linear_weight": (torch.ops.mkldnn, "F.linear: slower by what packing the weight takes"),
     "_scaled_dot_product_flash_attention": (torch.ops.aten, "in a plan count what it keeps by hand"),
     "_set_params_and_buffers_to_ignore_for_model": (DistributedDataParallel, "DDP over the adapters' parameters alone"),
+    "_set_default_timeout": (ProcessGroupGloo, "three hours of waiting for other GPUs also in training"),
     "_softmax_backward_data": (torch, "w * (d - (w * d).sum(-1, keepdim=True)): one more pass over the scores"),
     "_supports_attention_backend": (LlamaForCausalLM, "a list of the architectures that are tested"),
     "_supports_sdpa": (LlamaForCausalLM, "a list of the architectures that are tested"),

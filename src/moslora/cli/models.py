@@ -472,7 +472,8 @@ def _share(
     from moslora.processes.launch import launch, launched_here, processes_to_start
     from moslora.runs.run import Run as TrainedRun
 
-    count = processes_to_start(processes, most=most)
+    with options.importing():
+        count = processes_to_start(processes, most=most)
     if restarts and launched() and not launched_here():
         raise UsageError(f"--max-restarts {restarts}: another launcher runs these processes; leave it out")
     watched = restarts and not launched()  # by a process that restarts this one

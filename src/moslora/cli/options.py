@@ -75,9 +75,11 @@ Overrides = Annotated[
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """A block that imports torch and transformers without Python's search for garbage, a seventh of that time."""
+    """A block that imports torch and transformers without Python's search for garbage, a seventh of that time; later
+    searches leave out what was imported."""
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()

@@ -24,7 +24,7 @@ PACK = typer.Option(
     help="Folder to write the finished runs into, as two tables and a card that compare reads. Nothing is run.",
 )
 ON = typer.Option(
-    help="here: one run after the other; ray: many at once, on the cluster at RAY_ADDRESS or on this machine."
+    help="here: one run after the other, or on each GPU; ray: many at once, on the cluster at RAY_ADDRESS or here."
 )
 
 

@@ -9,6 +9,7 @@ own, over questions that are padded on the left, masked, and keep their position
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from moslora.base.engines import generate
@@ -73,7 +74,7 @@ class Generate(Batched[Question, str]):
         _, prompt = question
         return read_text(example, found, truncated=prompt.truncated)
 
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[str]:
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[str]]:
         """The texts after the prompts; written greedily all together, since a row that ends makes room for another."""
         if self.beams > 1:
             return super().in_batches(questions, tokens=tokens)
@@ -91,7 +92,7 @@ class Generate(Batched[Question, str]):
             ends=[tokenizer.eos_token_id],
             batch_tokens=tokens,
         )
-        return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
+        return partial(tokenizer.batch_decode, rows, skip_special_tokens=True)
 
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
         """The texts after the prompts, by beam search."""

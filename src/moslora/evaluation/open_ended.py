@@ -6,7 +6,7 @@ read from the text, and when it is right, says the task's `moslora.tasks.matchin
 behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -53,7 +53,7 @@ class OpenAnswers(Scorer[Question, str]):
         written = _words(example).max_new_tokens * BYTES_OF_A_CHARACTER
         return len(self.format.generation_prompt(example)) + written
 
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[str]:
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[str]]:
         """The texts before a stop; written all together, since a row that ends makes room for another."""
         tokenizer = self.encoder.tokenizer
         words = questions[0].words  # those of one task
@@ -65,7 +65,7 @@ class OpenAnswers(Scorer[Question, str]):
             batch_tokens=tokens,
         )
         texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [words.before_stop(text) for text in texts]
+        return lambda: [words.before_stop(text) for text in texts]
 
     def pairs(self, question: Question) -> list[Pair]:
         return [(question.prompt, [])]

@@ -111,24 +111,33 @@ class Scorer(ABC, Generic[Question, Found]):
     def read(self, example: Example, question: Question, found: Found) -> Prediction:
         """The prediction in that output."""
 
+    @cached_property
+    def _ahead(self) -> dict[str, Question]:
+        return {}
+
     @torch.inference_mode()
-    def score(self, examples: Sequence[Example], *, alone: bool = False) -> list[Prediction]:
-        """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself."""
+    def score(
+        self, examples: Sequence[Example], *, alone: bool = False, following: Sequence[Example] = ()
+    ) -> list[Prediction]:
+        """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself.
+        Those ``following``, which are asked next, are encoded while a GPU computes."""
         task = None  # of texts
         if not examples[0].is_text:
             task = examples[0].task
         describe_task(self.model, task)
-        questions = [self.encode(example) for example in examples]
+        questions = [self._ahead.pop(example.id, None) or self.encode(example) for example in examples]
         tokens = self.batch_tokens
         if alone:
             tokens = 1
         with self._families.folded(self.model.dtype):
             found = self.in_batches(questions, tokens=tokens)
-        return [self.read(*each) for each in zip(examples, questions, found, strict=True)]
+        self._ahead.update((example.id, self.encode(example)) for example in following)
+        return [self.read(*each) for each in zip(examples, questions, found(), strict=True)]
 
     @abstractmethod
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[Found]:
-        """The output for every question of a block, with passes of at most ``tokens`` tokens."""
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[Found]]:
+        """Starts on a block, with passes of at most ``tokens`` tokens; the result waits for the output for every
+        question."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +148,8 @@ class Batched(Scorer[Question, Found]):
     def compute(self, questions: Sequence[Question]) -> Callable[[], Iterable[Found]]:
         """Starts on a batch; the result reads the output for every question, once the device has been waited for."""
 
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> list[Found]:
-        """The output for every question of a block, computed in batches of similar length.
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[Found]]:
+        """Starts on a block, in batches of similar length.
 
         The longest come first: what does not fit into memory says so at once. A batch has at most ``tokens`` tokens,
         were it padded; a question that is longer is a batch by itself.
@@ -154,8 +163,12 @@ class Batched(Scorer[Question, Found]):
             batch = order[first : first + count]
             started.append((batch, self.compute([questions[i] for i in batch])))
             first += count
-        wait_for(self.model.device)
-        found: dict[int, Found] = {}
-        for batch, read in started:
-            found.update(zip(batch, read(), strict=True))
-        return [found[i] for i in range(len(questions))]
+
+        def wait() -> list[Found]:
+            wait_for(self.model.device)
+            found: dict[int, Found] = {}
+            for batch, read in started:
+                found.update(zip(batch, read(), strict=True))
+            return [found[i] for i in range(len(questions))]
+
+        return wait

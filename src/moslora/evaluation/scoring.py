@@ -6,6 +6,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from moslora.base.sharded import join_uneven_passes
@@ -69,8 +70,8 @@ def score_missing(tasks: Sequence[ScoredTask], journal: Journal, *, silently: bo
     began = time.monotonic()
     work_done = 0
     with nullcontext() if silently else Line(work, f"0/{len(missing):,}") as line:
-        for together in rounds:
-            _score_together(together, missing, journal)
+        for together, following in pairwise([*rounds, []]):
+            _score_together(together, following, missing, journal)
             work_done += sum(part.work for part in together)
             if line is None:
                 continue
@@ -104,14 +105,21 @@ def _rounds(tasks: Sequence[ScoredTask], missing: AbstractSet[str]) -> list[list
     return [unfinished[first : first + processes] for first in range(0, len(unfinished), processes)]
 
 
-def _score_together(together: Sequence[ScoredBlock], missing: AbstractSet[str], journal: Journal) -> None:
-    """Scores one block in each process, and adds the predictions of all to the journal of each."""
+def _score_together(
+    together: Sequence[ScoredBlock], following: Sequence[ScoredBlock], missing: AbstractSet[str], journal: Journal
+) -> None:
+    """Scores one block in each process, and adds the predictions of all to the journal of each. Those ``following`` are
+    encoded meanwhile."""
     rank = rank_in_group()
     own: list[Prediction] = []
     with join_uneven_passes(together[0].scorer.model):
         if rank < len(together):
             part = together[rank]
-            scored = part.scorer.score(part.block.computed)
+            upcoming: list[Example] = []
+            for next_part in following[rank : rank + 1]:
+                if next_part.scorer is part.scorer:
+                    upcoming += next_part.block.computed
+            scored = part.scorer.score(part.block.computed, following=upcoming)
             own = [prediction for prediction in scored if prediction.id in missing]
             journal.append(own)  # before the others are waited for, of which one may be lost
     for other, predictions in enumerate(all_gather(own)):

@@ -7,23 +7,30 @@ experiment needs its recipe, ``run.json``, metrics and evaluation.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from moslora.compare.runs import read_complete
 from moslora.compare.tables import TableRun, read_tables
-from moslora.console import note
-from moslora.errors import Diverged
+from moslora.console import LABEL, note
+from moslora.errors import Diverged, MosloraError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.experiment.file import Planned
 from moslora.experiment.provenance import RECORDED, provenance
 from moslora.files import discard, write_text
-from moslora.processes.devices import free_memory
+from moslora.processes.devices import free_memory, gpus
+from moslora.processes.launch import PART, launch
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.manifest import RECIPE
@@ -33,6 +40,9 @@ from moslora.training.train import close
 
 RUN_FOLDERS = "runs"
 """The folder of an experiment that holds its runs."""
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""The variable that names the GPUs which a process sees."""
 
 
 def planned_run(out: Path, planned: Planned) -> Run:
@@ -104,15 +114,39 @@ def loss_of(row: TableRun) -> float:
 
 
 @contextmanager
-def one_by_one(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
-    """Yields a function for each of ``runs``, which returns once that run is done."""
-    yield [partial(run_one, planned, out=out) for planned in runs]
+def here(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+    """Yields a function for each of ``runs``, which returns once that run is done: one at a time, or on a machine with
+    several GPUs as many at once, each by processes that see one of them. If the block ends early, those save first."""
+    count = gpus()
+    if count < 2:
+        yield [partial(run_one, planned, out=out) for planned in runs]
+        return
+    free = os.environ.get(VISIBLE, ",".join(map(str, range(count)))).split(",")[:count]
+
+    def on_gpu(planned: Planned) -> None:
+        gpu = free.pop()
+        try:
+            run_one(planned, out=out, environment={VISIBLE: gpu, LABEL: f"{planned.name}: ", PART: "1", "TERM": "dumb"})
+        finally:
+            free.append(gpu)
+
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            yield [pool.submit(on_gpu, planned).result for planned in runs]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):  # it has ended
+                    child.send_signal(signal.SIGINT)
 
 
-def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> None:
+def run_one(
+    planned: Planned, *, out: Path, processes: int | None = None, environment: Mapping[str, str] | None = None
+) -> None:
     """Trains, or goes on training, and scores if the run is to be scored.
 
     Whatever was done before it was stopped is not done again. ``processes`` train; the default is `worker_processes`.
+    Those of another ``environment`` also score; otherwise this one does.
     """
     run = planned_run(out, planned)
     if not run.exists:
@@ -129,8 +163,12 @@ def run_one(planned: Planned, *, out: Path, processes: int | None = None) -> Non
             if trust:
                 again.append("model.trust_remote_code=true")
             processes = processes or worker_processes(planned.recipe.training)
-            train_in_processes(again, out=run.path, processes=processes)
-        if planned.scored:
+            train_in_processes(again, out=run.path, processes=processes, environment=environment)
+        if planned.scored and environment:
+            command = [sys.executable, "-m", "moslora", "eval", str(run.path), *["--trust-remote-code"] * trust]
+            if launch(command, processes=1, then="the same command continues", environment=environment):
+                raise MosloraError(f"{planned.name}: it was not scored; the lines above say why")
+        elif planned.scored:
             evaluate_target(open_target(str(run.path), trust_remote_code=trust))
             free_memory()  # the next run trains in another process
     except Diverged:

@@ -25,9 +25,9 @@ from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import (
     RUN_FOLDERS,
     answers_of,
+    here,
     in_tables,
     loss_of,
-    one_by_one,
     planned_run,
     row_of,
 )
@@ -50,8 +50,8 @@ class Study:
         any_code: whether results of other code count.
         any_rate: whether an arm is scored whose best learning rate is the lowest or the highest tried.
         fetching: whether base and rows are looked at, which may have to be fetched. A table alone needs neither.
-        start: starts runs, one by one or on Ray (`moslora.experiment.on_ray`): a block with a function for each run,
-            which returns once that run is done.
+        start: starts runs, on this machine or on Ray (`moslora.experiment.on_ray`): a block with a function for each
+            run, which returns once that run is done.
     """
 
     experiment: Experiment
@@ -60,7 +60,7 @@ class Study:
     any_code: bool = False
     any_rate: bool = False
     fetching: bool = True
-    start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = one_by_one
+    start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = here
     _seconds: list[float] = field(default_factory=list)
 
     @stopped("stopped: the work so far is saved, and the same command continues from there")

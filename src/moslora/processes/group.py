@@ -21,9 +21,9 @@ from typing import Any, NoReturn, TypeVar
 import psutil
 import torch.distributed as dist
 from accelerate.utils import check_cuda_p2p_ib_support
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import _get_default_group, _get_default_store
 
-from moslora.console import note, say
+from moslora.console import say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line
 from moslora.processes.devices import device, gpu_module, gpus, say_device
 from moslora.processes.launch import STOPPED, launched_here
@@ -110,7 +110,7 @@ def shorten_waits() -> None:
     """From here on a GPU waits :data:`TRAINING_TIMEOUT` for the others', and then ends its process: they hang. What the
     processes tell each other from the host, by gloo, keeps its time."""
     if dist.is_initialized() and gpus():
-        dist.group.WORLD._get_backend(device())._set_default_timeout(TRAINING_TIMEOUT)
+        _get_default_group()._get_backend(device())._set_default_timeout(TRAINING_TIMEOUT)
 
 
 def rank_in_group() -> int:
@@ -185,10 +185,7 @@ def _form_group(**found: Any) -> list[dict[str, Any]]:
     """Forms the group of all processes. Returns what each has found, by rank: the same facts, and no fault."""
     _joined.set()
     try:
-        host, _ = master_address()
-        route = _own_address(host)  # fails at once for a name that torch would ask for for three hours
-        if INTERFACE not in os.environ:  # gloo would take that of this machine's name, which may be 127.0.1.1
-            os.environ[INTERFACE] = _interface(route)
+        os.environ.setdefault(INTERFACE, _interface())  # gloo's own is that of this machine's name: 127.0.1.1 on some
         backend = "cpu:gloo,cuda:nccl" if gpus() else "gloo"
         with ThreadPool(1) as pool:  # torch's waiting does not end at a signal
             pool.apply(dist.init_process_group, (backend,), {"timeout": TIMEOUT})
@@ -196,8 +193,8 @@ def _form_group(**found: Any) -> list[dict[str, Any]]:
         kind = Lost if local_rank() else MosloraError  # one process of each machine reports it
         raise kind(
             f"the processes cannot connect at MASTER_ADDR:MASTER_PORT ({first_line(error)}); choose the machine of"
-            f" rank 0 and a free port there, and in {INTERFACE} (here {os.environ.get(INTERFACE) or 'none'}) the network"
-            " interface by which this machine is reached"
+            f" rank 0 and a free port there, and in {INTERFACE} (here {os.environ.get(INTERFACE, '')}) the"
+            " network interface by which this machine is reached"
         ) from None
     everything = all_gather({"host": socket.gethostname(), **found})
     refuse_faults(everything)
@@ -205,20 +202,21 @@ def _form_group(**found: Any) -> list[dict[str, Any]]:
     return everything
 
 
-def _interface(address: str) -> str:
-    """Name of the network interface with this ``address``; where that is this machine's own, but others are to reach
-    it, of that which leads to other networks."""
+def _interface() -> str:
+    """Name of the network interface of the route to MASTER_ADDR; on that machine itself, if others are to reach it, of
+    that to other networks. Empty if nobody knows."""
+    host, _ = master_address()
+    address = _own_address(host)
     if address.startswith("127.") and world_size() > local_world_size():
-        with suppress(OSError):  # it leads to none
+        with suppress(OSError):  # there is none
             address = _own_address("192.0.2.1")  # of documents alone (RFC 5737)
-    for name, those in psutil.net_if_addrs().items():
-        if any(one.address == address for one in those):
-            return name
-    return ""  # as if none were named
+    names = {one.address: name for name, those in psutil.net_if_addrs().items() for one in those}
+    return names.get(address, "")
 
 
 def _own_address(host: str) -> str:
-    """This machine's address on the route to ``host``."""
+    """This machine's address on the route to ``host``. Fails at once for an unknown name, for which torch would ask for
+    three hours."""
     family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(there)  # sends nothing
@@ -292,5 +290,3 @@ def _check_gpus() -> None:
             "the driver of these GPUs (RTX 40, before 550.40.07) cannot connect them directly; set"
             " NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1, or update it"
         )
-    if here < gpus():
-        note(f"GPUs in use: {here} of {gpus()}; start {gpus()} processes to use all")

@@ -164,7 +164,17 @@ def _run(command: Sequence[str], processes: int, environment: Mapping[str, str])
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, SubprocessContext
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # lives on if the main process is killed
-    shared = {**_shared_environment(processes, port=store.port), **environment}
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    shared = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        LAUNCHED_HERE: str(os.getpid()),
+        **environment,
+    }
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in _HANDLED}
     context = SubprocessContext(
@@ -183,22 +193,9 @@ def _run(command: Sequence[str], processes: int, environment: Mapping[str, str])
         context.close(death_sig=signal.SIGKILL)
         with suppress(OSError):
             get_console().show_cursor()  # which one that was killed may have hidden
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _shared_environment(processes: int, *, port: int) -> dict[str, str]:
-    """Variables that are the same in all processes."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    return {
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        LAUNCHED_HERE: str(os.getpid()),
-    }
+        with suppress(ValueError):  # not the main thread, where torch sets none
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _wait(workers: Sequence[Any]) -> tuple[list[int | None], bool]:

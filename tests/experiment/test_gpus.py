@@ -1,0 +1,120 @@
+"""An experiment on several GPUs, whose number is pretended: each has a run, whose processes see it alone."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from experiment_kit import FILE, results, study, train
+from message_kit import says
+from moslora.errors import Interrupted, MosloraError
+from moslora.experiment import one_run
+from moslora.experiment.one_run import VISIBLE, here
+
+Run = Callable[..., None]
+
+
+class AtOnce:
+    """Stands for `run_one`: the GPU of each run, and how many ran at once."""
+
+    def __init__(self) -> None:
+        self.gpus: dict[str, str] = {}
+        self.now: list[str] = []
+        self.most = 0
+
+    def __call__(self, planned: Any, *, out: Path, environment: Mapping[str, str]) -> None:
+        gpu = environment[VISIBLE]
+        assert gpu not in self.now, "one run on a GPU"
+        self.gpus[planned.name] = gpu
+        self.now.append(gpu)
+        self.most = max(self.most, len(self.now))
+        time.sleep(0.1)
+        self.now.remove(gpu)
+        if planned.name == "r3":
+            raise MosloraError("r3 failed")
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, {"0", "1", "2"}), ("4,GPU-ab,7,9", {"4", "GPU-ab", "7"})])
+def test_as_many_runs_at_once_as_gpus_each_on_its_own(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: set[str]
+) -> None:
+    monkeypatch.delenv(VISIBLE, raising=False)
+    if visible:
+        monkeypatch.setenv(VISIBLE, visible)
+    monkeypatch.setattr(one_run, "gpus", lambda: 3)
+    runs = AtOnce()
+    monkeypatch.setattr(one_run, "run_one", runs)
+    planned: list[Any] = [SimpleNamespace(name=f"r{n}") for n in range(7)]
+    with here(planned, out=Path("e")) as waits:
+        for n, wait in enumerate(waits):
+            if n != 3:
+                wait()
+                continue
+            with pytest.raises(MosloraError, match="r3 failed"):
+                wait()
+    assert runs.most == 3 and {*runs.gpus.values()} == expected and len(runs.gpus) == 7
+
+
+def trainers() -> dict[str, str]:
+    """Run -> the GPU that the process sees which trains it, below this one."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            words = process.cmdline()
+            if "train" in words and "--resume" in words:
+                found[Path(words[words.index("train") + 1]).name] = process.environ()[VISIBLE]
+        except (psutil.Error, KeyError):  # it has just ended, or begun
+            continue
+    return found
+
+
+class StopsBoth(threading.Thread):
+    """Waits until two runs train at once and have saved, and stops this process."""
+
+    seen: dict[str, str]
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(daemon=True)
+        self.out = out
+
+    def run(self) -> None:
+        saved: set[str] = set()
+        while len(saved) < 2:
+            time.sleep(0.01)
+            self.seen = trainers()
+            saved = {path.parts[-3] for path in self.out.glob("runs/*/checkpoints/step-[1-9]*")} & self.seen.keys()
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_stopped_and_continued_it_gives_the_bytes_of_one_run_after_the_other(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = FILE.format(world=world, rates="[3e-2]", search="").replace("max_steps: 4", "max_steps: 41")
+    Path("e.yaml").write_text(text.replace("seeds: [0, 1]", "seeds: [0]"), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(one_run, "train_in_processes", train)
+        study("e.yaml", Path("alone")).run()
+
+    monkeypatch.delenv(VISIBLE, raising=False)
+    monkeypatch.setattr(one_run, "gpus", lambda: 2)
+    out = Path("two")
+    stop = StopsBoth(out)
+    stop.start()
+    capfd.readouterr()
+    with pytest.raises(Interrupted):
+        study("e.yaml", out).run()
+    assert {*stop.seen.values()} == {"0", "1"}
+    assert not trainers() and not list(out.glob("runs/*/.lock"))
+    study("e.yaml", out).run()
+    assert results(out) == results(Path("alone")) and len(results(out)) == 2
+    said = capfd.readouterr().out
+    assert says(said, "lora-0.03-0: ") and "\x1b" not in said
