@@ -211,6 +211,9 @@ def test_nothing_is_scored_for_a_server_that_is_not_there(served: Served, capsys
     shutil.rmtree(served.path / "eval")
     assert run(capsys, "verify", served.path, "--server", "http://127.0.0.1:9")[0] == 1
     assert not (served.path / "eval").exists()
+    mistyped = served.path.with_name("runn")
+    code, _, errors = run(capsys, "verify", mistyped, "--server", "http://127.0.0.1:9")
+    assert code == 2 and says(errors, mistyped, "no such run", "did you mean"), errors
 
 
 def merged(capsys: pytest.CaptureFixture[str], served: Served) -> Path:

@@ -403,10 +403,11 @@ def verify(
     vLLM, llama.cpp, SGLang and transformers. The last line is the verdict; the exit code is 1 unless it is this run. A
     key is read from MOSLORA_SERVER_KEY.
     """
-    from moslora.runs.named import read_named
+    from moslora.runs.run import locate_adapter
 
     run = as_run(run, trust_remote_code=trust)
-    read_named(str(run))  # refuses what is none, before torch is loaded
+    if not (run / "config.json").is_file():  # of a merged model
+        locate_adapter(run)  # refuses what is none, before torch is loaded
     with options.importing():
         from moslora.verify.verification import verify as verify_run
 
