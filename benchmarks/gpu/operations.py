@@ -42,7 +42,7 @@ PARTS = {
     "adapters": r"moslora/adapters/|kernels/(recompute|dropout|adapter)|peft/tuners/",
     "norms": r"RMSNorm|kernels/norm|moslora\.\w*norm",
     "RoPE": r"[Rr]otary|rotate_half|kernels/rope|moslora\.\w*(rope|turn)",
-    "attention": r"kernels/attention|rows\.py:Group|Attention\.forward|sdpa_attention|torch_attn\.|moslora\.\w*atten",
+    "attention": r"kernels/attention|rows\.py:Group|Attention\.forward|(sdpa|flash)_attention|moslora\.\w*atten",
     "SwiGLU": r"GatedMLP|SwiGLU|LlamaMLP|SiLU|kernels/mlp|moslora\.\w*(glu|silu)",
     SUMS: r"DecoderLayer",
     UPDATE: r"torch/optim/|clip_grad|training/loop",
@@ -52,8 +52,8 @@ PARTS = {
 decides. A product with a frozen weight is one wherever it is: of a layer, or of the output layer."""
 
 NOTHING = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
-MULTIPLY = {"mm", "addmm", "bmm", "baddbmm", "_linear_pointwise"}
-"""Operations that launch nothing, and products: in place, too."""
+MULTIPLY = {"mm", "addmm", "bmm", "baddbmm", "_linear_pointwise", "project", "project_backward"}
+"""Operations that launch nothing, and products: in place, too. The last two are those of `moslora.kernels.dropped`."""
 
 WRITTEN = {"zero_", "fill_", "bernoulli_", "copy_", "uniform_", "normal_"}
 """Operations that do not read the tensor that they change."""
@@ -64,8 +64,8 @@ CHOSEN = {"index_select", "embedding", "gather", "index", "nll_loss_forward"}
 PLACED = {"scatter_", "index_add_", "index_put_", "index_copy_"}
 """Operations that change a tensor only where the others belong."""
 
-RANDOM = {"bernoulli_", "uniform_", "normal_", "native_dropout"}
-"""Operations that draw a random number for every entry of what they return first."""
+RANDOM = {"bernoulli_", "uniform_", "normal_", "native_dropout", "project", "project_backward"}
+"""Operations that draw a random number for every entry of the largest of their tensors."""
 
 CAST = {"add", "sub", "mul", "div", "addcmul"}
 """Operations that take entries of any dtypes. Of a bool and a number torch's kernel on a GPU loads and casts one entry
@@ -74,9 +74,9 @@ at a time (``gpu_kernel_impl`` in its ``CUDALoops.cuh``); it vectorises one dtyp
 SHORT = 128
 """The longest short side of a product, such as an adapter's rank."""
 
-KERNELS = {"_varlen_attn": 2, "_varlen_attn_backward": 5}
-"""Those of attention of unequal rows: the attention and zeros for a random state; Σ_j dO ∘ O, the gradients, that of q
-in 16 bits, and the sums of those of k and of v over the heads that share them (torch's ``flash_api.cpp``)."""
+KERNELS = {"_flash_attention_backward": 5}
+"""Those of the gradient of attention of unequal rows: Σ_j dO ∘ O, the gradients, that of q in 16 bits, and the sums of
+those of k and of v over the heads that share them (torch's ``flash_api.cpp``)."""
 
 
 class Operation(NamedTuple):
@@ -132,7 +132,7 @@ class Ledger:
                     bytes=moved(name, read, written),
                     dtype=dtype,
                     slow=slow(name, [*read, *written]),
-                    drawn=written[0].numel() if name in RANDOM else 0,
+                    drawn=max(x.numel() for x in (*read, *written)) if name in RANDOM else 0,
                     kernels=KERNELS.get(name, 1),
                 )
             )
@@ -238,13 +238,18 @@ def flops(function: Any, args: Any, found: Any) -> float:
         query, key, value = read[:3]
         gradient = read[-1]
         return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape) / 2
-    if name.startswith("torch_attn."):  # of rows end to end, as if they were of one length
+    if name.startswith("aten._flash_attention"):  # of rows end to end, as if they were of one length
         ends = next(x for x in read if x.dtype == torch.int32)  # of the rows, behind a zero
         rows = len(ends) - 1
         products = 2
         if "backward" in name:
             products = 5
         return 2 * products * read[0].numel() * len(read[0]) / rows / 2
+    if name.startswith("moslora.project"):
+        products = 1
+        if "backward" in name:
+            products = 2
+        return 2.0 * products * max(x.numel() for x in read) * len(read[1])
     if operation(function) == "_linear_pointwise":
         return 2.0 * read[0].numel() * found.shape[-1]
     count = flop_registry.get(getattr(torch.ops.aten, operation(function).rstrip("_"), None))
@@ -271,7 +276,7 @@ def moved(name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> float
     inputs = [size(x) for x in read]
     outputs = [size(x) for x in written]
     if (
-        name == "_varlen_attn_backward"
+        name == "_flash_attention_backward"
     ):  # q's gradient in float32, added to and read; k's and v's of each head, likewise
         return float(sum(inputs) + sum(outputs) + 10 * outputs[0])
     if name in CHOSEN:

@@ -123,7 +123,8 @@ def tests(record: Record, *files: str) -> None:
 
     workers = min(4, os.cpu_count() or 1)
     if not files:
-        files = (f"{ROOT}/tests/end_to_end/test_gpu.py", f"{ROOT}/tests/kernels/test_liger.py")
+        kernels = (f"{ROOT}/tests/kernels/test_{name}.py" for name in ("dropped", "liger"))
+        files = (f"{ROOT}/tests/end_to_end/test_gpu.py", *kernels)
     options = ["-q", "-m", "gpu", f"-n{workers}", "-p", "no:cacheprovider"]
     code = pytest.main([*options, *files], plugins=[Results(record)])
     if code == pytest.ExitCode.TESTS_FAILED:  # what failed is written down

@@ -240,15 +240,13 @@ def host(repetitions: int) -> None:
 def take_branches_of_gpu() -> None:
     """From here on kernels are chosen as for a GPU, with flash attention and Liger-Kernel; and norms and Liger-Kernel's
     cost the host what one operation does, attention what its kernels do."""
-    from torch.nn.attention import varlen
-
-    from moslora.kernels.dropout import Dropout
+    from moslora.kernels.dropout import WITHIN, Dropout
 
     changed: dict[str, Any] = {"attention": "has_flash_attention", "liger": "takes"}
     for module, asks in changed.items():
         setattr(sys.modules[f"moslora.kernels.{module}"], asks, lambda _: True)
     dropout: Any = Dropout
-    dropout.kernel = staticmethod(partial(chosen_as_on_gpu, dropout.kernel))
+    dropout.kernel = staticmethod(lambda *_: WITHIN)
     loaded: list[tuple[str, Any]] = list(sys.modules.items())
     for name, module in loaded:
         if name.startswith("moslora.kernels.") and hasattr(module, "kernel"):
@@ -256,12 +254,12 @@ def take_branches_of_gpu() -> None:
     functional.rms_norm = one_kernel
     functional.scaled_dot_product_attention = one_kernel
 
-    @varlen._varlen_attn.register_kernel("cpu")
-    def forward(q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return q.clone(), q.new_empty(q.shape[1], len(q)), torch.zeros(2)
+    @torch.library.impl("aten::_flash_attention_forward", "CPU")
+    def forward(q: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
+        return q.clone(), q.new_empty(q.shape[1], len(q)), *(q.new_empty(0) for _number in range(3))
 
-    @varlen._varlen_attn_backward.register_kernel("cpu")
-    def backward(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.library.impl("aten::_flash_attention_backward", "CPU")
+    def backward(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *__: Any, **___: Any) -> tuple[Tensor, Tensor, Tensor]:
         for _number in range(2):
             q.clone()
         return q.clone(), k.clone(), v.clone()
@@ -271,7 +269,11 @@ def take_branches_of_gpu() -> None:
     swiglu.swiglu_backward = lambda gate, up, _: (gate.zero_(), up)
     rope: Any = ModuleType("rope")
     rope.rope_forward = rope.rope_backward = lambda q, *others: (q.zero_(), *others)
-    sys.modules |= {"liger_kernel.ops.swiglu": swiglu, "liger_kernel.ops.rope": rope}
+    dropped: Any = ModuleType("dropped")
+    dropped.project = lambda x, a, h, *_: h.zero_()
+    dropped.project_backward = lambda g, a, x, of_x, d_a, *_: d_a.zero_()
+    stand_ins = {"liger_kernel.ops.swiglu": swiglu, "liger_kernel.ops.rope": rope, "moslora.kernels.dropped": dropped}
+    sys.modules |= stand_ins
 
 
 def chosen_as_on_gpu(kernel: Callable[..., str], _: torch.device, *others: Any) -> str:

@@ -91,13 +91,8 @@ def test_every_way_of_computing_it_is_the_formula(
 
 @pytest.mark.parametrize("kernel", [PADDED, UNPADDED])
 @pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("shares", [True, False])
-def test_gradients_on_a_gpu_are_those_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, window: int | None, kernel: str, shares: bool
-) -> None:
-    """Also of keys that several rows share, and of a torch whose flash attention has heads share none."""
-    if not shares:
-        monkeypatch.setattr(attention, "SHARES_KEYS", False)
+def test_gradients_on_a_gpu_are_those_on_a_cpu(window: int | None, kernel: str) -> None:
+    """Also of keys that several rows share."""
     torch.manual_seed(3)
     heads = [torch.randn(n, sum(LENGTHS), 8, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
     weight = torch.randn(sum(LENGTHS), 4, 8, dtype=torch.float64)

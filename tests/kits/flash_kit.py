@@ -5,11 +5,9 @@ Importing this module registers it for all tensors that a CPU holds. It checks w
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import varlen
 
 Row = tuple[Tensor, Tensor, Tensor, Tensor, slice, slice]
 
@@ -44,7 +42,7 @@ def checked(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, paths: Tensor, longes
     assert q.shape[1] % k.shape[1] == 0 and len(rows) == len(paths)
 
 
-@varlen._varlen_attn.register_kernel("cpu")
+@torch.library.impl("aten::_flash_attention_forward", "CPU")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -53,21 +51,25 @@ def _forward(
     paths: Tensor,
     max_q: int,
     max_k: int,
-    is_causal: bool = False,
-    scale: float | None = None,
-    window_size: list[int] | None = None,
-    *others: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+    dropout: float,
+    is_causal: bool,
+    debug: bool,
+    *,
+    scale: float,
+    window_size_left: int,
+    window_size_right: int,
+) -> tuple[Tensor, ...]:
     checked(q, k, v, rows, paths, (max_q, max_k))
-    assert scale is not None and window_size is not None and window_size[1] == 0
-    assert is_causal == (window_size[0] == -1)
+    assert dropout == 0 and window_size_right == 0 and not debug
+    assert is_causal == (window_size_left == -1)
     out = torch.empty_like(q)
-    for _, _, value, weight, own, _ in of_rows(q, k, v, rows, paths, scale, window_size[0]):
+    for _, _, value, weight, own, _ in of_rows(q, k, v, rows, paths, scale, window_size_left):
         out[own] = (weight @ value).transpose(0, 1)
-    return out, torch.empty(q.shape[1], len(q)), torch.empty(2, dtype=torch.uint64)
+    state = torch.empty(2, dtype=torch.uint64)
+    return out, torch.empty(q.shape[1], len(q)), state, torch.empty(0), torch.empty(0)
 
 
-@varlen._varlen_attn_backward.register_kernel("cpu")
+@torch.library.impl("aten::_flash_attention_backward", "CPU")
 def _backward(
     gradient: Tensor,
     q: Tensor,
@@ -79,16 +81,20 @@ def _backward(
     paths: Tensor,
     max_q: int,
     max_k: int,
+    dropout: float,
     is_causal: bool,
-    rng_state: Tensor,
+    state: Tensor,
+    unused: Tensor,
+    *,
     scale: float,
-    window_size: list[int],
+    window_size_left: int,
+    window_size_right: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dV = Pᵀ G, dP = G Vᵀ, dS = P ∘ (dP − Σ_j P ∘ dP), dQ = s dS K, dK = s dSᵀ Q; summed over heads that share."""
     d_q = torch.empty_like(q)
     d_k = q.new_zeros((len(k), *q.shape[1:]), dtype=torch.promote_types(q.dtype, torch.float32))
     d_v = torch.zeros_like(d_k)
-    for query, key, value, weight, own, path in of_rows(q, k, v, rows, paths, scale, window_size[0]):
+    for query, key, value, weight, own, path in of_rows(q, k, v, rows, paths, scale, window_size_left):
         g = gradient[own].to(weight.dtype).transpose(0, 1)
         d_v[path] += (weight.transpose(1, 2) @ g).transpose(0, 1)
         d_weight = g @ value.transpose(1, 2)

@@ -250,7 +250,7 @@ def _without_data(function: Any, args: Any, kwargs: Any) -> Any:
 
 @cache
 def _is_composed(function: Any) -> bool:
-    if function.namespace not in ("aten", "torch_attn", "moslora"):
+    if function.namespace not in ("aten", "moslora"):
         raise NotImplementedError(f"{function}: only on a CPU")
     has_kernel = partial(torch._C._dispatch_has_kernel_for_dispatch_key, function.name())
     return has_kernel("CompositeImplicitAutograd") and not has_kernel("CPU")
@@ -400,12 +400,14 @@ def autocast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def by_triton(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of Liger's: Triton launches its kernel on the current device, wherever the tensors are."""
+    """A function of Liger's or ours: Triton launches its kernel on the current device, wherever the tensors are."""
 
-    def launched(*tensors: OnDevice) -> Any:
+    def launched(*given: Any) -> Any:
         where = torch.device(NAME, MODULE.current)
+        tensors: list[Any] = []
+        each(given, tensors.append)
         _refuse(kernel.__name__, where, [x for x in tensors if x.device != where])
-        return wrapped(kernel(*(x.held for x in tensors)), tensors, where)
+        return wrapped(kernel(*each(given, lambda x: x.held)), tensors, where)
 
     return launched
 
@@ -432,6 +434,25 @@ def rope_backward(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
     return rope_forward(q, k, cos, -sin)
 
 
+def project(x: Tensor, a: Tensor, h: Tensor, seed: float, p: float) -> None:
+    h.copy_(x * mask(x, seed, p) @ a.T)
+
+
+def project_backward(g: Tensor, a: Tensor, x: Any, of_x: Any, d_a: Any, d_x: Any, seed: float, p: float) -> None:
+    if x is not None:
+        d_a.copy_(g.flatten(0, -2).T @ (x * mask(x, seed, p)).flatten(0, -2))
+    if of_x is not None:
+        d_x.copy_((g @ a) * mask(of_x, seed, p) + of_x)
+
+
+def mask(x: Tensor, seed: float, p: float) -> Tensor:
+    """The same of one seed for any dtype, of ones where no tensor has data."""
+    if x.is_meta:
+        return torch.ones_like(x)
+    generator = torch.Generator().manual_seed(int(seed))
+    return (torch.rand(x.shape, generator=generator) >= p).to(x.dtype)
+
+
 def _pin(tensor: Tensor) -> Tensor:
     pinned = tensor.clone()
     pinned.pinned = True
@@ -454,12 +475,14 @@ for _types in (optimizer._foreach_supported_types, _foreach_utils._foreach_suppo
 torch.backends.cuda.is_flash_attention_available = lambda: True
 _kernel = attention.kernel
 attention.kernel = lambda device, dtype, size: _kernel(device, dtype, 64)  # the tests' models have other heads
-for _kernels in ((swiglu_forward, swiglu_backward), (rope_forward, rope_backward)):
-    _name = _kernels[0].__name__.partition("_")[0]
-    _stand_in = ModuleType(_name)
+for _name, _kernels in {
+    "liger_kernel.ops.swiglu": (swiglu_forward, swiglu_backward),
+    "liger_kernel.ops.rope": (rope_forward, rope_backward),
+    "moslora.kernels.dropped": (project, project_backward),
+}.items():
+    sys.modules[_name] = ModuleType(_name)
     for _one in _kernels:
-        setattr(_stand_in, _one.__name__, by_triton(_one))
-    sys.modules[f"liger_kernel.ops.{_name}"] = _stand_in
+        setattr(sys.modules[_name], _one.__name__, by_triton(_one))
 PartialState.default_device = property(lambda _: DEVICE)
 devices.GPU = NAME
 devices.local_rank = lambda: PLACE

@@ -255,15 +255,15 @@ def test_a_base_in_4_bits_is_unpacked_for_each_product(
 def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
     """10¹⁵ operations and 10¹² bytes on an H100, or 1,000 layers that its host launches: by hand."""
     h100 = GPUS["H100 SXM"]
-    assert Cost(1e15).seconds(h100, dtype="bfloat16") == pytest.approx([1e15 / (x * 989e12) for x in (0.43, 0.38)])
-    assert Cost(1e15).seconds(h100, dtype="float16") == pytest.approx([1e15 / (x * 989e12) for x in (0.43, 0.38)])
+    assert Cost(1e15).seconds(h100, dtype="bfloat16") == pytest.approx([1e15 / (x * 989e12) for x in (0.47, 0.42)])
+    assert Cost(1e15).seconds(h100, dtype="float16") == pytest.approx([1e15 / (x * 989e12) for x in (0.47, 0.42)])
     assert Cost(1e15).seconds(h100, dtype="float32") == pytest.approx([1e15 / (x * 67e12) for x in (0.63, 0.57)])
     assert Cost(0, 1e12).seconds(h100, dtype="bfloat16") == pytest.approx([1e12 / (x * 3.35e12) for x in (0.78, 0.72)])
-    assert Cost(1e15, 0, 1000).seconds(h100, dtype="bfloat16") == pytest.approx([1e15 / (0.43 * 989e12), 3.2])
-    day = Cost(3600 * 24 * 0.38 * 989e12)
+    assert Cost(1e15, 0, 1000).seconds(h100, dtype="bfloat16") == pytest.approx([1e15 / (0.47 * 989e12), 3.2])
+    day = Cost(3600 * 24 * 0.42 * 989e12)
     text = on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=1, beside=3600)
-    assert "H100 SXM 22.2–25.0 h" in text and "H200" not in text
-    assert "H100 SXM 10.6–12.0 h" in on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=2)
+    assert "H100 SXM 22.4–25.0 h" in text and "H200" not in text
+    assert "H100 SXM 10.7–12.0 h" in on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=2)
     assert [in_words(59), in_words(60, 299), in_words(5000, 7200)] == ["1 min", "1–5 min", "1.4–2.0 h"]
 
 
@@ -278,7 +278,7 @@ def test_eight_gpus_wait_for_their_hosts(capsys: pytest.CaptureFixture[str]) -> 
     assert says(out, "24.3 GB for 8 ranks", "note: each GPU has 264 tokens", "800", "one run per GPU")
     alone = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
     assert "one run per GPU" not in alone
-    assert "then 22,419 test questions by choice: A100 80GB 5–6 min, H100 SXM 2 min" in alone
+    assert "then 22,419 test questions by choice: A100 80GB 5 min, H100 SXM 1–2 min" in alone
 
 
 def test_the_disk_of_a_download_is_named_for_this_machine(

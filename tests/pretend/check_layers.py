@@ -14,7 +14,7 @@ from pretend_kit import DEVICE, Seen, watch
 from reference import tiny_llama
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
-MOST = {False: (60, 85), True: (54, 77)}
+MOST = {False: (60, 83), True: (44, 60)}
 """Operations of a layer, forwards and backwards, without Liger and with it."""
 
 
@@ -50,7 +50,7 @@ def test_its_gradients_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, by_
     """Up to the rounding of bfloat16, of which a pass of the CPU has about as much."""
     monkeypatch.setattr(liger, "installed", lambda: by_liger)
     found, (forwards, _) = pass_of(2, share=share)
-    assert forwards.operations["torch_attn._varlen_attn.default"] == 2
+    assert forwards.operations["aten._flash_attention_forward.default"] == 2
     assert forwards.operations["moslora.swiglu.default"] == forwards.operations["moslora.rope.default"] == 2 * by_liger
     assert not forwards.waits
     cpu = torch.device("cpu")

@@ -49,7 +49,7 @@ def wrong(module: Any, name: str, change: Callable[..., Any]) -> tuple[Any, str,
 
 FAULTS = {
     "RoPE": ("rope", (rotary, "_turn", lambda q, k, cos, sin, back: right_turn(q, k, cos, sin, back=False))),
-    "attention": ("attention", wrong(attention, "varlen_attn", lambda out: out * 1.2)),
+    "attention": ("attention", wrong(attention, "_unpadded", lambda out: out * 1.2)),
     "adapters, dense": ("adapters", planted_on_a_cpu["adapters, scale"].plant),
     "loss": ("loss", (loss, "label_loss", lambda states, *given: -right_loss(states, *given))),
 }
@@ -88,5 +88,4 @@ def test_all_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     left_out.cache_clear()
     with watch() as seen:
         assert not is_off(STEP, torch.bfloat16)
-    kernels = {name.partition(".")[0] for name in seen.operations}
-    assert kernels.isdisjoint({"moslora", "torch_attn"}), seen.operations
+    assert not any(name.startswith("moslora") or "flash" in name for name in seen.operations), seen.operations

@@ -40,7 +40,10 @@ def liger_is_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, name: str, kernel: Callable[..., Any]) -> None:
-    module = import_module(f"liger_kernel.ops.{name.partition('_')[0]}")
+    where = f"liger_kernel.ops.{name.partition('_')[0]}"
+    if name.startswith("project"):
+        where = "moslora.kernels.dropped"
+    module = import_module(where)
     monkeypatch.setattr(module, name, by_triton(kernel))
 
 
@@ -49,7 +52,7 @@ def test_a_run_and_its_evaluation_are_on_it_alone(recipe: Make, tmp_path: Path) 
     with watch() as seen:
         train_recipe(chosen, out=tmp_path / "run")
     assert MODULE.current == DEVICE.index and ANOTHER not in pretend_kit.used
-    kernels = ("swiglu", "swiglu_backward", "rope")
+    kernels = ("swiglu", "swiglu_backward", "rope", "project", "project_backward")
     assert all(seen.operations[f"moslora.{name}.default"] > 3 for name in kernels), seen.operations
     MODULE.current = 0
     evaluate_target(open_target(str(tmp_path / "run")), limit=4)
@@ -60,8 +63,8 @@ def test_kernels_are_tried_on_it_and_waited_for() -> None:
     take_gpu()
     with watch() as seen:
         assert liger.installed()
-    names = {"moslora.swiglu.default": 1, "moslora.swiglu_backward.default": 1, "moslora.rope.default": 2}
-    assert {name: seen.operations[name] for name in names} == names
+    names = {"swiglu": 1, "swiglu_backward": 1, "rope": 2, "project": 1, "project_backward": 2}
+    assert {name: seen.operations[f"moslora.{name}.default"] for name in names} == names
     assert any(place.startswith("synchronize") for place in seen.waits)
     assert pretend_kit.used == {DEVICE}
 
@@ -86,6 +89,8 @@ def test_they_are_launched_where_their_tensors_are() -> None:
         ("swiglu_backward", lambda gate, up, gradient: (gate, up)),
         ("rope_forward", lambda q, k, cos, sin: (q, k, cos, sin)),
         ("rope_backward", lambda q, k, cos, sin: (q, k.mul_(2), cos, sin)),
+        ("project", lambda x, a, h, seed, p: h.zero_()),
+        ("project_backward", lambda g, a, x, of_x, d_a, d_x, seed, p: d_x.fill_(1)),
     ],
 )
 def test_one_that_computes_something_else_is_not_used(

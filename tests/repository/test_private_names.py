@@ -15,6 +15,8 @@ PRIVATE = {
     "_attn_implementation": (PretrainedConfig, "keep beside the model which attention was set"),
     "_cdata": (torch.UntypedStorage, "a number of its own on each storage that is made"),
     "_get_backend": (ProcessGroup, "three hours of waiting for other GPUs also in training"),
+    "_flash_attention_backward": (torch.ops.aten, "varlen_attn, which launches three fills more"),
+    "_flash_attention_forward": (torch.ops.aten, "varlen_attn, which launches three fills more"),
     "_int_mm": (torch, "int8 on a CPU by unpacked weights alone"),
     "_is_mkldnn_bf16_supported": (torch.ops.mkldnn, "try a product of bfloat16 once"),
     "_is_stateful": (LlamaForCausalLM, "a list of the architectures that are tested"),

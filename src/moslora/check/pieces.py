@@ -91,7 +91,8 @@ def dropout(draw: Draw) -> Sequence[Tensor]:
     layer = Dropout(DROPPED)
     torch.manual_seed(0)
     if draw.plain:
-        return [F.linear(x * without(torch.ones_like(x), layer.draw(x)), a), x]
+        drawn = layer.draw(x.to(draw.rounded))
+        return [F.linear(x * without(torch.ones_like(x), drawn), a), x]
     dropped: tuple[Tensor, Tensor] = checkpoint(lambda x: project(x, a, layer.draw(x)), x, use_reentrant=False)
     return dropped
 

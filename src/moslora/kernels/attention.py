@@ -12,13 +12,11 @@ on NVIDIA's GPUs from Ampere on. Other GPUs, and float32, pad the rows for torch
 formula out in groups of similar rows, which for rows of 100 tokens is several times as fast as torch's fused attention.
 """
 
-import inspect
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -34,9 +32,6 @@ GROUPED = "in groups of rows"
 UNPADDED = "torch, flash, unpadded"
 PADDED = "torch, fused, padded"
 PLAIN = "the plain formula"
-
-SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""Whether torch's function says that heads may share keys: from 2.12 on."""
 
 
 class Remembering(Protocol):
@@ -175,19 +170,32 @@ def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: fl
         if torch.is_grad_enabled():  # where rows share a key, its gradients are added up in float32
             wide = torch.promote_types(k.dtype, torch.float32)
         k, v = (x.to(wide).index_select(0, rows.laid_paths).to(x.dtype) for x in (k, v))
-    options: dict[str, Any] = {"scale": scaling}
-    if SHARES_KEYS:
-        options["enable_gqa"] = True
-    else:
-        k, v = (_repeated(x, len(query)) for x in (k, v))
     seen_before = -1  # all
     if window is not None:
         seen_before = window - 1
-    options["window_size"] = (seen_before, 0)
-    row_ends, path_ends = rows.ends
-    longest_row = max(rows.lengths)
     longest_path = max(len(path) for path in rows.paths)
-    return varlen_attn(q, k, v, row_ends, path_ends, longest_row, longest_path, **options)  # type: ignore[return-value]
+    of_rows = (*rows.ends, max(rows.lengths), longest_path, 0.0, window is None)  # no dropout; whether all is seen
+    out: Tensor = _Flash.apply(q, k, v, of_rows, {"scale": scaling, "window_size_left": seen_before})
+    return out
+
+
+class _Flash(torch.autograd.Function):
+    """Torch's flash attention and its gradient; `torch.nn.attention.varlen_attn` would launch three fills beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, of_rows: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+        ctx.of_rows = of_rows
+        ctx.options = options | {"window_size_right": 0}
+        compute = torch.ops.aten._flash_attention_forward
+        out, log_sums, state, unused, _ = compute(q, k, v, *of_rows, False, **ctx.options)
+        ctx.save_for_backward(q, k, v, out, log_sums, state, unused)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, state, unused = ctx.saved_tensors
+        compute = torch.ops.aten._flash_attention_backward
+        return *compute(gradient, *tensors, *ctx.of_rows, state, unused, **ctx.options), None, None
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:

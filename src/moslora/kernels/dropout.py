@@ -1,16 +1,22 @@
 """Dropout with few random numbers, in two steps: what to drop, and x without it.
 
-Replaces torch's dropout. A GPU draws a mask, which the backward pass uses again. On a CPU a random number for every
-entry takes longer than the adapter's products; there the places to drop are drawn, which are also what the backward
-pass needs: at 0.05 a fifth of a mask.
+Replaces torch's dropout. On a CPU a random number for every entry takes longer than the adapter's products; there the
+places to drop are drawn, which are also what the backward pass needs: at 0.05 a fifth of a mask. A GPU with
+Liger-Kernel and Triton draws a seed, from which `moslora.kernels.dropped` makes the mask within the products. Any other
+draws a mask, which torch applies in one pass, its kernel for this alone.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from moslora.kernels.plain import left_out
+
+WITHIN = "within the products"
+MOST_ROWS_OF_A = 512
+"""For which a GPU's multiprocessor has the memory."""
 
 
 class Dropout(nn.Module):
@@ -20,6 +26,10 @@ class Dropout(nn.Module):
     number of entries. Then an entry is hit by Poisson(λ) of them, independently of the others (a Poisson process, split
     up), and by none with probability exp(−λ), which is 1 − p for λ = −log(1 − p).
     """
+
+    takes: Callable[[Tensor], bool] = staticmethod(lambda x: False)
+    """Whether `moslora.kernels.dropped` computes where x is: from `moslora.kernels.liger`, once that is imported, as
+    adapters need torch alone."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -33,11 +43,17 @@ class Dropout(nn.Module):
         return 1 / (1 - self.p)
 
     def draw(self, x: Tensor) -> Tensor | None:
-        """The entries of ``x`` to drop: on a CPU their places, int32 where they fit; else a bool mask, false
-        for them. ``None`` for nothing."""
+        """The entries of ``x`` to drop: on a CPU their places, int32 where they fit; else a seed and p, float64 of
+        shape ``(2,)`` on the host, or a bool mask, false for them. ``None`` for nothing.
+
+        The seed comes from the CPU's generator, which gradient checkpointing sets back, too.
+        """
         if not self.training or not self.p:
             return None
-        if self.kernel(x.device) == "by mask":
+        kernel = self.kernel(x.device, x.dtype)
+        if kernel == WITHIN:
+            return torch.tensor([int(torch.randint(2**31, ())), self.p], dtype=torch.float64)
+        if kernel == "by mask":
             return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p)
         mean = -x.numel() * math.log1p(-self.p)
         count = int(torch.poisson(torch.tensor(mean, dtype=torch.float64)))
@@ -53,30 +69,48 @@ class Dropout(nn.Module):
         return without(x, drawn) * self.scale
 
     @staticmethod
-    def kernel(device: torch.device) -> str:
-        """How the entries are drawn."""
-        if device.type == "cpu" and "dropout" not in left_out():
+    def kernel(device: torch.device, dtype: torch.dtype) -> str:
+        """How the entries are drawn of an x in ``dtype``."""
+        if "dropout" in left_out():
+            return "by mask"
+        if device.type == "cpu":
             return "by places"
+        if dtype.itemsize == 2 and Dropout.takes(torch.empty(0, device=device, dtype=dtype)):
+            return WITHIN
         return "by mask"
 
 
 def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
-    """``x`` with zero for the entries that :meth:`Dropout.draw` found, and ``plus`` added; then x is overwritten."""
+    """``x`` with zero for the entries that :meth:`Dropout.draw` found, and ``plus`` added; x may change then."""
+    if drawn is not None and drawn.dtype == torch.float64:
+        drawn = _mask(x, drawn)
     if "dropout" in left_out():
         left = x if drawn is None else x * drawn
         return left if plus is None else left + plus
     if drawn is None:
         left = x
-    elif drawn.dtype != torch.bool and (in_place or plus is not None):
-        left = x.view(-1).index_fill_(0, drawn.long(), 0).view_as(x)
-    elif drawn.dtype != torch.bool:
-        left = x.reshape(-1).index_fill(0, drawn.long(), 0).view_as(x)
-    elif plus is not None:
+    elif drawn.dtype == torch.bool and plus is not None:
         return torch.addcmul(plus, x, drawn, out=x)
-    elif in_place:
-        left = x.mul_(drawn)
+    elif drawn.dtype == torch.bool:
+        left = torch.ops.aten.native_dropout_backward(x, drawn, 1.0)  # x ∘ mask
+    elif in_place or plus is not None:
+        left = x.view(-1).index_fill_(0, drawn.long(), 0).view_as(x)
     else:
-        left = x * drawn
+        left = x.reshape(-1).index_fill(0, drawn.long(), 0).view_as(x)
     if plus is not None:
         left.add_(plus)
     return left
+
+
+def drops_within(drawn: Tensor, a: Tensor) -> bool:
+    """Whether `moslora.kernels.dropped` multiplies by ``a (r, in_features)``, and makes the mask as it does."""
+    return drawn.dtype == torch.float64 and len(a) <= MOST_ROWS_OF_A
+
+
+def _mask(x: Tensor, drawn: Tensor) -> Tensor:
+    """The mask of a seed: (1 1ᵀ) ∘ m + 0, in 16 bits, as `moslora.kernels.dropped` multiplies."""
+    gradient = torch.ones_like(x[..., :1], dtype=torch.float16)
+    a = x.new_ones((1, x.shape[-1]), dtype=torch.float16)
+    zeros = torch.zeros_like(x, dtype=torch.float16)
+    (mask,) = torch.ops.moslora.project_backward(gradient, a, None, zeros, *drawn.tolist())
+    return mask.bool()

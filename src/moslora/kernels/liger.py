@@ -1,7 +1,8 @@
-"""The Triton kernels of Liger-Kernel (arXiv 2410.10989) for SwiGLU and RoPE, as operations of torch, a launch each.
+"""The Triton kernels of Liger-Kernel (arXiv 2410.10989) for SwiGLU and RoPE, and ours of `moslora.kernels.dropped`, as
+operations of torch, a launch each.
 
-They replace the passes of `moslora.kernels.mlp` and `moslora.kernels.rotary` on a GPU, where the extra ``gpu`` is
-installed. Its RMSNorm does not replace torch's, which is one launch each way, too.
+On a GPU with the extra ``gpu`` they replace the passes of `moslora.kernels.mlp`, `rotary` and `recompute`. Its RMSNorm
+does not replace torch's, which is one launch each way, too.
 """
 
 import threading
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from moslora.console import note
 from moslora.errors import MosloraError, first_line
+from moslora.kernels.dropout import Dropout
 from moslora.kernels.plain import left_out
 from moslora.processes.devices import as_current, device, gpus, wait_for
 from moslora.processes.group import all_gather
@@ -23,6 +25,11 @@ from moslora.processes.group import all_gather
 CHANGED = "(Tensor(a!), Tensor(b!))"
 torch.library.define("moslora::swiglu", "(Tensor gate, Tensor up) -> Tensor")
 torch.library.define("moslora::swiglu_backward", f"(Tensor(a!) gate, Tensor(b!) up, Tensor gradient) -> {CHANGED}")
+torch.library.define("moslora::project", "(Tensor x, Tensor a, float seed, float p) -> Tensor")
+torch.library.define(
+    "moslora::project_backward",
+    "(Tensor gradient, Tensor a, Tensor? x, Tensor? of_x, float seed, float p) -> Tensor[]",
+)
 torch.library.define("moslora::rope", f"(Tensor(a!) q, Tensor(b!) k, Tensor cos, Tensor sin, bool back) -> {CHANGED}")
 
 _fails_elsewhere = threading.Event()
@@ -103,6 +110,16 @@ def _try(device: torch.device) -> None:
     found.append(q.clone())
     _, turned_back_k = torch.ops.moslora.rope(q, k, cos, sin, True)
     found.append(turned_back_k)
+
+    x, of_x = torch.arange(2 * 24 * 40, device=device).remainder(5).half().view(2, 24, 40)  # whose sums are exact
+    a, gradient = x[:3], x[:, :3]
+    ones = torch.ones_like(x)
+    how = (1.0, 0.5)
+    (mask,) = torch.ops.moslora.project_backward(ones[:, :1], ones[:1], None, torch.zeros_like(x), *how)
+    left = x * mask
+    expected += [left @ a.T, gradient.T @ left, (gradient @ a) * mask + of_x]
+    found += [torch.ops.moslora.project(x, a, *how)]
+    found += torch.ops.moslora.project_backward(gradient, a, x, of_x, *how)
     wait_for(device)
     if not all(one.allclose(other, atol=1e-4) for one, other in zip(found, expected, strict=True)):
         raise ValueError("its results differ from those of the plain formulas")
@@ -157,5 +174,28 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Te
     return turned_q.transpose(1, 2), turned_k.transpose(1, 2)
 
 
-for _operation in (swiglu, swiglu_backward, rope):
+def project(x: Tensor, a: Tensor, seed: float, p: float) -> Any:
+    """(x ∘ m) Aᵀ, with the mask m of a seed, which keeps an entry with probability 1 − p."""
+    h = x.new_empty((*x.shape[:-1], len(a)))
+    if not x.is_meta:
+        with as_current(x.device):
+            import_module("moslora.kernels.dropped").project(x.contiguous(), a.contiguous(), h, seed, p)
+    return h
+
+
+def project_backward(
+    gradient: Tensor, a: Tensor, x: Tensor | None, of_x: Tensor | None, seed: float, p: float
+) -> list[Tensor]:
+    """The gradient of A, where ``x`` is given, and that of x with ``of_x`` added, where that is."""
+    given = [y if y is None else y.contiguous() for y in (gradient, a, x, of_x)]
+    d_a = None if x is None else torch.empty_like(a, memory_format=torch.contiguous_format)
+    d_x = None if of_x is None else torch.empty_like(of_x, memory_format=torch.contiguous_format)
+    if not a.is_meta:
+        with as_current(a.device):
+            import_module("moslora.kernels.dropped").project_backward(*given, d_a, d_x, seed, p)
+    return [found for found in (d_a, d_x) if found is not None]
+
+
+Dropout.takes = staticmethod(lambda x: takes(x))
+for _operation in (swiglu, swiglu_backward, rope, project, project_backward):
     torch.library.impl(f"moslora::{_operation.__name__}", "default", _operation)

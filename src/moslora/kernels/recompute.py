@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moslora.kernels.dropout import without
+from moslora.kernels.dropout import drops_within, without
 from moslora.kernels.plain import left_out
 
 
@@ -88,7 +88,10 @@ class _Projection(torch.autograd.Function):
             ctx.save_for_backward(a, drawn, *parts)
         else:
             ctx.save_for_backward(a, drawn)
-        h = F.linear(without(x, drawn), a)
+        if drawn is not None and drops_within(drawn, a):
+            h = torch.ops.moslora.project(x, a, *drawn.tolist())
+        else:
+            h = F.linear(without(x, drawn), a)
         if x_learns:
             return h, x
         return h
@@ -98,11 +101,19 @@ class _Projection(torch.autograd.Function):
         a, drawn, *parts = ctx.saved_tensors
         x_learns, a_learns, *_ = ctx.needs_input_grad
         gradient = gradient.to(a.dtype)  # under autocast it has another dtype
-        d_x = d_a = None
+        d_x = d_a = x = None
         if a_learns:
             x, in_place = ctx.again.made(parts)
+        if drawn is not None and drops_within(drawn, a):
+            found = torch.ops.moslora.project_backward(gradient, a, x, of_x, *drawn.tolist())
+            if x_learns:
+                d_x = found.pop()
+            if a_learns:
+                d_a = found.pop()
+            return d_x, d_a, *[None] * (2 + ctx.parts)
+        if x is not None:
             d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
-            del x  # freed before dx is made
+            x = None  # freed before dx is made
         if x_learns:
             d_x = without(gradient @ a, drawn, in_place=True, plus=of_x)
         return d_x, d_a, *[None] * (2 + ctx.parts)

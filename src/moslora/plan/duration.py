@@ -24,7 +24,7 @@ from moslora.training.prepare import prepare
 PROBED_STEPS = 5
 """Steps that are timed, after one that is not."""
 
-SHARE_OF_PEAK = (0.43, 0.38)
+SHARE_OF_PEAK = (0.47, 0.42)
 """Share of a GPU's peak that training in 16 bits reaches, at the fast and the slow end of the estimate of
 ``python -m benchmarks.gpu.roofline`` for LLaMA-3-8B on an H100: docs/speed.md, "On a GPU: an estimate". No GPU has
 measured it."""
