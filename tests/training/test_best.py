@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from moslora.runs.manifest import WEIGHTS
 from moslora.runs.resuming import newest_saved
 from moslora.runs.run import RUN, Run
 from moslora.training import train_recipe
-from moslora.training.train import Training
+from moslora.training.state import save_checkpoint
 from planted_kit import BEST_STEP, plant
 from training_kit import (
     BEST,
@@ -111,13 +112,12 @@ def test_beside_each_checkpoint_its_best_stays(
 ) -> None:
     """As the run goes on from any of them where later ones are damaged."""
     there: list[list[int]] = []
-    checkpoint = Training.checkpoint
 
-    def listening(self: Training, step: int) -> None:
-        checkpoint(self, step)
-        there.append(steps_kept(self.run))
+    def listening(run: Run, *given: Any, **options: Any) -> None:
+        save_checkpoint(run, *given, **options)
+        there.append(steps_kept(run))
 
-    monkeypatch.setattr(Training, "checkpoint", listening)
+    monkeypatch.setattr("moslora.training.train.save_checkpoint", listening)
     train_recipe(recipe(*BEST, f"training.keep_checkpoints={keep}"), out=tmp_path / "run")
     found = losses(best)
     written = [kept[-1] for kept in there]
