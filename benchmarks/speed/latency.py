@@ -1,7 +1,9 @@
-"""What an adapter costs when the model is used: the time of one answer, and the tokens that it writes a second.
+"""What an adapter costs when the model is used: the time of one answer, and the tokens that it writes a second; and
+what it costs in a training step to compute its parts one after the other.
 
     python -m benchmarks.speed.latency
     python -m benchmarks.speed.latency --base recipe.yaml --tokens 4 --repetitions 2 --print-only
+    python -m benchmarks.speed.latency --only-steps
 
 One model in one process. In every round each contestant's layers are put into it in turn, so that whatever slows the
 machine slows all. An answer is a question scored by protocol ``choice``, one forward pass; writing is greedy, from the
@@ -16,6 +18,7 @@ import argparse
 import copy
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,9 +46,13 @@ from moslora.recipe import AdapterSection, load_recipe
 from moslora.tasks import Example
 
 TABLE = "latency table"
+STEPS = "step table"
 
 IN_PARTS = ("two-subspace mixing", "LoRA experts, dense gate", "LoRA experts, top-2 gate", "gates inside")
 """Those that can also be computed one part after the other."""
+
+ROW = 256
+"""Tokens of a training step."""
 
 ANSWERS = 4
 """Answers that are timed together: one alone is short."""
@@ -264,6 +271,43 @@ def table(found: Mapping[str, Times]) -> str:
     return markdown(rows)
 
 
+def measure_steps(model: PreTrainedModel, adapter: AdapterSection, *, repetitions: int) -> dict[str, list[float]]:
+    """CPU seconds of a pass forward and back over a row, which other work on the machine changes little, by every
+    contestant that is trained; ``repetitions`` times after a round that warms up."""
+    row = torch.randint(model.config.vocab_size, (1, ROW))
+
+    def step() -> None:
+        loss: Any = model(row, labels=row).loss
+        loss.backward()
+        model.zero_grad()
+
+    places = contestants(model, adapter)
+    bases = places.pop("base")
+    del places["merged"]
+    found: dict[str, list[float]] = {name: [] for name in places}
+    for number in range(repetitions + 1):
+        for name, layers in places.items():
+            put(model, layers)
+            spent = seconds(step, time.process_time)
+            if number:
+                found[name].append(spent)
+    put(model, bases)
+    return found
+
+
+def table_of_steps(found: Mapping[str, list[float]]) -> str:
+    rows = [["", "at once, s", "× LoRA", "one by one, s", "× at once"]]
+    for name in ("LoRA", "MoSLoRA", *IN_PARTS):
+        row = [name, spread(found[name]), spread(_shares(found[name], found["LoRA"]))]
+        slow = found.get(one_by_one(name))
+        if slow is None:
+            row += ["–", "–"]
+        else:
+            row += [spread(slow), spread(_shares(slow, found[name]))]
+        rows.append(row)
+    return markdown(rows)
+
+
 def _shares(values: list[float], of: list[float]) -> list[float]:
     return [value / other for value, other in zip(values, of, strict=True)]
 
@@ -274,6 +318,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=32, help="written each time (%(default)s)")
     parser.add_argument("--repetitions", type=int, default=7, help="timed rounds (%(default)s)")
     parser.add_argument("--docs", type=Path, default=DOCS / "argument.md", help="where the table is written")
+    parser.add_argument("--only-steps", action="store_true", help="leave out answers and writing")
     parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
     given = parser.parse_args()
     recipe = load_recipe(given.base)
@@ -284,13 +329,19 @@ def main() -> int:
         device = "cuda"
     model = load_base(recipe.model, device=device)
     tokenizer = load_tokenizer(recipe.model)
+    steps = table_of_steps(measure_steps(model, adapter, repetitions=given.repetitions))
+    made = f"`{given.base}`, rank {adapter.rank}, {recipe.model.dtype}"
+    times = f"median (quartiles) of {given.repetitions} rounds"
+    text = f"{steps}\n\n{made}, one row of {ROW} tokens, forward and back, CPU time: {times}. {machine()}."
+    publish(text, given.docs, STEPS, print_only=given.print_only)
+    if given.only_steps:
+        return 0
     found = measure(model, tokenizer, adapter, tokens=given.tokens, repetitions=given.repetitions)
     prompt = FORMATS["label"].generation_prompt(QUESTION)
     length = len(tokenizer(prompt).input_ids)
     text = (
-        f"{table(found)}\n\n`{given.base}`, rank {adapter.rank}, {recipe.model.dtype}, batch of one: median"
-        f" (quartiles) of {given.repetitions} rounds. An answer: {length} tokens, scored by protocol `choice`. Writing:"
-        f" {given.tokens} tokens, greedy, reading the question included. {machine()}."
+        f"{table(found)}\n\n{made}, batch of one: {times}. An answer: {length} tokens, scored by protocol `choice`."
+        f" Writing: {given.tokens} tokens, greedy, reading the question included. {machine()}."
     )
     publish(text, given.docs, TABLE, print_only=given.print_only)
     return 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.article.argument_tables import SYSTEMS, TABLES, drawn, matrices, token
 from benchmarks.article.trajectories import ROUNDING, Start, distance, draw_a, folded, train
 from benchmarks.article.update_rules import ADAM, SGD, Rule
-from benchmarks.speed.latency import IN_PARTS, contestants, put
+from benchmarks.speed.latency import IN_PARTS, contestants, measure_steps, one_by_one, put
 from evaluation_kit import make_model
 from moslora.adapters import build_mixer
 from moslora.recipe import AdapterSection
@@ -151,3 +151,15 @@ def test_what_latency_times_computes_the_same() -> None:
     assert len(kept) == 2 + len(IN_PARTS) + 1
     for one, other in itertools.combinations(kept, 2):
         assert (one - other).abs().max() > 1e-3
+
+
+def test_a_training_step_is_timed_with_every_contestant() -> None:
+    """And the model is the base again."""
+    model = make_model()
+    ids = torch.randint(2, 300, (1, 9), generator=torch.Generator().manual_seed(0))
+    before = model(ids).logits
+    adapter = AdapterSection.model_validate({"rank": 4, "alpha": 8, "target_modules": ["q_proj", "down_proj"]})
+    found = measure_steps(model, adapter, repetitions=2)
+    timed = {"LoRA", "MoSLoRA", *IN_PARTS, *(one_by_one(name) for name in IN_PARTS)}
+    assert {name: len(times) for name, times in found.items()} == dict.fromkeys(timed, 2)
+    assert model(ids).logits.equal(before)
