@@ -1,4 +1,4 @@
-"""Chat templates of four families, from their `tokenizer_config.json` without the branches for tools; and with marks;
+"""Chat templates of five families, from their `tokenizer_config.json` without the branches for tools; and with marks;
 and random conversations.
 
 The marks are transformers' ``{% generation %}``, around each answer with the end token behind it. TRL's
@@ -131,6 +131,10 @@ QWEN3_MARKED = """{%- for message in messages %}
 {%- endfor %}
 """
 
+COMMAND = """{{ bos_token }}{% for message in messages %}<|START_OF_TURN_TOKEN|>{% if message['role'] == 'assistant' %}<|CHATBOT_TOKEN|><|START_RESPONSE|>{{ message['content'] }}<|END_RESPONSE|>{% else %}<|{{ message['role']|upper }}_TOKEN|>{{ message['content'] }}{% endif %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>{% endif %}"""
+
+COMMAND_MARKED = """{{ bos_token }}{% for message in messages %}<|START_OF_TURN_TOKEN|>{% if message['role'] == 'assistant' %}<|CHATBOT_TOKEN|><|START_RESPONSE|>{% generation %}{{ message['content'] }}<|END_RESPONSE|>{{ eos_token }}{% endgeneration %}{% else %}<|{{ message['role']|upper }}_TOKEN|>{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"""
+
 SMOLLM2_MARKED = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
 You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
 ' }}{% endif %}{{'<|im_start|>' + message['role'] + '
@@ -143,12 +147,14 @@ TEMPLATES = {
     "Gemma": (GEMMA, GEMMA_MARKED),
     "Qwen2.5": (QWEN25, QWEN25_MARKED),
     "Qwen3": (QWEN3, QWEN3_MARKED),
+    "Command R7B": (COMMAND, COMMAND_MARKED),
 }
 """Family -> its template, and the one with marks."""
 
 SPECIAL = [
     *("<bos>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"),
     *("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+    *("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
 ]
 """The special tokens of all."""
 

@@ -20,7 +20,7 @@ _MARKER = "\ue000answer\ue000"  # with a character of Unicode's private use
 
 class TokensOfTurns(NamedTuple):
     ids: list[int]  # exactly those of `apply_chat_template`
-    answers: list[range]  # positions of each answer's tokens, with the end token that the template puts behind it
+    answers: list[range]  # positions of each answer's tokens, with the end token, or two, that the template puts behind
     truncated: bool  # whether turns were left out
 
 
@@ -79,6 +79,8 @@ def _encode(turns: Sequence[Turn], format: ChatFormat, *, max_length: int | None
                 behind += 1
             if behind == len(ids) or ids[behind] not in format.tokenizer.added_tokens_decoder:
                 raise ValueError(f"{where} puts no end token behind this answer, so a model would not learn to stop")
+            if ids[behind + 1 : behind + 2] == [format.tokenizer.eos_token_id]:
+                behind += 1  # as behind Cohere's end of a response
             answers.append(range(bisect_right(offsets, begin, key=itemgetter(1)), behind + 1))
     return TokensOfTurns(ids, answers, left_out > 0)
 
