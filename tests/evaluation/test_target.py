@@ -51,7 +51,7 @@ def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
         assert "is unfinished" not in run(capsys, "eval", *named, *options)[1]
     said = "note: no recipe says how to ask this model, so it is asked by protocol choice"
     options = (*options, "--source", world / "data", "--out")
-    assert said in run(capsys, "eval", world / "model", *options, tmp_path / "one")[1]
+    assert run(capsys, "eval", world / "model", *options, tmp_path / "one")[1].count(said) == 1
     assert said not in run(capsys, "eval", world / "model", "--protocol", "choice", *options, tmp_path / "two")[1]
     asked = ("ask", world / "model", "--question", "why", "--option", "a", "--option", "b")
     assert run(capsys, *asked)[1].startswith(said)
@@ -142,6 +142,9 @@ def test_a_mistyped_path_names_what_is_there_and_is_no_hub_id(
             assert "did you mean runs/caps?" in run(capsys, command, typed)[2]
         assert says(run(capsys, command, "runs/caps/checkpoints/step-99")[2], "did you mean", *steps)
     assert "did you mean mine/caps?" in run(capsys, "eval", "mine/cpas/")[2]
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "adapter_config.json").write_text("{}")
+    assert "did you mean theirs?" in run(capsys, "eval", "thiers")[2]
     for typed in ("./mine/nothing", "mine/nothing", "runs/caps/no/thing", "no/such/folder"):
         assert "no such folder" in run(capsys, "eval", typed)[2]
     monkeypatch.chdir("runs/caps/checkpoints")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from moslora.errors import UsageError
 from moslora.mixer_options import ButterflyOptions, DenseOptions
 from moslora.recipe import find_recipe, load_recipe
 from recipe_kit import RECIPES, faults
@@ -125,6 +126,12 @@ def test_usual_slips_in_yaml_are_answered_with_the_fix(write, text, line, fix):
 def test_unreadable_file_is_the_only_fault(write, text, message):
     (line,) = faults(write(a=text))
     assert line.startswith(f"a.yaml: {message}")
+
+
+def test_rows_given_as_a_recipe_are_told_where_they_go(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"messages": []}\n{"messages": []}\n')
+    with pytest.raises(UsageError, match=r"rows, not a recipe.*data\.source"):
+        load_recipe(tmp_path / "rows.jsonl")
 
 
 def test_faults_of_readable_files_come_beside_unreadable_ones(write):

@@ -21,7 +21,9 @@ def one_line(error: Any) -> str:
         return f"{error.option_name}: no such option of {command}; {_fix(error)}"
     extra = re.match(r"Got unexpected extra argument\(?s?\)? \((.+)\)", error.message)
     takers = [option for option in _options(context.command) if not option.is_flag]
-    if extra and takers:  # the first is what a command is mostly told
+    if extra and "=" in extra[1]:
+        fault += "; values are typed for train and plan, here they are in the recipe's file"
+    elif extra and takers:  # the first is what a command is mostly told
         fault += f"; did you mean {takers[0].opts[0]} {shlex.quote(extra[1])}?"
     return f"{fault} ({command} --help shows what it takes)"
 
@@ -43,11 +45,11 @@ def _fix(error: Any) -> str:
         return "it is an argument, which is typed without a name"
     if others:
         return f"it is one of {', '.join(others)}"
-    if near:
-        return f"did you mean {near[0]}?"
+    fixes = []
     if "overrides" in arguments:
-        return "values of the recipe have no dashes: training.learning_rate=1e-4"
-    return f"{error.ctx.command_path} --help lists them"
+        fixes.append("values of the recipe have no dashes: training.learning_rate=1e-4")
+    fixes += [f"did you mean {name}?" for name in near[:1]]
+    return "; ".join(fixes) or f"{error.ctx.command_path} --help lists them"
 
 
 def _options(command: Any) -> list[Any]:

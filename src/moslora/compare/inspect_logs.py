@@ -66,7 +66,10 @@ def _read(file: Path, *, header_only: bool = False) -> Any:
         return read_eval_log(file, header_only, exclude_fields={"attachments", "events", "store"})
     except Exception as error:  # of whatever kind
         fault = first_line(error)
-        raise UsageError(f"{file}: not a log of Inspect ({fault}); a table must be .csv or .jsonl") from None
+        raise UsageError(
+            f"{file}: not a log of Inspect ({fault}); a table must be .csv or .jsonl, a log of lm-eval"
+            " samples_TASK_DATE.jsonl (by --log_samples)"
+        ) from None
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:

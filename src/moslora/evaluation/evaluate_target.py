@@ -89,7 +89,9 @@ def asked_questions(
     sets = [task.name for task in chosen if not task.own]
     trained_on = target.recipe.data.source if target.recipe else None
     if sets and source == trained_on and os.path.isfile(os.path.expanduser(source)):
-        raise UsageError(f"{source}: this model was trained on this single file, which has no test rows; set --source")
+        raise UsageError(
+            f"{source}: this model was trained on this single file, which has no test rows; set --source, such as wheel"
+        )
     if target.trained is None:
         locate(target.model.name, revision=target.model.revision)
     for line in differences(source, sets, split="test"):

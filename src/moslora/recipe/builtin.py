@@ -25,6 +25,8 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     # os.path accepts any text; pathlib fails on an unknown user (~name) and on names that are too long.
     path = folder / os.path.expanduser(name)
     if os.path.isfile(path):
+        if path.suffix in (".jsonl", ".csv", ".parquet"):
+            raise UsageError(f"{name}: rows, not a {kind}; a recipe names them, as data.source")
         return path
     files = _builtin(kind)
     stem = name.removeprefix("recipes/").removesuffix(".yaml")

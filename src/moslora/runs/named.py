@@ -64,7 +64,7 @@ def names_run(target: str) -> bool:
         return True
     near = [str(RUNS / path)]
     if not os.path.isdir(RUNS / path):
-        near = [folder for folder in near_folders(path) if is_run(Path(folder))]
+        near = [folder for folder in near_folders(path) if is_run(Path(folder)) or Path(folder, CONFIG).is_file()]
     if near and available_offline(target) is None:
         raise UsageError(f"{target}: no such folder or model; did you mean {', '.join(near)}?")
     if is_mistyped_path(target):
