@@ -66,6 +66,9 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
             )
         if not (path / "config.json").is_file():
             fix = "moslora merge makes one from a run"
+            models = sorted(str(file.parent) for file in path.glob("*/config.json"))
+            if models:
+                fix = f"did you mean {', '.join(models[:3])}?"
             raise UsageError(f"{path}: not a Hugging Face model folder (no config.json); {fix}")
         return path
     if os.path.isfile(path) or is_mistyped_path(name, revision=revision):
