@@ -264,7 +264,12 @@ def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
     text = on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=1, beside=3600)
     assert "H100 SXM 22.4–25.0 h" in text and "H200" not in text
     assert "H100 SXM 10.7–12.0 h" in on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=2)
-    assert [in_words(59), in_words(60, 299), in_words(5000, 7200)] == ["1 min", "1–5 min", "1.4–2.0 h"]
+    assert [in_words(59), in_words(60, 299), in_words(5000, 7200), in_words(4e7)] == [
+        "1 min",
+        "1–5 min",
+        "1.4–2.0 h",
+        "11,111 h",
+    ]
 
 
 def test_eight_gpus_wait_for_their_hosts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,8 +189,8 @@ def on_this_cpu(total: Cost, model: PreTrainedModel, dtype: DType) -> float:
 
 
 def in_words(*ends: float) -> str:
-    """Seconds, or a range of them, in hours, or in minutes below an hour and a half."""
-    unit, size, digits = ("h", 3600, 1) if max(ends) >= 5400 else ("min", 60, 0)
+    """Seconds, or a range of them: in minutes below an hour and a half, else in hours, whole ones from a hundred on."""
+    unit, size, digits = ("h", 3600, int(max(ends) < 360_000)) if max(ends) >= 5400 else ("min", 60, 0)
     return "–".join(dict.fromkeys(f"{max(60, end) / size:,.{digits}f}" for end in ends)) + f" {unit}"
 
 
