@@ -68,7 +68,7 @@ def read_base(
     with naming(section.name):
         model = _read_model(section, device)
         if section.quantization:
-            fix_layers(model, on_cpu=device.type == "cpu")
+            fix_layers(model, on_cpu=device.type == "cpu", recomputed=section.gradient_checkpointing)
         if section.gradient_checkpointing:
             recompute_layers(model)
         if not section.quantization:

@@ -33,8 +33,9 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
     )
 
 
-def fix_layers(model: PreTrainedModel, *, on_cpu: bool) -> None:
-    """Works around faults of bitsandbytes' layers (0.50.2), two of them on a CPU alone.
+def fix_layers(model: PreTrainedModel, *, on_cpu: bool, recomputed: bool = False) -> None:
+    """Works around faults of bitsandbytes' layers (0.50.2), two of them on a CPU alone; with gradient checkpointing
+    (``recomputed``) a layer in 4 bits is unpacked once less.
 
     Raises:
         UsageError: a layer that bitsandbytes unpacks wrongly on a CPU.
@@ -45,6 +46,8 @@ def fix_layers(model: PreTrainedModel, *, on_cpu: bool) -> None:
             layer.__class__ = type("Frozen8bit", (_Frozen8bit, type(layer)), {})
             continue
         layer.weight.module = None  # a reference cycle, by which the weights outlive the model
+        if recomputed:
+            layer.__class__ = type("Recomputed4bit", (_Recomputed4bit, type(layer)), {})
         if not on_cpu:
             continue
         # Packed in blocks across rows, but unpacked in blocks per row: silently wrong scales.
@@ -77,6 +80,26 @@ class _Frozen8bit(nn.Module):
         if bias is not None:
             bias = bias.to(x.dtype)
         return F.linear(x, dequantize(self).to(x.dtype), bias)
+
+
+PACKED_ROWS = 1536
+"""Rows of x up to which bitsandbytes may multiply on a GPU without unpacking W, which rounds in another way."""
+
+
+class _Recomputed4bit(nn.Module):
+    """An NF4 layer below gradient checkpointing: W as the second forward pass unpacks it serves the backward pass.
+
+    Autograd saves W; checkpointing drops it in the first pass, and frees it once the layer's gradient has read it.
+    """
+
+    def forward(self, x: Tensor) -> Any:
+        layer: Any = self
+        if not layer.training or x.dtype != layer.compute_dtype or x.numel() <= PACKED_ROWS * x.shape[-1]:
+            return super().forward(x)
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(layer.weight.data, layer.quant_state)  # sharded, the weight has no state of its own
+        return F.linear(x, weight, layer.bias)
 
 
 @cache

@@ -9,12 +9,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import named_adapters
 from moslora.base.load import DTYPES
 from moslora.choices import DType
 from moslora.errors import UsageError
 from moslora.kernels.linear import FrozenLinear
-from moslora.plan.step import decoder_layers
+from moslora.plan.step import decoder_layers, multiplied_twice
 from moslora.processes.devices import device
 from moslora.recipe import ModelSection, Recipe
 from moslora.training.loop import accumulate
@@ -119,7 +118,7 @@ def cost(
     - Checkpointing computes each layer again up to its last product, and that too where DoRA needs it.
     - The output layer runs only where there is a label.
 
-    A 4-bit weight is unpacked for each product, once a pass.
+    A 4-bit weight is unpacked twice a pass: for each product, with checkpointing for both that come after the first.
 
     Args:
         passes: forward and backward passes of all processes together.
@@ -128,24 +127,22 @@ def cost(
     attention = _attention_entries(model, row)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = sum(weight.numel() for weight in _linear_weights(model.get_decoder()) if weight is not output)
-    dora = [layer for _, layer in named_adapters(model) if layer.magnitude is not None and layer.dropout.p]
+    dora = multiplied_twice(model)
     frozen += sum(layer.in_features * layer.out_features for layer in dora)
 
     forward = 2 * (frozen + trained) + 4 * attention
     backward = 2 * frozen + 4 * trained + 8 * attention
-    unpacked = 2 * frozen
     recomputed = 0.0
     if section.gradient_checkpointing:
         last = 0
         if not dora:  # which needs the last product
             last = sum(weight.numel() for layer in decoder_layers(model) for weight in _linear_weights(layer)[-1:])
         recomputed = forward - 2 * last
-        unpacked += frozen - last
     operations = tokens * (forward + backward + recomputed) + 4 * labels * output.numel()
     launched = passes * len(decoder_layers(model))
     if section.quantization != "nf4":
         return Cost(operations, launched=launched)
-    return Cost(operations, passes * unpacked * UNPACKED, launched)
+    return Cost(operations, passes * 2 * frozen * UNPACKED, launched)
 
 
 def _linear_weights(module: nn.Module) -> list[Tensor]:

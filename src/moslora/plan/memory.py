@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from moslora.base.adapted import adapted_layers, own_parameters
 from moslora.base.load import DTYPES
 from moslora.kernels.linear import PACKED, kernel, packed_layers
-from moslora.plan.step import Work, measure
+from moslora.plan.step import Work, measure, multiplied_twice
 from moslora.recipe import ModelSection
 
 CUDA_OVERHEAD = 10**9
@@ -47,7 +47,7 @@ class Memory:
     gradients: int  # in float32; with several processes also the buckets in which they are exchanged
     optimizer: int  # AdamW's two moments, and a rank budget's two running means
     activations: int  # what autograd keeps for the backward pass
-    temporary: int  # what is freed within the step, at its peak: logits, gradients of activations, an unpacked weight
+    temporary: int  # what is freed within the step, at its peak: logits, gradients of activations, unpacked weights
     # Three times the largest decoder layer, where weights are sharded: ``wait_for_unshard`` in torch's
     # ``_fsdp_param_group.py`` copies a layer out of one flat buffer while it still holds the last layer's.
     gathered: int
@@ -91,6 +91,11 @@ def memory(
     dtype = DTYPES[section.dtype]
     checkpointing = section.gradient_checkpointing
     activations, temporary = measure(model, work, dtype=dtype, checkpointing=checkpointing, on_gpu=on_gpu)
+    unpacked = base.unpacked
+    if checkpointing and section.quantization == "nf4":  # half a byte an entry: all of a layer, until its backward pass
+        unpacked = 2 * dtype.itemsize * max(base.layers)
+        if multiplied_twice(model):
+            unpacked *= 2
     step = Memory(
         weights=base.outside + sum(base.layers) // shards,
         packed=packed,
@@ -98,7 +103,7 @@ def memory(
         gradients=gradients,
         optimizer=optimizer,
         activations=activations,
-        temporary=temporary + base.unpacked,
+        temporary=temporary + unpacked,
         gathered=gathered,
         overhead=overhead,
     )

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from moslora.adapters import Families
+from moslora.adapters import AdapterLinear, Families, named_adapters
 from moslora.base.adapted import own_parameters
 from moslora.base.engines import engine_of
 from moslora.base.load import recompute_layers
@@ -52,6 +52,11 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers; empty where the model's code names them otherwise, so that the whole model is measured."""
     layers: nn.ModuleList = getattr(model.get_decoder(), "layers", nn.ModuleList())
     return layers
+
+
+def multiplied_twice(model: PreTrainedModel) -> list[AdapterLinear]:
+    """The layers that multiply by their frozen weight twice in a pass: DoRA's, where dropout acts."""
+    return [layer for _, layer in named_adapters(model) if layer.magnitude is not None and layer.dropout.p]
 
 
 @lru_cache(maxsize=32)
