@@ -121,7 +121,7 @@ def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
     assert len(first) == 1 and not Path("cut/.lock").exists()
     trained = []
 
-    def count(arguments: Sequence[str], *, out: Path, processes: int | None = None) -> None:
+    def count(arguments: Sequence[str], *, out: Path, **_: Any) -> None:
         trained.append(out)
         train(arguments, out=out)
 
