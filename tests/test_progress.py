@@ -139,13 +139,13 @@ def test_the_time_left_of_an_evaluation_is_that_of_the_characters_left(
     asked = {task: make_examples(task, 200) for task in ("boolq", "hellaswag")}
     now, ends, score = [0.0], [], Choice.score
 
-    def timed(scorer, examples, *, alone=False):
+    def timed(scorer, examples, *, alone=False, **following):
         if not alone:
             for example in examples:
                 first, *others = FORMATS["label"].options(example)
                 now[0] += len(first.prompt + first.answer) + sum(len(option.answer) for option in others)
             ends.append(now[0])
-        return score(scorer, examples, alone=alone)
+        return score(scorer, examples, alone=alone, **following)
 
     monkeypatch.setattr("moslora.evaluation.scoring.time.monotonic", lambda: now[0])
     monkeypatch.setattr(Choice, "score", timed)
