@@ -177,7 +177,7 @@ def test_every_table_of_a_document_is_measured() -> None:
     found = {}
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         found |= dict(PLACES.findall(page.read_text(encoding="utf-8")))
-    measured = ["methods", "latency", "training", "evaluation", "steps", "loading", "merging", "busy"]
+    measured = ["methods", "latency", "step", "training", "evaluation", "steps", "loading", "merging", "busy"]
     measured += ["serving", "vllm", "generation"]
     assert "ESTIMATE" in found.pop("roofline table")
     assert found.keys() == {f"{name} table" for name in measured}
