@@ -1,5 +1,6 @@
 """Logs of Inspect (``inspect_ai``): a row for each sample that has a score, with the names that lm-eval's rows have."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
@@ -50,9 +51,9 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
             "metrics": [*numbers],
             "filtered_resps": [],
             "arguments": question,
-            "doc_hash": str(hash(str(question))),
-            "target_hash": str(hash(str(sample.target))),
-            "prompt_hash": str(hash(_said([*asked]))),
+            "doc_hash": _hash(question),
+            "target_hash": _hash(sample.target),
+            "prompt_hash": _hash(_said([*asked])),
             "metadata": sample.metadata,
         }
     if missing > 0:
@@ -85,6 +86,10 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
             if isinstance(value, int | float) and isfinite(value):
                 found[name] = float(value)
     return found
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(ascii(value).encode()).hexdigest()
 
 
 def _said(messages: Any) -> str:
