@@ -52,6 +52,7 @@ def test_as_many_runs_at_once_as_gpus_each_on_its_own(
     runs = AtOnce()
     monkeypatch.setattr(one_run, "run_one", runs)
     planned: list[Any] = [SimpleNamespace(name=f"r{n}") for n in range(7)]
+    bystander = psutil.Popen(["sleep", "60"])  # such as a tracker's process
     with here(planned, out=Path("e")) as waits:
         for n, wait in enumerate(waits):
             if n != 3:
@@ -59,6 +60,8 @@ def test_as_many_runs_at_once_as_gpus_each_on_its_own(
                 continue
             with pytest.raises(MosloraError, match="r3 failed"):
                 wait()
+    bystander.kill()
+    assert bystander.wait() == -signal.SIGKILL, "only runs are stopped"
     assert runs.most == 3 and {*runs.gpus.values()} == expected and len(runs.gpus) == 7
 
 

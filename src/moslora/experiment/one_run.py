@@ -30,7 +30,7 @@ from moslora.experiment.file import Planned
 from moslora.experiment.provenance import RECORDED, provenance
 from moslora.files import discard, write_text
 from moslora.processes.devices import free_memory, gpus
-from moslora.processes.launch import PART, launch
+from moslora.processes.launch import LAUNCHED_HERE, PART, launch
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.manifest import RECIPE
@@ -136,8 +136,9 @@ def here(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], No
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in psutil.Process().children():
-                with suppress(psutil.Error):  # it has ended
-                    child.send_signal(signal.SIGINT)
+                with suppress(psutil.Error):  # it has ended, or is another user's
+                    if child.environ().get(LAUNCHED_HERE) == str(os.getpid()):
+                        child.send_signal(signal.SIGINT)
 
 
 def run_one(
