@@ -223,7 +223,7 @@ def test_the_unpacked_weights_of_the_layer_that_is_computed_again_are_planned(
     planned = memory(plain, section, WORK, Devices(on_gpu=False))
     kept, peak = allocated(model)
     assert planned.activations == pytest.approx(kept, rel=0.01)
-    assert 0.99 * peak < planned.activations + planned.temporary < 1.2 * peak
+    assert 0.99 * peak < planned.activations + planned.temporary < 1.3 * peak
 
 
 @pytest.mark.parametrize(
