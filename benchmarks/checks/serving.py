@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,16 +171,23 @@ def verified(form: Form, run: Path, work: Path) -> Report:
     return verify(run, server.listening_address, at_once=1, out=work / "verify" / form.folder)
 
 
-def cells(report: Report) -> list[str]:
-    """What a line of the table says of the server's answers."""
-    assert report.fit is not None
-    low, high = report.fit.interval
-    return [
-        f"{report.same} of {report.answered}",
-        f"{report.fit.distance:.2g}",
-        f"{report.fit.k:.2f} ({low:.2f} to {high:.2f})".replace("-", "−"),
-        report.verdict.kind,
-    ]
+def publish_reports(
+    name: str, heading: str, reports: Iterable[tuple[str, Report, str]], given: argparse.Namespace
+) -> None:
+    """Writes the table of that ``name``: a line for each thing that is served, with what `moslora verify` reports of it
+    and what serves it, which is printed as soon as it is there."""
+    table = [[heading, "same answers", "distance", "k", "verdict"]]
+    for served, report, by in reports:
+        assert report.fit is not None
+        low, high = report.fit.interval
+        k = f"{report.fit.k:.2f} ({low:.2f} to {high:.2f})".replace("-", "−")
+        same = f"{report.same} of {report.answered}"
+        table.append([served, same, f"{report.fit.distance:.2g}", k, report.verdict.kind])
+        print(" | ".join(table[-1]), flush=True)
+        rounding = f"rounding explains {report.tolerance:.2g}"
+        caption = f"{machine()}; {by}; distances in nats, of which {rounding}; k with its interval of 99 %"
+    text = "\n".join([caption, "", markdown(table)])
+    publish(text, given.docs, name, print_only=given.print_only)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -203,19 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command(sys.executable, "-m", "moslora", "train", *TRAINING, "--out", run)
     given.work.mkdir(parents=True, exist_ok=True)
     forms = converted(run, given.work, llama, llama_cpp)
-    table = [["llama.cpp loads", "same answers", "distance", "k", "verdict"]]
-    tolerance = 0.0
-    for form in forms:
-        report = verified(form, run, given.work)
-        tolerance = report.tolerance
-        table.append([form.name, *cells(report)])
-        print(" | ".join(table[-1]), flush=True)
-    caption = (
-        f"{machine()}; llama.cpp of xllamacpp, converters of {PACKAGE} {VERSION}; distances in nats, of which"
-        f" rounding explains {tolerance:.2g}; k with its interval of 99 %"
-    )
-    text = "\n".join([caption, "", markdown(table)])
-    publish(text, given.docs, "serving table", print_only=given.print_only)
+    by = f"llama.cpp of xllamacpp, converters of {PACKAGE} {VERSION}"
+    reports = ((form.name, verified(form, run, given.work), by) for form in forms)
+    publish_reports("serving table", "llama.cpp loads", reports, given)
 
 
 if __name__ == "__main__":

