@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from experiment_kit import FILE, results, study, train
+from experiment_kit import results, study, trainers, two_runs
 from message_kit import says
 from moslora.errors import Interrupted, MosloraError
 from moslora.experiment import one_run
@@ -65,33 +66,20 @@ def test_as_many_runs_at_once_as_gpus_each_on_its_own(
     assert runs.most == 3 and {*runs.gpus.values()} == expected and len(runs.gpus) == 7
 
 
-def trainers() -> dict[str, str]:
-    """Run -> the GPU that the process sees which trains it, below this one."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        try:
-            words = process.cmdline()
-            if "train" in words and "--resume" in words:
-                found[Path(words[words.index("train") + 1]).name] = process.environ()[VISIBLE]
-        except (psutil.Error, KeyError):  # it has just ended, or begun
-            continue
-    return found
-
-
 class StopsBoth(threading.Thread):
     """Waits until two runs train at once and have saved, and stops this process."""
-
-    seen: dict[str, str]
 
     def __init__(self, out: Path) -> None:
         super().__init__(daemon=True)
         self.out = out
+        self.seen: dict[str, str] = {}  # run -> the GPU that the process sees which trains it
 
     def run(self) -> None:
         saved: set[str] = set()
         while len(saved) < 2:
             time.sleep(0.01)
-            self.seen = trainers()
+            with suppress(psutil.Error, KeyError):  # one has just ended, or begun
+                self.seen = {name: process.environ()[VISIBLE] for name, process in trainers().items()}
             saved = {path.parts[-3] for path in self.out.glob("runs/*/checkpoints/step-[1-9]*")} & self.seen.keys()
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -101,12 +89,7 @@ def test_stopped_and_continued_it_gives_the_bytes_of_one_run_after_the_other(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = FILE.format(world=world, rates="[3e-2]", search="").replace("max_steps: 4", "max_steps: 41")
-    Path("e.yaml").write_text(text.replace("seeds: [0, 1]", "seeds: [0]"), encoding="utf-8")
-    with monkeypatch.context() as patch:
-        patch.setattr(one_run, "train_in_processes", train)
-        study("e.yaml", Path("alone")).run()
-
+    alone = two_runs(world, steps=41)
     monkeypatch.delenv(VISIBLE, raising=False)
     monkeypatch.setattr(one_run, "gpus", lambda: 2)
     out = Path("two")
@@ -118,6 +101,6 @@ def test_stopped_and_continued_it_gives_the_bytes_of_one_run_after_the_other(
     assert {*stop.seen.values()} == {"0", "1"}
     assert not trainers() and not list(out.glob("runs/*/.lock"))
     study("e.yaml", out).run()
-    assert results(out) == results(Path("alone")) and len(results(out)) == 2
+    assert results(out) == results(alone) and len(results(out)) == 2
     said = capfd.readouterr().out
     assert says(said, "lora-0.03-0: ") and "\x1b" not in said

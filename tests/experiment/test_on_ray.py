@@ -9,26 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiment_kit import FILE, results, study, train
+from experiment_kit import results, study, trainers, two_runs
 from moslora.errors import Interrupted
 from moslora.experiment import on_ray as module
-from moslora.experiment import one_run
 from moslora.experiment.on_ray import on_ray
 
 pytest.importorskip("ray")
-
-
-def trainers() -> dict[str, psutil.Process]:
-    """Run -> the process that trains it, below this one."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        try:
-            words = process.cmdline()
-        except psutil.Error:  # it has just ended
-            continue
-        if "train" in words and "--resume" in words:
-            found[Path(words[words.index("train") + 1]).name] = process
-    return found
 
 
 class InTheMiddle(threading.Thread):
@@ -58,12 +44,7 @@ def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = FILE.format(world=world, rates="[3e-2]", search="").replace("max_steps: 4", "max_steps: 21")
-    Path("e.yaml").write_text(text.replace("seeds: [0, 1]", "seeds: [0]"), encoding="utf-8")
-    with monkeypatch.context() as patch:
-        patch.setattr(one_run, "train_in_processes", train)
-        study("e.yaml", Path("here")).run()
-
+    alone = two_runs(world, steps=21)
     monkeypatch.setattr(module, "worker_processes", lambda training: 1)
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15, below all other tests
     out = Path("rays")
@@ -77,4 +58,4 @@ def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(
     study("e.yaml", out, start=on_ray).run()
     assert kill.trainer is not None
     assert not kill.trainer.is_running() or kill.trainer.status() == psutil.STATUS_ZOMBIE, "it ended with its worker"
-    assert results(out) == results(Path("here")) and len(results(out)) == 2
+    assert results(out) == results(alone) and len(results(out)) == 2

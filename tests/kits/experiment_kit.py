@@ -7,6 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
+
+from moslora.experiment import one_run
 from moslora.experiment.file import Planned, load_experiment
 from moslora.experiment.one_run import planned_run
 from moslora.experiment.study import Study
@@ -38,6 +42,29 @@ def study(file: str, out: Path = Path("runs/e"), **options: Any) -> Study:
 def train(arguments: Sequence[str], *, out: Path, **_: Any) -> None:
     """Training in this process, whatever number and environment of others is asked for."""
     train_run(Run(out).recipe_to_resume(arguments[2:]), Run(out), resuming=True)
+
+
+def two_runs(world: Path, *, steps: int) -> Path:
+    """Writes e.yaml, an experiment of two runs with so many steps. Its folder, run one after the other, is returned."""
+    text = FILE.format(world=world, rates="[3e-2]", search="").replace("max_steps: 4", f"max_steps: {steps}")
+    Path("e.yaml").write_text(text.replace("seeds: [0, 1]", "seeds: [0]"), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_run, "train_in_processes", train)
+        study("e.yaml", Path("alone")).run()
+    return Path("alone")
+
+
+def trainers() -> dict[str, psutil.Process]:
+    """Run -> the process that trains it, below this one."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            words = process.cmdline()
+        except psutil.Error:  # it has just ended
+            continue
+        if "train" in words and "--resume" in words:
+            found[Path(words[words.index("train") + 1]).name] = process
+    return found
 
 
 def results(out: Path) -> dict[str, tuple[bytes, ...]]:
