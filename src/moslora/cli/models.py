@@ -232,9 +232,7 @@ def evaluate(
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
         opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust, strategy=strategy)
         if server is None:
-            request = opened.asked(typed)
-            note_evaluation(opened.model, request, tasks_to_ask(opened.recipe, tasks))
-            typed |= {"protocol": request.protocol, "format": request.format}  # with a note on them once
+            note_evaluation(opened.model, opened.asked(typed), tasks_to_ask(opened.recipe, tasks))
             results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
         else:
             asked = open_server(server, model)

@@ -15,7 +15,7 @@ from moslora.base.identity import fingerprint
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.sharded import read_on_host, shard_base, shards
 from moslora.choices import DType, EngineChoice, Strategy
-from moslora.console import note
+from moslora.console import note, note_once
 from moslora.data.encode import Encoder, encoding
 from moslora.errors import UsageError
 from moslora.evaluation.in_run import refuse_name_of_other_weights
@@ -68,7 +68,7 @@ class Target:
         protocol = typed.get("protocol")
         format = typed.get("format")
         if self.recipe is None and not (protocol or format):
-            note(
+            note_once(
                 f"no recipe says how to ask this model, so it is asked by protocol {own.protocol};"
                 " --protocol chooses another"
             )
@@ -76,7 +76,7 @@ class Target:
         refuse_beams(typed.get("beams"), chosen.protocol)
         wanted = Asked(protocol or own.protocol, format or own.format)
         if self.recipe is not None and chosen != wanted:
-            note(
+            note_once(
                 f"protocol {wanted.protocol} cannot read format {wanted.format}; using protocol {chosen.protocol},"
                 f" format {chosen.format}, which this model was not trained for"
             )
