@@ -50,7 +50,7 @@ class Dropout(nn.Module):
         """
         if not self.training or not self.p:
             return None
-        kernel = self.kernel(x.device, x.dtype)
+        kernel = self.kernel(x)
         if kernel == WITHIN:
             return torch.tensor([int(torch.randint(2**31, ())), self.p], dtype=torch.float64)
         if kernel == "by mask":
@@ -69,13 +69,13 @@ class Dropout(nn.Module):
         return without(x, drawn) * self.scale
 
     @staticmethod
-    def kernel(device: torch.device, dtype: torch.dtype) -> str:
-        """How the entries are drawn of an x in ``dtype``."""
+    def kernel(x: Tensor) -> str:
+        """How the entries of ``x`` to drop are drawn."""
         if "dropout" in left_out():
             return "by mask"
-        if device.type == "cpu":
+        if x.device.type == "cpu":
             return "by places"
-        if dtype.itemsize == 2 and Dropout.takes(torch.empty(0, device=device, dtype=dtype)):
+        if x.dtype.itemsize == 2 and Dropout.takes(x):
             return WITHIN
         return "by mask"
 

@@ -133,7 +133,7 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
         elif isinstance(module, GatedMLP):
             found["MLP"] = "activation computed again, Liger" if by_liger else "activation computed again"
         elif isinstance(module, Dropout) and module.p:
-            found["dropout"] = Dropout.kernel(device, model.dtype)
+            found["dropout"] = Dropout.kernel(torch.empty(0, device=device, dtype=model.dtype))
     if left_out():
         found[VARIABLE] = ",".join(sorted(left_out()))
     if of_attention:
