@@ -210,7 +210,7 @@ def test_the_unpacked_weights_of_the_layer_that_is_computed_again_are_planned(
     tmp_path: Path, dora: bool, dtype: DType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside the peak of all else, which may be elsewhere. DoRA with dropout keeps those of adapted layers twice, and
-    all are planned twice."""
+    all are planned twice: a quarter too much where a processor emulates bfloat16."""
     monkeypatch.setattr("moslora.base.quantized.PACKED_ROWS", 0)
     plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES), dtype=DTYPES[dtype])
     plain.save_pretrained(tmp_path)

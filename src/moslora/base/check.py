@@ -298,12 +298,14 @@ def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote
         raise
     except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
         return f"no small {type(model).__name__} could be computed ({first_line(misfit)})"
-    if differs is None and model.device.type != "meta" and _rounds(model.device, model.dtype):
+    if differs is not None:
+        return differs.why
+    if model.device.type != "meta" and _rounds(model.device, model.dtype):
         with suppress(UsageError):  # of code that wants some weights in float32
             differs = _compare(_as_computed(twin, model), wanted)
-            if differs is None or differs.is_rounding:
-                return None
-    return differs and differs.why
+    if differs is None or differs.is_rounding:
+        return None
+    return differs.why
 
 
 def _as_computed(twin: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:

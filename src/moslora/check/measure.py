@@ -48,12 +48,16 @@ class Finding:
 def said_of(off: Sequence[Finding]) -> list[str]:
     """A line for each finding that is ``off``, and the settings that do without them all. A step is off with any of its
     pieces, and needs a setting of its own only without them."""
-    lines = [": ".join(filter(None, ("off", f"{finding.name} in {finding.dtype}", finding.fault))) for finding in off]
+    lines = []
+    for finding in off:
+        fault = f": {finding.fault}" if finding.fault else ""
+        lines.append(f"off: {finding.name} in {finding.dtype}{fault}")
     parts = {finding.part for finding in off}
+    pieces = sorted(parts & {*PIECES})
     settings = sorted(parts - {*PIECES})
-    if parts & {*PIECES}:
-        pieces = ",".join(sorted(parts & {*PIECES}))
-        settings = [*sorted(parts - {*PIECES, PLAIN_STEP}), f"{VARIABLE}={pieces}"]
+    if pieces:
+        settings = sorted(parts - {*PIECES, PLAIN_STEP})
+        settings.append(f"{VARIABLE}={','.join(pieces)}")
     return [*lines, f"to do without: {' '.join(settings)}"]
 
 

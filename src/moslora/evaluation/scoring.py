@@ -115,10 +115,9 @@ def _score_together(
     with join_uneven_passes(together[0].scorer.model):
         if rank < len(together):
             part = together[rank]
-            upcoming: list[Example] = []
-            for next_part in following[rank : rank + 1]:
-                if next_part.scorer is part.scorer:
-                    upcoming += next_part.block.computed
+            upcoming: Sequence[Example] = ()
+            if rank < len(following) and following[rank].scorer is part.scorer:
+                upcoming = following[rank].block.computed
             scored = part.scorer.score(part.block.computed, following=upcoming)
             own = [prediction for prediction in scored if prediction.id in missing]
             journal.append(own)  # before the others are waited for, of which one may be lost

@@ -166,7 +166,9 @@ def run_one(
             processes = processes or worker_processes(planned.recipe.training)
             train_in_processes(again, out=run.path, processes=processes, environment=environment)
         if planned.scored and environment:
-            command = [sys.executable, "-m", "moslora", "eval", str(run.path), *["--trust-remote-code"] * trust]
+            command = [sys.executable, "-m", "moslora", "eval", str(run.path)]
+            if trust:
+                command.append("--trust-remote-code")
             if launch(command, processes=1, then="the same command continues", environment=environment):
                 raise MosloraError(f"{planned.name}: it was not scored; the lines above say why")
         elif planned.scored:

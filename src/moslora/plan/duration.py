@@ -187,8 +187,12 @@ def on_this_cpu(total: Cost, model: PreTrainedModel, dtype: DType) -> float:
 
 def in_words(*ends: float) -> str:
     """Seconds, or a range of them: in minutes below an hour and a half, else in hours, whole ones from a hundred on."""
-    unit, size, digits = ("h", 3600, int(max(ends) < 360_000)) if max(ends) >= 5400 else ("min", 60, 0)
-    return "–".join(dict.fromkeys(f"{max(60, end) / size:,.{digits}f}" for end in ends)) + f" {unit}"
+    unit, size, digits = "min", 60, 0
+    if max(ends) >= 1.5 * 3600:
+        unit, size = "h", 3600
+        digits = 1 if max(ends) < 100 * 3600 else 0
+    written = dict.fromkeys(f"{max(60, end) / size:,.{digits}f}" for end in ends)  # one, where both ends are alike
+    return f"{'–'.join(written)} {unit}"
 
 
 def probe(recipe: Recipe, *, count: int = PROBED_STEPS) -> float:
