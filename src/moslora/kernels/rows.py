@@ -141,10 +141,21 @@ class Group:
     """Neighbouring rows as a batch of n: queries padded to the L tokens of the longest row, keys to the P tokens of the
     longest past and those L.
 
-    Attention's operands are entries, ``(T · K, size)``: token after token, and of each token its K key heads. A group
-    takes its part of them by number, and puts what comes out back by number.
+    It knows three lists of numbers, and all it does is to take or put entries by them. For one key head, and the rows
+    ``a b`` (tokens 0 and 1), ``c d e`` (2 to 4) and ``f`` (5), where f continues a b:
 
-    ``first`` to ``end`` − 1 are its rows; ``heads`` is K, which is a dimension of the batch.
+    ===============  ================  =====================  ==================================
+    group            batch of queries  entry of each, by      place of each entry in the batch,
+                                       which it is taken      by which it is put back
+    ===============  ================  =====================  ==================================
+    first two rows   a b a, c d e      0 1 0 2 3 4            0 1 3 4 5
+    the third        f                 5                      0; its keys are a b f, entries 0 1 5
+    ===============  ================  =====================  ==================================
+
+    What fills a row up is its first token: no token of the row looks to its right. Entries have the shape ``(T · K,
+    size)``: token after token, and of each token its K key heads, which are a dimension of the batch.
+
+    ``first`` to ``end`` − 1 are its rows; ``heads`` is K.
     """
 
     def __init__(self, rows: Rows, first: int, end: int, heads: int) -> None:
