@@ -22,7 +22,7 @@ def of_results() -> dict[str, str]:
     return {f"results/{name}": svg for name, svg in results.pictures(found).items()}
 
 
-def of_second_edition() -> dict[str, str]:
+def of_rates() -> dict[str, str]:
     """Path in docs/ -> SVG, from docs/experiments/article-second."""
     return rates.pictures(results.load(rates.FOLDER))
 
@@ -37,8 +37,8 @@ SOURCES: dict[str, Callable[[], dict[str, str]]] = {
     "argument": argument.pictures,
     "proof": of_proof,
     "report": report_page.pictures,
+    "rates": of_rates,
     "results": of_results,
-    "second-edition": of_second_edition,
     "speed": growth.pictures,
 }
 """Where pictures come from, and what draws them."""

@@ -1,4 +1,5 @@
-"""Gain against forgetting beside the best learning rate: the tables and the figure of docs/second-edition.md.
+"""Gain against forgetting beside the best learning rate: the tables and the figure of the second edition in
+docs/results.md.
 
     python -m benchmarks.article.rates                                # docs/experiments/article-second
     python -m benchmarks.article.rates packed --print-only            # moslora experiment FILE --pack packed wrote it
@@ -33,7 +34,7 @@ from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 
 FOLDER = DOCS / "experiments" / "article-second"
-PAGE = DOCS / "second-edition.md"
+PAGE = DOCS / "results.md"
 
 LOW = "-low"
 HIGH = "-high"
@@ -244,7 +245,7 @@ def pictures(found: ScoredExperiment) -> dict[str, str]:
     methods = by_method(found)
     with tempfile.TemporaryDirectory() as folder:
         svg = figure(Canvas(Path(folder), list(methods)), methods)
-    return {"second-edition/rates.svg": from_report(svg)}
+    return {"rates.svg": from_report(svg)}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The figures and tables of docs/results.md, from the tables of an experiment whose first arm is LoRA.
+"""The first edition's figures and tables in docs/results.md, from the tables of an experiment whose first arm is LoRA.
 
     python -m benchmarks.article.results                                # docs/experiments/article
     python -m benchmarks.article.results packed --print-only            # moslora experiment FILE --pack packed wrote it

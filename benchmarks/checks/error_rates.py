@@ -1,6 +1,6 @@
 """How often a comparison misses the truth, and how wide its intervals are, in worlds whose truth is known.
 
-    python -m benchmarks.checks.error_rates                  # tables of docs/comparing.md
+    python -m benchmarks.checks.error_rates                  # tables of docs/law.md
     python -m benchmarks.checks.error_rates --studies 100 --print-only
 
 Arms are compared with the first: one of them, and all as a family (`benchmarks.checks.worlds`). The law of `moslora
@@ -21,7 +21,7 @@ from moslora.compare.law import Law, Part
 from moslora.compare.statistics import LEVEL, MACRO, Effect, Floats, effects
 from moslora.errors import counted
 
-PAGE = DOCS / "comparing.md"
+PAGE = DOCS / "law.md"
 
 MEASURED = 220
 """Studies whose intervals are measured."""

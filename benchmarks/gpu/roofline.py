@@ -1,6 +1,6 @@
 """An ESTIMATE of a training step on a GPU, made without one; `benchmarks/gpu/operations.py` says how.
 
-    python -m benchmarks.gpu.roofline                # writes the tables of docs/speed.md
+    python -m benchmarks.gpu.roofline                # writes the table of docs/speed.md
     python -m benchmarks.gpu.roofline --out FILE     # FILE.txt, with the launches of a decoder layer, and FILE.json
     python -m benchmarks.gpu.roofline --host         # measures the host's time of a step on this CPU
 
@@ -315,7 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             estimated = partial(estimate, seen, DEVICES[device], tokens=tokens, host=host_time)
             results[name][device] = [estimated(achieved) for achieved in ACHIEVED]
     if not options.out:
-        publish(tables(results), DOCS / "speed.md", "roofline table", print_only=False)
+        steps = table_of_steps(results, options.devices)
+        publish(markdown(steps, numbers=True), DOCS / "speed.md", "roofline table", print_only=False)
         return
     assumed = [asdict(achieved) for achieved in ACHIEVED]
     document = {"tokens": tokens, "achieved": assumed, "contestants": results, "launches_per_layer": layers}

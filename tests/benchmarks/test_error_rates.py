@@ -1,4 +1,4 @@
-"""A small run of the simulation in docs/comparing.md: equal arms are seldom told apart, whatever their luck."""
+"""A small run of the simulation in docs/law.md: equal arms are seldom told apart, whatever their luck."""
 
 from dataclasses import replace
 
