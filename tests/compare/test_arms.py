@@ -18,8 +18,8 @@ from moslora.compare.runs import ComparedRun
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
-from moslora.runs.lineage import Predecessor
 from moslora.runs.manifest import read_manifest
+from moslora.runs.origin import Origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run, base_of
 from moslora.runs.settings import Settings, TaskRecord
@@ -59,7 +59,7 @@ def test_runs_that_continue_other_weights_are_another_arm(runs: Path, capsys: py
         run = Path(shutil.copytree(runs / "mixed-1", runs / f"on-{number}"))
         changes = [f"name={run.name}", f"seed={number}", f"adapter.continue_from={place}"]
         (run / "recipe.yaml").write_text(load_recipe("smollm2-135m", changes).to_yaml(), encoding="utf-8")
-        predecessor = Predecessor(sha256=digest, name="first", steps=9)
+        predecessor = Origin("first", digest, 9)
         Run(run).add_facts(**predecessor.facts)
     shutil.rmtree(runs / "lora-1")
     shutil.rmtree(runs / "lora-2")

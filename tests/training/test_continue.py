@@ -30,8 +30,8 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.continued import other_base, read_continued
-from moslora.runs.lineage import Predecessor, predecessor_of
 from moslora.runs.manifest import read_manifest
+from moslora.runs.origin import Origin, predecessor_of
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from moslora.training.prepare import gather_inputs, prepare
@@ -150,7 +150,7 @@ def test_an_export_goes_on_as_a_plain_lora(trained: Path, world: Path, tmp_path:
     torch.testing.assert_close(logits_of(started(recipe)), expected, rtol=1e-5, atol=1e-5)
     train_recipe(recipe, out=tmp_path / "run")
     predecessor = predecessor_of(read_manifest(tmp_path / "run" / "adapter"))
-    assert predecessor is not None and (predecessor.name, predecessor.steps) == ("small", 21)
+    assert predecessor is not None and (predecessor.run, predecessor.step) == ("small", 21)
 
 
 def test_an_adapter_of_the_moslora_repository_goes_on_with_its_mixer(world: Path, tmp_path: Path) -> None:
@@ -249,8 +249,8 @@ def test_a_plan_refuses_what_the_training_would(world: Path, tmp_path: Path) -> 
 
 
 def test_what_a_later_version_keeps_of_it_besides_is_left_out() -> None:
-    before = Predecessor(sha256="1" * 64, name="before")
-    predecessor = Predecessor(sha256="2" * 64, name="first", steps=9, gate_tasks=("boolq",), continued_from=before)
+    before = Origin("before", "1" * 64)
+    predecessor = Origin("first", "2" * 64, 9, gate_tasks=("boolq",), continued_from=before)
     facts = json.loads(json.dumps(predecessor.facts))
     facts["continued_from"] |= {"rows": 5}
     facts["continued_from"]["continued_from"] |= {"rows": 5}
@@ -446,7 +446,7 @@ def test_a_checkpoint_and_a_run_that_was_stopped_go_on(
     first = Path(shutil.copytree(trained, tmp_path / "first"))
     by_step = f"adapter.continue_from={first / 'checkpoints' / 'step-20'}"
     continued = read_continued(load_recipe(world / "recipe.yaml", [by_step]))
-    assert continued is not None and continued.predecessor.steps == 20
+    assert continued is not None and continued.predecessor.step == 20
     shutil.rmtree(first / "adapter")
     read_continued(load_recipe(world / "recipe.yaml", [f"adapter.continue_from={first}"]))
     assert f"{first} is unfinished: continuing from step" in capsys.readouterr().out

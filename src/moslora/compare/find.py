@@ -17,8 +17,8 @@ from moslora.errors import UsageError
 from moslora.recipe import Changes, Recipe
 from moslora.runs.best import result_step
 from moslora.runs.evaluation import Evaluation, is_evaluation
-from moslora.runs.lineage import predecessor_of
 from moslora.runs.manifest import WEIGHTS, read_manifest
+from moslora.runs.origin import predecessor_of
 from moslora.runs.run import Run, is_run
 from moslora.runs.settings import Settings
 
@@ -198,7 +198,7 @@ def arm_of(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> str
         predecessor = predecessor_of(facts)
         values["start"] = recipe.adapter.continue_from
         if predecessor is not None:
-            values["start"] = predecessor.sha256
+            values["start"] = predecessor.adapter
     if recipe.adapter.is_balanced:
         values["passes"] = [facts.get("processes"), facts.get("micro_batch_tokens")]
     return json.dumps(values, sort_keys=True)

@@ -21,9 +21,8 @@ from moslora.runs.absolute_paths import last_part, local_files
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.best import ending
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
-from moslora.runs.lineage import predecessor_of
 from moslora.runs.manifest import RECIPE
-from moslora.runs.origin import Origin
+from moslora.runs.origin import Origin, predecessor_of
 
 CARD = "README.md"
 PEFT_CONFIG = "adapter_config.json"

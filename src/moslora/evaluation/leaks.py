@@ -53,7 +53,7 @@ def find_leaks(folder: AdapterFolder | None, questions: Mapping[str, Sequence[Ex
     digests = {contents[start : start + DIGEST_BYTES] for start in range(0, len(contents), DIGEST_BYTES)}
     before = folder.predecessor
     if before is not None:
-        note(f"unknown whether test questions were in the training rows of {before.name}, which this run continued")
+        note(f"unknown whether test questions were in the training rows of {before.run}, which this run continued")
     compared_with = f"the {folder.manifest['trained_rows']:,} rows this run was trained on"
     found = {}
     for task, rows in questions.items():

@@ -17,8 +17,8 @@ from moslora.processes.devices import gpus
 from moslora.recipe import Recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.continued import read_continued
-from moslora.runs.lineage import predecessor_of
 from moslora.runs.manifest import RECIPE, TRUST
+from moslora.runs.origin import predecessor_of
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes
 from moslora.training.prepare import adapt, gather_inputs

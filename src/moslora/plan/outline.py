@@ -135,7 +135,7 @@ def outline(recipe: Recipe) -> Outline:
         lines.append("note: transformers computes this model; the times below are those of moslora's engine, too short")
     start = read_continued(recipe, fetching=False)
     if start is not None:
-        lines.append(f"continues {start.predecessor}")
+        lines.append(f"continues {start.predecessor.with_hash}")
     if data:
         lines += data.remarks()
         refuse_too_few_questions(training, data)

@@ -11,7 +11,7 @@ from moslora.compare.statistics import Floats
 from moslora.recipe import Recipe
 from moslora.runs.adapted_model import load_without_base
 from moslora.runs.adapter_folder import AdapterFolder
-from moslora.runs.lineage import CONTINUED_FROM
+from moslora.runs.origin import CONTINUED_FROM
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from moslora.console import note
 from moslora.errors import MosloraError, UsageError
 from moslora.files import sha256
 from moslora.recipe import Recipe
-from moslora.runs.lineage import Predecessor, predecessor_of, tasks_of_gate
 from moslora.runs.manifest import RECIPE, TRUST, WEIGHTS, read_manifest, written_recipe
+from moslora.runs.origin import Origin, predecessor_of, tasks_of_gate
 from moslora.runs.run import Run, run_of
 from moslora.tasks import INSTRUCTION
 
@@ -44,7 +44,7 @@ class AdapterFolder:
         return run_of(self.path)
 
     @property
-    def predecessor(self) -> Predecessor | None:
+    def predecessor(self) -> Origin | None:
         """The adapter that its run continued."""
         return predecessor_of(self.manifest)
 

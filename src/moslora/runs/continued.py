@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ from moslora.recipe import AdapterSection, ModelSection, PeftSection, Recipe
 from moslora.recipe.builtin import printable
 from moslora.recipe.yaml_text import render_inline
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.lineage import Predecessor
-from moslora.runs.origin import read_origin
+from moslora.runs.origin import Origin, origin_of
 from moslora.runs.peft_adapter import load_weights, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files, has_adapter_files
-from moslora.runs.predecessor import locate_predecessor, own_predecessor, peft_predecessor
+from moslora.runs.predecessor import locate_predecessor, origin_of_peft
 
 FREE = ("continue_from", "dropout", "trains")
 """Keys of an adapter's section that say nothing of its weights, and may have other values in a run that continues."""
@@ -38,7 +37,7 @@ class Continued:
     """
 
     path: Path
-    predecessor: Predecessor
+    predecessor: Origin
     state: Mapping[str, Tensor]
 
     def weights(self) -> Mapping[str, Tensor]:
@@ -46,7 +45,7 @@ class Continued:
         return self.state
 
 
-def read_continued(recipe: Recipe, *, begun_with: Predecessor | None = None, fetching: bool = True) -> Continued | None:
+def read_continued(recipe: Recipe, *, begun_with: Origin | None = None, fetching: bool = True) -> Continued | None:
     """The adapter that ``recipe`` continues; ``None`` if it starts at the base.
 
     Args:
@@ -66,7 +65,7 @@ def read_continued(recipe: Recipe, *, begun_with: Predecessor | None = None, fet
         continued = _of_peft(folder, recipe, fetching=fetching)
     else:
         continued = _own(folder, recipe, fetching=fetching)
-    if begun_with is not None and begun_with.sha256 != continued.predecessor.sha256:
+    if begun_with is not None and begun_with.adapter != continued.predecessor.adapter:
         raise UsageError(
             f"adapter.continue_from = {folder}: has other weights than the run began with; restore them, or start a new"
             " run with name=… or --out"
@@ -82,7 +81,7 @@ def _own(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
     if (fetching and not found) or _is_here(recipe.model):
         found += other_base(adapter.manifest["base"], recipe.model)
     _refuse_differences(folder, found)
-    return Continued(folder, own_predecessor(adapter), adapter.weights())
+    return Continued(folder, replace(origin_of(adapter), run=adapter.run.name, steps=None), adapter.weights())
 
 
 def _of_peft(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
@@ -91,19 +90,19 @@ def _of_peft(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
         state = _state_of_method(folder, recipe.adapter)
     else:
         state = _state_of_lora(folder, recipe.adapter)
-    origin = read_origin(folder)  # an export has the fingerprint of its base; of others only the name is known
+    origin = origin_of_peft(folder)  # an export has the fingerprint of its base; of others only the name is known
     config, _ = adapter_files(folder)
     model = recipe.model
     named = json.loads(config.read_bytes()).get("base_model_name_or_path")
-    if origin is None and named and named != model.name:
+    if not origin.fingerprint and named and named != model.name:
         note_once(
             f"{folder}: names {printable(str(named))} as its base, but continues over {model.name}; both must have the"
             " same weights"
         )
-    elif origin is not None and (fetching or _is_here(model)):
-        then = {"name": printable(origin.base), "fingerprint": origin.fingerprint}
+    elif origin.fingerprint and (fetching or _is_here(model)):
+        then = {"name": origin.base, "fingerprint": origin.fingerprint}
         _refuse_differences(folder, other_base(then, model))
-    return Continued(folder, peft_predecessor(folder), state)
+    return Continued(folder, origin, state)
 
 
 def _is_here(model: ModelSection) -> bool:

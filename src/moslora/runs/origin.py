@@ -1,16 +1,18 @@
-"""What a folder of weights was made of: ``origin.json`` beside them. Other readers of the folder ignore it.
+"""Where weights are from: of a folder made of an adapter, ``origin.json`` beside them; of a run that continued another
+adapter, a key of its manifests and of its ``run.json``.
 
-It has the run's name, the adapter's step and how many its run was to have, the adapter's hash, and the base as others
-know it, with its fingerprint. It names no path. Importing this does not load torch.
+Both name no path. Other readers of a folder ignore ``origin.json``. Importing this does not load torch.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.files import write_json
+from moslora.recipe.builtin import printable
 from moslora.runs.best import TRAINED_STEPS
 from moslora.runs.manifest import WEIGHTS
 from moslora.version import __version__
@@ -20,21 +22,41 @@ if TYPE_CHECKING:
 
 ORIGIN = "origin.json"
 
+CONTINUED_FROM = "continued_from"
+"""Key of the adapter that a run continued, in a manifest and in ``run.json``."""
+
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights are from."""
+    """An adapter that weights are from."""
 
-    run: str
-    step: int | None  # of the adapter; ``None`` for one that no training here has made
-    steps: int | None  # that its run was to have; ``None`` if not known, or if validations chose the step or the end
-    base: str  # its id on the hub, the built-in one's name, or the last part of a local path
-    fingerprint: str  # of the base
+    run: str  # its name; of an adapter of PEFT, of its folder
     adapter: str  # sha256 of its weights
+    step: int | None = None  # of the adapter; ``None`` for one that no training here has made
+    steps: int | None = None  # that its run was to have; ``None`` if not known, or if validations chose the step or end
+    base: str = ""  # its id on the hub, the built-in one's name, or the last part of a local path
+    fingerprint: str = ""  # of the base
+    gate_tasks: tuple[str, ...] = ()  # those whose embeddings its task gate had trained
+    continued_from: "Origin | None" = None  # the adapter that its run had continued
 
     @property
     def unfinished(self) -> bool:
         return self.step is not None and self.steps is not None and self.step < self.steps
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """JSON values for the manifests of a run that continues it, from which `predecessor_of` reads it back."""
+        before = self.continued_from.facts if self.continued_from else {CONTINUED_FROM: None}
+        known = {"sha256": self.adapter, "name": self.run, "steps": self.step, "gate_tasks": self.gate_tasks}
+        return {CONTINUED_FROM: known | before}
+
+    @property
+    def with_hash(self) -> str:
+        """In words, also what it was continued from."""
+        said = f"{self} (sha256 {self.adapter[:12]}…)"
+        if self.continued_from is not None:
+            said += f", which continued {self.continued_from.with_hash}"
+        return said
 
     def __str__(self) -> str:
         if self.step is None:
@@ -44,7 +66,7 @@ class Origin:
         return f"step {self.step:,} of {self.steps:,} of {self.run}"
 
 
-def origin_of(adapter: "AdapterFolder", *, base: str) -> Origin:
+def origin_of(adapter: "AdapterFolder", *, base: str = "") -> Origin:
     """What is made of ``adapter`` comes from there; ``base`` is its base's name to others."""
     manifest = adapter.manifest
     steps = adapter.run.facts.get("steps")
@@ -52,11 +74,13 @@ def origin_of(adapter: "AdapterFolder", *, base: str) -> Origin:
         steps = None
     return Origin(
         run=adapter.recipe.name,
+        adapter=manifest["sha256"][WEIGHTS],
         step=manifest.get("step"),
         steps=steps,
         base=base,
         fingerprint=manifest["base"]["fingerprint"],
-        adapter=manifest["sha256"][WEIGHTS],
+        gate_tasks=tuple(sorted(adapter.trained_tasks() or ())),
+        continued_from=adapter.predecessor,
     )
 
 
@@ -67,6 +91,25 @@ def write_origin(folder: Path, origin: Origin) -> None:
 def read_origin(folder: Path) -> Origin | None:
     """What ``folder`` says; ``None`` if it does not say it."""
     try:
-        return TypeAdapter(Origin).validate_json((folder / ORIGIN).read_bytes(), strict=True)
+        origin = TypeAdapter(Origin).validate_json((folder / ORIGIN).read_bytes(), strict=True)
     except (OSError, ValidationError):
         return None
+    return replace(origin, run=printable(origin.run), base=printable(origin.base))
+
+
+def predecessor_of(facts: Mapping[str, Any]) -> Origin | None:
+    """The adapter that a run continued, by its manifest or its ``run.json``; ``None`` if it continued none."""
+    known = facts.get(CONTINUED_FROM)
+    if known is None:
+        return None
+    gate_tasks = tuple(known["gate_tasks"])
+    return Origin(known["name"], known["sha256"], known["steps"], None, "", "", gate_tasks, predecessor_of(known))
+
+
+def tasks_of_gate(manifest: Mapping[str, Any]) -> list[str]:
+    """The tasks whose embeddings a task gate with this ``manifest`` has trained, also before it was continued."""
+    tasks = list(manifest["data"]["tasks"])
+    before = predecessor_of(manifest)
+    if before is not None:
+        tasks += before.gate_tasks
+    return list(dict.fromkeys(tasks))

@@ -4,16 +4,14 @@ Importing this does not load torch.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.files import sha256
-from moslora.recipe.builtin import printable
-from moslora.runs.adapter_folder import AdapterFolder
-from moslora.runs.lineage import Predecessor
 from moslora.runs.manifest import WEIGHTS, read_manifest
-from moslora.runs.origin import read_origin
+from moslora.runs.origin import Origin, read_origin
 from moslora.runs.peft_files import adapter_files, has_adapter_files, hub_hint
 from moslora.runs.run import locate_adapter, unfinished
 
@@ -37,24 +35,11 @@ def locate_predecessor(place: str) -> Path:
     return folder
 
 
-def own_predecessor(adapter: AdapterFolder) -> Predecessor:
-    """An adapter of ours."""
-    return Predecessor(
-        sha256=adapter.manifest["sha256"][WEIGHTS],
-        name=adapter.run.name,
-        steps=adapter.manifest.get("step"),
-        gate_tasks=tuple(sorted(adapter.trained_tasks() or ())),
-        continued_from=adapter.predecessor,
-    )
-
-
-def peft_predecessor(folder: Path) -> Predecessor:
-    """The adapter in PEFT's format in ``folder``; an export of a run says which run that was."""
+def origin_of_peft(folder: Path) -> Origin:
+    """Of the adapter in PEFT's format in ``folder``; an export of a run says which run that was."""
     _, weights = adapter_files(folder)
-    origin = read_origin(folder)
-    if origin is None:
-        return Predecessor(sha256(weights), folder.resolve().name)
-    return Predecessor(sha256(weights), printable(origin.run), origin.step)
+    origin = read_origin(folder) or Origin(folder.resolve().name, "")
+    return replace(origin, adapter=sha256(weights))
 
 
 def hash_of_predecessor(place: str | None) -> str | None:
@@ -63,6 +48,6 @@ def hash_of_predecessor(place: str | None) -> str | None:
         return None
     folder = locate_predecessor(place)
     if has_adapter_files(folder):
-        return peft_predecessor(folder).sha256
+        return origin_of_peft(folder).adapter
     digest: str = read_manifest(folder)["sha256"][WEIGHTS]
     return digest

@@ -31,8 +31,8 @@ from moslora.runs.adapted_model import save_adapter
 from moslora.runs.adapter_folder import ENGINE, AdapterFolder, changed_encoding, open_adapter
 from moslora.runs.best import BEST, TRAINED_STEPS, ending
 from moslora.runs.continued import Continued, read_continued
-from moslora.runs.lineage import Predecessor, predecessor_of
 from moslora.runs.manifest import WEIGHTS, read_manifest
+from moslora.runs.origin import Origin, predecessor_of
 from moslora.runs.resuming import newest_saved
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
@@ -77,7 +77,7 @@ def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
         if saved is None:
             start = read_continued(recipe, begun_with=predecessor_of(run.facts))
         if start is not None and start.predecessor is not None:
-            facts["the adapter that it continues"] = start.predecessor.sha256[:12]
+            facts["the adapter that it continues"] = start.predecessor.adapter[:12]
         then = f"resume: {run.resume_command}"
         if saved is not None and saved.path == run.result:
             with process_group(facts, then=then):
@@ -170,7 +170,7 @@ class Training:
     parts: Parts
     data: TrainingData
     validator: Validator
-    predecessor: Predecessor | None = None  # the adapter that it continues
+    predecessor: Origin | None = None  # the adapter that it continues
     writing: list[Future[None]] = field(default_factory=list)  # the checkpoint that is being saved
 
     def facts(self, *, steps: int) -> dict[str, Any]:
@@ -244,7 +244,7 @@ class Training:
                 contents.write_bytes(self.data.contents)
         lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         if self.predecessor is not None:
-            lines.append(f"continues {self.predecessor}")
+            lines.append(f"continues {self.predecessor.with_hash}")
         for line in (*lines, *self.data.remarks(), *self.validator.remarks()):
             say(line)
 
