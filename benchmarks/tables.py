@@ -2,8 +2,9 @@
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,28 @@ def spread(values: Sequence[float], *, digits: int = 2) -> str:
         return f"{values[0]:.{digits}f}"
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{median:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def ratios(values: Sequence[float], of: Sequence[float]) -> list[float]:
+    """Pair by pair."""
+    return [value / other for value, other in zip(values, of, strict=True)]
+
+
+def against_first(found: Mapping[str, Sequence[Mapping[str, Any]]], amount: float) -> dict[str, tuple[str, str, str]]:
+    """Of each contestant, whose processes took "seconds" for this ``amount``: how much a second; how many times as fast
+    the first is, round by round; and the share of the time that its products take, where they were timed."""
+    seconds = {who: [one["seconds"] for one in each] for who, each in found.items()}
+    ours = next(iter(found))
+    cells = {}
+    for who, each in found.items():
+        ours_is = ""
+        if who != ours:
+            ours_is = f"{spread(ratios(seconds[who], seconds[ours]))} ×"
+        products = ""
+        if each[0].get("products"):
+            products = f"{statistics.median(one['products'] / one['seconds'] for one in each):.0%}"
+        cells[who] = spread([amount / took for took in seconds[who]]), ours_is, products
+    return cells
 
 
 def markdown(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:

@@ -1,17 +1,10 @@
-"""Wall time of calls, in turns or in processes of their own, and a device's time by kernel."""
+"""Wall time of calls, alone or in turns, and a device's time by kernel."""
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import torch
-
-from benchmarks import ROOT
 
 PART = "part: "
 """What the names of parts begin with that `operations.Watched` gives to torch's profiler."""
@@ -45,25 +38,8 @@ def alternate(
         if number % 2 == 0:
             turns.reverse()
         for run, measured in turns:
-            took = seconds(run)
-            if number >= warmup:
-                measured.append(took)
-    return times
-
-
-def in_process(module: str, *arguments: str) -> dict[str, Any]:
-    """What ``python -m module arguments`` prints last, JSON: a process of its own for each measurement.
-
-    Raises:
-        RuntimeError: it failed; the end of what it said.
-    """
-    quiet = os.environ | {"TQDM_DISABLE": "1"}
-    command = [sys.executable, "-m", module, *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet, cwd=ROOT)
-    if ran.returncode:
-        raise RuntimeError(f"{module} {' '.join(arguments)}: {ran.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+            measured.append(seconds(run))
+    return times[0][warmup:], times[1][warmup:]
 
 
 def wait() -> None:
@@ -94,17 +70,12 @@ def kernels(work: Callable[[], object], parts: Counter[str] | None = None) -> li
     found = []
     for event in profiled.events() or []:
         on_host = event.device_type.name == "CPU"
+        took = event.device_time_total if on_gpu else event.cpu_time_total
         if event.name.startswith(PART):
             if on_host and parts is not None:
-                if on_gpu:
-                    took = event.device_time_total
-                else:
-                    took = event.cpu_time_total
                 parts[event.name.removeprefix(PART)] += took / 1e6
-        elif on_gpu and not on_host:
-            is_span = event.is_user_annotation  # over kernels
-            if not is_span:
-                found.append((event.name, event.device_time_total / 1e6))
         elif on_host and not on_gpu:
             found.append((event.name, event.self_cpu_time_total / 1e6))
+        elif on_gpu and not on_host and not event.is_user_annotation:  # which is a span over kernels
+            found.append((event.name, took / 1e6))
     return found

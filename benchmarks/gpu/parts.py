@@ -28,18 +28,17 @@ sys.path.append(str(ROOT / "tests" / "kits"))
 PACKAGES = ("transformers", "accelerate", "peft", "bitsandbytes", "liger_kernel", "triton", "flash_attn")
 FORMATS = {"choice": "label", "cloze": "cloze", "generate": "label"}
 
-if GPU:
-    MATRIX_SIZE = 8192  # of both factors of the large product
-    QUESTIONS = {"choice": 256, "cloze": 256, "generate": 64}  # of each set, by protocol
-    WRITTEN_TOKENS = 8  # in the part "latency"
-    ROUNDS = 5  # likewise
-    SHARDED_STEPS = 7  # the first warms up
-else:
-    MATRIX_SIZE = 512
-    QUESTIONS = {"choice": 4, "cloze": 4, "generate": 4}
-    WRITTEN_TOKENS = 2
-    ROUNDS = 1
-    SHARDED_STEPS = 3
+MATRIX_SIZE = 8192 if GPU else 512
+"""Of both factors of the large product."""
+
+QUESTIONS = {"choice": 256, "cloze": 256, "generate": 64} if GPU else dict.fromkeys(FORMATS, 4)
+"""Of each set, by protocol."""
+
+WRITTEN_TOKENS, ROUNDS = (8, 5) if GPU else (2, 1)
+"""In the part "latency"."""
+
+SHARDED_STEPS = 7 if GPU else 3
+"""Of which the first warms up."""
 
 
 def check(record: Record) -> None:
@@ -63,36 +62,22 @@ def check(record: Record) -> None:
 
 
 def first(record: Record) -> None:
-    """Versions, and whether Liger-Kernel works."""
-    record(**versions())
+    """Versions of Python, torch and the packages that compute, what the device is, and whether Liger-Kernel works."""
+    there = {one.name.replace("-", "_"): one.version for one in distributions()}
+    record(python=platform.python_version(), torch=torch.__version__, device=str(DEVICE), shapes=SIZES)
+    record(**{package: there.get(package) for package in PACKAGES})
+    if GPU:
+        about = torch.cuda.get_device_properties(0)
+        record(device=about.name, memory_gb=about.total_memory / 1e9, devices=torch.cuda.device_count())
+        record(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
     take_gpu()
     took = seconds(liger.fault)
     record(liger={"there": liger.there(), "fault": liger.fault(), "seconds": took})
 
 
-def versions() -> dict[str, Any]:
-    """Of Python, torch and the packages that compute, and what the device is."""
-    there = {one.name.replace("-", "_"): one.version for one in distributions()}
-    found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "device": "cpu"}
-    if GPU:
-        about = torch.cuda.get_device_properties(0)
-        found |= {
-            "device": about.name,
-            "memory_gb": about.total_memory / 1e9,
-            "devices": torch.cuda.device_count(),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-    for package in PACKAGES:
-        found[package] = there.get(package)
-    found["shapes"] = SIZES
-    return found
-
-
 def machine(record: Record) -> None:
     """The speed of a large product."""
-    a = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=DEVICE, dtype=torch.bfloat16)
-    b = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=DEVICE, dtype=torch.bfloat16)
+    a, b = torch.randn(2, MATRIX_SIZE, MATRIX_SIZE, device=DEVICE, dtype=torch.bfloat16)
     fastest = min(seconds(lambda: a @ b) for _ in range(12))
     record(matmul_tflops=2 * MATRIX_SIZE**3 / fastest / 1e12)
 
@@ -127,9 +112,8 @@ def tests(record: Record, *files: str) -> None:
         files = (f"{ROOT}/tests/end_to_end/test_gpu.py", *kernels)
     options = ["-q", "-m", "gpu", f"-n{workers}", "-p", "no:cacheprovider"]
     code = pytest.main([*options, *files], plugins=[Results(record)])
-    if code == pytest.ExitCode.TESTS_FAILED:  # what failed is written down
-        sys.exit(0)
-    sys.exit(int(code))
+    if code != pytest.ExitCode.TESTS_FAILED:  # what failed is written down
+        sys.exit(int(code))
 
 
 def memory(record: Record) -> None:
@@ -206,9 +190,7 @@ def sharded(record: Record) -> None:
     import torch.distributed as dist
 
     if not launched():
-        processes = 2
-        if GPU:
-            processes = torch.cuda.device_count()
+        processes = torch.cuda.device_count() if GPU else 2
         if processes == 1:
             record(skipped="one GPU")
             return

@@ -6,17 +6,16 @@ every shape of a batch has been seen.
 
 import importlib.util
 import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.operations import ACHIEVED, DEVICES, PARTS, Device, Ledger, Watched, estimate
-from benchmarks.speed.contestants import our_step, padded, trainer_settings, with_lora
+from benchmarks.speed.contestants import after_steps, our_step, padded, trainer, with_lora
 from benchmarks.timing import kernels, reset_peak, wait
 from moslora.adapters import inject
 from moslora.base.engine import use_own_modules
@@ -37,16 +36,10 @@ TINY = {
 ROWS = 16
 """Rows of a step."""
 
-if GPU:
-    DEVICE = torch.device("cuda", local_rank())
-    SIZES: dict[str, Any] = SHAPES["Meta-Llama-3-8B"]
-    STEPS = 30  # that are timed
-    EVERY = 10  # steps after which the rates so far are written down
-else:
-    DEVICE = torch.device("cpu")
-    SIZES = TINY
-    STEPS = 2
-    EVERY = 2
+DEVICE = torch.device("cuda", local_rank()) if GPU else torch.device("cpu")
+SIZES: dict[str, Any] = SHAPES["Meta-Llama-3-8B"] if GPU else TINY
+STEPS, EVERY = (30, 10) if GPU else (2, 2)
+"""Steps that are timed, and after how many of them the rates so far are written down."""
 
 Record = Callable[..., None]  # writes down what a part has found, by name
 
@@ -97,7 +90,7 @@ class Stopwatch:
 
     def step_ended(self) -> None:
         self.steps += 1
-        if self.steps < 0 or self.steps % EVERY or self.steps > len(self.tokens):
+        if self.steps not in range(0, len(self.tokens) + 1, EVERY):
             return
         wait()
         if not self.steps:
@@ -117,28 +110,23 @@ class Stopwatch:
     def one_more(self, step: Callable[[], object], model: Any = None) -> None:
         """What the device did in a step: less than it took where the host is too slow. For a ``model`` whose operations
         torch sees, by part, beside the ESTIMATE of `operations.py`; the device's name decides for which device."""
-        seconds_of_parts = Counter[str]()
-        watching: AbstractContextManager[Any] = nullcontext()
-        if model is not None:
-            watching = Watched(Ledger(model))
-        with watching as seen:
-            times = [took for _, took in kernels(step, seconds_of_parts)]
+        if model is None:
+            times = [took for _, took in kernels(step)]
+            self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
+            return
+        of_parts = Counter[str]()
+        with Watched(Ledger(model)) as seen:
+            times = [took for _, took in kernels(step, of_parts)]
         self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
-        if model is not None:
-            self._record_parts(seen.ledger, seconds_of_parts, kernel_seconds=sum(times))
-
-    def _record_parts(self, seen: Ledger, seconds_of_parts: Counter[str], *, kernel_seconds: float) -> None:
-        if not any(seconds_of_parts.values()):
+        if not any(of_parts.values()):
             raise RuntimeError("torch's profiler has recorded no part of the step")
-        ends = [estimate(seen, this_device(), achieved, tokens=1)["parts"] for achieved in ACHIEVED]
+        ends = [estimate(seen.ledger, this_device(), achieved, tokens=1)["parts"] for achieved in ACHIEVED]
         parts = {}
         for part in PARTS:
-            parts[part] = {
-                "ms": seconds_of_parts[part] * 1e3,
-                "launches": ends[0][part]["launches"],
-                "estimate_ms": [end[part]["ms"] for end in ends],
-            }
-        self.record(parts=parts, share_of_kernels_in_parts=sum(seconds_of_parts.values()) / kernel_seconds)
+            milliseconds = [end[part]["ms"] for end in ends]
+            launches = ends[0][part]["launches"]
+            parts[part] = {"ms": of_parts[part] * 1e3, "launches": launches, "estimate_ms": milliseconds}
+        self.record(parts=parts, share_of_kernels_in_parts=sum(of_parts.values()) / sum(times))
 
 
 def this_device() -> Device:
@@ -164,11 +152,8 @@ def ours(record: Record) -> None:
 
 def compile_layers(model: Any) -> None:
     """One by one: all are alike, so that the first is compiled for all."""
-    backend = "eager"
-    if GPU:
-        backend = "inductor"
     for layer in model.get_base_model().model.layers:
-        layer.compile(dynamic=True, backend=backend)
+        layer.compile(dynamic=True, backend="inductor" if GPU else "eager")
 
 
 def all_steps(*, by_length: bool) -> list[list[Encoded]]:
@@ -186,41 +171,33 @@ def all_steps(*, by_length: bool) -> list[list[Encoded]]:
 
 def peft(record: Record, how: str) -> None:
     """By "rows", "length", "packed", "liger" or "compile", as in runner.py."""
-    from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
+    from transformers import DataCollatorWithFlattening
 
-    if how == "liger" and not GPU:
-        record(skipped="liger-kernel has no kernels for a CPU")
-        return
-    if how == "liger" and not importlib.util.find_spec("liger_kernel"):
-        record(skipped="liger-kernel is not there")
+    if how == "liger" and not (GPU and importlib.util.find_spec("liger_kernel")):
+        record(skipped="liger-kernel is not there, or has no kernels for a CPU")
         return
     recipe = load_recipe("llama3-8b")
     model = with_lora(random_model(), recipe.adapter)
     if how == "compile":
         compile_layers(model)
     steps = all_steps(by_length=how not in ("rows", "packed"))
+    training = trainer(
+        model,
+        recipe.training,
+        list(chain.from_iterable(steps)),
+        DataCollatorWithFlattening() if how == "packed" else padded,
+        micro_batch=ROWS,
+        each=ROWS,
+        train_sampling_strategy="sequential",
+        max_steps=2 * STEPS,
+        use_liger_kernel=how == "liger",
+        accelerator_config={"non_blocking": True},
+        logging_steps=10 * STEPS,
+        logging_nan_inf_filter=False,  # for which the host would wait for the device in every step
+    )
     watch = Stopwatch(record, [sum(lengths(rows)) for rows in steps])
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **options: Any) -> None:
-            watch.step_ended()
-
-    with tempfile.TemporaryDirectory() as folder:
-        settings = trainer_settings(recipe.training, rows=ROWS, micro_batch=ROWS, train_sampling_strategy="sequential")
-        settings |= {"max_steps": 2 * STEPS, "use_liger_kernel": how == "liger"}
-        # By default the host waits for the device in every step.
-        settings |= {"logging_steps": 10 * STEPS, "logging_nan_inf_filter": False}
-        arguments = TrainingArguments(output_dir=folder, accelerator_config={"non_blocking": True}, **settings)
-        data = []
-        for rows in steps:
-            data += [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
-        collate: Any = padded
-        if how == "packed":
-            collate = DataCollatorWithFlattening()
-        trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()])
-        trainer.train()
-        arguments.max_steps = 1
-        if how in ("rows", "length", "packed"):  # torch sees all operations
-            watch.one_more(trainer.train, model)
-        else:
-            watch.one_more(trainer.train)
+    after_steps(training, watch.step_ended)
+    training.train()
+    training.args.max_steps = 1
+    watched = model if how in ("rows", "length", "packed") else None  # torch does not see all operations of the others
+    watch.one_more(training.train, watched)

@@ -1,24 +1,20 @@
 """An ESTIMATE of a training step on a GPU, made without one; `benchmarks/gpu/operations.py` says how.
 
     python -m benchmarks.gpu.roofline                # writes the table of docs/speed.md
-    python -m benchmarks.gpu.roofline --out FILE     # FILE.txt, with the launches of a decoder layer, and FILE.json
+    python -m benchmarks.gpu.roofline --rows 2       # prints those of smaller steps
     python -m benchmarks.gpu.roofline --host         # measures the host's time of a step on this CPU
 
 The real step runs on the pretend accelerator of `tests/kits/pretend_kit.py` with tensors that hold no data:
 LLaMA-3-8B's shapes, 16 rows of about 110 tokens, recipe `llama3-8b`; forward, backward, clip, update. Contestants are
-our loop with Liger-Kernel, without dropout, and with torch alone, and PEFT's LoRA as the Trainer of transformers
+our loop with Liger-Kernel and with torch alone, and PEFT's LoRA as the Trainer of transformers
 computes it by default: all rows at once, padded on the right.
 """
 
-import argparse
-import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,14 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import DOCS, ROOT
-from benchmarks.gpu.operations import ACHIEVED, DEVICES, OUTPUT, REST, UPDATE, Ledger, estimate
+from benchmarks.commands import command
+from benchmarks.gpu.operations import ACHIEVED, DEVICES, Ledger, estimate
 from benchmarks.gpu.race import ROWS, adapted, lengths, random_model, step_rows
-from benchmarks.speed.contestants import our_parts, padded, with_lora
+from benchmarks.speed.contestants import features, our_parts, padded, with_lora
 from benchmarks.tables import machine, markdown, publish, spread
+from benchmarks.timing import seconds
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
 from moslora.kernels import liger
+from moslora.processes.devices import keep_freed_memory
 from moslora.recipe import load_recipe
 
 sys.path.append(str(ROOT / "tests" / "kits"))
@@ -47,23 +46,21 @@ STEP = 8
 Made = tuple[nn.Module, Callable[[int], Any]]  # a model, and so many steps of training it
 
 
-def ours(override: str, rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any]) -> Made:
+def ours(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any]) -> Made:
     """By `moslora.training.loop.train`."""
     from moslora.training.loop import train
 
-    recipe, model = adapted(override, on=on, sizes=sizes)
+    recipe, model = adapted("adapter.dropout=0.05", on=on, sizes=sizes)
     parts = replace(our_parts(model, recipe.training), rows=rows)
 
-    def nothing(*_: Any, **__: Any) -> None:
-        """Reports and checkpoints go nowhere."""
-
-    def never(*_: int) -> bool:
+    def nothing(*_: Any, **__: Any) -> bool:
+        """Reports and checkpoints go nowhere; no validation, and no stop."""
         return False
 
     def steps(count: int) -> None:
         plan = StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=None, max_steps=count, seed=0)
-        planned = replace(parts, plan=plan)
-        train(planned, first_step=0, report=nothing, checkpoint=nothing, validate=never, stop_requested=never)
+        told: dict[str, Any] = dict.fromkeys(("report", "checkpoint", "validate", "stop_requested"), nothing)
+        train(replace(parts, plan=plan), first_step=0, **told)
 
     return model, steps
 
@@ -77,7 +74,7 @@ def peft(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any])
     model.config.use_cache = False
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     prepared, optimizer = accelerate.prepare(model, torch.optim.AdamW(learned, fused=True, weight_decay=0))
-    batch = padded([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    batch = padded(features(rows))
     batch["num_items_in_batch"] = torch.tensor(sum(len(row.labels) - 1 for row in rows))
     if on != CPU:
         batch = {key: value.pin_memory() for key, value in batch.items()}
@@ -94,9 +91,8 @@ def peft(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any])
 
 
 CONTESTANTS: dict[str, Callable[..., Made]] = {
-    "moslora": partial(ours, "adapter.dropout=0.05"),
-    "moslora:no dropout": partial(ours, "adapter.dropout=0"),
-    "moslora:torch": partial(ours, "adapter.dropout=0.05"),
+    "moslora": ours,
+    "moslora:torch": ours,
     "peft": peft,
 }
 
@@ -127,53 +123,33 @@ def pretended(contestant: str, sizes: Mapping[str, Any], count: int) -> Ledger:
     return seen
 
 
-def by_layer(seen: Ledger, layers: int) -> list[tuple[str, str, str, float]]:
-    """Launches of a decoder layer by phase, part and operation."""
-    within = [one for one in seen.done if one.part not in (OUTPUT, UPDATE, REST)]
-    counts = Counter((one.phase, one.part, one.name) for one in within)
-    return [(phase, part, name, count / layers) for (phase, part, name), count in sorted(counts.items())]
+def estimated(contestant: str, layers: int, count: int) -> dict[str, list[dict[str, Any]]]:
+    """Device -> the fast and the slow end of the estimate of a step of ``count`` rows."""
+    sizes = LLAMA | {"num_hidden_layers": layers}
+    seen = pretended(contestant, sizes, count)
+    tokens = sum(lengths(step_rows(STEP, sizes["vocab_size"])[:count]))
+    host_time = HOST * layers / LLAMA["num_hidden_layers"]
+    found = {}
+    for name, device in DEVICES.items():
+        found[name] = [estimate(seen, device, achieved, tokens=tokens, host=host_time) for achieved in ACHIEVED]
+    return found
 
 
 Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 """Contestant and device -> the fast and the slow end of its estimate."""
 
 
-def tables(results: Results) -> str:
-    """The steps on all devices, and the parts on the first."""
-    devices = list(next(iter(results.values())))
-    steps = table_of_steps(results, devices)
-    parts = table_of_parts(results, devices[0])
-    return f"{markdown(steps, numbers=True)}\n\n{markdown(parts, numbers=True)}"
-
-
-def table_of_steps(results: Results, devices: Sequence[str]) -> list[list[str]]:
-    columns = {"device, ms": "device_ms", "host, ms": "host_ms", "floor, ms": "floor_ms", "step, ms": "step_ms"}
-    table = [["ESTIMATE", "", "launches", "waits", *columns, "tokens/s", "of the peak"]]
-    for device in devices:
+def table_of_steps(results: Results) -> list[list[str]]:
+    times = ("device", "host", "floor", "step")
+    table = [["ESTIMATE", "", "launches", "waits", *(f"{time}, ms" for time in times), "tokens/s", "of the peak"]]
+    for device in DEVICES:
         for name, by_device in results.items():
             ends = by_device[device]
-            table.append(
-                [
-                    device,
-                    name,
-                    f"{ends[0]['parts']['step']['launches']:,}",
-                    f"{ends[0]['waits']}",
-                    *(between([end[key] for end in ends], ".0f") for key in columns.values()),
-                    between([end["tokens_per_second"] for end in ends], ",.0f"),
-                    between([end["share_of_peak"] for end in ends], ".0%"),
-                ]
-            )
-    return table
-
-
-def table_of_parts(results: Results, device: str) -> list[list[str]]:
-    """All of the first contestant's, and the times of the others'."""
-    first, *others = results
-    parts_of = {name: [end["parts"] for end in by_device[device]] for name, by_device in results.items()}
-    table = [[f"ESTIMATE, {device}", f"{first}: launches", "GB", "TFLOP", "ms", *(f"{name}: ms" for name in others)]]
-    for part, row in parts_of[first][0].items():
-        times = [between([end[part]["ms"] for end in ends], ".1f") for ends in parts_of.values()]
-        table.append([part, f"{row['launches']:,}", f"{row['GB']:.1f}", f"{row['TFLOP']:.1f}", *times])
+            row = [device, name, f"{ends[0]['parts']['step']['launches']:,}", f"{ends[0]['waits']}"]
+            row += [between([end[f"{time}_ms"] for end in ends], ".0f") for time in times]
+            row.append(between([end["tokens_per_second"] for end in ends], ",.0f"))
+            row.append(between([end["share_of_peak"] for end in ends], ".0%"))
+            table.append(row)
     return table
 
 
@@ -192,13 +168,8 @@ class _OneKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        gradients: list[Tensor | None] = []
-        for x, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True):
-            if wanted:
-                gradients.append(torch.zeros_like(x))
-            else:
-                gradients.append(None)
-        return tuple(gradients)
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True)
+        return tuple(torch.zeros_like(x) if needed else None for x, needed in wanted)
 
 
 def one_kernel(*arguments: Any, **options: Any) -> Tensor:
@@ -216,9 +187,11 @@ NARROW = LLAMA | {
 """Sizes of a model whose products take no time."""
 
 
-def host(repetitions: int) -> None:
+def measure_host(repetitions: int) -> None:
     """Prints the host's time of a step on a core of this CPU: of steps with 32 layers so narrow, and rows so short,
     that products take no time. Times are the process's own, as others may use the machine."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
     long_rows = step_rows(STEP, NARROW["vocab_size"])
     rows = [replace(row, input_ids=row.input_ids[:2], labels=row.labels[:2]) for row in long_rows]
     take_branches_of_gpu()
@@ -228,13 +201,11 @@ def host(repetitions: int) -> None:
         _, steps[name] = made(name, rows, on=CPU, sizes=NARROW)
         steps[name](1)
     for turn in range(repetitions):
-        contestants = sorted(took)
-        if turn % 2:
-            contestants.reverse()
-        for name in contestants:
-            took[name].append(own_seconds(partial(steps[name], 2)) / 2)
-    for name, seconds in took.items():
-        print(f"{name}: {spread([1e3 * one for one in seconds])} ms a step")
+        for name in sorted(took, reverse=turn % 2 == 1):
+            took[name].append(1e3 * seconds(partial(steps[name], 2), time.process_time) / 2)
+    for name, milliseconds in took.items():
+        print(f"{name}: {spread(milliseconds)} ms a step")
+    print(machine())
 
 
 def take_branches_of_gpu() -> None:
@@ -247,8 +218,8 @@ def take_branches_of_gpu() -> None:
         setattr(sys.modules[f"moslora.kernels.{module}"], asks, lambda _: True)
     dropout: Any = Dropout
     dropout.kernel = staticmethod(lambda *_: WITHIN)
-    loaded: list[tuple[str, Any]] = list(sys.modules.items())
-    for name, module in loaded:
+    loaded: dict[str, Any] = dict(sys.modules)
+    for name, module in loaded.items():
         if name.startswith("moslora.kernels.") and hasattr(module, "kernel"):
             module.kernel = partial(chosen_as_on_gpu, module.kernel)
     functional.rms_norm = one_kernel
@@ -280,61 +251,16 @@ def chosen_as_on_gpu(kernel: Callable[..., str], _: torch.device, *others: Any) 
     return kernel(torch.device("cuda"), *others)
 
 
-def own_seconds(work: Callable[[], Any]) -> float:
-    """Time of this process alone."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
-    parser.add_argument("--devices", nargs="+", default=list(DEVICES), choices=list(DEVICES))
-    parser.add_argument("--layers", type=int, default=LLAMA["num_hidden_layers"])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--rows", type=int, default=ROWS, help="of a step on a device (%(default)s)")
-    parser.add_argument("--host", action="store_true")
-    parser.add_argument("--repetitions", type=int, default=9, help="of what is measured (%(default)s)")
-    options = parser.parse_args(arguments)
-    if options.host:
-        torch.set_num_threads(1)
-        host(options.repetitions)
-        print(machine())
+def main(
+    *, contestants: tuple[str, ...] = tuple(CONTESTANTS), rows: int = ROWS, host: bool = False, repetitions: int = 9
+) -> None:
+    if host:
+        measure_host(repetitions)
         return
-    sizes = LLAMA | {"num_hidden_layers": options.layers}
-    tokens = sum(lengths(step_rows(STEP, sizes["vocab_size"])[: options.rows]))
-    results: dict[str, dict[str, Any]] = {}
-    layers = {}
-    for name in options.contestants:
-        seen = pretended(name, sizes, options.rows)
-        layers[name] = by_layer(seen, options.layers)
-        host_time = HOST * options.layers / LLAMA["num_hidden_layers"]
-        results[name] = {}
-        for device in options.devices:
-            estimated = partial(estimate, seen, DEVICES[device], tokens=tokens, host=host_time)
-            results[name][device] = [estimated(achieved) for achieved in ACHIEVED]
-    if not options.out:
-        steps = table_of_steps(results, options.devices)
-        publish(markdown(steps, numbers=True), DOCS / "speed.md", "roofline table", print_only=False)
-        return
-    assumed = [asdict(achieved) for achieved in ACHIEVED]
-    document = {"tokens": tokens, "achieved": assumed, "contestants": results, "launches_per_layer": layers}
-    write_results(document, options.out)
-
-
-def write_results(document: Mapping[str, Any], out: Path) -> None:
-    """Writes the tables with the launches of a layer, and all of ``document``."""
-    text = tables(document["contestants"])
-    print(text)
-    lines = [text, ""]
-    for contestant, rows in document["launches_per_layer"].items():
-        for phase, part, name, count in rows:
-            lines.append(f"{contestant} {count:6.2f} a layer  {phase} {part} {name}")
-    lines.append("")
-    out.with_suffix(".txt").write_text("\n".join(lines), encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    results = {name: estimated(name, LLAMA["num_hidden_layers"], rows) for name in contestants}
+    table = markdown(table_of_steps(results), numbers=True)
+    publish(table, DOCS / "speed.md", "roofline table", print_only=rows != ROWS)
 
 
 if __name__ == "__main__":
-    main()
+    command(main, estimated, contestants=CONTESTANTS)

@@ -32,7 +32,6 @@ Into the folder OUT, or the current one:
                   "ours_is" are our rows per second over each contestant's
 """
 
-import argparse
 import json
 import os
 import signal
@@ -47,6 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.commands import command
 
 LIMITS = {
     "check": 75,
@@ -82,10 +82,9 @@ def run_part(command: Sequence[str], *, until: float, log: Path, environment: Ma
         process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
     found: dict[str, Any] = {}
     try:
-        code = process.wait(until - began)
-        if code:
+        if process.wait(until - began):
             printed = log.read_bytes()[at:].decode(errors="replace")
-            found["error"] = f"exit code {code}: {printed[-1500:]}"
+            found["error"] = f"exit code {process.returncode}: {printed[-1500:]}"
     except subprocess.TimeoutExpired:
         found["limit"] = round(until - began, 1)
     finally:
@@ -123,10 +122,8 @@ def findings(records: Path, part: str) -> dict[str, Any]:
 def ratios(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Rows per second of ours over those of each contestant."""
     speeds = {name: part["rows_per_second"] for name, part in parts.items() if "rows_per_second" in part}
-    if "ours" not in speeds:
-        return {}
-    peers = {name: speed for name, speed in speeds.items() if name.startswith("peft")}
-    return {name: round(speeds["ours"] / speed, 3) for name, speed in peers.items()}
+    ours = speeds.pop("ours", None)
+    return {name: round(ours / speed, 3) for name, speed in speeds.items()} if ours else {}
 
 
 def beside(found: Mapping[str, Any]) -> str:
@@ -138,13 +135,12 @@ def beside(found: Mapping[str, Any]) -> str:
     return lines
 
 
-def shared_environment(scratch: str, *, dry_run: bool) -> dict[str, str]:
-    """Of all parts: ours, the wheels' packages in ``scratch``, a home there, nothing from the network, no progress."""
-    path = [f"{ROOT}/src", f"{scratch}/packages"]
-    if os.environ.get("PYTHONPATH"):
-        path.append(os.environ["PYTHONPATH"])
+def environment_of(part: str, scratch: str, *, dry_run: bool) -> dict[str, str]:
+    """Our packages, the wheels' in ``scratch`` and a home there; nothing from the network, and no progress. The first
+    device alone, of which the Trainer would use all, unless the part is for several."""
+    path = [f"{ROOT}/src", f"{scratch}/packages", os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "HF_HUB_OFFLINE": "1",
         "MOSLORA_HOME": f"{scratch}/home",
         "PYTHONUNBUFFERED": "1",
@@ -152,17 +148,10 @@ def shared_environment(scratch: str, *, dry_run: bool) -> dict[str, str]:
     }
     if "PYTORCH_CUDA_ALLOC_CONF" not in environment:  # as the command does: steps of many sizes leave gaps
         environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if part != "sharded":
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if dry_run:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MOSLORA_GPU_DRY_RUN": "1"}
-    return environment
-
-
-def environment_of(part: str, shared: Mapping[str, str]) -> dict[str, str]:
-    """With the first device alone, of which the Trainer would use all, unless the part is for several."""
-    environment = dict(shared)
-    if part != "sharded":
-        devices = shared.get("CUDA_VISIBLE_DEVICES", "0")
-        environment["CUDA_VISIBLE_DEVICES"] = devices.split(",")[0]
     return environment
 
 
@@ -174,21 +163,17 @@ def run_parts(chosen: Sequence[str], *, wheels: Path, out: Path, dry_run: bool) 
     for file in (records, log, summary):
         file.unlink(missing_ok=True)
     parts: dict[str, dict[str, Any]] = {}
-    began = time.monotonic()
-    until = began
+    began = until = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="moslora-gpu-") as scratch:
         carried = sorted(wheels.glob("*.whl"))
         for wheel in carried:
             zipfile.ZipFile(wheel).extractall(f"{scratch}/packages")
         result: dict[str, Any] = {"wheels": [wheel.name for wheel in carried], "parts": parts}
-        shared = shared_environment(scratch, dry_run=dry_run)
         for part in chosen:
-            limit = LIMITS[part]
-            if dry_run:
-                limit *= 3
-            until += limit
+            until += 3 * LIMITS[part] if dry_run else LIMITS[part]
             command = [sys.executable, "-m", "benchmarks.gpu.parts", part, str(records)]
-            ended = run_part(command, until=until, log=log, environment=environment_of(part, shared))
+            environment = environment_of(part, scratch, dry_run=dry_run)
+            ended = run_part(command, until=until, log=log, environment=environment)
             found = findings(records, part) | ended
             parts[part] = found
             result |= {"seconds": round(time.monotonic() - began, 1), "ours_is": ratios(parts)}
@@ -199,23 +184,14 @@ def run_parts(chosen: Sequence[str], *, wheels: Path, out: Path, dry_run: bool) 
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="with a tiny model on the CPU")
-    parser.add_argument("--only", nargs="+", default=[], choices=list(LIMITS), help="these parts")
-    parser.add_argument("--wheels", type=Path, default=ROOT / "wheels", help="folder of wheels (%(default)s)")
-    options = parser.parse_args(arguments)
+def main(*, dry_run: bool = False, only: tuple[str, ...] = (), wheels: Path = ROOT / "wheels") -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the part that runs
-    chosen = list(LIMITS)
-    if options.only:
-        chosen = options.only
-    elif not options.dry_run:
-        chosen.remove("sharded")
+    chosen = only or [part for part in LIMITS if dry_run or part != "sharded"]
     out = Path(os.environ.get("OUT", ".")).resolve()
-    result = run_parts(chosen, wheels=options.wheels, out=out, dry_run=options.dry_run)
+    result = run_parts(chosen, wheels=wheels, out=out, dry_run=dry_run)
     print(f"{out / 'gpu.json'}: {result['seconds']} s, ours is {result['ours_is']}")
     return int(any("error" in part or part.get("failed") for part in result["parts"].values()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main, only=LIMITS)

@@ -1,6 +1,7 @@
-"""A training step of this program, and of PEFT's LoRA under the Trainer of transformers."""
+"""A training step of this program, PEFT's LoRA under the Trainer of transformers, and lm-eval's model."""
 
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -16,13 +17,12 @@ def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "
 
     from moslora.data.prepared import RowTable
     from moslora.data.steps import default_micro_batch_tokens
-    from moslora.processes.devices import gpus, keep_freed_memory
+    from moslora.processes.devices import gpus
     from moslora.training.loop import Parts
     from moslora.training.objective import LabelLoss
     from moslora.training.optimizer import build_optimizer
     from moslora.training.prepare import distribute
 
-    keep_freed_memory()  # as a training does
     accelerator = Accelerator(mixed_precision="no", cpu=not gpus())
     return Parts(
         accelerator=accelerator,
@@ -41,9 +41,11 @@ def our_step(
     model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp"
 ) -> Callable[[Sequence[Any]], float]:
     """One step of our loop: from its rows, encoded, to this process's share of its loss."""
+    from moslora.processes.devices import keep_freed_memory
     from moslora.training.loop import accumulate
     from moslora.training.optimizer import update
 
+    keep_freed_memory()  # as a training does
     parts = our_parts(model, training, strategy=strategy)
 
     def step(rows: Sequence[Any]) -> float:
@@ -81,19 +83,47 @@ def with_lora(model: Any, adapter: Any) -> Any:
     return get_peft_model(model, config)
 
 
-def trainer_settings(training: Any, *, rows: int, micro_batch: int, **others: Any) -> dict[str, Any]:
-    """Of `transformers.TrainingArguments`, for steps of so many ``rows``, without logs and checkpoints."""
-    return {
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": rows // micro_batch,
-        "learning_rate": training.learning_rate,
-        "bf16": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
+def trainer(
+    model: Any, training: Any, rows: Sequence[Any], collate: Any, *, micro_batch: int, each: int, **others: Any
+) -> Any:
+    """The Trainer of transformers over encoded rows, ``each`` in a step, without logs and checkpoints.
+
+    Args:
+        model: with what is trained.
+        training: the recipe's section.
+        others: of `transformers.TrainingArguments`.
+    """
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=tempfile.gettempdir(),  # nothing is written
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=each // micro_batch,
+        learning_rate=training.learning_rate,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
         **others,
-    }
+    )
+    return Trainer(model=model, args=arguments, train_dataset=features(rows), data_collator=collate)
+
+
+def after_steps(trainer: Any, call: Callable[[], object]) -> None:
+    """Has the Trainer call this at the end of each step."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            call()
+
+    trainer.add_callback(Clock())
+
+
+def features(rows: Sequence[Any]) -> list[dict[str, list[int]]]:
+    """Encoded rows as the Trainer takes them."""
+    return [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
 
 
 def padded(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -106,3 +136,27 @@ def padded(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         rows = [row[key] + [fill] * (length - len(row[key])) for row in batch]
         found[key] = torch.tensor(rows)
     return found
+
+
+def lm_eval(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's ``hf`` model, which calls transformers' own."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def requests(kind: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What lm-eval's models are asked."""
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, doc={}, arguments=each, idx=number) for number, each in enumerate(arguments)]
+
+
+def loglikelihoods(examples: Sequence[Any]) -> list[Any]:
+    """The requests for each option of each question, as cloze."""
+    from moslora.prompts.formats import FORMATS
+
+    asked = []
+    for example in examples:
+        asked += [(option.prompt, option.answer) for option in FORMATS["cloze"].options(example)]
+    return requests("loglikelihood", asked)

