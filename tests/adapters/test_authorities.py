@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moslora.adapters import AdapterLinear, build_mixer, fold, inject, named_adapters
+from moslora.adapters import AdapterLinear, build_mixer, inject, named_adapters
 from moslora.kernels.dropout import Dropout
 from moslora.recipe import TrainingSection
 from moslora.training.optimizer import build_optimizer
@@ -61,6 +61,7 @@ VARIANTS = {
     "rslora": ({"scaling": "rslora", "alpha": 4}, {"use_rslora": True, "lora_alpha": 4}),
     "dora": ({"dora": True}, {"use_dora": True}),
     "pissa": ({"start": "pissa"}, {"init_lora_weights": "pissa"}),
+    "lora-fa": ({"trains": "b"}, {}),
     "pissa-dora-rslora": (
         {"start": "pissa", "dora": True, "scaling": "rslora", "alpha": 4},
         {"init_lora_weights": "pissa", "use_dora": True, "use_rslora": True, "lora_alpha": 4},
@@ -70,7 +71,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_identity_is_stock_peft(variant: str) -> None:
-    """Start, forward, gradients and ten AdamW steps, float32, dropout 0."""
+    """Start, forward, gradients and ten AdamW steps, float32, dropout 0; LoRA-FA's A, which is frozen, keeps its bits."""
     mine_is, theirs_is = VARIANTS[variant]
     ours = adapted_llama({"kind": "identity"}, target_modules=PROJECTIONS, **mine_is)
     theirs, pairs = stock_twin(ours, tiny_llama(), **theirs_is)
@@ -93,17 +94,20 @@ def test_identity_is_stock_peft(variant: str) -> None:
     assert not torch.allclose(ours(ids).logits, tiny_llama()(ids).logits, atol=0.1)
     language_loss(ours, ids)().backward()
     language_loss(theirs, ids)().backward()
-    for mine, other in pairs:
+    learned = [pair for pair in pairs if pair[0].requires_grad]
+    assert len(learned) == len(pairs) // (1 + (variant == "lora-fa"))
+    for mine, other in learned:
         assert mine.grad.any()
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
     start = [mine.detach().clone() for mine, _ in pairs]
-    losses = train(ours, [mine for mine, _ in pairs], language_loss(ours, ids))
-    expected = train(theirs, [other for _, other in pairs], language_loss(theirs, ids))
+    losses = train(ours, [mine for mine, _ in learned], language_loss(ours, ids))
+    expected = train(theirs, [other for _, other in learned], language_loss(theirs, ids))
     assert losses == pytest.approx(expected, rel=1e-5)
     assert losses[-1] < losses[0] - 0.1
     for (mine, other), first in zip(pairs, start, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=5e-5)
-        assert (mine - first).abs().max() > 1e-2
+        moved = (mine - first).abs().max().item()
+        assert moved > 1e-2 if mine.requires_grad else moved == 0
 
 
 def test_a_rate_of_its_own_for_b_is_stock_peft_lora_plus() -> None:
@@ -159,23 +163,6 @@ def test_dora_with_bias_and_dropout_in_training_is_stock_peft(monkeypatch: pytes
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(ours(x), outputs[0])  # another mask
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
-
-
-def test_dora_with_a_mixer_is_stock_peft_dora_of_the_folded_pair() -> None:
-    ours = two_layers()
-    theirs = two_layers()
-    inject(ours, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["0", "2"], dora=True)
-    perturb((p for p in ours.parameters() if p.requires_grad), size=0.3)
-    theirs, pairs = stock_twin(ours, theirs, use_dora=True)
-    values = []
-    for _, layer in named_adapters(ours):
-        pair = fold(layer)
-        values += [pair.a, pair.b, pair.magnitude]
-    for (_, other), value in zip(pairs, values, strict=True):
-        other.data.copy_(value)
-    x = torch.randn(20, 12)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(ours(x), two_layers()(x), atol=0.1)
 
 
 def test_dense_is_the_released_layer() -> None:
@@ -249,26 +236,6 @@ def test_m_alone_between_singular_vectors_is_the_released_lora_xs_layer() -> Non
         delta = 2 * other.lora_B.weight @ other.lora_AB.weight @ other.lora_A.weight
         torch.testing.assert_close(layer.delta_weight(), delta, rtol=1e-10, atol=1e-12)
     assert all(now.equal(then) for now, then in zip(frozen, before, strict=True))
-
-
-def test_b_alone_is_stock_peft_with_a_frozen() -> None:
-    """LoRA-FA without the correction of B's gradient: ten AdamW steps of our optimizer's groups; A keeps its bits."""
-    ours = adapted_llama({"kind": "identity"}, target_modules=PROJECTIONS, trains="b")
-    theirs, pairs = stock_twin(ours, tiny_llama())
-    for a, other in pairs[::2]:
-        other.data.copy_(a)
-        other.requires_grad_(False)
-    start = [a.detach().clone() for a, _ in pairs[::2]]
-    optimizer = build_optimizer(ours, TrainingSection(learning_rate=1e-2, weight_decay=0.1))
-    (group,) = optimizer.param_groups
-    assert group["params"] == [b for b, _ in pairs[1::2]] == [p for p in ours.parameters() if p.requires_grad]
-    ids = token_batch(ours)
-    losses = train(ours, group["params"], language_loss(ours, ids))
-    expected = train(theirs, [other for _, other in pairs[1::2]], language_loss(theirs, ids))
-    assert losses == pytest.approx(expected, rel=1e-5) and losses[-1] < losses[0] - 0.1
-    for mine, other in pairs:
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=5e-5)
-    assert all(a.equal(then) for (a, _), then in zip(pairs[::2], start, strict=True))
 
 
 def clip_exactly(parameters: list[nn.Parameter], limit: float) -> None:

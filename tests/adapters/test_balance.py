@@ -89,23 +89,3 @@ def test_the_penalty_is_of_the_one_pass_that_was_announced() -> None:
     layer(first)
     layer(second)
     assert adapter_penalty(layer).item() == expected.item()
-
-
-def test_padding_does_not_make_the_device_wait() -> None:
-    """On a GPU a boolean index waits until the device has counted; padding is filled instead. Flat rows do as well."""
-    layer = trained_layer(top_k=2)
-    x = torch.randn(2, 6, IN, dtype=torch.float64)
-    tokens = torch.arange(6).expand(2, 6) < 4
-    describe_batch(layer, tokens=tokens)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        layer(x)
-    operations = {event.key for event in profile.key_averages()}
-    assert "aten::softmax" in operations and not operations & {"aten::nonzero", "aten::item", "aten::masked_select"}
-    penalty = adapter_penalty(layer)
-    describe_batch(layer, tokens=tokens)
-    layer(x.flatten(0, 1))
-    torch.testing.assert_close(adapter_penalty(layer), penalty)
-    x[~tokens] = torch.nan  # as in rows of padding alone, whose attention has nothing to look at
-    describe_batch(layer, tokens=tokens)
-    layer(x)
-    torch.testing.assert_close(adapter_penalty(layer), penalty)

@@ -85,36 +85,6 @@ def test_matrix_forward_and_delta_agree_with_the_definition(case: str) -> None:
     assert pair.a.shape == (expected_rank, 10) and pair.b.shape == (7, expected_rank)
 
 
-@pytest.mark.parametrize("case", ["dense", "dense-rectangular"])
-def test_gradients_of_the_folded_pairs_pull_back_to_the_factors(case: str) -> None:
-    """With Ã = M A as a leaf: ∂A = Mᵀ ∂Ã, ∂M = ∂Ã Aᵀ. With B̃ = B M: ∂B = ∂B̃ Mᵀ, ∂M = Bᵀ ∂B̃."""
-    layer = layer_of(case)
-    a = layer.lora_a.detach()
-    m = layer.mixer.matrix().detach()
-    b = layer.lora_b.detach()
-    x = torch.randn(30, 10, dtype=torch.float64)
-    torch.tanh(layer(x)).square().sum().backward()
-
-    def pulled(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        left.requires_grad_()
-        right.requires_grad_()
-        torch.tanh(layer.base(x) + 1.7 * x @ right.T @ left.T).square().sum().backward()
-        assert left.grad is not None and right.grad is not None
-        return left.grad, right.grad
-
-    d_b, d_ma = pulled(b.clone(), m @ a)
-    d_bm, d_a = pulled(b @ m, a.clone())
-    for mine, expected in (
-        (layer.lora_a.grad, m.T @ d_ma),
-        (layer.mixer.weight.grad, d_ma @ a.T),
-        (layer.lora_b.grad, d_b),
-        (layer.lora_a.grad, d_a),
-        (layer.mixer.weight.grad, b.T @ d_bm),
-        (layer.lora_b.grad, d_bm @ m.T),
-    ):
-        torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_only_one_factor_has_a_gradient_at_the_start(case: str) -> None:
     layer = AdapterLinear(nn.Linear(10, 7), mixer=build_mixer(**CASES[case]), scale=1.0)
@@ -142,44 +112,6 @@ def test_gains_of_the_dense_initialisations() -> None:
     assert gains["kaiming"] == pytest.approx(1 / 3, abs=0.005)
     assert gains["orthogonal"] == pytest.approx(1, abs=1e-5) and gains["identity"] == 1
     assert gains["xavier"] == pytest.approx(1, abs=0.02) and gains["normal"] == pytest.approx(16, abs=0.3)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kind": "butterfly", "rank": 6, "blocks": 4}, "blocks = 4: rank = 6 "),
-        ({"kind": "identity", "rank": 6, "rank_out": 4}, "rank_out"),
-        ({"kind": "denes", "rank": 6}, "'denes': must be one of identity, butterfly"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(options: dict[str, object], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        build_mixer(**options)  # type: ignore[arg-type]
-
-
-def test_input_split_has_one_block_of_experts_for_each_slice() -> None:
-    """ΔW[:, slice i] = s · Bᵢ Aᵢ; every expert's gradient comes from its own slice alone."""
-    layer = layer_of("input-split")
-    delta = layer.delta_weight()
-    for i, (rows, slice_) in enumerate([(slice(0, 3), slice(0, 5)), (slice(3, 6), slice(5, 10))]):
-        part = 1.7 * layer.lora_b[:, rows] @ layer.lora_a[rows]
-        torch.testing.assert_close(delta[:, slice_], part, rtol=1e-10, atol=1e-12)
-        x = torch.zeros(4, 10, dtype=torch.float64)
-        x[:, slice_] = torch.randn(4, 5, dtype=torch.float64)
-        (gradient,) = torch.autograd.grad(layer(x).square().sum(), [layer.lora_a])
-        assert [bool(half.any()) for half in gradient.chunk(2)] == [i == 0, i == 1]
-    assert torch.linalg.matrix_rank(delta[:, :5]) == 3 and torch.linalg.matrix_rank(delta) == 6
-
-
-def test_input_split_with_one_b_for_all_slices_is_lora() -> None:
-    """Σᵢ B Aⁱ xⁱ = B [A¹ | A²] x."""
-    layer = layer_of("input-split")
-    layer.lora_b.data[:, 3:] = layer.lora_b[:, :3]
-    lora = AdapterLinear(layer.base, mixer=build_mixer(kind="identity", rank=3), scale=1.7).double()
-    lora.lora_a.data.copy_(torch.cat([layer.lora_a[:3], layer.lora_a[3:]], 1))
-    lora.lora_b.data.copy_(layer.lora_b[:, :3])
-    x = torch.randn(2, 5, 10, dtype=torch.float64)
-    torch.testing.assert_close(layer(x), lora(x), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("blocks", [2, 4, 8])

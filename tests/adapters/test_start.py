@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from moslora.adapters import adapter_state_dict, fold, inject, named_adapters
+from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.adapters.mixers.learned import DenseMixer
 from moslora.adapters.start import LARGE, largest_triplets
 from reference import PROJECTIONS, adapted_llama, tiny_llama, token_batch
@@ -18,7 +18,6 @@ INVERTIBLE: dict[str, dict[str, object]] = {
     "dense-frozen": {"kind": "dense", "init": "orthogonal", "train": "frozen"},
     "dense-folded": {"kind": "dense", "init": "orthogonal", "train": "folded"},
 }
-LAYER = "model.layers.0.self_attn.k_proj"
 
 
 def adapted(mixer: dict[str, object], **options: object) -> nn.Module:
@@ -65,22 +64,6 @@ def test_bfloat16_keeps_the_sum_to_the_rounding_of_the_residual(case: str) -> No
     assert error <= 1.5 * least  # a Kaiming M, inverted, has 1.7 at the least
 
 
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("case", INVERTIBLE)
-def test_a_saved_adapter_on_a_fresh_base_is_the_same_model_to_the_bit(case: str, dora: bool) -> None:
-    """So the same part has left the base, once."""
-    model = adapted(INVERTIBLE[case], moved=0.1, dora=dora)
-    state = {key: value.clone() for key, value in adapter_state_dict(model).items()}
-    assert f"{LAYER}.start_a" in state and f"{LAYER}.start_b" in state
-    again = adapted(INVERTIBLE[case], dora=dora, state=state)
-    ids = token_batch(model)
-    assert again(ids).logits.equal(model(ids).logits)
-    assert not torch.allclose(model(ids).logits, tiny_llama()(ids).logits, atol=0.1)
-    for (_, one), (_, other) in zip(named_adapters(model), named_adapters(again), strict=True):
-        assert one.base.weight.equal(other.base.weight)
-    assert all(value.equal(state[key]) for key, value in adapter_state_dict(again).items())
-
-
 def test_the_principal_part_of_a_large_weight_is_the_full_decompositions() -> None:
     """A spectrum like a trained weight's: a few large values, then i^-0.3, where iterations converge slowly."""
     generator = torch.Generator().manual_seed(0)
@@ -99,49 +82,6 @@ def test_the_principal_part_of_a_large_weight_is_the_full_decompositions() -> No
     assert float(((found_u * found) @ found_v - part).norm() / part.norm()) < 1e-3
     again = largest_triplets(weight, rank)
     assert all(one.equal(other) for one, other in zip(again, (found_u, found, found_v), strict=True))
-
-
-@pytest.mark.parametrize("start", ["lora", "pissa"])
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("case", INVERTIBLE)
-def test_the_folded_pair_makes_the_adapter_model_from_the_base(case: str, dora: bool, start: str) -> None:
-    model = adapted(INVERTIBLE[case], moved=0.1, dora=dora, start=start)
-    merged = tiny_llama()
-    rank = {"lora": 4, "pissa": 8}[start]
-    for name, layer in named_adapters(model):
-        weight = merged.get_submodule(name).weight
-        pair = fold(layer)
-        assert len(pair.a) == rank and (pair.magnitude is not None) == dora
-        torch.testing.assert_close(pair.delta(), layer.delta_weight(), rtol=0, atol=2e-6)
-        if not dora:
-            torch.testing.assert_close(pair.adapted(weight), weight + layer.delta_weight(), rtol=0, atol=2e-6)
-        weight.data.copy_(pair.adapted(weight))
-    ids = token_batch(model)
-    torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-5, atol=5e-5)
-
-
-@pytest.mark.parametrize(
-    ("mixer", "options", "message"),
-    [
-        ({"kind": "butterfly"}, {}, "the inverse of M"),
-        ({"kind": "dense", "init": "zeros"}, {}, "the inverse of M"),
-        ({"kind": "diagonal"}, {}, "the inverse of M"),
-        ({"kind": "dense", "init": "kaiming"}, {"rank": 16}, "the inverse of M"),
-        ({"kind": "token-gate"}, {}, "M depends on"),
-        ({"kind": "gate-inside"}, {}, "M depends on"),
-        ({"kind": "task-gate"}, {}, "M depends on"),
-        ({"kind": "dense"}, {"rank": 32}, "rank 32 exceeds the sides of a 24 × 48 weight"),
-    ],
-)
-def test_what_has_no_principal_start_is_refused_and_nothing_changes(
-    mixer: dict[str, object], options: dict[str, object], message: str
-) -> None:
-    model = tiny_llama()
-    choice = {"rank": 4, "alpha": 8, "target_modules": ["k_proj"], **options}
-    with pytest.raises(ValueError, match=rf"{LAYER}.*({message})"):
-        inject(model, mixer=mixer, start="pissa", **choice)  # type: ignore[arg-type]
-    for key, value in tiny_llama().state_dict().items():
-        assert model.state_dict()[key].equal(value)
 
 
 @pytest.mark.parametrize("rank_out", [4, 7])
@@ -166,22 +106,6 @@ def test_singular_vectors_of_the_base_which_stays_as_it_is(rank_out: int) -> Non
     # N(0, 1e-5²), over 10 layers of rank_out · 4 entries
     drawn = torch.cat([layer.mixer.matrix().flatten() for _, layer in named_adapters(model)])
     assert drawn.std().item() == pytest.approx(1e-5, rel=0.2) and abs(drawn.mean().item()) < 2e-6
-
-
-@pytest.mark.parametrize(
-    ("mixer", "options", "message"),
-    [
-        ({"kind": "dense"}, {}, "neither B nor M starts at zero"),
-        ({"kind": "identity"}, {}, "neither B nor M starts at zero"),
-        ({"kind": "task-gate"}, {}, "neither B nor M starts at zero"),
-        ({"kind": "dense", "init": "near-zero"}, {"rank": 32}, "rank 32 exceeds the sides of a 24 × 48 weight"),
-    ],
-)
-def test_what_has_no_start_on_singular_vectors_is_refused(
-    mixer: dict[str, object], options: dict[str, object], message: str
-) -> None:
-    with pytest.raises(ValueError, match=rf"{LAYER}.*({message})"):
-        adapted(mixer, target_modules=["k_proj"], start="svd", **options)
 
 
 def test_an_embedding_tied_to_the_output_layer_keeps_its_weight() -> None:
