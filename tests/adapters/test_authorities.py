@@ -71,7 +71,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_identity_is_stock_peft(variant: str) -> None:
-    """Start, forward, gradients and ten AdamW steps, float32, dropout 0; LoRA-FA's A, which is frozen, keeps its bits."""
+    """Start, forward, gradients and ten AdamW steps, float32, dropout 0; LoRA-FA's frozen A keeps its bits."""
     mine_is, theirs_is = VARIANTS[variant]
     ours = adapted_llama({"kind": "identity"}, target_modules=PROJECTIONS, **mine_is)
     theirs, pairs = stock_twin(ours, tiny_llama(), **theirs_is)

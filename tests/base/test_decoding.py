@@ -201,23 +201,6 @@ def test_no_token_is_computed_twice_and_no_padding(monkeypatch: pytest.MonkeyPat
     assert len(passes) == 1 + NEW, "all enter at once, and the last pass writes the last tokens"
 
 
-def test_a_prompt_takes_the_place_of_a_row_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows at a time: of eight prompts every other one ends at once, and the next enters with the next pass."""
-    model = make("llama")
-    asked = [prompts()[0]] * 8
-    passes = count_tokens(monkeypatch)
-    monkeypatch.setattr(decoding, "SHORTEST_BEGINNING", 1_000)
-    monkeypatch.setattr(decoding, "KEPT_ON_CPU", 1)
-
-    def ended(row: int, tokens: list[int]) -> bool:
-        return row % 2 == 0
-
-    found = written(model, asked, ended=ended, batch_tokens=2 * (LENGTHS[0] + NEW))
-    assert [len(row) for row in found] == [1, NEW] * 4
-    # The second is written in passes 1 to 20, the fourth in 3 to 22, the sixth in 22 to 41, the last in 24 to 43.
-    assert len(passes) == 43
-
-
 def test_a_long_prompt_leaves_the_others_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the longest is written, the memory it had is shared out anew."""
     model = make("llama")

@@ -6,12 +6,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from changes_kit import edit_json
 from moslora.base import identity
 from moslora.base.identity import fingerprint, weight_hash
 from moslora.convert.merge import merge
@@ -43,10 +43,6 @@ def now(folder: Path) -> str:
     """Its fingerprint in a new process."""
     fingerprint.cache_clear()
     return fingerprint(str(folder))
-
-
-def edit_json(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=3))
 
 
 def change_weights(folder: Path) -> None:

@@ -211,42 +211,10 @@ def test_what_does_not_fit_is_one_line_with_its_reason(case: str) -> None:
 
 def test_every_type_of_peft_either_fits_or_has_a_reason() -> None:
     """A new version's types are looked at: those that change with the batch would be silently wrong."""
-    known = {
-        *(
-            "BEFT",
-            "BOFT",
-            "C3A",
-            "DEFT",
-            "DELORA",
-            "FOURIERFT",
-            "FROD",
-            "GLORA",
-            "GRALORA",
-            "HIRA",
-            "HRA",
-            "IA3",
-            "LILY",
-        ),
-        *(
-            "LN_TUNING",
-            "LOHA",
-            "LOKR",
-            "LORA",
-            "MISS",
-            "OFT",
-            "OSF",
-            "PEANUT",
-            "PSOFT",
-            "PVERA",
-            "RANDLORA",
-            "ROAD",
-            "SHIRA",
-        ),
-        *("SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT"),
-        *UNFIT,
-    }
+    tested = {*re.findall(r"peft_type: (\w+)", str(PEFT))}
+    others = {"BEFT", "DEFT", "FROD", "LILY", "OSF", "PEANUT", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA"}
     prompts = {"CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"}
-    assert {kind.value for kind in peft.PeftType} <= known | prompts
+    assert {kind.value for kind in peft.PeftType} <= {*tested, *others, *UNFIT, *prompts}
 
 
 def test_the_page_has_every_method_with_fields_that_its_class_takes() -> None:
@@ -268,10 +236,8 @@ def test_the_page_has_every_method_with_fields_that_its_class_takes() -> None:
     ("method", "override", "word"),
     [
         ("peft/lora", "adapter.target_modules=[q_proj, qproj]", "qproj"),
-        ("peft/lora", "adapter.target_modules=[nothing]", "nothing"),
         ("peft/c3a", "adapter.peft.block_size=7", "block size"),
         ("peft/miss", "adapter.peft.r=many", "r many"),
-        ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_", "pissa_niter_"),
         ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_few", "pissa_niter_few"),
     ],
 )

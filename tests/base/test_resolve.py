@@ -17,11 +17,8 @@ from moslora.base.identity import fingerprint
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import weight_files
 from moslora.base.shapes import meta_model
-from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.recipe import ModelSection
-from moslora.training import train_recipe
-from training_kit import MakeRecipe
 
 
 @pytest.fixture(autouse=True)
@@ -53,15 +50,6 @@ def test_a_stray_file_is_no_part_of_a_model(world: Path, sharded: Path, tmp_path
     assert len(loaded) > 1
 
 
-def test_a_run_on_a_base_with_a_stray_file_is_merged(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
-    model = Path(shutil.copytree(world / "model", tmp_path / "model"))
-    stray(model)
-    train_recipe(recipe(f"model.name={model}", "training.max_steps=4"), out=tmp_path / "run")
-    merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
-    _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
-    assert not info["unexpected_keys"] and not info["missing_keys"]
-
-
 def test_of_one_file_and_an_index_that_counts_which_transformers_loads(sharded: Path, world: Path) -> None:
     shutil.copy(world / "model" / "model.safetensors", sharded)
     assert weight_files(str(sharded)) == (sharded / "model.safetensors",)
@@ -87,13 +75,6 @@ def test_the_hub_is_asked_for_these_files_alone(
     found = weight_files("some/model")
     assert [file.name for file in found] == sorted(path.name for path in hub.glob("*.safetensors"))
     assert {file.name for file in cache.glob("*.safetensors")} == {file.name for file in found}
-
-
-def test_pickled_weights_alone_are_refused(world: Path, tmp_path: Path) -> None:
-    model = Path(shutil.copytree(world / "model", tmp_path / "model"))
-    (model / "model.safetensors").rename(model / "consolidated.safetensors")
-    with pytest.raises(UsageError, match="no safetensors weights"):
-        weight_files(str(model))
 
 
 def test_a_base_with_an_adapter_beside_it_is_refused(world: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The exported adapter in stock PEFT and transformers."""
 
 import json
-import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,19 +87,6 @@ def test_stock_peft_and_the_merged_model_compute_the_same(
     assert not any("mixer" in key for key in config)
     proof = merge(run / "adapter", out=tmp_path / "merged")
     assert proof.mean_error < 1e-4 and proof.effect > 0.05
-
-
-def test_the_page_on_merging_loads_the_export(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its first block for PEFT, in the dtype of the small run's recipe."""
-    monkeypatch.chdir(tmp_path)
-    export_peft(trained / "adapter", out=Path("runs/NAME/peft"))
-    page = (Path(__file__).parents[2] / "docs" / "merging.md").read_text(encoding="utf-8")
-    (block, *_) = re.findall(r"```python\n(.*?)```", page[page.index("## PEFT adapters") :], re.S)
-    names: dict[str, Any] = {}
-    exec(block.replace("bfloat16", "float32"), names)
-    ours = load_adapted(open_adapter(trained / "adapter"))
-    ids = token_batch(ours)
-    torch.testing.assert_close(names["model"](ids).logits, ours(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mixer", ["token-gate", "gate-inside"])

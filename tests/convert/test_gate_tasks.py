@@ -11,16 +11,12 @@ from message_kit import says
 from moslora.adapters import adapter_state_dict, inject
 from moslora.base.load import load_base
 from moslora.convert.merge import merge
-from moslora.data.encode import Encoded
-from moslora.data.prepared import RowTable, TrainingData
-from moslora.data.steps import StepPlan
 from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
-from moslora.tasks import INSTRUCTION
 from moslora.training import train_recipe
 
 GATE = ("adapter.mixer.kind=task-gate", "training.epochs=1")
@@ -47,19 +43,6 @@ def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three: Pat
             moved = (end[key] != start).any(1).nonzero().flatten().tolist()
             assert [folder.recipe.data.tasks[number] for number in moved] == list(recorded) == ["obqa", "boolq"]
     assert json.loads((two_of_three / "run.json").read_text())["data"]["tasks"] == recorded
-
-
-def test_only_rows_that_a_step_draws_count() -> None:
-    rows = [Encoded(f"{task}/train/{n}", task, [1], [1], False) for task in ("piqa", "boolq") for n in range(3)]
-    rows.append(Encoded("instruction/train/6", INSTRUCTION, [1], [1], False))
-    data = TrainingData(
-        RowTable.of(rows), RowTable.of([]), contents=b"", sha256="", source_sha256="", notes=[], encoding={}
-    )
-    short = StepPlan(rows=7, global_batch_size=1, epochs=None, max_steps=1, seed=0)
-    assert data.facts(short, steps=1)["tasks"] == {rows[short[0][0]].task: 1}
-    twice = StepPlan(rows=7, global_batch_size=4, epochs=2, max_steps=None, seed=0)
-    assert list(data.facts(twice, steps=len(twice))["tasks"].items()) == [("piqa", 6), ("boolq", 6), (INSTRUCTION, 2)]
-    assert data.facts(twice, steps=0)["tasks"] == {}
 
 
 def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three: Path) -> None:

@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from card_kit import Card
 from cli_kit import run as cli
 from evaluation_kit import make_examples
+from message_kit import says
 from moslora.adapters import AdapterLinear, LoraPair, fold
 from moslora.choices import DType
 from moslora.convert import export
 from moslora.convert import merge as merging
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
-from moslora.convert.proof import Proof, weight_sums
+from moslora.convert.proof import weight_sums
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.recipe import Recipe
@@ -153,10 +154,7 @@ def test_an_error_below_the_rounding_is_measured_and_rounding_itself_is_none(dty
         assert sums[1:].tolist() == pytest.approx([float(delta.abs().sum()), float(plain.abs().sum())], rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("command", "name", "doing"),
-    [("merge", "merged", "merging"), ("export", "peft", "exporting")],
-)
+@pytest.mark.parametrize(("command", "name"), [("merge", "merged"), ("export", "peft")])
 def test_an_unfinished_run_is_said_to_be_one_then_and_later(
     trained: Path,
     tmp_path: Path,
@@ -164,24 +162,20 @@ def test_an_unfinished_run_is_said_to_be_one_then_and_later(
     capsys: pytest.CaptureFixture[str],
     command: str,
     name: str,
-    doing: str,
 ) -> None:
     """As after Ctrl-C at step 20 of 21, and then to the end."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     for gone in ("adapter", "checkpoints/step-21"):
         shutil.rmtree(run / gone)
-    code, said, _ = cli(capsys, command, str(run))
-    assert code == 0 and said.startswith(f"note: {run} is unfinished: {doing} step 20 of 21\n")
+    code, said, _ = cli(capsys, command, run)
+    assert code == 0 and says(said, "note: ", run, "step 20 of 21")
     shutil.copytree(trained, run, dirs_exist_ok=True)
-    code, _, errors = cli(capsys, command, str(run))
-    assert code == 2 and errors.startswith(f"error: {run / name}: not empty") and "--out" in errors
-    shutil.rmtree(run / name)
-    code, said, _ = cli(capsys, command, str(run))
-    assert code == 0 and "note" not in said
-    code, said, _ = cli(capsys, command, str(run / "checkpoints" / "step-20"), "--out", str(tmp_path / "named"))
+    code, _, errors = cli(capsys, command, run)
+    assert code == 2 and says(errors, run / name, "--out")
+    code, said, _ = cli(capsys, command, run / "checkpoints" / "step-20", "--out", tmp_path / "named")
     assert code == 0 and "note" not in said, "it was asked for"
     assert "step 20 of 21" in Card(tmp_path / "named").fields["steps"]
-    assert cli(capsys, command, str(run / "checkpoints") + "/", "--out", str(tmp_path / "newest"))[0] == 0
+    assert cli(capsys, command, f"{run / 'checkpoints'}/", "--out", tmp_path / "newest")[0] == 0
     assert Card(tmp_path / "newest").fields["steps"].startswith("21, ")
     shutil.rmtree(run / name)
     monkeypatch.chdir(run / "adapter")
@@ -225,32 +219,17 @@ def test_the_working_folder_can_be_written_into(
     assert len(list(Path(".").iterdir())) > 2 and [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-@pytest.mark.parametrize(("effect", "warned"), [(0.9, True), (1.8, True), (2.2, False), (9, False)])
-def test_rounding_that_takes_half_of_what_the_adapter_does_is_said_with_the_dtype_that_does_not(
-    effect: float, warned: bool
-) -> None:
-    proof = Proof(1.0, 1.0, effect, "bfloat16", None, "original")
-    assert ("WARNING" in str(proof)) == ("--dtype float32" in str(proof)) == warned
-
-
 def test_a_merge_that_drowns_in_rounding_is_said_and_the_dtype_that_is_asked_for_keeps_it(
-    recipe: Callable[..., Recipe], world: Path, tmp_path: Path
+    recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """In float32 every entry is the base's plus s·B·M·A. Weights, config and proof have the dtype."""
+    """Weights, config and proof have the dtype."""
     weak = recipe("model.dtype=bfloat16", "training.max_steps=3", "training.learning_rate=1e-5")
     train_recipe(weak, out=tmp_path / "run")
     proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
-    assert proof.effect < proof.mean_error and "WARNING" in str(proof) and "--dtype float32" in str(proof)
+    assert proof.effect < proof.mean_error and says(str(proof), "WARNING", "--dtype float32")
     assert "WARNING" in (tmp_path / "merged" / "README.md").read_text()
-    out = tmp_path / "wide"
-    proof = merge(tmp_path / "run" / "adapter", out=out, dtype="float32")
+    proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "wide", dtype="float32")
     assert proof.dtype == "float32" and 50 * proof.mean_error < proof.effect and "WARNING" not in str(proof)
-    assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
-    adapter = load_file(tmp_path / "run" / "adapter" / "adapter.safetensors")
-    merged = all_weights(out)
-    base = all_weights(world / "model")
-    name = "model.layers.1.mlp.down_proj"
-    delta = 2 * adapter[f"{name}.lora_b"] @ (adapter[f"{name}.mixer.weight"] @ adapter[f"{name}.lora_a"])
-    assert merged[f"{name}.weight"].dtype == torch.float32
-    assert (merged[f"{name}.weight"] - base[f"{name}.weight"] - delta).norm() < 1e-2 * delta.norm()
-    assert Card(out).fields["base"] == "in bfloat16", "as it was trained"
+    assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
+    assert {weight.dtype for weight in all_weights(tmp_path / "wide").values()} == {torch.float32}
+    assert Card(tmp_path / "wide").fields["base"] == "in bfloat16", "as it was trained"
