@@ -1,6 +1,5 @@
 """The documents' code runs, and what they show is what comes out."""
 
-import dataclasses
 import json
 import re
 import shlex
@@ -12,7 +11,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM
 
 import compare_kit
 import moslora
@@ -24,20 +23,15 @@ from moslora.compare.comparison import compare_arms
 from moslora.compare.conclusion import lines
 from moslora.compare.display import tables
 from moslora.data.local import read_file
-from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
-from moslora.recipe import AdapterSection, load_recipe, trace_recipe
+from moslora.recipe import AdapterSection, load_recipe
 from reference import perturb
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_library_page_trains_with_the_trainer_of_transformers(
-    world: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every block of docs/library.md, one after the other, on the small model."""
     (tmp_path / "model").symlink_to(world / "model")
@@ -62,30 +56,20 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
                 assert code == 0, line
 
     run_section("above the first heading")
-    for model in (names["model"], moslora.load("adapted")[0]):
-        assert len(dict(named_adapters(model))) == 4
+    assert len(dict(named_adapters(moslora.load("adapted")[0]))) == 4
     run_section("A loop of your own")
-    layers = dict(named_adapters(names["model"]))
     start = dict(named_adapters(names["adapted"](mixer={"kind": "dense"})))
-    assert len(layers) == 6
-    for name, layer in layers.items():
-        assert layer.lora_b.abs().max() > 1e-3
+    for name, layer in named_adapters(names["model"]):
+        assert layer.lora_b.abs().max() > 1e-3 and layer.base.weight.equal(start[name].base.weight)
         assert not layer.mixer.weight.equal(start[name].mixer.weight), "M was trained"
-        assert layer.base.weight.equal(start[name].base.weight)
-    # Nothing but the penalty moves a router where B is zero.
-    routers = dict(named_adapters(names["adapted"](mixer={"kind": "token-gate"})))
-    for name, layer in named_adapters(names["gated"]):
-        assert not layer.mixer.weight.equal(routers[name].mixer.weight)
 
     run_section("The Trainer of transformers")
     ended = adapter_state_dict(names["trainer"].model)
     assert load_file("out/checkpoint-4/model.safetensors").keys() == ended.keys()
     assert all(value.equal(ended[key]) for key, value in adapter_state_dict(names["model"]).items())
     shutil.rmtree("out/checkpoint-4")
-    caplog.clear()
     again = "trainer.train(resume_from_checkpoint=True)"
     run_section("The Trainer of transformers", old="trainer.train()", new=again)
-    assert "missing keys" not in caplog.text
     for key, value in adapter_state_dict(names["trainer"].model).items():
         torch.testing.assert_close(value, ended[key], rtol=1e-5, atol=1e-6)
 
@@ -97,10 +81,10 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(
     run_section("Questions answered in words")
     assert names["results"].tasks["capitals"].n == 1 and isinstance(names["results"].predictions[0].text, str)
     run_section("A mixer of your own")
-    mine = names["model"].eval()
     folded, _ = moslora.load("folded")
-    assert all(layer.mixer.weight != 0.5 for _, layer in named_adapters(mine))
-    torch.testing.assert_close(mine(input_ids=ids).logits, folded(input_ids=ids).logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        names["model"].eval()(input_ids=ids).logits, folded(input_ids=ids).logits, rtol=0, atol=1e-4
+    )
 
 
 DATA_PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -150,62 +134,6 @@ def test_the_data_pages_table_has_the_counts() -> None:
 COMING = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
 
 
-def test_every_key_beside_those_of_other_programs_exists(tmp_path: Path) -> None:
-    """Ours in a recipe of LoRA, with the value if one is shown; PEFT's and the Trainer's in the installed versions."""
-    known = {key for key, _, _ in trace_recipe("llama3.2-1b")}
-    sections = {key.partition(".")[0] for key in known if "." in key}
-    named = [found.split("=") for found in re.findall(r"`([a-z]+\.\w[^`]*)`", COMING)]
-    ours = [(key, value) for key, *value in named if key.partition(".")[0] in sections and not key.endswith(".md")]
-    assert len(ours) > 35
-    for key, value in ours:
-        assert key in known, key
-        if value:
-            load_recipe("llama3.2-1b", ["extends=methods/lora", f"{key}={value[0]}"])
-    fields = (*dataclasses.fields(peft.LoraConfig), *dataclasses.fields(TrainingArguments))
-    theirs = {field.name for field in fields}
-    rows = [line.split("|")[1:-1] for line in COMING.splitlines() if re.match(r"\| `[a-z.]+", line)]
-    rows = [row for row in rows if len(row) == 4]  # the first table, whose second column is of PEFT and the Trainer
-    for row in rows:
-        names = re.findall(r"`([a-z]\w+)(?:=[^`]*)?`", row[1])
-        assert theirs.issuperset({*names} - {"dtype", "train_dataset", "eval_dataset", "create_loraplus_optimizer"})
-    recipes = re.findall(r"```yaml\n(.*?)```", COMING, re.S)
-    assert len(recipes) == 3
-    for recipe in recipes:
-        (tmp_path / "mine.yaml").write_text(recipe, encoding="utf-8")
-        assert load_recipe(tmp_path / "mine.yaml").adapter.mixer.kind == "identity"
-
-
-def test_the_answers_that_the_page_shows_are_given(tmp_path: Path) -> None:
-    shown = re.findall(r"^error: mine.yaml: (\w+) = (\S+): .*$", COMING, re.M)
-    assert len(shown) == 4
-    keys = [f"{key}: {value.lower()}" for key, value in shown]
-    (tmp_path / "mine.yaml").write_text("\n".join(["extends: smollm2-135m", *keys]), encoding="utf-8")
-    with pytest.raises(UsageError) as refused:
-        load_recipe(tmp_path / "mine.yaml")
-    given = [line.replace(str(tmp_path / "mine.yaml"), "mine.yaml") for line in str(refused.value).splitlines()]
-    assert given == re.findall(r"^error: (mine.yaml: .*)$", COMING, re.M)
-
-
-def test_their_words_in_a_recipe_are_answered_with_the_key_beside_them(tmp_path: Path) -> None:
-    """All that the page's tables show as a key of theirs; names of classes, files and arguments of calls are none."""
-    no_keys = {"dtype", "epochs", "learning_rate", "max_steps", "seed", "weight_decay", "max_grad_norm", "warmup_steps"}
-    no_keys |= {"adapter", "create_loraplus_optimizer", "path", "project", "target_modules", "type"}
-    no_keys |= {"down_proj", "gate_proj", "o_proj", "output_proj", "qlora", "up_proj"}
-    keys: dict[str, set[str]] = {}  # theirs -> ours, of which a row each
-    for line in COMING.splitlines():
-        if not re.match(r"\| `[a-z]+(\.[a-z_]+)?(=[^`]*)?`", line):
-            continue
-        ours, others = line[1:].split("|", 1)
-        for word in re.findall(r"`([a-z]\w+)(?:=[^`]*|: [^`]*)?`", others):
-            keys.setdefault(word, set()).update(re.findall(r"`([a-z_.]+)", ours))
-    words = keys.keys() - no_keys
-    assert len(words) > 60
-    for word in words:
-        with pytest.raises(UsageError) as refused:
-            load_recipe("llama3.2-1b", [f"{word}=1"])
-        assert any(f"unknown key; did you mean {key}" in str(refused.value) for key in keys[word]), word
-
-
 @pytest.mark.slow
 def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -216,16 +144,11 @@ def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
     # As `llama3.2-1b extends=methods/lora`, which continues it.
     options = load_recipe("llama3.2-1b", ["extends=methods/lora"]).adapter
     assert isinstance(options, AdapterSection)
-    config = peft.LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, target_modules=[*options.target_modules], task_type="CAUSAL_LM"
-    )
-    theirs = peft.get_peft_model(base, config)
+    shape = {"r": options.rank, "lora_alpha": options.alpha, "target_modules": [*options.target_modules]}
+    theirs = peft.get_peft_model(base, peft.LoraConfig(**shape, task_type="CAUSAL_LM"))
     perturb(weight for name, weight in theirs.named_parameters() if "lora_" in name)
     theirs.save_pretrained("outputs/lora-out")
-    rows = []
-    for n in range(0, 60, 2):
-        rows.append({"instruction": f"Name planet {n}.", "input": "Briefly.", "output": "Mars"})
-        rows.append({"instruction": f"Name planet {n + 1}.", "input": "", "output": "Mars"})
+    rows = [{"instruction": f"Name planet {n}.", "input": "Briefly." * (n % 2), "output": "Mars"} for n in range(60)]
     Path("alpaca.json").write_text(json.dumps(rows), encoding="utf-8")
     for block in re.findall(r"```bash\n(.*?)```", COMING, re.S):
         for line in block.splitlines():
@@ -236,9 +159,7 @@ def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
                 command += ["--dry-run", f"model.name={world / 'model'}"]
             code, _, err = run(capsys, *command)
             assert code == 0, (line, err)
-    read = read_file(Path("alpaca.json"), "train")
-    assert [row.question for row in read[:2]] == ["Name planet 0.\nBriefly.", "Name planet 1."]
-    assert peft.LoraConfig.from_pretrained("runs/theirs/peft").r == theirs.peft_config["default"].r
+    assert peft.LoraConfig.from_pretrained("runs/theirs/peft").r == options.rank
 
 
 def test_the_readme_shows_what_a_comparison_prints() -> None:

@@ -1,9 +1,7 @@
 """Answers in words from the first command to the last: shown, trained, scored, asked, compared, reported, merged."""
 
-import io
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -71,28 +69,22 @@ def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(
     assert all(p["gold"] is None and p["text"].strip() == p["answer"] for p in of_words)
     assert results.tasks["first"].accuracy == sum(p["prediction"] is not None for p in of_words) / len(of_words) > 0
 
-    code, said, errors = run(capsys, "compare", "run")
-    assert code == 0 and "first" in said and "majority" not in said, errors
-    code, said, errors = run(capsys, "compare", "run", "--tasks", "boolq", "--outcome", "log_probability")
-    assert code == 0, errors
+    for words in ((), ("--tasks", "boolq", "--outcome", "log_probability")):
+        code, said, errors = run(capsys, "compare", "run", *words)
+        assert code == 0 and ("first" in said) == (not words), errors
     code, _, error = run(capsys, "compare", "run", "--outcome", "log_probability")
     assert code == 2 and "must be one of accuracy" in error and error.count("\n") == 1
     code, said, errors = run(capsys, "report", "run")
     page = Path("run/report/report.html").read_text()
-    assert code == 0 and "first" in page, errors
     turned = [p for p in of_words if p["prediction"] is not None]
-    assert "Questions that changed most" in page
+    assert code == 0 and turned[0]["text"][:200] in page, errors
     assert sum(f"<span>{p['id']}</span>" in page for p in turned) == min(8, len(turned))
-    assert turned[0]["text"][:200] in page
 
     assert run(capsys, "merge", "run")[0] == 0
     merged = scored("run/merged", out=here / "m")
     texts = {p.id: p.text for p in merged.predictions if p.task == "first"}
     assert texts == {p["id"]: p["text"] for p in of_words}
-    card = Card(Path("run/merged"))
-    assert says(card.section("Prompt"), "first:", "prompt =", "<question>", "read is the whole text, whatever its case")
-    assert "<answer>" not in card.text
-    (scores,) = card.scores
+    (scores,) = Card(Path("run/merged")).scores
     assert scores.rows["first"][1].startswith(f"{100 * results.tasks['first'].accuracy:.1f} (")
 
 
@@ -148,9 +140,7 @@ outcome: OUTCOME
     assert "first" in str(tables(whole)) and "majority" not in str(tables(whole))
 
 
-def test_rows_that_nothing_scores_are_told(
-    here: Path, world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_nothing_scores_are_told(here: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"{word} and cold", "completion": "nights"} for word in WORDS[:12]]
     Path("bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = ("data.source=bare.jsonl", "data.validation_rows=2", "data.tasks=commonsense", "evaluation.tasks=null")
@@ -159,13 +149,8 @@ def test_rows_that_nothing_scores_are_told(
     told = "nothing scores the rows of this run yet"
     assert code == 0 and told in said and "`answer` and `match`" in said and "moslora ask bare" in said, errors
     assert "next: moslora eval" not in said
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    code, said, errors = run(capsys, "ask", "bare", "--question", "rain and cold")
-    assert code == 0 and "asked as question" in said, errors
     code, said, errors = run(capsys, *train_words, "other", f"evaluation.source={world / 'data'}")
     assert code == 0 and told in said and "next: moslora eval other" in said, errors
-    _, said, _ = run(capsys, "eval", "other", "--limit", "1")
-    assert told in said and "this evaluates the eight commonsense sets" in said
     code, said, errors = run(capsys, "eval", "other", "--limit", "1", "--tasks", "boolq")
     assert code == 0 and told not in said, errors
 

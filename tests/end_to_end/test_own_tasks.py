@@ -107,22 +107,16 @@ def test_the_merged_model_is_asked_as_the_run_from_anywhere(
         assert [p.id for p in ours.predictions] == [p.id for p in theirs.predictions] and len(ours.predictions) == 8
         for one, other in zip(ours.predictions, theirs.predictions, strict=True):
             assert one.scores == pytest.approx(other.scores, abs=1e-4)
-    asked = ("--question", "rain fell", *(f"--option={option}" for option in OPTIONS))
-    code, said, _ = run(capsys, "ask", moved, *asked)
-    assert code == 0 and "protocol cloze, format cloze, asked as weather" in said
     text = (Path(moved) / "moslora.yaml").read_text()
     (Path(moved) / "moslora.yaml").write_text(text.replace(str(mine), "/gone"))
     code, _, error = run(capsys, "eval", moved)
-    assert code == 2 and error.startswith("error: /gone/rows.jsonl: no such file") and error.count("\n") == 1
-    (Path(moved) / "moslora.yaml").write_text(text + "more: 1\n")
-    code, _, error = run(capsys, "eval", moved)
-    assert code == 2 and "moslora.yaml: more" in error and error.count("\n") == 1
+    assert code == 2 and says(error, "/gone/rows.jsonl: no such file") and error.count("\n") == 1
 
 
 def test_texts_are_asked_beside_questions_and_compared(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the run, its base and the merged model; the run's list has them too."""
+    """By the run, its base and the merged model."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(mine / "run", "run")
     Path("t.txt").write_text("\n\n".join(" ".join(random.Random(n).choices(WORDS, k=9)) for n in range(9)))
@@ -136,15 +130,11 @@ def test_texts_are_asked_beside_questions_and_compared(
     code, said, _ = run(capsys, "compare", "run", "--outcome", "nats_per_byte")
     assert code == 0 and "manual" in said and "boolq" not in said
     code, said, _ = run(capsys, "compare", "run")
-    assert code == 0 and "boolq" in said and said.count("manual") == 1 and "left out: manual" in said
-    code, said, _ = run(capsys, "runs", ".")
-    assert code == 0 and f"manual {results.texts['manual'].nats_per_byte:.4f} nats per byte" in " ".join(said.split())
+    assert code == 0 and "boolq" in said and "left out: manual" in said
     assert run(capsys, "merge", "run")[0] == 0
     merged = scored("run/merged", tasks="t.yaml", limit=None, out=tmp_path / "m")
     assert merged.texts["manual"].nats_per_byte == pytest.approx(results.texts["manual"].nats_per_byte, abs=1e-4)
     assert merged.macro is None and not merged.tasks
-    code, _, error = run(capsys, "ask", "run", "--question", "q", "--option=a", "--option=b", "--task", "t.yaml")
-    assert code == 2 and "manual: a set of texts" in error and error.count("\n") == 1
 
 
 def test_rows_are_shown_as_the_recipe_trains_on_them(
@@ -158,16 +148,6 @@ def test_rows_are_shown_as_the_recipe_trains_on_them(
     heading = "   format cloze, 9 tokens, the start of the prompt cut, loss on 9 of them"
     assert code == 0 and f"weather/train/0{heading}" in shown and f"other/train/0{heading}" in shown
     assert "options (protocol cloze; * is right)" in shown
-    code, shown, _ = run(capsys, "data", "show", tmp_path / "own.yaml", "--format", "label", "--max-length", "99")
-    assert code == 0 and "format label, " in shown and " cut" not in shown
-    code, shown, _ = run(capsys, "data", "audit", "--tasks", tmp_path / "own.yaml")
-    assert code == 0 and " 100.0% " in shown
-
-
-def test_ask_words_the_question_as_the_only_own_task(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [f"--option={option}" for option in OPTIONS]
-    code, said, _ = run(capsys, "ask", mine / "run", "--question", "rain fell", *options)
-    assert code == 0 and "asked as weather" in said and all(option in said for option in OPTIONS)
 
 
 def test_a_gate_has_an_embedding_for_each_task_of_the_run(
