@@ -79,9 +79,8 @@ def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp
         layer.scale = 0.0
     base = predictions(adapted, tokenizer)
     assert sum(p.prediction != mine[i].prediction for i, p in base.items()) > 3, "the adapter changed answers"
-    for task in TASKS:
-        of_task = {p.prediction for p in mine.values() if p.task == task}
-        assert len(of_task) > 1, task
+    answers = {(p.task, p.prediction) for p in mine.values()}
+    assert len(answers) > len(TASKS) + 2, "not one answer to all"
 
 
 @pytest.mark.slow
