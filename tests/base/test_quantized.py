@@ -342,6 +342,20 @@ def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(
     assert f"onto {onto} weights, against the adapter model on {kind}" in (out / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("onto", "times"), [("original", 2), ("dequantized", 1)])
+def test_a_merge_loads_its_base_once_and_again_only_where_its_files_have_other_weights(
+    runs: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str, times: int
+) -> None:
+    load = AutoModelForCausalLM.from_pretrained
+    loaded: list[str] = []
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda name, **how: (loaded.append(name), load(name, **how))[1]
+    )
+    merge(runs / "nf4" / "adapter", out=tmp_path / "merged", onto=onto)
+    base = str(models / "plain")
+    assert loaded.count(base) == times and len(loaded) == times + 1
+
+
 def test_what_the_proof_says_of_two_models(runs: Path, tmp_path: Path) -> None:
     """Both numbers again, from logits over all positions."""
     proof = merge(runs / "nf4" / "adapter", out=tmp_path / "merged")

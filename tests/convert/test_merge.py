@@ -38,9 +38,17 @@ def all_weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_every_weight_is_the_base_plus_s_b_m_a(trained: Path, world: Path, tmp_path: Path) -> None:
-    """Float64 from the files alone; s = α/r = 2."""
+def test_every_weight_is_the_base_plus_s_b_m_a(
+    trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float64 from the files alone; s = α/r = 2. The base and the written model are loaded once."""
+    load = AutoModelForCausalLM.from_pretrained
+    loaded: list[str] = []
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda name, **how: (loaded.append(name), load(name, **how))[1]
+    )
     proof = merge(trained / "adapter", out=tmp_path / "merged")
+    assert len(loaded) == 2 and loaded[0] == str(world / "model")
     adapter = load_file(trained / "adapter" / "adapter.safetensors")
     merged = all_weights(tmp_path / "merged")
     base = all_weights(world / "model")

@@ -21,12 +21,11 @@ from transformers import PreTrainedModel
 from moslora.adapters import AdapterLinear, Families, describe_batch, inject, named_adapters
 from moslora.base.adapted import is_of_peft
 from moslora.base.engine import text_part, use_own_modules
-from moslora.base.engines import Batch, Engine, Own, Transformers
+from moslora.base.engines import ENDS, SHARED, Batch, Engine, Own, Transformers, two_rows
 from moslora.base.failures import UnsupportedModel
+from moslora.base.kept import kept_verdict
 from moslora.base.quantized import quantized_layers
 from moslora.base.twin import small_twin
-from moslora.base.two_rows import ENDS, SHARED, two_rows
-from moslora.base.verdicts import kept_verdict
 from moslora.choices import EngineChoice
 from moslora.console import note_once
 from moslora.errors import UsageError, first_line
@@ -80,7 +79,7 @@ def choose_engine(
     """Chooses the engine of ``model``, which has transformers' modules, perhaps with adapters; ours gets its modules.
 
     Without ``computed_here``, or where transformers' modules are slow, the twin is computed instead. All processes of a
-    group take what its first one finds, which is kept (`moslora.base.verdicts`).
+    group take what its first one finds, which is kept (`moslora.base.kept`).
 
     Raises:
         UnsupportedModel: it is not causal, or cannot be computed; or not by our engine, which is ``wanted``.

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from moslora.base.decoding import NOT_FINITE, Ended, decode
 from moslora.base.engine import final_hidden, output_weight
-from moslora.base.two_rows import two_rows
 from moslora.choices import EngineName
 from moslora.errors import MosloraError
 from moslora.kernels.linear import product
@@ -37,6 +36,12 @@ from moslora.kernels.vocabulary import sizes
 
 Families = Sequence[Sequence[Sequence[int]]]
 """Texts as tokens; those of a family may have a common beginning, such as a question and its options."""
+
+SHARED = 4
+"""Number of tokens that the `two_rows` begin with."""
+
+ENDS = (3, 6)
+"""Number of tokens that follow in each of them."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,19 @@ def engine_of(model: PreTrainedModel) -> Engine:
     if getattr(model, "moslora_engine", Own.name) == Own.name:
         return Own(model)
     return Transformers(model)
+
+
+def two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
+    """The rows by which a model is looked at: a short and a long one, of tokens from all over the vocabulary, none of
+    them special."""
+    decoder = config.get_text_config(decoder=True)
+    values = [*config.to_dict().items(), *decoder.to_dict().items()]
+    special = [value for key, value in values if key.endswith(("_token_id", "_token_index"))]
+    short = SHARED + ENDS[0]
+    count = short + ENDS[1]
+    step = max(1, decoder.vocab_size // (2 * count))
+    tokens = [token for token in range(step // 2, decoder.vocab_size, step) if token not in special][:count]
+    return tokens[:short], tokens[:SHARED] + tokens[short:]
 
 
 def generate(

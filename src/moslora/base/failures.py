@@ -1,16 +1,15 @@
 """What goes wrong while a model is loaded, as one line: the libraries' errors, and running out of GPU memory."""
 
-import itertools
 import logging
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import constants
-from transformers.utils.logging import set_tqdm_hook
+from transformers.utils.logging import disable_progress_bar
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault
@@ -19,11 +18,7 @@ from moslora.recipe import ModelSection
 
 
 class UnsupportedModel(UsageError):
-    """A model that cannot be trained or scored here. The message says why, and :func:`naming` adds the model's name."""
-
-
-_BARS = itertools.count()
-"""Number of progress bars that this process would have had."""
+    """A model that cannot be trained or scored here. The message says why, without its name."""
 
 
 @contextmanager
@@ -32,7 +27,9 @@ def loading(name: str, what: str) -> Iterator[None]:
 
     A GPU out of memory is left to :func:`fitting`.
     """
-    with _load_report() as report, _first_bar_only():
+    if not (is_main_process() and sys.stderr.isatty()):
+        disable_progress_bar()
+    with _load_report() as report:
         try:
             yield
         except (MosloraError, torch.OutOfMemoryError):
@@ -63,22 +60,6 @@ def _load_report() -> Iterator[list[str]]:
         logger.removeFilter(keep)
 
 
-@contextmanager
-def _first_bar_only() -> Iterator[None]:
-    """Shows the progress bar of the first model only, and only on a terminal: some commands load one several times."""
-    silent = not is_main_process()
-
-    def make_bar(bar: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        unwanted = silent or next(_BARS) > 0
-        return bar(*args, **options, disable=unwanted or None)  # None: tqdm shows a bar on a terminal only
-
-    before = set_tqdm_hook(make_bar)
-    try:
-        yield
-    finally:
-        set_tqdm_hook(before)
-
-
 def _explained(error: Exception, report: str, *, name: str, what: str) -> Exception:
     """What is raised instead of a library's ``error``; ``report`` is transformers' table."""
     if "OutOfMemoryError" in report:
@@ -96,15 +77,6 @@ def _explained(error: Exception, report: str, *, name: str, what: str) -> Except
     return disk_fault(error, folder) or MosloraError(
         f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
     )
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Adds the model's ``name`` and the fix to the message of an `UnsupportedModel` in the block."""
-    try:
-        yield
-    except UnsupportedModel as fault:
-        raise UsageError(f"model.name = {name}: {fault}; choose another model") from None
 
 
 @contextmanager

@@ -1,14 +1,34 @@
-"""What takes long to find out, kept in the cache."""
+"""What takes long to find out, kept in the cache: hashes of files, and what comparing the engines has told.
+
+A model is compared once on a machine. A verdict holds for the config, the adapters, the precision, the device, the
+libraries, and our code that computes.
+"""
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
+from moslora.adapters import adapter_options
 from moslora.download.wheels import home
 from moslora.errors import MosloraError
-from moslora.files import once_per_machine, write_json
+from moslora.files import once_per_machine, sha256, write_json
+from moslora.processes.devices import gpu_module
+from moslora.version import PACKAGE
+
+COMPUTING = ("adapters", "base", "kernels")
+"""Our folders whose code computes."""
+
+SETTINGS = ("MOSLORA_PLAIN", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "NVIDIA_TF32_OVERRIDE")
+"""Variables of the environment that change what is computed."""
 
 
 def kept(folder: str, of: str, find: Callable[[], Any], *, state: Any = None) -> Any:
@@ -25,3 +45,37 @@ def kept(folder: str, of: str, find: Callable[[], Any], *, state: Any = None) ->
         with once_per_machine(file):
             write_json(file, {"of": of, "state": state, "found": value})
     return value
+
+
+def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how: Any) -> str | None:
+    """The verdict on ``model``, compared in this way: why our engine does not compute it, if so. ``decide`` is asked
+    where none was kept."""
+    gpu = None
+    if model.device.type not in ("cpu", "meta"):
+        gpu = gpu_module().get_device_name(model.device)
+    facts = {
+        "config": {**model.config.to_dict(), "_name_or_path": None},
+        "adapters": {**adapter_options(model), "seed": None},  # factors are compared off their start
+        "peft": getattr(model, "peft_config", None),
+        "dtypes": {str(weight.dtype) for weight in model.parameters()},
+        "device": (model.device.type, torch.backends.cpu.get_cpu_capability(), gpu),
+        "libraries": [version(name) for name in ("torch", "transformers")],
+        "code": _code(),
+        "settings": [os.environ.get(name) for name in SETTINGS],
+        **how,
+    }
+    why: str | None = kept("engines", json.dumps(facts, sort_keys=True, default=_in_json), decide)
+    return why
+
+
+def _in_json(value: Any) -> Any:
+    """A set sorted, as its order is another one in each process; of an object, such as PEFT's config, what it has."""
+    if isinstance(value, set):
+        return sorted(value)
+    return getattr(value, "__dict__", str(value))
+
+
+@cache
+def _code() -> str:
+    files = sorted(path for folder in COMPUTING for path in (Path(PACKAGE) / folder).rglob("*.py"))
+    return hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest()

@@ -1,15 +1,16 @@
 """Loads the base model and its tokenizer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from moslora.base.check import choose_engine
-from moslora.base.failures import loading, naming
+from moslora.base.failures import UnsupportedModel, loading
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import ADAPTER, locate
 from moslora.choices import DType
@@ -18,6 +19,8 @@ from moslora.errors import MosloraError, UsageError, some
 from moslora.processes.devices import device as own_device
 from moslora.processes.devices import multiplies_bfloat16, say_device
 from moslora.recipe import ModelSection
+
+Value = TypeVar("Value")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """torch's dtype of each that a recipe may name."""
@@ -44,8 +47,10 @@ def load_base(
 
 def choose_engine_of(model: PreTrainedModel, section: ModelSection, *, computed_here: bool = True) -> None:
     """As `moslora.base.check.choose_engine`, for the model of :func:`read_base`, perhaps with adapters."""
-    with naming(section.name):
+    try:
         choose_engine(model, section.engine, computed_here=computed_here, trust_remote_code=section.trust_remote_code)
+    except UnsupportedModel as fault:
+        raise UsageError(f"model.name = {section.name}: {fault}; choose another model") from None
 
 
 def read_base(
@@ -65,16 +70,14 @@ def read_base(
     computing = device if computed_here else own_device()
     say_device(computing.type)
     _judge_dtype(section.dtype, computing)
-    with naming(section.name):
-        model = _read_model(section, device)
-        if section.quantization:
-            fix_layers(model, on_cpu=device.type == "cpu", recomputed=section.gradient_checkpointing)
-        if section.gradient_checkpointing:
-            recompute_layers(model)
-        if not section.quantization:
-            model.to(device)  # type: ignore[arg-type]
-        model.requires_grad_(False).eval()
-    return model
+    model = _read_model(section, device)
+    if section.quantization:
+        fix_layers(model, on_cpu=device.type == "cpu", recomputed=section.gradient_checkpointing)
+    else:
+        model.to(device)  # type: ignore[arg-type]
+    if section.gradient_checkpointing:
+        recompute_layers(model)
+    return model.requires_grad_(False).eval()
 
 
 def _judge_dtype(dtype: DType, computing: torch.device) -> None:
@@ -142,3 +145,37 @@ def _refuse_unfit(name: str, info: Mapping[str, Any]) -> None:
             f"model.name = {name}: its weights do not fit its config.json: {some(faults, separator='; ')};"
             " download the model again, or choose another"
         )
+
+
+def stored_names(model: PreTrainedModel) -> dict[str, str]:
+    """Name of a weight -> its name in the files, for weights whose names differ, as in multimodal models, as
+    transformers renames them while it loads them.
+
+    A weight that the files have in several pieces, such as the experts of a layer, is left out.
+    """
+    names = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim > 2:  # experts of a layer, and an image encoder's convolutions
+            continue
+        stored = [*revert_weight_conversion(model, {name: torch.empty(weight.shape, device="meta")})]
+        if len(stored) == 1 and stored != [name]:
+            names[name] = stored[0]
+    return names
+
+
+def in_files(layers: Mapping[str, Value], stored: Mapping[str, str]) -> dict[str, Value]:
+    """``layers`` by the names that their weights have in the files; ``stored`` is from `stored_names`.
+
+    Raises:
+        UsageError: the weights of two are pieces of one in the files, which cannot be merged into.
+    """
+    found: dict[str, Value] = {}
+    for name, value in layers.items():
+        key = stored.get(f"{name}.weight", f"{name}.weight")
+        if key in found:
+            raise UsageError(
+                f"adapter.target_modules: {name} is part of {key} in the model's files, which moslora cannot"
+                " merge into; leave such layers out"
+            )
+        found[key] = value
+    return found

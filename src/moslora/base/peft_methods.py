@@ -1,7 +1,6 @@
 """Methods of PEFT as adapters of a recipe. PEFT is optional, and imported here alone."""
 
 import json
-import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -163,7 +162,6 @@ def settings_of(section: PeftSection) -> dict[str, Any]:
 
 def settings_in(file: Path) -> dict[str, Any]:
     """The same of an ``adapter_config.json``."""
-    _silence_bitsandbytes()
     with needing("peft", "adapter.continue_from"):
         from peft import PeftConfig
     try:
@@ -193,14 +191,8 @@ def _settings(config: Any) -> dict[str, Any]:
     return settings
 
 
-def _silence_bitsandbytes() -> None:
-    """PEFT imports it, and it warns of optional kernels."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-
 def _config_class(kind: str) -> Any:
     """PEFT's class of configs for the method ``kind``, which must be one that can be trained here."""
-    _silence_bitsandbytes()
     with needing("peft", "adapter.peft"):
         from peft.config import PromptLearningConfig
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

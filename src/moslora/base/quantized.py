@@ -1,6 +1,7 @@
 """Bases with bitsandbytes' layers in 4 and 8 bits, and the weights of these layers."""
 
 import logging
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -14,11 +15,12 @@ from moslora.console import note_once
 from moslora.errors import UsageError, needing
 from moslora.recipe import ModelSection
 
+# bitsandbytes warns of optional kernels at its import, also by PEFT, and of casts in every int8 layer.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesConfig:
     """transformers' settings for the quantisation of ``section``."""
-    # bitsandbytes warns of optional kernels at its import, and of casts in every int8 layer; we note it once.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with needing("bitsandbytes", f"model.quantization = {section.quantization}"):
         import bitsandbytes  # noqa: F401
     if on_cpu:
@@ -153,6 +155,16 @@ def dequantize(base: nn.Module) -> Tensor:
         codes, unit = _codes_and_unit(base)
         return codes.float() * unit
     return weight.detach().float()
+
+
+def write_out(model: nn.Module, layers: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
+    """Puts plain layers with the same weights, rounded to ``dtype``, where ``model`` has the quantised ``layers``."""
+    layer: Any
+    for name, layer in layers.items():
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(dequantize(layer).to(dtype), requires_grad=False)
+        plain.bias = layer.bias
+        model.set_submodule(name, plain)
 
 
 def _codes_and_unit(base: Any) -> tuple[Tensor, Tensor]:

@@ -65,14 +65,10 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
                 " from its model"
             )
         if not (path / "config.json").is_file():
-            fix = "moslora merge makes one from a run"
-            models = sorted(str(file.parent) for file in path.glob("*/config.json"))
-            if models:
-                fix = f"did you mean {', '.join(models[:3])}?"
+            fix = "choose one, perhaps below it; moslora merge makes one from a run"
             raise UsageError(f"{path}: not a Hugging Face model folder (no config.json); {fix}")
         return path
-    if os.path.isfile(path) or is_mistyped_path(name, revision=revision):
-        raise UsageError(f"model.name = {name}: {no_such_folder(name)}")
+    refuse_mistyped_path(name, said=f"model.name = {name}", revision=revision)
     return None
 
 
@@ -95,23 +91,16 @@ def looks_like_path(name: str) -> bool:
     return os.path.isabs(os.path.expanduser(name)) or name.startswith(("./", "../", "~"))
 
 
-def is_mistyped_path(name: str, *, revision: str | None = None) -> bool:
-    """Whether a model's name that is no folder here is a mistyped path rather than a hub id.
-
-    It is one if no hub id can have its form, or if its first part is a folder here and the hub's cache does not have
-    the model.
-    """
-    if looks_like_path(name) or name.strip("/").count("/") > 1:
-        return True
-    folder = os.path.dirname(name.rstrip("/"))
-    return os.path.isdir(folder) and available_offline(name, revision=revision) is None
-
-
-def no_such_folder(name: str) -> str:
-    """The message, without the name, about a name that `is_mistyped_path`."""
+def refuse_mistyped_path(name: str, *, said: str, revision: str | None = None) -> None:
+    """Refuses a model's name that is no folder here but a mistyped path, as no hub id can have its form, or its first
+    part is a folder here and the hub's cache does not have the model."""
     path = Path(os.path.expanduser(name))
+    has_a_paths_form = path.is_file() or looks_like_path(name) or name.strip("/").count("/") > 1
+    is_below = os.path.isdir(os.path.dirname(name.rstrip("/"))) and available_offline(name, revision=revision) is None
+    if not (has_a_paths_form or is_below):
+        return
     fix = did_you_mean(path, otherwise="choose a model folder, or a hub id that is not below a folder here")
-    return f"no such folder; {fix}"
+    raise UsageError(f"{said}: no such folder; {fix}")
 
 
 def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:

@@ -1,6 +1,5 @@
 """Products with frozen weights in 4 and 8 bits, beside those with the weights written out."""
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -15,7 +14,6 @@ from moslora.check.piece import TOLERANCES, Draw, Piece
 
 
 def product(draw: Draw, *, bits: int) -> Sequence[Tensor]:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels
     import bitsandbytes
 
     library: Any = bitsandbytes.nn

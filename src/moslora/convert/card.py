@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.best import ending
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
 from moslora.runs.manifest import RECIPE
-from moslora.runs.origin import Origin, predecessor_of
+from moslora.runs.origin import Origin
 
 CARD = "README.md"
 PEFT_CONFIG = "adapter_config.json"
@@ -52,10 +51,13 @@ def write_card(
     name = recipe.model.name
     base = public_name(name)
     local = _is_local(name)
-    tags = ["moslora"] if recipe.adapter.needs_peft else ["moslora", "lora"]
-    library = "peft" if (out / PEFT_CONFIG).exists() else "transformers"
+    drawn = manifest.get("data", {}).get("tasks", {})  # up to this step
+    tasks = [task] if task is not None else list(drawn or [entry.name for entry in recipe.questions.tasks])
     data = ModelCardData(
-        base_model=None if local else base, library_name=library, pipeline_tag="text-generation", tags=tags
+        base_model=None if local else base,
+        library_name="peft" if (out / PEFT_CONFIG).exists() else "transformers",
+        pipeline_tag="text-generation",
+        tags=["moslora"] if recipe.adapter.needs_peft else ["moslora", "lora"],
     )
     card = ModelCard.from_template(
         data,
@@ -71,25 +73,16 @@ def write_card(
         quoted=partial(json.dumps, ensure_ascii=False),
         protocol=PROTOCOLS[recipe.evaluation.protocol],
         joint=recipe.data.format in FORMATS and FORMATS[recipe.data.format].joint,
-        prompts=prompts_of(recipe, tokenizer, tasks=tasks_of(folder, task)),
+        prompts=prompts_of(recipe, tokenizer, tasks=tasks),
         layers=recipe.adapter.target_modules,
         imported=manifest.get("imported"),
-        drawn=manifest.get("data", {}).get("tasks", {}),  # up to this step
+        drawn=drawn,
         source=partial(source_of, recipe=recipe, source=recipe.data.source),
-        predecessor=predecessor_of(manifest),
+        predecessor=folder.predecessor,
         ending=ending(manifest, recipe.training),
         scored=scores_of(folder, task=task),
     )
     card.save(out / CARD)
-
-
-def tasks_of(folder: AdapterFolder, task: str | None) -> Sequence[str]:
-    """The tasks that the adapter is for: those of its training, or if they are not recorded its recipe's; ``task``
-    alone where a gate was fixed at it."""
-    if task is not None:
-        return [task]
-    drawn = folder.manifest.get("data", {}).get("tasks")
-    return list(drawn or [entry.name for entry in folder.recipe.questions.tasks])
 
 
 def how_to_upload(out: Path, adapter: Path) -> str:

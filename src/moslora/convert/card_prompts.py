@@ -3,8 +3,7 @@
 No row is shown: those of a local file may be nobody's business.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -38,30 +37,25 @@ def prompts_of(
         format = FORMATS[recipe.data.format]
     else:
         return {}
+    known = {**TASKS, **recipe.own_tasks}
     found: dict[Prompt, list[str]] = {}
-    for name, example in _examples(recipe.own_tasks, tasks):
-        found.setdefault(_prompt(format, example), []).append(name)
-    return found
-
-
-def _examples(own: Mapping[str, Task], names: Sequence[str]) -> Iterator[tuple[str, Example]]:
-    """(name, example) of every task, among the built-in ones and ``own``, with placeholders as its texts."""
-    known = {**TASKS, **own}
-    for name in names:
+    for name in tasks:
         if name == INSTRUCTION:
-            yield FREE, Example("card", INSTRUCTION, "<instruction>", ("<response>",), 0)
+            title, example = FREE, Example("card", name, "<instruction>", ("<response>",), 0)
         elif name in known and not known[name].is_text:
-            yield name, _example(known[name])
+            title, example = name, _example(known[name])
+        else:
+            continue
+        found.setdefault(_prompt(format, example), []).append(title)
+    return found
 
 
 def _example(task: Task) -> Example:
     question, context = task.placeholders
     if task.columns.context is None:
         context = None
-    example = Example("card", task.name, question, _options(task.columns.options), 0, context=context)
-    if task.own:
-        return replace(example, wording=task.wording)
-    return example
+    options = _options(task.columns.options)
+    return Example("card", task.name, question, options, 0, context=context, wording=task.wording)
 
 
 def _options(listed: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from moslora.data.hub import MIXTURE as MIXED
 from moslora.data.sources import MIXTURE
@@ -13,7 +13,7 @@ from moslora.recipe import Recipe
 from moslora.runs.absolute_paths import last_part
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.run import EVALUATIONS, base_of
+from moslora.runs.run import EVALUATIONS, RESULTS, base_of
 from moslora.tasks import INSTRUCTION, TASKS
 
 MACRO = "macro average"
@@ -25,34 +25,20 @@ Results = dict[str, Any]
 """The content of ``results.json``."""
 
 
-class Row(NamedTuple):
-    """A task's scores in words, in percent."""
+def scores_of(folder: AdapterFolder, *, task: str | None) -> list[dict[str, Any]]:
+    """The evaluations of this adapter, not of its run's other checkpoints; of ``task`` alone, if it is given.
 
-    name: str
-    n: int
-    leaks: int  # questions among the training rows
-    own: str
-    base: str  # empty if it was not asked the same
-
-
-class Scored(NamedTuple):
-    """One evaluation, as far as a card shows it."""
-
-    settings: dict[str, Any]  # as in ``results.json``
-    metric: str
-    sources: list[str]  # of the questions
-    rows: list[Row]
-
-
-def scores_of(folder: AdapterFolder, *, task: str | None) -> list[Scored]:
-    """The evaluations of this adapter, not of its run's other checkpoints; of ``task`` alone, if it is given."""
+    Of each its ``settings`` as in ``results.json``, the ``metric``, the ``sources`` of the questions, and ``rows``: a
+    task, the number of its questions, how many of them are among the training rows, and the scores of the adapter and
+    of its base in words, the latter empty where the base was not asked the same.
+    """
     adapter = folder.manifest["sha256"][WEIGHTS]
     base = folder.manifest["base"]["fingerprint"]
     found = []
-    for path in sorted(folder.run.path.glob(f"{EVALUATIONS}/*/results.json")):
+    for path in sorted(folder.run.path.glob(f"{EVALUATIONS}/*/{RESULTS}")):
         try:
             own = _read(path, model=(adapter, base), only=task)
-            plain = _read(base_of(path.parent) / path.name, model=(None, base), only=task)
+            plain = _read(base_of(path.parent) / RESULTS, model=(None, base), only=task)
             if own["tasks"]:
                 found.append(_scored(own, plain, folder.recipe))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -66,40 +52,41 @@ def _read(path: Path, *, model: tuple[str | None, str], only: str | None) -> Res
         return {"tasks": {}}
     results: Results = json.loads(path.read_text(encoding="utf-8"))
     facts = results["settings"]["metadata"]
-    tasks = {}
-    if (facts.get("adapter"), facts.get("fingerprint")) == model:
-        tasks = {task: score for task, score in results["tasks"].items() if only in (None, task)}
+    of_model = (facts.get("adapter"), facts.get("fingerprint")) == model
+    tasks = {task: score for task, score in results["tasks"].items() if of_model and only in (None, task)}
     return results | {"tasks": tasks}
 
 
-def _scored(own: Results, plain: Results, recipe: Recipe) -> Scored:
+def _scored(own: Results, plain: Results, recipe: Recipe) -> dict[str, Any]:
     settings = own["settings"]
-    tasks = own["tasks"]
+    scores = own["tasks"]
     metric = settings["primary"]
-    if not any(metric in score for score in tasks.values()):  # all of them are answered in words
+    if not any(metric in score for score in scores.values()):  # all of them are answered in words
         metric = "accuracy"
+    sources = dict.fromkeys(source_of(task, recipe=recipe, source=settings["metadata"]["source"]) for task in scores)
     leaks = (own.get("without_leaks") or {}).get("leaks", {})
-    alike = [task for task in tasks if task in plain["tasks"] and _asked(own, task) == _asked(plain, task)]
+    base = {task: score for task, score in plain["tasks"].items() if task in scores and _alike(own, plain, task)}
+    if len(scores) > 1:
+        if base.keys() == scores.keys() == plain["tasks"].keys():
+            base[MACRO] = plain["macro"]
+        scores = {**scores, MACRO: own["macro"]}
     rows = []
-    for task, score in tasks.items():
-        base = _value(plain["tasks"][task], metric) if task in alike else ""
-        rows.append(Row(task, score["n"], leaks.get(task, 0), _value(score, metric), base))
-    if len(tasks) > 1:
-        asked_alike = alike == [*tasks] and len(tasks) == len(plain["tasks"])
-        base = _value(plain["macro"], metric) if asked_alike else ""
-        rows.append(Row(MACRO, own["macro"]["n"], 0, _value(own["macro"], metric), base))
-    sources = dict.fromkeys(source_of(task, recipe=recipe, source=settings["metadata"]["source"]) for task in tasks)
-    return Scored(settings, metric, list(sources), rows)
+    for task, score in scores.items():
+        beside = _value(base[task], metric) if task in base else ""
+        rows.append((task, score["n"], leaks.get(task, 0), _value(score, metric), beside))
+    return {"settings": settings, "metric": metric, "sources": list(sources), "rows": rows}
 
 
-def _asked(results: Results, task: str) -> list[Any]:
-    """What a score depends on besides the model; on the limit in tokens only if it cut a question, or nobody knows."""
-    settings = results["settings"]
-    score = results["tasks"][task]
-    asked = [score["n"], settings["data"].get(task), *(settings.get(way) for way in WAYS)]
-    if score.get("truncated") != 0:
-        asked.append(settings.get("max_length"))
-    return asked
+def _alike(own: Results, plain: Results, task: str) -> bool:
+    """Whether two models were asked the same of ``task``; with another limit in tokens only if neither question was
+    cut."""
+    asked = []
+    for results in (own, plain):
+        settings = results["settings"]
+        score = results["tasks"][task]
+        limit = settings.get("max_length") if score.get("truncated") != 0 else None
+        asked.append((score["n"], settings["data"].get(task), limit, *(settings.get(way) for way in WAYS)))
+    return asked[0] == asked[1]
 
 
 def _value(score: Mapping[str, Any], metric: str) -> str:

@@ -1,24 +1,22 @@
 """Adapters as plain LoRA pairs, and written in PEFT's format."""
 
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import LoraPair, describe_task, fold, has_learned, named_adapters
 from moslora.base.load import load_tokenizer
 from moslora.base.peft_methods import config_of
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
-from moslora.choices import FormatName
 from moslora.console import note
 from moslora.convert.card import PEFT_CONFIG, public_name, write_card
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import new_folder, write_json
-from moslora.recipe import ModelSection, PeftSection
+from moslora.recipe import PeftSection
 from moslora.runs.adapted_model import load_without_base
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
@@ -56,15 +54,6 @@ def lora_pairs(model: PreTrainedModel, name: str) -> dict[str, LoraPair]:
     return {layer_name: fold(layer) for layer_name, layer in named_adapters(model)}
 
 
-@dataclass(frozen=True)
-class Exported:
-    """An adapter in PEFT's format, and what is known of it."""
-
-    tensors: dict[str, Tensor]
-    settings: dict[str, Any]
-    proof: str
-
-
 def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remote_code: bool = False) -> Path:
     """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW. One of
     PEFT's methods is written as PEFT writes it.
@@ -76,66 +65,43 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     refuse_unfoldable(folder, task)
     recipe = folder.recipe
+    base = recipe.model.name
     with new_folder(out) as scratch:
         if isinstance(recipe.adapter, PeftSection):
-            exported = _as_peft_saves_it(folder, recipe.adapter)
+            tensors = folder.weights()
+            settings = config_of(recipe.adapter).to_dict()
+            proof = "The weights are those of the run, as PEFT saves them."
         else:
-            exported = _as_lora(folder, dropout=recipe.adapter.dropout, task=task)
-        save_file(exported.tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(scratch / PEFT_CONFIG, exported.settings)
+            tensors, settings = _as_lora(folder, dropout=recipe.adapter.dropout, task=task)
+            proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
+        settings |= {
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": BUILTIN_ON_THE_HUB if base == BUILTIN else base,
+            "revision": recipe.model.revision,
+            "inference_mode": True,
+        }
+        save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+        listed = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+        write_json(scratch / PEFT_CONFIG, listed)
         write_evaluation_defaults(scratch, recipe, dtype=recipe.model.dtype, task=task)
-        origin = origin_of(folder, base=_known_as(recipe.model.name))
+        origin = origin_of(folder, base=base if base == BUILTIN else public_name(base))
         write_origin(scratch, origin)
-        tokenizer = _chat_tokenizer(recipe.model, recipe.data.format)
-        write_card(scratch, folder, origin=origin, proof=exported.proof, task=task, tokenizer=tokenizer)
+        tokenizer = None
+        if recipe.data.format == "chat":
+            with suppress(MosloraError):  # an export needs no more of its base than its shapes
+                tokenizer = load_tokenizer(recipe.model)
+        write_card(scratch, folder, origin=origin, proof=proof, task=task, tokenizer=tokenizer)
     return out
 
 
-def _known_as(base: str) -> str:
-    """The name of a base to others who have moslora."""
-    if base == BUILTIN:
-        return BUILTIN
-    return public_name(base)
-
-
-def _chat_tokenizer(base: ModelSection, format: FormatName) -> PreTrainedTokenizerBase | None:
-    """The tokenizer whose template the prompts are in; ``None`` if they are in none, or it is not at hand."""
-    if format != "chat":
-        return None
-    try:
-        return load_tokenizer(base)
-    except MosloraError:  # an export needs no more of its base than its shapes
-        return None
-
-
-def _place(base: ModelSection) -> dict[str, Any]:
-    """The settings that say what an adapter belongs to."""
-    name = base.name
-    if name == BUILTIN:
-        name = BUILTIN_ON_THE_HUB
-    return {"task_type": "CAUSAL_LM", "base_model_name_or_path": name, "revision": base.revision}
-
-
-def _as_peft_saves_it(folder: AdapterFolder, section: PeftSection) -> Exported:
-    """An adapter of one of PEFT's methods."""
-    config = {**config_of(section).to_dict(), **_place(folder.recipe.model), "inference_mode": True}
-    settings: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, set):
-            value = sorted(value)
-        settings[key] = value
-    proof = "The weights are those of the run, as PEFT saves them."
-    return Exported(folder.weights(), settings, proof=proof)
-
-
-def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> Exported:
-    """An adapter of ours, as PEFT's LoRA."""
+def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and settings of an adapter of ours, as PEFT's LoRA."""
     model = load_without_base(folder)
     if task is not None:
         describe_task(model, task)
     pairs = lora_pairs(model, str(folder.path))
-    lost = _lost_by_peft(model)
-    if lost:
+    lost = [name for name in pairs if name.rpartition(".")[2] in OF_EXPERTS]
+    if lost and model.config.model_type in LOST_BY_PEFT:
         note(f"PEFT mistakes the adapters of {some(lost)} for those of experts and loads none; merge instead")
     tensors: dict[str, Tensor] = {}
     for name, pair in pairs.items():
@@ -146,18 +112,15 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> Expo
     rank = len(pair.a)  # of the last layer, as of all
     settings = {
         "peft_type": "LORA",
-        **_place(folder.recipe.model),
         "r": rank,
         "lora_alpha": pair.scale * rank,
         "use_dora": pair.magnitude is not None,
         "lora_dropout": dropout,
         "bias": "none",
         "fan_in_fan_out": False,
-        "inference_mode": True,
         "target_modules": _target_modules(model, list(pairs)),
     }
-    proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
-    return Exported(tensors, settings, proof=proof)
+    return tensors, settings
 
 
 def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
@@ -167,10 +130,3 @@ def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
     if len(same) == len(adapted):
         return sorted(components)
     return sorted(adapted)
-
-
-def _lost_by_peft(model: PreTrainedModel) -> list[str]:
-    """The adapted layers for which PEFT loads nothing."""
-    if model.config.model_type not in LOST_BY_PEFT:
-        return []
-    return [name for name, _ in named_adapters(model) if name.rpartition(".")[2] in OF_EXPERTS]

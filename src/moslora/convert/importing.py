@@ -3,18 +3,18 @@
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, adapter_state_dict, inject
+from moslora.adapters import AdapterLinear, inject
 from moslora.base.engine import text_part
 from moslora.base.identity import fingerprint, packages
-from moslora.base.load import load_base, load_tokenizer
+from moslora.base.load import load_tokenizer, read_base
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, locate
 from moslora.base.shapes import meta_model
 from moslora.choices import DType
@@ -23,8 +23,8 @@ from moslora.convert.proof import log_probabilities
 from moslora.data.encode import Encoder, encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
-from moslora.recipe import ModelSection, Recipe
-from moslora.runs.adapted_model import load_adapted, save_adapter
+from moslora.recipe import Recipe
+from moslora.runs.adapted_model import save_adapter, with_adapters_of
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
 from moslora.runs.manifest import WEIGHTS
@@ -44,7 +44,7 @@ def import_adapter(
     """Writes a LoRA adapter of PEFT or of the MoSLoRA repository as a run, and checks what was written.
 
     ``base`` replaces the model that the settings name, and ``dtype`` goes into the run's recipe. The check compares
-    with the source's equations on a few prompts, in float32: 4 bytes of memory a parameter, one model at a time.
+    with the source's equations on a few prompts, in float32, over one base: 4 bytes of memory a parameter.
 
     Returns:
         A line with max |Δ log p| / max |log p| between run and source, and between base and source.
@@ -73,21 +73,26 @@ def import_adapter(
         "sha256": {path.name: sha256(path) for path in (config, weights)},
     }
     with new_folder(out) as scratch:
-        ours, plain = _load(recipe, layers, weights)
-        _note_another_base(source, recipe.model)
+        _refuse_misfits(recipe, layers, weights)
+        base_model = read_base(recipe.model.model_copy(update={"dtype": "float32"}))
+        origin = read_origin(source)
+        if origin and origin.fingerprint != fingerprint(recipe.model.name, revision=recipe.model.revision):
+            # The import is as the source says, and not as the run was.
+            note(f"{source} was exported from {origin.base}; {recipe.model.name} has other weights or another config")
         tokenizer = load_tokenizer(recipe.model)
-        of_base = log_probabilities(plain, tokenizer)
-        for name, parts in layers.items():
-            plain.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
-        of_source = log_probabilities(plain, tokenizer)
-        del plain
+        of_base = log_probabilities(base_model, tokenizer)
+        with ExitStack() as hooks:
+            for name, parts in layers.items():
+                hook = base_model.get_submodule(name).register_forward_hook(partial(_add, parts, settings.scale))
+                hooks.callback(hook.remove)
+            of_source = log_probabilities(base_model, tokenizer)
         run = Run(scratch)
         run.begin(recipe, {"imported": imported, "versions": {"moslora": __version__}})
         encoded_by = encoding(Encoder(tokenizer, max_length=None), recipe.data.format)
         facts = {"imported": imported, "encoding": encoded_by, "packages": packages(quantized=False, peft=False)}
-        save_adapter(run.result, {WEIGHTS: adapter_state_dict(ours)}, recipe, facts=facts)
+        save_adapter(run.result, {WEIGHTS: own_state(layers)}, recipe, facts=facts)
         folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
-        of_run = log_probabilities(load_adapted(folder, dtype="float32"), tokenizer)
+        of_run = log_probabilities(with_adapters_of(folder, base_model), tokenizer)
         error = _distance(of_run, of_source)
         effect = _distance(of_base, of_source)
         said = (
@@ -118,13 +123,6 @@ def _base_of(source: Path, config: Path, settings: Settings) -> str:
     return named
 
 
-def _note_another_base(source: Path, model: ModelSection) -> None:
-    """Where the source was exported over other weights, the import is as the source says, and not as the run was."""
-    origin = read_origin(source)
-    if origin and origin.fingerprint != fingerprint(model.name, revision=model.revision):
-        note(f"{source} was exported from {origin.base}, and {model.name} has other weights or another config")
-
-
 def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
     """The recipe that rebuilds the adapter of ``layers``, asked as ``source`` says, if it is an export of a run."""
     # The wheel's questions, as of every model whose training rows nobody knows: they need no hub.
@@ -139,14 +137,13 @@ def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: 
     return Recipe.model_validate({**asked, "name": name, "model": model, "adapter": adapter})
 
 
-def _load(recipe: Recipe, layers: Layers, weights: Path) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The adapter in our layers, without a base, and the base in float32, which is loaded only if the adapter fits."""
+def _refuse_misfits(recipe: Recipe, layers: Layers, weights: Path) -> None:
+    """Refuses an adapter that does not fit its base, before that is loaded."""
     try:
-        ours = meta_model(recipe.model)
-        inject(ours, **recipe.adapter_options(), state=own_state(layers), within=text_part(ours))
-        if isinstance(ours.get_output_embeddings(), AdapterLinear):
+        model = meta_model(recipe.model)
+        inject(model, **recipe.adapter_options(), state=own_state(layers), within=text_part(model))
+        if isinstance(model.get_output_embeddings(), AdapterLinear):
             raise ValueError("adapts the output layer, which moslora does not support")
-        return ours, load_base(recipe.model.model_copy(update={"dtype": "float32"}))
     except ValueError as misfits:
         raise UsageError("\n".join(f"{weights}: {line}" for line in str(misfits).splitlines())) from None
 

@@ -11,9 +11,8 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -24,25 +23,22 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import AdapterLinear, LoraPair, describe_task, named_adapters
-from moslora.base.load import DTYPES, load_base, load_tokenizer
+from moslora.base.load import DTYPES, in_files, load_tokenizer, read_base, stored_names
 from moslora.base.peft_methods import merged_by_peft
-from moslora.base.quantized import dequantize, quantized_layers
+from moslora.base.quantized import dequantize, quantized_layers, write_out
 from moslora.base.resolve import INDEX, weight_files
-from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import DType, Onto
 from moslora.convert.card import public_name, write_card
 from moslora.convert.export import lora_pairs, refuse_unfoldable
-from moslora.convert.proof import LogProbabilities, Proof, log_probabilities, prove, weight_sums
+from moslora.convert.proof import Measured, Proof, log_probabilities, prove, weight_sums
 from moslora.data.encode import Encoder, encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, write_json
 from moslora.recipe import ModelSection
-from moslora.runs.adapted_model import load_adapted
+from moslora.runs.adapted_model import check_base, with_adapters_of
 from moslora.runs.adapter_folder import AdapterFolder, check_encoding, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import origin_of, write_origin
-
-Value = TypeVar("Value")
 
 SHARD_BYTES = 10**9
 """Maximum size of one output file, unless a single tensor is larger."""
@@ -62,6 +58,9 @@ def merge(
 ) -> Proof:
     """Writes the merged model to ``out`` and compares it with the adapter model.
 
+    The base is loaded once, and once more as it is in its files if an adapter over a quantised one is merged onto
+    these, or if PEFT merges, which it does in float32. The written model is loaded once.
+
     ``task`` fixes a task gate. ``dtype``, by default the recipe's, is that of the weights and of both models compared.
     One model is in memory at a time; only ``dequantized`` keeps the quantised layers as well.
 
@@ -78,8 +77,11 @@ def merge(
     with new_folder(out) as scratch:
         tokenizer = load_tokenizer(section)
         check_encoding(folder, encoding(Encoder(tokenizer, max_length=None), folder.recipe.data.format))
-        merging = Merging(folder, section, onto, task, tokenizer)
-        proof = merging.write_model(scratch)
+        check_base(folder)
+        measured = _write_model(scratch, folder, section, tokenizer, onto=onto, task=task)
+        written = section.model_copy(update={"name": str(scratch), "revision": None, "quantization": None})
+        merged = log_probabilities(read_base(written), tokenizer)
+        proof = prove(measured, merged, dtype=section.dtype, quantization=section.quantization, onto=onto)
         write_evaluation_defaults(scratch, folder.recipe, dtype=section.dtype, task=task)
         origin = origin_of(folder, base=public_name(section.name))
         write_origin(scratch, origin)
@@ -87,122 +89,82 @@ def merge(
     return proof
 
 
-class Adapters(NamedTuple):
-    """The adapters of a model, which is no longer in memory."""
+def _write_model(
+    out: Path,
+    folder: AdapterFolder,
+    section: ModelSection,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    onto: Onto,
+    task: str | None,
+) -> Measured:
+    """Writes weights, tokenizer and config to ``out``; ``section`` is the base in the dtype of the result."""
 
-    log_p: Tensor  # of the adapter model, as `log_probabilities`
-    layers: dict[str, AdapterLinear]  # without their bases
-    pairs: dict[str, LoraPair]  # of the same layers
-
-
-class Base(NamedTuple):
-    """A base, which is no longer in memory."""
-
-    log_p: Tensor
-    quantized: dict[str, nn.Module]  # its layers, where the adapter is merged onto them
-    stored: Mapping[str, str]  # the name of a weight in the model -> its name in the files
-
-
-@dataclass(frozen=True)
-class Merging:
-    """One merge, of whose models one is in memory at a time."""
-
-    folder: AdapterFolder
-    section: ModelSection  # the base in the dtype of the result
-    onto: Onto
-    task: str | None
-    tokenizer: PreTrainedTokenizerBase
-
-    def write_model(self, out: Path) -> Proof:
-        """Writes weights, tokenizer and config to ``out``, and compares them with the adapter model."""
-        adapters = self._adapters()
-        base = self._base()
-        refuse_stored_together(adapters.pairs, base.stored)
-        expected = adapters.log_p
-        if self.section.quantization is not None:
-            expected = self._log_p(self._load(self.section.dtype, quantization=None, layers=base.quantized))
-        weights = self._write_weights(out, adapters, base)
-        base_log_p = base.log_p
-        del base  # with its layers, before another model is loaded
-        section = self.section.model_copy(update={"name": str(out), "revision": None, "quantization": None})
-        found = LogProbabilities(base_log_p, adapters.log_p, expected, merged=self._log_p(load_base(section)))
-        return prove(
-            found,
-            weights,
-            dtype=self.section.dtype,
-            quantization=self.section.quantization,
-            onto=self.onto,
-        )
-
-    def _load(self, dtype: DType, **overrides: Any) -> PreTrainedModel:
-        """The adapter model, for the task; ``overrides`` as for `load_adapted`."""
-        model = load_adapted(self.folder, dtype=dtype, **overrides)
-        if self.task is not None:
-            describe_task(model, self.task)
+    def adapt(model: PreTrainedModel) -> PreTrainedModel:
+        model = with_adapters_of(folder, model)
+        if task is not None:
+            describe_task(model, task)
         return model
 
-    def _log_p(self, model: PreTrainedModel) -> Tensor:
-        return log_probabilities(model, self.tokenizer)
+    def load_plain(dtype: DType) -> PreTrainedModel:
+        """The adapter model on the weights that it is merged onto, none of them quantised."""
+        base = read_base(section.model_copy(update={"dtype": dtype, "quantization": None}))
+        write_out(base, quantized, DTYPES[dtype])
+        return adapt(base)
 
-    def _adapters(self) -> Adapters:
-        model = self._load(self.section.dtype)
-        pairs = lora_pairs(model, str(self.folder.path))
-        log_p = self._log_p(model)
-        layers = dict(named_adapters(model))
-        for layer in layers.values():
-            layer.base = nn.Identity()  # the layers stay, the model does not
-        return Adapters(log_p, layers, pairs)
-
-    def _base(self) -> Base:
-        model = load_base(self.section)
-        log_p = self._log_p(model)
-        quantized: dict[str, nn.Module] = {}
-        if self.onto == "dequantized":
-            quantized = quantized_layers(model)
-        return Base(log_p, quantized, stored_names(model))
-
-    def _write_weights(self, out: Path, adapters: Adapters, base: Base) -> dict[str, Tensor]:
-        """Writes all but a card to ``out``; the `weight_sums` of each adapted layer there."""
-        files = weight_files(self.section.name, revision=self.section.revision)
-        exact = {}
-        if self.folder.recipe.adapter.needs_peft:
-            merged = merged_by_peft(self._load("float32", quantization=None, layers=base.quantized))
-            exact = {base.stored.get(key, key): weight for key, weight in merged.items()}
-        start = Start(files, by_stored_layer(base.quantized, base.stored), exact)
-        pairs = by_stored_layer(adapters.pairs, base.stored)
-        _write_weights(start, pairs, out, dtype=DTYPES[self.section.dtype])
-        _write_settings(files[0].parent, out, self.tokenizer, dtype=self.section.dtype)
-        return _compare_weights(start, by_stored_layer(adapters.layers, base.stored), out)
+    by_peft = folder.recipe.adapter.needs_peft
+    model = read_base(section)
+    of_base = log_probabilities(model, tokenizer)
+    stored = stored_names(model)
+    quantized = quantized_layers(model) if onto == "dequantized" else {}
+    model = adapt(model)
+    of_adapted = expected = log_probabilities(model, tokenizer)
+    pairs = in_files(lora_pairs(model, str(folder.path)), stored)
+    if section.quantization is not None:
+        if onto == "dequantized" and not by_peft:
+            write_out(model, quantized_layers(model), DTYPES[section.dtype])
+        else:
+            del model  # before another is loaded
+            model = load_plain(section.dtype)
+        expected = log_probabilities(model, tokenizer)
+    exact: dict[str, Tensor] = {}
+    if by_peft:
+        if section.dtype != "float32":
+            del model
+            model = load_plain("float32")
+        exact = {stored.get(key, key): weight for key, weight in merged_by_peft(model).items()}
+    layers = dict(named_adapters(model))
+    for layer in layers.values():
+        layer.base = nn.Identity()  # the layers stay, the model does not
+    del model
+    files = weight_files(section.name, revision=section.revision)
+    start = Start(files, in_files(quantized, stored), exact)
+    _write_weights(start, pairs, out, dtype=DTYPES[section.dtype])
+    _write_settings(files[0].parent, out, tokenizer, dtype=section.dtype)
+    return Measured(of_base, of_adapted, expected, _compare_weights(start, in_files(layers, stored), out))
 
 
 class Start(NamedTuple):
     """The weights that a merge starts from."""
 
     files: Sequence[Path]  # of the base
-    quantized: Mapping[str, nn.Module]  # by layer, what replaces its weight in the files
+    quantized: Mapping[str, nn.Module]  # by tensor, the layer that it is instead
     exact: Mapping[str, Tensor]  # by tensor, what is merged already, by PEFT
 
     def tensor(self, key: str, sources: Mapping[str, Any]) -> Tensor:
         """The tensor ``key``; ``sources`` has the open file of each."""
         if key in self.exact:
             return self.exact[key]
-        layer = self.quantized.get(key.removesuffix(".weight"))
-        if layer is not None:
-            return dequantize(layer)
+        if key in self.quantized:
+            return dequantize(self.quantized[key])
         weight: Tensor = sources[key].get_tensor(key)
         return weight
 
 
-def by_stored_layer(layers: Mapping[str, Value], stored: Mapping[str, str]) -> dict[str, Value]:
-    """``layers`` by the names that their weights have in the files."""
-    return {stored.get(f"{name}.weight", name).removesuffix(".weight"): value for name, value in layers.items()}
-
-
 def _write_weights(start: Start, pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> None:
-    """Writes the base's tensors with the ΔW of every layer in ``pairs``, at most :data:`SHARD_BYTES` in memory."""
+    """Writes the base's tensors with the ΔW of each in ``pairs``, at most :data:`SHARD_BYTES` in memory."""
     with _opened(start.files) as sources:
-        needed = {f"{name}.weight" for name in (*pairs, *start.quantized)} | start.exact.keys()
-        missing = needed - sources.keys()
+        missing = {*pairs, *start.quantized, *start.exact} - sources.keys()
         if missing:
             raise MosloraError(f"{start.files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
         shapes = {key: _cast(file.get_tensor(key).to("meta"), dtype) for key, file in sources.items()}
@@ -211,9 +173,8 @@ def _write_weights(start: Start, pairs: Mapping[str, LoraPair], out: Path, *, dt
             shard = {}
             for key in keys:
                 tensor = start.tensor(key, sources)
-                pair = pairs.get(key.removesuffix(".weight"))
-                if pair is not None:
-                    tensor = _adapted(tensor, pair, dtype=dtype)
+                if key in pairs:
+                    tensor = _adapted(tensor, pairs[key], dtype=dtype)
                 shard[key] = _cast(tensor, dtype).contiguous()
             save_file(shard, out / name, metadata={"format": "pt"})
     if shards.is_sharded:
@@ -233,17 +194,17 @@ def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def _compare_weights(start: Start, layers: Mapping[str, AdapterLinear], out: Path) -> dict[str, Tensor]:
-    """`weight_sums` of each adapted layer in ``out``, by the ΔW it computes with, not its pair, and of ``exact``."""
-    found: dict[str, Tensor] = {}
+    """`weight_sums` of each adapted weight in ``out``, by the ΔW its layer computes with, not its pair, and of
+    ``exact``."""
+    sums: dict[str, Tensor] = {}
     with _opened(start.files) as base, _opened(out.glob("*.safetensors")) as merged:
         for key, exact in start.exact.items():
-            found[key] = weight_sums(merged[key].get_tensor(key), exact=exact, plain=exact)
-        for name, layer in layers.items():
-            key = f"{name}.weight"
+            sums[key] = weight_sums(merged[key].get_tensor(key), exact=exact, plain=exact)
+        for key, layer in layers.items():
             plain = start.tensor(key, base)
-            weight_there = merged[key].get_tensor(key)
+            written = merged[key].get_tensor(key)
             delta = layer.delta_weight()
-            sums = torch.zeros(3, dtype=torch.float64)
+            sums[key] = torch.zeros(3, dtype=torch.float64)
             for begin in range(0, len(plain), ROWS):
                 rows = slice(begin, begin + ROWS)
                 weight = plain[rows].float()
@@ -251,9 +212,8 @@ def _compare_weights(start: Start, layers: Mapping[str, AdapterLinear], out: Pat
                 if layer.magnitude is not None:
                     gain = layer.magnitude.weight[rows] / adapted.norm(dim=1)
                     adapted *= gain.nan_to_num(0, 0)[:, None]
-                sums += weight_sums(weight_there[rows], exact=adapted, plain=weight)
-            found[name] = sums
-    return found
+                sums[key] += weight_sums(written[rows], exact=adapted, plain=weight)
+    return sums
 
 
 def _adapted(weight: Tensor, pair: LoraPair, *, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from moslora.choices import DType, Onto
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
-from moslora.kernels.linear import pack_nothing
+from moslora.kernels.exchange import exchange
+from moslora.kernels.linear import own_linear, pack_nothing
 
 PROMPTS = (
     "Question: Which force pulls a dropped stone to the ground?\nAnswer: gravity",
@@ -33,6 +34,7 @@ tenth of it at most."""
 @torch.inference_mode()
 def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """log p of each token of :data:`PROMPTS` but the first of each, which ``model`` reads one by one: ``(tokens,)``."""
+    exchange(model, own_linear)  # a processor without bfloat16 is slow with transformers' own
     pack_nothing(model)  # a few short texts are not worth a second copy of all weights
     encoder = Encoder(tokenizer, max_length=None)
     found = []
@@ -43,13 +45,13 @@ def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     return torch.cat(found)
 
 
-class LogProbabilities(NamedTuple):
-    """The `log_probabilities` of the four models of a merge."""
+class Measured(NamedTuple):
+    """The `log_probabilities` of the models that a merge is made of, and the `weight_sums` of each adapted weight."""
 
     base: Tensor
     adapted: Tensor  # of the adapter model
     expected: Tensor  # of the adapter on the weights that it is merged into: ``adapted``, unless the base is quantised
-    merged: Tensor
+    weights: Mapping[str, Tensor]
 
 
 def weight_sums(merged: Tensor, *, exact: Tensor, plain: Tensor) -> Tensor:
@@ -97,32 +99,22 @@ class Proof:
         return ""
 
 
-def prove(
-    found: LogProbabilities,
-    weights: Mapping[str, Tensor],
-    *,
-    dtype: DType,
-    quantization: str | None,
-    onto: Onto,
-) -> Proof:
+def prove(measured: Measured, merged: Tensor, *, dtype: DType, quantization: str | None, onto: Onto) -> Proof:
     """Measures what a merge changed, and what the adapter had changed.
 
-    ``weights`` has the :func:`weight_sums` of each adapted layer; the others are as in :class:`Proof`.
+    ``merged`` are the `log_probabilities` of the written model; the others are as in :class:`Proof`.
 
     Raises:
         MosloraError: a layer's weight, or the mean |Δ log p|, is farther off than rounding explains.
     """
+    # Beside a ΔW that is next to nothing the rounding of float32, 6e-8 of W, is large.
+    shares = {name: float(missed / (delta + 1e-3 * size)) for name, (missed, delta, size) in measured.weights.items()}
+    wrong = {name: share for name, share in shares.items() if not share <= MISSED}  # also what is not a number
     faults = []
-    wrong: dict[str, float] = {}
-    for name, (missed, delta, size) in weights.items():
-        # Beside a ΔW that is next to nothing the rounding of float32, 6e-8 of W, is large.
-        share = float(missed / (delta + 1e-3 * size))
-        if not share <= MISSED:  # also what is not a number
-            wrong[name] = share
     if wrong:
         worst = max(wrong, key=lambda name: wrong[name])
         faults.append(f"{worst} is off by {wrong[worst]:.2g} of its ΔW, above the tolerance of {MISSED:g}")
-    rounding = float((found.expected - found.merged).abs().mean())
+    rounding = float((measured.expected - merged).abs().mean())
     most = TOLERANCE[dtype]
     if not rounding <= most:
         faults.append(f"mean |Δ log p| {rounding:.2g} is above the tolerance of {most:g}")
@@ -131,9 +123,9 @@ def prove(
             f"the merged model is worse than rounding to {dtype} explains: {'; '.join(faults)}; nothing was written"
         )
     return Proof(
-        mean_error=float((found.adapted - found.merged).abs().mean()),
+        mean_error=float((measured.adapted - merged).abs().mean()),
         rounding=rounding,
-        effect=float((found.adapted - found.base).abs().mean()),
+        effect=float((measured.adapted - measured.base).abs().mean()),
         dtype=dtype,
         quantization=quantization,
         onto=onto,

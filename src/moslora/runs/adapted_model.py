@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.base.adapted import with_adapters
 from moslora.base.identity import fingerprint
 from moslora.base.load import choose_engine_of, read_base
-from moslora.base.quantized import dequantize
 from moslora.base.shapes import meta_model
 from moslora.errors import MosloraError, UsageError
 from moslora.files import replacing, sha256, write_json
@@ -60,7 +58,6 @@ def load_adapted(
     *,
     device: Any = "cpu",
     computed_here: bool = True,
-    layers: Mapping[str, nn.Module] | None = None,
     **overrides: Any,
 ) -> PreTrainedModel:
     """The base of ``folder`` with its adapters, in evaluation mode.
@@ -69,26 +66,23 @@ def load_adapted(
         folder: the adapters, and the recipe of their base.
         device: where the model is loaded.
         computed_here: as for `load_base`.
-        layers: by name layers whose weights the base's have instead of their own.
         overrides: changes of the recipe's ``model`` section.
     """
     check_base(folder)
     section = folder.recipe.model.model_copy(update={"engine": folder.engine, **overrides})
     base = read_base(section, device=device, computed_here=computed_here)
-    with torch.no_grad():
-        for name, layer in (layers or {}).items():
-            base.get_submodule(name).get_parameter("weight").copy_(dequantize(layer))
-    model = _adapt(base, folder)
+    model = with_adapters_of(folder, base)
     choose_engine_of(model, section, computed_here=computed_here)
     return model
 
 
 def load_without_base(folder: AdapterFolder) -> PreTrainedModel:
     """The model on the meta device, with its adapters in memory: enough to fold them."""
-    return _adapt(meta_model(folder.recipe.model), folder)
+    return with_adapters_of(folder, meta_model(folder.recipe.model))
 
 
-def _adapt(model: PreTrainedModel, folder: AdapterFolder) -> PreTrainedModel:
+def with_adapters_of(folder: AdapterFolder, model: PreTrainedModel) -> PreTrainedModel:
+    """``model``, its base, changed in place, with its adapters, in evaluation mode."""
     try:
         model = with_adapters(model, folder.recipe, state=folder.weights())
     except ValueError as error:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moslora.base.resolve import available_offline, is_mistyped_path, no_such_folder
+from moslora.base.resolve import available_offline, refuse_mistyped_path
 from moslora.errors import UsageError
 from moslora.files import near_folders
 from moslora.recipe import Recipe, resolve_tasks
@@ -67,6 +67,5 @@ def names_run(target: str) -> bool:
         near = [folder for folder in near_folders(path) if is_run(Path(folder)) or Path(folder, CONFIG).is_file()]
     if near and available_offline(target) is None:
         raise UsageError(f"{target}: no such folder or model; did you mean {', '.join(near)}?")
-    if is_mistyped_path(target):
-        raise UsageError(f"{target}: {no_such_folder(target)}")
+    refuse_mistyped_path(target, said=target)
     return False

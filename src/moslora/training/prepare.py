@@ -16,10 +16,9 @@ from moslora.adapters import task_names
 from moslora.base.adapted import adapted_layers, own_parameters, with_adapters
 from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
-from moslora.base.load import choose_engine_of, load_tokenizer, read_base
+from moslora.base.load import choose_engine_of, in_files, load_tokenizer, read_base, stored_names
 from moslora.base.peft_methods import config_of
 from moslora.base.sharded import read_on_host, shard_base, shards
-from moslora.base.stored import refuse_stored_together, stored_names
 from moslora.choices import Strategy
 from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
@@ -130,7 +129,7 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Cont
         if start:
             raise MosloraError(f"{start.path}: does not fit this run: {error}") from None
         raise UsageError(f"adapter: {error}") from None
-    refuse_stored_together(adapted_layers(model), stored)
+    in_files(adapted_layers(model), stored)
     if model.get_output_embeddings() is not output:
         raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; remove it")
     if any(p.requires_grad and p.dtype.itemsize < 4 for p in model.parameters()):
