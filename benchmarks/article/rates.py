@@ -185,7 +185,7 @@ def _runs_of(found: ScoredExperiment) -> dict[tuple[str, float | None, int | Non
     for arm in found.arms:
         rate = found.row(arm.name).rate
         for seed, run in arm.runs.items():
-            runs[method_of(arm.name), rate, seed] = run.evaluation
+            runs[method_of(arm.name), rate, seed] = run
     return runs
 
 

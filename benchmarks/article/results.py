@@ -27,7 +27,6 @@ from moslora.compare.comparison import compare_arms, compare_planned
 from moslora.compare.conclusion import lines
 from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
-from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import LEVEL, MACRO, Member, family_with
 from moslora.compare.tables import TableRun, read_tables
 from moslora.experiment.tables import mean_over_seeds
@@ -80,7 +79,7 @@ class ScoredExperiment:
         return self.index.card.arms[arm].read_recipe()
 
     @property
-    def first_run(self) -> ComparedRun:
+    def first_run(self) -> Evaluation:
         return next(iter(self.arms[0].runs.values()))
 
     @cached_property
@@ -105,7 +104,7 @@ class ScoredExperiment:
         asked = {task: answers.ids for task, answers in base.tasks.items()}
         found = {}
         for arm in self.arms:
-            found[arm.name] = [run.evaluation.only(asked) for run in arm.runs.values()]
+            found[arm.name] = [run.only(asked) for run in arm.runs.values()]
         return found
 
     def concluded(self, outcome: str) -> list[str]:
@@ -130,7 +129,7 @@ def load(folder: Path) -> ScoredExperiment:
     arms.sort(key=lambda arm: arm.name != first)
     if arms[0].name != first:
         raise SystemExit(f"{folder}: no scored run of {first}, which the others are against")
-    evaluations = [run.evaluation for run in all_runs(arms)]
+    evaluations = all_runs(arms)
     shared, left_out = in_common(evaluations)
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     base = evaluations[0].base
@@ -245,14 +244,14 @@ def arms_table(found: ScoredExperiment) -> str:
     titles = [OUTCOMES[outcome].title for outcome in COMPARED]
     rows = [["", "learning rate", *titles, "trained parameters", "step time / LoRA's", "peak memory / LoRA's"]]
     if found.base is not None:
-        _, of_others = in_common([found.first_run.evaluation, found.base])
+        _, of_others = in_common([found.first_run, found.base])
         if not of_others:  # otherwise its means are not of the same questions
             levels = [mean_over_seeds([found.base], outcome) for outcome in COMPARED]
             rows.append(["base", "", *levels, "0", "", ""])
     known = costs()
     for arm in found.arms:
         row = found.row(arm.name)
-        evaluations = [run.evaluation for run in arm.runs.values()]
+        evaluations = list(arm.runs.values())
         levels = [mean_over_seeds(evaluations, outcome) for outcome in COMPARED]
         trained = "–"
         if row.parameters is not None:

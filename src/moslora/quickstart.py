@@ -11,7 +11,6 @@ from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
 from moslora.compare.conclusion import lines
 from moslora.compare.display import tables
-from moslora.compare.runs import ComparedRun
 from moslora.console import say
 from moslora.convert.merge import merge
 from moslora.errors import UsageError, stopped
@@ -185,7 +184,7 @@ def _scored(out: Path, name: str) -> Arm:
     target = open_target(str(out), base=name == "base")
     results, folder = evaluate_target(target)
     evaluation = Evaluation.of(folder, results.settings, results.predictions).in_order
-    return Arm(name, {None: ComparedRun(evaluation, folder)})
+    return Arm(name, {None: evaluation})
 
 
 def _try_next(out: Path, outcome: OutcomeName) -> list[str]:

@@ -13,10 +13,10 @@ import pytest
 from benchmarks.article import results
 from compare_kit import base, base_row, drawn, row, with_tasks, with_texts, write_experiment
 from message_kit import says
-from moslora.compare.runs import ComparedRun
 from moslora.compare.tables import TableRun, read_tables, write_tables
 from moslora.experiment.tables import mean_over_seeds
 from moslora.report.figures.forgetting import change
+from moslora.runs.evaluation import Evaluation
 
 METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
 SEEDS = (0, 1, 2, 3)
@@ -28,7 +28,7 @@ def write_drawn(
     *,
     methods: Sequence[str] = METHODS,
     seeds: Sequence[int] = SEEDS,
-    untrained: ComparedRun | None = None,
+    untrained: Evaluation | None = None,
 ) -> Path:
     """The later a method stands, the more it gains and the more it forgets; seed 1 forgets 0.02 more."""
     rows = [base_row(untrained or UNTRAINED)]
@@ -87,7 +87,7 @@ def test_the_means_are_those_of_the_runs(drawn_folder: Path) -> None:
         pairs = [(drawn(seed, gain=0.03 * number, arm=arm.name), run) for seed, run in arm.runs.items()]
         means = [np.mean([np.mean(its.outcomes["accuracy"]) for its in written.tasks.values()]) for written, _ in pairs]
         shown = f"{100 * np.mean(means):.1f} ± {100 * np.std(means, ddof=1) / 2:.1f}"
-        assert mean_over_seeds([run.evaluation for run in arm.runs.values()], "accuracy") == shown
+        assert mean_over_seeds(list(arm.runs.values()), "accuracy") == shown
         for seed, (written, run) in enumerate(pairs):
             forgotten = change("nats_per_byte", run, found.base)
             assert forgotten == pytest.approx(0.1 + 0.01 * number + 0.02 * (seed == 1))

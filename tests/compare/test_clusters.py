@@ -11,12 +11,12 @@ from message_kit import says
 from moslora.compare.arms import Arm, cluster_codes
 from moslora.compare.comparison import compare_arms
 from moslora.compare.contrast import Contrast
-from moslora.compare.runs import ComparedRun
 from moslora.errors import UsageError
 from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import Evaluation
 
 
-def copied(run: ComparedRun, copies: int, *, grouped: bool = True) -> ComparedRun:
+def copied(run: Evaluation, copies: int, *, grouped: bool = True) -> Evaluation:
     """The run with each question so many times."""
     tasks = {}
     for task, answers in run.tasks.items():
@@ -34,7 +34,7 @@ def copied(run: ComparedRun, copies: int, *, grouped: bool = True) -> ComparedRu
 def contrast(seeds: int, copies: int, outcome: str, *, grouped: bool = True) -> Contrast:
     arms = []
     for name, gain in (("one", 0.0), ("other", 0.1)):
-        runs: dict[int | None, ComparedRun] = {}
+        runs: dict[int | None, Evaluation] = {}
         for seed in range(seeds):
             runs[seed] = copied(drawn(seed, gain=gain, arm=name), copies, grouped=grouped)
         arms.append(Arm(name, runs))

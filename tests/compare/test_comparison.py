@@ -18,11 +18,11 @@ from moslora.compare.conclusion import lines
 from moslora.compare.display import probability, tables
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin
-from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import MACRO
 from moslora.compare.tables import read_tables, write_tables
 from moslora.errors import UsageError
 from moslora.runs.answers import TaskAnswers
+from moslora.runs.evaluation import Evaluation
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 
@@ -34,21 +34,21 @@ def experiment(tmp_path: Path) -> Path:
     return write_experiment(tmp_path / "ablation", rows, contrasts=[("init-only", "learned")])
 
 
-def arms(**runs: Mapping[int | None, ComparedRun] | ComparedRun) -> list[Arm]:
+def arms(**runs: Mapping[int | None, Evaluation] | Evaluation) -> list[Arm]:
     """Arms of one run, or of one for each seed."""
     made = []
     for name, of_arm in runs.items():
-        if isinstance(of_arm, ComparedRun):
+        if isinstance(of_arm, Evaluation):
             of_arm = {of_arm.seed: of_arm}
         made.append(Arm(name, {**of_arm}))
     return made
 
 
-def seeds(count: int, **changes: float) -> dict[int | None, ComparedRun]:
+def seeds(count: int, **changes: float) -> dict[int | None, Evaluation]:
     return {seed: drawn(seed, sizes=WIDE, **changes) for seed in range(count)}
 
 
-def with_texts(answers: ComparedRun, *, more: float) -> ComparedRun:
+def with_texts(answers: Evaluation, *, more: float) -> Evaluation:
     """An evaluation that has texts as well, with ``more`` nats per byte than those of another; noise by the seed."""
     hard = np.random.default_rng(0).uniform(0.6, 1.2, 300)
     draw = np.random.default_rng(answers.seed or 0)
@@ -57,7 +57,7 @@ def with_texts(answers: ComparedRun, *, more: float) -> ComparedRun:
     return with_tasks(answers, {**answers.tasks, "mine": texts})
 
 
-def accuracies(run: ComparedRun) -> NDArray[np.float64]:
+def accuracies(run: Evaluation) -> NDArray[np.float64]:
     """Of each task, by its definition."""
     return np.array([np.mean(answers.outcomes["accuracy"]) for answers in run.tasks.values()])
 
@@ -239,9 +239,9 @@ def test_what_is_not_shown_is_said_where_it_is_a_risk() -> None:
         assert "Fragile" not in said(compare_arms(arms(base=of_base(alike), tuned=other)))
 
 
-def of_base(run: ComparedRun) -> ComparedRun:
+def of_base(run: Evaluation) -> Evaluation:
     """The answers, as if no training had made them."""
-    return replace(run, recipe=None, facts={}, seed=None)
+    return replace(run, made={}, seed=None)
 
 
 def accuracy_by_id(answers: TaskAnswers) -> dict[str, float]:
@@ -284,7 +284,7 @@ def test_of_several_arms_with_one_task_the_table_has_it_once(experiment: Path) -
     assert every[0][2:5] == ["obqa", "difference", "95 % interval"] and len(contrast) == 2
 
 
-def few(right: int, n: int = 6) -> ComparedRun:
+def few(right: int, n: int = 6) -> Evaluation:
     """``right`` of n questions are answered rightly; half of them have the label 0."""
     ids = tuple(f"obqa/test/{row}" for row in range(n))
     outcomes = {"accuracy": tuple(float(row < right) for row in range(n))}
@@ -303,7 +303,7 @@ def test_few_questions_show_nothing_and_no_interval_leaves_what_there_can_be() -
     assert max(found.named[0].effects[MACRO].interval) == 1
 
 
-def limited(max_length: int, *, cut: int | None) -> ComparedRun:
+def limited(max_length: int, *, cut: int | None) -> Evaluation:
     """A run with this limit, by which the first ``cut`` questions of each task were cut; ``None``: not known."""
     one = drawn(0, settings=replace(SETTINGS, max_length=max_length))
     tasks = {}

@@ -20,9 +20,9 @@ from moslora.compare.equality import p_unequal, share_interval
 from moslora.compare.gains import base_of_all, gain_of
 from moslora.compare.index import EXPERIMENT, read_index
 from moslora.compare.margin import Margin, read_margin
-from moslora.compare.runs import ComparedRun
 from moslora.compare.statistics import LEVEL, MACRO
 from moslora.errors import UsageError
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 
 GAINS = {"lora": 0.10, "same": 0.10, "other": 0.17}
@@ -106,13 +106,13 @@ def experiment(tmp_path: Path) -> Path:
     return write_experiment(tmp_path / "study", rows, contrasts=[("lora", "same"), ("lora", "other")])
 
 
-def arms_beside(untrained: ComparedRun | None, *, gain: float) -> list[Arm]:
+def arms_beside(untrained: Evaluation | None, *, gain: float) -> list[Arm]:
     """Two arms of one run that gain so much, with this base's answers beside them."""
     found = []
     for name in ("lora", "same"):
         run = drawn(0, gain=gain, sizes=WIDE, arm=name)
         if untrained is not None:
-            run = replace(run, evaluation=replace(run.evaluation, base=untrained.evaluation))
+            run = replace(run, base=untrained)
         found.append(Arm(name, {0: run}))
     return found
 
@@ -132,11 +132,11 @@ def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_
     ((head, *rows),) = tables(found)
     assert head[:6] == ["arm", "seeds", "macro", "micro", "gain over base, 95 % interval", "difference"]
     assert "% of the gain, 90 % interval" in head
-    evaluations = [run.evaluation for arm in found.arms for run in arm.runs.values()]
+    evaluations = [run for arm in found.arms for run in arm.runs.values()]
     untrained = base_of_all(evaluations)
     assert untrained is not None and list(untrained.tasks) == list(WIDE)
     for row in rows:
-        of_arm = [run.evaluation for arm in found.arms if arm.name == row[0] for run in arm.runs.values()]
+        of_arm = [run for arm in found.arms if arm.name == row[0] for run in arm.runs.values()]
         gain = gain_of(of_arm, untrained, "log_probability")
         assert gain is not None and gain.difference == pytest.approx(expected_gain(found, row[0]))
         low, high = gain.interval

@@ -73,7 +73,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     for one in scored:
         assert one.evaluation is not None and one.evaluation.settings == SETTINGS
         assert one.evaluation.validation_loss == one.validation_loss
-        assert_same_answers(one.evaluation.base, UNTRAINED.evaluation)
+        assert_same_answers(one.evaluation.base, UNTRAINED)
 
 
 def test_the_same_runs_are_the_same_bytes_and_change_when_they_change(tmp_path: Path) -> None:

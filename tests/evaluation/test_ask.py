@@ -90,7 +90,7 @@ def test_a_question_without_a_task_has_its_own_gate(recipe: Callable[..., Recipe
     train_recipe(recipe(*overrides, gate), out=tmp_path / "tasks")
     with pytest.raises(UsageError) as error:
         ask(open_target(str(tmp_path / "tasks")), question="rain")
-    assert says(str(error.value), "never trained on questions without a task; --task must be one of boolq, arc_easy")
+    assert says(str(error.value), "never trained on", "--task must be one of boolq, arc_easy")
     train_recipe(recipe(*overrides), out=tmp_path / "plain")
     written = ask(open_target(str(tmp_path / "plain")), question="rain")
     assert written.prediction.task == "question" and not written.prediction.truncated

@@ -23,8 +23,8 @@ OUTCOMES = ("log_probability", "accuracy")
 def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals() -> None:
     runs = {}
     for arm, gain in (("a", 0.1), ("b", 0.2)):
-        runs[arm] = [drawn(seed, gain=gain).evaluation for seed in range(3)]
-    untrained = base().evaluation
+        runs[arm] = [drawn(seed, gain=gain) for seed in range(3)]
+    untrained = base()
     curves = [Curve(arm, 1, {2e-3: []}) for arm in runs]
     plain = score_table(curves, runs, outcomes=OUTCOMES, seeds=4)
     titles = ["log p of the right option ± over seeds", "accuracy, % ± over seeds"]
@@ -52,10 +52,10 @@ def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals() ->
 
 
 def test_a_gain_is_of_the_same_questions_or_unknown() -> None:
-    runs = [drawn(seed).evaluation for seed in range(2)]
+    runs = [drawn(seed) for seed in range(2)]
     fewer = replace(runs[1], tasks={**runs[1].tasks, "obqa": runs[1].tasks["obqa"].at(range(9))})
-    assert gain_of([runs[0], fewer], base().evaluation, "accuracy") is None
-    assert gain_of(runs, base().evaluation, "brier") is None and gain_of([], base().evaluation, "accuracy") is None
+    assert gain_of([runs[0], fewer], base(), "accuracy") is None
+    assert gain_of(runs, base(), "brier") is None and gain_of([], base(), "accuracy") is None
 
 
 def test_a_margin_of_the_file_is_in_the_index_and_without_one_there_is_no_such_key(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from moslora.compare.index import ArmCard, Card, ExperimentIndex
-from moslora.compare.runs import ComparedRun
 from moslora.compare.tables import TableRun, write_tables
 from moslora.recipe import load_recipe
 from moslora.runs.answers import TaskAnswers
@@ -32,20 +31,9 @@ TEXTS = "passages"  # which are none of the experiments' own questions
 WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
 
 
-def recipe(seed: int, **adapter: Any) -> dict[str, Any]:
-    """The parts of a resolved recipe that a comparison reads."""
-    return {
-        "name": f"run-{seed}",
-        "seed": seed,
-        "adapter": {"rank": 8, **adapter},
-        "data": {"source": "wheel", "rows": 100},
-        "training": {"global_batch_size": 16},
-    }
-
-
 def drawn(
     seed: int, *, gain: float = 0.0, sizes: Mapping[str, int] = SIZES, settings: Settings = SETTINGS, **adapter: Any
-) -> ComparedRun:
+) -> Evaluation:
     """A run: questions as hard as in every other one, answers by its seed and adapter, right ones more by ``gain``."""
     hard = np.random.default_rng(0)
     draw = np.random.default_rng([seed, *str(adapter).encode()])
@@ -62,34 +50,34 @@ def drawn(
             tuple(gold.tolist()),
             {"accuracy": tuple(right.astype(float).tolist()), "log_probability": tuple(log_probability.tolist())},
         )
-    facts = {"steps": 50, "trained_rows": 100, "data": {"sha256": f"rows of {seed}"}}
+    made = {"data.rows": "100", "trained_rows": "100", "steps": "50", f"rows.{seed}": f"rows of {seed}"}
     path = Path(f"run-{seed}")
-    return ComparedRun(Evaluation(path, settings, tasks), path, recipe(seed, **adapter), facts, seed=seed)
+    return Evaluation(path, settings, tasks, path=path, name=f"run-{seed}", seed=seed, made=made)
 
 
-def with_tasks(run: ComparedRun, tasks: Mapping[str, TaskAnswers]) -> ComparedRun:
+def with_tasks(run: Evaluation, tasks: Mapping[str, TaskAnswers]) -> Evaluation:
     """The run with these answers instead of its own."""
-    return replace(run, evaluation=replace(run.evaluation, tasks=tasks))
+    return replace(run, tasks=tasks)
 
 
-def asked_as(run: ComparedRun, **settings: Any) -> ComparedRun:
+def asked_as(run: Evaluation, **settings: Any) -> Evaluation:
     """The run as if it had been asked with these settings."""
-    return replace(run, evaluation=replace(run.evaluation, settings=replace(run.settings, **settings)))
+    return replace(run, settings=replace(run.settings, **settings))
 
 
-def base(**changes: Any) -> ComparedRun:
+def base(**changes: Any) -> Evaluation:
     """The model before training."""
     untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
-    return replace(drawn(99, settings=untrained, **changes), recipe=None, facts={}, seed=None)
+    return replace(drawn(99, settings=untrained, **changes), made={}, seed=None)
 
 
-def row(arm: str, answers: ComparedRun, *, rate: float = 1e-3, **facts: Any) -> TableRun:
+def row(arm: str, answers: Evaluation, *, rate: float = 1e-3, **facts: Any) -> TableRun:
     """The row of a scored run with these answers."""
-    return TableRun(arm, rate, answers.seed, "scored", evaluation=answers.evaluation, **facts)
+    return TableRun(arm, rate, answers.seed, "scored", evaluation=answers, **facts)
 
 
-def base_row(answers: ComparedRun) -> TableRun:
-    return TableRun(None, None, None, "base", evaluation=answers.evaluation)
+def base_row(answers: Evaluation) -> TableRun:
+    return TableRun(None, None, None, "base", evaluation=answers)
 
 
 def write_experiment(
@@ -114,7 +102,7 @@ def write_experiment(
     return folder
 
 
-def with_texts(answers: ComparedRun, nats: float) -> ComparedRun:
+def with_texts(answers: Evaluation, nats: float) -> Evaluation:
     """With twenty texts, of which every byte costs the model ``nats``, some more and some less."""
     ids = tuple(f"{TEXTS}/test/{number:02}" for number in range(20))
     column = tuple((nats + 0.1 * np.sin(np.arange(20))).tolist())

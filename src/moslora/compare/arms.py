@@ -1,15 +1,15 @@
 """Arms: runs that differ only in the seed, named, and paired by their seeds."""
 
 import re
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from moslora.compare.find import base_command, find
-from moslora.compare.runs import ComparedRun, read_complete
+from moslora.compare.find import find
 from moslora.compare.statistics import Codes, Floats
 from moslora.errors import UsageError, some
 from moslora.runs.evaluation import Evaluation, is_evaluation
@@ -30,17 +30,17 @@ class Arm:
     """
 
     name: str
-    runs: dict[int | None, ComparedRun]
+    runs: dict[int | None, Evaluation]
 
     @property
     def trained(self) -> bool:
         return None not in self.runs
 
-    def each(self, change: Callable[[ComparedRun], ComparedRun]) -> "Arm":
+    def each(self, change: Callable[[Evaluation], Evaluation]) -> "Arm":
         return replace(self, runs={seed: change(run) for seed, run in self.runs.items()})
 
 
-def all_runs(arms: Sequence[Arm]) -> list[ComparedRun]:
+def all_runs(arms: Sequence[Arm]) -> list[Evaluation]:
     """The runs of all arms, arm by arm."""
     return [run for arm in arms for run in arm.runs.values()]
 
@@ -55,49 +55,38 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
         cluster: what groups the questions of logs: a column, or a path into a row.
     """
     if len(paths) == 1 and is_run(paths[0]):
-        folder = Run(paths[0]).evaluation(evaluation)
-        base = base_of(folder)
+        base = base_of(Run(paths[0]).evaluation(evaluation))
         if not is_evaluation(base):
             raise UsageError(
-                f"{base}: missing, so there is nothing to compare this run with; give another run, or ask its base:"
-                f" {base_command(read_complete(folder))}"
+                f"{base}: missing, so there is nothing to compare this run with; give another run, or ask its base in"
+                f" the same way: moslora eval {shlex.quote(str(paths[0]))} --base"
             )
         paths = [base, paths[0]]
     return arms_of(find(paths, evaluation=evaluation, cluster=cluster))
 
 
-def arms_of(runs: Sequence[ComparedRun]) -> list[Arm]:
+def arms_of(runs: Sequence[Evaluation]) -> list[Arm]:
     """The arms of these runs, named by what their names have in common, or by the folder around them, or by path."""
-    groups: dict[str, list[ComparedRun]] = {}
+    groups: dict[str, dict[int | None, Evaluation]] = {}
     for run in runs:
-        groups.setdefault(run.arm, []).append(run)
-    if len(groups) == 1 and len(runs) == 2:
-        groups = {str(run.path): [run] for run in runs}
+        group = groups.setdefault(str(run.path) if len(runs) == 2 else run.arm, {})
+        twin = group.setdefault(run.seed, run)
+        if twin is not run:
+            raise UsageError(f"{run.path}: has the same recipe and seed as {twin.path}; leave one of them out")
     if len(groups) < 2:
         where = some([str(run.path) for run in runs])
         raise UsageError(f"{where}: a comparison needs two arms; runs that differ only in the seed are one arm")
-    arms = []
-    for name, group in zip(_names(list(groups.values())), groups.values(), strict=True):
-        by_seed: dict[int | None, ComparedRun] = {}
-        for run in group:
-            if run.seed in by_seed:
-                twin = by_seed[run.seed].path
-                raise UsageError(f"{run.path}: has the same recipe and seed as {twin}; leave one of them out")
-            by_seed[run.seed] = run
-        arms.append(Arm(name, by_seed))
-    return arms
+    paths = [next(iter(group.values())).path for group in groups.values()]
+    kinds = (
+        [_common_name(group.values()) for group in groups.values()],
+        [path.parent.name for path in paths],
+        [str(path) for path in paths],
+    )
+    names = next(kind for kind in kinds if all(kind) and len(set(kind)) == len(groups))
+    return [Arm(name, group) for name, group in zip(names, groups.values(), strict=True)]
 
 
-def _names(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:
-    """The first kind of name that tells all groups apart."""
-    paths = [group[0].path for group in groups]
-    common = [_common_name(group) for group in groups]
-    folders = [path.parent.name for path in paths]
-    kinds = (common, folders, [str(path) for path in paths])
-    return next(names for names in kinds if all(names) and len(set(names)) == len(groups))
-
-
-def _common_name(group: Sequence[ComparedRun]) -> str:
+def _common_name(group: Iterable[Evaluation]) -> str:
     """The name of all runs, or what is left without a seed at its end; empty if that differs."""
     names = {run.name for run in group}
     if len(names) > 1:  # one name is an experiment's arm, which may end in a number
@@ -117,7 +106,7 @@ def are_paired_by_seed(before: Arm, after: Arm) -> bool:
     return before.trained and after.trained and not one_each
 
 
-def pairs(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
+def pairs(before: Arm, after: Arm) -> list[tuple[Evaluation, Evaluation]]:
     """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed. There may
     be none, also where those of either arm diverged."""
     if are_paired_by_seed(before, after):
@@ -126,7 +115,7 @@ def pairs(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     return list(product(before.runs.values(), after.runs.values()))
 
 
-def cluster_codes(runs: Sequence[ComparedRun | Evaluation]) -> dict[str, Codes]:
+def cluster_codes(runs: Sequence[Evaluation]) -> dict[str, Codes]:
     """Task -> the number of each question's cluster, shape ``(n,)``, as the first run says that knows it; without the
     tasks whose questions are each alone. ``runs`` have answered the same questions."""
     found = {}
@@ -144,7 +133,7 @@ def cluster_codes(runs: Sequence[ComparedRun | Evaluation]) -> dict[str, Codes]:
     return found
 
 
-def values(runs: Sequence[ComparedRun], outcome: str) -> dict[str, Floats]:
+def values(runs: Sequence[Evaluation], outcome: str) -> dict[str, Floats]:
     """Task -> the outcome of every question under every seed, shape ``(S, n)``."""
     found = {}
     for task in runs[0].tasks:

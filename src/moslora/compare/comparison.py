@@ -5,19 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moslora.compare.arms import SEEDS, Arm, all_runs, load_arms, pairs
-from moslora.compare.comparable import (
-    note_what_differs,
-    refuse_mixed,
-    refuse_other_prompts,
-)
+from moslora.compare.comparable import note_what_differs, refuse_mixed, refuse_other_prompts
 from moslora.compare.contrast import Contrast, contrast_of
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
-from moslora.compare.runs import ComparedRun
 from moslora.console import note
 from moslora.errors import UsageError, some
-from moslora.runs.evaluation import in_common
+from moslora.runs.evaluation import Evaluation, in_common
 from moslora.runs.held_out import HELD_OUT, VALIDATION_LOSS, with_validation_loss
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
@@ -156,7 +151,7 @@ def compare_arms(
     trained = [arm for arm in arms if arm.trained]
     base = None
     if len(trained) > 1:  # one alone is held against its base itself
-        base = base_of_all([run.evaluation for run in all_runs(trained)])
+        base = base_of_all(all_runs(trained))
 
     def made(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         both = [(by_name[one], by_name[other]) for one, other in names]
@@ -191,28 +186,25 @@ def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> Sequence[Arm]:
     the outcome is one of runs, each has it in the place of answers."""
     if outcome is not None and outcome in OUTCOMES and OUTCOMES[outcome].of_runs:
         return [arm.each(_with_validation_loss) for arm in arms]
-    texts: dict[str, None] = {}
-    questions: dict[str, None] = {}
-    for run in all_runs(arms):
-        for task, answers in run.tasks.items():
-            kind = texts if OF_TEXTS in answers.outcomes else questions
-            kind[task] = None
+    tables = {task: answers for run in all_runs(arms) for task, answers in run.tasks.items()}
+    texts = [task for task, answers in tables.items() if OF_TEXTS in answers.outcomes]
+    questions = [task for task in tables if task not in texts]
     if not questions or (texts and outcome == OF_TEXTS):
-        return _restricted(arms, list(texts))
+        return _restricted(arms, texts)
     if texts:
-        note(f"texts are left out: {some(list(texts))}; --outcome {OF_TEXTS} compares them")
-    return _restricted(arms, list(questions))
+        note(f"texts are left out: {some(texts)}; --outcome {OF_TEXTS} compares them")
+    return _restricted(arms, questions)
 
 
-def _with_validation_loss(run: ComparedRun) -> ComparedRun:
+def _with_validation_loss(run: Evaluation) -> Evaluation:
     """The run with its validation loss in the place of answers."""
-    evaluation = with_validation_loss(run.evaluation)
-    if HELD_OUT not in evaluation.tasks:
+    found = with_validation_loss(run)
+    if HELD_OUT not in found.tasks:
         raise UsageError(
             f"{run.path}: no {VALIDATION_LOSS}, which only a trained run with data.validation_rows has, in its"
             " metrics.jsonl"
         )
-    return replace(run, evaluation=evaluation.only({HELD_OUT: [VALIDATION_LOSS]}))
+    return found.restricted_to([HELD_OUT])
 
 
 def _restricted(arms: Sequence[Arm], tasks: Sequence[str]) -> list[Arm]:
@@ -223,14 +215,14 @@ def _restricted(arms: Sequence[Arm], tasks: Sequence[str]) -> list[Arm]:
 def _on_the_same_questions(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
     """The arms with the questions that all of their runs answered, and a line on the others."""
     runs = all_runs(arms)
-    questions, line = in_common([run.evaluation for run in runs])
+    questions, line = in_common(runs)
     if not questions:
         paths = some([str(run.path) for run in runs], separator=" and ")
         raise UsageError(f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit)")
     return [arm.each(lambda run: run.only(questions)) for arm in arms], line
 
 
-def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> tuple[str, Outcome]:
+def _outcome(runs: Sequence[Evaluation], chosen: str | None) -> tuple[str, Outcome]:
     """The ``chosen`` outcome, or the first of `DEFAULTS` that all runs have of all tasks, or the only one they have."""
     tables = [answers for run in runs for answers in run.tasks.values()]
     shared = [name for name in tables[0].outcomes if all(table.outcomes.get(name) for table in tables)]

@@ -8,10 +8,10 @@ from statistics import fmean
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
 from moslora.compare.display import members_of, probability
-from moslora.compare.equality import are_equal, in_words, inner_in_words, size_in_words, title_of_inner
+from moslora.compare.equality import in_words, inner_in_words, size_in_words, title_of_inner
 from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.margin import Margin
-from moslora.compare.statistics import LEVEL, MACRO
+from moslora.compare.statistics import LEVEL, MACRO, Member
 from moslora.errors import counted
 
 HANDFUL = 30
@@ -33,42 +33,30 @@ def remarks(comparison: Comparison) -> Iterator[str]:
     """What the numbers of the tables are, and what else was asked."""
     if comparison.questions:
         yield comparison.questions
-    if not comparison.named:
+    named = comparison.named
+    main = comparison.main
+    if not named:
         names = ",".join(arm.name for arm in comparison.arms[:2])
         yield (
             f"No contrast was named beforehand (--contrast {names}): all of this is exploratory, and shows at best what"
             " is worth an experiment of its own."
         )
-    elif comparison.main is None:
-        yield from _about_family(comparison)
-    else:
-        yield from _about_contrast(comparison.main)
-
-
-def _about_contrast(main: Contrast) -> Iterator[str]:
-    if main.gains is not None:
+    elif main is None:
+        yield (
+            f"{comparison.count} contrasts named beforehand, {len(named)} with runs: the joint intervals hold for all"
+            f" at once (Bonferroni); p by Holm, of a difference of {size_in_words(comparison.margin, comparison.unit)}"
+            " or more (equal), and of none (different); another --outcome is a family of its own"
+        )
+    elif main.gains is not None:
         of_before, of_after = [gain_in_words(gain, main.unit) for gain in main.gains]
         yield f"{title_of_gain(main.unit)}: {main.before} {of_before}, {main.after} {of_after}"
-    if main.majority and main.over_majority.interval[0] <= 0:
+    low = [one for one in named if one.majority and one.over_majority.interval[0] <= 0]
+    if main is not None and low:
         share = main.unit.level(fmean(labels.mean() for labels in main.majority.values()))
-        low, high = (main.unit.level(end) for end in main.over_majority.interval)
-        yield f"{main.after} is not shown to be above the majority class ({share} %): {low} to {high} points"
-
-
-def _about_family(comparison: Comparison) -> Iterator[str]:
-    named = comparison.named
-    yield (
-        f"{comparison.count} contrasts named beforehand, {len(named)} with runs: the joint intervals hold for all at"
-        f" once (Bonferroni); p by Holm, of a difference of {size_in_words(comparison.margin, comparison.unit)} or more"
-        " (equal), and of none (different); another --outcome is a family of its own"
-    )
-    low = [one.after for one in named if one.majority and one.over_majority.interval[0] <= 0]
-    if low:
-        yield f"not shown to be above the majority class: {', '.join(low)}"
-    most_seeds = max(one.seeds for one in named)
-    alone = [one.after for one in named if one.seeds == 1 < most_seeds]
-    if alone:
-        yield f"one seed, where others have several, shows nothing of methods (p = 1): {', '.join(alone)}"
+        interval = " to ".join(map(main.unit.level, main.over_majority.interval))
+        yield f"{main.after} is not shown to be above the majority class ({share} %): {interval} points"
+    elif low:
+        yield f"not shown to be above the majority class: {', '.join(one.after for one in low)}"
 
 
 def conclusions(comparison: Comparison) -> list[str]:
@@ -81,21 +69,18 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 
 def _of_contrast(main: Contrast, comparison: Comparison) -> str:
+    ((_, member),) = members_of(comparison)
     unit = main.unit
     margin = comparison.margin
     effect = main.effects[MACRO]
-    equal = margin.known and are_equal(main, margin)
     if _are_few(main):
         few = counted(sum(main.independent_questions.values()), "independent question")
         size = f"{unit.change(effect.difference)} {unit.unit}"
         return f"{few}: too few to tell {main.after} from {main.before} ({size} in these)"
-    if effect.shown:
-        over = "95 %"
-        if main.seeds > 1:
-            over += f" over {main.seeds} seeds"
-        p = f"p {probability(effect.p)}"
-        return _difference(main, margin if equal else None, effect.interval, over, p)
-    if equal:
+    if member.different <= LEVEL:
+        over = f"95 % over {main.seeds} seeds" if main.seeds > 1 else "95 %"
+        return _difference(main, member, margin, over, f", p {probability(effect.p)}")
+    if member.equal <= LEVEL:
         inner = f"{title_of_inner(margin)} {inner_in_words(main, margin)}"
         return f"{main.after} and {main.before} are equal within {in_words(main, margin)} ({inner})"
     found = f"No difference between {main.after} and {main.before} is shown over {_asked(main)}"
@@ -114,29 +99,26 @@ def _are_few(one: Contrast) -> bool:
     return one.unit.binary and sum(one.independent_questions.values()) < FEW
 
 
-def _difference(one: Contrast, within: Margin | None, interval: tuple[float, float], over: str, *others: str) -> str:
-    """By how much, and in what, the second arm differs from the first, though ``within`` a margin; ``over`` says what
-    the ``interval`` is."""
+def _difference(one: Contrast, member: Member, margin: Margin, over: str, more: str = "") -> str:
+    """By how much, and in what, the second arm differs from the first, though within the margin; ``over`` says what the
+    interval is."""
     unit = one.unit
     size = one.effects[MACRO].difference
-    verb, falls = unit.says
-    low, high = interval  # of several contrasts with 0 in it where Holm's p are the sharper ones
+    rises, falls = unit.says
+    low, high = member.interval  # of several contrasts with 0 in it where Holm's p are the sharper ones
     if size < 0:
-        verb = falls
         low, high = -high, -low
+    verb = falls if size < 0 else rises
     said = verb.format(size=unit.amount(size), before=one.before, questions=_asked(one))
-    about = ", ".join([f"{over}: {unit.size(low)} to {unit.size(high)}", *others])
-    small = f", which is less than {in_words(one, within)}" if within else ""
-    return f"{one.after} {said} ({about}){small}"
+    small = f", which is less than {in_words(one, margin)}" if member.equal <= LEVEL else ""
+    return f"{one.after} {said} ({over}: {unit.size(low)} to {unit.size(high)}{more}){small}"
 
 
 def _asked(one: Contrast) -> str:
     if one.unit.of_runs:
         return counted(one.seeds, "seed")
     asked = counted(one.questions(), "text" if one.unit.of_texts else "question")
-    if len(one.y) > 1:
-        asked += f" in {len(one.y)} tasks"
-    return asked
+    return f"{asked} in {len(one.y)} tasks" if len(one.y) > 1 else asked
 
 
 def _risks(main: Contrast) -> Iterator[str]:
@@ -145,30 +127,23 @@ def _risks(main: Contrast) -> Iterator[str]:
     if main.seeds == 1 and main.are_runs:
         yield "These are two runs: to compare methods, train several seeds"
     fewest = min(main.independent_questions.values())
-    if _are_few(main):
-        return
-    if effect.shown and effect.p > SURE and fewest < HANDFUL and not main.unit.of_runs:
-        found = f"Fragile: {counted(fewest, 'independent question')}"
-        if len(main.y) > 1:
-            found += " in the smallest task"
-        yield f"{found}, of which one or two may have decided"
+    if effect.shown and effect.p > SURE and fewest < HANDFUL and not (main.unit.of_runs or _are_few(main)):
+        where = " in the smallest task" if len(main.y) > 1 else ""
+        yield f"Fragile: {counted(fewest, 'independent question')}{where}, of which one or two may have decided"
 
 
 def _of_family(comparison: Comparison) -> Iterator[str]:
     margin = comparison.margin
     arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
     for one, member in members_of(comparison):
-        equal = member.equal <= LEVEL
         if _are_few(one):
-            arms_by_conclusion["Too few questions to tell from " + one.before].append(one.after)
+            arms_by_conclusion[f"Too few questions to tell from {one.before}"].append(one.after)
         elif member.different <= LEVEL:
-            yield _difference(one, margin if equal else None, member.interval, "joint 95 %")
-        elif equal:
+            yield _difference(one, member, margin, "joint 95 %")
+        elif member.equal <= LEVEL:
             arms_by_conclusion[f"Equal to {one.before} within {in_words(one, margin)}"].append(one.after)
         else:
-            between = "one seed"
-            if isfinite(member.interval[0]):
-                between = one.unit.range(member.interval)
+            between = one.unit.range(member.interval) if isfinite(member.interval[0]) else "one seed"
             arms_by_conclusion[f"No difference from {one.before} is shown"].append(f"{one.after} ({between})")
     for concluded, arms in arms_by_conclusion.items():
         yield f"{concluded}: {', '.join(arms)}"

@@ -126,14 +126,15 @@ def contrast_of(
             f"{before.name} and {after.name}: too few seeds in common to compare {outcome}; train several, or where"
             f" seeds have nothing to do with each other, --allow {SEEDS} compares two runs or more of each"
         )
-    y_before = values(ones, outcome)
-    y_after = values(others, outcome)
     majority = {}
-    if unit.binary and outcome.startswith("acc"):
-        majority = _majority({task: answers.gold for task, answers in ones[0].tasks.items()})
+    if unit.binary and outcome.startswith("acc") and all(answers.gold for answers in ones[0].tasks.values()):
+        for task, answers in ones[0].tasks.items():
+            ((most_frequent, _),) = Counter(answers.gold).most_common(1)
+            majority[task] = np.equal(answers.gold, most_frequent).astype(float)
     of_base = {}
     if base is not None and before.trained and after.trained:
         of_base = {task: np.array(answers.outcomes[outcome]) for task, answers in base.tasks.items()}
+    y_before, y_after = values(ones, outcome), values(others, outcome)
     return Contrast(
         before=before.name,
         after=after.name,
@@ -144,17 +145,5 @@ def contrast_of(
         clusters=cluster_codes([*ones, *others]),
         base=of_base,
         paired=paired,
-        are_runs=all(run.recipe is not None for run in (*ones, *others)),
+        are_runs=all(run.made for run in (*ones, *others)),
     )
-
-
-def _majority(gold: dict[str, tuple[int, ...]]) -> dict[str, Floats]:
-    """Task -> 1 where the right option is at the task's most frequent position, else 0; empty if a task has no
-    labels."""
-    found = {}
-    for task, labels in gold.items():
-        if not labels:
-            return {}
-        most_frequent, _ = Counter(labels).most_common(1)[0]
-        found[task] = np.equal(labels, most_frequent).astype(float)
-    return found

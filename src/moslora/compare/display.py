@@ -1,6 +1,6 @@
 """A comparison as tables. Header first."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from math import isfinite
 
@@ -35,90 +35,74 @@ def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
 
 def _family_table(comparison: Comparison) -> list[list[str]]:
     columns = ("arm", "joint 95 % interval", "p (different)", title_of_inner(comparison.margin), "p (equal)")
-    rows = []
+    cells = []
     for contrast, member in members_of(comparison):
-        joint = ""
-        inner = ""
-        if isfinite(member.interval[0]):  # not that of one seed, where others have several
-            joint = contrast.unit.range(member.interval)
-            inner = inner_in_words(contrast, comparison.margin)
-        rows.append((contrast, [joint, probability(member.different), inner, probability(member.equal)]))
-    return _by_arm(comparison, columns, rows)
+        is_known = isfinite(member.interval[0])  # not that of one seed, where others have several
+        joint = contrast.unit.range(member.interval) if is_known else ""
+        inner = inner_in_words(contrast, comparison.margin) if is_known else ""
+        cells.append([joint, probability(member.different), inner, probability(member.equal)])
+    return _by_arm(comparison, comparison.named, columns, cells)
 
 
 def _exploratory_table(comparison: Comparison) -> list[list[str]]:
-    rows = []
-    for contrast in comparison.exploratory:
-        effect = contrast.effects[MACRO]
-        rows.append((contrast, [contrast.unit.range(effect.interval), probability(effect.p)]))
-    return _by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), rows)
+    effects = [contrast.effects[MACRO] for contrast in comparison.exploratory]
+    cells = [[comparison.unit.range(effect.interval), probability(effect.p)] for effect in effects]
+    return _by_arm(comparison, comparison.exploratory, ("arm (exploratory)", "95 % interval", "p"), cells)
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
     """A row per task and average: both arms, their difference, and p by Holm over the tasks."""
-    columns = ["task", "n"]
-    if contrast.majority:
-        columns.append("majority")
-    columns += [contrast.before, contrast.after, "difference", "95 % interval", "p (Holm)"]
     unit = contrast.unit
     tasks = list(contrast.y)
-    adjusted = dict(zip(tasks, holm([contrast.effects[task].p for task in tasks]), strict=True))
-    names = [*tasks, MACRO, MICRO] if len(tasks) > 1 else tasks
-    rows = []
-    for name in names:
+    holms = holm([contrast.effects[task].p for task in tasks])
+    adjusted = dict(zip(tasks, map(probability, holms), strict=True))
+    majority = {task: unit.level(labels.mean()) for task, labels in contrast.majority.items()}
+    with_majority = ["majority"] if majority else []
+    columns = ["difference", "95 % interval", "p (Holm)"]
+    rows = [["task", "n", *with_majority, contrast.before, contrast.after, *columns]]
+    for name in [*tasks, MACRO, MICRO] if len(tasks) > 1 else tasks:
         row = [name, f"{contrast.questions(name):,}"]
-        if name in contrast.majority:
-            row.append(unit.level(contrast.majority[name].mean()))
-        elif contrast.majority:
-            row.append("")
-        levels = [unit.level(mean) for mean in contrast.means[name]]
+        row += [majority.get(name, "") for _ in with_majority]
+        row += [unit.level(mean) for mean in contrast.means[name]]
         effect = contrast.effects[name]
-        p = probability(adjusted[name]) if name in adjusted else ""
-        rows.append([*row, *levels, unit.change(effect.difference), unit.range(effect.interval), p])
-    return [columns, *rows]
+        rows.append([*row, unit.change(effect.difference), unit.range(effect.interval), adjusted.get(name, "")])
+    return rows
 
 
-def _by_arm(comparison: Comparison, columns: Sequence[str], found: list[tuple[Contrast, list[str]]]) -> list[list[str]]:
+def _by_arm(
+    comparison: Comparison, contrasts: Sequence[Contrast], columns: Sequence[str], cells: Sequence[list[str]]
+) -> list[list[str]]:
     """A row per contrast, below that of the arm that it is held against.
 
     Args:
         comparison: of these contrasts.
+        contrasts: that are shown.
         columns: the title of the first column, and those of the last ones.
-        found: contrasts, each with its cells in the last columns.
+        cells: of each contrast in the last columns.
     """
-    tasks = list(found[0][0].y)
-    averages = {"macro": MACRO, "micro": MICRO}
-    if len(tasks) == 1:
-        averages = {tasks[0]: tasks[0]}
-    titles = [columns[0], "seeds", *averages]
-    with_gains = any(contrast.gains is not None for contrast, _ in found)
-    if with_gains:
-        titles.append(title_of_gain(comparison.unit))
-    rows = [[*titles, "difference", *columns[1:]]]
-    for before, together in groupby(found, key=lambda pair: pair[0].before):
-        own = [contrast for contrast, _ in found if contrast.before == before]
+    tasks = list(contrasts[0].y)
+    averages = {"macro": MACRO, "micro": MICRO} if len(tasks) > 1 else {tasks[0]: tasks[0]}
+    with_gains = any(contrast.gains is not None for contrast in contrasts)
+    gain = [title_of_gain(comparison.unit)] if with_gains else []
+
+    def levels(contrast: Contrast, arm: int) -> list[str]:
+        """The means of the first (0) or the second arm (1), and what it gained over the base."""
+        found = [contrast.unit.level(contrast.means[name][arm]) for name in averages.values()]
+        gained = contrast.gains[arm] if contrast.gains else None
+        return found + [gain_in_words(gained, contrast.unit) for _ in gain]
+
+    rows = [[columns[0], "seeds", *averages, *gain, "difference", *columns[1:]]]
+    for before, together in groupby(zip(contrasts, cells, strict=True), key=lambda pair: pair[0].before):
+        own = [contrast for contrast in contrasts if contrast.before == before]
         most = max(own, key=lambda contrast: (contrast.seeds, contrast.gains is not None))
         runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
-        levels = _levels(most, 0, averages.values(), with_gain=with_gains)
-        rows.append([before, str(min(runs, len(most.y[tasks[0]][0]))), *levels, *[""] * len(columns)])
-        for contrast, cells in together:
-            levels = _levels(contrast, 1, averages.values(), with_gain=with_gains)
+        rows.append([before, str(min(runs, len(most.y[tasks[0]][0]))), *levels(most, 0), *[""] * len(columns)])
+        for contrast, last in together:
             difference = contrast.unit.change(contrast.effects[MACRO].difference)
-            rows.append([contrast.after, str(len(contrast.y[tasks[0]][1])), *levels, difference, *cells])
+            rows.append([contrast.after, str(len(contrast.y[tasks[0]][1])), *levels(contrast, 1), difference, *last])
     return rows
-
-
-def _levels(contrast: Contrast, arm: int, averages: Iterable[str], *, with_gain: bool) -> list[str]:
-    """The means of the first (0) or the second arm (1), and ``with_gain`` what it gained over the base."""
-    cells = [contrast.unit.level(contrast.means[name][arm]) for name in averages]
-    if with_gain:
-        gains = contrast.gains or (None, None)
-        cells.append(gain_in_words(gains[arm], contrast.unit))
-    return cells
 
 
 def probability(p: float) -> str:
     """p with three digits after the point."""
-    if p < 0.0005:
-        return "<.001"
-    return f"{p:.3f}".replace("0.", ".", 1)
+    return "<.001" if p < 0.0005 else f"{p:.3f}".replace("0.", ".", 1)

@@ -33,16 +33,9 @@ def p_unequal(contrast: Contrast, margin: Margin) -> float:
     return max(side.below(0) for side in sides)
 
 
-def are_equal(contrast: Contrast, margin: Margin) -> bool:
-    """Whether a difference of the margin or more is rejected, at `LEVEL`."""
-    return p_unequal(contrast, margin) <= LEVEL
-
-
 def size_in_words(margin: Margin, unit: Outcome) -> str:
     """``0.01 nats``, or ``20 % of the gain``."""
-    if not margin.of_gain:
-        return f"{margin.size:g} {unit.unit}"
-    return f"{100 * margin.size:g} % of the gain"
+    return f"{100 * margin.size:g} % of the gain" if margin.of_gain else f"{margin.size:g} {unit.unit}"
 
 
 def in_words(contrast: Contrast, margin: Margin) -> str:
@@ -56,9 +49,7 @@ def in_words(contrast: Contrast, margin: Margin) -> str:
 
 def title_of_inner(margin: Margin) -> str:
     """What `inner_in_words` is."""
-    if margin.of_gain:
-        return "% of the gain, 90 % interval"
-    return "90 % interval"
+    return "% of the gain, 90 % interval" if margin.of_gain else "90 % interval"
 
 
 def inner_in_words(contrast: Contrast, margin: Margin) -> str:
@@ -79,9 +70,7 @@ def share_interval(contrast: Contrast) -> tuple[float, float]:
     if gained.below(0) > LEVEL:
         return -math.inf, math.inf
     share = contrast.effects[MACRO].difference / gained.difference
-    low = -_end(contrast, -share, sign=1)
-    high = _end(contrast, share, sign=-1)
-    return low, high
+    return -_end(contrast, -share, sign=1), _end(contrast, share, sign=-1)
 
 
 def _end(contrast: Contrast, share: float, *, sign: int) -> float:
@@ -90,20 +79,15 @@ def _end(contrast: Contrast, share: float, *, sign: int) -> float:
     def excess(more: float) -> float:
         return _side(contrast, share + more, sign=sign).below(0) - LEVEL
 
-    far = 0.1
-    while excess(far) > 0:
-        far *= 2
-        if far > MOST:
-            return math.inf
-    return share + float(brentq(excess, 0, far, xtol=1e-5))
+    if excess(MOST) > 0:
+        return math.inf
+    return share + float(brentq(excess, 0, MOST, xtol=1e-5))
 
 
 def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
     """The law of ``share`` · G + ``sign`` · D."""
-    if contrast.unit.counts_down:
-        share = -share
+    gain = -share if contrast.unit.counts_down else share
     sides = {}
     for task, (before, after) in contrast.y.items():
-        gained = before - contrast.base[task]
-        sides[task] = (sign * before - share * gained, sign * after)
+        sides[task] = (sign * before - gain * (before - contrast.base[task]), sign * after)
     return contrast.effects_of(sides)[MACRO].law

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from moslora.compare.arms import cluster_codes
-from moslora.compare.comparable import how_asked
-from moslora.compare.runs import read_complete
+from moslora.compare.comparable import asked_the_same, of_other_bases
 from moslora.compare.statistics import MACRO, Effect, effects
-from moslora.runs.evaluation import Evaluation, is_evaluation
+from moslora.runs.evaluation import Evaluation, is_evaluation, read_complete
 from moslora.runs.outcomes import OUTCOMES, Outcome
 from moslora.runs.run import base_of
-from moslora.runs.settings import Settings
 
 
 def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:
@@ -22,33 +20,13 @@ def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:
         base = run.base
         folder = base_of(run.folder)
         if is_evaluation(folder):
-            base = read_complete(folder).in_order
-        if (
-            base is not None
-            and all(_model(base.settings) == _model(other.settings) for other in runs)
-            and _answers_all(base, run)
-        ):
-            return base.only({task: answers.ids for task, answers in run.tasks.items()})
+            base = read_complete(folder)
+        if base is None:
+            continue
+        base = base.only({task: answers.ids for task, answers in run.tasks.items()})
+        if asked_the_same(base, run) and not of_other_bases([base, *runs]):
+            return base
     return None
-
-
-def _model(settings: Settings) -> dict[str, str]:
-    """Field -> value, of the base in its precision; by its fingerprint, as the same base may lie in several folders."""
-    fields = settings.model
-    fingerprint = settings.metadata.get("fingerprint")
-    if fingerprint:
-        fields["base"] = str(fingerprint)
-    return fields
-
-
-def _answers_all(base: Evaluation, run: Evaluation) -> bool:
-    """Whether the base was asked every question of the run, in the same way."""
-    for task, answers in run.tasks.items():
-        if task not in base.tasks or not set(answers.ids).issubset(base.tasks[task].ids):
-            return False
-    asked_too = base.only({task: answers.ids for task, answers in run.tasks.items()})
-    one, other = how_asked([asked_too, run])
-    return one == other
 
 
 def gain_of(runs: Sequence[Evaluation], base: Evaluation, outcome: str) -> Effect | None:

@@ -11,13 +11,13 @@ where the log has their texts.
 import csv
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
 from moslora.compare import inspect_logs
-from moslora.compare.runs import HASHES, ComparedRun
 from moslora.data.clusters import clusters_of
 from moslora.errors import UsageError, first_line
 from moslora.runs.answers import TaskAnswers
@@ -31,6 +31,10 @@ SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
 SEED = re.compile(r"[-_.]*(?<![a-z0-9])seed[-_.=]?(\d+)(?![a-z0-9])", re.I)
 """A seed named in a path, as in lora-seed3."""
 
+PROMPT = "prompt_hash"
+HASHES = ("doc_hash", "target_hash", PROMPT)
+"""Of a question in a log. Prompts may differ if that is meant, as with a chat template."""
+
 BOOLEANS = {"True": 1, "False": 0}
 """Scores as Python writes them into a table."""
 
@@ -40,7 +44,7 @@ class Sample(NamedTuple):
 
     Attributes:
         gold: position of the right option, -1 if it is not known.
-        shared: the text that it shares with the questions of its cluster; ``None`` if it has no such column.
+        shared: the text that it shares with the questions of its cluster, or "".
         question: a hash of the question with its options; ``None`` if the log has no text.
     """
 
@@ -48,7 +52,7 @@ class Sample(NamedTuple):
     scores: Mapping[str, float]
     hashes: Mapping[str, str]
     gold: int = -1
-    shared: str | None = None
+    shared: str = ""
     question: int | None = None
 
 
@@ -64,38 +68,35 @@ def log_files(path: Path) -> list[Path]:
     return sorted(file for pattern in patterns for file in path.rglob(pattern))
 
 
-def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[ComparedRun]:
-    """The evaluations in these logs, in their order. Those of an arm differ only in the seed in their path.
+def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Evaluation]:
+    """The evaluations in these logs, in their order. An arm is their path without the seed that it names, so that paths
+    which differ only in a seed are one; a name is what is left of it without the parts that all have.
 
     Args:
         paths: logs, or folders of them.
         cluster: the column, or the path into a row, of what groups the questions; ``None``: each is alone, unless
             another one is equal.
     """
-    evaluations = _files_by_evaluation(paths)
-    labels = {place: _label(place) for place in evaluations}
-    arms = {place: SEED.sub("", label) for place, label in labels.items()}
-    parts_of_all = set.intersection(*[set(arm.split("/")) for arm in arms.values()])
     found = []
     groups = False  # whether the column groups any questions
-    for place, files in evaluations.items():
-        own_parts = [part for part in arms[place].split("/") if part not in parts_of_all]
-        seed = None
-        for number in SEED.findall(labels[place]):
-            seed = int(number)
+    for place, files in _files_by_evaluation(paths).items():
         read: dict[str, dict[str, Samples]] = {}  # task -> filter -> samples
         for file in files:
             _read_file(file, read, cluster)
         groups |= any(clusters_of(_shared(by_filter), {}) for by_filter in read.values())
         tasks = {task: _columns(by_filter) for task, by_filter in read.items()}
-        evaluation = Evaluation(place, NOT_KNOWN, tasks)
-        found.append(ComparedRun(evaluation, place, name="/".join(own_parts), arm=arms[place], seed=seed))
+        label = _label(place)
+        seed = None
+        for number in SEED.findall(label):
+            seed = int(number)
+        found.append(Evaluation(place, NOT_KNOWN, tasks, path=place, arm=SEED.sub("", label), seed=seed))
     if cluster is not None and not groups:
         raise UsageError(
             f"--cluster {cluster}: groups no questions of these logs; must be a column, or a path such as doc.passage,"
             " with a text that some questions of a task share"
         )
-    return found
+    in_all = set.intersection(*(set(one.arm.split("/")) for one in found))
+    return [replace(one, name="/".join(part for part in one.arm.split("/") if part not in in_all)) for one in found]
 
 
 def _label(place: Path) -> str:
@@ -125,45 +126,51 @@ def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
     return evaluations
 
 
+def _rows(file: Path) -> Iterator[Any]:
+    """The rows of a file, whichever program wrote it."""
+    if file.suffix in inspect_logs.SUFFIXES:
+        yield from inspect_logs.read_rows(file)
+        return
+    with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
+        if file.suffix == ".csv":
+            yield from csv.DictReader(text)
+        else:
+            yield from map(from_json, filter(str.strip, text))
+
+
 def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | None) -> None:
     """Adds a file's samples to those of ``tasks``."""
     named = SAMPLES.fullmatch(file.name)
     task_of_file = named[1] if named else "questions"
     read = 0
-    with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
-        rows: Iterator[Any] = map(from_json, filter(str.strip, text))
-        if file.suffix == ".csv":
-            rows = csv.DictReader(text)
-        elif file.suffix in inspect_logs.SUFFIXES:
-            rows = inspect_logs.read_rows(file)
-        try:
-            for row in rows:
-                sample = _of_lm_eval(row) if "doc_id" in row else _of_table(row)
-                sample = sample._replace(question=_question(row), shared=cluster and _shared_text(row, cluster))
-                task = str(row.get("task") or task_of_file)
-                samples = tasks.setdefault(task, {}).setdefault(str(row.get("filter")), {})
-                if sample.id in samples:
-                    raise UsageError(
-                        f"{file}: row {read + 1}: question {sample.id} of {task} appears twice; choose the files of a"
-                        " single evaluation"
-                    )
-                samples[sample.id] = sample
-                read += 1
-        except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
-            raise UsageError(
-                f"{file}: row {read + 1}: {first_line(error)}; must have id and score, or be lm-eval's"
-            ) from None
+    try:
+        for row in _rows(file):
+            sample = _of_lm_eval(row) if "doc_id" in row else _of_table(row)
+            sample = sample._replace(question=_question(row), shared=_shared_text(row, cluster))
+            task = str(row.get("task") or task_of_file)
+            samples = tasks.setdefault(task, {}).setdefault(str(row.get("filter")), {})
+            if sample.id in samples:
+                raise UsageError(
+                    f"{file}: row {read + 1}: question {sample.id} of {task} appears twice; choose the files of a"
+                    " single evaluation"
+                )
+            samples[sample.id] = sample
+            read += 1
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise UsageError(
+            f"{file}: row {read + 1}: {first_line(error)}; must have id and score, or be lm-eval's"
+        ) from None
     if not read:
         raise UsageError(f"{file}: no questions")
 
 
-def _shared_text(row: Mapping[str, Any], cluster: str) -> str | None:
-    """The value at a path such as ``doc.passage``, empty for null; ``None`` if the row does not have it."""
+def _shared_text(row: Mapping[str, Any], cluster: str | None) -> str:
+    """The value at a path such as ``doc.passage``; empty if the row does not have it."""
+    if cluster is None:
+        return ""
     value: Any = row
     for name in cluster.split("."):
-        if not isinstance(value, Mapping) or name not in value:
-            return None
-        value = value[name]
+        value = value.get(name) if isinstance(value, Mapping) else None
     return "" if value is None else str(value)
 
 
@@ -223,24 +230,20 @@ def _columns(by_filter: Mapping[str, Samples]) -> TaskAnswers:
     outcomes = {}
     for name_of_filter, samples in by_filter.items():
         for metric in next(iter(samples.values())).scores:
-            if not all(id in samples and metric in samples[id].scores for id in ids):
-                continue
-            outcome = f"{metric},{name_of_filter}" if len(by_filter) > 1 else metric
-            outcomes[outcome] = tuple(samples[id].scores[metric] for id in ids)
-    hashes = {}
-    for name in first[ids[0]].hashes:
-        hashes[name] = tuple(first[id].hashes[name] for id in ids)
+            column = tuple(samples[id].scores[metric] for id in ids if id in samples and metric in samples[id].scores)
+            if len(column) == len(ids):
+                outcomes[f"{metric},{name_of_filter}" if len(by_filter) > 1 else metric] = column
+    hashes = {name: tuple(first[id].hashes[name] for id in ids) for name in first[ids[0]].hashes}
     gold = tuple(first[id].gold for id in ids)
     if -1 in gold:
         gold = ()
-    answers = TaskAnswers(tuple(ids), gold, outcomes, hashes)
     questions: dict[str, Hashable] = {id: first[id].question for id in ids}
     if len(set(questions.values())) == 1:  # what stands in all rows is no question
         questions = {id: id.partition(inspect_logs.EPOCH)[0] for id in ids}
-    return answers.grouped(clusters_of(_shared(by_filter), questions))
+    return TaskAnswers(tuple(ids), gold, outcomes, hashes).grouped(clusters_of(_shared(by_filter), questions))
 
 
 def _shared(by_filter: Mapping[str, Samples]) -> dict[str, str]:
     """Id -> the text that a question shares with others, or "", in the order of the answers."""
     first = next(iter(by_filter.values()))
-    return {id: first[id].shared or "" for id in sorted(first)}
+    return {id: first[id].shared for id in sorted(first)}

@@ -4,10 +4,6 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 
-MUST_BE = (
-    "must be above 0: a number in the outcome's unit, such as 0.01, or a share of the gain over the base, such as 20%"
-)
-
 
 @dataclass(frozen=True)
 class Margin:
@@ -21,15 +17,9 @@ class Margin:
     size: float
     of_gain: bool = False
 
-    @property
-    def known(self) -> bool:
-        return self.size > 0
-
     def __str__(self) -> str:
         """As it is typed: ``0.01`` or ``20%``."""
-        if self.of_gain:
-            return f"{100 * self.size:g}%"
-        return f"{self.size:g}"
+        return f"{100 * self.size:g}%" if self.of_gain else f"{self.size:g}"
 
 
 def read_margin(text: str | float) -> Margin:
@@ -44,7 +34,5 @@ def read_margin(text: str | float) -> Margin:
     with suppress(ValueError):
         size = float(number.removesuffix("%"))
     if not 0 < size < math.inf:
-        raise ValueError(MUST_BE)
-    if of_gain:
-        size /= 100
-    return Margin(size, of_gain)
+        raise ValueError("must be above 0: a number, such as 0.01, or a share of the gain over the base, such as 20%")
+    return Margin(size / 100 if of_gain else size, of_gain)

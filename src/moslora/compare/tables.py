@@ -12,11 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from moslora.compare.index import EXPERIMENT, Card, read_index
+from moslora.compare.index import EXPERIMENT, read_index
 from moslora.errors import MosloraError, first_line
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.settings import NOT_KNOWN
 
 RUNS = "runs.parquet"
 ANSWERS = "answers.parquet"
@@ -90,23 +91,17 @@ def write_tables(folder: Path, runs: Sequence[TableRun]) -> None:
     """Writes both tables into ``folder``. The same runs are the same bytes."""
     _write(folder / RUNS, [vars(run) for run in runs])
     places: dict[str, int] = {}  # task -> its place, in the order in which they were asked
-    answers = []
+    rows = []
     for run in runs:
-        if run.evaluation is None:
-            continue
-        for task, its in run.evaluation.tasks.items():
+        for task, its in run.evaluation.tasks.items() if run.evaluation else ():
             place = places.setdefault(task, len(places))
-            for row in _rows_of(its):
-                answers.append((place, {"arm": run.arm, "rate": run.rate, "seed": run.seed, "task": task, **row}))
-    answers.sort(key=lambda one: (one[0], one[1]["id"]))  # all answers to a question together, which compresses best
-    _write(folder / ANSWERS, [row for _, row in answers])
-
-
-def _rows_of(answers: TaskAnswers) -> list[Row]:
-    """A row per question."""
-    columns = {"id": answers.ids, "cluster": answers.clusters, "gold": answers.gold, **answers.outcomes}
-    there = {name: column for name, column in columns.items() if column}
-    return [dict(zip(there, row, strict=True)) for row in zip(*there.values(), strict=True)]
+            columns = {"id": its.ids, "cluster": its.clusters, "gold": its.gold, **its.outcomes}
+            there = {name: column for name, column in columns.items() if column}
+            for row in zip(*there.values(), strict=True):
+                of_run = {"arm": run.arm, "rate": run.rate, "seed": run.seed, "task": task}
+                rows.append((place, of_run | dict(zip(there, row, strict=True))))
+    rows.sort(key=lambda one: (one[0], one[1]["id"]))  # all answers to a question together, which compresses best
+    _write(folder / ANSWERS, [row for _, row in rows])
 
 
 def read_tables(folder: Path) -> Sequence[TableRun]:
@@ -128,38 +123,32 @@ def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Seque
     index = read_index(folder)
     if index is None or index.card is None:
         raise MosloraError(f"{folder / EXPERIMENT}: says nothing of the tables beside it; pack the runs again")
-    found: dict[Any, dict[str, list[Row]]] = {}
+    rows: dict[Any, dict[str, list[Row]]] = {}
     for row in _read(folder / ANSWERS):
-        found.setdefault((row["arm"], row["rate"], row["seed"]), {}).setdefault(row["task"], []).append(row)
-    base = _evaluation(folder, index.card, found.get((None, None, None), {}))
+        of_run = rows.setdefault((row["arm"], row["rate"], row["seed"]), {})
+        of_run.setdefault(row["task"], []).append(row)
+    evaluations = {}
+    for key, of_run in rows.items():
+        tasks = {task: _answers(of_task) for task, of_task in of_run.items()}
+        evaluations[key] = Evaluation(folder, index.card.asked or NOT_KNOWN, tasks)
     runs = []
     for row in _read(folder / RUNS):
         run = TableRun(**{name: row[name] for name in COLUMNS[RUNS]})
-        evaluation = _evaluation(folder, index.card, found.get(run.key, {}))
-        if evaluation is not None and run.role == "scored":
-            evaluation = replace(evaluation, base=base, validation_loss=run.validation_loss)
-        runs.append(replace(run, evaluation=evaluation))
+        found = evaluations.get(run.key)
+        if found is not None and run.role == "scored":
+            base = evaluations.get((None, None, None))
+            loss = run.validation_loss
+            found = replace(found, base=base, validation_loss=loss, path=folder / run.name, seed=run.seed)
+        runs.append(replace(run, evaluation=found))
     return runs
-
-
-def _evaluation(folder: Path, card: Card, rows: dict[str, list[Row]]) -> Evaluation | None:
-    """The answers in these rows, by task; ``None`` without any."""
-    if not rows or card.asked is None:
-        return None
-    return Evaluation(folder, card.asked, {task: _answers(of_task) for task, of_task in rows.items()})
 
 
 def _answers(rows: Sequence[Row]) -> TaskAnswers:
     """The answers to the questions of one task. A column without a value is one that this task does not have."""
-
-    def column(name: str) -> tuple[Any, ...]:
-        values = tuple(row.get(name) for row in rows)
-        if None in values:
-            return ()
-        return values
-
-    outcomes = {name: column(name) for name in OUTCOMES if column(name)}
-    return TaskAnswers(ids=column("id"), gold=column("gold"), clusters=column("cluster"), outcomes=outcomes)
+    columns = {name: tuple(row[name] for row in rows) for name in rows[0]}
+    there = {name: column for name, column in columns.items() if None not in column}
+    outcomes = {name: there[name] for name in OUTCOMES if name in there}
+    return TaskAnswers(there["id"], there.get("gold", ()), outcomes, clusters=there.get("cluster", ()))
 
 
 def _write(file: Path, rows: Sequence[Row]) -> None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import psutil
 
-from moslora.compare.runs import read_complete
 from moslora.compare.tables import TableRun, read_tables
 from moslora.console import LABEL, note
 from moslora.errors import Diverged, MosloraError
@@ -32,7 +31,7 @@ from moslora.files import discard, write_text
 from moslora.processes.devices import free_memory, gpus
 from moslora.processes.launch import LAUNCHED_HERE, PART, launch
 from moslora.runs.absolute_paths import with_absolute_paths
-from moslora.runs.evaluation import Evaluation
+from moslora.runs.evaluation import Evaluation, read_complete
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
@@ -103,7 +102,7 @@ def answers_of(out: Path, planned: Planned) -> Evaluation | None:
     recipe = planned.recipe
     tasks = [task.name for task in recipe.questions.tasks]
     found = read_complete(planned_run(out, planned).evaluation())
-    return found.in_order.restricted_to(tasks, recipe.evaluation.limit)
+    return found.restricted_to(tasks, recipe.evaluation.limit)
 
 
 def loss_of(row: TableRun) -> float:

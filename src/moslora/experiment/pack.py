@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moslora.compare.comparable import how_asked
+from moslora.compare.comparable import differently_asked, of_other_bases
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ArmCard, Card, read_index
 from moslora.compare.tables import TABLES, TableRun, read_tables, write_tables
-from moslora.errors import UsageError, counted, some
+from moslora.errors import UsageError, capped, counted, some
 from moslora.experiment.file import Planned
 from moslora.experiment.one_run import answers_of, made_with, planned_run, row_of
 from moslora.experiment.study import Study
@@ -84,12 +84,10 @@ def _asked(evaluations: Sequence[Evaluation]) -> Settings | None:
     """
     if not evaluations:
         return None
-    first = evaluations[0]
-    ways = how_asked(evaluations)
-    for other, way in zip(evaluations, ways, strict=True):
-        if way != ways[0] or other.settings.model != first.settings.model:
-            raise UsageError(f"{other.folder}: asked in another way than {first.folder}; evaluate both in the same way")
-    settings = first.settings
-    data = {task: settings.data[task] for task in first.tasks}
+    different = {**differently_asked(evaluations), **of_other_bases(evaluations)}
+    if different:
+        raise UsageError(f"{capped(list(different.values()))}; evaluate all in the same way")
+    settings = evaluations[0].settings
+    data = {task: settings.data[task] for task in evaluations[0].tasks}
     of_all = {key: value for key, value in settings.metadata.items() if key != "adapter"}
     return replace(settings, data=data, metadata=of_all)

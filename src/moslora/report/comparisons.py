@@ -1,25 +1,23 @@
 """The comparisons on the page: the arms against the first, and each base's arms against it.
 
-Arms are compared task by task, over the questions that both answered. So those with other tasks are compared apart;
-all contrasts with one arm are a family.
+Arms are compared task by task, over the questions that all answered; all contrasts with one arm are a family.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from moslora.compare.arms import Arm, all_runs
-from moslora.compare.comparable import NotComparable
+from moslora.compare.comparable import differently_made
 from moslora.compare.comparison import Comparison, compare_arms, compare_planned
 from moslora.compare.conclusion import conclusions, remarks
 from moslora.compare.contrast import Contrast
 from moslora.compare.display import tables
 from moslora.compare.index import read_index
-from moslora.compare.runs import ComparedRun
 from moslora.errors import MosloraError, first_line, some
 from moslora.report.runs import ReportedRun
-from moslora.runs.evaluation import in_common
+from moslora.runs.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,14 @@ class ShownComparison:
 
 def against_each_other(runs: Sequence[ReportedRun], paths: Sequence[Path]) -> list[ShownComparison]:
     """The arms against the first, or as the experiment at the only one of ``paths`` has named it."""
-    title = "Against each other"
     arms = _arms([(run.arm, run.compared) for run in runs])
     if len(arms) < 2:
         return []
+    compare: Callable[..., Comparison] = _against_first
     index = read_index(paths[0]) if len(paths) == 1 else None
-    if index is not None and index.named:
-        return [_shown(title, partial(compare_planned, arms, index, outcome=index.outcome))]
-    return _against_first(title, arms)
+    if index is not None:
+        compare = partial(compare_planned, index=index, outcome=index.outcome)
+    return [_shown("Against each other", arms, compare)]
 
 
 def against_bases(runs: Sequence[ReportedRun]) -> list[ShownComparison]:
@@ -51,58 +49,34 @@ def against_bases(runs: Sequence[ReportedRun]) -> list[ShownComparison]:
     with_base = [run for run in runs if run.base]
     for name in dict.fromkeys(run.base_name for run in with_base):
         its_runs = [run for run in with_base if run.base_name == name]
-        tuned = [(run.arm, run.tuned) for run in its_runs]
-        found += _against_first(f"Against the {name}", _arms([(name, its_runs[0].base), *tuned]))
+        arms = _arms([(name, its_runs[0].base), *((run.arm, run.tuned) for run in its_runs)])
+        found.append(_shown(f"Against the {name}", arms, _against_first))
     return found
 
 
-def _arms(runs: Sequence[tuple[str, ComparedRun | None]]) -> list[Arm]:
+def _arms(runs: Sequence[tuple[str, Evaluation | None]]) -> list[Arm]:
     """The arms of runs with the names of their arms; without those that have no answers."""
-    found: dict[str, dict[int | None, ComparedRun]] = {}
+    found: dict[str, dict[int | None, Evaluation]] = {}
     for name, run in runs:
         if run is not None:
             found.setdefault(name, {})[run.seed] = run
     return [Arm(name, by_seed) for name, by_seed in found.items()]
 
 
-def _against_first(title: str, arms: Sequence[Arm]) -> list[ShownComparison]:
-    """The comparisons of the arms with the first, one for all that have the same tasks in common with it."""
+def _against_first(arms: Sequence[Arm], *, allowed: Sequence[str]) -> Comparison:
     first, *others = arms
-    groups: dict[str, list[Arm]] = {}
-    for other in others:
-        shared, _ = in_common([run.evaluation for run in all_runs([first, other])])
-        groups.setdefault(", ".join(shared), []).append(other)
-    found = []
-    for tasks, group in groups.items():
-        own_title = title
-        if len(groups) > 1:
-            own_title += f": {', '.join(arm.name for arm in group)}, on {tasks or 'nothing'}"
-        compare = partial(_comparison, first, group, count=len(others))
-        found.append(_shown(own_title, compare))
-    return found
+    return compare_arms(arms, contrasts=[(first.name, other.name) for other in others], allowed=allowed)
 
 
-def _comparison(first: Arm, others: Sequence[Arm], *, count: int) -> Comparison:
-    """Each of ``others`` against ``first``, on the questions that all answered, in a family of ``count``. Base, rows
-    and steps may differ, which a line says: what is compared are these models."""
-    arms = [first, *others]
-    contrasts = [(first.name, other.name) for other in others]
+def _shown(title: str, arms: Sequence[Arm], compare: Callable[..., Comparison]) -> ShownComparison:
+    """What ``compare`` finds, or why it finds nothing. Base, rows and steps may differ, which a line says: what is
+    compared are these models."""
+    differing = list(differently_made(all_runs(arms)))
     try:
-        return replace(compare_arms(arms, contrasts=contrasts), count=count)
-    except NotComparable as error:
-        if error.asked:
-            raise
-        fields = list(error.made)
-    found = compare_arms(arms, contrasts=contrasts, allowed=fields)
-    line = "; ".join(filter(None, [found.questions, f"these models also differ in {some(fields, most=8)}"]))
-    return replace(found, count=count, questions=line)
-
-
-def _shown(title: str, compare: Callable[[], Comparison]) -> ShownComparison:
-    """What ``compare`` finds, or why it finds nothing."""
-    try:
-        found = compare().within(None)
+        found = compare(arms, allowed=differing).within(None)
     except MosloraError as error:
         return ShownComparison(title, [f"{title}: not compared: {first_line(error)}"])
-    contrasts = found.exploratory or found.named
-    return ShownComparison(title, conclusions(found), contrasts, tables(found), [*remarks(found)])
+    lines = list(remarks(found))
+    if differing:
+        lines.append(f"these models also differ in {some(differing, most=8)}")
+    return ShownComparison(title, conclusions(found), found.exploratory or found.named, tables(found), lines)

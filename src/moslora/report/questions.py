@@ -12,7 +12,7 @@ from moslora.prompts.instructions import wording
 from moslora.report.runs import ReportedRun
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.outcomes import log_probability
+from moslora.runs.outcomes import accuracy, log_probability
 from moslora.tasks import Example
 
 MOST_CHANGED = 8
@@ -54,7 +54,7 @@ def changed_questions(run: ReportedRun) -> dict[str, list[Changed]]:
             continue
         if data_hash(rows) == asked.data.get(task.name):
             examples |= {example.id: example for example in rows}
-    return most_changed(run.base.evaluation, run.tuned.evaluation, examples, most=MOST_CHANGED)
+    return most_changed(run.base, run.tuned, examples, most=MOST_CHANGED)
 
 
 def most_changed(
@@ -72,46 +72,41 @@ def most_changed(
     changes: list[Changed] = []
     of_base = before.in_order.tasks
     for task, answers in after.in_order.tasks.items():
-        if answers.are_in_words:
-            changes += _in_words(of_base[task], answers, examples)
-        elif answers.scores and not answers.are_texts:
-            changes += _of_options(of_base[task], answers, examples)
+        if answers.are_in_words or (answers.scores and not answers.are_texts):
+            changes += _changes(of_base[task], answers, examples)
     changes.sort(key=lambda change: change.change)
     lost = [change for change in changes[:most] if change.change < 0]
     gained = [change for change in changes[::-1][:most] if change.change > 0]
     return {kind: found for kind, found in (("gained", gained), ("lost", lost)) if found}
 
 
-def _of_options(before: TaskAnswers, after: TaskAnswers, examples: Mapping[str, Example]) -> Iterator[Changed]:
-    changes = np.subtract(log_probability(after), log_probability(before))
+def _changes(before: TaskAnswers, after: TaskAnswers, examples: Mapping[str, Example]) -> Iterator[Changed]:
+    outcome = accuracy if after.are_in_words else log_probability
+    options_of = _in_words if after.are_in_words else _with_probabilities
+    changes = np.subtract(outcome(after), outcome(before))
     for row, id in enumerate(after.ids):
         if id not in examples:
             continue
         example = examples[id]
-        then = softmax(before.deciding_scores[row]).tolist()
-        now = softmax(after.deciding_scores[row]).tolist()
-        options = []
-        for place, text in enumerate(example.choices):
-            was_chosen = before.chosen[row] == place
-            is_chosen = after.chosen[row] == place
-            options.append(Option(text, place == example.gold, was_chosen, is_chosen, then[place], now[place]))
         question = example.question
         if example.context and not wording(example).has_passage:
             question = f"{example.context} {question}"
-        yield Changed(id, question, changes[row], options)
+        yield Changed(id, question, changes[row], options_of(before, after, row, example))
 
 
-def _in_words(before: TaskAnswers, after: TaskAnswers, examples: Mapping[str, Example]) -> Iterator[Changed]:
-    """Those that turned right or wrong."""
-    for row, id in enumerate(after.ids):
-        was_right = before.predicted[row] is not None
-        is_right = after.predicted[row] is not None
-        if id not in examples or was_right == is_right:
-            continue
-        example = examples[id]
-        options = [
-            Option(", ".join(example.choices), right=True),
-            Option(before.texts[row] or "", was_right, chosen_before=True),
-            Option(after.texts[row] or "", is_right, chosen_after=True),
-        ]
-        yield Changed(id, example.question, is_right - was_right, options)
+def _with_probabilities(before: TaskAnswers, after: TaskAnswers, row: int, example: Example) -> list[Option]:
+    then, now = (softmax(answers.deciding_scores[row]).tolist() for answers in (before, after))
+    options = []
+    for place, text in enumerate(example.choices):
+        was_chosen = before.chosen[row] == place
+        is_chosen = after.chosen[row] == place
+        options.append(Option(text, place == example.gold, was_chosen, is_chosen, then[place], now[place]))
+    return options
+
+
+def _in_words(before: TaskAnswers, after: TaskAnswers, row: int, example: Example) -> list[Option]:
+    return [
+        Option(", ".join(example.choices), right=True),
+        Option(before.texts[row] or "", before.predicted[row] is not None, chosen_before=True),
+        Option(after.texts[row] or "", after.predicted[row] is not None, chosen_after=True),
+    ]

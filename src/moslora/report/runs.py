@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from moslora.compare.arms import arms_of
-from moslora.compare.find import compared_run, of_arm, runs_at
-from moslora.compare.runs import ComparedRun
+from moslora.compare.comparable import asked_the_same, of_other_bases
+from moslora.compare.find import compared, compared_run, of_arm, runs_at
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.evaluation import in_common, is_evaluation
+from moslora.runs.evaluation import Evaluation, in_common, is_evaluation
 from moslora.runs.run import Run, base_of
 
 
@@ -26,7 +26,6 @@ class ReportedRun:
         run: where it is.
         name: of its folder, or its path where others have the same name.
         arm: of the runs that differ from it only in the seed; its name if there are none.
-        metrics: the rows of its ``metrics.jsonl``.
         compared: its evaluation; ``None`` without a finished task.
         tuned: the same, on the questions that its base answered, too, if there are any.
         base: its base's, on the same questions; ``None`` if it has none of them.
@@ -37,12 +36,16 @@ class ReportedRun:
     run: Run
     name: str
     arm: str
-    metrics: list[dict[str, Any]]
-    compared: ComparedRun | None = None
-    tuned: ComparedRun | None = None
-    base: ComparedRun | None = None
+    compared: Evaluation | None = None
+    tuned: Evaluation | None = None
+    base: Evaluation | None = None
     left_out: str = ""
     base_name: str = "base"
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of its ``metrics.jsonl``."""
+        return self.run.metrics
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
@@ -52,11 +55,8 @@ class ReportedRun:
     @cached_property
     def layers(self) -> list[LearnedLayer]:
         """The layers of its adapter or newest checkpoint; none before the first, or where its base is not found."""
-        adapters = self.run.adapters
-        if not adapters:
-            return []
         try:
-            return learned_layers(open_adapter(adapters[0]))
+            return [layer for adapter in self.run.adapters[:1] for layer in learned_layers(open_adapter(adapter))]
         except MosloraError as fault:
             note(str(fault))
             return []
@@ -71,30 +71,27 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> li
     """
     places = {folder: (path, arm) for path in paths for folder, arm in runs_at(path).items()}
     if not places:
-        raise UsageError(
-            f"{some([str(path) for path in paths])}: no runs here; an experiment in tables has none (moslora compare"
-            " reads it)"
-        )
+        where = some([str(path) for path in paths])
+        raise UsageError(f"{where}: no runs here; an experiment in tables is for moslora compare")
     often = Counter(Run(folder).name for folder in places)
     runs = []
     for folder, (path, arm) in places.items():
         run = Run(folder)
         name = run.name if often[run.name] == 1 else str(folder)
-        reported = ReportedRun(run, name, arm or name, run.metrics)
+        reported = ReportedRun(run, name, arm or name)
         _read_answers(reported, evaluation)
         if arm and reported.compared:
             reported.compared = of_arm(reported.compared, path, arm, as_planned=not evaluation)
         runs.append(reported)
     _name_arms(runs)
-    _name_bases(runs)
+    _name_bases([run for run in runs if run.base])
     return runs
 
 
 def _read_answers(reported: ReportedRun, evaluation: str | None) -> None:
     """Reads its evaluation and that of its base, as far as they are finished."""
     try:
-        folder = reported.run.evaluation(evaluation)
-        found = compared_run(folder, run=reported.run.path)  # refuses the scores of older weights
+        found = compared_run(reported.run.path, evaluation)  # refuses the scores of older weights
     except UsageError as fault:
         if evaluation:
             raise
@@ -103,11 +100,11 @@ def _read_answers(reported: ReportedRun, evaluation: str | None) -> None:
     if not found.tasks:
         return
     reported.compared = reported.tuned = found
-    folder = base_of(folder)
+    folder = base_of(found.folder)
     if not is_evaluation(folder):
         return
-    base = compared_run(folder)
-    shared, reported.left_out = in_common([found.evaluation, base.evaluation])
+    base = compared(folder)
+    shared, reported.left_out = in_common([found, base])
     if shared:
         reported.tuned = found.only(shared)
         reported.base = base.only(shared)
@@ -121,23 +118,20 @@ def _name_arms(runs: Sequence[ReportedRun]) -> None:
     except UsageError:
         return
     for arm in arms:
-        for compared in arm.runs.values():
-            found[compared.path].arm = arm.name
+        for evaluation in arm.runs.values():
+            found[evaluation.path].arm = arm.name
 
 
 def _name_bases(runs: Sequence[ReportedRun]) -> None:
     """Names each of several bases after the first run that has it."""
-    of_base: dict[str, list[ReportedRun]] = {}
-    for run in runs:
-        if run.base is None:
-            continue
-        settings = run.base.settings
-        weights = settings.metadata.get("fingerprint") or settings.metadata.get("base")
-        questions = {task: answers.ids for task, answers in run.base.tasks.items()}
-        key = str([settings.model | {"base": weights}, settings.asked, questions])
-        of_base.setdefault(key, []).append(run)
-    if len(of_base) < 2:
-        return
-    for group in of_base.values():
-        for run in group:
-            run.base_name = f"base of {group[0].name}"
+    first = [next(one for one in runs if _have_one_base(one, run)) for run in runs]
+    if len({run.name for run in first}) > 1:
+        for run, owner in zip(runs, first, strict=True):
+            run.base_name = f"base of {owner.name}"
+
+
+def _have_one_base(one: ReportedRun, other: ReportedRun) -> bool:
+    """Whether the bases of both are the same, and were asked the same."""
+    if one.base is None or other.base is None:
+        return False
+    return asked_the_same(one.base, other.base) and not of_other_bases([one.base, other.base])

@@ -21,7 +21,6 @@ from moslora.recipe import Recipe
 from moslora.runs.manifest import RECIPE, TRUST, WEIGHTS, read_manifest, written_recipe
 from moslora.runs.origin import Origin, predecessor_of, tasks_of_gate
 from moslora.runs.run import Run, run_of
-from moslora.tasks import INSTRUCTION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,11 +67,10 @@ class AdapterFolder:
     def refuse_untrained(self, task: str) -> None:
         """Refuses a task whose embedding in the adapter's gate is still random."""
         trained = self.trained_tasks()
-        if trained is None or task in trained:
-            return
-        known = ", ".join(name for name in trained if name != INSTRUCTION)
-        unknown = "questions without a task" if task == INSTRUCTION else task
-        raise UsageError(f"{self.path}: its gate was never trained on {unknown}; --task must be one of {known}")
+        if trained is not None and task not in trained:
+            raise UsageError(
+                f"{self.path}: its gate was never trained on {task}; --task must be one of {', '.join(trained)}"
+            )
 
 
 def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFolder:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 from moslora.runs.predictions import Prediction, argmax, deciding
@@ -64,9 +65,9 @@ class TaskAnswers:
             read |= {"texts": "text", "labels": "answer"}
         if first.characters:
             read["characters"] = "characters"
-        columns: dict[str, Any] = {}
-        for column, name in read.items():
-            columns[column] = tuple(getattr(each, name) for each in predictions)
+        columns: dict[str, Any] = {
+            column: tuple(getattr(each, name) for each in predictions) for column, name in read.items()
+        }
         return cls(**columns)
 
     @property
@@ -82,10 +83,7 @@ class TaskAnswers:
     @cached_property
     def deciding_scores(self) -> tuple[tuple[float, ...], ...]:
         """The scores that decide: per character if there are ``characters``."""
-        if not self.characters:
-            return self.scores
-        rows = zip(self.scores, self.characters, strict=True)
-        return tuple(deciding(scores, characters) for scores, characters in rows)
+        return tuple(map(deciding, self.scores, self.characters or repeat(())))
 
     @cached_property
     def chosen(self) -> tuple[int | None, ...]:
@@ -97,9 +95,7 @@ class TaskAnswers:
     def grouped(self, clusters: Mapping[str, str]) -> "TaskAnswers":
         """The answers with the clusters of their questions."""
         names = self.in_clusters(clusters)
-        if len(set(names)) == len(names):
-            names = ()
-        return replace(self, clusters=names)
+        return replace(self, clusters=names if len(set(names)) < len(names) else ())
 
     @property
     def cluster_count(self) -> int:

@@ -52,17 +52,14 @@ class Best:
 
     def after(self, step: int, value: float) -> "Best":
         """What is known once ``step`` was validated with this ``value``."""
-        validations = self.validations + 1
-        if not math.isfinite(value):
-            return replace(self, last=None, validations=validations, since=self.since + 1)
-        if self.value is None or self.prefers(value, self.value):
-            return Best(self.by, step, value, last=value, validations=validations)
-        return replace(self, last=value, validations=validations, since=self.since + 1)
+        last = value if math.isfinite(value) else None
+        now = replace(self, last=last, validations=self.validations + 1, since=self.since + 1)
+        if last is None or (self.value is not None and not self.prefers(value, self.value)):
+            return now
+        return replace(now, step=step, value=value, since=0)
 
     def prefers(self, value: float, other: float) -> bool:
-        if self.by == "loss":
-            return value < other
-        return value > other
+        return value < other if self.by == "loss" else value > other
 
     def has_run_out(self, patience: int | None) -> bool:
         """Whether so many validations in a row had no better value."""
@@ -71,18 +68,14 @@ class Best:
     def __str__(self) -> str:
         if self.value is None:
             return f"none of {self.validations} validation losses was finite"
-        last = "not finite"
-        if self.last is not None:
-            last = in_words(self.last, self.by)
+        last = "not finite" if self.last is None else in_words(self.last, self.by)
         value = in_words(self.value, self.by)
         return f"step {self.step:,}, best of {self.validations:,} validations by {self.by} {value}; last {last}"
 
 
 def in_words(value: float, by: BestBy) -> str:
     """A loss, or an accuracy in percent."""
-    if by == "loss":
-        return f"{value:.4f}"
-    return f"{100 * value:.1f} %"
+    return f"{value:.4f}" if by == "loss" else f"{100 * value:.1f} %"
 
 
 def best_of(facts: Mapping[str, Any]) -> Best | None:
@@ -90,9 +83,7 @@ def best_of(facts: Mapping[str, Any]) -> Best | None:
     found = facts.get(BEST)
     if found is None:
         return None
-    by: BestBy = "loss"
-    if "accuracy" in found:
-        by = "accuracy"
+    by: BestBy = "accuracy" if "accuracy" in found else "loss"
     return Best(by, found["step"], found[by], found[f"last_{by}"], found["validations"], found["since"])
 
 

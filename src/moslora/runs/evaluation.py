@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
+from moslora.console import note_once
 from moslora.errors import MosloraError, UsageError, counted, some
 from moslora.files import refuse_used
 from moslora.ranks import is_main_process
@@ -38,6 +39,12 @@ class Evaluation:
         unfinished: tasks of which it was interrupted: the number of questions answered, and asked.
         base: the base's answers to the same questions, if they are in the same table; they may also lie beside it.
         validation_loss: of the run, if it is in the same table; otherwise the run has it.
+        path: of its run, or of this folder or log, as the user named it.
+        name: of its run.
+        arm: the same for all runs that differ only in the seed.
+        seed: of its run; ``None`` of a model that was not trained.
+        made: field -> value, of the rows and steps of its run; empty of a model that was not trained here.
+        chosen_step: of its adapter, if validations chose it by the rule that is in ``made``.
     """
 
     folder: Path
@@ -47,6 +54,12 @@ class Evaluation:
     unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     base: "Evaluation | None" = None
     validation_loss: float | None = None
+    path: Path = Path()
+    name: str = ""
+    arm: str = ""
+    seed: int | None = None
+    made: Mapping[str, str] = field(default_factory=dict)
+    chosen_step: int | None = None
 
     @classmethod
     def of(
@@ -59,7 +72,7 @@ class Evaluation:
         """The evaluation that made these predictions, and has these records."""
         head = Head(settings, records or {})
         tasks = {task: with_outcomes(answers) for task, answers in by_task(predictions).items()}
-        return cls(folder, settings, head.grouped(tasks), head.tasks)
+        return cls(folder, settings, head.grouped(tasks), head.tasks, path=folder)
 
     @property
     def run(self) -> Run | None:
@@ -79,8 +92,7 @@ class Evaluation:
     @property
     def complete(self) -> "Evaluation":
         """Without the tasks of which it was interrupted."""
-        kept = {task: answers for task, answers in self.tasks.items() if task not in self.unfinished}
-        return replace(self, tasks=kept)
+        return self.restricted_to(self.tasks.keys() - self.unfinished.keys())
 
     @property
     def in_order(self) -> "Evaluation":
@@ -94,10 +106,9 @@ class Evaluation:
 
     def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "Evaluation":
         """What an evaluation of these tasks with this limit has."""
-        kept = {}
-        for task, answers in self.tasks.items():
-            if task in tasks:
-                kept[task] = set(sorted(answers.ids, key=order_key)[:limit])
+        kept = {task: answers.ids for task, answers in self.tasks.items() if task in tasks}
+        if limit is not None:
+            kept = {task: tuple(sorted(ids, key=order_key)[:limit]) for task, ids in kept.items()}
         return self.only(kept)
 
 
@@ -124,6 +135,16 @@ def read_evaluation(folder: Path) -> Evaluation:
     return replace(found, unfinished=unfinished_tasks(head, Counter(each.task for each in predictions)))
 
 
+def read_complete(folder: Path) -> Evaluation:
+    """The evaluation in ``folder`` in the order of the ids, without the tasks of which it was interrupted, which are
+    noted."""
+    found = read_evaluation(folder)
+    if found.unfinished:
+        tasks = [f"{task} ({answered:,} of {asked:,})" for task, (answered, asked) in found.unfinished.items()]
+        note_once(f"{folder}: interrupted and left out: {some(tasks)}; moslora eval continues it")
+    return found.complete.in_order
+
+
 def read_predictions(folder: Path) -> list[Prediction]:
     """The predictions in ``folder``, in the order in which they were written."""
     file = folder / PREDICTIONS
@@ -146,11 +167,8 @@ def read_predictions(folder: Path) -> list[Prediction]:
 
 def unfinished_tasks(head: Head, answered: Counter[str]) -> dict[str, tuple[int, int]]:
     """The tasks of which fewer questions are ``answered`` than the last evaluation asked: both numbers."""
-    found = {}
-    for task, record in head.tasks.items():
-        if record.asked is not None and answered[task] < record.asked:
-            found[task] = (answered[task], record.asked)
-    return found
+    asked = {task: record.asked or 0 for task, record in head.tasks.items()}
+    return {task: (answered[task], count) for task, count in asked.items() if answered[task] < count}
 
 
 def refuse_other_scores(out: Path) -> None:
@@ -171,10 +189,8 @@ def in_common(runs: Sequence[Evaluation]) -> tuple[Questions, str]:
         if by_all:
             shared[task] = {id for _, id in by_all}
         missing = len(by_some) - len(by_all)
-        if missing and by_all:
-            left_out.append(f"{missing:,} of {task}")
-        elif missing:
-            left_out.append(task)
+        if missing:
+            left_out.append(f"{missing:,} of {task}" if by_all else task)
     if not left_out:
         return shared, ""
     count = sum(len(ids) for ids in shared.values())

@@ -41,10 +41,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise MosloraError(f"{path}: altered (its sha256 differs); use another checkpoint")
         written_as = manifest["format"]
         if written_as != FORMAT:
-            fix = "train again, or use the version that wrote it"
-            if written_as > FORMAT:
-                fix = "upgrade moslora"
-            raise UsageError(f"{folder}: written in format {written_as}, this version reads {FORMAT}; {fix}")
+            raise UsageError(
+                f"{folder}: written in format {written_as}, this version reads {FORMAT}; upgrade moslora, or"
+                " use the version that wrote it"
+            )
         _ = manifest["base"]["fingerprint"], manifest["sha256"][WEIGHTS], manifest["sha256"][RECIPE]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MosloraError(f"{path}: not a manifest ({error!r}); use another checkpoint") from None

@@ -16,22 +16,19 @@ Column = tuple[float, ...]
 def accuracy(answers: TaskAnswers) -> Column:
     """1 if the option with the best score is the right one (cloze: lm-eval's ``acc``), or the one that a generated text
     names; of an open-ended question if an accepted answer was given (lm-eval's ``exact_match``)."""
-    if answers.are_in_words:
-        return tuple(float(place is not None) for place in answers.predicted)
-    pairs = zip(answers.predicted, answers.gold, strict=True)
-    return tuple(float(predicted == gold) for predicted, gold in pairs)
+    return _of_right(answers, answers.predicted)
 
 
 def right(answers: TaskAnswers) -> Column:
     """1 if the answer is right by the protocol's main metric: cloze divides every score by its option's characters
     (lm-eval's ``acc_norm``)."""
+    return _of_right(answers, answers.chosen)
+
+
+def _of_right(answers: TaskAnswers, positions: Sequence[int | None]) -> Column:
     if answers.are_in_words:
-        return accuracy(answers)
-    positions = answers.chosen
-    if answers.predicted and not answers.characters:
-        positions = answers.predicted
-    pairs = zip(positions, answers.gold, strict=True)
-    return tuple(float(position == gold) for position, gold in pairs)
+        return tuple(float(position is not None) for position in positions)
+    return tuple(float(position == gold) for position, gold in zip(positions, answers.gold, strict=True))
 
 
 def log_probability(answers: TaskAnswers) -> Column:
@@ -62,9 +59,8 @@ def brier(answers: TaskAnswers) -> Column:
     else 0. Between 0 and 2; lower is better (Brier 1950)."""
     numbers = []
     for scores, gold in zip(answers.deciding_scores, answers.gold, strict=True):
-        probabilities = [math.exp(log_p) for log_p in log_softmax(scores)]
-        squares = sum(p * p for p in probabilities)
-        numbers.append(squares - 2 * probabilities[gold] + 1)
+        p = [math.exp(log_p) for log_p in log_softmax(scores)]
+        numbers.append(sum(each * each for each in p) - 2 * p[gold] + 1)
     return tuple(numbers)
 
 
@@ -243,11 +239,9 @@ OutcomeName = Annotated[str, AfterValidator(_known)]
 
 def with_outcomes(answers: TaskAnswers) -> TaskAnswers:
     """These answers with every outcome that they give, beside those that they had."""
-    found: dict[str, Column] = {}
+    found = {}
     for name, outcome in OUTCOMES.items():
-        if name in answers.outcomes:
-            found[name] = answers.outcomes[name]
-        elif outcome.of is not None and _has(answers, outcome):
+        if outcome.of is not None and _has(answers, outcome):
             found[name] = outcome.of(answers)
     return replace(answers, outcomes={**found, **answers.outcomes})
 

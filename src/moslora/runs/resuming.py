@@ -32,20 +32,18 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
 
 
 def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
-    """The result of ``run``, or else its newest checkpoint that is intact, as is that of its best step, which may
-    become the result. It must be of this recipe. ``None`` if there is none yet.
+    """The result of ``run``, or else its newest checkpoint that is intact. It must be of this recipe. ``None`` if there
+    is none yet.
 
     Raises:
         MosloraError: all are damaged.
     """
-    found = run.checkpoints[::-1]
-    if run.result.is_dir():
-        found.insert(0, run.result)
-    for path in found:
+    places = [path for path in (run.result, *run.checkpoints[::-1]) if path.is_dir()]
+    for path in places:
         try:
             saved = open_adapter(path)
             best = best_checkpoint(run, saved.manifest, saved.recipe.training)
-            if best is not None and path != run.result:
+            if best is not None and path != run.result:  # which may become the result
                 open_adapter(best)
         except UsageError:  # written by another version
             raise
@@ -54,7 +52,7 @@ def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
             continue
         refuse_other_recipe(path, then=saved.recipe, now=recipe)
         return saved
-    if found:
+    if places:
         raise MosloraError(f"{run.path}: no intact checkpoint; start a new run with name=… or --out")
     return None
 

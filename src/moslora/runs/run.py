@@ -83,7 +83,7 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first; unfinished ones have other names."""
         found = [path for path in (self.path / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        return sorted(found, key=_step_of)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after ``step`` updates is, or would be."""
@@ -97,8 +97,7 @@ class Run:
     @property
     def adapters(self) -> list[Path]:
         """The adapter folders: the result, then the checkpoints, newest first."""
-        results = [self.result] if self.finished else []
-        return results + self.checkpoints[::-1]
+        return [*([self.result] if self.finished else []), *self.checkpoints[::-1]]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -116,9 +115,7 @@ class Run:
             known = self.facts
             for key, fact in facts.items():
                 then = known.get(key)
-                if isinstance(fact, dict) and isinstance(then, dict):
-                    fact = then | fact
-                known[key] = fact
+                known[key] = then | fact if isinstance(fact, dict) and isinstance(then, dict) else fact
             write_json(card, known)
 
     def begin(self, recipe: Recipe, card: dict[str, Any]) -> None:
@@ -172,10 +169,7 @@ class Run:
         if self.finished or self.without_result:
             facts = self.facts
             return int(facts.get(TRAINED_STEPS, facts.get("steps", 0)))
-        checkpoints = self.checkpoints
-        if not checkpoints:
-            return 0
-        return int(checkpoints[-1].name.removeprefix("step-"))
+        return max(map(_step_of, self.checkpoints), default=0)
 
     @property
     def best(self) -> Best | None:
@@ -194,20 +188,12 @@ class Run:
         losses = {row["step"]: row["validation_loss"] for row in self.metrics if "validation_loss" in row}
         if not losses:
             return None
-        loss = losses[max(losses)]
-        if best is not None:
-            loss = losses.get(best.step)
-        if loss is None:  # as JSON has it where it was not finite
-            return math.inf
-        return float(loss)
+        loss = losses.get(best.step if best else max(losses))
+        return math.inf if loss is None else float(loss)  # as JSON has it where it was not finite
 
     def validation_at_start(self, by: BestBy) -> float | None:
         """That before the first step; ``None`` without one, or if it was not finite."""
-        rows = [row for row in self.metrics if row["step"] == 0]
-        if not rows:
-            return None
-        value: float | None = rows[0].get(f"validation_{by}")
-        return value
+        return next((row.get(f"validation_{by}") for row in self.metrics if row["step"] == 0), None)
 
     @property
     def evaluations(self) -> list[Path]:
@@ -216,21 +202,25 @@ class Run:
 
     def evaluation(self, name: str | None = None) -> Path:
         """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
-        every = self.evaluations
-        found = [folder for folder in every if folder.name == name]
-        if not name:
-            found = [folder for folder in every if not BESIDE.search(folder.name)]
-        if not name and len(found) > 1 and self.exists:
+        every = [folder.name for folder in self.evaluations]
+        found = [each for each in every if not BESIDE.search(each)]
+        if name:
+            found = [each for each in every if each == name]
+        elif len(found) > 1 and self.exists:
             recipe = self.recipe
             named = evaluation_name(recipe.evaluation.protocol, recipe.data.format, recipe.model.precision)
-            found = [folder for folder in found if folder.name == named] or found
+            found = [named] if named in found else found
         if len(found) == 1:
-            return found[0]
+            return self.path / EVALUATIONS / found[0]
         fault = f"no evaluation {name}" if name else "not evaluated, or in several ways"
         fix = f"moslora eval {shlex.quote(str(self.path))} makes one"
         if every:
-            fix = f"choose one with --evaluation, among {', '.join(folder.name for folder in every)}"
+            fix = f"choose one with --evaluation, among {', '.join(every)}"
         raise UsageError(f"{self.path}: {fault}; {fix}")
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def evaluation_name(protocol: str, format: str, precision: str) -> str:
@@ -269,24 +259,19 @@ def locate_adapter(path: Path) -> Path:
     of checkpoints."""
     if (path / MANIFEST).is_file():
         return path
-    if is_checkpoints(path):
-        checkpoints = Run(path / "..").checkpoints
-        if checkpoints:
-            return path / checkpoints[-1].name
     adapters = Run(path).adapters
+    if is_checkpoints(path):
+        adapters = [path / checkpoint.name for checkpoint in Run(path / "..").checkpoints[::-1]]
     if adapters:
         return adapters[0]
-    raise UsageError(f"{path}: {_why_no_adapter(path)}")
-
-
-def _why_no_adapter(path: Path) -> str:
+    fault = f"not a run or an adapter folder (no {MANIFEST}); moslora runs lists all"
     if not path.exists():
-        return f"no such run; {did_you_mean(path, otherwise='moslora runs lists all')}"
-    if (path / "adapter_config.json").is_file():
-        return f"a PEFT adapter, not a run; import it: moslora import {shlex.quote(str(path))}"
-    if Run(path).exists:
-        return f"this run has no adapter; resume it: {Run(path).resume_command}"
-    return f"not a run or an adapter folder (no {MANIFEST}); moslora runs lists all"
+        fault = f"no such run; {did_you_mean(path, otherwise='moslora runs lists all')}"
+    elif (path / "adapter_config.json").is_file():
+        fault = f"a PEFT adapter, not a run; import it: moslora import {shlex.quote(str(path))}"
+    elif Run(path).exists:
+        fault = f"this run has no adapter; resume it: {Run(path).resume_command}"
+    raise UsageError(f"{path}: {fault}")
 
 
 def is_checkpoints(path: Path) -> bool:
@@ -297,9 +282,7 @@ def is_checkpoints(path: Path) -> bool:
 def checkpoint_name(adapter: Path) -> str:
     """The name of a checkpoint, such as ``step-20``, however its path is written; empty for another adapter."""
     place = adapter.resolve()
-    if not is_checkpoints(place.parent):
-        return ""
-    return place.name
+    return place.name if is_checkpoints(place.parent) else ""
 
 
 def unfinished(path: Path, adapter: Path, *, doing: str) -> str:
@@ -309,19 +292,13 @@ def unfinished(path: Path, adapter: Path, *, doing: str) -> str:
     name = checkpoint_name(adapter)
     if not name or run.finished or path.resolve() == adapter.resolve():
         return ""
-    note = f"{run.path} is unfinished: {doing} {name.replace('-', ' ')}"
-    steps = run.facts.get("steps")
-    if steps:
-        note += f" of {steps}"
-    return note
+    return f"{run.path} is unfinished: {doing} {name.replace('-', ' ')} of {run.facts.get('steps', '?')}"
 
 
 def newest_run(*places: Path) -> Run:
     """The finished run in one of ``places`` that was written to last."""
-    found = []
-    for place in places:
-        runs = [Run(path) for path in place.glob("*/")]
-        found += [run for run in runs if run.finished]
+    every = [Run(path) for place in places for path in place.glob("*/")]
+    found = [run for run in every if run.finished]
     if not found:
         raise UsageError("no finished run in runs/ or here; give a run or a model, or train one: moslora train RECIPE")
     return max(found, key=lambda run: (run.result / MANIFEST).stat().st_mtime)

@@ -34,11 +34,6 @@ class Settings:
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def known(self) -> bool:
-        """Whether it is known how the questions were asked."""
-        return bool(self.protocol)
-
-    @property
     def of_server(self) -> bool:
         """Whether a server was asked, of which nobody knows what it computes."""
         return "server" in self.metadata
@@ -46,14 +41,14 @@ class Settings:
     @property
     def asked(self) -> dict[str, str]:
         """Field -> value, of protocol and template; empty if they are not known."""
-        if not self.known:
+        if not self.protocol:
             return {}
         return {name: str(getattr(self, name)) for name in ("protocol", "format", "beams", "writing", "max_length")}
 
     @property
     def model(self) -> dict[str, str]:
         """Field -> value, of the base; empty if it is not known."""
-        if not self.known or self.of_server:
+        if not self.protocol or self.of_server:
             return {}
         # The last part of a path, as the same folder may be written in several ways.
         name = str(self.metadata.get("base")).rstrip("/").rpartition("/")[2]

@@ -12,7 +12,7 @@ from moslora.base.identity import fingerprint
 from moslora.base.load import load_tokenizer
 from moslora.base.resolve import BUILTIN, available_offline
 from moslora.choices import DType
-from moslora.compare.find import evaluated_steps
+from moslora.compare.find import evaluated_step
 from moslora.console import note, say
 from moslora.data.sources import load_examples
 from moslora.errors import MosloraError, UsageError, counted, first_line, some
@@ -148,7 +148,7 @@ def _answered_in(folder: Path) -> list[str]:
     if answered.settings.of_server:
         raise UsageError(f"{folder}: the answers of a server; with --evaluation name some of the run's own")
     if result_of(folder) == folder and not answered.of_base:
-        evaluated_steps(folder, answered.settings, of_run=True)
+        evaluated_step(answered, of_result=True)
     return [name for name, answers in answered.complete.tasks.items() if answers.gold]
 
 
