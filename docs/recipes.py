@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from moslora.recipe import Recipe, recipe_schema
-from moslora.recipe.changes import changes_at
+from moslora.recipe.changes import Changes, changes_at
 from moslora.recipe.yaml_text import render_inline
 
-_HEAD = """\
+_CHANGES = ",\n".join(f"*{one.name.lower()}* {one.value}" for one in Changes)
+
+_HEAD = f"""\
 # Every field of a recipe
 
 After this page you know what each field means, and what its default is. [recipes/README.md](../recipes/README.md)
@@ -17,11 +19,10 @@ The key of a field is `section.field`, as in `training.learning_rate=1e-4`. Only
 do not go together are refused in one line (`src/moslora/recipe/rules.py`).
 
 The column *changes* says what another value of the field changes:
+{_CHANGES}.
 
-* **A resumed run** must keep what is trained, which rows, how they are read, the base, the weights that it starts
-  with, what is drawn, and its name. Everything else may change.
-* **Two runs belong to one arm** of a comparison if what is trained, which rows, the base, and the weights that they
-  start with are the same.
+A resumed run must keep all but *place*, *computed*, *written* and *asked*. Two runs belong to one arm of a comparison
+if *trained*, *rows*, *base* and *start* are the same.
 
 `make docs` generates this page from the models in `src/moslora/recipe/`: edit those.
 """
@@ -80,7 +81,7 @@ def _changes(key: str) -> str:
     if section == "tasks" and inside:
         key = f"tasks.*.{inside}"
     try:
-        return changes_at(Recipe, key).value
+        return changes_at(Recipe, key).name.lower()
     except LookupError:
         return "–"
 
