@@ -263,7 +263,7 @@ def main() -> int:
     publish(beside_table(found), PAGE, "beside", print_only=given.print_only)
     for outcome in OUTCOMES_NAMED:
         said = "\n".join(f"* {line}" for line in found.concluded(outcome))
-        publish(said, PAGE, outcome, print_only=given.print_only)
+        print(said)
     if not given.print_only:
         write_pictures(pictures(found))
     return 0
