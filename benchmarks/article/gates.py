@@ -57,9 +57,9 @@ def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Rec
         questions = [scorer.encode(passage) for passage in block.computed]
         with torch.inference_mode():
             outputs = scorer.in_batches(questions, tokens=scorer.batch_tokens)()
-        for each in zip(block.computed, questions, outputs, strict=True):
-            if each[0] in block.wanted:
-                prediction = scorer.read(*each)
+        for passage, question, output in zip(block.computed, questions, outputs, strict=True):
+            if passage in block.wanted:
+                prediction = scorer.read(question, output)
                 found.append(-prediction.scores[0] / prediction.bytes)
     return fmean(found)
 

@@ -32,11 +32,11 @@ from moslora.errors import MosloraError
 from moslora.evaluation import Request
 from moslora.evaluation.scorers import make_scorer
 from moslora.files import once_per_machine, replacing, sha256
-from moslora.prompts.formats import FORMATS, Option
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
-from moslora.tasks import COMMONSENSE, TASKS, Example
+from moslora.tasks import COMMONSENSE, TASKS, Example, Option
 from moslora.training import train_recipe
 
 NAME = "qwen2.5-coder-0.5b-instruct"

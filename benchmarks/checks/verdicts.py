@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks.commands import command
 from benchmarks.tables import markdown
-from moslora.evaluation.evaluate_server import asked_of
 from moslora.evaluation.server import Server
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation
@@ -57,7 +56,7 @@ def main(run: Path, folders: tuple[Path, ...]) -> None:
     for folder in folders:
         server = read_evaluation(folder)
         chosen = answered.only({task: answers.ids for task, answers in server.tasks.items()})
-        questions = asked_of(prepare_questions(open_target(str(run)), chosen, Server("")))
+        questions = prepare_questions(open_target(str(run)), chosen, Server("")).encoded()
         whole = evidence(questions, server, read_known(chosen), dtype="bfloat16")
         table.append([folder.name, *(verdicts(whole, size) for size in SIZES)])
         print(" | ".join(table[-1]), flush=True)

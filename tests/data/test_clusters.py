@@ -196,7 +196,7 @@ def test_a_row_without_what_groups_others_is_alone(tmp_path: Path) -> None:
 def test_a_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     for declared in ("pgae", "[page, pgae]"):
         with pytest.raises(
-            UsageError, match=r"rows.jsonl:1: cluster: no column pgae; the row has question, answer, page"
+            UsageError, match=r"rows.jsonl:1: cluster: 'pgae' is undefined; the row has question, answer, page"
         ):
             own(tmp_path, [{"page": 1}] * 3, f', cluster: "{declared}"')
 

@@ -101,8 +101,8 @@ def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "q"}, "question: no column question; the row has text"),
-        ({"question": "q", "answer": 0}, "options: no column options; the row has question, answer"),
+        ({"text": "q"}, "question: 'question' is undefined; the row has text"),
+        ({"question": "q", "answer": 0}, "options: 'options' is undefined; the row has question, answer"),
         ({"question": "q", "options": "a", "answer": 0}, "options: expected a list, found str 'a'"),
         ({"question": "q", "options": ["a"], "answer": 0}, "options: expected two or more, found 1"),
         ({"question": " ", "options": ["a", "b"], "answer": 0}, "question: is empty"),
@@ -116,7 +116,7 @@ def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[
         ),
         ({"question": "q", "options": [10, 20], "answer": 20}, "answer 20: may be the position 20"),
         ({"question": "q", "options": ["a", "b"], "answer": None}, "answer None: must be the position"),
-        ({"question": None, "options": ["a", "b"], "answer": 0}, "question: expected a text, found null"),
+        ({"question": None, "options": ["a", "b"], "answer": 0}, "question: expected a text, found NoneType"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str, Any], said: str) -> None:
@@ -131,13 +131,13 @@ def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str
 @pytest.mark.parametrize(
     ("declared", "said"),
     [
-        ("options='[a, b, d]'", "option 3: no column d; the row has q, a, b, number"),
-        ("options=['{{a}}', '{{d}}']", "option 2: no column d; the row has q, a, b, number"),
-        ("options='[a, b|upper, d|upper]'", "options: no column d; the row has q, a, b, number"),
-        ("question=d", "question: no column d; the row has q, a, b, number"),
+        ("options='[a, b, d]'", "options: 'd' is undefined; the row has q, a, b, number"),
+        ("options=['{{a}}', '{{d}}']", "options: 'd' is undefined; the row has q, a, b, number"),
+        ("options='[a, b|upper, d|upper]'", "options: 'd' is undefined; the row has q, a, b, number"),
+        ("question=d", "question: 'd' is undefined; the row has q, a, b, number"),
         ("question=q.stem", "question: 'str object' has no attribute 'stem'; the row has q, a, b, number"),
         ("question=row['the d']", "question: 'dict object' has no attribute 'the d'; the row has"),
-        ("context=number", "context: expected a text, found NaN"),
+        ("context=number", "context: expected a text, found float 'nan'"),
     ],
 )
 def test_a_column_that_is_not_there_is_named_with_those_that_are(declared: str, said: str) -> None:

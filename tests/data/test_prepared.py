@@ -208,7 +208,7 @@ def test_a_fixed_date_in_a_chat_template_is_recorded(recipe: MakeRecipe, cache: 
 
 ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 SYSTEMS = {
-    "of SmolLM": ("{% if messages[0].role != 'system' %}<system>Be nice.{% endif %}" + ROLES, "'Be nice.'"),
+    "of SmolLM": ("{% if messages[0].role != 'system' %}<system>Be nice.{% endif %}" + ROLES, "Be nice."),
     "none": (ROLES, ""),
     "a row's alone": ("<s>" + ROLES, ""),
     "refused": ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + ROLES, ""),

@@ -221,7 +221,7 @@ def test_the_context_has_room_for_the_text_behind_a_long_question(beams: int) ->
     assert {p.id: p.truncated for p in found} == {id: len(ids) > longest - 32 for id, ids in prompts.items()}
     scorer = Generate(model, Encoder(tokenizer(), max_length=longest), FORMATS["label"], beams=1, batch_tokens=400)
     for example in examples:
-        _, text = scorer.encode(example)
+        (text,) = scorer.encode(example).texts
         assert text.ids == prompts[example.id][-(longest - 32) :], "it loses its start"
 
 

@@ -230,7 +230,7 @@ def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused() -> No
     assert prediction.truncated
     with pytest.raises(UsageError) as error:
         asked(make_model(), examples(open_ended(tokens=600), rows(1, task)))
-    assert says(str(error.value), "tasks.mine.max_new_tokens writes up to 600 tokens", "leaves no room")
+    assert says(str(error.value), "answers of mine have up to 600 tokens", "leaves no room")
 
 
 def test_a_turn_of_a_chat_ends_a_text_though_the_tokenizer_has_another_end() -> None:

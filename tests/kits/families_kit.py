@@ -279,7 +279,7 @@ def scores_compared(ours: PreTrainedModel, theirs: PreTrainedModel) -> Iterator[
     yield "logits", off(engine.logits(batch, places), expected)
     scores = []
     for row, path in zip(ROWS, batch.paths, strict=True):
-        values, _ = engine.log_p(batch, path[1:-1], row[2:])
+        values = engine.log_p(batch, path[1:-1], row[2:])
         scores.append(values.sum())
     harness = HFLM(pretrained=theirs, tokenizer=characters(), backend="causal", batch_size=1)
     requests = [(("", ""), [*row[:2]], [*row[2:]]) for row in ROWS]

@@ -343,7 +343,7 @@ def test_validations_are_in_the_time(recipe: MakeRecipe, trained: Path) -> None:
     assert questions is not None and questions.count == 6
     read = 0
     for example in run.data.questions:
-        read += len(questions.scorer.encode(example).input_ids)
+        read += len(questions.scorer.encode(example).inputs[0])
     tasks = {example.task for example in run.data.questions}
     read += 64 * len(tasks)
     rows = sum(len(row.input_ids) for row in run.data.validation)

@@ -6,9 +6,10 @@ from typing import get_args
 import pytest
 
 from moslora.errors import UsageError
+from moslora.evaluation import Request
 from moslora.evaluation.scorers import SCORERS
 from moslora.evaluation.scores import Score
-from moslora.prompts.protocols import PROTOCOLS, Asked, ProtocolName, ScoringProtocolName, choose
+from moslora.prompts.protocols import PROTOCOLS, ProtocolName, ScoringProtocolName
 
 
 def test_names_and_scorers_are_those_of_the_objects() -> None:
@@ -23,21 +24,23 @@ def test_names_and_scorers_are_those_of_the_objects() -> None:
 @pytest.mark.parametrize(
     ("own", "typed", "chosen"),
     [
-        (Asked("choice", "chat"), (None, None), ("choice", "chat")),
-        (Asked("generate", "chat"), (None, "label"), ("generate", "label")),
-        (Asked("generate", "chat"), (None, "cloze-passage"), ("cloze", "cloze-passage")),
-        (Asked("cloze", "cloze"), (None, "llm-adapters"), ("choice", "llm-adapters")),
-        (Asked("choice", "llm-adapters"), ("generate", None), ("generate", "llm-adapters")),
-        (Asked("choice", "llm-adapters"), ("cloze", None), ("cloze", "cloze")),
-        (Asked("cloze", "cloze-passage"), ("choice", None), ("choice", "label")),
-        (Asked("cloze", "cloze"), ("generate", "chat"), ("generate", "chat")),
+        (("choice", "chat"), (None, None), ("choice", "chat")),
+        (("generate", "chat"), (None, "label"), ("generate", "label")),
+        (("generate", "chat"), (None, "cloze-passage"), ("cloze", "cloze-passage")),
+        (("cloze", "cloze"), (None, "llm-adapters"), ("choice", "llm-adapters")),
+        (("choice", "llm-adapters"), ("generate", None), ("generate", "llm-adapters")),
+        (("choice", "llm-adapters"), ("cloze", None), ("cloze", "cloze")),
+        (("cloze", "cloze-passage"), ("choice", None), ("choice", "label")),
+        (("cloze", "cloze"), ("generate", "chat"), ("generate", "chat")),
     ],
 )
 def test_what_is_not_typed_is_the_models_own_or_fits(own, typed, chosen) -> None:
-    protocol, format = typed
-    assert choose(own, protocol=protocol, format=format) == chosen
+    own = Request(protocol=own[0], format=own[1])
+    given = {name: value for name, value in zip(("protocol", "format"), typed, strict=True) if value}
+    request = own.with_typed(given)
+    assert (request.protocol, request.format) == chosen
 
 
 def test_a_protocol_that_does_not_read_the_format_is_refused() -> None:
     with pytest.raises(UsageError, match="--format cloze; choose --protocol cloze"):
-        choose(Asked(), protocol="choice", format="cloze")
+        Request().with_typed({"protocol": "choice", "format": "cloze"})

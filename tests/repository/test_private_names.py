@@ -4,7 +4,6 @@ import ast
 from pathlib import Path
 
 import torch
-from jinja2 import StrictUndefined
 from torch.distributed import ProcessGroup, ProcessGroupGloo
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM, PretrainedConfig
@@ -29,8 +28,6 @@ PRIVATE = {
     "_softmax_backward_data": (torch, "w * (d - (w * d).sum(-1, keepdim=True)): one more pass over the scores"),
     "_supports_attention_backend": (LlamaForCausalLM, "a list of the architectures that are tested"),
     "_supports_sdpa": (LlamaForCausalLM, "a list of the architectures that are tested"),
-    "_undefined_name": (StrictUndefined, "name the option only, without the column that it lacks"),
-    "_undefined_obj": (StrictUndefined, "name the option only, without the columns that there are"),
     "_version": (torch.Tensor, "pack_nothing: without packed copies no change has to be noticed"),
 }
 """Name -> where it is, and what would replace it."""

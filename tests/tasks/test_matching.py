@@ -226,7 +226,7 @@ def test_rows_become_open_ended_questions(
             {"question": "q", "answer": "a"},
             "response: would count as wrong: it is read as",
         ),
-        ("", {"question": "q", "answer": "a"}, "for answers in words, set how they are matched, such as match: exact"),
+        ("", {"question": "q", "answer": "a"}, "options: 'options' is undefined; the row has question, answer"),
     ],
 )
 def test_rows_that_nothing_could_answer_are_refused(declared: str, row: dict[str, Any], said: str) -> None:
@@ -239,7 +239,7 @@ def test_a_row_that_is_only_asked_needs_no_response() -> None:
     """A test file without solutions, and a pattern that the bare accepted answer does not follow."""
     solved = task("{train: x, test: y, response: solution, match: {pattern: '#### (.+)', compare: number}}")
     row = {"question": "q", "answer": "4"}
-    with pytest.raises(ValueError, match="response: no column solution"):
+    with pytest.raises(ValueError, match="response: 'solution' is undefined"):
         solved.example(row, "mine/train/0")
     example = solved.example(row, "mine/test/0", trained=False)
     assert (example.choices, example.response) == (("4",), "4")

@@ -45,7 +45,7 @@ def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if tells == "likeliest":
-        monkeypatch.setattr("moslora.evaluation.served.LIKELIEST", (len(served.tokenizer),))
+        monkeypatch.setattr("moslora.evaluation.reading.LIKELIEST", (len(served.tokenizer),))
     assert verified(capsys, served, served.pretended(tells=tells, takes_tokens=takes_tokens)) == "run"
     own = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation())}
     told = answers(served)

@@ -5,8 +5,7 @@ logits  those after the tokens at P places, shape ``(P, vocabulary)``
 loss    Σ −log p of the tokens ``targets (N,)`` after those at N places, which are ``sent`` to the device, too: a
         scalar, float32 or wider. Without a target it is zero, but still depends on every parameter, so that a process
         without rows takes part in the gradient reduction
-log_p   of the targets after the tokens at places, nats, float32 of shape ``(P,)``; and whether each is the likeliest
-        token, bool. Without a gradient
+log_p   of the targets after the tokens at places, nats, float32 of shape ``(P,)``. Without a gradient
 write   the new tokens of each prompt, as :func:`moslora.base.decoding.decode` has them
 
 ``pads`` says whether a batch takes the room of its longest row for each.
@@ -84,7 +83,7 @@ class Own(_Model):
         states = hidden.index_select(0, sent)
         return sum_of_losses(states, output_weight(self.model), targets)
 
-    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> Tensor:
         return log_probabilities(self._hidden(batch), output_weight(self.model), places, targets)
 
     def write(self, prompts: Sequence[list[int]], **how: Any) -> list[list[int]]:
@@ -134,13 +133,13 @@ class Transformers(_Model):
         logits = self.logits(batch, places)
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
 
-    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> Tensor:
         logits = self.logits(batch, places)
         wanted = send(targets, logits.device)
         positions, _ = sizes(len(logits), logits.shape[1], logits.device)
         parts = zip(logits.split(positions), wanted.split(positions), strict=True)
         losses = [F.cross_entropy(part.float(), tokens, reduction="none") for part, tokens in parts]
-        return -torch.cat(losses), logits.argmax(-1) == wanted
+        return -torch.cat(losses)
 
     def write(
         self,

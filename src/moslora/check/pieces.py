@@ -131,7 +131,7 @@ def loss(draw: Draw, *, learns: bool) -> Sequence[Tensor]:
         return [(plain_loss if draw.plain else sum_of_losses)(states, weight, send(labels, draw.device))]
     draw.learned.clear()
     compute = plain_log_probabilities if draw.plain else log_probabilities
-    return compute(states.detach(), weight, range(count), labels.tolist())[:1]
+    return [compute(states.detach(), weight, range(count), labels.tolist())]
 
 
 def optimizer(draw: Draw) -> Sequence[Tensor]:

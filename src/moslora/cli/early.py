@@ -2,14 +2,12 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from moslora.choices import FormatName
 from moslora.errors import UsageError
 from moslora.files import did_you_mean
-from moslora.prompts.protocols import Asked, ProtocolName, choose, refuse_beams
 
 if TYPE_CHECKING:
     from moslora.recipe import ModelSection, Recipe
@@ -32,27 +30,14 @@ def recipe_or_model(name: str, overrides: Sequence[str]) -> tuple["Recipe | None
     return recipe, recipe.model
 
 
-def refuse_evaluation(
-    target: "Named",
-    *,
-    tasks: str | None,
-    protocol: ProtocolName | None,
-    format: FormatName | None,
-    source: str | None,
-    beams: int | None,
-) -> None:
+def refuse_evaluation(target: "Named", *, tasks: str | None, typed: Mapping[str, Any]) -> None:
     """Refuses tasks or a source that cannot be used, and a protocol that cannot read a format."""
     from moslora.data.sources import refuse_missing
+    from moslora.evaluation.request import Request
     from moslora.runs.named import tasks_to_ask
 
-    recipe = target.recipe
-    default = Asked()
-    if recipe is not None:
-        default = Asked(recipe.evaluation.protocol, recipe.data.format)
-        source = source or recipe.questions.source
-    asked = choose(default, protocol=protocol, format=format)
-    refuse_beams(beams, asked.protocol)
-    refuse_missing(tasks_to_ask(recipe, tasks), "test", source=source or "wheel")
+    request = Request.of(target.recipe).with_typed(typed)
+    refuse_missing(tasks_to_ask(target.recipe, tasks), "test", source=request.source)
 
 
 def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:

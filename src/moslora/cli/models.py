@@ -206,7 +206,7 @@ def evaluate(
         target = str(newest_run(RUNS, Path()).path)
         words = ["eval", target, *sys.argv[2:]]
     named = read_named(target, trust_remote_code=trust)
-    early.refuse_evaluation(named, tasks=tasks, protocol=protocol, format=format, source=source, beams=beams)
+    early.refuse_evaluation(named, tasks=tasks, typed=typed)
     if out is not None:
         refuse_other_scores(out)
     of_a_model_here = base or dtype or engine or batch_tokens or strategy or processes
@@ -222,7 +222,6 @@ def evaluate(
         say(f"newest run: {target}")
     with options.importing():
         from moslora.evaluation.display import heading, remarks, table
-        from moslora.evaluation.evaluate_server import evaluate_server
         from moslora.evaluation.evaluate_target import evaluate_target
         from moslora.evaluation.server import open_server
         from moslora.evaluation.target import open_target
@@ -231,12 +230,10 @@ def evaluate(
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
         opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust, strategy=strategy)
-        if server is None:
+        asked = open_server(server, model) if server else None
+        if asked is None:
             note_evaluation(opened.model, opened.asked(typed), tasks_to_ask(opened.recipe, tasks))
-            results, folder = evaluate_target(opened, tasks=tasks, out=out, **typed)
-        else:
-            asked = open_server(server, model)
-            results, folder = evaluate_server(opened, asked, tasks=tasks, out=out, at_once=at_once, **typed)
+        results, folder = evaluate_target(opened, tasks=tasks, out=out, server=asked, at_once=at_once, **typed)
     if is_main_process():
         below = [*remarks(results), f"written to {folder}"]
         print_table(table(results), above=[heading(results)], below=below)

@@ -8,6 +8,7 @@ from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.sources import load_examples, load_training
 from moslora.errors import UsageError
 from moslora.prompts.formats import make_format
+from moslora.prompts.instructions import labels
 from moslora.prompts.protocols import joined_names, readers
 from moslora.tasks import Conversation, Example, OpenEnded, Task
 from moslora.tasks.matching import Number
@@ -68,9 +69,10 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
         lines += ["", *_accepted(example, example.wording)]
     elif len(example.choices) > 1:  # no bare instruction
         lines += ["", f"options (protocol {joined_names(readers(format))}; * is right)"]
+        names = labels(example)
         for index, choice in enumerate(renderer.options(example)):
             star = "*" if index == example.gold else " "
-            lines.append(f"{star} {choice.label}: …{choice.prompt[-40:]!r} + {choice.answer!r}")
+            lines.append(f"{star} {names[index]}: …{choice.prompt[-40:]!r} + {choice.answer!r}")
     return "\n".join(lines)
 
 

@@ -7,12 +7,12 @@ __all__ = ["Request", "Results", "Score", "evaluate", "read_results"]
 
 if TYPE_CHECKING:
     from moslora.evaluation.evaluator import evaluate
+    from moslora.evaluation.request import Request
     from moslora.evaluation.results import Results, read_results
-    from moslora.evaluation.scorer import Request
     from moslora.evaluation.scores import Score
 else:
     _PLACES = {
-        "Request": "scorer",
+        "Request": "request",
         "Results": "results",
         "Score": "scores",
         "evaluate": "evaluator",

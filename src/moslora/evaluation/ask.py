@@ -59,17 +59,15 @@ def ask(
     own = target.recipe.own_tasks if target.recipe else {}
     example, names = as_example(question, options, task=task, own=own)
     request = target.asked(typed)
-    changes: dict[str, Any] = {}
     is_bare = example.task == BARE.name
     if is_bare:  # the limit of the questions that are scored is not its own
-        changes["max_length"] = None
+        request = request.model_copy(update={"max_length": None})
     if not example.is_open_ended:
-        scoring = [reader.name for reader in readers(request.format) if reader.scores_options]
-        if request.protocol not in scoring:
-            changes["protocol"] = scoring[0]
         if request.format == "cloze-passage":  # the passage is missing here
-            changes["format"] = "cloze"
-    request = request.model_copy(update=changes)
+            request = request.model_copy(update={"format": "cloze"})
+        if not PROTOCOLS[request.protocol].scores_options:
+            scoring = next(reader.name for reader in readers(request.format) if reader.scores_options)
+            request = request.model_copy(update={"protocol": scoring})
     if target.adapter:
         target.adapter.refuse_untrained(INSTRUCTION if is_bare else example.task)
     tokenizer = target.tokenizer()

@@ -14,16 +14,14 @@ def heading(results: Results) -> str:
     settings = results.settings
     protocol = f"protocol {settings.protocol}"
     in_words = [task for task, score in results.tasks.items() if score.is_in_words]
-    if in_words and len(in_words) == len(results.tasks):
-        protocol = "answers in words"
-    elif in_words:
-        protocol += f" ({', '.join(in_words)}: answers in words)"
+    if in_words:
+        others = len(in_words) < len(results.tasks)
+        protocol = f"{protocol} ({', '.join(in_words)}: answers in words)" if others else "answers in words"
     model = settings.dtype
-    quantization = settings.metadata.get("quantization")
     if settings.of_server:
         model = printable(" at ".join(filter(None, [settings.metadata["model"], settings.metadata["server"]])))
-    elif quantization:
-        model += f" on {quantization}"
+    elif settings.metadata.get("quantization"):
+        model += f" on {settings.metadata['quantization']}"
     return f"{protocol}, format {settings.format}, {model}; shares in percent"
 
 
@@ -35,16 +33,14 @@ def table(results: Results) -> list[list[str]]:
     if results.macro and results.micro and len(rows) > 1:
         rows["macro average"] = _of_questions(results.macro, primary)
         rows["micro average"] = _of_questions(results.micro, primary)
-    for name, score in results.texts.items():
-        rows[name] = _of_texts(score)
+    for name, measured in results.texts.items():
+        rows[name] = {"n": f"{measured.n:,}", "nats per byte": f"{measured.nats_per_byte:.4f}"}
+        if measured.interval is not None:
+            rows[name]["95 % interval"] = "{:.4f} to {:.4f}".format(*measured.interval)
     for name, count in results.unanswered.items():
         rows.setdefault(name, {})["not answered"] = f"{count:,}"
     titles = dict.fromkeys(title for row in rows.values() for title in row)
-    found = [["task", *titles]]
-    for name, row in rows.items():
-        cells = [row.get(title, NONE) for title in titles]
-        found.append([name, *cells])
-    return found
+    return [["task", *titles], *([name, *(row.get(title, NONE) for title in titles)] for name, row in rows.items())]
 
 
 def _of_questions(score: Score, primary: str) -> dict[str, str]:
@@ -61,14 +57,6 @@ def _of_questions(score: Score, primary: str) -> dict[str, str]:
         "close calls": NONE if score.close_calls is None else str(score.close_calls),
     }
     return {title: cell for title, cell in cells.items() if cell != NONE}
-
-
-def _of_texts(score: TextScore) -> dict[str, str]:
-    cells = {"n": f"{score.n:,}", "nats per byte": f"{score.nats_per_byte:.4f}"}
-    if score.interval is not None:
-        low, high = score.interval
-        cells["95 % interval"] = f"{low:.4f} to {high:.4f}"
-    return cells
 
 
 def remarks(results: Results) -> list[str]:
@@ -104,11 +92,8 @@ def _on_leaks(found: WithoutLeaks, primary: str) -> str:
         scores["macro average"] = found.macro
     values = []
     for name, score in scores.items():
-        shown = NONE
-        if score is not None:
-            value, interval = score.value(primary)
-            shown = f"{percent(value)} ({percent_range(interval)})"
-        values.append(f"{name} {shown}")
+        value, interval = score.value(primary) if score else (None, None)
+        values.append(f"{name} {percent(value)} ({percent_range(interval)})")
     questions = ", ".join(f"{task} {count}" for task, count in counts.items())
     without = f"{primary.replace('_', ' ')} without them: {', '.join(values)}"
     return f"questions among {found.compared_with}: {questions}; {without}"

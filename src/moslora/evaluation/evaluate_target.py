@@ -1,47 +1,81 @@
-"""``moslora eval``: questions are read, a target is scored on them, and its run is told."""
+"""``moslora eval``: questions are read, a target is scored on them, or a server in its place, and its run is told."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import packages
 from moslora.base.resolve import locate
+from moslora.base.shapes import meta_model
 from moslora.console import note
 from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash, differences, load_examples
-from moslora.errors import UsageError
+from moslora.errors import UsageError, counted
 from moslora.evaluation.batches import batch_budget
-from moslora.evaluation.evaluator import evaluate
+from moslora.evaluation.evaluator import PreparedQuestions, evaluate
 from moslora.evaluation.in_run import is_in_run, tell_run
+from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import find_leaks
+from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results
-from moslora.evaluation.scorer import Request
+from moslora.evaluation.scoring import missing_in
+from moslora.evaluation.served import open_served
+from moslora.evaluation.server import Server
 from moslora.evaluation.target import Target
 from moslora.files import locked
 from moslora.kernels import liger
 from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
+from moslora.prompts.protocols import PROTOCOLS
 from moslora.ranks import is_main_process
+from moslora.recipe import ModelSection
 from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.named import tasks_to_ask
+from moslora.runs.settings import Leaks
 from moslora.tasks import Example
+from moslora.version import __version__
 
 
 def evaluate_target(
-    target: Target, *, tasks: str | Sequence[str] | None = None, out: Path | None = None, **typed: Any
+    target: Target,
+    *,
+    tasks: str | Sequence[str] | None = None,
+    out: Path | None = None,
+    server: Server | None = None,
+    at_once: int = 8,
+    **typed: Any,
 ) -> tuple[Results, Path]:
     """Scores ``target`` with its own settings, changed by ``typed`` fields of `Request`; ``tasks`` as in
-    `resolve_tasks`. Returns the results and their folder.
+    `resolve_tasks`. Returns the results and their folder. A ``server`` is asked in its place, so many questions
+    ``at_once``: only the target's tokenizer, tasks and settings are used.
 
     Raises:
-        UsageError: the protocol cannot read the format's answers, or the folder holds something else.
+        UsageError: the protocol cannot read the format's answers, the server cannot be asked so, or the folder holds
+            something else.
+        Unavailable: the server does not answer; what it has answered is kept.
         MosloraError: the GPU is out of memory.
     """
-    take_gpu()
+    if server is None:
+        take_gpu()
     request, questions = asked_questions(target, tasks, typed)
+    leaks = find_leaks(target.trained, questions)
+    if server is not None:
+        out = target.results_folder(request, out, server=f"-at-{name_of(server)}")
+        prepared = prepare_for_server(target.model, target.tokenizer(), questions, request, server)
+        with locked(out):
+            journal = open_answers(prepared, out, leaks)
+            if missing_in(prepared.tasks, journal):
+                wanted = prepared.encoded()
+                open_served(server, prepared.scorer, wanted, at_once=at_once).answer(wanted, journal)
+            journal.finish()
+        return prepared.results(journal), out
     identity = target.identity()
     out = target.results_folder(request, out)
     tokenizer = target.tokenizer()
@@ -55,7 +89,6 @@ def evaluate_target(
         **encoding(Encoder(tokenizer, max_length=None), request.format),
     }
     metadata = {**identity, "source": request.source}
-    leaks = find_leaks(target.trained, questions)
     tokens = request.batch_tokens or batch_budget(device())
     with (
         locked(out) if is_main_process() else nullcontext(),
@@ -64,8 +97,7 @@ def evaluate_target(
     ):
         liger.agree()
         # The model is not kept: it uses the group, which ends with this block.
-        model = target.load()
-        results = evaluate(model, tokenizer, questions, request, out=out, metadata=metadata, leaks=leaks)
+        results = evaluate(target.load(), tokenizer, questions, request, out=out, metadata=metadata, leaks=leaks)
         if target.trained is not None and is_main_process() and is_in_run(out, target.trained.run):
             tell_run(target.trained, out, base=target.base)
     return results, out
@@ -107,3 +139,46 @@ def asked_questions(
     if limited and "limit" not in typed:  # one that was typed needs no words
         note(f"questions: {', '.join(limited)} (evaluation.limit of the recipe); --limit all asks all")
     return request, questions
+
+
+def prepare_for_server(
+    model: ModelSection,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Mapping[str, Sequence[Example]],
+    request: Request,
+    server: Server,
+) -> PreparedQuestions:
+    """The questions as `PreparedQuestions`, with the settings of an evaluation of this server: what computes there is
+    not known. The model is there without its weights, as only its context length is needed.
+
+    Raises:
+        UsageError: texts would be written by beam search, which no server does.
+    """
+    if PROTOCOLS[request.protocol].writes and request.beams > 1:
+        raise UsageError(f"{request.beams} beams: servers write greedily; evaluate with --beams 1")
+    empty = meta_model(model, only_shapes=False).eval()
+    prepared = PreparedQuestions.of(empty, tokenizer, questions, request)
+    settings = replace(
+        prepared.settings,
+        dtype="",
+        batch_tokens=0,
+        block_size=0,
+        metadata={"source": request.source, "server": server.address, "model": server.model},
+        made_with={"moslora": __version__, **encoding(prepared.scorer.encoder, request.format)},
+    )
+    return replace(prepared, settings=settings)
+
+
+def open_answers(prepared: PreparedQuestions, out: Path, leaks: Mapping[str, Leaks]) -> Journal:
+    """The journal in ``out``. Nobody knows whether answers that are there are of what is served now."""
+    journal = prepared.open_journal(out, leaks)
+    if journal.predictions:
+        known = counted(len(journal.predictions), "question")
+        note(f"{known} answered in an earlier call: remove {out} if something else is served since")
+    return journal
+
+
+def name_of(server: Server) -> str:
+    """A server and its model, as part of a folder's name."""
+    address = server.address.partition("://")[2]
+    return re.sub(r"[^\w.-]+", "-", f"{address}-{server.model}").strip("-.")

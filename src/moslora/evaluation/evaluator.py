@@ -17,8 +17,9 @@ from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
 from moslora.evaluation.batches import Block, blocks
 from moslora.evaluation.journal import Journal
+from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, summarise
-from moslora.evaluation.scorer import Request, Scorer
+from moslora.evaluation.scorer import Question, Scorer
 from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing
 from moslora.processes.group import all_gather, rank_in_group
@@ -78,7 +79,7 @@ class PreparedQuestions:
         tasks: each with its blocks, and with its own scorer.
     """
 
-    scorer: Scorer[Any, Any]
+    scorer: Scorer[Any]
     settings: Settings
     tasks: tuple[ScoredTask, ...]
 
@@ -138,7 +139,7 @@ class PreparedQuestions:
         has read in memory."""
         journal = Journal(out if rank_in_group() == 0 else None, self.settings)
         journal.head, journal.predictions = all_gather((journal.head, journal.predictions))[0]
-        journal.record({task.name: _record(task, journal, leaks.get(task.name)) for task in self.tasks})
+        journal.record({task.name: self._record(task, journal, leaks.get(task.name)) for task in self.tasks})
         return journal
 
     def ask(self) -> tuple[Prediction, ...]:
@@ -149,6 +150,21 @@ class PreparedQuestions:
         score_missing(self.tasks, journal, silently=True)
         return tuple(self._predictions(journal))
 
+    def _record(self, task: ScoredTask, journal: Journal, leaks: Leaks | None) -> TaskRecord:
+        """What is known of a task before it is asked: its leaks, how many questions count as asked, and the clusters of
+        those that are asked now or have been.
+
+        Where a larger evaluation was interrupted, and what it has answered is not the beginning of the fixed order, its
+        number stays: several processes begin with the longest questions, which are no random sample.
+        """
+        ordered = sorted([example.id for example in task.questions], key=order_key)
+        answered = {example.id for example in task.wanted} | (journal.predictions.keys() & set(ordered))
+        count = len(task.wanted)
+        if answered != set(ordered[: len(answered)]):
+            count = max(count, journal.head.tasks.get(task.name, TaskRecord()).asked or 0)
+        clusters = {id: first for id, first in self.clusters[task.name].items() if id in answered}
+        return TaskRecord(leaks=leaks, asked=count, clusters=clusters)
+
     def results(self, journal: Journal) -> Results:
         """Those of the wanted questions, all of which have a prediction."""
         return summarise(self.settings, self._predictions(journal), journal.head.tasks)
@@ -158,8 +174,12 @@ class PreparedQuestions:
 
     @cached_property
     def clusters(self) -> dict[str, Clusters]:
-        """Those of each task's questions, as their texts tell."""
-        return {task.name: find_clusters(task.questions) for task in self.tasks}
+        """Those of each task's questions: of a test set they are known by its hash, of others their texts tell."""
+        found = {}
+        for task in self.tasks:
+            known = known_clusters().get(self.settings.data[task.name])
+            found[task.name] = find_clusters(task.questions) if known is None else known
+        return found
 
     @property
     def count(self) -> int:
@@ -172,6 +192,10 @@ class PreparedQuestions:
         for task in self.tasks:
             count += sum(task.scorer.length(task.scorer.encode(example)) for example in task.computed)
         return count
+
+    def encoded(self) -> list[Question]:
+        """The questions that are wanted, task after task."""
+        return [task.scorer.encode(example) for task in self.tasks for example in task.wanted]
 
 
 def _refuse_training_mode(model: PreTrainedModel) -> None:
@@ -194,24 +218,3 @@ def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:
                 faults[str(error)] = None
     if faults:
         raise UsageError(capped(list(faults)))
-
-
-def _record(task: ScoredTask, journal: Journal, leaks: Leaks | None) -> TaskRecord:
-    """What is known of a task before it is asked: its leaks, how many questions count as asked, and the clusters of
-    those that are asked now or have been.
-
-    Where a larger evaluation was interrupted, and what it has answered is not the beginning of the fixed order, its
-    number stays: several processes begin with the longest questions, which are no random sample. The clusters of a test
-    set are known by the hash of its questions.
-    """
-    wanted = {example.id for example in task.wanted}
-    ordered = sorted([example.id for example in task.questions], key=order_key)
-    answered = wanted | (journal.predictions.keys() & set(ordered))
-    count = len(wanted)
-    if answered != set(ordered[: len(answered)]):
-        count = max(count, journal.head.tasks.get(task.name, TaskRecord()).asked or 0)
-    clusters = known_clusters().get(journal.head.settings.data[task.name])
-    if clusters is None:
-        clusters = find_clusters(task.questions)
-    clusters = {id: first for id, first in clusters.items() if id in answered}
-    return TaskRecord(leaks=leaks, asked=count, clusters=clusters)

@@ -7,29 +7,29 @@ each other's answer, as they do in the official script, which pads with token 0 
 own, over questions that are padded on the left, masked, and keep their positions.
 """
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from moslora.base.engines import generate
-from moslora.data.encode import EncodedText, Encoder
 from moslora.errors import UsageError
-from moslora.evaluation.scorer import Batched
-from moslora.evaluation.served import Pair, Served
+from moslora.evaluation.scorer import Question, Scorer
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
-MAX_NEW_TOKENS = PROTOCOLS["generate"].room
+if TYPE_CHECKING:
+    from moslora.evaluation.served import Served
+
 FEWEST_PROMPT_TOKENS = 2
 """BOS, and one token of the question."""
 
 RESPONSE_HEADER = "### Response:"
 
 WRITING = {
-    "max_new_tokens": MAX_NEW_TOKENS,
+    "max_new_tokens": PROTOCOLS["generate"].room,
     "do_sample": False,
     "use_cache": True,
     "early_stopping": False,
@@ -42,85 +42,92 @@ WRITING = {
 """Arguments of `GenerationConfig`, beside the number of beams and the tokens of the end and of padding. All others stay
 unset, also those that a later version of transformers adds."""
 
-Question = tuple[Example, EncodedText]
+
+class Writer(Scorer[str]):
+    """The model writes an answer, up to a token that ends it, or as many tokens as there is room for."""
+
+    protocol: ClassVar[Protocol] = PROTOCOLS["generate"]
+
+    @abstractmethod
+    def room(self, example: Example) -> int:
+        """Maximum number of tokens of an answer."""
+
+    @abstractmethod
+    def ends(self) -> Collection[int]:
+        """The tokens that end an answer."""
+
+    @abstractmethod
+    def is_ended(self, example: Example, tokens: list[int]) -> bool:
+        """Whether more tokens behind these leave the answer as it is."""
+
+    def encode(self, example: Example) -> Question:
+        room = self.room(example)
+        least = room + FEWEST_PROMPT_TOKENS
+        if self.encoder.max_length is not None and self.encoder.max_length < least:
+            raise UsageError(
+                f"evaluation.max_length = {self.encoder.max_length}: answers of {example.task} have up to {room}"
+                f" tokens, which leaves no room for a question; must be at least {least}"
+            )
+        prompt = self.format.generation_prompt(example)
+        return Question(example, [self.encoder.encode(prompt, "", eos=False, room=room)])
+
+    def length(self, question: Question) -> int:
+        return self.beams * (question.tokens + self.room(question.example))
+
+    def ask(self, question: Question, served: "Served") -> str:
+        return served.write(question.texts[0].ids, max_tokens=self.room(question.example)).text or ""
+
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[str]]:
+        """The texts after the prompts; written greedily all together, since a row that ends makes room for another."""
+        if self.beams > 1:
+            return super().in_batches(questions, tokens=tokens)
+        written = self.engine.write(
+            [question.texts[0].ids for question in questions],
+            max_new_tokens=self.room(questions[0].example),  # those of one task
+            ended=lambda row, tokens: self.is_ended(questions[row].example, tokens),
+            ends=self.ends(),
+            batch_tokens=tokens,
+        )
+        return lambda: self.decoded(written)
+
+    def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
+        """The texts after the prompts, by beam search."""
+        settings = {**(self.writing or {}), "eos_token_id": self.encoder.tokenizer.eos_token_id}
+        texts = self.decoded(
+            generate(self.engine.model, [question.texts[0].ids for question in questions], settings).tolist()
+        )
+        return lambda: texts
+
+    def decoded(self, rows: list[list[int]]) -> list[str]:
+        return list(self.encoder.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
 
 @dataclass(frozen=True)
-class Generate(Batched[Question, str]):
+class Generate(Writer):
     """The protocol ``generate``. ``beams`` = 1 is greedy."""
-
-    protocol: ClassVar[Protocol] = PROTOCOLS["generate"]
 
     @property
     def writing(self) -> dict[str, Any]:
         """The settings of the generated text. The token that ends it is the tokenizer's, whose hash is recorded."""
         return {**WRITING, "num_beams": self.beams}
 
-    def encode(self, example: Example) -> Question:
-        refuse_no_room(self.encoder, MAX_NEW_TOKENS, "protocol generate")
-        prompt = self.format.generation_prompt(example)
-        return example, self.encoder.encode(prompt, "", eos=False, room=MAX_NEW_TOKENS)
+    def room(self, example: Example) -> int:
+        return self.protocol.room
 
-    def length(self, question: Question) -> int:
-        return self.beams * (len(question[1].ids) + MAX_NEW_TOKENS)
+    def ends(self) -> Collection[int]:
+        return [self.encoder.tokenizer.eos_token_id]
 
-    def pairs(self, question: Question) -> list[Pair]:
-        return [(question[1].ids, [])]
+    def is_ended(self, example: Example, tokens: list[int]) -> bool:
+        return is_decided(self.decoded([tokens])[0], example)
 
-    def ask(self, question: Question, served: Served) -> str:
-        return served.write(question[1].ids, max_tokens=MAX_NEW_TOKENS).content
-
-    def read(self, example: Example, question: Question, found: str) -> Prediction:
-        _, prompt = question
-        return read_text(example, found, truncated=prompt.truncated)
-
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[str]]:
-        """The texts after the prompts; written greedily all together, since a row that ends makes room for another."""
-        if self.beams > 1:
-            return super().in_batches(questions, tokens=tokens)
-        tokenizer = self.encoder.tokenizer
-
-        def ended(row: int, written: list[int]) -> bool:
-            example, _ = questions[row]
-            text = str(tokenizer.decode(written, skip_special_tokens=True))
-            return is_decided(text, example)
-
-        rows = self.engine.write(
-            [prompt.ids for _, prompt in questions],
-            max_new_tokens=MAX_NEW_TOKENS,
-            ended=ended,
-            ends=[tokenizer.eos_token_id],
-            batch_tokens=tokens,
+    def read(self, question: Question, output: str) -> Prediction:
+        example = question.example
+        answer = find_answer(output, example)
+        names = labels(example)
+        named = names.index(answer) if answer in names else None
+        return Prediction(
+            example.id, example.task, example.gold, named, text=output, answer=answer, truncated=question.truncated
         )
-        return partial(tokenizer.batch_decode, rows, skip_special_tokens=True)
-
-    def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
-        """The texts after the prompts, by beam search."""
-        tokenizer = self.encoder.tokenizer
-        settings = {**self.writing, "eos_token_id": tokenizer.eos_token_id}
-        written = generate(self.engine.model, [prompt.ids for _, prompt in questions], settings)
-        texts = list(tokenizer.batch_decode(written, skip_special_tokens=True))
-        return lambda: texts
-
-
-def refuse_no_room(encoder: Encoder, new_tokens: int, what: str) -> None:
-    """Refuses a limit that leaves no room for a question beside the text that is written."""
-    least = new_tokens + FEWEST_PROMPT_TOKENS
-    if encoder.max_length is not None and encoder.max_length < least:
-        raise UsageError(
-            f"evaluation.max_length = {encoder.max_length}: {what} writes up to {new_tokens} tokens, which leaves no"
-            f" room for a question; must be at least {least}"
-        )
-
-
-def read_text(example: Example, text: str, *, truncated: bool) -> Prediction:
-    """The prediction in a text that was written as the answer to a question."""
-    answer = find_answer(text, example)
-    names = labels(example)
-    named = None
-    if answer in names:
-        named = names.index(answer)
-    return Prediction(example.id, example.task, example.gold, named, text=text, answer=answer, truncated=truncated)
 
 
 def find_answer(text: str, example: Example) -> str:

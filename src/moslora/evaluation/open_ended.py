@@ -6,17 +6,13 @@ read from the text, and when it is right, says the task's `moslora.tasks.matchin
 behind it.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from collections.abc import Collection, Sequence
 
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.evaluation.generate import refuse_no_room
-from moslora.evaluation.scorer import Scorer
-from moslora.evaluation.served import Pair, Served
-from moslora.prompts.protocols import PROTOCOLS, Protocol
+from moslora.evaluation.generate import Writer
+from moslora.evaluation.scorer import Question
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example, OpenEnded
 
@@ -24,68 +20,29 @@ BYTES_OF_A_CHARACTER = 4
 """At most, in UTF-8; a token has at least one of them."""
 
 
-class Question(NamedTuple):
-    prompt: list[int]  # that the model reads
-    words: OpenEnded  # how it is answered
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class OpenAnswers(Scorer[Question, str]):
+class OpenAnswers(Writer):
     """The scorer of open-ended questions."""
 
-    protocol: ClassVar[Protocol] = PROTOCOLS["generate"]
+    def room(self, example: Example) -> int:
+        return _words(example).max_new_tokens
 
-    def encode(self, example: Example) -> Question:
-        words = _words(example)
-        refuse_no_room(self.encoder, words.max_new_tokens, f"tasks.{example.task}.max_new_tokens")
-        prompt = self.format.generation_prompt(example)
-        text = self.encoder.encode(prompt, "", eos=False, room=words.max_new_tokens)
-        return Question(text.ids, words, text.truncated)
+    def ends(self) -> Collection[int]:
+        return end_tokens(self.model, self.encoder.tokenizer)
 
-    def to_try(self, examples: Sequence[Example]) -> list[Example]:
-        return list(examples[:1])
-
-    def length(self, question: Question) -> int:
-        return len(question.prompt) + question.words.max_new_tokens
+    def is_ended(self, example: Example, tokens: list[int]) -> bool:
+        return completes(self.encoder.tokenizer, _words(example).stop, tokens)
 
     def work(self, example: Example) -> int:
-        written = _words(example).max_new_tokens * BYTES_OF_A_CHARACTER
-        return len(self.format.generation_prompt(example)) + written
+        return len(self.format.generation_prompt(example)) + self.room(example) * BYTES_OF_A_CHARACTER
 
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[str]]:
-        """The texts before a stop; written all together, since a row that ends makes room for another."""
-        tokenizer = self.encoder.tokenizer
-        words = questions[0].words  # those of one task
-        written = self.engine.write(
-            [question.prompt for question in questions],
-            max_new_tokens=words.max_new_tokens,
-            ended=lambda _, tokens: completes(tokenizer, words.stop, tokens),
-            ends=end_tokens(self.model, tokenizer),
-            batch_tokens=tokens,
-        )
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        return lambda: [words.before_stop(text) for text in texts]
-
-    def pairs(self, question: Question) -> list[Pair]:
-        return [(question.prompt, [])]
-
-    def ask(self, question: Question, served: Served) -> str:
-        words = question.words
-        return words.before_stop(served.write(question.prompt, max_tokens=words.max_new_tokens).content)
-
-    def read(self, example: Example, question: Question, found: str) -> Prediction:
-        match = question.words.match
-        answer = match.read(found)
-        position = match.position(answer, example.choices)
+    def read(self, question: Question, output: str) -> Prediction:
+        example = question.example
+        words = _words(example)
+        text = words.before_stop(output)
+        answer = words.match.read(text)
+        accepted = words.match.position(answer, example.choices)
         return Prediction(
-            example.id,
-            example.task,
-            gold=None,
-            prediction=position,
-            text=found,
-            answer=answer,
-            truncated=question.truncated,
+            example.id, example.task, None, accepted, text=text, answer=answer, truncated=question.truncated
         )
 
 

@@ -6,13 +6,9 @@ NONE = "–"
 
 def percent(share: float | None) -> str:
     """0.6615 as ``66.2``."""
-    if share is None:
-        return NONE
-    return f"{100 * share:.1f}"
+    return NONE if share is None else f"{100 * share:.1f}"
 
 
 def percent_range(interval: tuple[float, float] | None) -> str:
     """(0.6198, 0.7003) as ``62.0 to 70.0``."""
-    if interval is None:
-        return NONE
-    return " to ".join(map(percent, interval))
+    return NONE if interval is None else " to ".join(map(percent, interval))

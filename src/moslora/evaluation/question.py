@@ -80,9 +80,7 @@ def _entry(options: Sequence[str], task: str | None, own: Mapping[str, Task]) ->
             return candidates[0]
     if not options:
         return BARE
-    if _as_truths(options):
-        return FOR_TRUTHS
-    return FOR_OPTIONS
+    return FOR_TRUTHS if _as_truths(options) else FOR_OPTIONS
 
 
 def _as_truths(options: Sequence[str]) -> tuple[str, ...]:

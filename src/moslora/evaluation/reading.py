@@ -7,7 +7,7 @@ Servers differ in what they tell. The ways, the one that needs the fewest reques
 ``Allowed``    one token at a time, the only one allowed: vLLM
 ``Likeliest``  one token at a time, if it is among the likeliest that the server lists
 
-`moslora.evaluation.served.with_reading` tries them on one prompt and takes the first that works. Others tell texts
+`Served.with_reading` tries them on one prompt and takes the first that works. Others tell texts
 alone: transformers, TGI's and Ollama's older versions.
 """
 
@@ -59,8 +59,7 @@ class Reading(ABC):
 
     def complete(self, prompt: Prompt, **fields: Any) -> Answer:
         """The answer to a request for one more token."""
-        body = {"prompt": prompt, "max_tokens": 1, "temperature": 0, **fields}
-        return self.server.ask("completions", body, patient=self.patient)
+        return self.server.complete(prompt, patient=self.patient, **fields)
 
     def is_token(self, told: Likely, token: int) -> bool:
         """Whether a token that a server names is ``token``: by its id where there is one, else by its text."""
@@ -155,3 +154,9 @@ class Likeliest(TokenByToken):
     def works(self, prompt: Prompt, answers: Sequence[Sequence[int]]) -> bool:
         """Whether the server lists tokens at all: those of these answers may be unlikely."""
         return len(self._listed(prompt)) > 1
+
+
+def ways_to_read(server: Server, tokenizer: PreTrainedTokenizerBase) -> list[Reading]:
+    """All ways, the one that needs the fewest requests first."""
+    parts = (server, tokenizer)
+    return [Echo(*parts), Forced(*parts), Allowed(*parts), *(Likeliest(*parts, count=count) for count in LIKELIEST)]

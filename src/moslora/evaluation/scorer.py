@@ -1,47 +1,67 @@
-"""The request, and the base class of the scorers: questions become predictions, batch by batch."""
+"""The base classes of the scorers: questions become predictions, batch by batch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from moslora.adapters import Families, describe_task
-from moslora.base.engines import Engine, engine_of
-from moslora.choices import FormatName
-from moslora.data.encode import Encoder
+from moslora.base.engines import Batch, Engine, engine_of
+from moslora.data.encode import EncodedText, Encoder, TokenPair
 from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU, WRITTEN_BLOCK_SIZE
-from moslora.evaluation.served import Pair, Served
 from moslora.processes.devices import wait_for
 from moslora.prompts.formats import Format
-from moslora.prompts.protocols import DEFAULT_FORMAT, Protocol
-from moslora.recipe import EvaluationSection, Recipe
+from moslora.prompts.protocols import Protocol
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
-Question = TypeVar("Question")
-Found = TypeVar("Found")
+if TYPE_CHECKING:
+    from moslora.evaluation.served import Served
 
-
-class Request(EvaluationSection):
-    """A recipe's section `evaluation`, with the prompt format and the source of the questions."""
-
-    format: FormatName = DEFAULT_FORMAT
-    source: str = "wheel"
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> "Request":
-        """How a recipe's run is asked: in the format of its training rows."""
-        asked = {"format": recipe.data.format, "source": recipe.questions.source}
-        return cls(**recipe.evaluation.model_dump() | asked)
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
-class Scorer(ABC, Generic[Question, Found]):
-    """What computes a protocol, with a model."""
+class Question:
+    """An example as tokens.
+
+    Attributes:
+        example: the question, or a text.
+        texts: of each option its prompt with the tokens that are scored behind it; of an answer that is written the
+            prompt alone.
+    """
+
+    example: Example
+    texts: Sequence[EncodedText]
+
+    @property
+    def pairs(self) -> list[TokenPair]:
+        """Prompts and answers."""
+        return [(text.ids[: text.answer_start], text.ids[text.answer_start :]) for text in self.texts]
+
+    @property
+    def inputs(self) -> list[list[int]]:
+        """The tokens that the model reads of each option: no last one, which is only predicted."""
+        return [text.ids[:-1] for text in self.texts]
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest prompt with its answer."""
+        return max(len(text.ids) for text in self.texts)
+
+    @property
+    def truncated(self) -> bool:
+        return any(text.truncated for text in self.texts)
+
+
+@dataclass(frozen=True)
+class Scorer(ABC, Generic[Output]):
+    """What computes a protocol, with a model. Its output for a question is a number for each option, or a text."""
 
     protocol: ClassVar[Protocol]
 
@@ -76,6 +96,10 @@ class Scorer(ABC, Generic[Question, Found]):
     def _families(self) -> Families:
         return Families(self.model)
 
+    @cached_property
+    def _ahead(self) -> dict[str, Question]:
+        return {}
+
     @abstractmethod
     def encode(self, example: Example) -> Question:
         """The question as tokens; fails if the protocol cannot score it."""
@@ -99,21 +123,16 @@ class Scorer(ABC, Generic[Question, Found]):
         return sum(len(text) for text in texts)
 
     @abstractmethod
-    def pairs(self, question: Question) -> list[Pair]:
-        """Of each option the tokens that are read and those that are scored; of a text that is written, its prompt and
-        nothing."""
+    def compute(self, questions: Sequence[Question]) -> Callable[[], Iterable[Output]]:
+        """Starts on a batch; the result reads the output for every question, once the device has been waited for."""
 
     @abstractmethod
-    def ask(self, question: Question, served: Served) -> Found:
+    def ask(self, question: Question, served: "Served") -> Output:
         """The output for a question, of a server that computes it in place of the model."""
 
     @abstractmethod
-    def read(self, example: Example, question: Question, found: Found) -> Prediction:
-        """The prediction in that output."""
-
-    @cached_property
-    def _ahead(self) -> dict[str, Question]:
-        return {}
+    def read(self, question: Question, output: Output) -> Prediction:
+        """The prediction in an output."""
 
     @torch.inference_mode()
     def score(
@@ -121,35 +140,16 @@ class Scorer(ABC, Generic[Question, Found]):
     ) -> list[Prediction]:
         """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself.
         Those ``following``, which are asked next, are encoded while a GPU computes."""
-        task = None  # of texts
-        if not examples[0].is_text:
-            task = examples[0].task
-        describe_task(self.model, task)
-        questions = [self._ahead.pop(example.id, None) or self.encode(example) for example in examples]
-        tokens = self.batch_tokens
-        if alone:
-            tokens = 1
+        describe_task(self.model, None if examples[0].is_text else examples[0].task)
+        ahead = self._ahead
+        questions = [ahead.pop(one.id) if one.id in ahead else self.encode(one) for one in examples]
         with self._families.folded(self.model.dtype):
-            found = self.in_batches(questions, tokens=tokens)
-        self._ahead.update((example.id, self.encode(example)) for example in following)
-        return [self.read(*each) for each in zip(examples, questions, found(), strict=True)]
+            outputs = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
+        ahead.update((one.id, self.encode(one)) for one in following)
+        return [self.read(*each) for each in zip(questions, outputs(), strict=True)]
 
-    @abstractmethod
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[Found]]:
-        """Starts on a block, with passes of at most ``tokens`` tokens; the result waits for the output for every
-        question."""
-
-
-@dataclass(frozen=True)
-class Batched(Scorer[Question, Found]):
-    """A scorer that computes a block in batches, each by itself."""
-
-    @abstractmethod
-    def compute(self, questions: Sequence[Question]) -> Callable[[], Iterable[Found]]:
-        """Starts on a batch; the result reads the output for every question, once the device has been waited for."""
-
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[Found]]:
-        """Starts on a block, in batches of similar length.
+    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[Output]]:
+        """Starts on a block, in batches of similar length; the result waits for the output for every question.
 
         The longest come first: what does not fit into memory says so at once. A batch has at most ``tokens`` tokens,
         were it padded; a question that is longer is a batch by itself.
@@ -164,11 +164,38 @@ class Batched(Scorer[Question, Found]):
             started.append((batch, self.compute([questions[i] for i in batch])))
             first += count
 
-        def wait() -> list[Found]:
+        def wait() -> list[Output]:
             wait_for(self.model.device)
-            found: dict[int, Found] = {}
+            found: dict[int, Output] = {}
             for batch, read in started:
                 found.update(zip(batch, read(), strict=True))
             return [found[i] for i in range(len(questions))]
 
         return wait
+
+
+class OptionScorer(Scorer[list[float]]):
+    """Of each option the log-probability of its answer's tokens behind its prompt:
+
+    s_j = Σ_t log softmax(h(prompt_j, answer_j,<t) · Wᵀ)[answer_j,t]
+
+    with h the last hidden state and W the output layer.
+    """
+
+    @abstractmethod
+    def lay(self, questions: Sequence[Question]) -> tuple[Batch, list[int], list[int]]:
+        """A batch; the places of the tokens that an answer's token follows, its target; and the targets."""
+
+    def compute(self, questions: Sequence[Question]) -> Callable[[], list[list[float]]]:
+        values = self.engine.log_p(*self.lay(questions))
+        values = values.to("cpu", non_blocking=True)  # not there yet when this returns: `read` is called later
+
+        def read() -> list[list[float]]:
+            counts = [len(answer) for question in questions for _, answer in question.pairs]
+            sums = (float(of_answer.sum()) for of_answer in values.double().split(counts))
+            return [list(islice(sums, len(question.texts))) for question in questions]
+
+        return read
+
+    def ask(self, question: Question, served: "Served") -> list[float]:
+        return served.log_probabilities(question.pairs)

@@ -14,19 +14,20 @@ from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
 from moslora.evaluation.open_ended import OpenAnswers
-from moslora.evaluation.scorer import Request, Scorer
+from moslora.evaluation.request import Request
+from moslora.evaluation.scorer import Scorer
 from moslora.evaluation.texts import Texts
 from moslora.processes.devices import keep_freed_memory
 from moslora.prompts.formats import make_format
 from moslora.prompts.protocols import ProtocolName
 from moslora.tasks import Example
 
-SCORERS: Mapping[ProtocolName, type[Scorer[Any, Any]]] = {
+SCORERS: Mapping[ProtocolName, type[Scorer[Any]]] = {
     scorer.protocol.name: scorer for scorer in (Choice, Cloze, Generate)
 }
 
 
-def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any, Any]:
+def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any]:
     """The scorer of the protocol that ``request`` names; its limit and source are not read here."""
     keep_freed_memory()
     context = context_length(model)
@@ -46,7 +47,7 @@ def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
     )
 
 
-def scorer_of(example: Example, scorer: Scorer[Any, Any]) -> Scorer[Any, Any]:
+def scorer_of(example: Example, scorer: Scorer[Any]) -> Scorer[Any]:
     """What scores the task of an example: texts and open-ended questions have their own scorers, whatever the protocol
     of ``scorer``."""
     parts = (scorer.model, scorer.encoder, scorer.format, scorer.batch_tokens)

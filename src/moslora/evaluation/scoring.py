@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -30,16 +29,13 @@ class ScoredTask:
 
     name: str
     questions: Sequence[Example]  # all, also under a limit
-    scorer: Scorer[Any, Any]
+    scorer: Scorer[Any]
     blocks: tuple[Block, ...]
 
     @property
     def has_margins(self) -> bool:
         """Whether each answer is the best of several scores."""
-        first = self.questions[0]
-        if first.is_text or first.is_open_ended:
-            return False
-        return self.scorer.protocol.scores_options
+        return self.scorer.protocol.scores_options and not self.questions[0].is_text
 
     @cached_property
     def wanted(self) -> list[Example]:
@@ -56,43 +52,16 @@ class ScoredTask:
 class ScoredBlock:
     """A block with what scores it."""
 
-    scorer: Scorer[Any, Any]
+    scorer: Scorer[Any]
     block: Block
     work: int  # characters that the model reads
 
 
 def score_missing(tasks: Sequence[ScoredTask], journal: Journal, *, silently: bool = False) -> None:
-    """Adds the missing predictions of all blocks, and shows how far it is. A process computes whole blocks, as one
-    alone would: also one begun before a kill, since its shapes belong to its results."""
+    """Adds the missing predictions of all blocks, in rounds in which each process has at most one, and shows how far it
+    is. A process computes whole blocks, as one alone would: also one begun before a kill, since its shapes belong to
+    its results."""
     missing = missing_in(tasks, journal)
-    rounds = _rounds(tasks, missing)
-    work = sum(part.work for together in rounds for part in together)
-    began = time.monotonic()
-    work_done = 0
-    with nullcontext() if silently else Line(work, f"0/{len(missing):,}") as line:
-        for together, following in pairwise([*rounds, []]):
-            _score_together(together, following, missing, journal)
-            work_done += sum(part.work for part in together)
-            if line is None:
-                continue
-            done = len(missing & journal.predictions.keys())
-            task = together[0].block.wanted[0].task
-            seconds = time.monotonic() - began
-            line.show(work_done, f"{task} {done:,}/{len(missing):,}", f"{done / seconds:.1f} questions/s")
-            if line.disable:
-                text = f"  {task}: {done:,}/{len(missing):,} questions"
-                if work_done < work:
-                    text += f", about {seconds / 60 * (work / work_done - 1):.1f} min left"
-                say(text)
-
-
-def missing_in(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
-    """The ids of the wanted questions without a prediction."""
-    return {example.id for task in tasks for example in task.wanted} - journal.predictions.keys()
-
-
-def _rounds(tasks: Sequence[ScoredTask], missing: AbstractSet[str]) -> list[list[ScoredBlock]]:
-    """The unfinished blocks, cut into rounds in which each process has at most one."""
     unfinished = []
     for task in tasks:
         for block in task.blocks:
@@ -102,7 +71,27 @@ def _rounds(tasks: Sequence[ScoredTask], missing: AbstractSet[str]) -> list[list
     processes = group_size()
     if processes > 1:  # blocks of about the same work together, so that no process waits long
         unfinished.sort(key=lambda part: -part.work)
-    return [unfinished[first : first + processes] for first in range(0, len(unfinished), processes)]
+    rounds = [unfinished[first : first + processes] for first in range(0, len(unfinished), processes)]
+    all_work = sum(part.work for part in unfinished)
+    work_done = 0
+    began = time.monotonic()
+    with Line(0 if silently else all_work, f"0/{len(missing):,}") as line:
+        for together, following in pairwise([*rounds, []]):
+            _score_together(together, following, missing, journal)
+            work_done += sum(part.work for part in together)
+            count = len(missing & journal.predictions.keys())
+            done = f"{count:,}/{len(missing):,}"
+            name = together[0].block.wanted[0].task
+            seconds = time.monotonic() - began
+            line.show(work_done, f"{name} {done}", f"{count / seconds:.1f} questions/s")
+            if line.disable and not silently:
+                left = f", about {seconds / 60 * (all_work / work_done - 1):.1f} min left"
+                say(f"  {name}: {done} questions{left if work_done < all_work else ''}")
+
+
+def missing_in(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
+    """The ids of the wanted questions without a prediction."""
+    return {example.id for task in tasks for example in task.wanted} - journal.predictions.keys()
 
 
 def _score_together(
@@ -136,15 +125,12 @@ def measure_drifts(tasks: Sequence[ScoredTask], journal: Journal) -> dict[str, f
     if not tasks:
         return {}
     own = tasks[rank_in_group() :: group_size()]
-    drifts = {}
+    drifts: dict[str, float] = {}
     with join_uneven_passes(tasks[0].scorer.model), Line(len(own), f"close calls 0/{len(own)}") as line:
         for number, task in enumerate(own, start=1):
             drifts[task.name] = _drift(task, journal)
             line.show(number, f"close calls {number}/{len(own)}")
-    of_all: dict[str, float] = {}
-    for found in all_gather(drifts):
-        of_all |= found
-    return of_all
+    return {name: drift for of_process in all_gather(drifts) for name, drift in of_process.items()}
 
 
 def _drift(task: ScoredTask, journal: Journal) -> float:

@@ -1,4 +1,7 @@
-"""A model behind a server, in a scorer's place of a model: it is asked for log-probabilities and for texts."""
+"""A model behind a server, in a scorer's place of a model: it is asked for log-probabilities and for texts.
+
+The scorer of the protocol puts the questions into tokens and reads the answers; between the two the server computes.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -6,13 +9,16 @@ from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from typing import Any, TypeVar
 
-from moslora.data.encode import Encoder
-from moslora.errors import UsageError
-from moslora.evaluation.reading import LIKELIEST, Allowed, Echo, Forced, Likeliest, Prompt, Reading
+from moslora.console import say
+from moslora.data.encode import TokenPair
+from moslora.errors import MosloraError, UsageError, counted
+from moslora.evaluation.journal import Journal
+from moslora.evaluation.reading import Echo, Prompt, Reading, ways_to_read
+from moslora.evaluation.scorer import Question, Scorer
+from moslora.evaluation.scorers import scorer_of
 from moslora.evaluation.server import Choice, Refused, Server, Unavailable
-
-Pair = tuple[list[int], list[int]]
-"""A prompt, and an answer behind it, as tokens."""
+from moslora.progress import Line
+from moslora.runs.predictions import Prediction
 
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
@@ -24,14 +30,16 @@ class Served:
 
     Attributes:
         server: with the model's name.
-        encoder: of the tokenizer that made the prompts.
+        scorer: of the protocol; texts and open-ended questions have their own (`scorer_of`).
+        at_once: number of questions that are asked at the same time.
         reading: how log-probabilities are read; ``None`` if the server tells none.
         as_text: prompts are sent as text.
         without_bos: prompts of tokens are sent without their BOS, to find out whether the server adds another one.
     """
 
     server: Server
-    encoder: Encoder
+    scorer: Scorer[Any]
+    at_once: int
     reading: Reading | None = None
     as_text: bool = False
     without_bos: bool = False
@@ -43,7 +51,7 @@ class Served:
         told = self.reading.says if self.reading else "by its texts alone"
         return f"asked as {form}, {told}"
 
-    def log_probabilities(self, pairs: Sequence[Pair]) -> list[float]:
+    def log_probabilities(self, pairs: Sequence[TokenPair]) -> list[float]:
         """Σ log p of each answer's tokens behind its prompt, in nats.
 
         Raises:
@@ -64,8 +72,7 @@ class Served:
         Raises:
             Refused: it does not serve this prompt.
         """
-        body = {"prompt": self.prompt(ids), "max_tokens": max_tokens, "temperature": 0, **fields}
-        return self.server.ask("completions", body).choice
+        return self.server.complete(self.prompt(ids), max_tokens=max_tokens, **fields).choice
 
     def prompt(self, ids: list[int]) -> Prompt:
         """A prompt as it is sent.
@@ -74,77 +81,117 @@ class Served:
             Refused: it cannot be sent so: it has no BOS to be left out, or no text has its tokens, as of a prompt that
                 has lost its start.
         """
-        tokenizer = self.encoder.tokenizer
-        if self.without_bos and ids[0] != tokenizer.bos_token_id:
+        encoder = self.scorer.encoder
+        if self.without_bos and ids[0] != encoder.tokenizer.bos_token_id:
             raise Refused("it has no BOS to be left out")
         if not self.as_text:
             return ids[self.without_bos :]
-        added = len(self.encoder.encode("", "", eos=False).ids)  # a BOS that the tokenizer adds
-        text = str(tokenizer.decode(ids[added:]))
-        if self.encoder.encode(text, "", eos=False).ids != ids:
+        added = len(encoder.encode("", "", eos=False).ids)  # a BOS that the tokenizer adds
+        text = str(encoder.tokenizer.decode(ids[added:]))
+        if encoder.encode(text, "", eos=False).ids != ids:
             raise Refused("its text does not lead to the run's tokens")
         return text
 
+    def with_reading(self, questions: Sequence[Question], *, after_echo: bool = False) -> "Served":
+        """The same with the first way of reading log-probabilities that works for the shortest question that can be
+        sent; without any if none of the ``questions`` is scored by them. A server that ends when it is asked in one way
+        is asked in the next. ``after_echo``: it has ended over those of prompts, which are not asked for any more.
 
-def open_served(server: Server, encoder: Encoder, ids: list[int]) -> Served:
-    """How this server is asked: as tokens if it takes this short prompt so, and reads as many or one more; else as
-    text.
+        Raises:
+            UsageError: the server tells no log-probabilities.
+            Unavailable: it has ended twice.
+        """
+        in_order = sorted(questions, key=lambda question: question.tokens)
+        scored = [pairs for pairs in (question.pairs for question in in_order) if pairs[0][1]]
+        if not scored:
+            return self
+        ways: list[Reading] = []
+        for pairs in scored:
+            with suppress(Refused):
+                prompt = self.prompt(pairs[0][0])
+                ways = ways_to_read(self.server, self.scorer.encoder.tokenizer)[after_echo:]
+                break
+        ended = None
+        for way in ways:
+            try:
+                if way.works(prompt, [answer for _, answer in pairs]):
+                    return replace(self, reading=replace(way, patient=True))
+            except Refused:
+                continue
+            except Unavailable as fault:
+                if ended:
+                    raise
+                ended = fault
+        if ended:
+            raise ended
+        raise UsageError(
+            f"{self.server.name}: tells no log-probabilities, which score the options; let texts answer, of the run and"
+            " of the server: --protocol generate"
+        )
+
+    def replies(self, questions: Sequence[Question]) -> Iterator[Prediction]:
+        """What it answers, in the order in which it does; nothing but the reason where it does not, or not in whole."""
+
+        def reply(question: Question) -> Prediction:
+            example = question.example
+            scorer = scorer_of(example, self.scorer)
+            try:
+                return scorer.read(question, scorer.ask(question, self))
+            except Refused as refusal:
+                return Prediction(example.id, example.task, example.gold, prediction=None, refused=str(refusal))
+
+        return each_reply(reply, questions, at_once=self.at_once)
+
+    def answer(self, questions: Sequence[Question], journal: Journal) -> "Served":
+        """Adds the answers that are missing to the journal, each as soon as it is there. A server that ends while it is
+        asked for the log-probabilities of prompts is asked token by token, if it is there again. Returns how the last
+        was asked.
+
+        Raises:
+            Unavailable: the server is gone.
+            MosloraError: it answers none of the questions.
+        """
+        missing = [question for question in questions if question.example.id not in journal.predictions]
+        if not missing:
+            return self
+        say(f"asking {counted(len(missing), 'question')} of {self.server.name}, {self.how}")
+        try:
+            with Line(len(missing), f"0/{len(missing):,}") as line:
+                for done, prediction in enumerate(self.replies(missing), start=1):
+                    journal.append([prediction])
+                    line.show(done, f"{prediction.task} {done:,}/{len(missing):,}")
+        except Unavailable as fault:
+            if isinstance(self.reading, Echo):
+                with suppress(Unavailable, UsageError):
+                    return self.with_reading(questions, after_echo=True).answer(questions, journal)
+            kept = sum(question.example.id in journal.predictions for question in questions)
+            raise Unavailable(
+                f"{fault}, {self.how}; {kept} of {len(questions)} questions answered and kept: the same command goes"
+                " on; --at-once 1 asks for one prompt at a time, which some servers need"
+            ) from None
+        reasons = [journal.predictions[question.example.id].refused for question in questions]
+        if all(reasons):
+            raise MosloraError(f"no question was answered: {reasons[0]}")
+        return self
+
+
+def open_served(server: Server, scorer: Scorer[Any], questions: Sequence[Question], *, at_once: int) -> Served:
+    """How this server is asked, by the shortest of the questions, which one with a short context answers, too: as
+    tokens if it takes a prompt so, and reads as many or one more; else as text.
 
     Raises:
+        UsageError: it tells no log-probabilities, and these questions need them.
         Refused: it takes neither.
         Unavailable: it does not answer.
     """
-    body = {"max_tokens": 1, "temperature": 0}
+    ids, _ = min(questions, key=lambda question: question.tokens).pairs[0]
+    as_text = True
     with suppress(Refused):
-        read = server.ask("completions", {"prompt": ids, **body}, patient=False).tokens_read
-        if not read or read <= len(ids) + 1:
-            return Served(server, encoder)
-    server.ask("completions", {"prompt": "a", **body})
-    return Served(server, encoder, as_text=True)
-
-
-def with_reading(served: Served, options: Sequence[Sequence[Pair]], *, after_echo: bool = False) -> Served:
-    """The same with the first way of reading log-probabilities that works. A server that ends when it is asked in one
-    way is asked in the next.
-
-    Args:
-        served: how prompts are sent.
-        options: of questions, of which the first that can be sent so is tried.
-        after_echo: the server has ended when it was asked for those of prompts, which are not asked for any more.
-
-    Raises:
-        UsageError: the server tells no log-probabilities.
-        Unavailable: it has ended twice.
-    """
-    prompt: Prompt = ""
-    answers: list[list[int]] = []
-    for pairs in options:
-        with suppress(Refused):
-            prompt = served.prompt(pairs[0][0])
-            answers = [answer for _, answer in pairs]
-            break
-    parts = (served.server, served.encoder.tokenizer)
-    ways: list[Reading] = []
-    if answers:
-        ways = [Echo(*parts), Forced(*parts), Allowed(*parts)]
-        ways += [Likeliest(*parts, count=count) for count in LIKELIEST]
-    ended = None
-    for way in ways[after_echo:]:
-        try:
-            if way.works(prompt, answers):
-                return replace(served, reading=replace(way, patient=True))
-        except Refused:
-            continue
-        except Unavailable as fault:
-            if ended:
-                raise
-            ended = fault
-    if ended:
-        raise ended
-    raise UsageError(
-        f"{served.server.name}: tells no log-probabilities, which score the options; let texts answer, of the run and"
-        " of the server: --protocol generate"
-    )
+        read = server.complete(ids, patient=False).tokens_read
+        as_text = read is not None and read > len(ids) + 1
+    if as_text:
+        server.complete("a")
+    return Served(server, scorer, at_once, as_text=as_text).with_reading(questions)
 
 
 def each_reply(ask: Callable[[Item], Reply], items: Sequence[Item], *, at_once: int) -> Iterator[Reply]:

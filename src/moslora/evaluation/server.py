@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from moslora.errors import MosloraError, UsageError, some
 from moslora.recipe.builtin import printable
@@ -69,21 +69,11 @@ class Logprobs(Part):
     content: list[Written] | None = None
 
 
-class Message(Part):
-    content: str | None = None
-
-
 class Choice(Part):
     """What a server has written: a text, or a message of a chat."""
 
-    text: str | None = None
-    message: Message | None = None
+    text: str | None = Field(default=None, validation_alias=AliasChoices("text", AliasPath("message", "content")))
     logprobs: Logprobs | None = None
-
-    @property
-    def content(self) -> str:
-        message = self.message or Message()
-        return self.text or message.content or ""
 
     @property
     def written(self) -> list[Written]:
@@ -101,24 +91,11 @@ class Choice(Part):
         return found
 
 
-class Usage(Part):
-    prompt_tokens: int | None = None
-
-
 class Answer(Part):
-    """The answer to a request."""
+    """The answer to a request: the only choice, and the number of the prompt's tokens, as the server counts them."""
 
-    choices: Annotated[list[Choice], Field(min_length=1)]
-    usage: Usage | None = None
-
-    @property
-    def choice(self) -> Choice:
-        return self.choices[0]
-
-    @property
-    def tokens_read(self) -> int | None:
-        """The number of the prompt's tokens, as the server counts them."""
-        return self.usage.prompt_tokens if self.usage else None
+    choice: Choice = Field(validation_alias=AliasPath("choices", 0))
+    tokens_read: int | None = Field(default=None, validation_alias=AliasPath("usage", "prompt_tokens"))
 
 
 class Model(Part):
@@ -168,6 +145,11 @@ class Server:
         except Refused:
             return []
         return [model.id for model in found.data or []]
+
+    def complete(self, prompt: str | list[int], *, max_tokens: int = 1, patient: bool = True, **fields: Any) -> Answer:
+        """The answer to a request to continue a prompt, greedily; errors as of `ask`."""
+        body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **fields}
+        return self.ask("completions", body, patient=patient)
 
     def ask(self, path: str, body: Mapping[str, Any], *, patient: bool = True) -> Answer:
         """The answer to a request at ``/v1/`` + ``path``.

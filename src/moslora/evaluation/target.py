@@ -19,10 +19,9 @@ from moslora.console import note, note_once
 from moslora.data.encode import Encoder, encoding
 from moslora.errors import UsageError
 from moslora.evaluation.in_run import refuse_name_of_other_weights
-from moslora.evaluation.scorer import Request
+from moslora.evaluation.request import Request
 from moslora.processes.devices import device
 from moslora.processes.group import group_size
-from moslora.prompts.protocols import Asked, choose, refuse_beams
 from moslora.recipe import ModelSection, Recipe
 from moslora.runs import RUNS
 from moslora.runs.adapted_model import load_adapted
@@ -63,24 +62,20 @@ class Target:
         return None if self.base else self.trained
 
     def asked(self, typed: Mapping[str, Any]) -> Request:
-        """Its request with the ``typed`` fields. Of protocol and format, one that is not typed is chosen to match."""
-        own = self.request
-        protocol = typed.get("protocol")
-        format = typed.get("format")
-        if self.recipe is None and not (protocol or format):
+        """Its request with the ``typed`` fields."""
+        request = self.request.with_typed(typed)
+        if self.recipe is None and "protocol" not in typed and "format" not in typed:
             note_once(
-                f"no recipe says how to ask this model, so it is asked by protocol {own.protocol};"
+                f"no recipe says how to ask this model, so it is asked by protocol {request.protocol};"
                 " --protocol chooses another"
             )
-        chosen = choose(Asked(own.protocol, own.format), protocol=protocol, format=format)
-        refuse_beams(typed.get("beams"), chosen.protocol)
-        wanted = Asked(protocol or own.protocol, format or own.format)
-        if self.recipe is not None and chosen != wanted:
+        wanted = {**vars(self.request), **typed}
+        if self.recipe and (request.protocol, request.format) != (wanted["protocol"], wanted["format"]):
             note_once(
-                f"protocol {wanted.protocol} cannot read format {wanted.format}; using protocol {chosen.protocol},"
-                f" format {chosen.format}, which this model was not trained for"
+                f"protocol {wanted['protocol']} cannot read format {wanted['format']}; using protocol"
+                f" {request.protocol}, format {request.format}, which this model was not trained for"
             )
-        return Request.model_validate({**own.model_dump(), **typed, **chosen._asdict()})
+        return request
 
     def results_folder(self, request: Request, typed: Path | None, *, server: str = "") -> Path:
         """Where its results are: the ``typed`` folder, which must not hold anything else, by default one of the run's,
@@ -167,25 +162,20 @@ def open_target(
     """
     named = read_named(target, trust_remote_code=trust_remote_code) if isinstance(target, str) else target
     recipe = named.recipe
-    changes: dict[str, Any] = {}
-    if dtype is not None:
-        changes["dtype"] = dtype
-    if engine is not None:
-        changes["engine"] = engine
-    model = recipe.model if recipe else ModelSection(name=named.name)
-    request = Request.of(recipe) if recipe else Request()
     trained = named.adapter
+    model = recipe.model if recipe else ModelSection(name=named.name)
+    changes: dict[str, Any] = {"dtype": dtype or model.dtype, "engine": engine or model.engine}
     if trained is None:
         changes |= {"name": named.name, "trust_remote_code": trust_remote_code}
-        return Target(model.model_copy(update=changes), request, recipe, strategy=strategy or "ddp")
-    changes.setdefault("engine", trained.engine)
+        return Target(model.model_copy(update=changes), Request.of(recipe), recipe, strategy=strategy or "ddp")
     if strategy == "fsdp" and model.quantization == "int8":
         raise UsageError("--strategy fsdp: bitsandbytes' int8 layers lose their scales when they are sharded; use ddp")
+    changes["engine"] = engine or trained.engine
     remark = unfinished(Path(os.path.expanduser(named.name)), trained.path, doing="scoring")
     if remark and not base:
         note(remark)
     strategy = strategy or trained.recipe.training.strategy
-    return Target(model.model_copy(update=changes), request, recipe, trained, base, strategy)
+    return Target(model.model_copy(update=changes), Request.of(recipe), recipe, trained, base, strategy)
 
 
 def load(

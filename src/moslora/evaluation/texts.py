@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 from scipy.special import stdtrit  # not scipy.stats, which takes a tenth of a command's start
 
-from moslora.data.encode import EncodedText
 from moslora.errors import UsageError
-from moslora.evaluation.cloze import Cloze, Scored
+from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.intervals import mean_of
+from moslora.evaluation.scorer import Question
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.outcomes import nats_per_byte
 from moslora.runs.predictions import Prediction
@@ -25,14 +25,14 @@ from moslora.tasks import Example
 class Texts(Cloze):
     """The scorer of texts, which are the only option of an empty prompt."""
 
-    def encode(self, example: Example) -> list[EncodedText]:
+    def encode(self, example: Example) -> Question:
         text = self.encoder.encode_text(example.choices[0])
         if not text.bytes:
             raise UsageError(
                 f"{example.id} ({example.choices[0][:40]!r}): this text is too short: after one token or"
                 " character of context nothing is left to predict; remove it, or raise evaluation.max_length"
             )
-        return [text]
+        return Question(example, [text])
 
     def to_try(self, examples: Sequence[Example]) -> list[Example]:
         return list(examples)
@@ -40,10 +40,9 @@ class Texts(Cloze):
     def work(self, example: Example) -> int:
         return len(example.choices[0])
 
-    def read(self, example: Example, question: Sequence[EncodedText], found: list[Scored]) -> Prediction:
-        text = question[0]
-        score, _ = found[0]
-        return replace(Prediction.of(example, [score], truncated=text.truncated), bytes=text.bytes)
+    def read(self, question: Question, output: list[float]) -> Prediction:
+        prediction = Prediction.of(question.example, output, truncated=question.truncated)
+        return replace(prediction, bytes=question.texts[0].bytes)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,5 @@ def score_texts(measured: TaskAnswers) -> TextScore:
     if mean.error is not None:
         half = float(stdtrit(mean.clusters - 1, 0.975)) * mean.error
         interval = (mean.value - half, mean.value + half)
-    clusters = None
-    if mean.clusters < mean.n:
-        clusters = mean.clusters
+    clusters = mean.clusters if mean.clusters < mean.n else None
     return TextScore(mean.n, mean.value, mean.error, interval, sum(measured.cut), clusters)

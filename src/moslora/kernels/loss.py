@@ -86,10 +86,9 @@ def _by_pieces(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor 
     return total.sum() - torch.linalg.vecdot(states.to(total.dtype), wanted.to(total.dtype)).sum()
 
 
-def log_probabilities(
-    hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """log softmax(z) at the targets, z = h · Wᵀ in W's dtype, the target's own logit in float32.
+def log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]) -> Tensor:
+    """log softmax(z) at the targets in nats, float32 of shape ``(P,)``: z = h · Wᵀ in W's dtype, the target's own logit
+    in float32.
 
     In bfloat16 the log-probability of a single token may come out a little above 0.
 
@@ -98,9 +97,6 @@ def log_probabilities(
         weight: W, shape ``(V, H)``.
         places: P rows of h; those that repeat are computed once.
         targets: P token ids.
-
-    Returns:
-        The log-probabilities in nats, float32 of shape ``(P,)``, and whether the target is the likeliest token, bool.
     """
     if "loss" in left_out():
         return plain_log_probabilities(hidden, weight, places, targets)
@@ -108,37 +104,17 @@ def log_probabilities(
     states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
     positions, _ = sizes(len(states), len(weight), weight.device)
     log_sums = []
-    likeliest = []
     for part in states.split(positions):
-        log_sum, token = _over_vocabulary(part, weight)
-        log_sums.append(log_sum)
-        likeliest.append(token)
+        of_pieces = [piece.log_sum for piece in pieces(part, weight)]
+        log_sums.append(torch.cat(of_pieces, 1).logsumexp(1).float())
     rows = send([distinct[place] for place in places], hidden.device)  # (P,), of states
     wanted = send(targets, hidden.device)
     logits = torch.linalg.vecdot(states.index_select(0, rows).float(), weight.index_select(0, wanted).float())
-    values = logits - torch.cat(log_sums).index_select(0, rows)
-    return values, torch.cat(likeliest).index_select(0, rows) == wanted
+    return logits - torch.cat(log_sums).index_select(0, rows)
 
 
-def plain_log_probabilities(
-    hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def plain_log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]) -> Tensor:
     """The same over all logits at once."""
     states = hidden.index_select(0, send(places, hidden.device)).to(weight.dtype)
     wanted = send(targets, hidden.device)
-    log_p = _logits(states, weight).log_softmax(1)
-    return log_p.gather(1, wanted[:, None])[:, 0].float(), log_p.argmax(1) == wanted
-
-
-def _over_vocabulary(states: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """log Σ exp z, float32 of shape ``(n,)``, and the likeliest token, int64 of that shape; z = states · Wᵀ."""
-    log_sums = []
-    tops = []
-    tokens = []
-    for piece in pieces(states, weight):
-        log_sums.append(piece.log_sum)
-        tops.append(piece.top)
-        tokens.append(piece.likeliest)
-    log_sum = torch.cat(log_sums, 1).logsumexp(1).float()
-    best = torch.cat(tops, 1).argmax(1, keepdim=True)
-    return log_sum, torch.cat(tokens, 1).gather(1, best)[:, 0]
+    return _logits(states, weight).log_softmax(1).gather(1, wanted[:, None])[:, 0].float()

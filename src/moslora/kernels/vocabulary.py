@@ -32,8 +32,7 @@ class Piece:
     p: Tensor  # softmax within the piece, shape (n, c), in the logits' dtype
     rest: Tensor  # 1 − p of the likeliest token, of log_sum's dtype and shape; not rounded as p itself is
     log_sum: Tensor  # log Σ exp z over the piece, float32 or wider of shape (n, 1)
-    top: Tensor  # the logit of the largest p, of that dtype and shape
-    likeliest: Tensor  # its token, int64 of shape (n, 1); of tokens with equal p any
+    likeliest: Tensor  # the token of the largest p, int64 of shape (n, 1); of tokens with equal p any
     begin: int  # the first of its tokens
 
     def p_minus_one_hot(self, labels: Tensor) -> Tensor:
@@ -101,7 +100,7 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         _put(p, at, largest)
         log_p = torch.where(largest > 0.5, torch.log1p(-rest), largest.to(wide).log())
         likeliest = at - _places(p) + begin
-        yield Piece(part, p, rest, log_sum=top - log_p, top=top, likeliest=likeliest, begin=begin)
+        yield Piece(part, p, rest, log_sum=top - log_p, likeliest=likeliest, begin=begin)
         begin += len(part)
 
 

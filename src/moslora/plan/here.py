@@ -10,7 +10,7 @@ from moslora.choices import DType
 from moslora.console import note
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import MosloraError
-from moslora.evaluation.scorer import Request
+from moslora.evaluation.request import Request
 from moslora.plan.duration import Cost, in_words, on_this_cpu
 from moslora.plan.outline import evaluation, outline
 from moslora.processes.devices import gpus, say_device

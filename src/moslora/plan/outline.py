@@ -16,7 +16,7 @@ from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
 from moslora.data.steps import StepPlan, default_micro_batch_tokens
 from moslora.evaluation.batches import WRITTEN_BLOCK_SIZE
-from moslora.evaluation.scorer import Request
+from moslora.evaluation.request import Request
 from moslora.plan.duration import HOST_OF_A_SCORED_LAYER, Cost, cost
 from moslora.plan.step import Work
 from moslora.plan.validations import Validations, validations

@@ -16,7 +16,7 @@ from moslora.base.resolve import available_offline
 from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import counted, first_line
-from moslora.evaluation.scorer import Request
+from moslora.evaluation.request import Request
 from moslora.plan.duration import PROBED_STEPS, in_words, on_gpus, on_this_cpu, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
 from moslora.plan.outline import Outline, evaluation, outline

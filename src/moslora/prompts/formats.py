@@ -1,31 +1,18 @@
 """The prompt formats: objects that turn an example into prompt and answer."""
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
 from moslora.choices import FormatName
 from moslora.errors import UsageError
 from moslora.prompts.instructions import instruction, labels, response, wording
-from moslora.tasks import INSTRUCTION, ClozeText, Example, Turn
+from moslora.tasks import INSTRUCTION, Example, Option, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a question as text, or the response of an open-ended one."""
-
-    prompt: str  # the model's input
-    answer: str  # the text to train on or score, with any leading space: ``prompt + answer`` is the whole text
-    label: str  # name of the option, from `labels`
-    characters: int  # divisor of the per-character score, see `ClozeText`
 
 
 class Format(ABC):
@@ -73,14 +60,12 @@ class LabelFormat(Format):
 
     def train(self, example: Example) -> Option:
         prompt = self.train_prompt.format(instruction=instruction(example))
-        return dataclasses.replace(self.options(example)[example.gold], prompt=prompt)
+        return self.options(example)[example.gold]._replace(prompt=prompt)
 
     def options(self, example: Example) -> tuple[Option, ...]:
         prompt = self.generation_prompt(example)
-        options = []
-        for index, label in enumerate(labels(example)):
-            options.append(Option(prompt, response(example, index), label, len(label)))
-        return tuple(options)
+        names = labels(example)
+        return tuple(Option(prompt, response(example, index), len(label)) for index, label in enumerate(names))
 
     def generation_prompt(self, example: Example) -> str:
         return self.eval_prompt.format(instruction=instruction(example))
@@ -95,14 +80,14 @@ class ClozeFormat(Format):
 
     def options(self, example: Example) -> tuple[Option, ...]:
         options = []
-        for text, label in zip(self._texts(example), labels(example), strict=True):
+        for text in self._texts(example):
             if not text.answer.strip() or not text.characters:
                 raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
             # White space moves to the answer, as in lm-eval's `TemplateLM._encode_pair`: a tokenizer joins a space to
             # the next word, so a prompt that ends in a space is not a token prefix.
             prompt = text.prompt.rstrip()
             moved = text.prompt[len(prompt) :]
-            options.append(Option(prompt, moved + text.answer, label, text.characters))
+            options.append(text._replace(prompt=prompt, answer=moved + text.answer))
         return tuple(options)
 
     def generation_prompt(self, example: Example) -> str:
@@ -114,7 +99,7 @@ class ClozeFormat(Format):
             " or data.format=label or llm-adapters"
         )
 
-    def _texts(self, example: Example) -> list[ClozeText]:
+    def _texts(self, example: Example) -> list[Option]:
         """The options in the wording of their task, with a passage if the format shows it."""
         if example.task == INSTRUCTION:
             raise UsageError(
@@ -163,7 +148,7 @@ class ChatFormat(Format):
 
     def options(self, example: Example) -> tuple[Option, ...]:
         prompt = self.generation_prompt(example)
-        return tuple(Option(prompt, label, label, len(label)) for label in labels(example))
+        return tuple(Option(prompt, label, len(label)) for label in labels(example))
 
     def identity(self) -> str:
         return repr((self.template, self.tokenizer.special_tokens_map))
@@ -185,24 +170,10 @@ class ChatFormat(Format):
         found = []
         if ASKS_FOR_THE_DATE in self.template:
             found.append(f"the chat template inserts the date, which is always {TODAY:%d %b %Y} here")
-        own = self._own_system_message().strip()
-        if own:
-            found.append(f"the chat template puts a system message before each row that has none: {own!r}")
+        before, _, _ = self._asked(Turn("user", "question")).partition("question")
+        if "sys" in before.lower():
+            found.append(f"the chat template puts a system message before each row that has none: {before!r}")
         return found
-
-    def _own_system_message(self) -> str:
-        """The system message where a conversation has none: what stands in the place of a given one."""
-        given = "given"
-        question = Turn("user", "question")
-        try:
-            before, _, after = self._asked(Turn("system", given), question).partition(given)
-        except TemplateError:  # of a template that takes none
-            return ""
-        plain = self._asked(question)
-        own = plain.removeprefix(before).removesuffix(after)
-        if before + own + after != plain:
-            return ""
-        return own
 
     def generation_prompt(self, example: Example) -> str:
         return self._asked(Turn("user", instruction(example)))

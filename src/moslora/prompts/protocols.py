@@ -5,10 +5,9 @@ A protocol is one object here; `moslora.evaluation.scorers` has the class that c
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from moslora.choices import FormatName
-from moslora.errors import UsageError
 
 ProtocolName = Literal["choice", "cloze", "generate"]
 ScoringProtocolName = Literal["choice", "cloze"]
@@ -94,39 +93,3 @@ def joined_names(protocols: Iterable[Protocol]) -> str:
 def writers() -> list[Protocol]:
     """The protocols in which the model writes a text."""
     return [protocol for protocol in PROTOCOLS.values() if protocol.writes]
-
-
-class Asked(NamedTuple):
-    """The protocol and the format in which a model is asked."""
-
-    protocol: ProtocolName = DEFAULT_PROTOCOL
-    format: FormatName = DEFAULT_FORMAT
-
-
-def choose(own: Asked, *, protocol: ProtocolName | None, format: FormatName | None) -> Asked:
-    """The protocol and the format that were typed; what was not is the model's ``own`` if the two go together, else
-    the usual one.
-
-    Raises:
-        UsageError: the typed protocol does not read the typed format.
-    """
-    if protocol is None:
-        wanted = format or own.format
-        if PROTOCOLS[own.protocol].reads(wanted):
-            return Asked(own.protocol, wanted)
-        return Asked(readers(wanted)[0].name, wanted)
-    chosen = PROTOCOLS[protocol]
-    if format is None:
-        if chosen.reads(own.format):
-            return Asked(protocol, own.format)
-        return Asked(protocol, chosen.formats[0])
-    if not chosen.reads(format):
-        fix = f"choose --protocol {joined_names(readers(format))}"
-        raise UsageError(f"--protocol {protocol} cannot read the answers of --format {format}; {fix}")
-    return Asked(protocol, format)
-
-
-def refuse_beams(beams: int | None, protocol: ProtocolName) -> None:
-    """Refuses several beams where nothing is written."""
-    if beams is not None and beams > 1 and not PROTOCOLS[protocol].writes:
-        raise UsageError(f"--beams {beams}: only with --protocol {joined_names(writers())}, not {protocol}")

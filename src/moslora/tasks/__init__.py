@@ -19,18 +19,18 @@ from .commonsense import (
     unknown_names,
 )
 from .task import INSTRUCTION, Columns, Conversation, Example, Hub, Questions, Task, Turn
-from .wording import ClozeText, Numbered, OpenEnded, Plain, TrueFalse
+from .wording import Numbered, OpenEnded, Option, Plain, TrueFalse
 
 __all__ = ["BUILT_IN", "COMMONSENSE", "FOR_OPTIONS", "FOR_TRUTHS", "GROUP", "INSTRUCTION", "PASSAGES", "PASSAGES_OF"]
 __all__ += ["SAME_INSTRUCTION", "TASKS"]
 __all__ += [
-    "ClozeText",
     "Columns",
     "Conversation",
     "Example",
     "Hub",
     "Numbered",
     "OpenEnded",
+    "Option",
     "Plain",
     "Questions",
     "Task",

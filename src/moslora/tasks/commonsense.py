@@ -225,11 +225,8 @@ def name_here(name: str) -> str | None:
 
 def split_names(names: str | Sequence[str], *, group: Sequence[str] = COMMONSENSE) -> tuple[str, ...]:
     """The names in ``"commonsense"``, the ``group``, in ``"boolq,piqa"`` or a list of these; each once, order kept."""
-    text = names
-    if not isinstance(text, str):
-        text = ",".join(text)
     found: dict[str, None] = {}
-    for part in text.split(","):
+    for part in (names if isinstance(names, str) else ",".join(names)).split(","):
         name = part.strip()
         if name == GROUP:
             found |= dict.fromkeys(group)
@@ -249,8 +246,6 @@ def unknown_names(names: Iterable[str], known: Sequence[str], *, files: Sequence
             faults.append(f"unknown task {name!r}; here it is {here}")
             continue
         close = difflib.get_close_matches(name.lower(), known, n=1) or files
-        hint = f"must be one of {', '.join(known)}"
-        if close:
-            hint = f"did you mean {close[0]}?"
+        hint = f"did you mean {close[0]}?" if close else f"must be one of {', '.join(known)}"
         faults.append(f"unknown task {name!r}; {hint}")
     return faults

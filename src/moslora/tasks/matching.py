@@ -19,7 +19,7 @@ NUMBER = r"(?:(?<!\w)[-−])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 """A number in a text: 96, -86, 1,234.50, $18, .5. A hyphen behind a letter or a digit is no sign."""
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
-_WITHOUT_PUNCTUATION = str.maketrans("", "", f"{string.punctuation}−")
+_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}−]")
 _WHOLE_NUMBER = re.compile(rf"(?<!\w)(?<!\d[.,]){NUMBER}(?!\w)(?![.,]\d)")
 
 
@@ -34,13 +34,9 @@ def normalized(text: str, ignore: tuple[Ignored, ...]) -> str:
     text = unicodedata.normalize("NFC", text)
     if "case" in ignore:
         text = text.lower()
-    if "punctuation" in ignore:
-        bare = text.translate(_WITHOUT_PUNCTUATION)
-        if bare.strip():
-            text = bare
-    if "articles" in ignore:
-        bare = _ARTICLES.sub(" ", text)
-        if bare.strip():
+    for name, removed, instead in (("punctuation", _PUNCTUATION, ""), ("articles", _ARTICLES, " ")):
+        bare = removed.sub(instead, text)
+        if name in ignore and bare.strip():
             text = bare
     return " ".join(text.split())
 
@@ -83,12 +79,7 @@ class Match(ABC):
 
     def position(self, answer: str, accepted: tuple[str, ...]) -> int | None:
         """The place of the first accepted answer that ``answer``, as it was read, equals; ``None`` for none."""
-        if not answer:
-            return None
-        for place, candidate in enumerate(accepted):
-            if self.equal(answer, candidate):
-                return place
-        return None
+        return next((n for n, candidate in enumerate(accepted) if answer and self.equal(answer, candidate)), None)
 
 
 @dataclass(frozen=True)
@@ -150,20 +141,15 @@ class Number(Match):
         return "the last number in the text, by its value"
 
     def read(self, text: str) -> str:
-        found = re.findall(NUMBER, text)
-        if not found:
-            return ""
-        last: str = found[-1]
-        return last
+        numbers = ["", *re.findall(NUMBER, text)]
+        return str(numbers[-1])
 
     def equal(self, answer: str, accepted: str) -> bool:
         return number(answer) == number(accepted)
 
     def counts_as(self, accepted: str) -> str:
         value = number(accepted)
-        if value is None:
-            return ""
-        return f"{value.normalize():f}"
+        return "" if value is None else f"{value.normalize():f}"
 
 
 @dataclass(frozen=True)
@@ -189,24 +175,16 @@ class Pattern(Match):
         found = list(re.finditer(self.pattern, text))
         if not found:
             return ""
-        match = found[0]
-        if self.take == "last":
-            match = found[-1]
+        match = found[-1 if self.take == "last" else 0]
         groups = [group for group in match.groups() if group]
-        if groups:
-            return groups[0].strip()
-        return match[0].strip()
+        return (groups or match)[0].strip()
 
     def equal(self, answer: str, accepted: str) -> bool:
-        if not self.compared.counts_as(answer):
-            return False
-        return self.compared.equal(answer, accepted)
+        return bool(self.compared.counts_as(answer)) and self.compared.equal(answer, accepted)
 
     def counts_as(self, accepted: str) -> str:
         return self.compared.counts_as(accepted)
 
 
 def _without(ignore: tuple[Ignored, ...]) -> str:
-    if not ignore:
-        return ""
-    return f", whatever its {', '.join(ignore)}"
+    return f", whatever its {', '.join(ignore)}" if ignore else ""

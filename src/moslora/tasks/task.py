@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import StrictUndefined, TemplateError, Undefined
+from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import missing
 
 from moslora.choices import Split
 from moslora.errors import some
@@ -17,20 +16,7 @@ from moslora.errors import some
 from .matching import Match
 from .wording import Numbered, OpenEnded, Plain, TrueFalse
 
-
-class _NoColumn(StrictUndefined):
-    """What a row does not have. Any use of it is an error, in words about columns."""
-
-    __slots__ = ()
-
-    @property
-    def _undefined_message(self) -> str:
-        if self._undefined_obj is missing:
-            return f"no column {self._undefined_name}"
-        return super()._undefined_message
-
-
-_JINJA = ImmutableSandboxedEnvironment(undefined=_NoColumn)
+_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
 INSTRUCTION = "instruction"
 """Task name of a local row that belongs to no task: a bare instruction with its response."""
@@ -137,29 +123,14 @@ class Columns:
 
 
 def _evaluate(field: str, source: str, row: Mapping[str, Any]) -> Any:
+    """The value of an expression; a `ValueError` if it cannot be computed from the columns that ``row`` has."""
     try:
         value = compiled(source)({**row, "row": row})
+        for part in value if isinstance(value, list | tuple) else [value]:
+            str(part)  # an error if it is of a column that is not there
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise ValueError(_about(row, field, error)) from None
-    return _there(field, value, row)
-
-
-def _filled(field: str, text: str, row: Mapping[str, Any]) -> Any:
-    """A literal text as it is, a template with the row's values."""
-    if "{{" not in text:
-        return text
-    return _evaluate(field, text, row)
-
-
-def _there(field: str, value: Any, row: Mapping[str, Any]) -> Any:
-    """``value`` itself, unless it is of a column that ``row`` does not have."""
-    if isinstance(value, Undefined):
-        raise ValueError(_about(row, field, value._undefined_message))
+        raise ValueError(f"{field}: {error}; the row has {', '.join(map(str, row))}") from None
     return value
-
-
-def _about(row: Mapping[str, Any], field: str, fault: object) -> str:
-    return f"{field}: {fault}; the row has {', '.join(map(str, row))}"
 
 
 @cache
@@ -173,12 +144,9 @@ def compiled(source: str) -> Callable[[Mapping[str, Any]], Any]:
 
 def _text(field: str, value: Any) -> str:
     """A text or number as text."""
-    if value is None:
-        raise ValueError(f"{field}: expected a text, found null")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{field}: expected a text, found {type(value).__name__}")
-    if isinstance(value, float) and math.isnan(value):
-        raise ValueError(f"{field}: expected a text, found NaN, a missing number")
+    is_missing = isinstance(value, float) and math.isnan(value)
+    if isinstance(value, bool) or is_missing or not isinstance(value, str | int | float):
+        raise ValueError(f"{field}: expected a text, found {type(value).__name__} {str(value)[:40]!r}")
     text = str(value)
     if not text.strip():
         raise ValueError(f"{field}: is empty")
@@ -186,39 +154,23 @@ def _text(field: str, value: Any) -> str:
     return text
 
 
-def _listed(options: str, row: Mapping[str, Any]) -> Any:
-    """The value of the expression for the options."""
-    try:
-        return _evaluate("options", options, row)
-    except ValueError as fault:
-        if options == Columns.options and options not in row:
-            raise ValueError(f"{fault}; for answers in words, set how they are matched, such as match: exact") from None
-        raise
-
-
 def _choices(options: str | tuple[str, ...], row: Mapping[str, Any]) -> tuple[str, ...]:
     """The texts of the options."""
-    if isinstance(options, str):
-        listed = _listed(options, row)
+    if isinstance(options, tuple):
+        listed = [_evaluate("options", text, row) if "{{" in text else text for text in options]
+    else:
+        listed = _evaluate("options", options, row)
         if not isinstance(listed, list | tuple):
             fix = "name columns, as in options: '[a, b]', or split a text, as in options: options.split('|')"
             raise ValueError(f"options: expected a list, found {type(listed).__name__} {str(listed)[:40]!r}; {fix}")
-    else:
-        listed = [_filled(f"option {n}", text, row) for n, text in enumerate(options, start=1)]
-    choices = []
-    for number, option in enumerate(listed, start=1):
-        name = f"option {number}"
-        choices.append(_text(name, _there(name, option, row)))
-    if len(choices) < 2:
-        raise ValueError(f"options: expected two or more, found {len(choices)}")
-    return tuple(choices)
+    if len(listed) < 2:
+        raise ValueError(f"options: expected two or more, found {len(listed)}")
+    return tuple(_text(f"option {number}", option) for number, option in enumerate(listed, start=1))
 
 
 def _accepted(answer: Any, match: Match) -> tuple[str, ...]:
     """The accepted answers to an open-ended question, each once: one, or those in a list that something can equal."""
-    listed = answer
-    if not isinstance(answer, list | tuple):
-        listed = [answer]
+    listed = answer if isinstance(answer, list | tuple) else [answer]
     if not listed:
         raise ValueError("answer: is an empty list")
     texts = [_text("answer", value).strip() for value in listed]
@@ -226,27 +178,6 @@ def _accepted(answer: Any, match: Match) -> tuple[str, ...]:
     if not answers:
         raise ValueError(f"answer {texts[0]!r}: nothing can equal it by match: {match.kind}; choose another match")
     return tuple(answers)
-
-
-def _refuse_wrong_response(example: Example, words: OpenEnded) -> None:
-    """Refuses a text to train on that would not count as right if the model wrote it."""
-    response = example.response
-    written = words.before_stop(response)
-    if written != response:
-        raise ValueError(
-            f"response: contains {response[len(written) :][:9]!r}, at which a generated text ends; set stop"
-        )
-    read = words.match.read(written)
-    if words.match.position(read, example.choices) is None:
-        accepted = some([repr(choice) for choice in example.choices], most=3)
-        raise ValueError(f"response: would count as wrong: it is read as {read!r}, and accepted is {accepted}")
-
-
-def _context(value: Any) -> str | None:
-    """A context's text; ``None`` for null and for an empty one."""
-    if value is None or not str(value).strip():
-        return None
-    return _text("context", value)
 
 
 def _position(answer: Any, choices: tuple[str, ...], *, column: str | None) -> int:
@@ -341,27 +272,20 @@ class Task:
         read and checked only if it may be ``trained`` on: rows to evaluate on need none."""
         columns = self.columns
         question = _text("question", _evaluate("question", columns.question, row))
-        context = None
-        if columns.context is not None:
-            context = _context(_evaluate("context", columns.context, row))
+        context = None if columns.context is None else _evaluate("context", columns.context, row)
+        context = None if context is None or not str(context).strip() else _text("context", context)
+        cluster = self._cluster(row)
         if isinstance(self.wording, OpenEnded):
             accepted = _accepted(_evaluate("answer", columns.answer, row), self.wording.match)
-            cluster = self._cluster(row)
             example = Example(id, self.name, question, accepted, 0, context, wording=self.wording, cluster=cluster)
-            if trained:
-                example = self._with_response(example, row, self.wording)
-            return example
+            return self._with_response(example, row, self.wording) if trained else example
         assert columns.options is not None, f"{self.name}: neither options nor an answer in words"
         choices = _choices(columns.options, row)
-        column = None
-        if self.own and columns.answer.isidentifier():  # an expression says itself what it is
-            column = columns.answer
+        column = columns.answer if self.own and columns.answer.isidentifier() else None
         gold = _position(_evaluate("answer", columns.answer, row), choices, column=column)
         meta = {name: str(_evaluate(name, source, row)) for name, source in columns.meta.items()}
-        wording = None
-        if self.own:
-            wording = self.wording
-        return Example(id, self.name, question, choices, gold, context, meta, wording, self._cluster(row))
+        wording = self.wording if self.own else None
+        return Example(id, self.name, question, choices, gold, context, meta, wording, cluster)
 
     def row_of_split(self, row: Mapping[str, Any], split: Split, number: int) -> Example:
         """Row ``number`` of a split as a question, as :meth:`example`: the training rows alone need a response."""
@@ -376,17 +300,22 @@ class Task:
         value = _evaluate("cluster", self.cluster, row)
         if value is None:
             return ""
-        if isinstance(value, list | tuple):  # of several columns
-            return "\n".join(str(_there("cluster", part, row)) for part in value)
-        return str(value)
+        return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)  # of several columns
 
     def _with_response(self, example: Example, row: Mapping[str, Any], words: OpenEnded) -> Example:
-        """The open-ended question of a row with the text that is trained on."""
-        meta = {}
-        for name, source in self.columns.meta.items():
-            meta[name] = _text(name, _evaluate(name, source, row)).strip()
+        """The open-ended question of a row with the text that is trained on, which must count as right if the model
+        wrote it."""
+        meta = {name: _text(name, _evaluate(name, source, row)).strip() for name, source in self.columns.meta.items()}
         example = replace(example, meta=meta)
-        _refuse_wrong_response(example, words)
+        response = example.response
+        written = words.before_stop(response)
+        if written != response:
+            stop = response[len(written) :][:9]
+            raise ValueError(f"response: contains {stop!r}, at which a generated text ends; set stop")
+        read = words.match.read(written)
+        if words.match.position(read, example.choices) is None:
+            accepted = some([repr(choice) for choice in example.choices], most=3)
+            raise ValueError(f"response: would count as wrong: it is read as {read!r}, and accepted is {accepted}")
         return example
 
 

@@ -4,37 +4,21 @@ Text is used unchanged, with double and trailing spaces; the tests compare whole
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from .matching import Match
 
-
-class Question(Protocol):
-    """What a wording reads of a `moslora.tasks.Example`."""
-
-    @property
-    def question(self) -> str: ...
-
-    @property
-    def choices(self) -> tuple[str, ...]: ...
-
-    @property
-    def context(self) -> str | None: ...
-
-    @property
-    def meta(self) -> Mapping[str, str]: ...
-
-    @property
-    def response(self) -> str: ...
+if TYPE_CHECKING:
+    from .task import Example
 
 
-class ClozeText(NamedTuple):
-    """An option of a question as lm-eval scores it."""
+class Option(NamedTuple):
+    """An option of a question as text, or the response of an open-ended one."""
 
-    prompt: str
-    answer: str  # the text whose log-probability counts
+    prompt: str  # the model's input
+    answer: str  # the text to train on or score, with any leading space: ``prompt + answer`` is the whole text
     # Divisor of the per-character score: the length of lm-eval's choice string (``ConfigurableTask.process_results``,
     # ``acc_norm``)
     characters: int
@@ -47,7 +31,7 @@ class Worded:
     shown: str
     cloze: str
 
-    def full_question(self, example: Question) -> str:
+    def full_question(self, example: "Example") -> str:
         """The question with its context where the task joins them (of the eight sets, SIQA and HellaSwag)."""
         if example.context is None:
             return example.question
@@ -64,7 +48,7 @@ class Worded:
         """Context and question of a text that a user typed; a `ValueError` says what is wrong with it."""
         return None, text
 
-    def cloze_prompt(self, example: Question) -> str:
+    def cloze_prompt(self, example: "Example") -> str:
         """The template ``cloze`` with the example's texts; without ``{context}`` where there is none."""
         template = self.cloze
         if not example.context:
@@ -76,14 +60,14 @@ class Worded:
         parts = re.split(r"(\{context\}|\{question\})", template)
         return "".join(texts.get(part, part) for part in parts)
 
-    def cloze_texts(self, example: Question) -> list[ClozeText]:
+    def cloze_texts(self, example: "Example") -> list[Option]:
         """Prompt and answer of every option."""
         return continued(self.cloze_prompt(example), example.choices)
 
 
-def continued(prompt: str, choices: Sequence[str]) -> list[ClozeText]:
+def continued(prompt: str, choices: Sequence[str]) -> list[Option]:
     """Options that continue one prompt after a space."""
-    return [ClozeText(prompt, f" {choice}", len(choice)) for choice in choices]
+    return [Option(prompt, f" {choice}", len(choice)) for choice in choices]
 
 
 @dataclass(frozen=True)
@@ -146,12 +130,12 @@ class Blank(Numbered):
             raise ValueError("the sentence must contain one _, where the options go")
         return None, text
 
-    def cloze_texts(self, example: Question) -> list[ClozeText]:
+    def cloze_texts(self, example: "Example") -> list[Option]:
         """Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by its
         choice string, which here is the prompt; so does this, to give the same acc_norm."""
         before, _, after = example.question.partition("_")
         answer = f" {after.strip()}"
-        return [ClozeText(before + choice, answer, len(before + choice)) for choice in example.choices]
+        return [Option(before + choice, answer, len(before + choice)) for choice in example.choices]
 
 
 @dataclass(frozen=True)
@@ -170,7 +154,7 @@ class Ending(Numbered):
             raise ValueError("must begin with an activity and a colon, as in 'Baking: She takes'")
         return parts
 
-    def cloze_texts(self, example: Question) -> list[ClozeText]:
+    def cloze_texts(self, example: "Example") -> list[Option]:
         """The hub's text has WikiHow's tags, which lm-eval removes; the wheel's is without them."""
         if "ctx_a" not in example.meta:
             return super().cloze_texts(example)
@@ -210,7 +194,7 @@ class TrueFalse(Worded):
             return None
         return text.removeprefix(self.head).removesuffix(self.ending), self.labels(2)
 
-    def cloze_texts(self, example: Question) -> list[ClozeText]:
+    def cloze_texts(self, example: "Example") -> list[Option]:
         return continued(self.cloze_prompt(example), ("yes", "no"))  # lm-eval's order is no, yes; ours is true, false
 
 
@@ -228,7 +212,7 @@ class OpenEnded(Worded):
     def render(self, question: str, choices: tuple[str, ...]) -> str:
         return self.head + question
 
-    def cloze_texts(self, example: Question) -> list[ClozeText]:
+    def cloze_texts(self, example: "Example") -> list[Option]:
         """The response, which is the only text that is trained on."""
         return continued(self.cloze_prompt(example), [example.response])
 

@@ -10,7 +10,7 @@ from moslora.data.prepared import TrainingData
 from moslora.data.steps import StepPlan
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.evaluator import PreparedQuestions
-from moslora.evaluation.scorer import Request
+from moslora.evaluation.request import Request
 from moslora.evaluation.scoring import ScoredTask
 from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.answers import order_key

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from moslora.choices import DType
-from moslora.evaluation.evaluate_server import Asked
+from moslora.evaluation.scorer import Question
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.settings import TaskRecord
-from moslora.verify.fit import Answered, centered
+from moslora.verify.fit import Centered, centered
 from moslora.verify.verdict import Evidence, TextEvidence, tolerance
-
-Said = int | str
-"""The option that a question is answered with, or the text where it names none."""
 
 
 @dataclass(frozen=True)
@@ -31,33 +29,30 @@ class Known:
     others: Mapping[str, Evaluation]
 
 
-def scores_by_id(evaluation: Evaluation) -> dict[str, tuple[float, ...]]:
-    """The log-probabilities of each question's options."""
-    found: dict[str, tuple[float, ...]] = {}
+def by_id(evaluation: Evaluation, column: str) -> dict[str, Any]:
+    """A column of `moslora.runs.answers.TaskAnswers` by question, of the tasks that have it."""
+    found: dict[str, Any] = {}
     for answers in evaluation.tasks.values():
-        found.update(zip(answers.ids, answers.scores, strict=bool(answers.scores)))
+        found.update(zip(answers.ids, getattr(answers, column), strict=False))
     return found
 
 
-def evidence(questions: Sequence[Asked], server: Evaluation, known: Known, *, dtype: DType) -> Evidence:
+def evidence(questions: Sequence[Question], server: Evaluation, known: Known, *, dtype: DType) -> Evidence:
     """The evidence in the log-probabilities that the server has told, of these questions."""
-    told = scores_by_id(server)
-    asked = [question for question in questions if question.id in told]
+    told = by_id(server, "scores")
+    asked = [question for question in questions if question.example.id in told]
 
-    def answered(evaluation: Evaluation) -> Answered:
-        scores = scores_by_id(evaluation)
-        return centered([scores[question.id] for question in asked])
+    def answered(evaluation: Evaluation) -> Centered:
+        scores = by_id(evaluation, "scores")
+        return centered([scores[question.example.id] for question in asked])
 
+    characters = by_id(known.run, "characters")
     margins = []  # how far rounding moves each option, by the drift that the evaluation has recorded of its task
+    tokens = []
     for question in asked:
-        task = question.example.task
-        answers = known.run.tasks[task]
-        divisors: Sequence[int] = (1,) * len(question.pairs)
-        if answers.characters:
-            divisors = answers.characters[answers.ids.index(question.id)]
-        drift = known.run.records.get(task, TaskRecord()).drift or 0.0
-        margins += [drift * divisor for divisor in divisors]
-    tokens = [[len(answer) for _, answer in question.pairs] for question in asked]
+        tokens.append([len(answer) for _, answer in question.pairs])
+        drift = known.run.records.get(question.example.task, TaskRecord()).drift or 0.0
+        margins += [drift * divisor for divisor in characters.get(question.example.id, (1,) * len(question.texts))]
     means = np.array([np.mean(of_question) for of_question in tokens])
     return Evidence(
         server=answered(server),
@@ -78,31 +73,23 @@ def evidence(questions: Sequence[Asked], server: Evaluation, known: Known, *, dt
 def alike(one: Evaluation, other: Evaluation) -> set[str]:
     """The questions of ``one`` that both answer with the same option, or with the same text where it names none. Of
     such texts one may be longer than the other: a run's text ends where its answer is decided."""
-    said = _said_by_id(other)
+    theirs = by_id(other, "chosen")
+    our_texts = by_id(one, "texts")
+    their_texts = by_id(other, "texts")
     found = set()
-    for id, ours in _said_by_id(one).items():
-        theirs = said[id]
-        if isinstance(ours, str) and isinstance(theirs, str) and ours and theirs:
-            is_same = ours.startswith(theirs) or theirs.startswith(ours)
-        else:
-            is_same = ours == theirs
+    for id, option in by_id(one, "chosen").items():
+        is_same = option == theirs[id]
+        if option is None and is_same:
+            ours, their = ((texts.get(id) or "").strip() for texts in (our_texts, their_texts))
+            is_same = ours == their or bool(ours and their and (ours.startswith(their) or their.startswith(ours)))
         if is_same:
             found.add(id)
     return found
 
 
-def _said_by_id(evaluation: Evaluation) -> dict[str, Said]:
-    found: dict[str, Said] = {}
-    for answers in evaluation.tasks.values():
-        texts = answers.texts or (None,) * len(answers.ids)  # none where options are scored
-        for id, option, text in zip(answers.ids, answers.chosen, texts, strict=True):
-            found[id] = (text or "").strip() if option is None else option
-    return found
-
-
 def text_evidence(server: Evaluation, known: Known) -> TextEvidence:
     """How often a server that writes answers as the run, and as its base."""
-    answered = {id for answers in server.tasks.values() for id in answers.ids}
+    answered = set(by_id(server, "chosen"))
     like_run = alike(server, known.run)
     if known.base is None:
         return TextEvidence(len(answered), len(like_run))

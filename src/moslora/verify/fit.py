@@ -26,12 +26,11 @@ LEVEL = 0.99
 
 Floats = NDArray[np.float64]
 
-
-Answered = Sequence[Floats]
+Centered = Sequence[Floats]
 """The answers of one model to some questions: of each the y of its options."""
 
 
-def centered(scores: Iterable[Sequence[float | None]]) -> Answered:
+def centered(scores: Iterable[Sequence[float | None]]) -> Centered:
     """The answers with these log-probabilities of each question's options."""
     rows = [np.array(of_question, float) for of_question in scores]
     return [row - row.mean() for row in rows]
@@ -67,7 +66,7 @@ class Fit:
         return min(1.0, (self.left / self.effect) ** 2)
 
 
-def fit(server: Answered, run: Answered, base: Answered) -> Fit:
+def fit(server: Centered, run: Centered, base: Centered) -> Fit:
     """The fit over at least one question."""
     moved = _less(run, base)
     found = _less(server, base)
@@ -85,7 +84,7 @@ def fit(server: Answered, run: Answered, base: Answered) -> Fit:
     )
 
 
-def _less(one: Answered, other: Answered) -> Answered:
+def _less(one: Centered, other: Centered) -> Centered:
     return [first - second for first, second in zip(one, other, strict=True)]
 
 
@@ -94,12 +93,12 @@ def size(parts: Sequence[Floats]) -> float:
     return math.sqrt(float((np.concatenate(parts) ** 2).mean()))
 
 
-def distance(one: Answered, other: Answered) -> float:
+def distance(one: Centered, other: Centered) -> float:
     """How far the answers of two models are apart, in nats."""
     return size(_less(one, other))
 
 
-def distances(one: Answered, other: Answered) -> Floats:
+def distances(one: Centered, other: Centered) -> Floats:
     """The same of each question, shape ``(n,)``."""
     return np.array([size([part]) for part in _less(one, other)])
 

@@ -4,13 +4,13 @@ The same server is asked the same questions as tokens and as text. Its rounding 
 come from other tokens.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from moslora.evaluation.evaluate_server import Asked, Interview
+from moslora.evaluation.scorer import Question
 from moslora.evaluation.served import Served, each_reply
 from moslora.evaluation.server import Choice, Refused
 from moslora.prompts.instructions import instruction
@@ -33,59 +33,54 @@ class PromptTests:
     """A server that has answered, and is asked some of the questions again.
 
     Attributes:
-        interview: how it was asked.
-        run: the run's scores by id.
+        served: how it was asked.
+        probes: the questions that are asked again.
         answers: the server's scores or texts by id.
         tolerance: what rounding explains of a distance, in nats; 0 if the server tells no log-probabilities.
     """
 
-    interview: Interview
-    run: Answers
+    served: Served
+    probes: Sequence[Question]
     answers: Answers
     tolerance: float
 
-    @property
-    def served(self) -> Served:
-        return self.interview.served
+    @classmethod
+    def of(cls, served: Served, questions: Sequence[Question], answers: Answers, tolerance: float) -> "PromptTests":
+        """With probes among the ``questions`` that were answered."""
+        answered = [question for question in questions if question.example.id in answers]
+        return cls(served, answered[:: max(1, len(answered) // PROBES)][:PROBES], answers, tolerance)
 
-    @property
-    def probes(self) -> list[Asked]:
-        """The questions that are asked again."""
-        asked = [question for question in self.interview.questions if question.id in self.answers]
-        return asked[:: max(1, len(asked) // PROBES)][:PROBES]
-
-    def verdict(self, verdict: Verdict) -> Verdict:
+    def verdict(self, verdict: Verdict, run: Answers) -> Verdict:
         """The verdict on the answers, or that the server makes another prompt than the run's; and where that could not
-        be tested, that this is undecided."""
+        be tested, that this is undecided. ``run``: the run's answers."""
         if not verdict.agrees:
             may_be_bos = self.tolerance and verdict.kind not in ("base", "scale", "context", "undecided")
-            if may_be_bos and self._bos_is_added():
+            if may_be_bos and not self.served.as_text and self._is_run_without_bos(run):
                 return _another("as tokens", "tokens without their BOS")
             return verdict
         if not self.served.as_text:
-            how = "when it is sent as text"
-            others = self._answers(as_text=True)
-            if len(others) < FEWEST:  # where an option begins, a text may lead to other tokens
-                served = replace(self.served, as_text=True)
-                verdict = self._by_beginnings(how, lambda asked: self._begun(asked, served), verdict)
-            elif not self._are_same(self.answers, others):
-                return _another(how, "tokens")
-        if verdict.agrees and self.probes[0].scorer.format.name == "chat":
+            verdict = self._of_text(verdict)
+        if verdict.agrees and self.served.scorer.format.name == "chat":
             verdict = self._by_beginnings("in a chat", self._begun_in_chat, verdict)
         return verdict
 
-    def _bos_is_added(self) -> bool:
-        """Whether prompts without their BOS give the run's answers."""
-        others = self._answers(without_bos=True)
-        if self.served.as_text or not self._are_same(others, self.run):
-            return False
-        return _distance(others, self.run) < _distance(self.answers, self.run) / 2
+    def _is_run_without_bos(self, run: Answers) -> bool:
+        """Whether prompts without their BOS give the run's answers, and those with it do not."""
+        others = self._asked(without_bos=True)
+        return self._are_same(others, run) and _distance(others, run) < _distance(self.answers, run) / 2
 
-    def _answers(self, **changes: Any) -> Answers:
-        """The scores or texts of the probes, asked in a way with these changes."""
-        served = replace(self.served, **changes)
-        replies = each_reply(lambda asked: asked.answer(served), self.probes, at_once=self.interview.at_once)
-        return answers_of(replies)
+    def _of_text(self, verdict: Verdict) -> Verdict:
+        """Of prompts that are sent as text: their answers must be those of tokens."""
+        how = "when it is sent as text"
+        others = self._asked(as_text=True)
+        if len(others) < FEWEST:  # where an option begins, a text may lead to other tokens
+            as_text = replace(self.served, as_text=True)
+            return self._by_beginnings(how, lambda question: self._begun(question, as_text), verdict)
+        return verdict if self._are_same(self.answers, others) else _another(how, "tokens")
+
+    def _asked(self, **changes: Any) -> Answers:
+        """The answers to the probes, asked in a way with these changes."""
+        return answers_of(replace(self.served, **changes).replies(self.probes))
 
     def _are_same(self, one: Answers, other: Answers) -> bool:
         """Whether two models, or one in two ways, answer the questions that both answer alike; false of too few."""
@@ -96,25 +91,25 @@ class PromptTests:
             return sum(one[id] == other[id] for id in both) >= MOST * len(both)
         return _distance(one, other) <= self.tolerance
 
-    def _by_beginnings(self, how: str, begun: Callable[[Asked], Choice], verdict: Verdict) -> Verdict:
+    def _by_beginnings(self, how: str, begun: Callable[[Question], Choice], verdict: Verdict) -> Verdict:
         """Of prompts that reach the server in another way: an answer must begin there as behind the run's template."""
 
-        def asked_twice(asked: Asked) -> tuple[Choice, Choice] | Refused:
+        def asked_twice(question: Question) -> tuple[Choice, Choice] | Refused:
             try:
-                return begun(asked), self._begun(asked, self.served)
+                return begun(question), self._begun(question, self.served)
             except Refused as refusal:
                 return refusal
 
         both = []
         reason = ""
-        for reply in each_reply(asked_twice, self.probes, at_once=self.interview.at_once):
+        for reply in each_reply(asked_twice, self.probes, at_once=self.served.at_once):
             if isinstance(reply, Refused):
                 reason = str(reply)
             else:
                 both.append(reply)
         if len(both) < FEWEST:
             return Verdict("undecided", f"{verdict.says}; but the prompt {how} could not be tested ({reason})")
-        alike = [(one, other) for one, other in both if one.content == other.content]
+        alike = [(one, other) for one, other in both if (one.text or "") == (other.text or "")]
         moved = []
         for one, other in alike:
             for first, second in zip(one.written, other.written, strict=False):  # one may have the end's, too
@@ -125,18 +120,18 @@ class PromptTests:
             return verdict
         return _another(how, "text" if self.served.as_text else "tokens")
 
-    def _begun_in_chat(self, asked: Asked) -> Choice:
+    def _begun_in_chat(self, question: Question) -> Choice:
         """What follows a user's message in the server's own template."""
-        message = {"role": "user", "content": instruction(asked.example)}
+        message = {"role": "user", "content": instruction(question.example)}
         body: dict[str, Any] = {"messages": [message], "max_tokens": SHORT, "temperature": 0}
         if self.tolerance:
             body |= {"logprobs": True, "top_logprobs": 1}
         return self.served.server.ask("chat/completions", body).choice
 
-    def _begun(self, asked: Asked, served: Served) -> Choice:
+    def _begun(self, question: Question, served: Served) -> Choice:
         """What follows the run's own template."""
-        scorer = asked.scorer
-        prompt = scorer.encoder.encode(scorer.format.generation_prompt(asked.example), "", eos=False)
+        scorer = served.scorer
+        prompt = scorer.encoder.encode(scorer.format.generation_prompt(question.example), "", eos=False)
         told = {"logprobs": 1} if self.tolerance else {}
         return served.write(prompt.ids, max_tokens=SHORT, **told)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from moslora.choices import DType
 from moslora.errors import counted
-from moslora.verify.fit import Answered, Fit, distance, distances, fit, size
+from moslora.verify.fit import Centered, Fit, distance, distances, fit, size
 
 Kind = Literal[
     "run",
@@ -92,10 +92,10 @@ class Evidence:
         dtype: of the server, as far as it is known.
     """
 
-    server: Answered
-    run: Answered
-    base: Answered | None
-    others: Mapping[str, Answered]
+    server: Centered
+    run: Centered
+    base: Centered | None
+    others: Mapping[str, Centered]
     lengths: Sequence[int]
     scales: Sequence[float]
     tolerance: float
@@ -118,9 +118,8 @@ def tolerance(*, margins: Sequence[float], tokens: Sequence[int], dtypes: Sequen
 
 def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
     """The verdict, and the fit that it is read from, if the base has answered."""
-    count = len(evidence.lengths)
-    if count < FEWEST_IN_ALL:
-        return _too_few(count), None
+    if len(evidence.lengths) < FEWEST_IN_ALL:
+        return _too_few(len(evidence.lengths)), None
     if evidence.base is None:
         return _without_base(evidence), None
     found = fit(evidence.server, evidence.run, evidence.base)
@@ -132,6 +131,8 @@ def _too_few(count: int) -> Verdict:
 
 
 def _judge(evidence: Evidence, found: Fit) -> Verdict:
+    """The first of these that fits: a context that is cut, another checkpoint that is known, the run, its base, a wrong
+    scale, another model, a quantisation, another checkpoint."""
     low, high = found.interval
     most = evidence.tolerance
     numbers = f"k = {found.k:.2f} ({low:.2f} to {high:.2f}), {_apart(found.distance, most)}"
@@ -158,7 +159,7 @@ def _judge(evidence: Evidence, found: Fit) -> Verdict:
         fix = "load the adapter, or serve the merged model"
         return Verdict("base", f"computes its base, the adapter is not applied: {numbers}; {fix}")
     from_scale = SCALE_LEFT * abs(1 - found.k) * found.effect
-    is_straight = found.left <= max(most, from_scale) and found.left <= found.effect / 4
+    is_straight = found.left <= min(max(most, from_scale), found.effect / 4)
     if is_straight and scale_off > SCALE_OFF:
         return Verdict("scale", f"a wrong scale: {numbers}; compare alpha, rank and rslora of what is served")
     if found.left > found.effect / 2:
@@ -176,12 +177,16 @@ def _apart(off: float, most: float) -> str:
 def _without_base(evidence: Evidence) -> Verdict:
     """Never the run: its base may be as close, where the adapter moves these answers little."""
     off = distance(evidence.server, evidence.run)
-    apart = _apart(off, evidence.tolerance)
-    if off <= evidence.tolerance:
-        return Verdict(
-            "undecided", f"nothing speaks against this run: {apart}; but its base may be as close", agrees=True
-        )
-    return _context(evidence) or Verdict("not the run", f"does not compute this run: {apart}")
+    is_close = off <= evidence.tolerance
+    cut = None if is_close else _context(evidence)
+    return cut or _not_seen_beside_base(_apart(off, evidence.tolerance), is_close=is_close)
+
+
+def _not_seen_beside_base(numbers: str, *, is_close: bool) -> Verdict:
+    if is_close:
+        says = f"nothing speaks against this run: {numbers}; but its base may be as close"
+        return Verdict("undecided", says, agrees=True)
+    return Verdict("not the run", f"does not compute this run: {numbers}")
 
 
 def _context(evidence: Evidence) -> Verdict | None:
@@ -229,11 +234,7 @@ def judge_texts(found: TextEvidence) -> Verdict:
     said = f"the run's answer to {found.like_run} of {found.questions} questions"
     alike = found.like_run >= MOST * found.questions
     if found.differing is None:
-        if alike:
-            return Verdict(
-                "undecided", f"nothing speaks against this run: {said}; but its base may be as close", agrees=True
-            )
-        return Verdict("not the run", f"does not compute this run: {said}")
+        return _not_seen_beside_base(said, is_close=alike)
     if found.differing < FEWEST:
         return Verdict("undecided", f"{said}, but run and base differ in {found.differing} only; raise --limit")
     said += f", and to {found.differing_like_run} of the {found.differing} that its base answers differently"

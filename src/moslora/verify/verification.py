@@ -16,10 +16,11 @@ from moslora.compare.find import evaluated_step
 from moslora.console import note, say
 from moslora.data.sources import load_examples
 from moslora.errors import MosloraError, UsageError, counted, first_line, some
-from moslora.evaluation.evaluate_server import Asked, Interview, name_of, open_answers, prepare, refuse_without_answers
-from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.evaluate_target import evaluate_target, name_of, open_answers, prepare_for_server
 from moslora.evaluation.evaluator import PreparedQuestions
-from moslora.evaluation.scorer import Request
+from moslora.evaluation.request import Request
+from moslora.evaluation.scorer import Question
+from moslora.evaluation.served import Served, open_served
 from moslora.evaluation.server import Server, open_server
 from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
@@ -31,7 +32,7 @@ from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
 from moslora.runs.settings import Settings, read_head
 from moslora.tasks import COMMONSENSE
-from moslora.verify.evidence import Known, alike, evidence, scores_by_id, text_evidence
+from moslora.verify.evidence import Known, alike, by_id, evidence, text_evidence
 from moslora.verify.prompts import PromptTests, answers_of
 from moslora.verify.report import REPORT, Report, effects_of
 from moslora.verify.verdict import Verdict, judge, judge_texts
@@ -97,6 +98,7 @@ def verify(
         except MosloraError as fault:
             note(f"its base was not asked, so that no server is called the run: {first_line(fault)}")
     prepared = prepare_questions(target, chosen, server)
+    questions = prepared.encoded()
     home = target.run.path if target.run else folder.parent
     out = out or home / "verify" / f"{name_of(server)}-{folder.name}"
     refuse_other_scores(out)
@@ -106,11 +108,10 @@ def verify(
             for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
                 (out / name).unlink(missing_ok=True)
         journal = open_answers(prepared, out, {})
-        interview = Interview.of(prepared, server, at_once=at_once).ask(journal)
+        served = open_served(server, prepared.scorer, questions, at_once=at_once).answer(questions, journal)
         journal.finish()
-        predictions = [journal.predictions[question.id] for question in interview.questions]
-        refuse_without_answers(predictions)
-        report = _report(interview, predictions, known, dtype=dtype or own_dtype)
+        predictions = [journal.predictions[question.example.id] for question in questions]
+        report = _report(served, questions, predictions, known, dtype=dtype or own_dtype)
         write_text(out / REPORT, report.to_json())
     return report
 
@@ -215,7 +216,7 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
     request = _request(asked)
     tasks = tasks_to_ask(target.recipe, list(chosen.tasks))
     questions = {task.name: load_examples(task, "test", source=request.source) for task in tasks}
-    prepared = prepare(target.model, load_tokenizer(target.model), questions, request, server)
+    prepared = prepare_for_server(target.model, load_tokenizer(target.model), questions, request, server)
     now = {**prepared.settings.made_with, **prepared.settings.data}
     then = {**now, **asked.made_with, **asked.data}
     changed = [name for name, value in now.items() if then[name] != value and name != "moslora"]
@@ -224,30 +225,32 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
     return prepared.only({id for answers in chosen.tasks.values() for id in answers.ids})
 
 
-def _report(interview: Interview, predictions: Sequence[Prediction], known: Known, *, dtype: DType) -> Report:
+def _report(
+    served: Served, questions: Sequence[Question], predictions: Sequence[Prediction], known: Known, *, dtype: DType
+) -> Report:
     """The numbers of the server's answers, and the verdict on them."""
     run = known.run
     server = Evaluation.of(run.folder, run.settings, predictions, run.records)  # as if the run had answered so
     fit = None
     rounding = 0.0
-    if interview.served.reading is None:
+    if served.reading is None:
         verdict = judge_texts(text_evidence(server, known))
     else:
-        told = evidence(interview.questions, server, known, dtype=dtype)
+        told = evidence(questions, server, known, dtype=dtype)
         verdict, fit = judge(told)
         rounding = told.tolerance
     answers = answers_of(predictions)
     if verdict.agrees:
-        verdict = _refused_for_length(interview.questions, answers) or verdict
-    verdict = PromptTests(interview, scores_by_id(run), answers, rounding).verdict(verdict)
+        verdict = _refused_for_length(questions, answers) or verdict
+    verdict = PromptTests.of(served, questions, answers, rounding).verdict(verdict, by_id(run, "scores"))
     return Report(
-        server=interview.served.server.address,
-        model=interview.served.server.model,
+        server=served.server.address,
+        model=served.server.model,
         evaluation=run.folder,
         asked=len(predictions),
         answered=len(answers),
         same=len(alike(server, run)),
-        how=interview.served.how,
+        how=served.how,
         effects=effects_of(server, run),
         verdict=verdict,
         fit=fit,
@@ -255,10 +258,10 @@ def _report(interview: Interview, predictions: Sequence[Prediction], known: Know
     )
 
 
-def _refused_for_length(questions: Sequence[Asked], answered: Collection[str]) -> Verdict | None:
+def _refused_for_length(questions: Sequence[Question], answered: Collection[str]) -> Verdict | None:
     """That the server refuses the longest questions, and has ``answered`` all others."""
-    refused = [question.tokens for question in questions if question.id not in answered]
-    longest = max(question.tokens for question in questions if question.id in answered)
+    refused = [question.tokens for question in questions if question.example.id not in answered]
+    longest = max(question.tokens for question in questions if question.example.id in answered)
     if not refused or min(refused) < longest:
         return None
     what = f"of {counted(len(questions), 'question')} the {len(refused)} longest are refused, above {longest} tokens"

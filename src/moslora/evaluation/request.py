@@ -1,0 +1,50 @@
+"""How a model is asked: a recipe's section `evaluation`, with what a command changes. Importing this loads no torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moslora.choices import FormatName
+from moslora.errors import UsageError
+from moslora.prompts.protocols import DEFAULT_FORMAT, PROTOCOLS, joined_names, readers, writers
+from moslora.recipe import EvaluationSection, Recipe
+
+
+class Request(EvaluationSection):
+    """A recipe's section `evaluation`, with the prompt format and the source of the questions."""
+
+    format: FormatName = DEFAULT_FORMAT
+    source: str = "wheel"
+
+    @classmethod
+    def of(cls, recipe: Recipe | None) -> "Request":
+        """How a recipe's run is asked: in the format of its training rows; without a recipe by the defaults."""
+        if recipe is None:
+            return cls()
+        asked = {"format": recipe.data.format, "source": recipe.questions.source}
+        return cls(**recipe.evaluation.model_dump() | asked)
+
+    def with_typed(self, typed: Mapping[str, Any]) -> "Request":
+        """The same with the ``typed`` fields. If protocol and format do not go together, one that was not typed is the
+        usual one for the other.
+
+        Raises:
+            UsageError: the typed protocol does not read the typed format, or writes nothing that beams could search.
+        """
+        request = type(self).model_validate({**self.model_dump(), **typed})
+        protocol = PROTOCOLS[request.protocol]
+        if not protocol.reads(request.format):
+            usual = readers(request.format)
+            if "protocol" not in typed:
+                protocol = usual[0]
+            elif "format" in typed:
+                raise UsageError(
+                    f"--protocol {protocol.name} cannot read the answers of --format {request.format}; choose"
+                    f" --protocol {joined_names(usual)}"
+                )
+            format = request.format if protocol.reads(request.format) else protocol.formats[0]
+            request = request.model_copy(update={"protocol": protocol.name, "format": format})
+        if typed.get("beams", 1) > 1 and not protocol.writes:
+            raise UsageError(
+                f"--beams {typed['beams']}: only with --protocol {joined_names(writers())}, not {protocol.name}"
+            )
+        return request
