@@ -3,9 +3,9 @@
 import pytest
 
 from moslora.errors import UsageError
-from moslora.prompts.formats import FORMATS, Option
+from moslora.prompts.formats import FORMATS
 from moslora.prompts.instructions import instruction, labels, llm_adapters_row, parse_instruction
-from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
+from moslora.tasks import COMMONSENSE, INSTRUCTION, Example, Option
 
 
 def example(task: str, question: str, *choices: str, gold: int = 1, **fields: object) -> Example:
@@ -80,13 +80,13 @@ def test_llm_adapters_row() -> None:
     assert list(row) == ["instruction", "input", "output", "answer"]
     assert (row["input"], row["output"], row["answer"]) == ("", "the correct answer is solution2", "solution2")
     assert (llm_adapters_row(BARE)["output"], llm_adapters_row(BARE)["answer"]) == ("the correct answer is no", "no")
-    assert [option.label for option in FORMATS["label"].options(BARE)] == ["yes", "no"]
+    assert labels(BARE) == ("yes", "no")
 
 
 def test_label_format_has_one_prompt_for_training_and_evaluation() -> None:
     format = FORMATS["label"]
     prompt = instruction(OBQA) + "\n\n### Response:\n"
-    assert format.train(OBQA) == Option(prompt, "the correct answer is answer1", "answer1", 7)
+    assert format.train(OBQA) == Option(prompt, "the correct answer is answer1", 7)
     assert [option.answer[-8:] for option in format.options(OBQA)] == [" answer1", " answer2"]
     assert format.generation_prompt(OBQA) == prompt and not format.joint
 
@@ -136,7 +136,6 @@ def test_cloze(example: Example, expected: list[tuple[str, str, int]]) -> None:
     format = FORMATS["cloze"]
     options = format.options(example)
     assert [(option.prompt, option.answer, option.characters) for option in options] == expected
-    assert tuple(option.label for option in options) == labels(example)
     assert format.train(example) == options[example.gold]
 
 

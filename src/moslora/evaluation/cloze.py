@@ -31,12 +31,6 @@ class Cloze(OptionScorer):
             )
         return question
 
-    def to_try(self, examples: Sequence[Example]) -> list[Example]:
-        """And those whose answer may be so long that the limit leaves no room for the prompt."""
-        limit = self.encoder.max_length
-        may_not_fit = [example for example in examples if limit is not None and _most_tokens(example) >= limit]
-        return super().to_try(examples) + may_not_fit
-
     def length(self, question: Question) -> int:
         """Tokens read: the options' common beginning once, unless they are padded."""
         lengths = [len(ids) for ids in question.inputs]
@@ -58,10 +52,3 @@ class Cloze(OptionScorer):
     def read(self, question: Question, output: list[float]) -> Prediction:
         characters = tuple(option.characters for option in self.format.options(question.example))
         return Prediction.of(question.example, output, characters=characters, truncated=question.truncated)
-
-
-def _most_tokens(example: Example) -> int:
-    """Upper bound of the tokens of an answer, which is an option's text or a part of the question: one per byte, beside
-    BOS and a space that some tokenizers add."""
-    longest = max(len(text.encode()) for text in (example.question, *example.choices))
-    return longest + 2

@@ -105,12 +105,12 @@ class Scorer(ABC, Generic[Output]):
         """The question as tokens; fails if the protocol cannot score it."""
 
     def to_try(self, examples: Sequence[Example]) -> list[Example]:
-        """The questions of one task that are encoded before anything is scored: if they can be, all can. They are the
-        first of each number of options, whose labels decide about ``choice``; `Cloze` adds those that may not fit."""
-        first: dict[int, Example] = {}
-        for example in examples:
-            first.setdefault(len(example.choices), example)
-        return list(first.values())
+        """The questions of one task that are encoded before anything is scored: if they can be, all others most likely
+        can. They are one of each number of options, whose labels decide about ``choice``, and those with the longest
+        and the shortest text, which may leave no room for a prompt, or nothing to predict."""
+        by_length = sorted(examples, key=lambda example: max(map(len, (example.question, *example.choices))))
+        one_of_each = {len(example.choices): example for example in by_length}
+        return [*one_of_each.values(), by_length[-1], by_length[0]]
 
     @abstractmethod
     def length(self, question: Question) -> int:

@@ -7,7 +7,6 @@ the first token if the tokenizer adds one; otherwise the first token is context 
 text longer than ``evaluation.max_length`` loses its end.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from scipy.special import stdtrit  # not scipy.stats, which takes a tenth of a command's start
@@ -33,9 +32,6 @@ class Texts(Cloze):
                 " character of context nothing is left to predict; remove it, or raise evaluation.max_length"
             )
         return Question(example, [text])
-
-    def to_try(self, examples: Sequence[Example]) -> list[Example]:
-        return list(examples)
 
     def work(self, example: Example) -> int:
         return len(example.choices[0])
