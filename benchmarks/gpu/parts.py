@@ -48,7 +48,7 @@ def check(record: Record) -> None:
         RuntimeError: a piece is off.
     """
     from moslora.check.check import check as findings
-    from moslora.check.measure import said_of
+    from moslora.check.piece import said_of
     from moslora.recipe import ModelSection
 
     model = ModelSection(name="meta-llama/Meta-Llama-3-8B") if GPU else None

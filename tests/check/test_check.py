@@ -12,11 +12,10 @@ from transformers import LlamaConfig
 
 from cli_kit import run
 from message_kit import says
-from moslora.check import check, measure, pieces
-from moslora.check.measure import distance
-from moslora.check.piece import Piece
-from moslora.check.quantized import quantized_pieces
-from moslora.check.step import SMALL_LLAMA, step_piece
+from moslora.check import check, pieces
+from moslora.check import piece as measure
+from moslora.check.piece import Piece, distance
+from moslora.check.pieces import SMALL_LLAMA, quantized_pieces, step_piece
 from moslora.kernels.plain import PIECES, left_out
 from moslora.recipe import Recipe
 from moslora.training import train_recipe

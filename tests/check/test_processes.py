@@ -8,7 +8,7 @@ import pytest
 
 from message_kit import says
 from moslora.check import processes
-from moslora.check.measure import said_of
+from moslora.check.piece import said_of
 from moslora.processes.launch import launch
 
 

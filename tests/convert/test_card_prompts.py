@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from card_kit import Card
 from moslora.choices import FormatName
-from moslora.convert import card_prompts
+from moslora.convert import card
 from moslora.convert.card import write_card
 from moslora.prompts.formats import make_format
 from moslora.recipe import DataSection, EvaluationSection, Recipe, load_recipe
@@ -108,10 +108,10 @@ def test_the_prompt_of_own_tasks_and_free_rows(trained: Path, tokenizer: PreTrai
         wording=recipe.own_tasks["triage"].wording,
     )
     label = make_format("label", tokenizer)
-    for task, example in (("triage", triage), (card_prompts.FREE, Example("1", INSTRUCTION, "Sing!", ("La.",), 0))):
+    for task, example in (("triage", triage), (card.FREE, Example("1", INSTRUCTION, "Sing!", ("La.",), 0))):
         assert with_texts(found[task]["prompt"], example) == label.options(example)[0].prompt
-    assert "answers" not in found[card_prompts.FREE]
-    assert [len(found[task]["answers"]) for task in ("triage", "pick", "any")] == [2, 3, card_prompts.USUAL_OPTIONS]
+    assert "answers" not in found[card.FREE]
+    assert [len(found[task]["answers"]) for task in ("triage", "pick", "any")] == [2, 3, card.USUAL_OPTIONS]
 
 
 def test_a_gate_that_is_fixed_is_asked_about_its_task_alone(

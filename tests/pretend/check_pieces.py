@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from moslora.check import measure
+from moslora.check import piece as measure
 from moslora.check.piece import Piece
-from moslora.check.pieces import PIECES
-from moslora.check.step import SMALL_LLAMA, step_piece
+from moslora.check.pieces import PIECES, SMALL_LLAMA, step_piece
 from moslora.kernels import attention, liger, loss, rotary, vocabulary
 from moslora.kernels.plain import PIECES as PARTS
 from moslora.kernels.plain import left_out

@@ -46,7 +46,8 @@ class Families:
         found = defaultdict[Hashable, list[AdapterLinear]](list)
         for name, layer in self._layers.items():
             parent, _, last = name.rpartition(".")
-            found[parent, _read_together(last), _kind(layer)].append(layer)
+            together = next((names for names in READ_TOGETHER if last in names), last)
+            found[parent, together, _kind(layer)].append(layer)
         self._alike = defaultdict[Hashable, list[tuple[Family, dict[str, Tensor]]]](list)
         for layers in found.values():
             family = Family(layers)
@@ -85,21 +86,12 @@ def _fold(alike: Sequence[tuple[Family, dict[str, Tensor]]], dtype: torch.dtype)
             layer.context.factors[layer] = (factors, place)
 
 
-def _read_together(name: str) -> Hashable:
-    """The names of the layers that read what the layer ``name`` reads; of most its own alone."""
-    for names in READ_TOGETHER:
-        if name in names:
-            return names
-    return name
-
-
 def _kind(layer: AdapterLinear) -> Hashable:
     """All that decides how a layer drops entries of x and folds A, but for the weights."""
     mixer = layer.mixer
-    options = [(name, value) for name, value in vars(mixer).items() if _is_option(name, value)]
+    options = {}
+    for name, value in vars(mixer).items():
+        if not (name.startswith("_") or torch.is_tensor(value) or isinstance(value, Context)):
+            options[name] = value
     a = layer.lora_a
     return type(mixer), str(options), layer.folds, layer.scale, layer.dropout.p, a.shape, a.device
-
-
-def _is_option(name: str, value: Any) -> bool:
-    return not (name.startswith("_") or torch.is_tensor(value) or isinstance(value, Context))

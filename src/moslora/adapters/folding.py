@@ -21,24 +21,14 @@ class LoraPair(NamedTuple):
     scale: float
     magnitude: Tensor | None = None
 
-    def delta(self) -> Tensor:
-        """ΔW, shape ``(out_features, in_features)``."""
-        return self.scale * (self.b @ self.a)
-
-    def adapted(self, weight: Tensor) -> Tensor:
-        """The adapted weight, in the dtype of ``weight``; both ``(out_features, in_features)``."""
-        moved = weight + self.delta().to(weight)
+    def adapted(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
+        """The adapted weight, in the dtype of ``weight``, which is W, ``(out_features, in_features)``, or ``rows`` of
+        it."""
+        moved = weight + (self.scale * (self.b[rows] @ self.a)).to(weight)
         if self.magnitude is None:
             return moved
         norms = moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny)  # a row of zeros stays zero
-        return (self.magnitude.to(weight) / norms)[:, None] * moved
-
-    def of_rows(self, rows: slice) -> "LoraPair":
-        """The pair of these rows of W."""
-        pair = self._replace(b=self.b[rows])
-        if self.magnitude is None:
-            return pair
-        return pair._replace(magnitude=self.magnitude[rows])
+        return (self.magnitude[rows].to(weight) / norms)[:, None] * moved
 
 
 @torch.no_grad()

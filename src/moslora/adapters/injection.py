@@ -90,8 +90,8 @@ def inject(
     layers: dict[str, AdapterLinear] = {}  # all are built before one is put in place: a fault changes nothing
     for name in _match(model, target_modules, part):
         try:
-            layers[name] = _new_layer(model.get_submodule(name), options, drawn=state is None)
-            _give_start(layers[name], name, options, drawn=state is None, weight_of=weight_of)
+            base = model.get_submodule(name)
+            layers[name] = _new_layer(base, name, options, drawn=state is None, weight_of=weight_of)
         except (TypeError, ValueError) as error:  # TypeError: an option that the mixer does not have
             raise ValueError(f"{name}: {error}") from error
     if state is not None:
@@ -105,7 +105,7 @@ def inject(
     for name, layer in layers.items():
         if not next(layer.base.parameters()).is_meta:
             _settle(layer, weight_of)
-        layer.share(context)
+        layer.context = layer.mixer.context = context
         model.set_submodule(name, layer.train(layer.base.training))
     return list(layers)
 
@@ -270,49 +270,35 @@ def _refuse_shared(model: nn.Module, matched: Collection[str]) -> None:
             raise ValueError(f"{chosen[module]} and {name} are the same module; choose layers that are not shared")
 
 
-def _new_layer(base: Any, options: AdapterOptions, *, drawn: bool) -> AdapterLinear:
-    """An adapter over ``base``, whose weights are to be drawn or loaded, on the CPU. Over a base on the meta device
-    those to be drawn stay there, too."""
+def _new_layer(
+    base: Any, name: str, options: AdapterOptions, *, drawn: bool, weight_of: Callable[[nn.Module], Tensor]
+) -> AdapterLinear:
+    """An adapter over ``base``, on the CPU, with its start if it is ``drawn``, or else for weights that are loaded.
+    Over a base on the meta device nothing is drawn, and what would be stays there, too."""
     weight = next(base.parameters(), None)
     if weight is None:
         raise ValueError(f"{type(base).__name__} has no weight (quantised by GPTQ or AWQ?); use the original")
-    device = "cpu"
-    if drawn and weight.is_meta:
-        device = "meta"
-    with torch.device(device):
+    with torch.device("meta" if drawn and weight.is_meta else "cpu"):
         mixer = build_mixer(rank=options.rank, rank_out=options.rank_out, in_features=base.in_features, **options.mixer)
-        magnitude = None
-        if options.dora:
-            magnitude = Magnitude(base.out_features)
-        return AdapterLinear(
+        layer = AdapterLinear(
             base,
             mixer=mixer,
             scale=options.scale,
             dropout=options.dropout,
             trains=options.trains,
-            magnitude=magnitude,
+            magnitude=Magnitude(base.out_features) if options.dora else None,
         )
-
-
-def _give_start(
-    layer: AdapterLinear,
-    name: str,
-    options: AdapterOptions,
-    *,
-    drawn: bool,
-    weight_of: Callable[[nn.Module], Tensor],
-) -> None:
-    """Measures the base's rows for DoRA, draws A, B and M if they are not to be loaded, and folds M into A."""
-    on_meta = next(layer.base.parameters()).is_meta
-    if layer.magnitude is not None and not on_meta:
-        layer.magnitude.measure(weight_of(layer.base))
-        layer.magnitude.reset_parameters()
-    if drawn and not on_meta:
-        begin(layer, options.start, seed=options.seed, name=name, weight_of=weight_of)
+    if not weight.is_meta:
+        if layer.magnitude is not None:
+            layer.magnitude.measure(weight_of(base))
+            layer.magnitude.reset_parameters()
+        if drawn:
+            begin(layer, options.start, seed=options.seed, name=name, weight_of=weight_of)
     if layer.mixer.folds_at_init:
         fold_into_a(layer)
     if options.start == "pissa":
         remember_start(layer)
+    return layer
 
 
 def _settle(layer: AdapterLinear, weight_of: Callable[[nn.Module], Tensor]) -> None:

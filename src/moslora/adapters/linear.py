@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters.context import Context
 from moslora.adapters.factors import Factors
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers.base import Mixer, kaiming
@@ -77,11 +76,6 @@ class AdapterLinear(nn.Module):
         self.context = mixer.context
         self.register_buffer("start_a", None)
         self.register_buffer("start_b", None)
-
-    def share(self, context: Context) -> None:
-        """Takes ``context`` for this layer and its mixer."""
-        self.context = context
-        self.mixer.context = context
 
     def reset_parameters(
         self, generator: torch.Generator | None = None, mixer_generator: torch.Generator | None = None
@@ -184,6 +178,3 @@ class AdapterLinear(nn.Module):
         if self.start_a is None or self.start_b is None:
             return delta
         return delta - self.scale * (self.start_b @ self.start_a)
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, scale={self.scale:g}"

@@ -7,8 +7,8 @@ import functools
 import json
 import os
 import zipfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,24 +130,25 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
 
 def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The model's folder in the hub's cache, with the files that match."""
-    try:
+    with _asking_hub(name, revision):
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub's libraries raise dozens of types
-        raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
-            f"model.name = {name}: its weights cannot be downloaded ({first_line(error)}); check the network"
-            " and repeat the command: what was downloaded is kept"
-        ) from None
 
 
 @functools.cache  # tokenizer, weights and fingerprint each locate the model; an error is not cached
 def _ask_hub(name: str, revision: str | None) -> None:
-    """Downloads the model's config from the hub, if the cache does not have it; refuses a name that the hub does not
-    know, or does not give."""
-    unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
+    """Downloads the model's config from the hub, if the cache does not have it."""
     prefer_cache_if_unreachable()
+    with _asking_hub(name, revision):
+        huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
+
+
+@contextmanager
+def _asking_hub(name: str, revision: str | None) -> Iterator[None]:
+    """Refuses a model that the hub does not know, or does not give."""
+    unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
     page = f"https://huggingface.co/{name}"
     try:
-        huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
+        yield
     except errors.GatedRepoError:
         raise MosloraError(
             f"model.name = {name}: gated; accept its terms at {page} and log in with `hf auth login` (a"
@@ -158,10 +159,10 @@ def _ask_hub(name: str, revision: str | None) -> None:
             f"model.name = {name}, model.revision = {revision or 'main'}: neither a local folder nor a transformers"
             f" model at {page}; check the name and the revision (a private model needs `hf auth login`)"
         ) from None
-    except Exception as error:  # of the disk, the network, or the hub's libraries
+    except Exception as error:  # of the disk, the network, or the hub's libraries, which raise dozens of types
         raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
-            f"model.name = {name}: not cached, and the hub cannot be reached; go online (if gated, `hf auth login`),"
-            " or use a local folder"
+            f"model.name = {name}: not cached, and the hub cannot be reached ({first_line(error)}); go online (if"
+            " gated, `hf auth login`) and repeat the command: what was downloaded is kept; or use a local folder"
         ) from None
 
 

@@ -1,22 +1,32 @@
-"""The whole check: every piece on the device that is there, a training step, and one of two processes."""
+"""The whole check: every piece on the device that is there, a training step, and one of two processes; and memory and
+time of one real step of a recipe."""
 
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import torch
+from accelerate import Accelerator
 
 from moslora.base.check import choose_engine
 from moslora.base.engines import engine_of
+from moslora.base.failures import or_out_of_memory
 from moslora.base.shapes import meta_model
-from moslora.check.measure import Finding, measure
-from moslora.check.pieces import PIECES
+from moslora.check.piece import Finding, measure
+from moslora.check.pieces import PIECES, SMALL_LLAMA, quantized_pieces, step_piece
 from moslora.check.processes import two_processes
-from moslora.check.quantized import quantized_pieces
-from moslora.check.step import SMALL_LLAMA, step_piece
+from moslora.data.steps import default_micro_batch_tokens
 from moslora.kernels import liger
 from moslora.kernels.plain import VARIABLE, left_out
+from moslora.plan.memory import Devices, memory
+from moslora.plan.outline import outline
+from moslora.plan.plan import gigabytes
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
-from moslora.recipe import ModelSection
+from moslora.recipe import ModelSection, Recipe
+from moslora.training.loop import accumulate, rehearse
+from moslora.training.optimizer import update
+from moslora.training.prepare import gather_inputs, prepare
+from moslora.training.tracking import peak_memory_gb
 
 SIZES = {
     "hidden_size": 1_024,
@@ -64,3 +74,32 @@ def not_compared() -> list[str]:
     if gpus() == 1:
         lines.append("not compared: a step of two processes, as there is one GPU")
     return lines
+
+
+def real_step(recipe: Recipe) -> list[list[str]]:
+    """A table, header first: the memory of the run's largest step, and the time of its first. Nothing is kept.
+
+    Raises:
+        MosloraError: it did not fit.
+    """
+    training = recipe.training
+    on_gpu = gpus() > 0
+    inputs = gather_inputs(recipe)  # first, because it makes the rows
+    run = outline(recipe)
+    largest = run.share_of_a_step(1).of(training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu))
+    needed = memory(run.model, recipe.model, largest, Devices(on_gpu), rank_budget=training.rank_budget is not None)
+    before = peak_memory_gb()
+    with or_out_of_memory("out of GPU memory; moslora plan says what would fit"):
+        parts, _ = prepare(Accelerator(mixed_precision="no", cpu=not on_gpu), recipe, inputs=inputs)
+        rehearse(parts, first_step=0)
+        rows = parts.drawn(0)
+        began = time.perf_counter()
+        accumulate(parts, rows)
+        update(parts.optimizer, parts.scaler, max_norm=training.max_grad_norm).tolist()  # waits for the device
+        seconds = time.perf_counter() - began
+    tokens = sum(len(row.input_ids) for row in rows)
+    return [
+        [f"a step of {tokens:,} tokens", "estimate", "measured"],
+        ["memory, GB", gigabytes(needed.total - needed.overhead), gigabytes(1e9 * (peak_memory_gb() - before))],
+        ["time, s", "–", f"{seconds:.2g}"],
+    ]

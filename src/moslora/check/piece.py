@@ -1,5 +1,6 @@
-"""A piece of the engine beside its plain formula, and the random inputs of both."""
+"""A piece of the engine beside its plain formula, the random inputs of both, and how far the piece is off."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from moslora.adapters import inject, named_adapters
+from moslora.errors import first_line
 from moslora.kernels.linear import FrozenLinear
+from moslora.kernels.plain import PIECES, VARIABLE
 from moslora.kernels.rows import Rows
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -81,10 +84,90 @@ class Piece:
     Attributes:
         part: its name among `moslora.kernels.plain.PIECES`, or the setting under which runs do without it.
         compute: what is computed from the inputs, by the plain formula where they say so.
-        tolerances: the largest `moslora.check.measure.distance`, by dtype in which it is compared.
+        tolerances: the largest `moslora.check.piece.distance`, by dtype in which it is compared.
     """
 
     name: str
     part: str
     compute: Callable[[Draw], Sequence[Tensor]]
     tolerances: Mapping[torch.dtype, float] = field(default_factory=TOLERANCES.copy)
+
+
+PLAIN_STEP = "model.engine=transformers"
+"""What does without a whole step of ours."""
+
+TITLES = ["piece", "dtype", "off", "tolerance"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of a piece in one dtype.
+
+    Attributes:
+        part: of `moslora.check.piece.Piece`.
+        off: the largest distance of a result or a gradient; infinite after a fault.
+        fault: what ended it, if anything did.
+    """
+
+    name: str
+    part: str
+    dtype: str
+    tolerance: float
+    off: float = math.inf
+    fault: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.off <= self.tolerance
+
+    @property
+    def row(self) -> list[str]:
+        """Its cells below :data:`TITLES`."""
+        return [self.name, self.dtype, f"{self.off:.1e}", f"{self.tolerance:.0e}"]
+
+
+def said_of(off: Sequence[Finding]) -> list[str]:
+    """A line for each finding that is ``off``, and the settings that do without them all. A step is off with any of its
+    pieces, and needs a setting of its own only without them."""
+    lines = []
+    for finding in off:
+        fault = f": {finding.fault}" if finding.fault else ""
+        lines.append(f"off: {finding.name} in {finding.dtype}{fault}")
+    parts = {finding.part for finding in off}
+    pieces = sorted(parts & {*PIECES})
+    settings = sorted(parts - {*PIECES})
+    if pieces:
+        settings = sorted(parts - {*PIECES, PLAIN_STEP})
+        settings.append(f"{VARIABLE}={','.join(pieces)}")
+    return [*lines, f"to do without: {' '.join(settings)}"]
+
+
+def measure(piece: Piece, config: Any, device: torch.device, dtype: torch.dtype) -> Finding:
+    """Compares ``piece`` with its formula in float64, over inputs that are those of ``dtype``."""
+    off = math.inf
+    fault = ""
+    try:
+        exact = _results(piece, Draw(config, device, dtype, plain=True))
+        off = max(map(distance, _results(piece, Draw(config, device, dtype)), exact))
+    except Exception as error:  # of any kind: what a kernel raises on a device that nobody has tried
+        fault = first_line(error)
+    return Finding(piece.name, piece.part, str(dtype).removeprefix("torch."), piece.tolerances[dtype], off, fault)
+
+
+def distance(computed: Tensor, exact: Tensor) -> float:
+    """The largest ‖y' − y‖ of a row, over the root mean square of ‖y‖ of all rows: so one that is wrong does not hide
+    among many."""
+    y = torch.atleast_1d(exact.detach().double())
+    differences = (computed.detach().double() - y).norm(dim=-1)
+    off = differences.max() / y.norm(dim=-1).square().mean().sqrt()
+    return float(off.nan_to_num(nan=math.inf))
+
+
+def _results(piece: Piece, draw: Draw) -> Sequence[Tensor]:
+    """What is computed, and the gradients of what learns."""
+    outputs = piece.compute(draw)
+    if not draw.learned:
+        return outputs
+    torch.manual_seed(1)
+    given = [torch.randn(y.shape, device=y.device).to(draw.rounded).to(y.dtype) for y in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, draw.learned, given)]

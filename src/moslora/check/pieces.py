@@ -1,17 +1,29 @@
-"""The pieces of the engine, each beside its formula in a few lines, or beside torch's or transformers' function."""
+"""The pieces of the engine, each beside its formula in a few lines, or beside torch's or transformers' function.
+
+Products with frozen weights in 4 and 8 bits are beside those with the weights written out, and a training step of a
+small model with adapters is beside the same by transformers' own modules.
+"""
 
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from moslora.adapters import MIXERS, Families, describe_batch, named_adapters
-from moslora.check.piece import RANK, Draw, Piece
+from moslora.base.engine import use_own_modules
+from moslora.base.engines import Own, Transformers, engine_of
+from moslora.base.quantized import fix_layers
+from moslora.base.twin import small_config
+from moslora.check.piece import PLAIN_STEP, RANK, TOLERANCES, Draw, Piece
+from moslora.data.encode import Encoded
+from moslora.data.steps import collate
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import attend, plain_attention
 from moslora.kernels.dropout import Dropout, without
@@ -22,6 +34,7 @@ from moslora.kernels.recompute import project
 from moslora.kernels.rotary import Turned
 from moslora.kernels.rows import send
 from moslora.recipe import TrainingSection
+from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, update
 
 EPSILON = 1e-5
@@ -161,3 +174,81 @@ PIECES = (
     Piece("log-probabilities", "loss", partial(loss, learns=False)),
     Piece("optimizer", "optimizer", optimizer, {torch.float32: 1e-4}),
 )
+
+
+def product(draw: Draw, *, bits: int) -> Sequence[Tensor]:
+    import bitsandbytes
+
+    library: Any = bitsandbytes.nn
+    x = draw.states()
+    weight = draw.weight(x.shape[-1], x.shape[-1]).float().cpu()  # quantised as it is sent
+    if bits == 4:
+        layer = library.Linear4bit(*weight.shape, bias=False, compute_dtype=draw.dtype, quant_type="nf4")
+        layer.weight = library.Params4bit(weight, requires_grad=False, quant_type="nf4").to(draw.device)
+        decoded = _nf4(layer.weight)
+    else:
+        layer = library.Linear8bitLt(*weight.shape, bias=False, has_fp16_weights=False, threshold=6.0)
+        layer.weight = library.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(draw.device)
+        decoded = layer.weight.data * layer.weight.SCB[:, None] / 127
+    if draw.plain:
+        return [F.linear(x, decoded.to(draw.dtype))]
+    model: Any = nn.ModuleList([layer])
+    fix_layers(model, on_cpu=draw.device.type == "cpu")
+    return [layer(x)]
+
+
+def _nf4(weight: Any) -> Tensor:
+    """W: for each entry the value of its code, times the scale of its block, which is a code itself."""
+    state = weight.quant_state
+    packed = weight.data.long()
+    codes = torch.cat([packed >> 4, packed & 15], 1).view(-1, state.blocksize)
+    units = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: len(codes)]
+    scales = state.state2.code[state.absmax.long()] * units + state.offset
+    decoded: Tensor = state.code[codes] * scales[:, None]
+    return decoded.view(state.shape)
+
+
+def quantized_pieces() -> list[Piece]:
+    """Those of bitsandbytes, where it is installed; a GPU rounds the inputs of int8, too."""
+    if find_spec("bitsandbytes") is None:
+        return []
+    setting = "model.quantization=null"
+    rounding = dict.fromkeys(TOLERANCES, 3e-2)
+    return [
+        Piece("product, NF4", setting, partial(product, bits=4)),
+        Piece("product, int8", setting, partial(product, bits=8), rounding),
+    ]
+
+
+STEP_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+"""Of a whole step, in which rounding adds up."""
+
+SMALL_LLAMA: PretrainedConfig = LlamaConfig(num_key_value_heads=8)
+TEXTS = [[1, 2, 3, *range(5, 9 + 2 * row)] for row in range(6)]
+ROWS = [Encoded("", "", text, text, truncated=False) for text in TEXTS]
+
+
+def small_model(draw: Draw, config: PretrainedConfig) -> PreTrainedModel:
+    """A model with few, narrow layers and adapters off their start, of our modules or of transformers'."""
+    small = small_config(config, initializer_range=0.03)
+    model: Any = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa")
+    model.to(draw.rounded).to(draw.device, draw.dtype)
+    draw.adapt(model, "all-linear", kind="dense")
+    model.moslora_engine = Transformers.name
+    if not draw.plain:
+        use_own_modules(model)
+        model.moslora_engine = Own.name
+    return model
+
+
+def training_step(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
+    """The loss."""
+    model = small_model(draw, config)
+    batch = collate(ROWS, device=draw.device, share=True, lay=engine_of(model).lay)
+    with Families(model).folded(draw.dtype):
+        loss, _ = LabelLoss(model).train()(batch)
+    return [loss]
+
+
+def step_piece(config: PretrainedConfig) -> Piece:
+    return Piece("a training step", PLAIN_STEP, partial(training_step, config=config), STEP_TOLERANCES)

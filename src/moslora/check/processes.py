@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from moslora.check.measure import Finding, distance
-from moslora.check.piece import Draw
-from moslora.check.step import ROWS, SMALL_LLAMA, small_model
+from moslora.check.piece import Draw, Finding, distance
+from moslora.check.pieces import ROWS, SMALL_LLAMA, small_model
 from moslora.choices import Strategy
 from moslora.data.prepared import RowTable
 from moslora.data.steps import collate, label_count

@@ -122,9 +122,8 @@ def check(
         recipe, model = early.recipe_or_model(target, overrides or ())
     with options.importing():
         from moslora.check.check import check as check_device
-        from moslora.check.check import not_compared
-        from moslora.check.measure import TITLES, said_of
-        from moslora.check.recipe_step import real_step
+        from moslora.check.check import not_compared, real_step
+        from moslora.check.piece import TITLES, said_of
         from moslora.processes.devices import device, say_device
 
     if recipe is not None:  # first: on a CPU its memory is the process's peak

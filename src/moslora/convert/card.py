@@ -1,27 +1,37 @@
-"""The model card of a folder to publish, which names no local paths, and the command that uploads it."""
+"""The model card of a folder to publish, which names no local paths, and the command that uploads it.
+
+The card has the scores of the adapter, beside its base's where that was asked the same, and the prompts of its tasks
+with placeholders for a question's own texts. No row is shown: those of a local file may be nobody's business.
+"""
 
 import json
 import os
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, looks_like_path
-from moslora.convert.card_prompts import prompts_of
-from moslora.convert.card_scores import scores_of, source_of
-from moslora.prompts.formats import FORMATS
+from moslora.data.hub import MIXTURE as MIXED
+from moslora.data.sources import MIXTURE
+from moslora.download.wheels import DATA_WHEEL
+from moslora.errors import MosloraError
+from moslora.prompts.formats import FORMATS, Format, make_format
 from moslora.prompts.protocols import PROTOCOLS
-from moslora.recipe import load_recipe
+from moslora.recipe import Recipe, load_recipe
 from moslora.runs.absolute_paths import last_part, local_files
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.best import ending
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
-from moslora.runs.manifest import RECIPE
+from moslora.runs.manifest import RECIPE, WEIGHTS
 from moslora.runs.origin import Origin
+from moslora.runs.run import EVALUATIONS, RESULTS, base_of
+from moslora.tasks import INSTRUCTION, TASKS, Example, OpenEnded, Task
 
 CARD = "README.md"
 PEFT_CONFIG = "adapter_config.json"
@@ -74,8 +84,6 @@ def write_card(
         protocol=PROTOCOLS[recipe.evaluation.protocol],
         joint=recipe.data.format in FORMATS and FORMATS[recipe.data.format].joint,
         prompts=prompts_of(recipe, tokenizer, tasks=tasks),
-        layers=recipe.adapter.target_modules,
-        imported=manifest.get("imported"),
         drawn=drawn,
         source=partial(source_of, recipe=recipe, source=recipe.data.source),
         predecessor=folder.predecessor,
@@ -112,3 +120,161 @@ def public_name(base: str) -> str:
 def _is_local(base: str) -> bool:
     """Whether a base is named by a path of this machine."""
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or looks_like_path(base))
+
+
+MACRO = "macro average"
+
+WAYS = ("protocol", "format", "dtype", "beams")
+"""The settings that a score depends on."""
+
+Results = dict[str, Any]
+"""The content of ``results.json``."""
+
+
+def scores_of(folder: AdapterFolder, *, task: str | None) -> list[dict[str, Any]]:
+    """The evaluations of this adapter, not of its run's other checkpoints; of ``task`` alone, if it is given.
+
+    Of each its ``settings`` as in ``results.json``, the ``metric``, the ``sources`` of the questions, and ``rows``: a
+    task, the number of its questions, how many of them are among the training rows, and the scores of the adapter and
+    of its base in words, the latter empty where the base was not asked the same.
+    """
+    adapter = folder.manifest["sha256"][WEIGHTS]
+    base = folder.manifest["base"]["fingerprint"]
+    found = []
+    for path in sorted(folder.run.path.glob(f"{EVALUATIONS}/*/{RESULTS}")):
+        try:
+            own = _read(path, model=(adapter, base), only=task)
+            plain = _read(base_of(path.parent) / RESULTS, model=(None, base), only=task)
+            if own["tasks"]:
+                found.append(_scored(own, plain, folder.recipe))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
+    return found
+
+
+def _read(path: Path, *, model: tuple[str | None, str], only: str | None) -> Results:
+    """An evaluation, of the task ``only`` if it is given; without tasks if it is of another model, or not there."""
+    if not path.is_file():
+        return {"tasks": {}}
+    results: Results = json.loads(path.read_text(encoding="utf-8"))
+    facts = results["settings"]["metadata"]
+    of_model = (facts.get("adapter"), facts.get("fingerprint")) == model
+    tasks = {task: score for task, score in results["tasks"].items() if of_model and only in (None, task)}
+    return results | {"tasks": tasks}
+
+
+def _scored(own: Results, plain: Results, recipe: Recipe) -> dict[str, Any]:
+    settings = own["settings"]
+    scores = own["tasks"]
+    metric = settings["primary"]
+    if not any(metric in score for score in scores.values()):  # all of them are answered in words
+        metric = "accuracy"
+    sources = dict.fromkeys(source_of(task, recipe=recipe, source=settings["metadata"]["source"]) for task in scores)
+    leaks = (own.get("without_leaks") or {}).get("leaks", {})
+    base = {task: score for task, score in plain["tasks"].items() if task in scores and _alike(own, plain, task)}
+    if len(scores) > 1:
+        if base.keys() == scores.keys() == plain["tasks"].keys():
+            base[MACRO] = plain["macro"]
+        scores = {**scores, MACRO: own["macro"]}
+    rows = []
+    for task, score in scores.items():
+        beside = _value(base[task], metric) if task in base else ""
+        rows.append((task, score["n"], leaks.get(task, 0), _value(score, metric), beside))
+    return {"settings": settings, "metric": metric, "sources": list(sources), "rows": rows}
+
+
+def _alike(own: Results, plain: Results, task: str) -> bool:
+    """Whether two models were asked the same of ``task``; with another limit in tokens only if neither question was
+    cut."""
+    asked = []
+    for results in (own, plain):
+        settings = results["settings"]
+        score = results["tasks"][task]
+        limit = settings.get("max_length") if score.get("truncated") != 0 else None
+        asked.append((score["n"], settings["data"].get(task), limit, *(settings.get(way) for way in WAYS)))
+    return asked[0] == asked[1]
+
+
+def _value(score: Mapping[str, Any], metric: str) -> str:
+    if metric not in score:  # answers in words have no accuracy per character
+        metric = "accuracy"
+    low, high = score[metric.replace("accuracy", "interval")]
+    return f"{100 * score[metric]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def source_of(task: str, *, recipe: Recipe, source: str) -> str:
+    """Where the rows of ``task`` are from: ``source`` has those of the eight sets, and the bare instructions."""
+    own = recipe.own_tasks.get(task)
+    entry = own or TASKS.get(task)
+    if entry and entry.hub and (own or source == "hub"):
+        return f"`{entry.hub.path}` on the hub"
+    if own or (not entry and task != INSTRUCTION):
+        return "a set of its own"
+    public = {"wheel": f"PyPI's `{DATA_WHEEL.name}`", MIXTURE: f"`{MIXED.path}` on the hub"}
+    return public.get(source, f"`{last_part(source)}`")
+
+
+USUAL_OPTIONS = 4
+"""Number of options shown where only the rows tell it."""
+
+FREE = "rows without a task"
+
+
+class Prompt(NamedTuple):
+    """How a question is asked."""
+
+    prompts: tuple[str, ...]  # one; of WinoGrande's as cloze, whose prompt has the option in it, one for each
+    answers: tuple[str, ...]  # that are scored; none where the model writes
+    words: OpenEnded | None = None  # how an answer in words ends and counts
+
+
+def prompts_of(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, *, tasks: Sequence[str]
+) -> dict[Prompt, list[str]]:
+    """Prompt -> the names of those of ``tasks`` that are asked by it; empty where the prompt is a chat template's, and
+    the ``tokenizer`` is not at hand."""
+    if tokenizer is not None:
+        format = make_format(recipe.data.format, tokenizer)
+    elif recipe.data.format in FORMATS:
+        format = FORMATS[recipe.data.format]
+    else:
+        return {}
+    known = {**TASKS, **recipe.own_tasks}
+    found: dict[Prompt, list[str]] = {}
+    for name in tasks:
+        if name == INSTRUCTION:
+            title, example = FREE, Example("card", name, "<instruction>", ("<response>",), 0)
+        elif name in known and not known[name].is_text:
+            title, example = name, _example(known[name])
+        else:
+            continue
+        found.setdefault(_prompt(format, example), []).append(title)
+    return found
+
+
+def _example(task: Task) -> Example:
+    question, context = task.placeholders
+    if task.columns.context is None:
+        context = None
+    options = _options(task.columns.options)
+    return Example("card", task.name, question, options, 0, context=context, wording=task.wording)
+
+
+def _options(listed: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The options themselves where all rows have the same; otherwise placeholders."""
+    if listed is None:
+        return ("<answer>",)
+    if isinstance(listed, str):
+        count = listed.count(",") + 1 if listed.startswith("[") else USUAL_OPTIONS
+        listed = ("{{ of the row }}",) * count
+    return tuple(f"<option {number}>" if "{{" in text else text for number, text in enumerate(listed, start=1))
+
+
+def _prompt(format: Format, example: Example) -> Prompt:
+    options = format.options(example)
+    prompts = tuple(dict.fromkeys(option.prompt for option in options))
+    if isinstance(example.wording, OpenEnded):
+        return Prompt(prompts, (), example.wording)
+    if example.task == INSTRUCTION:
+        return Prompt(prompts, ())
+    return Prompt(prompts, tuple(dict.fromkeys(option.answer for option in options)))

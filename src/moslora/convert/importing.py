@@ -28,7 +28,7 @@ from moslora.runs.adapted_model import save_adapter, with_adapters_of
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.origin import read_origin
+from moslora.runs.origin import Origin, read_origin
 from moslora.runs.peft_adapter import OURS, Layers, Settings, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files
 from moslora.runs.run import Run
@@ -56,8 +56,9 @@ def import_adapter(
     config, weights = adapter_files(source)
     settings = read_settings(config)
     layers = read_layers(weights, targets=settings.target_modules)
+    origin = read_origin(source)
     model = {
-        "name": base or _base_of(source, config, settings),
+        "name": base or _base_of(config, settings, origin),
         "revision": None if base else settings.revision,
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
@@ -75,7 +76,6 @@ def import_adapter(
     with new_folder(out) as scratch:
         _refuse_misfits(recipe, layers, weights)
         base_model = read_base(recipe.model.model_copy(update={"dtype": "float32"}))
-        origin = read_origin(source)
         if origin and origin.fingerprint != fingerprint(recipe.model.name, revision=recipe.model.revision):
             # The import is as the source says, and not as the run was.
             note(f"{source} was exported from {origin.base}; {recipe.model.name} has other weights or another config")
@@ -111,13 +111,12 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def _base_of(source: Path, config: Path, settings: Settings) -> str:
-    """The base that ``source`` names. An export over the built-in base names its original on the hub, as PEFT knows no
-    other, which has other weights; beside it stands what it was."""
+def _base_of(config: Path, settings: Settings, origin: Origin | None) -> str:
+    """The base that the ``settings`` in ``config`` name. An export over the built-in base names its original on the
+    hub, as PEFT knows no other, which has other weights; its ``origin`` says what it was."""
     named = settings.base_model_name_or_path
     if not named:
         raise UsageError(f"{config}: names no base model; set --base")
-    origin = read_origin(source)
     if named == BUILTIN_ON_THE_HUB and origin and origin.base == BUILTIN:
         return BUILTIN
     return named

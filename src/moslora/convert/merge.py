@@ -99,6 +99,11 @@ def _write_model(
     task: str | None,
 ) -> Measured:
     """Writes weights, tokenizer and config to ``out``; ``section`` is the base in the dtype of the result."""
+    base = read_base(section)
+    of_base = log_probabilities(base, tokenizer)
+    stored = stored_names(base)
+    quantized = quantized_layers(base) if onto == "dequantized" else {}
+    by_peft = folder.recipe.adapter.needs_peft
 
     def adapt(model: PreTrainedModel) -> PreTrainedModel:
         model = with_adapters_of(folder, model)
@@ -108,23 +113,19 @@ def _write_model(
 
     def load_plain(dtype: DType) -> PreTrainedModel:
         """The adapter model on the weights that it is merged onto, none of them quantised."""
-        base = read_base(section.model_copy(update={"dtype": dtype, "quantization": None}))
-        write_out(base, quantized, DTYPES[dtype])
-        return adapt(base)
+        plain = read_base(section.model_copy(update={"dtype": dtype, "quantization": None}))
+        write_out(plain, quantized, DTYPES[dtype])
+        return adapt(plain)
 
-    by_peft = folder.recipe.adapter.needs_peft
-    model = read_base(section)
-    of_base = log_probabilities(model, tokenizer)
-    stored = stored_names(model)
-    quantized = quantized_layers(model) if onto == "dequantized" else {}
-    model = adapt(model)
+    model = adapt(base)
+    del base  # one model is in memory at a time
     of_adapted = expected = log_probabilities(model, tokenizer)
     pairs = in_files(lora_pairs(model, str(folder.path)), stored)
     if section.quantization is not None:
         if onto == "dequantized" and not by_peft:
             write_out(model, quantized_layers(model), DTYPES[section.dtype])
         else:
-            del model  # before another is loaded
+            del model
             model = load_plain(section.dtype)
         expected = log_probabilities(model, tokenizer)
     exact: dict[str, Tensor] = {}
@@ -221,7 +222,7 @@ def _adapted(weight: Tensor, pair: LoraPair, *, dtype: torch.dtype) -> Tensor:
     adapted = torch.empty_like(weight, dtype=dtype)
     for begin in range(0, len(weight), ROWS):
         rows = slice(begin, begin + ROWS)
-        adapted[rows] = pair.of_rows(rows).adapted(weight[rows].float())
+        adapted[rows] = pair.adapted(weight[rows].float(), rows)
     return adapted
 
 

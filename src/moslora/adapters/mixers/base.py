@@ -68,9 +68,6 @@ class Mixer(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws M again; does nothing if M is fixed by its definition."""
 
-    def extra_repr(self) -> str:
-        return f"rank_in={self.rank_in}, rank_out={self.rank_out}"
-
 
 def kaiming(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draws U(±1/√columns), as ``nn.Linear`` and LoRA start (``kaiming_uniform_`` with a = √5)."""
