@@ -84,16 +84,15 @@ def test_every_command_is_tried() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_every_command_prints_in_an_encoding_that_lacks_its_signs(
-    encoding: str, printed: Callable[..., tuple[int, str]], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    printed: Callable[..., tuple[int, str]], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(world / "recipe.yaml", "größe.yaml")
     text = Path("größe.yaml").read_text(encoding="utf-8")
     Path("größe.yaml").write_text(text.replace("name: small", "name: größe"), encoding="utf-8")
     for name in dict.fromkeys((*FIRST, *COMMANDS)):
-        code, said = printed(encoding, *COMMANDS[name].format(world=world).split())
+        code, said = printed("ascii", *COMMANDS[name].format(world=world).split())
         assert code == 0, said
     assert Run(Path("runs/größe")).recipe.name == "größe"
     text = Path("runs/größe/merged/README.md").read_text(encoding="utf-8")

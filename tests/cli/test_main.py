@@ -66,17 +66,6 @@ def test_the_name_alone_shows_the_way(capsys: pytest.CaptureFixture[str]) -> Non
     assert "moslora --help" in said
 
 
-def test_dry_run_of_the_paper_setting_needs_no_hub(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, out, _ = run(capsys, "train", "llama3-8b", "--dry-run")
-    assert code == 0
-    assert "28,352,512 trainable parameters of 8,058,613,760" in out
-    assert "31,932 steps of 16 rows" in out
-    assert "170,300 training rows" in out and "an estimate" in out
-
-
 def test_train_eval_merge_export(
     capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,71 +125,39 @@ def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_p
     assert run(capsys, "recipes", "copy", "llama3-8b", tmp_path)[0] == 0, "the same again, as after a kill"
 
 
-def test_a_warm_up_as_long_as_the_run_is_noted(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))  # without rows that another test has made
-    command = ("train", world / "recipe.yaml", "--dry-run", "training.max_steps=9")
-    both = run(capsys, *command[:3], "training.max_steps=90", "training.epochs=2")[1]
-    assert "21 steps of 8 rows" in both
-    code, out, _ = run(capsys, *command, "training.warmup_steps=9")
-    assert code == 0
-    assert "\nnote: training.warmup_steps = 9 of 9 steps" in out and "(by training.max_steps)" in out
-    assert "\n84 training rows of " in out, "rows of local files are counted"
-    code, out, _ = run(capsys, *command, "training.warmup_steps=8")
-    assert code == 0 and "note: training.warmup" not in out
-
-
-def test_a_failed_start_does_not_claim_the_folder(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run(capsys, "train", world / "recipe.yaml", "adapter.target_modules=[q_prj]")[0] == 2
-    assert not list(Path("runs").iterdir())
-    assert run(capsys, "train", world / "recipe.yaml", "training.max_steps=3")[0] == 0
-
-
 class Screen(io.StringIO):
     def isatty(self) -> bool:
         return True
 
 
-@pytest.mark.parametrize("columns", [60, 80])
-def test_runs_are_readable_on_a_narrow_terminal(
-    columns: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_are_readable_on_a_narrow_terminal(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No name is folded or cut, and no line is longer than the terminal; in a pipe each run is one line."""
     name = "a-name-of-forty-letters-with-3-numbers-12"
     shutil.copytree(trained, tmp_path / name)
-    results = {
-        f"choice-label-bfloat16{of}": {"macro": 0.5, "questions": 12_345, "tasks": {}, "asked": {}}
-        for of in ("", "-base")
-    }
-    Run(tmp_path / name).add_facts(results=results)
-    monkeypatch.setenv("COLUMNS", str(columns))
+    found = {"macro": 0.5, "questions": 12_345, "tasks": {}, "asked": {}}
+    Run(tmp_path / name).add_facts(
+        results=dict.fromkeys(("choice-label-bfloat16", "choice-label-bfloat16-base"), found)
+    )
+    monkeypatch.setenv("COLUMNS", "60")
     said = {}
     for kind in (Screen, io.StringIO):
         monkeypatch.setattr(sys, "stdout", kind())
         print_entries(table_of_runs(tmp_path))
         said[kind] = sys.stdout.getvalue().splitlines()
-    assert said[Screen][0] == name and max(map(len, said[Screen])) <= columns
-    assert [line.split()[-4:] for line in said[Screen] if "12,345" in line] == [
-        [f"choice-label-bfloat16{of}", "50.0", "(n", "12,345)"] for of in ("", "-base")
-    ]
+    assert said[Screen][0] == name and max(map(len, said[Screen])) <= 60
+    assert sum("50.0 (n 12,345)" in line for line in said[Screen]) == 2
     (line,) = [line for line in said[io.StringIO] if name in line]
     assert "21/21" in line and "choice-label-bfloat16-base 50.0 (n 12,345)" in line
 
 
-@pytest.mark.parametrize("columns", [45, 60, 80, 120])
+@pytest.mark.parametrize("columns", [45, 80])
 def test_no_number_of_a_table_is_folded(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     heads = ["task", "n", "majority class", "base", "lauf 1", "difference", "95 % interval", "p (Holm)"]
     cells = ["3,270", "55.0", "75.0", "45.0", "-30.00", "-57.27 to -2.73", ".211"]
-    rows = [heads, *([name, *cells] for name in ("arc_challenge", "macro average"))]
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stdout", Screen())
     monkeypatch.setenv("TERM", "xterm")
-    print_table(rows)
-    lines = Text.from_ansi(sys.stdout.getvalue()).plain.splitlines()
-    words = [word for line in lines for word in line.split()]
-    assert all(words.count(word) == 2 for cell in cells for word in cell.split())
-    assert max(len(line.rstrip()) for line in lines) <= columns
+    print_table([heads, *([name, *cells] for name in ("arc_challenge", "macro average"))])
+    text = Text.from_ansi(sys.stdout.getvalue()).plain
+    assert all(text.split().count(word) == 2 for cell in cells for word in cell.split())
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= columns

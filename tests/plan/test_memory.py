@@ -43,17 +43,11 @@ SHAPES: dict[str, Any] = {
 WORK = Work((30, 64, 100, 200), labelled=0.1)
 CASES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "float32": {"dtype": "float32"},
-    "no dropout": {"dropout": 0.0},
-    "all-linear": {"target_modules": "all-linear"},
     "all-linear without dropout": {"target_modules": "all-linear", "dropout": 0.0},
-    "two targets": {"target_modules": ["q_proj", "v_proj"]},
     "one layer": {"target_modules": r"model\.layers\.1\.mlp\.up_proj|model\.layers\.0\.self_attn\.q_proj"},
     "token gate": {"mixer": {"kind": "token-gate", "experts": 4}},
     "input split": {"mixer": {"kind": "input-split", "blocks": 2}},
-    "input split without dropout": {"mixer": {"kind": "input-split", "blocks": 2}, "dropout": 0.0},
     "dora": {"dora": True},
-    "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 32},
     "checkpointing": {"checkpointing": True},
     "checkpointing in float32": {"checkpointing": True, "dtype": "float32", "dropout": 0.0},
