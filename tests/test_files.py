@@ -151,24 +151,6 @@ def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path: Path) -> 
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "old"
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    for left in ("folder/half", "old/half"):  # by a process that was killed
-        (tmp_path / f".folder.{os.uname().nodename}.writing" / left).mkdir(parents=True)
-    folder = tmp_path / "folder"
-    with replacing(folder) as scratch:
-        scratch.mkdir()
-        (scratch / "a").touch()
-    with pytest.raises(RuntimeError), replacing(folder) as scratch:
-        scratch.mkdir()
-        raise RuntimeError
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "a"]
-    with replacing(folder) as scratch:
-        scratch.mkdir()
-        (scratch / "b").touch()
-        assert [path.name for path in folder.iterdir()] == ["a"]
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "b"]
-
-
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "a" / "out"
     with pytest.raises(RuntimeError), new_folder(out) as scratch:
@@ -240,16 +222,6 @@ def test_a_folder_that_is_there_stays_the_same_one(tmp_path: Path, monkeypatch: 
     assert here.stat().st_ino == before and (tmp_path / "link").is_symlink()
     assert sorted(path.name for path in here.rglob("*")) == ["a", "config.json", "sub"]
     assert [call.args[1].name for call in moved.call_args_list] == ["sub", "config.json"]
-
-
-def test_a_folder_in_use_is_refused_however_its_path_is_written(tmp_path: Path) -> None:
-    """`run/nope/../adapter`, without `nope`, is where a new folder would go."""
-    (tmp_path / "run" / "adapter").mkdir(parents=True)
-    (tmp_path / "run" / "adapter" / "mine.txt").write_text("x")
-    with pytest.raises(UsageError, match="not empty"), new_folder(tmp_path / "run" / "nope" / ".." / "adapter"):
-        pytest.fail("the work was begun")
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")] == ["run/adapter/mine.txt"]
-    assert not (tmp_path / "run" / "nope").exists()
 
 
 def test_a_link_to_a_folder_to_come_is_followed(tmp_path: Path) -> None:

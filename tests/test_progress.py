@@ -13,13 +13,8 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from evaluation_kit import make_examples, make_model, tokenizer
-from moslora.cli.table import print_table
 from moslora.console import say
-from moslora.evaluation import Request, evaluate
-from moslora.evaluation.choice import Choice
 from moslora.progress import Line
-from moslora.prompts.formats import FORMATS
 from moslora.runs.run import Run
 from moslora.training.tracking import Tracker
 from training_kit import moslora
@@ -129,50 +124,6 @@ def test_a_terminal_has_one_line_for_all_steps(screen: Callable[[int], Screen], 
     assert five_steps(tmp_path) == [1, 2, 4, 5]
     live, rest = shown.lines()
     assert "step 5/5 ━" in live and "loss 0.2" in live and not rest
-
-
-def test_the_time_left_of_an_evaluation_is_that_of_the_characters_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A clock on which a character of a prompt takes a second: the estimate after each block is the time it does take,
-    although one task has the longer questions."""
-    asked = {task: make_examples(task, 200) for task in ("boolq", "hellaswag")}
-    now, ends, score = [0.0], [], Choice.score
-
-    def timed(scorer, examples, *, alone=False, **following):
-        if not alone:
-            for example in examples:
-                first, *others = FORMATS["label"].options(example)
-                now[0] += len(first.prompt + first.answer) + sum(len(option.answer) for option in others)
-            ends.append(now[0])
-        return score(scorer, examples, alone=alone, **following)
-
-    monkeypatch.setattr("moslora.evaluation.scoring.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(Choice, "score", timed)
-    evaluate(make_model(), tokenizer(), asked, Request(protocol="choice", format="label"))
-    estimates = re.findall(r"about (\S+) min left", capsys.readouterr().out)
-    assert estimates == [f"{(ends[-1] - end) / 60:.1f}" for end in ends[:-1]] and len(ends) == 8
-    by_questions = ends[0] / 64 * (400 - 64)
-    assert abs(by_questions / (ends[-1] - ends[0]) - 1) > 0.2, "questions would tell another time"
-
-
-def test_the_row_that_decides_is_bold_on_a_terminal(
-    screen: Callable[[int], Screen], capsys: pytest.CaptureFixture[str]
-) -> None:
-    titles = ["task", "n", "majority class", "accuracy", "per character", "95 % interval", "log p", "close calls"]
-    of_tasks = [
-        [name, "3,270", "50.0", "33.3", "50.0", "28.2 to 51.7", "-0.786", "10"] for name in ("arc_challenge", "x")
-    ]
-    of_runs = [["run", "scores"], ["a[b]", "rank-bfloat16 9.5 (n 90)"], ["b", "rank-bfloat16 61.2 (n 90)"], ["c", "–"]]
-    tables = [titles, *of_tasks, ["macro average", *of_tasks[0][1:]]], of_runs, [["run", "scores"], ["c", "–"]]
-    for table in tables:
-        print_table(table)
-    assert "\x1b" not in (plain := capsys.readouterr().out) and "log p  close calls" in plain and "a[b]" in plain
-    shown = screen(80)
-    for table in tables:
-        print_table(table)
-    bold = re.findall(r"^\x1b\[1m(macro average|b|c|arc_challenge|x)\b", shown.getvalue(), re.MULTILINE)
-    assert bold == ["macro average"]
 
 
 @pytest.mark.slow

@@ -21,13 +21,6 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return shelf
 
 
-def test_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))
-    assert home() == tmp_path
-    monkeypatch.delenv("MOSLORA_HOME")
-    assert home().name == "moslora"
-
-
 def test_a_wheel_is_downloaded_once(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = make_wheel(shelf)
     path = fetch_wheel(tiny)

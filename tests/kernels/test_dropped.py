@@ -130,8 +130,3 @@ def test_ten_million_entries_are_dropped_independently_with_the_same_probability
     for distance in (1, 2, 3, 4, columns, columns + 1):
         both = (flat[:-distance] & flat[distance:]).double().mean()
         assert abs(both - p**2) < 4 * (p**2 * (1 - p**2) / n) ** 0.5
-
-
-def test_two_seeds_drop_independently() -> None:
-    one, other = (mask(200, 640, seed=seed, p=0.5) for seed in (1, 2))
-    assert abs(float((one * other).mean()) - 0.25) < 4 * (0.25 * 0.75 / one.numel()) ** 0.5

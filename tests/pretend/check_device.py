@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretend_kit import ANOTHER, DEVICE, MODULE, by_triton, watch
-from reference import tiny_llama, token_batch
 
 Use = Callable[[Tensor, Tensor], object]
 
@@ -87,28 +86,6 @@ def test_devices_do_not_mix(what: str) -> None:
         MIXES[what](*both())
 
 
-@pytest.mark.parametrize("what", [what for what in MIXES if what not in ("AdamW's count", "AdamW's moment", "oneDNN")])
-def test_two_devices_of_its_kind_do_not_mix(what: str) -> None:
-    there, host = both()
-    with pytest.raises(RuntimeError, match=f"{ANOTHER}"):
-        MIXES[what](there, host.to(ANOTHER))
-
-
-def test_no_number_of_another_device_is_taken() -> None:
-    """CUDA takes one of the host alone."""
-    there, host = both()
-    with pytest.raises(RuntimeError, match=f"{ANOTHER}"):
-        there * host.sum().to(ANOTHER)
-
-
-def test_its_tensors_are_copied_to_another_device_and_back() -> None:
-    there, host = both()
-    copy = there.to(ANOTHER)
-    assert copy.device == ANOTHER and copy.to(DEVICE).cpu().equal(host)
-    assert (copy + copy).device == ANOTHER and torch.zeros_like(copy).device == ANOTHER
-    assert there.copy_(copy * 2).device == DEVICE and there.cpu().equal(host * 2)
-
-
 def test_triton_launches_on_the_current_device() -> None:
     there, _ = both()
     double = by_triton(lambda x: x * 2)
@@ -134,30 +111,3 @@ def test_what_does_not_wait_is_not(what: str) -> None:
     with watch() as seen:
         FREE[what][0](there, host)
     assert not seen.waits and seen.operations.total() == FREE[what][1], seen
-
-
-def test_autocast_casts_the_factors_of_linear_layers() -> None:
-    there, host = both()
-    with watch() as seen, torch.autocast(DEVICE.type, torch.bfloat16):
-        product = F.linear(there, there)
-    assert seen.operations.total() == 3  # two casts and the product
-    torch.testing.assert_close(product.cpu(), F.linear(host.bfloat16(), host.bfloat16()))
-
-
-def test_it_computes_what_the_cpu_does() -> None:
-    """A whole model of transformers, forward and backward; and views see what changes in what they are of."""
-    model = tiny_llama()
-    ids = token_batch(model)
-    gradients = []
-    for device in ("cpu", DEVICE):
-        model.to(device).zero_grad()
-        logits = model(ids.to(device)).logits
-        logits.logsumexp(-1).sum().backward()
-        gradients.append([logits.detach().cpu(), *(p.grad.cpu() for p in model.parameters())])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    there, host = both()
-    for x in (there, host):
-        x.view(-1)[1:3].mul_(10)
-        x.T[0].add_(1)
-    assert there.cpu().equal(host)

@@ -11,11 +11,7 @@ from evaluation_kit import make_examples
 from moslora.adapters import describe_task
 from moslora.base.decoding import decode
 from moslora.base.load import load_tokenizer
-from moslora.convert.export import export_peft
-from moslora.convert.importing import import_adapter
-from moslora.convert.merge import merge
 from moslora.evaluation import Request
-from moslora.evaluation.ask import ask
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import open_target
@@ -47,29 +43,6 @@ def test_the_predictions_are_those_of_the_cpu(mine: Path, tmp_path: Path, protoc
         found = scored(mine / "run", tmp_path / "there", protocol)
     assert seen.operations.total() > 100
     same(found, on_cpu(scored, mine / "run", tmp_path / "cpu", protocol))
-
-
-def test_a_question_is_answered_as_on_the_cpu(mine: Path) -> None:
-    def asked() -> dict[str, float]:
-        answers = ask(open_target(str(mine / "run")), question="rain fell", options=test_own_tasks.OPTIONS)
-        return {answer.option: answer.probability for answer in answers.options}
-
-    assert asked() == pytest.approx(on_cpu(asked), abs=1e-4)
-
-
-def test_its_conversions_are_scored_as_it_is(mine: Path, world: Path, tmp_path: Path) -> None:
-    """Merged; exported, and imported again."""
-    adapter = mine / "run" / "adapter"
-    merged = tmp_path / "merged"
-    peft = tmp_path / "peft"
-    back = tmp_path / "back"
-    merge(adapter, out=merged)
-    export_peft(adapter, out=peft)
-    import_adapter(peft, out=back, base=str(world / "model"), dtype="float32")
-    of = {"tasks": "boolq", "source": str(world / "data")}
-    expected = scored(mine / "run", tmp_path / "a", **of)
-    same(scored(merged, tmp_path / "b", **of), expected)
-    same(scored(back, tmp_path / "c", **of), expected)
 
 
 @pytest.mark.parametrize(("protocol", "most"), [("choice", 165), ("cloze", 170)])

@@ -21,12 +21,21 @@ HOST = socket.gethostname()
 LOOPBACK = next(name for name, found in psutil.net_if_addrs().items() if any(a.address == "127.0.0.1" for a in found))
 
 COMMAND = """
-import os
+import os, torch
 from moslora import cli
 from moslora.base import identity
+from moslora.training import loop
 if "OTHER" in os.environ:
     found = identity.version
     identity.version = lambda name: "0.0" if name == "accelerate" else found(name)
+if "FULL" in os.environ:
+    accumulate, calls = loop.accumulate, []
+    def short_of_memory(*arguments):
+        calls.append(0)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return accumulate(*arguments)
+    loop.accumulate = short_of_memory
 cli.main()
 """
 
@@ -86,6 +95,14 @@ def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(w
     assert code == other == 2 and silent == "", silent
     assert told.startswith(f"error: rank 1 on {HOST}: here.yaml: ") and len(told.splitlines()) == 1
     assert not (tmp_path / "node0" / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_fault_in_a_step_of_one_node_is_reported_once_with_its_rank_and_ends_all(world: Path, tmp_path: Path) -> None:
+    command = ("train", world / "recipe.yaml", "--out", tmp_path / "run")
+    (code, told), (other, silent) = on_two_nodes(tmp_path, command, command, FULL="1")
+    assert code == other == 1
+    assert says(told + silent, f"error: rank 1 on {HOST}: ", "GPU memory") and (told + silent).count("error: ") == 1
 
 
 UNTIL_ALONE = """
@@ -188,17 +205,6 @@ def refused(found: list[dict[str, Any]]) -> tuple[list[str], int]:
         refuse_faults(found)
         refuse_other_facts(found)
     return str(refusal.value).splitlines(), refusal.value.exit_code
-
-
-def test_what_differs_from_rank_0_is_named() -> None:
-    found: list[dict[str, Any]] = [{"host": f"h{rank // 2}", "facts": {"step": 8, "base": "b"}} for rank in range(4)]
-    refuse_faults(found)
-    refuse_other_facts(found)
-    found[2] = {"host": "h1", "facts": {"step": 0, "base": "b"}}
-    lines, code = refused(found)
-    assert lines[0] == "rank 2 on h1: step is 0, but 8 on rank 0" and len(lines) == code == 2
-    del found[2]["facts"]["step"]  # which rank 0 alone has
-    assert refused(found)[0][0] == "rank 2 on h1: step is null, but 8 on rank 0"
 
 
 def test_faults_are_listed_each_once_and_the_first_gives_the_exit_code() -> None:

@@ -4,12 +4,10 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,16 @@ import psutil
 import pytest
 import torch
 
-from message_kit import in_order, says
+from message_kit import in_order
 from moslora.errors import Interrupted, UsageError
 from moslora.processes.launch import adopt_slurm, launch, processes_to_start
 from moslora.recipe import TrainingSection
 from moslora.training import launch as training_launch
 from moslora.training import train_recipe
-from training_kit import MakeRecipe, adapter, by_torchrun, cut_after, moslora, same_bits, steps_logged
+from training_kit import MakeRecipe, adapter, by_torchrun, cut_after, losses_logged, moslora, same_bits, steps_logged
 
-CHANGES = ("adapter.dropout=0", "training.epochs=4", "training.log_every=1")
-"""42 steps."""
-
-
-def rank_of(process: psutil.Process) -> str | None:
-    return process.environ().get("RANK")
+CHANGES = ("adapter.dropout=0", "training.epochs=1", "training.log_every=1")
+"""11 steps."""
 
 
 @pytest.mark.slow
@@ -46,9 +40,9 @@ def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(
 
     out = tmp_path / "plain"
     started = moslora(*command, "--out", out, "--processes", 2, "training.keep_checkpoints=9")
-    while not (out / "checkpoints" / "step-16").exists() and started.poll() is None:
+    while not (out / "checkpoints" / "step-4").exists() and started.poll() is None:
         time.sleep(0.005)
-    (second,) = (child for child in psutil.Process(started.pid).children() if rank_of(child) == "1")
+    (second,) = (child for child in psutil.Process(started.pid).children() if child.environ().get("RANK") == "1")
     second.kill()
     said, errors = started.communicate(timeout=240)
     assert started.returncode == 0 and errors == "", errors
@@ -56,27 +50,19 @@ def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(
     assert same_bits(two, adapter(out))
     assert steps_logged(out) == steps_logged(tmp_path / "torchrun")
 
-    alone = cut_after(28, Path(shutil.copytree(out, tmp_path / "alone")))
-
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes=2",
-        "--mixed_precision=no",
-    ]
-    launch += ["-m", "moslora", *map(str, command), "--out", str(tmp_path / "accelerate")]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    launch += ["--mixed_precision=no", "-m", "moslora", *map(str, command), "--out", str(tmp_path / "accelerate")]
     subprocess.run(launch, check=True, capture_output=True, timeout=240)
     assert same_bits(two, adapter(tmp_path / "accelerate"))
 
+    alone = cut_after(8, Path(shutil.copytree(out, tmp_path / "alone")))
     train_recipe(recipe(*CHANGES, "training.keep_checkpoints=9"), out=alone, resuming=True)
     train_recipe(recipe(*CHANGES), out=tmp_path / "one")
     for run in (alone, tmp_path / "one"):
         for key, value in adapter(run).items():
             assert (value - two[key]).abs().max() < 1e-3 * value.abs().max(), (run, key)
-    losses = [[row["loss"] for row in steps_logged(tmp_path / run) if "loss" in row] for run in ("one", "torchrun")]
-    assert losses[0][:20] == pytest.approx(losses[1][:20], rel=1e-4)
+    losses = [[row["loss"] for row in losses_logged(tmp_path / run)] for run in ("one", "torchrun")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,38 +148,6 @@ def test_srun_says_who_a_process_is(nodes: str, tasks: str, address: str, here: 
         assert untouched == other
 
 
-FAILS = """
-import os, sys, torch
-from moslora import cli
-from moslora.training import loop
-accumulate, calls = loop.accumulate, []
-def short_of_memory(*arguments):
-    calls.append(0)
-    if os.environ["RANK"] == "1" and len(calls) == 3:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    return accumulate(*arguments)
-loop.accumulate = short_of_memory
-cli.main()
-"""
-
-
-@pytest.mark.slow
-def test_a_rank_that_fails_reports_once_and_nothing_starts_again(
-    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "fails.py").write_text(FAILS)
-    command = [sys.executable, str(tmp_path / "fails.py"), "train", str(world / "recipe.yaml")]
-    began = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    code = launch(
-        [*command, "--out", str(tmp_path / "run")], processes=2, then="", restarts=3, steps_done=count().__next__
-    )
-    assert code == 1
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == began
-    said, errors = capfd.readouterr()
-    assert says(errors, f"error: rank 1 on {socket.gethostname()}: ", "GPU memory"), errors
-    assert len(errors.splitlines()) == 1 and "starting again" not in said
-
-
 PROGRAM = """
 import os, pathlib, signal, sys, time
 folder, steps, ending = sys.argv[1:4]
@@ -230,7 +184,9 @@ def test_only_a_killed_process_is_started_again(
             assert ending == "stopped" or ("rank 1 was killed" in str(ended) and "the end" in str(ended))
             return ended.exit_code
 
+    began = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert run(lambda: len(os.listdir(tmp_path)) * 10) == code
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == began
     resumed = ["0 []", "1 ['--resume']", "2 ['--resume']"]
     assert sorted(os.listdir(tmp_path)) == resumed[:starts]
     said = capfd.readouterr().out

@@ -97,9 +97,3 @@ def test_one_version_everywhere() -> None:
     first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert first and first[1] == moslora.__version__
     assert parsed("CITATION.cff")["version"] == moslora.__version__
-
-
-def test_forms_ask_for_the_command_and_the_run_card() -> None:
-    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"):
-        asked = " ".join(field["attributes"]["label"] for field in parsed(str(path))["body"])
-        assert "command" in asked and "run.json" in asked, path.name

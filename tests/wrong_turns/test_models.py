@@ -100,17 +100,13 @@ def test_what_the_hub_answers(refused, monkeypatch, error, code, named):
 
 
 def test_that_there_is_no_gpu_is_said_before_a_download(here, world, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download", Mock(side_effect=huggingface_hub.errors.OfflineModeIsEnabled)
-    )
-    say_device.cache_clear()
-    code, out, err = run(capsys, "train", world / "recipe.yaml", "model.name=some/model")
-    assert code == 1 and out.startswith("device: CPU") and "some/model" in err
-    llama = "model.name=meta-llama/Meta-Llama-3-8B"
-    code, out, err = run(capsys, "train", world / "recipe.yaml", llama)
-    assert code == 1 and says(out, "no GPU here", " h on this CPU", "--gpu-memory 80GB") and "Meta-Llama-3-8B" in err
-    code, out, err = run(capsys, "eval", llama.partition("=")[2], "--tasks", "boolq", "--limit", 100)
-    assert code == 1 and says(out, "no GPU here", "100 questions", " on this CPU") and "Meta-Llama-3-8B" in err
+    offline = Mock(side_effect=huggingface_hub.errors.OfflineModeIsEnabled)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    llama = "meta-llama/Meta-Llama-3-8B"
+    for words in (("train", world / "recipe.yaml", f"model.name={llama}"), ("eval", llama, "--tasks", "boolq")):
+        say_device.cache_clear()
+        code, out, err = run(capsys, *words)
+        assert code == 1 and says(out, "device: CPU", "no GPU here", "on this CPU") and llama in err
 
 
 def test_what_is_known_before_a_download(refused, monkeypatch):

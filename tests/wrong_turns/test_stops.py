@@ -59,11 +59,10 @@ def closed_pipe():
     os.close(writing)
 
 
-@pytest.mark.parametrize(("command", "code"), [("recipes", 141), ("--help", 1)])
-def test_a_reader_that_went_away_sees_no_traceback(closed_pipe, command, code):
-    words = [sys.executable, "-m", "moslora", command]
+def test_a_reader_that_went_away_sees_no_traceback(closed_pipe):
+    words = [sys.executable, "-m", "moslora", "recipes"]
     process = subprocess.Popen(words, stdout=closed_pipe, stderr=subprocess.PIPE, text=True)
-    assert (process.communicate()[1], process.returncode) == ("", code)
+    assert (process.communicate()[1], process.returncode) == ("", 141)
 
 
 @pytest.mark.slow
@@ -95,8 +94,7 @@ cli.main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(SIGTERM, 143), (SIGINT, 130)])
-def test_a_stop_of_the_quickstart_reaches_its_workers(here, world, monkeypatch, number, code):
+def test_a_stop_of_the_quickstart_reaches_its_workers(here, world, monkeypatch):
     """The real command and two real workers, on the small world."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     long = load_recipe(world / "recipe.yaml", ["training.epochs=400", "training.log_every=1"])
@@ -104,9 +102,9 @@ def test_a_stop_of_the_quickstart_reaches_its_workers(here, world, monkeypatch, 
     process = python("-c", QUICKSTART, "quickstart", "--out", "q")
     while not Path("q/metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(number)
+    process.send_signal(SIGTERM)
     _, errors = process.communicate(timeout=120)  # which also waits for the workers to close these pipes
-    assert process.returncode == code, errors
+    assert process.returncode == 143, errors
     assert "Traceback" not in errors and "stopped: " in errors and "error" not in errors
     (step,) = Path("q/checkpoints").iterdir()
     lines = Path("q/metrics.jsonl").read_text().splitlines()
