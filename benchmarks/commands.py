@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from benchmarks import ROOT
@@ -96,3 +97,9 @@ def in_turns(
                 flush=True,
             )
     return found
+
+
+def run_command(*words: str | Path) -> None:
+    """Prints and runs it."""
+    print("$", *words, flush=True)
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)

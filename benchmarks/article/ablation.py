@@ -1,7 +1,7 @@
 """The pictures of the experiment mixer-ablation in docs/experiments.md.
 
-    python -m benchmarks.pictures ablation    # draws both, from docs/experiments/mixer-ablation
-    python -m benchmarks.article.ablation     # first trains the run again whose M is shown, in some minutes
+    python -m benchmarks.pictures --only ablation    # draws both, from docs/experiments/mixer-ablation
+    python -m benchmarks.article.ablation            # first trains the run again whose M is shown, in some minutes
 
 The tables of an experiment keep no adapters. The matrices of one run are beside this file, as float32: M at the end and
 M₀ at the start, of six layers.
@@ -61,18 +61,15 @@ def pictures() -> dict[str, str]:
     found = load(EXPERIMENT)
     with tempfile.TemporaryDirectory() as folder:
         canvas = Canvas(Path(folder), found.names)
-        differences = draw_forest(canvas, found, "differences", arms=found.names[1:], outcomes=OUTCOMES, width=6.6)
-        mixers = draw_mixers(canvas, "mixers", mapped(kept_layers()))
-    return {
-        "mixer-ablation/differences.svg": from_report(differences),
-        "mixer-ablation/mixers.svg": from_report(mixers),
-    }
-
-
-def main() -> None:
-    train_again()
-    write_pictures(pictures())
+        figures = {
+            "differences": draw_forest(
+                canvas, found, "differences", arms=found.names[1:], outcomes=OUTCOMES, width=6.6
+            ),
+            "mixers": draw_mixers(canvas, "mixers", mapped(kept_layers())),
+        }
+    return {f"mixer-ablation/{name}.svg": from_report(figure) for name, figure in figures.items()}
 
 
 if __name__ == "__main__":
-    main()
+    train_again()
+    write_pictures(pictures())

@@ -1,5 +1,6 @@
 """What is compared: mixers with LoRA or with each other, butterflies with their twins."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.article.trajectories import (
     RANK,
+    Layer,
     Start,
     Trajectory,
     dense,
@@ -46,43 +48,36 @@ path = cache(train)
 def comparisons() -> dict[str, Comparison]:
     """Mixers against LoRA from Â = M · A, unless the label says otherwise."""
     a = draw_a()
-    wide = draw_a(RANK + 2)
     q = draw_orthogonal()
-    p = draw_signed_permutation()
-    kaiming = draw_kaiming()
-    double = tuple(2 * m for m in q)
+    rows = draw_orthogonal(seed=5)
+    half = tuple(left[:, : RANK // 2] @ right[: RANK // 2] for left, right in zip(q, rows, strict=True))
     orthonormal = tuple(m[:RANK] for m in draw_orthogonal(RANK + 2))
-    half_columns = [m[:, : RANK // 2] for m in q]
-    half_rows = [m[: RANK // 2] for m in draw_orthogonal(seed=5)]
-    half = tuple(columns @ rows for columns, rows in zip(half_columns, half_rows, strict=True))
-    eyes = identities()
+    p = draw_signed_permutation()
+    fixed = {"Q": q, "P": p, "half": half, "2Q": tuple(2 * m for m in q), "K": draw_kaiming()}
+    start = {name: dense(a, ms, learned=False) for name, ms in fixed.items()}
+    start["R"] = dense(draw_a(RANK + 2), orthonormal, learned=False)
+    for name, ms in {"Q": q, "I": identities(), "K": fixed["K"]}.items():
+        start[f"{name} learned"] = dense(a, ms, learned=True)
+    twin = {name: folded(one) for name, one in start.items()}
 
-    turned = dense(a, q, learned=False)
-    scaled = dense(a, double, learned=False)
-    learned = dense(a, q, learned=True)
-    from_eyes = dense(a, eyes, learned=True)
-    from_kaiming = dense(a, kaiming, learned=True)
-    lora_a = folded(dense(a, eyes, learned=False))
-    lora_turned = folded(turned)
-    lora_scaled = folded(scaled)
-    lora_kaiming = folded(from_kaiming)
-
-    def against_lora(label: str, start: Start) -> Comparison:
-        return Comparison(label, start, folded(start))
+    def against_lora(label: str, name: str, *, rate_a: float = 1.0) -> Comparison:
+        return Comparison(label, start[name], twin[name], rate_a)
 
     return {
-        "Q": Comparison("orthogonal Q, fixed", turned, lora_turned),
-        "Q or none": Comparison("orthogonal Q, fixed; LoRA from A itself", turned, lora_a),
-        "P": against_lora("signed permutation P, fixed", dense(a, p, learned=False)),
-        "R": against_lora(f"orthonormal rows R ({RANK} × {RANK + 2}), fixed", dense(wide, orthonormal, learned=False)),
-        "half": against_lora("singular values 1, 1, 0, 0, fixed", dense(a, half, learned=False)),
-        "2Q rated": Comparison("2Q, fixed; LoRA with 4 × the rate of A", scaled, lora_scaled, rate_a=4.0),
-        "2Q": Comparison("2Q, fixed", scaled, lora_scaled),
-        "K": Comparison("Kaiming K, fixed", dense(a, kaiming, learned=False), lora_kaiming),
-        "Q learned": Comparison("orthogonal, learned", learned, lora_turned),
-        "I learned": Comparison("identity, learned", from_eyes, lora_a),
-        "K learned": Comparison("Kaiming, learned", from_kaiming, lora_kaiming),
-        "Q or I learned": Comparison("orthogonal against identity, both learned", learned, from_eyes),
+        "Q": against_lora("orthogonal Q, fixed", "Q"),
+        "Q or none": Comparison("orthogonal Q, fixed; LoRA from A itself", start["Q"], twin["I learned"]),
+        "P": against_lora("signed permutation P, fixed", "P"),
+        "R": against_lora(f"orthonormal rows R ({RANK} × {RANK + 2}), fixed", "R"),
+        "half": against_lora("singular values 1, 1, 0, 0, fixed", "half"),
+        "2Q rated": against_lora("2Q, fixed; LoRA with 4 × the rate of A", "2Q", rate_a=4.0),
+        "2Q": against_lora("2Q, fixed", "2Q"),
+        "K": against_lora("Kaiming K, fixed", "K"),
+        "Q learned": against_lora("orthogonal, learned", "Q learned"),
+        "I learned": against_lora("identity, learned", "I learned"),
+        "K learned": against_lora("Kaiming, learned", "K learned"),
+        "Q or I learned": Comparison(
+            "orthogonal against identity, both learned", start["Q learned"], start["I learned"]
+        ),
     }
 
 
@@ -98,10 +93,7 @@ def butterfly(*, normalize: bool) -> Start:
 
 def half_rank(start: Start, *, normalize: bool) -> Start:
     """The butterfly's twin of rank RANK: from A₁ + A₂; normalised, from (A₁ + A₂) / √2."""
-    gain = 1.0
-    if normalize:
-        gain = 2**0.5
-    return folded(start, gain=gain)
+    return folded(start, gain=2**0.5 if normalize else 1.0)
 
 
 def twin_rule(rule: Rule, *, normalize: bool) -> Rule:
@@ -111,14 +103,8 @@ def twin_rule(rule: Rule, *, normalize: bool) -> Rule:
     twin's factor. The first does not matter to an update that ignores the gradient's size. Muon's polar factor of two
     equal halves is that of one half over √2.
     """
-    scale = 1.0
-    if normalize:
-        scale = 2**-0.5
-    rate = 2 * scale
-    if rule.kind == "sgd":
-        rate *= scale
-    elif rule.kind == "muon":
-        rate *= 2**-0.5
+    scale = 2**-0.5 if normalize else 1.0
+    rate = 2 * scale * {"sgd": scale, "muon": 2**-0.5}.get(rule.kind, 1.0)
     return replace(
         rule,
         lr=rule.lr * rate,
@@ -135,31 +121,27 @@ def butterfly_distances(rule: Rule, *, normalize: bool) -> tuple[Tensor, Tensor]
     start = butterfly(normalize=normalize)
     twin = half_rank(start, normalize=normalize)
     mixed = train(start, rule)
-    under_twin_rule = train(twin, twin_rule(rule, normalize=normalize))
-    under_own_rule = train(twin, rule)
-    return distance(mixed, under_twin_rule), distance(mixed, under_own_rule)
+    rules = (twin_rule(rule, normalize=normalize), rule)
+    under_twin_rule, under_own = (distance(mixed, train(twin, one)) for one in rules)
+    return under_twin_rule, under_own
 
 
 def smallest_growth(trajectory: Trajectory, start: Start) -> Tensor:
     """eig_min(M Mᵀ − M₀ M₀ᵀ) after each step, the smaller of the layers'; shape ``(steps,)``."""
-    first = [mixer.matrix().detach() for mixer in start.mixers]
-    growth = []
-    for layers in trajectory.layers:
-        of_step = [layer.m @ layer.m.T - m @ m.T for layer, m in zip(layers, first, strict=True)]
-        growth.append(torch.stack(of_step))
-    return torch.linalg.eigvalsh(torch.stack(growth)).amin((1, 2))
+    growth = over_steps(trajectory, start, lambda layer, m: layer.m @ layer.m.T - m @ m.T)
+    return torch.linalg.eigvalsh(growth).amin((1, 2))
 
 
 def drift(trajectory: Trajectory, start: Start) -> Tensor:
     """‖(BᵀB − M Mᵀ) − (its start)‖ after each step, Frobenius over both layers; shape ``(steps,)``."""
+    changes = over_steps(trajectory, start, lambda layer, m: layer.b.T @ layer.b - layer.m @ layer.m.T + m @ m.T)
+    return changes.flatten(1).norm(dim=1)
+
+
+def over_steps(trajectory: Trajectory, start: Start, of: Callable[[Layer, Tensor], Tensor]) -> Tensor:
+    """What ``of`` makes of each layer and its M₀; shape ``(steps, layers, …)``."""
     first = [mixer.matrix().detach() for mixer in start.mixers]
-    changes = []
-    for layers in trajectory.layers:
-        of_step = []
-        for layer, m in zip(layers, first, strict=True):
-            of_step.append(layer.b.T @ layer.b - layer.m @ layer.m.T + m @ m.T)
-        changes.append(torch.stack(of_step))
-    return torch.stack(changes).flatten(1).norm(dim=1)
+    return torch.stack([torch.stack(list(map(of, layers, first))) for layers in trajectory.layers])
 
 
 def start_matters(rule: Rule, *, draws: int, after: tuple[int, ...]) -> dict[int, tuple[float, float]]:
@@ -173,12 +155,10 @@ def start_matters(rule: Rule, *, draws: int, after: tuple[int, ...]) -> dict[int
         For each of these steps the mean of the differences and its standard error.
     """
     differences = []
-    for seed in range(draws):
-        a = draw_a(seed=100 + 2 * seed)
-        q = draw_orthogonal(seed=101 + 2 * seed)
-        from_orthogonal = train(dense(a, q, learned=True), rule).deltas
-        from_identity = train(dense(a, identities(), learned=True), rule).deltas
-        differences.append([loss(from_orthogonal[step - 1]) - loss(from_identity[step - 1]) for step in after])
+    for seed in range(100, 100 + 2 * draws, 2):
+        both = (draw_orthogonal(seed=seed + 1), identities())
+        one, other = (train(dense(draw_a(seed=seed), ms, learned=True), rule).deltas for ms in both)
+        differences.append([loss(one[step - 1]) - loss(other[step - 1]) for step in after])
     values = torch.tensor(differences, dtype=torch.float64)
     means = values.mean(0).tolist()
     errors = (values.std(0) / draws**0.5).tolist()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
@@ -71,15 +72,6 @@ SIDE_A = Side(A, left=A_LEFT, edge=A_LEFT, bar=X + BAR / 2)
 SIDE_B = Side(B, left=B_LEFT, edge=B_RIGHT, bar=Y - BAR / 2)
 
 
-class Area(NamedTuple):
-    """A rectangle."""
-
-    left: float
-    low: float
-    width: float
-    height: float
-
-
 class Shown(NamedTuple):
     """A picture of a matrix; ``colour`` is that of its entries above zero."""
 
@@ -91,17 +83,13 @@ class Shown(NamedTuple):
 
 def blocks(name: str, shape: str, count: int) -> list[Block]:
     """``count`` blocks of one shape, each joined to all of x or y."""
-    names = [name]
-    if count > 1:
-        names = [f"{name}{subscript}" for subscript in "₁₂₃₄"[:count]]
-    return [Block(one, shape) for one in names]
+    subscripts = [""] if count == 1 else "₁₂₃₄"[:count]
+    return [Block(f"{name}{subscript}", shape) for subscript in subscripts]
 
 
 def colour_of(value: float, positive: str) -> str:
     """The colour of an entry of a matrix, ``positive`` if it is above zero."""
-    if value > 0:
-        return positive
-    return NEGATIVE
+    return positive if value > 0 else NEGATIVE
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -130,37 +118,20 @@ def nodes(count: int, rank: int, middle: float) -> list[float]:
     return places
 
 
-def box(axes: Axes, area: Area, colour: str, text: str, small: str = "") -> None:
+def box(
+    axes: Axes, corner: tuple[float, float], width: float, height: float, colour: str, text: str, small: str = ""
+) -> None:
     """A filled rectangle with a text, and with a small one below it."""
     rounded = "round,pad=0,rounding_size=0.05"
-    corner = (area.left, area.low)
-    shape = FancyBboxPatch(corner, area.width, area.height, boxstyle=rounded, facecolor=colour, edgecolor="none")
+    shape = FancyBboxPatch(corner, width, height, boxstyle=rounded, facecolor=colour, edgecolor="none")
     shape.set_zorder(2.5)  # over lines, under text
     axes.add_patch(shape)
-    x = area.left + area.width / 2
-    y = area.low + area.height / 2
-    lift = 0.0
-    if small:
-        lift = 0.09
-    axes.text(x, y + lift, text, color="white", ha="center", va="center", weight="bold", size=11)
-    axes.text(x, y - lift, small, color="white", ha="center", va="center", size=8)
-
-
-def fan(axes: Axes, bar: tuple[float, float, float], edge: tuple[float, float, float], colour: str) -> None:
-    """What a block reads of x, or adds to y; both ends as place, low, high."""
-    x_bar, low, high = bar
-    x_edge, bottom, top = edge
-    corners = [(x_bar, low), (x_bar, high), (x_edge, top), (x_edge, bottom)]
-    axes.add_collection(PolyCollection([corners], facecolor=colour, alpha=0.2, edgecolor="none"))
-
-
-class Strand(NamedTuple):
-    """The line of one entry of M; ``size`` is its share of the largest."""
-
-    size: float
-    start: tuple[float, float]
-    end: tuple[float, float]
-    colour: str
+    x = corner[0] + width / 2
+    y = corner[1] + height / 2
+    lift = 0.09 if small else 0.0
+    centred: Any = {"color": "white", "ha": "center", "va": "center"}
+    axes.text(x, y + lift, text, weight="bold", size=11, **centred)
+    axes.text(x, y - lift, small, size=8, **centred)
 
 
 def strands(axes: Axes, m: Tensor, *, parts: tuple[int, int], middle: float) -> None:
@@ -168,21 +139,15 @@ def strands(axes: Axes, m: Tensor, *, parts: tuple[int, int], middle: float) -> 
     starts = nodes(parts[0], m.shape[1], middle)
     ends = nodes(parts[1], m.shape[0], middle)
     largest = m.abs().max().item()
-    drawn = []
-    for j, i in m.nonzero().tolist():
-        value = m[j, i].item()
-        size = abs(value) / largest
-        drawn.append(Strand(size, (A_RIGHT, starts[i]), (B_LEFT, ends[j]), colour_of(value, M)))
-    drawn.sort(key=lambda strand: strand.size)  # the largest on top
-    strength = 1.0
-    if len(drawn) > 3 * len(ends):
-        strength = 0.7  # a crowd
+    entries = [(j, i, m[j, i].item()) for j, i in m.nonzero().tolist()]
+    entries.sort(key=lambda entry: abs(entry[2]) / largest)  # the largest on top
+    strength = 0.7 if len(entries) > 3 * len(ends) else 1.0  # a crowd
     axes.add_collection(
         LineCollection(
-            [[strand.start, strand.end] for strand in drawn],
-            colors=[strand.colour for strand in drawn],
-            linewidths=[strength * (0.4 + 1.5 * strand.size) for strand in drawn],
-            alpha=[strength * (0.3 + 0.7 * strand.size) for strand in drawn],
+            [[(A_RIGHT, starts[i]), (B_LEFT, ends[j])] for j, i, _ in entries],
+            colors=[colour_of(value, M) for *_, value in entries],
+            linewidths=[strength * (0.4 + 1.5 * (abs(value) / largest)) for *_, value in entries],
+            alpha=[strength * (0.3 + 0.7 * (abs(value) / largest)) for *_, value in entries],
         )
     )
 
@@ -211,13 +176,13 @@ def flow(
 
 
 def draw_blocks(axes: Axes, parts: Sequence[Block], side: Side, *, middle: float) -> None:
-    """The blocks of A or B, and what each is joined to."""
+    """The blocks of A or B, and what each is joined to: what it reads of x, or adds to y."""
     low = middle - TALL / 2
     for part, (bottom, top) in zip(parts, heights(len(parts), SHORT, middle), strict=True):
-        begin, end = part.joined
-        fan(axes, (side.bar, low + begin * TALL, low + end * TALL), (side.edge, bottom, top), side.colour)
-        area = Area(side.left, bottom, width=A_RIGHT - A_LEFT, height=top - bottom)
-        box(axes, area, side.colour, part.name, part.shape)
+        begin, end = (low + share * TALL for share in part.joined)
+        corners = [(side.bar, begin), (side.bar, end), (side.edge, top), (side.edge, bottom)]
+        axes.add_collection(PolyCollection([corners], facecolor=side.colour, alpha=0.2, edgecolor="none"))
+        box(axes, (side.left, bottom), A_RIGHT - A_LEFT, top - bottom, side.colour, part.name, part.shape)
 
 
 def picture(axes: Axes, shown: Shown, *, left: float, low: float, size: float) -> None:
@@ -238,34 +203,30 @@ def picture(axes: Axes, shown: Shown, *, left: float, low: float, size: float) -
 
 
 def squares(shown: Shown, *, left: float, top: float, cell: float) -> dict[str, list[Path]]:
-    """Colour -> the squares of the entries that have it."""
+    """Colour -> the squares of the entries that have it, to thousandths of an inch."""
     m = shown.matrix
     largest = m.abs().max().item()
     found: dict[str, list[Path]] = {shown.colour: [], NEGATIVE: []}
     for j, i in m.nonzero().tolist():
         value = m[j, i].item()
         half = 0.46 * cell * (abs(value) / largest) ** 0.5
-        square = square_around(left + (i + 0.5) * cell, top - (j + 0.5) * cell, half)
-        found[colour_of(value, shown.colour)].append(square)
+        x = left + (i + 0.5) * cell
+        y = top - (j + 0.5) * cell
+        ends = [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
+        corners = np.round([*ends, ends[0]], 3)
+        found[colour_of(value, shown.colour)].append(Path(corners, closed=True))
     return found
-
-
-def square_around(x: float, y: float, half: float) -> Path:
-    """The square of twice this side, to thousandths of an inch."""
-    left = round(x - half, 3)
-    right = round(x + half, 3)
-    low = round(y - half, 3)
-    high = round(y + half, 3)
-    return Path([(left, low), (right, low), (right, high), (left, high), (left, low)], closed=True)
 
 
 def below(axes: Axes, text: str, colour: str, *, to: float, width: float, middle: float) -> None:
     """A box under a flow that begins at the left edge, with a line from x."""
     bottom = middle - TALL / 2
-    area = Area(to - width / 2, low=bottom - 0.6, width=width, height=0.34)
-    box(axes, area, colour, text)
-    half_up = area.low + area.height / 2
-    axes.plot([X, X, area.left], [bottom, half_up, half_up], color=colour, linewidth=1.3)
+    low = bottom - 0.6
+    left = to - width / 2
+    height = 0.34
+    box(axes, (left, low), width, height, colour, text)
+    half_up = low + height / 2
+    axes.plot([X, X, left], [bottom, half_up, half_up], color=colour, linewidth=1.3)
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:

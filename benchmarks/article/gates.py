@@ -7,9 +7,7 @@ The arm's runs of `article-second` are trained again, and each measures the pass
 kept in --work, and not done again.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from benchmarks import ROOT
+from benchmarks.commands import command
 from benchmarks.tables import machine, markdown
 from moslora.adapters import describe_task
 from moslora.adapters.injection import task_names
@@ -43,7 +42,7 @@ RATES = {"moelora": 8e-3, "moelora-low": 4e-3}
 """The arms, with the rates at which they were scored."""
 
 MEAN = "the mean gate"
-BASE = "base"
+BASE = "the base"
 
 
 def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, gate: str | None) -> float:
@@ -65,56 +64,40 @@ def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Rec
 
 
 def measured(planned: Planned, work: Path) -> dict[str, float]:
-    """Gate -> nats per byte of one run, which is trained first."""
+    """Gate -> nats per byte of one run, which is trained first; and those of its base."""
     kept = work / f"{planned.name}.json"
-    if kept.exists():
-        found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
-        return found
-    run = work / planned.name
-    if not (run / "adapter").exists():
-        train_recipe(planned.recipe, out=run)
-    model = load_adapted(open_adapter(run / "adapter"))
-    tokenizer = load_tokenizer(planned.recipe.model)
-    found = {MEAN: nats(model, tokenizer, planned.recipe, None)}
-    for task in task_names(model):
-        found[task] = nats(model, tokenizer, planned.recipe, task)
-        print(planned.name, task, f"{found[task]:.4f}", flush=True)
-    write_json(kept, found)
-    return found
-
-
-def of_base(recipe: Recipe, work: Path) -> float:
-    """Nats per byte without an adapter."""
-    kept = work / f"{BASE}.json"
     if not kept.exists():
-        model = load_base(recipe.model)
-        write_json(kept, {BASE: nats(model, load_tokenizer(recipe.model), recipe, None)})
-    found: float = json.loads(kept.read_text(encoding="utf-8"))[BASE]
-    return found
+        recipe = planned.recipe
+        run = work / planned.name
+        if not (run / "adapter").exists():
+            train_recipe(recipe, out=run)
+        tokenizer = load_tokenizer(recipe.model)
+        model = load_adapted(open_adapter(run / "adapter"))
+        gates = {MEAN: None, **{task: task for task in task_names(model)}}
+        found = {BASE: nats(load_base(recipe.model), tokenizer, recipe, None)}
+        for name, gate in gates.items():
+            found[name] = nats(model, tokenizer, recipe, gate)
+            print(planned.name, name, f"{found[name]:.4f}", flush=True)
+        write_json(kept, found)
+    found_before: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+    return found_before
 
 
-def table(runs: Sequence[dict[str, float]], base: float) -> str:
+def table(runs: Sequence[dict[str, float]]) -> str:
     """What was lost under each gate, over the seeds."""
     rows = [["gate", "nats per byte lost"]]
     for gate in runs[0]:
-        rows.append([gate, mean_in_words([run[gate] - base for run in runs], digits=4)])
+        if gate != BASE:
+            rows.append([gate, mean_in_words([run[gate] - run[BASE] for run in runs], digits=4)])
     return markdown(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arm", choices=RATES, default="moelora", help="%(default)s")
-    parser.add_argument("--seeds", type=int, default=6, help="how many of the experiment's, in its order")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks" / "gates", help="for the files")
-    given = parser.parse_args(arguments)
-    planned = load_experiment(EXPERIMENT).planned([(given.arm, RATES[given.arm])], scored=True)[: given.seeds]
-    given.work.mkdir(parents=True, exist_ok=True)
-    base = of_base(planned[0].recipe, given.work)
-    runs = [measured(one, given.work) for one in planned]
-    print(machine())
-    print(table(runs, base))
-    return 0
+def main(*, arm: str = "moelora", seeds: int = 6, work: Path = ROOT / "runs" / "benchmarks" / "gates") -> None:
+    planned = load_experiment(EXPERIMENT).planned([(arm, RATES[arm])], scored=True)[:seeds]
+    work.mkdir(parents=True, exist_ok=True)
+    runs = [measured(one, work) for one in planned]
+    print(machine(), table(runs), sep="\n\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main, arm=RATES)

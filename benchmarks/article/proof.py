@@ -34,10 +34,9 @@ from benchmarks.article.update_rules import (
     NESTEROV,
     SGD,
     TORCH_MUON,
-    Rule,
 )
 from benchmarks.svg import INK, from_figure, write_pictures
-from benchmarks.tables import markdown, write_between
+from benchmarks.tables import markdown, publish
 
 FLOOR = 1e-17
 """Where a distance of exactly zero is drawn."""
@@ -78,24 +77,15 @@ RULES = (*EQUIVARIANT, *ELEMENTWISE, TORCH_MUON)
 
 
 def measure() -> Distances:
-    found = {}
-    for rule in RULES:
-        found[rule.name] = {key: pair.distances(rule) for key, pair in comparisons().items()}
-    return found
+    return {rule.name: {key: pair.distances(rule) for key, pair in comparisons().items()} for rule in RULES}
 
 
 def largest_table(found: Distances) -> str:
     """The largest distance of each comparison under each rule."""
-    rows = [["", *(rule.name for rule in RULES)]]
+    rows = [["", *found]]
     for key, pair in comparisons().items():
-        cells = [short(largest(found, rule, key)) for rule in RULES]
-        rows.append([pair.label, *cells])
+        rows.append([pair.label, *(short(of_rule[key].max().item()) for of_rule in found.values())])
     return markdown(rows, numbers=True)
-
-
-def largest(found: Distances, rule: Rule, key: str) -> float:
-    """The largest distance of a comparison under a rule, over the steps."""
-    return found[rule.name][key].max().item()
 
 
 def twins_table() -> str:
@@ -130,6 +120,13 @@ def short(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def mark_rounding(axis: Axes) -> None:
+    """A logarithmic scale of distances, with a band for those that are equal."""
+    axis.set(yscale="log", ylim=(FLOOR / 2, 5))
+    axis.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
+    axis.axhspan(FLOOR / 2, ROUNDING, color=INK, alpha=0.12, linewidth=0, zorder=0)
+
+
 def draw_distances(found: Distances) -> Figure:
     """Distance over steps: a panel a rule, a line a mixer."""
     lines = {
@@ -141,15 +138,14 @@ def draw_distances(found: Distances) -> Figure:
         "K learned": (RED, "--", "Kaiming, learned"),
     }
     figure, axes = plt.subplots(2, 3, figsize=(10, 7), sharex=True, sharey=True)
-    steps = range(1, STEPS + 1)
     for axis, rule in zip(axes.flat, (SGD, NESTEROV, MUON, CLIP_VALUE, ADAM, LION), strict=True):
         for key, (colour, dashes, label) in lines.items():
-            axis.plot(steps, found[rule.name][key].clamp(min=FLOOR), dashes, color=colour, label=label)
-        axis.set(title=rule.name, xscale="log", yscale="log", xlim=(1, STEPS), ylim=(FLOOR / 2, 5))
+            values = found[rule.name][key].clamp(min=FLOOR)
+            axis.plot(range(1, STEPS + 1), values, dashes, color=colour, label=label)
+        axis.set(title=rule.name, xscale="log", xlim=(1, STEPS))
         axis.set_xticks([1, 2, 5, 10, 20, STEPS], ["1", "2", "5", "10", "20", str(STEPS)])
         axis.set_xticks([], minor=True)
-        axis.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
-        axis.axhspan(FLOOR / 2, ROUNDING, color=INK, alpha=0.12, linewidth=0, zorder=0)
+        mark_rounding(axis)
     axes[0, 0].text(50, 2e-11, "equal to rounding", ha="right", va="top", fontsize=9)
     for row, kind in enumerate(("commutes with rotations", "works entry by entry")):
         axes[row, 0].set_ylabel(f"update {kind}\n\nrelative distance of ΔW")
@@ -164,10 +160,7 @@ def draw_heat_map(found: Distances) -> Figure:
     """The largest distance of each comparison under each rule."""
     pairs = comparisons()
     rules = (*EQUIVARIANT, *ELEMENTWISE)
-    rows = []
-    for key in pairs:
-        rows.append([largest(found, rule, key) for rule in rules])
-    distances = torch.tensor(rows)
+    distances = torch.tensor([[found[rule.name][key].max() for rule in rules] for key in pairs])
     figure, axis = plt.subplots(figsize=(10, 6))
     # The darkest end for what is equal, so that the two kinds part in a grey print as well.
     image = axis.imshow(distances.clamp(min=FLOOR).log10(), cmap="cividis", vmin=-16, vmax=0, aspect="auto")
@@ -178,7 +171,14 @@ def draw_heat_map(found: Distances) -> Figure:
     axis.set_xticks(range(len(rules)), [rule.name.replace(" ", "\n") for rule in rules], fontsize=9)
     axis.set_yticks(range(len(pairs)), [pair.label for pair in pairs.values()])
     axis.xaxis.tick_top()
-    separate_cells(axis, rows=len(pairs), columns=len(rules))
+    # White lines between the cells, and neither ticks nor a frame.
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.grid(False)
+    axis.set_xticks([column + 0.5 for column in range(len(rules) - 1)], minor=True)
+    axis.set_yticks([row + 0.5 for row in range(len(pairs) - 1)], minor=True)
+    axis.grid(which="minor", color="white", linewidth=1.2)
+    axis.tick_params(which="minor", length=0)
     axis.axvline(len(EQUIVARIANT) - 0.5, color=INK, linewidth=4)
     bar = figure.colorbar(image, ax=axis, fraction=0.025, pad=0.02, ticks=[-16, -12, -8, -4, 0])
     bar.ax.set_yticklabels(["10⁻¹⁶", "10⁻¹²", "10⁻⁸", "10⁻⁴", "1"])
@@ -188,24 +188,13 @@ def draw_heat_map(found: Distances) -> Figure:
     return figure
 
 
-def separate_cells(axis: Axes, *, rows: int, columns: int) -> None:
-    """White lines between the cells of a heat map, and neither ticks nor a frame."""
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.grid(False)
-    axis.set_xticks([column + 0.5 for column in range(columns - 1)], minor=True)
-    axis.set_yticks([row + 0.5 for row in range(rows - 1)], minor=True)
-    axis.grid(which="minor", color="white", linewidth=1.2)
-    axis.tick_params(which="minor", length=0)
-
-
 def draw_conservation() -> Figure:
     """How M Mᵀ grows, and how far BᵀB − M Mᵀ drifts, while the rate is halved and the path refined."""
     start = comparisons()["Q learned"].start
     colours = {SGD: (GREEN, BLUE, SKY), ADAM: (PURPLE, RED, ORANGE)}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2))
-    for rule in colours:
-        for repeat, colour, dashes in zip((1, 2, 4), colours[rule], ("-", "--", ":"), strict=True):
+    for rule, of_rule in colours.items():
+        for repeat, colour, dashes in zip((1, 2, 4), of_rule, ("-", "--", ":"), strict=True):
             taken = path(start, rule, repeat=repeat)
             time = torch.arange(1, STEPS * repeat + 1) / (STEPS * repeat)
             label = f"{rule.name}, rate {rule.lr / repeat:g}"
@@ -230,10 +219,9 @@ def draw_butterfly() -> Figure:
             for values, dashes, against in zip(pair, ("-", "--"), ("twin’s rule", "same rule"), strict=True):
                 line = values.clamp(min=FLOOR)
                 axis.plot(range(1, STEPS + 1), line, dashes, color=colour, label=f"{kind}, {against}")
-        axis.set(title=rule.name, yscale="log", ylim=(FLOOR / 2, 5), xlim=(1, STEPS), xlabel="step")
+        axis.set(title=rule.name, xlim=(1, STEPS), xlabel="step")
         axis.set_xticks([1, 20, 40, 60])
-        axis.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
-        axis.axhspan(FLOOR / 2, ROUNDING, color=INK, alpha=0.12, linewidth=0, zorder=0)
+        mark_rounding(axis)
     axes[0].set_ylabel("relative distance of ΔW")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=9)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
@@ -252,21 +240,10 @@ def pictures(found: Distances) -> dict[str, str]:
         return {f"proof/{name}.svg": from_figure(figure) for name, figure in figures.items()}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    found = measure()
-    write_pictures(pictures(found))
-    blocks = {
-        "largest": largest_table(found),
-        "twins": twins_table(),
-        "starts": starts_table(),
-    }
-    page = DOCS / "proof.md"
-    for name, block in blocks.items():
-        print(f"\n{name}\n\n{block}")
-        write_between(page, f"table: {name}", block)
-    print(f"\nwritten: {page}")
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    measured = measure()
+    write_pictures(pictures(measured))
+    tables = {"largest": largest_table(measured), "twins": twins_table(), "starts": starts_table()}
+    for name, table in tables.items():
+        publish(table, DOCS / "proof.md", f"table: {name}", print_only=False)

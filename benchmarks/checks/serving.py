@@ -11,7 +11,6 @@ run has answered. Two of them are faults: the base alone, and the adapter at 0.9
 import ctypes
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import DOCS, ROOT
-from benchmarks.commands import command
+from benchmarks.commands import command, run_command
 from benchmarks.tables import machine, markdown, publish
 from moslora.base.resolve import locate
 from moslora.download.wheels import home
@@ -56,12 +55,6 @@ class Form:
     model: Path
     adapter: Path | None = None
     scale: float = 1.0
-
-
-def run_command(*words: str | Path) -> None:
-    """Prints and runs it."""
-    print("$", *words, flush=True)
-    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
 
 
 def unpacked() -> Path:
@@ -144,8 +137,8 @@ def converted(run: Path, work: Path, llama: Path, llama_cpp: Any) -> list[Form]:
     return forms
 
 
-def verified(form: Form, run: Path, work: Path) -> Report:
-    """What `moslora verify` says of the form behind llama.cpp's server."""
+def started(form: Form) -> Any:
+    """llama.cpp's server of this form."""
     import xllamacpp
 
     how = xllamacpp.CommonParams()
@@ -155,10 +148,13 @@ def verified(form: Form, run: Path, work: Path) -> Report:
     how.cpuparams.n_threads = torch.get_num_threads()
     if form.adapter:
         how.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(form.adapter), form.scale)]
-    server = xllamacpp.Server(how)
-    return verify(
-        run, server.listening_address, at_once=1, out=work / "verify" / form.name.replace(" ", "-").replace(",", "")
-    )
+    return xllamacpp.Server(how)
+
+
+def verified(form: Form, run: Path, work: Path) -> Report:
+    """What `moslora verify` says of the form behind llama.cpp's server."""
+    server = started(form)
+    return verify(run, server.listening_address, at_once=1, out=work / "verify" / form.name)
 
 
 def publish_reports(name: str, heading: str, reports: Iterable[tuple[str, Report, str]], *, print_only: bool) -> None:

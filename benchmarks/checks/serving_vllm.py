@@ -18,8 +18,8 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.checks.serving import TRAINING, WORK, publish_reports, run_command
-from benchmarks.commands import command
+from benchmarks.checks.serving import TRAINING, WORK, publish_reports
+from benchmarks.commands import command, run_command
 from moslora.base.resolve import locate
 from moslora.runs.adapter_folder import open_adapter
 from moslora.verify.report import Report

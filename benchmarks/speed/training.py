@@ -10,7 +10,6 @@ q, k, v, up and down, AdamW. ``paper`` has the loss on every token and dropout 0
 and no dropout.
 
     ours            this program, MoSLoRA's dense mixer          lora      the same with the identity
-    extends=peft/lora   this program, with PEFT's LoRA layers; so any override of a recipe, as model.engine=transformers
     peft:4:random   PEFT's LoRA as the released script runs it: micro-batches of 4, padded left
     peft:…          … with other sizes of micro-batch and ways to sample
 """
@@ -122,17 +121,14 @@ def work(who: str, setting: str, steps: int) -> dict[str, float]:
 def trained_by(who: str, encoded: Sequence[Any], recipe: Any, *, size: int = STEP) -> dict[str, float]:
     """Training by the contestant of that name, in steps of so many rows."""
     from moslora.mixer_options import IdentityOptions
-    from moslora.recipe import load_recipe
 
     name, *how = who.split(":")
     if name == "peft":
         return peft(encoded, recipe, size=size, micro_batch=int(how[0]), sampling=how[1])
-    adapter = recipe.adapter
-    if who == "lora":
-        adapter = adapter.model_copy(update={"mixer": IdentityOptions()})
-    elif who != "ours":
-        adapter = load_recipe("smollm2-135m", [who]).adapter
-    return ours(encoded, recipe.model_copy(update={"adapter": adapter}), size=size)
+    if name == "lora":
+        adapter = recipe.adapter.model_copy(update={"mixer": IdentityOptions()})
+        recipe = recipe.model_copy(update={"adapter": adapter})
+    return ours(encoded, recipe, size=size)
 
 
 def main(

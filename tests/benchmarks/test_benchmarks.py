@@ -1,20 +1,23 @@
 """The benchmarks: what they say of the methods is so, and they run."""
 
+import json
 import re
-import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.article import methods
-from benchmarks.article.method_checks import METHODS, Settings, parameters, recipe_text
+from benchmarks.article import method_checks, methods
+from benchmarks.article.method_checks import METHODS, Method, becomes, examine, parameters, recipe_text
 from benchmarks.tables import spread, write_between
 from benchmarks.timing import alternate
 from moslora.adapters import MIXERS, describe_batch, inject
+from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.recipe import list_recipes, load_recipe
+from moslora.training import train_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -27,11 +30,12 @@ def test_every_shipped_method_is_measured_and_described() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.recipe)
-def test_formula_gives_the_number_of_parameters(method, tmp_path: Path) -> None:
+def test_formula_gives_the_number_of_parameters(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the shapes of a model with grouped-query attention; `parameters` raises where formula and count differ."""
-    settings = Settings(base="llama3-8b", steps=4, pairs=2, rows=2, questions=2)
-    text = recipe_text(method.recipe, settings, steps=4)
-    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(method_checks, "BASE", "llama3-8b")
+    (tmp_path / "recipe.yaml").write_text(recipe_text(method.recipe, steps=4), encoding="utf-8")
     recipe = load_recipe(tmp_path / "recipe.yaml", ["data.source=wheel", "data.format=label"])
     found = parameters(method, recipe, rank=16)
     assert found["lora"] == 28_311_552
@@ -42,31 +46,23 @@ def test_formula_gives_the_number_of_parameters(method, tmp_path: Path) -> None:
 def test_what_goes_with_what_is_what_the_rules_say(tmp_path: Path) -> None:
     """Every cell of the page's table that says yes or no, against the recipes that load."""
     (tmp_path / "recipe.yaml").write_text("model: {name: x}", encoding="utf-8")
-    header = re.search(r"^\| `adapter.mixer.kind` \| (.*) \|$", PAGE, re.M)
-    assert header
-    values = {
-        "adapter.scaling: rslora": "adapter.scaling=rslora",
-        "training.lora_plus_ratio": "training.lora_plus_ratio=4",
-        "training.mixer_rate_ratio": "training.mixer_rate_ratio=6",
-        "adapter.start: pissa": "adapter.start=pissa",
-        "adapter.dora": "adapter.dora=true",
-        "training.rank_budget": "training.rank_budget={target_rank: 8}",
-        "adapter.trains: b": "adapter.trains=b",
-        "adapter.trains: mixer": "adapter.trains=mixer",
-    }
-    parts = [values[part.strip("`")] for part in header[1].split(" | ")]
+    (header,) = re.findall(r"^\| `adapter.mixer.kind` \| (.*) \|$", PAGE, re.M)
+    values = {"training.lora_plus_ratio": "4", "training.mixer_rate_ratio": "6", "adapter.dora": "true"}
+    values["training.rank_budget"] = "{target_rank: 8}"
+    parts = []
+    for part in header.replace("`", "").split(" | "):
+        key, _, value = part.partition(": ")
+        parts.append(f"{key}={value or values[key]}")
     rows = re.findall(r"^\| `([\w-]+)` \| ((?:yes|no)[^|]*(?: \| (?:yes|no)[^|]*){7}) \|$", PAGE, re.M)
     assert [kind for kind, _ in rows] == list(MIXERS)
     for kind, cells in rows:
         for part, cell in zip(parts, cells.split(" | "), strict=True):
-            # A dense mixer from a start with which the part goes.
-            init = ", init: near-zero" if part == "adapter.trains=mixer" else ", init: orthogonal"
-            overrides = [f"adapter.mixer={{kind: {kind}{init if kind == 'dense' else ''}}}", part]
-            if cell.startswith("yes") or cell == "no effect":
-                load_recipe(tmp_path / "recipe.yaml", overrides)
-            else:
-                with pytest.raises(UsageError):
-                    load_recipe(tmp_path / "recipe.yaml", overrides)
+            init = {"kind": kind}
+            if kind == "dense":  # from a start with which the part goes
+                init["init"] = "near-zero" if part == "adapter.trains=mixer" else "orthogonal"
+            refused = nullcontext() if cell.startswith("yes") or cell == "no effect" else pytest.raises(UsageError)
+            with refused:
+                load_recipe(tmp_path / "recipe.yaml", [f"adapter.mixer={json.dumps(init)}", part])
 
 
 def first_step(method: str, folder: Path) -> float:
@@ -139,48 +135,55 @@ def test_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_methods_are_measured_and_written_down(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_method_is_examined_and_has_its_row(
+    world: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two methods on the small model through all of it, one that merges and one that does not: in two pieces, of which
-    the second measures only what the first has left, and the page has its table at the end."""
-    page = tmp_path / "page.md"
-    page.write_text("<!-- methods table -->\n<!-- /methods table -->\n", encoding="utf-8")
-    arguments = ["--base", str(world / "recipe.yaml"), "--steps", "4", "--pairs", "2", "--rows", "4"]
-    arguments += ["--questions", "3", "--work", str(tmp_path / "work"), "--docs", str(page)]
-    monkeypatch.setattr(methods, "METHODS", [m for m in METHODS if m.recipe in ("lora", "lora-moe-topk")])
+    """One that does not merge; and one that does."""
+    for name, value in {"BASE": str(world / "recipe.yaml"), "STEPS": 4, "PAIRS": 1, "ROWS": 4, "QUESTIONS": 3}.items():
+        monkeypatch.setattr(method_checks, name, value)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text("lora-moe-topk", steps=4), encoding="utf-8")
+    train_recipe(load_recipe(recipe), out=tmp_path / "run")
+    found = examine("lora-moe-topk", tmp_path)
+    (method,) = [method for method in METHODS if method.recipe == "lora-moe-topk"]
+    row = methods.row_of(method, found | {"seconds": ([1, 2], [2, 4]), "peak_memory_gb": [3.0]}, baseline=2.0)
+    added = f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
+    assert row == ["`lora-moe-topk`", "token-gate", added, "2.00 (2.00–2.00)", "1.50", "no", "no", "same bits"]
+    assert becomes(merge, trained, tmp_path / "merged") == "yes"
 
-    def measured(*more: str) -> list[str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["methods.py", *arguments, *more])
-        assert methods.main() == 0
-        return re.findall(r"^(\S+) \.\.\.$", capsys.readouterr().out, re.M)
 
-    assert measured("--methods", "lora") == ["lora"]
-    assert "lora" not in page.read_text(encoding="utf-8")
-    assert measured() == ["lora-moe-topk"] and measured() == []
-    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    assert [row[0] for row in rows] == ["| `lora`", "| `lora-moe-topk`"]
-    assert [row[5:] for row in rows] == [["yes", "yes", "same bits |"], ["no", "no", "same bits |"]]
-    assert rows[1][2] == f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
-    assert f"`{world / 'recipe.yaml'}`, dropout 0.1, " in page.read_text(encoding="utf-8")
+def test_what_was_measured_by_the_same_code_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def measure(method: Method) -> methods.Found:
+        measured.append(method.recipe)
+        folder = methods.folder_of(method)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(recipe_text(method.recipe, steps=4), encoding="utf-8")
+        found = {"made_with": methods.made_with(folder)}
+        (folder / methods.KEPT).write_text(json.dumps(found), encoding="utf-8")
+        return found
+
+    monkeypatch.setattr(methods, "WORK", tmp_path)
+    monkeypatch.setattr(methods, "measure", measure)
+    monkeypatch.setattr(methods, "table", lambda results: "")
+    monkeypatch.setattr(methods, "METHODS", METHODS[:3])
+    for some in (METHODS[1:2], METHODS[:2], METHODS[:2]):
+        methods.main(methods=tuple(method.recipe for method in some), print_only=True)
+    assert measured == ["lora", METHODS[1].recipe]
     monkeypatch.setattr(methods, "code", lambda: "another")
-    settings = Settings(base=str(world / "recipe.yaml"), steps=4, pairs=2, rows=4, questions=3)
-    assert [methods.kept(method, tmp_path / "work", settings) for method in methods.METHODS] == [None, None]
-
-
-PLACES = re.compile(r"<!-- ([\w-]+ table) -->(.*?)<!-- /\1 -->", re.S)
+    methods.main(methods=("lora",), print_only=True)
+    assert measured[2:] == ["lora"]
 
 
 def test_every_table_of_a_document_is_measured() -> None:
-    """Between its markers each has a header, a row and the machine it is from, and no word that stands in for them."""
+    """Between its markers each has a header, a row and the machine it is from, or says that it is an estimate."""
     found = {}
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        found |= dict(PLACES.findall(page.read_text(encoding="utf-8")))
-    measured = ["methods", "latency", "step", "training", "evaluation", "steps", "loading", "merging", "busy"]
-    measured += ["serving", "vllm", "generation"]
-    assert "ESTIMATE" in found.pop("roofline table")
-    assert found.keys() == {f"{name} table" for name in measured}
+    for page in (ROOT / "docs").glob("*.md"):
+        found |= dict(re.findall(r"<!-- (\w+) table -->(.*?)<!-- /\1 table -->", page.read_text("utf-8"), re.S))
+    measured = {"methods", "latency", "step", "training", "evaluation", "steps", "loading", "merging", "busy"}
+    assert found.keys() == measured | {"serving", "vllm", "generation", "roofline"}
     for name, text in found.items():
-        assert "not measured yet" not in text, name
-        assert len(re.findall(r"^\| .* \|$", text, re.M)) > 2 and "torch " in text, name
+        assert len(re.findall(r"^\| .* \|$", text, re.M)) > 2 and ("torch " in text or "ESTIMATE" in text), name

@@ -28,70 +28,50 @@ def answers(arm: str, seed: int) -> Evaluation:
     return with_texts(drawn(seed, gain=5 * RATES[arm], arm=arm), nats(arm, seed))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def log_p(run: Evaluation) -> float:
+    return float(np.mean([np.mean(run.tasks[task].outcomes["log_probability"]) for task in UNTRAINED.tasks]))
+
+
+def found_in(folder: Path, losses: dict[tuple[str, int], tuple[float, float] | None]) -> results.ScoredExperiment:
+    """An experiment of these arms and seeds, with their held-out loss at the end and its lowest."""
     rows = [base_row(with_texts(UNTRAINED, NATS_OF_BASE))]
-    for arm, rate in RATES.items():
-        rows += [row(arm, answers(arm, seed), rate=rate) for seed in SEEDS]
-    return write_experiment(tmp_path, rows, contrasts=[("lora", "moelora")])
+    for (arm, seed), loss in losses.items():
+        last, lowest = loss or (None, None)
+        rows.append(row(arm, answers(arm, seed), rate=RATES[arm], validation_loss=last, lowest_loss=lowest))
+    return results.load(write_experiment(folder, rows, contrasts=[("lora", "moelora")]))
 
 
-def test_each_method_has_its_gains_and_losses_by_rate(folder: Path) -> None:
-    methods = rates.by_method(results.load(folder))
-    assert {method: [one.arm for one in its] for method, its in methods.items()} == {
-        "lora": ["lora-low", "lora", "lora-high"],
-        "moelora": ["moelora-low", "moelora"],
+@pytest.fixture
+def found(tmp_path: Path) -> results.ScoredExperiment:
+    return found_in(tmp_path, dict.fromkeys((arm, seed) for arm in RATES for seed in SEEDS))
+
+
+def test_each_method_has_its_gains_and_losses_by_rate(found: results.ScoredExperiment, tmp_path: Path) -> None:
+    methods = rates.by_method(found)
+    assert {method: [one.rate for one in its] for method, its in methods.items()} == {
+        "lora": [1e-3, 2e-3, 4e-3],
+        "moelora": [4e-3, 8e-3],
     }
-    for its in methods.values():
-        for one in its:
-            assert one.rate == RATES[one.arm]
-            forgotten = [nats(one.arm, seed) - NATS_OF_BASE for seed in SEEDS]
-            assert one.forgotten == pytest.approx(np.array(forgotten), rel=1e-6)
-            gained = []
-            for seed in SEEDS:
-                run = answers(one.arm, seed)
-                by_task = []
-                for task, of_base in UNTRAINED.tasks.items():
-                    after = np.mean(run.tasks[task].outcomes["log_probability"])
-                    by_task.append(after - np.mean(of_base.outcomes["log_probability"]))
-                gained.append(np.mean(by_task))
-            assert one.gained == pytest.approx(np.array(gained), rel=1e-5)
-
-
-def test_the_table_and_the_figure_name_every_rate(folder: Path) -> None:
-    methods = rates.by_method(results.load(folder))
+    for arm, one in zip(RATES, (one for its in methods.values() for one in its), strict=True):
+        assert one.is_best == (arm in ("lora", "moelora"))
+        assert one.forgotten == pytest.approx(np.array([nats(arm, seed) - NATS_OF_BASE for seed in SEEDS]), rel=1e-6)
+        gained = [log_p(answers(arm, seed)) - log_p(UNTRAINED) for seed in SEEDS]
+        assert one.gained == pytest.approx(np.array(gained), rel=1e-5)
     rows = rates.rates_table(methods).splitlines()[2:]
-    assert [row.split(" | ")[:3] for row in rows] == [
-        ["| lora", "0.001", "3"],
-        ["| lora", "**0.002**", "3"],
-        ["| lora", "0.004", "3"],
-        ["| moelora", "0.004", "3"],
-        ["| moelora", "**0.008**", "3"],
-    ]
-    best = methods["lora"][1]
-    error = best.forgotten.std(ddof=1) / 3**0.5
-    assert rows[1].endswith(f"| {best.forgotten.mean():.4f} ± {error:.4f} |")
-    svg = from_report(rates.figure(Canvas(folder, list(methods)), methods))
+    assert [row.split(" | ")[1] for row in rows] == ["0.001", "**0.002**", "0.004", "0.004", "**0.008**"]
+    best = methods["lora"][1].forgotten
+    assert rows[1].endswith(f"| {best.mean():.4f} ± {best.std(ddof=1) / 3**0.5:.4f} |")
+    svg = from_report(rates.figure(Canvas(tmp_path, list(methods)), methods))
     assert ">lora<" in svg and ">moelora<" in svg and "lora-low" not in svg
-
-
-def test_without_the_base_there_is_no_gain(folder: Path) -> None:
-    found = replace(results.load(folder), base=None)
     with pytest.raises(SystemExit, match="moslora eval RUN --base"):
-        rates.by_method(found)
+        rates.by_method(replace(found, base=None))
 
 
-def test_runs_made_again_are_paired_by_method_rate_and_seed(folder: Path) -> None:
+def test_runs_made_again_are_paired_by_method_rate_and_seed(found: results.ScoredExperiment) -> None:
     """Here with themselves, but for one, whose texts cost 0.01 nats more."""
-    found = results.load(folder)
-    arms = []
-    for arm in found.arms:
-        changed = {}
-        for seed, run in arm.runs.items():
-            changed[seed] = run
-            if (arm.name, seed) == ("lora-high", 1):
-                changed[seed] = with_texts(run, nats(arm.name, seed) + 0.01)
-        arms.append(replace(arm, runs=changed))
+    (high,) = [arm for arm in found.arms if arm.name == "lora-high"]
+    changed = replace(high, runs={**high.runs, 1: with_texts(high.runs[1], nats("lora-high", 1) + 0.01)})
+    arms = [changed if arm is high else arm for arm in found.arms]
     rows = rates.reruns_table(replace(found, arms=arms), found).splitlines()[2:]
     assert len(rows) == len(RATES) * len(SEEDS)
     moved = [row for row in rows if not row.endswith("| +0.0000 |")]
@@ -100,20 +80,15 @@ def test_runs_made_again_are_paired_by_method_rate_and_seed(folder: Path) -> Non
 
 def test_differences_from_the_first_arm_stand_outcome_by_outcome(tmp_path: Path) -> None:
     """Held-out loss against Student's t over the seeds; a second line leaves out the run that blew up."""
-    losses = {("lora", 0): 3.0, ("lora", 1): 3.2, ("lora", 2): 2.9}
-    losses |= {("moelora", 0): 3.1, ("moelora", 1): 3.25, ("moelora", 2): 3.6}
-    rows = [base_row(with_texts(UNTRAINED, NATS_OF_BASE))]
-    for (arm, seed), loss in losses.items():
-        lowest = loss - 0.25 * (loss == 3.6)
-        rows.append(row(arm, answers(arm, seed), rate=RATES[arm], validation_loss=loss, lowest_loss=lowest))
-    found = results.load(write_experiment(tmp_path, rows, contrasts=[("lora", "moelora")]))
+    last = {"lora": (3.0, 3.2, 2.9), "moelora": (3.1, 3.25, 3.6)}
+    losses = {(arm, seed): (loss, loss) for arm, of_arm in last.items() for seed, loss in enumerate(of_arm)}
+    found = found_in(tmp_path, losses | {("moelora", 2): (3.6, 3.35)})
     assert rates.blown_up(found, "moelora") == {2} and not rates.blown_up(found, "lora")
     title, _, every, without = [line.split(" | ") for line in rates.beside_table(found).splitlines()]
     assert every[:2] == ["| moelora", "0.008"] and without[1] == "0.008"
-    place = title.index("validation loss")
-    for cells, seeds in ((every, SEEDS), (without, SEEDS[:2])):
-        differences = [losses["moelora", seed] - losses["lora", seed] for seed in seeds]
-        mean, error = np.mean(differences), np.std(differences, ddof=1) / len(seeds) ** 0.5
-        half = stats.t.ppf(0.975, len(seeds) - 1) * error
+    for cells, seeds in ((every, 3), (without, 2)):
+        differences = np.subtract(last["moelora"], last["lora"])[:seeds]
+        half = stats.t.ppf(0.975, seeds - 1) * np.std(differences, ddof=1) / seeds**0.5
+        mean = np.mean(differences)
         expected = f"{mean:+.4f} ({mean - half:.4f} to {mean + half:.4f})".replace("-", "−")
-        assert cells[place] == expected
+        assert cells[title.index("validation loss")] == expected
