@@ -1,17 +1,19 @@
 """Arms: found on disk, grouped, paired; and what is not compared."""
 
-import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from changes_kit import edit_json
 from cli_kit import run
-from compare_kit import SETTINGS, SIZES, asked_as, base, drawn, with_tasks
-from message_kit import says
-from moslora.compare.arms import Arm, load_arms, pairs, values
+from compare_kit import SETTINGS, asked_as, base, drawn
+from message_kit import in_order, says
+from moslora.compare.arms import Arm, load_arms
 from moslora.compare.comparable import refuse_mixed
 from moslora.compare.comparison import compare_arms
 from moslora.errors import UsageError
@@ -23,6 +25,14 @@ from moslora.runs.origin import Origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run, base_of
 from moslora.runs.settings import Settings, TaskRecord
+
+
+def names(paths: Sequence[Path]) -> list[tuple[str, list[int | None]]]:
+    """The arms that are found there, each with its seeds."""
+    return [(arm.name, [*arm.runs]) for arm in load_arms(paths)]
+
+
+TWO = [("lora", [1, 2]), ("mixed", [1, 2])]
 
 
 def arm(name: str, *runs: Evaluation) -> Arm:
@@ -53,97 +63,66 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_runs_that_continue_other_weights_are_another_arm(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_continue_other_weights_are_another_arm(runs: Path) -> None:
     """By their hash, wherever they lie: the same weights at two places are one arm, others at one place are not."""
     for number, (place, digest) in enumerate([("/a", "1" * 64), ("/b", "1" * 64), ("/b", "2" * 64)]):
-        run = Path(shutil.copytree(runs / "mixed-1", runs / f"on-{number}"))
-        changes = [f"name={run.name}", f"seed={number}", f"adapter.continue_from={place}"]
-        (run / "recipe.yaml").write_text(load_recipe("smollm2-135m", changes).to_yaml(), encoding="utf-8")
-        predecessor = Origin("first", digest, 9)
-        Run(run).add_facts(**predecessor.facts)
-    shutil.rmtree(runs / "lora-1")
-    shutil.rmtree(runs / "lora-2")
-    arms = load_arms([runs])
-    assert [[run.path.name for run in arm.runs.values()] for arm in arms] == [
-        ["mixed-1", "mixed-2"],
-        ["on-0", "on-1"],
-        ["on-2"],
-    ]
+        run = shutil.copytree(runs / "mixed-1", runs / f"on-{number}")
+        rewritten(run, f"name={run.name}", f"seed={number}", f"adapter.continue_from={place}")
+        Run(run).add_facts(**Origin("first", digest, 9).facts)
+    found = [[run.path.name for run in arm.runs.values()] for arm in load_arms([runs])]
+    assert found == [["lora-1", "lora-2"], ["mixed-1", "mixed-2"], ["on-0", "on-1"], ["on-2"]]
 
 
 def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs: Path) -> None:
-    for paths in ([runs], [runs / f"{name}-{seed}" for seed in (1, 2) for name in ("lora", "mixed")]):
-        lora, mixed = load_arms(paths)
-        assert (lora.name, [*lora.runs], mixed.name, [*mixed.runs]) == ("lora", [1, 2], "mixed", [1, 2])
-        assert lora.runs[2].path == runs / "lora-2"
+    """But two seeds of one recipe alone are compared one by one."""
+    assert names([runs]) == names([runs / f"{name}-{seed}" for seed in (1, 2) for name in ("lora", "mixed")]) == TWO
+    assert load_arms([runs])[0].runs[2].path == runs / "lora-2"
+    assert names([runs / "lora-1", runs / "lora-2"]) == [("lora-1", [1]), ("lora-2", [2])]
     for name in ("lora", "mixed"):
         for seed in (1, 2):
             (runs / name).mkdir(exist_ok=True)
             shutil.move(runs / f"{name}-{seed}", runs / name / f"seed-{seed}")
-    assert [(arm.name, *arm.runs) for arm in load_arms([runs / "mixed", runs / "lora"])] == [
-        ("mixed", 1, 2),
-        ("lora", 1, 2),
-    ]
-
-
-def test_two_seeds_of_a_recipe_are_compared_one_by_one(runs: Path) -> None:
-    assert [arm.name for arm in load_arms([runs / "lora-1", runs / "lora-2"])] == ["lora-1", "lora-2"]
+    assert names([runs / "mixed", runs / "lora"]) == [("mixed", [1, 2]), ("lora", [1, 2])]
 
 
 def test_a_run_alone_is_compared_with_its_base(runs: Path) -> None:
     with pytest.raises(UsageError, match=r"-base: missing.*moslora eval \S+lora-1 --base$"):
         load_arms([runs / "lora-1"])
-    untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
-    evaluated(runs / "lora-1", "cloze-cloze-float32-base", settings=untrained)
-    base, tuned = load_arms([runs / "lora-1"])
-    assert (base.name, *base.runs, tuned.name, *tuned.runs) == ("base", None, "lora-1", 1)
+    evaluated(runs / "lora-1", "cloze-cloze-float32-base", settings=of_weights(None))
+    assert names([runs / "lora-1"]) == [("base", [None]), ("lora-1", [1])]
 
 
 def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
-    with pytest.raises(UsageError, match="none: no evaluated run here"):
-        load_arms([runs / "none"])
-    with pytest.raises(UsageError, match="lora-1: named twice"):
-        load_arms([runs / "lora-1", runs / "lora-1/../lora-1"])
-    third = Path(shutil.copytree(runs / "lora-2", runs / "third")) / "recipe.yaml"
-    third.write_text(third.read_text("utf-8").replace("seed: 2", "seed: 3"), encoding="utf-8")
-    with pytest.raises(UsageError, match="one arm"):
-        load_arms([runs / "lora-1", runs / "lora-2", third.parent])
-    shutil.rmtree(third.parent)
+    """Several evaluations of a run are chosen among, or else that is taken by which its recipe evaluates."""
+
+    def refuse(paths: Sequence[str], *named: str, evaluation: str | None = None) -> None:
+        with pytest.raises(UsageError, match=in_order(*named)):
+            load_arms([runs / path for path in paths], evaluation=evaluation)
+
+    refuse(["none"], "none", "no evaluated run here")
+    refuse(["lora-1", "lora-1/../lora-1"], "lora-1", "twice")
+    rewritten(Path(shutil.copytree(runs / "lora-2", runs / "third")), "seed=3")
+    refuse(["lora-1", "lora-2", "third"], "one arm")
+    shutil.rmtree(runs / "third")
     shutil.copytree(runs / "lora-1", runs / "copy")
-    with pytest.raises(UsageError, match=r"lora-1: has the same recipe and seed as .*copy"):
-        load_arms([runs])
+    refuse(["."], "lora-1", "same recipe and seed", "copy")
     shutil.rmtree(runs / "copy")
     evaluated(runs / "lora-1", "choice-label-float32")
-    with pytest.raises(UsageError, match="--evaluation, among choice-label-float32, cloze-cloze-float32"):
-        load_arms([runs])
+    refuse(["."], "--evaluation", "choice-label-float32, cloze-cloze-float32")
     evaluated(runs / "lora-1", "cloze-cloze-bfloat16", right=1)
     own = load_arms([runs / "lora-1", runs / "mixed-1"])[0].runs[1]
     assert sum(own.tasks["obqa"].outcomes["accuracy"]) == 1, "as its recipe evaluates"
     assert len(load_arms([runs], evaluation="cloze-cloze-float32")) == 2
-    with pytest.raises(UsageError, match=r"lora-2: no evaluation choice-label-float32.*among cloze-cloze-float32"):
-        load_arms([runs], evaluation="choice-label-float32")
+    refuse(["."], "lora-2", "choice-label-float32", "cloze-cloze-float32", evaluation="choice-label-float32")
 
 
-def test_arms_are_paired_by_seed() -> None:
-    one, other = arm("one", *map(drawn, (0, 1, 2))), arm("other", *(drawn(seed, rank=4) for seed in (2, 5, 1)))
-    assert [(a.seed, b.seed) for a, b in pairs(one, other)] == [(1, 1), (2, 2)]
-    assert [(a.seed, b.seed) for a, b in pairs(arm("base", base()), one)] == [(None, 0), (None, 1), (None, 2)]
-    assert [(a.seed, b.seed) for a, b in pairs(arm("one", drawn(0)), arm("other", drawn(1)))] == [(0, 1)]
-    with pytest.raises(UsageError, match="one and x: too few seeds in common"):
-        compare_arms([one, arm("x", drawn(7), drawn(8))])
+def base_is(**metadata: object) -> Evaluation:
+    return other(metadata={**SETTINGS.metadata, **metadata})
 
 
-def test_values_are_a_row_per_seed() -> None:
-    runs = [drawn(0), drawn(1)]
-    found = values(runs, "log_probability")
-    assert {task: array.shape for task, array in found.items()} == {task: (2, n) for task, n in SIZES.items()}
-    assert found["obqa"][1].tolist() == list(runs[1].tasks["obqa"].outcomes["log_probability"])
-    with pytest.raises(UsageError, match="obqa: a comparison needs at least two questions"):
-        values([drawn(0, sizes={"obqa": 1})], "accuracy")
-    generated = replace(drawn(0).tasks["obqa"], outcomes={"accuracy": (1,) * SIZES["obqa"], "log_probability": ()})
-    arms = [arm(name, with_tasks(drawn(0), {"obqa": generated})) for name in ("one", "other")]
-    with pytest.raises(UsageError, match="log_probability: must be one of accuracy"):
-        compare_arms(arms, outcome="log_probability")
+def made(seed: int, **how: str) -> Evaluation:
+    """A run that was made in this way."""
+    return replace(drawn(seed), made=drawn(seed).made | how)
 
 
 def other(**settings: object) -> Evaluation:
@@ -151,24 +130,36 @@ def other(**settings: object) -> Evaluation:
 
 
 @pytest.mark.parametrize(
-    ("run", "line"),
+    ("one", "two", "line"),
     [
-        (other(protocol="choice"), "protocol: cloze in one-1, choice in other-1"),
-        (other(format="label"), "format: cloze in one-1, label in other-1"),
-        (
-            other(data={"obqa": "0123"}),
-            "questions of obqa: None in one-1, 0123 in other-1",
-        ),
-        (other(dtype="bfloat16"), "dtype: float32 in one-1, bfloat16 in other-1"),
-        (other(metadata={**SETTINGS.metadata, "fingerprint": "beef"}), "base: small (f00d) in one-1, small (beef)"),
-        (replace(drawn(1), made={**drawn(1).made, "steps": "99"}), "steps: 50 in one-1, 99 in other-1"),
-        (replace(drawn(1), made={**drawn(1).made, "rows.1": "no"}), "rows.1: rows of 1 in one-1, no in"),
+        (drawn(1), other(protocol="choice"), "protocol: cloze in one-1, choice in other-1"),
+        (drawn(1), other(format="label"), "format: cloze in one-1, label in other-1"),
+        (drawn(1), other(data={"obqa": "0123"}), "questions of obqa: None in one-1, 0123 in other-1"),
+        (drawn(1), other(dtype="bfloat16"), "dtype: float32 in one-1, bfloat16 in other-1"),
+        (drawn(1), base_is(fingerprint="beef"), "base: small (f00d) in one-1, small (beef)"),
+        (drawn(1), made(1, steps="99"), "steps: 50 in one-1, 99 in other-1"),
+        (drawn(1), made(1, **{"rows.1": "no"}), "rows.1: rows of 1 in one-1, no in"),
+        (made(1, rows="all of 1"), made(2, rows="any of 2"), "rows: all of 1 in one-1, any of 2 in"),
     ],
 )
-def test_unlike_runs_are_refused_with_the_field_and_both_values(run: Evaluation, line: str) -> None:
+def test_unlike_runs_are_refused_with_the_field_and_both_values(one: Evaluation, two: Evaluation, line: str) -> None:
+    """Of other rows also under other seeds, each of which chooses its own."""
     with pytest.raises(UsageError) as fault:
-        refuse_mixed([arm("one", drawn(1)), arm("base", base()), arm("other", run)], allowed=["protocol", "stepz"])
+        refuse_mixed([arm("one", one), arm("base", base()), arm("other", two)], allowed=["protocol", "stepz"])
     assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
+
+
+def test_alike_are_a_base_in_another_folder_and_rows_chosen_by_another_seed() -> None:
+    moved = base_is(base="/elsewhere/snapshots/1f2e")
+    refuse_mixed([arm("one", drawn(1)), arm("other", moved)])
+    scales = [base_is(quantization="nf4", double_quantization=quantised) for quantised in (True, False)]
+    for one, two, named in (
+        (moved, base_is(fingerprint="beef"), "base: 1f2e (f00d) in one-1, small (beef) in other-1"),
+        (*scales, "quantization: nf4 in one-1, nf4, its scales not quantised in other-1"),
+    ):
+        with pytest.raises(UsageError, match=in_order(named)):
+            refuse_mixed([arm("one", one), arm("other", two)])
+    refuse_mixed([arm("one", made(1, rows="all")), arm("other", made(2, rows="all"))])
 
 
 def test_what_may_be_meant_to_differ_is_one_line_with_one_command(
@@ -188,27 +179,12 @@ def test_other_versions_are_no_reason_to_refuse_but_told(capsys: pytest.CaptureF
     """Those that both have recorded."""
     made_with = {"torch": "2.13.0", "transformers": "5.0", "tokenizer": "a" * 64}
     changed = {**made_with, "torch": "2.14.0", "tokenizer": "b" * 64}
-    runs = other(made_with=made_with), other(made_with=changed), other(made_with={})
-    arms = [arm(name, run) for name, run in zip(("one", "two", "old"), runs, strict=True)]
-    assert len(compare_arms(arms).exploratory) == 2
+    one, two, old = (arm(name, other(made_with=it)) for name, it in (("1", made_with), ("2", changed), ("old", {})))
+    compare_arms([one, two, old])
     said = capsys.readouterr().out
-    assert "torch" in said and "2.13.0" in said and "2.14.0" in said and "transformers" not in said
-    assert says(said, "tokenizer", "aaa", "one-1", "bbb", "two-1") and "a" * 64 not in said
-    compare_arms([arms[0], arms[2]])
+    assert says(said, "2.13.0", "2.14.0") and says(said, "tokenizer", "aaa", "bbb") and "transformers" not in said
+    compare_arms([one, old])
     assert not capsys.readouterr().out
-
-
-def test_the_steps_are_those_of_the_adapter_that_was_evaluated(runs: Path, trained: Path) -> None:
-    """A checkpoint, where the run was evaluated before its end."""
-    run = runs / "lora-1"
-    for name in ("adapter", "checkpoints"):
-        shutil.copytree(trained / name, run / name)
-    for place, steps in (("adapter", 21), ("checkpoints/step-20", 20)):
-        shutil.rmtree(run / "eval")
-        evaluated(run, settings=of_weights(run / place))
-        if place != "adapter":
-            shutil.rmtree(run / "adapter")
-        assert load_arms([run, runs / "mixed-1"])[0].runs[1].made["steps"] == str(steps)
 
 
 def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs: Path) -> None:
@@ -221,52 +197,43 @@ def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs: Path) ->
     assert base_of(of_checkpoint) == base_of(own) == own.with_name(f"{own.name}-base")
 
 
-def of_weights(adapter: Path) -> Settings:
-    weights = read_manifest(adapter)["sha256"]["adapter.safetensors"]
+def of_weights(adapter: Path | None) -> Settings:
+    """As the weights in that folder were asked, or their base."""
+    weights = read_manifest(adapter)["sha256"]["adapter.safetensors"] if adapter else None
     return replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": weights})
 
 
 @pytest.mark.parametrize("scored", ["weights that are gone", "a checkpoint"])
 def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs: Path, trained: Path, scored: str) -> None:
-    """With the folder that has to go; a checkpoint's may be compared by its own path."""
+    """A checkpoint's may be compared by its own path; with its own steps also where it is all that there is."""
     run, name = runs / "lora-1", "cloze-cloze-float32"
     for place in ("adapter", "checkpoints"):
         shutil.copytree(trained / place, run / place)
     shutil.rmtree(run / "eval")
-    evaluated(run, settings=of_weights(run / "checkpoints" / "step-20") if scored == "a checkpoint" else SETTINGS)
-    untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
-    evaluated(run, f"{name}-base", settings=untrained)
+    of_checkpoint = scored == "a checkpoint"
+    evaluated(run, settings=of_weights(run / "checkpoints" / "step-20") if of_checkpoint else SETTINGS)
+    evaluated(run, f"{name}-base", settings=of_weights(None))
     for paths in ([run], [run, runs / "mixed-1"], [run / "eval" / name, runs / "mixed-1"]):
-        if scored == "a checkpoint" and paths[0] != run:
+        if of_checkpoint and paths[0] != run:
             assert load_arms(paths)[0].runs[1].made["steps"] == "20"
             continue
         with pytest.raises(UsageError, match=f"{name}: .*moslora eval {run}"):
             load_arms(paths)
     with pytest.raises(UsageError, match=r"adapter was .*remove the folder"):
         evaluated(run, settings=of_weights(run / "adapter"))
+    if of_checkpoint:
+        shutil.rmtree(run / "adapter")
+        assert load_arms([run, runs / "mixed-1"])[0].runs[1].made["steps"] == "20"
+        return
     shutil.rmtree(run / "eval" / name)
     evaluated(run, settings=of_weights(run / "adapter"))
-    assert [arm.name for arm in load_arms([run])] == ["base", "lora-1"]
+    assert names([run]) == [("base", [None]), ("lora-1", [1])] and load_arms([run])[1].runs[1].made["steps"] == "21"
 
 
 def rewritten(run: Path, *changes: str) -> None:
     """The same run as if its recipe had been another in these keys."""
     recipe = load_recipe(run / "recipe.yaml", changes)
     (run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "model.name=/elsewhere/smollm2",
-        "tasks={mine: {texts: mine.txt}}",
-        "training.micro_batch_tokens=1000",
-    ],
-)
-def test_what_changes_no_step_makes_no_other_arm(runs: Path, change: str) -> None:
-    rewritten(runs / "lora-2", change)
-    lora, mixed = load_arms([runs])
-    assert (lora.name, [*lora.runs], mixed.name, [*mixed.runs]) == ("lora", [1, 2], "mixed", [1, 2])
 
 
 def chosen(run: Path, best: int, *, trained: int, rule: str) -> None:
@@ -282,13 +249,17 @@ PATIENT = "training.result=best training.patience=3"
 def test_arms_that_one_rule_stopped_at_different_steps_are_compared(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number, name in enumerate(("lora-1", "lora-2", "mixed-1", "mixed-2")):
-        chosen(runs / name, 10 + number, trained=20 + number, rule=PATIENT)
-    arms = load_arms([runs])
-    assert [[run.chosen_step for run in arm.runs.values()] for arm in arms] == [[10, 11], [12, 13]]
-    compare_arms(arms, outcome="accuracy")
-    said = "".join(capsys.readouterr())
-    assert says(said, "lora 10", "patience 3", "lora 11", "mixed 12", "mixed 13")
+    for rule, steps in (
+        (PATIENT, [[10, 11], [12, 13]]),
+        ("training.result=last training.patience=3", [[20, 21], [22, 23]]),
+    ):
+        for number, name in enumerate(("lora-1", "lora-2", "mixed-1", "mixed-2")):
+            chosen(runs / name, 10 + number, trained=20 + number, rule=rule)
+        arms = load_arms([runs])
+        assert [[run.chosen_step for run in arm.runs.values()] for arm in arms] == steps
+        compare_arms(arms, outcome="accuracy")
+        first, *others = chain(*steps)
+        assert says("".join(capsys.readouterr()), f"lora {first}", "patience 3", *others)
 
 
 @pytest.mark.parametrize(
@@ -304,71 +275,39 @@ def test_arms_of_other_rules_are_not_compared_unless_that_is_meant(runs: Path, r
     refuse_mixed(load_arms([runs]), allowed=["steps"])
 
 
-def test_a_run_that_patience_ended_has_the_steps_that_it_trained(runs: Path) -> None:
-    for name in ("lora-1", "lora-2", "mixed-1", "mixed-2"):
-        chosen(runs / name, 10, trained=20, rule="training.patience=3")
-    assert {run.chosen_step for arm in load_arms([runs]) for run in arm.runs.values()} == {20}
-
-
-@pytest.mark.parametrize("change", ["training.learning_rate=0.01", "data.rows=8", "training.warmup_steps=3"])
-def test_what_changes_a_step_makes_another_arm(runs: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "another"),
+    [
+        ("model.name=/elsewhere/smollm2", False),
+        ("tasks={mine: {texts: mine.txt}}", False),
+        ("training.micro_batch_tokens=1000", False),
+        ("training.learning_rate=0.01", True),
+        ("data.rows=8", True),
+        ("training.warmup_steps=3", True),
+    ],
+)
+def test_what_changes_a_step_makes_another_arm(runs: Path, change: str, another: bool) -> None:
     rewritten(runs / "lora-2", change)
-    assert [[*arm.runs] for arm in load_arms([runs])] == [[1], [2], [1, 2]]
+    assert names([runs]) == ([("lora-1", [1]), ("lora-2", [2]), ("mixed", [1, 2])] if another else TWO)
 
 
 def test_the_micro_batches_of_a_gate_with_balance_change_its_steps(runs: Path) -> None:
-    gate = "adapter.mixer={kind: token-gate, experts: 2, balance: 0.1}"
+    """Also by the number of processes, each of which has passes of its own."""
     for seed in (1, 2):
-        rewritten(runs / f"mixed-{seed}", gate)
+        rewritten(runs / f"mixed-{seed}", "adapter.mixer={kind: token-gate, experts: 2, balance: 0.1}")
     assert len(load_arms([runs])) == 2
     rewritten(runs / "mixed-2", "training.micro_batch_tokens=1000")
     assert len(load_arms([runs])) == 3
     rewritten(runs / "mixed-2", "training.micro_batch_tokens=null")
-    assert len(load_arms([runs])) == 2
-    card = runs / "mixed-2" / "run.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"processes": 2}))
-    assert len(load_arms([runs])) == 3, "each process has passes of its own"
+    edit_json(runs / "mixed-2" / "run.json", processes=2)
+    assert len(load_arms([runs])) == 3
 
 
 def test_other_rows_are_another_arm_also_under_other_seeds(runs: Path) -> None:
     """Each seed chooses among the rows, so that of two seeds only the hash of all rows says whether they are others."""
-
-    def trained_on(name: str, seed: int, source: str) -> None:
-        data = {"sha256": f"{source}, chosen by {seed}", "source_sha256": source}
-        Run(runs / f"{name}-{seed}").add_facts(data=data)
-
     for name in ("lora", "mixed"):
         for seed in (1, 2):
-            trained_on(name, seed, "a")
-    assert [(arm.name, [*arm.runs]) for arm in load_arms([runs])] == [("lora", [1, 2]), ("mixed", [1, 2])]
-    trained_on("lora", 2, "b")
+            Run(runs / f"{name}-{seed}").add_facts(data={"sha256": f"{seed}", "source_sha256": "a"})
+    assert names([runs]) == TWO
+    Run(runs / "lora-2").add_facts(data={"sha256": "2", "source_sha256": "b"})
     assert [[*arm.runs] for arm in load_arms([runs])] == [[1], [2], [1, 2]]
-
-
-def test_the_scales_of_a_base_in_four_bits_make_another_base() -> None:
-    quantized = (
-        asked_as(drawn(1), metadata={**SETTINGS.metadata, **how})
-        for how in (
-            {"quantization": "nf4", "double_quantization": True},
-            {"quantization": "nf4", "double_quantization": False},
-        )
-    )
-    with pytest.raises(UsageError, match=r"^quantization: nf4 in one-1, nf4, its scales not quantised in other-1; if"):
-        refuse_mixed([arm(name, run) for name, run in zip(("one", "other"), quantized, strict=True)])
-
-
-def test_the_same_base_in_a_folder_of_another_name_is_the_same() -> None:
-    moved = other(metadata={**SETTINGS.metadata, "base": "/elsewhere/snapshots/1f2e"})
-    refuse_mixed([arm("one", drawn(1)), arm("other", moved)])
-    with pytest.raises(UsageError, match=r"^base: 1f2e \(f00d\) in one-1, small \(beef\) in other-1"):
-        refuse_mixed([arm("one", moved), arm("other", other(metadata={**SETTINGS.metadata, "fingerprint": "beef"}))])
-
-
-def test_runs_of_other_rows_are_refused_also_under_other_seeds() -> None:
-    one, other = (
-        replace(drawn(seed), made={**drawn(seed).made, "rows": source})
-        for seed, source in ((1, "all of one"), (2, "all of another"))
-    )
-    refuse_mixed([arm("one", one), arm("other", replace(other, made={**other.made, "rows": "all of one"}))])
-    with pytest.raises(UsageError, match=r"^rows: all of one in one-1, all of another in other-2"):
-        refuse_mixed([arm("one", one), arm("other", other)])

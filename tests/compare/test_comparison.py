@@ -9,7 +9,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from cli_kit import run
 from compare_kit import SETTINGS, WIDE, base, drawn, drawn_arms, with_tasks, write_experiment
 from message_kit import in_order, says
 from moslora.compare.arms import Arm
@@ -67,27 +66,24 @@ def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(
 ) -> None:
     one = drawn(1, sizes=WIDE)
     other = drawn(2, sizes=WIDE)
-    before = with_texts(one, more=0)
-    after = with_texts(other, more=0.02)
-    plain = compare_arms(arms(a=one, b=other))
+    before, after = with_texts(one, more=0), with_texts(other, more=0.02)
     found = compare_arms(arms(a=before, b=after))
-    assert lines(found) == lines(plain) and tables(found) == tables(plain), "texts are no questions"
+    assert tables(found) == tables(compare_arms(arms(a=one, b=other))), "texts are no questions"
     printed = capsys.readouterr()
-    assert "texts are left out: mine; --outcome nats_per_byte" in printed.out + printed.err
+    assert says(printed.out + printed.err, "texts are left out: mine", "--outcome nats_per_byte")
     found = compare_arms(arms(a=before, b=after), outcome="nats_per_byte")
     assert found.main is not None and list(found.main.y) == ["mine"] and not found.main.majority
     assert found.main.effects["mine"].difference == pytest.approx(0.02, abs=0.003)
-    assert says(said(found), "b predicts 300 texts 0.02", "nats per byte WORSE than a", "95 %: 0.01")
+    assert says(said(found), "b predicts 300 texts 0.02", "WORSE than a", "95 %: 0.01")
     back = compare_arms(arms(b=after, a=before), outcome="nats_per_byte")
     assert says(said(back), "a predicts 300 texts 0.02", "better than b")
     same = compare_arms(arms(a=before, b=with_texts(other, more=0)), outcome="nats_per_byte")
-    assert says(said(same), "a are equal within 0.005 nats per byte (90 %")
-    texts_before, texts_after = [with_tasks(run, {"mine": run.tasks["mine"]}) for run in (before, after)]
-    assert compare_arms(arms(a=texts_before, b=texts_after)).outcome == "nats_per_byte"
-    with pytest.raises(UsageError, match=r"nats_per_byte: must be one of log_probability, accuracy|accuracy, log_prob"):
-        compare_arms(arms(a=one, b=other), outcome="nats_per_byte")
-    with pytest.raises(UsageError, match="run-2: no question in common"):
-        compare_arms(arms(a=before, b=other), outcome="nats_per_byte")
+    assert says(said(same), "equal within 0.005 nats per byte")
+    texts = [with_tasks(run, {"mine": run.tasks["mine"]}) for run in (before, after)]
+    assert compare_arms(arms(a=texts[0], b=texts[1])).outcome == "nats_per_byte"
+    for with_some, named in ((one, "nats_per_byte: must be one of"), (before, "no question in common")):
+        with pytest.raises(UsageError, match=named):
+            compare_arms(arms(a=with_some, b=other), outcome="nats_per_byte")
 
 
 def said(comparison: Comparison) -> str:
@@ -106,72 +102,58 @@ def test_an_experiment_is_compared_from_its_tables(experiment: Path) -> None:
     assert found.main.effects[MACRO].difference == pytest.approx(mean["learned"] - mean["init-only"])
     assert found.main.means[MACRO] == pytest.approx((mean["init-only"], mean["learned"]))
     every, contrast = tables(found)
-    assert [row[0] for row in every] == ["arm (exploratory)", *GAINS]
-    assert [row[0] for row in contrast] == ["task", *WIDE, "macro average", "micro average"]
+    assert [row[0] for row in every[1:]] == [*GAINS]
+    assert [row[0] for row in contrast[1:]] == [*WIDE, "macro average", "micro average"]
     effect = found.main.effects[MACRO]
     assert says(said(found), "learned predicts", "768 questions in 3 tasks", "better than init-only", "6 seeds")
     assert says(said(found), f"{effect.difference:.4f} nats", f"{effect.interval[0]:.4f} to {effect.interval[1]:.4f}")
     null = compare_paths([experiment], contrasts=[("lora", "init-only")], outcome="accuracy")
     low, high = (100 * end for end in null.main.effects[MACRO].interval)
     missed = 100 * null.main.effects[MACRO].detectable
-    assert says(
-        said(null), "No difference between init-only and lora is shown over 768 questions", f"{-low:.1f} points worse"
+    parts = (
+        "No difference between init-only and lora",
+        "768 questions",
+        f"{-low:.1f} points worse",
+        f"{high:.1f} better",
     )
-    assert says(said(null), f"and {high:.1f} better", f"{missed:.1f} would have been found") and "equal" not in said(
-        null
-    )
+    assert says(said(null), *parts, f"{missed:.1f} would have been found") and "equal" not in said(null)
     assert "nor equality within 0.1 points" in said(null.within(Margin(0.1)))
     with pytest.raises(UsageError, match=in_order("lorra", "lora", "init-only", "learned")):
         compare_paths([experiment], contrasts=[("lorra", "learned")])
 
 
-def test_the_command_line(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "compare", experiment, "--margin", "5", "--contrast", "lora,init-only")
-    assert code == 0 and "init-only and lora are equal within 5 nats" in out
-    for others in ((experiment.parent,), ("--evaluation", "cloze")):
-        code, _, errors = run(capsys, "compare", experiment, *others)
-        assert code == 2 and says(errors, f"{experiment}: ", "compared alone") and errors.count("\n") == 1
-
-
-def test_several_contrasts_are_one_family(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_contrasts_are_one_family(experiment: Path) -> None:
     """Of three that were named, one has an arm without runs, and counts."""
-    index = read_index(experiment)
-    assert index is not None
-    replace(index, contrast=("lora", "init-only"), others=(("lora", "learned"), ("lora", "none"))).write(experiment)
+    named(experiment, ("lora", "init-only"), ("lora", "learned"), ("lora", "none"))
     found = compare_paths([experiment])
     assert found.main is None and found.count == 3 and not found.exploratory
-    ((head, lora, *rest),) = tables(found)
-    assert head[1:5] == ["seeds", "macro", "micro", "difference"] and lora[:2] == ["lora", "6"] and not any(lora[4:])
+    ((_, lora, *rest),) = tables(found)
+    assert lora[:2] == ["lora", "6"] and not any(lora[4:])
     for row, one, times in zip(rest, found.named, (2, 3), strict=True):  # Holm's; p of learned is the smallest
         effect = one.effects[MACRO]
         low, high = effect.law.interval(0.05 / 3)
         assert row[0] == one.after and row[4:6] == [f"{effect.difference:+.4f}", f"{low:+.4f} to {high:+.4f}"]
         assert row[2] == f"{one.means[MACRO][1]:.3f}" and row[6] == probability(min(1, times * effect.p))
         low, high = effect.inner
-        assert head[7] == "90 % interval" and row[7] == f"{low:+.4f} to {high:+.4f}"
+        assert row[7] == f"{low:+.4f} to {high:+.4f}"
     said = lines(found)
     assert says(said[0], "3 contrasts", "2 with runs")
     low, high = (abs(end) for end in found.named[1].effects[MACRO].law.interval(0.05 / 3))
     assert says(said[-2], "learned predicts", "better than lora", f"joint 95 %: {low:.4f} to {high:.4f}")
     assert said[-1] == "Equal to lora within 0.01 nats: init-only."
     assert "Equal to" not in "".join(lines(found.within(Margin(0.001))))
-    code, out, _ = run(capsys, "compare", experiment, "--margin", "0.06")
-    assert code == 0 and "Equal to lora within 0.06 nats: init-only.\n" in out
 
 
 def test_of_contrasts_with_one_arm_the_one_with_most_pairs_has_its_mean(experiment: Path) -> None:
-    index = read_index(experiment)
-    assert index is not None
     write_tables(experiment, [one for one in read_tables(experiment) if one.arm != "learned" or one.seed == 2])
-    replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),)).write(experiment)
+    named(experiment, ("init-only", "learned"), ("init-only", "lora"))
     found = compare_paths([experiment])
     ((_, common, learned, lora),) = tables(found)
-    said = lines(found)
     assert (common[:2], lora[:2]) == (["init-only", "6"], ["lora", "6"]), "the most pairs"
     means = [f"{one.means[MACRO][0]:.3f}" for one in found.named]
     assert common[2] == means[1] != means[0]
     assert learned[:2] == ["learned", "1"] and learned[5:] == ["", "1.000", "", "1.000"]
-    assert says(said[-2] + said[-1], "No difference from init-only is shown: ", "learned (one seed)"), said
+    assert says(" ".join(lines(found)), "No difference from init-only is shown: ", "learned (one seed)")
 
 
 def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing() -> None:
@@ -188,33 +170,18 @@ def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing() -> None:
         compare_planned(arms(lora=lora, same=same, far=far), index, outcome="log_probability")
 
 
-def test_of_a_family_nothing_is_drawn_that_was_not_named(experiment: Path) -> None:
-    index = read_index(experiment)
-    assert index is not None
-    replace(index, contrast=("init-only", "lora"), others=(("init-only", "none"),)).write(experiment)
-    assert not compare_paths([experiment]).exploratory
-
-
 def test_contrasts_of_the_command_line_are_a_family_in_place_of_the_named(experiment: Path) -> None:
-    index = read_index(experiment)
-    assert index is not None
-    replace(index, contrast=("init-only", "learned"), others=(("init-only", "lora"),)).write(experiment)
+    named(experiment, ("init-only", "learned"), ("init-only", "lora"))
     lost = compare_paths([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")
     for arm, line in zip(("lora", "init-only"), lines(lost)[-2:], strict=True):
         assert says(line, f"{arm} answers", "points FEWER", "right than learned", "joint 95 %")
     assert "2 contrasts" in lines(lost)[0]
 
 
-def test_arms_whose_names_end_in_numbers_stay_apart(experiment: Path) -> None:
-    names = {"rank-8": 0.0, "rank-16": 0.0, "rank-32": 0.08}
-    write_experiment(experiment, drawn_arms(names, seeds=2), contrasts=[("rank-16", "rank-32")])
-    assert [arm.name for arm in compare_paths([experiment]).arms] == [*names]
-
-
 def test_one_run_against_its_base_says_nothing_of_methods() -> None:
     found = compare_arms(arms(base=base(sizes=WIDE), tuned=drawn(0, sizes=WIDE, gain=0.15)))
     (table,) = tables(found)
-    assert table[0] == ["task", "n", "majority", "base", "tuned", "difference", "95 % interval", "p (Holm)"]
+    assert table[0][:6] == ["task", "n", "majority", "base", "tuned", "difference"]
     untrained = 100 * accuracies(found.arms[0].runs[None])
     tuned = 100 * accuracies(found.arms[1].runs[0])
     difference = (tuned - untrained).mean()
@@ -223,8 +190,6 @@ def test_one_run_against_its_base_says_nothing_of_methods() -> None:
     low, high = (100 * end for end in found.main.effects[MACRO].interval)
     assert says(told, f"tuned answers {difference:.1f} points more of 1,200 questions", "than base")
     assert told.endswith(f"(95 %: {low:.1f} to {high:.1f}, p <.001)."), "nothing of methods"
-    lost = compare_arms(arms(base=drawn(0, sizes=WIDE, gain=0.15), tuned=base(sizes=WIDE)))
-    assert says(said(lost), "tuned answers", "points FEWER", "than base")
 
 
 def test_what_is_not_shown_is_said_where_it_is_a_risk() -> None:
@@ -248,40 +213,32 @@ def accuracy_by_id(answers: TaskAnswers) -> dict[str, float]:
     return dict(zip(answers.ids, answers.outcomes["accuracy"], strict=True))
 
 
-def test_only_questions_of_both_are_compared_and_the_others_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_questions_of_both_are_compared_and_the_others_are_named() -> None:
     untrained = base(sizes={"boolq": 30, "obqa": 50, "siqa": 20})
     tuned = drawn(0, sizes={"obqa": 40, "siqa": 60, "piqa": 9})
     found = compare_arms(arms(base=untrained, tuned=tuned))
-    counts = {}
-    means_before = []
-    means_after = []
-    for task in ("obqa", "siqa"):
-        before = accuracy_by_id(untrained.tasks[task])
-        after = accuracy_by_id(tuned.tasks[task])
+    means = []
+    for task, count in (("obqa", 40), ("siqa", 20)):
+        before, after = (accuracy_by_id(run.tasks[task]) for run in (untrained, tuned))
         both = before.keys() & after.keys()
-        counts[task] = len(both)
-        means_before.append(np.mean([before[id] for id in both]))
-        means_after.append(np.mean([after[id] for id in both]))
-    assert counts == {"obqa": 40, "siqa": 20}
+        assert len(both) == count
+        means.append([np.mean([answers[id] for id in both]) for answers in (before, after)])
     assert found.main is not None and list(found.main.y) == ["obqa", "siqa"]
-    assert found.main.means[MACRO] == pytest.approx((np.mean(means_before), np.mean(means_after)))
-    assert found.main.effects[MACRO].difference == pytest.approx(np.mean(means_after) - np.mean(means_before))
+    expected = np.mean(means, axis=0)
+    assert found.main.means[MACRO] == pytest.approx(tuple(expected))
+    assert found.main.effects[MACRO].difference == pytest.approx(expected[1] - expected[0])
     assert says(lines(found)[0], "60 questions", "left out: boolq, 10 of obqa, 40 of siqa, piqa")
     chosen = compare_arms(arms(base=untrained, tuned=tuned), tasks="siqa")
     assert [row[0] for row in tables(chosen)[0]] == ["task", "siqa"], "one task is its own average"
     assert "left out: 40 of siqa" in lines(chosen)[0]
     assert compare_arms(arms(base=untrained, tuned=tuned), tasks="commonsense").arms == found.arms
-    with pytest.raises(UsageError, match="unknown task 'commonsense'"):
-        compare_arms(arms(base=drawn(0, sizes={"own": 9}), tuned=drawn(1, sizes={"own": 9})), tasks="commonsense")
-    with pytest.raises(UsageError, match="unknown task 'siga'; did you mean siqa"):
-        compare_arms(arms(base=untrained, tuned=tuned), tasks="siga")
-    with pytest.raises(UsageError, match=r"run-99 and run-0: no question in common"):
-        compare_arms(arms(base=base(sizes={"boolq": 30}), tuned=drawn(0, sizes={"obqa": 9})))
-
-
-def test_of_several_arms_with_one_task_the_table_has_it_once(experiment: Path) -> None:
-    every, contrast = tables(compare_paths([experiment], tasks="obqa"))
-    assert every[0][2:5] == ["obqa", "difference", "95 % interval"] and len(contrast) == 2
+    other = drawn(0, sizes={"piqa": 9})
+    for against, tasks, *fault in (
+        (tuned, "siga", "unknown task 'siga'", "did you mean siqa"),
+        (other, None, "run-99 and run-0", "no question in common"),
+    ):
+        with pytest.raises(UsageError, match=in_order(*fault)):
+            compare_arms(arms(base=untrained, tuned=against), tasks=tasks)
 
 
 def few(right: int, n: int = 6) -> Evaluation:
@@ -308,16 +265,9 @@ def limited(max_length: int, *, cut: int | None) -> Evaluation:
     one = drawn(0, settings=replace(SETTINGS, max_length=max_length))
     tasks = {}
     for task, answers in one.tasks.items():
-        known: tuple[bool, ...] = ()
-        if cut is not None:
-            known = first_cut(answers, cut)
+        known = () if cut is None else tuple(place < cut for place in range(len(answers.ids)))
         tasks[task] = replace(answers, cut=known)
     return with_tasks(one, tasks)
-
-
-def first_cut(answers: TaskAnswers, count: int) -> tuple[bool, ...]:
-    """Whether each question was cut, if the first ``count`` were."""
-    return tuple(place < count for place in range(len(answers.ids)))
 
 
 def test_a_limit_that_cut_nothing_does_not_matter() -> None:
@@ -328,34 +278,35 @@ def test_a_limit_that_cut_nothing_does_not_matter() -> None:
         with pytest.raises(UsageError, match=r"max_length: 8192 in .*, 32768 in .*"):
             compare_arms(arms(a=limited(8_192, cut=one), b=limited(32_768, cut=other)))
     assert compare_arms(arms(a=limited(8_192, cut=1), b=limited(8_192, cut=None))).main is not None
-    some = {"tasks": "siqa,obqa"}
     long = limited(8_192, cut=0)
-    boolq = replace(long.tasks["boolq"], cut=first_cut(long.tasks["boolq"], 1))
+    boolq = replace(long.tasks["boolq"], cut=limited(8_192, cut=1).tasks["boolq"].cut)
     cut = with_tasks(long, {**long.tasks, "boolq": boolq})
-    assert compare_arms(arms(a=cut, b=limited(32_768, cut=0)), **some).main is not None, "boolq is not compared"
+    assert compare_arms(arms(a=cut, b=limited(32_768, cut=0)), tasks="siqa,obqa").main is not None, "not compared"
 
 
-def test_probabilities() -> None:
-    assert [probability(p) for p in (1.0, 0.5, 0.03125, 0.0004, 1e-9)] == ["1.000", ".500", ".031", "<.001", "<.001"]
-
-
-def test_seeds_that_have_nothing_in_common_need_no_pairs(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of all runs of both arms; a share of the gain is tested in the same way, and p of one arm's gain is as ever."""
+def test_seeds_that_have_nothing_in_common_need_no_pairs() -> None:
+    """Of all runs of both arms; a base is paired as ever."""
     lora = {seed: drawn(seed, sizes=WIDE, gain=0.1) for seed in (0, 1, 2)}
     other = {seed: drawn(seed, sizes=WIDE, gain=0.2, rank=4) for seed in (7, 8, 9, 10)}
-    with pytest.raises(UsageError, match=r"too few seeds in common.*--allow seeds"):
-        compare_arms(arms(a=lora, b=other))
+    for allowed, against, named in (
+        ([], other, r"too few seeds in common.*--allow seeds"),
+        (["seeds"], {7: other[7]}, r"a and b.*two runs or more of each"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            compare_arms(arms(a=lora, b=against), allowed=allowed)
     found = compare_arms(arms(a=lora, b=other), allowed=["seeds"])
     assert found.main is not None and found.main.seeds == 3 and not found.main.paired
-    of_lora = np.mean([accuracies(one) for one in lora.values()])
-    of_other = np.mean([accuracies(one) for one in other.values()])
+    of_lora, of_other = (np.mean([accuracies(one) for one in arm.values()]) for arm in (lora, other))
     assert found.main.effects[MACRO].difference == pytest.approx(of_other - of_lora)
-    told = "\n".join(lines(found))
-    assert says(told, "b answers", "right than a (95 % over 3 seeds")
     fewer = {seed: other[seed] for seed in (7, 8)}
     ((_, *rows),) = tables(compare_arms(arms(a=lora, b=other, c=fewer), allowed=["seeds"]))
     assert [row[:2] for row in rows] == [["a", "3"], ["b", "4"], ["c", "2"]], "each arm with all its runs"
-    with pytest.raises(UsageError, match=r"a and b.*two runs or more of each"):
-        compare_arms(arms(a=lora, b={7: other[7]}), allowed=["seeds"])
     untrained = compare_arms(arms(base=base(sizes=WIDE), b=other), allowed=["seeds"])
     assert untrained.main is not None and untrained.main.paired and untrained.main.seeds == 4
+
+
+def named(experiment: Path, contrast: tuple[str, str], *others: tuple[str, str]) -> None:
+    """Has the experiment name these contrasts."""
+    index = read_index(experiment)
+    assert index is not None
+    replace(index, contrast=contrast, others=others).write(experiment)

@@ -15,7 +15,6 @@ from cli_kit import run
 from message_kit import says
 from moslora.compare.arms import load_arms
 from moslora.compare.comparison import compare_paths
-from moslora.compare.conclusion import lines
 from moslora.errors import UsageError
 
 pytest.importorskip("inspect_ai", reason="inspect-ai is a development dependency")
@@ -156,8 +155,6 @@ def test_epochs_are_repetitions_of_a_question(tmp_path: Path) -> None:
         assert effect.interval == pytest.approx(of_means.confidence_interval())
         assert effect.p == pytest.approx(of_means.pvalue)
         assert found.questions() == 60 and found.independent_questions == {"sums": 15}
-    once = written(tmp_path / "once.eval", draws[0][:15])
-    assert says(lines(compare_paths([once, tmp_path / "unlike" / "1.eval"]))[0], "15 questions", "left out: 45 of sums")
     alone = [written(tmp_path / f"alone{n}.eval", y[:8], epochs=8) for n, y in enumerate(draws)]
     with pytest.raises(UsageError, match=r"sums: .*one cluster"):
         compare_paths(alone)
@@ -195,18 +192,15 @@ def test_a_side_is_a_model_in_a_folder_or_a_file_that_is_named(tmp_path: Path) -
         ([tmp_path / "json"], ["sums", "words"]),
         ([tmp_path / "both" / dated("sums", id=name) for name in y], ["sums"]),
         ([tmp_path / f"{name}.eval" for name in y], ["sums"]),
+        ([folder / dated("sums") for folder in folders], ["sums"]),  # their folders, as the model is the same
     ):
         arms = load_arms(paths)
         assert [arm.name for arm in arms] == ["a", "b"], paths
         for arm, scores in zip(arms, y.values(), strict=True):
             found = arm.runs[None].tasks
             assert [*found] == tasks
-            for answers in found.values():
-                assert dict(zip(answers.ids, answers.outcomes["score"], strict=True)) == {
-                    str(place): float(score == "C") for place, score in enumerate(scores, start=1)
-                }
-    named = [folder / dated("sums") for folder in folders]
-    assert [arm.name for arm in load_arms(named)] == ["a", "b"], "their folders, as the model is the same"
+            right = [score == "C" for _, score in sorted(enumerate(scores, start=1), key=lambda pair: str(pair[0]))]
+            assert all([*answers.outcomes["score"]] == right for answers in found.values())
     for seed in (1, 2):
         for arm in y:
             written(tmp_path / "seeds" / f"{arm}-seed{seed}.eval", letters(seed, 0.5))
@@ -214,23 +208,6 @@ def test_a_side_is_a_model_in_a_folder_or_a_file_that_is_named(tmp_path: Path) -
     written(tmp_path / "a" / dated("sums", id="again"), y["a"])
     with pytest.raises(UsageError, match="question 1 of sums appears twice"):
         load_arms(folders)
-
-
-def test_other_questions_and_prompts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not for the ids of messages, which are new in each log."""
-    y = letters(0, 0.5, 12)
-    one = written(tmp_path / "one.eval", y)
-    assert compare_paths([one, written(tmp_path / "same.eval", y)]).main
-    for name, allowed, changes in (
-        ("doc", 2, {"input": lambda number: f"{number // 3}?"}),
-        ("target", 2, {"target": "4"}),
-        ("prompt", 0, {"system": "Think first."}),
-    ):
-        other = written(tmp_path / f"{name}.eval", y, **changes)
-        code, _, error = run(capsys, "compare", one, other)
-        assert code == 2 and says(error, f"{name}_hash", "question") and error.count("\n") == 1
-        code, _, _ = run(capsys, "compare", one, other, "--allow", f"{name}_hash")
-        assert code == allowed
 
 
 def test_metadata_groups_questions(tmp_path: Path) -> None:
@@ -253,11 +230,31 @@ def test_what_is_no_log_of_inspect_is_refused_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = written(tmp_path / "good.eval", letters(0, 0.5))
-    cut = good.read_bytes()[:900]
-    for name, content in (("empty.eval", b""), ("cut.eval", cut), ("text.json", b"hello"), ("rows.json", b'{"id": 1}')):
+    for name, content in (("cut.eval", good.read_bytes()[:900]), ("text.json", b"hello"), ("rows.json", b'{"id": 1}')):
         (tmp_path / name).write_bytes(content)
         code, _, error = run(capsys, "compare", tmp_path / name, good)
-        assert code == 2 and says(error, name, "not a log of Inspect", ".jsonl") and error.count("\n") == 1
+        assert code == 2 and says(error, name, "not a log of Inspect") and error.count("\n") == 1
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
     code, _, error = run(capsys, "compare", good, tmp_path / "cut.eval")
-    assert code == 2 and says(error, "inspect_ai", "pip install inspect_ai") and error.count("\n") == 1
+    assert code == 2 and says(error, "pip install inspect_ai") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "changes"),
+    [
+        ("doc", 2, {"input": lambda number: f"{number // 3}?"}),
+        ("target", 2, {"target": "4"}),
+        ("prompt", 0, {"system": "Think first."}),
+    ],
+)
+def test_other_questions_and_prompts_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, allowed: int, changes: dict[str, Any]
+) -> None:
+    """Not for the ids of messages, which are new in each log."""
+    y = letters(0, 0.5, 12)
+    one, same = (written(tmp_path / f"{name}.eval", y) for name in ("one", "same"))
+    assert compare_paths([one, same]).main
+    other = written(tmp_path / "other.eval", y, **changes)
+    code, _, error = run(capsys, "compare", one, other)
+    assert code == 2 and says(error, f"{name}_hash", "question") and error.count("\n") == 1
+    assert run(capsys, "compare", one, other, "--allow", f"{name}_hash")[0] == allowed

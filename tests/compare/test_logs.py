@@ -15,11 +15,10 @@ from scipy.special import log_softmax
 import lm_eval_kit
 from cli_kit import run
 from evaluation_kit import WORDS, make_model, tokenizer
-from message_kit import says
+from message_kit import in_order, says
 from moslora.compare.arms import load_arms
 from moslora.compare.comparison import Comparison, compare_paths
 from moslora.compare.conclusion import lines
-from moslora.compare.display import tables
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import MACRO, effects
 from moslora.errors import UsageError
@@ -172,34 +171,22 @@ def test_log_probability_of_lm_evals_logs_is_per_character_as_in_acc_norm(sides:
 
 
 def test_p_and_interval_are_those_of_the_pairs_and_of_scipy(tmp_path: Path) -> None:
-    one = right(0, 0.5, 90)
-    other = right(1, 0.7, 90)
-    found = compare_paths([table_of(tmp_path / "one.csv", one), table_of(tmp_path / "other.csv", other)])
-    of_pairs = np.array(other, float)[None] - one
-    assert found.main.effects["questions"].p == pytest.approx(effects({"all": of_pairs}, binary=True)["all"].p)
-    more = 100 * (np.mean(other) - np.mean(one))
-    told = lines(found)[-1]
-    assert told.startswith(f"other answers {more:.1f} points more of 90 questions right than one (95 %: ")
-    assert "runs" not in told
+    def compared(values: Sequence[Sequence[float]]) -> Comparison:
+        return compare_paths([table_of(tmp_path / f"{name}.csv", y) for name, y in zip("ab", values, strict=True)])
+
+    answers = np.array([right(0, 0.5, 90), right(1, 0.7, 90)])
+    found = compared(answers)
+    of_pairs = effects({"all": np.diff(answers, axis=0)}, binary=True)["all"]
+    assert found.main.effects["questions"].p == pytest.approx(of_pairs.p)
+    assert says(lines(found)[-1], f"b answers {100 * of_pairs.difference:.1f} points more of 90 questions right than a")
     draws = np.random.default_rng(0).normal([[2], [3]], 1, (2, 11)).round(3)
-    found = compare_paths([table_of(tmp_path / f"{name}.csv", y) for name, y in zip("ab", draws, strict=True)])
-    d = draws[1] - draws[0]
+    found = compared(draws)
     effect = found.main.effects["questions"]
-    of_scipy = stats.ttest_1samp(d, 0)
+    of_scipy = stats.ttest_1samp(draws[1] - draws[0], 0)
     assert effect.interval == pytest.approx(of_scipy.confidence_interval()) and not found.main.unit.binary
     assert effect.p == pytest.approx(of_scipy.pvalue)
-    shares = [table_of(tmp_path / f"{name}.csv", np.abs(y) / 9) for name, y in zip("cd", draws, strict=True)]
-    unit = compare_paths(shares).main.unit
+    unit = compared(np.abs(draws) / 9).main.unit
     assert (unit.unit, unit.margin, unit.binary) == ("score", 0, False), "they may be losses"
-    assert "score" in lines(found)[-1]
-
-
-def test_a_log_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = table_of(tmp_path / "a.csv", [0, 1, 1])
-    (tmp_path / "b.csv").symlink_to(log)
-    for other in (log, tmp_path / "b.csv"):
-        code, _, fault = run(capsys, "compare", log, other)
-        assert code == 2 and says(fault, "a.csv", "twice")
 
 
 def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,15 +200,14 @@ def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkey
     files = sorted(Path().glob("*-seed*/*/samples_*"))
     for paths in (folders, ["in"], ["in/lora", "in/mixed"], files):
         arms = load_arms([Path(path) for path in paths])
-        assert [(sorted(arm.runs), arm.trained) for arm in arms] == [([1, 2, 10], True)] * 2, paths
-        assert [arm.name.split("/")[0] for arm in arms] == ["lora", "mixed"]
-        for arm in arms:
-            assert all([*one.tasks] == ["arc_easy", "piqa"] for one in arm.runs.values())
+        assert [(arm.name.split("/")[0], sorted(arm.runs)) for arm in arms] == [
+            ("lora", [1, 2, 10]),
+            ("mixed", [1, 2, 10]),
+        ], paths
+        assert all([*one.tasks] == ["arc_easy", "piqa"] for arm in arms for one in arm.runs.values())
     found = compare_paths([Path("in")])
     expected = [np.mean([right(seed, share) for seed in (1, 2, 10)]) for share in (0.4, 0.7)]
     assert found.main.seeds == 3 and found.main.means[MACRO] == pytest.approx(expected)
-    assert [arm.name for arm in load_arms([Path("lora-seed1"), Path("lora-seed2")])] == ["lora-seed1", "lora-seed2"]
-    assert [*load_arms([Path("lora-seed1"), Path("mixed-seed10")])[0].runs] == [1], "two runs need no seed in common"
 
 
 @pytest.mark.parametrize(
@@ -234,9 +220,7 @@ def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkey
         (["lora-seed1/500", "lora-seed1/900"], {"500": [1], "900": [1]}),
         (["base/500", "lora_seed1/500", "lora_seed2/500"], {"base": [None], "lora": [1, 2]}),
         (["2023/lora", "2024/lora", "2025/lora"], {"2023": [None], "2024": [None], "2025": [None]}),
-        (["s1-32B", "s2-32B", "s3-32B"], {"s1-32B": [None], "s2-32B": [None], "s3-32B": [None]}),
         (["llama-7b", "llama-13b"], {"llama-7b": [None], "llama-13b": [None]}),
-        (["lora-seed3/__models__lora_seed3", "mixed-seed3/__models__mixed_seed3"], {"lora": [3], "mixed": [3]}),
         (["lora-s2/seed=1", "lora-s2/seed=3", "lora-s4/seed=1"], {"lora-s2": [1, 3], "lora-s4": [1]}),
     ],
 )
@@ -244,11 +228,10 @@ def test_which_number_of_a_path_is_a_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str], arms: dict[str, list[int | None]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    files = []
-    for path in paths:
-        file = Path(f"{path}.csv")
+    files = [Path(f"{path}.csv") for path in paths]
+    for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        files.append(table_of(file, right(0, 0.5)))
+        table_of(file, right(0, 0.5))
     found = {arm.name.split("/")[0]: [*arm.runs] for arm in load_arms(files)}
     assert found == arms
 
@@ -268,25 +251,14 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
     assert metric("acc", arc=both).main.means["arc"] == (np.mean(y),) * 2
     assert metric(boolq={}, arc=both).outcome == "acc"
     summed = metric("log_probability_summed").main
-    expected = []
-    for row in sorted(range(len(y)), key=str):
-        wrong_option = {1: -2.5, 0: -0.5}[y[row]]
-        expected.append(log_softmax([-1.5, wrong_option])[0])
+    expected = [log_softmax([-1.5, -2.5 if y[row] else -0.5])[0] for row in sorted(range(len(y)), key=str)]
     assert summed.unit.margin == 0.1 and summed.y["arc"][0][0].tolist() == pytest.approx(expected)
-    with pytest.raises(UsageError, match="--metric f1: must be one of acc, log_probability_summed for"):
-        metric("f1")
-    with pytest.raises(UsageError, match="--metric log_probability: must be one of acc, log_probability_summed for"):
-        metric("log_probability")
+    for wrong in ("f1", "log_probability"):  # the second has no acc_norm, which would say what a character is
+        with pytest.raises(UsageError, match=in_order(f"--metric {wrong}", "acc, log_probability_summed")):
+            metric(wrong)
     strange = {"metrics": ["f", "g"], "f": 0.5, "g": 0.25, "filtered_resps": ["text"]}
-    with pytest.raises(UsageError, match="none is known for all"):
-        metric(gsm8k=strange)
     with pytest.raises(UsageError, match="must be one of f, g"):
         metric(boolq=strange, arc=strange)
-    unknown = [table_of(tmp_path / f"{name}.csv", [4, 9, score, 7]) for name, score in (("x", 5), ("y", 6))]
-    found = compare_paths(unknown)
-    assert "equal" not in "".join(lines(found)), "which difference does not matter is not known"
-    assert says(lines(found)[-1], "No difference between y and x is shown", "lower", "higher")
-    assert "y and x are equal within 9 score" in "".join(lines(found.within(Margin(9))))
 
 
 def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path: Path) -> None:
@@ -306,40 +278,34 @@ def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path: Path)
 
 def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path: Path) -> None:
     """Its index, or its text once; the first of equals is chosen, as by numpy."""
-    y = right(0, 0.5)
-    cases = {
+    equal = [["-1.0", "False"]] * 2
+    cases: dict[str, tuple[dict[str, Any], bool]] = {
         "text": ({"target": " a"}, True),
-        "other text": ({"target": "c"}, False),
         "both": ({"target": "a", "arguments": {"0": {"arg_1": " a"}, "1": {"arg_1": " a"}}}, False),
         "other": ({"target": "1"}, False),
         "several": ({"target": "[0, 1]"}, False),
         "beyond": ({"target": "2"}, False),
-        "equal": ({"filtered_resps": [["-1.0", "False"]] * 2, "acc": 1}, True),
-        "equal, second": ({"filtered_resps": [["-1.0", "False"]] * 2, "acc": 0}, False),
+        "equal": ({"filtered_resps": equal, "acc": 1}, True),
+        "equal, second": ({"filtered_resps": equal, "acc": 0}, False),
         "mutual information": ({"metrics": ["acc", "acc_mutual_info"], "acc_mutual_info": 1}, False),
     }
     for name, (changes, known) in cases.items():
-        logs = [written(tmp_path / name / side, "arc", y, **changes) for side in "ab"]
+        logs = [written(tmp_path / name / side, "arc", right(0, 0.5), **changes) for side in "ab"]
         one, other = [arm.runs[None].tasks["arc"] for arm in load_arms(logs)]
         assert ("log_probability_summed" in one.outcomes, bool(other.gold)) == (known, known), name
-        assert ("majority" in tables(compare_paths(logs))[0][0]) == known, name
 
 
 def test_log_probability_of_a_log_is_per_character_where_acc_norm_agrees(tmp_path: Path) -> None:
-    """As in runs under cloze; sums are another outcome, with another margin."""
-    options = {"0": {"arg_1": " abcde"}, "1": {"arg_1": " ab"}}
-    resps = [["-5.0", "False"], ["-3.0", "False"]]  # per character the first, which is right
-    y = [0] * 20
-    agreeing = {"arguments": options, "filtered_resps": resps, "metrics": ["acc", "acc_norm"], "acc_norm": 1}
-    logs = [written(tmp_path / side, "arc", y, **agreeing) for side in "ab"]
-    found = compare_paths(logs, outcome="log_probability").main
-    assert found.means["arc"] == pytest.approx((log_softmax([-1.0, -1.5])[0],) * 2) and found.unit.margin == 0.01
-    found = compare_paths(logs, outcome="log_probability_summed").main
-    assert found.means["arc"] == pytest.approx((log_softmax([-5.0, -3.0])[0],) * 2) and found.unit.margin == 0.1
-    for name, changes in {"other": {"acc_norm": 0}, "none": {"metrics": ["acc"]}}.items():
-        logs = [written(tmp_path / name / side, "arc", y, **agreeing | changes) for side in "ab"]
-        with pytest.raises(UsageError, match="log_probability: must be one of acc"):
-            compare_paths(logs, outcome="log_probability")
+    """As in runs under cloze. The right option is the likeliest per character, and not in all."""
+    agreeing = {
+        "arguments": {"0": {"arg_1": " abcde"}, "1": {"arg_1": " ab"}},
+        "filtered_resps": [["-5.0", "False"], ["-3.0", "False"]],
+        "metrics": ["acc", "acc_norm"],
+        "acc_norm": 1,
+    }
+    for name, changes, known in (("agrees", {}, True), ("other", {"acc_norm": 0}, False)):
+        logs = [written(tmp_path / name / side, "arc", [0] * 20, **agreeing | changes) for side in "ab"]
+        assert ("log_probability" in load_arms(logs)[0].runs[None].tasks["arc"].outcomes) == known
 
 
 def test_other_questions_and_prompts_are_refused_with_what_differs(
@@ -347,38 +313,28 @@ def test_other_questions_and_prompts_are_refused_with_what_differs(
 ) -> None:
     y = right(0, 0.5, 12)
     one = written(tmp_path / "a", "arc", y)
-
-    def other(name: str) -> Path:
-        """The log with two other questions, whose hash of this kind is new."""
-
-        def hash_of(row: int) -> str:
-            if row in (3, 7):
-                return f"{name} {row} new"
-            return f"{name} {row}"
-
-        return written(tmp_path / name, "arc", y, **{f"{name}_hash": hash_of})
-
     for name, allowed in (("doc", 2), ("target", 2), ("prompt", 0)):
-        code, _, error = run(capsys, "compare", one, other(name))
-        assert code == 2 and f"{name}_hash" in error and "2 questions (arc 3, arc 7)" in error
-        code, _, error = run(capsys, "compare", one, other(name), "--allow", f"{name}_hash")
-        assert code == allowed
+
+        def hash_of(row: int, name: str = name) -> str:
+            return f"{name} {row} new" if row in (3, 7) else f"{name} {row}"
+
+        other = written(tmp_path / name, "arc", y, **{f"{name}_hash": hash_of})
+        code, _, error = run(capsys, "compare", one, other)
+        assert code == 2 and says(error, f"{name}_hash", "2 questions", "arc 3, arc 7")
+        assert run(capsys, "compare", one, other, "--allow", f"{name}_hash")[0] == allowed
     longer = compare_paths([one, written(tmp_path / "b", "arc", [*y, 1, 1, 0])])
     assert says(lines(longer)[0], "12 questions", "left out: 3 of arc")
-    with pytest.raises(UsageError, match="no question in common"):
-        compare_paths([one, written(tmp_path / "c", "piqa", y)])
 
 
 def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\ufefftask,id,score\nx,1,True\nx,2,False\ny,1,1\ny,2,0.0\n", encoding="utf-8")
-    rows = []
-    for task, id, score in (("y", 2, 1), ("x", 1, True), ("x", 2, 1.0), ("y", 1, False)):
-        rows.append(json.dumps({"id": id, "task": task, "score": score, "more": None}))
-    (tmp_path / "b.jsonl").write_text("\n".join(rows))
+    (tmp_path / "b.jsonl").write_text(
+        '{"id": 2, "task": "y", "score": 1, "more": null}\n{"id": 1, "task": "x", "score": true}\n'
+        '{"id": 2, "task": "x", "score": 1.0}\n{"id": 1, "task": "y", "score": false}\n'
+    )
     found = compare_paths([tmp_path / "a.csv", tmp_path / "b.jsonl"]).main
-    assert found.y.keys() == {"x", "y"}
-    assert [side[0].tolist() for side in found.y["x"]] == [[1, 0], [1, 1]]
-    assert [side[0].tolist() for side in found.y["y"]] == [[1, 0], [0, 1]]
+    values = {task: [side[0].tolist() for side in sides] for task, sides in found.y.items()}
+    assert values == {"x": [[1, 0], [1, 1]], "y": [[1, 0], [0, 1]]}
     assert found.unit.binary and (found.before, found.after) == ("a", "b")
 
 
@@ -386,79 +342,70 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("", "no questions"),
-        ("id,right\nq1,1\n", "row 1: 'score'; must have id and score"),
+        ("id,right\nq1,1\n", "row 1: .*score"),
         ("id,score\nq1,1\nq2,yes\n", "row 2: .*'yes'"),
-        ("id,score\nq1,1\nq2\n", "row 2: "),
         ("id,score\nq1,1\nq1,0\n", "row 2: question q1 of questions appears twice"),
         ("id,score\nq1,1\nq2,nan\n", "score is not finite"),
         ("id,score\nq1,1\n", "two questions"),
-        ("id,score,text\nq1,1,\nq2,0," + "a" * 140_000, "row 2: field larger"),
         ('{"id": 1, "score": 1}\n{"id": 2', "row 2: "),
-        ('[{"id": 1, "score": 1}]', "row 1: "),
         ('{"doc_id": 1, "acc": 1}', "row 1: 'metrics'; "),
     ],
 )
 def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path: Path, text: str, named: str) -> None:
-    suffix = "jsonl" if text.startswith(("{", "[")) else "csv"
-    bad = tmp_path / f"bad.{suffix}"
+    bad = tmp_path / ("bad.jsonl" if text.startswith("{") else "bad.csv")
     bad.write_text(text)
     with pytest.raises(UsageError, match=named) as fault:
         compare_paths([bad, table_of(tmp_path / "good.csv", [1, 0, 1])])
     assert "\n" not in str(fault.value)
 
 
-def test_logs_are_compared_with_logs(tmp_path: Path, trained: Path) -> None:
+def test_a_log_is_compared_with_another_log(tmp_path: Path, trained: Path) -> None:
     log = written(tmp_path / "a", "arc", right(0, 0.5))
-    with pytest.raises(UsageError, match=f"{trained}: not a log"):
-        compare_paths([log, trained])
-    with pytest.raises(UsageError, match=r"none\.csv: not a log"):
-        compare_paths([log, tmp_path / "none.csv"])
+    (tmp_path / "link.jsonl").symlink_to(log)
     later = log.with_name(log.name.replace("2026-01", "2026-02"))
     later.write_bytes(log.read_bytes())
-    with pytest.raises(UsageError, match=f"{later.name}: row 1: question 0 of arc appears twice"):
-        compare_paths([tmp_path / "a", log])
+    for paths, *named in (
+        ([log, trained], trained, "not a log"),
+        ([log, tmp_path / "none.csv"], "none.csv", "not a log"),
+        ([log, tmp_path / "link.jsonl"], log.name, "twice"),
+        ([tmp_path / "a", log], later.name, "question 0 of arc appears twice"),
+        ([log, written(tmp_path / "c", "piqa", [0, 1])], "no question in common"),
+    ):
+        with pytest.raises(UsageError, match=in_order(*named)):
+            compare_paths(paths)
 
 
-def test_what_groups_the_questions_of_lm_evals_logs_is_a_path_into_a_row(
+def test_questions_of_logs_are_grouped_by_a_path_into_a_row_or_by_their_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    passage = {"doc": lambda row: {"question": f"q{row}", "passage": f"Text {row // 3}", "none": None}}
+    """Equal ones are a cluster where the log has their text: lm-eval's requests, or a table's column."""
+    texts = {
+        "doc": lambda row: {"question": f"q{row}", "passage": f"Text {row // 3}"},
+        "arguments": lambda row: {"gen_args_0": {"arg_0": f"Is {row // 2}?", "arg_1": " yes"}},
+    }
     for side, name in enumerate("ab"):
-        written(tmp_path / name, "boolq", right(side, 0.5), **passage)
-        written(tmp_path / name, "arc", right(side, 0.5))
-    sides = [tmp_path / "a", tmp_path / "b"]
-    found = compare_paths(sides, cluster="doc.passage").main
-    assert list(found.clusters) == ["boolq"] and np.bincount(found.clusters["boolq"]).tolist() == [3] * 20
-    code, said, _ = run(capsys, "compare", *sides, "--cluster", "doc.passage")
-    assert code == 0 and says(said, "clusters", "boolq 60 in 20")
-    code, _, error = run(capsys, "compare", *sides, "--tasks", "boolq", "--cluster", "doc.pasage")
-    assert code == 2 and says(error, "--cluster doc.pasage", "must be a column")
-    assert error.count("\n") == 1
-    for nothing in ("doc.question", "filter", "doc.none"):
-        code, _, error = run(capsys, "compare", *sides, "--cluster", nothing)
-        assert code == 2 and "Traceback" not in error, nothing
-
-
-def test_clusters_of_runs_are_in_their_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, error = run(capsys, "compare", "docs/experiments/article", "--cluster", "passage")
-    assert code == 2 and says(error, "--cluster passage", "tasks.NAME.cluster") and error.count("\n") == 1
-
-
-def test_equal_questions_of_logs_are_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where the log has their text: lm-eval's requests, or a table's column. A column that groups none is still
-    refused."""
-    request = {"arguments": lambda row: {"gen_args_0": {"arg_0": f"Is {row // 2}?", "arg_1": " yes"}}}
-    for side, name in enumerate("ab"):
-        written(tmp_path / name, "boolq", right(side, 0.5), **request)
-        scores = np.random.default_rng(side).integers(0, 2, 40)
-        lines = [f"{row},{score},Is {row // 4}?,{row // 8}" for row, score in enumerate(scores)]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["id,score,question,page", *lines]))
-    sides = [tmp_path / "a", tmp_path / "b"]
-    assert np.bincount(compare_paths(sides).main.clusters["boolq"]).tolist() == [2] * 30
-    code, said, _ = run(capsys, "compare", *sides)
+        written(tmp_path / name, "boolq", right(side, 0.5), **texts)
+        rows = [f"{row},{score},Is {row // 4}?,{row // 8}" for row, score in enumerate(right(side, 0.5, 40))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,score,question,page", *rows]))
+    logs, tables = [tmp_path / "a", tmp_path / "b"], [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for paths, column, sizes in (
+        (logs, None, [2] * 30),
+        (logs, "doc.passage", [3] * 20),
+        (tables, None, [4] * 10),
+        (tables, "page", [8] * 5),
+    ):
+        ((_, codes),) = compare_paths(paths, cluster=column).main.clusters.items()
+        assert np.bincount(codes).tolist() == sizes, column
+    code, said, _ = run(capsys, "compare", *logs)
     assert code == 0 and says(said, "clusters", "boolq 60 in 30", "equal questions")
-    code, _, error = run(capsys, "compare", *sides, "--cluster", "filter")
-    assert code == 2 and says(error, "--cluster filter")
-    for column, sizes in ((None, [4] * 10), ("page", [8] * 5)):
-        tables = compare_paths([tmp_path / "a.csv", tmp_path / "b.csv"], cluster=column).main
-        assert np.bincount(tables.clusters["questions"]).tolist() == sizes, column
+    for nothing in ("doc.pasage", "doc.question", "filter"):
+        code, _, error = run(capsys, "compare", *logs, "--cluster", nothing)
+        assert code == 2 and says(error, f"--cluster {nothing}") and error.count("\n") == 1
+
+
+def test_of_an_unknown_score_only_the_margin_that_is_given_makes_two_equal(tmp_path: Path) -> None:
+    unknown = [table_of(tmp_path / f"{name}.csv", [4, 9, score, 7]) for name, score in (("x", 5), ("y", 6))]
+    found = compare_paths(unknown)
+    assert "equal" not in "".join(lines(found))
+    assert says(lines(found)[-1], "No difference between y and x is shown", "lower", "higher")
+    assert "y and x are equal within 9 score" in "".join(lines(found.within(Margin(9))))

@@ -130,75 +130,51 @@ def expected_gain(found: Comparison, arm: str) -> float:
 def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_arms(experiment: Path) -> None:
     found = compare_paths([experiment]).within(Margin(0.2, of_gain=True))
     ((head, *rows),) = tables(found)
-    assert head[:6] == ["arm", "seeds", "macro", "micro", "gain over base, 95 % interval", "difference"]
-    assert "% of the gain, 90 % interval" in head
-    evaluations = [run for arm in found.arms for run in arm.runs.values()]
-    untrained = base_of_all(evaluations)
+    assert head[4].startswith("gain over base") and any("% of the gain" in column for column in head)
+    untrained = base_of_all([run for arm in found.arms for run in arm.runs.values()])
     assert untrained is not None and list(untrained.tasks) == list(WIDE)
-    for row in rows:
-        of_arm = [run for arm in found.arms if arm.name == row[0] for run in arm.runs.values()]
-        gain = gain_of(of_arm, untrained, "log_probability")
+    for row, arm in zip(rows, found.arms, strict=True):
+        gain = gain_of(list(arm.runs.values()), untrained, "log_probability")
         assert gain is not None and gain.difference == pytest.approx(expected_gain(found, row[0]))
         low, high = gain.interval
         assert row[4] == f"{gain.difference:+.4f} ({low:+.4f} to {high:+.4f})"
-    said = lines(found)
+    said = "\n".join(lines(found))
     of_gain = f"20 % of lora's gain ({expected_gain(found, 'lora'):.4f} nats)"
-    assert f"Equal to lora within {of_gain}: same." in said
-    assert any(says(line, "other predicts", "better than lora", "joint 95 %") for line in said)
-    assert says(said[0], "2 contrasts", "20 % of the gain or more")
+    assert says(said, "2 contrasts", "20 % of the gain", "other predicts", "better than lora", "joint 95 %")
+    assert says(said, f"Equal to lora within {of_gain}: same.")
     alone = compare_paths([experiment], contrasts=[("lora", "same")]).within(Margin(0.2, of_gain=True))
-    told = "\n".join(lines(alone))
-    assert says(told, "gain over base", "lora +", "same +", f"same and lora are equal within {of_gain}", "90 %")
+    assert says("\n".join(lines(alone)), f"same and lora are equal within {of_gain}", "90 %")
 
 
-def test_a_margin_of_an_experiment_is_its_comparisons(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_margin_of_an_experiment_is_its_comparisons(experiment: Path) -> None:
     before = (experiment / EXPERIMENT).read_bytes()
     index = read_index(experiment)
     assert index is not None and "margin" not in json.loads(before)
     index.write(experiment)
     assert (experiment / EXPERIMENT).read_bytes() == before, "one without a margin is written as ever"
-    replace(index, margin="20%").write(experiment)
-    code, out, _ = run(capsys, "compare", experiment)
-    assert code == 0 and "within 20 % of lora's gain" in out
-    code, out, _ = run(capsys, "compare", experiment, "--margin", "0.02")
-    assert code == 0 and "within 0.02 nats" in out and "of lora's gain" not in out
-    code, out, _ = run(capsys, "compare", experiment, "--outcome", "accuracy")
-    assert code == 0 and says(out, "20 % of the gain or more")
-    replace(index, margin="0.02").write(experiment)
-    assert compare_paths([experiment]).margin == Margin(0.02)
-    assert compare_paths([experiment], outcome="accuracy").margin == Margin(0.5), "it was of another outcome"
-
-
-@pytest.mark.parametrize("damage", [{"margin": "a fifth"}, {"margin": "0"}])
-def test_a_damaged_index_is_refused_in_a_line(
-    experiment: Path, damage: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    content = json.loads((experiment / EXPERIMENT).read_bytes())
-    (experiment / EXPERIMENT).write_text(json.dumps({**content, **damage}), encoding="utf-8")
-    code, _, error = run(capsys, "compare", experiment)
-    assert code and error.count("\n") == 1 and says(error, EXPERIMENT, "not an experiment", "run the experiment again")
+    for written, by_default, of_accuracy in (
+        ("20%", Margin(0.2, of_gain=True), Margin(0.2, of_gain=True)),
+        ("0.02", Margin(0.02), Margin(0.5)),  # which was of another outcome
+    ):
+        replace(index, margin=written).write(experiment)
+        assert compare_paths([experiment]).margin == by_default
+        assert compare_paths([experiment], outcome="accuracy").margin == of_accuracy
 
 
 def test_without_the_bases_answers_to_these_questions_there_is_no_share() -> None:
-    """Asked fewer questions, or in another way, it is as if it was not asked."""
-    others = {
-        "none": None,
-        "fewer": base(sizes={**WIDE, "obqa": 399}),
-        "other": asked_as(base(sizes=WIDE), format="other"),
-        "model": asked_as(base(sizes=WIDE), metadata={"base": "small", "fingerprint": "beef", "adapter": None}),
-    }
-    for name, untrained in others.items():
-        found = compare_arms(arms_beside(untrained, gain=0.1))
-        assert "over base" not in "\n".join(lines(found)), name
-        with pytest.raises(UsageError, match=r"--margin 20%: .*moslora eval RUN --base"):
-            found.within(Margin(0.2, of_gain=True))
-
-
-def test_a_base_itself_has_no_gain() -> None:
-    found = compare_arms([Arm("base", {None: base()}), Arm("tuned", {0: drawn(0, gain=0.2)})])
-    assert found.main is not None and found.main.gains is None
-    with pytest.raises(UsageError, match=r"--margin 20%: .*give a number"):
-        found.within(Margin(0.2, of_gain=True))
+    """Asked fewer questions, or in another way, it is as if it was not asked. A base itself has no gain."""
+    others = (
+        None,
+        base(sizes={**WIDE, "obqa": 399}),
+        asked_as(base(sizes=WIDE), format="other"),
+        asked_as(base(sizes=WIDE), metadata={"base": "small", "fingerprint": "beef", "adapter": None}),
+    )
+    found = [compare_arms(arms_beside(untrained, gain=0.1)) for untrained in others]
+    found.append(compare_arms([Arm("base", {None: base()}), Arm("tuned", {0: drawn(0, gain=0.2)})]))
+    for one in found:
+        assert one.main is not None and one.main.gains is None
+        with pytest.raises(UsageError, match="--margin 20%"):
+            one.within(Margin(0.2, of_gain=True))
 
 
 def test_a_gain_that_was_a_loss_is_written_as_one() -> None:
@@ -214,8 +190,7 @@ def test_a_gain_that_was_a_loss_is_written_as_one() -> None:
 def test_margins_as_they_are_typed(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {"20%": Margin(0.2, True), " 5 % ": Margin(0.05, True), "0.01": Margin(0.01)}
     for text, margin in cases.items():
-        assert read_margin(text) == margin
-    assert [str(read_margin(text)) for text in ("20%", "12.5%", "0.01")] == ["20%", "12.5%", "0.01"]
-    for text in ("", "%", "a fifth", "-1", "0", "0%", "nan", "inf%", "20 percent"):
+        assert read_margin(text) == margin and read_margin(str(margin)) == margin
+    for text in ("", "%", "-1", "0%", "nan", "inf%", "20 percent"):
         code, _, error = run(capsys, "compare", experiment, f"--margin={text}")
-        assert code == 2 and says(error, "--margin", "0.01", "20%"), text
+        assert code == 2 and says(error, "--margin", "20%"), text

@@ -115,36 +115,11 @@ def test_variances_are_those_of_loops(codes: Codes) -> None:
     assert of_one.questions.variance == pytest.approx(questions)
 
 
-def test_variances_are_those_of_a_two_way_cluster_bootstrap() -> None:
-    """Seeds and clusters are drawn independently (Owen 2007). Of what varies by both it counts a part of its own."""
-    codes = np.repeat(np.arange(25), 4)
-    d = crossed(5, codes)
-    seeds, questions, both = by_loops(d, codes)
-    draw = np.random.default_rng(0)
-    by_cluster = d.reshape(5, 25, 4).mean(axis=2)
-    means = [by_cluster[draw.integers(0, 5, 5)][:, draw.integers(0, 25, 25)].mean() for _ in range(40_000)]
-    expected = seeds * 4 / 5 + questions * 24 / 25 + both * (4 / 5) * (24 / 25)
-    assert np.var(means) == pytest.approx(expected, rel=0.03)
-    law = effects({"obqa": d}, binary=False, clusters={"obqa": codes})[MACRO].law
-    assert law.standard_error**2 == pytest.approx(seeds + questions - both), "which it has once"
-
-
 def test_alike_answers_to_few_questions_do_not_make_two_models_equal() -> None:
     few = effects({"obqa": np.zeros((1, 20))}, binary=True)[MACRO]
     many = effects({"obqa": np.zeros((1, 3000))}, binary=True)[MACRO]
     assert few.law.beyond(0.005) > LEVEL >= many.law.beyond(0.005)
     assert few.interval[0] < -0.05 and not few.shown
-
-
-def test_with_seeds_the_interval_is_the_t_test_where_questions_agree() -> None:
-    """The seeds move all questions alike, so that questions add nothing."""
-    shifts = np.array([0.3, -0.1, 0.4, 0.2, 0.6, 0.1])
-    effect = effects({"obqa": np.tile(shifts[:, None], 40)}, binary=False)[MACRO]
-    of_scipy = stats.ttest_1samp(shifts, 0)
-    assert effect.interval == pytest.approx(of_scipy.confidence_interval())
-    assert effect.inner == pytest.approx(of_scipy.confidence_interval(0.9))
-    assert effect.law.standard_error == pytest.approx(shifts.std(ddof=1) / np.sqrt(6))
-    assert effect.p == pytest.approx(of_scipy.pvalue)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -196,43 +171,12 @@ def test_a_family_of_single_runs_is_of_their_questions() -> None:
     assert same == (pytest.approx((0.0, 0.0)), 0.0, 1.0)
 
 
-def test_one_contrast_is_judged_as_it_is_among_others() -> None:
-    """Naming more contrasts can only take a finding away: their p is Holm's, 11 times as large at most."""
-    draw = np.random.default_rng(2)
-    several = [effects({"obqa": draw.normal(0.02, 0.1, (4, 90))}, binary=False)[MACRO] for _ in range(11)]
-    for one in several:
-        assert family([one], margin=0.05, count=1) == [(one.interval, one.law.beyond(0.05), one.p)]
-    smallest = min(several, key=lambda one: one.p)
-    joint = family(several, margin=0.05, count=11)[several.index(smallest)]
-    assert joint.different == pytest.approx(min(1.0, 11 * smallest.p)) and joint.different > smallest.p
-    assert joint.interval == pytest.approx(smallest.law.interval(0.05 / 11))
-    assert joint.interval[0] < smallest.interval[0] and smallest.interval[1] < joint.interval[1]
-
-
 def test_one_seed_among_several_is_as_if_it_had_no_runs() -> None:
     draws = np.random.default_rng(1).normal(0.1, 0.1, (2, 6))
     several = [effects({"obqa": np.tile(x[:, None], 40)}, binary=False)[MACRO] for x in draws]
     lone = effects({"obqa": np.random.default_rng(0).normal(5, 1, (1, 300))}, binary=False)[MACRO]
     one, missing, other = family([several[0], lone, several[1]], margin=0.3, count=3)
     assert [one, other] == family(several, margin=0.3, count=3) and missing == ((-np.inf, np.inf), 1, 1)
-
-
-def test_a_question_under_six_seeds_is_not_six_questions() -> None:
-    """All seeds answer alike: the error is that of one seed, not 1 / √6 of it."""
-    d = np.random.default_rng(0).normal(0, 1, (1, 200))
-    one = effects({"obqa": d}, binary=False)[MACRO]
-    six = effects({"obqa": np.tile(d, (6, 1))}, binary=False)[MACRO]
-    assert six.law.standard_error == pytest.approx(one.law.standard_error)
-    noise = np.random.default_rng(1).normal(0, 1, (6, 200))  # and if they have nothing in common, it is 1 / √1200
-    rest = effects({"obqa": noise}, binary=False)[MACRO]
-    assert rest.law.standard_error == pytest.approx(1 / np.sqrt(1200), rel=0.35)
-
-
-def test_few_seeds_show_a_difference_that_is_large_enough() -> None:
-    draws = 1 + np.random.default_rng(0).normal(0, 0.01, (3, 9))
-    effect = effects({"obqa": draws}, binary=False)[MACRO]
-    assert effect.shown
-    assert 0 < effect.detectable < 0.1
 
 
 def test_arms_that_are_not_paired_are_welchs() -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from compare_kit import base, base_row, drawn, row, write_experiment
-from message_kit import says
+from message_kit import in_order, says
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms, compare_paths
 from moslora.compare.conclusion import lines
@@ -53,17 +53,18 @@ def test_seeds_are_paired_and_the_law_is_students(tmp_path: Path) -> None:
 
 
 def test_where_nothing_can_be_said_a_line_says_why(tmp_path: Path) -> None:
-    one = experiment(tmp_path / "one", {"lora": {0: 3.0}, "other": {0: 3.1}})
-    with pytest.raises(UsageError, match="lora and other: too few seeds in common to compare validation_loss"):
-        compare_paths([one], outcome=OUTCOME)
-    none = experiment(tmp_path / "none", {"lora": {0: 3.0, 1: 3.0}, "other": {0: 3.1, 1: None}})
-    with pytest.raises(UsageError, match=r"other-0.001-1: no validation_loss, .*data\.validation_rows"):
-        compare_paths([none], outcome=OUTCOME)
-    with pytest.raises(UsageError, match=r"run-99: no validation_loss, which only a trained run"):
+    for number, (losses, margin, *named) in enumerate(
+        (
+            ({"lora": {0: 3.0}, "other": {0: 3.1}}, None, "lora and other: too few seeds in common"),
+            ({"lora": {0: 3.0, 1: 3.0}, "other": {0: 3.1, 1: None}}, None, "other-0.001-1: no validation_loss"),
+            ({"lora": {0: 3.0, 1: 3.1}, "other": {0: 3.1, 1: 3.3}}, Margin(0.2, of_gain=True), "--margin 20%"),
+        )
+    ):
+        folder = experiment(tmp_path / str(number), losses)
+        with pytest.raises(UsageError, match=in_order(*named)):
+            compare_paths([folder], outcome=OUTCOME).within(margin)
+    with pytest.raises(UsageError, match="run-99: no validation_loss"):
         compare_arms([Arm("base", {None: base()}), Arm("lora", {0: drawn(0)})], outcome=OUTCOME)
-    two = experiment(tmp_path / "two", {"lora": {0: 3.0, 1: 3.1}, "other": {0: 3.1, 1: 3.3}})
-    with pytest.raises(UsageError, match=r"--margin 20%: .*validation_loss.*give a number"):
-        compare_paths([two], outcome=OUTCOME).within(Margin(0.2, of_gain=True))
 
 
 def test_losses_that_are_the_same_under_every_seed_leave_no_doubt() -> None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable
 from dataclasses import astuple, replace
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -127,11 +126,6 @@ def write_folder(root: Path, sets: dict[str, tuple[list[Example], list[Example]]
     return str(root / "data")
 
 
-@cache
-def some(task: str) -> tuple[list[Example], list[Example]]:
-    return rows(task, "train")[:5_000], rows(task, "test")
-
-
 def test_instructions_that_name_no_set_are_read_back(tmp_path: Path) -> None:
     """As in commonsense_170k: SIQA, ARC and OpenBookQA share a template, and their rows name no set."""
     path = tmp_path / "rows.jsonl"
@@ -161,16 +155,9 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, {"obqa": (TRAIN, TEST), "arc_easy": (OTHER, []), "arc_challenge": ([], TEST)})
     settings = {"tokenizer": smollm2(), "format": "cloze", "max_length": 2}
     table, notes = audit_rows(list(TASKS.values()), source=folder, **settings)
-    assert [row[0] for row in table] == ["task", "arc_easy", "arc_challenge", "obqa"] and len(set(map(len, table))) == 1
+    assert [row[0] for row in table] == ["task", "arc_easy", "arc_challenge", "obqa"]
     assert table[3][6:] == ["2", "1", "6", "2"] and table[1][2] == "0" and table[2][1] == table[2][3] == "0"
     assert "4 test questions" in notes[-1]
-
-    single = tmp_path / "rows.jsonl"
-    free = {"instruction": "Sing!", "output": "La.", "answer": "La."}
-    lines = [{**llm_adapters_row(row), "task": "obqa"} for row in TRAIN] + [free]
-    single.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    table, _ = audit_rows([TASKS["obqa"]], source=str(single), **settings | {"format": "label"})
-    assert [row[0] for row in table[1:]] == ["obqa", INSTRUCTION]
     for wrong in (str(tmp_path / "nowhere"), str(tmp_path)):
         with pytest.raises(UsageError, match=str(tmp_path)):
             audit_rows([TASKS["obqa"]], source=wrong, **settings)
@@ -179,8 +166,5 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], world: Path) -> None:
     options = ("--source", world / "data", "--model", world / "model", "--tasks", "boolq,obqa", "--max-length", "60")
     code, out, _ = run(capsys, "data", "audit", *options)
-    assert code == 0
     cells = [line.split()[:3] for line in out.splitlines() if line.startswith(("boolq ", "obqa "))]
-    assert cells == [["boolq", "30", "20"], ["obqa", "30", "20"]]
-    code, _, err = run(capsys, "data", "audit", *options, "--format", "labels")
-    assert code == 2 and "--format" in err and "labels" in err
+    assert code == 0 and cells == [["boolq", "30", "20"], ["obqa", "30", "20"]]

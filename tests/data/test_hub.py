@@ -7,7 +7,6 @@ import datasets
 import pytest
 from huggingface_hub import constants
 
-from cli_kit import run
 from moslora.data import hub
 from moslora.data.sources import MIXTURE, identity, load_examples
 from moslora.errors import MosloraError, UsageError
@@ -69,36 +68,24 @@ def cached_mixture(
     hub.commit.cache_clear()
 
 
-def test_rows_of_another_commit_of_the_mixture_are_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """So rows that were prepared from the one are not taken for those of the other."""
-    found = []
-    for commit in ("a" * 40, "b" * 40):
-        cached_mixture(monkeypatch, tmp_path, commit=commit)
-        found.append(identity(list(TASKS.values()), "train", source=MIXTURE))
-    assert found[0] != found[1] and "a" * 40 in found[0]
-
-
 @pytest.mark.parametrize("card", [True, False])
 def test_an_own_task_is_loaded_at_the_commit_that_its_rows_are_known_by(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: bool
 ) -> None:
     """So that a new commit of a branch makes new rows; with a pinned commit nothing is asked."""
-    name, place = "me/riddles", "{path: me/riddles}"
     fake = FakeHub([{"question": "q", "options": ["a", "b"], "answer": 0}])
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     found = []
-    for commit in ("a" * 40, "b" * 40):
-        cached_mixture(monkeypatch, tmp_path, commit=commit, name=name, card=card)
+    for commit, pinned in (("a" * 40, False), ("b" * 40, False), ("c" * 40, True)):
+        name = "me/others" if pinned else "me/riddles"
+        if not pinned:
+            cached_mixture(monkeypatch, tmp_path, commit=commit, name=name, card=card)
+        place = f"{{path: {name}{f', revision: {commit}' if pinned else ''}}}"
         task = load_recipe("smollm2-135m", [f"tasks.mine={{train: train, test: test, hub: {place}}}"]).own_tasks["mine"]
         found.append(identity([task], "train", source="wheel"))
         load_examples(task, "train", source="wheel")
         assert fake.asked[-1] == ((name, None), {"revision": commit, "split": "train"})
     assert found[0] != found[1]
-    place = f"{{path: me/others, revision: {'c' * 40}}}"
-    task = load_recipe("smollm2-135m", [f"tasks.mine={{train: train, test: test, hub: {place}}}"]).own_tasks["mine"]
-    assert identity([task], "train", source="wheel") and load_examples(task, "train", source="wheel")
-    assert fake.asked[-1] == (("me/others", None), {"revision": "c" * 40, "split": "train"})
 
 
 def test_an_own_task_that_was_never_here_is_one_line_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -131,20 +118,12 @@ def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch, t
     assert (second.id, second.task, second.gold) == ("instruction/train/1", INSTRUCTION, 1)
 
 
-def test_the_mixture_is_tested_on_the_hubs_rows(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_mixture_is_tested_on_the_hubs_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"question_stem": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
     monkeypatch.setattr(datasets, "load_dataset", FakeHub([row] * TASKS["obqa"].rows["test"]))
     assert load_examples(TASKS["obqa"], "test", source=MIXTURE) == hub.load(TASKS["obqa"], "test")
     with pytest.raises(UsageError, match=f"source {MIXTURE}"):
         load_examples(TASKS["obqa"], "train", source=MIXTURE)
-    monkeypatch.setattr(hub, "load_mixture", lambda: [None] * 3)
-    monkeypatch.setattr(hub, "load", lambda task, split: [None] * {"test": 4, "dev": 5}[split])
-    assert run(capsys, "data", "fetch", "--source", MIXTURE, "--tasks", "obqa")[:2] == (
-        0,
-        "commonsense_170k  train 3\nobqa              test 4  dev 5\n",
-    )
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), ValueError("gated"), RuntimeError()])

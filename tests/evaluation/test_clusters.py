@@ -48,49 +48,21 @@ def of_statsmodels(values: Sequence[float], clusters: Sequence[str]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_the_error_is_that_of_statsmodels_and_of_a_loop(seed: int) -> None:
-    values, clusters = drawn(seed)
-    found = mean_of(values, clusters)
-    assert found.error == pytest.approx(of_statsmodels(values, clusters), rel=1e-12)
-    total = 0.0
-    for name in set(clusters):
-        total += sum(x - np.mean(values) for x, its in zip(values, clusters, strict=True) if its == name) ** 2
-    count = len(set(clusters))
-    assert found.error == pytest.approx(math.sqrt(count / (count - 1) * total) / len(values), rel=1e-12)
-    assert found.value == np.mean(values) and found.clusters == count
-    alone = mean_of(values, [str(n) for n in range(len(values))])
-    assert alone == mean_of(values), "bit for bit"
-    assert alone.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)), rel=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_the_interval_is_wilsons_of_the_effective_number(seed: int) -> None:
+def test_the_error_is_that_of_statsmodels_and_the_interval_wilsons_of_the_effective_number(seed: int) -> None:
     """That many independent questions have the same error."""
     values, clusters = drawn(seed)
     found = mean_of(values, clusters)
+    assert found.error == pytest.approx(of_statsmodels(values, clusters), rel=1e-12)
+    assert found.value == np.mean(values) and found.clusters == len(set(clusters))
     n = found.effective_n
     share = found.value
     assert 1 < n < len(values) and share * (1 - share) / (n - 1) == pytest.approx(found.error**2, rel=1e-12)
     expected = proportion_confint(share * n, n, method="wilson")
     assert found.interval_of_share == pytest.approx(expected, rel=1e-12)
     assert np.ptp(found.interval_of_share) > np.ptp(wilson(share, len(values)))
-
-
-@pytest.mark.parametrize("copies", [2, 3, 7])
-@pytest.mark.parametrize("right", [0, 1, 9, 20])
-def test_each_question_copied_tells_nothing_new(copies: int, right: int) -> None:
-    """The interval of the copies is that of the questions; without clusters its n would be too large by the factor."""
-    once = [1.0] * right + [0.0] * (20 - right)
-    values = once * copies
-    clusters = [str(n) for n in range(20)] * copies
-    found = mean_of(values, clusters)
-    assert found.interval_of_share == pytest.approx(mean_of(once).interval_of_share, abs=1e-12)
-    assert found.effective_n == pytest.approx(20, rel=1e-12)
-    assert found.error == pytest.approx(mean_of(once).error, abs=1e-12)
-    ignoring = mean_of(values)
-    assert ignoring.interval_of_share == wilson(right / 20, 20 * copies) and ignoring.effective_n == 20 * copies
-    if 0 < right < 20:
-        assert found.error / ignoring.error == pytest.approx(math.sqrt((20 * copies - 1) / 19), rel=1e-12)
+    alone = mean_of(values, [str(n) for n in range(len(values))])
+    assert alone == mean_of(values), "bit for bit"
+    assert alone.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)), rel=1e-12)
 
 
 def test_opposite_answers_within_clusters_make_no_interval_narrower() -> None:
@@ -134,36 +106,35 @@ def test_every_number_of_a_score_counts_clusters() -> None:
 
 def test_texts_of_one_article_count_together() -> None:
     random = np.random.default_rng(0)
-    scores = [-random.exponential(100) for _ in range(12)]
+    nats, sizes = random.exponential(100, 12), np.arange(100, 112)
     predictions = []
     for copy in range(2):
-        for row, score in enumerate(scores):
-            predictions.append(Prediction(f"w/{copy}-{row}", "w", 0, 0, (score,), bytes=100 + row))
+        for row in range(12):
+            predictions.append(Prediction(f"w/{copy}-{row}", "w", 0, 0, (-float(nats[row]),), bytes=int(sizes[row])))
     once = score_texts(TaskAnswers.of(predictions[:12]))
     twice = score_texts(TaskAnswers.of(predictions).grouped({f"w/1-{row}": f"w/0-{row}" for row in range(12)}))
     assert twice.interval == pytest.approx(once.interval, abs=1e-12)
     assert (twice.n, twice.clusters, once.clusters) == (24, 12, None)
-    values = [-score / (100 + row) for row, score in enumerate(scores)]
-    assert twice.interval == pytest.approx(stats.t.interval(0.95, 11, np.mean(values), stats.sem(values)), rel=1e-9)
+    rates = nats / sizes
+    assert twice.interval == pytest.approx(stats.t.interval(0.95, 11, rates.mean(), stats.sem(rates)), rel=1e-9)
 
 
 def test_averages_take_the_intervals_of_their_tasks() -> None:
-    settings = compare_kit.SETTINGS
     predictions = []
     for copy in range(3):
         for row in range(20):
             predictions.append(Prediction(f"t/{copy}-{row}", "t", row % 2, 0, (-1.0, -2.0), (1, 1)))
             predictions.append(Prediction(f"u/{copy}-{row}", "u", row % 3 % 2, 0, (-1.0, -2.0), (1, 1)))
     clusters = {f"t/{copy}-{row}": f"t/0-{row}" for copy in (1, 2) for row in range(20)}
-    records = {"t": TaskRecord(clusters=clusters), "u": TaskRecord()}
-    found = summarise(settings, predictions, records)
-    plain = summarise(settings, predictions, {"t": TaskRecord(), "u": TaskRecord()})
-    assert found.macro.standard_error == pytest.approx(
-        math.hypot(found.tasks["t"].standard_error, found.tasks["u"].standard_error) / 2
+    found, plain = (
+        summarise(compare_kit.SETTINGS, predictions, {"t": TaskRecord(clusters=of_t), "u": TaskRecord()})
+        for of_t in (clusters, {})
     )
+    errors = [score.standard_error for score in found.tasks.values()]
+    assert found.macro.standard_error == pytest.approx(math.hypot(*errors) / 2)
     assert found.macro.standard_error > plain.macro.standard_error
-    assert says("\n".join(remarks(found)), "clusters", "t 60 in 20") and "u 60" not in "\n".join(remarks(found))
-    assert "clusters" not in "\n".join(remarks(plain)) and "clusters" not in plain.to_json()
+    said = "\n".join(remarks(found))
+    assert says(said, "clusters", "t 60 in 20") and "u 60" not in said and "clusters" not in plain.to_json()
 
 
 def own_examples(count: int, cluster: bool = True) -> list[Example]:
@@ -176,11 +147,6 @@ def own_examples(count: int, cluster: bool = True) -> list[Example]:
     return found
 
 
-def recorded(out: Path) -> dict[str, str]:
-    tasks = json.loads((out / "settings.json").read_text("utf-8"))["tasks"]
-    return tasks["mine"].get("clusters", {})
-
-
 def test_an_evaluation_records_the_clusters_of_the_questions_it_asked(tmp_path: Path) -> None:
     """Under a limit the same as without; a task that gets or loses its clusters is not scored again."""
     model, out = make_model(), tmp_path / "out"
@@ -190,17 +156,19 @@ def test_an_evaluation_records_the_clusters_of_the_questions_it_asked(tmp_path: 
         questions = {"mine": own_examples(40, cluster)}
         return evaluate(model, tokenizer(), questions, Request(limit=limit, **CLOZE), out=out)
 
+    def recorded() -> dict[str, str]:
+        return json.loads((out / "settings.json").read_text("utf-8"))["tasks"]["mine"].get("clusters", {})
+
     some = asked(12)
     ids = {prediction.id for prediction in some.predictions}
-    assert len(ids) == 12 and recorded(out) == {id: first for id, first in every.items() if id in ids}
+    assert len(ids) == 12 and recorded() == {id: first for id, first in every.items() if id in ids}
     written = (out / "predictions.jsonl").read_bytes()
-    without = asked(12, cluster=False)
-    assert recorded(out) == {} and without.tasks["mine"].clusters is None
+    assert asked(12, cluster=False).tasks["mine"].clusters is None and recorded() == {}
     assert (out / "predictions.jsonl").read_bytes() == written
     whole = asked(None)
-    assert recorded(out) == every and whole.tasks["mine"].clusters == 20
+    assert recorded() == every and whole.tasks["mine"].clusters == 20
     asked(12)
-    assert recorded(out) == every, "of all answers that are there"
+    assert recorded() == every, "of all answers that are there"
     read = read_evaluation(out).tasks["mine"]
     assert len(set(read.clusters)) == 20
     assert score_task(read, drift=None).interval == whole.tasks["mine"].interval

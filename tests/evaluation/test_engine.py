@@ -1,7 +1,6 @@
 """Scores from batches without padding against a plain loop: every option by itself, the whole model, every logit."""
 
 import copy
-import itertools
 import random
 from typing import Any
 
@@ -14,9 +13,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
 from moslora.adapters import describe_task, inject
 from moslora.data.encode import Encoder
-from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.choice import Choice
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import ROWS
 from moslora.kernels.loss import log_probabilities
@@ -111,32 +108,6 @@ def test_float32_predictions_do_not_depend_on_batch_tokens_or_order_and_have_no_
         assert other.deciding_scores == pytest.approx(prediction.deciding_scores, rel=0, abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "mistral"])
-def test_texts_written_in_batches_are_those_written_one_by_one(name: str) -> None:
-    """By beam search they are others than the greedy ones."""
-    examples = all_tasks(6)
-    model = model_of(name, TOKEN_GATE)
-    texts = {}
-    for beams, tokens in itertools.product((1, 3), (1, 2_000)):
-        request = Request(protocol="generate", format="label", beams=beams, batch_tokens=tokens)
-        shuffled = {task: random.Random(tokens).sample(rows, 6) for task, rows in examples.items()}
-        predictions = evaluate(model, tokenizer(), shuffled, request).predictions
-        texts[beams, tokens] = {prediction.id: (prediction.text, prediction.answer) for prediction in predictions}
-    different = {"llama": 20, "mistral": 10}[name]
-    for beams in (1, 3):
-        assert texts[beams, 1] == texts[beams, 2_000]
-        assert len(set(texts[beams, 1].values())) > different
-    assert texts[1, 1] != texts[3, 1]
-
-
-def test_rank_reads_what_the_labels_share() -> None:
-    scorer = Choice(make_model(), Encoder(tokenizer(), max_length=None), FORMATS["label"], batch_tokens=400)
-    question = scorer.encode(make_examples("arc_challenge", 1)[0])
-    assert tokenizer().decode(question.inputs[0]).endswith("### Response:\nthe correct answer is answer")
-    assert tokenizer().convert_ids_to_tokens([text.ids[-1] for text in question.texts]) == ["1", "2", "3", "4", "5"]
-
-
 def test_logits_in_pieces_are_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(23, 8, generator=generator)
@@ -161,12 +132,3 @@ def test_a_long_prompt_loses_its_beginning_and_is_counted() -> None:
         if longest > 24:
             too_long.append(example)
     assert results.tasks["piqa"].truncated == len(too_long) > 0
-
-
-def test_no_room_for_any_prompt_is_refused() -> None:
-    example = make_examples("piqa", 1)[0]
-    encoder = Encoder(tokenizer(), max_length=None)
-    longest = max(len(encoder.encode("", o.answer, eos=False).ids) for o in FORMATS["cloze"].options(example))
-    with pytest.raises(MosloraError, match=r"piqa/test/0: .*evaluation\.max_length"):
-        request = Request(protocol="cloze", format="cloze", max_length=longest)
-        evaluate(make_model(), tokenizer(), {"piqa": [example]}, request)

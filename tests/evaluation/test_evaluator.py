@@ -4,7 +4,7 @@ import copy
 import json
 import random
 import re
-from collections.abc import Sequence
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,27 @@ import pytest
 import torch
 from tokenizers import normalizers
 
+from changes_kit import edit_json
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
-from message_kit import says
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, Results, evaluate, read_results
-from moslora.evaluation import scorer as scorer_module
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.choice import Choice
-from moslora.evaluation.cloze import Cloze
 from moslora.runs.answers import order_key
 from moslora.runs.evaluation import is_finished, read_evaluation, read_predictions
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import Leaks
 from moslora.tasks import Example, Numbered
+
+PIQA = {"piqa": make_examples("piqa", 5)}
+
+
+def ask(
+    out: Path, *, by: Any = None, questions: dict[str, list[Example]] = PIQA, request: Any = None, **others: Any
+) -> Results:
+    """An evaluation of a few questions in a folder."""
+    return evaluate(make_model(), by or tokenizer(), questions, Request(**(request or CHOICE)), out=out, **others)
+
 
 CHOICE: dict[str, Any] = {"protocol": "choice", "format": "label"}
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
@@ -53,21 +61,6 @@ def test_bfloat16_scores_depend_on_the_ids_alone(settings: dict[str, Any]) -> No
     assert scores_by_id(limited).items() <= scores_by_id(whole).items()
     drifts = {task: score.drift for task, score in whole.tasks.items()}
     assert whole.macro.close_calls == sum(lead(p) < drifts[p.task] for p in whole.predictions)
-
-
-def test_the_next_questions_are_encoded_before_the_device_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once each, but for the one of each task that is tried, and those that are scored again alone."""
-    order: list[str] = []
-
-    def noted(name: str, function: Any) -> Any:
-        return lambda *given: (order.append(name), function(*given))[1]
-
-    monkeypatch.setattr(Cloze, "encode", noted("encode", Cloze.encode))
-    monkeypatch.setattr(scorer_module, "wait_for", noted("wait", scorer_module.wait_for))
-    examples = {"piqa": make_examples("piqa", BLOCK_SIZE + 30), "boolq": make_examples("boolq", 5)}
-    evaluate(make_model(), tokenizer(), examples, Request(**CLOZE))
-    blocks = [*["encode"] * (BLOCK_SIZE + 30), "wait", *["encode"] * 5, "wait", "wait"]
-    assert order == [*["encode"] * 2, *blocks, *[*["encode"] * 4, "wait"] * 2]
 
 
 @pytest.mark.parametrize(("limit", "alone"), [(2, 2), (64, 4), (192, 6), (None, 8)])
@@ -99,18 +92,15 @@ def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(
 def test_a_killed_evaluation_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
+    """In the middle of the second block, and in the middle of a line."""
     model = make_model(dtype)
     examples = {"piqa": make_examples("piqa", BLOCK_SIZE + 60), "boolq": make_examples("boolq", 30)}
     straight = evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path / "straight")
-
-    out = tmp_path / "killed"
-    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=out)
+    out = shutil.copytree(tmp_path / "straight", tmp_path / "killed")
     (out / "results.json").unlink()
     assert not is_finished(out)
     lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
-    # In the middle of the second block, and in the middle of a line.
     (out / "predictions.jsonl").write_bytes(b"".join(lines[: BLOCK_SIZE + 10]) + lines[BLOCK_SIZE + 10][:25])
-
     scored = []
     score = Choice.score
 
@@ -134,21 +124,16 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
     """In whatever pieces, they are those of one evaluation; a narrower one takes nothing away."""
     model = make_model()
     examples = {task: make_examples(task, 40) for task in ("piqa", "boolq", "obqa")}
-    leaks = {}
-    for task, rows in examples.items():
-        leaks[task] = Leaks("the rows", tuple(example.id for example in rows[::3]))
+    leaks = {task: Leaks("the rows", tuple(row.id for row in rows[::3])) for task, rows in examples.items()}
 
-    def into(name: str, *tasks: str, limit: int | None = None) -> bytes:
+    def into(name: str, *tasks: str, limit: int | None = None, leaks: Any = leaks) -> bytes:
         asked = {task: examples[task] for task in tasks}
-        request = Request(limit=limit, **CHOICE)
-        evaluate(model, tokenizer(), asked, request, out=tmp_path / name, leaks=leaks)
+        evaluate(model, tokenizer(), asked, Request(limit=limit, **CHOICE), out=tmp_path / name, leaks=leaks)
         return (tmp_path / name / "results.json").read_bytes()
 
     whole = into("whole", *examples)
-    assert into("whole", "obqa", limit=2) == whole
-    assert into("whole", "boolq") == whole
-    evaluate(model, tokenizer(), {"boolq": examples["boolq"]}, Request(**CHOICE), out=tmp_path / "whole")
-    assert (tmp_path / "whole/results.json").read_bytes() == whole, "leaks that are unknown now were known before"
+    assert into("whole", "obqa", limit=2) == into("whole", "boolq") == whole
+    assert into("whole", "boolq", leaks=None) == whole, "leaks that are unknown now were known before"
     assert json.loads(whole)["without_leaks"]["leaks"] == {task: 14 for task in examples}
     into("pieces", "piqa", "boolq", limit=30)
     into("pieces", "boolq", limit=10)
@@ -157,35 +142,30 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
     assert mixed["micro"]["n"] == 100 and set(mixed["settings"]["data"]) == set(examples)
     assert rounded(into("pieces", "piqa", "boolq")) == rounded(whole), "but for the order in which sums are taken"
     (tmp_path / "pieces" / "predictions.jsonl").unlink()
-    alone = json.loads(into("pieces", "obqa"))
-    assert list(alone["tasks"]) == ["obqa"], "the others' predictions are gone"
+    assert list(json.loads(into("pieces", "obqa"))["tasks"]) == ["obqa"], "the others' predictions are gone"
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
-    model = make_model()
-    examples = {"piqa": make_examples("piqa", 5)}
-    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path, metadata={"model": "a"})
-    with pytest.raises(UsageError, match=r"batch_tokens was 2048, is 16; metadata.model was a, is b") as caught:
-        evaluate(
-            model,
-            tokenizer(),
-            examples,
-            Request(batch_tokens=16, **CHOICE),
-            out=tmp_path,
-            metadata={"model": "b"},
-        )
-    assert says(str(caught.value), "--out", "folder")
-    changed = {"piqa": make_examples("piqa", 6)}
-    with pytest.raises(UsageError, match=r"data\.piqa was"):
-        evaluate(model, tokenizer(), changed, Request(**CHOICE), out=tmp_path, metadata={"model": "a"})
-
-
-def answered_before_a_kill(folder: Path, ids: Sequence[str]) -> None:
-    """Leaves the answers to these questions alone in a finished evaluation's folder."""
-    file = folder / "predictions.jsonl"
-    lines = [line for line in file.read_text().splitlines(keepends=True) if json.loads(line)["id"] in ids]
-    file.write_text("".join(lines))
-    (folder / "results.json").unlink()
+    """A chat template matters where the format is chat."""
+    chat = {"protocol": "generate", "format": "chat"}
+    one, other, lower = (copy.deepcopy(tokenizer()) for _ in range(3))
+    one.chat_template = "{{ messages[0].content }} so "
+    other.chat_template = "{{ messages[0].content }} thus "
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    ask(tmp_path / "label", by=one, metadata={"model": "a"})
+    ask(tmp_path / "chat", by=one, request=chat)
+    changes: list[tuple[str, dict[str, Any], str]] = [
+        ("label", {"request": CHOICE | {"batch_tokens": 16}}, r"batch_tokens was 2048, is 16.* --out"),
+        ("label", {"metadata": {"model": "b"}}, r"metadata.model was a, is b"),
+        ("label", {"questions": {"piqa": make_examples("piqa", 6)}}, r"data\.piqa was"),
+        ("label", {"by": lower}, r"tokenizer was \w+, is \w+"),
+        ("chat", {"request": chat, "by": other}, r"chat_template was \w+, is \w+"),
+    ]
+    for name, change, fault in changes:
+        known = {"by": one} | ({"metadata": {"model": "a"}} if name == "label" else {})
+        with pytest.raises(UsageError, match=f"(?s){fault}"):
+            ask(tmp_path / name, **known | change)
+    ask(tmp_path / "label", by=other, metadata={"model": "a"})
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -195,98 +175,54 @@ def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_a
     """Several processes begin with the longest questions: what they have answered before a kill is no random sample,
     and stays out of the averages until the rest is there."""
     questions = {"piqa": make_examples("piqa", 40)}
-    model = make_model()
-    evaluate(model, tokenizer(), questions, Request(**CHOICE), out=tmp_path)
+    ask(tmp_path, questions=questions)
     ordered = sorted((example.id for example in questions["piqa"]), key=order_key)
-    answered = ordered[20:]
-    if first:
-        answered = ordered[:20]
-    answered_before_a_kill(tmp_path, answered)
-    found = evaluate(model, tokenizer(), questions, Request(**CHOICE, limit=5), out=tmp_path)
+    answered = ordered[:20] if first else ordered[20:]
+    file = tmp_path / "predictions.jsonl"
+    lines = [line for line in file.read_text().splitlines(keepends=True) if json.loads(line)["id"] in answered]
+    file.write_text("".join(lines))
+    (tmp_path / "results.json").unlink()
+    found = ask(tmp_path, questions=questions, request=CHOICE | {"limit": 5})
     assert found.tasks["piqa"].n == 5
     counts = {task: score.n for task, score in read_results(tmp_path).tasks.items()}
     unfinished = read_evaluation(tmp_path).unfinished
-    if first:
-        assert counts == {"piqa": 20} and not unfinished
-    else:
-        assert counts == {} and unfinished == {"piqa": (25, 40)}
-    evaluate(model, tokenizer(), questions, Request(**CHOICE), out=tmp_path)
+    assert (counts, unfinished) == (({"piqa": 20}, {}) if first else ({}, {"piqa": (25, 40)}))
+    ask(tmp_path, questions=questions)
     assert read_results(tmp_path).tasks["piqa"].n == 40 and not read_evaluation(tmp_path).unfinished
 
 
 def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(tmp_path: Path) -> None:
     """The hash of a task's questions says what they are; ``metadata.source``, which cards name, is of all tasks."""
-
-    def ask(*tasks: str, source: str) -> int:
-        asked = {task: make_examples(task, 5) for task in tasks}
-        evaluate(
-            make_model(),
-            tokenizer(),
-            asked,
-            Request(**CHOICE),
-            out=tmp_path,
-            metadata={"source": source},
-        )
-        return len(read_predictions(tmp_path))
-
-    assert ask("piqa", source="rows") == 5
-    assert ask("piqa", "boolq", source="/elsewhere/rows") == 10
+    ask(tmp_path, metadata={"source": "rows"})
+    ask(tmp_path, questions=PIQA | {"boolq": make_examples("boolq", 5)}, metadata={"source": "/elsewhere/rows"})
+    assert len(read_predictions(tmp_path)) == 10
     with pytest.raises(UsageError, match=r"metadata.source was /elsewhere/rows, is hub\)"):
-        ask("obqa", source="hub")
+        ask(tmp_path, questions={"obqa": make_examples("obqa", 5)}, metadata={"source": "hub"})
 
 
 def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_path: Path) -> None:
-    model = make_model()
-    examples = {"piqa": make_examples("piqa", 5)}
-    results = evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
+    results = ask(tmp_path)
     head = json.loads((tmp_path / "settings.json").read_text())
     made_with = head["settings"]["made_with"]
     for key in ("moslora", "torch", "transformers"):
         assert made_with[key] == version(key)
-        for then, said in ({**made_with, key: "0.1"}, r"'0\.1'"), ({}, ".*"):
-            other = {**head, "settings": head["settings"] | {"made_with": then}}
-            (tmp_path / "settings.json").write_text(json.dumps(other))
+        for then in ({**made_with, key: "0.1"}, {}):
+            edit_json(tmp_path / "settings.json", settings=head["settings"] | {"made_with": then})
             before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-            with pytest.raises(UsageError, match=rf"{key} was {said}, is {re.escape(version(key))}"):
-                evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
+            with pytest.raises(UsageError, match=rf"{key} was .*, is {re.escape(version(key))}"):
+                ask(tmp_path)
             assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    old = json.loads((tmp_path / "results.json").read_text())
-    del old["settings"]["made_with"]
-    (tmp_path / "results.json").write_text(json.dumps(old))
     assert read_results(tmp_path).tasks == results.tasks
 
 
-def test_a_folder_of_another_tokenizer_or_chat_template_is_refused(tmp_path: Path) -> None:
-    """The template matters where the format is chat."""
-    model = make_model()
-    examples = {"piqa": make_examples("piqa", 5)}
-    chat: dict[str, Any] = {"protocol": "generate", "format": "chat"}
-    one = copy.deepcopy(tokenizer())
-    other = copy.deepcopy(tokenizer())
-    one.chat_template = "{{ messages[0].content }} so "
-    other.chat_template = "{{ messages[0].content }} thus "
-    for name, request in (("chat", chat), ("label", CHOICE)):
-        evaluate(model, one, examples, Request(**request), out=tmp_path / name)
-    with pytest.raises(UsageError, match=r"chat_template was \w+, is \w+"):
-        evaluate(model, other, examples, Request(**chat), out=tmp_path / "chat")
-    evaluate(model, other, examples, Request(**CHOICE), out=tmp_path / "label")
-    other.backend_tokenizer.normalizer = normalizers.Lowercase()
-    with pytest.raises(UsageError, match=r"tokenizer was \w+, is \w+"):
-        evaluate(model, other, examples, Request(**CHOICE), out=tmp_path / "label")
-
-
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    model = make_model()
-    examples = {"piqa": make_examples("piqa", 5)}
-    evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
+    ask(tmp_path)
     file = tmp_path / "predictions.jsonl"
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join([lines[0], "{}\n", *lines[2:]]))
-    with pytest.raises(MosloraError, match=r"predictions\.jsonl:2: not a prediction"):
-        evaluate(model, tokenizer(), examples, Request(**CHOICE), out=tmp_path)
-    file.write_text("".join([*lines, lines[0]]))
-    with pytest.raises(MosloraError, match=r"predictions\.jsonl:6: "):
-        _ = read_predictions(tmp_path)
+    first, _, *others = file.read_text().splitlines(keepends=True)
+    for lines, place in (([first, "{}\n", *others], 2), ([first, first], 2)):
+        file.write_text("".join(lines))
+        with pytest.raises(MosloraError, match=rf"predictions\.jsonl:{place}: "):
+            ask(tmp_path)
 
 
 def test_dropout_left_on_is_refused() -> None:
@@ -297,20 +233,15 @@ def test_dropout_left_on_is_refused() -> None:
 
 
 def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With cloze every set but boolq, whose options are one token each."""
     monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(
-        UsageError, match=r"task siqa, format cloze, 3 options: .* use evaluation.protocol=cloze"
-    ) as caught:
-        evaluate(make_model(), tokenizer(), all_tasks(2), Request(protocol="choice", format="cloze"))
-    assert len(str(caught.value).splitlines()) == 7, "all but boolq, whose options are one token each"
-
-
-def with_options(count: int, number: int) -> Example:
-    """A question of a task of ours, with ``count`` options."""
-    wording = Numbered(head="Choose: ", stem="answer")
-    return Example(
-        f"mine/test/{number}", "mine", f"which {number}?", tuple("abcdefghijklm"[:count]), 0, wording=wording
-    )
+    for questions, format, named, tasks in (
+        (all_tasks(2), "cloze", "task siqa, format cloze, 3 options: .* use evaluation.protocol=cloze", 7),
+        ({**all_tasks(1), "obqa": [], "siqa": []}, "label", "siqa, obqa: no question", 1),
+    ):
+        with pytest.raises(UsageError, match=named) as caught:
+            evaluate(make_model(), tokenizer(), questions, Request(protocol="choice", format=format))
+        assert len({line.partition(",")[0] for line in str(caught.value).splitlines()}) == tasks
 
 
 @pytest.mark.parametrize("format", ["label", "llm-adapters"])
@@ -318,29 +249,23 @@ def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(
     monkeypatch: pytest.MonkeyPatch, format: Any
 ) -> None:
     """Where digits are tokens, "answer10" is one token longer than "answer1"; the other protocols score it."""
-    rows = [with_options(4, number) for number in range(99)] + [with_options(10, 99)]
-    asked = {"piqa": make_examples("piqa", 3), "mine": rows}
+    wording = Numbered(head="Choose: ", stem="answer")
+    rows = []
+    for number, count in enumerate([4] * 9 + [10]):
+        options = tuple("abcdefghijklm"[:count])
+        rows.append(Example(f"mine/test/{number}", "mine", f"which {number}?", options, 0, wording=wording))
     for request in (Request(protocol="generate", format=format), Request(**CLOZE)):
         results = evaluate(make_model(), tokenizer(), {"mine": rows[-2:]}, request)
         assert results.tasks["mine"].n == 2
     monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(UsageError, match=r"task mine, format .*, 10 options: .* use evaluation.protocol=cloze"):
-        evaluate(make_model(), tokenizer(), asked, Request(protocol="choice", format=format))
+        evaluate(make_model(), tokenizer(), PIQA | {"mine": rows}, Request(protocol="choice", format=format))
 
 
-def test_a_task_without_questions_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(UsageError, match="siqa, obqa: no question"):
-        evaluate(make_model(), tokenizer(), {**all_tasks(1), "obqa": [], "siqa": []}, Request(**CHOICE))
-
-
-def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    examples = {"hellaswag": make_examples("hellaswag", 150), "siqa": make_examples("siqa", 20)}
+def test_results_on_disk_hold_what_was_returned(tmp_path: Path) -> None:
+    examples = {"hellaswag": make_examples("hellaswag", 90), "siqa": make_examples("siqa", 20)}
     metadata = {"model": "tiny", "step": 3}
     results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), out=tmp_path, metadata=metadata)
-    first, second, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("  hellaswag: 64/90 questions, about 0.0 min left") and "70/90" in second
-    assert last.startswith("  siqa: 90/90 questions")
     read = read_evaluation(tmp_path)
     assert is_finished(tmp_path) and read_results(tmp_path) == results and read.settings == results.settings
     assert tuple(read_predictions(tmp_path)) == results.predictions
@@ -349,19 +274,16 @@ def test_results_on_disk_hold_what_was_returned(tmp_path: Path, capsys: pytest.C
     assert written["settings"]["metadata"] == metadata and written["settings"]["data"].keys() == examples.keys()
     assert {task: score["n"] for task, score in written["tasks"].items()} == {"hellaswag": 70, "siqa": 20}
     assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "predictions.jsonl", "results.json"}
-    assert "parse_rate" not in written["macro"]
 
 
-def test_a_line_of_a_prediction_says_nothing_twice(tmp_path: Path) -> None:
+def test_a_line_of_a_prediction_says_nothing_twice() -> None:
     """Lines of earlier versions, with every field, are read as well."""
-    results = evaluate(make_model(torch.bfloat16), tokenizer(), all_tasks(12), Request(**CLOZE))
+    results = evaluate(make_model(torch.bfloat16), tokenizer(), all_tasks(3), Request(**CLOZE))
     for prediction in results.predictions:
         line = prediction.to_json()
         assert Prediction.from_json(line) == Prediction.from_json(json.dumps(vars(prediction))) == prediction
         assert json.loads(line).keys() == {"id", "gold", "scores", "characters"}
         assert prediction.scores == tuple(round(score, 6) for score in prediction.scores)
-    assert sum(len(prediction.to_json()) + 1 for prediction in results.predictions) < 105 * len(results.predictions)
     written = Prediction("boolq/test/1", "boolq", 1, None, text="so", answer="")
     expected = {"id": "boolq/test/1", "gold": 1, "prediction": None, "text": "so", "answer": ""}
-    assert json.loads(written.to_json()) == expected
-    assert Prediction.from_json(written.to_json()) == written
+    assert json.loads(written.to_json()) == expected and Prediction.from_json(written.to_json()) == written

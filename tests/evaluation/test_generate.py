@@ -2,18 +2,16 @@
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
+from evaluation_kit import make_examples, make_model, tokenizer
 from moslora.data.encode import Encoder
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.display import table
 from moslora.evaluation.generate import Generate, find_answer, is_decided
 from moslora.prompts.formats import FORMATS
 from moslora.prompts.instructions import answer_pattern, labels
@@ -76,7 +74,6 @@ ENDS = [
     (4, "answer9 answer3", "answer3", "answer9 answer3"),
     (4, "no", "", "no"),
     (4, "a\n### Response: answer1", "", "a\n### Response:"),
-    (12, "is answer10 or so", "answer10", "is answer10"),
     (12, "is answer1 or answer10", "answer1", "is answer1 "),
     (12, "is answer12", "answer12", "is answer12"),
     (12, "is answer1", "answer1", "is answer1"),
@@ -110,16 +107,9 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.Mo
     monkeypatch.setattr(Generate, "in_batches", in_batches)
     request = Request(protocol="generate", format="label")
     results = evaluate(make_model(), tokenizer(), {"siqa": make_examples("siqa", 4)}, request)
-    assert results.tasks["siqa"].parse_rate == 0.75
+    assert results.tasks["siqa"].parse_rate == 0.75 and results.macro.drift is None
     assert sorted(str(p.prediction) for p in results.predictions) == ["0", "1", "None", "None"]
     assert results.tasks["siqa"].accuracy == sum(p.prediction == p.gold for p in results.predictions) / 4
-    assert results.macro.drift is None
-    assert table(results)[0] == ["task", "n", "majority class", "accuracy", "95 % interval", "parsed"]
-
-
-def test_a_format_without_labels_cannot_generate() -> None:
-    with pytest.raises(MosloraError, match="format cloze"):
-        evaluate(make_model(), tokenizer(), all_tasks(1), Request(protocol="generate", format="cloze"))
 
 
 GENERATE: dict[str, Any] = {"protocol": "generate", "format": "label"}
@@ -152,29 +142,6 @@ def test_a_models_own_generation_settings_change_no_text(own: dict[str, Any], be
     assert model.generation_config.to_dict() == before, "they are the model's again"
 
 
-def test_every_field_of_transformers_generation_config_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also a field that a later version adds, or that only this model has: none reaches the generation."""
-    model = make_model()
-    used: list[dict[str, Any]] = []
-    prepare = LlamaForCausalLM._prepare_generation_config
-
-    def kept(self: LlamaForCausalLM, *arguments: Any, **options: Any) -> Any:
-        config, rest = prepare(self, *arguments, **options)
-        used.append(config.to_dict())
-        return config, rest
-
-    monkeypatch.setattr(LlamaForCausalLM, "_prepare_generation_config", kept)
-    model.generation_config = GenerationConfig()
-    texts(model, beams=1)
-    assert not used, "greedy text is our own"
-    texts(model, beams=2)
-    for field in (*vars(GenerationConfig()), "a_field_to_come"):
-        setattr(model.generation_config, field, "odd")
-    texts(model, beams=2)
-    plain, odd = used
-    assert odd == plain
-
-
 def test_beams_give_what_transformers_alone_gives() -> None:
     """Of one question at a time, in the settings of LLM-Adapters' script: beams, and nothing else."""
     model = make_model()
@@ -187,17 +154,6 @@ def test_beams_give_what_transformers_alone_gives() -> None:
             ids, attention_mask=torch.ones_like(ids), num_beams=4, do_sample=False, max_new_tokens=32
         )
         assert found[example.id] == tokenizer().decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-
-
-def test_texts_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
-    """As those of an earlier version, which followed the model's own settings."""
-    asked = make_model(), tokenizer(), {"siqa": make_examples("siqa", 3)}, Request(**GENERATE)
-    results = evaluate(*asked, out=tmp_path)
-    assert results.settings.writing["max_new_tokens"] == 32 and results.settings.writing["repetition_penalty"] == 1
-    file = tmp_path / "settings.json"
-    file.write_text(re.sub(r'"writing": \{.*?\}', '"writing": null', file.read_text(), flags=re.DOTALL))
-    with pytest.raises(UsageError, match=r"other settings .*writing\.max_new_tokens was null"):
-        evaluate(*asked, out=tmp_path)
 
 
 def learned_positions(longest: int) -> GPT2LMHeadModel:
@@ -221,19 +177,20 @@ def test_the_context_has_room_for_the_text_behind_a_long_question(beams: int) ->
     assert {p.id: p.truncated for p in found} == {id: len(ids) > longest - 32 for id, ids in prompts.items()}
     scorer = Generate(model, Encoder(tokenizer(), max_length=longest), FORMATS["label"], beams=1, batch_tokens=400)
     for example in examples:
-        (text,) = scorer.encode(example).texts
-        assert text.ids == prompts[example.id][-(longest - 32) :], "it loses its start"
+        assert scorer.encode(example).texts[0].ids == prompts[example.id][-(longest - 32) :], "it loses its start"
 
 
-def test_a_context_without_room_for_a_text_is_refused_in_a_line() -> None:
-    asked = tokenizer(), {"siqa": make_examples("siqa", 2)}, Request(**GENERATE)
-    with pytest.raises(UsageError, match=r"evaluation\.max_length = 33: .* at least 34"):
-        evaluate(learned_positions(33), *asked)
-    assert len(evaluate(learned_positions(34), *asked).predictions) == 2
-
-
-@pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("generate", "label"), ("cloze", "cloze")])
-def test_a_limit_beyond_the_models_context_is_refused(protocol: Any, format: Any) -> None:
-    request = Request(protocol=protocol, format=format, max_length=4_000)
-    with pytest.raises(UsageError, match=r"evaluation\.max_length = 4000: .* 120 tokens"):
-        evaluate(learned_positions(120), tokenizer(), {"siqa": make_examples("siqa", 2)}, request)
+@pytest.mark.parametrize(
+    ("context", "asked", "named"),
+    [
+        (33, GENERATE, r"evaluation\.max_length = 33: .* at least 34"),
+        (120, {**GENERATE, "format": "cloze"}, "format cloze"),
+        (120, {**GENERATE, "max_length": 4_000}, r"evaluation\.max_length = 4000: .* 120 tokens"),
+        (120, {"protocol": "choice", "max_length": 4_000}, r"evaluation\.max_length = 4000: .* 120 tokens"),
+    ],
+)
+def test_what_does_not_fit_a_model_is_refused_in_a_line(context: int, asked: dict[str, Any], named: str) -> None:
+    questions = {"siqa": make_examples("siqa", 2)}
+    with pytest.raises(MosloraError, match=named):
+        evaluate(learned_positions(context), tokenizer(), questions, Request(**asked))
+    assert len(evaluate(learned_positions(34), tokenizer(), questions, Request(**GENERATE)).predictions) == 2

@@ -33,7 +33,7 @@ def rewrite(path: Path, change: Callable[[list[dict[str, str]]], list[dict[str, 
 def planted(world: Path, tmp_path: Path) -> Path:
     """The world's data, in which obqa's training rows begin with two of its test rows, 3 and 5, the first under other
     letters; then with row 7 under another answer. Row 9 of arc_easy's test is the last row of obqa's training."""
-    data = Path(shutil.copytree(world / "data", tmp_path / "planted"))
+    data = shutil.copytree(world / "data", tmp_path / "planted")
     obqa = [llm_adapters_row(example) for example in make_examples("obqa", 50)[30:]]
     arc = [llm_adapters_row(example) for example in make_examples("arc_easy", 50)[30:]]
     loud = make_examples("obqa", 50)[33]
@@ -68,13 +68,12 @@ def accuracy(predictions: list[Prediction]) -> float:
 def test_results_with_and_without_leaks(
     recipe: MakeRecipe, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A limit restricts the questions, a base has its run's rows, and the printed line says where a number is from."""
     out = tmp_path / "run"
     train_recipe(run_recipe(recipe, planted), out=out)
     results, folder = evaluate_target(open_target(str(out)))
-    by_task: dict[str, list[Prediction]] = {task: [] for task in results.tasks}
     kept: dict[str, list[Prediction]] = {task: [] for task in results.tasks}
     for prediction in results.predictions:
-        by_task[prediction.task].append(prediction)
         if prediction.id not in LEAKED:
             kept[prediction.task].append(prediction)
     found = results.without_leaks
@@ -84,25 +83,17 @@ def test_results_with_and_without_leaks(
     assert {task: score.n for task, score in found.tasks.items()} == {"boolq": 20, "arc_easy": 19, "obqa": 18}
     for task, rows in kept.items():
         assert found.tasks[task].accuracy == pytest.approx(accuracy(rows))
-        assert results.tasks[task].accuracy == pytest.approx(accuracy(by_task[task]))
     assert found.macro.accuracy == pytest.approx(sum(map(accuracy, kept.values())) / 3)
     assert read_results(folder) == results
-
-    # A limit restricts the questions, a base has its run's rows, and the printed line says where a number is from.
-    assert run(capsys, "eval", out, "--base", "--tasks", "obqa", "--limit", "15")[0] == 0
-    limited = read_results(out / "eval" / "choice-label-float32-base").without_leaks
-    assert limited is not None and set(limited.leaks) == {"obqa"}
     of_base, _ = evaluate_target(open_target(str(out), base=True), tasks=("obqa",), limit=15)
-    asked = {prediction.id for prediction in of_base.predictions}
-    assert limited.leaks["obqa"] == len(LEAKED & asked) == 1
-    code, printed, _ = run(capsys, "eval", out)
-    scores = {"arc_easy": found.tasks["arc_easy"], "obqa": found.tasks["obqa"], "macro average": found.macro}
+    assert of_base.without_leaks is not None
+    assert of_base.without_leaks.leaks == {"obqa": len(LEAKED & {prediction.id for prediction in of_base.predictions})}
     values = []
-    for name, score in scores.items():
+    for name, score in (("obqa", found.tasks["obqa"]), ("macro average", found.macro)):
         low, high = score.interval
         values.append(f"{name} {100 * score.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})")
-    assert code == 0
-    assert says(printed, "90 rows", "trained on", "arc_easy 1, obqa 2", "accuracy without them", ", ".join(values))
+    code, printed, _ = run(capsys, "eval", out)
+    assert code == 0 and says(printed, "90 rows", "trained on", "arc_easy 1, obqa 2", "without them", ", ".join(values))
 
 
 def test_leaks_are_known_by_the_run_alone(recipe: MakeRecipe, planted: Path, world: Path, tmp_path: Path) -> None:
@@ -110,15 +101,13 @@ def test_leaks_are_known_by_the_run_alone(recipe: MakeRecipe, planted: Path, wor
     out = tmp_path / "run"
     train_recipe(run_recipe(recipe, planted, f"evaluation.source={world / 'data'}"), out=out)
     shutil.rmtree(planted)
-    results, folder = evaluate_target(open_target(str(out)))
+    results, _ = evaluate_target(open_target(str(out)))
     assert results.without_leaks and results.without_leaks.leaks == {"boolq": 0, "arc_easy": 1, "obqa": 2}
-    shutil.rmtree(folder)
     record = out / "contents.bin"
     for damaged in (record.read_bytes()[:-3], b""):
         record.write_bytes(damaged)
         results, folder = evaluate_target(open_target(str(out)), tasks=("obqa",), out=tmp_path / f"{len(damaged)}")
         assert results.without_leaks is None and not told(results) and read_results(folder) == results
-        assert json.loads((folder / "results.json").read_text())["without_leaks"] is None
 
 
 def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average() -> None:
@@ -131,7 +120,5 @@ def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average() -> None:
     assert found is not None and found.macro is None
     assert found.leaks == {"obqa": 1, "boolq": 1} and list(found.tasks) == ["obqa"]
     assert found.tasks["obqa"].accuracy == 0 and results.tasks["obqa"].accuracy == 0.5
-    assert told(results) == [
-        "questions among these: obqa 1, boolq 1; accuracy without them:"
-        " obqa 0.0 (0.0 to 79.3), boolq –, macro average –"
-    ]
+    (line,) = told(results)
+    assert says(line, "these: obqa 1, boolq 1", "obqa 0.0 (0.0 to 79.3)", "boolq –", "macro average –")

@@ -28,7 +28,7 @@ from recipe_kit import RECIPES
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
 
-QUESTIONS = 60
+QUESTIONS = 20
 LONGEST = 4096  # no text is cut: lm-eval cuts whole texts from the left, we never cut an answer
 
 TASK_FILES = {
@@ -134,7 +134,7 @@ def test_acc_and_acc_norm_are_those_of_lm_eval(task: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["arc_easy", "boolq", "winogrande"])
+@pytest.mark.parametrize("task", ["arc_easy", "winogrande"])
 def test_a_run_is_a_model_of_lm_eval(task: str, world: Path) -> None:
     from lm_eval.api.registry import get_model
 

@@ -1,6 +1,5 @@
 """Numbers against numpy."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,14 +121,11 @@ def test_texts_have_numbers_of_their_own_and_are_in_no_average() -> None:
     rates = nats / sizes
     assert (score.n, score.truncated) == (12, 2) and score.nats_per_byte == pytest.approx(rates.mean())
     assert score.interval == pytest.approx(stats.t.interval(0.95, 11, rates.mean(), stats.sem(rates)))
-    head, *rows = table(results)
-    row = dict(zip(head, rows[-1], strict=True))
+    head, *others, last = table(results)
+    row = dict(zip(head, last, strict=True))
     assert row["nats per byte"] == f"{rates.mean():.4f}" and row["accuracy"] == row["log p"] == "–"
-    *others, _ = rows
-    assert [row[:-1] for row in (head, *others)] == table(without) and {row[-1] for row in others} == {"–"}
-    assert "texts" not in json.loads(without.to_json()) and json.loads(results.to_json())["texts"]["mine"]["n"] == 12
+    assert [row[:-1] for row in (head, *others)] == table(without)
     alone = summarise(SETTINGS, texts[:1], {"mine": TaskRecord()})
-    assert table(alone) == [["task", "n", "nats per byte"], ["mine", "1", f"{rates[0]:.4f}"]]
     assert alone.texts["mine"].interval is alone.macro is alone.without_leaks is None and not alone.collapse
 
 
@@ -180,9 +176,7 @@ def test_below_the_majority_class_is_tested(most: int, others: int, alarm: bool)
 def test_results_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no results here"):
         _ = read_results(tmp_path)
-    settings = {name: None for name in ("protocol", "format", "primary", "dtype", "batch_tokens", "block_size")}
-    settings |= {"beams": None, "max_length": None, "data": {}, "metadata": {}}
-    for text in ('{"tasks": {}}', json.dumps({"settings": settings, "tasks": []}), "[" * 100_000):
+    for text in ('{"tasks": {}}', "[" * 100_000):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(MosloraError, match="not the results of an evaluation"):
             _ = read_results(tmp_path)

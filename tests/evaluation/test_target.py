@@ -13,7 +13,7 @@ from moslora.convert.merge import merge
 from moslora.evaluation import read_results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
-from moslora.runs.evaluation import read_evaluation, read_predictions
+from moslora.runs.evaluation import read_evaluation
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
 from moslora.training import train_recipe
@@ -40,29 +40,21 @@ def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(
 def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(
     trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = Path(shutil.copytree(trained, tmp_path / "run"))
-    (newest,) = sorted((copy / "checkpoints").iterdir())[-1:]
-    options = ("--tasks", "obqa", "--limit", "2")
-    assert "is unfinished" not in run(capsys, "eval", copy, *options)[1]
+    copy = shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(copy / "adapter")
-    assert newest.name == "step-21"
-    assert f"note: {copy} is unfinished: scoring step 21 of 21\n" in run(capsys, "eval", copy, *options)[1]
-    for named in ([newest], [copy, "--base"]):
-        assert "is unfinished" not in run(capsys, "eval", *named, *options)[1]
-    said = "note: no recipe says how to ask this model, so it is asked by protocol choice"
-    options = (*options, "--source", world / "data", "--out")
-    assert run(capsys, "eval", world / "model", *options, tmp_path / "one")[1].count(said) == 1
-    assert said not in run(capsys, "eval", world / "model", "--protocol", "choice", *options, tmp_path / "two")[1]
-    asked = ("ask", world / "model", "--question", "why", "--option", "a", "--option", "b")
-    assert run(capsys, *asked)[1].startswith(said)
-    code, out, _ = run(capsys, *asked, "--protocol", "cloze")
-    assert code == 0 and out.startswith("protocol cloze, format cloze")
-
-
-def scored(copy: Path) -> dict[str, set[str]]:
-    """The evaluations of a run by name, each with the weights that were scored."""
-    folders = (copy / "eval").iterdir()
-    return {path.name: {read_evaluation(path).settings.metadata["adapter"]} for path in folders}
+    few = ("--tasks", "obqa", "--limit", "2")
+    of_model = (*few, "--source", world / "data", "--out")
+    for target, options, unfinished, no_recipe in (
+        (trained, (*few, "--out", tmp_path / "finished"), False, False),
+        (copy, few, True, False),
+        (copy / "checkpoints" / "step-21", few, False, False),
+        (copy, (*few, "--base"), False, False),
+        (world / "model", (*of_model, tmp_path / "one"), False, True),
+        (world / "model", (*of_model, tmp_path / "two", "--protocol", "choice"), False, False),
+    ):
+        code, said, _ = run(capsys, "eval", target, *options)
+        assert code == 0 and says(said, "is unfinished: scoring step 21 of 21") == unfinished
+        assert says(said, "no recipe says how to ask this model", "choice") == no_recipe
 
 
 def weights(adapter: Path) -> set[str]:
@@ -70,16 +62,15 @@ def weights(adapter: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("inside", "typed"),
+    ("inside", "typed", "step"),
     [
-        ("run/checkpoints", "step-15"),
-        ("run/checkpoints", "./step-15/"),
-        ("run/checkpoints/step-15", "."),
-        ("run/adapter", "../checkpoints/step-15"),
-        (".", "run/checkpoints/../checkpoints/step-15/"),
-        (".", "link"),
-        (".", "folder/step-15"),
-        ("other", "adapter"),
+        ("run/checkpoints", "./step-15/", 15),
+        ("run/adapter", "../checkpoints/step-15", 15),
+        (".", "link", 15),
+        (".", "folder/step-15", 15),
+        ("other", "adapter", 15),
+        ("run/checkpoints", ".", 21),
+        (".", "folder", 21),
     ],
 )
 def test_scores_of_a_checkpoint_are_its_own_whatever_the_path(
@@ -89,36 +80,28 @@ def test_scores_of_a_checkpoint_are_its_own_whatever_the_path(
     capsys: pytest.CaptureFixture[str],
     inside: str,
     typed: str,
+    step: int,
 ) -> None:
-    copy = Path(shutil.copytree(trained, tmp_path / "run"))
-    oldest = min((copy / "checkpoints").iterdir())
-    oldest.rename(copy / "checkpoints" / "step-15")
-    (tmp_path / "link").symlink_to(copy / "checkpoints" / "step-15")
+    """A folder of checkpoints means the newest."""
+    copy = shutil.copytree(trained, tmp_path / "run")
+    oldest = (copy / "checkpoints" / "step-20").rename(copy / "checkpoints" / "step-15")
+    (tmp_path / "link").symlink_to(oldest)
     (tmp_path / "folder").symlink_to(copy / "checkpoints")
-    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    other = shutil.copytree(trained, tmp_path / "other")
     shutil.rmtree(other / "adapter")
-    (other / "adapter").symlink_to(copy / "checkpoints" / "step-15")
+    (other / "adapter").symlink_to(oldest)
     monkeypatch.chdir(tmp_path / inside)
     assert run(capsys, "eval", typed, "--tasks", "obqa", "--limit", "2")[0] == 0
-    assert scored(copy) == {"choice-label-float32-step-15": weights(copy / "checkpoints" / "step-15")}
-    assert not (other / "eval").exists()
-
-
-def test_a_folder_of_checkpoints_means_the_newest_from_inside_and_by_a_link(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    copy = Path(shutil.copytree(trained, tmp_path / "run"))
-    (tmp_path / "folder").symlink_to(copy / "checkpoints")
-    for inside, typed in ((copy / "checkpoints", "."), (tmp_path, "folder"), (copy, "checkpoints")):
-        monkeypatch.chdir(inside)
-        assert run(capsys, "eval", typed, "--tasks", "obqa", "--limit", "2")[0] == 0
-        assert list(scored(copy)) == ["choice-label-float32-step-21"]
+    (folder,) = (copy / "eval").iterdir()
+    assert folder.name == f"choice-label-float32-step-{step}" and not (other / "eval").exists()
+    of_weights = read_manifest(copy / "checkpoints" / f"step-{step}")["sha256"]["adapter.safetensors"]
+    assert read_evaluation(folder).settings.metadata["adapter"] == of_weights
 
 
 def test_a_name_in_a_runs_eval_is_kept_for_the_weights_it_stands_for(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    copy = shutil.copytree(trained, tmp_path / "run")
     options = ("--tasks", "obqa", "--limit", "2", "--out")
     checkpoint = copy / "checkpoints" / "step-21"
     for target, name in (([checkpoint], "mine"), ([copy, "--base"], "mine-step-21"), ([copy], "mine-base")):
@@ -136,30 +119,19 @@ def test_a_mistyped_path_names_what_is_there_and_is_no_hub_id(
     monkeypatch.chdir(tmp_path)
     for place in ("runs/caps", "mine/caps"):
         shutil.copytree(trained, tmp_path / place)
-    steps = [path.name for path in Run(Path("runs/caps")).checkpoints[::-1]]  # the nearest name first
-    for command in ("eval", "merge"):
-        for typed in ("runs/cpas", "run/caps", "rnus/cap/"):
-            assert "did you mean runs/caps?" in run(capsys, command, typed)[2]
-        assert says(run(capsys, command, "runs/caps/checkpoints/step-99")[2], "did you mean", *steps)
-    assert "did you mean mine/caps?" in run(capsys, "eval", "mine/cpas/")[2]
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "adapter_config.json").write_text("{}")
-    assert "did you mean theirs?" in run(capsys, "eval", "thiers")[2]
-    for typed in ("./mine/nothing", "mine/nothing", "runs/caps/no/thing", "no/such/folder"):
-        assert "no such folder" in run(capsys, "eval", typed)[2]
-    monkeypatch.chdir("runs/caps/checkpoints")
-    assert says(run(capsys, "eval", "step-99")[2], "did you mean", *steps)
-
-
-def test_a_base_that_is_a_run_names_its_merged_model(
-    trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained, tmp_path / "runs" / "caps")
-    asked = ("train", world / "recipe.yaml", "model.name=runs/caps", "--out", "out")
-    assert "moslora merge" in run(capsys, *asked)[2]
-    shutil.copytree(world / "model", tmp_path / "runs" / "caps" / "merged")
-    assert "did you mean runs/caps/merged?" in run(capsys, *asked)[2]
+    for command, typed, *named in (
+        ("eval", "runs/cpas", "did you mean runs/caps?"),
+        ("merge", "rnus/cap/", "did you mean runs/caps?"),
+        ("eval", "mine/cpas/", "did you mean mine/caps?"),
+        ("eval", "thiers", "did you mean theirs?"),
+        ("eval", "runs/caps/checkpoints/step-99", "did you mean", "step-21", "step-20"),
+        ("eval", "mine/nothing", "no such folder"),
+        ("eval", "no/such/folder", "no such folder"),
+    ):
+        code, _, error = run(capsys, command, typed)
+        assert code == 2 and says(error, *named), typed
 
 
 def test_the_newest_run_may_lie_in_the_current_folder(
@@ -185,41 +157,30 @@ def test_a_run_does_not_depend_on_the_folder_where_it_was_trained(
         assert run(capsys, "eval", *target, "--tasks", "obqa", "--limit", "2")[0] == 0
     stored = Run(Path("run")).recipe
     assert (stored.data.source, stored.model.name) == (str(world / "data"), str(world / "model"))
-    code, _, err = run(capsys, "train", "run", "--resume", "data.source=hub", f"model.name={world}/model")
-    assert code == 0, err
 
 
-def test_a_limit_of_the_evaluation_cuts_and_says_so(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_limit_cuts_and_says_so(recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe's, and a typed one in its place."""
     train_recipe(recipe("evaluation.max_length=24", "training.max_steps=3"), out=tmp_path / "run")
-    code, out, _ = run(capsys, "eval", tmp_path / "run", "--tasks", "obqa")
-    assert code == 0 and says(out, "20 questions", "evaluation.max_length = 24")
-
-
-def test_a_typed_limit_replaces_the_recipes(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copy = Path(shutil.copytree(trained, tmp_path / "run"))
-    code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "1", "--max-length", "24")
-    assert code == 0 and says(out, "1 question", "evaluation.max_length = 24")
-    assert read_evaluation(copy / "eval" / "choice-label-float32").settings.max_length == 24
+    for typed, limit in (((), 24), (("--max-length", "20", "--out", tmp_path / "typed"), 20)):
+        code, out, _ = run(capsys, "eval", tmp_path / "run", "--tasks", "obqa", *typed)
+        assert code == 0 and says(out, "20 questions", f"evaluation.max_length = {limit}")
+    assert read_evaluation(tmp_path / "typed").settings.max_length == 20
 
 
 def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result_away(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The card of what is given away has all that was evaluated."""
-    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    copy = shutil.copytree(trained, tmp_path / "run")
     opened = open_target(str(copy))
     limited = replace(opened, request=opened.request.model_copy(update={"limit": 7}))
-    results, _ = evaluate_target(limited)
-    assert {score.n for score in results.tasks.values()} == {7}
-    results, _ = evaluate_target(limited, limit=None)
-    assert {score.n for score in results.tasks.values()} == {20}
+    for asked, n in (({}, 7), ({"limit": None}, 20)):
+        results, _ = evaluate_target(limited, **asked)
+        assert {score.n for score in results.tasks.values()} == {n}
     code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "2")
     folder = copy / "eval" / "choice-label-float32"
     assert code == 0 and "macro average" not in out and read_results(folder).macro.n == 60
-    code, out, _ = run(capsys, "eval", copy, "--tasks", "obqa", "--limit", "all")
-    assert code == 0 and len(read_predictions(folder)) == 60
     assert run(capsys, "export", copy)[0] == 0
     (scores,) = Card(copy / "peft").scores
     asked = {task: questions for task, (questions, _, _) in scores.rows.items()}

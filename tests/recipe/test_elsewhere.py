@@ -237,10 +237,3 @@ def test_arguments_of_the_installed_versions_are_answered(theirs, unanswered):
     silent = {name for name in names if answer(name, None, "") is None}
     assert unanswered <= silent
     assert len(silent) < 0.45 * len(names), sorted(silent)
-
-
-def test_values_are_nobodys_twice():
-    values = []
-    for named in known()["values"].values():
-        values.extend(named)
-    assert len(values) == len({*values})

@@ -24,9 +24,7 @@ def test_extends_lays_left_to_right_then_the_file_then_overrides(write):
     [
         ("{}", [], 1, None),
         ("{max_steps: 40}", [], None, 40),
-        ("{}", ["training.max_steps=40"], None, 40),
         ("{max_steps: 40}", ["training.epochs=2"], 2, None),
-        ("{max_steps: 40}", ["training.max_steps=50"], None, 50),
         ("{max_steps: 40, epochs: 2}", [], 2, 40),  # together: the first to be reached
         ("{}", ["training.max_steps=40", "training.epochs=2"], 2, 40),
     ],
@@ -44,12 +42,6 @@ def test_extends_is_relative_to_the_file_and_nests(write, tmp_path):
     (tmp_path / "sub" / "deep" / "middle.yaml").write_text("extends: ../base.yaml\nseed: 5")
     recipe = load_recipe(write(top="extends: sub/deep/middle.yaml"))
     assert (recipe.model.name, recipe.seed, recipe.name) == ("base", 5, "top")
-
-
-def test_two_files_may_extend_the_same(write):
-    base, top = "model: {name: x}", "extends: [a.yaml, b.yaml]"
-    path = write(base=base, a="extends: base.yaml\nseed: 1", b="extends: base.yaml", top=top)
-    assert load_recipe(path).seed == 1
 
 
 @pytest.mark.parametrize(
@@ -92,7 +84,6 @@ def test_overrides_of_one_mixer_come_in_any_order(write, order):
     ("text", "line", "fix"),
     [
         ("tasks:\n  mine:\n    train: a\n   question: b", 4, "indent the line like its neighbours"),
-        ("extends:\n  - a\n - b", 3, "indent the line like its neighbours"),
         ("seed: 1\n  name: a", 2, "indent the line like its neighbours, or quote a text with a colon"),
         ("tasks:\n  mine:\n    cloze: The answer: x", 3, "quote a text with a colon"),
         ("model:\n\tname: x", 2, "indent with spaces, not tabs"),
@@ -112,13 +103,9 @@ def test_usual_slips_in_yaml_are_answered_with_the_fix(write, text, line, fix):
         ("seed: 1\nmodel: {name: x}\nseed: 2", "is not YAML: line 3, column 1: the key 'seed'"),
         ("a: !!python/name:os.system", "is not YAML: line 1, column 4: "),
         ("[" * 5000, "is not YAML: "),
-        ("seed: 0x" + "f" * 5000, "is not YAML: "),
         ("a: &a [*a]", "is not YAML: line 1, column 4: "),
-        ("model: &m {name: x}", "is not YAML: line 1, column 8: "),
-        ("seed: \x00", "is not YAML: "),
         (b"name: \xff\xfe", "is not YAML: 'utf-8' codec"),
         ("", "must be a mapping"),
-        ("- a\n- b", "must be a mapping"),
         ("extends: [3]", "extends = [3]: "),
         ("extends: llama3-9b", "extends = llama3-9b: "),
     ],
@@ -149,8 +136,6 @@ def test_faults_of_readable_files_come_beside_unreadable_ones(write):
         ("llama-8b", "llama3-8b"),
         ("recipes/llama3-8.yaml", "llama3-8b"),
         ("lora", "methods/lora"),
-        ("moslora-frozen", "methods/controls/moslora-frozen"),
-        ("cap.yaml", "caps.yaml"),
         ("caps", "caps.yaml"),
         ("./cap.yml", "./caps.yaml"),
         ("sub/sum.yaml", "sub/sums.yml"),
@@ -182,7 +167,6 @@ def test_name_of_the_run_comes_from_the_file(write, tmp_path):
     ("override", "message"),
     [
         ("training.epochs", "override 'training.epochs': "),
-        ("=3", "override '=3': "),
         ("training..epochs=3", "override 'training..epochs=3': "),
         ("data.tasks=[boolq", "override 'data.tasks=[boolq': the value is not YAML: line 1, column 7: "),
         ("training.epoch=3", "override: training.epoch = 3: unknown key; did you mean epochs?"),

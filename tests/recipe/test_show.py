@@ -30,15 +30,6 @@ def test_every_value_names_the_layer_that_gave_it(write) -> None:
     }
 
 
-def test_another_mixer_takes_nothing_from_the_one_beneath(write) -> None:
-    path = write(a="model: {name: x}\nadapter: {mixer: {kind: dense, init: normal}}")
-    assert [row for row in trace_recipe(path, ["adapter.mixer.kind=butterfly"]) if "mixer." in row[0]] == [
-        ("adapter.mixer.kind", "butterfly", "override"),
-        ("adapter.mixer.blocks", "2", "default"),
-        ("adapter.mixer.normalize", "false", "default"),
-    ]
-
-
 @pytest.mark.parametrize("name", ["llama3-8b", "smollm2-135m"])
 def test_values_are_the_recipes_own_in_declared_order(name: str) -> None:
     rows = [(key, parse(value)) for key, value, _ in trace_recipe(name)]

@@ -25,18 +25,13 @@ def test_floats_as_people_write_them(write, text, value):
         ("training.learning_rate=yes", "training.learning_rate = True: "),
         ("training.learning_rate='3e-4'", "training.learning_rate = '3e-4': "),
         ("training.learning_rate=.inf", "training.learning_rate = inf: "),
-        ("training.learning_rate=", "training.learning_rate = None: "),
         ("training.max_steps=2.0", "training.max_steps = 2.0: "),
         ("training.warmup_steps=1.5", "training.warmup_steps = 1.5: "),
         ("training.warmup_steps=-0.1", "training.warmup_steps = -0.1: "),
-        ("training.betas=[0.9]", "training.betas.1: "),
         ("training.betas=[0.9, 1]", "training.betas.1 = 1: "),
         ("training.schedule=linea", "training.schedule = 'linea': "),
-        ("training=fast", "training = 'fast': "),
         ("model.name=''", "model.name = '': "),
-        ("seed=-1", "seed = -1: "),
         ("name=../x", "name = '../x': "),
-        ("adapter.target_modules=[]", "adapter.target_modules = []: "),
         ("adapter.target_modules=[q_proj, 3]", "adapter.target_modules.1 = 3: "),
         ("adapter.mixer.kind=moe", "adapter.mixer.kind = 'moe': "),
         ("training.rank_budget={final_share: 0.2}", "training.rank_budget.target_rank: "),
@@ -46,7 +41,6 @@ def test_floats_as_people_write_them(write, text, value):
         ("training.rank_budget={target_rank: 4, final_share: 1}", "training.rank_budget.final_share = 1: "),
         ("data.rows=many", "data.rows = 'many': "),
         ("data.rows={boolq: 0}", "data.rows.boolq = 0: "),
-        ("data.tasks=3", "data.tasks = 3: "),
         ("data.source=weel", "data.source = 'weel': "),
         ("data.tasks=[]", "data.tasks = []: "),
         ("data.tasks=[boolq, hellaswagg]", "data.tasks = ['boolq', 'hellaswagg']: unknown task 'hellaswagg'"),
@@ -91,18 +85,6 @@ def test_all_faults_of_all_files_come_at_once(write):
     lines = sorted(faults(path, "adapter.mixer.blocks=2", "evaluation.batch_tokens=0", "nonsense"))
     assert len(lines) == len(places)
     assert all(line.startswith(place) for line, place in zip(lines, places, strict=True)), lines
-
-
-def test_a_configuration_of_axolotl_is_answered_key_by_key(write):
-    theirs = "adapter: qlora\nlora_r: 32\nlora_target_linear: true\ndatasets: [{path: rows.jsonl}]\nbf16: auto"
-    assert faults(write(a=f"model: {{name: x}}\n{theirs}")) == [
-        "a.yaml: adapter = 'qlora': must be a mapping of keys; a method is chosen by extends, such as extends:"
-        " methods/lora",
-        "a.yaml: lora_r = 32: unknown key; did you mean adapter.rank?",
-        "a.yaml: lora_target_linear = True: unknown key; did you mean adapter.target_modules=all-linear?",
-        "a.yaml: datasets = [{'path': 'rows.jsonl'}]: unknown key; did you mean data.source?",
-        "a.yaml: bf16 = 'auto': unknown key; did you mean model.dtype?",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from card_kit import Card
-from cli_kit import run as cli
 from message_kit import says
 from methods_kit import BUDGET
 from moslora.convert.export import export_peft
@@ -19,7 +18,6 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.listing import table_of_runs
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.resuming import newest_saved
 from moslora.runs.run import RUN, Run
 from moslora.training import train_recipe
 from moslora.training.state import save_checkpoint
@@ -35,6 +33,20 @@ from training_kit import (
     steps_kept,
     steps_logged,
 )
+
+
+@pytest.mark.parametrize(
+    ("step", "damaged"), [(1, False), (2, False), (BEST_STEP, False), (4, False), (6, False), (BEST_STEP, True)]
+)
+def test_a_run_that_was_cut_chooses_the_same(best: Path, tmp_path: Path, step: int, damaged: bool) -> None:
+    """And trains a best again that is damaged."""
+    run = cut_after(step, shutil.copytree(best, tmp_path / "run"))
+    if damaged:
+        (Run(run).checkpoint(step) / WEIGHTS).write_bytes(b"half")
+    train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
+    assert same_files(best, run) and steps_logged(run) == steps_logged(best)
+    assert Run(run).facts["best"] == Run(best).facts["best"]
+    assert open_adapter(run / "adapter").manifest == open_adapter(best / "adapter").manifest
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -97,15 +109,6 @@ def test_the_choice_changes_no_step(best: Path, recipe: MakeRecipe, tmp_path: Pa
     assert "best" not in open_adapter(tmp_path / "last" / "adapter").manifest
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 6])
-def test_a_run_that_was_cut_chooses_the_same(best: Path, tmp_path: Path, step: int) -> None:
-    run = cut_after(step, Path(shutil.copytree(best, tmp_path / "run")))
-    train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
-    assert same_files(best, run) and steps_logged(run) == steps_logged(best)
-    assert Run(run).facts["best"] == Run(best).facts["best"]
-    assert open_adapter(run / "adapter").manifest == open_adapter(best / "adapter").manifest
-
-
 @pytest.mark.parametrize("keep", [1, 2])
 def test_beside_each_checkpoint_its_best_stays(
     best: Path, recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
@@ -132,47 +135,35 @@ def test_beside_each_checkpoint_its_best_stays(
     assert (run / "adapter" / WEIGHTS).read_bytes() == (best / "adapter" / WEIGHTS).read_bytes()
 
 
-def test_a_new_best_that_is_damaged_is_trained_again(best: Path, tmp_path: Path) -> None:
-    step = lowest(losses(best))
-    run = cut_after(step, Path(shutil.copytree(best, tmp_path / "run")))
-    (Run(run).checkpoint(step) / WEIGHTS).write_bytes(b"half")
-    train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
-    assert same_files(best, run)
-
-
 def test_a_checkpoint_whose_best_is_lost_is_passed_over(
     best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Or else the run would end without a result, or with another one."""
-    step = lowest(losses(best))
-    run = cut_after(6, Path(shutil.copytree(best, tmp_path / "run")))
-    (Run(run).checkpoint(step) / WEIGHTS).write_bytes(b"half")
+    run = cut_after(6, shutil.copytree(best, tmp_path / "run"))
+    (Run(run).checkpoint(BEST_STEP) / WEIGHTS).write_bytes(b"half")
     recipe = Run(run).recipe_to_resume()
-    saved = newest_saved(Run(run), recipe)
-    assert saved is not None and saved.manifest["step"] < step
-    assert says(capsys.readouterr().out, "skipped", Run(run).checkpoint(step) / WEIGHTS)
     train_recipe(recipe, out=run, resuming=True)
+    assert says(capsys.readouterr().out, "skipped", Run(run).checkpoint(BEST_STEP) / WEIGHTS)
     assert same_files(best, run)
     cut_after(6, run)
-    for earlier in range(1, step + 1):
+    for earlier in range(1, BEST_STEP + 1):
         shutil.rmtree(Run(run).checkpoint(earlier), ignore_errors=True)
     with pytest.raises(MosloraError, match="no intact checkpoint"):
         train_recipe(recipe, out=run, resuming=True)
 
 
 def test_patience_ends_a_run_which_is_then_finished(patient: Path, tmp_path: Path) -> None:
-    found = losses(patient)
-    step = lowest(found)
-    assert list(found) == [*range(1, step + 3)] and step + 2 < 9
+    ended = BEST_STEP + 2
+    assert list(losses(patient)) == [*range(1, ended + 1)] and ended < 9
     facts = Run(patient).facts
-    assert (facts["steps"], facts["trained_steps"], facts["best"]["since"]) == (9, step + 2, 2)
-    assert Run(patient).finished and Run(patient).steps_done == step + 2
-    assert open_adapter(patient / "adapter").manifest["step"] == step
-    for cut in (1, step, step + 2):
-        run = cut_after(cut, Path(shutil.copytree(patient, tmp_path / str(cut))))
+    assert (facts["steps"], facts["trained_steps"], facts["best"]["since"]) == (9, ended, 2)
+    assert Run(patient).finished and Run(patient).steps_done == ended
+    assert open_adapter(patient / "adapter").manifest["step"] == lowest(losses(patient)) == BEST_STEP
+    for cut in (1, BEST_STEP, ended):
+        run = cut_after(cut, shutil.copytree(patient, tmp_path / str(cut)))
         train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
         assert same_files(patient, run) and steps_logged(run) == steps_logged(patient)
-        assert Run(run).facts["trained_steps"] == step + 2
+        assert Run(run).facts["trained_steps"] == ended
 
 
 def test_with_the_last_as_result_patience_alone_ends_the_run(patient: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -185,26 +176,19 @@ def test_with_the_last_as_result_patience_alone_ends_the_run(patient: Path, reci
     assert steps_logged(tmp_path / "run") == steps_logged(patient)
 
 
-def test_every_place_says_which_step_and_why(patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Path(shutil.copytree(patient, tmp_path / "run"))
+def test_every_place_says_which_step_and_why(patient: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(patient, tmp_path / "run")
     found = losses(run)
-    step = lowest(found)
-    ended = step + 2
-    code, said, errors = cli(capsys, "train", run, "--resume")
-    assert code == 0, errors
-    shown = [f"step {step}, best of {ended} validations by loss {found[step]:.4f}; last {found[ended]:.4f}"]
-    shown.append(f"ended by training.patience after step {ended}: 2 validations")
-    assert all(line in said for line in shown) and f"finished, {ended} of 9 steps" in said
     (row,) = table_of_runs(run)[1:]
-    assert row[3:5] == [f"{ended}/9", f"finished, by patience, best step {step}"]
+    assert row[3] == f"{BEST_STEP + 2}/9" and says(row[4], "finished", "patience", f"best step {BEST_STEP}")
     export_peft(run / "adapter", out=tmp_path / "peft")
     training = Card(tmp_path / "peft").section("Training")
-    assert all(line in training for line in shown) and "unfinished" not in training
-    assert Run(run).validation_loss == found[step]
+    assert says(training, f"step {BEST_STEP}, best of ", f"{found[BEST_STEP]:.4f}", "training.patience after step")
+    assert Run(run).validation_loss == found[BEST_STEP]
 
 
 def test_a_run_that_was_killed_before_its_card_was_closed_is_completed(patient: Path, tmp_path: Path) -> None:
-    run = Run(Path(shutil.copytree(patient, tmp_path / "run")))
+    run = Run(shutil.copytree(patient, tmp_path / "run"))
     closed = run.facts
     outcome = {key: closed[key] for key in ("best", "trained_steps", "seconds", "peak_memory_gb")}
     (run.path / RUN).unlink()
@@ -252,6 +236,6 @@ def test_processes_choose_together(world: Path, tmp_path: Path, strategy: str) -
     step = lowest(losses(whole))
     assert facts["processes"] == 2 and facts["best"]["step"] == step
     assert facts["trained_steps"] == step + 2 < 9
-    again = cut_after(step, Path(shutil.copytree(whole, tmp_path / "again")))
+    again = cut_after(step, shutil.copytree(whole, tmp_path / "again"))
     in_processes("-m", "planted_kit", "train", again, "--resume")
     assert same_files(whole, again)

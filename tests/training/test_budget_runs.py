@@ -1,6 +1,5 @@
 """Whole runs with a rank budget. They resume: test_resume.py."""
 
-import re
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from changes_kit import edit_tensors
+from message_kit import in_order
 from methods_kit import BUDGET, Done
 from moslora.errors import MosloraError, UsageError
-from moslora.plan.outline import outline
 from moslora.recipe import Recipe
 from moslora.training import loop, train_recipe
 from moslora.training.budget import RankBudget, budget_at
@@ -39,31 +39,23 @@ def test_a_run_ends_with_the_target_and_logs_its_way(with_budget: Done) -> None:
     assert all(0 < row["penalty"] < 1 for row in rows)
 
 
-def test_a_run_is_not_resumed_under_another_budget_or_without_its_scores(
-    with_budget: Done, recipe: MakeRecipe, tmp_path: Path
-) -> None:
-    run = Path(shutil.copytree(with_budget.out, tmp_path / "run"))
-    with pytest.raises(UsageError, match=r"training\.rank_budget\.target_rank was 2, is 3"):
-        train_recipe(recipe(*BUDGET, "training.rank_budget.target_rank=3"), out=run, resuming=True)
-    with pytest.raises(UsageError, match=r"training\.rank_budget\.target_rank was 2, is null"):
-        train_recipe(recipe(*BUDGET, "training.rank_budget=null"), out=run, resuming=True)
+def test_a_run_is_not_resumed_without_its_scores(with_budget: Done, recipe: MakeRecipe, tmp_path: Path) -> None:
+    run = shutil.copytree(with_budget.out, tmp_path / "run")
     shutil.rmtree(run / "adapter")
     newest = run / "checkpoints" / "step-10"
     scores = newest / "rank_budget.safetensors"
-    first, *others = sorted(state := load_file(scores))
-    save_file({key: state[key] for key in others}, scores)
+    first = min(load_file(scores))
+    edit_tensors(scores, lambda state: state.pop(first))
     sign(newest)
-    with pytest.raises(MosloraError, match=rf"rank_budget\.safetensors: .*{re.escape(first)}: missing"):
+    with pytest.raises(MosloraError, match=in_order("rank_budget.safetensors: ", first, "missing")):
         train_recipe(recipe(*BUDGET), out=run, resuming=True)
 
 
 def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe: MakeRecipe, tmp_path: Path) -> None:
     short = (*BUDGET, "training.max_steps=1", "training.warmup_steps=0")
-    with pytest.raises(UsageError, match=r"training\.rank_budget: .*0 steps.*1 steps"):
+    with pytest.raises(UsageError, match=in_order("training.rank_budget", "0 steps", "1 steps")):
         train_recipe(recipe(*short), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UsageError, match=r"training\.rank_budget: .*0 steps.*1 steps"):
-        outline(recipe(*short, "data.source=hub"))
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor]) -> None:

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from card_kit import Card
+from changes_kit import edit_tensors
 from cli_kit import run as cli
 from importing_kit import OFFICIAL, TARGETS, official_model, write_source
-from message_kit import says
+from message_kit import in_order, says
 from methods_kit import METHODS, PEFT_METHODS, Done, logits_of, recipe_of
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
@@ -29,9 +30,9 @@ from moslora.plan.plan import plan
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.continued import other_base, read_continued
+from moslora.runs.continued import read_continued
 from moslora.runs.manifest import read_manifest
-from moslora.runs.origin import Origin, predecessor_of
+from moslora.runs.origin import predecessor_of
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from moslora.training.prepare import gather_inputs, prepare
@@ -204,69 +205,33 @@ def test_a_dropout_and_what_learns_may_be_others(
     assert {name for name in before if not torch.equal(before[name], after[name])} == {*learning}
 
 
-def test_a_field_of_a_method_of_peft_is_compared_with_its_default(
+def test_what_does_not_fit_a_method_of_peft_is_named(
     finished: Callable[[str], Done], world: Path, tmp_path: Path
 ) -> None:
-    source = f"adapter.continue_from={finished('peft/lora').out}"
-    with pytest.raises(UsageError, match=r"adapter\.peft\.lora_alpha was \d+, is 99; to continue it"):
-        read_continued(recipe_of("peft/lora", world, tmp_path, source, "adapter.peft.lora_alpha=99"))
-    with pytest.raises(UsageError, match=r"adapter\.peft\.peft_type was LORA, is null"):
-        read_continued(load_recipe(world / "recipe.yaml", [source]))
-
-
-@pytest.mark.parametrize("source", ["own", "PEFT's folder"])
-def test_another_method_of_peft_is_one_difference(world: Path, tmp_path: Path, source: str) -> None:
-    """Not one in each of its fields, of which most are at PEFT's defaults, and some could not be written at all."""
-    method = "{peft_type: LORA, r: 4, use_rslora: true}"
-    first = tmp_path / "first"
-    if source == "own":
-        train_recipe(load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.peft={method}"]), out=first)
-    else:
-        peft_lora(world, first, lora_alpha=8, use_rslora=True)
-    changes = ["adapter.peft={peft_type: MISS, r: 8}", f"adapter.continue_from={first}"]
-    with pytest.raises(UsageError) as raised:
-        read_continued(load_recipe(world / "recipe.yaml", changes))
-    said = str(raised.value)
-    assert said.count(" was ") == 1 and says(said, "LORA", "MISS", "to continue it")
-
-
-def test_a_lora_of_peft_that_is_none_of_ours_is_sent_to_pefts_own_method(world: Path, tmp_path: Path) -> None:
+    """A field by itself, also one at PEFT's default; another method as one difference; and a LoRA that ours is not."""
     peft_lora(world, tmp_path / "theirs", use_dora=True)
-    source = f"adapter.continue_from={tmp_path / 'theirs'}"
-    with pytest.raises(UsageError, match=r"use_dora = True: not supported.*set adapter\.peft"):
-        read_continued(load_recipe(world / "recipe.yaml", [*LORA, source]))
+    ours, theirs = (f"adapter.continue_from={it}" for it in (finished("peft/lora").out, tmp_path / "theirs"))
+    for recipe, *named in (
+        (recipe_of("peft/lora", world, tmp_path, ours, "adapter.peft.lora_alpha=99"), "adapter.peft.lora_alpha was "),
+        (load_recipe(world / "recipe.yaml", [ours]), "adapter.peft.peft_type was LORA, is null"),
+        (recipe_of("peft/miss", world, tmp_path, ours), "LORA", "MISS"),
+        (load_recipe(world / "recipe.yaml", [*LORA, theirs]), "use_dora = True", "adapter.peft"),
+    ):
+        with pytest.raises(UsageError, match=in_order(*named)) as raised:
+            read_continued(recipe)
+        assert str(raised.value).count(" was ") <= 1
     method = "adapter.peft={peft_type: LORA, r: 4, lora_alpha: 8, use_dora: true}"
-    started(load_recipe(world / "recipe.yaml", [*LORA[-1:], source, method]))
-
-
-def test_a_plan_refuses_what_the_training_would(world: Path, tmp_path: Path) -> None:
-    """Of an adapter in PEFT's format, whose weights it has to read."""
-    peft_lora(world, tmp_path / "theirs")
-    source = f"adapter.continue_from={tmp_path / 'theirs'}"
-    assert "continues theirs (sha256" in "\n".join(plan(load_recipe(world / "recipe.yaml", [*LORA, source])).heading)
-    with pytest.raises(UsageError, match=r"adapter\.rank was 4, is 8"):
-        plan(load_recipe(world / "recipe.yaml", [*LORA, source, "adapter.rank=8"]))
-
-
-def test_what_a_later_version_keeps_of_it_besides_is_left_out() -> None:
-    before = Origin("before", "1" * 64)
-    predecessor = Origin("first", "2" * 64, 9, gate_tasks=("boolq",), continued_from=before)
-    facts = json.loads(json.dumps(predecessor.facts))
-    facts["continued_from"] |= {"rows": 5}
-    facts["continued_from"]["continued_from"] |= {"rows": 5}
-    assert predecessor_of(facts) == predecessor
+    started(load_recipe(world / "recipe.yaml", [*LORA[-1:], theirs, method]))
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4"])
 def test_a_base_that_was_split_is_split_in_the_same_way(world: Path, tmp_path: Path, start: str) -> None:
     """At random, it depends on the seed, which PEFT's folder does not have."""
     field = f"adapter.peft.init_lora_weights={start}"
-    recipe = recipe_of("peft/lora", world, tmp_path, field)
-    train_recipe(recipe, out=tmp_path / "first")
+    train_recipe(recipe_of("peft/lora", world, tmp_path, field), out=tmp_path / "first")
     source = f"adapter.continue_from={tmp_path / 'first'}"
     expected = logits_of(load_adapted(open_adapter(tmp_path / "first" / "adapter")))
-    same_seed = recipe_of("peft/lora", world, tmp_path, field, source)
-    assert torch.equal(logits_of(started(same_seed)), expected)
+    assert torch.equal(logits_of(started(recipe_of("peft/lora", world, tmp_path, field, source))), expected)
     other_seed = recipe_of("peft/lora", world, tmp_path, field, source, "seed=8")
     if start == "pissa":
         assert torch.equal(logits_of(started(other_seed)), expected)
@@ -274,52 +239,25 @@ def test_a_base_that_was_split_is_split_in_the_same_way(world: Path, tmp_path: P
     with pytest.raises(UsageError, match="seed was 3, is 8"):
         read_continued(other_seed)
     export_peft(tmp_path / "first" / "adapter", out=tmp_path / "peft")
-    with pytest.raises(UsageError, match="split the base at random"):
+    with pytest.raises(UsageError, match="at random"):
         read_continued(recipe_of("peft/lora", world, tmp_path, field, f"adapter.continue_from={tmp_path / 'peft'}"))
 
 
 def test_another_base_is_refused(trained: Path, world: Path, tmp_path: Path) -> None:
     """By its weights and config, not by its name; of PEFT's folders only an export has a fingerprint."""
-    other = Path(shutil.copytree(world / "model", tmp_path / "other"))
-    same_weights = load_recipe(world / "recipe.yaml", [f"model.name={other}", f"adapter.continue_from={trained}"])
-    started(same_weights)
-    weights = load_file(other / "model.safetensors")
-    perturb([*weights.values()], size=0.1)
-    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    other = shutil.copytree(world / "model", tmp_path / "other")
+    changes = [f"model.name={other}", f"adapter.continue_from={trained}"]
+    started(load_recipe(world / "recipe.yaml", changes))
+    edit_tensors(other / "model.safetensors", lambda weights: perturb([*weights.values()], size=0.1))
     gone = Path(shutil.move(other, tmp_path / "changed"))
-    changes = [f"model.name={gone}", f"adapter.continue_from={trained}"]
-    with pytest.raises(UsageError, match=f"another base.*model.name was {world / 'model'}, is {gone}"):
-        read_continued(load_recipe(world / "recipe.yaml", changes))
-    with pytest.raises(UsageError, match=r"adapter\.rank was 4, is 8; another base"):
-        read_continued(load_recipe(world / "recipe.yaml", [*changes, "adapter.rank=8"]))
     export_peft(trained / "adapter", out=tmp_path / "peft")
-    changes = [*LORA, f"model.name={gone}", f"adapter.continue_from={tmp_path / 'peft'}"]
-    with pytest.raises(UsageError, match="another base"):
-        read_continued(load_recipe(world / "recipe.yaml", changes))
-
-
-def test_another_revision_of_the_base_is_named(world: Path) -> None:
-    """The base on the disk did not change."""
-    then = {"name": str(world / "model"), "revision": "v1", "fingerprint": "another"}
-    now = load_recipe(world / "recipe.yaml").model
-    assert "model.revision was v1, is null" in other_base(then, now)
-    (said,) = other_base({**then, "revision": None}, now)
-    assert "another base (fingerprint was another" in said
-
-
-def test_a_peft_folder_that_names_another_base_is_noted(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    peft_lora(world, tmp_path / "theirs")
-    copy = shutil.copytree(world / "model", tmp_path / "copy")
-    changes = [*LORA, f"model.name={copy}", f"adapter.continue_from={tmp_path / 'theirs'}"]
-    read_continued(load_recipe(world / "recipe.yaml", changes))
-    assert f"names {world / 'model'} as its base, but continues over {copy}" in capsys.readouterr().out
-    config = tmp_path / "theirs" / "adapter_config.json"
-    settings = json.loads(config.read_text())
-    config.write_text(json.dumps({**settings, "base_model_name_or_path": "a\n\x1b[31mname"}))
-    read_continued(load_recipe(world / "recipe.yaml", changes))
-    assert r"names 'a\n\x1b[31mname' as its base" in capsys.readouterr().out
+    for source, others, named in (
+        (trained, ["adapter.rank=8"], in_order("adapter.rank was 4, is 8", "another base")),
+        (tmp_path / "peft", LORA, "another base"),
+    ):
+        changes = [*others, f"model.name={gone}", f"adapter.continue_from={source}"]
+        with pytest.raises(UsageError, match=named):
+            read_continued(load_recipe(world / "recipe.yaml", changes))
 
 
 GATE = ("adapter.mixer.kind=task-gate", "adapter.mixer.experts=2")
@@ -327,28 +265,24 @@ GATE = ("adapter.mixer.kind=task-gate", "adapter.mixer.experts=2")
 
 def test_a_gate_goes_on_for_the_tasks_that_it_knows(world: Path, tmp_path: Path) -> None:
     """And for those that its predecessor had rows of, though the continued run has none yet."""
-    first = load_recipe(world / "recipe.yaml", [*GATE, *SHORT])
-    train_recipe(first, out=tmp_path / "first")
+    train_recipe(load_recipe(world / "recipe.yaml", [*GATE, *SHORT]), out=tmp_path / "first")
     source = f"adapter.continue_from={tmp_path / 'first'}"
     for tasks in ("[boolq, obqa]", "[obqa, arc_easy, boolq]"):
         with pytest.raises(UsageError, match=r"data\.tasks was \[boolq, arc_easy, obqa\], is "):
             read_continued(load_recipe(world / "recipe.yaml", [*GATE, source, f"data.tasks={tasks}"]))
     few = ("training.epochs=null", "training.max_steps=1", "training.global_batch_size=1")
-    for name, before in (("second", "first"), ("third", "second")):
-        source = f"adapter.continue_from={tmp_path / before}"
-        train_recipe(load_recipe(world / "recipe.yaml", [*GATE, *few, source]), out=tmp_path / name)
-        folder = open_adapter(tmp_path / name / "adapter")
-        assert len(folder.manifest["data"]["tasks"]) == 1
-        assert set(folder.trained_tasks() or ()) == {"boolq", "arc_easy", "obqa"}
+    train_recipe(load_recipe(world / "recipe.yaml", [*GATE, *few, source]), out=tmp_path / "second")
+    folder = open_adapter(tmp_path / "second" / "adapter")
+    assert len(folder.manifest["data"]["tasks"]) == 1
+    assert set(folder.trained_tasks() or ()) == {"boolq", "arc_easy", "obqa"}
 
 
 def test_a_run_says_what_it_continues(
     trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At its start, in its plan, its manifests, its card and in what is exported; also of a chain of runs."""
-    first = tmp_path / "first"
-    shutil.copytree(trained, first)
-    changes = ["name=second", "training.max_steps=4", "training.checkpoint_every=2", f"adapter.continue_from={first}"]
+    first = shutil.copytree(trained, tmp_path / "first")
+    changes = [*SHORT, "name=second", f"adapter.continue_from={first}"]
     recipe = load_recipe(world / "recipe.yaml", changes)
     digest = read_manifest(first / "adapter")["sha256"]["adapter.safetensors"]
     line = f"continues step 21 of first (sha256 {digest[:12]}…)"
@@ -357,15 +291,14 @@ def test_a_run_says_what_it_continues(
     assert line in capsys.readouterr().out.splitlines()
     run = Run(tmp_path / "second")
     expected = {"sha256": digest, "name": "first", "steps": 21, "gate_tasks": [], "continued_from": None}
-    assert run.facts["continued_from"] == expected
-    for folder in (*run.checkpoints, run.result):
-        assert read_manifest(folder)["continued_from"] == expected
+    for facts in (run.facts, *map(read_manifest, (*run.checkpoints, run.result))):
+        assert facts["continued_from"] == expected
     changes = ["training.max_steps=2", f"adapter.continue_from={run.path}"]
     train_recipe(load_recipe(world / "recipe.yaml", changes), out=tmp_path / "third")
     export_peft(tmp_path / "third" / "adapter", out=tmp_path / "peft")
     card = Card(tmp_path / "peft")
-    before = f"which continued step 21 of first (sha256 {digest[:12]}…)"
-    assert says(card.fields["continued from"], "step 4 of second", before) and str(tmp_path) not in card.text
+    assert says(card.fields["continued from"], "step 4 of second", "step 21 of first", digest[:12])
+    assert str(tmp_path) not in card.text
 
 
 RESUMED = [
@@ -379,13 +312,13 @@ RESUMED = [
 def test_it_resumes_to_the_same_bits_without_its_predecessor(
     finished: Callable[[str], Done], method: str, world: Path, tmp_path: Path, lost: str
 ) -> None:
-    first = Path(shutil.copytree(finished(method).out, tmp_path / "first"))
+    first = shutil.copytree(finished(method).out, tmp_path / "first")
     recipe = recipe_of(
         method, world, tmp_path, f"adapter.continue_from={first}", "seed=8", "training.keep_checkpoints=9"
     )
     train_recipe(recipe, out=tmp_path / "straight")
     step = int(Run(tmp_path / "straight").checkpoints[0].name.removeprefix("step-"))
-    cut = cut_after(step, Path(shutil.copytree(tmp_path / "straight", tmp_path / "cut")))
+    cut = cut_after(step, shutil.copytree(tmp_path / "straight", tmp_path / "cut"))
     if lost == "the predecessor":
         shutil.move(first, tmp_path / "elsewhere")
     train_recipe(Run(cut).recipe_to_resume(), out=cut, resuming=True)
@@ -395,32 +328,22 @@ def test_it_resumes_to_the_same_bits_without_its_predecessor(
 
 def changed(run: Path) -> None:
     """Gives a finished run other weights, and the hashes that fit them."""
-    file = run / "adapter" / "adapter.safetensors"
-    tensors = load_file(file)
-    perturb([*tensors.values()], size=0.1)
-    save_file(tensors, file)
-    sign(file.parent)
-
-
-def begun(world: Path, tmp_path: Path, trained: Path) -> Path:
-    """A run that was killed before its first checkpoint."""
-    first = Path(shutil.copytree(trained, tmp_path / "first"))
-    recipe = load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={first}"])
-    train_recipe(recipe, out=tmp_path / "run")
-    run = cut_after(0, tmp_path / "run")
-    facts = Run(run).facts
-    del facts["seconds"]  # which a run has at its end
-    (run / "run.json").write_text(json.dumps(facts))
-    return run
+    edit_tensors(run / "adapter/adapter.safetensors", lambda tensors: perturb([*tensors.values()], size=0.1))
+    sign(run / "adapter")
 
 
 def test_before_its_first_checkpoint_it_begins_again_with_the_same_weights_alone(
     trained: Path, world: Path, tmp_path: Path
 ) -> None:
-    run = begun(world, tmp_path, trained)
-    again = Path(shutil.copytree(run, tmp_path / "again"))
+    first = shutil.copytree(trained, tmp_path / "first")
+    train_recipe(load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={first}"]), out=tmp_path / "run")
+    run = cut_after(0, tmp_path / "run")
+    facts = Run(run).facts
+    del facts["seconds"]  # which a run has at its end
+    (run / "run.json").write_text(json.dumps(facts))
+    again = shutil.copytree(run, tmp_path / "again")
     train_recipe(Run(again).recipe_to_resume(), out=again, resuming=True)
-    changed(tmp_path / "first")
+    changed(first)
     with pytest.raises(UsageError, match="other weights"):
         train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
     assert not Run(run).finished and Run(again).finished
@@ -443,7 +366,7 @@ def test_a_path_is_absolute_in_the_run(
 def test_a_checkpoint_and_a_run_that_was_stopped_go_on(
     trained: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = Path(shutil.copytree(trained, tmp_path / "first"))
+    first = shutil.copytree(trained, tmp_path / "first")
     by_step = f"adapter.continue_from={first / 'checkpoints' / 'step-20'}"
     continued = read_continued(load_recipe(world / "recipe.yaml", [by_step]))
     assert continued is not None and continued.predecessor.step == 20
@@ -452,21 +375,15 @@ def test_a_checkpoint_and_a_run_that_was_stopped_go_on(
     assert f"{first} is unfinished: continuing from step" in capsys.readouterr().out
 
 
-def damaged(folder: Path) -> None:
-    (folder / "adapter" / "adapter.safetensors").write_bytes(b"half")
-
-
 WRONG = {
-    "a name with a slip": (lambda folder: folder.with_name("firs"), "no such run; did you mean"),
-    "a hub id": (lambda folder: Path("owner/name"), "hf download owner/name --local-dir FOLDER"),
+    "a name with a slip": (lambda folder: folder.with_name("firs"), "did you mean"),
+    "a hub id": (lambda folder: Path("owner/name"), "hf download owner/name"),
     "a model": (lambda folder: folder.with_name("model"), "not a run or an adapter folder"),
-    "a model of old": (lambda folder: folder.with_name("old"), "not an adapter in PEFT's format"),
-    "a config alone": (lambda folder: folder.with_name("config"), "not an adapter in PEFT's format"),
-    "another method": (
-        lambda folder: folder.with_name("loha"),
-        "'LOHA': only LORA can be imported; cannot be continued",
+    "another method": (lambda folder: folder.with_name("loha"), "LOHA"),
+    "a damaged file": (
+        lambda folder: (folder / "adapter/adapter.safetensors").write_bytes(b"half") and folder,
+        "altered",
     ),
-    "a damaged file": (lambda folder: damaged(folder) or folder, "altered or truncated"),
 }
 
 
@@ -474,14 +391,10 @@ WRONG = {
 def test_a_wrong_place_is_one_line(
     trained: Path, world: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = Path(shutil.copytree(trained, tmp_path / "first"))
+    first = shutil.copytree(trained, tmp_path / "first")
     shutil.copytree(world / "model", tmp_path / "model")
-    (tmp_path / "old").mkdir()
-    for file in ("config.json", "pytorch_model.bin"):
-        (tmp_path / "old" / file).touch()
-    for kind in ("config", "loha"):
-        (tmp_path / kind).mkdir()
-        (tmp_path / kind / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
+    (tmp_path / "loha").mkdir()
+    (tmp_path / "loha" / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
     save_file({"any": torch.ones(1)}, tmp_path / "loha" / "adapter_model.safetensors")
     find, expected = WRONG[name]
     out = tmp_path / "run"
@@ -491,16 +404,14 @@ def test_a_wrong_place_is_one_line(
 
 def test_weights_that_a_peft_folder_lacks_are_named(world: Path, tmp_path: Path) -> None:
     peft_lora(world, tmp_path / "theirs")
-    file = tmp_path / "theirs" / "adapter_model.safetensors"
-    tensors = load_file(file)
-    del tensors["base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"]
-    save_file(tensors, file, metadata={"format": "pt"})
+    lacking = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
+    edit_tensors(tmp_path / "theirs" / "adapter_model.safetensors", lambda tensors: tensors.pop(lacking))
     with pytest.raises(MosloraError, match=r"model\.layers\.0\.mlp\.down_proj\.lora_a: missing"):
         started(load_recipe(world / "recipe.yaml", [*LORA, f"adapter.continue_from={tmp_path / 'theirs'}"]))
 
 
 def test_it_is_reproduced_from_the_same_weights_alone(trained: Path, world: Path, tmp_path: Path) -> None:
-    first = Path(shutil.copytree(trained, tmp_path / "first"))
+    first = shutil.copytree(trained, tmp_path / "first")
     recipe = load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={first}"])
     train_recipe(recipe, out=tmp_path / "run")
     assert same_bits(start_of(recipe), adapter(first))

@@ -1,9 +1,7 @@
 """The objective and the optimizer against naive computations and transformers' own schedules."""
 
 import copy
-import gc
 import math
-import weakref
 from typing import Any
 
 import pytest
@@ -90,16 +88,6 @@ def test_a_label_that_is_nearly_certain_has_its_gradient(
     expected = (p - torch.nn.functional.one_hot(labels, 120)) @ weight.double()
     error = (hidden.grad.double() - expected).norm(dim=1) / expected.norm(dim=1)
     assert error[others > least].max() < 0.01
-
-
-def test_a_gpu_takes_equally_many_positions_each_time() -> None:
-    """Of LLaMA-3's vocabulary 1,046 at the most, 2²⁷ / 128,256."""
-    meta = torch.device("meta")
-    vocabulary_size = 128_256
-    for positions, parts in [(1, 1), (1046, 1), (1047, 2), (1760, 2), (2093, 3)]:
-        size, tokens = vocabulary.sizes(positions, vocabulary_size, meta)
-        cut = torch.empty(positions, device=meta).split(size)
-        assert tokens == vocabulary_size and len(cut) == parts and size - len(cut[-1]) < parts
 
 
 @pytest.mark.parametrize("mixer", [{"kind": "dense"}, {"kind": "token-gate", "top_k": 2, "balance": 0.1}])
@@ -211,22 +199,3 @@ def test_an_update_whose_gradient_is_not_finite_changes_nothing(wrong: float) ->
         for mine, other in zip(trainable(optimizer), trainable(expected), strict=True):
             assert mine.equal(other)
             assert all(value.equal(expected.state[other][key]) for key, value in optimizer.state[mine].items())
-
-
-def test_the_loss_sends_nothing_and_keeps_no_model_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it reads is sent with the micro-batch; and the layers that it knows know nothing of it."""
-    model = tiny_llama()
-    inject(model, **OPTIONS, mixer={"kind": "dense"})
-    objective = LabelLoss(model)
-    batch = as_micro_batch(token_batch(model))
-    assert batch.places.tolist() == batch.predicted_from
-    monkeypatch.setattr("moslora.base.engines.send", None)
-    objective(batch)[0].backward()
-    alive = weakref.ref(model)
-    gc.collect()
-    gc.disable()
-    try:
-        del model, objective
-        assert alive() is None
-    finally:
-        gc.enable()

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cli_kit import run
 from methods_kit import IDS, PEFT_METHODS, Done, recipe_of
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
@@ -18,10 +17,8 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
-from moslora.plan.plan import plan
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.listing import table_of_runs
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import adapter, in_processes, losses_logged, same_bits
@@ -32,7 +29,7 @@ from training_kit import adapter, in_processes, losses_logged, same_bits
 def test_it_trains_and_is_scored_merged_and_exported(
     finished: Callable[[str], Done], method: str, world: Path, tmp_path: Path
 ) -> None:
-    out = Path(shutil.copytree(finished(method).out, tmp_path / "run"))
+    out = shutil.copytree(finished(method).out, tmp_path / "run")
     assert [row["step"] for row in losses_logged(out)] == [1, 2, 3, 4]
 
     run_of_it = Run(out)
@@ -68,18 +65,6 @@ def test_every_protocol_and_ask_read_it(trained_miss: Path) -> None:
     assert sum(answer.probability for answer in answers.options) == pytest.approx(1)
 
 
-def test_it_is_shown_planned_and_reported_as_any_run(
-    trained_miss: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, row = table_of_runs(trained_miss)
-    assert "PEFT MISS, r 4" in row and "4/4" in row
-    planned = plan(recipe_of("peft/miss", world, tmp_path), gpu_memory="8GB")
-    counted = Run(trained_miss).facts["trainable_parameters"]
-    assert f"{counted:,} trainable parameters" in planned.heading[1] and planned.table
-    assert run(capsys, "report", trained_miss, "--out", tmp_path / "page")[0] == 0
-    assert any("PEFT MISS" in page.read_text() for page in (tmp_path / "page").glob("*.html"))
-
-
 @pytest.mark.slow
 def test_sharding_the_base_gives_the_same_bits(world: Path, tmp_path: Path) -> None:
     """DoRA reads the base's weights, which each of two processes has a half of."""
@@ -103,8 +88,3 @@ def test_what_is_written_is_the_merged_weight_rounded_once(
     monkeypatch.setattr("moslora.convert.merge._cast", lambda tensor, dtype: (1 + 1e-5) * tensor.to(dtype))
     with pytest.raises(MosloraError, match="worse than rounding"):
         merge(trained_miss / "adapter", out=tmp_path / "merged")
-
-
-def test_it_cannot_be_merged_for_a_task(trained_miss: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--task"):
-        merge(trained_miss / "adapter", out=tmp_path / "merged", task="boolq")

@@ -51,7 +51,7 @@ def test_a_run_that_was_cut_resumes_to_the_same_bits(
 ) -> None:
     """Adapter, moments and scores, and what is logged on the way."""
     done = straight(name)
-    run = cut_after(step, Path(shutil.copytree(done.out, tmp_path / "run")))
+    run = cut_after(step, shutil.copytree(done.out, tmp_path / "run"))
     capsys.readouterr()
     train_recipe(done.recipe, out=run, resuming=True)
     assert f"resuming after step {step} of " in capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_three_processes_resume_to_the_same_bits(world: Path, tmp_path: Path) ->
     whole = tmp_path / "whole"
     short = ("training.epochs=null", "training.max_steps=8", "training.keep_checkpoints=9")
     in_processes("-m", "moslora", "train", world / "recipe.yaml", "--out", whole, *short, processes=3)
-    again = cut_after(4, Path(shutil.copytree(whole, tmp_path / "again")))
+    again = cut_after(4, shutil.copytree(whole, tmp_path / "again"))
     in_processes("-m", "moslora", "train", again, "--resume", processes=3)
     assert len(list(whole.rglob("*.safetensors"))) == 5
     assert same_files(whole, again)

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib.metadata import Distribution, PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,43 +32,17 @@ def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
     assert card["data"] == manifest["data"] and card["steps"] == 21
     weights = load_file(trained / "adapter" / "adapter.safetensors")
     assert card["trainable_parameters"] == sum(value.numel() for value in weights.values())
-    assert (
-        all(card["versions"][it] == version(it) for it in ("moslora", "torch"))
-        and card["versions"]["python"] == platform.python_version()
-    )
+    assert all(card["versions"][it] == version(it) for it in ("moslora", "torch"))
+    assert card["versions"]["python"] == platform.python_version()
     assert card["hardware"]["threads"] == torch.get_num_threads()
-    assert card["kernels"] == {
-        "attention": "in groups of rows",
-        "frozen layers": "oneDNN, packed",
-        "norm": "in place",
-        "RoPE": "in three passes",
-        "MLP": "activation computed again",
-        "dropout": "by places",
-        "common beginning of rows": "in each row",
-    }
-    logged = [row for row in map(json.loads, (trained / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+    assert {"attention", "norm", "MLP", "dropout", "common beginning of rows"} < card["kernels"].keys()
+    logged = [row for row in Run(trained).metrics if "loss" in row]
     assert card["seconds"] == logged[-1]["seconds"] > logged[0]["seconds"] > 0
     assert card["peak_memory_gb"] == max(row["peak_memory_gb"] for row in logged)
 
 
-def test_code_that_is_not_installed_knows_its_version(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With ``src`` on the path alone, no metadata tell it; where they do, it is the same."""
-    installed = version("moslora")
-    found = Distribution.from_name
-
-    def from_name(name: str) -> Distribution:
-        if name == "moslora":
-            raise PackageNotFoundError(name)
-        return found(name)
-
-    monkeypatch.setattr(Distribution, "from_name", from_name)
-    assert cli(capsys, "--version")[:2] == (0, f"moslora {installed}\n")
-
-
 def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path: Path) -> None:
-    run = cut_after(20, Path(shutil.copytree(trained, tmp_path / "run")))
+    run = cut_after(20, shutil.copytree(trained, tmp_path / "run"))
     lines = []
     for row in Run(run).metrics:
         if "seconds" in row:
@@ -80,7 +54,7 @@ def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path
 
 
 def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    run = shutil.copytree(trained, tmp_path / "run")
     before = Run(run).facts
     for options in ((), ("--base",), ("--base", "--out", tmp_path / "elsewhere")):
         assert cli(capsys, "eval", run, "--limit", 9, *options)[0] == 0

@@ -119,8 +119,8 @@ def test_a_sharded_base_trains_like_a_whole_one_and_resumes(
     share = (outside / sum(sizes.values()) + 1) / 2
     assert (ran["processes"], ran["strategy"], ran["frozen_share"]) == (2, "fsdp", round(share, 4))
 
-    cut = cut_after(8, Path(shutil.copytree(two, tmp_path / "cut")))
-    alone = Path(shutil.copytree(cut, tmp_path / "alone"))
+    cut = cut_after(8, shutil.copytree(two, tmp_path / "cut"))
+    alone = shutil.copytree(cut, tmp_path / "alone")
     resumed = moslora("train", cut, "--resume", "--processes", 2)
     said, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0 and "resuming after step 8" in said and errors == ""

@@ -1,7 +1,6 @@
 """Validation questions: asked as `moslora eval` asks, without a trace in the training, and a choice of its result."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,32 +8,28 @@ from typing import Any
 
 import pytest
 
-from message_kit import in_order
+from message_kit import in_order, says
 from methods_kit import BUDGET
-from moslora.base.load import load_base, load_tokenizer
-from moslora.data.encode import Encoder, encode_examples
+from moslora.base.load import load_tokenizer
 from moslora.data.select import select
 from moslora.data.sources import load_training
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluator import PreparedQuestions
-from moslora.evaluation.intervals import Mean
-from moslora.evaluation.scorers import make_scorer
+from moslora.evaluation.intervals import Mean, mean_of
 from moslora.experiment.file import load_experiment
-from moslora.prompts.formats import make_format
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.answers import order_key
-from moslora.runs.listing import table_of_runs
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run
 from moslora.tasks import Example
 from moslora.training import train_recipe
-from recipe_kit import PEFT, PEFT_FILES
-from training_kit import MakeRecipe, cut_after, in_processes, same_files, sign, steps_logged
+from recipe_kit import PEFT
+from training_kit import MakeRecipe, cut_after, in_processes, same_files, steps_logged
 
 ASKING = (
     "data.validation_rows=24",
@@ -87,6 +82,13 @@ def answered(accuracy: float) -> Mean:
     return Mean(accuracy, error=None, n=20, clusters=20)
 
 
+def write_own_rows(folder: Path) -> list[dict[str, Any]]:
+    """40 rows of a user's task, two on each of 20 pages."""
+    rows = [{"text": f"{word} {page}", "said": word, "page": page} for page in range(20) for word in ("rain", "stone")]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
 PROTOCOLS = {
     "choice": (),
     "choice-bfloat16": ("model.dtype=bfloat16",),
@@ -109,9 +111,7 @@ def test_tasks_answered_in_words_are_asked_beside_others(
     recipe: MakeRecipe, tmp_path: Path, asked: list[Predictions]
 ) -> None:
     """The right ones of both kinds are added up."""
-    rows = [{"text": f"{word} {number}", "said": word} for number in range(20) for word in ("rain", "stone")]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    write_own_rows(tmp_path)
     task = f"{{train: {tmp_path / 'rows.jsonl'}, question: text, answer: said, match: contains, max_new_tokens: 4}}"
     changes = (f"tasks.mine={task}", "data.tasks=[boolq,mine]", "evaluation.tasks=[boolq]")
     own = recipe(*ASKING, *changes)
@@ -121,28 +121,19 @@ def test_tasks_answered_in_words_are_asked_beside_others(
 
 
 def test_questions_in_clusters_count_as_fewer(recipe: MakeRecipe, tmp_path: Path, asked: list[Predictions]) -> None:
-    """As many as independent ones that have the same error, by a loop over the clusters here."""
-    rows = [{"text": f"{word} {page}", "said": word, "page": page} for page in range(20) for word in ("rain", "stone")]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    """As many as independent ones that have the same error."""
+    rows = write_own_rows(tmp_path)
     of_rows = f"train: {tmp_path / 'rows.jsonl'}, question: text, answer: said, options: [rain, stone, wind]"
     for name, declared in (("with", ", cluster: page|int // 4"), ("without", "")):
         own = recipe(*ASKING, f"tasks.mine={{{of_rows}{declared}}}", "data.tasks=[mine]", "evaluation.tasks=[mine]")
         train_recipe(own, out=tmp_path / name)
-    clustered = validations(tmp_path / "with")
     assert not any("validation_effective_questions" in row for row in validations(tmp_path / "without").values())
     assert same_files(tmp_path / "with", tmp_path / "without")
-    for row, found in zip(clustered.values(), asked[:4], strict=True):
-        share = row["validation_accuracy"]
-        sums: dict[int, float] = {}
-        for prediction in found:
-            cluster = rows[int(prediction.id.rpartition("/")[2])]["page"] // 4
-            sums[cluster] = sums.get(cluster, 0) + (prediction.prediction == prediction.gold) - share
-        variance = sum(x * x for x in sums.values()) * len(sums) / (len(sums) - 1) / 20**2
-        expected = len(sums)
-        if 0 < share < 1:
-            expected = min(20, 1 + share * (1 - share) / variance)
-        assert row["validation_effective_questions"] == pytest.approx(expected, rel=1e-9) and 2 <= len(sums) <= 5
+    for row, found in zip(validations(tmp_path / "with").values(), asked[:4], strict=True):
+        clusters = [str(rows[int(prediction.id.rpartition("/")[2])]["page"] // 4) for prediction in found]
+        expected = mean_of([float(prediction.prediction == prediction.gold) for prediction in found], clusters)
+        assert row["validation_effective_questions"] == pytest.approx(min(20, expected.effective_n), rel=1e-9)
+        assert 2 <= len({*clusters}) <= 5
 
 
 def refuse_other_answers(own: Recipe, run: Path, asked: Sequence[Predictions]) -> None:
@@ -174,7 +165,7 @@ METHODS = {
     "adalora": (*BUDGET[:2], "training.rank_budget.final_share=0.4"),
     "checkpointing": ("model.gradient_checkpointing=true",),
     "generate": ("evaluation.protocol=generate",),
-    **{name: PEFT[name] for name in PEFT_FILES},
+    "peft/vera": PEFT["peft/vera"],
 }
 
 
@@ -209,83 +200,48 @@ def asking(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_run_that_was_cut_validates_the_same(asking: Path, tmp_path: Path, step: int) -> None:
     """The validation before the first step is there once."""
-    run = cut_after(step, Path(shutil.copytree(asking, tmp_path / "run")))
+    run = cut_after(step, shutil.copytree(asking, tmp_path / "run"))
     train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
     assert same_files(asking, run) and steps_logged(run) == steps_logged(asking)
-
-
-def default_number(recipe: Recipe, *, every: int) -> int:
-    """As many questions as take 2 % of the trained tokens, at half a token's time each, and 64 more for each task."""
-    rows = load_training(recipe.training_tasks, source=recipe.data.source)
-    trained, aside, *_ = select(recipe.data, rows, seed=recipe.seed)
-    tokenizer = load_tokenizer(recipe.model)
-    format = make_format(recipe.data.format, tokenizer)
-    encoder = Encoder(tokenizer, max_length=recipe.data.max_length)
-    encoded = encode_examples(trained, format, encoder, loss_on="response")
-    steps = recipe.training.max_steps or 0
-    tokens = steps * recipe.training.global_batch_size * sum(len(row.input_ids) for row in encoded) / len(encoded)
-    left = 0.02 * tokens * 2 / (1 + math.ceil(steps / every))
-    scorer = make_scorer(load_base(recipe.model), tokenizer, Request.of(recipe))
-    count = 0
-    tasks: set[str] = set()
-    for example in sorted(aside, key=lambda example: order_key(example.id)):
-        left -= scorer.length(scorer.encode(example))
-        if example.task not in tasks:
-            left -= 64
-            tasks.add(example.task)
-        if left < 0:
-            break
-        count += 1
-    return count
 
 
 DEFAULT = (*ASKING, "training.validation_questions=null", "training.max_steps=60", "training.validate_every=30")
 
 
-def test_the_default_costs_two_percent_and_stays_when_a_run_is_resumed(
+def test_the_default_number_stays_when_a_run_is_resumed(
     recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = recipe(*DEFAULT, "training.checkpoint_every=30")
-    train_recipe(own, out=tmp_path / "run")
-    count = default_number(own, every=30)
-    assert 2 < count < 24
-    assert f"{count} validation questions" in capsys.readouterr().out
-    assert Run(tmp_path / "run").facts["validation_questions"] == count
-    assert open_adapter(tmp_path / "run" / "adapter").manifest["validation_questions"] == count
+    run = Run(tmp_path / "run")
+    train_recipe(recipe(*DEFAULT, "training.checkpoint_every=30"), out=run.path)
+    count = run.facts["validation_questions"]
+    assert 2 < count < 24 and f"{count} validation questions" in capsys.readouterr().out
+    assert open_adapter(run.result).manifest["validation_questions"] == count
+    cut_after(30, run.path)
     again = recipe(*DEFAULT, "training.checkpoint_every=30", "training.validate_every=5")
-    assert default_number(again, every=5) != count
-    run = cut_after(30, tmp_path / "run")
-    train_recipe(again, out=run, resuming=True)
-    assert {row["validation_questions"] for row in validations(run).values()} == {count}
-    assert list(validations(run)) == [0, 30, 35, 40, 45, 50, 55, 60]
-
-
-def test_a_checkpoint_of_an_earlier_version_is_resumed(recipe: MakeRecipe, tmp_path: Path) -> None:
-    """It has no number of questions, and no validation before its first step."""
-    own = recipe(*ASKING, "training.result=best")
-    train_recipe(own, out=tmp_path)
-    whole = (tmp_path / "adapter" / WEIGHTS).read_bytes()
-    run = Run(cut_after(2, tmp_path))
-    sign(run.checkpoint(2), validation_questions=None)
-    kept = [row for row in run.metrics if row["step"] > 0]
-    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    train_recipe(run.recipe_to_resume(), out=run.path, resuming=True)
-    assert (tmp_path / "adapter" / WEIGHTS).read_bytes() == whole
-    assert list(validations(tmp_path)) == [2, 4, 6]
+    train_recipe(again, out=run.path, resuming=True)
+    assert {row["validation_questions"] for row in validations(run.path).values()} == {count}
+    assert list(validations(run.path)) == [0, 30, 35, 40, 45, 50, 55, 60]
+    train_recipe(again, out=tmp_path / "other")
+    assert Run(tmp_path / "other").facts["validation_questions"] < count
 
 
 def test_questions_that_are_not_there_are_refused_in_a_line(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Unless nobody asked for them: then none is asked."""
     lines = [json.dumps({"prompt": f"Say {number}.", "completion": str(number)}) for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    plain = (*ASKING, f"data.source={tmp_path / 'rows.jsonl'}", "evaluation.source=wheel")
-    none_of_them = "of 24 validation rows, 0 are questions"
-    with pytest.raises(UsageError, match=in_order("training.validation_questions = 20", none_of_them, "set 0")):
-        train_recipe(recipe(*plain), out=tmp_path / "run")
-    nothing = (*plain, "training.validation_questions=null")
-    with pytest.raises(UsageError, match=in_order("training.best_by", none_of_them, "set best_by: loss")):
-        train_recipe(recipe(*nothing, "training.result=best", "training.best_by=accuracy"), out=tmp_path / "run")
-    train_recipe(recipe(*nothing), out=tmp_path / "run")
-    assert not any("validation_accuracy" in row for row in validations(tmp_path / "run").values())
+    plain = (f"data.source={tmp_path / 'rows.jsonl'}", "evaluation.source=wheel")
+    default = "training.validation_questions=null"
+    short = (default, "training.max_steps=2", "training.validate_every=1")
+    for changes, *named in (
+        ((*ASKING, *plain), "training.validation_questions = 20", "0 are questions"),
+        ((*BY_ACCURACY, *plain, default), "training.best_by", "0 are questions"),
+        ((*BY_ACCURACY, *short), "training.validation_questions", "up to 24"),
+    ):
+        with pytest.raises(UsageError, match=in_order(*named)):
+            train_recipe(recipe(*changes), out=tmp_path / "run")
+    for name, changes in (("plain", (*plain, default)), ("short", short)):
+        train_recipe(recipe(*ASKING, *changes), out=tmp_path / name)
+        assert not any("validation_accuracy" in row for row in validations(tmp_path / name).values())
 
 
 def test_questions_that_the_protocol_cannot_score_stop_only_who_wants_them(
@@ -324,43 +280,18 @@ def test_accuracy_chooses_the_result_and_the_end(
     scripted([*SCRIPT])
     out = tmp_path / "run"
     train_recipe(own, out=out)
-    said = capsys.readouterr().out
     run = Run(out)
     expected = {"step": 4, "accuracy": 0.75, "last_accuracy": 0.5, "validations": 5, "since": 3}
     assert run.facts["best"] == open_adapter(run.result).manifest["best"] == expected
     assert (run.facts["trained_steps"], open_adapter(run.result).manifest["step"]) == (10, 4)
     assert (run.result / WEIGHTS).read_bytes() == (run.checkpoint(4) / WEIGHTS).read_bytes()
-    lines = [
-        "step 4/12  validation_loss",
-        "accuracy 75.0 % of 20  best so far",
-        "accuracy 75.0 % of 20  1 of 3 in a row without a better accuracy",
-        "step 4, best of 5 validations by accuracy 75.0 %; last 50.0 %",
-        "ended by training.patience after step 10: 3 validations without a better accuracy",
-    ]
-    assert all(line in said for line in lines), said
-    (row,) = table_of_runs(out)[1:]
-    assert row[4] == "finished, by patience, best step 4"
+    assert says(capsys.readouterr().out, "step 4/12", "accuracy 75.0 % of 20", "best so far", "training.patience", "10")
     assert run.validation_loss == validations(out)[4]["validation_loss"]
     for cut, left in ((2, [4, 6, 8, 10]), (6, [8, 10]), (10, [])):
-        again = cut_after(cut, Path(shutil.copytree(out, tmp_path / str(cut))))
+        again = cut_after(cut, shutil.copytree(out, tmp_path / str(cut)))
         scripted(left)
         train_recipe(Run(again).recipe_to_resume(), out=again, resuming=True)
         assert same_files(out, again) and Run(again).facts["best"] == expected
-
-
-def test_a_run_too_short_for_a_default_question_is_told_to_set_some(recipe: MakeRecipe, tmp_path: Path) -> None:
-    short = ("training.validation_questions=null", "training.max_steps=2", "training.validate_every=1")
-    with pytest.raises(UsageError, match=in_order("training.validation_questions", "short", "up to 24")):
-        train_recipe(recipe(*BY_ACCURACY, *short), out=tmp_path / "run")
-    train_recipe(recipe(*ASKING, *short), out=tmp_path / "unselected")
-    assert Run(tmp_path / "unselected").facts["validation_questions"] == 0
-
-
-def test_a_resumed_run_may_ask_another_number(asking: Path, tmp_path: Path) -> None:
-    other = cut_after(2, Path(shutil.copytree(asking, tmp_path / "other")))
-    train_recipe(Run(other).recipe_to_resume(["training.validation_questions=10"]), out=other, resuming=True)
-    assert [row["validation_questions"] for row in validations(other).values()] == [20, 20, 10, 10]
-    assert (other / "adapter" / WEIGHTS).read_bytes() == (asking / "adapter" / WEIGHTS).read_bytes()
 
 
 EXPERIMENT = """
@@ -427,6 +358,6 @@ def test_processes_share_the_questions(world: Path, tmp_path: Path, strategy: st
             scored = evaluate(model, load_tokenizer(own.model), held_out(own, 20), Request.of(own))
             assert scored.micro is not None
             assert row["validation_accuracy"] == pytest.approx(scored.micro.accuracy, abs=1e-12)
-    again = cut_after(2, Path(shutil.copytree(tmp_path / "20", tmp_path / "again")))
+    again = cut_after(2, shutil.copytree(tmp_path / "20", tmp_path / "again"))
     in_processes("-m", "moslora", "train", again, "--resume")
     assert same_files(asked.path, again) and steps_logged(again) == steps_logged(asked.path)
