@@ -10,7 +10,6 @@ from pathlib import Path
 from unittest.mock import Mock
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -18,7 +17,6 @@ from matplotlib.text import Text
 from scipy.stats import binomtest
 
 from cli_kit import run as cli
-from compare_kit import SETTINGS
 from message_kit import says
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines
@@ -36,13 +34,10 @@ from moslora.report.comparisons import ShownComparison, against_bases, against_e
 from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
 from moslora.report.figures.mixers import draw_mixers, mapped
-from moslora.report.questions import most_changed
 from moslora.report.runs import ReportedRun, reported_runs
 from moslora.report.tables import glance
-from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run
-from moslora.tasks import Example
 from moslora.training import train_recipe
 from training_kit import MakeRecipe
 
@@ -128,7 +123,7 @@ def test_the_page_stands_alone_and_has_the_numbers_of_compare(
     for row in (*tables(comparison)[0][1:], lines(comparison)):
         for cell in row:
             assert cell in found.cells, cell
-    assert {"Scores", "Training", "Questions that changed most"} <= {*found.cells}, "folded"
+    assert {"Scores", "Training"} <= {*found.cells}, "folded"
 
 
 @pytest.mark.slow
@@ -248,7 +243,7 @@ def test_models_of_unlike_bases_and_rows_are_compared_as_models(evaluated: Path,
     ("change", "there", "gone"),
     [
         ("not evaluated", "Training loss", "Scores"),
-        ("without base", "Scores", "Gained"),
+        ("without base", "Scores", "Against the base"),
         ("begun", "of 21 steps", "The mixer M"),
         ("imported", "The mixer M", "Training loss"),
         ("the base is gone", "Training loss", "The mixer M"),
@@ -503,26 +498,6 @@ def test_without_matplotlib_one_line_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, errors = cli(capsys, "report", evaluated, "--out", tmp_path / "page")
     assert code == 2 and "pip install" in errors and errors.count("\n") == 1 and not (tmp_path / "page").exists()
-
-
-def answer(id: str, gold: int, *scores: float, task: str = "t") -> Prediction:
-    return Prediction(id, task, gold, int(np.argmax(scores)), scores)
-
-
-def test_the_questions_that_changed_most() -> None:
-    before = [answer(id, gold, 0.0, 0.0) for id, gold in zip("abcd", (0, 1, 0, 1), strict=True)]
-    after = [answer("a", 0, 2.0, 0.0), *(answer(p.id, p.gold, 1.0, 0.0) for p in before[1:])]
-    choices = ("this", "that")
-    examples = {p.id: Example(p.id, "t", "why?", choices, p.gold) for p in before[:3]}  # the last is not at hand
-    one, other = (Evaluation.of(Path(), SETTINGS, predictions) for predictions in (before, after))
-    gained, lost = most_changed(one, other, examples, most=5).values()
-    assert [question.id for question in gained] == ["a", "c"] and [question.id for question in lost] == ["b"]
-    assert gained[0].change == pytest.approx(np.log(np.exp(2) / (np.exp(2) + 1)) - np.log(0.5))
-    assert gained[0].question == "why?" and gained[0].options[0].text == "this" and gained[0].options[0].right
-    assert gained[0].options[0].after == pytest.approx(np.exp(2) / (np.exp(2) + 1))
-    assert [question.id for question in most_changed(one, other, examples, most=1)["gained"]] == ["a"]
-    generated = Evaluation.of(Path(), SETTINGS, [Prediction(p.id, "t", p.gold, 0, text="answer1") for p in before])
-    assert most_changed(generated, generated, examples, most=5) == {}
 
 
 def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:

@@ -57,10 +57,8 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
     if len(paths) == 1 and is_run(paths[0]):
         base = base_of(Run(paths[0]).evaluation(evaluation))
         if not is_evaluation(base):
-            raise UsageError(
-                f"{base}: missing, so there is nothing to compare this run with; give another run, or ask its base in"
-                f" the same way: moslora eval {shlex.quote(str(paths[0]))} --base"
-            )
+            command = f"moslora eval {shlex.quote(str(paths[0]))} --base"
+            raise UsageError(f"{base}: missing; give another run, or ask the base in the same way: {command}")
         paths = [base, paths[0]]
     return arms_of(find(paths, evaluation=evaluation, cluster=cluster))
 
@@ -91,8 +89,7 @@ def _common_name(group: Iterable[Evaluation]) -> str:
     names = {run.name for run in group}
     if len(names) > 1:  # one name is an experiment's arm, which may end in a number
         names = {SEED_AT_END.sub("", name) for name in names}
-    (name, *others) = names
-    return "" if others else name
+    return names.pop() if len(names) == 1 else ""
 
 
 SEEDS = "seeds"
@@ -102,8 +99,7 @@ SEEDS = "seeds"
 def are_paired_by_seed(before: Arm, after: Arm) -> bool:
     """Whether only their seeds can pair the runs of these arms: not one against one, nor those of an untrained
     model."""
-    one_each = len(before.runs) == len(after.runs) == 1
-    return before.trained and after.trained and not one_each
+    return before.trained and after.trained and max(len(before.runs), len(after.runs)) > 1
 
 
 def pairs(before: Arm, after: Arm) -> list[tuple[Evaluation, Evaluation]]:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from moslora.compare.arms import Arm, all_runs, cluster_codes
@@ -78,15 +79,11 @@ def refuse_other_prompts(runs: Sequence[Evaluation], *, allowed: Sequence[str]) 
     """Refuses logs of the same ids of which a hash says that something else was asked: the first, as other data have
     other prompts."""
     first = runs[0]
-    for name in HASHES:
-        if name == PROMPT and name in allowed:
-            continue
-        for run in runs:
-            unlike = []
-            for task, answers in run.tasks.items():
-                hashes = (its.hashes.get(name, ()) for its in (answers, first.tasks[task]))
-                unlike += [f"{task} {id}" for id, one, other in zip(answers.ids, *hashes, strict=False) if one != other]
-            if unlike:
+    for name, run in product(HASHES, runs):
+        for task, answers in run.tasks.items():
+            hashes = (its.hashes.get(name, ()) for its in (answers, first.tasks[task]))
+            unlike = [f"{task} {id}" for id, one, other in zip(answers.ids, *hashes, strict=False) if one != other]
+            if unlike and not (name == PROMPT and name in allowed):
                 raise UsageError(
                     f"{name}: differs for {counted(len(unlike), 'question')} ({some(unlike)}) in {first.path} and"
                     f" {run.path}; log both with the same data, or if other prompts are meant, add --allow {PROMPT}"

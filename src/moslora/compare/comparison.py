@@ -46,9 +46,7 @@ class Comparison:
     @property
     def main(self) -> Contrast | None:
         """The one contrast that was named; ``None`` if several were."""
-        if self.named and self.count == 1:
-            return self.named[0]
-        return None
+        return self.named[0] if self.named and self.count == 1 else None
 
     @property
     def unit(self) -> Outcome:
@@ -66,13 +64,13 @@ class Comparison:
         Raises:
             UsageError: the margin is a share of the gain over a base whose answers are not there.
         """
-        found = replace(self, own_margin=margin or self.own_margin)
-        if found.margin.of_gain and not all(contrast.base for contrast in found.named):
+        margin = margin or self.own_margin
+        if margin and margin.of_gain and not all(contrast.base for contrast in self.named):
             raise UsageError(
-                f"--margin {found.margin}: a share of the gain over the base, whose {self.outcome} is not there for"
+                f"--margin {margin}: a share of the gain over the base, whose {self.outcome} is not there for"
                 " these questions; evaluate it (moslora eval RUN --base), or give a number"
             )
-        return found
+        return replace(self, own_margin=margin)
 
 
 def compare_paths(
@@ -104,18 +102,12 @@ def compare_planned(
     there = [pair for pair in planned if by_name.keys() >= {*pair}]
     with_runs = [pair for pair in there if SEEDS in allowed or pairs(*(by_name[name] for name in pair))]
     found = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
-    found = replace(found, count=len(planned), own_margin=_planned_margin(index, outcome))
-    if len(planned) > 1:
-        found = replace(found, exploratory=())
-    return found
-
-
-def _planned_margin(index: ExperimentIndex, outcome: str) -> Margin | None:
-    """The margin that an experiment named: a number is one of its own outcome, a share of any that a base has."""
-    margin = index.margin and read_margin(index.margin)
-    if margin and (outcome == index.outcome or (margin.of_gain and not OUTCOMES[outcome].of_runs)):
-        return margin
-    return None
+    margin = read_margin(index.margin) if index.margin else None
+    # A number is one of its own outcome, a share of any that a base has.
+    if margin and outcome != index.outcome and (OUTCOMES[outcome].of_runs or not margin.of_gain):
+        margin = None
+    exploratory = found.exploratory if len(planned) == 1 else ()
+    return replace(found, count=len(planned), own_margin=margin, exploratory=exploratory)
 
 
 def compare_arms(
@@ -136,10 +128,14 @@ def compare_arms(
         allowed: fields that may differ; see `refuse_mixed`. With `SEEDS` among them, runs are not paired by seed.
     """
     own_seeds = SEEDS in allowed
-    arms = _with_tasks(arms, tasks)
-    arms = _with_outcome(arms, outcome)
+    arms = _with_outcome(_with_tasks(arms, tasks), outcome)
     refuse_mixed(arms, allowed=allowed)
-    arms, questions = _on_the_same_questions(arms)
+    runs = all_runs(arms)
+    shared, questions = in_common(runs)
+    if not shared:
+        paths = some([str(run.path) for run in runs], separator=" and ")
+        raise UsageError(f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit)")
+    arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     runs = all_runs(arms)
     note_what_differs(arms)
     refuse_other_prompts(runs, allowed=allowed)
@@ -149,9 +145,7 @@ def compare_arms(
     if unknown:
         raise UsageError(f"contrast: no arm {', '.join(sorted(unknown))}; must be two among {', '.join(by_name)}")
     trained = [arm for arm in arms if arm.trained]
-    base = None
-    if len(trained) > 1:  # one alone is held against its base itself
-        base = base_of_all(all_runs(trained))
+    base = base_of_all(all_runs(trained)) if len(trained) > 1 else None  # one alone is held against its base itself
 
     def made(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         both = [(by_name[one], by_name[other]) for one, other in names]
@@ -210,16 +204,6 @@ def _with_validation_loss(run: Evaluation) -> Evaluation:
 def _restricted(arms: Sequence[Arm], tasks: Sequence[str]) -> list[Arm]:
     """The arms with these tasks alone."""
     return [arm.each(lambda run: run.restricted_to(tasks)) for arm in arms]
-
-
-def _on_the_same_questions(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
-    """The arms with the questions that all of their runs answered, and a line on the others."""
-    runs = all_runs(arms)
-    questions, line = in_common(runs)
-    if not questions:
-        paths = some([str(run.path) for run in runs], separator=" and ")
-        raise UsageError(f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit)")
-    return [arm.each(lambda run: run.only(questions)) for arm in arms], line
 
 
 def _outcome(runs: Sequence[Evaluation], chosen: str | None) -> tuple[str, Outcome]:

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from math import isfinite
-from statistics import fmean
 
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
@@ -50,22 +49,16 @@ def remarks(comparison: Comparison) -> Iterator[str]:
     elif main.gains is not None:
         of_before, of_after = [gain_in_words(gain, main.unit) for gain in main.gains]
         yield f"{title_of_gain(main.unit)}: {main.before} {of_before}, {main.after} {of_after}"
-    low = [one for one in named if one.majority and one.over_majority.interval[0] <= 0]
-    if main is not None and low:
-        share = main.unit.level(fmean(labels.mean() for labels in main.majority.values()))
-        interval = " to ".join(map(main.unit.level, main.over_majority.interval))
-        yield f"{main.after} is not shown to be above the majority class ({share} %): {interval} points"
-    elif low:
-        yield f"not shown to be above the majority class: {', '.join(one.after for one in low)}"
 
 
 def conclusions(comparison: Comparison) -> list[str]:
     """A sentence on the one contrast that was named. Of a family, one on each difference, one on the arms that are
     equal, and one on those that are open."""
     main = comparison.main
-    if main is None:
-        return [f"{sentence}." for sentence in _of_family(comparison)]
-    return [f"{'. '.join([_of_contrast(main, comparison), *_risks(main)])}."]
+    sentences = _of_family(comparison)
+    if main is not None:
+        sentences = iter([". ".join([_of_contrast(main, comparison), *_risks(main)])])
+    return [f"{sentence}." for sentence in sentences]
 
 
 def _of_contrast(main: Contrast, comparison: Comparison) -> str:

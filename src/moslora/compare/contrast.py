@@ -87,12 +87,6 @@ class Contrast:
         """The effects of differences on these questions; task -> shape ``(S, n)``."""
         return effects(differences, binary=self.unit.binary, clusters=self.clusters)
 
-    @cached_property
-    def over_majority(self) -> Effect:
-        """``after`` minus the majority class, macro, where accuracies are compared."""
-        differences = {task: y[1] - self.majority[task] for task, y in self.y.items()}
-        return self._over_seeds(differences)[MACRO]
-
 
 def contrast_of(
     before: Arm,

@@ -19,7 +19,10 @@ def tables(comparison: Comparison) -> list[list[list[str]]]:
         return [_family_table(comparison)]
     found = []
     if comparison.exploratory:
-        found.append(_exploratory_table(comparison))
+        effects = [contrast.effects[MACRO] for contrast in comparison.exploratory]
+        cells = [[comparison.unit.range(effect.interval), probability(effect.p)] for effect in effects]
+        columns = ("arm (exploratory)", "95 % interval", "p")
+        found.append(_by_arm(comparison, comparison.exploratory, columns, cells))
     if main is not None:
         found.append(_of_contrast(main))
     return found
@@ -42,12 +45,6 @@ def _family_table(comparison: Comparison) -> list[list[str]]:
         inner = inner_in_words(contrast, comparison.margin) if is_known else ""
         cells.append([joint, probability(member.different), inner, probability(member.equal)])
     return _by_arm(comparison, comparison.named, columns, cells)
-
-
-def _exploratory_table(comparison: Comparison) -> list[list[str]]:
-    effects = [contrast.effects[MACRO] for contrast in comparison.exploratory]
-    cells = [[comparison.unit.range(effect.interval), probability(effect.p)] for effect in effects]
-    return _by_arm(comparison, comparison.exploratory, ("arm (exploratory)", "95 % interval", "p"), cells)
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
@@ -94,7 +91,7 @@ def _by_arm(
     rows = [[columns[0], "seeds", *averages, *gain, "difference", *columns[1:]]]
     for before, together in groupby(zip(contrasts, cells, strict=True), key=lambda pair: pair[0].before):
         own = [contrast for contrast in contrasts if contrast.before == before]
-        most = max(own, key=lambda contrast: (contrast.seeds, contrast.gains is not None))
+        most = max(own, key=lambda contrast: contrast.seeds)
         runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
         rows.append([before, str(min(runs, len(most.y[tasks[0]][0]))), *levels(most, 0), *[""] * len(columns)])
         for contrast, last in together:

@@ -38,7 +38,8 @@ def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str |
     for path, place in zip(paths, places, strict=True):
         if places.count(place) > 1:
             raise UsageError(f"{path}: named twice; a comparison needs two different runs or logs")
-    if any(log_files(path) and not _is_ours(path) for path in paths):
+    ours = [path for path in paths if is_evaluation(path) or runs_at(path) or read_index(path)]
+    if any(log_files(path) for path in paths if path not in ours):
         return read_logs(paths, cluster=cluster)
     if cluster is not None:
         raise UsageError(
@@ -61,18 +62,13 @@ def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str |
     return found
 
 
-def _is_ours(path: Path) -> bool:
-    return bool(is_evaluation(path) or runs_at(path) or read_index(path))
-
-
 def runs_at(path: Path) -> dict[Path, str | None]:
     """The run at ``path``, those in this folder, or an experiment's with the arms that its index names."""
     index = read_index(path)
+    folders: dict[Path, str | None] = dict.fromkeys([path] if is_run(path) else sorted(path.glob("*")))
     if index is not None:
         folders = {path / run.folder: run.arm for run in index.runs}
-        return {folder: arm for folder, arm in folders.items() if is_run(folder)}
-    folders_here = [path] if is_run(path) else sorted(path.glob("*"))
-    return {folder: None for folder in folders_here if is_run(folder)}
+    return {folder: arm for folder, arm in folders.items() if is_run(folder)}
 
 
 def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[Evaluation]:
@@ -83,15 +79,13 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
     found = [of_arm(row.evaluation, path, row.arm or "") for row in rows if row.evaluation is not None]
     diverged = [f"{row.arm} with seed {row.seed}" for row in rows if row.diverged and row.role == "scored"]
     diverged += [f"{run.arm} with seed {run.seed}" for run in index.runs if run.diverged]
+    folders = {path / run.folder: run.arm for run in index.runs if not run.diverged}
     missing = 0
-    for planned in index.runs:
-        folder = path / planned.folder
-        if planned.diverged:
-            continue
-        if not is_run(folder):
+    for folder, arm in folders.items():
+        if is_run(folder):
+            found.append(of_arm(compared_run(folder, evaluation), path, arm, as_planned=not evaluation))
+        else:
             missing += 1
-            continue
-        found.append(of_arm(compared_run(folder, evaluation), path, planned.arm, as_planned=not evaluation))
     if diverged:
         note(f"{path}: diverged, so it has no answers and is left out: {', '.join(diverged)}")
     if missing:

@@ -23,7 +23,7 @@ from moslora.errors import UsageError, first_line
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import log_softmax
-from moslora.runs.predictions import argmax
+from moslora.runs.predictions import argmax, deciding
 from moslora.runs.settings import NOT_KNOWN
 
 SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
@@ -145,7 +145,11 @@ def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | 
     read = 0
     try:
         for row in _rows(file):
-            sample = _of_lm_eval(row) if "doc_id" in row else _of_table(row)
+            if "doc_id" in row:
+                sample = _of_lm_eval(row)
+            else:
+                score = row["score"]
+                sample = Sample(str(row["id"]), {"score": float(BOOLEANS.get(score, score))}, {})
             sample = sample._replace(question=_question(row), shared=_shared_text(row, cluster))
             task = str(row.get("task") or task_of_file)
             samples = tasks.setdefault(task, {}).setdefault(str(row.get("filter")), {})
@@ -184,11 +188,6 @@ def _question(row: Mapping[str, Any]) -> int | None:
     return hash(str(asked))
 
 
-def _of_table(row: Mapping[str, Any]) -> Sample:
-    score = row["score"]
-    return Sample(str(row["id"]), {"score": float(BOOLEANS.get(score, score))}, {})
-
-
 def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
     """Every metric that is a number; and where the log has log-likelihoods l of options, the right one's log softmax of
     l, and of l per character. Which is right says its index or its text; if lm-eval's ``acc`` says otherwise, it is not
@@ -203,21 +202,18 @@ def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
     are_options = all(isinstance(response, list) and len(response) == 2 for response in responses)
     if not are_options or len(responses) < 2 or "acc_mutual_info" in scores:  # which has each option a second time
         return sample
-    likelihoods = [float(likelihood) for likelihood, _ in responses]
+    likelihoods = tuple(float(likelihood) for likelihood, _ in responses)
     options = [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
     target = str(row["target"]).strip()
-    gold = -1
-    if target.isdecimal():
-        gold = int(target)
-    elif options.count(target) == 1:
-        gold = options.index(target)
-    if not 0 <= gold < len(likelihoods):
+    places = [place for place, text in enumerate(options) if target == (str(place) if target.isdecimal() else text)]
+    if len(places) != 1:
         return sample
+    (gold,) = places
     if "acc" in scores and scores["acc"] != (argmax(likelihoods) == gold):
         return sample
     scores["log_probability_summed"] = log_softmax(likelihoods)[gold]
     if "acc_norm" in scores and all(options):
-        per_character = [sum_of / len(text) for sum_of, text in zip(likelihoods, options, strict=True)]
+        per_character = deciding(likelihoods, tuple(map(len, options)))
         if scores["acc_norm"] == (argmax(per_character) == gold):
             scores["log_probability"] = log_softmax(per_character)[gold]
     return sample._replace(gold=gold)

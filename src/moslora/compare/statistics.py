@@ -107,6 +107,8 @@ def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count:
     A family of one contrast is that contrast. ``contrasts`` are those with runs; p of the others is 1. So is p of a
     contrast of one seed where others have several, as one seed says nothing of other seeds; its interval is infinite.
     """
+    if not contrasts:
+        return []
     several_seeds = any(one.seeds > 1 for one in contrasts)
     known = []
     for one, p in zip(contrasts, unequal, strict=True):
@@ -114,11 +116,9 @@ def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count:
             known.append(Member((-math.inf, math.inf), 1.0, 1.0))
         else:
             known.append(Member(one.law.interval(LEVEL / count), p, one.p))
-    others = [1.0] * (count - len(contrasts))
-    equal = holm([one.equal for one in known] + others)
-    different = holm([one.different for one in known] + others)
-    together = zip(known, equal, different, strict=False)  # ends with the known ones
-    return [Member(one.interval, *adjusted) for one, *adjusted in together]
+    others = [Member((-math.inf, math.inf), 1.0, 1.0)] * (count - len(contrasts))
+    intervals, equal, different = zip(*known, *others, strict=True)
+    return [*map(Member, intervals, holm(equal), holm(different))][: len(known)]
 
 
 def effects(
@@ -138,8 +138,7 @@ def effects(
         tasks.append(_Components.of(d, codes, binary=binary))
     sizes = np.array([d.shape[1] for d in differences.values()], float)
     weights = dict(zip(differences, np.eye(len(tasks)), strict=True))
-    weights[MACRO] = np.full(len(tasks), 1 / len(tasks))
-    weights[MICRO] = sizes / sizes.sum()
+    weights |= {MACRO: np.full(len(tasks), 1 / len(tasks)), MICRO: sizes / sizes.sum()}
     most = 1.0 if binary else math.inf
     return {name: _weighted(tasks, of_tasks, most=most) for name, of_tasks in weights.items()}
 
@@ -160,20 +159,17 @@ def effects_unpaired(
         binary: y is 0 or 1.
         clusters: as of `effects`.
     """
-    of_before = effects(before, binary=False, clusters=clusters)
-    of_after = effects(after, binary=False, clusters=clusters)
-    seeds = min(effect.seeds for effect in (of_before[MACRO], of_after[MACRO]))
+    of_before, of_after = (effects(y, binary=False, clusters=clusters) for y in (before, after))
+    seeds = min(of_before[MACRO].seeds, of_after[MACRO].seeds)
     means = {}
     for task, y in before.items():
         difference = after[task].mean(axis=0) - y.mean(axis=0)
         means[task] = np.tile(difference, (seeds, 1))  # the same under every seed: their V_q is all that varies
     found = {}
     for name, effect in effects(means, binary=binary, clusters=clusters).items():
-        one = of_before[name].law
-        other = of_after[name].law
-        of_seeds = _sum([one.seeds, other.seeds])
-        law = replace(effect.law, seeds=of_seeds, interaction=one.interaction + other.interaction)
-        found[name] = Effect(law, seeds)
+        one, other = of_before[name].law, of_after[name].law
+        interaction = one.interaction + other.interaction
+        found[name] = Effect(replace(effect.law, seeds=_sum([one.seeds, other.seeds]), interaction=interaction), seeds)
     return found
 
 
@@ -234,15 +230,12 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
 def _weighted(tasks: Sequence[_Components], weights: Floats, *, most: float) -> Effect:
     """The effect of D_w, which is at most ``most``, from the components of each task and its weight."""
     by_seed = weights @ np.array([task.by_seed for task in tasks])  # D of each seed
-    interaction = weights**2 @ np.array([task.interaction for task in tasks])
-    questions = []
-    for task, weight in zip(tasks, weights, strict=True):
-        questions.append(Part(weight**2 * task.questions.variance, task.questions.degrees))
+    interaction = float(weights**2 @ np.array([task.interaction for task in tasks]))
+    parts = zip(weights, (task.questions for task in tasks), strict=True)
+    questions = _sum([Part(weight**2 * part.variance, part.degrees) for weight, part in parts])
     seeds = len(by_seed)
-    of_seeds = Part(0.0, 0.0)
-    if seeds > 1:
-        of_seeds = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
-    return Effect(Law(float(by_seed.mean()), of_seeds, _sum(questions), float(interaction), most), seeds)
+    of_seeds = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1) if seeds > 1 else Part(0.0, 0.0)
+    return Effect(Law(float(by_seed.mean()), of_seeds, questions, interaction, most), seeds)
 
 
 def _sum(parts: Sequence[Part]) -> Part:

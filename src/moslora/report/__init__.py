@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from moslora.errors import UsageError, needing
+from moslora.errors import needing
 from moslora.files import new_folder, refuse_used
-from moslora.runs.run import Run, is_run
 
 PAGE = "report.html"
 
@@ -26,11 +25,6 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     """
     older = partial(_files, out / PAGE)
     refuse_used(out, older=older())
-    for path in paths:
-        if not path.exists():
-            raise UsageError(f"{path}: no such run")
-        if evaluation and is_run(path):
-            Run(path).evaluation(evaluation)
     with needing("matplotlib", "a report"):
         import matplotlib  # noqa: F401
     from moslora.report.page import page
@@ -44,10 +38,6 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
 
 def _files(page: Path) -> list[str]:
     """The names of the files of the report with this page, which lists them; none if no report wrote it."""
-    if not page.is_file():
-        return []
-    text = page.read_text(encoding="utf-8", errors="replace")
+    text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     found = re.search('<meta name="moslora-report" content="(.*)">', text)
-    if found is None:
-        return []
-    return html.unescape(found[1]).split("/")
+    return html.unescape(found[1]).split("/") if found else []

@@ -11,7 +11,6 @@ from moslora.evaluation.results import results_of
 from moslora.report import PAGE, figures
 from moslora.report.canvas import VARIABLES, Canvas
 from moslora.report.comparisons import against_bases, against_each_other
-from moslora.report.questions import changed_questions
 from moslora.report.runs import ReportedRun
 from moslora.report.tables import differing, glance
 
@@ -45,8 +44,6 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) ->
         comparisons=[*each_other, *bases],
         curves=curves,
         mixers=mixers,
-        changed=changed_questions(runs[0]),
-        first=runs[0].name,
         scores={f"{name}: {heading(found)}": table(found) for name, found in results.items()},
         differing=differing(runs),
     )

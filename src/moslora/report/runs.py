@@ -84,7 +84,7 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> li
             reported.compared = of_arm(reported.compared, path, arm, as_planned=not evaluation)
         runs.append(reported)
     _name_arms(runs)
-    _name_bases([run for run in runs if run.base])
+    _name_bases(runs)
     return runs
 
 
@@ -123,15 +123,8 @@ def _name_arms(runs: Sequence[ReportedRun]) -> None:
 
 
 def _name_bases(runs: Sequence[ReportedRun]) -> None:
-    """Names each of several bases after the first run that has it."""
-    first = [next(one for one in runs if _have_one_base(one, run)) for run in runs]
-    if len({run.name for run in first}) > 1:
-        for run, owner in zip(runs, first, strict=True):
-            run.base_name = f"base of {owner.name}"
-
-
-def _have_one_base(one: ReportedRun, other: ReportedRun) -> bool:
-    """Whether the bases of both are the same, and were asked the same."""
-    if one.base is None or other.base is None:
-        return False
-    return asked_the_same(one.base, other.base) and not of_other_bases([one.base, other.base])
+    """Names the bases after their runs, unless it is one, which was asked the same questions."""
+    bases = [run.base for run in runs if run.base]
+    if of_other_bases(bases) or not all(asked_the_same(bases[0], base) for base in bases):
+        for run in runs:
+            run.base_name = f"base of {run.name}"

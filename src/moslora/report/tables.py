@@ -17,44 +17,27 @@ def glance(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[
         tuned = results.get(run.name)
         questions = f"{tuned.macro.n:,}" if tuned and tuned.macro else NONE
         loss = run.run.validation_loss
-        rows.append(
-            [
-                run.name,
-                recipe.adapter.summary(),
-                str(recipe.seed),
-                _steps(run),
-                NONE if loss is None else f"{loss:.4f}",
-                questions,
-                _average(results.get(run.base_name) if run.base else None),
-                _average(tuned),
-                _last(run, "seconds", per=60),
-                _last(run, "peak_memory_gb", per=1),
-            ]
-        )
+        trained = [_steps(run), NONE if loss is None else f"{loss:.4f}"]
+        averages = [_average(results.get(run.base_name) if run.base else None), _average(tuned)]
+        costs = [_last(run, "seconds", per=60), _last(run, "peak_memory_gb", per=1)]
+        rows.append([run.name, recipe.adapter.summary(), str(recipe.seed), *trained, questions, *averages, *costs])
     return rows
 
 
 def _average(results: Results | None) -> str:
-    if results is None or not results.macro:
-        return NONE
-    return percent(results.macro.value(results.metric)[0])
+    return percent(results.macro.value(results.metric)[0]) if results and results.macro else NONE
 
 
 def _steps(run: ReportedRun) -> str:
     done = max((row["step"] for row in run.metrics), default=0)
-    steps = f"{done:,} of {run.run.facts.get('steps', 0):,} steps"
-    best = run.run.best
-    if best is not None:
-        steps += f", best {best.step:,}"
-    return steps
+    best = f", best {run.run.best.step:,}" if run.run.best else ""
+    return f"{done:,} of {run.run.facts.get('steps', 0):,} steps{best}"
 
 
 def _last(run: ReportedRun, metric: str, *, per: float) -> str:
     """The last value of a metric that only rises."""
     _, values = run.curve(metric)
-    if not values:
-        return NONE
-    return f"{values[-1] / per:.1f}"
+    return f"{values[-1] / per:.1f}" if values else NONE
 
 
 def differing(runs: Sequence[ReportedRun]) -> list[list[str]]:

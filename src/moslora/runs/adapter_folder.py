@@ -19,7 +19,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.files import sha256
 from moslora.recipe import Recipe
 from moslora.runs.manifest import RECIPE, TRUST, WEIGHTS, read_manifest, written_recipe
-from moslora.runs.origin import Origin, predecessor_of, tasks_of_gate
+from moslora.runs.origin import Origin, predecessor_of
 from moslora.runs.run import Run, run_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class AdapterFolder:
         """The tasks whose embedding a task gate has trained; ``None`` for other mixers."""
         if not self.recipe.adapter.gated_by_task:
             return None
-        return tuple(tasks_of_gate(self.manifest))
+        before = self.predecessor.gate_tasks if self.predecessor else ()
+        return tuple(dict.fromkeys((*self.manifest["data"]["tasks"], *before)))
 
     def refuse_untrained(self, task: str) -> None:
         """Refuses a task whose embedding in the adapter's gate is still random."""

@@ -44,12 +44,6 @@ class TaskAnswers:
     bytes: tuple[int, ...] = ()
     clusters: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        columns = [column for column in vars(self).values() if isinstance(column, tuple)]
-        for column in (*columns, *self.outcomes.values(), *self.hashes.values()):
-            if column and len(column) != len(self.ids):
-                raise ValueError("columns of different lengths")
-
     @classmethod
     def of(cls, predictions: Sequence[Prediction]) -> "TaskAnswers":
         """The columns of the predictions of one task, at least one, in their order."""
@@ -59,10 +53,7 @@ class TaskAnswers:
             read["bytes"] = "bytes"
         elif first.gold is not None:
             read["gold"] = "gold"
-        if first.scores:
-            read["scores"] = "scores"
-        else:
-            read |= {"texts": "text", "labels": "answer"}
+        read |= {"scores": "scores"} if first.scores else {"texts": "text", "labels": "answer"}
         if first.characters:
             read["characters"] = "characters"
         columns: dict[str, Any] = {
@@ -118,17 +109,12 @@ class TaskAnswers:
     def at(self, places: Sequence[int]) -> "TaskAnswers":
         """The answers at these positions, in this order."""
 
-        def those(column: tuple[Any, ...]) -> tuple[Any, ...]:
+        def those(column: Any) -> Any:
+            if isinstance(column, Mapping):
+                return {name: those(each) for name, each in column.items()}
             return tuple(column[place] for place in places if column)
 
-        changed: dict[str, Any] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, tuple):
-                changed[each.name] = those(value)
-            else:
-                changed[each.name] = {name: those(column) for name, column in value.items()}
-        return TaskAnswers(**changed)
+        return TaskAnswers(**{each.name: those(getattr(self, each.name)) for each in fields(self)})
 
 
 def order_key(id: str) -> bytes:

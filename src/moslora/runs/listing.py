@@ -65,7 +65,12 @@ def _row(run: Run) -> list[str]:
 def _scores(run: Run) -> Iterator[str]:
     """Macro averages, with a remark where the run, its base and its checkpoints were not asked the same; without those
     of evaluations that were interrupted, which would be over a part."""
-    interrupted = _interrupted(run)
+    interrupted = []
+    for folder in run.evaluations:
+        with suppress(MosloraError):  # a damaged file, which is told where the scores are read
+            answered = Counter(each.task for each in read_predictions(folder))
+            if unfinished_tasks(read_head(folder), answered) or not is_finished(folder):
+                interrupted.append(folder.name)
     asked: dict[str, Any] = {}
     for name, card in sorted(run.facts.get("results", {}).items()):
         if name in interrupted:
@@ -77,15 +82,3 @@ def _scores(run: Run) -> Iterator[str]:
             yield "of different questions: moslora compare takes those in common"
     for name in interrupted:
         yield f"{name} unfinished"
-
-
-def _interrupted(run: Run) -> list[str]:
-    """The names of the evaluations that were interrupted. One with a damaged file is not among them, which is told
-    where the scores are read."""
-    found = []
-    for folder in run.evaluations:
-        with suppress(MosloraError):
-            answered = Counter(each.task for each in read_predictions(folder))
-            if unfinished_tasks(read_head(folder), answered) or not is_finished(folder):
-                found.append(folder.name)
-    return found

@@ -104,12 +104,3 @@ def predecessor_of(facts: Mapping[str, Any]) -> Origin | None:
         return None
     gate_tasks = tuple(known["gate_tasks"])
     return Origin(known["name"], known["sha256"], known["steps"], None, "", "", gate_tasks, predecessor_of(known))
-
-
-def tasks_of_gate(manifest: Mapping[str, Any]) -> list[str]:
-    """The tasks whose embeddings a task gate with this ``manifest`` has trained, also before it was continued."""
-    tasks = list(manifest["data"]["tasks"])
-    before = predecessor_of(manifest)
-    if before is not None:
-        tasks += before.gate_tasks
-    return list(dict.fromkeys(tasks))

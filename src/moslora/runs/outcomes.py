@@ -94,10 +94,10 @@ class Outcome:
 
     title: str
     unit: str
-    factor: float
-    digits: int
-    fine: int
-    margin: float
+    margin: float = 0
+    factor: float = 1
+    digits: int = 4
+    fine: int = 4
     of: Callable[[TaskAnswers], Column] | None = None
     of_texts: bool = False
     of_runs: bool = False
@@ -143,9 +143,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "log_probability": Outcome(
         title="log p of the right option",
         unit="nats",
-        factor=1,
         digits=3,
-        fine=4,
         margin=0.01,  # nats: one percent of the right option's probability
         of=log_probability,
         scored=True,
@@ -173,9 +171,6 @@ OUTCOMES: Mapping[str, Outcome] = {
     "nats_per_byte": Outcome(
         title="nats per byte",
         unit="nats per byte",
-        factor=1,
-        digits=4,
-        fine=4,
         margin=0.005,  # nats: 2 percent of the perplexity of a token of four bytes
         of=nats_per_byte,
         of_texts=True,
@@ -186,9 +181,7 @@ OUTCOMES: Mapping[str, Outcome] = {
     "log_probability_summed": Outcome(
         title="log p of the right option, summed",
         unit="nats",
-        factor=1,
         digits=3,
-        fine=4,
         margin=0.1,  # nats: as options have ten characters and more, ten times that of one divided by them
         of=log_probability_summed,
         scored=True,
@@ -201,9 +194,6 @@ OUTCOMES: Mapping[str, Outcome] = {
     "brier": Outcome(
         title="Brier score",
         unit="of the Brier score",
-        factor=1,
-        digits=4,
-        fine=4,
         margin=0.005,
         of=brier,
         scored=True,
@@ -213,9 +203,6 @@ OUTCOMES: Mapping[str, Outcome] = {
     "validation_loss": Outcome(
         title="validation loss",
         unit="nats per token",
-        factor=1,
-        digits=4,
-        fine=4,
         margin=0.01,
         of_runs=True,
         lower_is_better=True,
@@ -271,4 +258,4 @@ def measure(outcome: str, values: Collection[float]) -> Outcome:
         if outcome in DEFAULTS:  # an accuracy under another name
             return replace(found, says=OUTCOMES["accuracy"].says)
         return found
-    return Outcome(title=outcome, unit=outcome, factor=1, digits=3, fine=4, margin=0)
+    return Outcome(title=outcome, unit=outcome, digits=3)

@@ -23,10 +23,8 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
                 f"{run.path}: training ended, but {RESULT}/ is gone; train again into another folder with --out"
             )
     elif in_use(run.path):
-        facts = run.facts
-        closed = run.without_result or (run.finished and "seconds" in facts)
         fix = "choose another folder with name=… or --out"
-        if run.exists and not closed and "imported" not in facts:
+        if run.exists and not {"seconds", "imported"} & run.facts.keys():
             fix = f"resume that run: {run.resume_command}; or {fix}"
         raise UsageError(f"{run.path}: not empty; {fix}")
 

@@ -93,15 +93,12 @@ class Head:
 
     def grouped(self, answers: Mapping[str, TaskAnswers]) -> dict[str, TaskAnswers]:
         """The answers by task with the clusters of their questions."""
-        return {task: of_task.grouped(self._clusters(task)) for task, of_task in answers.items()}
-
-    def _clusters(self, task: str) -> Clusters:
-        """The clusters of a task: as the evaluation has recorded them, or as they are known of the same data, since
-        evaluations of earlier versions have no record."""
-        record = self.tasks.get(task, TaskRecord())
-        if record.clusters:
-            return record.clusters
-        return known_clusters().get(self.settings.data.get(task, ""), {})
+        found = {}
+        for task, of_task in answers.items():
+            clusters = self.tasks[task].clusters if task in self.tasks else None
+            # As they are known of the same data, since evaluations of earlier versions have no record.
+            found[task] = of_task.grouped(clusters or known_clusters().get(self.settings.data.get(task, ""), {}))
+        return found
 
     def to_json(self) -> str:
         """The text of ``settings.json``. A task whose questions are each alone has no clusters."""

@@ -59,10 +59,12 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
 def _shade(axes: Axes, run: ReportedRun, style: Style) -> None:
     """Wilson's intervals of a run's accuracies, of the effective number of questions where some are in a cluster."""
     rows = [row for row in run.metrics if row.get("validation_accuracy") is not None]
-    shares = [row["validation_accuracy"] for row in rows]
-    counts = [row.get("validation_effective_questions", row["validation_questions"]) for row in rows]
-    low, high = zip(*map(wilson, shares, counts), strict=True)
-    axes.fill_between([row["step"] for row in rows], low, high, color=style.color, alpha=0.15, linewidth=0)
+    intervals = []
+    for row in rows:
+        count = row.get("validation_effective_questions", row["validation_questions"])
+        intervals.append(wilson(row["validation_accuracy"], count))
+    steps = [row["step"] for row in rows]
+    axes.fill_between(steps, *np.transpose(intervals), color=style.color, alpha=0.15, linewidth=0)
 
 
 def _draw(axes: Axes, steps: Sequence[int], values: Sequence[float], style: Style) -> Any:
