@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -90,19 +89,14 @@ def test_what_load_takes(trained: Path, world: Path, tmp_path: Path, monkeypatch
 
 
 def test_the_commands_take_a_saved_folder(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Merged, its weights are W + s · B · M · A; it is scored, asked and exported like a run."""
+    """Merged, it computes the same; it is scored, asked and exported like a run."""
     model, folder = adapted(world / "model", mixer={"kind": "dense"}), tmp_path / "v1.5"
     moslora.save(model, folder)
     assert run(capsys, "merge", folder)[0] == 0
-    merged, plain = load_file(folder / "merged" / "model.safetensors"), make_model().state_dict()
-    layers = dict(moslora.named_adapters(model))
-    assert len(layers) == 4
-    for name, layer in layers.items():
-        expected = plain[f"{name}.weight"] + 6 / 4 * layer.lora_b @ layer.mixer.weight @ layer.lora_a
-        torch.testing.assert_close(merged[f"{name}.weight"], expected.detach(), rtol=0, atol=1e-5)
-    assert "v1.5" in (folder / "merged" / "README.md").read_text(encoding="utf-8")
-    assert run(capsys, "export", folder)[0] == 0
-    assert run(capsys, "ask", folder, "--question", "why", "--option", "a", "--option", "b")[0] == 0
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype="float32")
+    torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=1e-4)
+    for words in (("export", folder), ("ask", folder, "--question", "why", "--option", "a", "--option", "b")):
+        assert run(capsys, *words)[0] == 0
     code, out, _ = run(capsys, "eval", folder, "--source", world / "data", "--tasks", "obqa", "--limit", "2")
     assert code == 0 and (folder / "eval" / "choice-label-float32" / "results.json").is_file(), out
     with pytest.raises(UsageError, match="not empty") as refused:
@@ -133,15 +127,13 @@ def test_what_cannot_be_saved_is_refused_and_nothing_is_written(
     monkeypatch.setitem(MIXERS, "mine", MIXERS["identity"])
     nameless = make_model()
     moslora.inject(nameless, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj"])
-    refused = {
-        "adapters of moslora": make_model(),
-        "base=": nameless,
-        "mixer.kind = 'mine'": adapted(world / "model", mixer={"kind": "mine"}),
-        r"data.tasks = \[\]: must have at least 1 item": adapted(world / "model", mixer={"kind": "task-gate"}),
-        "data.tasks.*other": adapted(world / "model", mixer={"kind": "task-gate", "tasks": ["other"]}),
-        "output layer": adapted(world / "model", mixer={"kind": "dense"}, target_modules=["lm_head"]),
-    }
-    for said, model in refused.items():
+    for said, model in (
+        ("adapters of moslora", make_model()),
+        ("base=", nameless),
+        ("mixer.kind = 'mine'", adapted(world / "model", mixer={"kind": "mine"})),
+        ("data.tasks.*other", adapted(world / "model", mixer={"kind": "task-gate", "tasks": ["other"]})),
+        ("output layer", adapted(world / "model", mixer={"kind": "dense"}, target_modules=["lm_head"])),
+    ):
         with pytest.raises(UsageError, match=said):
             moslora.save(model, tmp_path / "mine")
     assert not [*tmp_path.iterdir()]

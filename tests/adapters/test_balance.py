@@ -73,19 +73,3 @@ def test_a_penalty_that_no_router_could_learn_from_is_refused() -> None:
     model(token_batch(model))
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         adapter_penalty(model)
-
-
-def test_the_penalty_is_of_the_one_pass_that_was_announced() -> None:
-    """A pass that nobody announced leaves none, and keeps no graph alive."""
-    layer = trained_layer(top_k=2)
-    first, second = torch.randn(2, 2, 6, IN, dtype=torch.float64)
-    layer(first)
-    with pytest.raises(RuntimeError, match="describe_batch"):
-        adapter_penalty(layer)
-    describe_batch(layer)
-    layer(first)
-    expected = adapter_penalty(layer)
-    describe_batch(layer)
-    layer(first)
-    layer(second)
-    assert adapter_penalty(layer).item() == expected.item()

@@ -112,11 +112,3 @@ def test_gains_of_the_dense_initialisations() -> None:
     assert gains["kaiming"] == pytest.approx(1 / 3, abs=0.005)
     assert gains["orthogonal"] == pytest.approx(1, abs=1e-5) and gains["identity"] == 1
     assert gains["xavier"] == pytest.approx(1, abs=0.02) and gains["normal"] == pytest.approx(16, abs=0.3)
-
-
-@pytest.mark.parametrize("blocks", [2, 4, 8])
-def test_hadamard_is_orthogonal(blocks: int) -> None:
-    mixer = build_mixer(kind="hadamard", rank=16, blocks=blocks)
-    m = mixer.matrix().double()
-    torch.testing.assert_close(m @ m.T, torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-6)
-    assert m.count_nonzero() == 16 * blocks

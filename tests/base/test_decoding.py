@@ -199,14 +199,3 @@ def test_no_token_is_computed_twice_and_no_padding(monkeypatch: pytest.MonkeyPat
         longest = max(30, *LENGTHS)
         assert max(passes) <= max(tokens, longest + len(asked))
     assert len(passes) == 1 + NEW, "all enter at once, and the last pass writes the last tokens"
-
-
-def test_a_long_prompt_leaves_the_others_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the longest is written, the memory it had is shared out anew."""
-    model = make("llama")
-    asked = [*prompts(), prompts()[9] * 5]
-    passes = count_tokens(monkeypatch)
-    monkeypatch.setattr(decoding, "KEPT_ON_CPU", 1)
-    found = written(model, asked, batch_tokens=350)
-    assert found == [alone(model, prompt) for prompt in asked]
-    assert len(passes) < 4 * NEW, "one at a time it would be twelve times as many"

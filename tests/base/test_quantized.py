@@ -1,14 +1,13 @@
 """Bases in 4 and 8 bits: what they store, what trains over them, and the two ways of merging."""
 
 import copy
-import gc
 import json
 import shutil
 import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import bitsandbytes
 import peft
@@ -16,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from cli_kit import run
@@ -185,55 +183,6 @@ def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
     for key, gradient in one.items():
         assert gradient is not None and gradient.abs().max() > 0, key
         torch.testing.assert_close(gradient, other[key], rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=key)
-
-
-class Unpacked(TorchDispatchMode):
-    """For each NF4 weight that is unpacked, how many were alive before. A product in 4 bits unpacks its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before: list[int] = []
-        self.alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **kwargs or {})
-        if function._overloadpacket in (torch.ops.bitsandbytes.gemm_4bit, torch.ops.bitsandbytes.dequantize_4bit):
-            self.before.append(len(self.alive))
-        if function._overloadpacket == torch.ops.bitsandbytes.dequantize_4bit:
-            self.alive.add(made.untyped_storage())
-        return made
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_checkpointing_unpacks_a_4_bit_weight_twice_and_keeps_those_of_one_layer(
-    models: Path, dtype: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the forward pass, and as its layer is computed again; until its gradient is done, to the same bits as
-    bitsandbytes' own layers. Without checkpointing none is kept, and q, k and v of the first layer need no gradient.
-    """
-    section = ModelSection.model_validate(
-        {"name": str(models / "plain"), "dtype": dtype, "quantization": "nf4", "gradient_checkpointing": checkpointing}
-    )
-    monkeypatch.setattr("moslora.base.quantized.PACKED_ROWS", 0)
-    found = []
-    for own in (True, False):
-        model = load_base(section)
-        for layer in quantized_layers(model).values():
-            if not own:
-                layer.__class__ = bitsandbytes.nn.Linear4bit
-        inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
-        perturb(adapter_state_dict(model).values(), seed=1)
-        with Unpacked() as unpacked:
-            loss, _ = LabelLoss(model).train()(as_micro_batch(token_batch(model)))
-            loss.backward()
-        found.append([loss, *(weight.grad for weight in model.parameters() if weight.requires_grad)])
-        if own and checkpointing:
-            assert unpacked.before == [0] * 14 + 2 * [*range(7)]
-        elif not checkpointing:
-            assert unpacked.before == [0] * (14 + 7 + 4)
-        assert not unpacked.alive
-    assert len(found[0]) == 31 and all(map(torch.equal, *found))
 
 
 @pytest.mark.slow
@@ -415,18 +364,6 @@ def test_without_bitsandbytes_one_line_says_how_to_get_it(
     assert code == 2 and line.count("\n") == 1 and says(line, "model.quantization = nf4", "pip install bitsandbytes")
     assert not (tmp_path / "run").exists()
     assert run(capsys, "train", runs / "nf4.yaml", "--dry-run")[0] == 0, "which needs no weights, and so none of it"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_weights_end_with_their_model(models: Path, kind: str) -> None:
-    model = load_base(ModelSection(name=str(models / "plain"), dtype="float32", quantization=kind))
-    left = [weakref.ref(layer.weight) for layer in quantized_layers(model).values()]
-    gc.disable()  # it would find reference cycles, but only at some later time
-    try:
-        del model
-        assert len(left) == 14 and not any(weight() is not None for weight in left)
-    finally:
-        gc.enable()
 
 
 def test_a_layer_in_8_bits_keeps_no_input_and_has_the_same_gradient(models: Path) -> None:

@@ -69,38 +69,31 @@ def test_the_name_alone_shows_the_way(capsys: pytest.CaptureFixture[str]) -> Non
 def test_train_eval_merge_export(
     capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The way from a recipe to a merged model, with the defaults of every command."""
+    """The way from a recipe to a merged model, with the defaults of every command, and what each names as the next."""
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run(capsys, "train", world / "recipe.yaml", "training.epochs=1")
-    assert code == 0 and out.splitlines()[-1] == "next: moslora eval runs/small"
-    code, out, _ = run(capsys, "eval")
-    assert code == 0 and "newest run: runs/small" in out and "macro average" in out
-    assert out.splitlines()[-1] == "next: moslora eval runs/small --base"
-    code, out, _ = run(capsys, "eval", "--base", "--tasks", "obqa", "--limit", "7")
-    results = json.loads(Path("runs/small/eval/choice-label-float32-base/results.json").read_text())
-    assert code == 0 and results["tasks"]["obqa"]["n"] == 7 and list(results["tasks"]) == ["obqa"]
-    assert out.splitlines()[-1] == "next: moslora compare runs/small"
-    code, out, _ = run(capsys, "merge", "runs/small")
-    assert code == 0 and "mean |Δ log p|" in out and Path("runs/small/merged/model.safetensors").exists()
-    assert out.endswith("hf upload OWNER/small runs/small/merged --private --exclude moslora.yaml\n")
+    data = ("--source", world / "data", "--tasks", "obqa")
+    upload = "hf upload OWNER/small runs/small/{} --private --exclude moslora.yaml"
+    for words, last in (
+        (("train", world / "recipe.yaml", "training.epochs=1"), "next: moslora eval runs/small"),
+        (("eval",), "next: moslora eval runs/small --base"),
+        (("eval", "--base", "--tasks", "obqa", "--limit", "7"), "next: moslora compare runs/small"),
+        (("merge", "runs/small"), upload.format("merged")),
+        (("eval", "runs/small/merged", *data, "--dtype", "float32"), ""),
+        (("export", "runs/small"), upload.format("peft")),
+        (("import", "runs/small/peft"), "next: moslora eval runs/peft"),
+        (("eval", "runs/peft", *data), ""),
+    ):
+        code, out, errors = run(capsys, *words)
+        assert code == 0 and out.splitlines()[-1].endswith(last), (words, out, errors)
+    (merged,) = Path("runs").glob("eval-merged-*/choice-label-float32/results.json")
+    tuned = Path("runs/small/eval/choice-label-float32/results.json")
+    base = Path("runs/small/eval/choice-label-float32-base/results.json")
+    of_merged, of_tuned, of_base = (json.loads(path.read_text())["tasks"] for path in (merged, tuned, base))
+    assert of_merged["obqa"]["accuracy"] == of_tuned["obqa"]["accuracy"]
+    assert list(of_base) == ["obqa"] and of_base["obqa"]["n"] == 7
     (scores,) = Card(Path("runs/small/merged")).scores
     assert scores.rows["obqa"][0] == "20" and "macro average" in scores.rows
-    code, out, _ = run(
-        capsys, "eval", "runs/small/merged", "--source", world / "data", "--tasks", "obqa", "--dtype", "float32"
-    )
-    assert code == 0
-    (folder,) = Path("runs").glob("eval-merged-*")
-    merged = json.loads((folder / "choice-label-float32" / "results.json").read_text())
-    tuned = json.loads(Path("runs/small/eval/choice-label-float32/results.json").read_text())
-    assert merged["tasks"]["obqa"]["accuracy"] == tuned["tasks"]["obqa"]["accuracy"]
-    code, out, _ = run(capsys, "export", "runs/small")
-    assert code == 0 and Path("runs/small/peft/adapter_config.json").exists()
-    assert out.endswith("hf upload OWNER/small runs/small/peft --private --exclude moslora.yaml\n")
-    code, out, _ = run(capsys, "import", "runs/small/peft")
-    assert code == 0 and "layers imported" in out and "written to runs/peft" in out
-    assert out.splitlines()[-1] == "next: moslora eval runs/peft"
-    code, out, _ = run(capsys, "eval", "runs/peft", "--source", world / "data", "--tasks", "obqa")
-    assert code == 0 and Path("runs/peft/eval/choice-label-bfloat16/results.json").exists()
+    assert Path("runs/peft/eval/choice-label-bfloat16/results.json").exists()
 
 
 def test_the_next_command_can_be_pasted_and_is_left_out_within_another(

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from card_kit import Card
 from cli_kit import run as cli
-from evaluation_kit import make_examples
 from message_kit import says
 from moslora.adapters import AdapterLinear, LoraPair, fold
 from moslora.choices import DType
@@ -22,9 +21,7 @@ from moslora.convert import export
 from moslora.convert import merge as merging
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
-from moslora.convert.proof import weight_sums
 from moslora.errors import MosloraError
-from moslora.evaluation import Request, evaluate
 from moslora.recipe import Recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
@@ -79,14 +76,8 @@ def test_stock_transformers_loads_it_and_the_one_file_of_ours_does_not_matter(
     assert config == json.loads((world / "model" / "config.json").read_text())
     adapted = load_adapted(open_adapter(trained / "adapter"))
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-    questions = {task: make_examples(task, 70) for task in ("boolq", "arc_easy", "obqa")}
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    answers = []
-    for one in (adapted, model):
-        results = evaluate(one, tokenizer, questions, Request(protocol="cloze", format="cloze"))
-        answers.append({p.id: p.prediction for p in results.predictions})
-    assert answers[0] == answers[1] and len(answers[0]) == 210
-    assert len(set(answers[0].values())) > 2
+    ids = torch.tensor([AutoTokenizer.from_pretrained(out)("a red fox sat near the old stone bridge").input_ids])
+    torch.testing.assert_close(model(ids).logits, adapted(ids).logits, rtol=0, atol=1e-4)
 
 
 def test_shards_hold_at_most_the_limit_and_load_together(
@@ -148,18 +139,6 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(
     (found,) = re.findall(r"is off by ([\d.]+) of its ΔW", str(refused.value))
     assert share * 0.95 < float(found) < 3 and "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_an_error_below_the_rounding_is_measured_and_rounding_itself_is_none(dtype: torch.dtype) -> None:
-    """By hand: of a ΔW that is 0.3 % of W, about as much as bfloat16 rounds, a part too much or too little."""
-    generator = torch.Generator().manual_seed(0)
-    plain = torch.randn(300, 400, generator=generator).to(dtype).float()
-    delta = 0.003 * torch.randn(300, 400, generator=generator)
-    for error in (0, 0.001, 0.01, 0.1, -1):
-        sums = weight_sums((plain + (1 + error) * delta).to(dtype), exact=plain + delta, plain=plain)
-        assert float(sums[0] / sums[1]) == pytest.approx(abs(error), rel=0.2, abs=1e-4)
-        assert sums[1:].tolist() == pytest.approx([float(delta.abs().sum()), float(plain.abs().sum())], rel=1e-3)
 
 
 @pytest.mark.parametrize(("command", "name"), [("merge", "merged"), ("export", "peft")])

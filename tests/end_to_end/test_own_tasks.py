@@ -79,15 +79,6 @@ def test_a_run_finds_its_rows_from_anywhere(
     train_recipe(from_elsewhere, out=tmp_path / "runs" / "mine", resuming=True)
 
 
-@pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("generate", "label"), ("cloze", "cloze")])
-def test_every_protocol_scores_it(mine: Path, tmp_path: Path, protocol: str, format: str) -> None:
-    results = scored(mine / "run", protocol=protocol, format=format, out=tmp_path / "e")
-    assert list(results.tasks) == ["weather", "boolq"]
-    assert {p.id.partition("/")[0] for p in results.predictions} == {"weather", "boolq"}
-    assert results.without_leaks and results.without_leaks.leaks == {"weather": 0, "boolq": 0}
-    assert read_results(tmp_path / "e").tasks["weather"].n == 4
-
-
 def test_the_merged_model_is_asked_as_the_run_from_anywhere(
     mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

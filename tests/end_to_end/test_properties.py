@@ -9,7 +9,6 @@ same in every run (`derandomize`), so that a change cannot fail by chance; the e
 import io
 import json
 import os
-import shutil
 import sys
 import tempfile
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -25,7 +24,6 @@ from safetensors.torch import save_file
 from moslora.adapters import inject, named_adapters
 from moslora.base.load import load_base
 from moslora.cli import main
-from moslora.convert.importing import import_adapter
 from moslora.data.local import read_file
 from moslora.errors import MosloraError, UsageError
 from moslora.prompts.formats import FORMATS, LabelFormat
@@ -238,18 +236,6 @@ def test_any_override_is_laid_or_refused(overrides: list[str]) -> None:
     check_recipe(Path("any.yaml"), *overrides, places=("override", "any.yaml: "))
 
 
-@tries(60)
-@given(value=near(SCHEMA))
-def test_what_the_schema_describes_fails_by_values_alone(value: Any) -> None:
-    """No key that the schema has is unknown to the loader."""
-    Path("any.yaml").write_text(written(value | {"name": "x"}), encoding="utf-8", errors="surrogatepass")
-    try:
-        load_recipe(Path("any.yaml"))
-    except UsageError as error:
-        unknown = [line for line in str(error).splitlines() if "unknown key" in line]
-        assert not unknown
-
-
 @tries(150)
 @given(value=st.recursive(st.text(st.characters(exclude_categories=["Cs"])), lambda inner: st.lists(inner, max_size=3)))
 def test_any_text_fits_on_one_line_and_comes_back(value: Any) -> None:
@@ -372,31 +358,6 @@ def test_any_text_is_rows_or_refused(text: str | bytes, jsonl: bool) -> None:
 
 # Adapters of others
 
-CONFIGS = st.fixed_dictionaries(
-    {
-        "peft_type": st.just("LORA"),
-        "r": st.sampled_from([4, 4, 4, 10**400]) | JSON,
-        "lora_alpha": st.integers(1, 64) | st.floats(allow_nan=True) | st.sampled_from([10**400, 5e-324]) | JSON,
-        "target_modules": st.just(["q_proj", "v_proj", "down_proj"]) | st.lists(TEXT, max_size=3) | JSON,
-    },
-    optional={
-        "base_model_name_or_path": TEXT | JSON,
-        "bias": st.just("none") | JSON,
-        "fan_in_fan_out": st.booleans() | JSON,
-        "init_lora_weights": st.booleans() | st.sampled_from(["gaussian", "pissa"]) | JSON,
-        "layers_to_transform": st.lists(st.integers(-1, 3), max_size=3) | st.integers() | JSON,
-        "lora_dropout": st.floats(0, 1.1) | JSON,
-        "lora_use_mixer": st.booleans() | JSON,
-        "rank_pattern": st.just({}) | JSON,
-        "revision": TEXT | JSON,
-        "task_type": st.sampled_from(["CAUSAL_LM", None, "SEQ_CLS"]) | JSON,
-        "use_dora": st.booleans() | JSON,
-        "use_rslora": st.booleans() | JSON,
-        "\ud800": JSON,
-        "x\ny": JSON,
-    },
-)
-
 
 @pytest.fixture(scope="module")
 def source(world: Path, folder: Any) -> Path:
@@ -411,23 +372,3 @@ def source(world: Path, folder: Any) -> Path:
     Path("source").mkdir()
     save_file(tensors, "source/adapter_model.safetensors")
     return Path("source")
-
-
-@tries(200)
-@given(config=CONFIGS | JSON | st.dictionaries(TEXT, JSON, max_size=4), named=st.booleans())
-@example(config={"r": 4, "lora_alpha": 10**400, "target_modules": ["q_proj"], "peft_type": "LORA"}, named=True)
-@example(
-    config={"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], "peft_type": "LORA"},
-    named=True,
-)
-def test_any_settings_of_an_adapter_are_read_or_refused(source: Path, world: Path, config: Any, named: bool) -> None:
-    if named and isinstance(config, dict):
-        config = config | {"base_model_name_or_path": str(world / "model")}
-    (source / "adapter_config.json").write_text(json.dumps(config))
-    try:
-        import_adapter(source, out=Path("imported"), base=None if named else str(world / "model"))
-    except MosloraError as error:
-        check_lines(error, f"{source}/", f"{world / 'model'}: ", "… and ")
-        assert not Path("imported").exists()
-    else:
-        shutil.rmtree("imported")

@@ -84,50 +84,6 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Values of a family's small config that have to fit each other."""
 
-OWN = (
-    *("afmoe", "apertus", "apertus1p5_text", "arcee", "aria_text", "bitnet", "cohere_compass_text", "cwm"),
-    *("dbrx", "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone", "exaone4", "exaone_moe"),
-    *("flex_olmo", "fuyu", "gemma", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gemma4_unified"),
-    *("gemma4_unified_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt-sw3", "gpt2", "gpt_bigcode"),
-    *("gpt_neox", "granite", "granitemoe", "granitemoeshared", "helium", "hunyuan_v1_dense"),
-    *("hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1"),
-    *("laguna", "lfm2", "llama", "mellum", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3"),
-    *("mistral", "mixtral", "moshi", "moss_transcribe_diarize", "olmo", "olmo2", "olmo3", "olmoe", "opt"),
-    *("persimmon", "phi3", "phi4_multimodal", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
-    *("sarvam_moe", "seed_oss", "smollm3", "solar_open", "starcoder2"),
-)
-"""Families that our engine computes."""
-
-TRANSFORMERS = (
-    *("axk1", "axk2", "bailing_hybrid", "bamba", "bart", "beam", "bigbird_pegasus", "biogpt", "blenderbot"),
-    *("blenderbot-small", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "ctrl", "deepseek_v2"),
-    *("deepseek_v3", "deepseek_v32", "doge", "dory", "dots3_note_text", "falcon", "falcon_h1", "falcon_mamba", "flint"),
-    *("gemma2", "gemma3n_text", "git", "glm_moe_dsa", "got_ocr2", "gpt_neo", "gpt_neox_japanese", "gpt_oss"),
-    *("gptj", "granite_swa", "granitemoe_swa", "granitemoehybrid", "hy_v4", "inkling2_loop_text"),
-    *("inkling2_text", "inkling_text", "jamba", "kimi_linear", "lara_mini", "lfm2_moe", "lfm3", "llama4"),
-    *("llama4_text", "longcat_flash", "mamba", "mamba2", "marian", "mbart", "mimo_v2_flash", "minicpm3"),
-    *("minimax", "modernbert-decoder", "mpt", "mvp", "nanochat", "nemotron", "nemotron_h", "olmo_hybrid"),
-    *("openai-gpt", "pegasus", "phi", "plbart", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text"),
-    *("qwen3_next", "recurrent_gemma", "rwkv", "sarvam_mla", "stablelm", "trocr", "vaultgemma", "whisper"),
-    *("xglm", "xlstm", "youtu", "zaya"),
-)
-"""Families that transformers' own forward computes here."""
-
-NOT_CAUSAL = (
-    *("bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie"),
-    *("megatron-bert", "prophetnet", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
-    *("xlm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
-)
-"""Encoders, whose tokens see those after them."""
-
-NOT_COMPUTABLE = (
-    *("blt", "deepseek_v4", "dots3_note", "emu3", "gemma3n", "gemma4_assistant"),
-    *("gemma4_unified_assistant", "hrm_text", "mllama", "musicgen", "musicgen_melody", "qwen4_exp"),
-    *("qwen4_exp_text", "reformer", "xlnet", "zamba", "zamba2"),
-)
-"""Families of which no tiny model is built or computes text: values of their configs do not fit each other, or they
-need images or another package."""
-
 
 @dataclass(frozen=True)
 class Outcome:

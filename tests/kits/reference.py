@@ -1,6 +1,6 @@
 """The authorities: small models, and methods re-derived from their equations in plain tensor algebra."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -209,16 +209,3 @@ class SequentialExperts(nn.Module):
         for output in outputs:
             result = result + self.scaling * output
         return result
-
-
-def regression_loss(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """A non-linear loss of ΔW on fixed data: what an adapter sees of a network around it."""
-    generator = torch.Generator().manual_seed(7)
-    out_features, in_features = weight.shape
-    x = torch.randn(40, in_features, generator=generator, dtype=torch.float64)
-    y = torch.randn(40, out_features, generator=generator, dtype=torch.float64)
-
-    def loss(delta: Tensor) -> Tensor:
-        return ((torch.tanh(x @ (weight + delta).T) - y) ** 2).mean()
-
-    return loss

@@ -22,7 +22,7 @@ from moslora.base.shapes import meta_model
 from moslora.choices import DType
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import MicroBatch, collate
-from moslora.plan.memory import NCCL_BUFFERS, Devices, Memory, largest_budget, memory
+from moslora.plan.memory import NCCL_BUFFERS, Devices, Memory, memory
 from moslora.plan.outline import outline
 from moslora.plan.step import Work, measure
 from moslora.recipe import ModelSection, load_recipe
@@ -311,19 +311,3 @@ def test_shards_divide_the_decoder_layers_and_gather_three() -> None:
     assert ddp == replace(alone, **buckets), "DDP's and NCCL's"
     layer = sum(weight.nbytes for weight in tiny_llama().model.layers[0].parameters())
     assert fsdp == replace(ddp, weights=alone.weights - 3 * layer + 3 * layer // 4, gathered=3 * layer)
-
-
-@pytest.mark.parametrize("room", [10, 900, 1_000, 1_263, 1_264, 5_000, 100_000])
-def test_the_largest_budget_is_the_last_that_fits(room: int) -> None:
-    step = Work((40,) * 47 + (60, 60), 0.25)
-
-    def need(work: Work) -> Memory:
-        return Memory(100, 0, 0, 0, 0, work.tokens * 5, work.tokens, 0, 0)
-
-    fitting = [tokens for tokens in range(60, 2_001) if need(step.of(tokens)).total <= room]
-    expected = None
-    if fitting:
-        expected = fitting[-1]
-        if expected != 2_000:
-            expected = max(60, expected // 64 * 64)
-    assert largest_budget(step, room=room, need=need) == expected

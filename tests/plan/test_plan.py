@@ -17,7 +17,7 @@ from message_kit import says
 from moslora.adapters import inject
 from moslora.base.load import load_tokenizer
 from moslora.base.shapes import meta_model
-from moslora.plan.duration import GPUS, Cost, cost, in_words, on_gpus, on_this_cpu, probe
+from moslora.plan.duration import GPUS, Cost, cost, in_words, on_gpus, probe
 from moslora.plan.outline import outline
 from moslora.plan.plan import disk_line
 from moslora.plan.sizes import parse_bytes
@@ -225,16 +225,6 @@ def test_eight_gpus_wait_for_their_hosts(capsys: pytest.CaptureFixture[str]) -> 
     alone = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
     assert "one run per GPU" not in alone
     assert "then 22,419 test questions by choice: A100 80GB 5 min, H100 SXM 1–2 min" in alone
-
-
-def test_a_cpu_is_timed_in_the_products_of_the_models_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that goes on by a second a product: of 256 tokens, k's and down's; seven tenths of that speed."""
-    now = iter(range(10))
-    monkeypatch.setattr("moslora.plan.duration.time.perf_counter", lambda: next(now))
-    model = tiny_llama(hidden_size=64, intermediate_size=192, layers=1)
-    smallest = model.model.layers[0].self_attn.k_proj.weight.numel()
-    speed = 2 * 256 * (smallest + 64 * 192) / 2
-    assert on_this_cpu(Cost(1e12), model, "float32") == pytest.approx(1e12 / speed / 0.7)
 
 
 def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(

@@ -30,22 +30,6 @@ def test_an_nvidia_gpu_that_torch_does_not_see_is_named(
     assert devices.unused_gpu(driver) is None
 
 
-@pytest.mark.parametrize(("asked", "named"), [("backends.mps", "MPS"), ("xpu", "XPU")])
-def test_gpus_that_are_not_used_are_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: str, named: str
-) -> None:
-    monkeypatch.setattr(f"torch.{asked}.is_available", lambda: True)
-    devices.say_device.__wrapped__("cpu")
-    assert says(capsys.readouterr().out, "device: CPU, ", "note: ", named, "not used")
-
-
-def test_a_gpu_of_amd_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(torch.version, "hip", "7.0")
-    monkeypatch.setattr(devices, "device_name", lambda _: "MI300X")
-    devices.say_device.__wrapped__("cuda")
-    assert says(capsys.readouterr().out, "device: MI300X\n", "note: ", "ROCm", "pads")
-
-
 def test_old_drivers_that_cannot_connect_gpus_are_refused_with_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "gpus", lambda: 2)
     monkeypatch.setattr(group, "local_world_size", lambda: 2)
