@@ -41,6 +41,7 @@ from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch
 from training_kit import adapter, in_processes, kill_at_checkpoint, moslora, same_bits, same_files
+from world_kit import loads_of_models
 
 KINDS = ("nf4", "int8")
 NF4_ERROR = 0.09
@@ -295,11 +296,7 @@ def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(
 def test_a_merge_loads_its_base_once_and_again_only_where_its_files_have_other_weights(
     runs: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str, times: int
 ) -> None:
-    load = AutoModelForCausalLM.from_pretrained
-    loaded: list[str] = []
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda name, **how: (loaded.append(name), load(name, **how))[1]
-    )
+    loaded = loads_of_models(monkeypatch)
     merge(runs / "nf4" / "adapter", out=tmp_path / "merged", onto=onto)
     base = str(models / "plain")
     assert loaded.count(base) == times and len(loaded) == times + 1

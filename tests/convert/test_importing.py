@@ -42,6 +42,7 @@ from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import locate_adapter, newest_run
 from moslora.training import train_recipe
 from reference import perturb, token_batch
+from world_kit import loads_of_models
 
 
 @torch.inference_mode()
@@ -54,8 +55,10 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("file", ["adapter_model.bin", "adapter_model.safetensors", "pytorch_model.bin"])
-def test_an_official_checkpoint_computes_what_its_layers_do(world: Path, tmp_path: Path, file: str) -> None:
-    """Also with the adapter's name in the keys, as later versions of PEFT write them."""
+def test_an_official_checkpoint_computes_what_its_layers_do(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Also with the adapter's name in the keys, as later versions of PEFT write them. Its base is loaded once."""
     model, state = official_model(world)
     if file == "adapter_model.safetensors":
         state = {key.replace(".weight", ".default.weight"): value for key, value in state.items()}
@@ -65,7 +68,9 @@ def test_an_official_checkpoint_computes_what_its_layers_do(world: Path, tmp_pat
         shutil.move(source / file, source / "checkpoint-200")
         source = source / "checkpoint-200"
     run = tmp_path / "run"
+    loaded = loads_of_models(monkeypatch)
     assert import_adapter(source, out=run, base=str(world / "model")).startswith("6 layers imported")
+    assert loaded == [str(world / "model")]
     folder = open_adapter(locate_adapter(run))
     expected = logits(model)
     assert close(logits(load_adapted(folder, dtype="float32")), expected)

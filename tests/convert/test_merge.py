@@ -26,6 +26,7 @@ from moslora.recipe import Recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
+from world_kit import loads_of_models
 
 
 def all_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -39,11 +40,7 @@ def test_every_weight_is_the_base_plus_s_b_m_a(
     trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Float64 from the files alone; s = α/r = 2. The base and the written model are loaded once."""
-    load = AutoModelForCausalLM.from_pretrained
-    loaded: list[str] = []
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda name, **how: (loaded.append(name), load(name, **how))[1]
-    )
+    loaded = loads_of_models(monkeypatch)
     proof = merge(trained / "adapter", out=tmp_path / "merged")
     assert len(loaded) == 2 and loaded[0] == str(world / "model")
     adapter = load_file(trained / "adapter" / "adapter.safetensors")

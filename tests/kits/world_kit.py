@@ -4,6 +4,10 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
 
 from evaluation_kit import WORDS, make_examples, make_model, tokenizer
 from moslora.prompts.instructions import llm_adapters_row
@@ -61,3 +65,16 @@ def write_rows(folder: Path, answers: Sequence[str], column: str) -> None:
         row = {"text": " ".join([answer, *draw.choices(WORDS, k=5)]), column: answer}
         lines.append(json.dumps(row) + "\n")
     (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def loads_of_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the models that transformers loads from now on."""
+    load = AutoModelForCausalLM.from_pretrained
+    loaded: list[str] = []
+
+    def noted(name: str, **options: Any) -> Any:
+        loaded.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noted)
+    return loaded

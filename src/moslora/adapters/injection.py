@@ -225,15 +225,16 @@ def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
 
 def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Refuses a ``state`` with other keys or shapes than ``own``, of which all are listed."""
-    faults = [f"{key}: missing" for key in own.keys() - state.keys()]
-    faults += [f"{key}: unexpected, not an adapter weight of this model" for key in state.keys() - own.keys()]
-    for key in own.keys() & state.keys():
-        found = tuple(state[key].shape)
-        expected = tuple(own[key].shape)
-        if found != expected:
-            faults.append(f"{key}: shape {found}, the model has {expected}")
+    faults = []
+    for key in sorted(own.keys() | state.keys()):
+        if key not in state:
+            faults.append(f"{key}: missing")
+        elif key not in own:
+            faults.append(f"{key}: unexpected, not an adapter weight of this model")
+        elif state[key].shape != own[key].shape:
+            faults.append(f"{key}: shape {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}")
     if faults:
-        raise ValueError(capped(sorted(faults)))
+        raise ValueError(capped(faults))
 
 
 def _match(model: nn.Module, target_modules: Collection[str] | str, within: nn.Module) -> list[str]:
@@ -250,8 +251,7 @@ def _match(model: nn.Module, target_modules: Collection[str] | str, within: nn.M
     elif isinstance(target_modules, str):
         matched = [name for name in last_of if re.fullmatch(target_modules, name)]
         if not matched:
-            hint = "(several names are a list: [q_proj, v_proj])"
-            unmatched = [f"the regular expression {target_modules} {hint}"]
+            unmatched = [f"the regular expression {target_modules} (several names are a list: [q_proj, v_proj])"]
     else:
         matched = [name for name, last in last_of.items() if last in target_modules]
         unmatched = [str(target) for target in target_modules if target not in last_of.values()]

@@ -62,11 +62,8 @@ class Measured(NamedTuple):
     gradients: dict[str, Tensor]  # of the factors that learn, by name
 
 
-class Differs(NamedTuple):
-    """How our engine differs from transformers'."""
-
-    why: str
-    is_rounding: bool  # perhaps, or numbers that tell nothing
+class TellsNothing(Exception):
+    """Logits that are no numbers, or all zero: of damaged weights, or a scale that overflows."""
 
 
 def choose_engine(
@@ -119,34 +116,41 @@ def _why_not(
     # multiply 16-bit numbers takes minutes for a large model.
     slow = bool(quantized_layers(model)) or kernel(model.device, model.dtype) == IN_FLOAT32
     if computed_here and not slow:
-        differs = _compare(model, wanted)
-        if differs is None:
-            return None
-        if not (differs.is_rounding or _rounds(model.device, model.dtype)):
-            return differs.why
+        with suppress(TellsNothing):
+            why = _compare(model, wanted)
+            if why is None or not _rounds(model.device, model.dtype):
+                return why
     return _compare_twins(model, wanted, trust_remote_code=trust_remote_code)
 
 
-def _compare(model: PreTrainedModel, wanted: EngineChoice) -> Differs | None:
-    """How our engine differs on ``model``, which stays as it is; ``None`` where it does not, or is not wanted."""
+def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = False) -> str | None:
+    """How our engine differs on ``model``, which stays as it is; ``None`` where it does not, or is not wanted.
+
+    Of what is ``rounded`` it differs where rounding cannot be the reason.
+
+    Raises:
+        TellsNothing: transformers' own numbers are none to compare with.
+    """
     name = type(model).__name__
     with _off_start(model):
         stock = _measured_plainly(model)
         if wanted == Transformers.name:
             return None
         if getattr(model.get_output_embeddings(), "bias", None) is not None:
-            return Differs(f"the output layer of {name} is more than a product", is_rounding=False)
+            return f"the output layer of {name} is more than a product"
+        if not 0 < float(stock.logits.float().norm()) < math.inf:
+            raise TellsNothing
         attention = model.config._attn_implementation
         before = use_own_modules(model)
         pack_nothing(model)  # a pass is not worth a second copy of all weights
         model.eval()
         try:
-            return _difference(name, stock, _measured(Own(model)))
+            return _difference(name, stock, _measured(Own(model)), rounded=rounded)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of any model's code
             fault = first_line(error).removeprefix("model: ")
-            return Differs(f"{name} cannot compute rows end to end ({fault})", is_rounding=False)
+            return f"{name} cannot compute rows end to end ({fault})"
         finally:
             for path, module in reversed(before.items()):
                 model.set_submodule(path, module)
@@ -154,26 +158,27 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice) -> Differs | None:
                 model.set_attn_implementation(attention)
 
 
-def _difference(name: str, stock: Measured, ours: Measured) -> Differs | None:
-    """How what two engines have measured differs; what is not rounding comes first."""
-    rounds = _rounds(stock.logits.device, stock.logits.dtype)
-    tolerances = (TOLERANCE, TOLERANCE_OF_GRADIENTS)
+def _difference(name: str, stock: Measured, ours: Measured, *, rounded: bool) -> str | None:
+    """How what two engines have measured differs."""
+    of_logits, of_gradients = TOLERANCE, TOLERANCE_OF_GRADIENTS
     if stock.logits.dtype.itemsize <= 2:
-        tolerances = (TOLERANCE_IN_16_BITS, TOLERANCE_OF_GRADIENTS_IN_16_BITS)
+        of_logits, of_gradients = TOLERANCE_IN_16_BITS, TOLERANCE_OF_GRADIENTS_IN_16_BITS
+    if rounded:
+        of_logits, of_gradients = FAR * TOLERANCE_IN_16_BITS, FAR_OF_GRADIENTS
+
+    def is_off(error: float, tolerance: float) -> bool:
+        return error > tolerance or (math.isnan(error) and not rounded)  # 16 bits overflow
+
     off = _relative(ours.logits, stock.logits)
-    way = f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
-    compared = [(way, off, tolerances[0], FAR * TOLERANCE_IN_16_BITS)]
+    if is_off(off, of_logits):
+        return f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
     largest = max((float(gradient.norm()) for gradient in stock.gradients.values()), default=0.0)
     for key, expected in stock.gradients.items():
         length = max(float(expected.norm()), 1e-2 * largest, SMALLEST)
         error = float((ours.gradients.get(key, torch.zeros_like(expected)) - expected).norm()) / length
-        compared.append((f"{name}: the gradient of {key} differs", error, tolerances[1], FAR_OF_GRADIENTS))
-    tells_nothing = not 0 < float(stock.logits.float().norm()) < math.inf
-    faults = []
-    for why, error, tolerance, far in compared:
-        if not error <= tolerance:
-            faults.append(Differs(why, is_rounding=tells_nothing or (rounds and not error > far)))
-    return min(faults, key=lambda fault: fault.is_rounding, default=None)
+        if is_off(error, of_gradients):
+            return f"{name}: the gradient of {key} differs"
+    return None
 
 
 def _relative(computed: Tensor, expected: Tensor) -> float:
@@ -292,19 +297,15 @@ def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote
         twin.requires_grad_(False)
         if targets:
             inject(twin, rank=2, alpha=4, mixer={"kind": "dense"}, target_modules=targets, within=text_part(twin))
-        differs = _compare(twin, wanted)
+        why = _compare(twin, wanted)
     except UsageError:
         raise
     except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
         return f"no small {type(model).__name__} could be computed ({first_line(misfit)})"
-    if differs is not None:
-        return differs.why
-    if model.device.type != "meta" and _rounds(model.device, model.dtype):
-        with suppress(UsageError):  # of code that wants some weights in float32
-            differs = _compare(_as_computed(twin, model), wanted)
-    if differs is None or differs.is_rounding:
-        return None
-    return differs.why
+    if why is None and model.device.type != "meta" and _rounds(model.device, model.dtype):
+        with suppress(UsageError, TellsNothing):  # of code that wants some weights in float32
+            why = _compare(_as_computed(twin, model), wanted, rounded=True)
+    return why
 
 
 def _as_computed(twin: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:
