@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.choices import DType, Onto
-from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.kernels.exchange import exchange
 from moslora.kernels.linear import own_linear, pack_nothing
@@ -36,10 +35,9 @@ def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """log p of each token of :data:`PROMPTS` but the first of each, which ``model`` reads one by one: ``(tokens,)``."""
     exchange(model, own_linear)  # a processor without bfloat16 is slow with transformers' own
     pack_nothing(model)  # a few short texts are not worth a second copy of all weights
-    encoder = Encoder(tokenizer, max_length=None)
     found = []
     for prompt in PROMPTS:
-        ids = torch.tensor([encoder.encode(prompt, "", eos=False).ids])
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
         values = model(input_ids=ids).logits[0].float().log_softmax(-1)
         found.append(values[:-1].gather(1, ids[0, 1:, None])[:, 0])
     return torch.cat(found)
