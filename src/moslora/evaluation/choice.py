@@ -27,18 +27,16 @@ class Choice(OptionScorer):
     protocol: ClassVar[Protocol] = PROTOCOLS["choice"]
 
     def encode(self, example: Example) -> Question:
-        options = self.format.options(example)
-        pairs = [(option.prompt, option.answer) for option in options]
-        texts = self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
+        texts = self.encode_options(example)
         ids = [text.ids for text in texts]
         common = common_prefix(ids)
-        tokens = {row[common] for row in ids if len(row) == common + 1}
-        if common == 0 or len(tokens) < len(ids):
-            ends = [str(self.encoder.tokenizer.convert_ids_to_tokens(row[common:])) for row in ids]
+        ends = {tuple(row[common:]) for row in ids}
+        if common == 0 or len(ends) < len(ids) or any(len(end) != 1 for end in ends):
+            read = [str(self.encoder.tokenizer.convert_ids_to_tokens(list(end))) for end in ends]
             raise MosloraError(
                 f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol choice needs options"
-                " that differ only in their last token, but after what they share this tokenizer reads"
-                f" {some(ends, most=5)}; use evaluation.protocol=cloze or generate"
+                f" that differ only in their last token, and not in {some(read, most=5)}; use"
+                " evaluation.protocol=cloze or generate"
             )
         return Question(example, [replace(text, answer_start=common) for text in texts])
 

@@ -22,8 +22,7 @@ class Cloze(OptionScorer):
     protocol: ClassVar[Protocol] = PROTOCOLS["cloze"]
 
     def encode(self, example: Example) -> Question:
-        pairs = [(option.prompt, option.answer) for option in self.format.options(example)]
-        question = Question(example, self.encoder.encode_all(pairs, joint=self.format.joint, eos=False))
+        question = Question(example, self.encode_options(example))
         if any(text.answer_start == 0 for text in question.texts):
             raise MosloraError(
                 f"{example.id}: an option of {question.tokens} tokens leaves no room for the prompt; use a larger"

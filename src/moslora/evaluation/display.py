@@ -92,8 +92,11 @@ def _on_leaks(found: WithoutLeaks, primary: str) -> str:
         scores["macro average"] = found.macro
     values = []
     for name, score in scores.items():
-        value, interval = score.value(primary) if score else (None, None)
-        values.append(f"{name} {percent(value)} ({percent_range(interval)})")
+        shown = NONE
+        if score is not None:
+            value, interval = score.value(primary)
+            shown = f"{percent(value)} ({percent_range(interval)})"
+        values.append(f"{name} {shown}")
     questions = ", ".join(f"{task} {count}" for task, count in counts.items())
     without = f"{primary.replace('_', ' ')} without them: {', '.join(values)}"
     return f"questions among {found.compared_with}: {questions}; {without}"

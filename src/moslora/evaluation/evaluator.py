@@ -16,6 +16,7 @@ from moslora.data.encode import encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
 from moslora.evaluation.batches import Block, blocks
+from moslora.evaluation.generate import WRITING
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, summarise
@@ -64,7 +65,10 @@ def evaluate(
     journal = prepared.open_journal(out, leaks or {})
     score_missing(prepared.tasks, journal)
     drifts = measure_drifts([task for task in prepared.tasks if task.has_margins], journal)
-    journal.record({name: TaskRecord(drift=drift) for name, drift in drifts.items()})
+    known = journal.head.tasks
+    for name, drift in drifts.items():  # fewer questions may have a smaller one
+        drifts[name] = max(drift, known[name].drift or 0.0)
+    journal.record({name: replace(known[name], drift=drift) for name, drift in drifts.items()})
     journal.finish()
     return prepared.results(journal)
 
@@ -109,7 +113,7 @@ class PreparedQuestions:
             batch_tokens=scorer.batch_tokens,
             block_size=scorer.block_size,
             beams=request.beams if scorer.protocol.writes else None,
-            writing=scorer.writing,
+            writing={**WRITING, "num_beams": request.beams} if scorer.protocol.writes else None,
             max_length=scorer.encoder.max_length,
             data={task: data_hash(rows) for task, rows in questions.items()},
             metadata=metadata or {},
@@ -157,13 +161,14 @@ class PreparedQuestions:
         Where a larger evaluation was interrupted, and what it has answered is not the beginning of the fixed order, its
         number stays: several processes begin with the longest questions, which are no random sample.
         """
+        then = journal.head.tasks.get(task.name, TaskRecord())
         ordered = sorted([example.id for example in task.questions], key=order_key)
         answered = {example.id for example in task.wanted} | (journal.predictions.keys() & set(ordered))
         count = len(task.wanted)
         if answered != set(ordered[: len(answered)]):
-            count = max(count, journal.head.tasks.get(task.name, TaskRecord()).asked or 0)
+            count = max(count, then.asked or 0)
         clusters = {id: first for id, first in self.clusters[task.name].items() if id in answered}
-        return TaskRecord(leaks=leaks, asked=count, clusters=clusters)
+        return replace(then, leaks=leaks or then.leaks, asked=count, clusters=clusters)
 
     def results(self, journal: Journal) -> Results:
         """Those of the wanted questions, all of which have a prediction."""
@@ -211,10 +216,10 @@ def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:
     """Tries those questions that decide about all others, so that what cannot be scored stops now, not in an hour."""
     faults: dict[str, None] = {}
     for task in tasks:
-        for example in task.scorer.to_try(task.computed):
-            try:
+        try:
+            for example in task.scorer.to_try(task.computed):
                 task.scorer.encode(example)
-            except MosloraError as error:
-                faults[str(error)] = None
+        except MosloraError as error:
+            faults[str(error)] = None
     if faults:
         raise UsageError(capped(list(faults)))

@@ -9,8 +9,7 @@ own, over questions that are padded on the left, masked, and keep their position
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from moslora.base.engines import generate
 from moslora.errors import UsageError
@@ -92,7 +91,8 @@ class Writer(Scorer[str]):
 
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
         """The texts after the prompts, by beam search."""
-        settings = {**(self.writing or {}), "eos_token_id": self.encoder.tokenizer.eos_token_id}
+        ends = self.encoder.tokenizer.eos_token_id
+        settings = {**WRITING, "num_beams": self.beams, "eos_token_id": ends}
         texts = self.decoded(
             generate(self.engine.model, [question.texts[0].ids for question in questions], settings).tolist()
         )
@@ -102,14 +102,8 @@ class Writer(Scorer[str]):
         return list(self.encoder.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
 
-@dataclass(frozen=True)
 class Generate(Writer):
     """The protocol ``generate``. ``beams`` = 1 is greedy."""
-
-    @property
-    def writing(self) -> dict[str, Any]:
-        """The settings of the generated text. The token that ends it is the tokenizer's, whose hash is recorded."""
-        return {**WRITING, "num_beams": self.beams}
 
     def room(self, example: Example) -> int:
         return self.protocol.room

@@ -52,19 +52,8 @@ class Journal:
             self.predictions = {prediction.id: prediction for prediction in answered}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
-        """Updates the records of these tasks. The larger drift stays: fewer questions may have a smaller one. The
-        last number of questions counts, as a smaller limit ends what was interrupted; and so do the last clusters."""
-        known = dict(self.head.tasks)
-        for task, now in tasks.items():
-            then = known.get(task, now)
-            drifts = [record.drift for record in (then, now) if record.drift is not None]
-            known[task] = TaskRecord(
-                drift=max(drifts, default=None),
-                leaks=now.leaks or then.leaks,
-                asked=now.asked or then.asked,
-                clusters=then.clusters if now.clusters is None else now.clusters,
-            )
-        self.head = Head(self.head.settings, known)
+        """Replaces the records of these tasks."""
+        self.head = Head(self.head.settings, {**self.head.tasks, **tasks})
         if self.folder is not None:
             write_text(self.folder / SETTINGS, self.head.to_json())
 

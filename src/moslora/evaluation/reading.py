@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.evaluation.server import Answer, Likely, Logprobs, Server
+from moslora.evaluation.server import Completion, Likely, Logprobs, Server
 
 LIKELIEST = (20, 5)
 """Numbers of likeliest tokens that are asked for: vLLM's limit, and OpenAI's."""
@@ -57,7 +57,7 @@ class Reading(ABC):
             return prompt + str(self.tokenizer.decode(list(answer)))
         return [*prompt, *answer]
 
-    def complete(self, prompt: Prompt, **fields: Any) -> Answer:
+    def complete(self, prompt: Prompt, **fields: Any) -> Completion:
         """The answer to a request for one more token."""
         return self.server.complete(prompt, patient=self.patient, **fields)
 
@@ -76,7 +76,7 @@ class Echo(Reading):
 
     def log_p(self, prompt: Prompt, answer: Sequence[int]) -> float | None:
         found = self.complete(self.followed(prompt, answer), echo=True, logprobs=1)
-        told = found.choice.logprobs or Logprobs()
+        told = found.reply.logprobs or Logprobs()
         values = told.token_logprobs or []
         count = found.tokens_read or 0
         if len(values) - count not in (0, 1):  # one may be that of the token written
@@ -112,7 +112,7 @@ class Forced(TokenByToken):
         return {"logit_bias": {str(token): BIAS}}
 
     def next_token(self, prompt: Prompt, token: int) -> float | None:
-        written = self.complete(prompt, logprobs=1, **self.forcing(token)).choice.written
+        written = self.complete(prompt, logprobs=1, **self.forcing(token)).reply.written
         if not written or not self.is_token(written[0], token):
             return None
         return written[0].logprob
@@ -142,7 +142,7 @@ class Likeliest(TokenByToken):
     says = "token by token, where it is among the likeliest that the server lists"
 
     def _listed(self, prompt: Prompt) -> Sequence[Likely]:
-        written = self.complete(prompt, logprobs=self.count).choice.written
+        written = self.complete(prompt, logprobs=self.count).reply.written
         return written[0].top_logprobs or () if written else ()
 
     def next_token(self, prompt: Prompt, token: int) -> float | None:

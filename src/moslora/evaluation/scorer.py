@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -82,11 +82,6 @@ class Scorer(ABC, Generic[Output]):
             return self.cpu_block
         return self.cpu_block * BLOCKS_ON_GPU
 
-    @property
-    def writing(self) -> dict[str, Any] | None:
-        """The settings of a generated text; ``None`` of a protocol that generates none."""
-        return None
-
     @cached_property
     def engine(self) -> Engine:
         """What computes the model."""
@@ -106,11 +101,11 @@ class Scorer(ABC, Generic[Output]):
 
     def to_try(self, examples: Sequence[Example]) -> list[Example]:
         """The questions of one task that are encoded before anything is scored: if they can be, all others most likely
-        can. They are one of each number of options, whose labels decide about ``choice``, and those with the longest
-        and the shortest text, which may leave no room for a prompt, or nothing to predict."""
+        can. Of each number of options, whose labels decide about ``choice``, it is the one with the longest text, which
+        may leave no room for a prompt; and that with the shortest, which may leave nothing to predict."""
         by_length = sorted(examples, key=lambda example: max(map(len, (example.question, *example.choices))))
-        one_of_each = {len(example.choices): example for example in by_length}
-        return [*one_of_each.values(), by_length[-1], by_length[0]]
+        longest = {len(example.choices): example for example in by_length}
+        return [*longest.values(), by_length[0]]
 
     @abstractmethod
     def length(self, question: Question) -> int:
@@ -181,6 +176,11 @@ class OptionScorer(Scorer[list[float]]):
 
     with h the last hidden state and W the output layer.
     """
+
+    def encode_options(self, example: Example) -> list[EncodedText]:
+        """The options with their prompts."""
+        pairs = [(option.prompt, option.answer) for option in self.format.options(example)]
+        return self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
 
     @abstractmethod
     def lay(self, questions: Sequence[Question]) -> tuple[Batch, list[int], list[int]]:

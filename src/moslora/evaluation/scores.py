@@ -134,22 +134,18 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
         max: ("drift",),
     }
     of_characters = any(score.accuracy_per_character is not None for score in scores)
-    metrics = ("accuracy", "accuracy_per_character") if of_characters else ("accuracy",)
     combined: dict[str, Any] = {}  # without what a task does not have
-    for metric in metrics:
-        values = [score.number(metric) for score in scores]
-        name = metric.replace("accuracy", "interval")
-        ends = [score.number(name) for score in scores]
-        below = error([value - low for value, (low, _) in zip(values, ends, strict=True)])
-        above = error([value - high for value, (_, high) in zip(values, ends, strict=True)])
-        combined[name] = (mean(values) - below, mean(values) + above)
     for combine, names in ways.items():
         for name in names:
-            if name.endswith(PER_CHARACTER) and not of_characters:
-                continue
             values = [score.number(name) for score in scores]
-            if None not in values:
+            if None not in values and (of_characters or not name.endswith(PER_CHARACTER)):
                 combined[name] = combine(values)
+    for metric in ("accuracy", "accuracy_per_character")[: 1 + of_characters]:
+        interval = metric.replace("accuracy", "interval")
+        values = [score.number(metric) for score in scores]
+        lows, highs = zip(*(score.number(interval) for score in scores), strict=True)
+        below, above = (error([x - end for x, end in zip(values, ends, strict=True)]) for ends in (lows, highs))
+        combined[interval] = (combined[metric] - below, combined[metric] + above)
     return Score(**combined)
 
 

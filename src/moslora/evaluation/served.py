@@ -16,12 +16,12 @@ from moslora.evaluation.journal import Journal
 from moslora.evaluation.reading import Echo, Prompt, Reading, ways_to_read
 from moslora.evaluation.scorer import Question, Scorer
 from moslora.evaluation.scorers import scorer_of
-from moslora.evaluation.server import Choice, Refused, Server, Unavailable
+from moslora.evaluation.server import Refused, Reply, Server, Unavailable
 from moslora.progress import Line
 from moslora.runs.predictions import Prediction
 
 Item = TypeVar("Item")
-Reply = TypeVar("Reply")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Served:
             found.append(value)
         return found
 
-    def write(self, ids: list[int], *, max_tokens: int, **fields: Any) -> Choice:
+    def write(self, ids: list[int], *, max_tokens: int, **fields: Any) -> Reply:
         """What the server writes behind a prompt, greedily.
 
         Raises:
             Refused: it does not serve this prompt.
         """
-        return self.server.complete(self.prompt(ids), max_tokens=max_tokens, **fields).choice
+        return self.server.complete(self.prompt(ids), max_tokens=max_tokens, **fields).reply
 
     def prompt(self, ids: list[int]) -> Prompt:
         """A prompt as it is sent.
@@ -194,7 +194,7 @@ def open_served(server: Server, scorer: Scorer[Any], questions: Sequence[Questio
     return Served(server, scorer, at_once, as_text=as_text).with_reading(questions)
 
 
-def each_reply(ask: Callable[[Item], Reply], items: Sequence[Item], *, at_once: int) -> Iterator[Reply]:
+def each_reply(ask: Callable[[Item], Result], items: Sequence[Item], *, at_once: int) -> Iterator[Result]:
     """What ``ask`` returns for these items, several at a time, in the order in which they are done; its first error is
     raised.
 

@@ -40,13 +40,13 @@ class Unavailable(MosloraError):
     """The server could not be asked, or did not answer in the end."""
 
 
-class Part(BaseModel):
+class Received(BaseModel):
     """A part of an answer: other keys may be there, but what is read has its type."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
-class Likely(Part):
+class Likely(Received):
     """A token with its log-probability; its id, where the server tells it."""
 
     token: str
@@ -60,7 +60,7 @@ class Written(Likely):
     top_logprobs: list[Likely] | None = None
 
 
-class Logprobs(Part):
+class Logprobs(Received):
     """The field ``logprobs`` in either of its forms: a list for each fact, or ``content``, a list of tokens."""
 
     tokens: list[str] | None = None
@@ -69,7 +69,7 @@ class Logprobs(Part):
     content: list[Written] | None = None
 
 
-class Choice(Part):
+class Reply(Received):
     """What a server has written: a text, or a message of a chat."""
 
     text: str | None = Field(default=None, validation_alias=AliasChoices("text", AliasPath("message", "content")))
@@ -91,22 +91,22 @@ class Choice(Part):
         return found
 
 
-class Answer(Part):
+class Completion(Received):
     """The answer to a request: the only choice, and the number of the prompt's tokens, as the server counts them."""
 
-    choice: Choice = Field(validation_alias=AliasPath("choices", 0))
+    reply: Reply = Field(validation_alias=AliasPath("choices", 0))
     tokens_read: int | None = Field(default=None, validation_alias=AliasPath("usage", "prompt_tokens"))
 
 
-class Model(Part):
+class Model(Received):
     id: Annotated[str, Field(min_length=1)]
 
 
-class Models(Part):
+class Models(Received):
     data: list[Model] | None = None
 
 
-Parsed = TypeVar("Parsed", bound=Part)
+Parsed = TypeVar("Parsed", bound=Received)
 
 
 def _client() -> httpx.Client:
@@ -146,12 +146,14 @@ class Server:
             return []
         return [model.id for model in found.data or []]
 
-    def complete(self, prompt: str | list[int], *, max_tokens: int = 1, patient: bool = True, **fields: Any) -> Answer:
+    def complete(
+        self, prompt: str | list[int], *, max_tokens: int = 1, patient: bool = True, **fields: Any
+    ) -> Completion:
         """The answer to a request to continue a prompt, greedily; errors as of `ask`."""
         body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **fields}
         return self.ask("completions", body, patient=patient)
 
-    def ask(self, path: str, body: Mapping[str, Any], *, patient: bool = True) -> Answer:
+    def ask(self, path: str, body: Mapping[str, Any], *, patient: bool = True) -> Completion:
         """The answer to a request at ``/v1/`` + ``path``.
 
         Args:
@@ -164,7 +166,7 @@ class Server:
             Unavailable: it does not answer, or not as this interface does, also when it is tried again.
         """
         model = {"model": self.model} if self.model else {}
-        return self._send(Answer, "POST", path, {**body, **model}, patient=patient)
+        return self._send(Completion, "POST", path, {**body, **model}, patient=patient)
 
     def _send(
         self, kind: type[Parsed], method: str, path: str, body: Mapping[str, Any] | None = None, *, patient: bool = True

@@ -69,12 +69,6 @@ class Target:
                 f"no recipe says how to ask this model, so it is asked by protocol {request.protocol};"
                 " --protocol chooses another"
             )
-        wanted = {**vars(self.request), **typed}
-        if self.recipe and (request.protocol, request.format) != (wanted["protocol"], wanted["format"]):
-            note_once(
-                f"protocol {wanted['protocol']} cannot read format {wanted['format']}; using protocol"
-                f" {request.protocol}, format {request.format}, which this model was not trained for"
-            )
         return request
 
     def results_folder(self, request: Request, typed: Path | None, *, server: str = "") -> Path:

@@ -10,7 +10,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 Ignored = Literal["case", "punctuation", "articles"]
 EVERY_IGNORED: tuple[Ignored, ...] = get_args(Ignored)
@@ -59,11 +59,12 @@ class Match(ABC):
     """How a written text is read, and compared with the accepted answers."""
 
     kind: str  # its name in recipes, by which the hash of a question tells it from others
+    words: ClassVar[str]  # what counts
 
     @property
-    @abstractmethod
     def says(self) -> str:
         """What counts, in words."""
+        return self.words
 
     @abstractmethod
     def read(self, text: str) -> str:
@@ -88,10 +89,11 @@ class Exact(Match):
 
     ignore: tuple[Ignored, ...] = EVERY_IGNORED
     kind: str = "exact"
+    words: ClassVar[str] = "the whole text"
 
     @property
     def says(self) -> str:
-        return f"the whole text{_without(self.ignore)}"
+        return f"{self.words}, whatever its {', '.join(self.ignore)}" if self.ignore else self.words
 
     def read(self, text: str) -> str:
         return text.strip()
@@ -113,10 +115,7 @@ class Contains(Exact):
     """An accepted answer anywhere in the text, as whole words."""
 
     kind: str = "contains"
-
-    @property
-    def says(self) -> str:
-        return f"the accepted answer anywhere in the text, as whole words{_without(self.ignore)}"
+    words: ClassVar[str] = "the accepted answer anywhere in the text, as whole words"
 
     def equal(self, answer: str, accepted: str) -> bool:
         """Also with the punctuation left in: in "Answer:Lima" only that keeps the words apart. An accepted number must
@@ -135,10 +134,7 @@ class Number(Match):
     """The last number in the text, by its value; as lm-eval's filter ``flexible-extract`` of GSM8K."""
 
     kind: str = "number"
-
-    @property
-    def says(self) -> str:
-        return "the last number in the text, by its value"
+    words: ClassVar[str] = "the last number in the text, by its value"
 
     def read(self, text: str) -> str:
         numbers = ["", *re.findall(NUMBER, text)]
@@ -166,10 +162,7 @@ class Pattern(Match):
 
     @property
     def says(self) -> str:
-        how = "by its value"
-        if isinstance(self.compared, Exact):
-            how = f"as a text{_without(self.compared.ignore)}"
-        return f"what {self.pattern!r} finds {self.take}, {how}"
+        return f"what {self.pattern!r} finds {self.take}, read as {self.compared.says}"
 
     def read(self, text: str) -> str:
         found = list(re.finditer(self.pattern, text))
@@ -184,7 +177,3 @@ class Pattern(Match):
 
     def counts_as(self, accepted: str) -> str:
         return self.compared.counts_as(accepted)
-
-
-def _without(ignore: tuple[Ignored, ...]) -> str:
-    return f", whatever its {', '.join(ignore)}" if ignore else ""

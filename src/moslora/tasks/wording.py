@@ -106,19 +106,15 @@ class Numbered(Worded):
         """The question and choices that `render` turns into exactly ``text``, or None."""
         _, _, named = text.rpartition("Answer format: ")
         count = named.count("/") + 1
-        most = self.most or count
-        ending = self._ending(count)
-        if not 2 <= count <= most or not (text.startswith(self.head) and text.endswith(ending)):
+        if not 2 <= count <= (self.most or count):
             return None
-        rest = text.removeprefix(self.head).removesuffix(ending)
-        pieces = []
-        for marker in self._markers(count):
-            piece, found, rest = rest.partition(marker)
-            if not found:
-                return None
-            pieces.append(piece)
-        question, *choices = pieces
-        return question, (*choices, rest)
+        # The first marker ends a text, whatever follows: (?>…) is not tried again.
+        texts = "".join(f"(?>(.*?){re.escape(marker)})" for marker in self._markers(count))
+        found = re.fullmatch(f"{re.escape(self.head)}{texts}(.*){re.escape(self._ending(count))}", text, re.DOTALL)
+        if found is None:
+            return None
+        question, *choices = found.groups()
+        return question, tuple(choices)
 
 
 @dataclass(frozen=True)

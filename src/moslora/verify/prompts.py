@@ -12,7 +12,7 @@ import numpy as np
 
 from moslora.evaluation.scorer import Question
 from moslora.evaluation.served import Served, each_reply
-from moslora.evaluation.server import Choice, Refused
+from moslora.evaluation.server import Refused, Reply
 from moslora.prompts.instructions import instruction
 from moslora.runs.predictions import Prediction
 from moslora.verify.fit import centered, distance, size
@@ -91,10 +91,10 @@ class PromptTests:
             return sum(one[id] == other[id] for id in both) >= MOST * len(both)
         return _distance(one, other) <= self.tolerance
 
-    def _by_beginnings(self, how: str, begun: Callable[[Question], Choice], verdict: Verdict) -> Verdict:
+    def _by_beginnings(self, how: str, begun: Callable[[Question], Reply], verdict: Verdict) -> Verdict:
         """Of prompts that reach the server in another way: an answer must begin there as behind the run's template."""
 
-        def asked_twice(question: Question) -> tuple[Choice, Choice] | Refused:
+        def asked_twice(question: Question) -> tuple[Reply, Reply] | Refused:
             try:
                 return begun(question), self._begun(question, self.served)
             except Refused as refusal:
@@ -120,15 +120,15 @@ class PromptTests:
             return verdict
         return _another(how, "text" if self.served.as_text else "tokens")
 
-    def _begun_in_chat(self, question: Question) -> Choice:
+    def _begun_in_chat(self, question: Question) -> Reply:
         """What follows a user's message in the server's own template."""
         message = {"role": "user", "content": instruction(question.example)}
         body: dict[str, Any] = {"messages": [message], "max_tokens": SHORT, "temperature": 0}
         if self.tolerance:
             body |= {"logprobs": True, "top_logprobs": 1}
-        return self.served.server.ask("chat/completions", body).choice
+        return self.served.server.ask("chat/completions", body).reply
 
-    def _begun(self, question: Question, served: Served) -> Choice:
+    def _begun(self, question: Question, served: Served) -> Reply:
         """What follows the run's own template."""
         scorer = served.scorer
         prompt = scorer.encoder.encode(scorer.format.generation_prompt(question.example), "", eos=False)
