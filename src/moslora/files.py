@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from moslora.errors import MosloraError, UsageError, some
 LOCK = ".lock"
 """The lock file in a folder that is being written. A killed process leaves the file, but not the lock on it.
 
-While the content of a new folder is moved in, the file lists it, name -> inode. The next process that locks the folder
-removes what a killed process had moved."""
+While the content of a new folder is moved in, the file lists it, name -> inode, and the next process that locks the
+folder removes what a killed process had moved."""
 
 LEFTOVER = ".*.writing"
 """The names of scratch folders. A killed process leaves them."""
@@ -32,9 +32,6 @@ SCRATCH = ".moslora.writing"
 
 _OLD = ".old"
 """In a scratch folder, the folder that is being replaced."""
-
-_OLDER = ".older"
-"""In a scratch folder, the files that are being replaced by the content of a new folder."""
 
 MARKS = ("config.json", "adapter_config.json", "adapter", "report.html", "experiment.json")
 """Names by which readers identify a folder, so they are moved in last."""
@@ -214,42 +211,40 @@ def new_folder(out: Path, *, older: Callable[[], Collection[str]] = tuple) -> It
 
 
 def _move_in(scratch: Path, out: Path, *, older: Collection[str]) -> None:
-    """Moves the content of ``scratch`` into ``out``, :data:`MARKS` last, and the ``older`` files there into it.
+    """Moves the content of ``scratch`` into ``out``, :data:`MARKS` last, in place of the ``older`` files there.
 
-    All of it or nothing. Until the lock file is removed, a new folder may be taken back, so that the same command goes
-    on; one that replaces older files is the new one at once.
+    First the lock file lists all of it. As long as that file is there, the move is not finished: `_take_back` undoes
+    it, so that the same command goes on.
     """
-    new = _marks_last(os.listdir(scratch))
-    _list_moved(out, {name: (scratch / name).lstat().st_ino for name in new})
-    (scratch / _OLDER).mkdir()
+
+    def marks_last(name: str) -> tuple[bool, str]:
+        return name in MARKS, name
+
+    for name in sorted(older, key=marks_last):
+        (out / name).unlink(missing_ok=True)
+    new = sorted(os.listdir(scratch), key=marks_last)
+    inodes = {name: (scratch / name).lstat().st_ino for name in new}
+    (out / LOCK).write_text(json.dumps(inodes), encoding="utf-8")
+    _sync(out / LOCK)
     try:
-        for name in _marks_last({*older} & {*os.listdir(out)}):
-            os.replace(out / name, scratch / _OLDER / name)
         for name in new:
             os.replace(scratch / name, out / name)
         _sync(out)
     except BaseException:
         _take_back(out)
         raise
-    if older:
-        _list_moved(out, {})
-
-
-def _marks_last(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=lambda name: (name in MARKS, name))
 
 
 def _take_back(folder: Path) -> None:
-    """Undoes a move into ``folder`` that was not finished: its content goes, and the older files return."""
-    for path in _moved(folder):
+    """Removes what an unfinished move has put into ``folder``."""
+    moved = _moved(folder)
+    for path in moved:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    if (folder / LOCK).stat().st_size:
-        for path in (folder / SCRATCH / _OLDER).glob("*"):
-            os.replace(path, folder / path.name)
-        _list_moved(folder, {})
+    if moved:
+        os.truncate(folder / LOCK, 0)  # a later file may get one of these inodes
 
 
 def _moved(folder: Path) -> list[Path]:
@@ -260,15 +255,6 @@ def _moved(folder: Path) -> list[Path]:
         return [folder / name for name in here if inodes[name] == (folder / name).lstat().st_ino]
     except (OSError, ValueError, AttributeError):  # no lock file, or one that lists nothing
         return []
-
-
-def _list_moved(folder: Path, inodes: Mapping[str, int]) -> None:
-    """Writes what is being moved into the lock file, or that nothing is."""
-    text = ""
-    if inodes:
-        text = json.dumps(inodes)
-    (folder / LOCK).write_text(text, encoding="utf-8")
-    _sync(folder / LOCK)
 
 
 def _scratch_of(path: Path) -> Path:
@@ -366,9 +352,7 @@ def sha256(path: Path) -> str:
 def near_folders(path: Path) -> list[str]:
     """The folders beside ``path`` with a name close to its own, the closest first, each as ``path`` is written. Where
     its parent is not there, those in folders with a name close to the parent's."""
-    parents = [str(path.parent)]
-    if not path.parent.is_dir():
-        parents = near_folders(path.parent)
+    parents = [str(path.parent)] if path.parent.is_dir() else near_folders(path.parent)
     found = []
     for parent in parents:
         with suppress(OSError):
