@@ -1,4 +1,4 @@
-"""Train, evaluate before and after, and merge, in one command, at a size that suits the machine."""
+"""Train, evaluate before and after, and merge, in one command."""
 
 import shlex
 import time
@@ -17,8 +17,7 @@ from moslora.errors import UsageError, stopped
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.files import in_use, refuse_used
-from moslora.plan.duration import probe
-from moslora.processes.devices import device, free_memory, gpus, multiplies_bfloat16
+from moslora.processes.devices import device, gpus, multiplies_bfloat16
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OutcomeName
@@ -26,25 +25,6 @@ from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes, worker_processes
 
 RECIPE = "smollm2-135m"
-
-SECONDS_TO_CHOOSE = 280
-"""Most seconds, by the estimate, of the size that is chosen: five minutes, with a fifteenth to spare."""
-
-SECONDS_BESIDE = 30.0
-"""Loading the model four times, starting processes, the merge and its proof."""
-
-TRAINED = 51_000
-"""Work of the full size's training rows: their 65,637 tokens, each of which takes a process per core about 0.78 of the
-time that it takes the measurement's one process."""
-
-VALIDATED = 3_500
-"""Work of the validations."""
-
-ASKED = 390
-"""Work of one question of each of the eight sets, asked of the base and of the tuned model."""
-
-# Work is counted in tokens that take the time of one that the measurement trains. The figures are estimates from the
-# CPU seconds of one thread, SmolLM2-135M in float32 on an AMD EPYC; README.md has what was announced and taken.
 
 
 @dataclass(frozen=True)
@@ -71,11 +51,6 @@ class Size:
         changed = [f"data.rows.{task}={round(number / self.part)}" for task, number in rows.items()]
         return [*changed, f"evaluation.limit={self.questions}"]
 
-    def seconds(self, speed: float) -> float:
-        """An estimate of the time of the whole quickstart where ``speed`` tokens a second are trained."""
-        work = TRAINED / self.part + VALIDATED + ASKED * self.questions
-        return SECONDS_BESIDE + work / speed
-
 
 SIZES: Mapping[SizeName, Size] = {
     size.name: size
@@ -85,7 +60,6 @@ SIZES: Mapping[SizeName, Size] = {
         Size("third", 3, 64, "log_probability"),
     )
 }
-"""The largest first."""
 
 
 def size_of(recipe: Recipe) -> Size:
@@ -96,22 +70,13 @@ def size_of(recipe: Recipe) -> Size:
     return SIZES["full"]
 
 
-def largest_in_time(speed: float) -> Size:
-    """The largest size that takes at most :data:`SECONDS_TO_CHOOSE`, or else the smallest."""
-    for size in SIZES.values():
-        if size.seconds(speed) <= SECONDS_TO_CHOOSE:
-            return size
-    return size
-
-
 @stopped("stopped: the work so far is saved, and the same command continues from there")
-def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[str]], list[str]]:
+def quickstart(*, out: Path, size: SizeName = "full") -> tuple[list[list[str]], list[str]]:
     """Runs all steps in the folder ``out``, or those that are left there.
 
     Args:
         out: the run's folder.
-        size: of a new run; ``None`` for the largest that this machine takes in five minutes. A run that goes on keeps
-            its own.
+        size: of a new run; one that goes on keeps its own.
 
     Returns:
         The table, header first, and the lines below it: the conclusion, and what to try next.
@@ -137,8 +102,8 @@ def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[st
     return tables(shown)[-1], [*about, *lines(concluded), *_try_next(out, outcome)]
 
 
-def _train(run: Run, size: SizeName | None) -> Recipe:
-    """Trains the run, or continues it, and returns its recipe; says so first, and how long it takes."""
+def _train(run: Run, size: SizeName) -> Recipe:
+    """Trains the run, or continues it, and returns its recipe."""
     if run.exists:
         recipe = run.recipe_to_resume()
         if recipe.name != load_recipe(RECIPE).name:
@@ -148,34 +113,12 @@ def _train(run: Run, size: SizeName | None) -> Recipe:
     else:
         refuse_used(run.path)
         dtype = f"model.dtype={fast_dtype()}"
-        recipe = load_recipe(RECIPE, [dtype])
-        changes = _choose_size(size, recipe).overrides(recipe)
+        changes = SIZES[size].overrides(load_recipe(RECIPE, [dtype]))
         words = [RECIPE, dtype, *changes]
         recipe = load_recipe(RECIPE, [dtype, *changes])
     if not run.result.exists():
         train_in_processes(words, out=run.path, processes=worker_processes(recipe.training))
     return recipe
-
-
-def _choose_size(typed: SizeName | None, recipe: Recipe) -> Size:
-    """The size that was typed, or else the full one on a GPU, and on a CPU the largest that takes five minutes."""
-    if gpus():
-        return SIZES[typed or "full"]
-    say("measuring this machine ...")
-    speed = probe(recipe, count=1)
-    free_memory()
-    if typed is None:
-        size = largest_in_time(speed)
-    else:
-        size = SIZES[typed]
-    say(
-        f"it trains {speed:,.0f} tokens a second in {recipe.model.dtype}, so size {size.name} takes about"
-        f" {size.seconds(speed) / 60:.1f} minutes"
-    )
-    if size.name != "full":
-        minutes = SIZES["full"].seconds(speed) / 60
-        say(f"(all rows and {SIZES['full'].questions} questions of each set: --size full, about {minutes:.0f} minutes)")
-    return size
 
 
 def _scored(out: Path, name: str) -> Arm:

@@ -57,7 +57,7 @@ VERIFY = _examples(
 )
 QUICKSTART = _examples(
     "moslora quickstart",
-    "moslora quickstart --size full                   # all rows",
+    "moslora quickstart --size third                  # for a slow machine",
 )
 EXPERIMENT = _examples(
     "moslora experiment                               # list the built-in ones",
