@@ -223,17 +223,14 @@ def checked_options(kind: type[Options], values: Mapping[str, Any], *, rank: int
     """The options of one kind that ``values`` are, in an adapter of these ranks.
 
     Raises:
-        ValueError: a line for each fault: `key = value: what is wrong; how to fix it`.
+        ValueError: a line for each fault: what is wrong, and how to fix it.
     """
     try:
         options = kind(**values)
     except ValidationError as error:
         raise ValueError("\n".join(fault_lines(error))) from None
-    shown = {"rank": rank, "rank_out": rank_out, **options.model_dump()}
-    faults = []
-    for keys, message in options.conflicts(rank=rank, rank_out=rank_out):
-        key = keys.split()[0].removeprefix("mixer.")
-        faults.append(f"{key} = {shown[key]!r}: {message}")
+    conflicts = options.conflicts(rank=rank, rank_out=rank_out)
+    faults = [f"{keys.split()[0].removeprefix('mixer.')}: {message}" for keys, message in conflicts]
     if faults:
         raise ValueError("\n".join(faults))
     return options

@@ -166,8 +166,6 @@ def test_a_gate_has_an_embedding_for_each_task_of_the_run(
         ("tasks.weather.held_out=0", "must be greater than 0"),
         ("tasks.boolq.train=x", "'boolq' cannot be the name of a task"),
         ("tasks.other.options=[a, b]", "tasks.other.train: is missing"),
-        ("tasks.weather.texts=a.txt", "a set of texts has no train, "),
-        ('tasks.texts={"texts":"a.txt","label":"choice"}', "a set of texts has no label;"),
         ("tasks.passages.texts=a.txt", "'passages' cannot be the name of a task"),
         ("data.tasks=[boolq, passages]", "texts, such as passages, are not trained on; name them in evaluation.tasks"),
     ],

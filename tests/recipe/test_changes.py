@@ -13,7 +13,7 @@ from moslora.experiment.file import Planned
 from moslora.experiment.keys import ExperimentFile
 from moslora.experiment.provenance import changes
 from moslora.recipe import KEPT, Changes, Recipe
-from moslora.recipe.changes import mark_of, models_in
+from moslora.recipe.changes import models_in
 from moslora.recipe.recipe import fields_that_change, flat
 from moslora.training.train import agreed_by_processes
 
@@ -174,9 +174,9 @@ def shared_by_arms(before: Recipe, after: Recipe) -> bool:
 def unmarked(model: type[BaseModel], path: str = "") -> Iterator[str]:
     """The fields that do not say what they change, and in which no section does."""
     for name, field in model.model_fields.items():
-        if mark_of(field, Changes) is None:
+        if not any(isinstance(mark, Changes) for mark in field.metadata):
             sections = [*models_in(field.annotation)]
-            if not sections:
+            if not sections and getattr(model, "changes", None) is None:
                 yield f"{path}{name}"
             for section in sections:
                 yield from unmarked(section, f"{path}{name}.")

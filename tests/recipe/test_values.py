@@ -1,5 +1,7 @@
 """Values of every field, and keys that are unknown."""
 
+from pathlib import Path
+
 import pytest
 
 from moslora.errors import UsageError
@@ -60,6 +62,16 @@ def test_wrong_value(write, override, wanted):
 @pytest.mark.parametrize("path", ["./data", "data.json", "a/b", "/abs", "data/"])
 def test_source_may_be_a_path(write, path):
     assert load_recipe(write(a=f"model: {{name: x}}\ndata: {{source: {path}}}")).data.source == path
+
+
+def test_a_source_is_beside_the_recipe_or_else_in_the_working_folder(write, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = tmp_path / write(a="model: {name: x}\ndata: {source: rows.jsonl}")
+    assert load_recipe(path).data.source == "rows.jsonl"
+    (path.parent / "rows.jsonl").touch()
+    assert Path(load_recipe(path).data.source).samefile(path.parent / "rows.jsonl")
+    assert load_recipe(path, ["data.source=./rows.jsonl"]).data.source == "./rows.jsonl"
 
 
 def test_tasks_are_resolved(write):

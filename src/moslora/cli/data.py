@@ -11,7 +11,7 @@ from moslora.cli.options import Format, MaxLength, Source, SourceOrRecipes, Task
 from moslora.cli.table import print_table
 
 if TYPE_CHECKING:
-    from moslora.recipe.load import Rows
+    from moslora.recipe.load import NamedRows
 
 app = typer.Typer(help="Download, show and audit training and test rows.", no_args_is_help=True)
 
@@ -79,7 +79,7 @@ def audit(
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])
 
 
-def _read(names: str, split: Split, *, source: str | None, model: str | None) -> "tuple[Rows, str]":
+def _read(names: str, split: Split, *, source: str | None, model: str | None) -> "tuple[NamedRows, str]":
     """The rows that are named, over the ``model`` that was typed, and their source; refused if they are not there."""
     from moslora.base.resolve import local_folder
     from moslora.data.sources import refuse_missing

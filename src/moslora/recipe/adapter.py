@@ -16,37 +16,39 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 class AdapterSection(Section):
     """The adapter on each chosen linear layer, ΔW = s · B · M · A."""
 
-    rank: Annotated[Size, Changes.TRAINED] = 16
+    changes = Changes.TRAINED
+
+    rank: Size = 16
     """Rows of A."""
 
-    rank_out: Annotated[Size | None, Changes.TRAINED] = None
+    rank_out: Size | None = None
     """Columns of B, for a rectangular dense mixer; null for `rank`."""
 
-    alpha: Annotated[PositiveFloat, Changes.TRAINED] = 32.0
+    alpha: PositiveFloat = 32.0
     """Numerator of the adapter's scale s; see `scaling`."""
 
-    scaling: Annotated[Literal["lora", "rslora"], Changes.TRAINED] = "lora"
+    scaling: Literal["lora", "rslora"] = "lora"
     """Scale of ΔW. `lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
 
-    dropout: Annotated[Share, Changes.TRAINED] = 0.05
+    dropout: Share = 0.05
     """Share of the adapter's inputs that are set to zero in training."""
 
-    target_modules: Annotated[Modules, Changes.TRAINED] = TARGETS
+    target_modules: Modules = TARGETS
     """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted
     name, or `all-linear` for all except the output layer."""
 
-    start: Annotated[Literal["lora", "pissa", "svd"], Changes.TRAINED] = "lora"
+    start: Literal["lora", "pissa", "svd"] = "lora"
     """Start of A and B. `lora`: A at random, ΔW = 0. `pissa`: ΔW is the principal part of the base, which is removed
     from the base (arXiv 2404.02948); a dense mixer must then start `orthogonal` or as the `identity`. `svd`: B = U and
     A = ΣVᵀ of the base's largest singular values, the base unchanged (arXiv 2405.17604); M must then start near
     zero."""
 
-    trains: Annotated[Literal["all", "b", "mixer"], Changes.TRAINED] = "all"
+    trains: Literal["all", "b", "mixer"] = "all"
     """Weights that learn. `all`: A, B, and M where it has weights. `b`: only B (LoRA-FA, arXiv 2308.03303). `mixer`:
     only M (LoRA-XS, arXiv 2405.17604). M must then start near zero and B not at zero, unless `continue_from` is
     set."""
 
-    dora: Annotated[bool, Changes.TRAINED] = False
+    dora: bool = False
     """Learn the norm of each row of the adapted weight separately from its direction (DoRA, arXiv 2402.09353)."""
 
     mixer: Annotated[MixerOptions, Changes.TRAINED] = Field(default=DenseOptions(), discriminator="kind")
@@ -65,9 +67,7 @@ class AdapterSection(Section):
         ranks = f"rank {self.rank}"
         if self.rank_out not in (None, self.rank):
             ranks += f" to {self.rank_out}"
-        divisor = f"{self.rank}"
-        if self.scaling == "rslora":
-            divisor = f"√{self.rank}"
+        divisor = f"√{self.rank}" if self.scaling == "rslora" else f"{self.rank}"
         parts = [f"mixer {self.mixer.kind}", ranks, f"s = {self.alpha:g}/{divisor}"]
         words = {"pissa": "PiSSA start", "svd": "SVD start", "b": "only B learns", "mixer": "only M learns"}
         parts += [words[value] for value in (self.start, self.trains) if value in words]
@@ -101,7 +101,9 @@ class PeftMethod(Section):
 class PeftSection(Section):
     """A method of PEFT instead of A, M and B: docs/peft.md. Needs peft."""
 
-    target_modules: Annotated[Modules, Changes.TRAINED] = TARGETS
+    changes = Changes.TRAINED
+
+    target_modules: Modules = TARGETS
     """Linear layers to adapt, named as above."""
 
     peft: Annotated[PeftMethod, Changes.TRAINED]

@@ -1,4 +1,5 @@
-"""What another value of a recipe's field changes: each field says it beside itself, and those who ask are told by it.
+"""What another value of a recipe's field changes: each section says it, or a field beside itself, and those who ask are
+told by it.
 
 A resumption, an arm of a comparison, an experiment and the processes of a training ask for `Changes`, not for keys.
 """
@@ -49,7 +50,7 @@ are compared themselves."""
 
 @cache
 def changes_at(model: type[BaseModel], key: str) -> Changes:
-    """What the field at a dotted ``key`` of ``model`` changes: its own mark, or that of the field around it.
+    """What the field at a dotted ``key`` of ``model`` changes: its own mark, or that of what is around it.
 
     Raises:
         LookupError: neither has one.
@@ -64,19 +65,23 @@ def marked_fields(model: type[BaseModel], kind: type[Mark], prefix: str = "") ->
     """The dotted key of every field of ``model`` with a mark of this ``kind``, such as `Changes`; those within a marked
     one are not listed. `*` stands for a name in a mapping, such as that of a task."""
     for name, field in model.model_fields.items():
+        sections = list(models_in(field.annotation))
         mark = mark_of(field, kind)
+        of_section = getattr(model, "changes", None)
+        if mark is None and not sections and isinstance(of_section, kind):
+            mark = of_section
         if mark is not None:
             yield prefix + name, mark
             continue
         inside = f"{prefix}{name}."
         if get_origin(field.annotation) is dict:
             inside += "*."
-        for section in models_in(field.annotation):
+        for section in sections:
             yield from marked_fields(section, kind, inside)
 
 
 def mark_of(field: FieldInfo, kind: type[Mark]) -> Mark | None:
-    """The mark that is written beside the field; ``None`` for a section, whose fields have it themselves."""
+    """The mark that is written beside the field."""
     return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
 
 

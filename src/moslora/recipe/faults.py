@@ -51,24 +51,15 @@ def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, c
             continue
         for keys, message in first["ctx"]["conflicts"]:
             paths: list[KeyPath] = [tuple(key.split(".")) for key in keys.split()]
-            yield _line(layers, _to_change(paths, layers, main), message, main)
-
-
-def _to_change(paths: Sequence[KeyPath], layers: Sequence[Layer], main: str) -> KeyPath:
-    """The one of ``paths`` that the user set most directly: typed, in the recipe's own file, or in another file."""
-    values = combine_layers(layers)
-    given = [path for path in paths if depth(values, path) == len(path)] or paths
-    distance = {"override": 0, main: 1, "default": 3}
-    return min(given, key=lambda path: distance.get(origin_of(layers, path), 2))
+            given = [path for path in paths if depth(values, path) == len(path)] or paths
+            yield _line(layers, given[0], message, main)
 
 
 def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
     """The key of the error in `values`; pydantic's own location also names alternatives of unions."""
     path = []
     for step in error["loc"]:
-        inside = values
-        if isinstance(values, list):
-            inside = dict(enumerate(values))
+        inside = dict(enumerate(values)) if isinstance(values, list) else values
         if isinstance(inside, dict) and step in inside:
             values = inside[step]
             path.append(str(step))
@@ -138,14 +129,16 @@ def _meant(value: str, expected: str) -> str:
 def _unknown(location: tuple[str | int, ...], path: KeyPath, value: Any) -> str:
     """What to say of an unknown key at ``path``; pydantic's ``location`` says which alternative it is in."""
     *at, key = path
-    inside = [str(step) for step in location[:-1]]
     if at[:1] == ["tasks"]:
-        del at[1], inside[1]  # the task's own name
-    elif PeftSection.__name__ not in inside:  # where such a word may mean something else
+        del at[1]  # the task's own name
+    elif PeftSection.__name__ not in location:  # where such a word may mean something else
         answered = answer(key, value, ".".join(at))
         if answered is not None:
             return f"unknown key; {answered}"
-    known = [name for section in _sections_at(inside) for name in section.model_fields]
+    here = [section for place, section in _every_section(Recipe) if place == at]
+    if len(here) > 1:  # alternatives, which pydantic calls by the kind of a mixer, or else by their class
+        here = [section for section in here if _name_of(section) in location]
+    known = [name for section in here for name in section.model_fields]
     if not at:
         known.append("extends")
     close = difflib.get_close_matches(key, known, n=1)
@@ -157,21 +150,9 @@ def _unknown(location: tuple[str | int, ...], path: KeyPath, value: Any) -> str:
     return f"unknown key; must be one of {', '.join(known)}"
 
 
-def _sections_at(location: Sequence[str]) -> list[type[BaseModel]]:
-    """The section at pydantic's location, which names the class of an alternative, or the kind of a mixer; several if
-    it does not."""
-    found: list[type[BaseModel]] = [Recipe]
-    for step in location:
-        fields = [model.model_fields[step] for model in found if step in model.model_fields]
-        inside = [section for field in fields for section in models_in(field.annotation)]
-        found = inside or [model for model in found if _is_called(model, step)] or found
-    return found
-
-
-def _is_called(model: type[BaseModel], step: str) -> bool:
-    """Whether pydantic calls an alternative so in a location: by its kind, or else its class."""
-    kind = model.model_fields.get("kind")
-    return step == (kind.default if kind else model.__name__)
+def _name_of(section: type[BaseModel]) -> str:
+    kind = section.model_fields.get("kind")
+    return str(kind.default) if kind else section.__name__
 
 
 def _every_section(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterator[tuple[list[str], type[BaseModel]]]:

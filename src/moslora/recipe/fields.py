@@ -1,16 +1,24 @@
 """The base of a recipe's sections, and field types beyond numbers and text."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
 from moslora.strict import StrictModel
 from moslora.tasks import split_names
 
+from .changes import Changes
+
 
 class Section(StrictModel):
-    """A section of a recipe."""
+    """A section of a recipe.
+
+    Attributes:
+        changes: what another value of a field changes, unless the field says otherwise.
+    """
+
+    changes: ClassVar[Changes | None] = None
 
 
 def _names(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Layers of a recipe: what each file sets, how layers merge, and where a value comes from."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +100,7 @@ def read_layers(path: Path, faults: list[str], *, chain: tuple[Path, ...] = ()) 
         values = {}
     if is_stored(path):
         values = without_trust(values)
-    _anchor(values.get("tasks"), path.parent)
+    _anchor(values, path.parent)
     return extended(Layer(origin, values), faults, folder=path.parent, chain=chain)
 
 
@@ -140,8 +141,14 @@ def without_trust(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "model": {**model, "trust_remote_code": False}}
 
 
-def _anchor(tasks: Any, folder: Path) -> None:
-    """Makes the local files of own tasks relative to the working folder."""
+def _anchor(values: dict[str, Any], folder: Path) -> None:
+    """Makes the local files of own tasks relative to the working folder, and a source of rows that lies in ``folder``,
+    beside the recipe; any other is taken from the working folder."""
+    data = values.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    if isinstance(source, str) and re.search("[./]", source) and os.path.exists(folder / source):  # no keyword
+        data["source"] = os.path.normpath(folder / source)
+    tasks = values.get("tasks")
     if not isinstance(tasks, dict):
         return
     for task in tasks.values():

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ def _names_recipe(name: str) -> bool:
     return ("/" in name or "." in name) and name_here(name) is None
 
 
-class Rows(NamedTuple):
+class NamedRows(NamedTuple):
     """Rows to look at."""
 
     recipe: Recipe  # how they are shown; it lets no code of the model run
@@ -87,7 +88,7 @@ class Rows(NamedTuple):
     source: str | None = None  # of the training rows of a recipe that declares no tasks; ``None`` where tasks are named
 
 
-def rows_named(names: str) -> Rows:
+def rows_named(names: str) -> NamedRows:
     """The rows that ``names`` are for: of tasks, as in `resolve_tasks`, or the training rows of a recipe without any.
 
     They are shown by the first of ``names`` that is a recipe, or by a recipe's defaults. A file that is only looked at
@@ -97,12 +98,12 @@ def rows_named(names: str) -> Rows:
     every = split_names(names)
     file = next((name for name in every if _names_recipe(name)), None)
     if file is None:
-        return Rows(_checked([beneath], [], main=""), resolve_tasks(names))
+        return NamedRows(_checked([beneath], [], main=""), resolve_tasks(names))
     recipe, layers = _resolve(file, ["model.trust_remote_code=false"], beneath=[beneath])
     has_source = depth(combine_layers(layers), ("data", "source")) == 2
     if every == (file,) and has_source and not recipe.own_tasks:
-        return Rows(recipe, recipe.training_tasks, recipe.data.source)
-    return Rows(recipe, resolve_tasks(names))
+        return NamedRows(recipe, recipe.training_tasks, recipe.data.source)
+    return NamedRows(recipe, resolve_tasks(names))
 
 
 def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, folder: Path) -> Recipe:
@@ -132,45 +133,28 @@ def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tupl
     rows = []
     for key, value in flat(recipe.model_dump(mode="json")).items():
         path = tuple(key.split("."))
-        origin = "default"
-        if depth(given, path) == len(path):
-            origin = origin_of(layers, path)
+        origin = origin_of(layers, path) if depth(given, path) == len(path) else "default"
         rows.append((key, render_inline(value), origin))
     return rows
 
 
 def copy_recipe(name: str | Path, destination: Path) -> Path:
     """Copy a recipe, or `experiments/NAME`, into a file or folder."""
-    kind = "recipe"
-    if str(name).startswith(EXPERIMENTS):
-        kind = "experiment"
+    kind = "experiment" if str(name).startswith(EXPERIMENTS) else "recipe"
     source = find_recipe(name, kind=kind)
-    target = destination
-    if os.path.isdir(destination):
-        target = destination / source.name
+    target = destination / source.name if os.path.isdir(destination) else destination
     copied = target.is_file() and not target.is_symlink() and target.read_bytes() == source.read_bytes()
     if os.path.lexists(target) and not copied:
         raise UsageError(f"{target}: already exists; choose another destination")
     content = source.read_bytes()
-    if is_stored(source):
-        content = _untrusting(content.decode("utf-8", errors="replace")).encode()
+    if is_stored(source):  # which may not let code run by way of a copy either
+        with suppress(ValueError):  # no YAML, by which nobody can train
+            values = parse(content.decode())
+            if isinstance(values, dict) and values != without_trust(values):
+                content = render(without_trust(values)).encode()
     with replacing(target) as new:
         new.write_bytes(content)
     return target
-
-
-def _untrusting(text: str) -> str:
-    """The text of a stored recipe, which may not let code run by way of a copy either."""
-    try:
-        values = parse(text)
-    except ValueError:  # nobody can train by it
-        return text
-    if not isinstance(values, dict):
-        return text
-    changed = without_trust(values)
-    if changed == values:
-        return text
-    return render(changed)
 
 
 def _resolve(

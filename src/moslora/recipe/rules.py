@@ -8,7 +8,7 @@ from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
 from .adapter import Adapter, AdapterSection, PeftSection
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
-from .tasks import PatternSection, TaskSection
+from .tasks import TaskSection
 
 Conflicts = Iterator[tuple[str, str]]
 """The dotted keys of the fields that do not go together, the best one to change first; what is wrong, and the fix."""
@@ -49,31 +49,18 @@ def _training(training: TrainingSection, model: ModelSection) -> Conflicts:
     if training.strategy == "fsdp" and model.quantization == "int8":
         keys = "training.strategy model.quantization"
         yield keys, "fsdp loses the scales of int8 layers; set quantization: nf4 or null, or strategy: ddp"
-    if model.quantization != "nf4" and not model.double_quantization:
-        yield (
-            "model.double_quantization model.quantization",
-            "applies only to quantization: nf4; remove it, or set that",
-        )
     if training.epochs is None and training.max_steps is None:
         yield "training.epochs training.max_steps", "nothing ends the run; set epochs or max_steps"
 
 
 def _selection(training: TrainingSection, data: DataSection) -> Conflicts:
     rows = data.validation_rows
-    questions = training.validation_questions
     if training.is_selected and not rows:
         keys = "training.result training.patience data.validation_rows"
         yield keys, "validation rows decide; set data.validation_rows, such as 120, or result: last and patience: null"
-    elif training.is_selected_by_accuracy and questions == 0:
+    elif training.is_selected_by_accuracy and training.validation_questions == 0:
         keys = "training.best_by training.validation_questions"
         yield keys, "accuracy is that of validation questions; set validation_questions, such as 100, or best_by: loss"
-    if questions is not None and questions > rows:
-        keys = "training.validation_questions data.validation_rows"
-        fix = f"set data.validation_rows to {questions} or more, or validation_questions to {rows} or fewer"
-        yield keys, f"validation questions are validation rows, of which there are {rows}; {fix}"
-    if training.best_by == "accuracy" and not training.is_selected:
-        fix = "set training.result: best or training.patience, or remove it"
-        yield "training.best_by training.result", f"accuracy decides nothing without them; {fix}"
 
 
 def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:
@@ -90,9 +77,6 @@ def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:
 
 def _mixer(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
     mixer = adapter.mixer
-    if training.lora_plus_ratio != 1 and adapter.trains != "all":
-        keys = "training.lora_plus_ratio adapter.trains"
-        yield keys, f"A has no learning rate with trains: {adapter.trains}, so there is no ratio to it; set it to 1"
     if training.rank_budget and mixer.kind != "diagonal":
         keys = "training.rank_budget adapter.mixer.kind"
         yield keys, f"rank_budget needs a diagonal mixer, not {mixer.kind}; set rank_budget: null"
@@ -168,34 +152,15 @@ def _texts(data: DataSection, own_tasks: Mapping[str, TaskSection]) -> Conflicts
 
 def _own_task(name: str, task: TaskSection, *, trained: bool) -> Conflicts:
     if task.texts:
-        beside = task.model_dump(exclude={"texts"}, exclude_defaults=True)
-        if beside:
-            yield f"tasks.{name}.texts", f"a set of texts has no {', '.join(beside)}; remove that, or texts"
         return
     if not task.train and (trained or not task.test):
         yield f"tasks.{name}.train", "is missing; set it, or test alone, for a task of evaluation.tasks"
     if task.hub and task.wheel:
         yield f"tasks.{name}.wheel tasks.{name}.hub", "the rows are in one place; remove wheel or hub"
-    yield from _kind_of_answer(name, task)
-
-
-def _kind_of_answer(name: str, task: TaskSection) -> Conflicts:
-    """A question has options, or is answered in words."""
-    place = f"tasks.{name}"
-    compared: object = task.match
-    if isinstance(task.match, PatternSection):
-        compared = task.match.compare
-    unused = ["label"]
-    if compared is None:
-        unused = ["ignore", "response", "max_new_tokens", "stop"]
-    elif compared == "number":
-        unused.append("ignore")
-    if (compared is None) == (task.options is None):
+    if (task.match is None) == (task.options is None):
         fix = "for answers in words set options: null and match, such as exact; for options set those and match: null"
-        yield f"{place}.match {place}.options", f"a question has options, or is answered in words; {fix}"
-    for field in task.model_dump(include={*unused}, exclude_defaults=True):
-        what = f"has no effect with match: {compared or 'null'}; remove it, or change match"
-        yield f"{place}.{field} {place}.match", what
+        keys = f"tasks.{name}.match tasks.{name}.options"
+        yield keys, f"a question has options, or is answered in words; {fix}"
 
 
 def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:

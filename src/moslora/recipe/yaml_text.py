@@ -49,9 +49,7 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.Node:
         # Only double quotes have escapes: in single quotes a line end such as U+0085 loads as another character.
-        style = None
-        if not text.isprintable():
-            style = '"'
+        style = None if text.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -74,7 +72,9 @@ def parse(text: str) -> Any:
         return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = _with_fix(error.problem or error.context or "")
+        problem = error.problem or error.context or ""
+        fixes = [fix for part, fix in _FIXES.items() if part in problem]
+        problem = "; ".join([problem, *fixes[:1]])
         if mark:
             problem = f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
         raise ValueError(problem) from error
@@ -82,14 +82,6 @@ def parse(text: str) -> Any:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(" ".join(str(error).split())) from error
-
-
-def _with_fix(problem: str) -> str:
-    """PyYAML's message, and the fix if there is a usual one."""
-    for part, fix in _FIXES.items():
-        if part in problem:
-            return f"{problem}; {fix}"
-    return problem
 
 
 def render(values: dict[str, Any]) -> str:
