@@ -121,16 +121,16 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("asked,a,b,right\nq,1,2,0\nq,1,2\n", [":3: has 3 cells", "names 4 columns"]),
-        ("asked,a,b,right\nq,1,2,0\nq,1,2,x\nq,1,2,y\n", [":3: answer", ":4: answer"]),
+        ("asked,a,b,right\nq,1,2,0\nq,1,2\n", [": row 2: has 3 cells", "names 4 columns"]),
+        ("asked,a,b,right\nq,1,2,0\nq,1,2,x\nq,1,2,y\n", [": row 2: answer", ": row 3: answer"]),
         ('asked,a,b,right\n"q\nr",1,2,0\nq,1,"2"x,0\n', [":4: malformed CSV"]),
-        ("asked;a;b;right\nq;1;2;0\n", [":2: question: 'asked' is undefined; the row has asked;a;b;right"]),
+        ("asked;a;b;right\nq;1;2;0\n", [": row 1: question: 'asked' is undefined; the row has asked;a;b;right"]),
         ("asked,a,a,right\nq,1,2,0\n", ["one name", "a, a"]),
         ("asked,a,b,right\n", [": contains no rows"]),
         ("asked,a,b,right\nä,1,2,0\n", ["cannot be read as UTF-8"]),
     ],
 )
-def test_faults_of_a_csv_file_have_their_line(tmp_path: Path, text: str, said: list[str]) -> None:
+def test_faults_of_a_csv_file_have_their_place(tmp_path: Path, text: str, said: list[str]) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(text.encode("latin-1"))
     declared = ["question=asked", "options='[a, b]'", "answer=\"['0', '1'].index(right)\""]

@@ -20,9 +20,6 @@ from moslora.errors import UsageError
 from moslora.prompts.formats import make_format
 from moslora.tasks import INSTRUCTION, Example, Task
 
-Rows = Mapping[str, Sequence[Example]]
-"""Task -> its rows."""
-
 HEADER = ["task", "train", "test", "median", "longest", "cut", "repeats", "conflicts", "test in train", "leaks"]
 LEGEND = """
 median, longest: tokens of a training row. cut: training rows over the limit, which lose their start.
@@ -67,7 +64,7 @@ def audit_rows(
     return table, notes
 
 
-def read(tasks: Sequence[Task], *, source: str) -> tuple[Rows, Rows]:
+def read(tasks: Sequence[Task], *, source: str) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
     """Training and test rows by task, the same tasks in both; see `audit_rows`."""
     trained = load_training(_with_rows(tasks, "train", source=source), source=source)
     tested: list[Example] = []
@@ -94,7 +91,9 @@ def _with_rows(tasks: Sequence[Task], split: Split, *, source: str) -> list[Task
     return [task for task in tasks if task.own or local.find_file(path, task, split)]
 
 
-def count_overlaps(training: Rows, test: Rows) -> dict[str, Overlap]:
+def count_overlaps(
+    training: Mapping[str, Sequence[Example]], test: Mapping[str, Sequence[Example]]
+) -> dict[str, Overlap]:
     """Repeats within each task's training rows, and of its test rows in all training rows."""
     contents_of = {task: list(map(content, examples)) for task, examples in training.items()}
     trained = set(chain.from_iterable(contents_of.values()))

@@ -13,7 +13,11 @@ one may be a subject or a heading, which questions share without being about the
 def find_clusters(examples: Sequence[Example]) -> dict[str, str]:
     """The clusters of all questions of a set, by their texts; of a user's task also those that are equal."""
     shared = {example.id: _shared_text(example) for example in examples}
-    questions = {example.id: _question(example) for example in examples if example.task not in BUILT_IN}
+    questions: dict[str, Hashable] = {}  # with their context, and the options in any order
+    for example in examples:
+        if example.task not in BUILT_IN and not example.is_text:
+            options = [] if example.is_open_ended else sorted(example.choices)
+            questions[example.id] = (example.context, example.question, *options)
     return clusters_of(shared, questions)
 
 
@@ -31,23 +35,13 @@ def clusters_of(shared: Mapping[str, str], questions: Mapping[str, Hashable]) ->
     first: dict[Hashable, str] = {}  # what a cluster has in common -> the first question of it
     clusters = {}
     for id in shared:
-        common: Hashable = questions.get(id)
-        if words[id] and not all_share:
-            common = ("words", words[id])
+        common: Hashable = ("words", words[id]) if words[id] and not all_share else questions.get(id)
         if not common:
             continue
         first_id = first.setdefault(common, id)
         if first_id != id:
             clusters[id] = first_id
     return clusters
-
-
-def _question(example: Example) -> Hashable:
-    """The question with its context, and the options in any order; ``None`` for a text."""
-    if example.is_text:
-        return None
-    options = [] if example.is_open_ended else sorted(example.choices)
-    return (example.context, example.question, *options)
 
 
 def _shared_text(example: Example) -> str:

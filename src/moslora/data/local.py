@@ -10,7 +10,6 @@ Rows of two texts are read in the same way, except that they name no answer that
 """
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -99,24 +98,24 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
         return Conversation.of(f"{INSTRUCTION}/{split}/{number}", turns)
     if turns:
         row = {"prompt": turns[0].content, "completion": turns[1].content}
-    texts = _texts(row)
+    instruction, output, answer = _texts(row)
     # A lone surrogate raises UnicodeEncodeError, which is a ValueError.
-    (texts.instruction + texts.output + texts.answer).encode()
-    if not (texts.instruction.strip() and texts.output.strip()):
+    (instruction + output + (answer or "")).encode()
+    if not (instruction.strip() and output.strip()):
         raise ValueError("instruction or output is empty; remove the row")
     matches = []
     for name in [named] if named else COMMONSENSE:
-        example = _of_task(texts, name, split, number)
+        example = _of_task(instruction, output, answer, id=f"{name}/{split}/{number}", task=name)
         if example is not None:
             matches.append(example)
     if len(matches) == 1:
         return matches[0]
-    answered = texts.output.removeprefix(RESPONSE_LEAD)
-    if texts.names_answer and answered != texts.output and not answered.startswith(texts.answer):
-        raise ValueError(f"the output contradicts the answer {texts.answer!r}")
+    answered = output.removeprefix(RESPONSE_LEAD)
+    if answer is not None and answered != output and not answered.startswith(answer):
+        raise ValueError(f"the output contradicts the answer {answer!r}")
     if named is not None:
         raise ValueError(f"instruction or output does not follow the template of {named}")
-    return _bare(texts, split, number)
+    return _bare(instruction, output, answer, id=f"{INSTRUCTION}/{split}/{number}")
 
 
 def _named_task(row: dict[str, Any], of_file: str | None) -> str | None:
@@ -126,20 +125,6 @@ def _named_task(row: dict[str, Any], of_file: str | None) -> str | None:
     if named and named not in known:
         raise ValueError(f"task {named!r}: must be {' or '.join(known)} in this file")
     return named
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The texts of a row.
-
-    A row may name its answer beside its output, and then the two may contradict each other. In any other row
-    ``answer`` is the output without LLM-Adapters' lead, "the correct answer is".
-    """
-
-    instruction: str
-    output: str
-    answer: str
-    names_answer: bool = True
 
 
 def _turns(row: dict[str, Any]) -> list[Turn]:
@@ -174,13 +159,14 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
     return turns
 
 
-def _texts(row: dict[str, Any]) -> _Texts:
-    """The texts of a row of LLM-Adapters, or of a row of two texts."""
+def _texts(row: dict[str, Any]) -> tuple[str, str, str | None]:
+    """Instruction, output and the answer that a row of LLM-Adapters names beside it, which the output may contradict;
+    a row of two texts names none."""
     match row:
         case {"prompt": str(asked), "completion": str(answered)}:
             pass
         case {"instruction": str(asked), "output": str(answered), "answer": str(answer)} if not row.get("input"):
-            return _Texts(asked, answered, answer)
+            return asked, answered, answer
         case {"instruction": str(asked), "output": str(answered)} if "answer" not in row:
             text = row.get("input") or ""
             if not isinstance(text, str):
@@ -189,37 +175,33 @@ def _texts(row: dict[str, Any]) -> _Texts:
                 asked += f"\n{text}"
         case _:
             raise ValueError(f"its columns are {printable(', '.join(row))}; a row has {KINDS}, all of them texts")
-    return _Texts(asked, answered, answered.removeprefix(RESPONSE_LEAD), names_answer=False)
+    return asked, answered, None
 
 
-def _of_task(row: _Texts, task: str, split: Split, number: int) -> Example | None:
+def _of_task(instruction: str, output: str, answer: str | None, *, id: str, task: str) -> Example | None:
     """The row as a question of ``task``; ``None`` if it does not follow the task's template."""
-    parsed = parse_instruction(row.instruction, task)
+    parsed = parse_instruction(instruction, task)
     if parsed is None:
         return None
     context, question, choices = parsed
-    id = f"{task}/{split}/{number}"
+    wanted = output.removeprefix(RESPONSE_LEAD) if answer is None else answer
     for gold in range(len(choices)):
         example = Example(id, task, question, choices, gold, context=context)
         rendered = llm_adapters_row(example)
-        if rendered["answer"] != row.answer:
-            continue
-        if rendered["output"] != row.output:  # a reasoned answer, say: the row is a bare instruction
-            return None
-        return example
-    if row.names_answer:
-        raise ValueError(f"answer {row.answer!r} is not among the options of the instruction")
+        if rendered["answer"] == wanted:
+            return example if rendered["output"] == output else None  # a reasoned answer, say, is a bare instruction
+    if answer is not None:
+        raise ValueError(f"answer {answer!r} is not among the options of the instruction")
     return None
 
 
-def _bare(row: _Texts, split: Split, number: int) -> Example:
+def _bare(instruction: str, output: str, answer: str | None, *, id: str) -> Example:
     """The row as a bare instruction with its response, or with one response per option that it lists."""
-    id = f"{INSTRUCTION}/{split}/{number}"
-    listed = _ANSWER_FORMAT.search(row.instruction)
+    listed = _ANSWER_FORMAT.search(instruction)
     names = listed[1].split("/") if listed else []
-    if names and row.names_answer and row.answer not in names:
-        raise ValueError(f"answer {row.answer!r} is not among the options {'/'.join(names)}")
-    if row.answer in names and row.output == RESPONSE_LEAD + row.answer:
-        responses = tuple(RESPONSE_LEAD + name for name in names)
-        return Example(id, INSTRUCTION, row.instruction, responses, names.index(row.answer))
-    return Example(id, INSTRUCTION, row.instruction, (row.output,), 0)
+    if names and answer is not None and answer not in names:
+        raise ValueError(f"answer {answer!r} is not among the options {'/'.join(names)}")
+    responses = tuple(RESPONSE_LEAD + name for name in names)
+    if output in responses and answer in (None, output.removeprefix(RESPONSE_LEAD)):
+        return Example(id, INSTRUCTION, instruction, responses, responses.index(output))
+    return Example(id, INSTRUCTION, instruction, (output,), 0)

@@ -181,8 +181,7 @@ class RunRows:
                 return found
             made = self._make()
             try:
-                if self._read(folder) is None:  # another machine may have written them meanwhile
-                    _write(made, folder)
+                _write(made, folder)
             except (MosloraError, OSError) as error:
                 note(f"the prepared rows could not be cached: {first_line(error)}")
         return made
@@ -264,7 +263,9 @@ class RunRows:
 def _write(made: TrainingData, folder: Path) -> None:
     """Writes the rows into ``folder``, and removes the oldest sets of rows beside it."""
     facts = {name: getattr(made, name) for name in ("sha256", "source_sha256", "encoding", "notes")}
-    metadata = {"facts": json.dumps(facts), "contents": made.contents, "questions": _to_json(made.questions)}
+    without_wording = [vars(replace(example, wording=None)) for example in made.questions]  # which is their task's
+    questions = json.dumps(without_wording, ensure_ascii=False)
+    metadata = {"facts": json.dumps(facts), "contents": made.contents, "questions": questions}
     with replacing(folder) as new:
         new.mkdir()
         with pa.ipc.new_file(str(new / _ROWS), SCHEMA.with_metadata(metadata)) as file:
@@ -275,11 +276,6 @@ def _write(made: TrainingData, folder: Path) -> None:
         oldest_first = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
         for old in oldest_first[:-_KEPT]:
             discard(old)
-
-
-def _to_json(examples: Sequence[Example]) -> str:
-    """The examples without their wording, which is that of their task."""
-    return json.dumps([vars(replace(example, wording=None)) for example in examples], ensure_ascii=False)
 
 
 def _from_json(text: str | bytes, tasks: Sequence[Task]) -> list[Example]:

@@ -31,14 +31,12 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, pla
         plain: the file is text without rows; each paragraph, between empty lines, is a row with a ``text``.
 
     Raises:
-        UsageError: the faults of rows, each once, with the first row's line in JSONL and CSV, or else its number from
-            1; or the file has no rows.
+        UsageError: the faults of rows, each once, with the first row's line in JSONL, or else its number from 1; or the
+            file has no rows.
     """
     examples: list[Example] = []
     faults: dict[str, list[str]] = {}
-    reader = _READERS.get(path.suffix.lower(), _array)
-    if plain:
-        reader = _paragraphs
+    reader = _paragraphs if plain else _READERS.get(path.suffix.lower(), _array)
     for number, (location, row) in enumerate(reader(path)):
         try:
             if isinstance(row, ValueError):
@@ -94,54 +92,36 @@ def _lines(path: Path) -> Iterator[Located]:
     # splitlines() also breaks at characters that JSON strings may contain unescaped.
     for number, line in enumerate(_text_of(path).split("\n"), start=1):
         if line.strip():
-            yield f":{number}", _parsed(line)
-
-
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        what = str(error).partition(":")[0]  # without its place in the line
-        return ValueError(f"malformed JSON ({what})")
+            row: Any
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                what = str(error).partition(":")[0]  # without its place in the line
+                row = ValueError(f"malformed JSON ({what})")
+            yield f":{number}", row
 
 
 def _cells(path: Path) -> Iterator[Located]:
-    """Rows by Python's reader, which guesses no types. Their location is the line where they begin."""
+    """Rows by Python's reader, which guesses no types. A column without a name, such as pandas' index, is left out."""
     csv.field_size_limit(2**31 - 1)  # Python's own is 131,072 characters; it is the whole process's
     lines = csv.reader(StringIO(_text_of(path), newline=""), strict=True)
-    header: list[str] = []
-    begins = 1
     try:
-        for cells in lines:
-            location = f":{begins}"
-            begins = lines.line_num + 1
-            if not cells:  # an empty line
-                continue
-            if header:
-                yield location, _row(header, cells)
-            else:
-                header = _header(path, cells)
-    except csv.Error as error:  # after which it is not known where a row begins
-        yield f":{begins}", ValueError(f"malformed CSV ({error}); quotes are doubled in a quoted text")
-
-
-def _header(path: Path, cells: list[str]) -> list[str]:
-    """The names of the columns; refuses a name that several have."""
-    names = [name.strip() for name in cells]
+        header, *rows = [cells for cells in lines if cells] or [[]]
+    except csv.Error as error:
+        fix = "quotes are doubled in a quoted text"
+        raise UsageError(f"{path}:{lines.line_num}: malformed CSV ({error}); {fix}") from None
+    names = [name.strip() for name in header]
     named = [name for name in names if name]
     if len({*named}) < len(named):
         raise UsageError(f"{path}: several columns have one name, of {', '.join(named)}; rename them in the first line")
-    return names
-
-
-def _row(header: list[str], cells: list[str]) -> Any:
-    """The cells by the columns' names, or a fault. A column without a name, such as pandas' index, is left out."""
-    if len(cells) != len(header):
-        return ValueError(
-            f"has {len(cells)} cells, but the first line names {len(header)} columns; a text with a comma needs quotes:"
-            ' "a, b"'
-        )
-    return {name: cell for name, cell in zip(header, cells, strict=True) if name}
+    for number, cells in enumerate(rows, start=1):
+        row: Any = {name: cell for name, cell in zip(names, cells, strict=False) if name}
+        if len(cells) != len(names):
+            row = ValueError(
+                f"has {len(cells)} cells, but the first line names {len(names)} columns; a text with a comma needs"
+                ' quotes: "a, b"'
+            )
+        yield f": row {number}", row
 
 
 def _parquet(path: Path) -> Iterator[Located]:

@@ -174,9 +174,7 @@ def collate(
     if not rows:
         rows = [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
     texts = [row.input_ids for row in rows]
-    families = [[text] for text in texts]
-    if share:
-        families = [texts]
+    families = [texts] if share else [[text] for text in texts]
     batch = lay(families, device)
     numbers = {name: number for number, name in enumerate(tasks)}
     task_of_token = [len(numbers)] * batch.input_ids.numel()
