@@ -75,7 +75,7 @@ def test_an_experiment_goes_on_from_its_tables(here: Path, capsys: pytest.Captur
     code, said, errors = run(capsys, "experiment", "e.yaml", "--out", "packed")
     assert code == 0 and "6 of 6 runs are scored" in said, errors
     assert sorted(path.name for path in Path("packed/runs").iterdir()) == ["learned-0.03-2", "lora-0.03-2"]
-    with pytest.raises(UsageError, match="the experiment's own folder"):
+    with pytest.raises(UsageError, match="packed: another process"):
         list(pack_runs(study("e.yaml", Path("packed")), Path("packed")))
     print(*pack_runs(study("e.yaml", Path("packed")), Path("again")))
     assert len(read_tables(Path("again"))) == 7

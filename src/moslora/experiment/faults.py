@@ -47,22 +47,23 @@ def not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, R
     if file.searched and not common.data.validation_rows:
         yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
     for outcome in (file.outcome, *file.also):
-        yield from _no_such_outcome(outcome, file, common)
+        if not _is_measured(outcome, file, common):
+            yield (
+                f"outcome: {outcome} does not exist for these runs by protocol {common.evaluation.protocol}: it needs"
+                " questions, for probabilities with options that the protocol scores; nats_per_byte needs passages,"
+                " validation_loss validation rows and several seeds"
+            )
 
 
-def _no_such_outcome(outcome: str, file: ExperimentFile, common: Recipe) -> Iterator[str]:
-    """Why the runs have no such outcome: their protocol does not give it, or nothing is asked that has it."""
+def _is_measured(outcome: str, file: ExperimentFile, common: Recipe) -> bool:
+    """Whether the runs have such an outcome: their protocol gives it, and something is asked that has it."""
     measure = OUTCOMES[outcome]
     protocol = PROTOCOLS[common.evaluation.protocol]
     tasks = [task for task in common.questions.tasks if task.is_text == measure.of_texts]
     if measure.of_runs:
-        if not common.data.validation_rows or len(file.seeds) == 1:
-            yield f"outcome: {outcome} is one number of each run: set data.validation_rows, and several seeds"
-    elif not tasks:
-        yield f"outcome: {outcome}: nothing is asked that has it: needs questions, or for nats_per_byte passages"
-    elif measure.scored and (
-        any(task.is_open_ended for task in tasks)
-        or not protocol.scores_options
-        or (measure.per_character and not protocol.divides_scores)
-    ):
-        yield f"outcome: {outcome} does not exist under {protocol.name}, or for answers in words; choose accuracy"
+        return common.data.validation_rows > 0 and len(file.seeds) > 1
+    if measure.scored and any(task.is_open_ended for task in tasks):
+        return False
+    if measure.scored and not (protocol.scores_options and (protocol.divides_scores or not measure.per_character)):
+        return False
+    return bool(tasks)

@@ -38,9 +38,7 @@ def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], 
         task = ray.remote(num_gpus=gpus, max_retries=10)(_run)
         started = []
         for planned in runs:
-            processes = 1
-            if not gpus:
-                processes = max(1, min(worker_processes(planned.recipe.training), cores))
+            processes = 1 if gpus else max(1, min(worker_processes(planned.recipe.training), cores))
             named = task.options(name=planned.name, num_cpus=processes)
             started.append(named.remote(planned, out=out, folder=os.getcwd(), processes=processes))
         try:

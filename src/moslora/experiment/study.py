@@ -132,13 +132,13 @@ class Study:
     def others(self) -> list[str]:
         """A line for each way in which runs there differ from those that this experiment would make."""
         choices = [(arm, rate) for arm in self.arms for rate in self.experiment.file.rates(arm)]
-        found: dict[str, dict[str, None]] = defaultdict(dict)
+        found: dict[str, list[str]] = defaultdict(list)
         for planned in (*self.experiment.search(self.arms), *self.experiment.planned(choices, scored=True)):
             text = self._differs(planned)
             if text:
-                found[text][planned.name] = None
+                found[text].append(planned.name)
         fix = "remove it to run it again, choose another folder with --out, or if only the code changed add --any-code"
-        return [f"{self.out}: {some(list(names), most=1)}: {text}; {fix}" for text, names in found.items()]
+        return [f"{self.out}: {some(names, most=1)}: {text}; {fix}" for text, names in found.items()]
 
     def with_all_arms(self) -> "Study":
         """The same experiment, whichever arms run."""
