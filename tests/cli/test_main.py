@@ -16,7 +16,7 @@ from rich.text import Text
 
 from card_kit import Card
 from cli_kit import run
-from moslora.cli.table import print_entries, print_table
+from moslora.cli.table import print_table
 from moslora.processes.launch import PART
 from moslora.recipe import list_recipes
 from moslora.runs.listing import table_of_runs
@@ -135,7 +135,7 @@ def test_runs_are_readable_on_a_narrow_terminal(trained: Path, tmp_path: Path, m
     said = {}
     for kind in (Screen, io.StringIO):
         monkeypatch.setattr(sys, "stdout", kind())
-        print_entries(table_of_runs(tmp_path))
+        print_table(table_of_runs(tmp_path))
         said[kind] = sys.stdout.getvalue().splitlines()
     assert said[Screen][0] == name and max(map(len, said[Screen])) <= 60
     assert sum("50.0 (n 12,345)" in line for line in said[Screen]) == 2

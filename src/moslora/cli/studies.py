@@ -12,7 +12,7 @@ from moslora.cli import completion, examples
 from moslora.cli.early import refuse_paths
 from moslora.cli.options import Evaluation, Out, Trust
 from moslora.cli.peft_folder import as_run
-from moslora.cli.table import print_described, print_entries, print_table
+from moslora.cli.table import print_described, print_table
 from moslora.compare.margin import Margin, read_margin
 from moslora.errors import UsageError
 from moslora.runs import RUNS
@@ -95,9 +95,7 @@ def experiment(
         refuse_missing_ray()
         study = replace(study, start=on_ray)
     study.refuse_other_file()
-    complete = True
-    if not table:
-        complete = study.run()
+    complete = table or study.run()
     _print(study.tables(), study.closing())
     if not complete:
         raise typer.Exit(1)
@@ -194,7 +192,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="Folder to look in.", file_
     """List runs with their adapter, steps, state and scores."""
     from moslora.runs.listing import table_of_runs
 
-    print_entries(table_of_runs(folder))
+    print_table(table_of_runs(folder))
 
 
 @app.command(epilog=examples.REPORT)
@@ -218,9 +216,7 @@ def report(
     from moslora.report import write_report
 
     runs = [as_run(run) for run in runs]
-    beside = Path()
-    if len(runs) == 1:
-        beside = runs[0]
+    beside = runs[0] if len(runs) == 1 else Path()
     page = write_report(runs, out=out or beside / "report", evaluation=evaluation)
     print(f"written to {page}")
 
