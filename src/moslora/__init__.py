@@ -17,9 +17,7 @@ else:
         """Imports a public name when it is first used: ``moslora --help`` must not wait for torch."""
         if name not in __all__:
             raise AttributeError(f"module 'moslora' has no attribute {name!r}")
-        module = "moslora.adapters"
-        if name == "load":
-            module = "moslora.evaluation.target"
+        module = "moslora.evaluation.target" if name == "load" else "moslora.adapters"
         if name == "save":
             module = "moslora.runs.save"
         return getattr(import_module(module), name)

@@ -90,9 +90,7 @@ def needing(package: str, what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        fault = f"cannot be imported ({first_line(error)})"
-        if error.name == package:
-            fault = "is not installed"
+        fault = "is not installed" if error.name == package else f"cannot be imported ({first_line(error)})"
         command = f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(package)}"
         raise UsageError(f"{what}: {package} {fault}; {command}") from None
 
@@ -103,7 +101,5 @@ def stopped(message: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        signal_number = signal.SIGINT
-        if isinstance(stop, Terminated):
-            signal_number = signal.SIGTERM
+        signal_number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
         raise Interrupted(message, signal_number=signal_number) from None

@@ -15,7 +15,6 @@ from transformers import GPTNeoXConfig, MixtralConfig, PreTrainedConfig
 from cli_kit import run
 from message_kit import says
 from moslora.adapters import inject
-from moslora.base.load import load_tokenizer
 from moslora.base.shapes import meta_model
 from moslora.plan.duration import GPUS, Cost, cost, in_words, on_gpus, probe
 from moslora.plan.outline import outline
@@ -24,7 +23,6 @@ from moslora.plan.sizes import parse_bytes
 from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.run import Run
 from moslora.training.objective import LabelLoss
-from moslora.training.questions import validation_questions
 from recipe_kit import MODELS
 from reference import PROJECTIONS, as_micro_batch, tiny_llama, token_batch
 from training_kit import MakeRecipe
@@ -214,17 +212,10 @@ def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
 
 
 def test_eight_gpus_wait_for_their_hosts(capsys: pytest.CaptureFixture[str]) -> None:
-    """31,932 steps: 32 layers that a host launches in 1.4 to 3.2 ms each, and a checkpoint of 340.2 MB after 200 steps;
-    22,419 questions of 132 tokens, each half of a trained one."""
+    """31,932 steps: 32 layers that a host launches in 1.4 to 3.2 ms each."""
     _, out, _ = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB", "--processes=8")
-    copied = math.ceil(31_932 / 200) * 340.2e6 / 2e9
-    ends = [31_932 * 32 * of_layer + copied for of_layer in (1.4e-3, 3.2e-3)]
+    ends = [31_932 * 32 * of_layer for of_layer in (1.4e-3, 3.2e-3)]
     assert f"H100 SXM {in_words(*ends)};" in out
-    assert re.search(r"then 22,419 test questions by choice: .*H100 SXM 1 min$", out, re.M)
-    assert says(out, "24.3 GB for 8 ranks", "note: each GPU has 264 tokens", "800", "one run per GPU")
-    alone = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
-    assert "one run per GPU" not in alone
-    assert "then 22,419 test questions by choice: A100 80GB 5 min, H100 SXM 1–2 min" in alone
 
 
 def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(
@@ -248,25 +239,16 @@ def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(
 
 
 def test_validations_are_in_the_time(recipe: MakeRecipe, trained: Path) -> None:
-    """A token of theirs is half a token of training: those of the rows, those that the questions' scorer reads, and 64
-    for each task of theirs."""
-    asking = recipe("training.validation_questions=6")
-    run = outline(asking)
+    """A token of their rows is half a token of training."""
+    run = outline(recipe())
     assert run.data is not None
-    questions = validation_questions(run.model, load_tokenizer(asking.model), asking, run.data)
-    assert questions is not None and questions.count == 6
-    read = 0
-    for example in run.data.questions:
-        read += len(questions.scorer.encode(example).inputs[0])
-    tasks = {example.task for example in run.data.questions}
-    read += 64 * len(tasks)
     rows = sum(len(row.input_ids) for row in run.data.validation)
-    assert run.validations.count == 6  # of 21 steps, one before the first, every five and after the last
-    assert run.validations.tokens == 6 * (rows + read)
-    (line,) = run.validations.line(tokens=run.tokens)
-    share = 3 * (rows + read) / (run.tokens + 3 * (rows + read))
-    assert says(line, "6 validations", "6 rows", "6 questions", f"{share:.1%}")
-    assert outline(recipe("data.validation_rows=0")).validations.line(tokens=run.tokens) == []
+    trained_on = run.data.rows.token_count() / len(run.data.rows)
+    count = 6  # of 21 steps, one before the first, every five and after the last
+    assert run.validated == pytest.approx(count * 6 * trained_on / 2) == pytest.approx(count * rows / 2, rel=0.2)
+    share = run.validated / (run.tokens + run.validated)
+    assert says("\n".join(run.lines), f"{count} validations of 6 rows", f"{share:.1%}", "without their questions")
+    assert not outline(recipe("data.validation_rows=0")).validated
 
 
 @pytest.mark.parametrize(("changes", "files"), [((), 2), (("training.result=best",), 4)])

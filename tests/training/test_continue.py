@@ -252,7 +252,8 @@ def test_another_base_is_refused(trained: Path, world: Path, tmp_path: Path) -> 
     gone = Path(shutil.move(other, tmp_path / "changed"))
     export_peft(trained / "adapter", out=tmp_path / "peft")
     for source, others, named in (
-        (trained, ["adapter.rank=8"], in_order("adapter.rank was 4, is 8", "another base")),
+        (trained, ["adapter.rank=8"], "adapter.rank was 4, is 8"),
+        (trained, [], in_order("another base", str(world / "model"), str(gone))),
         (tmp_path / "peft", LORA, "another base"),
     ):
         changes = [*others, f"model.name={gone}", f"adapter.continue_from={source}"]

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from message_kit import says
 from moslora.choices import BestBy
-from moslora.runs.best import Best, best_of, in_words
-from moslora.training.selection import Selection
+from moslora.runs.best import Best, best_of
 
 
 def after(losses: Sequence[float]) -> Best:
@@ -46,17 +44,3 @@ def test_the_first_of_the_best_finite_values_is_the_best(
     if values:
         assert best_of(json.loads(json.dumps(best.facts, allow_nan=False))) == best
         assert by in best.facts["best"]
-
-
-@pytest.mark.parametrize(
-    ("best", "start", "worse", "better"), [(Best("accuracy"), 0.4, 0.2, 0.6), (Best("loss"), 4.0, 5.0, 3.0)]
-)
-def test_a_best_step_that_is_worse_than_the_start_is_said_to_be(
-    best: Best, start: float, worse: float, better: float
-) -> None:
-    """It is the result nevertheless, as the start is none."""
-    selection = Selection(keeps_best=True, best=best)
-    assert selection.add(2, worse)
-    assert says(selection.remark(2, start=start), "the start", in_words(start, best.by))
-    assert selection.remark(2, start=None) == selection.remark(2, start=worse) == "best so far"
-    assert selection.add(4, better) and selection.remark(4, start=start) == "best so far"

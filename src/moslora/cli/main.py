@@ -136,9 +136,7 @@ def _end_other_processes(error: Exception) -> None:
 
 
 def _print_fault(fault: MosloraError) -> None:
-    beginning = "error: "
-    if fault.exit_code in STOPPED:
-        beginning = ""
+    beginning = "" if fault.exit_code in STOPPED else "error: "
     with suppress(OSError):  # of a terminal that is gone
         for line in str(fault).splitlines():
             print(f"{beginning}{line}", file=sys.stderr)

@@ -191,13 +191,6 @@ class PreparedQuestions:
         """Number of questions that are wanted."""
         return sum(len(task.wanted) for task in self.tasks)
 
-    def tokens(self) -> int:
-        """Tokens of the questions that go through the model."""
-        count = 0
-        for task in self.tasks:
-            count += sum(task.scorer.length(task.scorer.encode(example)) for example in task.computed)
-        return count
-
     def encoded(self) -> list[Question]:
         """The questions that are wanted, task after task."""
         return [task.scorer.encode(example) for task in self.tasks for example in task.wanted]

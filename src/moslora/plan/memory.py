@@ -96,10 +96,13 @@ def memory(
         unpacked = 2 * dtype.itemsize * max(base.layers)
         if multiplied_twice(model):
             unpacked *= 2
+    buffers: set[Tensor] = set()  # of which several layers may share one
+    for layer, _ in adapted_layers(model).values():
+        buffers.update(layer.buffers())
     step = Memory(
         weights=base.outside + sum(base.layers) // shards,
         packed=packed,
-        adapters=4 * (sum(weight.numel() for weight in own) + _buffers(model)),
+        adapters=4 * (sum(weight.numel() for weight in own) + sum(buffer.numel() for buffer in buffers)),
         gradients=gradients,
         optimizer=optimizer,
         activations=activations,
@@ -111,14 +114,6 @@ def memory(
         return step
     whole = base.outside + sum(base.layers) + step.adapters + base.unpacked + overhead
     return replace(step, loading=max(0, whole - step.total))
-
-
-def _buffers(model: PreTrainedModel) -> int:
-    """Entries of the adapters' buffers, of which several layers may share one."""
-    found: set[Tensor] = set()
-    for layer, _ in adapted_layers(model).values():
-        found.update(layer.buffers())
-    return sum(buffer.numel() for buffer in found)
 
 
 def _packed_copies(model: PreTrainedModel, section: ModelSection) -> int:
@@ -157,7 +152,11 @@ class _Base:
 def _base(model: PreTrainedModel, section: ModelSection) -> _Base:
     """The base's bytes. If it is quantised, so are all linear layers but the output layer."""
     own = own_parameters(model)
-    quantized = _quantized_weights(model, section)
+    quantized: set[Tensor] = set()
+    if section.quantization:
+        output = model.get_output_embeddings()
+        linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not output]
+        quantized = {layer.weight for layer in linear}
     layers = Counter[str]()
     outside = 0
     unpacked = 0
@@ -177,14 +176,6 @@ def _base(model: PreTrainedModel, section: ModelSection) -> _Base:
     return _Base(list(layers.values()), outside, unpacked)
 
 
-def _quantized_weights(model: PreTrainedModel, section: ModelSection) -> set[Tensor]:
-    if not section.quantization:
-        return set()
-    output = model.get_output_embeddings()
-    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    return {layer.weight for layer in linear if layer is not output}
-
-
 def _quantized(weight: Tensor, section: ModelSection) -> tuple[int, int]:
     """Bytes of a quantised weight and of its constants, as bitsandbytes 0.50 stores them.
 
@@ -195,7 +186,5 @@ def _quantized(weight: Tensor, section: ModelSection) -> tuple[int, int]:
     if section.quantization == "int8":
         return weight.numel(), 4 * weight.shape[0]
     scales = math.ceil(weight.numel() / 64)
-    constants = 4 * scales
-    if section.double_quantization:
-        constants = scales + 4 * (math.ceil(scales / 256) + 256 + 1)
+    constants = scales + 4 * (math.ceil(scales / 256) + 256 + 1) if section.double_quantization else 4 * scales
     return math.ceil(weight.numel() / 2), 4 * 16 + constants

@@ -14,14 +14,10 @@ from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
-from moslora.data.steps import StepPlan, default_micro_batch_tokens
-from moslora.evaluation.batches import WRITTEN_BLOCK_SIZE
-from moslora.evaluation.request import Request
-from moslora.plan.duration import HOST_OF_A_SCORED_LAYER, Cost, cost
+from moslora.data.steps import StepPlan
+from moslora.plan.duration import Cost, cost
 from moslora.plan.step import Work
-from moslora.plan.validations import Validations, validations
-from moslora.prompts.protocols import PROTOCOLS
-from moslora.recipe import DataSection, ModelSection, Recipe
+from moslora.recipe import DataSection, Recipe
 from moslora.runs.continued import read_continued
 from moslora.tasks import Task
 from moslora.training.budget import RankBudget
@@ -34,9 +30,6 @@ TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage
 
 LABELLED = 0.25
 """Assumed share of tokens with a label where the loss is on the answers and no row is at hand."""
-
-WRITTEN_TOKENS = 16
-"""Mean tokens of a text that is written, for an estimate."""
 
 SEARCHED_STEPS = 4_096
 """Steps of a run that are searched for its largest micro-batch."""
@@ -52,7 +45,7 @@ class Outline:
     max_length: int  # the most tokens of a row
     labelled: float  # share of the tokens that have a label; an estimate without ``data``
     tokens: int  # that the whole run trains on; an estimate without ``data``
-    validations: Validations
+    validated: float  # tokens of training that take as long as the rows of all validations
     lines: list[str]  # the run in words
 
     def share_of_a_step(self, processes: int) -> Work:
@@ -80,7 +73,7 @@ class Outline:
         tokens."""
         steps = len(self.plan)
         tokens_per_step = self.tokens / steps
-        tokens = self.tokens + self.validations.trained_tokens
+        tokens = self.tokens + self.validated
         return cost(
             self.model,
             recipe.model,
@@ -89,22 +82,6 @@ class Outline:
             row=tokens_per_step / self.plan.global_batch_size,
             passes=steps * processes * math.ceil(tokens_per_step / processes / budget),
         )
-
-
-def evaluation(
-    model: PreTrainedModel, section: ModelSection, request: Request, tasks: Sequence[Task]
-) -> tuple[int, Cost]:
-    """The test questions of those of the ``tasks`` that are among the eight sets, and the work of scoring them."""
-    count = sum(min(task.rows.get("test", 0), request.limit or math.inf) for task in tasks)
-    row = TOKENS_PER_ROW[request.format]
-    tokens = count * row
-    passes = tokens / default_micro_batch_tokens(on_gpu=True)
-    if PROTOCOLS[request.protocol].writes:
-        tokens += count * request.beams * WRITTEN_TOKENS
-        passes += count / WRITTEN_BLOCK_SIZE * WRITTEN_TOKENS
-    scored = COST_OF_A_SCORED_TOKEN * tokens
-    launched = HOST_OF_A_SCORED_LAYER * passes
-    return int(count), cost(model, section, tokens=scored, labels=count, row=row, passes=launched)
 
 
 def outline(recipe: Recipe) -> Outline:
@@ -140,8 +117,17 @@ def outline(recipe: Recipe) -> Outline:
         lines += data.remarks()
         refuse_too_few_questions(training, data)
     else:
-        lines += _expected(section, rows=rows, tokens=tokens)
-    validated = validations(model, recipe, encoder, data, steps=len(plan), tokens_per_row=tokens_per_row)
+        lines += [
+            f"{rows:,} training rows ({', '.join(section.tasks)}; source {section.source}) in format {section.format};"
+            f" {section.validation_rows} validation rows",
+            f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: nothing was downloaded to count them)",
+        ]
+    validated = training.validations(len(plan)) * section.validation_rows * tokens_per_row * COST_OF_A_SCORED_TOKEN
+    if validated:
+        validations = f"{training.validations(len(plan)):,} validations of {section.validation_rows:,} rows"
+        lines.append(
+            f"{validations}, in about {validated / (tokens + validated):.1%} of the time, without their questions"
+        )
     return Outline(model, plan, data, section.max_length, labelled, tokens, validated, lines)
 
 
@@ -165,14 +151,3 @@ def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
         total += min(count, limit or count)
     refuse_all_set_aside(total, validation_rows=data.validation_rows)
     return total - data.validation_rows
-
-
-def _expected(data: DataSection, *, rows: int, tokens: int) -> list[str]:
-    """The lines on rows that are not at hand."""
-    tasks = ", ".join(data.tasks)
-    rounded = float(f"{tokens:.2g}")
-    return [
-        f"{rows:,} training rows ({tasks}; source {data.source}) in format {data.format};"
-        f" {data.validation_rows} validation rows",
-        f"about {rounded:,.0f} tokens (an estimate: nothing was downloaded to count them)",
-    ]

@@ -1,7 +1,7 @@
 """The weights with which a training starts that continues another adapter."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from moslora.base.identity import fingerprint
 from moslora.base.peft_methods import KIND, is_drawn_from_the_base, settings_in, settings_of
-from moslora.base.resolve import available_offline
 from moslora.console import note_once
 from moslora.errors import UsageError
-from moslora.recipe import AdapterSection, ModelSection, PeftSection, Recipe
+from moslora.recipe import AdapterSection, PeftSection, Recipe
 from moslora.recipe.builtin import printable
 from moslora.recipe.yaml_text import render_inline
 from moslora.runs.adapter_folder import open_adapter
@@ -51,10 +50,10 @@ def read_continued(recipe: Recipe, *, begun_with: Origin | None = None, fetching
     Args:
         recipe: of the run that continues it.
         begun_with: what the run started with before it was stopped, or when it was made, which must be the same now.
-        fetching: whether the base is downloaded to be compared; if not, it is compared only if it is here.
+        fetching: whether the base is compared, which may have to be downloaded.
 
     Raises:
-        UsageError: it is not there, or does not fit: all differences in one line, and how to restore what was.
+        UsageError: it is not there, or does not fit: all differences in one line.
         MosloraError: a file is damaged.
     """
     place = recipe.adapter.continue_from
@@ -62,10 +61,19 @@ def read_continued(recipe: Recipe, *, begun_with: Origin | None = None, fetching
         return None
     folder = locate_predecessor(place)
     if has_adapter_files(folder):
-        continued = _of_peft(folder, recipe, fetching=fetching)
+        continued, changed = _of_peft(folder, recipe)
     else:
-        continued = _own(folder, recipe, fetching=fetching)
-    if begun_with is not None and begun_with.adapter != continued.predecessor.adapter:
+        continued, changed = _own(folder, recipe)
+    origin = continued.predecessor
+    model = recipe.model
+    if fetching and origin.fingerprint and not changed:  # of PEFT's own only the name of the base is known
+        now = fingerprint(model.name, revision=model.revision)
+        if now != origin.fingerprint:
+            changed = [f"another base: was {origin.base} ({origin.fingerprint}), is {model.name} ({now})"]
+    if changed:
+        fix = "to continue it, restore these values"
+        raise UsageError(f"adapter.continue_from = {folder}: {'; '.join(changed)}; {fix}")
+    if begun_with is not None and begun_with.adapter != origin.adapter:
         raise UsageError(
             f"adapter.continue_from = {folder}: has other weights than the run began with; restore them, or start a new"
             " run with name=… or --out"
@@ -73,69 +81,45 @@ def read_continued(recipe: Recipe, *, begun_with: Origin | None = None, fetching
     return continued
 
 
-def _own(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
-    """An adapter of ours, or a method of PEFT that was trained here."""
+def _own(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
+    """An adapter of ours, or a method of PEFT that was trained here; and what differs from ``recipe``."""
     adapter = open_adapter(folder)
     now = {**_comparable(recipe), "seed": recipe.seed, "data.tasks": list(recipe.data.tasks)}
-    found = _changed_values(_comparable(adapter.recipe), now)
-    if (fetching and not found) or _is_here(recipe.model):
-        found += other_base(adapter.manifest["base"], recipe.model)
-    _refuse_differences(folder, found)
-    return Continued(folder, replace(origin_of(adapter), run=adapter.run.name, steps=None), adapter.weights())
+    origin = origin_of(adapter, base=adapter.recipe.model.name)
+    origin = replace(origin, run=adapter.run.name, steps=None)
+    return Continued(folder, origin, adapter.weights()), _changed_values(_comparable(adapter.recipe), now)
 
 
-def _of_peft(folder: Path, recipe: Recipe, *, fetching: bool) -> Continued:
-    """An adapter in PEFT's format, as a method of PEFT or as one of ours."""
+def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
+    """An adapter in PEFT's format, as a method of PEFT or as one of ours; and what differs from ``recipe``."""
+    config, weights = adapter_files(folder)
     if isinstance(recipe.adapter, PeftSection):
-        state = _state_of_method(folder, recipe.adapter)
+        then = settings_in(config)
+        if is_drawn_from_the_base(then):
+            raise UsageError(
+                f"adapter.continue_from = {folder}: its start split the base at random, and its files do not say how;"
+                " have PEFT convert it to a plain LoRA (path_initial_model_for_weight_conversion)"
+            )
+        changed = _changed_values(then, settings_of(recipe.adapter))
+        state: Mapping[str, Tensor] = load_weights(weights)
     else:
-        state = _state_of_lora(folder, recipe.adapter)
-    origin = origin_of_peft(folder)  # an export has the fingerprint of its base; of others only the name is known
-    config, _ = adapter_files(folder)
-    model = recipe.model
+        try:
+            settings = read_settings(config)
+        except UsageError as error:
+            fix = "if it is PEFT's own, set adapter.peft with its peft_type (docs/peft.md)"
+            raise UsageError(f"{error}; cannot be continued as an adapter of A, M and B; {fix}") from None
+        layers = read_layers(weights, targets=settings.target_modules)
+        section = AdapterSection.model_validate(own_section(settings, layers))
+        changed = _changed_values(_values(section), _values(recipe.adapter))
+        state = own_state(layers)
+    origin = origin_of_peft(folder)
     named = json.loads(config.read_bytes()).get("base_model_name_or_path")
-    if not origin.fingerprint and named and named != model.name:
+    if not origin.fingerprint and named and named != recipe.model.name:
         note_once(
-            f"{folder}: names {printable(str(named))} as its base, but continues over {model.name}; both must have the"
-            " same weights"
+            f"{folder}: names {printable(str(named))} as its base, but continues over {recipe.model.name}; both must"
+            " have the same weights"
         )
-    elif origin.fingerprint and (fetching or _is_here(model)):
-        then = {"name": origin.base, "fingerprint": origin.fingerprint}
-        _refuse_differences(folder, other_base(then, model))
-    return Continued(folder, origin, state)
-
-
-def _is_here(model: ModelSection) -> bool:
-    """Whether the base can be looked at without a download."""
-    folder = available_offline(model.name, revision=model.revision)
-    return folder is not None and any(folder.glob("*.safetensors"))
-
-
-def _state_of_method(folder: Path, section: PeftSection) -> Mapping[str, Tensor]:
-    """The weights of a method of PEFT, in PEFT's format."""
-    config, weights = adapter_files(folder)
-    then = settings_in(config)
-    _refuse_differences(folder, _changed_values(then, settings_of(section)))
-    if is_drawn_from_the_base(then):
-        raise UsageError(
-            f"adapter.continue_from = {folder}: its start split the base at random, and its files do not say how; have"
-            " PEFT convert it to a plain LoRA (path_initial_model_for_weight_conversion)"
-        )
-    return load_weights(weights)
-
-
-def _state_of_lora(folder: Path, section: AdapterSection) -> Mapping[str, Tensor]:
-    """The weights of a LoRA in PEFT's format, as an adapter of ours."""
-    config, weights = adapter_files(folder)
-    try:
-        settings = read_settings(config)
-    except UsageError as error:
-        fix = "if it is PEFT's own, set adapter.peft with its peft_type (docs/peft.md)"
-        raise UsageError(f"{error}; cannot be continued as an adapter of A, M and B; {fix}") from None
-    layers = read_layers(weights, targets=settings.target_modules)
-    then = AdapterSection.model_validate(own_section(settings, layers))
-    _refuse_differences(folder, _changed_values(_values(then), _values(section)))
-    return own_state(layers)
+    return Continued(folder, origin, state), changed
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
@@ -167,22 +151,3 @@ def _changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     if KIND in changed:
         changed = [KIND]
     return [f"{key} was {render_inline(then[key])}, is {render_inline(now.get(key))}" for key in changed]
-
-
-def other_base(then: Mapping[str, Any], model: ModelSection) -> list[str]:
-    """As `_changed_values`, for a base that is not the one that ``then``, of a manifest, names; empty if it is."""
-    found = fingerprint(model.name, revision=model.revision)
-    if found == then["fingerprint"]:
-        return []
-    was = {"model.name": then["name"]}
-    if "revision" in then:  # which an export does not have
-        was["model.revision"] = then["revision"]
-    now = {"model.name": model.name, "model.revision": model.revision}
-    hashes = f"fingerprint was {then['fingerprint']}, is {found}"
-    return [f"another base ({hashes})", *_changed_values(was, now)]
-
-
-def _refuse_differences(folder: Path, found: Sequence[str]) -> None:
-    """Refuses to continue the adapter in ``folder`` if there are differences: all in one line."""
-    if found:
-        raise UsageError(f"adapter.continue_from = {folder}: {'; '.join(found)}; to continue it, restore these values")

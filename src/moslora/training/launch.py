@@ -46,3 +46,12 @@ def worker_processes(training: TrainingSection) -> int:
     if gpus():
         return 1
     return min(4, cores(), training.global_batch_size)
+
+
+def refuse_too_many_processes(processes: int, *, rows: int) -> None:
+    """Refuses more processes than a step has rows. All other numbers divide them, if not evenly."""
+    if processes > rows:
+        raise UsageError(
+            f"{processes} processes are too many for {rows} rows per step; start {rows} or fewer, or set"
+            f" training.global_batch_size={processes}"
+        )

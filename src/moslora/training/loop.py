@@ -162,9 +162,7 @@ def train(
             values["penalty"] = penalty
 
         report(done, tokens=sum(len(row.input_ids) for row in rows), examples=len(rows), **values)
-        is_best = False
-        if validates:
-            is_best = validate(done)
+        is_best = validates and validate(done)
         ends = stop or done == total or parts.selection.patience_ran_out
         if ends or saves or (is_best and parts.selection.keeps_best):
             checkpoint(done)

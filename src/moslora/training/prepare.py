@@ -77,9 +77,7 @@ def prepare(
     on_host = read_on_host(strategy, recipe.model, device)
     if on_host:
         device = torch.device("cpu")
-    smaller = "training.strategy=fsdp on several GPUs, "
-    if strategy == "fsdp":
-        smaller = ""
+    smaller = "" if strategy == "fsdp" else "training.strategy=fsdp on several GPUs, "
     if isinstance(start, AdapterFolder):
         check_base(start)
     with fitting(recipe.model, another=smaller):
@@ -120,9 +118,7 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Cont
     """
     output = model.get_output_embeddings()
     stored = stored_names(model)
-    weights = None
-    if start:
-        weights = start.weights()
+    weights = start.weights() if start else None
     try:
         model = with_adapters(model, recipe, state=weights)
     except ValueError as error:

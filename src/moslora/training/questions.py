@@ -11,7 +11,6 @@ from moslora.data.steps import StepPlan
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.request import Request
-from moslora.evaluation.scoring import ScoredTask
 from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.answers import order_key
 from moslora.tasks import Example
@@ -119,21 +118,10 @@ def _first_within(prepared: PreparedQuestions, candidates: Sequence[Example], to
     for example in candidates:
         task = tasks[example.task]
         if task.name not in begun:
-            tokens -= _tokens_of_a_task(task)
+            tokens -= TOKENS_OF_A_WRITTEN_TASK if task.scorer.protocol.writes else TOKENS_OF_A_TASK
             begun.add(task.name)
         tokens -= task.scorer.length(task.scorer.encode(example))
         if tokens < 0:
             break
         chosen.append(example)
     return chosen
-
-
-def tokens_of_questions(prepared: PreparedQuestions) -> int:
-    """Scored tokens that take as long as the questions: their own, and for each task what it costs beside."""
-    return prepared.tokens() + sum(_tokens_of_a_task(task) for task in prepared.tasks)
-
-
-def _tokens_of_a_task(task: ScoredTask) -> int:
-    if task.scorer.protocol.writes:
-        return TOKENS_OF_A_WRITTEN_TASK
-    return TOKENS_OF_A_TASK

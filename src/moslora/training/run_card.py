@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from moslora.adapters import named_adapters, shares_beginnings
+from moslora.adapters import shares_beginnings
 from moslora.base import identity
 from moslora.base.adapted import adapted_layers
 from moslora.base.engines import engine_of
@@ -36,30 +36,15 @@ def describe(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     steps = len(plan)
     warmup = training.warmup(steps)
-    end = "epochs"
-    if steps == training.max_steps:
-        end = "max_steps"
-    rates = f"learning rate {training.learning_rate:g}"
-    if training.lora_plus_ratio != 1:
-        rates += f", B × {training.lora_plus_ratio:g}"
-    mixers = [parameter for _, layer in named_adapters(model) for parameter in layer.mixer.parameters()]
-    if training.mixer_rate_ratio != 1 and any(parameter.requires_grad for parameter in mixers):
-        rates += f", M × {training.mixer_rate_ratio:g}"
+    end = "max_steps" if steps == training.max_steps else "epochs"
     lines = [
         f"{base.name} in {base.precision}, {len(adapted_layers(model))} layers adapted: {adapter.summary()}",
         f"{trainable:,} trainable parameters of {total:,} ({trainable / total:.3%})",
-        f"{steps:,} steps of {training.global_batch_size} rows (by training.{end}), {rates},"
-        f" {training.schedule} after {warmup} warm-up steps",
+        f"{steps:,} steps of {training.global_batch_size} rows (by training.{end}), learning rate"
+        f" {training.learning_rate:g}, {training.schedule} after {warmup} warm-up steps",
     ]
     if warmup >= steps:
         lines.append(f"note: training.warmup_steps = {warmup:,} of {steps:,} steps: the learning rate only rises")
-    if training.result == "best":
-        best = {"loss": "the lowest validation loss", "accuracy": "the most validation questions right"}
-        every = f"measured every {training.validate_every:,} steps"
-        lines.append(f"the result is the step with {best[training.best_by]}, {every}")
-    if training.patience is not None:
-        without = f"without a better {training.best_by}"
-        lines.append(f"the run ends after {training.patience:,} validations in a row {without}")
     return lines
 
 
@@ -105,9 +90,7 @@ def git_state() -> dict[str, Any] | None:
 
 def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | None]:
     """Which of the equal ways to compute was chosen; ``None`` for what the model does not have."""
-    beginnings = "in each row"
-    if shares_beginnings(model, training=True):
-        beginnings = "once"
+    beginnings = "once" if shares_beginnings(model, training=True) else "in each row"
     found: dict[str, str | None] = {
         "attention": None,
         "frozen layers": linear.kernel(device, model.dtype),
@@ -152,8 +135,6 @@ def strategy(objective: nn.Module) -> dict[str, Any]:
             kind = "fsdp"
             own = parameter.to_local()
         here += own.numel()
-    strategy = None
-    if isinstance(objective, DistributedDataParallel):
-        strategy = kind
+    strategy = kind if isinstance(objective, DistributedDataParallel) else None
     total = sum(parameter.numel() for parameter in frozen)
     return {"strategy": strategy, "frozen_share": round(here / total, 4)}

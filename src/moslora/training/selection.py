@@ -28,9 +28,7 @@ class Selection:
     @classmethod
     def of(cls, settings: TrainingSection, budget: RankBudget | None) -> "Selection":
         """As the recipe says. Steps at which a rank budget still has entries to drop are not chosen."""
-        first_candidate = 1
-        if budget is not None:
-            first_candidate = budget.reached_at
+        first_candidate = budget.reached_at if budget is not None else 1
         return cls(settings.result == "best", settings.patience, first_candidate, Best(settings.best_by))
 
     @property
@@ -63,14 +61,9 @@ class Selection:
         self.best = self.best.after(step, value)
         return self.best.step == step
 
-    def remark(self, step: int, *, start: float | None) -> str:
-        """What the validation of ``step`` decided, in words; empty if nothing. ``start`` is that before the first
-        step, which no result may be."""
-        best = self.best
-        if best.step == step and best.value is not None and start is not None and best.prefers(start, best.value):
-            side = "above" if best.by == "loss" else "below"
-            return f"best so far, but {side} the start ({in_words(start, best.by)})"
-        if best.step == step:
+    def remark(self, step: int) -> str:
+        """What the validation of ``step`` decided, in words; empty if nothing."""
+        if self.best.step == step:
             return "best so far"
         if self.patience is not None and self.best.since:
             return f"{self.best.since} of {self.patience} in a row without a better {self.best.by}"

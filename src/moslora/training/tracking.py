@@ -83,7 +83,9 @@ class Tracker:
             "seconds": round(self._seconds_before + now - self._began, 3),
             "peak_memory_gb": peak_memory_gb(),
         }
-        loss, *others = [_in_words(name, value) for name, value in values.items()]
+        loss, *others = [
+            f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in values.items()
+        ]
         tokens_s = f"{row['tokens_per_second']:.0f} tokens/s"
         examples_s = f"{row['examples_per_second']:.1f} examples/s"
         at = f"step {step}/{self._total}"
@@ -106,10 +108,12 @@ class Tracker:
         """Writes one line of ``metrics.jsonl``, and into the trackers, and shows nothing."""
         if not self._active:
             return
-        logged = {key: _for_json(value) for key, value in row.items()}
+        # JSON holds no infinity, such as the norm of a step that the float16 scaler skips.
+        logged = {key: value if math.isfinite(value) else None for key, value in row.items()}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(logged) + "\n")
-        step = logged.pop("step")
+        step = row["step"]
+        del logged["step"]
         values = {GROUPED.get(key, f"train/{key}"): value for key, value in logged.items() if value is not None}
         for tracker, next_step in [*self._records]:
             try:
@@ -118,19 +122,6 @@ class Tracker:
             except Exception as error:  # of whatever kind: the training goes on
                 note(f"{tracker.name} gets no more metrics: {first_line(error)}")
                 self._records.remove((tracker, next_step))
-
-
-def _in_words(name: str, value: float) -> str:
-    if isinstance(value, int):
-        return f"{name} {value:,}"
-    return f"{name} {value:.4g}"
-
-
-def _for_json(value: Any) -> Any:
-    """``None`` for a number that JSON cannot hold, such as the norm of a step that the float16 scaler skips."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def peak_memory_gb() -> float:

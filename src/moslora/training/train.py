@@ -36,6 +36,7 @@ from moslora.runs.origin import Origin, predecessor_of
 from moslora.runs.resuming import newest_saved
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing
+from moslora.training.launch import refuse_too_many_processes
 from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.questions import validation_questions
@@ -59,19 +60,15 @@ def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
         MosloraError: nothing was learned, the GPU is out of memory, or the disk is full; the last checkpoint is intact.
     """
     smaller = "a smaller training.micro_batch_tokens or model.gradient_checkpointing=true"
-    lock: AbstractContextManager[Any] = nullcontext()
-    if is_main_process():
-        lock = locked(run.path, shared=(RUN,))
+    lock: AbstractContextManager[Any] = locked(run.path, shared=(RUN,)) if is_main_process() else nullcontext()
     with lock, or_out_of_memory(f"out of GPU memory; use {smaller}"):
         take_gpu()
         if is_main_process():
             if not resuming:
                 refuse_used(run.path)  # by a process that was faster
             remove_leftovers(run.path / CHECKPOINTS)
-        _refuse_too_many_processes(rows=recipe.training.global_batch_size)
-        saved = None
-        if resuming:
-            saved = newest_saved(run, recipe)
+        refuse_too_many_processes(world_size(), rows=recipe.training.global_batch_size)
+        saved = newest_saved(run, recipe) if resuming else None
         facts = agreed_by_processes(recipe, saved)
         start: AdapterFolder | Continued | None = saved
         if saved is None:
@@ -108,16 +105,6 @@ def _already_finished(run: Run, saved: AdapterFolder) -> Path:
     return saved.path
 
 
-def _refuse_too_many_processes(*, rows: int) -> None:
-    """Refuses more processes than a step has rows. All other numbers divide them, if not evenly."""
-    processes = world_size()
-    if processes > rows:
-        raise UsageError(
-            f"{processes} processes are too many for {rows} rows per step; start {rows} or fewer, or set"
-            f" training.global_batch_size={processes}"
-        )
-
-
 def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str, Any]:
     """What must be the same on every process, before each has looked at base and rows."""
     facts = recipe.values(*KEPT)
@@ -145,17 +132,11 @@ def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued |
         )
     liger.agree()
     parts, data = prepare(accelerator, recipe, start, inputs=inputs)
-    predecessor = None
-    if start is not None:
-        predecessor = start.predecessor
-    asked_before = None
-    if isinstance(start, AdapterFolder):
-        asked_before = start.manifest.get(QUESTIONS)
+    predecessor = start.predecessor if start is not None else None
+    asked_before = start.manifest.get(QUESTIONS) if isinstance(start, AdapterFolder) else None
     questions = validation_questions(parts.model, inputs.tokenizer, recipe, data, count=asked_before)
     training = Training(run, recipe, parts, data, Validator(data.validation, questions), predecessor)
-    first_step = 0
-    if isinstance(start, AdapterFolder):
-        first_step = training.resume(start)
+    first_step = training.resume(start) if isinstance(start, AdapterFolder) else 0
     training.begin()
     done = training.train(first_step)
     return training.finish(done)
@@ -207,16 +188,13 @@ class Training:
             changed = changed_encoding(manifest, now.encoding) or "the code that encodes them"
             raise UsageError(f"{self.run.path}: the training rows have other tokens now: {changed} changed; {fix}")
         say(f"resuming after step {manifest['step']} of {len(self.parts.plan)}")
-        engine = manifest.get(ENGINE, self.parts.engine.name)
-        if engine != self.parts.engine.name:
-            note(f"the engine was {engine} and is now {self.parts.engine.name}, so the result may differ by rounding")
-        before = f"{manifest['processes']} × {manifest['micro_batch_tokens']}"
-        today = f"{self.parts.accelerator.num_processes} × {self.parts.micro_batch_tokens}"
-        if before != today:
-            note(
-                f"processes × tokens of a micro-batch were {before} and are now {today}: dropout and rounding differ,"
-                " so the result may differ from that of an uninterrupted run"
-            )
+        facts = self.facts(steps=0)
+        for key in ("processes", "micro_batch_tokens", ENGINE):
+            if manifest.get(key, facts[key]) != facts[key]:
+                note(
+                    f"{key} was {manifest[key]} and is now {facts[key]}: dropout or rounding differ, so the result may"
+                    " differ from that of an uninterrupted run"
+                )
         return int(manifest["step"])
 
     def begin(self) -> None:
@@ -323,7 +301,7 @@ class Training:
         is_best = selection.add(step, found.value(selection.best.by))
         tracker.validated = [selection.so_far, *found.fields]
         line = [f"step {step}/{len(self.parts.plan)}", *found.fields]
-        remark = selection.remark(step, start=self.run.validation_at_start(selection.best.by))
+        remark = selection.remark(step)
         if remark:
             line.append(remark)
         say("  ".join(line))

@@ -1,7 +1,5 @@
 """Validations: the loss of the held-out training rows, and the accuracy of those that are asked as questions."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -88,11 +86,14 @@ class Validator:
 
     def measure(self, parts: Parts) -> Validation:
         """Validates the model of ``parts`` as it is. No random number is drawn, and nothing of the training changes."""
-        with _without_dropout(parts):
+        objective = parts.accelerator.unwrap_model(parts.objective)
+        objective.eval()  # without dropout
+        try:
             loss = self.loss(parts)
-            if self.questions is None:
-                return Validation(loss)
-            return Validation(loss, _answered(self.questions))
+            return Validation(loss, _answered(self.questions) if self.questions else None)
+        finally:
+            objective.train()
+            describe_batch(objective)  # its adapters know of no batch
 
     @torch.no_grad()
     def loss(self, parts: Parts) -> float:
@@ -103,18 +104,6 @@ class Validator:
             loss, _ = objective(parts.micro_batch(batch, training=False))
             total += loss
         return float(parts.accelerator.reduce(total, reduction="sum")) / self.rows.label_count()
-
-
-@contextmanager
-def _without_dropout(parts: Parts) -> Iterator[None]:
-    """The model in evaluation mode; afterwards in training mode, and its adapters know of no batch."""
-    objective = parts.accelerator.unwrap_model(parts.objective)
-    objective.eval()
-    try:
-        yield
-    finally:
-        objective.train()
-        describe_batch(objective)
 
 
 def _answered(questions: PreparedQuestions) -> Mean:
