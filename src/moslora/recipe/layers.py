@@ -145,9 +145,10 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
     """Makes the local files of own tasks relative to the working folder, and a source of rows that lies in ``folder``,
     beside the recipe; any other is taken from the working folder."""
     data = values.get("data")
-    source = data.get("source") if isinstance(data, dict) else None
-    if isinstance(source, str) and re.search("[./]", source) and os.path.exists(folder / source):  # no keyword
-        data["source"] = os.path.normpath(folder / source)
+    if isinstance(data, dict) and isinstance(data.get("source"), str):
+        source = data["source"]
+        if re.search("[./]", source) and os.path.exists(folder / source):  # no keyword
+            data["source"] = os.path.normpath(folder / source)
     tasks = values.get("tasks")
     if not isinstance(tasks, dict):
         return
