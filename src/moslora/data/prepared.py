@@ -181,7 +181,8 @@ class RunRows:
                 return found
             made = self._make()
             try:
-                _write(made, folder)
+                if self._read(folder) is None:  # another machine may have written them meanwhile
+                    _write(made, folder)
             except (MosloraError, OSError) as error:
                 note(f"the prepared rows could not be cached: {first_line(error)}")
         return made
