@@ -16,7 +16,7 @@ OVER_SEEDS = "± over seeds"
 
 
 def rate_table(curves: Sequence[Curve]) -> list[list[str]]:
-    """Arms × rates: the mean validation loss of the seeds that are done; a * marks the choice."""
+    """Arms × rates: the mean validation loss, ± half the range where there are several seeds; a * marks the choice."""
     rates = sorted({rate for curve in curves for rate in curve.losses})
     rows = [["validation loss at learning rate", *(f"{rate:g}" for rate in rates)]]
     for curve in curves:
@@ -29,11 +29,18 @@ def _losses_in_words(curve: Curve, rate: float) -> str:
     if rate not in curve.losses:
         return ""
     losses = curve.losses[rate]
-    if not losses:
-        return "*" if rate == curve.best else "–"
-    mean = fmean(losses)
-    said = f"{mean:.4f}" if math.isfinite(mean) else "not finite"
-    return f"{said} *" if rate == curve.best else said
+    words = []
+    if losses and not math.isfinite(sum(losses)):
+        words.append("not finite")
+    elif losses:
+        words.append(f"{fmean(losses):.4f}")
+        if len(losses) > 1:
+            words.append(f"± {(max(losses) - min(losses)) / 2:.4f}")
+    if 0 < len(losses) < curve.seeds:
+        words.append(f"({len(losses)} of {curve.seeds})")
+    if rate == curve.best:
+        words.append("*")
+    return " ".join(words) or "–"
 
 
 def score_table(
@@ -54,7 +61,9 @@ def score_table(
     rows = [titles]
     for curve in curves:
         runs = scored[curve.arm]
-        rate = f"{curve.best:g}" if curve.best is not None else "not chosen"
+        rate = "not chosen"
+        if curve.best is not None:
+            rate = f"{curve.best:g}"
         cells = [curve.arm, rate, f"{len(runs)}/{seeds}"]
         for outcome in outcomes:
             cells.append(mean_over_seeds(runs, outcome))
