@@ -63,10 +63,8 @@ def factor_a(kind: str, **options: Any) -> Tensor:
 
 def matrices() -> dict[str, list[Tensor]]:
     """By picture: what it shows."""
-    one = token(1)
-    other = token(5)
-    dense = drawn("token-gate", experts=PARTS)
-    sparse = drawn("token-gate", experts=PARTS, top_k=2)
+    one, other = token(1), token(5)
+    dense, sparse = (drawn("token-gate", experts=PARTS, top_k=top_k) for top_k in (None, 2))
     inside = drawn("gate-inside", experts=PARTS)
     found = {
         "lora": [static("identity")],
@@ -77,10 +75,8 @@ def matrices() -> dict[str, list[Tensor]]:
         "crossed": [static("butterfly", blocks=2), static("butterfly", blocks=3)],
         "learned": [static("kronecker", blocks=PARTS), static("dense")],
     }
-    steps = [found[name][0] for name in ("lora", "experts", "gates-inside", "split-r", "crossed")]
-    steps.append(found["learned"][1])
-    found["steps"] = steps
-    return found
+    first = [found[name][0] for name in ("lora", "experts", "gates-inside", "split-r", "crossed")]
+    return found | {"steps": [*first, found["learned"][1]]}
 
 
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -123,18 +119,25 @@ def systems_table() -> str:
     """What each system's M is, holds and costs; LoRA's own numbers, and the others' in addition to them."""
     header = ["", "M depends on x", "experts used for a token", "non-zero entries of M", "parameters"]
     rows = [[*header, "operations in training", "merges", "operations in use"]]
+    of_lora = (0, 0)
     for name, options in SYSTEMS.items():
         mixer = drawn(rank=TABLE_RANK, in_features=D, **options)
-        rows.append([name, *what_m_is(mixer), *what_it_costs(layer_of(mixer), first=name == "LoRA")])
+        layer = layer_of(mixer)
+        counts = (parameters(layer), operations(layer))
+        cells = [f"{count - first:+,}".replace("-", "−") for count, first in zip(counts, of_lora, strict=True)]
+        if name == "LoRA":
+            of_lora = counts
+            cells = [f"{count:,}" for count in counts]
+        rank = merged_rank(layer)
+        merges = ["nothing", f"{counts[1]:,}"] if rank is None else [f"all, as LoRA of rank {rank}", "0"]
+        rows.append([name, *what_m_is(mixer), *cells, *merges])
     return markdown(rows)
 
 
 def what_m_is(mixer: Mixer) -> list[str]:
     """Whether M depends on x, which of the experts it uses, and how many of its entries are not 0."""
     m = matrix_at(mixer, token(1, D))
-    depends = "yes"
-    if m.equal(matrix_at(mixer, token(5, D))):
-        depends = "no"
+    depends = "no" if m.equal(matrix_at(mixer, token(5, D))) else "yes"
     strands = getattr(mixer, "blocks", TABLE_RANK)  # each alone, where none are grouped
     experts = getattr(mixer, "experts", strands)
     of_expert = (m != 0).unflatten(1, (experts, -1))  # (r, experts, strands of an expert)
@@ -143,33 +146,8 @@ def what_m_is(mixer: Mixer) -> list[str]:
     return [depends, f"{sparsity}, {used} of {experts}", f"{int(m.count_nonzero())} of {m.numel()}"]
 
 
-def what_it_costs(layer: AdapterLinear, *, first: bool) -> list[str]:
-    """Parameters and operations in training, in LoRA's row and against it; whether it merges; operations in use."""
-    plain = layer_of(drawn("identity", rank=TABLE_RANK, in_features=D))
-    in_training = operations(layer)
-    rank = merged_rank(layer)
-    merges = "nothing"
-    in_use = in_training
-    if rank is not None:
-        merges = f"all, as LoRA of rank {rank}"
-        in_use = 0
-    return [
-        against(parameters(layer), parameters(plain), first=first),
-        against(in_training, operations(plain), first=first),
-        merges,
-        f"{in_use:,}",
-    ]
-
-
 def parameters(layer: AdapterLinear) -> int:
     return sum(weight.numel() for weight in layer.parameters() if weight.requires_grad)
-
-
-def against(value: int, of_lora: int, *, first: bool) -> str:
-    """The number itself in LoRA's row, its difference from LoRA's in the others."""
-    if first:
-        return f"{value:,}"
-    return f"{value - of_lora:+,}".replace("-", "−")
 
 
 def halves_and_thirds_table() -> str:
@@ -179,17 +157,10 @@ def halves_and_thirds_table() -> str:
         mixer = drawn("butterfly", rank=RANK, in_features=D, blocks=count)
         m = mixer.matrix()
         layer = layer_of(mixer)
-        rank = int(torch.linalg.matrix_rank(m))
-        rate = torch.linalg.matrix_norm(m, 2)
-        rows.append(
-            [
-                f"r/{count}, `blocks: {count}`",
-                f"{int(m.count_nonzero())} of {m.numel()}",
-                f"{parameters(layer):,}",
-                str(merged_rank(layer)),
-                f"{rank}, at {rate:.0f} × the learning rate",
-            ]
-        )
+        trains_as = f"{torch.linalg.matrix_rank(m)}, at {torch.linalg.matrix_norm(m, 2):.0f} × the learning rate"
+        filled = f"{int(m.count_nonzero())} of {m.numel()}"
+        name = f"r/{count}, `blocks: {count}`"
+        rows.append([name, filled, f"{parameters(layer):,}", str(merged_rank(layer)), trains_as])
     return markdown(rows)
 
 

@@ -6,7 +6,8 @@ layers, the mixers and their folding are the package's own, so the results hold 
 
 import copy
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -56,51 +57,45 @@ class Problem:
     batches: Tensor  # (STEPS, rows of a batch), indices
 
 
-def _random(*shape: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
 @cache
 def problem() -> Problem:
-    generator = torch.Generator().manual_seed(0)
-    shapes = list(zip(WIDTHS[1:], WIDTHS[:-1], strict=True))
-    weights = tuple(_random(*shape, generator=generator) / shape[1] ** 0.5 for shape in shapes)
-    teacher = []
-    for weight in weights:
-        left = _random(weight.shape[0], 3, generator=generator)
-        right = _random(3, weight.shape[1], generator=generator)
-        teacher.append(weight + left @ right / 6)
-    x = _random(96, WIDTHS[0], generator=generator)
-    y = torch.tanh(x @ teacher[0].T) @ teacher[1].T
+    generator = seeded(0)
+    random = partial(torch.randn, generator=generator, dtype=torch.float64)
+    weights = tuple(random(d_out, d_in) / d_in**0.5 for d_in, d_out in pairwise(WIDTHS))
+    first, second = (weight + random(len(weight), 3) @ random(3, weight.shape[1]) / 6 for weight in weights)
+    x = random(96, WIDTHS[0])
+    y = torch.tanh(x @ first.T) @ second.T
     batches = torch.randint(len(x), (STEPS, 24), generator=generator)
     return Problem(weights, x, y, batches)
 
 
 def draw_a(rank: int = RANK, *, seed: int = 1) -> tuple[Tensor, ...]:
     """Gaussian, of the same variance as U(±1/√d_in), so that its distribution is the same after any rotation."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(_random(rank, width, generator=generator) / (3 * width) ** 0.5 for width in WIDTHS[:-1])
+    random = partial(torch.randn, generator=seeded(seed), dtype=torch.float64)
+    return tuple(random(rank, width) / (3 * width) ** 0.5 for width in WIDTHS[:-1])
 
 
 def draw_orthogonal(rank: int = RANK, *, seed: int = 2) -> tuple[Tensor, ...]:
     """One orthogonal matrix a layer, uniformly distributed."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     empty = [torch.empty(rank, rank, dtype=torch.float64) for _ in WIDTHS[:-1]]
     return tuple(nn.init.orthogonal_(m, generator=generator) for m in empty)
 
 
-def draw_signed_permutation(*, seed: int = 3) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
+def draw_signed_permutation() -> tuple[Tensor, ...]:
+    generator = seeded(3)
     shift = torch.eye(RANK, dtype=torch.float64).roll(1, 0)  # moves every row, whatever the draw
-    draws = [torch.randint(2, (RANK, 1), generator=generator) * 2 - 1 for _ in WIDTHS[:-1]]
-    return tuple(signs * shift for signs in draws)
+    return tuple((torch.randint(2, (RANK, 1), generator=generator) * 2 - 1) * shift for _ in WIDTHS[:-1])
 
 
-def draw_kaiming(*, seed: int = 4) -> tuple[Tensor, ...]:
+def draw_kaiming() -> tuple[Tensor, ...]:
     """U(±1/√r), as a MoSLoRA mixer starts."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = [torch.rand(RANK, RANK, generator=generator, dtype=torch.float64) for _ in WIDTHS[:-1]]
-    return tuple((2 * draw - 1) / RANK**0.5 for draw in draws)
+    draws = torch.rand(len(WIDTHS) - 1, RANK, RANK, generator=seeded(4), dtype=torch.float64)
+    return tuple((2 * draws - 1) / RANK**0.5)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def dense(a: tuple[Tensor, ...], ms: tuple[Tensor, ...], *, learned: bool) -> Start:
@@ -124,8 +119,7 @@ def folded(start: Start, *, gain: float = 1.0) -> Start:
     """LoRA from Â = gain · M · A, or from the smaller equal pair where the mixer has one (a butterfly's A₁ + A₂)."""
     factors = []
     for a, mixer in zip(start.a, start.mixers, strict=True):
-        b = torch.zeros(1, mixer.rank_out, dtype=a.dtype)
-        folded_a, _ = mixer.fold(a, b)
+        folded_a, _ = mixer.fold(a, torch.zeros(1, mixer.rank_out, dtype=a.dtype))
         factors.append(gain * folded_a)
     return lora(tuple(factors))
 
@@ -137,9 +131,7 @@ def train(start: Start, rule: Rule, *, repeat: int = 1) -> Trajectory:
     first, second = layers
     a = [layer.lora_a for layer in layers]
     b = [layer.lora_b for layer in layers]
-    m = []
-    for layer in layers:
-        m += [weight for weight in layer.mixer.parameters() if weight.requires_grad]
+    m = [weight for layer in layers for weight in layer.mixer.parameters() if weight.requires_grad]
     optimizer = replace(rule, lr=rule.lr / repeat).build(a=a, b=b, m=m)
     deltas = []
     states = []

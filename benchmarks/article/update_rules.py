@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,26 +39,20 @@ class Rule:
     def build(self, *, a: list[nn.Parameter], b: list[nn.Parameter], m: list[nn.Parameter]) -> Optimizer:
         """The optimizer over the three kinds of factors; an empty list is left out."""
         group_a = {"params": a, "lr": self.lr * self.rate_a, "weight_decay": self.decay / self.rate_a}
-        group_b = {"params": b, "lr": self.lr, "weight_decay": self.decay}
-        groups = [group_a, group_b]
+        groups = [group_a, {"params": b, "weight_decay": self.decay}]
         if m:
-            groups.append({"params": m, "lr": self.lr, "weight_decay": 0.0})
-        match self.kind:
-            case "sgd":
-                return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.nesterov)
-            case "adam" | "adamw":
-                for group in groups:
-                    group["eps"] = self.eps
-                group_a["eps"] = self.eps * self.eps_a
-                if self.kind == "adam":
-                    return torch.optim.Adam(groups)
-                return torch.optim.AdamW(groups)
-            case "lion":
-                return Lion(groups)
-            case "muon":
-                return Muon(groups, momentum=self.momentum)
-            case "torch-muon":
-                return torch.optim.Muon(groups, momentum=self.momentum, nesterov=False)
+            groups.append({"params": m, "weight_decay": 0.0})
+        if self.kind == "sgd":
+            return torch.optim.SGD(groups, self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        if self.kind == "lion":
+            return Lion(groups, {"lr": self.lr})
+        if self.kind == "muon":
+            return Muon(groups, {"lr": self.lr, "momentum": self.momentum})
+        if self.kind == "torch-muon":
+            return torch.optim.Muon(groups, self.lr, momentum=self.momentum, nesterov=False)
+        group_a["eps"] = self.eps * self.eps_a
+        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.kind]
+        return optimizer(groups, self.lr, eps=self.eps)
 
     def clip(self, parameters: Iterable[nn.Parameter]) -> None:
         """In place on the gradients, by value and by norm."""
@@ -78,41 +72,32 @@ class Rule:
 class _Decoupled(Optimizer):
     """p ← (1 − ηλ) p − η u, where a subclass says what u is."""
 
-    def update(self, gradient: Tensor, state: dict[str, Tensor]) -> Tensor:
+    def update(self, gradient: Tensor, m: Tensor, group: dict[str, Any]) -> Tensor:
         raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
-                state = self.state[parameter]
-                if not state:
-                    state["m"] = torch.zeros_like(parameter)
+                m = self.state[parameter].setdefault("m", torch.zeros_like(parameter))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(group["lr"] * self.update(parameter.grad, state))
+                parameter.sub_(group["lr"] * self.update(parameter.grad, m, group))
 
 
 class Lion(_Decoupled):
     """u = sign(β₁ m + (1 − β₁) g), then m ← β₂ m + (1 − β₂) g (arXiv 2302.06675); β = (0.9, 0.99)."""
 
-    def __init__(self, groups: list[dict[str, object]]) -> None:
-        super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0})
-
-    def update(self, gradient: Tensor, state: dict[str, Tensor]) -> Tensor:
-        direction = torch.lerp(gradient, state["m"], 0.9).sign()
-        state["m"].lerp_(gradient, 0.01)
+    def update(self, gradient: Tensor, m: Tensor, group: dict[str, Any]) -> Tensor:
+        direction = torch.lerp(gradient, m, 0.9).sign()
+        m.lerp_(gradient, 0.01)
         return direction
 
 
 class Muon(_Decoupled):
     """u = polar(m), m ← μ m + g, with the exact polar factor (torch's own iterates towards one in bfloat16)."""
 
-    def __init__(self, groups: list[dict[str, object]], *, momentum: float) -> None:
-        super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0})
-        self.momentum = momentum
-
-    def update(self, gradient: Tensor, state: dict[str, Tensor]) -> Tensor:
-        return polar(state["m"].mul_(self.momentum).add_(gradient))
+    def update(self, gradient: Tensor, m: Tensor, group: dict[str, Any]) -> Tensor:
+        return polar(m.mul_(group["momentum"]).add_(gradient))
 
 
 def polar(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch.nn import functional
 from benchmarks import DOCS, ROOT
 from benchmarks.commands import command
 from benchmarks.gpu.operations import ACHIEVED, DEVICES, Ledger, estimate
-from benchmarks.gpu.race import ROWS, adapted, lengths, random_model, step_rows
+from benchmarks.gpu.race import ROWS, TINY, adapted, lengths, random_model, step_rows
 from benchmarks.speed.contestants import features, our_parts, padded, with_lora
 from benchmarks.tables import machine, markdown, publish, spread
 from benchmarks.timing import seconds
@@ -43,26 +43,18 @@ CPU = torch.device("cpu")
 STEP = 8
 """Of `race.step_rows` the one whose tokens, 1,749, and padding are most like the mean of the first thirty."""
 
-Made = tuple[nn.Module, Callable[[int], Any]]  # a model, and so many steps of training it
+Made = tuple[nn.Module, Callable[[], object]]  # a model, and a step of training it
 
 
 def ours(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any]) -> Made:
-    """By `moslora.training.loop.train`."""
+    """By `moslora.training.loop.train`, for a step. Reports and checkpoints go nowhere."""
     from moslora.training.loop import train
 
     recipe, model = adapted("adapter.dropout=0.05", on=on, sizes=sizes)
-    parts = replace(our_parts(model, recipe.training), rows=rows)
-
-    def nothing(*_: Any, **__: Any) -> bool:
-        """Reports and checkpoints go nowhere; no validation, and no stop."""
-        return False
-
-    def steps(count: int) -> None:
-        plan = StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=None, max_steps=count, seed=0)
-        told: dict[str, Any] = dict.fromkeys(("report", "checkpoint", "validate", "stop_requested"), nothing)
-        train(replace(parts, plan=plan), first_step=0, **told)
-
-    return model, steps
+    plan = StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=None, max_steps=1, seed=0)
+    parts = replace(our_parts(model, recipe.training), rows=rows, plan=plan)
+    told: Any = dict.fromkeys(("report", "checkpoint", "validate", "stop_requested"), lambda *_, **__: False)
+    return model, partial(train, parts, first_step=0, **told)
 
 
 def peft(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any]) -> Made:
@@ -79,15 +71,14 @@ def peft(rows: Sequence[Encoded], *, on: torch.device, sizes: Mapping[str, Any])
     if on != CPU:
         batch = {key: value.pin_memory() for key, value in batch.items()}
 
-    def steps(count: int) -> None:
-        for _ in range(count):
-            on_device = {key: x.to(on, non_blocking=True) for key, x in batch.items()}
-            accelerate.backward(prepared(**on_device).loss)
-            accelerate.clip_grad_norm_(learned, 1.0)
-            optimizer.step()
-            prepared.zero_grad()
+    def step() -> None:
+        on_device = {key: x.to(on, non_blocking=True) for key, x in batch.items()}
+        accelerate.backward(prepared(**on_device).loss)
+        accelerate.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        prepared.zero_grad()
 
-    return model, steps
+    return model, step
 
 
 CONTESTANTS: dict[str, Callable[..., Made]] = {
@@ -115,11 +106,11 @@ def pretended(contestant: str, sizes: Mapping[str, Any], count: int) -> Ledger:
     pretend_kit.held_on = torch.device("meta")
     liger.installed = lambda: not contestant.endswith(":torch")  # which has no need of it
     rows = step_rows(STEP, sizes["vocab_size"])[:count]
-    model, steps = made(contestant, rows, on=pretend_kit.DEVICE, sizes=sizes)
-    steps(1)
+    model, step = made(contestant, rows, on=pretend_kit.DEVICE, sizes=sizes)
+    step()
     seen = Ledger(model)
     with pretend_kit.watch(seen):
-        steps(1)
+        step()
     return seen
 
 
@@ -177,13 +168,7 @@ def one_kernel(*arguments: Any, **options: Any) -> Tensor:
     return _OneKernel.apply(*inputs)
 
 
-NARROW = LLAMA | {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "vocab_size": 1024,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+NARROW = LLAMA | TINY | {"num_hidden_layers": LLAMA["num_hidden_layers"]}
 """Sizes of a model whose products take no time."""
 
 
@@ -199,10 +184,10 @@ def measure_host(repetitions: int) -> None:
     steps = {}
     for name in took:
         _, steps[name] = made(name, rows, on=CPU, sizes=NARROW)
-        steps[name](1)
+        steps[name]()
     for turn in range(repetitions):
         for name in sorted(took, reverse=turn % 2 == 1):
-            took[name].append(1e3 * seconds(partial(steps[name], 2), time.process_time) / 2)
+            took[name].append(1e3 * seconds(steps[name], time.process_time))
     for name, milliseconds in took.items():
         print(f"{name}: {spread(milliseconds)} ms a step")
     print(machine())

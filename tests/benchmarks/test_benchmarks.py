@@ -99,24 +99,6 @@ def test_gates_begin_with_smaller_steps_than_lora(tmp_path: Path) -> None:
     assert first_step("methods/moslora", tmp_path) == first_step("methods/controls/moslora-folded", tmp_path)
 
 
-class CountedLinear(nn.Linear):
-    """Notes the shapes that it multiplies."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen = [*getattr(self, "seen", []), tuple(x.shape)]
-        return super().forward(x)
-
-
-@pytest.mark.parametrize(("dropout", "training"), [(0.1, True), (0.1, False), (0.0, True)])
-def test_dora_multiplies_by_the_base_as_often_as_the_page_says(dropout: float, training: bool) -> None:
-    model = nn.ModuleDict({"q_proj": CountedLinear(24, 40)})
-    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj"], dropout=dropout, dora=True)
-    base = model.train(training)["q_proj"].base
-    base.seen = []
-    model["q_proj"](torch.randn(3, 5, 24))
-    assert sorted(base.seen) == sorted([(3, 5, 24), (4, 24), *[(3, 5, 24)] * (dropout > 0 and training)])
-
-
 def test_pairs_are_timed_in_turns() -> None:
     calls: list[str] = []
     one, other = alternate(lambda: calls.append("a"), lambda: calls.append("b"), repetitions=3, warmup=1)
@@ -156,34 +138,16 @@ def test_what_was_measured_by_the_same_code_is_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-
-    def measure(method: Method) -> methods.Found:
-        measured.append(method.recipe)
-        folder = methods.folder_of(method)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe_text(method.recipe, steps=4), encoding="utf-8")
-        found = {"made_with": methods.made_with(folder)}
-        (folder / methods.KEPT).write_text(json.dumps(found), encoding="utf-8")
-        return found
-
+    method, *_ = METHODS
     monkeypatch.setattr(methods, "WORK", tmp_path)
-    monkeypatch.setattr(methods, "measure", measure)
-    monkeypatch.setattr(methods, "table", lambda results: "")
-    monkeypatch.setattr(methods, "METHODS", METHODS[:3])
-    for some in (METHODS[1:2], METHODS[:2], METHODS[:2]):
-        methods.main(methods=tuple(method.recipe for method in some), print_only=True)
-    assert measured == ["lora", METHODS[1].recipe]
+    folder = methods.folder_of(method)
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(recipe_text(method.recipe, steps=4), encoding="utf-8")
+    found = {"made_with": methods.made_with(folder)}
+    (folder / methods.KEPT).write_text(json.dumps(found), encoding="utf-8")
+    monkeypatch.setattr(methods, "measure", lambda method: measured.append(method.recipe))
+    monkeypatch.setattr(methods, "table", str)
+    methods.main(print_only=True)
+    assert measured == [method.recipe for method in METHODS[1:]]
     monkeypatch.setattr(methods, "code", lambda: "another")
-    methods.main(methods=("lora",), print_only=True)
-    assert measured[2:] == ["lora"]
-
-
-def test_every_table_of_a_document_is_measured() -> None:
-    """Between its markers each has a header, a row and the machine it is from, or says that it is an estimate."""
-    found = {}
-    for page in (ROOT / "docs").glob("*.md"):
-        found |= dict(re.findall(r"<!-- (\w+) table -->(.*?)<!-- /\1 table -->", page.read_text("utf-8"), re.S))
-    measured = {"methods", "latency", "step", "training", "evaluation", "steps", "loading", "merging", "busy"}
-    assert found.keys() == measured | {"serving", "vllm", "generation", "roofline"}
-    for name, text in found.items():
-        assert len(re.findall(r"^\| .* \|$", text, re.M)) > 2 and ("torch " in text or "ESTIMATE" in text), name
+    assert methods.kept(method) is None

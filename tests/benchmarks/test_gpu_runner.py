@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
 from benchmarks.gpu import runner as gpu
-from benchmarks.speed.contestants import our_step, padded
+from benchmarks.speed.contestants import features, our_step, padded
 from forked_kit import python
 from moslora.adapters import inject
 from moslora.data.encode import Encoded
-from moslora.data.steps import collate
 from moslora.recipe import TrainingSection
-from moslora.training.objective import LabelLoss
 from reference import tiny_llama
 
 STUBBORN = """
@@ -97,23 +96,21 @@ def test_each_test_is_written_down_as_it_ends(tmp_path: Path) -> None:
     assert "assert 1 == 2" in found["test_fails"]["message"] and "no reason" in found["test_skipped"]["message"]
 
 
-def test_all_parts_end_in_time_and_are_summed_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_parts_end_in_time_and_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "carried-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("carried/__init__.py", "")
     speeds = {"ours": 8.0, "peft:rows": 4.0, "peft:length": 10.0}
     asked: list[float] = []
 
     def run_part(command: list[str], *, until: float, log: Path, environment: dict[str, str]) -> dict[str, Any]:
-        places = [Path(place) for place in environment["PYTHONPATH"].split(os.pathsep)]
-        assert places[0] == gpu.ROOT / "src" and (places[1] / "carried" / "__init__.py").exists()
-        part, records = command[-2:]
+        ours, carried = map(Path, environment["PYTHONPATH"].split(os.pathsep)[:2])
+        assert ours == gpu.ROOT / "src" and (carried / "carried" / "__init__.py").exists()
         assert environment.get("CUDA_VISIBLE_DEVICES") == "3"
         assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
         asked.append(until - time.monotonic())
+        part, records = command[-2:]
+        found = {"rows_per_second": speeds[part]} if part in speeds else {"failed": int(part == "tests")}
         with open(records, "a") as file:
-            found = {"rows_per_second": speeds[part]} if part in speeds else {"failed": int(part == "tests")}
             file.write(json.dumps({"part": part, "found": found}) + "\n")
         return {"seconds": 1.0}
 
@@ -125,34 +122,34 @@ def test_all_parts_end_in_time_and_are_summed_up(
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["ours_is"] == {"peft:rows": 2.0, "peft:length": 0.8}
     assert result["parts"]["tests"] == {"failed": 1, "seconds": 1.0} and "sharded" not in result["parts"]
-    assert result["wheels"] == ["carried-1.0-py3-none-any.whl"] and capsys.readouterr().out.startswith("check: ")
+    assert result["wheels"] == ["carried-1.0-py3-none-any.whl"]
     assert sum(limit for part, limit in gpu.LIMITS.items() if part != "sharded") == 480
 
 
+TEXTS = [torch.randint(3, 320, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 17, 9)]
+ROWS = [Encoded(str(number), "none", text, text, truncated=False) for number, text in enumerate(TEXTS)]
+
+
+def loss_of_each_alone(model: Any) -> Tensor:
+    """The mean over all labels, by transformers' own loss."""
+    losses = [model(torch.tensor([text]), labels=torch.tensor([text])).loss * (len(text) - 1) for text in TEXTS]
+    return torch.stack(losses).sum().detach() / sum(len(text) - 1 for text in TEXTS)
+
+
 def test_the_contestants_have_one_loss() -> None:
-    """Rows end to end, and padded without a mask, against each row alone: the mean over the labels."""
+    """Rows end to end, and padded without a mask."""
     model = tiny_llama()
     model.config.use_cache = False  # as the Trainer sets it: with a cache rows end to end would see each other
-    generator = torch.Generator().manual_seed(0)
-    texts = [torch.randint(3, 320, (length,), generator=generator).tolist() for length in (5, 17, 9)]
-    labels = sum(len(text) - 1 for text in texts)
     with torch.no_grad():
-        alone = [(len(text) - 1) * model(torch.tensor([text]), labels=torch.tensor([text])).loss for text in texts]
-        batch = [{"input_ids": text, "labels": text} for text in texts]
-        found = [model(**together(batch)).loss for together in (padded, DataCollatorWithFlattening())]
-        rows = [Encoded(str(n), "none", text, text, truncated=False) for n, text in enumerate(texts)]
-        found.append(LabelLoss(model)(collate(rows, device=torch.device("cpu")))[0] / labels)
-    torch.testing.assert_close(torch.stack(found), (sum(alone) / labels).expand(3))
+        found = [model(**together(features(ROWS))).loss for together in (padded, DataCollatorWithFlattening())]
+    torch.testing.assert_close(torch.stack(found), loss_of_each_alone(model).expand(2))
 
 
 def test_our_steps_in_the_race_learn_from_their_rows() -> None:
-    """Against transformers' own loss of the same tokens, before the first step."""
     model = tiny_llama()
-    ids = [[5, 9, 30, 7, 11, 3], [4, 8, 21, 40]]
-    labels = [model(torch.tensor([row]), labels=torch.tensor([row])).loss * (len(row) - 1) for row in ids]
+    expected = loss_of_each_alone(model)
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj", "down_proj"])
-    rows = [Encoded(str(n), "boolq", row, row, truncated=False) for n, row in enumerate(ids)]
     step = our_step(model, TrainingSection(learning_rate=0.05))
-    losses = [step(rows) for _ in range(5)]
-    assert losses[0] == pytest.approx(float(sum(labels)) / 8, rel=1e-5)
+    losses = [step(ROWS) for _ in range(5)]
+    assert losses[0] == pytest.approx(float(expected), rel=1e-5)
     assert losses[-1] < losses[0] - 0.01

@@ -276,7 +276,7 @@ def test_polar_factor_and_lion_are_what_they_are_called() -> None:
     torch.testing.assert_close(polar(q @ x), q @ polar(x), rtol=0, atol=1e-12)
     assert polar(torch.zeros(3, 5)).norm() == 0
     parameter = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    lion = Lion([{"params": [parameter], "lr": 0.1, "weight_decay": 0.5}])
+    lion = Lion([{"params": [parameter], "lr": 0.1, "weight_decay": 0.5}], {})
     for gradient, expected in ((2.0, 0.95 - 0.1), (-0.1, 0.95 * 0.85 - 0.1), (-0.5, 0.95 * 0.7075 + 0.1)):
         parameter.grad = torch.tensor([gradient], dtype=torch.float64)
         lion.step()

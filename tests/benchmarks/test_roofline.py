@@ -161,16 +161,6 @@ def test_which_kernels_are_slow() -> None:
     assert sum(drawn for _, _, drawn in found[8:]) >= 40_000
 
 
-def test_the_parts_of_a_step_are_timed() -> None:
-    """On a CPU by its operations."""
-    parts = Counter[str]()
-    model = OneLayer().requires_grad_(False)
-    x = torch.randn(400, IN, requires_grad=True)
-    with Watched(Ledger(model)):
-        times = kernels(lambda: model(x).backward(torch.ones(400, VOCABULARY)), parts)
-    assert parts[PRODUCTS] > 0 and parts[OUTPUT] > 0 and {name for name, _ in times} >= {"aten::mm"}
-
-
 def test_the_parts_of_a_step_on_a_gpu_are_timed_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As torch's profiler has it: each part also as a span on the device, and a kernel once with its operation, once
     by itself. 3 + 4 µs in the part, and 5 outside."""
