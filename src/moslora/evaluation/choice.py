@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from moslora.base.engines import Batch
 from moslora.errors import MosloraError, some
-from moslora.evaluation.scorer import OptionScorer, Question
+from moslora.evaluation.scorer import Laid, OptionScorer, Question
 from moslora.kernels.rows import common_prefix
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.outcomes import log_softmax
@@ -43,7 +42,7 @@ class Choice(OptionScorer):
     def length(self, question: Question) -> int:
         return len(question.inputs[0])
 
-    def lay(self, questions: Sequence[Question]) -> tuple[Batch, list[int], list[int]]:
+    def lay(self, questions: Sequence[Question]) -> Laid:
         batch = self.engine.lay([[question.inputs[0] for question in questions]], self.model.device)
         places: list[int] = []
         targets: list[int] = []

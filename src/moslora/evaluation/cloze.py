@@ -7,9 +7,8 @@ options (WinoGrande, partial scoring: the option ends the prompt, the rest of th
 from collections.abc import Sequence
 from typing import ClassVar
 
-from moslora.base.engines import Batch
 from moslora.errors import MosloraError
-from moslora.evaluation.scorer import OptionScorer, Question
+from moslora.evaluation.scorer import Laid, OptionScorer, Question
 from moslora.kernels.rows import common_prefix
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
@@ -38,7 +37,7 @@ class Cloze(OptionScorer):
         shared = common_prefix(question.inputs)
         return shared + sum(length - shared for length in lengths)
 
-    def lay(self, questions: Sequence[Question]) -> tuple[Batch, list[int], list[int]]:
+    def lay(self, questions: Sequence[Question]) -> Laid:
         batch = self.engine.lay([question.inputs for question in questions], self.model.device)
         places: list[int] = []
         targets: list[int] = []

@@ -1,9 +1,8 @@
 """Results as they are printed: a heading, a table, and remarks below it."""
 
 from moslora.errors import counted, some
-from moslora.evaluation.leaks import WithoutLeaks
 from moslora.evaluation.percent import NONE, percent, percent_range
-from moslora.evaluation.results import Results
+from moslora.evaluation.results import Results, WithoutLeaks
 from moslora.evaluation.scores import Score
 from moslora.evaluation.texts import TextScore
 from moslora.recipe.builtin import printable

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
+Interval = tuple[float, float]
+"""Both ends."""
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -50,7 +53,7 @@ class Mean:
         return min(self.n, 1 + variance / self.error**2)
 
     @property
-    def interval_of_share(self) -> tuple[float, float]:
+    def interval_of_share(self) -> Interval:
         """`wilson`'s, of `effective_n` questions."""
         return wilson(self.value, self.effective_n)
 
@@ -72,7 +75,7 @@ def mean_of(values: Sequence[float], clusters: Sequence[str] = ()) -> Mean:
     return Mean(mean, error, n, count)
 
 
-def wilson(share: float, n: float) -> tuple[float, float]:
+def wilson(share: float, n: float) -> Interval:
     """Wilson's score interval of a share p, 95 %: the shares π with |p − π| ≤ 1.96 √(π (1 − π) / n).
 
     Unlike p ± 1.96 standard errors it holds for few questions too: 4 of 4 give 51 to 100 %.

@@ -1,43 +1,12 @@
-"""Test questions that are also training rows (leaks), and the numbers without them."""
+"""Test questions that are also training rows: leaks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from moslora.console import note
 from moslora.data.overlap import DIGEST_BYTES, digest
-from moslora.evaluation.scores import Score, macro, score_task
 from moslora.runs.adapter_folder import AdapterFolder
-from moslora.runs.answers import TaskAnswers
-from moslora.runs.settings import Leaks, TaskRecord
+from moslora.runs.settings import Leaks
 from moslora.tasks import Example
-
-
-@dataclass(frozen=True)
-class WithoutLeaks:
-    """The numbers of the questions that are not leaks."""
-
-    compared_with: str  # as in `Leaks`
-    leaks: Mapping[str, int]  # task -> number of questions left out
-    tasks: Mapping[str, Score]  # without tasks that have only leaks
-    macro: Score | None  # every task the same weight; ``None`` if a task has only leaks
-
-
-def without_leaks(tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> WithoutLeaks | None:
-    """The numbers of the answers that are not to leaks; ``None`` if the leaks of a task are unknown."""
-    counts: dict[str, int] = {}
-    scores: dict[str, Score] = {}
-    compared_with: dict[str, None] = {}
-    for task, answers in tasks.items():
-        leaks = records[task].leaks
-        if leaks is None:
-            return None
-        compared_with[leaks.compared_with] = None
-        kept = answers.only(set(answers.ids).difference(leaks.ids))
-        counts[task] = len(answers.ids) - len(kept.ids)
-        if kept.ids:
-            scores[task] = score_task(kept, drift=records[task].drift)
-    average = macro(list(scores.values())) if len(scores) == len(tasks) else None
-    return WithoutLeaks(" and ".join(compared_with), counts, scores, average)
 
 
 def find_leaks(folder: AdapterFolder | None, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:

@@ -1,5 +1,7 @@
 """Shares as text: in percent."""
 
+from moslora.evaluation.intervals import Interval
+
 NONE = "–"
 """A number in a table that there is not."""
 
@@ -9,6 +11,6 @@ def percent(share: float | None) -> str:
     return NONE if share is None else f"{100 * share:.1f}"
 
 
-def percent_range(interval: tuple[float, float] | None) -> str:
+def percent_range(interval: Interval | None) -> str:
     """(0.6198, 0.7003) as ``62.0 to 70.0``."""
     return NONE if interval is None else " to ".join(map(percent, interval))

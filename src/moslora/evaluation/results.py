@@ -11,13 +11,22 @@ from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.collapse import signs_of_collapse
-from moslora.evaluation.leaks import WithoutLeaks, without_leaks
 from moslora.evaluation.scores import Score, macro, micro, score_task
 from moslora.evaluation.texts import TextScore, score_texts
 from moslora.runs.answers import TaskAnswers, by_task
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import RESULTS
 from moslora.runs.settings import Head, Settings, TaskRecord
+
+
+@dataclass(frozen=True)
+class WithoutLeaks:
+    """The numbers of the questions that are not leaks."""
+
+    compared_with: str  # as in `Leaks`
+    leaks: Mapping[str, int]  # task -> number of questions left out
+    tasks: Mapping[str, Score]  # without tasks that have only leaks
+    macro: Score | None  # every task the same weight; ``None`` if a task has only leaks
 
 
 @dataclass(frozen=True)
@@ -104,8 +113,27 @@ def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Ma
     if not scores:
         return results
     averaged = list(scores.values())
-    without = without_leaks({task: tasks[task] for task in scores}, records)
+    without = _without_leaks(settings, {task: tasks[task] for task in scores}, records)
     return replace(results, macro=macro(averaged), micro=micro(averaged), without_leaks=without)
+
+
+def _without_leaks(
+    settings: Settings, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]
+) -> WithoutLeaks | None:
+    """The numbers of the answers that are not to leaks; ``None`` if the leaks of a task are unknown."""
+    kept: dict[str, TaskAnswers] = {}
+    counts: dict[str, int] = {}
+    compared_with: dict[str, None] = {}
+    for task, answers in tasks.items():
+        leaks = records[task].leaks
+        if leaks is None:
+            return None
+        compared_with[leaks.compared_with] = None
+        kept[task] = answers.only(set(answers.ids).difference(leaks.ids))
+        counts[task] = len(answers.ids) - len(kept[task].ids)
+    rest = results_of(settings, kept, {task: replace(records[task], leaks=None) for task in tasks})
+    macro = rest.macro if len(rest.tasks) == len(tasks) else None
+    return WithoutLeaks(" and ".join(compared_with), counts, rest.tasks, macro)
 
 
 def summarise(settings: Settings, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:

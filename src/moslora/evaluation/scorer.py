@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Output = TypeVar("Output")
 
+Laid = tuple[Batch, list[int], list[int]]
+"""A batch; the places of the tokens that an answer's token follows, its target; and the targets."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -183,8 +186,8 @@ class OptionScorer(Scorer[list[float]]):
         return self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
 
     @abstractmethod
-    def lay(self, questions: Sequence[Question]) -> tuple[Batch, list[int], list[int]]:
-        """A batch; the places of the tokens that an answer's token follows, its target; and the targets."""
+    def lay(self, questions: Sequence[Question]) -> Laid:
+        """The questions as a batch."""
 
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[list[float]]]:
         values = self.engine.log_p(*self.lay(questions))

@@ -8,7 +8,7 @@ from typing import Any
 
 from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
-from moslora.evaluation.intervals import mean_of
+from moslora.evaluation.intervals import Interval, mean_of
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.outcomes import accuracy, log_probability, right
 from moslora.runs.predictions import margin
@@ -37,8 +37,8 @@ class Score:
     close_calls: int | None = None  # questions whose margin is below their task's drift; not for generate
     same_answer: float | None = None  # share of the most frequent answer; not of an average
     below_majority: float | None = None  # p of the test of this name; not of an average
-    interval: tuple[float, float] | None = None  # of ``accuracy``, 95 %: `wilson`'s, of `Mean.effective_n` questions
-    interval_per_character: tuple[float, float] | None = None  # the same, cloze only
+    interval: Interval | None = None  # of ``accuracy``, 95 %: `wilson`'s, of `Mean.effective_n` questions
+    interval_per_character: Interval | None = None  # the same, cloze only
     clusters: int | None = None  # that the questions are in; ``None`` if each is alone, and of an average
 
     @property
@@ -46,7 +46,7 @@ class Score:
         """Whether it is of a task that is answered in words."""
         return self.majority_class is None and self.parse_rate is not None
 
-    def value(self, metric: str) -> tuple[float, tuple[float, float] | None]:
+    def value(self, metric: str) -> tuple[float, Interval | None]:
         """An accuracy with its interval; `accuracy` itself of a task that does not have the other."""
         return self.number(metric), self.number(metric.replace("accuracy", "interval"))
 

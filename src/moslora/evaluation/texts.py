@@ -13,7 +13,7 @@ from scipy.special import stdtrit  # not scipy.stats, which takes a tenth of a c
 
 from moslora.errors import UsageError
 from moslora.evaluation.cloze import Cloze
-from moslora.evaluation.intervals import mean_of
+from moslora.evaluation.intervals import Interval, mean_of
 from moslora.evaluation.scorer import Question
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.outcomes import nats_per_byte
@@ -48,7 +48,7 @@ class TextScore:
     n: int
     nats_per_byte: float  # mean over the texts
     standard_error: float | None  # by clusters (`mean_of`); ``None`` below two of them
-    interval: tuple[float, float] | None  # 95 %, by Student's t
+    interval: Interval | None  # 95 %, by Student's t
     truncated: int  # texts that lost their end
     clusters: int | None = None  # that they are in, such as articles; ``None`` if each is alone
 

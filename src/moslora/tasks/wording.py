@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .task import Example
 
 
+Asked = tuple[str | None, str]
+"""Context and question."""
+
+
 class Option(NamedTuple):
     """An option of a question as text, or the response of an open-ended one."""
 
@@ -37,14 +41,14 @@ class Worded:
             return example.question
         return self.shown.format(context=example.context, question=example.question)
 
-    def split_context(self, text: str) -> tuple[str | None, str] | None:
+    def split_context(self, text: str) -> Asked | None:
         """Context and question of a `full_question`; ``None`` if it is none.
 
         Where nothing tells the two apart the whole text is the question, which renders to the same text.
         """
         return None, text
 
-    def read_typed(self, text: str) -> tuple[str | None, str]:
+    def read_typed(self, text: str) -> Asked:
         """Context and question of a text that a user typed; a `ValueError` says what is wrong with it."""
         return None, text
 
@@ -121,7 +125,7 @@ class Numbered(Worded):
 class Blank(Numbered):
     """WinoGrande: the question is a sentence with a _, where the option goes."""
 
-    def read_typed(self, text: str) -> tuple[str | None, str]:
+    def read_typed(self, text: str) -> Asked:
         if text.count("_") != 1:
             raise ValueError("the sentence must contain one _, where the options go")
         return None, text
@@ -138,13 +142,13 @@ class Blank(Numbered):
 class Ending(Numbered):
     """HellaSwag: the context is an activity, the question a text to go on with, the options its endings."""
 
-    def split_context(self, text: str) -> tuple[str | None, str] | None:
+    def split_context(self, text: str) -> Asked | None:
         activity, found, question = text.partition(": ")
         if not found:
             return None
         return activity, question
 
-    def read_typed(self, text: str) -> tuple[str | None, str]:
+    def read_typed(self, text: str) -> Asked:
         parts = self.split_context(text)
         if parts is None:
             raise ValueError("must begin with an activity and a colon, as in 'Baking: She takes'")
@@ -179,7 +183,7 @@ class TrueFalse(Worded):
     def labels(self, count: int) -> tuple[str, ...]:
         return ("true", "false")
 
-    def read_typed(self, text: str) -> tuple[str | None, str]:
+    def read_typed(self, text: str) -> Asked:
         return None, text.rstrip("? ")
 
     def render(self, question: str, choices: tuple[str, ...]) -> str:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moslora.evaluation.intervals import Interval
+
 RESAMPLES = 2_000
 
 LEVEL = 0.99
@@ -52,7 +54,7 @@ class Fit:
 
     questions: int
     k: float
-    interval: tuple[float, float]
+    interval: Interval
     effect: float
     distance: float
     from_base: float
@@ -103,7 +105,7 @@ def distances(one: Centered, other: Centered) -> Floats:
     return np.array([size([part]) for part in _less(one, other)])
 
 
-def _interval_of_ratio(products: Floats, squares: Floats) -> tuple[float, float]:
+def _interval_of_ratio(products: Floats, squares: Floats) -> Interval:
     """Percentiles of Σ products / Σ squares over resampled questions."""
     n = len(squares)
     drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n), dtype=np.int32)
