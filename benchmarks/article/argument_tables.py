@@ -122,6 +122,7 @@ def systems_table() -> str:
     of_lora = (0, 0)
     for name, options in SYSTEMS.items():
         mixer = drawn(rank=TABLE_RANK, in_features=D, **options)
+        m = what_m_is(mixer)  # before its numbers go
         layer = layer_of(mixer)
         counts = (parameters(layer), operations(layer))
         cells = [f"{count - first:+,}".replace("-", "−") for count, first in zip(counts, of_lora, strict=True)]
@@ -130,7 +131,7 @@ def systems_table() -> str:
             cells = [f"{count:,}" for count in counts]
         rank = merged_rank(layer)
         merges = ["nothing", f"{counts[1]:,}"] if rank is None else [f"all, as LoRA of rank {rank}", "0"]
-        rows.append([name, *what_m_is(mixer), *cells, *merges])
+        rows.append([name, *m, *cells, *merges])
     return markdown(rows)
 
 
