@@ -69,6 +69,11 @@ class Mixer(nn.Module, ABC):
         """Draws M again; does nothing if M is fixed by its definition."""
 
 
+def in_blocks(small: Tensor, rank: int) -> Tensor:
+    """G ⊗ I, shape ``(rank, rank)``, where ``small`` is G, ``(k, k)``."""
+    return torch.kron(small, small.new_ones(rank // len(small)).diag())
+
+
 def kaiming(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draws U(±1/√columns), as ``nn.Linear`` and LoRA start (``kaiming_uniform_`` with a = √5)."""
     return nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moslora.adapters.mixers.base import Mixer
+from moslora.adapters.mixers.base import Mixer, in_blocks
 from moslora.mixer_options import ButterflyOptions, HadamardOptions, IdentityOptions, InputSplitOptions, Options
 
 
@@ -65,7 +65,7 @@ class ButterflyMixer(Mixer):
 
     def matrix(self) -> Tensor:
         ones = torch.ones(self.blocks, self.blocks, dtype=torch.float64)  # 1/3 is another number in float32
-        return torch.kron(ones, torch.eye(self.rank_in // self.blocks)) * self.gain
+        return in_blocks(ones, self.rank_in) * self.gain
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """(A₁ + … + Aₖ, B₁ + … + Bₖ) of rank r/k; the gain goes into A."""
@@ -94,8 +94,7 @@ class HadamardMixer(Mixer):
         self.gain = self.blocks**-0.5
 
     def matrix(self) -> Tensor:
-        eye = torch.eye(self.rank_in // self.blocks, dtype=self.signs.dtype, device=self.signs.device)
-        return torch.kron(self.signs, eye) * self.gain
+        return in_blocks(self.signs, self.rank_in) * self.gain
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         mixed = self.signs.to(lora_a) @ lora_a.reshape(self.blocks, -1)

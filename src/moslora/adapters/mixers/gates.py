@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters.mixers.base import Mixer, NotMergeable, kaiming
+from moslora.adapters.mixers.base import Mixer, NotMergeable, in_blocks, kaiming
 from moslora.mixer_options import GateInsideOptions, GateOptions, TaskGateOptions, TokenGateOptions
 
 
@@ -155,8 +155,7 @@ class TaskGateMixer(Gate):
         gates = self._gates()
         if gates.numel() > self.experts:
             raise NotMergeable("a task gate: M depends on the task, and a batch of several tasks was named")
-        eye = torch.eye(self.rank_in // self.experts, dtype=gates.dtype, device=gates.device)
-        return torch.kron(gates[0].diag(), eye)
+        return in_blocks(gates[0].diag(), self.rank_in)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.normal_(self.embedding, generator=generator)

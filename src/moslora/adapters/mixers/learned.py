@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters.mixers.base import Mixer, kaiming
+from moslora.adapters.mixers.base import Mixer, in_blocks, kaiming
 from moslora.mixer_options import DenseInit, DenseOptions, DiagonalOptions, KroneckerOptions
 
 DRAWS: dict[DenseInit, Callable[[Tensor, torch.Generator | None], Tensor]] = {
@@ -106,8 +106,7 @@ class KroneckerMixer(Mixer):
         self.weight = nn.Parameter(torch.empty(self.blocks, self.blocks, dtype=torch.float32))
 
     def matrix(self) -> Tensor:
-        eye = self.weight.new_ones(self.rank_in // self.blocks).diag()
-        return torch.kron(self.weight, eye)
+        return in_blocks(self.weight, self.rank_in)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.orthogonal_(self.weight, generator=generator)
