@@ -30,13 +30,6 @@ def test_where_seeds_are_all_it_is_that_of_a_t_test(seeds: int) -> None:
     assert smallest(of_seeds.law(seeds=seeds, questions=40)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_where_questions_are_all_it_is_that_of_a_normal_test() -> None:
-    of_questions = Components(seed=0.0, question=0.36, both=0.0, questions=100, degrees=1e7)
-    z = stats.norm.isf
-    expected = 0.3 * (z(LEVEL / 2) + z(1 - POWER))
-    assert smallest(of_questions.law(seeds=4, questions=400)) == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.mark.parametrize(("seeds", "contrasts", "share"), [(3, 1, 77), (3, 11, 68), (6, 1, 79), (6, 11, 74)])
 def test_how_often_a_few_seeds_show_it(seeds: int, contrasts: int, share: int) -> None:
     """The percentages of docs/experiments.md, by the noncentral t."""
@@ -107,12 +100,6 @@ def test_one_table_of_the_committed_runs(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_what_no_power_is_known_of_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_experiment(tmp_path, drawn_arms({"a": 0.0, "b": 0.05}, seeds=1), contrasts=[("a", "b")])
-    cases = {
-        (str(tmp_path),): "has two seeds",
-        ("nowhere",): "nowhere: no evaluated run here",
-        (str(ABLATION), "lora"): "alone",
-        ("mixer-ablation", "--out", str(ABLATION)): "alone",
-    }
-    for arguments, message in cases.items():
+    for arguments, message in (((tmp_path,), "has two seeds"), ((ABLATION, "lora"), "alone")):
         code, said, errors = run(capsys, "experiment", *arguments, "--power")
         assert code == 2 and message in errors and errors.count("\n") == 1, (arguments, said)

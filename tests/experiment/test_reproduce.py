@@ -27,7 +27,7 @@ from training_kit import adapter, same_bits, sign
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def moved(run: Path, share: float) -> None:
@@ -52,7 +52,7 @@ def test_a_run_is_reproduced_bit_for_bit(run: Path, capfd: pytest.CaptureFixture
 
 @pytest.mark.parametrize(("share", "code"), [(1e-3, 0), (0.1, 1)])
 def test_weights_that_differ_are_told(run: Path, tmp_path: Path, share: float, code: int) -> None:
-    other = Path(shutil.copytree(run, tmp_path / "other"))
+    other = shutil.copytree(run, tmp_path / "other")
     moved(other, share)
     start = start_of(Run(run).recipe)
     if code:
@@ -79,7 +79,7 @@ def test_the_start_is_that_of_the_training(world: Path, tmp_path: Path) -> None:
 
 def test_shuffled_rows_are_found(world: Path, tmp_path: Path) -> None:
     """By their hash; and by the weights, although a short training at a small rate leaves these near their start."""
-    shuffled = Path(shutil.copytree(world / "data", tmp_path / "shuffled"))
+    shuffled = shutil.copytree(world / "data", tmp_path / "shuffled")
     for file in shuffled.glob("*/train.json"):
         rows = json.loads(file.read_text("utf-8"))
         file.write_text(json.dumps(rows[::-1]), encoding="utf-8")

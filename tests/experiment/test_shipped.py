@@ -42,17 +42,16 @@ def test_the_ablations_controls_differ_in_one_thing_each() -> None:
     assert first == ("lora", "lora-scaled", "init-only", "learned-kaiming")
     assert len(experiment.search(first)) + len(first) * len(experiment.file.seeds) == 40
     assert experiment.file.named == (("init-only", "learned-kaiming"),)
-
-    def from_learned(arm: str) -> list[str]:
-        then, now = (experiment.recipes[name] for name in ("learned-kaiming", arm))
-        return now.differences(then, *Changes)
-
-    assert from_learned("init-only") == ["adapter.mixer.train was learned, is folded"]
-    assert from_learned("fixed") == ["adapter.mixer.train was learned, is frozen"]
-    assert from_learned("learned-orthogonal") == ["adapter.mixer.init was kaiming, is orthogonal"]
-    assert from_learned("learned-identity") == ["adapter.mixer.init was kaiming, is identity"]
-    rank = experiment.recipes["learned-kaiming"].adapter.rank
-    assert experiment.recipes["learned-kaiming-fast"].training.mixer_rate_ratio == (576 / rank) ** 0.5
+    learned = experiment.recipes["learned-kaiming"]
+    for arm, expected in (
+        ("init-only", "adapter.mixer.train was learned, is folded"),
+        ("fixed", "adapter.mixer.train was learned, is frozen"),
+        ("learned-orthogonal", "adapter.mixer.init was kaiming, is orthogonal"),
+        ("learned-identity", "adapter.mixer.init was kaiming, is identity"),
+    ):
+        assert experiment.recipes[arm].differences(learned, *Changes) == [expected]
+    fast = experiment.recipes["learned-kaiming-fast"].training
+    assert fast.mixer_rate_ratio == (576 / learned.adapter.rank) ** 0.5
     scaled, plain = (experiment.recipes[name].adapter for name in ("lora-scaled", "lora"))
     assert scaled.alpha * 3**0.5 == pytest.approx(plain.alpha, rel=1e-4)
     assert scaled.model_copy(update={"alpha": plain.alpha}) == plain

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy.stats import binomtest
 
+from changes_kit import replace as replace_text
 from cli_kit import run as cli
 from message_kit import says
 from moslora.compare.comparison import compare_paths
@@ -34,8 +35,7 @@ from moslora.report.comparisons import ShownComparison, against_bases, against_e
 from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
 from moslora.report.figures.mixers import draw_mixers, mapped
-from moslora.report.runs import ReportedRun, reported_runs
-from moslora.report.tables import glance
+from moslora.report.runs import reported_runs
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run
 from moslora.training import train_recipe
@@ -74,7 +74,7 @@ class Reader(HTMLParser):
 @pytest.fixture(scope="module")
 def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run, scored with its base, in a folder with an awkward name."""
-    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "<u>run & $x$"))
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "<u>run & $x$")
     for base in (True, False):
         evaluate_target(open_target(str(run), base=base), limit=12)
     return run
@@ -82,9 +82,8 @@ def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of_another_method(run: Path, place: Path) -> Path:
     """A copy of the run, as if its method were another."""
-    copy = Path(shutil.copytree(run, place))
-    text = (copy / "recipe.yaml").read_text().replace("alpha: 8", "alpha: 4")
-    (copy / "recipe.yaml").write_text(text)
+    copy = shutil.copytree(run, place)
+    replace_text(copy / "recipe.yaml", "alpha: 8", "alpha: 4")
     card = json.loads((copy / "run.json").read_text())
     card["recipe"]["adapter"]["alpha"] = 4.0
     (copy / "run.json").write_text(json.dumps(card))
@@ -105,8 +104,8 @@ def page(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_stands_alone_and_has_the_numbers_of_compare(
     evaluated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, said, errors = cli(capsys, "report", evaluated)
-    assert code == 0 and said.strip() == f"written to {evaluated}/report/report.html", errors
+    code, _, errors = cli(capsys, "report", evaluated)
+    assert code == 0, errors
     text = (evaluated / "report" / "report.html").read_text("utf-8")
     found = Reader(text)
     assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "img"}
@@ -118,29 +117,18 @@ def test_the_page_stands_alone_and_has_the_numbers_of_compare(
     for picture in pictures:
         ElementTree.fromstring(picture.replace("<svg", '<svg xmlns:xlink="x"', 1))
     assert len(pictures) == len(list((evaluated / "report").glob("*.png"))) > 4
-    assert "#2563eb" not in "".join(pictures)  # a colour that the page could not change in the dark
     comparison = compare_paths([evaluated])
     for row in (*tables(comparison)[0][1:], lines(comparison)):
-        for cell in row:
-            assert cell in found.cells, cell
+        assert {*row} <= {*found.cells}
     assert {"Scores", "Training"} <= {*found.cells}, "folded"
-
-
-@pytest.mark.slow
-def test_several_runs_stand_side_by_side(evaluated: Path, other: Path, tmp_path: Path) -> None:
-    text = write_report([other, evaluated], out=tmp_path / "page").read_text("utf-8")
-    found = Reader(text)
-    for cell in ("No difference between", "base", "other", "<u>run & $x$"):
-        assert any(cell in seen for seen in found.cells), cell
-    assert (tmp_path / "page" / "differences-1.png").exists()
-    assert {"adapter.alpha", "4", "8"} <= {*found.cells}  # where the recipes differ
 
 
 @pytest.mark.slow
 def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(
     evaluated: Path, page: Path, tmp_path: Path
 ) -> None:
-    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    """And their bases are the same, under whatever name, and were asked in the same way."""
+    run = shutil.copytree(evaluated, tmp_path / "run")
     for folder in run.glob("eval/*"):
         nats = 1.0 + folder.name.endswith("-base")
         with (folder / "predictions.jsonl").open("a", encoding="utf-8") as file:
@@ -150,21 +138,20 @@ def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(
     texts = write_report([run], out=tmp_path / "page").read_text("utf-8")
     assert (tmp_path / "page" / "gain-and-forgetting.png").exists() and "nats per byte" in texts
     assert "nats per byte" not in (page / "report.html").read_text("utf-8")
-    moved = of_another_method(run, tmp_path / "moved")
-    for file in moved.glob("eval/*/settings.json"):
-        file.write_text(file.read_text("utf-8").replace('/model"', '/elsewhere"'))
-    write_report([run, moved], out=tmp_path / "of-one-base")
-    assert (tmp_path / "of-one-base" / "gain-and-forgetting.png").exists(), "the same base under another name"
-    other = of_another_method(run, tmp_path / "other")
-    for file in other.glob("eval/*/settings.json"):
-        file.write_text(file.read_text("utf-8").replace('"float32"', '"float64"'))
-    write_report([run, other], out=tmp_path / "both")
-    assert not (tmp_path / "both" / "gain-and-forgetting.png").exists(), "distances from two bases"
+    for name, old, new, drawn in (
+        ("moved", '/model"', '/elsewhere"', True),
+        ("other", '"float32"', '"float64"', False),
+    ):
+        second = of_another_method(run, tmp_path / name)
+        for file in second.glob("eval/*/settings.json"):
+            replace_text(file, old, new)
+        write_report([run, second], out=tmp_path / "pages" / name)
+        assert (tmp_path / "pages" / name / "gain-and-forgetting.png").exists() == drawn
 
 
 @pytest.mark.parametrize("asked", ["one task of three", "another task"])
 def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_path: Path, asked: str) -> None:
-    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    run = shutil.copytree(evaluated, tmp_path / "run")
     shutil.rmtree(next(run.glob("eval/*-base")))
     base, _ = evaluate_target(open_target(str(run), base=True), tasks="obqa", limit=12)
     if asked == "another task":
@@ -173,19 +160,19 @@ def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_pa
     tuned = read_results(next(run.glob("eval/*32")))
     (shown,) = reported_runs([run])
     page = Reader(write_report([run], out=tmp_path / "page").read_text("utf-8"))
-    at = page.cells.index("21 of 21 steps")
+    at = page.cells.index("21 of 21 steps") + 2
     if asked == "another task":
         assert shown.left_out.endswith("left out: boolq, obqa") and shown.base is None
-        assert page.cells[at + 2 : at + 5] == ["12", "–", f"{100 * tuned.macro.accuracy:.1f}"]
+        assert page.cells[at : at + 3] == ["12", "–", f"{100 * tuned.macro.accuracy:.1f}"]
     else:
         assert shown.left_out.endswith("left out: boolq, arc_easy")
-        scores = [f"{100 * base.macro.accuracy:.1f}", f"{100 * tuned.tasks['obqa'].accuracy:.1f}"]
-        assert page.cells[at + 2 : at + 5] == ["12", *scores]
+        scores = [base.macro.accuracy, tuned.tasks["obqa"].accuracy]
+        assert page.cells[at : at + 3] == ["12", *(f"{100 * score:.1f}" for score in scores)]
     assert any(shown.left_out in cell for cell in page.cells)
 
 
 def test_runs_without_answers_are_shown_and_the_others_compared(evaluated: Path, other: Path, tmp_path: Path) -> None:
-    without = Path(shutil.copytree(other, tmp_path / "without"))
+    without = shutil.copytree(other, tmp_path / "without")
     shutil.rmtree(without / "eval")
     page = Reader(write_report([without, evaluated], out=tmp_path / "page").read_text("utf-8"))
     assert "without" in page.cells and any(says(cell, "No difference", evaluated.name) for cell in page.cells)
@@ -194,7 +181,7 @@ def test_runs_without_answers_are_shown_and_the_others_compared(evaluated: Path,
 
 def asked(run: Path, place: Path, *tasks: str) -> Path:
     """A copy of the run, as if it and its base had been asked these tasks alone."""
-    copy = Path(shutil.copytree(run, place))
+    copy = shutil.copytree(run, place)
     for file in copy.glob("eval/*/predictions.jsonl"):
         rows = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["id"].startswith(tasks)]
         file.write_text("".join(f"{row}\n" for row in rows))
@@ -228,17 +215,6 @@ def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(
     assert says(line, "not compared", "no question in common") and all(one.contrasts for one in bases)
 
 
-def test_models_of_unlike_bases_and_rows_are_compared_as_models(evaluated: Path, tmp_path: Path) -> None:
-    other = over_another_base(evaluated, tmp_path / "other")
-    each_other, *_ = comparisons(evaluated, other)
-    assert each_other.contrasts and any(says(line, "also differ in", "base") for line in each_other.lines)
-    for settings in other.glob("eval/*/settings.json"):
-        settings.write_text(settings.read_text("utf-8").replace('"format": "label"', '"format": "llm-adapters"'))
-    each_other, *_ = comparisons(evaluated, other)
-    (line,) = each_other.verdicts
-    assert says(line, "not compared", "format: label in")
-
-
 @pytest.mark.parametrize(
     ("change", "there", "gone"),
     [
@@ -252,60 +228,24 @@ def test_models_of_unlike_bases_and_rows_are_compared_as_models(evaluated: Path,
 def test_a_run_is_shown_as_far_as_it_got(
     evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, there: str, gone: str
 ) -> None:
-    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
-    shutil.rmtree(run / "report", ignore_errors=True)
-    card = json.loads((run / "run.json").read_text())
-    if change == "without base":
-        shutil.rmtree(next(run.glob("eval/*-base")))
-    else:
-        shutil.rmtree(run / "eval")
+    """Also beside a whole one."""
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    lost = {"without base": ["eval/*-base"], "begun": ["eval", "adapter", "checkpoints", "metrics.jsonl"]}
+    lost["imported"] = ["eval", "metrics.jsonl"]
+    for pattern in lost.get(change, ["eval"]):
+        for path in run.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if change == "the base is gone":
         monkeypatch.setattr("moslora.base.shapes.locate", Mock(side_effect=UsageError("no such folder")))
-    if change == "begun":
-        for path in ("adapter", "checkpoints"):
-            shutil.rmtree(run / path)
-        (run / "metrics.jsonl").unlink()
     if change == "imported":
-        (run / "metrics.jsonl").unlink()
+        card = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({"imported": {}, "versions": card["versions"]}))
     text = write_report([run], out=tmp_path / "page").read_text("utf-8")
     Reader(text)
     assert there in text and gone not in text
-
-
-def test_runs_of_unlike_metrics_stand_side_by_side(evaluated: Path, tmp_path: Path) -> None:
-    """One without validation rows, one that was killed before its first line, and one that was imported."""
-    runs = [evaluated]
-    for name in ("unvalidated", "killed", "imported"):
-        run = Path(shutil.copytree(evaluated, tmp_path / name))
-        shutil.rmtree(run / "eval")
-        runs.append(run)
-        metrics = run / "metrics.jsonl"
-        if name == "unvalidated":
-            rows = [line for line in metrics.read_text().splitlines(keepends=True) if "validation_loss" not in line]
-            metrics.write_text("".join(rows))
-        if name == "killed":
-            metrics.unlink()
-            for path in ("adapter", "checkpoints"):
-                shutil.rmtree(run / path)
-        if name == "imported":
-            metrics.unlink()
-            shutil.rmtree(run / "checkpoints")
-            (run / "run.json").write_text(json.dumps({"imported": {}}))
-    text = write_report(runs[::-1], out=tmp_path / "page").read_text("utf-8")
-    found = Reader(text)
-    assert {run.name for run in runs} <= {*found.cells} and "Validation loss" in text
-
-
-def over_another_base(run: Path, place: Path) -> Path:
-    """The same run as if over another base."""
-    other = Path(shutil.copytree(run, place))
-    for folder in (other / "eval").iterdir():
-        settings = folder / "settings.json"
-        known = json.loads(settings.read_text("utf-8"))
-        known["settings"]["metadata"] |= {"base": "/elsewhere/second", "fingerprint": "0123456789abcdef"}
-        settings.write_text(json.dumps(known))
-    return other
+    if change == "begun":
+        both = Reader(write_report([run, evaluated], out=tmp_path / "both").read_text("utf-8"))
+        assert {run.name, evaluated.name} <= {*both.cells}
 
 
 @pytest.mark.parametrize(
@@ -321,7 +261,7 @@ def test_bases_are_told_apart_by_their_weights_and_by_how_they_were_asked(
     evaluated: Path, tmp_path: Path, changes: dict[str, str], bases: int
 ) -> None:
     """And not by where they lie."""
-    other = Path(shutil.copytree(evaluated, tmp_path / "other"))
+    other = shutil.copytree(evaluated, tmp_path / "other")
     for file in other.glob("eval/*-base/settings.json"):
         known = json.loads(file.read_text("utf-8"))
         for key, value in changes.items():
@@ -334,7 +274,7 @@ def test_bases_are_told_apart_by_their_weights_and_by_how_they_were_asked(
 def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By matplotlib's own extents, also with long names, many arms, seeds and protocols; the ticks' labels apart,
     which matplotlib also keeps where they are not drawn."""
-    validated = Run(Path(shutil.copytree(evaluated, tmp_path / "run")))
+    validated = Run(shutil.copytree(evaluated, tmp_path / "run"))
     rows = [row | {"validation_accuracy": 0.5, "validation_questions": 6} for row in validated.metrics]
     (validated.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run,) = reported_runs([validated.path])
@@ -367,40 +307,6 @@ def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monke
     assert not cut
 
 
-def test_the_step_that_the_validation_loss_chose_is_ringed_and_in_the_table(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And only there: a run whose last step is its result has no ring."""
-    rings: list[tuple[float, float]] = []
-
-    def keep(canvas: Canvas, name: str, figure: Figure) -> str:
-        for line in figure.axes[0].get_lines():
-            if line.get_fillstyle() == "none":
-                rings.append((line.get_xdata()[0], line.get_ydata()[0]))
-        return name
-
-    monkeypatch.setattr(Canvas, "keep", keep)
-    run = Run(Path(shutil.copytree(trained, tmp_path / "run")))
-
-    def draw() -> ReportedRun:
-        (reported,) = reported_runs([run.path])
-        for name in ("loss", "validation_loss"):
-            assert curve(Canvas(tmp_path, [reported.arm]), [reported], name, CURVES[name])
-        return reported
-
-    draw()
-    assert not rings
-    found = {row["step"]: row["validation_loss"] for row in run.metrics if "validation_loss" in row}
-    text = (run.path / "recipe.yaml").read_text().replace("result: last", "result: best")
-    (run.path / "recipe.yaml").write_text(text)
-    run.add_facts(best={"step": 10, "loss": found[10], "last_loss": found[21], "validations": 5, "since": 3})
-    best = draw()
-    assert rings == [(10, found[10])]
-    header, row = glance([best], {})
-    cells = dict(zip(header, row, strict=True))
-    assert says(cells["trained"], "21 of 21 steps", "10") and cells["validation loss"] == f"{found[10]:.4f}"
-
-
 def test_accuracies_of_validations_are_drawn_with_their_intervals(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +323,7 @@ def test_accuracies_of_validations_are_drawn_with_their_intervals(
         return name
 
     monkeypatch.setattr(Canvas, "keep", keep)
-    run = Run(Path(shutil.copytree(trained, tmp_path / "run")))
+    run = Run(shutil.copytree(trained, tmp_path / "run"))
     accuracies = {0: 0.0, 5: 0.25, 10: 0.75, 21: 0.5}
     rows = [{"step": step, "validation_loss": 1.0, "validation_accuracy": value} for step, value in accuracies.items()]
     effective = {10: 12}  # some questions are in a cluster
@@ -437,17 +343,6 @@ def test_accuracies_of_validations_are_drawn_with_their_intervals(
         ends |= {(step, round(interval.low, 9)), (step, round(interval.high, 9))}
     assert bands == [ends]
     assert rings == [("training-validation-accuracy", 10, 0.75)]
-
-
-def test_a_cell_of_a_table_has_its_columns_name(page: Path) -> None:
-    """Which a narrow screen shows beside it, in place of the header."""
-    text = (page / "report.html").read_text("utf-8")
-    tables = re.findall("<table.*?</table>", text, flags=re.S)
-    for table in tables:
-        headers = re.findall("<th>(.*?)</th>", table)
-        for row in re.findall("<tr>(<td.*?)</tr>", table, flags=re.S):
-            assert re.findall('<td data-column="(.*?)">', row) == headers
-    assert tables
 
 
 def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -472,24 +367,17 @@ def test_a_report_is_replaced_with_its_figures(evaluated: Path, page: Path, tmp_
     assert "Scores" not in (out / "report.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "differences-9.png", "folder/notes.txt"])
+@pytest.mark.parametrize("name", ["differences-9.png", "folder/notes.txt", "report.html"])
 def test_what_no_report_made_stays(evaluated: Path, page: Path, tmp_path: Path, name: str) -> None:
-    """Beside a report, whether a figure would have its name or not."""
-    shutil.copytree(page, tmp_path, dirs_exist_ok=True)
+    """Beside a report, whether a figure would have its name or not; and a page of another program."""
+    if name != "report.html":
+        shutil.copytree(page, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match=name.partition("/")[0]):
         write_report([evaluated], out=tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize("text", [b"<html>tests passed</html>", b"\xff"])
-def test_a_page_of_another_program_stays(evaluated: Path, tmp_path: Path, text: bytes) -> None:
-    (tmp_path / "report.html").write_bytes(text)
-    with pytest.raises(UsageError, match=r"report\.html"):
-        write_report([evaluated], out=tmp_path)
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [text]
 
 
 def test_without_matplotlib_one_line_says_how_to_install_it(
@@ -517,17 +405,16 @@ def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> 
     """Two seeds each, as the index names them."""
     runs = tuple(ExperimentRun(arm, seed, 0.03, f"runs/{arm}-{seed}") for arm in ("plain", "mixed") for seed in (3, 4))
     for run in runs:
-        made = Path(shutil.copytree(evaluated, tmp_path / "exp" / run.folder))
+        made = shutil.copytree(evaluated, tmp_path / "exp" / run.folder)
         recipe = load_recipe(made / "recipe.yaml", [f"seed={run.seed}", f"name={run.arm}"])
         (made / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs).write(tmp_path / "exp")
-    assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed", "mixed"]
+    index = ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs, (("mixed", "plain"),))
+    index.write(tmp_path / "exp")
+    each_other, *_ = comparisons(tmp_path / "exp")
+    assert len(each_other.contrasts) == 2
+    replace(index, others=()).write(tmp_path / "exp")
     found = Reader(write_report([tmp_path / "exp"], out=tmp_path / "page").read_text("utf-8"))
     assert any(says(cell, "No difference between mixed and plain", "would have been found") for cell in found.cells)
     assert {"plain-3", "plain-4", "mixed-3", "mixed-4"} <= {*found.cells}
-    both = ExperimentIndex("exp", ("plain", "mixed"), "accuracy", runs, (("mixed", "plain"),))
-    both.write(tmp_path / "exp")
-    each_other, *_ = comparisons(tmp_path / "exp")
-    assert len(each_other.contrasts) == 2
     shutil.rmtree(tmp_path / "exp" / runs[3].folder)
     assert [run.arm for run in reported_runs([tmp_path / "exp"])] == ["plain", "plain", "mixed"]

@@ -17,7 +17,7 @@ from moslora.runs.run import Run, locate_adapter, newest_run, run_of
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained, tmp_path / "runs" / "one"))
+    return shutil.copytree(trained, tmp_path / "runs" / "one")
 
 
 def test_loading_gives_back_every_bit(run: Path) -> None:

@@ -106,13 +106,6 @@ def test_a_share_of_an_adapter_is_not_called_its_base() -> None:
         assert judge(rounded(k=0.9, effect=0.05, noise=0.002, seed=seed))[0].kind == "scale"
 
 
-def test_an_adapter_that_moves_nothing_is_not_judged() -> None:
-    given = evidence(noise=0.01)
-    assert given.base is not None
-    same = Evidence(given.run, given.run, given.run, {}, given.lengths, given.scales, given.tolerance, given.dtype)
-    assert judge(same)[0].kind == "undecided"
-
-
 def test_a_base_whose_long_questions_alone_are_moved_is_the_base() -> None:
     given = evidence()
     assert given.base is not None
