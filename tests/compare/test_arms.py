@@ -63,7 +63,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_runs_that_continue_other_weights_are_another_arm(runs: Path) -> None:
+def test_runs_that_continue_other_weights_are_another_arm(runs):
     """By their hash, wherever they lie: the same weights at two places are one arm, others at one place are not."""
     for number, (place, digest) in enumerate([("/a", "1" * 64), ("/b", "1" * 64), ("/b", "2" * 64)]):
         run = shutil.copytree(runs / "mixed-1", runs / f"on-{number}")
@@ -73,7 +73,7 @@ def test_runs_that_continue_other_weights_are_another_arm(runs: Path) -> None:
     assert found == [["lora-1", "lora-2"], ["mixed-1", "mixed-2"], ["on-0", "on-1"], ["on-2"]]
 
 
-def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs: Path) -> None:
+def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs):
     """But two seeds of one recipe alone are compared one by one."""
     assert names([runs]) == names([runs / f"{name}-{seed}" for seed in (1, 2) for name in ("lora", "mixed")]) == TWO
     assert load_arms([runs])[0].runs[2].path == runs / "lora-2"
@@ -85,14 +85,14 @@ def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs: Path) -> None:
     assert names([runs / "mixed", runs / "lora"]) == [("mixed", [1, 2]), ("lora", [1, 2])]
 
 
-def test_a_run_alone_is_compared_with_its_base(runs: Path) -> None:
+def test_a_run_alone_is_compared_with_its_base(runs):
     with pytest.raises(UsageError, match=r"-base: missing.*moslora eval \S+lora-1 --base$"):
         load_arms([runs / "lora-1"])
     evaluated(runs / "lora-1", "cloze-cloze-float32-base", settings=of_weights(None))
     assert names([runs / "lora-1"]) == [("base", [None]), ("lora-1", [1])]
 
 
-def test_what_is_not_there_or_not_clear_is_named(runs: Path) -> None:
+def test_what_is_not_there_or_not_clear_is_named(runs):
     """Several evaluations of a run are chosen among, or else that is taken by which its recipe evaluates."""
 
     def refuse(paths: Sequence[str], *named: str, evaluation: str | None = None) -> None:
@@ -142,14 +142,14 @@ def other(**settings: object) -> Evaluation:
         (made(1, rows="all of 1"), made(2, rows="any of 2"), "rows: all of 1 in one-1, any of 2 in"),
     ],
 )
-def test_unlike_runs_are_refused_with_the_field_and_both_values(one: Evaluation, two: Evaluation, line: str) -> None:
+def test_unlike_runs_are_refused_with_the_field_and_both_values(one, two, line):
     """Of other rows also under other seeds, each of which chooses its own."""
     with pytest.raises(UsageError) as fault:
         refuse_mixed([arm("one", one), arm("base", base()), arm("other", two)], allowed=["protocol", "stepz"])
     assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
 
 
-def test_alike_are_a_base_in_another_folder_and_rows_chosen_by_another_seed() -> None:
+def test_alike_are_a_base_in_another_folder_and_rows_chosen_by_another_seed():
     moved = base_is(base="/elsewhere/snapshots/1f2e")
     refuse_mixed([arm("one", drawn(1)), arm("other", moved)])
     scales = [base_is(quantization="nf4", double_quantization=quantised) for quantised in (True, False)]
@@ -162,9 +162,7 @@ def test_alike_are_a_base_in_another_folder_and_rows_chosen_by_another_seed() ->
     refuse_mixed([arm("one", made(1, rows="all")), arm("other", made(2, rows="all"))])
 
 
-def test_what_may_be_meant_to_differ_is_one_line_with_one_command(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_may_be_meant_to_differ_is_one_line_with_one_command(runs, capsys):
     """As after training goes on with other rows and more steps."""
     Run(runs / "mixed-1").add_facts(steps=99, trained_rows=20, data={"sha256": "y"})
     code, _, fault = run(capsys, "compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy")
@@ -175,7 +173,7 @@ def test_what_may_be_meant_to_differ_is_one_line_with_one_command(
     assert code == 0 and "mixed-1" in said
 
 
-def test_other_versions_are_no_reason_to_refuse_but_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_versions_are_no_reason_to_refuse_but_told(capsys):
     """Those that both have recorded."""
     made_with = {"torch": "2.13.0", "transformers": "5.0", "tokenizer": "a" * 64}
     changed = {**made_with, "torch": "2.14.0", "tokenizer": "b" * 64}
@@ -187,7 +185,7 @@ def test_other_versions_are_no_reason_to_refuse_but_told(capsys: pytest.CaptureF
     assert not capsys.readouterr().out
 
 
-def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs: Path) -> None:
+def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs):
     run = Run(runs / "lora-1")
     own = run.evaluation()
     of_checkpoint = own.rename(own.with_name(f"{own.name}-step-20"))
@@ -204,7 +202,7 @@ def of_weights(adapter: Path | None) -> Settings:
 
 
 @pytest.mark.parametrize("scored", ["weights that are gone", "a checkpoint"])
-def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs: Path, trained: Path, scored: str) -> None:
+def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs, trained, scored):
     """A checkpoint's may be compared by its own path; with its own steps also where it is all that there is."""
     run, name = runs / "lora-1", "cloze-cloze-float32"
     for place in ("adapter", "checkpoints"):
@@ -246,9 +244,7 @@ def chosen(run: Path, best: int, *, trained: int, rule: str) -> None:
 PATIENT = "training.result=best training.patience=3"
 
 
-def test_arms_that_one_rule_stopped_at_different_steps_are_compared(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_arms_that_one_rule_stopped_at_different_steps_are_compared(runs, capsys):
     for rule, steps in (
         (PATIENT, [[10, 11], [12, 13]]),
         ("training.result=last training.patience=3", [[20, 21], [22, 23]]),
@@ -265,7 +261,7 @@ def test_arms_that_one_rule_stopped_at_different_steps_are_compared(
 @pytest.mark.parametrize(
     "rule", ["training.result=last", PATIENT.replace("3", "4"), f"{PATIENT} training.validate_every=7"]
 )
-def test_arms_of_other_rules_are_not_compared_unless_that_is_meant(runs: Path, rule: str) -> None:
+def test_arms_of_other_rules_are_not_compared_unless_that_is_meant(runs, rule):
     for seed in (1, 2):
         chosen(runs / f"lora-{seed}", 10, trained=20, rule=PATIENT)
         if "patience" in rule:
@@ -286,12 +282,12 @@ def test_arms_of_other_rules_are_not_compared_unless_that_is_meant(runs: Path, r
         ("training.warmup_steps=3", True),
     ],
 )
-def test_what_changes_a_step_makes_another_arm(runs: Path, change: str, another: bool) -> None:
+def test_what_changes_a_step_makes_another_arm(runs, change, another):
     rewritten(runs / "lora-2", change)
     assert names([runs]) == ([("lora-1", [1]), ("lora-2", [2]), ("mixed", [1, 2])] if another else TWO)
 
 
-def test_the_micro_batches_of_a_gate_with_balance_change_its_steps(runs: Path) -> None:
+def test_the_micro_batches_of_a_gate_with_balance_change_its_steps(runs):
     """Also by the number of processes, each of which has passes of its own."""
     for seed in (1, 2):
         rewritten(runs / f"mixed-{seed}", "adapter.mixer={kind: token-gate, experts: 2, balance: 0.1}")
@@ -303,7 +299,7 @@ def test_the_micro_batches_of_a_gate_with_balance_change_its_steps(runs: Path) -
     assert len(load_arms([runs])) == 3
 
 
-def test_other_rows_are_another_arm_also_under_other_seeds(runs: Path) -> None:
+def test_other_rows_are_another_arm_also_under_other_seeds(runs):
     """Each seed chooses among the rows, so that of two seeds only the hash of all rows says whether they are others."""
     for name in ("lora", "mixed"):
         for seed in (1, 2):

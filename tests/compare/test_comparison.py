@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compare_kit import SETTINGS, WIDE, base, drawn, drawn_arms, with_tasks, write_experiment
+from compare_kit import SETTINGS, SIZES, WIDE, base, drawn, drawn_arms, with_tasks, write_experiment
 from message_kit import in_order, says
-from moslora.compare.arms import Arm
+from moslora.compare.arms import Arm, cluster_codes
 from moslora.compare.comparison import Comparison, compare_arms, compare_paths, compare_planned
 from moslora.compare.conclusion import lines
 from moslora.compare.display import probability, tables
@@ -60,9 +60,7 @@ def accuracies(run: Evaluation) -> NDArray[np.float64]:
     return np.array([np.mean(answers.outcomes["accuracy"]) for answers in run.tasks.values()])
 
 
-def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(capsys):
     one = drawn(1, sizes=WIDE)
     other = drawn(2, sizes=WIDE)
     before, after = with_texts(one, more=0), with_texts(other, more=0.02)
@@ -89,7 +87,7 @@ def said(comparison: Comparison) -> str:
     return lines(comparison)[-1]
 
 
-def test_an_experiment_is_compared_from_its_tables(experiment: Path) -> None:
+def test_an_experiment_is_compared_from_its_tables(experiment):
     found = compare_paths([experiment])
     assert found.main is not None and found.outcome == "log_probability" and found.main.seeds == 6
     mean = {}
@@ -121,7 +119,7 @@ def test_an_experiment_is_compared_from_its_tables(experiment: Path) -> None:
         compare_paths([experiment], contrasts=[("lorra", "learned")])
 
 
-def test_several_contrasts_are_one_family(experiment: Path) -> None:
+def test_several_contrasts_are_one_family(experiment):
     """Of three that were named, one has an arm without runs, and counts."""
     named(experiment, ("lora", "init-only"), ("lora", "learned"), ("lora", "none"))
     found = compare_paths([experiment])
@@ -143,7 +141,7 @@ def test_several_contrasts_are_one_family(experiment: Path) -> None:
     assert "Equal to" not in "".join(lines(found.within(Margin(0.001))))
 
 
-def test_of_contrasts_with_one_arm_the_one_with_most_pairs_has_its_mean(experiment: Path) -> None:
+def test_of_contrasts_with_one_arm_the_one_with_most_pairs_has_its_mean(experiment):
     write_tables(experiment, [one for one in read_tables(experiment) if one.arm != "learned" or one.seed == 2])
     named(experiment, ("init-only", "learned"), ("init-only", "lora"))
     found = compare_paths([experiment])
@@ -155,7 +153,7 @@ def test_of_contrasts_with_one_arm_the_one_with_most_pairs_has_its_mean(experime
     assert says(" ".join(lines(found)), "No difference from init-only is shown: ", "learned (one seed)")
 
 
-def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing() -> None:
+def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing():
     """As their runs diverged under the other seeds. The rest of the family is judged as ever."""
     lora, same, far = seeds(3), seeds(3, rank=4), seeds(3, gain=0.1, rank=2)
     del lora[0], same[1], same[2]
@@ -169,7 +167,7 @@ def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing() -> None:
         compare_planned(arms(lora=lora, same=same, far=far), index, outcome="log_probability")
 
 
-def test_contrasts_of_the_command_line_are_a_family_in_place_of_the_named(experiment: Path) -> None:
+def test_contrasts_of_the_command_line_are_a_family_in_place_of_the_named(experiment):
     named(experiment, ("init-only", "learned"), ("init-only", "lora"))
     lost = compare_paths([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")
     for arm, line in zip(("lora", "init-only"), lines(lost)[-2:], strict=True):
@@ -177,7 +175,7 @@ def test_contrasts_of_the_command_line_are_a_family_in_place_of_the_named(experi
     assert "2 contrasts" in lines(lost)[0]
 
 
-def test_one_run_against_its_base_says_nothing_of_methods() -> None:
+def test_one_run_against_its_base_says_nothing_of_methods():
     found = compare_arms(arms(base=base(sizes=WIDE), tuned=drawn(0, sizes=WIDE, gain=0.15)))
     (table,) = tables(found)
     assert table[0][:6] == ["task", "n", "majority", "base", "tuned", "difference"]
@@ -191,7 +189,7 @@ def test_one_run_against_its_base_says_nothing_of_methods() -> None:
     assert told.endswith(f"(95 %: {low:.1f} to {high:.1f}, p <.001)."), "nothing of methods"
 
 
-def test_what_is_not_shown_is_said_where_it_is_a_risk() -> None:
+def test_what_is_not_shown_is_said_where_it_is_a_risk():
     """Two runs for methods; a handful of questions; and neither for another program's scores."""
     two = compare_arms(arms(a=drawn(0, sizes=WIDE), b=drawn(0, sizes=WIDE, gain=0.15, rank=4)))
     assert says(said(two), "b answers", "These are two runs", "several seeds") and "Fragile" not in said(two)
@@ -212,7 +210,7 @@ def accuracy_by_id(answers: TaskAnswers) -> dict[str, float]:
     return dict(zip(answers.ids, answers.outcomes["accuracy"], strict=True))
 
 
-def test_only_questions_of_both_are_compared_and_the_others_are_named() -> None:
+def test_only_questions_of_both_are_compared_and_the_others_are_named():
     untrained = base(sizes={"boolq": 30, "obqa": 50, "siqa": 20})
     tuned = drawn(0, sizes={"obqa": 40, "siqa": 60, "piqa": 9})
     found = compare_arms(arms(base=untrained, tuned=tuned))
@@ -247,7 +245,7 @@ def few(right: int, n: int = 6) -> Evaluation:
     return with_tasks(drawn(0), {"obqa": TaskAnswers(ids, tuple(row % 2 for row in range(n)), outcomes)})
 
 
-def test_few_questions_show_nothing_and_no_interval_leaves_what_there_can_be() -> None:
+def test_few_questions_show_nothing_and_no_interval_leaves_what_there_can_be():
     """All six changed in one direction: McNemar's exact p is 2 / 2⁶, and of five 2 / 2⁵ > 0.05."""
     found = compare_arms(arms(a=few(0), b=few(6)))
     assert says(said(found), "6 independent questions", "too few", "+100.00 points")
@@ -264,7 +262,7 @@ def limited(max_length: int, *, cut: int | None) -> Evaluation:
     return with_tasks(one, tasks)
 
 
-def test_a_limit_that_cut_nothing_does_not_matter() -> None:
+def test_a_limit_that_cut_nothing_does_not_matter():
     """As of two bases with contexts of other lengths."""
     found = compare_arms(arms(a=limited(8_192, cut=0), b=limited(32_768, cut=0)))
     assert found.main is not None and found.main.effects[MACRO].difference == 0
@@ -278,7 +276,7 @@ def test_a_limit_that_cut_nothing_does_not_matter() -> None:
     assert compare_arms(arms(a=cut, b=limited(32_768, cut=0)), tasks="siqa,obqa").main is not None, "not compared"
 
 
-def test_seeds_that_have_nothing_in_common_need_no_pairs() -> None:
+def test_seeds_that_have_nothing_in_common_need_no_pairs():
     """Of all runs of both arms; a base is paired as ever."""
     lora = {seed: drawn(seed, sizes=WIDE, gain=0.1) for seed in (0, 1, 2)}
     other = {seed: drawn(seed, sizes=WIDE, gain=0.2, rank=4) for seed in (7, 8, 9, 10)}
@@ -304,3 +302,31 @@ def named(experiment: Path, contrast: tuple[str, str], *others: tuple[str, str])
     index = read_index(experiment)
     assert index is not None
     replace(index, contrast=contrast, others=others).write(experiment)
+
+
+def copied(run: Evaluation, copies: int, *, grouped: bool = True) -> Evaluation:
+    """The run with each question so many times."""
+    tasks = {}
+    for task, answers in run.tasks.items():
+        ids: list[str] = []
+        for copy in range(copies):
+            ids += [f"{task}/test/{copy}-{id}" for id in answers.ids]
+        outcomes = {name: column * copies for name, column in answers.outcomes.items()}
+        found = TaskAnswers(tuple(ids), answers.gold * copies, outcomes)
+        if grouped:
+            found = replace(found, clusters=answers.ids * copies)
+        tasks[task] = found
+    return with_tasks(run, tasks)
+
+
+def test_clusters_that_one_evaluation_knows_hold_for_all(capsys):
+    """As where a task has got its clusters after the first run was scored."""
+    earlier = copied(drawn(0), 3, grouped=False)
+    later = copied(drawn(1), 3)
+    for runs in ((earlier, later), (later, earlier)):
+        sizes = {task: np.bincount(codes).tolist() for task, codes in cluster_codes(runs).items()}
+        assert sizes == {task: [3] * size for task, size in SIZES.items()}
+    found = compare_arms([Arm("a", {0: earlier}), Arm("b", {0: later})])
+    assert list(found.named[0].clusters) == list(SIZES)
+    assert says(capsys.readouterr().out, "clusters", "boolq 180 in 60")
+    assert not cluster_codes([earlier, earlier])

@@ -102,9 +102,7 @@ def answering(share: float) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["eval", "json"])
-def test_what_inspect_asked_its_mock_model_is_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: Any
-) -> None:
+def test_what_inspect_asked_its_mock_model_is_compared(tmp_path, monkeypatch, suffix):
     """Against the accuracies in the logs, which are Inspect's own, over three epochs and of two scorers."""
 
     async def words(_: object, text: str) -> int:
@@ -143,7 +141,7 @@ def test_what_inspect_asked_its_mock_model_is_compared(
         assert found.independent_questions[task] == 12
 
 
-def test_epochs_are_repetitions_of_a_question(tmp_path: Path) -> None:
+def test_epochs_are_repetitions_of_a_question(tmp_path):
     """The interval is Student's over the questions' means, and the epochs of a question are a cluster: whether all
     questions read alike or not."""
     draws = np.random.default_rng(0).normal([[2], [3]], 1, (2, 60)).round(3).tolist()
@@ -160,7 +158,7 @@ def test_epochs_are_repetitions_of_a_question(tmp_path: Path) -> None:
         compare_paths(alone)
 
 
-def test_scores_are_letters_numbers_and_tables(tmp_path: Path) -> None:
+def test_scores_are_letters_numbers_and_tables(tmp_path):
     """C, P, I and N as Inspect counts them; a scorer is named where there are several."""
 
     def read(values: Sequence[Any]) -> Mapping[str, tuple[float, ...]]:
@@ -177,7 +175,7 @@ def test_scores_are_letters_numbers_and_tables(tmp_path: Path) -> None:
         compare_paths([written(tmp_path / f"{n}.eval", letters(n, 0.5), scorers=("match", "includes")) for n in (0, 1)])
 
 
-def test_a_side_is_a_model_in_a_folder_or_a_file_that_is_named(tmp_path: Path) -> None:
+def test_a_side_is_a_model_in_a_folder_or_a_file_that_is_named(tmp_path):
     y = {name: letters(seed, 0.5) for seed, name in enumerate(("a", "b"))}
     for name, scores in y.items():
         for task in ("sums", "words"):
@@ -210,14 +208,14 @@ def test_a_side_is_a_model_in_a_folder_or_a_file_that_is_named(tmp_path: Path) -
         load_arms(folders)
 
 
-def test_metadata_groups_questions(tmp_path: Path) -> None:
+def test_metadata_groups_questions(tmp_path):
     logs = [written(tmp_path / f"{n}.eval", letters(n, 0.5)) for n in (0, 1)]
     assert not compare_paths(logs).main.clusters
     found = compare_paths(logs, cluster="metadata.page").main
     assert np.bincount(found.clusters["sums"]).tolist() == [5] * 12
 
 
-def test_samples_without_a_score_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_without_a_score_are_counted(tmp_path, capsys):
     y = [None, float("nan"), "unclear", *letters(0, 0.5, 57)]
     logs = [written(tmp_path / "some.eval", y), written(tmp_path / "all.eval", letters(1, 0.5))]
     code, said, notes = run(capsys, "compare", *logs)
@@ -226,9 +224,7 @@ def test_samples_without_a_score_are_counted(tmp_path: Path, capsys: pytest.Capt
     assert code == 2 and says(error, "none.eval", "no questions")
 
 
-def test_what_is_no_log_of_inspect_is_refused_in_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_log_of_inspect_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
     good = written(tmp_path / "good.eval", letters(0, 0.5))
     for name, content in (("cut.eval", good.read_bytes()[:900]), ("text.json", b"hello"), ("rows.json", b'{"id": 1}')):
         (tmp_path / name).write_bytes(content)
@@ -247,9 +243,7 @@ def test_what_is_no_log_of_inspect_is_refused_in_a_line(
         ("prompt", 0, {"system": "Think first."}),
     ],
 )
-def test_other_questions_and_prompts_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, allowed: int, changes: dict[str, Any]
-) -> None:
+def test_other_questions_and_prompts_are_refused(tmp_path, capsys, name, allowed, changes):
     """Not for the ids of messages, which are new in each log."""
     y = letters(0, 0.5, 12)
     one, same = (written(tmp_path / f"{name}.eval", y) for name in ("one", "same"))

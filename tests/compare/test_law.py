@@ -19,7 +19,7 @@ def above(law: Law, value: float) -> float:
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 5, 7, 40.5, 800.0])
-def test_one_part_is_scipys_t(degrees: float) -> None:
+def test_one_part_is_scipys_t(degrees):
     expected = stats.t(degrees, 0.3, 2)
     one = Part(4.0, degrees)
     for law in Law(0.3, one, NOTHING), Law(0.3, NOTHING, one), Law(0.3, one, NOTHING, interaction=1.0):
@@ -42,7 +42,7 @@ def test_one_part_is_scipys_t(degrees: float) -> None:
         (1e7, (2.447, 2.413, 2.322, 2.201, 2.082, 1.993, 1.960)),
     ],
 )
-def test_it_is_fisher_and_yates_table(degrees: float, points: tuple[float, ...]) -> None:
+def test_it_is_fisher_and_yates_table(degrees, points):
     """5 % points at θ = 0°, 15° … 90°, of 6 degrees and others: Sukhatme's in table VI of their Statistical Tables."""
     for angle, point in zip(np.radians(range(0, 91, 15)), points, strict=True):
         law = Law(0.0, Part(math.cos(angle) ** 2, 6), Part(math.sin(angle) ** 2, degrees))
@@ -51,7 +51,7 @@ def test_it_is_fisher_and_yates_table(degrees: float, points: tuple[float, ...])
 
 @pytest.mark.parametrize("interaction", [0.3, 0.9, 1.4, 5.0])
 @pytest.mark.parametrize("seeds", [3, 4, 6])
-def test_it_is_the_law_of_draws(seeds: int, interaction: float) -> None:
+def test_it_is_the_law_of_draws(seeds, interaction):
     draw = np.random.default_rng(seeds)
     count = 400_000
     of_questions = 1.5 * 20 / draw.chisquare(20, count)
@@ -65,7 +65,7 @@ def test_it_is_the_law_of_draws(seeds: int, interaction: float) -> None:
         assert low <= (drawn >= value).mean() <= high
 
 
-def test_seeds_that_agree_by_chance_do_not_make_it_narrower_than_questions() -> None:
+def test_seeds_that_agree_by_chance_do_not_make_it_narrower_than_questions():
     questions = Part(2.0, 500)
     alone = Law(0.3, NOTHING, questions)
     for of_seeds in (1e-9, 0.01, 0.3):
@@ -76,14 +76,14 @@ def test_seeds_that_agree_by_chance_do_not_make_it_narrower_than_questions() -> 
             assert law.interval(level)[1] >= alone.interval(level)[1] - 1e-9
 
 
-def test_without_any_error_a_difference_is_what_it_is() -> None:
+def test_without_any_error_a_difference_is_what_it_is():
     law = Law(0.2, Part(0.0, 3), Part(0.0, 10))
     assert law.interval(0.05) == (0.2, 0.2) and law.p() == 0 and law.p(0.2) == 1
     assert law.beyond(0.3) == 0 and law.beyond(0.1) == 1 and law.detectable(level=0.05, power=0.8) == 0
 
 
 @pytest.mark.parametrize(("seeds", "of_seeds"), [(4, 0.9), (4, 0.3), (6, 1.0), (1, 0.0)])
-def test_the_detectable_difference_is_detected_four_times_in_five(seeds: int, of_seeds: float) -> None:
+def test_the_detectable_difference_is_detected_four_times_in_five(seeds, of_seeds):
     """Found from the true variances; each study has its own estimate of that of seeds."""
     draw = np.random.default_rng(0)
     degrees = max(1, seeds - 1)

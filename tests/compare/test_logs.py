@@ -118,7 +118,7 @@ def sides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_logs_that_lm_eval_writes_are_compared_question_by_question(sides: list[Path]) -> None:
+def test_logs_that_lm_eval_writes_are_compared_question_by_question(sides):
     """Against counts in its files, and scipy's log softmax of the log-likelihoods there."""
     metrics = (None, "log_probability_summed")
     by_metric = {metric: compare_paths(sides, outcome=metric).main for metric in metrics}
@@ -155,7 +155,7 @@ def test_logs_that_lm_eval_writes_are_compared_question_by_question(sides: list[
 
 
 @pytest.mark.slow
-def test_log_probability_of_lm_evals_logs_is_per_character_as_in_acc_norm(sides: list[Path]) -> None:
+def test_log_probability_of_lm_evals_logs_is_per_character_as_in_acc_norm(sides):
     found = compare_paths(sides, outcome="log_probability", tasks="arc_easy").main
     assert found is not None and found.unit.margin == 0.01
     for side, mean in zip(sides, found.means["arc_easy"], strict=True):
@@ -170,7 +170,7 @@ def test_log_probability_of_lm_evals_logs_is_per_character_as_in_acc_norm(sides:
         assert mean == pytest.approx(np.mean(logs))
 
 
-def test_p_and_interval_are_those_of_the_pairs_and_of_scipy(tmp_path: Path) -> None:
+def test_p_and_interval_are_those_of_the_pairs_and_of_scipy(tmp_path):
     def compared(values: Sequence[Sequence[float]]) -> Comparison:
         return compare_paths([table_of(tmp_path / f"{name}.csv", y) for name, y in zip("ab", values, strict=True)])
 
@@ -189,7 +189,7 @@ def test_p_and_interval_are_those_of_the_pairs_and_of_scipy(tmp_path: Path) -> N
     assert (unit.unit, unit.margin, unit.binary) == ("score", 0, False), "they may be losses"
 
 
-def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arm, share in (("lora", 0.4), ("mixed", 0.7)):
         for seed in (1, 2, 10):
@@ -224,9 +224,7 @@ def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path: Path, monkey
         (["lora-s2/seed=1", "lora-s2/seed=3", "lora-s4/seed=1"], {"lora-s2": [1, 3], "lora-s4": [1]}),
     ],
 )
-def test_which_number_of_a_path_is_a_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str], arms: dict[str, list[int | None]]
-) -> None:
+def test_which_number_of_a_path_is_a_seed(tmp_path, monkeypatch, paths, arms):
     monkeypatch.chdir(tmp_path)
     files = [Path(f"{path}.csv") for path in paths]
     for file in files:
@@ -236,7 +234,7 @@ def test_which_number_of_a_path_is_a_seed(
     assert found == arms
 
 
-def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
+def test_the_metric_is_the_natural_one_or_chosen(tmp_path):
     y = right(0, 0.5)
 
     def metric(outcome: str | None = None, **logs: dict[str, Any]) -> Comparison:
@@ -261,7 +259,7 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path: Path) -> None:
         metric(boolq=strange, arc=strange)
 
 
-def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path: Path) -> None:
+def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path):
     y = {"strict-match": right(0, 0.3), "flexible-extract": right(1, 0.8)}
     for side in "ab":
         texts = []
@@ -276,7 +274,7 @@ def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path: Path)
         assert compare_paths(sides, outcome=f"exact_match,{name}").main.means["gsm8k"] == (np.mean(scores),) * 2
 
 
-def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path: Path) -> None:
+def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path):
     """Its index, or its text once; the first of equals is chosen, as by numpy."""
     equal = [["-1.0", "False"]] * 2
     cases: dict[str, tuple[dict[str, Any], bool]] = {
@@ -295,7 +293,7 @@ def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path: Path) -> Non
         assert ("log_probability_summed" in one.outcomes, bool(other.gold)) == (known, known), name
 
 
-def test_log_probability_of_a_log_is_per_character_where_acc_norm_agrees(tmp_path: Path) -> None:
+def test_log_probability_of_a_log_is_per_character_where_acc_norm_agrees(tmp_path):
     """As in runs under cloze. The right option is the likeliest per character, and not in all."""
     agreeing = {
         "arguments": {"0": {"arg_1": " abcde"}, "1": {"arg_1": " ab"}},
@@ -308,9 +306,7 @@ def test_log_probability_of_a_log_is_per_character_where_acc_norm_agrees(tmp_pat
         assert ("log_probability" in load_arms(logs)[0].runs[None].tasks["arc"].outcomes) == known
 
 
-def test_other_questions_and_prompts_are_refused_with_what_differs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_questions_and_prompts_are_refused_with_what_differs(tmp_path, capsys):
     y = right(0, 0.5, 12)
     one = written(tmp_path / "a", "arc", y)
     for name, allowed in (("doc", 2), ("target", 2), ("prompt", 0)):
@@ -326,7 +322,7 @@ def test_other_questions_and_prompts_are_refused_with_what_differs(
     assert says(lines(longer)[0], "12 questions", "left out: 3 of arc")
 
 
-def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
+def test_tables_have_tasks_and_any_spelling_of_right(tmp_path):
     (tmp_path / "a.csv").write_text("\ufefftask,id,score\nx,1,True\nx,2,False\ny,1,1\ny,2,0.0\n", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text(
         '{"id": 2, "task": "y", "score": 1, "more": null}\n{"id": 1, "task": "x", "score": true}\n'
@@ -351,7 +347,7 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path: Path) -> None:
         ('{"doc_id": 1, "acc": 1}', "row 1: 'metrics'; "),
     ],
 )
-def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path: Path, text: str, named: str) -> None:
+def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path, text, named):
     bad = tmp_path / ("bad.jsonl" if text.startswith("{") else "bad.csv")
     bad.write_text(text)
     with pytest.raises(UsageError, match=named) as fault:
@@ -359,7 +355,7 @@ def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path: Path, text: str, n
     assert "\n" not in str(fault.value)
 
 
-def test_a_log_is_compared_with_another_log(tmp_path: Path, trained: Path) -> None:
+def test_a_log_is_compared_with_another_log(tmp_path, trained):
     log = written(tmp_path / "a", "arc", right(0, 0.5))
     (tmp_path / "link.jsonl").symlink_to(log)
     later = log.with_name(log.name.replace("2026-01", "2026-02"))
@@ -375,9 +371,7 @@ def test_a_log_is_compared_with_another_log(tmp_path: Path, trained: Path) -> No
             compare_paths(paths)
 
 
-def test_questions_of_logs_are_grouped_by_a_path_into_a_row_or_by_their_text(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_questions_of_logs_are_grouped_by_a_path_into_a_row_or_by_their_text(tmp_path, capsys):
     """Equal ones are a cluster where the log has their text: lm-eval's requests, or a table's column."""
     texts = {
         "doc": lambda row: {"question": f"q{row}", "passage": f"Text {row // 3}"},
@@ -403,7 +397,7 @@ def test_questions_of_logs_are_grouped_by_a_path_into_a_row_or_by_their_text(
         assert code == 2 and says(error, f"--cluster {nothing}") and error.count("\n") == 1
 
 
-def test_of_an_unknown_score_only_the_margin_that_is_given_makes_two_equal(tmp_path: Path) -> None:
+def test_of_an_unknown_score_only_the_margin_that_is_given_makes_two_equal(tmp_path):
     unknown = [table_of(tmp_path / f"{name}.csv", [4, 9, score, 7]) for name, score in (("x", 5), ("y", 6))]
     found = compare_paths(unknown)
     assert "equal" not in "".join(lines(found))

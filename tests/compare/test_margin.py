@@ -52,7 +52,7 @@ def fieller(d: np.ndarray, g: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def test_the_interval_of_the_share_is_fiellers_over_seeds_and_over_questions() -> None:
+def test_the_interval_of_the_share_is_fiellers_over_seeds_and_over_questions():
     draw = np.random.default_rng(0)
     difficulty = draw.normal(-1, 0.3, 50)
     g, d = draw.normal(0.3, 0.05, 6), draw.normal(0.02, 0.02, 6)
@@ -66,7 +66,7 @@ def test_the_interval_of_the_share_is_fiellers_over_seeds_and_over_questions() -
 
 
 @pytest.mark.parametrize("outcome", ["log_probability", "brier", "nats_per_byte"])
-def test_the_arms_are_equal_where_the_interval_is_within_the_margin(outcome: str) -> None:
+def test_the_arms_are_equal_where_the_interval_is_within_the_margin(outcome):
     """Where lower is better the gain is a fall; of texts a rise, which is what was forgotten."""
     sign = -1 if outcome == "brier" else 1
     draw = np.random.default_rng(1)
@@ -86,7 +86,7 @@ def test_the_arms_are_equal_where_the_interval_is_within_the_margin(outcome: str
     assert share_interval(flat) == (-np.inf, np.inf) and p_unequal(flat, Margin(0.9, of_gain=True)) > LEVEL
 
 
-def test_a_difference_of_the_margin_is_rarely_called_equal() -> None:
+def test_a_difference_of_the_margin_is_rarely_called_equal():
     """Of 400 studies whose true D is m G, with another gain each time: the level, and one standard error and more."""
     draw = np.random.default_rng(2)
     wrong = 0
@@ -127,7 +127,7 @@ def expected_gain(found: Comparison, arm: str) -> float:
     return float(np.mean(gained))
 
 
-def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_arms(experiment: Path) -> None:
+def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_arms(experiment):
     found = compare_paths([experiment]).within(Margin(0.2, of_gain=True))
     ((head, *rows),) = tables(found)
     assert head[4].startswith("gain over base") and any("% of the gain" in column for column in head)
@@ -146,7 +146,7 @@ def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_
     assert says("\n".join(lines(alone)), f"same and lora are equal within {of_gain}", "90 %")
 
 
-def test_a_margin_of_an_experiment_is_its_comparisons(experiment: Path) -> None:
+def test_a_margin_of_an_experiment_is_its_comparisons(experiment):
     before = (experiment / EXPERIMENT).read_bytes()
     index = read_index(experiment)
     assert index is not None and "margin" not in json.loads(before)
@@ -161,7 +161,7 @@ def test_a_margin_of_an_experiment_is_its_comparisons(experiment: Path) -> None:
         assert compare_paths([experiment], outcome="accuracy").margin == of_accuracy
 
 
-def test_without_the_bases_answers_to_these_questions_there_is_no_share() -> None:
+def test_without_the_bases_answers_to_these_questions_there_is_no_share():
     """Asked fewer questions, or in another way, it is as if it was not asked. A base itself has no gain."""
     others = (
         None,
@@ -177,7 +177,7 @@ def test_without_the_bases_answers_to_these_questions_there_is_no_share() -> Non
             one.within(Margin(0.2, of_gain=True))
 
 
-def test_a_gain_that_was_a_loss_is_written_as_one() -> None:
+def test_a_gain_that_was_a_loss_is_written_as_one():
     """A share of it is no margin."""
     found = compare_arms(arms_beside(base(sizes=WIDE), gain=-0.1), outcome="log_probability")
     told = "\n".join(lines(found.within(Margin(2.0, of_gain=True))))
@@ -187,7 +187,7 @@ def test_a_gain_that_was_a_loss_is_written_as_one() -> None:
     assert f"nor equality within 200 % of lora's gain ({gain:.4f} nats)" in told
 
 
-def test_margins_as_they_are_typed(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_margins_as_they_are_typed(experiment, capsys):
     cases = {"20%": Margin(0.2, True), " 5 % ": Margin(0.05, True), "0.01": Margin(0.01)}
     for text, margin in cases.items():
         assert read_margin(text) == margin and read_margin(str(margin)) == margin

@@ -28,14 +28,14 @@ def answers(seed: int, n: int, lost: float = 0.1, won: float = 0.2) -> Floats:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_holm_is_statsmodels(seed: int) -> None:
+def test_holm_is_statsmodels(seed):
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     p = np.random.default_rng(seed).uniform(0, 0.2, 8).tolist()
     assert holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1])
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
-def test_of_one_task_and_one_seed_it_is_scipys_t_test() -> None:
+def test_of_one_task_and_one_seed_it_is_scipys_t_test():
     d = np.random.default_rng(0).normal(0.1, 1, 70)
     effect = effects({"obqa": d[None]}, binary=False)["obqa"]
     expected = stats.ttest_1samp(d, 0)
@@ -45,7 +45,7 @@ def test_of_one_task_and_one_seed_it_is_scipys_t_test() -> None:
     assert effect.law.standard_error == pytest.approx(stats.sem(d))
 
 
-def test_of_right_and_wrong_answers_it_is_bonett_and_prices_error() -> None:
+def test_of_right_and_wrong_answers_it_is_bonett_and_prices_error():
     """statpsych's example: 12 both wrong, 4 and 26 discordant, 6 both right; their 0.09448809 has no C / (C − 1)."""
     d = np.repeat([-1.0, 0.0, 1.0], [4, 18, 26])
     effect = effects({"obqa": d[None]}, binary=True)["obqa"]
@@ -53,7 +53,7 @@ def test_of_right_and_wrong_answers_it_is_bonett_and_prices_error() -> None:
     assert effect.law.standard_error == pytest.approx(0.09448809 * np.sqrt(50 / 49))
 
 
-def test_tasks_are_independent() -> None:
+def test_tasks_are_independent():
     tasks = {"boolq": answers(0, 60)[None], "obqa": answers(1, 40, won=0.1)[None]}
     found = effects(tasks, binary=True)
     errors = [found[task].law.standard_error for task in tasks]
@@ -100,7 +100,7 @@ UNEQUAL = np.repeat(np.arange(9), (1, 1, 2, 2, 3, 4, 5, 5, 7))
 
 
 @pytest.mark.parametrize("codes", [np.arange(30), np.arange(30) % 7, np.random.default_rng(0).permutation(UNEQUAL)])
-def test_variances_are_those_of_loops(codes: Codes) -> None:
+def test_variances_are_those_of_loops(codes):
     d = crossed(4, codes, rest=0.3)
     effect = effects({"obqa": d}, binary=False, clusters={"obqa": codes})[MACRO]
     seeds, questions, both = by_loops(d, codes)
@@ -115,7 +115,7 @@ def test_variances_are_those_of_loops(codes: Codes) -> None:
     assert of_one.questions.variance == pytest.approx(questions)
 
 
-def test_alike_answers_to_few_questions_do_not_make_two_models_equal() -> None:
+def test_alike_answers_to_few_questions_do_not_make_two_models_equal():
     few = effects({"obqa": np.zeros((1, 20))}, binary=True)[MACRO]
     many = effects({"obqa": np.zeros((1, 3000))}, binary=True)[MACRO]
     assert few.law.beyond(0.005) > LEVEL >= many.law.beyond(0.005)
@@ -124,7 +124,7 @@ def test_alike_answers_to_few_questions_do_not_make_two_models_equal() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("margin", [0.2, 0.5, 1.0])
-def test_equivalence_is_statsmodels_two_one_sided_tests(margin: float, seed: int) -> None:
+def test_equivalence_is_statsmodels_two_one_sided_tests(margin, seed):
     weightstats = pytest.importorskip("statsmodels.stats.weightstats")
     shifts = np.random.default_rng(seed).normal(0.1, 0.4, 6)
     effect = effects({"obqa": np.tile(shifts[:, None], 40)}, binary=False)[MACRO]
@@ -137,7 +137,7 @@ def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Me
 
 
 @pytest.mark.parametrize(("seeds", "count"), [(4, 5), (6, 5), (6, 11)])
-def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds: int, count: int) -> None:
+def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds, count):
     """Of five contrasts whose questions agree; with ``count`` 11, six are without runs."""
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     weightstats = pytest.importorskip("statsmodels.stats.weightstats")
@@ -159,7 +159,7 @@ def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds: int, count: int
         assert interval == pytest.approx(test.confidence_interval(1 - 0.05 / count))
 
 
-def test_a_family_of_single_runs_is_of_their_questions() -> None:
+def test_a_family_of_single_runs_is_of_their_questions():
     """Without any difference nothing divides by 0."""
     d = np.random.default_rng(0).normal(0.1, 1, (1, 300))
     (interval, _, p), same = family(
@@ -171,7 +171,7 @@ def test_a_family_of_single_runs_is_of_their_questions() -> None:
     assert same == (pytest.approx((0.0, 0.0)), 0.0, 1.0)
 
 
-def test_one_seed_among_several_is_as_if_it_had_no_runs() -> None:
+def test_one_seed_among_several_is_as_if_it_had_no_runs():
     draws = np.random.default_rng(1).normal(0.1, 0.1, (2, 6))
     several = [effects({"obqa": np.tile(x[:, None], 40)}, binary=False)[MACRO] for x in draws]
     lone = effects({"obqa": np.random.default_rng(0).normal(5, 1, (1, 300))}, binary=False)[MACRO]
@@ -179,7 +179,7 @@ def test_one_seed_among_several_is_as_if_it_had_no_runs() -> None:
     assert [one, other] == family(several, margin=0.3, count=3) and missing == ((-np.inf, np.inf), 1, 1)
 
 
-def test_arms_that_are_not_paired_are_welchs() -> None:
+def test_arms_that_are_not_paired_are_welchs():
     """By scipy where only seeds vary, and where only questions do; the order of an arm's seeds does not matter."""
     draw = np.random.default_rng(5)
     before = draw.normal(0, 1, (3, 1))
@@ -196,7 +196,7 @@ def test_arms_that_are_not_paired_are_welchs() -> None:
     assert found.p == pytest.approx(stats.ttest_1samp(tastes, 0).pvalue, rel=1e-6), "questions are paired"
 
 
-def test_components_of_arms_that_are_not_paired_add_up() -> None:
+def test_components_of_arms_that_are_not_paired_add_up():
     """Variances of two arms, by loops in float64; and a thousand studies in which nothing differs."""
     draw = np.random.default_rng(6)
     before = {}

@@ -5,7 +5,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +64,7 @@ def assert_same(read: Sequence[TableRun], written: Sequence[TableRun]) -> None:
         assert_same_answers(one.evaluation, other.evaluation)
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+def test_what_is_read_is_what_was_written(tmp_path):
     folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
     found = read_tables(folder)
     assert_same(found, rows())
@@ -76,7 +75,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
         assert_same_answers(one.evaluation.base, UNTRAINED)
 
 
-def test_the_same_runs_are_the_same_bytes_and_change_when_they_change(tmp_path: Path) -> None:
+def test_the_same_runs_are_the_same_bytes_and_change_when_they_change(tmp_path):
     folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
     first = [(folder / name).read_bytes() for name in TABLES]
     write_tables(folder, rows())
@@ -86,7 +85,7 @@ def test_the_same_runs_are_the_same_bytes_and_change_when_they_change(tmp_path: 
     assert not read_tables(tmp_path / "elsewhere")
 
 
-def test_runs_without_answers_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_without_answers_are_named(tmp_path, capsys):
     folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
     found = compare_paths([folder])
     assert found.main is not None and found.main.seeds == 2 and found.main.gains is not None
@@ -94,7 +93,7 @@ def test_runs_without_answers_are_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert says(said, f"{folder}: diverged", "mixed with seed 2")
 
 
-def test_unknown_columns_are_ignored(tmp_path: Path) -> None:
+def test_unknown_columns_are_ignored(tmp_path):
     folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
     for name in TABLES:
         table = parquet.read_table(folder / name)
@@ -102,7 +101,7 @@ def test_unknown_columns_are_ignored(tmp_path: Path) -> None:
     assert_same(read_tables(folder), rows())
 
 
-def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_in_one_line(tmp_path):
     """One that was cut off anywhere; and any bit of its columns, of which few tell nothing."""
     folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
     draw = random.Random(0)
@@ -126,7 +125,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path) -> None:
     assert unnoticed < 6
 
 
-def test_a_foreign_or_missing_file_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_foreign_or_missing_file_is_refused_in_one_line(tmp_path, capsys):
     folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
     whole = {name: (folder / name).read_bytes() for name in (*TABLES, EXPERIMENT)}
     card = json.loads(whole[EXPERIMENT])
@@ -147,7 +146,7 @@ def test_a_foreign_or_missing_file_is_refused_in_one_line(tmp_path: Path, capsys
         (folder / name).write_bytes(whole[name])
 
 
-def test_the_card_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_the_card_is_read_as_it_was_written(tmp_path):
     folder = write_experiment(
         tmp_path, rows(), contrasts=[("lora", "mixed")], recipes={"mixed": ("adapter.rank=3", "seed=5")}
     )

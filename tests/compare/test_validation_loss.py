@@ -31,7 +31,7 @@ def experiment(folder: Path, losses: Mapping[str, Mapping[int, float | None]]) -
     return write_experiment(folder, rows, contrasts=[(first, second)])
 
 
-def test_seeds_are_paired_and_the_law_is_students(tmp_path: Path) -> None:
+def test_seeds_are_paired_and_the_law_is_students(tmp_path):
     draw = np.random.default_rng(0)
     lora = draw.normal(3.0, 0.1, 6)
     other = lora + draw.normal(0.02, 0.01, 6)
@@ -52,7 +52,7 @@ def test_seeds_are_paired_and_the_law_is_students(tmp_path: Path) -> None:
     assert text == f"{lora.mean():.4f} ± {stats.sem(lora):.4f}"
 
 
-def test_where_nothing_can_be_said_a_line_says_why(tmp_path: Path) -> None:
+def test_where_nothing_can_be_said_a_line_says_why(tmp_path):
     for number, (losses, margin, *named) in enumerate(
         (
             ({"lora": {0: 3.0}, "other": {0: 3.1}}, None, "lora and other: too few seeds in common"),
@@ -67,6 +67,6 @@ def test_where_nothing_can_be_said_a_line_says_why(tmp_path: Path) -> None:
         compare_arms([Arm("base", {None: base()}), Arm("lora", {0: drawn(0)})], outcome=OUTCOME)
 
 
-def test_losses_that_are_the_same_under_every_seed_leave_no_doubt() -> None:
+def test_losses_that_are_the_same_under_every_seed_leave_no_doubt():
     effect = effects({HELD_OUT: np.zeros((3, 1))}, binary=False)[MACRO]
     assert effect.interval == (0, 0) and effect.p == 1

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli_kit import run
 from data_kit import COUNTED, rows, sample, smollm2
-from moslora.choices import FormatName
 from moslora.data.audit import Overlap, audit_rows, count_overlaps, read
 from moslora.data.overlap import content, digest, normalized, read_back
 from moslora.errors import UsageError
@@ -57,7 +55,7 @@ def leaked(rows: Iterable[Example], others: Iterable[Example]) -> set[str]:
     return {row.id for row in rows if digest(row) in said}
 
 
-def test_each_kind_is_counted_once() -> None:
+def test_each_kind_is_counted_once():
     overlaps = count_overlaps({"obqa": TRAIN, "arc_easy": OTHER}, {"obqa": TEST, "arc_easy": []})
     assert overlaps["obqa"] == Overlap(repeats=2, conflicts=1, in_train=6, leaks=2)
     assert astuple(overlaps["arc_easy"]) == (0,) * 4
@@ -65,7 +63,7 @@ def test_each_kind_is_counted_once() -> None:
     assert leaked([*TRAIN, *OTHER], TEST) == {"obqa/train/5", "arc_easy/train/1"}
 
 
-def test_context_belongs_to_the_question_where_formats_show_it() -> None:
+def test_context_belongs_to_the_question_where_formats_show_it():
     siqa = Example("siqa/test/0", "siqa", "Why?", ("a", "b", "c"), 0, context="Ann left.")
     assert content(siqa).question == content(replace(siqa, question="Ann left. Why?", context=None)).question
     assert content(siqa) != content(replace(siqa, context="Bob left."))
@@ -81,7 +79,7 @@ def test_context_belongs_to_the_question_where_formats_show_it() -> None:
 
 
 @pytest.mark.slow
-def test_the_wheels_counts() -> None:
+def test_the_wheels_counts():
     training = {task: rows(task, "train") for task in COMMONSENSE}
     test = {task: rows(task, "test") for task in COMMONSENSE}
     counts = {}
@@ -94,7 +92,7 @@ def test_the_wheels_counts() -> None:
 @pytest.mark.parametrize(
     ("format", "task", "limit"), [("label", "piqa", 120), ("llm-adapters", "piqa", 150), ("cloze", "hellaswag", 80)]
 )
-def test_lengths(format: FormatName, task: str, limit: int, tmp_path: Path) -> None:
+def test_lengths(format, task, limit, tmp_path):
     """Against the tokenizer on whole strings and numpy."""
     tokenizer = smollm2()
     examples = sample(task, "test", 500)
@@ -126,7 +124,7 @@ def write_folder(root: Path, sets: dict[str, tuple[list[Example], list[Example]]
     return str(root / "data")
 
 
-def test_instructions_that_name_no_set_are_read_back(tmp_path: Path) -> None:
+def test_instructions_that_name_no_set_are_read_back(tmp_path):
     """As in commonsense_170k: SIQA, ARC and OpenBookQA share a template, and their rows name no set."""
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(llm_adapters_row(row)) for row in rows("obqa", "train")), encoding="utf-8")
@@ -137,7 +135,7 @@ def test_instructions_that_name_no_set_are_read_back(tmp_path: Path) -> None:
     assert (overlap.repeats, overlap.conflicts) == (43, 1)
 
 
-def test_what_an_instruction_row_says() -> None:
+def test_what_an_instruction_row_says():
     question = TRAIN[0]
     text = llm_adapters_row(question)["instruction"]
     answers = tuple(f"the correct answer is answer{number}" for number in (1, 2, 3))
@@ -151,7 +149,7 @@ def test_what_an_instruction_row_says() -> None:
         assert content(free).choices == () and not leaked([free], [question])
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_what_is_missing_is_said(tmp_path):
     folder = write_folder(tmp_path, {"obqa": (TRAIN, TEST), "arc_easy": (OTHER, []), "arc_challenge": ([], TEST)})
     settings = {"tokenizer": smollm2(), "format": "cloze", "max_length": 2}
     table, notes = audit_rows(list(TASKS.values()), source=folder, **settings)
@@ -161,10 +159,3 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     for wrong in (str(tmp_path / "nowhere"), str(tmp_path)):
         with pytest.raises(UsageError, match=str(tmp_path)):
             audit_rows([TASKS["obqa"]], source=wrong, **settings)
-
-
-def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str], world: Path) -> None:
-    options = ("--source", world / "data", "--model", world / "model", "--tasks", "boolq,obqa", "--max-length", "60")
-    code, out, _ = run(capsys, "data", "audit", *options)
-    cells = [line.split()[:3] for line in out.splitlines() if line.startswith(("boolq ", "obqa "))]
-    assert code == 0 and cells == [["boolq", "30", "20"], ["obqa", "30", "20"]]

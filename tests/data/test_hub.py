@@ -26,7 +26,7 @@ class FakeHub:
         return datasets.Dataset.from_list(self.rows)
 
 
-def test_sets_are_asked_for_at_their_pinned_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_are_asked_for_at_their_pinned_commit(monkeypatch):
     row = {"sentence": "The _ broke.", "option1": "cup", "option2": "jar", "answer": "2"}
     fake = FakeHub([row] * TASKS["winogrande"].rows["test"])
     monkeypatch.setattr(datasets, "load_dataset", fake)
@@ -39,9 +39,7 @@ def test_sets_are_asked_for_at_their_pinned_commit(monkeypatch: pytest.MonkeyPat
         hub.load(TASKS["winogrande"], "test")
 
 
-def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(monkeypatch, tmp_path):
     row = {"context": "C.", "question": "Q?", "answerA": "a", "answerB": "b", "answerC": "c", "label": "1"}
     revision = "537a2ec8ec565adc0b70b70752893e59e024df26"
     file = tmp_path / "hub/datasets--allenai--social_i_qa/snapshots" / revision / "default/validation/0000.parquet"
@@ -69,9 +67,7 @@ def cached_mixture(
 
 
 @pytest.mark.parametrize("card", [True, False])
-def test_an_own_task_is_loaded_at_the_commit_that_its_rows_are_known_by(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: bool
-) -> None:
+def test_an_own_task_is_loaded_at_the_commit_that_its_rows_are_known_by(monkeypatch, tmp_path, card):
     """So that a new commit of a branch makes new rows; with a pinned commit nothing is asked."""
     fake = FakeHub([{"question": "q", "options": ["a", "b"], "answer": 0}])
     monkeypatch.setattr(datasets, "load_dataset", fake)
@@ -88,16 +84,7 @@ def test_an_own_task_is_loaded_at_the_commit_that_its_rows_are_known_by(
     assert found[0] != found[1]
 
 
-def test_an_own_task_that_was_never_here_is_one_line_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    task = load_recipe("smollm2-135m", ["tasks.mine={train: train, hub: {path: me/none}}"]).own_tasks["mine"]
-    with pytest.raises(MosloraError, match="datasets/me/none") as raised:
-        identity([task], "train", source="wheel")
-    assert "\n" not in str(raised.value)
-
-
-def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_mixture_is_read_back_to_examples(monkeypatch, tmp_path):
     yes = "Please answer the following question with true or false, question: is it?\n\nAnswer format: true/false"
     arc = (
         "Please choose the correct answer to the question: q\n\nAnswer1: a Answer2: b\n\nAnswer format: answer1/answer2"
@@ -118,7 +105,7 @@ def test_the_mixture_is_read_back_to_examples(monkeypatch: pytest.MonkeyPatch, t
     assert (second.id, second.task, second.gold) == ("instruction/train/1", INSTRUCTION, 1)
 
 
-def test_the_mixture_is_tested_on_the_hubs_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mixture_is_tested_on_the_hubs_rows(monkeypatch):
     row = {"question_stem": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
     monkeypatch.setattr(datasets, "load_dataset", FakeHub([row] * TASKS["obqa"].rows["test"]))
     assert load_examples(TASKS["obqa"], "test", source=MIXTURE) == hub.load(TASKS["obqa"], "test")
@@ -127,7 +114,7 @@ def test_the_mixture_is_tested_on_the_hubs_rows(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no route\nto host"), ValueError("gated"), RuntimeError()])
-def test_one_line_names_the_page_and_the_way_offline(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_one_line_names_the_page_and_the_way_offline(monkeypatch, error):
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 

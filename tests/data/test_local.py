@@ -43,7 +43,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 @pytest.mark.parametrize("task", COMMONSENSE)
-def test_rows_of_every_set_survive_the_round_trip(task: str, suffix: str, tmp_path: Path) -> None:
+def test_rows_of_every_set_survive_the_round_trip(task, suffix, tmp_path):
     rows = [llm_adapters_row(example) for example in sample(task, "train", 200)]
     write(tmp_path / TASKS[task].folder / f"train{suffix}", rows)
     examples = load_examples(TASKS[task], "train", source=str(tmp_path))
@@ -51,7 +51,7 @@ def test_rows_of_every_set_survive_the_round_trip(task: str, suffix: str, tmp_pa
     assert [example.id for example in examples] == [f"{task}/train/{row}" for row in range(200)]
 
 
-def test_a_mixed_file_serves_each_set_its_rows() -> None:
+def test_a_mixed_file_serves_each_set_its_rows():
     examples = read_file(SAMPLE, "train")
     for line, example in zip(SAMPLE.read_text(encoding="utf-8").splitlines(), examples, strict=True):
         assert llm_adapters_row(example) == {key: text for key, text in json.loads(line).items() if key != "task"}
@@ -61,7 +61,7 @@ def test_a_mixed_file_serves_each_set_its_rows() -> None:
     assert row_counts([TASKS["boolq"]], source=str(SAMPLE)) == {"boolq": 2, INSTRUCTION: 1}
 
 
-def test_a_template_that_sets_share_is_not_guessed(tmp_path: Path) -> None:
+def test_a_template_that_sets_share_is_not_guessed(tmp_path):
     (bare,) = read_file(write(tmp_path / "rows.json", [TWO]), "train")
     assert (bare.task, bare.gold) == (INSTRUCTION, 1)
     assert bare.choices == ("the correct answer is answer1", "the correct answer is answer2")
@@ -83,7 +83,7 @@ FREE = {
 
 
 @pytest.mark.parametrize("kind", FREE)
-def test_a_row_that_names_no_answer_contradicts_none(kind: str, tmp_path: Path) -> None:
+def test_a_row_that_names_no_answer_contradicts_none(kind, tmp_path):
     asked, answered = FREE[kind]
     messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     path = write(tmp_path / "rows.jsonl", [{"prompt": asked, "completion": answered}, {"messages": messages}])
@@ -107,7 +107,7 @@ def test_a_row_that_names_no_answer_contradicts_none(kind: str, tmp_path: Path) 
     ],
     ids=["alpaca", "alpaca, empty input", "alpaca, input", "sharegpt"],
 )
-def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row: dict[str, Any], tmp_path: Path) -> None:
+def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row, tmp_path):
     plain = {"prompt": "Name a planet.\nBriefly.", "completion": "Mars."}
     (one,) = read_file(write(tmp_path / "plain.jsonl", [plain]), "train")
     (other,) = read_file(write(tmp_path / "rows.jsonl", [row]), "train")
@@ -124,13 +124,13 @@ def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row: dict[
         ({"conversations": [{"from": "human", "value": "A planet?"}]}, "its last turn is no answer"),
     ],
 )
-def test_what_would_be_lost_of_such_a_row_is_refused(row: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_would_be_lost_of_such_a_row_is_refused(row, said, tmp_path):
     with pytest.raises(UsageError, match=f"rows.jsonl:1: {said}"):
         read_file(write(tmp_path / "rows.jsonl", [row]), "train")
 
 
 @pytest.mark.parametrize("row", [YES, TWO, {**TWO, "task": "obqa"}], ids=["boolq", "shared", "named"])
-def test_a_question_of_a_set_is_known_however_its_row_is_written(row: dict[str, str], tmp_path: Path) -> None:
+def test_a_question_of_a_set_is_known_however_its_row_is_written(row, tmp_path):
     """So that its leaks are found."""
     spoken = {"prompt": row["instruction"], "completion": row["output"]}
     if "task" in row:
@@ -139,7 +139,7 @@ def test_a_question_of_a_set_is_known_however_its_row_is_written(row: dict[str, 
     assert replace(other, id=one.id) == one and len(one.choices) == 2
 
 
-def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
+def test_faults_come_together_with_file_and_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     kinds = "; a row has"
     rows: list[tuple[Any, str]] = [
@@ -174,7 +174,7 @@ def test_faults_come_together_with_file_and_line(tmp_path: Path) -> None:
         (b"\xff\xfe", "UTF-8"),
     ],
 )
-def test_malformed_arrays(tmp_path: Path, content: bytes, said: str) -> None:
+def test_malformed_arrays(tmp_path, content, said):
     path = tmp_path / "rows.json"
     path.write_bytes(content)
     with pytest.raises(UsageError) as error:
@@ -182,7 +182,7 @@ def test_malformed_arrays(tmp_path: Path, content: bytes, said: str) -> None:
     assert str(error.value).startswith(f"{path}: ") and said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_faults_of_an_array_name_the_row(tmp_path: Path) -> None:
+def test_faults_of_an_array_name_the_row(tmp_path):
     """A row of another set in a set's folder is one, too."""
     path = write(tmp_path / "piqa" / "train.json", [YES, {**YES, "answer": "maybe"}, {}])
     named = in_order(f"{path}: row 1: ", "piqa", f"{path}: row 2: ", f"{path}: row 3: ")

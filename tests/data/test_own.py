@@ -45,7 +45,7 @@ def read(row: dict[str, Any], declared: str) -> Example:
     return recipe.own_tasks["mine"].example(row, "id")
 
 
-def test_only_training_rows_need_a_response(tmp_path: Path) -> None:
+def test_only_training_rows_need_a_response(tmp_path):
     """As of published test rows, which have answers and no solutions."""
     write(tmp_path / "train.jsonl", [{"question": f"q{n}", "answer": n, "solution": f"#### {n}"} for n in range(4)])
     write(tmp_path / "test.jsonl", [{"question": f"other {n}", "answer": n} for n in range(4)])
@@ -56,7 +56,7 @@ def test_only_training_rows_need_a_response(tmp_path: Path) -> None:
     assert [row.choices for row in tested] == [(str(n),) for n in range(4)]
 
 
-def test_rows_become_questions(tmp_path: Path) -> None:
+def test_rows_become_questions(tmp_path):
     (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {TRIAGE}")))
     training = load_examples(task, "train", source="wheel")
     tested = load_examples(task, "test", source="wheel")
@@ -88,7 +88,7 @@ def test_rows_become_questions(tmp_path: Path) -> None:
         ("question: \"row['a b']\"", {"a b": "q", "options": ["a", "b"], "answer": 0}, ("q", ("a", "b"), 0)),
     ],
 )
-def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[str, ...], int]) -> None:
+def test_columns(declared, row, expected):
     example = read(row, f"{{train: x, {declared}}}")
     assert (example.question, example.choices, example.gold) == expected
 
@@ -106,7 +106,7 @@ def test_columns(declared: str, row: dict[str, Any], expected: tuple[str, tuple[
         ({"question": "q", "options": [1, 2, 3], "answer": 2}, "answer 2: may be the position 2"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+def test_rows_that_do_not_fit_are_refused_by_place(tmp_path, row, said):
     good = {"question": "q", "options": ["a", "b"], "answer": 0}
     write(tmp_path / "rows.jsonl", [good, row])
     recipe = load_recipe("smollm2-135m", [f"tasks.mine.train={tmp_path / 'rows.jsonl'}"])
@@ -123,7 +123,7 @@ def test_rows_that_do_not_fit_are_refused_by_place(tmp_path: Path, row: dict[str
         ("context=number", "context: expected a text, found float 'nan'"),
     ],
 )
-def test_a_column_that_is_not_there_is_named_with_those_that_are(declared: str, said: str) -> None:
+def test_a_column_that_is_not_there_is_named_with_those_that_are(declared, said):
     row = {"q": "q", "a": "one", "b": "two", "number": float("nan")}
     usual = ["train=x", "question=q", "options='[a, b]'", "answer='0'"]
     recipe = load_recipe("smollm2-135m", [f"tasks.mine.{key}" for key in (*usual, declared)])
@@ -132,7 +132,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(declared: str, 
 
 
 @pytest.mark.parametrize("name", ["llm-adapters", "label", "cloze"])
-def test_a_context_goes_before_the_question_and_may_be_empty(name: str) -> None:
+def test_a_context_goes_before_the_question_and_may_be_empty(name):
     """By hand: on a line of its own in ``cloze``, as lm-eval has SciQ's, else as SIQA's; texts are not templates."""
     row = {"question": "Why {context}?", "options": ["a", "b"], "answer": 0}
     declared = "{train: x, context: c}"
@@ -148,12 +148,12 @@ def test_a_context_goes_before_the_question_and_may_be_empty(name: str) -> None:
     assert [option.prompt for option in shown] == [option.prompt.replace(before, asked) for option in bare]
 
 
-def test_an_expression_runs_in_jinjas_sandbox() -> None:
+def test_an_expression_runs_in_jinjas_sandbox():
     with pytest.raises(ValueError, match="question: "):
         read({"options": ["a", "b"], "answer": 0}, "{train: x, question: \"''.__class__.__mro__\"}")
 
 
-def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(tmp_path: Path) -> None:
+def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(tmp_path):
     """Repeated questions go together, whatever their answers."""
     (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {TRIAGE}", rows=ROWS + ROWS[:20])))
     tested = load_examples(task, "test", source="wheel")
@@ -167,7 +167,7 @@ def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(t
     assert row_counts([task], source="wheel") == {"triage": 36}
 
 
-def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_path: Path) -> None:
+def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_path):
     texts = ["One.\nStill one.", "Two, with é.", "Three"]
     write(tmp_path / "a.jsonl", [{"text": text, "n": 1} for text in [*texts, texts[0]]])
     (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in reversed(texts)]))
@@ -196,7 +196,7 @@ def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_pa
         ("a.txt", b"\xff", "a.txt: cannot be read as UTF-8"),
     ],
 )
-def test_a_file_without_texts_is_refused_by_place(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_a_file_without_texts_is_refused_by_place(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     (task,) = resolve_tasks(str(declare(tmp_path, f"mine: {{texts: {name}}}")))
     with pytest.raises(UsageError) as error:
@@ -204,7 +204,7 @@ def test_a_file_without_texts_is_refused_by_place(tmp_path: Path, name: str, con
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_named_test_rows_hold_nothing_out(tmp_path: Path) -> None:
+def test_named_test_rows_hold_nothing_out(tmp_path):
     file = declare(tmp_path, "triage: " + TRIAGE.replace("}", ", test: more.jsonl}"))
     write(tmp_path / "more.jsonl", ROWS[:3])
     (task,) = resolve_tasks(str(file))
@@ -214,7 +214,7 @@ def test_named_test_rows_hold_nothing_out(tmp_path: Path) -> None:
     assert identity([task], "train", source="wheel") != before
 
 
-def test_test_rows_alone_are_asked_and_never_trained_on(tmp_path: Path) -> None:
+def test_test_rows_alone_are_asked_and_never_trained_on(tmp_path):
     declared = TRIAGE.replace("train: triage", "test: triage")
     (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {declared}")))
     assert len(load_examples(task, "test", source="wheel")) == 40
@@ -227,7 +227,7 @@ def test_test_rows_alone_are_asked_and_never_trained_on(tmp_path: Path) -> None:
         load_recipe("smollm2-135m", [f"tasks.mine={declared}", "data.tasks=[mine]"])
 
 
-def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     declare(tmp_path / "data", f"triage: {TRIAGE}")
     monkeypatch.chdir(tmp_path)
@@ -248,7 +248,7 @@ def published(task: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("name", "there"), [("copa", "copa"), ("commonsense_qa", "csqa")])
-def test_public_sets_are_asked_as_published(name: str, there: str) -> None:
+def test_public_sets_are_asked_as_published(name, there):
     (task,) = resolve_tasks(f"tasks/{name}")
     examples = [task.example(row, f"{name}/test/{n}") for n, row in enumerate(hub_rows(name))]
     ours = []
@@ -263,7 +263,7 @@ def test_public_sets_are_asked_as_published(name: str, there: str) -> None:
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
-def test_arithmetic_rows_of_the_wheel_have_the_answers_that_python_has() -> None:
+def test_arithmetic_rows_of_the_wheel_have_the_answers_that_python_has():
     """A fifth is held out; no question is in both parts."""
     (task,) = resolve_tasks("tasks/arithmetic")
     training, tested = (load_examples(task, split, source="hub") for split in ("train", "test"))
@@ -278,7 +278,7 @@ def test_arithmetic_rows_of_the_wheel_have_the_answers_that_python_has() -> None
     assert dict(fetch_rows([task], source="wheel")) == {"arithmetic": {"train": 2_404, "test": 596}}
 
 
-def test_every_row_of_triviaqa_becomes_a_question_with_its_aliases() -> None:
+def test_every_row_of_triviaqa_becomes_a_question_with_its_aliases():
     (task,) = resolve_tasks("tasks/triviaqa")
     rows = hub_rows("triviaqa")
     assert len(rows) == 7_993
@@ -288,7 +288,7 @@ def test_every_row_of_triviaqa_becomes_a_question_with_its_aliases() -> None:
         assert {alias.strip() for alias in row["answer"]["aliases"]} <= {*example.choices}
 
 
-def test_a_row_of_gsm8k_trains_on_its_solution_and_is_read_behind_its_mark() -> None:
+def test_a_row_of_gsm8k_trains_on_its_solution_and_is_read_behind_its_mark():
     (task,) = resolve_tasks("tasks/gsm8k")
     solution = (
         "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"

@@ -48,7 +48,7 @@ OTHERS = ("data.max_length=40", "data.format=llm-adapters", "data.loss_on=all")
 
 
 @pytest.mark.parametrize("change", ("data.rows=20", *OTHERS))
-def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: list[None], change: str) -> None:
+def test_cached_rows_are_the_fresh_ones(recipe, cache, made, change):
     """Every row, the batches of them, what is counted, recorded and said; first from memory, then from the disk."""
     own = recipe(change)
     rows = load_training(own.training_tasks, source=own.data.source)
@@ -72,9 +72,7 @@ def test_cached_rows_are_the_fresh_ones(recipe: MakeRecipe, cache: Path, made: l
     assert written.remarks() == read.remarks()
 
 
-def test_whatever_the_rows_depend_on_makes_others(
-    recipe: MakeRecipe, cache: Path, world: Path, tmp_path: Path, made: list[None]
-) -> None:
+def test_whatever_the_rows_depend_on_makes_others(recipe, cache, world, tmp_path, made):
     changes = ("seed=4", "data.validation_rows=7", "data.tasks=[boolq]", "data.rows=9", *OTHERS)
     for n, change in enumerate(changes, start=1):
         prepare(recipe(change))
@@ -109,9 +107,7 @@ def test_whatever_the_rows_depend_on_makes_others(
 
 @pytest.mark.parametrize("name", ["rows.arrow", "rows.sha256"])
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:50] + b"\xff" + b[51:]])
-def test_damaged_rows_are_made_again(
-    recipe: MakeRecipe, cache: Path, made: list[None], name: str, damage: Callable[[bytes], bytes]
-) -> None:
+def test_damaged_rows_are_made_again(recipe, cache, made, name, damage):
     before = list(prepare(recipe()).rows)
     (file,) = cache.glob(f"*/{name}")
     whole = file.read_bytes()
@@ -121,7 +117,7 @@ def test_damaged_rows_are_made_again(
 
 
 @pytest.mark.slow
-def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Path) -> None:
+def test_two_processes_make_them_once(recipe, cache, world):
     script = (
         "import sys, tests.data.test_prepared as t; from moslora.recipe import load_recipe; made = t.RunRows._make\n"
         "def say(rows): print('made', flush=True); import time; time.sleep(1); return made(rows)\n"
@@ -133,9 +129,7 @@ def test_two_processes_make_them_once(recipe: MakeRecipe, cache: Path, world: Pa
     assert sorted(map(len, said)) == [1, 2] and said[0][-1] == said[1][-1] == prepare(recipe()).sha256
 
 
-def test_without_a_writable_cache_training_goes_on(
-    recipe: MakeRecipe, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_writable_cache_training_goes_on(recipe, cache, monkeypatch, capsys):
     """A folder that cannot be written, and a disk that fills up."""
 
     def full(*args: object) -> None:
@@ -151,7 +145,7 @@ def test_without_a_writable_cache_training_goes_on(
     assert not list(cache.iterdir())
 
 
-def test_a_fixed_date_in_a_chat_template_is_recorded(recipe: MakeRecipe, cache: Path) -> None:
+def test_a_fixed_date_in_a_chat_template_is_recorded(recipe, cache):
     tokenizer = load_tokenizer(recipe().model)
     for template, dated in (("{{ messages[0].content }}", False), ("{{ strftime_now('%Y') }}", True)):
         tokenizer.chat_template = template
@@ -168,7 +162,7 @@ SYSTEMS = {
 
 
 @pytest.mark.parametrize(("template", "own"), SYSTEMS.values(), ids=SYSTEMS)
-def test_a_chat_templates_own_system_message_is_told(recipe: MakeRecipe, cache: Path, template: str, own: str) -> None:
+def test_a_chat_templates_own_system_message_is_told(recipe, cache, template, own):
     """Where a row has none, as no row here has."""
     tokenizer = load_tokenizer(recipe().model)
     tokenizer.chat_template = template
@@ -176,7 +170,7 @@ def test_a_chat_templates_own_system_message_is_told(recipe: MakeRecipe, cache: 
     assert len(told) == bool(own) and all(own in note for note in told)
 
 
-def test_the_questions_of_an_own_task_keep_its_wording(recipe: MakeRecipe, cache: Path, tmp_path: Path) -> None:
+def test_the_questions_of_an_own_task_keep_its_wording(recipe, cache, tmp_path):
     lines = []
     for number in range(20):
         options = [f"one {number}", f"two {number}", "three"]

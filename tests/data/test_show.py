@@ -27,7 +27,7 @@ def sums(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_free_rows_are_shown(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
+def test_free_rows_are_shown(capsys, sums):
     code, out, _ = run(capsys, "data", "show", sums)
     assert code == 0 and says(out, "instruction/train/0", "| Add 0 to 0.", "| It is 0.", "boolq/train/5")
     assert out.count("options (") == 1  # a free row has none
@@ -38,33 +38,14 @@ def test_free_rows_are_shown(capsys: pytest.CaptureFixture[str], sums: Path) -> 
     assert code == 2 and says(errors, "--row 4", "boolq")
 
 
-def test_free_rows_are_audited(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
+def test_free_rows_are_audited(capsys, sums):
     code, out, _ = run(capsys, "data", "audit", "--tasks", sums)
     rows = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line}
     assert code == 0 and rows["instruction"] == ["5", "0"] and rows["boolq"] == ["1", "0"]
 
 
-def test_tasks_of_a_file_are_shown_and_nothing_else(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
-    write(Path("rows.jsonl"), [{"q": f"why {n}", "a": "x", "b": "y"} for n in range(20)])
-    declared = "tasks:\n  mine: {train: rows.jsonl, question: q, options: '[a, b]', answer: '0'}\n"
-    Path("tasks.yaml").write_text(sums.read_text() + declared)
-    code, out, _ = run(capsys, "data", "show", "tasks.yaml")
-    assert code == 0 and "mine/train/" in out and "instruction/" not in out and "boolq" not in out
-
-
-def test_a_recipe_that_names_no_rows_declares_no_tasks(capsys: pytest.CaptureFixture[str], sums: Path) -> None:
+def test_a_recipe_that_names_no_rows_declares_no_tasks(capsys, sums):
     Path("empty.yaml").write_text("model: {name: x}\n")
     for command in (("show", "empty.yaml"), ("audit", "--tasks", "empty.yaml")):
         code, _, errors = run(capsys, "data", *command)
         assert code == 2 and "declares no tasks" in errors
-
-
-def test_accepted_answers_that_are_numbers_are_shown_by_their_values(
-    capsys: pytest.CaptureFixture[str], sums: Path
-) -> None:
-    """As they are compared: punctuation does not count, and the sign and the point of a number do."""
-    write(Path("cold.jsonl"), [{"question": "How cold?", "answer": "-1.5"}])
-    text = "tasks: {cold: {test: cold.jsonl, question: question, answer: answer, match: exact}}\n"
-    Path("cold.yaml").write_text(sums.read_text() + text)
-    code, out, errors = run(capsys, "data", "show", "cold.yaml", "--split", "test")
-    assert code == 0 and "'-1.5', compared as '-1.5'" in out, errors

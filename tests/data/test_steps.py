@@ -15,7 +15,7 @@ def plan(**changes: object) -> StepPlan:
     return StepPlan(**{"rows": 10, "global_batch_size": 4, "epochs": 3, "max_steps": None, "seed": 1} | changes)  # type: ignore[arg-type]
 
 
-def test_every_epoch_is_a_permutation_and_only_the_last_step_is_smaller() -> None:
+def test_every_epoch_is_a_permutation_and_only_the_last_step_is_smaller():
     steps = [plan()[step] for step in range(len(plan()))]
     assert [len(step) for step in steps] == [4] * 7 + [2]
     stream = list(itertools.chain(*steps))
@@ -24,14 +24,14 @@ def test_every_epoch_is_a_permutation_and_only_the_last_step_is_smaller() -> Non
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_a_step_does_not_depend_on_those_asked_for_before() -> None:
+def test_a_step_does_not_depend_on_those_asked_for_before():
     whole = plan()
     in_order = [whole[step] for step in range(len(whole))]
     assert [plan()[step] for step in reversed(range(8))] == in_order[::-1]
     assert [plan(seed=2)[step] for step in range(8)] != in_order
 
 
-def test_max_steps_and_fractions_of_an_epoch() -> None:
+def test_max_steps_and_fractions_of_an_epoch():
     """The paper's run has 170,420 rows less 120 for validation, 3 epochs, 16 a step."""
     assert len(plan(rows=170_300, global_batch_size=16)) == 31_932
     assert len(plan(max_steps=5)) == 5 and len(plan(epochs=None, max_steps=9)) == 9
@@ -41,14 +41,14 @@ def test_max_steps_and_fractions_of_an_epoch() -> None:
 
 
 @pytest.mark.parametrize(("epochs", "rows", "steps"), [(1.1, 1_600, 110), (0.55, 1_600, 55), (1e-3, 32_000, 2)])
-def test_a_fraction_of_an_epoch_is_the_decimal_that_was_written(epochs: float, rows: int, steps: int) -> None:
+def test_a_fraction_of_an_epoch_is_the_decimal_that_was_written(epochs, rows, steps):
     """1.1 · 1,600 in binary is a little above 1,760: one row more, alone in a step of its own."""
     found = plan(epochs=epochs, rows=rows, global_batch_size=16)
     assert len(found) == steps and len(found[steps - 1]) == 16
 
 
 @pytest.mark.parametrize("changes", [{}, {"epochs": 0.3}, {"epochs": None, "max_steps": 9}, {"rows": 3}])
-def test_draws_are_counted_without_drawing_them(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]) -> None:
+def test_draws_are_counted_without_drawing_them(monkeypatch, changes):
     """After each number of steps, by their kinds' order; what no step has drawn is not there."""
     steps = plan(**changes)
     kinds = ["b", "a", "b", "c", "a", "b", "b", "c", "b", "b"][: steps.rows]
@@ -60,7 +60,7 @@ def test_draws_are_counted_without_drawing_them(monkeypatch: pytest.MonkeyPatch,
         assert [*steps.draws(kinds, steps=done).items()] == expected
 
 
-def test_draws_are_uniform_over_long_and_short_rows() -> None:
+def test_draws_are_uniform_over_long_and_short_rows():
     """Rows 0–49 short, 50–99 long: a step's share of long rows has the mean and variance of drawing blindly."""
     drawn = StepPlan(rows=100, global_batch_size=10, epochs=200, max_steps=None, seed=0)
     counts = []
@@ -73,7 +73,7 @@ def test_draws_are_uniform_over_long_and_short_rows() -> None:
     assert shares.var() == pytest.approx(hypergeometric_variance, rel=0.15)
 
 
-def test_micro_batches_hold_what_fits_and_rows_of_similar_length() -> None:
+def test_micro_batches_hold_what_fits_and_rows_of_similar_length():
     draw = random.Random(0)
     for _ in range(20):
         lengths = [draw.randint(5, 400) for _ in range(16)]
@@ -88,7 +88,7 @@ def test_micro_batches_hold_what_fits_and_rows_of_similar_length() -> None:
     assert cut([9, 700, 3], tokens=500) == [[2, 0], [1]], "a row that is too long is by itself"
 
 
-def test_all_processes_have_equally_many_passes() -> None:
+def test_all_processes_have_equally_many_passes():
     """One long row is a pass by itself; with three processes for two rows the third has only empty passes."""
     lengths = (40, 5, 6, 30, 8, 35, 7)
     rows = [Encoded(str(n), "boolq", [1] * n, [1] * n, truncated=False) for n in lengths]
@@ -102,7 +102,7 @@ def test_all_processes_have_equally_many_passes() -> None:
     assert empty.input_ids.shape == (1, 1) and empty.tasks.tolist() == [[1]] and not len(empty.labels)
 
 
-def test_the_largest_pass_of_a_step_is_that_of_any_process() -> None:
+def test_the_largest_pass_of_a_step_is_that_of_any_process():
     """16 rows of 1,500 tokens are passes of 7,500; one of 12,000 beside short ones is a larger one, by itself."""
     assert largest_pass([1500] * 16, processes=1, tokens=8192) == 7500
     assert largest_pass([100] * 15 + [12_000], processes=1, tokens=8192) == 12_000
@@ -117,7 +117,7 @@ def test_the_largest_pass_of_a_step_is_that_of_any_process() -> None:
         assert largest_pass(lengths, processes=processes, tokens=500) == max(sizes)
 
 
-def test_collate_lays_rows_end_to_end_and_finds_their_labels() -> None:
+def test_collate_lays_rows_end_to_end_and_finds_their_labels():
     rows = [
         Encoded("a", "boolq", [5, 6, 7], [IGNORE_INDEX, 6, 7], truncated=False),
         Encoded("b", "none", [1, 2], [1, IGNORE_INDEX], truncated=False),

@@ -38,7 +38,7 @@ DIFFERENT = {("hellaswag", "train"), ("winogrande", "train")}
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("task", COMMONSENSE)
-def test_git_blob_id(task: str, split: Split) -> None:
+def test_git_blob_id(task, split):
     """14 of LLM-Adapters' 16 files, to the byte; the two others are known to differ, and are reported."""
     raw = (task, split) == ("hellaswag", "test")
     examples = hub_examples(task) if raw else rows(task, split)
@@ -50,7 +50,7 @@ def test_git_blob_id(task: str, split: Split) -> None:
         assert any(line.startswith(f"{task}:") for line in differences("wheel", [task]))
 
 
-def test_the_passages_are_wikipedias_without_titles_and_in_no_training_row() -> None:
+def test_the_passages_are_wikipedias_without_titles_and_in_no_training_row():
     """Against the hub's copy of the test rows, whose passages have no titles; words by a regex here."""
 
     def words(text: str) -> str:
@@ -68,7 +68,7 @@ def test_the_passages_are_wikipedias_without_titles_and_in_no_training_row() -> 
 
 
 @pytest.mark.parametrize("task", COMMONSENSE)
-def test_rows_are_complete_and_their_ids_unique(task: str) -> None:
+def test_rows_are_complete_and_their_ids_unique(task):
     for split, count in TASKS[task].rows.items():
         examples = rows(task, split)
         assert [example.id for example in examples] == [f"{task}/{split}/{row}" for row in range(count)]
@@ -82,7 +82,7 @@ def clean_hellaswag(text: str) -> str:
 
 
 @pytest.mark.parametrize("task", COMMONSENSE)
-def test_hub_rows_and_wheel_rows_are_the_same_examples(task: str) -> None:
+def test_hub_rows_and_wheel_rows_are_the_same_examples(task):
     """On every set's whole validation split; HellaSwag's through the known cleaning."""
     split: Split = "test" if TASKS[task].splits["test"] == "validation" else "dev"
     from_hub, from_wheel = hub_examples(task), rows(task, split)
@@ -103,7 +103,7 @@ def test_hub_rows_and_wheel_rows_are_the_same_examples(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", COMMONSENSE)
-def test_every_instruction_is_read_back(task: str) -> None:
+def test_every_instruction_is_read_back(task):
     for example in rows(task, "train"):
         parsed = parse_instruction(instruction(example), task)
         assert parsed is not None
@@ -115,13 +115,13 @@ def test_every_instruction_is_read_back(task: str) -> None:
             assert question == example.question
 
 
-def test_data_hash_sees_order_and_every_field() -> None:
+def test_data_hash_sees_order_and_every_field():
     examples = rows("arc_easy", "dev")
     assert data_hash(examples) != data_hash(examples[::-1])
     for name in ("id", "task", "question", "choices", "gold", "context", "meta", "wording"):
         assert data_hash(examples) != data_hash([replace(examples[0], **{name: ("x",)}), *examples[1:]])
 
 
-def test_what_the_wheel_does_not_have_is_said() -> None:
+def test_what_the_wheel_does_not_have_is_said():
     with pytest.raises(UsageError, match=r"split 'dev'.*train, test"):
         load_examples(TASKS["boolq"], "dev", source="wheel")

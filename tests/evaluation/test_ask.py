@@ -3,9 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +14,8 @@ from message_kit import in_order, says
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.ask import ask
-from moslora.evaluation.question import as_example, read_typed
+from moslora.evaluation.question import as_example
 from moslora.evaluation.target import open_target
-from moslora.recipe import Recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.tasks import Example
@@ -34,7 +31,7 @@ SHAPES = {
 
 @pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("choice", "llm-adapters"), ("cloze", "cloze")])
 @pytest.mark.parametrize("task", SHAPES)
-def test_the_probabilities_are_those_of_evaluate(trained: Path, task: str, protocol: str, format: str) -> None:
+def test_the_probabilities_are_those_of_evaluate(trained, task, protocol, format):
     example = make_examples(task, 3)[2]
     target = open_target(str(trained))
     options = () if task == "boolq" else example.choices
@@ -52,7 +49,7 @@ def test_the_probabilities_are_those_of_evaluate(trained: Path, task: str, proto
     assert found == pytest.approx(by_option, abs=1e-12)
 
 
-def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_task_gate_is_told_the_task(recipe, tmp_path):
     overrides = ("training.epochs=1", "training.learning_rate=0.1", "adapter.mixer={kind: task-gate, experts: 2}")
     train_recipe(recipe(*overrides), out=tmp_path / "run")
     target = open_target(str(tmp_path / "run"))
@@ -68,7 +65,7 @@ def test_a_task_gate_is_told_the_task(recipe: Callable[..., Recipe], tmp_path: P
     assert scores[0] != scores[1]
 
 
-def test_a_question_without_a_task_has_its_own_gate(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_question_without_a_task_has_its_own_gate(recipe, tmp_path):
     """Only rows without a task train it. Its text has room whatever the limit of the questions that are scored."""
     overrides = ("training.max_steps=2", "evaluation.max_length=64")
     gate = "adapter.mixer={kind: task-gate, experts: 2}"
@@ -87,7 +84,7 @@ def test_a_question_without_a_task_has_its_own_gate(recipe: Callable[..., Recipe
     assert ask(of_rows, question="rain").prediction.text
 
 
-def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(trained: Path) -> None:
+def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(trained):
     target = open_target(str(trained))
     generates = replace(target, request=target.request.model_copy(update={"protocol": "generate"}))
     assert ask(generates, question="a", options=("b", "c")).protocol == "choice"
@@ -96,7 +93,7 @@ def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(tra
     assert ask(passages, question="a", options=("yes", "no")).format == "cloze"
 
 
-def test_yes_and_no_are_boolqs_in_its_own_order() -> None:
+def test_yes_and_no_are_boolqs_in_its_own_order():
     for options, names in ((("No", "Yes"), ("Yes", "No")), (("true", "false"), ("true", "false"))):
         example, found = as_example("Is rain cold? ", options)
         assert example == Example("question", "boolq", "Is rain cold", ("true", "false"), 0) and found == names
@@ -119,18 +116,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_bad_input_is_one_line(
-    capsys: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+def test_bad_input_is_one_line(capsys, trained, monkeypatch, case):
     arguments, typed, message = WRONG[case]
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     code, out, err = run(capsys, "ask", trained, *arguments)
     assert code == 2 and message in err and len(err.splitlines()) == 1 and not out
 
 
-def test_flags_and_typed_lines_give_the_same(
-    capsys: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flags_and_typed_lines_give_the_same(capsys, trained, monkeypatch):
     flags = ["--question", "what sat near the bridge", "--option", "a red fox", "--option", "[two] birds"]
     code, out, _ = run(capsys, "ask", trained, *flags)
     head, *lines = out.splitlines()
@@ -144,14 +137,3 @@ def test_flags_and_typed_lines_give_the_same(
     ):
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         assert run(capsys, "ask", trained, *given)[:2] == (0, out)
-
-
-def test_a_person_at_a_terminal_is_told_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    assert read_typed(Terminal("why\na\nb\n\n"), options=()) == ("why", ["a", "b"])
-    assert says(capsys.readouterr().out, "question", "option 1", "option 2", "option 3")
-    assert read_typed(io.StringIO("why\na\n"), options=()) == ("why", ["a"])
-    assert capsys.readouterr().out == ""

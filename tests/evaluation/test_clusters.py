@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ def of_statsmodels(values: Sequence[float], clusters: Sequence[str]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_the_error_is_that_of_statsmodels_and_the_interval_wilsons_of_the_effective_number(seed: int) -> None:
+def test_the_error_is_that_of_statsmodels_and_the_interval_wilsons_of_the_effective_number(seed):
     """That many independent questions have the same error."""
     values, clusters = drawn(seed)
     found = mean_of(values, clusters)
@@ -65,7 +64,7 @@ def test_the_error_is_that_of_statsmodels_and_the_interval_wilsons_of_the_effect
     assert alone.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)), rel=1e-12)
 
 
-def test_opposite_answers_within_clusters_make_no_interval_narrower() -> None:
+def test_opposite_answers_within_clusters_make_no_interval_narrower():
     """As of a model that gives WinoGrande's twins the same option, and so has one of two right."""
     values = [1.0, 0.0] * 30
     found = mean_of(values, [str(n // 2) for n in range(60)])
@@ -73,7 +72,7 @@ def test_opposite_answers_within_clusters_make_no_interval_narrower() -> None:
     assert found.interval_of_share == wilson(0.5, 60)
 
 
-def test_one_cluster_has_no_error_and_the_interval_of_one_question() -> None:
+def test_one_cluster_has_no_error_and_the_interval_of_one_question():
     found = mean_of([1.0, 0.0, 1.0], ["a", "a", "a"])
     assert found.error is None and found.interval_of_share == wilson(2 / 3, 1)
 
@@ -94,7 +93,7 @@ def answers(seed: int = 0, copies: int = 1, *, grouped: bool = True) -> TaskAnsw
     return found
 
 
-def test_every_number_of_a_score_counts_clusters() -> None:
+def test_every_number_of_a_score_counts_clusters():
     once = score_task(answers(), drift=None)
     thrice = score_task(answers(copies=3), drift=None)
     for name in ("interval", "interval_per_character", "standard_error", "standard_error_per_character"):
@@ -104,7 +103,7 @@ def test_every_number_of_a_score_counts_clusters() -> None:
     assert np.ptp(ignoring.interval) < 0.62 * np.ptp(once.interval)
 
 
-def test_texts_of_one_article_count_together() -> None:
+def test_texts_of_one_article_count_together():
     random = np.random.default_rng(0)
     nats, sizes = random.exponential(100, 12), np.arange(100, 112)
     predictions = []
@@ -119,7 +118,7 @@ def test_texts_of_one_article_count_together() -> None:
     assert twice.interval == pytest.approx(stats.t.interval(0.95, 11, rates.mean(), stats.sem(rates)), rel=1e-9)
 
 
-def test_averages_take_the_intervals_of_their_tasks() -> None:
+def test_averages_take_the_intervals_of_their_tasks():
     predictions = []
     for copy in range(3):
         for row in range(20):
@@ -147,7 +146,7 @@ def own_examples(count: int, cluster: bool = True) -> list[Example]:
     return found
 
 
-def test_an_evaluation_records_the_clusters_of_the_questions_it_asked(tmp_path: Path) -> None:
+def test_an_evaluation_records_the_clusters_of_the_questions_it_asked(tmp_path):
     """Under a limit the same as without; a task that gets or loses its clusters is not scored again."""
     model, out = make_model(), tmp_path / "out"
     every = {f"mine/test/{row}": f"mine/test/{row - 1}" for row in range(1, 40, 2)}
@@ -174,9 +173,7 @@ def test_an_evaluation_records_the_clusters_of_the_questions_it_asked(tmp_path: 
     assert score_task(read, drift=None).interval == whole.tasks["mine"].interval
 
 
-def test_an_evaluation_without_a_record_gets_the_clusters_that_are_known_of_its_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_without_a_record_gets_the_clusters_that_are_known_of_its_data(tmp_path, monkeypatch):
     """As those of earlier versions."""
     questions = {"mine": own_examples(10, cluster=False)}
     found = evaluate(make_model(), tokenizer(), questions, Request(**CLOZE), out=tmp_path)

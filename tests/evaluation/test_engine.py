@@ -2,7 +2,6 @@
 
 import copy
 import random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -54,9 +53,7 @@ def model_of(name: str, mixer: dict[str, object] | None = None) -> PreTrainedMod
     [("llama", None), ("mistral", None), ("qwen3", None), ("llama", TOKEN_GATE), ("llama", TASK_GATE)],
 )
 @pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("choice", "llm-adapters"), ("cloze", "cloze")])
-def test_scores_are_those_of_a_plain_loop(
-    name: str, mixer: dict[str, object] | None, protocol: Any, format: Any
-) -> None:
+def test_scores_are_those_of_a_plain_loop(name, mixer, protocol, format):
     """All tokens of every option, also where one of them decides, in float64."""
     examples = all_tasks(4)
     model = model_of(name, mixer)
@@ -91,9 +88,7 @@ def test_scores_are_those_of_a_plain_loop(
 
 @pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("cloze", "cloze-passage")])
 @pytest.mark.parametrize("batch_tokens", [1, 500, 5_000])
-def test_float32_predictions_do_not_depend_on_batch_tokens_or_order_and_have_no_drift(
-    protocol: Any, format: Any, batch_tokens: int
-) -> None:
+def test_float32_predictions_do_not_depend_on_batch_tokens_or_order_and_have_no_drift(protocol, format, batch_tokens):
     examples = all_tasks(20)
     shuffled = {task: random.Random(batch_tokens).sample(rows, 20) for task, rows in reversed(examples.items())}
     request = Request(protocol=protocol, format=format)
@@ -108,7 +103,7 @@ def test_float32_predictions_do_not_depend_on_batch_tokens_or_order_and_have_no_
         assert other.deciding_scores == pytest.approx(prediction.deciding_scores, rel=0, abs=1e-5)
 
 
-def test_logits_in_pieces_are_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_in_pieces_are_the_same_logits(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(23, 8, generator=generator)
     weight = torch.randn(50, 8, generator=generator)
@@ -120,7 +115,7 @@ def test_logits_in_pieces_are_the_same_logits(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-5)
 
 
-def test_a_long_prompt_loses_its_beginning_and_is_counted() -> None:
+def test_a_long_prompt_loses_its_beginning_and_is_counted():
     examples = {"piqa": make_examples("piqa", 30)}
     settings = {"protocol": "cloze", "format": "cloze"}
     results = evaluate(make_model(), tokenizer(), examples, Request(max_length=24, **settings))

@@ -50,7 +50,7 @@ def scores_by_id(results: Results) -> dict[str, tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("settings", [CHOICE, CLOZE], ids=["choice", "cloze"])
-def test_bfloat16_scores_depend_on_the_ids_alone(settings: dict[str, Any]) -> None:
+def test_bfloat16_scores_depend_on_the_ids_alone(settings):
     """Bit for bit, whatever the limit, the order and the other tasks."""
     model = make_model(torch.bfloat16)
     examples = {"piqa": make_examples("piqa", 200), "boolq": make_examples("boolq", 30)}
@@ -64,9 +64,7 @@ def test_bfloat16_scores_depend_on_the_ids_alone(settings: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(("limit", "alone"), [(2, 2), (64, 4), (192, 6), (None, 8)])
-def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(
-    monkeypatch: pytest.MonkeyPatch, limit: int | None, alone: int
-) -> None:
+def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(monkeypatch, limit, alone):
     """The largest change of a margin, by the scores of every one of them alone."""
     model = make_model(torch.bfloat16)
     examples = {"piqa": make_examples("piqa", 320)}
@@ -89,9 +87,7 @@ def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype).removeprefix("torch."))
-def test_a_killed_evaluation_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
+def test_a_killed_evaluation_goes_on_to_the_same_bits(tmp_path, monkeypatch, dtype):
     """In the middle of the second block, and in the middle of a line."""
     model = make_model(dtype)
     examples = {"piqa": make_examples("piqa", BLOCK_SIZE + 60), "boolq": make_examples("boolq", 30)}
@@ -120,7 +116,7 @@ def rounded(results: bytes) -> Any:
     return json.loads(results, parse_float=lambda text: round(float(text), 4))
 
 
-def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
+def test_results_on_disk_are_of_all_that_was_asked(tmp_path):
     """In whatever pieces, they are those of one evaluation; a narrower one takes nothing away."""
     model = make_model()
     examples = {task: make_examples(task, 40) for task in ("piqa", "boolq", "obqa")}
@@ -145,7 +141,7 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path: Path) -> None:
     assert list(json.loads(into("pieces", "obqa"))["tasks"]) == ["obqa"], "the others' predictions are gone"
 
 
-def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_settings_are_refused_by_name(tmp_path):
     """A chat template matters where the format is chat."""
     chat = {"protocol": "generate", "format": "chat"}
     one, other, lower = (copy.deepcopy(tokenizer()) for _ in range(3))
@@ -169,9 +165,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_alone(
-    tmp_path: Path, first: bool
-) -> None:
+def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_alone(tmp_path, first):
     """Several processes begin with the longest questions: what they have answered before a kill is no random sample,
     and stays out of the averages until the rest is there."""
     questions = {"piqa": make_examples("piqa", 40)}
@@ -191,7 +185,7 @@ def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_a
     assert read_results(tmp_path).tasks["piqa"].n == 40 and not read_evaluation(tmp_path).unfinished
 
 
-def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(tmp_path: Path) -> None:
+def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(tmp_path):
     """The hash of a task's questions says what they are; ``metadata.source``, which cards name, is of all tasks."""
     ask(tmp_path, metadata={"source": "rows"})
     ask(tmp_path, questions=PIQA | {"boolq": make_examples("boolq", 5)}, metadata={"source": "/elsewhere/rows"})
@@ -200,7 +194,7 @@ def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(t
         ask(tmp_path, questions={"obqa": make_examples("obqa", 5)}, metadata={"source": "hub"})
 
 
-def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_path: Path) -> None:
+def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_path):
     results = ask(tmp_path)
     head = json.loads((tmp_path / "settings.json").read_text())
     made_with = head["settings"]["made_with"]
@@ -215,7 +209,7 @@ def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_p
     assert read_results(tmp_path).tasks == results.tasks
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_a_damaged_line_is_named(tmp_path):
     ask(tmp_path)
     file = tmp_path / "predictions.jsonl"
     first, _, *others = file.read_text().splitlines(keepends=True)
@@ -225,14 +219,14 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
             ask(tmp_path)
 
 
-def test_dropout_left_on_is_refused() -> None:
+def test_dropout_left_on_is_refused():
     model = make_model()
     model.model.layers[1].mlp.train()
     with pytest.raises(MosloraError, match=r"model\.layers\.1\.mlp.*model\.eval\(\)"):
         evaluate(model, tokenizer(), all_tasks(1), Request(**CHOICE))
 
 
-def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch):
     """With cloze every set but boolq, whose options are one token each."""
     monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
     for questions, format, named, tasks in (
@@ -245,9 +239,7 @@ def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("format", ["label", "llm-adapters"])
-def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(
-    monkeypatch: pytest.MonkeyPatch, format: Any
-) -> None:
+def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(monkeypatch, format):
     """Where digits are tokens, "answer10" is one token longer than "answer1"; the other protocols score it."""
     wording = Numbered(head="Choose: ", stem="answer")
     rows = []
@@ -262,7 +254,7 @@ def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(
         evaluate(make_model(), tokenizer(), PIQA | {"mine": rows}, Request(protocol="choice", format=format))
 
 
-def test_results_on_disk_hold_what_was_returned(tmp_path: Path) -> None:
+def test_results_on_disk_hold_what_was_returned(tmp_path):
     examples = {"hellaswag": make_examples("hellaswag", 90), "siqa": make_examples("siqa", 20)}
     metadata = {"model": "tiny", "step": 3}
     results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), out=tmp_path, metadata=metadata)
@@ -276,7 +268,7 @@ def test_results_on_disk_hold_what_was_returned(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "predictions.jsonl", "results.json"}
 
 
-def test_a_line_of_a_prediction_says_nothing_twice() -> None:
+def test_a_line_of_a_prediction_says_nothing_twice():
     """Lines of earlier versions, with every field, are read as well."""
     results = evaluate(make_model(torch.bfloat16), tokenizer(), all_tasks(3), Request(**CLOZE))
     for prediction in results.predictions:

@@ -40,7 +40,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("task", EXPRESSIONS)
 @pytest.mark.parametrize("text", TEXTS)
-def test_answers_are_what_the_official_script_finds(task: str, text: str) -> None:
+def test_answers_are_what_the_official_script_finds(task, text):
     example = make_examples(task, 1)[0]
     assert answer_pattern(example).pattern == EXPRESSIONS[task]
     for label in labels(example):
@@ -54,7 +54,7 @@ def test_answers_are_what_the_official_script_finds(task: str, text: str) -> Non
 
 
 @pytest.mark.parametrize("format", ["label", "llm-adapters"])
-def test_greedy_text_is_the_most_likely_token_32_times(format: str) -> None:
+def test_greedy_text_is_the_most_likely_token_32_times(format):
     model = make_model()
     encoder = Encoder(tokenizer(), max_length=None)
     examples = {example.id: example for example in make_examples("siqa", 3)}
@@ -81,7 +81,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("options", "text", "answer", "written"), ENDS)
-def test_writing_ends_where_more_text_changes_no_answer(options: int, text: str, answer: str, written: str) -> None:
+def test_writing_ends_where_more_text_changes_no_answer(options, text, answer, written):
     """Character by character: the answer is that of the whole text. A label that begins another is not decided yet."""
     wording = Numbered(head="Choose: ", stem="answer")
     asked = Example("own/test/0", "own", "which?", tuple("abcdefghijkl"[:options]), 0, wording=wording)
@@ -97,7 +97,7 @@ def test_writing_ends_where_more_text_changes_no_answer(options: int, text: str,
         assert is_decided(so_far, asked) == (has_end and count >= len(written)), so_far
 
 
-def test_the_results_report_how_many_texts_held_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_results_report_how_many_texts_held_an_answer(monkeypatch):
     """A label of no option is an answer, but never right."""
     written = iter(["it is answer1", "answer2, then", "I cannot say", "answer5 or answer1"])
 
@@ -131,7 +131,7 @@ def texts(model: LlamaForCausalLM, *, beams: int) -> dict[str, str | None]:
 
 @pytest.mark.parametrize("own", OWN_SETTINGS, ids=lambda own: next(iter(own)))
 @pytest.mark.parametrize("beams", [1, 3])
-def test_a_models_own_generation_settings_change_no_text(own: dict[str, Any], beams: int) -> None:
+def test_a_models_own_generation_settings_change_no_text(own, beams):
     model = make_model()
     model.generation_config = GenerationConfig()
     plain = texts(model, beams=beams)
@@ -142,7 +142,7 @@ def test_a_models_own_generation_settings_change_no_text(own: dict[str, Any], be
     assert model.generation_config.to_dict() == before, "they are the model's again"
 
 
-def test_beams_give_what_transformers_alone_gives() -> None:
+def test_beams_give_what_transformers_alone_gives():
     """Of one question at a time, in the settings of LLM-Adapters' script: beams, and nothing else."""
     model = make_model()
     encoder = Encoder(tokenizer(), max_length=None)
@@ -164,7 +164,7 @@ def learned_positions(longest: int) -> GPT2LMHeadModel:
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_the_context_has_room_for_the_text_behind_a_long_question(beams: int) -> None:
+def test_the_context_has_room_for_the_text_behind_a_long_question(beams):
     examples = make_examples("siqa", 6)
     longest = 60
     encoder = Encoder(tokenizer(), max_length=None)
@@ -189,7 +189,7 @@ def test_the_context_has_room_for_the_text_behind_a_long_question(beams: int) ->
         (120, {"protocol": "choice", "max_length": 4_000}, r"evaluation\.max_length = 4000: .* 120 tokens"),
     ],
 )
-def test_what_does_not_fit_a_model_is_refused_in_a_line(context: int, asked: dict[str, Any], named: str) -> None:
+def test_what_does_not_fit_a_model_is_refused_in_a_line(context, asked, named):
     questions = {"siqa": make_examples("siqa", 2)}
     with pytest.raises(MosloraError, match=named):
         evaluate(learned_positions(context), tokenizer(), questions, Request(**asked))

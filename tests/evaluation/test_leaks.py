@@ -65,9 +65,7 @@ def accuracy(predictions: list[Prediction]) -> float:
     return sum(p.prediction == p.gold for p in predictions) / len(predictions)
 
 
-def test_results_with_and_without_leaks(
-    recipe: MakeRecipe, planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_with_and_without_leaks(recipe, planted, tmp_path, capsys):
     """A limit restricts the questions, a base has its run's rows, and the printed line says where a number is from."""
     out = tmp_path / "run"
     train_recipe(run_recipe(recipe, planted), out=out)
@@ -96,7 +94,7 @@ def test_results_with_and_without_leaks(
     assert code == 0 and says(printed, "90 rows", "trained on", "arc_easy 1, obqa 2", "without them", ", ".join(values))
 
 
-def test_leaks_are_known_by_the_run_alone(recipe: MakeRecipe, planted: Path, world: Path, tmp_path: Path) -> None:
+def test_leaks_are_known_by_the_run_alone(recipe, planted, world, tmp_path):
     """Training rows that are gone are still known; without the run's record of them there are no numbers."""
     out = tmp_path / "run"
     train_recipe(run_recipe(recipe, planted, f"evaluation.source={world / 'data'}"), out=out)
@@ -110,7 +108,7 @@ def test_leaks_are_known_by_the_run_alone(recipe: MakeRecipe, planted: Path, wor
         assert results.without_leaks is None and not told(results) and read_results(folder) == results
 
 
-def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average() -> None:
+def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average():
     settings = Settings("generate", "label", "accuracy", "float32", 1, 128, 1, None, {}, {})
     ids = (("obqa", 0), ("obqa", 1), ("boolq", 0))
     predictions = [Prediction(f"{task}/test/{row}", task, gold=row, prediction=0, answer="x") for task, row in ids]

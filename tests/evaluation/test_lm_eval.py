@@ -129,13 +129,13 @@ def assert_equal(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [*COMMONSENSE, *OWN])
-def test_acc_and_acc_norm_are_those_of_lm_eval(task: str) -> None:
+def test_acc_and_acc_norm_are_those_of_lm_eval(task):
     assert_equal(task, make_model(context=LONGEST), tokenizer())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["arc_easy", "winogrande"])
-def test_a_run_is_a_model_of_lm_eval(task: str, world: Path) -> None:
+def test_a_run_is_a_model_of_lm_eval(task, world):
     from lm_eval.api.registry import get_model
 
     from moslora.evaluation import harness
@@ -162,7 +162,7 @@ TEXTS_ASKED: list[dict[str, Any]] = [
 """Settings of texts, as tasks of lm-eval have them; behind the last a prompt loses its beginning."""
 
 
-def test_a_run_writes_what_lm_eval_writes(world: Path) -> None:
+def test_a_run_writes_what_lm_eval_writes(world):
     """Of the requests of several tasks at once, which are not sorted."""
     from lm_eval.api.instance import Instance
 
@@ -188,6 +188,6 @@ def test_a_run_writes_what_lm_eval_writes(world: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("MOSLORA_SLOW_TESTS" not in os.environ, reason="minutes; set MOSLORA_SLOW_TESTS=1")
 @pytest.mark.parametrize("task", COMMONSENSE)
-def test_acc_and_acc_norm_are_those_of_lm_eval_on_a_real_model(task: str) -> None:
+def test_acc_and_acc_norm_are_those_of_lm_eval_on_a_real_model(task):
     section = ModelSection(name=BUILTIN, dtype="float32")
     assert_equal(task, load_base(section), load_tokenizer(section))

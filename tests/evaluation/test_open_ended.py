@@ -80,7 +80,7 @@ def asked(model: LlamaForCausalLM, questions: list[Example], out: Path | None = 
 
 
 @pytest.mark.parametrize("format", ["label", "llm-adapters", "cloze"])
-def test_a_text_is_the_likeliest_token_one_after_the_other(format: str) -> None:
+def test_a_text_is_the_likeliest_token_one_after_the_other(format):
     model = perturbed()
     task = open_ended()
     questions = examples(task, rows(7, task))
@@ -98,7 +98,7 @@ def test_a_text_is_the_likeliest_token_one_after_the_other(format: str) -> None:
     assert written != by_the_base
 
 
-def test_prompts_and_trained_texts_of_every_format() -> None:
+def test_prompts_and_trained_texts_of_every_format():
     task = replace(open_ended(), columns=Columns(options=None, context="c", meta={"response": "r"}))
     task = replace(task, wording=replace(task.wording, shown="{context} {question}"))
     example = task.example({"question": "Why?", "answer": "So", "c": "Once.", "r": " So. "}, "mine/test/0")
@@ -123,7 +123,7 @@ def half_right(model: LlamaForCausalLM, task: Task, count: int = 40) -> list[dic
     return made
 
 
-def test_numbers_are_those_of_exact_match_with_wilsons_interval() -> None:
+def test_numbers_are_those_of_exact_match_with_wilsons_interval():
     model = perturbed()
     task = open_ended()
     results = asked(model, examples(task, half_right(model, task)))
@@ -139,7 +139,7 @@ def test_numbers_are_those_of_exact_match_with_wilsons_interval() -> None:
     assert answers.outcomes == {"accuracy": tuple(float(p.prediction is not None) for p in results.predictions)}
 
 
-def test_an_error_of_format_is_counted_apart_and_the_same_answer_is_told() -> None:
+def test_an_error_of_format_is_counted_apart_and_the_same_answer_is_told():
     model = perturbed()
     nothing = open_ended(Pattern("#### (.+)", Exact()))
     with pytest.raises(ValueError, match="would count as wrong"):
@@ -164,7 +164,7 @@ class Always(Exact):
         return "the same"
 
 
-def test_beside_other_tasks_each_counts_by_its_own_metric() -> None:
+def test_beside_other_tasks_each_counts_by_its_own_metric():
     """Under cloze the others count per character; the others' predictions are those without it."""
     model = perturbed()
     task = open_ended()
@@ -182,7 +182,7 @@ def test_beside_other_tasks_each_counts_by_its_own_metric() -> None:
     assert shown["mine"]["per character"] == "–" and shown["mine"]["parsed"] != "–" == shown["boolq"]["parsed"]
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(tmp_path):
     model = perturbed(dtype=torch.bfloat16)
     task = open_ended()
     questions = examples(task, rows(70, task))
@@ -199,7 +199,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(tmp_path: Path) -> 
         asked(model, other, tmp_path / "part", limit=50)
 
 
-def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused() -> None:
+def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused():
     task = open_ended()
     long = examples(task, [{"question": "a red fox " * 300, "answer": "b"}])
     (prediction,) = asked(make_model(), long).predictions
@@ -209,7 +209,7 @@ def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused() -> No
     assert says(str(error.value), "answers of mine have up to 600 tokens", "leaves no room")
 
 
-def test_a_turn_of_a_chat_ends_a_text_though_the_tokenizer_has_another_end() -> None:
+def test_a_turn_of_a_chat_ends_a_text_though_the_tokenizer_has_another_end():
     """The end is transformers' own, by the generation settings of the model. Of these a word of the text is none: it is
     there by a default of a config that nobody has set."""
     model = perturbed()
@@ -284,7 +284,7 @@ def by_lm_eval(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "number"])
-def test_texts_and_scores_are_those_of_lm_evals_generate_until(kind: str) -> None:
+def test_texts_and_scores_are_those_of_lm_evals_generate_until(kind):
     model = perturbed()
     if kind == "text":
         task = open_ended()

@@ -4,7 +4,6 @@ A sharded base scores like a whole one, to the bit, although the processes have 
 """
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -29,9 +28,7 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one_also_after_one_was_lost(
-    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_score_as_one_also_after_one_was_lost(trained, tmp_path, capfd, monkeypatch):
     evaluate_target(open_target(str(trained)), out=tmp_path / "one")
     monkeypatch.setenv("PET_MONITOR_INTERVAL", "3")  # so that torchrun lets the process that lives speak
     script = tmp_path / "loses_one.py"
@@ -80,7 +77,7 @@ finally:
 
 
 @pytest.mark.slow
-def test_two_processes_with_a_share_each_score_like_one(trained: Path, tmp_path: Path) -> None:
+def test_two_processes_with_a_share_each_score_like_one(trained, tmp_path):
     """Three blocks and three drifts, so that in every second round one process has nothing; as the recipe says."""
     run = shutil.copytree(trained, tmp_path / "run")
     evaluate_target(open_target(str(run)), out=tmp_path / "one", batch_tokens=300)
@@ -115,7 +112,7 @@ def scored(*, tied: bool, protocol: str, share: bool = False) -> str:
 
 
 @pytest.mark.slow
-def test_every_protocol_over_tied_and_untied_embeddings(tmp_path: Path) -> None:
+def test_every_protocol_over_tied_and_untied_embeddings(tmp_path):
     one = [scored(tied=tied, protocol=protocol) for tied, protocol in CASES]
     script = tmp_path / "script.py"
     script.write_text(

@@ -1,7 +1,6 @@
 """Numbers against numpy."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,7 +50,7 @@ def make_predictions(seed: int) -> list[Prediction]:
 
 
 @pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
-def test_a_score_that_is_no_number_is_an_error_and_no_answer(score: float) -> None:
+def test_a_score_that_is_no_number_is_an_error_and_no_answer(score):
     example = Example("boolq/test/7", "boolq", "is it?", ("true", "false"), 0)
     with pytest.raises(MosloraError, match=r"boolq/test/7: .*--dtype"):
         Prediction.of(example, (score, -1.0), truncated=False)
@@ -77,7 +76,7 @@ def error(x: np.ndarray) -> float:
     return float(x.std(ddof=1) / np.sqrt(len(x)))
 
 
-def test_tasks_and_averages() -> None:
+def test_tasks_and_averages():
     predictions = make_predictions(1)
     results = summarise(SETTINGS, predictions, RECORDS)
     by_task = {task: columns(predictions, task) for task in SIZES}
@@ -103,7 +102,7 @@ def test_tasks_and_averages() -> None:
     assert results.macro.close_calls == sum(score.close_calls for score in results.tasks.values())
 
 
-def test_texts_have_numbers_of_their_own_and_are_in_no_average() -> None:
+def test_texts_have_numbers_of_their_own_and_are_in_no_average():
     """Student's interval by scipy, over the texts; everything else is as without them."""
     predictions = make_predictions(1)
     draw = np.random.default_rng(5)
@@ -129,14 +128,14 @@ def test_texts_have_numbers_of_their_own_and_are_in_no_average() -> None:
     assert alone.texts["mine"].interval is alone.macro is alone.without_leaks is None and not alone.collapse
 
 
-def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_chosen() -> None:
+def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_chosen():
     tied = Prediction("boolq/test/0", "boolq", gold=1, prediction=0, scores=(-6.0, -3.0), characters=(2, 1))
     results = summarise(SETTINGS, [tied], {"boolq": TaskRecord()})
     assert results.tasks["boolq"].standard_error is results.macro.standard_error is None
     assert results.macro.accuracy_per_character == 0
 
 
-def test_intervals_are_those_of_few_questions() -> None:
+def test_intervals_are_those_of_few_questions():
     predictions = make_predictions(1)
     results = summarise(SETTINGS, predictions, RECORDS)
     shares = []
@@ -163,7 +162,7 @@ def labelled(row: int, *, gold: int, chosen: int) -> Prediction:
 
 
 @pytest.mark.parametrize(("most", "others", "alarm"), [(6, 2, False), (28, 12, False), (140, 60, True)])
-def test_below_the_majority_class_is_tested(most: int, others: int, alarm: bool) -> None:
+def test_below_the_majority_class_is_tested(most, others, alarm):
     """The model always gives the rarer of two labels; p is McNemar's, one-sided, for either label."""
     golds = [0] * most + [1] * others
     predictions = [labelled(row, gold=gold, chosen=1) for row, gold in enumerate(golds)]
@@ -173,7 +172,7 @@ def test_below_the_majority_class_is_tested(most: int, others: int, alarm: bool)
     assert any("below the majority class" in sign for sign in results.collapse) == alarm
 
 
-def test_results_that_are_none_are_named(tmp_path: Path) -> None:
+def test_results_that_are_none_are_named(tmp_path):
     with pytest.raises(UsageError, match="no results here"):
         _ = read_results(tmp_path)
     for text in ('{"tasks": {}}', "[" * 100_000):

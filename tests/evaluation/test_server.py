@@ -31,7 +31,7 @@ def answered(served: Served) -> list[Prediction]:
     return read_predictions(evaluation(served))
 
 
-def test_a_servers_answers_are_an_evaluation_like_the_runs(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_servers_answers_are_an_evaluation_like_the_runs(served, capsys):
     pretended = served.pretended()
     own = Run(served.path).evaluation()
     with serving(pretended) as address:
@@ -59,7 +59,7 @@ def answered_as_by_the_run(served: Served) -> None:
         assert prediction.scores == pytest.approx(ours[prediction.id], abs=1e-4)
 
 
-def test_an_evaluation_that_was_killed_goes_on(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_that_was_killed_goes_on(served, capsys):
     pretended = served.pretended(pause=0.05)
     with serving(pretended) as address:
         command = ["eval", served.path, "--server", address, "--at-once", "2"]
@@ -79,7 +79,7 @@ def test_an_evaluation_that_was_killed_goes_on(served: Served, capsys: pytest.Ca
     answered_as_by_the_run(served)
 
 
-def test_what_is_refused_is_counted_and_asked_again(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused_is_counted_and_asked_again(served, capsys):
     pretended = served.pretended(context=70, refuses=True)
     with serving(pretended) as address:
         code, out, _ = run(capsys, "eval", served.path, "--server", address)
@@ -114,9 +114,7 @@ def test_what_is_refused_is_counted_and_asked_again(served: Served, capsys: pyte
     ],
     ids=lambda content: content[:60].decode(errors="replace") if isinstance(content, bytes) else None,
 )
-def test_what_is_no_answer_is_one_line(
-    content: bytes, of_models: bool, served: Served, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_answer_is_one_line(content, of_models, served, capsys):
     faults = {"lists": content} if of_models else {"always": raw(content)}
     with serving(served.pretended(**faults)) as address:
         code, _, errors = run(capsys, "eval", served.path, "--server", address)
@@ -124,7 +122,7 @@ def test_what_is_no_answer_is_one_line(
     assert says(errors, address, "not that of OpenAI's interface"), errors
 
 
-def test_no_control_character_of_a_server_is_printed(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_control_character_of_a_server_is_printed(served, capsys):
     evil = "\x1b]0;owned\x07\u202eback"
     for faults in (
         {"always": raw(evil.encode(), 400)},
@@ -137,9 +135,7 @@ def test_no_control_character_of_a_server_is_printed(served: Served, capsys: pyt
 
 
 @pytest.mark.parametrize("after", [0, 60])
-def test_a_server_that_ends_over_a_prompts_log_probabilities_is_asked_token_by_token(
-    after: int, served: Served, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_that_ends_over_a_prompts_log_probabilities_is_asked_token_by_token(after, served, capsys):
     """At once, or after some questions; it is there again for other requests."""
     pretended = served.pretended(tells="echo forced")
     pretended.ends_at = lambda body: bool(body.get("echo")) and len(pretended.asked) > after
@@ -149,9 +145,7 @@ def test_a_server_that_ends_over_a_prompts_log_probabilities_is_asked_token_by_t
     answered_as_by_the_run(served)
 
 
-def test_a_server_that_ends_for_good_is_told_with_the_request(
-    served: Served, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_that_ends_for_good_is_told_with_the_request(served, capsys):
     pretended = served.pretended(tells="echo")
     pretended.ends_at = lambda body: len(pretended.asked) > 60
     with serving(pretended) as address:
@@ -161,9 +155,7 @@ def test_a_server_that_ends_for_good_is_told_with_the_request(
     assert says(errors, "the connection was lost", "of the prompt's tokens", kept, "--at-once 1"), errors
 
 
-def test_texts_and_answers_in_words_are_asked_of_servers_too(
-    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_texts_and_answers_in_words_are_asked_of_servers_too(served, tmp_path, capsys):
     texts = [{"text": f"a fox sat near {place}", "source": str(place)} for place in range(5)]
     sums = [{"question": f"{first} + 2 =", "answer": str(first + 2)} for first in range(5)]
     for name, rows in (("texts", texts), ("sums", sums)):
@@ -184,7 +176,7 @@ def test_texts_and_answers_in_words_are_asked_of_servers_too(
         assert prediction.text == its.text and prediction.prediction == its.prediction
 
 
-def test_a_silent_server_does_not_hold_the_program(served: Served) -> None:
+def test_a_silent_server_does_not_hold_the_program(served):
     """After Ctrl-C, while questions wait for it."""
     silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
     code = f"""

@@ -46,7 +46,7 @@ def nats_and_bytes(model: LlamaForCausalLM, tokens: PreTrainedTokenizerFast, tex
 
 
 @pytest.mark.parametrize("tokens", [tokenizer(), with_bos()], ids=["no BOS", "BOS"])
-def test_nats_per_byte_are_transformers_own_loss(tokens: PreTrainedTokenizerFast) -> None:
+def test_nats_per_byte_are_transformers_own_loss(tokens):
     model = make_model()
     results = measured(model, tokenizer=tokens)
     expected = []
@@ -59,7 +59,7 @@ def test_nats_per_byte_are_transformers_own_loss(tokens: PreTrainedTokenizerFast
     assert results.texts["mine"].nats_per_byte == pytest.approx(sum(expected) / len(TEXTS), abs=1e-6)
 
 
-def test_a_character_that_the_first_token_begins_does_not_count() -> None:
+def test_a_character_that_the_first_token_begins_does_not_count():
     """A byte-level token may be half of "é"; with BOS all 8 bytes count."""
     assert len(tokenizer()("é").input_ids) == 2
     for tokens, size in ((tokenizer(), 6), (with_bos(), 8)):
@@ -67,7 +67,7 @@ def test_a_character_that_the_first_token_begins_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("tokens", [tokenizer(), with_bos()], ids=["no BOS", "BOS"])
-def test_a_long_text_loses_its_end(tokens: PreTrainedTokenizerFast) -> None:
+def test_a_long_text_loses_its_end(tokens):
     text = f"{FOX} {TEXTS[2]}"
     results = measured(make_model(), [text, "a fox"], tokenizer=tokens, max_length=9)
     kept = tokens.decode(tokens(text).input_ids[:9], skip_special_tokens=True)
@@ -77,7 +77,7 @@ def test_a_long_text_loses_its_end(tokens: PreTrainedTokenizerFast) -> None:
     assert results.texts["mine"].truncated == 1 and "1 longer than" in remarks(results)[0]
 
 
-def test_neither_limit_nor_protocol_moves_a_text() -> None:
+def test_neither_limit_nor_protocol_moves_a_text():
     """Bit for bit in bfloat16, where shapes move a score; in float32 no batch moves it."""
     texts = [example.question for example in make_examples("piqa", 80)]
     whole = {p.id: p for p in measured(make_model(torch.bfloat16), texts).predictions}
@@ -91,7 +91,7 @@ def test_neither_limit_nor_protocol_moves_a_text() -> None:
     assert all(p.scores == pytest.approx(scores[p.id], abs=1e-4) for p in alone) and len(alone) == 80
 
 
-def test_an_adapter_counts_once_it_has_learned_something() -> None:
+def test_an_adapter_counts_once_it_has_learned_something():
     for learned in (False, True):
         model = make_model()
         inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "down_proj"])
@@ -104,7 +104,7 @@ def test_an_adapter_counts_once_it_has_learned_something() -> None:
         assert (abs(nats / size - of_base) > 1e-3) == learned
 
 
-def test_a_task_gate_is_the_mean_of_its_tasks() -> None:
+def test_a_task_gate_is_the_mean_of_its_tasks():
     """By M, a matrix once the gates are known; the vector of rows without a task has no part in it."""
     model = make_model()
     mixer = {"kind": "task-gate", "experts": 2, "tasks": ("boolq", "obqa", "piqa")}
@@ -125,7 +125,7 @@ def test_a_task_gate_is_the_mean_of_its_tasks() -> None:
     assert (of_task[0] - of_task[1]).abs().max() > 1e-3
 
 
-def test_a_text_of_one_token_is_refused_unless_there_is_a_bos() -> None:
+def test_a_text_of_one_token_is_refused_unless_there_is_a_bos():
     assert len(tokenizer()("a").input_ids) == 1
     for text, asked, named in (
         ("a", {}, r"\('a'\): this text is too short"),

@@ -78,7 +78,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, *, after: int
 
 
 @pytest.mark.slow
-def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_arms_and_two_seeds_end_to_end(write, capsys):
     code, said, errors = run(capsys, "experiment", write())
     assert code == 0, errors
     out = Path("runs/e")
@@ -106,9 +106,7 @@ def test_two_arms_and_two_seeds_end_to_end(write: Write, capsys: pytest.CaptureF
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name", "after"), [(loop, "accumulate", 6), (one_run, "evaluate_target", 1)])
-def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(
-    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, after: int
-) -> None:
+def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(write, finished, monkeypatch, owner, name, after):
     """In the second run: at its third step, and before it is scored."""
     file = write()
     with monkeypatch.context() as patch:
@@ -135,9 +133,7 @@ SEARCH = "rate_seeds: [7, 8]"
 
 
 @pytest.mark.slow
-def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
-    write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(write, capsys):
     out, begun = Path("runs/e"), re.compile(r"^(\S+): \d+ left", re.M)
     code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "lora")
     assert code == 1 and says(said, "lora: 0.03", "highest", "--any-rate", "add 9")
@@ -162,15 +158,13 @@ def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(
 
 
 @pytest.mark.slow
-def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults(world: Path, tmp_path: Path) -> None:
+def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults(world, tmp_path):
     with pytest.raises(Diverged):
         train_in_processes([str(world / "recipe.yaml"), "training.learning_rate=1e38"], out=tmp_path, processes=1)
 
 
 @pytest.mark.slow
-def test_an_experiment_of_one_row_a_step_runs_on_any_number_of_cores(
-    write: Write, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_experiment_of_one_row_a_step_runs_on_any_number_of_cores(write, capfd, monkeypatch):
     """In processes of its own, as a user starts it."""
     monkeypatch.setattr(one_run, "train_in_processes", train_in_processes)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
@@ -181,9 +175,7 @@ def test_an_experiment_of_one_row_a_step_runs_on_any_number_of_cores(
 
 
 @pytest.mark.slow
-def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(
-    write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(write, capsys, monkeypatch):
     real = loop.accumulate
 
     def accumulate(parts: loop.Parts, *arguments: Any) -> torch.Tensor:
@@ -202,9 +194,7 @@ def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(
 
 
 @pytest.mark.slow
-def test_a_scored_run_that_diverges_is_named_and_stops_nothing(
-    write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_scored_run_that_diverges_is_named_and_stops_nothing(write, capsys):
     """With a scale of 2.5e37 every seed of an arm does."""
     learned = "mixer: {init: orthogonal}"
     write(old=learned, new=f"alpha: 1.0e+38, {learned}")
@@ -218,19 +208,12 @@ def test_a_scored_run_that_diverges_is_named_and_stops_nothing(
     assert code == 0 and says(said, "diverged", "learned with seed 0, learned with seed 1"), errors
 
 
-def test_a_rate_at_the_edge_asks_for_the_next_one() -> None:
+def test_a_rate_at_the_edge_asks_for_the_next_one():
     losses = {1e-3: [3.0, 3.0], 4e-3: [2.0, 3.0], 8e-3: [2.6, 2.6]}
     assert not Curve("a", 2, losses).remark
     assert Curve("a", 2, {**losses, 8e-3: [2.0, 2.0]}).remark.endswith("add 0.016")
     assert Curve("a", 2, {**losses, 1e-3: [1.0, 1.0]}).remark.endswith("add 0.00025")
     assert Curve("a", 2, {**losses, 8e-3: [2.0]}).remark == Curve("a", 2, {1e-3: []}).remark == ""
-
-
-def test_the_table_of_an_unfinished_experiment_runs_nothing(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    file = write(rates="{learned: [2], others: [0.1, 0.01]}", search=SEARCH)
-    code, said, _ = run(capsys, "experiment", file, "--table")
-    assert code == 0 and re.search(r"rate +0\.01 +0\.1 +2\nlora +– +– *\nlearned +\*\n", said)
-    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -241,9 +224,7 @@ def test_the_table_of_an_unfinished_experiment_runs_nothing(write: Write, capsys
         ({"old": "init: orthogonal", "new": "init: xavier"}, "adapter.mixer.init was orthogonal, is xavier"),
     ],
 )
-def test_results_of_another_recipe_do_not_count(
-    write: Write, finished: Path, change: dict[str, str], message: str
-) -> None:
+def test_results_of_another_recipe_do_not_count(write, finished, change, message):
     """And what does not count is neither replaced nor removed."""
     shutil.copytree(finished, "runs/e")
     with pytest.raises(UsageError, match=message):
@@ -254,9 +235,7 @@ def test_results_of_another_recipe_do_not_count(
     assert not study(printing).others(), "what only prints or saves may change"
 
 
-def test_the_table_needs_neither_base_nor_rows(
-    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_needs_neither_base_nor_rows(write, finished, monkeypatch, capsys):
     """Of runs that were made elsewhere."""
     shutil.copytree(finished, "runs/e")
     file = write()
@@ -269,9 +248,7 @@ def test_the_table_needs_neither_base_nor_rows(
     assert run(capsys, "experiment", file, "--table")[:2] == (0, before)
 
 
-def test_results_of_other_code_count_only_if_asked(
-    write: Write, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_of_other_code_count_only_if_asked(write, finished, monkeypatch, capsys):
     """Where one arm is run again, the others are left out of the index by name; they stay on the disk."""
     shutil.copytree(finished, "runs/e")
     file, before = write(), results(finished)
@@ -290,9 +267,7 @@ def test_results_of_other_code_count_only_if_asked(
     assert results(Path("runs/e")) == before
 
 
-def test_a_lost_predecessor_leaves_its_arm_out_and_the_others_go_on(
-    write: Write, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_lost_predecessor_leaves_its_arm_out_and_the_others_go_on(write, trained, capsys):
     first = Path(shutil.copytree(trained, "first"))
     write(old="adapter: {mixer: {init: orthogonal}}", new=f"adapter: {{continue_from: {first.resolve()}}}")
     replace_text(Path("e.yaml"), "seeds: [0, 1]", "seeds: [0]")
@@ -306,7 +281,7 @@ def test_a_lost_predecessor_leaves_its_arm_out_and_the_others_go_on(
     assert code == 2 and says(errors, "no such run", "remove it"), errors
 
 
-def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write: Write) -> None:
+def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write):
     loaded = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH))
     search, scored = loaded.search(("lora",))[0], loaded.planned([("lora", 1e-4)], scored=True)[0]
     for one in (search, scored):
@@ -322,9 +297,7 @@ def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write: Write) -> 
         assert not provenance.changes(one, one.recipe, made_with, any_code=True)
 
 
-def test_rows_of_ones_own_are_the_same_from_every_folder(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_ones_own_are_the_same_from_every_folder(world, tmp_path, monkeypatch):
     """A run names them by their whole path; their content decides."""
     rows = [json.dumps({"q": f"which {n}?", "a": n % 2}) + "\n" for n in range(9)]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
@@ -348,7 +321,7 @@ def test_rows_of_ones_own_are_the_same_from_every_folder(
         assert provenance.changes(planned("../e.yaml"), stored, made_with, any_code=False) == expected
 
 
-def test_another_base_tokenizer_or_package_makes_another_run(write: Write, world: Path, tmp_path: Path) -> None:
+def test_another_base_tokenizer_or_package_makes_another_run(write, world, tmp_path):
     """What an earlier version did not record is not known to differ, and ``--any-code`` allows other packages."""
     base = shutil.copytree(world / "model", tmp_path / "base")
     file = write(old=f"extends: {world}/recipe.yaml", new=f"extends: {world}/recipe.yaml\n  model: {{name: {base}}}")
@@ -373,7 +346,7 @@ def test_another_base_tokenizer_or_package_makes_another_run(write: Write, world
 
 
 @pytest.mark.slow
-def test_an_experiment_trains_on_some_sets_and_asks_others(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_experiment_trains_on_some_sets_and_asks_others(write, capsys):
     """Among them texts; their outcome has the table's and the comparison's rows of texts alone."""
     Path("t.txt").write_text("A fox sat.\n\nTwo birds sang about the rain.\n", encoding="utf-8")
     asked = "evaluation: {limit: 6, tasks: [obqa, mine]}\n  data: {tasks: [boolq]}\n  tasks: {mine: {texts: t.txt}}"
@@ -389,7 +362,7 @@ def test_an_experiment_trains_on_some_sets_and_asks_others(write: Write, capsys:
     assert code == 0 and "nats per byte" in said and "obqa" not in said, errors
 
 
-def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write: Write, finished: Path) -> None:
+def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write, finished):
     shutil.copytree(finished, "runs/e")
     file = write()
 
@@ -403,7 +376,7 @@ def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write
         assert told() == before
 
 
-def test_a_run_begun_with_another_recipe_is_not_resumed(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_begun_with_another_recipe_is_not_resumed(write, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, loop, "accumulate", after=1)
         with pytest.raises(Interrupted):
@@ -412,13 +385,13 @@ def test_a_run_begun_with_another_recipe_is_not_resumed(write: Write, monkeypatc
         study(write(old="max_steps: 4", new="max_steps: 3")).run()
 
 
-def test_the_code_that_makes_numbers_of_a_recipe_counts() -> None:
+def test_the_code_that_makes_numbers_of_a_recipe_counts():
     """As the steps of a warm-up, and which questions are asked by default."""
     for method in (TrainingSection.warmup, Recipe.adapter_options, StepPlan.of, rate_factor):
         assert Path(inspect.getfile(method)) in source_files(provenance.CODE)
 
 
-def test_a_validation_loss_that_is_not_finite_counts_as_infinite(write: Write, tmp_path: Path) -> None:
+def test_a_validation_loss_that_is_not_finite_counts_as_infinite(write, tmp_path):
     """JSON has no number for it, and training does not end with it."""
     planned, *_ = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH)).search(("lora",))
     run = one_run.planned_run(tmp_path, planned)
@@ -430,9 +403,7 @@ def test_a_validation_loss_that_is_not_finite_counts_as_infinite(write: Write, t
         assert row is not None and one_run.loss_of(row) == expected
 
 
-def test_two_files_of_one_name_do_not_share_a_folder(
-    write: Write, finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_files_of_one_name_do_not_share_a_folder(write, finished, capsys):
     """The second would take the place of the first one's index. An edited or moved file is the same one."""
     text = Path(write()).read_text()
     for folder in ("repo/a", "repo/b"):
@@ -456,7 +427,7 @@ def test_two_files_of_one_name_do_not_share_a_folder(
     assert read_index(Path("moved/runs/e")).file == "../../b/e.yaml"
 
 
-def test_a_run_that_was_killed_after_its_result_was_saved_is_closed(write: Write, finished: Path) -> None:
+def test_a_run_that_was_killed_after_its_result_was_saved_is_closed(write, finished):
     """Before its card had its time, which nothing else of it tells."""
     shutil.copytree(finished, "e")
     run, before = Run(Path("e/runs/lora-0.03-0")), Run(finished / "runs/lora-0.03-0").facts
@@ -469,9 +440,7 @@ def test_a_run_that_was_killed_after_its_result_was_saved_is_closed(write: Write
 
 
 @pytest.mark.slow
-def test_an_experiment_that_was_killed_at_its_first_write_knows_its_file(
-    write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_experiment_that_was_killed_at_its_first_write_knows_its_file(write, monkeypatch):
     """So does one that was stopped before its first run was done."""
     monkeypatch.setattr(one_run, "train_in_processes", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(Interrupted):

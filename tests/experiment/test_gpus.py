@@ -43,9 +43,7 @@ class AtOnce:
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, {"0", "1", "2"}), ("4,GPU-ab,7,9", {"4", "GPU-ab", "7"})])
-def test_as_many_runs_at_once_as_gpus_each_on_its_own(
-    monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: set[str]
-) -> None:
+def test_as_many_runs_at_once_as_gpus_each_on_its_own(monkeypatch, visible, expected):
     monkeypatch.delenv(VISIBLE, raising=False)
     if visible:
         monkeypatch.setenv(VISIBLE, visible)
@@ -85,9 +83,7 @@ class StopsBoth(threading.Thread):
 
 
 @pytest.mark.slow
-def test_stopped_and_continued_it_gives_the_bytes_of_one_run_after_the_other(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_stopped_and_continued_it_gives_the_bytes_of_one_run_after_the_other(world, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     alone = two_runs(world, steps=41)
     monkeypatch.delenv(VISIBLE, raising=False)

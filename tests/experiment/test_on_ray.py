@@ -40,9 +40,7 @@ class InTheMiddle(threading.Thread):
 
 
 @pytest.mark.slow
-def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     alone = two_runs(world, steps=21)
     monkeypatch.setattr(module, "worker_processes", lambda training: 1)

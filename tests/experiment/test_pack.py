@@ -41,7 +41,7 @@ def here(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_tables_say_what_the_runs_say(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_say_what_the_runs_say(here, capsys):
     code, said, errors = run(capsys, "experiment", "e.yaml", "--pack", "packed")
     assert code == 0 and "written to packed: 4 runs" in said, errors
     assert sorted(path.name for path in Path("packed").iterdir()) == sorted((EXPERIMENT, *TABLES))
@@ -60,7 +60,7 @@ def test_the_tables_say_what_the_runs_say(here: Path, capsys: pytest.CaptureFixt
         assert card.made_with == (made_with(Run(Path(f"runs/e/runs/{arm}-0.03-0"))),)
 
 
-def test_an_experiment_goes_on_from_its_tables(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_experiment_goes_on_from_its_tables(here, capsys):
     """One more seed is run beside them; all are packed again, elsewhere."""
     list(pack_runs(study("e.yaml"), Path("packed")))
     replace(Path("e.yaml"), "seeds: [0, 1]", "seeds: [0, 1, 2]")
@@ -80,9 +80,7 @@ def test_an_experiment_goes_on_from_its_tables(here: Path, capsys: pytest.Captur
     assert code == 0 and "6 of 6 runs are scored" in said and not Path("again/runs").exists(), errors
 
 
-def test_the_search_in_a_table_chooses_the_rates(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_search_in_a_table_chooses_the_rates(here, capsys, monkeypatch):
     replace(Path("e.yaml"), "learning_rates: [3e-2]", "learning_rates: [3e-2, 1e-5]\nrate_seeds: [7]")
     code, _, errors = run(capsys, "experiment", "e.yaml", "--any-rate")
     assert code == 0, errors
@@ -94,7 +92,7 @@ def test_the_search_in_a_table_chooses_the_rates(
     assert code == 0 and "4 of 4 runs are scored" in said, errors
 
 
-def test_an_arm_that_goes_on_at_another_rate_is_compared_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_arm_that_goes_on_at_another_rate_is_compared_there(here, capsys):
     list(pack_runs(study("e.yaml"), Path("packed")))
     replace(Path("e.yaml"), "learning_rates: [3e-2]", "learning_rates: {lora: [1e-5], learned: [3e-2]}")
     code, _, errors = run(capsys, "experiment", "e.yaml", "--out", "packed")
@@ -104,9 +102,7 @@ def test_an_arm_that_goes_on_at_another_rate_is_compared_there(here: Path, capsy
     assert sorted(compared) == ["learned-0.03-0", "learned-0.03-1", "lora-1e-05-0", "lora-1e-05-1"]
 
 
-def test_another_recipe_or_other_code_is_refused(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_recipe_or_other_code_is_refused(here, capsys, monkeypatch):
     list(pack_runs(study("e.yaml"), Path("packed")))
     whole = Path("e.yaml").read_text()
     replace(Path("e.yaml"), "init: orthogonal", "init: identity")
@@ -121,7 +117,7 @@ def test_another_recipe_or_other_code_is_refused(
     assert code == 0 and "4 of 4 runs are scored" in said, errors
 
 
-def test_what_is_not_done_is_left_out_and_an_experiment_without_runs_is_not_packed(here: Path) -> None:
+def test_what_is_not_done_is_left_out_and_an_experiment_without_runs_is_not_packed(here):
     Run(Path("runs/e/runs/lora-0.03-1")).add_facts(experiment={"state": "begun"})
     told = list(pack_runs(study("e.yaml"), Path("packed")))
     assert "3 runs" in told[0]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from experiment_kit import FILE, PretendedRuns, study
-from moslora.compare.index import read_index
 from moslora.experiment.curve import Curve
 
 LOSSES = {
@@ -43,7 +42,7 @@ EVERY = [f"{arm}-{rate}-{seed}" for seed in (7, 8) for arm in ("lora", "learned"
 """The runs of the search, seed by seed."""
 
 
-def test_every_rate_gets_every_seed_and_the_lowest_mean_is_scored(write: Callable[..., str]) -> None:
+def test_every_rate_gets_every_seed_and_the_lowest_mean_is_scored(write):
     runs = PretendedRuns(loss_of)
     found = study(write(), start=runs)
     assert not found.run(), "learned waits for a rate beyond"
@@ -57,7 +56,7 @@ def test_every_rate_gets_every_seed_and_the_lowest_mean_is_scored(write: Callabl
     assert list(json.loads(Path("runs/e/experiment.json").read_text())) == keys
 
 
-def test_a_search_that_was_stopped_goes_on_with_the_same_runs(write: Callable[..., str]) -> None:
+def test_a_search_that_was_stopped_goes_on_with_the_same_runs(write):
     """After every number of runs; the file is the one that an uninterrupted search writes."""
     whole = PretendedRuns(loss_of)
     file = write()
@@ -83,24 +82,7 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_runs(write: Callable[..
         assert (out / "experiment.json").read_bytes() == before
 
 
-def test_a_second_arm_of_one_rate_is_scored_without_a_search(write: Callable[..., str]) -> None:
-    """Also if it has the recipe of an arm whose rate is searched."""
-    path = Path(write("{lora: [1e-3, 2e-3, 4e-3], learned: [4e-3]}"))
-    path.write_text(
-        path.read_text().replace("learned: {adapter: {mixer: {init: orthogonal}}}", "learned: methods/lora")
-    )
-    runs = PretendedRuns(loss_of)
-    assert study(str(path), start=runs).run()
-    assert not [name for name in runs.begun if name.startswith("learned") and name.endswith(("-7", "-8"))]
-    assert {(run.arm, run.learning_rate, run.seed) for run in read_index(Path("runs/e")).runs} == {
-        ("lora", 2e-3, 0),
-        ("lora", 2e-3, 1),
-        ("learned", 4e-3, 0),
-        ("learned", 4e-3, 1),
-    }
-
-
-def test_a_rate_that_diverges_under_one_seed_is_not_chosen() -> None:
+def test_a_rate_that_diverges_under_one_seed_is_not_chosen():
     curve = Curve("a", 2, {1e-3: [3.0, 3.1], 2e-3: [2.0, math.inf], 4e-3: [math.inf, math.inf]})
     assert curve.complete and curve.best == 1e-3
     lost = Curve("a", 2, {1e-3: [math.inf] * 2, 2e-3: [math.inf] * 2})

@@ -72,7 +72,7 @@ def module_recipe(world) -> MakeRecipe:
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "lora"])
-def test_arms_share_their_draws_rows_and_masks(arm: str, plain: Watched, module_recipe: MakeRecipe) -> None:
+def test_arms_share_their_draws_rows_and_masks(arm, plain, module_recipe):
     other = Watched(module_recipe(*ARMS[arm]))
     assert other.rows == plain.rows
     assert len(other.dropped) == len(plain.dropped) > 4 * len(plain.layers) - 1
@@ -84,16 +84,14 @@ def test_arms_share_their_draws_rows_and_masks(arm: str, plain: Watched, module_
     assert not all(other.layers[name].lora_a.equal(layer.lora_a) for name, layer in plain.layers.items())
 
 
-def test_the_folded_start_is_the_mixer_of_the_learned_arm_times_the_shared_a(
-    plain: Watched, module_recipe: MakeRecipe
-) -> None:
+def test_the_folded_start_is_the_mixer_of_the_learned_arm_times_the_shared_a(plain, module_recipe):
     learned, frozen, folded = (Watched(module_recipe(*ARMS[arm])) for arm in ("kaiming", "frozen", "folded"))
     for name, (a, _) in plain.start.items():
         assert learned.mixers[name].equal(frozen.mixers[name])
         torch.testing.assert_close(folded.start[name][0], learned.mixers[name] @ a, rtol=1e-6, atol=1e-7)
 
 
-def test_another_seed_shares_none_of_it(plain: Watched, module_recipe: MakeRecipe) -> None:
+def test_another_seed_shares_none_of_it(plain, module_recipe):
     other = Watched(module_recipe(*ARMS["lora"], "seed=4"))
     assert other.rows != plain.rows
     assert not any(other.start[name][0].equal(a) for name, (a, _) in plain.start.items())

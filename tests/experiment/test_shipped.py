@@ -2,7 +2,6 @@
 
 import re
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
@@ -12,19 +11,19 @@ from recipe_kit import METHODS, ROOT
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes("experiment")])
-def test_it_loads_and_holds_rows_out(name: str) -> None:
+def test_it_loads_and_holds_rows_out(name):
     experiment = load_experiment(name)
     assert experiment.name == name and len(experiment.file.seeds) >= 4
     assert all(recipe.data.validation_rows > 0 for recipe in experiment.recipes.values())
 
 
-def test_the_file_in_the_document_is_an_experiment(tmp_path: Path) -> None:
+def test_the_file_in_the_document_is_an_experiment(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8"), re.S)
     (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
     assert load_experiment(str(tmp_path / "shown.yaml")).chosen_arms(()) == ("lora", "moslora")
 
 
-def test_the_article_compares_every_mixer_with_lora() -> None:
+def test_the_article_compares_every_mixer_with_lora():
     experiment = load_experiment("article")
     kinds = {recipe.adapter.mixer.kind for recipe in experiment.recipes.values()}
     assert kinds | {"hadamard"} == {mixer.kind for mixer, _ in METHODS.values()}
@@ -36,7 +35,7 @@ def test_the_article_compares_every_mixer_with_lora() -> None:
     assert len(experiment.search(experiment.chosen_arms(()))) == 43
 
 
-def test_the_ablations_controls_differ_in_one_thing_each() -> None:
+def test_the_ablations_controls_differ_in_one_thing_each():
     experiment = load_experiment("mixer-ablation")
     first = experiment.chosen_arms(())
     assert first == ("lora", "lora-scaled", "init-only", "learned-kaiming")

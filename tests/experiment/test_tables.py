@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from moslora.recipe import find_recipe
 OUTCOMES = ("log_probability", "accuracy")
 
 
-def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals() -> None:
+def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals():
     runs = {arm: [drawn(seed, gain=gain) for seed in range(3)] for arm, gain in (("a", 0.1), ("b", 0.2))}
     untrained = base()
     curves = [Curve(arm, 1, {2e-3: []}) for arm in runs]
@@ -46,7 +45,7 @@ def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals() ->
     assert rows[0][6] != rows[1][6]
 
 
-def test_a_gain_is_of_the_same_questions_or_unknown() -> None:
+def test_a_gain_is_of_the_same_questions_or_unknown():
     runs = [drawn(seed) for seed in range(2)]
     fewer = replace(runs[1], tasks={**runs[1].tasks, "obqa": runs[1].tasks["obqa"].at(range(9))})
     assert gain_of([runs[0], fewer], base(), "accuracy") is None
@@ -54,9 +53,7 @@ def test_a_gain_is_of_the_same_questions_or_unknown() -> None:
 
 
 @pytest.mark.parametrize("margin", ["20%", "0.005", None])
-def test_a_margin_of_the_file_is_in_the_index_and_without_one_there_is_no_such_key(
-    tmp_path: Path, margin: str | None
-) -> None:
+def test_a_margin_of_the_file_is_in_the_index_and_without_one_there_is_no_such_key(tmp_path, margin):
     text = find_recipe("article", kind="experiment").read_text(encoding="utf-8")
     file = tmp_path / "e.yaml"
     file.write_text(text + (f"\nmargin: {margin}\n" if margin else ""))

@@ -57,7 +57,7 @@ INSTRUCTIONS = [
 
 
 @pytest.mark.parametrize(("example", "text"), INSTRUCTIONS, ids=lambda value: getattr(value, "task", ""))
-def test_instruction(example: Example, text: str) -> None:
+def test_instruction(example, text):
     assert instruction(example) == text
 
 
@@ -71,11 +71,11 @@ def test_instruction(example: Example, text: str) -> None:
         "Please: q\n\nAnswer1: a Answer2: b\n\nAnswer format: answer1/answer2",
     ],
 )
-def test_parse_refuses_what_is_not_the_template(text: str) -> None:
+def test_parse_refuses_what_is_not_the_template(text):
     assert all(parse_instruction(text, task) is None for task in COMMONSENSE)
 
 
-def test_llm_adapters_row() -> None:
+def test_llm_adapters_row():
     row = llm_adapters_row(PIQA)
     assert list(row) == ["instruction", "input", "output", "answer"]
     assert (row["input"], row["output"], row["answer"]) == ("", "the correct answer is solution2", "solution2")
@@ -83,7 +83,7 @@ def test_llm_adapters_row() -> None:
     assert labels(BARE) == ("yes", "no")
 
 
-def test_label_format_has_one_prompt_for_training_and_evaluation() -> None:
+def test_label_format_has_one_prompt_for_training_and_evaluation():
     format = FORMATS["label"]
     prompt = instruction(OBQA) + "\n\n### Response:\n"
     assert format.train(OBQA) == Option(prompt, "the correct answer is answer1", 7)
@@ -91,7 +91,7 @@ def test_label_format_has_one_prompt_for_training_and_evaluation() -> None:
     assert format.generation_prompt(OBQA) == prompt and not format.joint
 
 
-def test_llm_adapters_format_differs_between_training_and_evaluation_as_theirs_does() -> None:
+def test_llm_adapters_format_differs_between_training_and_evaluation_as_theirs_does():
     """Their finetune.py and commonsense_evaluate.py, spaces at line ends included."""
     format = FORMATS["llm-adapters"]
     indent = 16 * " "
@@ -111,7 +111,7 @@ def test_llm_adapters_format_differs_between_training_and_evaluation_as_theirs_d
     assert format.joint
 
 
-def test_braces_in_a_question_are_text() -> None:
+def test_braces_in_a_question_are_text():
     braced = example("obqa", "{instruction} {0}", "{a}", "b", gold=0)
     assert "{instruction} {0}" in FORMATS["label"].train(braced).prompt
 
@@ -132,14 +132,14 @@ def test_braces_in_a_question_are_text() -> None:
     ],
     ids=lambda value: getattr(value, "task", ""),
 )  # fmt: skip
-def test_cloze(example: Example, expected: list[tuple[str, str, int]]) -> None:
+def test_cloze(example, expected):
     format = FORMATS["cloze"]
     options = format.options(example)
     assert [(option.prompt, option.answer, option.characters) for option in options] == expected
     assert format.train(example) == options[example.gold]
 
 
-def test_cloze_passage_differs_in_boolq_alone() -> None:
+def test_cloze_passage_differs_in_boolq_alone():
     with_passage = FORMATS["cloze-passage"].options(BOOLQ)
     assert with_passage[0].prompt == "Ice -- Frozen water.\nQuestion: is ice cold?\nAnswer:"
     assert with_passage[0].answer == " yes"
@@ -147,7 +147,7 @@ def test_cloze_passage_differs_in_boolq_alone() -> None:
         assert FORMATS["cloze-passage"].options(other) == FORMATS["cloze"].options(other)
 
 
-def test_cloze_cleans_raw_hellaswag_and_leaves_clean_text_alone() -> None:
+def test_cloze_cleans_raw_hellaswag_and_leaves_clean_text_alone():
     halves = {"ctx_a": "[header] How to dig [title] Get a spade.", "ctx_b": "then"}
     raw = example("hellaswag", "unused", "[step] Dig.", "a  [x] b", "c", "d", gold=0, context="Home", meta=halves)
     first, second, *_ = FORMATS["cloze"].options(raw)
@@ -157,12 +157,12 @@ def test_cloze_cleans_raw_hellaswag_and_leaves_clean_text_alone() -> None:
     assert FORMATS["cloze"].options(clean)[0].answer == "  two"
 
 
-def test_white_space_at_the_end_of_a_prompt_belongs_to_the_answer() -> None:
+def test_white_space_at_the_end_of_a_prompt_belongs_to_the_answer():
     (first, _) = FORMATS["cloze"].options(example("obqa", "Birds can ", "fly", "melt", gold=0))
     assert (first.prompt, first.answer, first.characters) == ("Birds can", "  fly", 3)
 
 
-def test_cloze_refuses_what_has_no_options_no_passage_and_generation() -> None:
+def test_cloze_refuses_what_has_no_options_no_passage_and_generation():
     with pytest.raises(UsageError, match=r"data\.format=label"):
         FORMATS["cloze"].train(BARE)
     with pytest.raises(UsageError, match="passage"):

@@ -12,7 +12,7 @@ from moslora.evaluation.scores import Score
 from moslora.prompts.protocols import PROTOCOLS, ProtocolName, ScoringProtocolName
 
 
-def test_names_and_scorers_are_those_of_the_objects() -> None:
+def test_names_and_scorers_are_those_of_the_objects():
     assert get_args(ProtocolName) == tuple(PROTOCOLS) == tuple(SCORERS)
     scoring = tuple(name for name, protocol in PROTOCOLS.items() if protocol.scores_options)
     assert get_args(ScoringProtocolName) == scoring
@@ -34,13 +34,13 @@ def test_names_and_scorers_are_those_of_the_objects() -> None:
         (("cloze", "cloze"), ("generate", "chat"), ("generate", "chat")),
     ],
 )
-def test_what_is_not_typed_is_the_models_own_or_fits(own, typed, chosen) -> None:
+def test_what_is_not_typed_is_the_models_own_or_fits(own, typed, chosen):
     own = Request(protocol=own[0], format=own[1])
     given = {name: value for name, value in zip(("protocol", "format"), typed, strict=True) if value}
     request = own.with_typed(given)
     assert (request.protocol, request.format) == chosen
 
 
-def test_a_protocol_that_does_not_read_the_format_is_refused() -> None:
+def test_a_protocol_that_does_not_read_the_format_is_refused():
     with pytest.raises(UsageError, match="--format cloze; choose --protocol cloze"):
         Request().with_typed({"protocol": "choice", "format": "cloze"})

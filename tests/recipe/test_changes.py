@@ -182,17 +182,17 @@ def unmarked(model: type[BaseModel], path: str = "") -> Iterator[str]:
                 yield from unmarked(section, f"{path}{name}.")
 
 
-def test_every_field_says_what_another_value_changes() -> None:
+def test_every_field_says_what_another_value_changes():
     assert [*unmarked(Recipe)] == []
 
 
-def test_every_key_of_every_recipe_is_in_the_table() -> None:
+def test_every_key_of_every_recipe_is_in_the_table():
     assert set.union(*map(keys, RECIPES)) <= DECISIONS.keys()
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize("key", DECISIONS)
-def test_another_value_is_decided_upon_as_the_table_says(key: str) -> None:
+def test_another_value_is_decided_upon_as_the_table_says(key):
     resume, arm, remade, group, shared, paired = DECISIONS[key]
     before = next(recipe for recipe in RECIPES if key in keys(recipe))
     after = other(before, key)
@@ -209,7 +209,7 @@ def test_another_value_is_decided_upon_as_the_table_says(key: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-def test_under_a_balance_the_micro_batch_counts() -> None:
+def test_under_a_balance_the_micro_batch_counts():
     """Each pass takes it over its own rows."""
     gated = next(recipe for recipe in RECIPES if "adapter.mixer.balance" in keys(recipe))
     before = other(gated, "adapter.mixer.balance")
@@ -232,7 +232,7 @@ OF_QUESTIONS = [
 @pytest.mark.parametrize("key", OF_VALIDATIONS + OF_QUESTIONS)
 @pytest.mark.parametrize("best_by", ["loss", "accuracy"])
 @pytest.mark.parametrize("chosen", [{"result": "best"}, {"patience": 3}, {}])
-def test_where_validations_decide_how_they_are_made_counts(chosen: dict[str, Any], best_by: str, key: str) -> None:
+def test_where_validations_decide_how_they_are_made_counts(chosen, best_by, key):
     plain = RECIPES[1]
     settings = {**chosen, "best_by": best_by}
     before = plain.model_copy(update={"training": plain.training.model_copy(update=settings)})

@@ -35,12 +35,12 @@ STARTS = list(starts())
 
 
 @pytest.mark.parametrize("kind", MIXERS)
-def test_a_mixer_takes_the_options_that_a_recipe_has_and_nothing_else_of_its_own(kind: str) -> None:
+def test_a_mixer_takes_the_options_that_a_recipe_has_and_nothing_else_of_its_own(kind):
     assert MIXERS[kind].options_type is SECTIONS[kind]
     assert {*inspect.signature(MIXERS[kind]).parameters} - {"options"} <= FROM_ELSEWHERE
 
 
-def test_the_adapter_has_the_options_and_the_defaults_of_inject_where_it_has_them() -> None:
+def test_the_adapter_has_the_options_and_the_defaults_of_inject_where_it_has_them():
     """Dropout is 0.05 in a recipe, the paper's, and none for a caller who names none. What a recipe names as the
     adapter to continue, `inject` takes as its weights."""
     own = AdapterSection().model_dump()
@@ -55,14 +55,14 @@ def test_the_adapter_has_the_options_and_the_defaults_of_inject_where_it_has_the
     assert other == {"dropout": (0.05, 0.0)}
 
 
-def test_gates_are_the_mixers_that_route() -> None:
+def test_gates_are_the_mixers_that_route():
     gates = {kind for kind, options in SECTIONS.items() if options.routes}
     assert gates == {kind for kind, mixer in MIXERS.items() if mixer.routes}
     assert all("experts" in SECTIONS[kind].model_fields for kind in gates)
 
 
 @pytest.mark.parametrize("options", STARTS, ids=str)
-def test_the_mixers_that_start_at_zero_are_those_the_rules_name(options: dict[str, str]) -> None:
+def test_the_mixers_that_start_at_zero_are_those_the_rules_name(options):
     mixer = build_mixer(rank=16, in_features=8, **options)
     mixer.reset_parameters(torch.Generator().manual_seed(0))
     named = options.get("init") in AT_ZERO or options["kind"] == "diagonal"
@@ -73,9 +73,7 @@ def test_the_mixers_that_start_at_zero_are_those_the_rules_name(options: dict[st
 
 @pytest.mark.parametrize("rank", [4, 16, 64])
 @pytest.mark.parametrize("options", STARTS, ids=str)
-def test_a_mixer_may_start_from_the_bases_own_part_if_its_inverse_is_a_good_one(
-    options: dict[str, str], rank: int
-) -> None:
+def test_a_mixer_may_start_from_the_bases_own_part_if_its_inverse_is_a_good_one(options, rank):
     """Whatever the draw, what the rules let pass has a condition number that the start takes; not so the rest."""
     mixer = build_mixer(rank=rank, in_features=8, **options)
     allowed = options["kind"] in INVERTIBLE and options.get("init") in (None, *WELL_CONDITIONED)

@@ -1,6 +1,5 @@
 """The JSON schema of recipe files: what it lets pass and what not, as the library jsonschema reads it."""
 
-import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from cli_kit import run
 from moslora.errors import UsageError
 from moslora.recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
 from moslora.recipe.yaml_text import parse
@@ -19,11 +17,11 @@ def valid(value: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes()])
-def test_every_builtin_recipe_is_valid(name: str) -> None:
+def test_every_builtin_recipe_is_valid(name):
     assert valid(parse(find_recipe(name).read_text(encoding="utf-8")))
 
 
-def test_a_resolved_recipe_is_valid() -> None:
+def test_a_resolved_recipe_is_valid():
     assert valid(parse(load_recipe("llama3-8b").to_yaml()))
 
 
@@ -48,7 +46,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_schema_and_loader_agree_on_single_files(file: str, tmp_path: Path) -> None:
+def test_schema_and_loader_agree_on_single_files(file, tmp_path):
     text, expected = FILES[file]
     assert valid(parse(text)) == expected
     path = tmp_path / "any.yaml"
@@ -61,7 +59,7 @@ def test_schema_and_loader_agree_on_single_files(file: str, tmp_path: Path) -> N
     assert loaded == expected
 
 
-def test_every_field_of_every_model_carries_its_documentation() -> None:
+def test_every_field_of_every_model_carries_its_documentation():
     schema = recipe_schema()
     assert list(schema["properties"]) == ["extends", *Recipe.model_fields]
     for model in [schema, *schema["$defs"].values()]:
@@ -70,12 +68,7 @@ def test_every_field_of_every_model_carries_its_documentation() -> None:
             assert field.get("description") or "$ref" in field, name
 
 
-def test_command_prints_the_schema_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "recipes", "schema")
-    assert code == 0 and json.loads(out) == recipe_schema()
-
-
-def test_the_reference_page_is_up_to_date() -> None:
+def test_the_reference_page_is_up_to_date():
     """`make docs` writes it; every field and every kind of mixer has its row."""
     docs = Path(__file__).parents[2] / "docs"
     page = (docs / "recipes.md").read_text(encoding="utf-8")

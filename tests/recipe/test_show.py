@@ -1,7 +1,5 @@
 """`moslora recipes show`: every value, and where it comes from."""
 
-from pathlib import Path
-
 import pytest
 
 from cli_kit import run
@@ -10,7 +8,7 @@ from moslora.recipe.recipe import flat
 from moslora.recipe.yaml_text import parse
 
 
-def test_every_value_names_the_layer_that_gave_it(write) -> None:
+def test_every_value_names_the_layer_that_gave_it(write):
     """The origins against a reading by hand of three layers and the overrides."""
     path = write(
         base="model: {name: x, dtype: float32}\nadapter: {rank: 8, mixer: {init: normal}}",
@@ -31,21 +29,12 @@ def test_every_value_names_the_layer_that_gave_it(write) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama3-8b", "smollm2-135m"])
-def test_values_are_the_recipes_own_in_declared_order(name: str) -> None:
+def test_values_are_the_recipes_own_in_declared_order(name):
     rows = [(key, parse(value)) for key, value, _ in trace_recipe(name)]
     assert rows == list(flat(parse(load_recipe(name).to_yaml())).items())
 
 
-def test_run_is_shown_by_its_own_recipe(
-    capsys: pytest.CaptureFixture[str], trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(trained.parent)
-    code, out, _ = run(capsys, "recipes", "show", "run")
-    assert code == 0
-    assert {line.split("  ")[-1].strip() for line in out.splitlines()} == {"run/recipe.yaml"}
-
-
-def test_a_method_is_shown_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_is_shown_without_a_model(capsys):
     """With everything that it has over a recipe that gives one, which is then the only origin besides."""
     code, out, err = run(capsys, "recipes", "show", "methods/dora")
     assert (code, err) == (0, "")

@@ -1,7 +1,5 @@
 """M and its start, read from the adapter's file alone, against the layers themselves."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -15,7 +13,6 @@ from moslora.report.learned import learned_layers
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
-from training_kit import MakeRecipe
 
 SHORT = ("training.max_steps=3", "training.warmup_steps=0", "data.validation_rows=0")
 METHODS = {
@@ -32,7 +29,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_layers_are_those_of_the_model(recipe: MakeRecipe, tmp_path: Path, method: str) -> None:
+def test_layers_are_those_of_the_model(recipe, tmp_path, method):
     made = recipe(*SHORT, *METHODS[method])
     train_recipe(made, out=tmp_path / "run")
     folder = open_adapter(tmp_path / "run" / "adapter")
@@ -49,7 +46,7 @@ def test_layers_are_those_of_the_model(recipe: MakeRecipe, tmp_path: Path, metho
         assert not np.array_equal(found[name].mixer, found[name].start)
 
 
-def test_the_start_of_an_imported_mixer_is_not_known(world: Path, tmp_path: Path) -> None:
+def test_the_start_of_an_imported_mixer_is_not_known(world, tmp_path):
     """Our seed would draw another one, and the distance from that says nothing of what was learned."""
     _, state = official_model(world)
     source = write_source(tmp_path / "source", OFFICIAL, state)
@@ -62,6 +59,6 @@ def test_the_start_of_an_imported_mixer_is_not_known(world: Path, tmp_path: Path
     assert draw_mixers(Canvas(tmp_path, ["run"]), "mixers", mapped(layers))
 
 
-def test_a_gate_has_no_single_matrix(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_gate_has_no_single_matrix(recipe, tmp_path):
     train_recipe(recipe(*SHORT, "adapter.mixer={kind: token-gate}"), out=tmp_path / "run")
     assert learned_layers(open_adapter(tmp_path / "run" / "adapter")) == []

@@ -39,7 +39,6 @@ from moslora.report.runs import reported_runs
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run
 from moslora.training import train_recipe
-from training_kit import MakeRecipe
 
 VOID = {"meta", "link"}
 TEXT = {"td", "p", "span", "summary"}
@@ -101,9 +100,7 @@ def page(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([evaluated], out=tmp_path_factory.mktemp("page")).parent
 
 
-def test_the_page_stands_alone_and_has_the_numbers_of_compare(
-    evaluated: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_stands_alone_and_has_the_numbers_of_compare(evaluated, capsys):
     code, _, errors = cli(capsys, "report", evaluated)
     assert code == 0, errors
     text = (evaluated / "report" / "report.html").read_text("utf-8")
@@ -124,9 +121,7 @@ def test_the_page_stands_alone_and_has_the_numbers_of_compare(
 
 
 @pytest.mark.slow
-def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(
-    evaluated: Path, page: Path, tmp_path: Path
-) -> None:
+def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(evaluated, page, tmp_path):
     """And their bases are the same, under whatever name, and were asked in the same way."""
     run = shutil.copytree(evaluated, tmp_path / "run")
     for folder in run.glob("eval/*"):
@@ -150,7 +145,7 @@ def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(
 
 
 @pytest.mark.parametrize("asked", ["one task of three", "another task"])
-def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_path: Path, asked: str) -> None:
+def test_averages_side_by_side_are_of_the_same_questions(evaluated, tmp_path, asked):
     run = shutil.copytree(evaluated, tmp_path / "run")
     shutil.rmtree(next(run.glob("eval/*-base")))
     base, _ = evaluate_target(open_target(str(run), base=True), tasks="obqa", limit=12)
@@ -171,7 +166,7 @@ def test_averages_side_by_side_are_of_the_same_questions(evaluated: Path, tmp_pa
     assert any(shown.left_out in cell for cell in page.cells)
 
 
-def test_runs_without_answers_are_shown_and_the_others_compared(evaluated: Path, other: Path, tmp_path: Path) -> None:
+def test_runs_without_answers_are_shown_and_the_others_compared(evaluated, other, tmp_path):
     without = shutil.copytree(other, tmp_path / "without")
     shutil.rmtree(without / "eval")
     page = Reader(write_report([without, evaluated], out=tmp_path / "page").read_text("utf-8"))
@@ -198,9 +193,7 @@ def comparisons(*paths: Path) -> list[ShownComparison]:
     return [*against_each_other(runs, paths), *against_bases(runs)]
 
 
-def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(
-    evaluated: Path, other: Path, tmp_path: Path
-) -> None:
+def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(evaluated, other, tmp_path):
     """Each with its base on all of its own, and each other on what both have: no row of different questions."""
     runs = [asked(evaluated, tmp_path / "one", "boolq", "obqa"), asked(other, tmp_path / "two", "arc_easy", "obqa")]
     compared = {one.title: [[*contrast.y] for contrast in one.contrasts] for one in comparisons(*runs)}
@@ -225,9 +218,7 @@ def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(
         ("the base is gone", "Training loss", "The mixer M"),
     ],
 )
-def test_a_run_is_shown_as_far_as_it_got(
-    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, there: str, gone: str
-) -> None:
+def test_a_run_is_shown_as_far_as_it_got(evaluated, tmp_path, monkeypatch, change, there, gone):
     """Also beside a whole one."""
     run = shutil.copytree(evaluated, tmp_path / "run")
     lost = {"without base": ["eval/*-base"], "begun": ["eval", "adapter", "checkpoints", "metrics.jsonl"]}
@@ -257,9 +248,7 @@ def test_a_run_is_shown_as_far_as_it_got(
         ({"protocol": "cloze", "format": "cloze"}, 2),
     ],
 )
-def test_bases_are_told_apart_by_their_weights_and_by_how_they_were_asked(
-    evaluated: Path, tmp_path: Path, changes: dict[str, str], bases: int
-) -> None:
+def test_bases_are_told_apart_by_their_weights_and_by_how_they_were_asked(evaluated, tmp_path, changes, bases):
     """And not by where they lie."""
     other = shutil.copytree(evaluated, tmp_path / "other")
     for file in other.glob("eval/*-base/settings.json"):
@@ -271,7 +260,7 @@ def test_bases_are_told_apart_by_their_weights_and_by_how_they_were_asked(
     assert found == (["base", "base"] if bases == 1 else [f"base of {evaluated.name}", "base of other"])
 
 
-def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_label_of_a_figure_is_whole(evaluated, tmp_path, monkeypatch):
     """By matplotlib's own extents, also with long names, many arms, seeds and protocols; the ticks' labels apart,
     which matplotlib also keeps where they are not drawn."""
     validated = Run(shutil.copytree(evaluated, tmp_path / "run"))
@@ -307,9 +296,7 @@ def test_every_label_of_a_figure_is_whole(evaluated: Path, tmp_path: Path, monke
     assert not cut
 
 
-def test_accuracies_of_validations_are_drawn_with_their_intervals(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accuracies_of_validations_are_drawn_with_their_intervals(trained, tmp_path, monkeypatch):
     """Wilson's, as scipy has it; the ring is at the step that they chose, and none is in the loss."""
     bands: list[set[tuple[float, float]]] = []
     rings: list[tuple[str, float, float]] = []
@@ -345,7 +332,7 @@ def test_accuracies_of_validations_are_drawn_with_their_intervals(
     assert rings == [("training-validation-accuracy", 10, 0.75)]
 
 
-def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_gate_and_generated_answers(recipe, tmp_path):
     run = tmp_path / "run"
     short = ("training.max_steps=2", "training.warmup_steps=0", "adapter.mixer={kind: token-gate}")
     train_recipe(recipe(*short, "evaluation.protocol=generate"), out=run)
@@ -356,7 +343,7 @@ def test_a_gate_and_generated_answers(recipe: MakeRecipe, tmp_path: Path) -> Non
     assert "The mixer M" not in text
 
 
-def test_a_report_is_replaced_with_its_figures(evaluated: Path, page: Path, tmp_path: Path) -> None:
+def test_a_report_is_replaced_with_its_figures(evaluated, page, tmp_path):
     run, out = Path(shutil.copytree(evaluated, tmp_path / "runs" / evaluated.name)), tmp_path / "page"
     before = {path.name for path in Path(shutil.copytree(page, out)).iterdir()}
     shutil.rmtree(run / "eval")
@@ -368,7 +355,7 @@ def test_a_report_is_replaced_with_its_figures(evaluated: Path, page: Path, tmp_
 
 
 @pytest.mark.parametrize("name", ["differences-9.png", "folder/notes.txt", "report.html"])
-def test_what_no_report_made_stays(evaluated: Path, page: Path, tmp_path: Path, name: str) -> None:
+def test_what_no_report_made_stays(evaluated, page, tmp_path, name):
     """Beside a report, whether a figure would have its name or not; and a page of another program."""
     if name != "report.html":
         shutil.copytree(page, tmp_path, dirs_exist_ok=True)
@@ -380,15 +367,13 @@ def test_what_no_report_made_stays(evaluated: Path, page: Path, tmp_path: Path, 
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_without_matplotlib_one_line_says_how_to_install_it(
-    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_matplotlib_one_line_says_how_to_install_it(evaluated, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, errors = cli(capsys, "report", evaluated, "--out", tmp_path / "page")
     assert code == 2 and "pip install" in errors and errors.count("\n") == 1 and not (tmp_path / "page").exists()
 
 
-def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
+def test_folders_of_runs_are_found(evaluated, tmp_path):
     shutil.copytree(evaluated, tmp_path / "one")
     (against_base,) = comparisons(tmp_path)
     assert against_base.contrasts
@@ -401,7 +386,7 @@ def test_folders_of_runs_are_found(evaluated: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_experiment_is_shown_by_its_arms(evaluated: Path, tmp_path: Path) -> None:
+def test_an_experiment_is_shown_by_its_arms(evaluated, tmp_path):
     """Two seeds each, as the index names them."""
     runs = tuple(ExperimentRun(arm, seed, 0.03, f"runs/{arm}-{seed}") for arm in ("plain", "mixed") for seed in (3, 4))
     for run in runs:

@@ -20,7 +20,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return shutil.copytree(trained, tmp_path / "runs" / "one")
 
 
-def test_loading_gives_back_every_bit(run: Path) -> None:
+def test_loading_gives_back_every_bit(run):
     folder = open_adapter(run / "adapter")
     loaded = adapter_state_dict(load_adapted(folder))
     assert loaded.keys() == folder.weights().keys() and len(loaded) == 18
@@ -28,7 +28,7 @@ def test_loading_gives_back_every_bit(run: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["adapter.safetensors", "recipe.yaml"])
-def test_one_changed_byte_is_noticed(run: Path, file: str) -> None:
+def test_one_changed_byte_is_noticed(run, file):
     path = run / "adapter" / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -49,13 +49,13 @@ def test_one_changed_byte_is_noticed(run: Path, file: str) -> None:
         (json.dumps(with_own_hash({"format": 9})), "written in format 9.*upgrade moslora"),
     ],
 )
-def test_manifests_that_are_none_or_newer_are_refused(run: Path, manifest: str, message: str) -> None:
+def test_manifests_that_are_none_or_newer_are_refused(run, manifest, message):
     (run / "adapter" / "manifest.json").write_text(manifest)
     with pytest.raises(MosloraError, match=message):
         open_adapter(run / "adapter")
 
 
-def test_every_value_of_the_manifest_is_under_its_hash(run: Path) -> None:
+def test_every_value_of_the_manifest_is_under_its_hash(run):
     path = run / "adapter" / "manifest.json"
     good = json.loads(path.read_text())
     canonical = json.dumps({k: v for k, v in good.items() if k != "manifest_sha256"}, sort_keys=True, separators=",:")
@@ -70,7 +70,7 @@ def test_every_value_of_the_manifest_is_under_its_hash(run: Path) -> None:
     open_adapter(run / "adapter")  # the order of keys and the white space are not under it
 
 
-def test_a_run_is_found_from_its_folder_its_adapter_and_its_checkpoints(run: Path) -> None:
+def test_a_run_is_found_from_its_folder_its_adapter_and_its_checkpoints(run):
     assert locate_adapter(run) == locate_adapter(run / "adapter") == run / "adapter"
     step = run / "checkpoints" / "step-20"
     assert locate_adapter(step) == step
@@ -83,7 +83,7 @@ def test_a_run_is_found_from_its_folder_its_adapter_and_its_checkpoints(run: Pat
         locate_adapter(run.parent)
 
 
-def test_the_newest_run(run: Path, trained: Path) -> None:
+def test_the_newest_run(run, trained):
     other = run.parent / "two"
     shutil.copytree(trained, other)
     manifest = other / "adapter" / "manifest.json"

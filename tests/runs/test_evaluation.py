@@ -36,7 +36,7 @@ def predictions() -> list[Prediction]:
     return found
 
 
-def test_columns_are_those_of_the_predictions() -> None:
+def test_columns_are_those_of_the_predictions():
     every = predictions()
     evaluation = Evaluation.of(Path(), SETTINGS, every)
     assert list(evaluation.tasks) == list(TASKS)
@@ -57,7 +57,7 @@ def test_columns_are_those_of_the_predictions() -> None:
         assert "log_probability_summed" not in labels, "there is one such number where nothing is divided"
 
 
-def test_the_brier_score_is_scikit_learns() -> None:
+def test_the_brier_score_is_scikit_learns():
     metrics = pytest.importorskip("sklearn.metrics", reason="lm-eval, a development dependency, brings it")
     for task, options in TASKS.items():
         answers = Evaluation.of(Path(), SETTINGS, predictions()).tasks[task]
@@ -73,7 +73,7 @@ def test_the_brier_score_is_scikit_learns() -> None:
     assert list(with_outcomes(generated).outcomes) == ["accuracy"]
 
 
-def test_some_questions_in_the_order_of_their_ids() -> None:
+def test_some_questions_in_the_order_of_their_ids():
     every = predictions()
     questions = {"obqa": {f"obqa/test/{row:02}" for row in (7, 1, 12, 99)}, "siqa": {"siqa/test/01"}}
     evaluation = Evaluation.of(Path(), SETTINGS, every).in_order.only(questions)
@@ -85,7 +85,7 @@ def test_some_questions_in_the_order_of_their_ids() -> None:
     assert answers.at([]).ids == () and answers.at([]).outcomes["accuracy"] == ()
 
 
-def test_outcomes_that_were_kept_stay_and_scores_give_the_others() -> None:
+def test_outcomes_that_were_kept_stay_and_scores_give_the_others():
     whole = Evaluation.of(Path(), SETTINGS, predictions()).tasks["obqa"]
     without = TaskAnswers(whole.ids, whole.gold, whole.outcomes, cut=whole.cut)
     assert with_outcomes(without) == without, "without scores nothing is added"
@@ -93,7 +93,7 @@ def test_outcomes_that_were_kept_stay_and_scores_give_the_others() -> None:
     assert with_outcomes(part).outcomes == {**whole.outcomes, "accuracy": (0.5,) * 20}
 
 
-def test_what_was_interrupted_is_known_and_left_out(tmp_path: Path) -> None:
+def test_what_was_interrupted_is_known_and_left_out(tmp_path):
     journal = Journal(tmp_path, SETTINGS)
     journal.record({"boolq": TaskRecord(asked=20), "obqa": TaskRecord(asked=30)})
     journal.append(predictions())

@@ -14,10 +14,8 @@ from moslora.evaluation import read_results
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
-from moslora.runs.best import Best
 from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.listing import table_of_runs
-from moslora.runs.run import Run
 from training_kit import cut_after
 
 
@@ -35,9 +33,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, target: str, *, after: int, **a
         evaluate_target(open_target(target), **asked)
 
 
-def test_an_interrupted_evaluation_is_marked_and_in_no_average(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_evaluation_is_marked_and_in_no_average(trained, tmp_path, monkeypatch, capsys):
     """Also where another task was finished since."""
     monkeypatch.setattr(Choice, "cpu_block", 8)
     monkeypatch.chdir(tmp_path)
@@ -65,9 +61,7 @@ def test_an_interrupted_evaluation_is_marked_and_in_no_average(
     assert read_results(where).macro.n == 60 and "(n 60)" in scores().split(";")[0]
 
 
-def test_every_run_is_listed_with_its_state_and_scores(
-    world: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_run_is_listed_with_its_state_and_scores(world, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("runs/done", "runs/cut", "runs/e/runs/lora-0.03-0", "runs/strange"):
         shutil.copytree(trained, name)
@@ -96,7 +90,7 @@ def test_every_run_is_listed_with_its_state_and_scores(
     assert code == 0 and says(said, "begun", "e/runs/lora-0.03-0")
 
 
-def test_averages_of_other_questions_are_said_to_be_so(trained: Path, tmp_path: Path) -> None:
+def test_averages_of_other_questions_are_said_to_be_so(trained, tmp_path):
     path = shutil.copytree(trained, tmp_path / "done")
     evaluate_target(open_target(str(path)), limit=4)
     base, _ = evaluate_target(open_target(str(path), base=True), tasks="obqa", limit=4)
@@ -105,9 +99,3 @@ def test_averages_of_other_questions_are_said_to_be_so(trained: Path, tmp_path: 
     assert says(remark, "different questions", "moslora compare")
     evaluate_target(open_target(str(path), base=True), limit=4)
     assert "different" not in table_of_runs(path)[1][-1]
-
-
-def test_accuracy_that_chose_neither_result_nor_end_is_no_part_of_the_state(trained: Path, tmp_path: Path) -> None:
-    run = Run(shutil.copytree(trained, tmp_path / "run"))
-    run.add_facts(**Best("accuracy").after(10, 0.5).after(20, 0.25).facts, trained_steps=21)
-    assert table_of_runs(run.path)[1][4] == "finished"

@@ -7,7 +7,7 @@ from moslora.recipe import resolve_tasks
 from moslora.tasks import COMMONSENSE, TASKS
 
 
-def test_the_sets_add_up_to_the_published_mixture() -> None:
+def test_the_sets_add_up_to_the_published_mixture():
     """commonsense_170k is the eight training sets with WinoGrande's six files; ours has its xl alone."""
     rows = {name: task.rows["train"] for name, task in TASKS.items()}
     assert sum(rows.values()) == 147_580
@@ -25,11 +25,11 @@ def test_the_sets_add_up_to_the_published_mixture() -> None:
         (["obqa", "commonsense"], ("obqa", *(task for task in COMMONSENSE if task != "obqa"))),
     ],
 )
-def test_resolve(names: str | list[str], resolved: tuple[str, ...]) -> None:
+def test_resolve(names, resolved):
     assert tuple(task.name for task in resolve_tasks(names)) == resolved
 
 
-def test_unknown_names_come_all_at_once_with_the_closest_known_one() -> None:
+def test_unknown_names_come_all_at_once_with_the_closest_known_one():
     with pytest.raises(UsageError) as error:
         resolve_tasks("arc_esy,boolq,Hellaswag,xyz")
     first, second, third = str(error.value).splitlines()
@@ -39,6 +39,6 @@ def test_unknown_names_come_all_at_once_with_the_closest_known_one() -> None:
 
 
 @pytest.mark.parametrize("names", ["", " , ", []])
-def test_no_name_is_an_error(names: str | list[str]) -> None:
+def test_no_name_is_an_error(names):
     with pytest.raises(UsageError, match="task"):
         resolve_tasks(names)

@@ -1,6 +1,7 @@
 """Whole runs whose result is the best of the validated steps, and runs that patience ends. Their validation losses are
 planted."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from moslora.convert.export import export_peft
 from moslora.errors import MosloraError
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.best import Best, best_of
 from moslora.runs.listing import table_of_runs
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.run import RUN, Run
@@ -26,7 +28,6 @@ from training_kit import (
     BEST,
     PATIENT,
     RISES,
-    MakeRecipe,
     cut_after,
     in_processes,
     same_files,
@@ -36,9 +37,36 @@ from training_kit import (
 
 
 @pytest.mark.parametrize(
+    ("by", "values", "step", "since"),
+    [
+        ("loss", [], None, 0),
+        ("loss", [3.0, 2.0, 2.5], 2, 1),
+        ("loss", [3.0, 2.0, 2.0, 2.0], 2, 2),
+        ("loss", [2.0, 3.0, 0.1 + 0.2], 3, 0),
+        ("loss", [math.nan, 1 / 3], 2, 0),
+        ("loss", [3.0, math.nan, math.inf], 1, 2),
+        ("loss", [math.nan, math.inf], None, 2),
+        ("accuracy", [0.0], 1, 0),
+        ("accuracy", [0.2, 0.5, 0.5, 0.5], 2, 2),
+        ("accuracy", [0.5, 0.2, 0.75], 3, 0),
+    ],
+)
+def test_the_first_of_the_best_finite_values_is_the_best(by, values, step, since):
+    """And is read back to the bit."""
+    best = Best(by)
+    for number, value in enumerate(values, start=1):
+        best = best.after(number, value)
+    assert (best.step, best.since, best.validations) == (step, since, len(values))
+    assert best.value == (None if step is None else values[step - 1])
+    if values:
+        assert best_of(json.loads(json.dumps(best.facts, allow_nan=False))) == best
+        assert by in best.facts["best"]
+
+
+@pytest.mark.parametrize(
     ("step", "damaged"), [(1, False), (2, False), (BEST_STEP, False), (4, False), (6, False), (BEST_STEP, True)]
 )
-def test_a_run_that_was_cut_chooses_the_same(best: Path, tmp_path: Path, step: int, damaged: bool) -> None:
+def test_a_run_that_was_cut_chooses_the_same(best, tmp_path, step, damaged):
     """And trains a best again that is damaged."""
     run = cut_after(step, shutil.copytree(best, tmp_path / "run"))
     if damaged:
@@ -83,7 +111,7 @@ def patient(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_result_is_the_checkpoint_of_the_lowest_validation_loss(best: Path) -> None:
+def test_the_result_is_the_checkpoint_of_the_lowest_validation_loss(best):
     found = losses(best)
     step = lowest(found)
     assert list(found) == [1, 2, 3, 4, 5, 6] and step == BEST_STEP
@@ -96,7 +124,7 @@ def test_the_result_is_the_checkpoint_of_the_lowest_validation_loss(best: Path) 
     assert (facts["steps"], facts["trained_steps"], Run(best).steps_done) == (6, 6, 6)
 
 
-def test_the_choice_changes_no_step(best: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_the_choice_changes_no_step(best, recipe, tmp_path):
     """A run whose last step is its result has the same weights and moments at each checkpoint, and the same losses."""
     train_recipe(recipe(*RISES, "training.keep_checkpoints=99"), out=tmp_path / "last")
     shared = 0
@@ -110,9 +138,7 @@ def test_the_choice_changes_no_step(best: Path, recipe: MakeRecipe, tmp_path: Pa
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_beside_each_checkpoint_its_best_stays(
-    best: Path, recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
-) -> None:
+def test_beside_each_checkpoint_its_best_stays(best, recipe, tmp_path, monkeypatch, keep):
     """As the run goes on from any of them where later ones are damaged."""
     there: list[list[int]] = []
 
@@ -135,9 +161,7 @@ def test_beside_each_checkpoint_its_best_stays(
     assert (run / "adapter" / WEIGHTS).read_bytes() == (best / "adapter" / WEIGHTS).read_bytes()
 
 
-def test_a_checkpoint_whose_best_is_lost_is_passed_over(
-    best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_whose_best_is_lost_is_passed_over(best, tmp_path, capsys):
     """Or else the run would end without a result, or with another one."""
     run = cut_after(6, shutil.copytree(best, tmp_path / "run"))
     (Run(run).checkpoint(BEST_STEP) / WEIGHTS).write_bytes(b"half")
@@ -152,7 +176,7 @@ def test_a_checkpoint_whose_best_is_lost_is_passed_over(
         train_recipe(recipe, out=run, resuming=True)
 
 
-def test_patience_ends_a_run_which_is_then_finished(patient: Path, tmp_path: Path) -> None:
+def test_patience_ends_a_run_which_is_then_finished(patient, tmp_path):
     ended = BEST_STEP + 2
     assert list(losses(patient)) == [*range(1, ended + 1)] and ended < 9
     facts = Run(patient).facts
@@ -166,7 +190,7 @@ def test_patience_ends_a_run_which_is_then_finished(patient: Path, tmp_path: Pat
         assert Run(run).facts["trained_steps"] == ended
 
 
-def test_with_the_last_as_result_patience_alone_ends_the_run(patient: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_with_the_last_as_result_patience_alone_ends_the_run(patient, recipe, tmp_path):
     train_recipe(recipe(*PATIENT, "training.result=last"), out=tmp_path / "run")
     ended = Run(patient).facts["trained_steps"]
     result = open_adapter(tmp_path / "run" / "adapter")
@@ -176,7 +200,7 @@ def test_with_the_last_as_result_patience_alone_ends_the_run(patient: Path, reci
     assert steps_logged(tmp_path / "run") == steps_logged(patient)
 
 
-def test_every_place_says_which_step_and_why(patient: Path, tmp_path: Path) -> None:
+def test_every_place_says_which_step_and_why(patient, tmp_path):
     run = shutil.copytree(patient, tmp_path / "run")
     found = losses(run)
     (row,) = table_of_runs(run)[1:]
@@ -187,7 +211,7 @@ def test_every_place_says_which_step_and_why(patient: Path, tmp_path: Path) -> N
     assert Run(run).validation_loss == found[BEST_STEP]
 
 
-def test_a_run_that_was_killed_before_its_card_was_closed_is_completed(patient: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_before_its_card_was_closed_is_completed(patient, tmp_path):
     run = Run(shutil.copytree(patient, tmp_path / "run"))
     closed = run.facts
     outcome = {key: closed[key] for key in ("best", "trained_steps", "seconds", "peak_memory_gb")}
@@ -204,9 +228,7 @@ def budget(world: Path) -> Callable[..., Recipe]:
 
 
 @pytest.mark.parametrize("patience", ["null", "1"])
-def test_with_a_rank_budget_only_steps_at_its_target_are_candidates(
-    budget: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: str
-) -> None:
+def test_with_a_rank_budget_only_steps_at_its_target_are_candidates(budget, tmp_path, monkeypatch, patience):
     """Also where all losses before are lower: here they rise with the step."""
     plant(monkeypatch, float)
     out = tmp_path / "run"
@@ -217,9 +239,7 @@ def test_with_a_rank_budget_only_steps_at_its_target_are_candidates(
     assert open_adapter(out / "adapter").manifest["step"] == 8
 
 
-def test_without_a_finite_loss_there_is_no_best(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_finite_loss_there_is_no_best(recipe, tmp_path, monkeypatch):
     plant(monkeypatch, lambda step: math.nan)
     with pytest.raises(MosloraError, match="validation losses was finite"):
         train_recipe(recipe(*BEST, "training.max_steps=2"), out=tmp_path / "run")
@@ -227,7 +247,7 @@ def test_without_a_finite_loss_there_is_no_best(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_processes_choose_together(world: Path, tmp_path: Path, strategy: str) -> None:
+def test_processes_choose_together(world, tmp_path, strategy):
     """A run of two, and the same after it was cut."""
     whole = tmp_path / "whole"
     changes = (*PATIENT, f"training.strategy={strategy}", "training.keep_checkpoints=99")

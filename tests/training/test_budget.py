@@ -63,7 +63,7 @@ def budget_of(
 
 
 @pytest.mark.parametrize(("warmup", "final", "total"), [(0, 1, 2), (3, 5, 25), (0, 9, 10), (8, 1, 10), (50, 30, 1000)])
-def test_the_budget_is_that_of_peft(warmup: int, final: int, total: int) -> None:
+def test_the_budget_is_that_of_peft(warmup, final, total):
     model = tiny_llama(layers=1)
     config = peft.AdaLoraConfig(
         init_r=RANK, target_r=TARGET, tinit=warmup, tfinal=final, deltaT=1, total_step=total, target_modules=PROJECTIONS
@@ -77,7 +77,7 @@ def test_the_budget_is_that_of_peft(warmup: int, final: int, total: int) -> None
 # The choice
 
 
-def test_training_is_stock_peft_adalora_to_the_last_entry() -> None:
+def test_training_is_stock_peft_adalora_to_the_last_entry():
     """25 AdamW steps with penalty and pruning in float64: A, B and e to 1e-9 and the same survivors after every one.
 
     PEFT's scale α/(r + 1e-5) is taken over here. Seeds and sizes leave no two scores equal: at a tie PEFT masks all.
@@ -135,7 +135,7 @@ def test_training_is_stock_peft_adalora_to_the_last_entry() -> None:
 
 @pytest.mark.parametrize("target", [1, 2, RANK])
 @pytest.mark.parametrize("tied", [False, True])
-def test_exactly_the_budget_survives_every_choice(target: int, tied: bool) -> None:
+def test_exactly_the_budget_survives_every_choice(target, tied):
     """Also with all scores equal, and with a target that equals the start; the survivors are the most important."""
     model = adapted(targets=["q_proj", "v_proj"], move=True)
     budget = budget_of(model, target_rank=target, total=12, warmup=2, final=3)
@@ -164,6 +164,6 @@ def test_exactly_the_budget_survives_every_choice(target: int, tied: bool) -> No
         ({"final": 0, "total": 1, "warmup": 0}, "warm-up .*0 .*1 .*1"),
     ],
 )
-def test_what_cannot_be_is_refused(changes: dict[str, int], message: str) -> None:
+def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         budget_of(adapted(), **changes)

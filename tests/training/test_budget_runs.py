@@ -12,7 +12,7 @@ from torch import Tensor
 
 from changes_kit import edit_tensors
 from message_kit import in_order
-from methods_kit import BUDGET, Done
+from methods_kit import BUDGET
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import Recipe
 from moslora.training import loop, train_recipe
@@ -27,7 +27,7 @@ def kept(folder: Path) -> list[list[bool]]:
     return [(value != 0).tolist() for key, value in sorted(weights.items()) if key.endswith("mixer.weight")]
 
 
-def test_a_run_ends_with_the_target_and_logs_its_way(with_budget: Done) -> None:
+def test_a_run_ends_with_the_target_and_logs_its_way(with_budget):
     straight = with_budget.out
     counts = [sum(map(sum, kept(straight / "checkpoints" / f"step-{step}"))) for step in range(1, 11)]
     plan = {"first": 24, "target": 12, "warmup": 4, "final": 2, "total": 10}
@@ -39,7 +39,7 @@ def test_a_run_ends_with_the_target_and_logs_its_way(with_budget: Done) -> None:
     assert all(0 < row["penalty"] < 1 for row in rows)
 
 
-def test_a_run_is_not_resumed_without_its_scores(with_budget: Done, recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_without_its_scores(with_budget, recipe, tmp_path):
     run = shutil.copytree(with_budget.out, tmp_path / "run")
     shutil.rmtree(run / "adapter")
     newest = run / "checkpoints" / "step-10"
@@ -51,7 +51,7 @@ def test_a_run_is_not_resumed_without_its_scores(with_budget: Done, recipe: Make
         train_recipe(recipe(*BUDGET), out=run, resuming=True)
 
 
-def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe, tmp_path):
     short = (*BUDGET, "training.max_steps=1", "training.warmup_steps=0")
     with pytest.raises(UsageError, match=in_order("training.rank_budget", "0 steps", "1 steps")):
         train_recipe(recipe(*short), out=tmp_path / "run")
@@ -81,9 +81,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor])
     monkeypatch.setattr(RankBudget, "update", watched)
 
 
-def test_steps_that_the_float16_scaler_skips_leave_the_scores_and_not_the_choice(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_that_the_float16_scaler_skips_leave_the_scores_and_not_the_choice(recipe, tmp_path, monkeypatch):
     """Skipped: one in the descent, and the whole final phase with the step of the choice."""
     seen: list[Tensor] = []
     poison(monkeypatch, {6, 8, 9, 10}, seen)

@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -22,7 +21,7 @@ from moslora.training import loop, train_recipe
 from moslora.training import train as train_module
 from moslora.training.state import save_checkpoint
 from moslora.training.tracking import Tracker
-from training_kit import BEST, ON_A_CPU, MakeRecipe, same_files, steps_kept
+from training_kit import BEST, ON_A_CPU, same_files, steps_kept
 
 SHORT = (
     "training.epochs=null",
@@ -39,9 +38,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_is_of_its_step_although_it_is_saved_after_the_next(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_checkpoint_is_of_its_step_although_it_is_saved_after_the_next(recipe, tmp_path, monkeypatch, kind):
     """Weights, moments, averages, scaler, and what validations chose."""
     chosen = recipe(*SHORT, *KINDS[kind])
     train_recipe(chosen, out=tmp_path / "plain")
@@ -90,9 +87,7 @@ ENDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_the_result_a_stop_and_the_lock_wait_for_the_last_checkpoint(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
+def test_the_result_a_stop_and_the_lock_wait_for_the_last_checkpoint(recipe, tmp_path, monkeypatch, end):
     change, raises, expected = ENDS[end]
     order: list[object] = []
     locked = train_module.locked
@@ -126,8 +121,8 @@ def test_the_result_a_stop_and_the_lock_wait_for_the_last_checkpoint(
 
 @pytest.mark.parametrize(("step", "kept"), [(2, []), (4, [2]), (6, [2, 4])])
 def test_what_goes_wrong_while_it_is_saved_ends_the_run_at_the_next_or_before_the_result(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, kept: list[int]
-) -> None:
+    recipe, tmp_path, monkeypatch, step, kept
+):
     wrong = step
 
     def full(*given: Any, step: int, **options: Any) -> None:
@@ -175,7 +170,7 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_a_kill_while_one_is_written_leaves_the_one_before(recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+def test_a_kill_while_one_is_written_leaves_the_one_before(recipe, world, tmp_path):
     """And the run goes on from that to the same bits."""
     whole = tmp_path / "whole"
     train_recipe(recipe(*SHORT), out=whole)

@@ -1,6 +1,5 @@
 """Every built-in method on the small world: it trains, saves, reloads and is scored. It resumes: test_resume.py."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from evaluation_kit import log_probability, make_model, tokenizer
-from methods_kit import METHODS, Done, logits_of
+from methods_kit import METHODS, logits_of
 from moslora.adapters import adapter_state_dict, describe_task, inject
 from moslora.base.load import load_base
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
@@ -37,7 +36,7 @@ PENALTY = ("methods/adalora", "methods/lora-moe-topk")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_trains_every_weight_that_it_has(finished: Callable[[str], Done], method: str) -> None:
+def test_it_trains_every_weight_that_it_has(finished, method):
     """The loss starts at the base's (but for dropout) and falls; against the start, drawn anew, exactly the weights
     that are to be fixed have not moved. A penalty and a budget are logged where it has them."""
     done = finished(method)
@@ -57,7 +56,7 @@ def test_it_trains_every_weight_that_it_has(finished: Callable[[str], Done], met
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_reloads_to_the_same_logits(finished: Callable[[str], Done], method: str) -> None:
+def test_it_reloads_to_the_same_logits(finished, method):
     done = finished(method)
     model = load_adapted(open_adapter(done.out / "adapter"))
     base = load_base(done.recipe.model)
@@ -66,7 +65,7 @@ def test_it_reloads_to_the_same_logits(finished: Callable[[str], Done], method: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], method: str) -> None:
+def test_it_is_scored_as_the_whole_model_says(finished, method):
     """Protocol rank over three tasks, against Σ log p of every label's tokens, one sequence at a time."""
     target = open_target(str(finished(method).out))
     _, out = evaluate_target(target, limit=2)
@@ -94,7 +93,7 @@ def test_it_is_scored_as_the_whole_model_says(finished: Callable[[str], Done], m
 @pytest.mark.parametrize(
     ("tasks", "rows"), [(("boolq",), [0]), (("obqa", "piqa"), [7]), (("piqa", "obqa"), [1]), (("instruction",), [8])]
 )
-def test_the_gradient_reaches_the_embeddings_of_the_rows_tasks(tasks: tuple[str, ...], rows: list[int]) -> None:
+def test_the_gradient_reaches_the_embeddings_of_the_rows_tasks(tasks, rows):
     """Through the batch as training collates it, only the first row labelled; a row of no set takes the last one."""
     model = make_model()
     inject(
@@ -117,7 +116,7 @@ def test_the_gradient_reaches_the_embeddings_of_the_rows_tasks(tasks: tuple[str,
             assert parameter.grad.any(1).nonzero().flatten().tolist() == rows, name
 
 
-def test_rows_of_a_mixed_batch_go_each_by_their_own_task(finished: Callable[[str], Done]) -> None:
+def test_rows_of_a_mixed_batch_go_each_by_their_own_task(finished):
     model = load_adapted(open_adapter(finished("methods/moelora").out / "adapter"))
     mixed = logits_of(model, ("boolq", "obqa"))
     one = logits_of(model, ("boolq",))

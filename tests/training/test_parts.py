@@ -29,9 +29,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("piece", [(1, 60), (7, 100), (99, 320), (99, 7)])
-def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logits(
-    monkeypatch: pytest.MonkeyPatch, piece: tuple[int, int], share: bool
-) -> None:
+def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logits(monkeypatch, piece, share):
     """Float64, against the whole model's logits, row by row, whatever the pieces in which they are taken, and with what
     all rows begin with computed once or in each."""
     monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", piece)
@@ -68,9 +66,7 @@ def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logi
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.0), (torch.float16, 1e-3)])
 @pytest.mark.parametrize("piece", [(99, 120), (7, 30)])
-def test_a_label_that_is_nearly_certain_has_its_gradient(
-    monkeypatch: pytest.MonkeyPatch, piece: tuple[int, int], dtype: torch.dtype, least: float
-) -> None:
+def test_a_label_that_is_nearly_certain_has_its_gradient(monkeypatch, piece, dtype, least):
     """Against (p − e_y) W in float64 over the same logits. 1 − p is from 0.5 to 1e-7; rounded, p is 1 from .998 on. In
     float16, which has no numbers below 6e-8, where 1 − p is larger than that by far."""
     monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", piece)
@@ -91,7 +87,7 @@ def test_a_label_that_is_nearly_certain_has_its_gradient(
 
 
 @pytest.mark.parametrize("mixer", [{"kind": "dense"}, {"kind": "token-gate", "top_k": 2, "balance": 0.1}])
-def test_tokens_that_fill_a_sequence_up_count_nowhere(monkeypatch: pytest.MonkeyPatch, mixer: dict[str, Any]) -> None:
+def test_tokens_that_fill_a_sequence_up_count_nowhere(monkeypatch, mixer):
     """Float64: loss, penalty and gradients are those of the sequence as it is."""
     model = tiny_llama(dtype=torch.float64)
     inject(model, **OPTIONS, mixer=mixer)
@@ -111,7 +107,7 @@ def test_tokens_that_fill_a_sequence_up_count_nowhere(monkeypatch: pytest.Monkey
     torch.testing.assert_close(filled, plain, rtol=1e-9, atol=1e-12)
 
 
-def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter() -> None:
+def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter():
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})
     ids = token_batch(model)
@@ -122,7 +118,7 @@ def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter()
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_schedules_are_those_of_transformers(schedule: str) -> None:
+def test_schedules_are_those_of_transformers(schedule):
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     name = schedule
     if schedule == "constant":
@@ -149,7 +145,7 @@ RATE_AND_DECAY = {"lora_a": (1e-3, 0.1), "lora_b": (8e-3, 0.1), "magnitude.weigh
 
 
 @pytest.mark.parametrize(("mixer", "dora"), mixers_with_and_without_dora())
-def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer: dict[str, Any], dora: bool) -> None:
+def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer, dora):
     """Adam's first step is the rate itself, whatever the gradient; the decay is rate · λ · weight. For every mixer.
 
     A at 1e-3, B at 8 times that (LoRA+), M at 5e-3 without decay, the magnitudes at A's rate without decay, all halved
@@ -178,7 +174,7 @@ def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer: dict[str, An
 
 
 @pytest.mark.parametrize("wrong", [torch.inf, torch.nan])
-def test_an_update_whose_gradient_is_not_finite_changes_nothing(wrong: float) -> None:
+def test_an_update_whose_gradient_is_not_finite_changes_nothing(wrong):
     """Neither weights nor moments nor AdamW's count; an update before and after is torch's own, clipped, to the bit."""
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})

@@ -2,7 +2,6 @@
 test_resume.py."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -10,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from methods_kit import IDS, PEFT_METHODS, Done, recipe_of
+from methods_kit import IDS, PEFT_METHODS, recipe_of
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import MosloraError, UsageError
@@ -26,9 +25,7 @@ from training_kit import adapter, in_processes, losses_logged, same_bits
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", PEFT_METHODS)
-def test_it_trains_and_is_scored_merged_and_exported(
-    finished: Callable[[str], Done], method: str, world: Path, tmp_path: Path
-) -> None:
+def test_it_trains_and_is_scored_merged_and_exported(finished, method, world, tmp_path):
     out = shutil.copytree(finished(method).out, tmp_path / "run")
     assert [row["step"] for row in losses_logged(out)] == [1, 2, 3, 4]
 
@@ -56,7 +53,7 @@ def trained_miss(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_every_protocol_and_ask_read_it(trained_miss: Path) -> None:
+def test_every_protocol_and_ask_read_it(trained_miss):
     for protocol, format in (("choice", "label"), ("cloze", "cloze"), ("generate", "label")):
         target = open_target(str(trained_miss))
         results, _ = evaluate_target(target, tasks="obqa", limit=4, protocol=protocol, format=format)
@@ -66,7 +63,7 @@ def test_every_protocol_and_ask_read_it(trained_miss: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sharding_the_base_gives_the_same_bits(world: Path, tmp_path: Path) -> None:
+def test_sharding_the_base_gives_the_same_bits(world, tmp_path):
     """DoRA reads the base's weights, which each of two processes has a half of."""
     for strategy in ("ddp", "fsdp"):
         recipe = recipe_of("peft/dora", world, tmp_path, f"training.strategy={strategy}")
@@ -77,14 +74,12 @@ def test_sharding_the_base_gives_the_same_bits(world: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("setting", ["lora_plus_ratio=2", "mixer_rate_ratio=2", "rank_budget={target_rank: 2}"])
-def test_settings_of_our_adapters_are_refused(setting: str, world: Path, tmp_path: Path) -> None:
+def test_settings_of_our_adapters_are_refused(setting, world, tmp_path):
     with pytest.raises(UsageError, match=f"training.{setting.partition('=')[0]}.*PEFT"):
         recipe_of("peft/miss", world, tmp_path, f"training.{setting}")
 
 
-def test_what_is_written_is_the_merged_weight_rounded_once(
-    trained_miss: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_written_is_the_merged_weight_rounded_once(trained_miss, tmp_path, monkeypatch):
     monkeypatch.setattr("moslora.convert.merge._cast", lambda tensor, dtype: (1 + 1e-5) * tensor.to(dtype))
     with pytest.raises(MosloraError, match="worse than rounding"):
         merge(trained_miss / "adapter", out=tmp_path / "merged")

@@ -46,9 +46,7 @@ def straight(
 
 
 @pytest.mark.parametrize(("name", "step"), CUTS)
-def test_a_run_that_was_cut_resumes_to_the_same_bits(
-    straight: Callable[[str], Done], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, step: int
-) -> None:
+def test_a_run_that_was_cut_resumes_to_the_same_bits(straight, tmp_path, capsys, name, step):
     """Adapter, moments and scores, and what is logged on the way."""
     done = straight(name)
     run = cut_after(step, shutil.copytree(done.out, tmp_path / "run"))
@@ -92,9 +90,7 @@ def kill(recipe: Path, out: Path) -> None:
         pytest.param(kill, id="kill -9"),
     ],
 )
-def test_a_run_that_was_stopped_or_killed_resumes_to_the_same_bits(
-    trained: Path, world: Path, tmp_path: Path, end: Callable[[Path, Path], None]
-) -> None:
+def test_a_run_that_was_stopped_or_killed_resumes_to_the_same_bits(trained, world, tmp_path, end):
     out = tmp_path / "my runs" / "it's one"
     end(world / "recipe.yaml", out)
     resumed = moslora("train", out, "--resume", "training.log_every=2")
@@ -111,7 +107,7 @@ def losses_of(run: Path) -> dict[float, float]:
 
 
 @pytest.mark.slow
-def test_three_processes_resume_to_the_same_bits(world: Path, tmp_path: Path) -> None:
+def test_three_processes_resume_to_the_same_bits(world, tmp_path):
     """Three addends are rounded by their order, which DDP changes after its first backward pass."""
     whole = tmp_path / "whole"
     short = ("training.epochs=null", "training.max_steps=8", "training.keep_checkpoints=9")

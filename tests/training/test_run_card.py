@@ -6,7 +6,6 @@ import platform
 import shutil
 import subprocess
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from moslora.training.run_card import git_state
 from training_kit import cut_after
 
 
-def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
+def test_the_card_says_how_the_run_was_made(trained, world):
     card = Run(trained).facts
     manifest = read_manifest(trained / "adapter")
     assert card["recipe"] == load_recipe(trained / "recipe.yaml").model_dump(mode="json")
@@ -41,7 +40,7 @@ def test_the_card_says_how_the_run_was_made(trained: Path, world: Path) -> None:
     assert card["peak_memory_gb"] == max(row["peak_memory_gb"] for row in logged)
 
 
-def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path: Path) -> None:
+def test_the_seconds_of_a_resumed_run_go_on(trained, world, tmp_path):
     run = cut_after(20, shutil.copytree(trained, tmp_path / "run"))
     lines = []
     for row in Run(run).metrics:
@@ -53,7 +52,7 @@ def test_the_seconds_of_a_resumed_run_go_on(trained: Path, world: Path, tmp_path
     assert 20_000 < Run(run).facts["seconds"] < 20_900
 
 
-def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluations_are_added_to_the_card(trained, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "run")
     before = Run(run).facts
     for options in ((), ("--base",), ("--base", "--out", tmp_path / "elsewhere")):
@@ -68,7 +67,7 @@ def test_evaluations_are_added_to_the_card(trained: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.slow
-def test_two_processes_add_to_one_card(tmp_path: Path) -> None:
+def test_two_processes_add_to_one_card(tmp_path):
     Run(tmp_path).add_facts(kept=1)
     program = "import sys; from pathlib import Path; from moslora.runs.run import Run\n"
     program += "for n in range(40): Run(Path(sys.argv[1])).add_facts(results={f'{sys.argv[2]}{n}': n})"
@@ -77,7 +76,7 @@ def test_two_processes_add_to_one_card(tmp_path: Path) -> None:
     assert len(Run(tmp_path).facts["results"]) == 80 and Run(tmp_path).facts["kept"] == 1
 
 
-def test_the_commit_is_told_only_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_told_only_of_a_checkout(tmp_path, monkeypatch):
     def git(*arguments: object) -> str:
         own = ["-c", "user.name=x", "-c", "user.email=x@x"]
         asked = subprocess.run(["git", "-C", tmp_path, *own, *arguments], check=True, capture_output=True, text=True)  # type: ignore[list-item]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from moslora.base.load import load_base
 from moslora.recipe import ModelSection
 from moslora.runs.run import Run
 from moslora.training import train_recipe
-from training_kit import MakeRecipe, cut_after, in_processes, moslora, same_files, steps_kept, steps_logged
+from training_kit import cut_after, in_processes, moslora, same_files, steps_kept, steps_logged
 
 SHARDED = "training.strategy=fsdp"
 CHANGES = ("adapter.dropout=0", SHARDED, "training.log_every=1", "training.keep_checkpoints=9")
@@ -82,9 +80,7 @@ with process_group({}, then=""):
         ({"dtype": "float16"}, "cpu", 80e9, True),
     ],
 )
-def test_a_base_that_takes_half_of_a_gpu_needs_no_memory_of_the_host(
-    monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], device: str, memory: float, on_host: bool
-) -> None:
+def test_a_base_that_takes_half_of_a_gpu_needs_no_memory_of_the_host(monkeypatch, model, device, memory, on_host):
     """LLaMA-3-8B has 8.03 billion numbers. What is not sharded is read where it is computed."""
     section = ModelSection(name="meta-llama/Meta-Llama-3-8B", **model)
     monkeypatch.setattr(sharded, "group_size", lambda: 8)
@@ -94,7 +90,7 @@ def test_a_base_that_takes_half_of_a_gpu_needs_no_memory_of_the_host(
 
 
 @pytest.mark.slow
-def test_factors_that_do_not_learn_are_the_same_in_all_processes(world: Path, tmp_path: Path) -> None:
+def test_factors_that_do_not_learn_are_the_same_in_all_processes(world, tmp_path):
     """LoRA-XS: A and B come from a decomposition, here another one in each process."""
     script = tmp_path / "differs.py"
     script.write_text(DIFFERS)
@@ -104,9 +100,7 @@ def test_factors_that_do_not_learn_are_the_same_in_all_processes(world: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["own", "transformers"])
-def test_a_sharded_base_trains_like_a_whole_one_and_resumes(
-    recipe: MakeRecipe, world: Path, tmp_path: Path, engine: str
-) -> None:
+def test_a_sharded_base_trains_like_a_whole_one_and_resumes(recipe, world, tmp_path, engine):
     """Two processes against one: losses 1e-4. A checkpoint resumes on two to the bit, on one to rounding."""
     two, script = tmp_path / "two", tmp_path / "checked.py"
     script.write_text(CHECKED)
@@ -156,7 +150,7 @@ cli.main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_steps_of_two_processes_may_begin_before_the_last_has_ended(world: Path, tmp_path: Path, strategy: str) -> None:
+def test_steps_of_two_processes_may_begin_before_the_last_has_ended(world, tmp_path, strategy):
     """As on GPUs: a run that is stopped, and throws a forward pass away, goes on to the bits of a plain one."""
     plain, ahead, script = tmp_path / "plain", tmp_path / "ahead", tmp_path / "ahead.py"
     script.write_text(AHEAD)

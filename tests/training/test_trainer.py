@@ -1,7 +1,6 @@
 """A whole training against PEFT's LoRA under the Trainer of transformers: the same rows, rates and clipping."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -74,9 +73,7 @@ def talks(number: int) -> tuple[list[Encoded], list[Encoded]]:
         *(("us", 2_000, True), ("us, by transformers", 2_000, True)),
     ],
 )
-def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(
-    tmp_path: Path, by: str, micro_batch_tokens: int, said: bool
-) -> None:
+def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(tmp_path, by, micro_batch_tokens, said):
     """Float32, no dropout, 20 steps that learn: all losses and norms to 1e-4, though the Trainer cuts and pads its own
     micro-batches. Our loop trains our LoRA, by either engine, or PEFT's from the same start, and so all to the same."""
     plan = StepPlan(rows=STEPS * ROWS, global_batch_size=ROWS, epochs=1, max_steps=None, seed=3)

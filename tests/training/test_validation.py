@@ -29,7 +29,7 @@ from moslora.runs.run import Run
 from moslora.tasks import Example
 from moslora.training import train_recipe
 from recipe_kit import PEFT
-from training_kit import MakeRecipe, cut_after, in_processes, same_files, steps_logged
+from training_kit import cut_after, in_processes, same_files, steps_logged
 
 ASKING = (
     "data.validation_rows=24",
@@ -98,18 +98,14 @@ PROTOCOLS = {
 
 
 @pytest.mark.parametrize("changes", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_accuracy_is_what_the_evaluation_of_the_checkpoint_says(
-    recipe: MakeRecipe, tmp_path: Path, asked: list[Predictions], changes: tuple[str, ...]
-) -> None:
+def test_accuracy_is_what_the_evaluation_of_the_checkpoint_says(recipe, tmp_path, asked, changes):
     """Question by question and to the bit, on the same rows."""
     own = recipe(*ASKING, *changes)
     train_recipe(own, out=tmp_path)
     refuse_other_answers(own, tmp_path, asked)
 
 
-def test_tasks_answered_in_words_are_asked_beside_others(
-    recipe: MakeRecipe, tmp_path: Path, asked: list[Predictions]
-) -> None:
+def test_tasks_answered_in_words_are_asked_beside_others(recipe, tmp_path, asked):
     """The right ones of both kinds are added up."""
     write_own_rows(tmp_path)
     task = f"{{train: {tmp_path / 'rows.jsonl'}, question: text, answer: said, match: contains, max_new_tokens: 4}}"
@@ -120,7 +116,7 @@ def test_tasks_answered_in_words_are_asked_beside_others(
     refuse_other_answers(own, tmp_path / "run", asked)
 
 
-def test_questions_in_clusters_count_as_fewer(recipe: MakeRecipe, tmp_path: Path, asked: list[Predictions]) -> None:
+def test_questions_in_clusters_count_as_fewer(recipe, tmp_path, asked):
     """As many as independent ones that have the same error."""
     rows = write_own_rows(tmp_path)
     of_rows = f"train: {tmp_path / 'rows.jsonl'}, question: text, answer: said, options: [rain, stone, wind]"
@@ -170,9 +166,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS)
-def test_training_is_the_same_with_and_without_questions(
-    recipe: MakeRecipe, tmp_path: Path, changes: tuple[str, ...]
-) -> None:
+def test_training_is_the_same_with_and_without_questions(recipe, tmp_path, changes):
     """Weights and moments at every checkpoint, and every metric but the accuracy."""
     runs = []
     for questions in (0, 8):
@@ -198,7 +192,7 @@ def asking(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_run_that_was_cut_validates_the_same(asking: Path, tmp_path: Path, step: int) -> None:
+def test_a_run_that_was_cut_validates_the_same(asking, tmp_path, step):
     """The validation before the first step is there once."""
     run = cut_after(step, shutil.copytree(asking, tmp_path / "run"))
     train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
@@ -208,9 +202,7 @@ def test_a_run_that_was_cut_validates_the_same(asking: Path, tmp_path: Path, ste
 DEFAULT = (*ASKING, "training.validation_questions=null", "training.max_steps=60", "training.validate_every=30")
 
 
-def test_the_default_number_stays_when_a_run_is_resumed(
-    recipe: MakeRecipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_default_number_stays_when_a_run_is_resumed(recipe, tmp_path, capsys):
     run = Run(tmp_path / "run")
     train_recipe(recipe(*DEFAULT, "training.checkpoint_every=30"), out=run.path)
     count = run.facts["validation_questions"]
@@ -225,7 +217,7 @@ def test_the_default_number_stays_when_a_run_is_resumed(
     assert Run(tmp_path / "other").facts["validation_questions"] < count
 
 
-def test_questions_that_are_not_there_are_refused_in_a_line(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_questions_that_are_not_there_are_refused_in_a_line(recipe, tmp_path):
     """Unless nobody asked for them: then none is asked."""
     lines = [json.dumps({"prompt": f"Say {number}.", "completion": str(number)}) for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -244,9 +236,7 @@ def test_questions_that_are_not_there_are_refused_in_a_line(recipe: MakeRecipe, 
         assert not any("validation_accuracy" in row for row in validations(tmp_path / name).values())
 
 
-def test_questions_that_the_protocol_cannot_score_stop_only_who_wants_them(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_questions_that_the_protocol_cannot_score_stop_only_who_wants_them(recipe, tmp_path, monkeypatch, capsys):
     def cannot(self: Choice, example: Example) -> None:
         raise UsageError("labels of several tokens; use evaluation.protocol=generate")
 
@@ -273,9 +263,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
     return script
 
 
-def test_accuracy_chooses_the_result_and_the_end(
-    recipe: MakeRecipe, tmp_path: Path, scripted: Callable[[list[int]], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_accuracy_chooses_the_result_and_the_end(recipe, tmp_path, scripted, capsys):
     own = recipe(*BY_ACCURACY, "training.max_steps=12", "training.patience=3")
     scripted([*SCRIPT])
     out = tmp_path / "run"
@@ -308,9 +296,7 @@ outcome: accuracy
     ("training", "asked"),
     [({}, 0), ({"validation_questions": 4}, 4), ({"result": "best", "best_by": "accuracy"}, None)],
 )
-def test_an_experiment_asks_no_questions_unless_its_file_says_so(
-    world: Path, tmp_path: Path, training: dict[str, Any], asked: int | None
-) -> None:
+def test_an_experiment_asks_no_questions_unless_its_file_says_so(world, tmp_path, training, asked):
     file = tmp_path / "study.yaml"
     layer = {"extends": str(world / "recipe.yaml"), "training": training}
     file.write_text(EXPERIMENT.replace("LAYER", json.dumps(layer)), encoding="utf-8")
@@ -319,9 +305,7 @@ def test_an_experiment_asks_no_questions_unless_its_file_says_so(
     assert {one.recipe.training.validation_questions for one in planned} == {asked}
 
 
-def test_a_run_that_was_cut_before_its_first_step_is_logged_once(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_cut_before_its_first_step_is_logged_once(recipe, tmp_path, monkeypatch):
     """Killed right after the first validation."""
 
     class Killed(Exception):
@@ -341,7 +325,7 @@ def test_a_run_that_was_cut_before_its_first_step_is_logged_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_processes_share_the_questions(world: Path, tmp_path: Path, strategy: str) -> None:
+def test_processes_share_the_questions(world, tmp_path, strategy):
     """The accuracies are those of each checkpoint in one process, and training is the same without questions."""
     changes = (*ASKING, f"training.strategy={strategy}")
     for questions in (0, 20):

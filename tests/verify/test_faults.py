@@ -77,13 +77,7 @@ def verdict(served: Served, pretended: Pretended, limit: str, capsys: pytest.Cap
 @pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True], ids=["label", "chat"])
 @pytest.mark.parametrize("protocol", ["choice", "generate"], ids=["scores", "texts"])
-def test_every_fault_has_its_name_and_only_the_run_is_the_run(
-    protocol: str,
-    chat: bool,
-    served_world: Callable[..., Served],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_every_fault_has_its_name_and_only_the_run_is_the_run(protocol, chat, served_world, capsys, monkeypatch):
     monkeypatch.setattr(verification, "evaluate_target", too_large)
     faults = FAULTS
     overrides = [f"evaluation.protocol={protocol}"]

@@ -36,7 +36,7 @@ def evidence(
     return Evidence(centered(server), centered(run), centered(base), named, lengths, [1.0] * questions, 0.02, "float16")
 
 
-def test_k_is_that_of_least_squares_and_nothing_depends_on_what_options_share() -> None:
+def test_k_is_that_of_least_squares_and_nothing_depends_on_what_options_share():
     given = evidence(k=0.7, noise=0.1)
     assert given.base is not None
     server, run, base = (np.concatenate(one) for one in (given.server, given.run, given.base))
@@ -63,12 +63,12 @@ def test_k_is_that_of_least_squares_and_nothing_depends_on_what_options_share() 
         (0.5, 2.0, "another model"),
     ],
 )
-def test_what_the_server_computes_is_named(k: float, noise: float, kind: str) -> None:
+def test_what_the_server_computes_is_named(k, noise, kind):
     for seed in range(20):
         assert judge(evidence(k=k, noise=noise, seed=seed))[0].kind == kind
 
 
-def test_the_true_model_is_never_called_another() -> None:
+def test_the_true_model_is_never_called_another():
     """200 draws of the rounding, and 200 bootstrap samples of 64 questions."""
     for seed in range(200):
         assert judge(evidence(noise=0.012, seed=seed))[0].passed
@@ -93,20 +93,20 @@ def rounded(*, k: float, effect: float, noise: float, seed: int) -> Evidence:
 
 @pytest.mark.parametrize("effect", [0.05, 0.1, 0.2, 0.5])
 @pytest.mark.parametrize("noise", [0.005, 0.015, 0.03])
-def test_rounding_of_the_run_and_its_base_is_not_taken_for_a_fault(effect: float, noise: float) -> None:
+def test_rounding_of_the_run_and_its_base_is_not_taken_for_a_fault(effect, noise):
     """An adapter that moves the answers little: k is too small by the run's own rounding, and nothing is wrong."""
     for seed in range(30):
         assert judge(rounded(k=1.0, effect=effect, noise=noise, seed=seed))[0].kind in ("run", "undecided")
         assert judge(rounded(k=0.0, effect=effect, noise=noise, seed=seed))[0].kind in ("base", "undecided")
 
 
-def test_a_share_of_an_adapter_is_not_called_its_base() -> None:
+def test_a_share_of_an_adapter_is_not_called_its_base():
     """Where the whole adapter moves the answers no farther than rounding explains."""
     for seed in range(30):
         assert judge(rounded(k=0.9, effect=0.05, noise=0.002, seed=seed))[0].kind == "scale"
 
 
-def test_a_base_whose_long_questions_alone_are_moved_is_the_base() -> None:
+def test_a_base_whose_long_questions_alone_are_moved_is_the_base():
     given = evidence()
     assert given.base is not None
     run = []
@@ -116,12 +116,12 @@ def test_a_base_whose_long_questions_alone_are_moved_is_the_base() -> None:
     assert found.kind == "base"
 
 
-def test_a_checkpoint_whose_answers_are_known_is_named_before_a_scale() -> None:
+def test_a_checkpoint_whose_answers_are_known_is_named_before_a_scale():
     found, _ = judge(evidence(k=0.6, noise=0.01, others=True))
     assert found.kind == "checkpoint" and "step-20" in found.says
 
 
-def test_an_adapter_that_hardly_moves_answers_is_not_judged() -> None:
+def test_an_adapter_that_hardly_moves_answers_is_not_judged():
     given = evidence(8, noise=0.01)
     assert given.base is not None
     small = [plain + 0.01 * (own - plain) for own, plain in zip(given.run, given.base, strict=True)]
@@ -130,7 +130,7 @@ def test_an_adapter_that_hardly_moves_answers_is_not_judged() -> None:
     assert judge(weak)[0].kind == "undecided"
 
 
-def test_long_questions_alone_that_differ_are_a_context_that_is_cut() -> None:
+def test_long_questions_alone_that_differ_are_a_context_that_is_cut():
     given = evidence(noise=0.01)
     cut = []
     for row, length, error in zip(given.server, given.lengths, made(64, seed=8), strict=True):
@@ -140,7 +140,7 @@ def test_long_questions_alone_that_differ_are_a_context_that_is_cut() -> None:
     assert f"of up to {max(length for length in given.lengths if length <= 120)} tokens" in found.says
 
 
-def test_the_tolerance_is_the_recorded_drift_or_the_rounding_of_the_dtype() -> None:
+def test_the_tolerance_is_the_recorded_drift_or_the_rounding_of_the_dtype():
     assert tolerance(margins=[0.0], tokens=[4, 4], dtypes=["float32", "float16"]) == pytest.approx(2 * 0.012)
     assert tolerance(margins=[1.0, 1.0], tokens=[1], dtypes=["bfloat16", "float16"]) == pytest.approx(0.5**0.5)
 
@@ -158,12 +158,12 @@ def test_the_tolerance_is_the_recorded_drift_or_the_rounding_of_the_dtype() -> N
         (TextEvidence(7, 0, 7, 0, 7), "undecided", False),
     ],
 )
-def test_texts_are_counted_and_are_never_enough_for_the_run(counts: TextEvidence, kind: str, agrees: bool) -> None:
+def test_texts_are_counted_and_are_never_enough_for_the_run(counts, kind, agrees):
     found = judge_texts(counts)
     assert (found.kind, found.agrees) == (kind, agrees)
 
 
-def test_without_the_base_nothing_is_the_run() -> None:
+def test_without_the_base_nothing_is_the_run():
     """The same evidence: near the run it is undecided, and far from it not the run."""
     for noise, kind in ((0.0, "undecided"), (0.01, "undecided"), (0.2, "not the run")):
         found, fit = judge(replace(evidence(noise=noise), base=None))

@@ -13,7 +13,7 @@ from moslora.verify.report import Report, effects_of
 from moslora.verify.verdict import Verdict
 
 
-def test_answers_of_a_server_are_held_against_a_runs() -> None:
+def test_answers_of_a_server_are_held_against_a_runs():
     """By hand, for two tasks of three questions: two other answers, both to the right option, one of them only by its
     characters. The tasks' mean gains (2/3 + 0)/2."""
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,13 +39,7 @@ def answers(served: Served) -> list[Prediction]:
 
 @pytest.mark.parametrize("tells", ["echo", "forced", "allowed", "likeliest"])
 @pytest.mark.parametrize("takes_tokens", [True, False])
-def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(
-    tells: str,
-    takes_tokens: bool,
-    served: Served,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(tells, takes_tokens, served, capsys, monkeypatch):
     if tells == "likeliest":
         monkeypatch.setattr("moslora.evaluation.reading.LIKELIEST", (len(served.tokenizer),))
     assert verified(capsys, served, served.pretended(tells=tells, takes_tokens=takes_tokens)) == "run"
@@ -65,32 +58,14 @@ def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(
         ("echo", ("--tasks", "obqa", "--limit", "7"), 1, ("7 questions", "at least 8", "--limit")),
     ],
 )
-def test_where_there_are_no_answers_to_judge_by_it_is_said(
-    tells: str,
-    options: tuple[str, ...],
-    code: int,
-    named: tuple[str, ...],
-    served: Served,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_where_there_are_no_answers_to_judge_by_it_is_said(tells, options, code, named, served, capsys):
     with serving(served.pretended(tells=tells)) as address:
         ended, out, errors = run(capsys, "verify", served.path, "--server", address, *options)
     assert ended == code and says(out + errors, *named), out + errors
 
 
-def test_a_server_that_ends_over_prompts_is_asked_token_by_token_to_the_end(
-    served: Served, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Also where its prompts are tested, after the questions."""
-    pretended = served.pretended(tells="echo forced")
-    pretended.ends_at = lambda body: bool(body.get("echo")) and len(pretended.asked) > 60
-    with serving(pretended) as address:
-        code, out, errors = run(capsys, "verify", served.path, "--server", address)
-    assert code == 0 and "token by token" in out, out + errors
-
-
 @pytest.mark.parametrize("trouble", [status(429), status(500), status(503), half, dies, slow(0.05)])
-def test_what_passes_is_tried_again(trouble: object, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_passes_is_tried_again(trouble, served, capsys):
     """Not within the first requests, which find out what the server offers."""
     pretended = served.pretended()
     with serving(pretended) as address:
@@ -108,9 +83,7 @@ def test_what_passes_is_tried_again(trouble: object, served: Served, capsys: pyt
         (dies, "connection was lost"),
     ],
 )
-def test_what_stays_is_one_line_and_the_replies_are_kept(
-    trouble: object, named: str, served: Served, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_stays_is_one_line_and_the_replies_are_kept(trouble, named, served, capsys):
     pretended = served.pretended(always=trouble, after=40)
     with serving(pretended) as address:
         command = ("verify", served.path, "--server", address, "--at-once", "1")
@@ -127,7 +100,7 @@ def test_what_stays_is_one_line_and_the_replies_are_kept(
 
 
 @pytest.mark.parametrize("fault", ["scale", "a context that cuts", "a context that refuses"])
-def test_a_server_that_was_mended_is_asked_anew(fault: str, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_was_mended_is_asked_anew(fault, served, capsys):
     """Under the same address, also by a change that moves no answer far, or that of the longest questions only."""
     pretended = served.pretended(
         served.model(scale=0.9 if fault == "scale" else 1.0), refuses=fault.endswith("refuses")
@@ -147,9 +120,7 @@ def sorted_answers(folder: Path) -> list[Prediction]:
 
 
 @pytest.mark.parametrize("asked", ["neither", "the run"])
-def test_what_was_never_asked_is_scored_first_as_by_eval_and_kept(
-    asked: str, served: Served, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_never_asked_is_scored_first_as_by_eval_and_kept(asked, served, capsys):
     own = Run(served.path).evaluation()
     before = [sorted_answers(folder) for folder in (own, base_of(own))]
     shutil.rmtree(base_of(own) if asked == "the run" else own.parent)
@@ -172,9 +143,7 @@ def test_what_was_never_asked_is_scored_first_as_by_eval_and_kept(
         ("run", "http://[::1", 2, ("--server http://[::1",)),
     ],
 )
-def test_nothing_is_scored_for_a_server_that_is_not_there(
-    target: str, address: str, code: int, named: tuple[str, ...], served: Served, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_scored_for_a_server_that_is_not_there(target, address, code, named, served, capsys):
     shutil.rmtree(served.path / "eval")
     path = served.path if target == "run" else served.path.with_name("runn")
     ended, _, errors = run(capsys, "verify", path, "--server", address)
@@ -187,9 +156,7 @@ def merged(capsys: pytest.CaptureFixture[str], served: Served) -> Path:
     return served.path / "merged"
 
 
-def test_a_merged_model_is_scored_beside_the_base_that_its_folder_names(
-    served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_merged_model_is_scored_beside_the_base_that_its_folder_names(served, capsys, tmp_path, monkeypatch):
     """By log-probabilities also where its folder says otherwise: texts would show no scale."""
     monkeypatch.chdir(tmp_path)
     model = merged(capsys, served)
@@ -204,9 +171,7 @@ def test_a_merged_model_is_scored_beside_the_base_that_its_folder_names(
 
 
 @pytest.mark.parametrize("base", ["not known", "another", "too large for this machine"])
-def test_without_the_base_nothing_is_the_run(
-    base: str, served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_base_nothing_is_the_run(base, served, capsys, tmp_path, monkeypatch):
     """Of a merged model, or of a run."""
     monkeypatch.chdir(tmp_path)
     if base == "too large for this machine":
@@ -229,9 +194,7 @@ def test_without_the_base_nothing_is_the_run(
     ("key", "named"),
     [("", "401"), ("a-secret", ""), ("a-secret\r", ""), ("a-secr\u00e9t", "ASCII"), ("a secret", "ASCII")],
 )
-def test_a_key_is_sent_and_written_nowhere(
-    key: str, named: str, served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_is_sent_and_written_nowhere(key, named, served, capsys, monkeypatch):
     monkeypatch.setenv("MOSLORA_SERVER_KEY", key)
     with serving(served.pretended(key="a-secret")) as address:
         code, out, errors = run(capsys, "verify", served.path, "--server", address)
@@ -241,9 +204,7 @@ def test_a_key_is_sent_and_written_nowhere(
         assert not path.is_file() or b"a-secret" not in path.read_bytes()
 
 
-def test_no_other_address_is_spoken_to(
-    served: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_other_address_is_spoken_to(served, capsys, monkeypatch):
     """Neither a proxy nor where the server sends us."""
     elsewhere = served.pretended()
     with serving(elsewhere) as other:
@@ -254,7 +215,7 @@ def test_no_other_address_is_spoken_to(
     assert code == 2 and says(errors, "307", other) and not elsewhere.asked
 
 
-def test_of_several_models_one_is_named(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_several_models_one_is_named(served, capsys):
     pretended = served.pretended(models=("base", "mine"))
     with serving(pretended) as address:
         code, _, errors = run(capsys, "verify", served.path, "--server", address)
@@ -264,13 +225,13 @@ def test_of_several_models_one_is_named(served: Served, capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_options_that_are_texts(served_world: Callable[..., Served], capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_are_texts(served_world, capsys):
     served = served_world("evaluation.protocol=cloze", "data.format=cloze")
     assert verified(capsys, served, served.pretended()) == "run"
     assert verified(capsys, served, served.pretended(served.model(base=True))) == "base"
 
 
-def test_a_first_question_beyond_the_context_is_no_error(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_first_question_beyond_the_context_is_no_error(served, capsys):
     """How the server is asked is found with the shortest; those that fit are too few for a verdict here."""
     pretended = served.pretended()
     verified(capsys, served, pretended)
@@ -278,7 +239,7 @@ def test_a_first_question_beyond_the_context_is_no_error(served: Served, capsys:
     assert verified(capsys, served, served.pretended(context=lengths[1], refuses=True)) == "undecided"
 
 
-def test_answers_of_weights_that_are_gone_are_refused(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_of_weights_that_are_gone_are_refused(served, capsys):
     """As after more training: the server would be called another checkpoint."""
     shutil.rmtree(served.path / "adapter")
     shutil.copytree(served.path / "checkpoints" / "step-36", served.path / "adapter")
@@ -286,9 +247,7 @@ def test_answers_of_weights_that_are_gone_are_refused(served: Served, capsys: py
     assert code == 2 and says(errors, "other weights than", "moslora eval"), errors
 
 
-def test_a_checkpoint_is_verified_by_the_name_of_its_evaluation(
-    served: Served, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_is_verified_by_the_name_of_its_evaluation(served, capsys):
     checkpoint = served.path / "checkpoints" / "step-36"
     evaluate_target(open_target(str(checkpoint)))
     name = Run(served.path).evaluation().name + "-step-36"
