@@ -25,7 +25,8 @@ def command(main: Callable[..., Any], *workers: Callable[..., Any], **choices: C
     for worker in workers:
         if words and words[0] == worker.__name__:
             found = worker(**_parsed(worker, words[1:], {}))
-            print("\n" + json.dumps(found))
+            if found is not None:
+                print("\n" + json.dumps(found))
             return
     sys.exit(main(**_parsed(main, words, choices)))
 

@@ -8,7 +8,7 @@
 Each case is a process of its own (or two, over gloo): two training steps of one micro-batch each, with random tokens. A
 thread reads the process's anonymous memory (RssAnon) every two milliseconds. Measured is the peak
 above the process before it loads the model. A base in the dtype of its file stays mapped from it, is no anonymous
-memory, and is not counted; in float32, or in two processes, it is a copy.
+memory, and is not counted; in float32 it is a copy.
 """
 
 import gc
@@ -119,9 +119,7 @@ def work(case_as_json: str) -> dict[str, int] | None:
     peak = parts.accelerator.gather(torch.tensor([max(seen)])).max().item()
     if not is_main_process():
         return None
-    mapped = 0
-    if recipe.model.dtype == "bfloat16" and processes == 1:  # two have a copy each
-        mapped = planned.weights
+    mapped = planned.weights if recipe.model.dtype == "bfloat16" else 0
     return {"planned": planned.total - mapped, "measured": int(peak) - idle}
 
 
