@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PositiveFloat, Strict
 
 from moslora.compare.margin import Margin, read_margin
-from moslora.recipe.fields import Section
+from moslora.recipe.fields import Listed, Section
 from moslora.runs.outcomes import OutcomeName
 
 OTHERS = "others"
@@ -33,8 +33,8 @@ def _by_arm(rates: Any) -> Any:
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 Layer = Annotated[dict[str, Any], BeforeValidator(_layer)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Strict(False)]
-Rates = Annotated[tuple[PositiveFloat, ...], Strict(False), Field(min_length=1)]
+Seeds = Listed[Annotated[int, Field(ge=0, lt=2**32)]]
+Rates = Annotated[Listed[PositiveFloat], Field(min_length=1)]
 Pair = Annotated[tuple[str, str], Strict(False)]
 
 
@@ -47,7 +47,7 @@ class ExperimentFile(Section):
     arms: Annotated[dict[Name, Layer], Field(min_length=1)]
     """Each arm lays its own over it: a method's name, or keys as in a recipe file."""
 
-    first: Annotated[tuple[str, ...], Strict(False)] = ()
+    first: Listed[str] = ()
     """The arms that run if none are named; empty for all."""
 
     learning_rates: Annotated[dict[str, Rates], BeforeValidator(_by_arm)]
@@ -62,7 +62,7 @@ class ExperimentFile(Section):
     contrast: Pair | None = None
     """The comparison named beforehand: the second arm against the first."""
 
-    contrasts: Annotated[tuple[Pair, ...], Strict(False)] = ()
+    contrasts: Listed[Pair] = ()
     """Or several."""
 
     against: str | None = None
@@ -74,7 +74,7 @@ class ExperimentFile(Section):
     margin: Annotated[Margin | None, BeforeValidator(read_margin)] = None
     """The largest difference of `outcome` that does not matter: a number, or a share of the gain, such as 20%."""
 
-    also: Annotated[tuple[OutcomeName, ...], Strict(False)] = ()
+    also: Listed[OutcomeName] = ()
     """Other outcomes named beforehand."""
 
     def rates(self, arm: str) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from moslora.mixer_options import DenseOptions, MixerOptions
 from moslora.strict import Size
 
 from .changes import Changes
-from .fields import Modules, Place, Section, Share
+from .fields import Filled, Modules, Section, Share
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 
@@ -54,7 +54,7 @@ class AdapterSection(Section):
     mixer: Annotated[MixerOptions, Changes.TRAINED] = Field(default=DenseOptions(), discriminator="kind")
     """M, the only part that differs between methods."""
 
-    continue_from: Annotated[Place | None, Changes.START] = None
+    continue_from: Annotated[Filled | None, Changes.START] = None
     """Weights to start with: a run, a checkpoint, an adapter folder, or a LoRA in PEFT's format; null to start as
     `start` says. The rest of this section must be as it was there, except `dropout` and `trains`. Optimizer, schedule
     and rows are those of this recipe."""
@@ -94,7 +94,7 @@ class PeftMethod(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    peft_type: str = Field(min_length=1)
+    peft_type: Filled
     """PEFT's name of the method, such as `MISS`."""
 
 
@@ -110,7 +110,7 @@ class PeftSection(Section):
     """The method. It replaces the adapter of the recipes that are extended, except `target_modules`; and a recipe that
     sets `adapter.mixer` replaces it."""
 
-    continue_from: Annotated[Place | None, Changes.START] = None
+    continue_from: Annotated[Filled | None, Changes.START] = None
     """Weights to start with: a run of this method, or a folder that PEFT wrote. The method's fields must be as they
     were, except those of dropout."""
 

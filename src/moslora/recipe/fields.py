@@ -1,7 +1,7 @@
 """The base of a recipe's sections, and field types beyond numbers and text."""
 
 import re
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
 
@@ -48,17 +48,19 @@ def source_among(*keywords: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+Item = TypeVar("Item")
+
 # YAML has only lists: `Strict(False)` accepts a list for a tuple. Its items stay strict.
+Listed = Annotated[tuple[Item, ...], Strict(False)]
+Filled = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Shares = Annotated[tuple[Share, Share], Strict(False)]
 TaskNames = Annotated[
-    tuple[str, ...],
-    Strict(False),
+    Listed[str],
     Field(min_length=1),
     BeforeValidator(_names),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=1)]
-Place = Annotated[str, Field(min_length=1)]
-Regex = Annotated[str, Field(min_length=1), BeforeValidator(_compiles)]
-Modules = Annotated[Annotated[str, Field(min_length=1)] | Names, BeforeValidator(_compiles)]
+Names = Annotated[Listed[Filled], Field(min_length=1)]
+Regex = Annotated[Filled, BeforeValidator(_compiles)]
+Modules = Annotated[Filled | Names, BeforeValidator(_compiles)]

