@@ -15,7 +15,7 @@ from moslora.choices import SizeName
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
 from moslora.evaluation.results import Results, summarise
-from moslora.quickstart import SIZES, Size, fast_dtype, quickstart, size_of
+from moslora.quickstart import SIZES, fast_dtype, overrides, quickstart
 from moslora.recipe import load_recipe
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import TaskRecord
@@ -118,13 +118,13 @@ def test_it_ends_with_what_can_be_concluded(
         group.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_a_size_takes_its_part_of_the_rows_and_whole_blocks_of_questions(size: Size) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_a_size_takes_its_part_of_the_rows_and_whole_blocks_of_questions(size: SizeName) -> None:
     full = load_recipe("smollm2-135m")
-    recipe = load_recipe("smollm2-135m", size.overrides(full))
+    recipe = load_recipe("smollm2-135m", overrides(size, full))
     assert isinstance(full.data.rows, dict) and isinstance(recipe.data.rows, dict)
+    part, questions = SIZES[size]
     for task, rows in full.data.rows.items():
-        assert abs(recipe.data.rows[task] - rows / size.part) <= 0.5
-    assert recipe.evaluation.limit == size.questions
-    assert size.questions % 64 == 0, "questions are computed together by 64"
-    assert size_of(recipe) == size
+        assert abs(recipe.data.rows[task] - rows / part) <= 0.5
+    assert recipe.evaluation.limit == questions
+    assert questions % 64 == 0, "questions are computed together by 64"

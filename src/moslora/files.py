@@ -220,12 +220,12 @@ def _move_in(scratch: Path, out: Path, *, older: Collection[str]) -> None:
     def marks_last(name: str) -> tuple[bool, str]:
         return name in MARKS, name
 
-    for name in sorted(older, key=marks_last):
-        (out / name).unlink(missing_ok=True)
     new = sorted(os.listdir(scratch), key=marks_last)
     inodes = {name: (scratch / name).lstat().st_ino for name in new}
     (out / LOCK).write_text(json.dumps(inodes), encoding="utf-8")
     _sync(out / LOCK)
+    for name in sorted(older, key=marks_last):
+        (out / name).unlink(missing_ok=True)
     try:
         for name in new:
             os.replace(scratch / name, out / name)

@@ -1,9 +1,9 @@
 """Train, evaluate before and after, and merge, in one command."""
 
+import math
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from moslora.choices import DType, SizeName
@@ -20,54 +20,24 @@ from moslora.files import in_use, refuse_used
 from moslora.processes.devices import device, gpus, multiplies_bfloat16
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.outcomes import OutcomeName
 from moslora.runs.run import Run
 from moslora.training.launch import train_in_processes, worker_processes
 
 RECIPE = "smollm2-135m"
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much of the recipe a quickstart takes.
-
-    Attributes:
-        name: as typed.
-        part: 1 / this of the recipe's training rows.
-        questions: of each of the eight sets.
-        outcome: what the conclusion is about; few questions show a gain by log-probability, and not by accuracy.
-    """
-
-    name: SizeName
-    part: int
-    questions: int
-    outcome: OutcomeName
-
-    def overrides(self, recipe: Recipe) -> list[str]:
-        """What it changes in ``recipe``, which has numbers of rows by task."""
-        rows = recipe.data.rows
-        if self.part == 1 or not isinstance(rows, dict):
-            return []
-        changed = [f"data.rows.{task}={round(number / self.part)}" for task, number in rows.items()]
-        return [*changed, f"evaluation.limit={self.questions}"]
+SIZES: Mapping[SizeName, tuple[int, int]] = {"full": (1, 256), "half": (2, 128), "third": (3, 64)}
+"""Name -> 1 / this of the recipe's training rows; and the questions of each of the eight sets."""
 
 
-SIZES: Mapping[SizeName, Size] = {
-    size.name: size
-    for size in (
-        Size("full", 1, 256, "accuracy"),
-        Size("half", 2, 128, "log_probability"),
-        Size("third", 3, 64, "log_probability"),
-    )
-}
-
-
-def size_of(recipe: Recipe) -> Size:
-    """The size of a run with this ``recipe``, told by its number of questions; the full one for any other number."""
-    for size in SIZES.values():
-        if size.questions == recipe.evaluation.limit:
-            return size
-    return SIZES["full"]
+def overrides(size: SizeName, recipe: Recipe) -> list[str]:
+    """What a size changes in ``recipe``, which has numbers of rows by task."""
+    part, questions = SIZES[size]
+    rows = recipe.data.rows
+    if part == 1 or not isinstance(rows, dict):
+        return []
+    changed = [f"data.rows.{task}={round(number / part)}" for task, number in rows.items()]
+    return [*changed, f"evaluation.limit={questions}"]
 
 
 @stopped("stopped: the work so far is saved, and the same command continues from there")
@@ -93,13 +63,22 @@ def quickstart(*, out: Path, size: SizeName = "full") -> tuple[list[list[str]], 
     minutes = (time.monotonic() - began) / 60
     say(f"done in {minutes:.1f} minutes")
     shown = compare_arms([base, tuned], outcome="accuracy")
-    concluded = shown
-    outcome = size_of(recipe).outcome
-    about: list[str] = []
-    if outcome != "accuracy":
-        concluded = compare_arms([base, tuned], outcome=outcome)
+    about = lines(shown)
+    other = "log_probability    # how sure it is of the right options"
+    if (recipe.evaluation.limit or math.inf) < SIZES["full"][1]:
+        in_nats = lines(compare_arms([base, tuned], outcome="log_probability"))
         about = ["above: accuracy in percent; below: log p of the right option, in which fewer questions show a gain"]
-    return tables(shown)[-1], [*about, *lines(concluded), *_try_next(out, outcome)]
+        about += in_nats
+        other = "accuracy    # the gain in accuracy"
+    quoted = shlex.quote(str(out))
+    return tables(shown)[-1], [
+        *about,
+        "try next:",
+        f"  moslora ask {quoted}    # ask your own question",
+        f"  moslora compare {quoted} --outcome {other}",
+        f"  moslora eval {quoted} --limit all    # every test question",
+        "  moslora train llama3-8b --dry-run    # the plan of a run of LLaMA-3-8B",
+    ]
 
 
 def _train(run: Run, size: SizeName) -> Recipe:
@@ -113,7 +92,7 @@ def _train(run: Run, size: SizeName) -> Recipe:
     else:
         refuse_used(run.path)
         dtype = f"model.dtype={fast_dtype()}"
-        changes = SIZES[size].overrides(load_recipe(RECIPE, [dtype]))
+        changes = overrides(size, load_recipe(RECIPE, [dtype]))
         words = [RECIPE, dtype, *changes]
         recipe = load_recipe(RECIPE, [dtype, *changes])
     if not run.result.exists():
@@ -128,20 +107,6 @@ def _scored(out: Path, name: str) -> Arm:
     results, folder = evaluate_target(target)
     evaluation = Evaluation.of(folder, results.settings, results.predictions).in_order
     return Arm(name, {None: evaluation})
-
-
-def _try_next(out: Path, outcome: OutcomeName) -> list[str]:
-    quoted = shlex.quote(str(out))
-    other = f"  moslora compare {quoted} --outcome log_probability    # how sure it is of the right options"
-    if outcome == "log_probability":
-        other = f"  moslora compare {quoted} --outcome accuracy    # the gain in accuracy"
-    return [
-        "try next:",
-        f"  moslora ask {quoted}    # ask your own question",
-        other,
-        f"  moslora eval {quoted} --limit all    # every test question",
-        "  moslora train llama3-8b --dry-run    # the plan of a run of LLaMA-3-8B",
-    ]
 
 
 def fast_dtype() -> DType:

@@ -70,7 +70,7 @@ def memory(
     """Memory of each device."""
     on_gpu = devices.on_gpu
     shards = devices.shards
-    base = _base(model, section)
+    layers, outside, unpacked = _base(model, section)
     own = own_parameters(model)
     trained = sum(weight.numel() for weight in own if weight.requires_grad)
     gradients = 4 * trained
@@ -85,22 +85,22 @@ def memory(
     if rank_budget:
         optimizer *= 2
     if shards > 1:
-        gathered = 3 * max(base.layers)
+        gathered = 3 * max(layers)
     elif not on_gpu:
         packed = _packed_copies(model, section)
     dtype = DTYPES[section.dtype]
     checkpointing = section.gradient_checkpointing
     activations, temporary = measure(model, work, dtype=dtype, checkpointing=checkpointing, on_gpu=on_gpu)
-    unpacked = base.unpacked
+    whole = outside + sum(layers) + unpacked
     if checkpointing and section.quantization == "nf4":  # half a byte an entry: all of a layer, until its backward pass
-        unpacked = 2 * dtype.itemsize * max(base.layers)
+        unpacked = 2 * dtype.itemsize * max(layers)
         if multiplied_twice(model):
             unpacked *= 2
     buffers: set[Tensor] = set()  # of which several layers may share one
     for layer, _ in adapted_layers(model).values():
         buffers.update(layer.buffers())
     step = Memory(
-        weights=base.outside + sum(base.layers) // shards,
+        weights=outside + sum(layers) // shards,
         packed=packed,
         adapters=4 * (sum(weight.numel() for weight in own) + sum(buffer.numel() for buffer in buffers)),
         gradients=gradients,
@@ -112,8 +112,7 @@ def memory(
     )
     if not section.quantization:
         return step
-    whole = base.outside + sum(base.layers) + step.adapters + base.unpacked + overhead
-    return replace(step, loading=max(0, whole - step.total))
+    return replace(step, loading=max(0, whole + step.adapters + overhead - step.total))
 
 
 def _packed_copies(model: PreTrainedModel, section: ModelSection) -> int:
@@ -139,18 +138,10 @@ def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> 
     return max(longest, 64 * fitting)
 
 
-@dataclass(frozen=True)
-class _Base:
-    """Bytes of the base's weights."""
-
-    layers: list[int]  # of each decoder layer
-    # What is not sharded: all outside of the layers, and quantisation's constants, as they are no parameters.
-    outside: int
-    unpacked: int  # the largest quantised weight, all of which a product unpacks first
-
-
-def _base(model: PreTrainedModel, section: ModelSection) -> _Base:
-    """The base's bytes. If it is quantised, so are all linear layers but the output layer."""
+def _base(model: PreTrainedModel, section: ModelSection) -> tuple[list[int], int, int]:
+    """Bytes of the base's weights: of each decoder layer; of what is not sharded, all outside of the layers, and
+    quantisation's constants, as they are no parameters; and of the largest quantised weight, all of which a product
+    unpacks first. If the base is quantised, so are all linear layers but the output layer."""
     own = own_parameters(model)
     quantized: set[Tensor] = set()
     if section.quantization:
@@ -173,7 +164,7 @@ def _base(model: PreTrainedModel, section: ModelSection) -> _Base:
             layers[layer[0]] += size
         else:
             outside += size
-    return _Base(list(layers.values()), outside, unpacked)
+    return list(layers.values()), outside, unpacked
 
 
 def _quantized(weight: Tensor, section: ModelSection) -> tuple[int, int]:
