@@ -58,6 +58,11 @@ class Question:
         return max(len(text.ids) for text in self.texts)
 
     @property
+    def is_scored(self) -> bool:
+        """Whether it has options or is a text, whose tokens are scored; others are answered by what is written."""
+        return self.texts[0].answer_start < len(self.texts[0].ids)
+
+    @property
     def truncated(self) -> bool:
         return any(text.truncated for text in self.texts)
 

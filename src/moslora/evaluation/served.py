@@ -101,20 +101,14 @@ class Served:
             UsageError: the server tells no log-probabilities.
             Unavailable: it has ended twice.
         """
-        in_order = sorted(questions, key=lambda question: question.tokens)
-        scored = [pairs for pairs in (question.pairs for question in in_order) if pairs[0][1]]
+        scored = [question for question in questions if question.is_scored]
         if not scored:
             return self
-        ways: list[Reading] = []
-        for pairs in scored:
-            with suppress(Refused):
-                prompt = self.prompt(pairs[0][0])
-                ways = ways_to_read(self.server, self.scorer.encoder.tokenizer)[after_echo:]
-                break
+        tried = self._shortest_that_can_be_sent(scored)
         ended = None
-        for way in ways:
+        for way in ways_to_read(self.server, self.scorer.encoder.tokenizer)[after_echo:]:
             try:
-                if way.works(prompt, [answer for _, answer in pairs]):
+                if tried and way.works(*tried):
                     return replace(self, reading=replace(way, patient=True))
             except Refused:
                 continue
@@ -128,6 +122,13 @@ class Served:
             f"{self.server.name}: tells no log-probabilities, which score the options; let texts answer, of the run and"
             " of the server: --protocol generate"
         )
+
+    def _shortest_that_can_be_sent(self, questions: Sequence[Question]) -> tuple[Prompt, list[list[int]]] | None:
+        """A question's prompt as it is sent, with its answers."""
+        for question in sorted(questions, key=lambda question: question.tokens):
+            with suppress(Refused):
+                return self.prompt(question.pairs[0][0]), [answer for _, answer in question.pairs]
+        return None
 
     def replies(self, questions: Sequence[Question]) -> Iterator[Prediction]:
         """What it answers, in the order in which it does; nothing but the reason where it does not, or not in whole."""

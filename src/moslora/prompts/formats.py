@@ -79,15 +79,27 @@ class ClozeFormat(Format):
     passage: bool = False  # whether BoolQ's prompt begins with its passage
 
     def options(self, example: Example) -> tuple[Option, ...]:
+        """In the wording of their task, with a passage if the format shows it."""
+        if example.task == INSTRUCTION:
+            raise UsageError(
+                f"{example.id}: format {self.name} needs a row of a task, and this is a bare instruction;"
+                " use data.format=label evaluation.protocol=choice, or add the key 'task' to the row"
+            )
+        of_task = wording(example)
+        passage = ""
+        if self.passage and of_task.has_passage:
+            if example.context is None:
+                raise UsageError(f"{example.id}: format {self.name} needs BoolQ's passage, and this source has none")
+            passage = f"{example.context}\n"
         options = []
-        for text in self._texts(example):
+        for text in of_task.cloze_texts(example):
             if not text.answer.strip() or not text.characters:
                 raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
             # White space moves to the answer, as in lm-eval's `TemplateLM._encode_pair`: a tokenizer joins a space to
             # the next word, so a prompt that ends in a space is not a token prefix.
-            prompt = text.prompt.rstrip()
-            moved = text.prompt[len(prompt) :]
-            options.append(text._replace(prompt=prompt, answer=moved + text.answer))
+            whole = passage + text.prompt
+            prompt = whole.rstrip()
+            options.append(text._replace(prompt=prompt, answer=whole[len(prompt) :] + text.answer))
         return tuple(options)
 
     def generation_prompt(self, example: Example) -> str:
@@ -98,21 +110,6 @@ class ClozeFormat(Format):
             f"format {self.name} has no answer to generate; use evaluation.protocol=cloze,"
             " or data.format=label or llm-adapters"
         )
-
-    def _texts(self, example: Example) -> list[Option]:
-        """The options in the wording of their task, with a passage if the format shows it."""
-        if example.task == INSTRUCTION:
-            raise UsageError(
-                f"{example.id}: format {self.name} needs a row of a task, and this is a bare instruction;"
-                " use data.format=label evaluation.protocol=choice, or add the key 'task' to the row"
-            )
-        of_task = wording(example)
-        texts = of_task.cloze_texts(example)
-        if not (self.passage and of_task.has_passage):
-            return texts
-        if example.context is None:
-            raise UsageError(f"{example.id}: format {self.name} needs BoolQ's passage, and this source has none")
-        return [text._replace(prompt=f"{example.context}\n{text.prompt}") for text in texts]
 
 
 TODAY = date(2024, 7, 26)
@@ -126,17 +123,10 @@ _DIRECTIVES = (*"aAbBdeHIjmMpSyY", "-d", "-m")
 """The directives of ``strftime`` that templates may use, without their %."""
 
 
-def _fixed_clock() -> str:
-    """A macro of Jinja that replaces the function `ASKS_FOR_THE_DATE` by one for :data:`TODAY`. It is prepended to the
-    template, as `apply_chat_template` takes no functions; its line break at the end does not get into the prompt."""
-    macro = "{% macro " + ASKS_FOR_THE_DATE + "(format) %}{{ format"
-    for directive in _DIRECTIVES:
-        value = TODAY.strftime(f"%{directive}")
-        macro += f"|replace('%{directive}', '{value}')"
-    return macro + " }}{% endmacro %}\n"
-
-
-_CLOCK = _fixed_clock()
+_REPLACED = "".join(f"|replace('%{directive}', '{TODAY.strftime('%' + directive)}')" for directive in _DIRECTIVES)
+_CLOCK = f"{{% macro {ASKS_FOR_THE_DATE}(format) %}}{{{{ format{_REPLACED} }}}}{{% endmacro %}}\n"
+"""A macro of Jinja that replaces the function `ASKS_FOR_THE_DATE` by one for :data:`TODAY`. It is prepended to the
+template, as `apply_chat_template` takes no functions; its line break at the end does not get into the prompt."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +160,13 @@ class ChatFormat(Format):
         found = []
         if ASKS_FOR_THE_DATE in self.template:
             found.append(f"the chat template inserts the date, which is always {TODAY:%d %b %Y} here")
-        before, _, _ = self._asked(Turn("user", "question")).partition("question")
+        before, _, _ = self.render([Turn("user", "question")], add_generation_prompt=True).partition("question")
         if "sys" in before.lower():
             found.append(f"the chat template puts a system message before each row that has none: {before!r}")
         return found
 
     def generation_prompt(self, example: Example) -> str:
-        return self._asked(Turn("user", instruction(example)))
-
-    def _asked(self, *turns: Turn) -> str:
-        return self.render(turns, add_generation_prompt=True)
+        return self.render([Turn("user", instruction(example))], add_generation_prompt=True)
 
     def render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation."""
