@@ -101,6 +101,7 @@ def test_the_data_pages_commands_run(
         different = (rows.replace("planet", f"planet {n}") for n in range(1_000))
         (tmp_path / f"{name}.jsonl").write_text("".join(different), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda *_: 1e7)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     blocks = re.findall(r"```bash\n(.*?)```", DATA_PAGE, re.S)
     lines = "".join(blocks).splitlines()

@@ -10,7 +10,7 @@ from forked_kit import python
 FOLDER = Path(__file__).parent
 ONLY = (
     *("check_methods.py", "check_device.py", "check_layers.py", "check_pieces.py"),
-    *("check_training.py", "check_evaluation.py", "check_engines.py"),
+    *("check_training.py", "check_evaluation.py"),
 )
 """Checks for the only device of a machine."""
 
