@@ -181,10 +181,10 @@ REFUSED = {
     "a value that its class refuses": ("peft/oft", "adapter.peft.r=4", ("OFTConfig",)),
     "a type that does not exist": ("peft/miss", "adapter.peft.peft_type=MISSS", ("MISSS", "MISS,")),
     "a type in lower case": ("peft/miss", "adapter.peft.peft_type=miss", ("MISS,",)),
-    "a prompt method": ("peft/lora", "adapter.peft={peft_type: PREFIX_TUNING}", ("PREFIX_TUNING", "tokens")),
-    "a start that needs data": ("peft/lora", "adapter.peft.init_lora_weights=eva", ("eva", "data")),
+    "a prompt method": ("peft/lora", "adapter.peft={peft_type: PREFIX_TUNING}", ("PREFIX_TUNING",)),
+    "a start that needs data": ("peft/lora", "adapter.peft.init_lora_weights=eva", ("eva",)),
     **{
-        f"{field}, which merge would drop": ("peft/lora", f"adapter.peft.{field}={value}", (field, "merge"))
+        f"{field}, which merge would drop": ("peft/lora", f"adapter.peft.{field}={value}", (field,))
         for field, value in {
             "bias": "lora_only",
             "modules_to_save": "[lm_head]",
@@ -192,9 +192,17 @@ REFUSED = {
             "trainable_token_indices": "[3]",
         }.items()
     },
-    "a module to import": ("peft/lora", "adapter.peft={peft_type: LORA, megatron_core: os}", ("megatron_core", "code")),
-    "what it is imported for": ("peft/lora", "adapter.peft={peft_type: LORA, megatron_config: {a: 1}}", ("code",)),
-    "layers that look at the tokens": ("peft/lora", "adapter.peft.alora_invocation_tokens=[3]", ("tokens",)),
+    "a module to import": ("peft/lora", "adapter.peft={peft_type: LORA, megatron_core: os}", ("megatron_core",)),
+    "what it is imported for": (
+        "peft/lora",
+        "adapter.peft={peft_type: LORA, megatron_config: {a: 1}}",
+        ("megatron",),
+    ),
+    "layers that look at the tokens": (
+        "peft/lora",
+        "adapter.peft.alora_invocation_tokens=[3]",
+        ("alora",),
+    ),
     **{kind: ("peft/lora", f"adapter.peft={{peft_type: {kind}}}", (kind, "must be one of")) for kind in UNFIT},
 }
 

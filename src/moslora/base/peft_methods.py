@@ -16,25 +16,16 @@ from moslora.base.quantized import quantized_layers
 from moslora.errors import MosloraError, UsageError, capped, first_line, needing
 from moslora.recipe import PeftSection
 
-UNFIT = {
-    **dict.fromkeys(("ADALORA", "ADAMSS"), "must be notified of every step"),
-    **dict.fromkeys(("ADAPTION_PROMPT", "SHADOW"), "replaces more than layers that take tokens one by one"),
-    **dict.fromkeys(("POLY", "XLORA"), "depends on the whole batch"),
-}
-"""Methods that cannot be trained here, and why; beside those that add tokens to the prompt."""
+UNFIT = ("ADALORA", "ADAMSS", "ADAPTION_PROMPT", "SHADOW", "POLY", "XLORA")
+"""Methods that cannot be trained here, beside those that add tokens to the prompt: docs/peft.md says why."""
 
-UNFIT_FIELDS = {
-    **{f"init_lora_weights={start}": "needs a pass over data first" for start in ("corda", "eva", "lora_ga")},
-    **dict.fromkeys(("kasa_config", "monteclora_config"), "adds a term to the loss, which moslora does not compute"),
-    "alora_invocation_tokens": "needs the tokens of each row, which moslora does not pass to the layers",
-    **dict.fromkeys(("megatron_config", "megatron_core"), "imports code by name"),
-    **dict.fromkeys(("bias", "modules_to_save", "target_parameters", "trainable_token_indices"), "is not merged"),
-    "bias=none": "",  # fits
-    "arrow_config": "needs other adapters",
-    "sample_at_inference": "draws noise while questions are asked",
-    "layer_replication": "turns the base into another model",
-}
-"""Fields, or values of them, that cannot be used here, and why."""
+UNFIT_FIELDS = (
+    *("init_lora_weights=corda", "init_lora_weights=eva", "init_lora_weights=lora_ga"),
+    *("kasa_config", "monteclora_config", "alora_invocation_tokens", "megatron_config", "megatron_core"),
+    *("bias", "modules_to_save", "target_parameters", "trainable_token_indices"),
+    *("arrow_config", "sample_at_inference", "layer_replication"),
+)
+"""Fields, or values of them, that cannot be used here."""
 
 
 DRAWN_FROM_THE_BASE = "_niter_"
@@ -139,8 +130,17 @@ def config_of(section: PeftSection) -> Any:
         UsageError: PEFT is missing; the method does not fit, or fields, one line each.
     """
     cls = _config_class(section.peft.peft_type)
+    from peft.config import PeftConfig
+
     given = section.peft.model_dump(exclude={"peft_type"})
-    faults = _faults(cls, given)
+    shared = PeftConfig.__dataclass_fields__  # task_type, inference_mode and the like
+    known = [name for name in cls.__dataclass_fields__ if name not in shared]
+    faults = []  # PEFT checks the values itself
+    for key, value in given.items():
+        if key not in known:
+            faults.append(f"adapter.peft.{key}: no such field; {cls.__name__} has {', '.join(known)}")
+        elif value and f"{key}={value}" != "bias=none" and {key, f"{key}={value}"} & {*UNFIT_FIELDS}:
+            faults.append(f"adapter.peft.{key} = {value}: cannot be used here (docs/peft.md)")
     if faults:
         raise UsageError(capped(faults))
     targets = section.target_modules
@@ -151,21 +151,12 @@ def config_of(section: PeftSection) -> Any:
         raise UsageError(f"adapter.peft: {cls.__name__}: {first_line(error)}") from None
 
 
-def settings_of(section: PeftSection) -> dict[str, Any]:
-    """The settings of ``section`` that say what its weights are and compute, with PEFT's defaults, by a recipe's keys.
-
-    Raises:
-        UsageError: as :func:`config_of`.
-    """
-    return _settings(config_of(section))
-
-
-def settings_in(file: Path) -> dict[str, Any]:
-    """The same of an ``adapter_config.json``."""
+def read_config(file: Path) -> Any:
+    """The config in an ``adapter_config.json``."""
     with needing("peft", "adapter.continue_from"):
         from peft import PeftConfig
     try:
-        return _settings(PeftConfig.from_pretrained(str(file.parent)))
+        return PeftConfig.from_pretrained(str(file.parent))
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise UsageError(f"{file}: not a config that this version of PEFT can read ({first_line(error)})") from None
 
@@ -176,8 +167,9 @@ def is_drawn_from_the_base(settings: Mapping[str, Any]) -> bool:
     return DRAWN_FROM_THE_BASE in str(settings.get("adapter.peft.init_lora_weights"))
 
 
-def _settings(config: Any) -> dict[str, Any]:
-    """Without what every method has, such as the base's name, and without dropout, which changes no weight."""
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings of ``config`` that say what its weights are and compute, with PEFT's defaults, by a recipe's keys:
+    without what every method has, such as the base's name, and without dropout, which changes no weight."""
     from peft.config import PeftConfig
 
     settings = {KIND: config.peft_type.value}
@@ -202,24 +194,7 @@ def _config_class(kind: str) -> Any:
     }
     if kind in fitting:
         return fitting[kind]
-    why = UNFIT.get(kind, "adds tokens to the prompt" if kind in known else "unknown method")
-    raise UsageError(f"adapter.peft.peft_type = {kind}: {why}; must be one of {', '.join(sorted(fitting))}")
-
-
-def _faults(cls: Any, given: Mapping[str, Any]) -> list[str]:
-    """A line for each field that PEFT's class lacks, or that cannot be used here. PEFT checks the values itself."""
-    from peft.config import PeftConfig
-
-    shared = PeftConfig.__dataclass_fields__  # task_type, inference_mode and the like
-    known = [name for name in cls.__dataclass_fields__ if name not in shared]
-    faults = []
-    for key, value in given.items():
-        why = UNFIT_FIELDS.get(f"{key}={value}", UNFIT_FIELDS.get(key))
-        if key not in known:
-            faults.append(f"adapter.peft.{key}: no such field; {cls.__name__} has {', '.join(known)}")
-        elif value and why:
-            faults.append(f"adapter.peft.{key} = {value}: {why}")
-    return faults
+    raise UsageError(f"adapter.peft.peft_type = {kind}: must be one of {', '.join(sorted(fitting))} (docs/peft.md)")
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from moslora.base.identity import fingerprint
-from moslora.base.peft_methods import KIND, is_drawn_from_the_base, settings_in, settings_of
+from moslora.base.peft_methods import KIND, config_of, is_drawn_from_the_base, read_config, settings_of
 from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.recipe import AdapterSection, PeftSection, Recipe
@@ -94,13 +94,13 @@ def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
     """An adapter in PEFT's format, as a method of PEFT or as one of ours; and what differs from ``recipe``."""
     config, weights = adapter_files(folder)
     if isinstance(recipe.adapter, PeftSection):
-        then = settings_in(config)
+        then = settings_of(read_config(config))
         if is_drawn_from_the_base(then):
             raise UsageError(
                 f"adapter.continue_from = {folder}: its start split the base at random, and its files do not say how;"
                 " have PEFT convert it to a plain LoRA (path_initial_model_for_weight_conversion)"
             )
-        changed = _changed_values(then, settings_of(recipe.adapter))
+        changed = _changed_values(then, settings_of(config_of(recipe.adapter)))
         state: Mapping[str, Tensor] = load_weights(weights)
     else:
         try:
@@ -126,7 +126,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     """What must fit, by dotted key: the section of the adapter, of a gate its tasks, and of a method of PEFT that split
     the base by the seed, that."""
     if isinstance(recipe.adapter, PeftSection):
-        values = settings_of(recipe.adapter)
+        values = settings_of(config_of(recipe.adapter))
         if is_drawn_from_the_base(values):
             values["seed"] = recipe.seed
         return values
