@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import LoraPair, describe_task, fold, has_learned, named_adapters
+from moslora.adapters import LoraPair, fold, has_learned, named_adapters
 from moslora.base.load import load_tokenizer
 from moslora.base.peft_methods import config_of
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
@@ -96,9 +96,7 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
 
 def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and settings of an adapter of ours, as PEFT's LoRA."""
-    model = load_without_base(folder)
-    if task is not None:
-        describe_task(model, task)
+    model = load_without_base(folder, task=task)
     pairs = lora_pairs(model, str(folder.path))
     lost = [name for name in pairs if name.rpartition(".")[2] in OF_EXPERTS]
     if lost and model.config.model_type in LOST_BY_PEFT:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.adapters import AdapterLinear, LoraPair, describe_task, named_adapters
+from moslora.adapters import AdapterLinear, LoraPair, named_adapters
 from moslora.base.load import DTYPES, in_files, load_tokenizer, read_base, stored_names
 from moslora.base.peft_methods import merged_by_peft
 from moslora.base.quantized import dequantize, quantized_layers, write_out
@@ -105,19 +105,13 @@ def _write_model(
     quantized = quantized_layers(base) if onto == "dequantized" else {}
     by_peft = folder.recipe.adapter.needs_peft
 
-    def adapt(model: PreTrainedModel) -> PreTrainedModel:
-        model = with_adapters_of(folder, model)
-        if task is not None:
-            describe_task(model, task)
-        return model
-
     def load_plain(dtype: DType) -> PreTrainedModel:
         """The adapter model on the weights that it is merged onto, none of them quantised."""
         plain = read_base(section.model_copy(update={"dtype": dtype, "quantization": None}))
         write_out(plain, quantized, DTYPES[dtype])
-        return adapt(plain)
+        return with_adapters_of(folder, plain, task=task)
 
-    model = adapt(base)
+    model = with_adapters_of(folder, base, task=task)
     del base  # one model is in memory at a time
     of_adapted = expected = log_probabilities(model, tokenizer)
     pairs = in_files(lora_pairs(model, str(folder.path)), stored)

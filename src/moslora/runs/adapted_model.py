@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from moslora.adapters import describe_task
 from moslora.base.adapted import with_adapters
 from moslora.base.identity import fingerprint
 from moslora.base.load import choose_engine_of, read_base
@@ -76,17 +77,20 @@ def load_adapted(
     return model
 
 
-def load_without_base(folder: AdapterFolder) -> PreTrainedModel:
-    """The model on the meta device, with its adapters in memory: enough to fold them."""
-    return with_adapters_of(folder, meta_model(folder.recipe.model))
+def load_without_base(folder: AdapterFolder, *, task: str | None = None) -> PreTrainedModel:
+    """The model on the meta device, with its adapters in memory: enough to fold them, for ``task``."""
+    return with_adapters_of(folder, meta_model(folder.recipe.model), task=task)
 
 
-def with_adapters_of(folder: AdapterFolder, model: PreTrainedModel) -> PreTrainedModel:
-    """``model``, its base, changed in place, with its adapters, in evaluation mode."""
+def with_adapters_of(folder: AdapterFolder, model: PreTrainedModel, *, task: str | None = None) -> PreTrainedModel:
+    """``model``, its base, changed in place, with its adapters, in evaluation mode. Gates that route by the task are
+    told of ``task``, if it is given."""
     try:
         model = with_adapters(model, folder.recipe, state=folder.weights())
     except ValueError as error:
         raise MosloraError(f"{folder.path / WEIGHTS}: does not fit its recipe:\n{error}") from None
+    if task is not None:
+        describe_task(model, task)
     return model.eval()
 
 
