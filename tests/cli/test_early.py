@@ -53,7 +53,6 @@ compare run/caps
 compare runs/caps
 compare runs/caps --contrast a
 report runs/cpas
-report runs/caps --evaluation x
 report runs/caps --out full
 experiment none.yaml
 experiment caps.yaml

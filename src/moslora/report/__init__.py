@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from moslora.errors import needing
+from moslora.errors import UsageError, needing
 from moslora.files import new_folder, refuse_used
 
 PAGE = "report.html"
@@ -25,6 +25,9 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     """
     older = partial(_files, out / PAGE)
     refuse_used(out, older=older())
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path}: no such run")
     with needing("matplotlib", "a report"):
         import matplotlib  # noqa: F401
     from moslora.report.page import page
