@@ -7,7 +7,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,13 @@ def _continued(folder: Path, settings: Settings) -> Head:
     then = earlier.settings
     tasks = then.data.keys() & settings.data.keys()
     free = ["base", "source"] if then.data.keys() <= settings.data.keys() else ["base"]
-    changed = changed_keys(_must_agree(then, tasks, free=free), _must_agree(settings, tasks, free=free))
+
+    def must_agree(of: Settings) -> dict[str, Any]:
+        data = {task: of.data[task] for task in tasks}
+        metadata = {key: value for key, value in of.metadata.items() if key not in free}
+        return {**vars(of), "data": data, "metadata": metadata}
+
+    changed = changed_keys(must_agree(then), must_agree(settings))
     if changed:
         raise UsageError(
             f"{folder}: holds predictions made with other settings ({some(list(changed.values()), separator='; ')});"
@@ -99,10 +105,3 @@ def _continued(folder: Path, settings: Settings) -> Head:
         )
     data = {**then.data, **settings.data}
     return Head(dataclasses.replace(settings, data=data), earlier.tasks)
-
-
-def _must_agree(settings: Settings, tasks: Collection[str], *, free: Sequence[str]) -> dict[str, Any]:
-    """The values on which predictions depend: the data of these tasks alone, and all metadata that is not ``free``."""
-    data = {task: settings.data[task] for task in tasks}
-    metadata = {key: value for key, value in settings.metadata.items() if key not in free}
-    return {**vars(settings), "data": data, "metadata": metadata}
