@@ -75,9 +75,10 @@ def measure(method: Method) -> Found:
 def table(results: dict[str, Found]) -> str:
     """The results as Markdown, by recipe; LoRA's among them."""
     header = ["recipe `methods/…`", "mixer", "trainable parameters besides LoRA's", "step time / LoRA's"]
-    rows = [[*header, "peak memory / LoRA's", "merges", "exports", "resumed"]]
+    rows = [[*header, "peak memory / LoRA's", "merges / exports"]]
     lora = results["lora"]
     baseline = lora["peak_memory_gb"][0]
+    difference = max(found["resumed_difference"] for found in results.values())
     for method in METHODS:
         if method.recipe in results:
             rows.append(row_of(method, results[method.recipe], baseline=baseline))
@@ -87,8 +88,8 @@ def table(results: dict[str, Found]) -> str:
         f" {PAIRS} pairs of steps of {ROWS} rows, the method's and LoRA's in turns, on the same rows;"
         " LoRA's own line is LoRA against LoRA: the noise."
         f" Peak memory: of a process that only trains ({baseline:.2f} GB with LoRA, the base and the libraries"
-        " included); LoRA's own line is its second run. Resumed: the adapter of a run resumed from the"
-        f" checkpoint at its half, compared with that of the uninterrupted run. {machine()}."
+        " included); LoRA's own line is its second run. Each run, resumed from the checkpoint at its half, has the"
+        f" uninterrupted run's adapter{f' within {difference:.1g}' if difference else ', bit for bit'}. {machine()}."
     )
     return f"{markdown(rows)}\n\n{notes}"
 
@@ -97,16 +98,13 @@ def row_of(method: Method, found: Found, *, baseline: float) -> list[str]:
     """A method's row; ``baseline`` is LoRA's peak of memory, in GB."""
     added = f"{found['parameters']['added']:+,}".replace("-", "−").replace("+0", "0")
     of_lora, own = found["seconds"]
-    difference = found["resumed_difference"]
     return [
         f"`{method.recipe}`",
         found["mixer"],
         added if method.formula == "0" else f"{method.formula} = {added}",
         spread(ratios(own, of_lora)),
         f"{found['peak_memory_gb'][-1] / baseline:.2f}",
-        found["merge"],
-        found["export"],
-        f"within {difference:.1g}" if difference else "same bits",
+        " / ".join(dict.fromkeys([found["merge"], found["export"]])),
     ]
 
 

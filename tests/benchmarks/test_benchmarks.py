@@ -130,7 +130,8 @@ def test_a_method_is_examined_and_has_its_row(
     (method,) = [method for method in METHODS if method.recipe == "lora-moe-topk"]
     row = methods.row_of(method, found | {"seconds": ([1, 2], [2, 4]), "peak_memory_gb": [3.0]}, baseline=2.0)
     added = f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
-    assert row == ["`lora-moe-topk`", "token-gate", added, "2.00 (2.00–2.00)", "1.50", "no", "no", "same bits"]
+    assert row == ["`lora-moe-topk`", "token-gate", added, "2.00 (2.00–2.00)", "1.50", "no"]
+    assert found["resumed_difference"] == 0
     assert becomes(merge, trained, tmp_path / "merged") == "yes"
 
 
