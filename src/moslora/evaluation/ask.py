@@ -8,11 +8,10 @@ So the most likely option is the one that ``moslora eval`` would count as the an
 answered in words.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import torch
 
 from moslora.base.failures import or_out_of_memory
 from moslora.choices import FormatName
@@ -20,6 +19,7 @@ from moslora.evaluation.question import BARE, as_example
 from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.target import Target
 from moslora.prompts.protocols import PROTOCOLS, ProtocolName, readers
+from moslora.runs.outcomes import log_softmax
 from moslora.runs.predictions import Prediction
 from moslora.tasks import INSTRUCTION
 
@@ -77,7 +77,7 @@ def ask(
         (prediction,) = scorer.score([example])
     answers = []
     if not example.is_open_ended:
-        probabilities = torch.tensor(prediction.deciding_scores, dtype=torch.float64).softmax(0).tolist()
+        probabilities = [math.exp(log_p) for log_p in log_softmax(prediction.deciding_scores)]
         answers = [Answer(*parts) for parts in zip(names, probabilities, prediction.scores, strict=True)]
         answers.sort(key=lambda answer: -answer.probability)  # stable: the first of equals, as in eval
     return Answered(tuple(answers), prediction, request.protocol, request.format)

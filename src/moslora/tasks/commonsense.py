@@ -6,7 +6,6 @@ All that is particular about a set is defined here, or in its wording, and nowhe
 
 import dataclasses
 import difflib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from moslora.choices import Split
@@ -176,9 +175,8 @@ COMMONSENSE: tuple[str, ...] = tuple(TASKS)
 GROUP = "commonsense"
 """Name of all eight."""
 
-_HEADS = Counter(task.wording.head for task in TASKS.values() if not isinstance(task.wording, Plain))
 SAME_INSTRUCTION: tuple[str, ...] = tuple(
-    task.name for task in TASKS.values() if not isinstance(task.wording, Plain) and _HEADS[task.wording.head] > 1
+    task.name for task in TASKS.values() if isinstance(task.wording, Numbered) and task.wording.head == _ANSWERS.head
 )
 """Sets whose instruction is another set's too, so that it does not tell which of them a row is of."""
 
