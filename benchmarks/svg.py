@@ -3,20 +3,30 @@ a dark one."""
 
 import io
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import matplotlib
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from benchmarks import DOCS
-from moslora.report.canvas import SERIES, VARIABLES
+from moslora.report.canvas import SERIES, VARIABLES, Canvas
 
 INK = "#75808B"
 """Text and axes: of medium brightness."""
 
 SHOWN = dict.fromkeys(VARIABLES.values(), INK) | {f"c{number}": color for number, color in enumerate(SERIES)}
 """The variables of a report's page, as colours."""
+
+
+@contextmanager
+def canvas_of(arms: Iterable[str]) -> Iterator[Canvas]:
+    """A report's canvas, whose PNGs are not kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Canvas(Path(folder), list(arms))
 
 
 def from_report(svg: str) -> str:
@@ -27,12 +37,18 @@ def from_report(svg: str) -> str:
     return text.replace(f"stroke: {SHOWN['grid']}; stroke-width: 0.8", f"stroke: {SHOWN['grid']}; stroke-opacity: 0.3")
 
 
-def from_figure(figure: Figure) -> str:
-    """A figure of matplotlib, the same text every day."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "moslora"}):  # fixed ids
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()
+def from_figures(style: Any, figures: Mapping[str, Callable[[], Figure]]) -> dict[str, str]:
+    """What figures of matplotlib in this style are as SVG, the same text every day."""
+    found = {}
+    for path, draw in figures.items():
+        text = io.StringIO()
+        with plt.rc_context(style):
+            figure = draw()
+            with plt.rc_context({"svg.hashsalt": "moslora"}):  # fixed ids
+                figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+        found[path] = text.getvalue()
+    return found
 
 
 def write_pictures(pictures: Mapping[str, str], folder: Path = DOCS) -> None:

@@ -20,26 +20,27 @@ def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_co
 
 
 def alternate(
-    one: Callable[[], object], other: Callable[[], object], *, repetitions: int, warmup: int
-) -> tuple[list[float], list[float]]:
-    """Times two functions in turns, the first one changing, so that whatever slows the machine slows both.
+    *runs: Callable[[], object], repetitions: int, warmup: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
+    """Times functions in turns, the first one changing, so that whatever slows the machine slows all.
 
     Args:
-        one: called ``warmup + repetitions`` times, as is ``other``.
+        runs: each is called ``warmup + repetitions`` times.
         repetitions: those that count.
         warmup: those before.
+        clock: seconds.
 
     Returns:
-        The seconds of each, pair by pair.
+        The seconds of each, round by round.
     """
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in runs]
     for number in range(warmup + repetitions):
-        turns = [(one, times[0]), (other, times[1])]
+        turns = list(zip(runs, times, strict=True))
         if number % 2 == 0:
             turns.reverse()
         for run, measured in turns:
-            measured.append(seconds(run))
-    return times[0][warmup:], times[1][warmup:]
+            measured.append(seconds(run, clock))
+    return [measured[warmup:] for measured in times]
 
 
 def wait() -> None:

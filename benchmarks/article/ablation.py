@@ -15,9 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import DOCS
 from benchmarks.article.results import draw_forest, load
-from benchmarks.svg import from_report, write_pictures
+from benchmarks.svg import canvas_of, from_report, write_pictures
 from moslora.experiment.file import load_experiment
-from moslora.report.canvas import Canvas
 from moslora.report.figures.mixers import draw_mixers, mapped
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
@@ -59,8 +58,7 @@ def kept_layers() -> list[LearnedLayer]:
 def pictures() -> dict[str, str]:
     """Path in docs/ -> SVG."""
     found = load(EXPERIMENT)
-    with tempfile.TemporaryDirectory() as folder:
-        canvas = Canvas(Path(folder), found.names)
+    with canvas_of(found.names) as canvas:
         figures = {
             "differences": draw_forest(
                 canvas, found, "differences", arms=found.names[1:], outcomes=OUTCOMES, width=6.6

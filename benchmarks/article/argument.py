@@ -5,7 +5,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -34,7 +33,7 @@ from benchmarks.article.diagrams import (
     heights,
     picture,
 )
-from benchmarks.svg import INK, from_figure, write_pictures
+from benchmarks.svg import INK, from_figures, write_pictures
 from benchmarks.tables import publish
 
 # In inches: the width of a figure, and where its pictures begin.
@@ -197,13 +196,8 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 def pictures() -> dict[str, str]:
     """Path in docs/ -> SVG."""
     shown = matrices()
-    found = {}
-    with plt.rc_context(STYLE):
-        for name, make in FIGURES.items():
-            figure = make(*shown.get(name, ()))
-            found[f"argument/{name}.svg"] = from_figure(figure)
-            plt.close(figure)
-    return found
+    figures = {f"argument/{name}.svg": partial(draw, *shown.get(name, ())) for name, draw in FIGURES.items()}
+    return from_figures(STYLE, figures)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def examine(name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def times(method: Method, folder: Path) -> tuple[list[float], list[float]]:
+def times(method: Method, folder: Path) -> list[list[float]]:
     """Seconds of LoRA's steps and of the method's, measured in turns."""
     accelerator = Accelerator(mixed_precision="no")
     steps = []

@@ -1,5 +1,6 @@
 """The figures and tables of docs/proof.md, computed and written in place: ``make proof``."""
 
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -35,7 +36,7 @@ from benchmarks.article.update_rules import (
     SGD,
     TORCH_MUON,
 )
-from benchmarks.svg import INK, from_figure, write_pictures
+from benchmarks.svg import INK, from_figures, write_pictures
 from benchmarks.tables import markdown, publish
 
 FLOOR = 1e-17
@@ -230,14 +231,13 @@ def draw_butterfly() -> Figure:
 
 def pictures(found: Distances) -> dict[str, str]:
     """Path in docs/ -> SVG."""
-    with plt.rc_context(STYLE):
-        figures = {
-            "distances": draw_distances(found),
-            "heat-map": draw_heat_map(found),
-            "conservation": draw_conservation(),
-            "butterfly": draw_butterfly(),
-        }
-        return {f"proof/{name}.svg": from_figure(figure) for name, figure in figures.items()}
+    figures: dict[str, Callable[[], Figure]] = {
+        "proof/distances.svg": lambda: draw_distances(found),
+        "proof/heat-map.svg": lambda: draw_heat_map(found),
+        "proof/conservation.svg": draw_conservation,
+        "proof/butterfly.svg": draw_butterfly,
+    }
+    return from_figures(STYLE, figures)
 
 
 if __name__ == "__main__":

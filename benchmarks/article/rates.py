@@ -9,7 +9,6 @@ the runs are packed: ``moslora eval FOLDER/runs/RUN --base``.
 """
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from matplotlib.axes import Axes
 from benchmarks import DOCS
 from benchmarks.article.results import ScoredExperiment, load, made_of
 from benchmarks.commands import command
-from benchmarks.svg import from_report, write_pictures
+from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
@@ -219,8 +218,8 @@ def _draw(axes: Axes, rates: Sequence[AtRate], values: Sequence[Floats], style: 
 def pictures(found: ScoredExperiment) -> dict[str, str]:
     """Path in docs/ -> SVG."""
     methods = by_method(found)
-    with tempfile.TemporaryDirectory() as folder:
-        return {"rates.svg": from_report(figure(Canvas(Path(folder), list(methods)), methods))}
+    with canvas_of(methods) as canvas:
+        return {"rates.svg": from_report(figure(canvas, methods))}
 
 
 def main(folder: Path = FOLDER, *, print_only: bool = False, reruns_of: Path | None = None) -> None:

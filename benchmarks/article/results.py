@@ -8,7 +8,6 @@ before the runs are packed. Costs are those of docs/methods.md, which `make meth
 """
 
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from markupsafe import Markup
 
 from benchmarks import DOCS
 from benchmarks.commands import command
-from benchmarks.svg import from_report, write_pictures
+from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm, all_runs, load_arms
 from moslora.compare.comparison import compare_arms, compare_planned
@@ -244,8 +243,7 @@ def figures(found: ScoredExperiment) -> dict[str, Markup | None]:
     others = found.names[1:]
     four = [arm for arm in FOUR if arm in others]
     drawn: dict[str, Markup | None] = dict.fromkeys(("forest", "forest-four", "gain-and-forgetting"))
-    with tempfile.TemporaryDirectory() as folder:
-        canvas = Canvas(Path(folder), found.names)
+    with canvas_of(found.names) as canvas:
         drawn["forest"] = draw_forest(canvas, found, "forest", arms=others, outcomes=tuple(found.contrasts), width=8.4)
         if four and FORGOTTEN in found.contrasts:
             drawn["forest-four"] = draw_forest(

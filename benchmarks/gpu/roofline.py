@@ -28,7 +28,7 @@ from benchmarks.gpu.operations import ACHIEVED, DEVICES, Ledger, estimate
 from benchmarks.gpu.race import ROWS, TINY, adapted, lengths, random_model, step_rows
 from benchmarks.speed.contestants import features, our_parts, padded, with_lora
 from benchmarks.tables import machine, markdown, publish, spread
-from benchmarks.timing import seconds
+from benchmarks.timing import alternate
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
@@ -180,16 +180,11 @@ def measure_host(repetitions: int) -> None:
     long_rows = step_rows(STEP, NARROW["vocab_size"])
     rows = [replace(row, input_ids=row.input_ids[:2], labels=row.labels[:2]) for row in long_rows]
     take_branches_of_gpu()
-    took: dict[str, list[float]] = {"moslora": [], "peft": []}
-    steps = {}
-    for name in took:
-        _, steps[name] = made(name, rows, on=CPU, sizes=NARROW)
-        steps[name]()
-    for turn in range(repetitions):
-        for name in sorted(took, reverse=turn % 2 == 1):
-            took[name].append(1e3 * seconds(steps[name], time.process_time))
-    for name, milliseconds in took.items():
-        print(f"{name}: {spread(milliseconds)} ms a step")
+    names = ("moslora", "peft")
+    steps = [made(name, rows, on=CPU, sizes=NARROW)[1] for name in names]
+    took = alternate(*steps, repetitions=repetitions, warmup=1, clock=time.process_time)
+    for name, of_steps in zip(names, took, strict=True):
+        print(f"{name}: {spread([1e3 * each for each in of_steps])} ms a step")
     print(machine())
 
 

@@ -13,16 +13,14 @@ point is a process.
 
 import json
 import random
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks import DOCS
 from benchmarks.commands import command, in_turns
 from benchmarks.speed import evaluation, training
-from benchmarks.svg import from_report, write_pictures
+from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import machine
 from moslora.data.encode import Encoded
 from moslora.data.sources import load_examples
@@ -76,8 +74,7 @@ def measure(axis: str, contestants: tuple[str, str]) -> dict[str, dict[int, dict
 def pictures() -> dict[str, str]:
     """Path in docs/ -> SVG, of what was measured last."""
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        canvas = Canvas(Path(folder), list(dict.fromkeys(NAMES.values())))
+    with canvas_of(dict.fromkeys(NAMES.values())) as canvas:
         return {"speed/growth.svg": from_report(draw(canvas, measured["found"], measured["title"]))}
 
 
