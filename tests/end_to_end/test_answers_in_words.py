@@ -127,7 +127,7 @@ outcome: OUTCOME
 """
     Path("e.yaml").write_text(text.replace("OUTCOME", "log_probability"))
     code, _, error = run(capsys, "experiment", "e.yaml", "--table")
-    assert code == 2 and says(error, "log_probability", "answers in words", "accuracy")
+    assert code == 2 and says(error, "outcome: ", "log_probability", "questions")
     Path("e.yaml").write_text(text.replace("OUTCOME", "accuracy"))
     study("e.yaml").run()
     code, _, errors = run(capsys, "experiment", "e.yaml", "--pack", "packed")
