@@ -128,19 +128,6 @@ def test_texts_are_asked_beside_questions_and_compared(
     assert merged.macro is None and not merged.tasks
 
 
-def test_rows_are_shown_as_the_recipe_trains_on_them(
-    mine: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = "data: {format: cloze, loss_on: all, max_length: 9}\nevaluation: {protocol: cloze}\n"
-    both = DECLARED + DECLARED.partition("\n")[2].replace("weather", "other")
-    (tmp_path / "own.yaml").write_text(f"extends: {world / 'recipe.yaml'}\n{both}{options}", encoding="utf-8")
-    (tmp_path / "rows.jsonl").write_text((mine / "rows.jsonl").read_text())
-    code, shown, _ = run(capsys, "data", "show", tmp_path / "own.yaml")
-    heading = "   format cloze, 9 tokens, the start of the prompt cut, loss on 9 of them"
-    assert code == 0 and f"weather/train/0{heading}" in shown and f"other/train/0{heading}" in shown
-    assert "options (protocol cloze; * is right)" in shown
-
-
 def test_a_gate_has_an_embedding_for_each_task_of_the_run(
     mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,16 +19,13 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
-from moslora.adapters import inject, named_adapters
-from moslora.base.load import load_base
 from moslora.cli import main
 from moslora.data.local import read_file
 from moslora.errors import MosloraError, UsageError
 from moslora.prompts.formats import FORMATS, LabelFormat
 from moslora.prompts.instructions import answer_pattern, llm_adapters_row
-from moslora.recipe import ModelSection, find_recipe, load_recipe, recipe_schema, trace_recipe
+from moslora.recipe import find_recipe, load_recipe, recipe_schema, trace_recipe
 from moslora.recipe.yaml_text import parse, render_inline
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
@@ -245,48 +242,36 @@ def test_any_text_fits_on_one_line_and_comes_back(value: Any) -> None:
 
 # Rows of data
 
-LABELS = st.sampled_from(["true", "false", "answer1", "answer2", "ending4", "option1", "solution2", "x", ""])
-INSTRUCTIONS = st.builds(
-    "{}{}{}{}".format,
-    st.sampled_from(
-        [
-            "Please answer the following question with true or false, question: ",
-            "Please choose the correct answer to the question: ",
-            "Please choose the correct ending to complete the given sentence: ",
-            "",
-        ]
-    ),
-    TEXT,
-    st.sampled_from(["?", "\n\nAnswer1: a Answer2: b", "\n\nEnding1: a Ending2: b", "\n\nAnswer1: a", ""]),
-    st.sampled_from(
-        [
-            "\n\nAnswer format: true/false",
-            "\n\nAnswer format: answer1/answer2",
-            "\n\nAnswer format: answer1",
-            "Answer format: ",
-            "",
-        ]
-    ),
+LABELS = st.sampled_from(["true", "answer1", "answer2", "ending4", "option1", "x", ""])
+INSTRUCTIONS = st.sampled_from(
+    [
+        "Please answer the following question with true or false, question: a?\n\nAnswer format: true/false",
+        "Please choose the correct answer to the question: a?\n\nAnswer1: a Answer2: b\n\nAnswer format: answer1",
+        "Please choose the correct ending to complete the given sentence: a\n\nEnding1: a\n\nAnswer format: answer1",
+    ]
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
 )
+KNOWN = {"instruction": INSTRUCTIONS, "input": st.just(""), "output": LABELS.map("the correct answer is {}".format)}
 ROWS = st.one_of(
     st.fixed_dictionaries(
-        {
-            "instruction": INSTRUCTIONS,
-            "input": st.just(""),
-            "output": st.builds("the correct answer is {}".format, LABELS) | TEXT,
-            "answer": LABELS,
-        },
-        optional={"task": st.sampled_from([*COMMONSENSE, "bolq"]) | JSON},
+        KNOWN | {"answer": LABELS}, optional={"task": st.sampled_from([*COMMONSENSE, "bolq"]) | JSON}
     ),
     st.fixed_dictionaries({}, optional=dict.fromkeys(["instruction", "input", "output", "answer", "task"], JSON)),
     JSON,
 )
 GOOD = {"instruction": "i", "input": "", "output": "o", "answer": "a"}
+BAD = [
+    {"task": ["boolq"]},
+    {"task": {}},
+    {"output": "\ud800"},
+    {"task": "\ud800\n"},
+    {"output": ""},
+    {"instruction": "\u2028"},
+]
 
 
 def check_example(found: Example) -> None:
@@ -306,46 +291,22 @@ def check_example(found: Example) -> None:
         assert answer_pattern(found).search(llm_adapters_row(found)["output"])
 
 
-@tries(250)
-@given(rows=st.lists(ROWS, max_size=4), jsonl=st.booleans(), task=st.none() | st.sampled_from(COMMONSENSE))
-@example(rows=[{**GOOD, "task": ["boolq"]}], jsonl=True, task=None)
-@example(rows=[{**GOOD, "task": {}}], jsonl=False, task=None)
-@example(rows=[{**GOOD, "output": "\ud800"}], jsonl=True, task=None)
-@example(rows=[{**GOOD, "task": "\ud800\n"}], jsonl=True, task=None)
-@example(rows=[{**GOOD, "output": ""}], jsonl=True, task=None)
-@example(rows=[{**GOOD, "instruction": "\u2028"}], jsonl=True, task=None)
-def test_any_rows_are_read_or_refused(rows: list[Any], jsonl: bool, task: str | None) -> None:
-    path = Path("rows.jsonl" if jsonl else "rows.json")
-    text = "".join(json.dumps(row) + "\n" for row in rows) if jsonl else json.dumps(rows, indent=1)
-    path.write_text(text, encoding="utf-8")
-    try:
-        examples = read_file(path, "train", task=task)
-    except MosloraError as error:
-        if len(rows):
-            check_lines(error, *(f"{path}:{n}: " if jsonl else f"{path}: row {n}: " for n in range(1, len(rows) + 1)))
-        else:
-            check_lines(error, f"{path}: ")
-    else:
-        assert len(examples) == len(rows)
-        for row, found in zip(rows, examples, strict=True):
-            check_example(found)
-            rendered = llm_adapters_row(found)
-            assert (rendered["instruction"], rendered["output"]) == (row["instruction"], row["output"])
-
-
-@tries(150)
+@tries(300)
 @given(
-    text=st.text(max_size=40) | st.text('{}[]",:\\ \n1eu', max_size=40) | st.binary(max_size=20), jsonl=st.booleans()
+    text=st.lists(ROWS, max_size=4).map(json.dumps)
+    | st.lists(ROWS, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows)))
+    | st.text('{}[]",:\\ \n1eu', max_size=40)
+    | st.binary(max_size=20),
+    suffix=st.sampled_from(["json", "jsonl"]),
 )
-@example(text="[" * 100_000, jsonl=True)
-@example(text="[" * 100_000, jsonl=False)
-@example(text='{"a":' * 100_000, jsonl=False)
-@example(text="9" * 5000, jsonl=True)
-@example(text="[" + "9" * 5000, jsonl=False)
-@example(text="\ufeff" + json.dumps(GOOD), jsonl=True)
-@example(text="\ufeff[]", jsonl=False)
-def test_any_text_is_rows_or_refused(text: str | bytes, jsonl: bool) -> None:
-    path = Path("rows.jsonl" if jsonl else "rows.json")
+@example(text="[" * 100_000, suffix="jsonl")
+@example(text='{"a":' * 100_000, suffix="json")
+@example(text="9" * 5000, suffix="jsonl")
+@example(text="[" + "9" * 5000, suffix="json")
+@example(text="\ufeff" + json.dumps(GOOD), suffix="jsonl")
+@example(text=json.dumps([GOOD | bad for bad in BAD]), suffix="json")
+def test_any_rows_are_read_or_refused(text: str | bytes, suffix: str) -> None:
+    path = Path(f"rows.{suffix}")
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass"))
     try:
         examples = read_file(path, "train")
@@ -354,21 +315,3 @@ def test_any_text_is_rows_or_refused(text: str | bytes, jsonl: bool) -> None:
     else:
         for found in examples:
             check_example(found)
-
-
-# Adapters of others
-
-
-@pytest.fixture(scope="module")
-def source(world: Path, folder: Any) -> Path:
-    """A LoRA of rank 4 on the small model; its settings are written again for each example."""
-    model = load_base(ModelSection(name=str(world / "model"), dtype="float32"))
-    inject(model, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules=["q_proj", "v_proj", "down_proj"])
-    tensors = {
-        f"base_model.model.{name}.lora_{part}.weight": weight.detach()
-        for name, layer in named_adapters(model)
-        for part, weight in (("A", layer.lora_a), ("B", layer.lora_b))
-    }
-    Path("source").mkdir()
-    save_file(tensors, "source/adapter_model.safetensors")
-    return Path("source")
