@@ -41,7 +41,7 @@ def test_columns_are_those_of_the_predictions():
     evaluation = Evaluation.of(Path(), SETTINGS, every)
     assert list(evaluation.tasks) == list(TASKS)
     for task, answers in evaluation.tasks.items():
-        rows = [row for row in every if row.task == task]
+        rows = sorted((row for row in every if row.task == task), key=lambda row: row.id)
         assert answers.ids == tuple(row.id for row in rows)
         assert answers.chosen == tuple(np.argmax(row.deciding_scores) for row in rows)
         assert answers.cut == tuple(row.truncated for row in rows) and sum(answers.cut) == 3
@@ -76,7 +76,7 @@ def test_the_brier_score_is_scikit_learns():
 def test_some_questions_in_the_order_of_their_ids():
     every = predictions()
     questions = {"obqa": {f"obqa/test/{row:02}" for row in (7, 1, 12, 99)}, "siqa": {"siqa/test/01"}}
-    evaluation = Evaluation.of(Path(), SETTINGS, every).in_order.only(questions)
+    evaluation = Evaluation.of(Path(), SETTINGS, every).only(questions)
     ((task, answers),) = evaluation.tasks.items()
     by_id = {row.id: row for row in every}
     assert (task, answers.ids) == ("obqa", ("obqa/test/01", "obqa/test/07", "obqa/test/12"))

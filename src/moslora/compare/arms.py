@@ -12,9 +12,9 @@ import numpy as np
 from moslora.compare.find import find
 from moslora.compare.statistics import Codes, Floats
 from moslora.errors import UsageError, some
-from moslora.runs.evaluation import Evaluation, is_evaluation
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.held_out import HELD_OUT
-from moslora.runs.run import Run, base_of, is_run
+from moslora.runs.run import is_run
 
 SEED_AT_END = re.compile(r"[-_.=]*(seed|s)?[-_.=]*\d+$")
 """At the end of the name of a run."""
@@ -54,13 +54,14 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
         evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
         cluster: what groups the questions of logs: a column, or a path into a row.
     """
+    found = find(paths, evaluation=evaluation, cluster=cluster)
     if len(paths) == 1 and is_run(paths[0]):
-        base = base_of(Run(paths[0]).evaluation(evaluation))
-        if not is_evaluation(base):
+        base = found[0].base
+        if base is None:
             command = f"moslora eval {shlex.quote(str(paths[0]))} --base"
-            raise UsageError(f"{base}: missing; give another run, or ask the base in the same way: {command}")
-        paths = [base, paths[0]]
-    return arms_of(find(paths, evaluation=evaluation, cluster=cluster))
+            raise UsageError(f"{paths[0]}: its base was not asked; give another run, or ask it likewise: {command}")
+        found = [base, *found]
+    return arms_of(found)
 
 
 def arms_of(runs: Sequence[Evaluation]) -> list[Arm]:

@@ -93,13 +93,11 @@ def refuse_other_prompts(runs: Sequence[Evaluation], *, allowed: Sequence[str]) 
 def note_what_differs(arms: Sequence[Arm]) -> None:
     """Says what may differ and yet matters to a reader: steps that validations chose, versions, and clusters of
     questions, which are the same in all runs."""
-    steps = []
-    for arm in arms:
-        chosen = [run for run in arm.runs.values() if run.chosen_step is not None]
-        steps += [f"{arm.name} {run.chosen_step:,} ({run.made['steps']})" for run in chosen]
-    if steps:
-        note(f"steps: {some(steps, separator='; ', most=8)}")
     runs = all_runs(arms)
+    chosen = [(arm.name, run) for arm in arms for run in arm.runs.values() if run.chosen_step is not None]
+    if chosen:
+        steps = [f"{name} {run.chosen_step:,} ({run.made['steps']})" for name, run in chosen]
+        note(f"steps: {some(steps, separator='; ', most=8)}")
     versions = [{name: version[:20] for name, version in run.settings.made_with.items()} for run in runs]
     for values in _differences(runs, versions).values():
         note(f"{values}; this may change scores")

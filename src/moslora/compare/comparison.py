@@ -128,7 +128,7 @@ def compare_arms(
         allowed: fields that may differ; see `refuse_mixed`. With `SEEDS` among them, runs are not paired by seed.
     """
     own_seeds = SEEDS in allowed
-    arms = _with_outcome(_with_tasks(arms, tasks), outcome)
+    arms = _restricted(arms, tasks, outcome)
     refuse_mixed(arms, allowed=allowed)
     runs = all_runs(arms)
     shared, questions = in_common(runs)
@@ -162,32 +162,26 @@ def compare_arms(
     return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions)
 
 
-def _with_tasks(arms: Sequence[Arm], tasks: str | None) -> Sequence[Arm]:
-    """The arms with these tasks alone, names separated by commas; with all if there are none."""
-    known = dict.fromkeys(task for run in all_runs(arms) for task in run.tasks)
-    group = [task for task in COMMONSENSE if task in known]
-    names = split_names(tasks or "", group=group or [GROUP])
-    if not names:
-        return arms
-    faults = unknown_names(names, list(known))
+def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> list[Arm]:
+    """The arms with these tasks alone, names separated by commas, or with all: with texts if the outcome is one of
+    texts, or there is nothing else; otherwise with questions. If it is one of runs, each has it in the place of
+    answers."""
+    tables = {task: answers for run in all_runs(arms) for task, answers in run.tasks.items()}
+    group = [task for task in COMMONSENSE if task in tables]
+    names = split_names(tasks or "", group=group or [GROUP]) or list(tables)
+    faults = unknown_names(names, list(tables))
     if faults:
         raise UsageError("\n".join(faults))
-    return _restricted(arms, names)
-
-
-def _with_outcome(arms: Sequence[Arm], outcome: str | None) -> Sequence[Arm]:
-    """The arms with texts alone if the outcome is one of texts, or there is nothing else; otherwise with questions. If
-    the outcome is one of runs, each has it in the place of answers."""
-    if outcome is not None and outcome in OUTCOMES and OUTCOMES[outcome].of_runs:
+    known = OUTCOMES.get(outcome or "")
+    if known and known.of_runs:
         return [arm.each(_with_validation_loss) for arm in arms]
-    tables = {task: answers for run in all_runs(arms) for task, answers in run.tasks.items()}
-    texts = [task for task, answers in tables.items() if OF_TEXTS in answers.outcomes]
-    questions = [task for task in tables if task not in texts]
-    if not questions or (texts and outcome == OF_TEXTS):
-        return _restricted(arms, texts)
-    if texts:
+    texts = [name for name in names if OF_TEXTS in tables[name].outcomes]
+    kept = [name for name in names if name not in texts]
+    if not kept or (texts and outcome == OF_TEXTS):
+        kept = texts
+    elif texts:
         note(f"texts are left out: {some(texts)}; --outcome {OF_TEXTS} compares them")
-    return _restricted(arms, questions)
+    return [arm.each(lambda run: run.restricted_to(kept)) for arm in arms]
 
 
 def _with_validation_loss(run: Evaluation) -> Evaluation:
@@ -199,11 +193,6 @@ def _with_validation_loss(run: Evaluation) -> Evaluation:
             " metrics.jsonl"
         )
     return found.restricted_to([HELD_OUT])
-
-
-def _restricted(arms: Sequence[Arm], tasks: Sequence[str]) -> list[Arm]:
-    """The arms with these tasks alone."""
-    return [arm.each(lambda run: run.restricted_to(tasks)) for arm in arms]
 
 
 def _outcome(runs: Sequence[Evaluation], chosen: str | None) -> tuple[str, Outcome]:

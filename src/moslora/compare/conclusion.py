@@ -55,10 +55,9 @@ def conclusions(comparison: Comparison) -> list[str]:
     """A sentence on the one contrast that was named. Of a family, one on each difference, one on the arms that are
     equal, and one on those that are open."""
     main = comparison.main
-    sentences = _of_family(comparison)
     if main is not None:
-        sentences = iter([". ".join([_of_contrast(main, comparison), *_risks(main)])])
-    return [f"{sentence}." for sentence in sentences]
+        return [f"{'. '.join([_of_contrast(main, comparison), *_risks(main)])}."]
+    return [f"{sentence}." for sentence in _of_family(comparison)]
 
 
 def _of_contrast(main: Contrast, comparison: Comparison) -> str:

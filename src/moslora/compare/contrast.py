@@ -60,11 +60,10 @@ class Contrast:
     @cached_property
     def means(self) -> dict[str, tuple[float, float]]:
         """Task and average -> the mean outcome of both arms."""
-        means = {task: np.array([before.mean(), after.mean()]) for task, (before, after) in self.y.items()}
-        sizes = [self.questions(task) for task in self.y]
-        means[MACRO] = np.mean(list(means.values()), axis=0)
-        means[MICRO] = np.average([means[task] for task in self.y], axis=0, weights=sizes)
-        return {name: (float(before), float(after)) for name, (before, after) in means.items()}
+        means = np.array([[before.mean(), after.mean()] for before, after in self.y.values()])  # shape (tasks, 2)
+        micro = np.average(means, axis=0, weights=[self.questions(task) for task in self.y])
+        rows = [*means, means.mean(axis=0), micro]
+        return {name: (float(row[0]), float(row[1])) for name, row in zip([*self.y, MACRO, MICRO], rows, strict=True)}
 
     @cached_property
     def gains(self) -> tuple[Effect, Effect] | None:
@@ -79,8 +78,7 @@ class Contrast:
         """`effects` of other outcomes of both arms, as ``y``, to the same questions."""
         if self.paired:
             return self._over_seeds({task: after - before for task, (before, after) in y.items()})
-        before = {task: of_before for task, (of_before, _) in y.items()}
-        after = {task: of_after for task, (_, of_after) in y.items()}
+        before, after = ({task: sides[arm] for task, sides in y.items()} for arm in (0, 1))
         return effects_unpaired(before, after, binary=self.unit.binary, clusters=self.clusters)
 
     def _over_seeds(self, differences: dict[str, Floats]) -> dict[str, Effect]:
@@ -125,9 +123,7 @@ def contrast_of(
         for task, answers in ones[0].tasks.items():
             ((most_frequent, _),) = Counter(answers.gold).most_common(1)
             majority[task] = np.equal(answers.gold, most_frequent).astype(float)
-    of_base = {}
-    if base is not None and before.trained and after.trained:
-        of_base = {task: np.array(answers.outcomes[outcome]) for task, answers in base.tasks.items()}
+    tables = base.tasks if base is not None and before.trained and after.trained else {}
     y_before, y_after = values(ones, outcome), values(others, outcome)
     return Contrast(
         before=before.name,
@@ -137,7 +133,7 @@ def contrast_of(
         y={task: (y_before[task], y_after[task]) for task in y_before},
         majority=majority,
         clusters=cluster_codes([*ones, *others]),
-        base=of_base,
+        base={task: np.array(answers.outcomes[outcome]) for task, answers in tables.items()},
         paired=paired,
         are_runs=all(run.made for run in (*ones, *others)),
     )

@@ -1,7 +1,6 @@
 """A comparison as tables. Header first."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from math import isfinite
 
 from moslora.compare.comparison import Comparison
@@ -89,9 +88,11 @@ def _by_arm(
         return found + [gain_in_words(gained, contrast.unit) for _ in gain]
 
     rows = [[columns[0], "seeds", *averages, *gain, "difference", *columns[1:]]]
-    for before, together in groupby(zip(contrasts, cells, strict=True), key=lambda pair: pair[0].before):
-        own = [contrast for contrast in contrasts if contrast.before == before]
-        most = max(own, key=lambda contrast: contrast.seeds)
+    for before in dict.fromkeys(contrast.before for contrast in contrasts):
+        together = [
+            (contrast, last) for contrast, last in zip(contrasts, cells, strict=True) if contrast.before == before
+        ]
+        most = max((contrast for contrast, _ in together), key=lambda contrast: contrast.seeds)
         runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
         rows.append([before, str(min(runs, len(most.y[tasks[0]][0]))), *levels(most, 0), *[""] * len(columns)])
         for contrast, last in together:

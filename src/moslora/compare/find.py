@@ -110,12 +110,10 @@ def compared_run(path: Path, evaluation: str | None = None) -> Evaluation:
 def compared(folder: Path, *, path: Path | None = None) -> Evaluation:
     """The evaluation in ``folder``, which stands for the run at ``path`` if that is given; with its arm, and the rows
     and steps of its run."""
-    found = replace(read_complete(folder), path=path or folder, name=folder.name, arm=str(folder))
+    found = replace(read_complete(folder), path=path or folder)
     run = found.run
-    if run is None:
+    if run is None or found.of_base:
         return found
-    if found.of_base:
-        return replace(found, name="base")
     recipe = run.recipe
     facts = run.facts
     step = evaluated_step(found, of_result=path is not None)

@@ -7,9 +7,8 @@ import numpy as np
 from moslora.compare.arms import cluster_codes
 from moslora.compare.comparable import asked_the_same, of_other_bases
 from moslora.compare.statistics import MACRO, Effect, effects
-from moslora.runs.evaluation import Evaluation, is_evaluation, read_complete
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES, Outcome
-from moslora.runs.run import base_of
 
 
 def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:
@@ -17,13 +16,9 @@ def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:
     if there are none, if the runs have several bases, or if these were asked in another way. They lie beside the
     answers of one of the runs, where `moslora eval RUN --base` writes them, or in the same table."""
     for run in runs:
-        base = run.base
-        folder = base_of(run.folder)
-        if is_evaluation(folder):
-            base = read_complete(folder)
-        if base is None:
+        if run.base is None:
             continue
-        base = base.only({task: answers.ids for task, answers in run.tasks.items()})
+        base = run.base.only({task: answers.ids for task, answers in run.tasks.items()})
         if asked_the_same(base, run) and not of_other_bases([base, *runs]):
             return base
     return None

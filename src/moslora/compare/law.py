@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr
 
+Array = NDArray[np.float64]
+
 NODES = np.linspace(-8, 8, 65)
 """Standard normal numbers z. Φ(z) is the share at which a χ² is read, so that the steps also resolve its ends."""
 
@@ -39,26 +41,14 @@ class Part:
     degrees: float
 
     @property
-    def plausible(self) -> NDArray[np.float64]:
-        """V ν / χ² at the nodes."""
+    def plausible(self) -> tuple[Array, Array]:
+        """V ν / χ² at the nodes, and the nodes' weights: the trapezoidal rule, exact to rounding for smooth functions
+        of a normal number."""
         if not self.variance:
-            return np.zeros(1)
-        halves: NDArray[np.float64] = gammaincinv(self.degrees / 2, ndtr(self._nodes))  # χ² / 2
-        return self.variance * self.degrees / (2 * halves)
-
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """Of what is `plausible`: the trapezoidal rule, exact to rounding for smooth functions of a normal number."""
-        density: NDArray[np.float64] = np.exp(-(self._nodes**2) / 2)
-        return density / density.sum()
-
-    @property
-    def _nodes(self) -> NDArray[np.float64]:
-        if not self.variance:
-            return np.zeros(1)
-        if self.degrees < MANY:
-            return NODES
-        return NODES[::4]
+            return np.zeros(1), np.ones(1)
+        nodes = NODES if self.degrees < MANY else NODES[::4]
+        density = np.exp(-(nodes**2) / 2)
+        return self.variance * self.degrees / (2 * gammaincinv(self.degrees / 2, ndtr(nodes))), density / density.sum()
 
 
 @dataclass(frozen=True)
@@ -129,9 +119,9 @@ class Law:
         return min(self.interaction, self.questions.variance)
 
     @cached_property
-    def _mixture(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _mixture(self) -> tuple[Array, Array]:
         """Standard deviations of the normals whose average the law is, and their weights."""
-        rest = np.maximum(0, self.seeds.plausible - self._in_both)
-        variances = np.add.outer(self.questions.plausible, rest)
-        weights = np.multiply.outer(self.questions.weights, self.seeds.weights)
-        return np.sqrt(variances).ravel(), weights.ravel()
+        of_seeds, weights = self.seeds.plausible
+        of_questions, other_weights = self.questions.plausible
+        variances = np.add.outer(of_questions, np.maximum(0, of_seeds - self._in_both))
+        return np.sqrt(variances).ravel(), np.multiply.outer(other_weights, weights).ravel()

@@ -40,16 +40,17 @@ BOOLEANS = {"True": 1, "False": 0}
 
 
 class Sample(NamedTuple):
-    """A row of a log.
+    """A question of a log.
 
     Attributes:
+        scores: metric -> score; of the whole log, (metric, filter) -> score.
         gold: position of the right option, -1 if it is not known.
         shared: the text that it shares with the questions of its cluster, or "".
         question: a hash of the question with its options; ``None`` if the log has no text.
     """
 
     id: str
-    scores: Mapping[str, float]
+    scores: dict[Any, float]
     hashes: Mapping[str, str]
     gold: int = -1
     shared: str = ""
@@ -80,11 +81,11 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Eval
     found = []
     groups = False  # whether the column groups any questions
     for place, files in _files_by_evaluation(paths).items():
-        read: dict[str, dict[str, Samples]] = {}  # task -> filter -> samples
+        read: dict[str, Samples] = {}
         for file in files:
             _read_file(file, read, cluster)
-        groups |= any(clusters_of(_shared(by_filter), {}) for by_filter in read.values())
-        tasks = {task: _columns(by_filter) for task, by_filter in read.items()}
+        groups |= any(clusters_of(_shared(samples), {}) for samples in read.values())
+        tasks = {task: _columns(samples) for task, samples in read.items()}
         label = _label(place)
         seed = None
         for number in SEED.findall(label):
@@ -138,7 +139,7 @@ def _rows(file: Path) -> Iterator[Any]:
             yield from map(from_json, filter(str.strip, text))
 
 
-def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | None) -> None:
+def _read_file(file: Path, tasks: dict[str, Samples], cluster: str | None) -> None:
     """Adds a file's samples to those of ``tasks``."""
     named = SAMPLES.fullmatch(file.name)
     task_of_file = named[1] if named else "questions"
@@ -152,13 +153,14 @@ def _read_file(file: Path, tasks: dict[str, dict[str, Samples]], cluster: str | 
                 sample = Sample(str(row["id"]), {"score": float(BOOLEANS.get(score, score))}, {})
             sample = sample._replace(question=_question(row), shared=_shared_text(row, cluster))
             task = str(row.get("task") or task_of_file)
-            samples = tasks.setdefault(task, {}).setdefault(str(row.get("filter")), {})
-            if sample.id in samples:
+            scores = {(metric, row.get("filter")): score for metric, score in sample.scores.items()}
+            known = tasks.setdefault(task, {}).setdefault(sample.id, sample._replace(scores={}))
+            if scores.keys() & known.scores.keys():
                 raise UsageError(
                     f"{file}: row {read + 1}: question {sample.id} of {task} appears twice; choose the files of a"
                     " single evaluation"
                 )
-            samples[sample.id] = sample
+            known.scores.update(scores)
             read += 1
     except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UsageError(
@@ -219,27 +221,25 @@ def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
     return sample._replace(gold=gold)
 
 
-def _columns(by_filter: Mapping[str, Samples]) -> TaskAnswers:
+def _columns(samples: Samples) -> TaskAnswers:
     """A column for each metric that all questions have; of several filters, as in lm-eval's results: metric,filter."""
-    first = next(iter(by_filter.values()))
-    ids = sorted(first)
+    ids = sorted(samples)
+    first = samples[ids[0]]
+    filters = {filter for _, filter in first.scores}
     outcomes = {}
-    for name_of_filter, samples in by_filter.items():
-        for metric in next(iter(samples.values())).scores:
-            column = tuple(samples[id].scores[metric] for id in ids if id in samples and metric in samples[id].scores)
-            if len(column) == len(ids):
-                outcomes[f"{metric},{name_of_filter}" if len(by_filter) > 1 else metric] = column
-    hashes = {name: tuple(first[id].hashes[name] for id in ids) for name in first[ids[0]].hashes}
-    gold = tuple(first[id].gold for id in ids)
+    for key in first.scores:
+        if all(key in sample.scores for sample in samples.values()):
+            outcomes[",".join(key) if len(filters) > 1 else key[0]] = tuple(samples[id].scores[key] for id in ids)
+    hashes = {name: tuple(samples[id].hashes[name] for id in ids) for name in first.hashes}
+    gold = tuple(samples[id].gold for id in ids)
     if -1 in gold:
         gold = ()
-    questions: dict[str, Hashable] = {id: first[id].question for id in ids}
+    questions: dict[str, Hashable] = {id: samples[id].question for id in ids}
     if len(set(questions.values())) == 1:  # what stands in all rows is no question
         questions = {id: id.partition(inspect_logs.EPOCH)[0] for id in ids}
-    return TaskAnswers(tuple(ids), gold, outcomes, hashes).grouped(clusters_of(_shared(by_filter), questions))
+    return TaskAnswers(tuple(ids), gold, outcomes, hashes).grouped(clusters_of(_shared(samples), questions))
 
 
-def _shared(by_filter: Mapping[str, Samples]) -> dict[str, str]:
+def _shared(samples: Samples) -> dict[str, str]:
     """Id -> the text that a question shares with others, or "", in the order of the answers."""
-    first = next(iter(by_filter.values()))
-    return {id: first[id].shared for id in sorted(first)}
+    return {id: samples[id].shared for id in sorted(samples)}

@@ -9,13 +9,13 @@ from typing import Any
 
 from moslora.compare.arms import arms_of
 from moslora.compare.comparable import asked_the_same, of_other_bases
-from moslora.compare.find import compared, compared_run, of_arm, runs_at
+from moslora.compare.find import compared_run, of_arm, runs_at
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.evaluation import Evaluation, in_common, is_evaluation
-from moslora.runs.run import Run, base_of
+from moslora.runs.evaluation import Evaluation, in_common
+from moslora.runs.run import Run
 
 
 @dataclass
@@ -100,14 +100,12 @@ def _read_answers(reported: ReportedRun, evaluation: str | None) -> None:
     if not found.tasks:
         return
     reported.compared = reported.tuned = found
-    folder = base_of(found.folder)
-    if not is_evaluation(folder):
+    if found.base is None:
         return
-    base = compared(folder)
-    shared, reported.left_out = in_common([found, base])
+    shared, reported.left_out = in_common([found, found.base])
     if shared:
         reported.tuned = found.only(shared)
-        reported.base = base.only(shared)
+        reported.base = found.base.only(shared)
 
 
 def _name_arms(runs: Sequence[ReportedRun]) -> None:

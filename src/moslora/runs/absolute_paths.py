@@ -11,8 +11,7 @@ from moslora.recipe import Recipe
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """``recipe`` with absolute paths of its rows, tasks and base, and of the adapter that it continues."""
     values = recipe.model_dump(mode="json")
-    for section, key in local_files(values):
-        section[key] = absolute_path(section[key])
+    make_absolute(values)
     if recipe.model.name != BUILTIN_MODEL:
         values["model"]["name"] = absolute_path(recipe.model.name)
     place = recipe.adapter.continue_from
@@ -21,12 +20,16 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(values)
 
 
+def make_absolute(values: dict[str, Any]) -> None:
+    """Names every file of a recipe's ``values``, except the base, by its absolute path."""
+    for section, key in local_files(values):
+        section[key] = absolute_path(section[key])
+
+
 def absolute_path(path: str) -> str:
     """The absolute path of what exists; any other text, such as a hub id, is unchanged."""
     expanded = os.path.expanduser(path)
-    if not os.path.exists(expanded):
-        return path
-    return os.path.abspath(expanded)
+    return os.path.abspath(expanded) if os.path.exists(expanded) else path
 
 
 def last_part(path: str) -> str:

@@ -97,10 +97,7 @@ def result_step(facts: Mapping[str, Any], training: TrainingSection) -> int | No
     best = best_of(facts)
     if best is None:
         return None
-    if training.result == "best":
-        return best.step
-    trained: int = facts[TRAINED_STEPS]
-    return trained
+    return best.step if training.result == "best" else int(facts[TRAINED_STEPS])
 
 
 def ending(facts: Mapping[str, Any], training: TrainingSection) -> list[str]:

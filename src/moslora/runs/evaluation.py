@@ -20,7 +20,7 @@ from moslora.ranks import is_main_process
 from moslora.runs.answers import TaskAnswers, by_task, order_key
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
-from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run
+from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of
 from moslora.runs.settings import Head, Settings, TaskRecord, read_head
 
 Questions = Mapping[str, Collection[str]]
@@ -37,7 +37,7 @@ class Evaluation:
         tasks: task -> answers, in the order in which the tasks were asked.
         records: task -> what else is known of it.
         unfinished: tasks of which it was interrupted: the number of questions answered, and asked.
-        base: the base's answers to the same questions, if they are in the same table; they may also lie beside it.
+        base: the base's answers to the same questions, if they are in the same table or lie beside it.
         validation_loss: of the run, if it is in the same table; otherwise the run has it.
         path: of its run, or of this folder or log, as the user named it.
         name: of its run.
@@ -69,9 +69,10 @@ class Evaluation:
         predictions: Sequence[Prediction],
         records: Mapping[str, TaskRecord] | None = None,
     ) -> "Evaluation":
-        """The evaluation that made these predictions, and has these records."""
+        """The evaluation that made these predictions, and has these records; the questions of every task in the order
+        of their ids."""
         head = Head(settings, records or {})
-        tasks = {task: with_outcomes(answers) for task, answers in by_task(predictions).items()}
+        tasks = {task: with_outcomes(answers.in_order()) for task, answers in by_task(predictions).items()}
         return cls(folder, settings, head.grouped(tasks), head.tasks, path=folder)
 
     @property
@@ -93,11 +94,6 @@ class Evaluation:
     def complete(self) -> "Evaluation":
         """Without the tasks of which it was interrupted."""
         return self.restricted_to(self.tasks.keys() - self.unfinished.keys())
-
-    @property
-    def in_order(self) -> "Evaluation":
-        """With the questions of every task in the order of their ids, as runs are compared."""
-        return replace(self, tasks={task: answers.in_order() for task, answers in self.tasks.items()})
 
     def only(self, questions: Questions) -> "Evaluation":
         """The answers to these questions."""
@@ -136,13 +132,16 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def read_complete(folder: Path) -> Evaluation:
-    """The evaluation in ``folder`` in the order of the ids, without the tasks of which it was interrupted, which are
-    noted."""
+    """The evaluation in ``folder``, and that of its base beside it; without the tasks of which it was interrupted,
+    which are noted."""
     found = read_evaluation(folder)
     if found.unfinished:
         tasks = [f"{task} ({answered:,} of {asked:,})" for task, (answered, asked) in found.unfinished.items()]
         note_once(f"{folder}: interrupted and left out: {some(tasks)}; moslora eval continues it")
-    return found.complete.in_order
+    base = base_of(folder)
+    beside = read_complete(base) if base != folder and is_evaluation(base) else None
+    name = "base" if found.of_base and found.run else folder.name
+    return replace(found.complete, base=beside, name=name, arm=str(folder))
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
@@ -200,7 +199,5 @@ def in_common(runs: Sequence[Evaluation]) -> tuple[Questions, str]:
 
 def _answered_by(run: Evaluation, task: str) -> set[tuple[str | None, str]]:
     """The questions of a task that a run answered: their data and their ids."""
-    if task not in run.tasks:
-        return set()
     data = run.settings.data.get(task)
-    return {(data, id) for id in run.tasks[task].ids}
+    return {(data, id) for id in run.tasks[task].ids} if task in run.tasks else set()

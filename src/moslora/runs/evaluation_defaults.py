@@ -10,7 +10,7 @@ from moslora.choices import DType
 from moslora.files import write_text
 from moslora.recipe import Recipe
 from moslora.recipe.yaml_text import render
-from moslora.runs.absolute_paths import absolute_path, local_files
+from moslora.runs.absolute_paths import make_absolute
 from moslora.runs.manifest import written_recipe
 
 EVALUATION_DEFAULTS = "moslora.yaml"
@@ -20,8 +20,7 @@ def write_evaluation_defaults(folder: Path, recipe: Recipe, *, dtype: DType, tas
     """Writes how the run of ``recipe`` is evaluated; of weights whose gate is fixed at ``task``, on that alone."""
     values = recipe.model_dump(mode="json", include={"data": {"source", "format"}, "evaluation": True, "tasks": True})
     values["evaluation"]["tasks"] = [task] if task else [entry.name for entry in recipe.questions.tasks]
-    for section, key in local_files(values):
-        section[key] = absolute_path(section[key])
+    make_absolute(values)
     values = {"name": recipe.name, "model": {"name": ".", "dtype": dtype}, **values}
     write_text(folder / EVALUATION_DEFAULTS, render(values))
 

@@ -60,9 +60,7 @@ class Settings(BaseModel):
     @property
     def scale(self) -> float:
         """s."""
-        if self.use_rslora:
-            return self.lora_alpha / math.sqrt(self.r)
-        return self.lora_alpha / self.r
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
 Layers = Mapping[str, Mapping[str, Tensor]]
@@ -93,10 +91,10 @@ def read_settings(path: Path) -> Settings:
         if value and key not in understood and value not in _OFF.get(key, ()):
             faults.append((key, "not supported (docs/merging.md)"))
     if faults:
-        lines = []
-        for key, said in dict.fromkeys(faults):
-            lines.append(f"{path}: {printable(key)} = {shortened(values.get(key))}: {said}")
-        raise UsageError(capped(lines))
+        said = [
+            f"{path}: {printable(key)} = {shortened(values.get(key))}: {fault}" for key, fault in dict.fromkeys(faults)
+        ]
+        raise UsageError(capped(said))
     return settings
 
 
@@ -119,9 +117,7 @@ def read_layers(path: Path, *, targets: list[str]) -> Layers:
     """The weights by layer and part, where ``targets`` are the ends of their names; any other weight is refused."""
     tensors = load_weights(path)
     layers: dict[str, dict[str, Tensor]] = {}
-    faults = []
-    if not tensors:
-        faults.append("contains no LoRA weights; import a checkpoint of the Trainer")
+    faults = [] if tensors else ["contains no LoRA weights; import a checkpoint of the Trainer"]
     for key, value in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:

@@ -32,23 +32,16 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
     used = in_use(folder, older=(WEIGHTS, RECIPE, MANIFEST))
     if used:
         raise UsageError(f"{folder}: not empty ({some(used)}); save to another folder, or remove what is there")
-    section: dict[str, Any] = {"name": name, "revision": None}
-    if base is None:
-        section["revision"] = getattr(model.config, "_commit_hash", None)
-    section["dtype"] = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
-    section |= _quantization(model, folder)
+    revision = getattr(model.config, "_commit_hash", None) if base is None else None
+    dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    section = {"name": name, "revision": revision, "dtype": dtype, **_quantization(model, folder)}
     seed = options.pop("seed")
     mixer = dict(options["mixer"])
-    data: dict[str, Any] = {}
-    if mixer["kind"] == "task-gate":
-        data["tasks"] = list(mixer.pop("tasks", ()))
+    data = {"tasks": list(mixer.pop("tasks", ()))} if mixer["kind"] == "task-gate" else {}
     values = {"seed": seed, "model": section, "adapter": {**options, "mixer": mixer}, "data": data}
     recipe = stack_recipe([("moslora.save", values)], name=f"{folder.resolve().name}.yaml", folder=Path())
-    facts = {}
-    if data:
-        facts["data"] = data
     with once_per_machine(folder):
-        save_adapter(folder, {WEIGHTS: adapter_state_dict(model)}, recipe, facts=facts)
+        save_adapter(folder, {WEIGHTS: adapter_state_dict(model)}, recipe, facts={"data": data} if data else {})
 
 
 def _quantization(model: PreTrainedModel, folder: Path) -> dict[str, Any]:

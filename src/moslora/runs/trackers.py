@@ -86,9 +86,7 @@ def record(name: TrackerName, recipe: Recipe, run: Run, *, after: int | None = N
     A training from the beginning has values of step 0."""
     kind = KINDS[name]
     known = run.facts.get(f"{name}_id")
-    step = after
-    if after:
-        step = after + 1
+    step = after + 1 if after else after
     PartialState(cpu=device().type == "cpu")  # which accelerate's classes ask
     try:
         tracker = kind.tracker(recipe, run, known, step)

@@ -75,7 +75,7 @@ class Report:
 def effects_of(server: Evaluation, run: Evaluation) -> dict[str, Effect]:
     """The server's outcomes minus the run's, the mean over tasks."""
     questions = {task: answers.ids for task, answers in server.tasks.items() if answers.cluster_count > 1}
-    theirs = server.only(questions).in_order
-    ours = run.only(questions).in_order
+    theirs = server.only(questions)
+    ours = run.only(questions)
     found = {name: gain_of([theirs], ours, name) for name, outcome in OUTCOMES.items() if outcome.always_shown}
     return {name: effect for name, effect in found.items() if effect is not None}

@@ -20,13 +20,10 @@ def change(outcome: str, tuned: Evaluation, base: Evaluation) -> float:
     """Macro average of the ``outcome`` over the tasks that have it, minus the base's; NaN if none has."""
     changes = []
     for task, answers in tuned.tasks.items():
-        after = answers.outcomes.get(outcome)
-        before = base.tasks[task].outcomes.get(outcome)
+        after, before = (its.outcomes.get(outcome) for its in (answers, base.tasks[task]))
         if after and before:
             changes.append(fmean(after) - fmean(before))
-    if not changes:
-        return np.nan
-    return fmean(changes)
+    return fmean(changes) if changes else np.nan
 
 
 def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], base: Evaluation) -> Markup | None:
