@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from compare_kit import SETTINGS, SIZES, WIDE, base, drawn, drawn_arms, with_tasks, write_experiment
 from message_kit import in_order, says
@@ -246,8 +247,13 @@ def few(right: int, n: int = 6) -> Evaluation:
 
 
 def test_few_questions_show_nothing_and_no_interval_leaves_what_there_can_be():
-    """All six changed in one direction: McNemar's exact p is 2 / 2⁶, and of five 2 / 2⁵ > 0.05."""
+    """Of 6 differences 3 are 1, and with the two more questions of Bonett and Price 8 have the variance 0.484375. All
+    six changed in one direction: McNemar's exact p is 2 / 2⁶, and of five 2 / 2⁵ > 0.05."""
+    half = stats.t.ppf(0.975, 5) * np.sqrt(0.484375 / 7)
     found = compare_arms(arms(a=few(0), b=few(6)))
+    interval = f"{50 - 100 * half:.1f} to 100.0"
+    assert 50 + 100 * half > 100
+    assert says("\n".join(lines(found)), "b is not", "majority class", "50.0 %", interval, "points")
     assert says(said(found), "6 independent questions", "too few", "+100.00 points")
     assert max(found.named[0].effects[MACRO].interval) == 1
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from math import isfinite
+from statistics import fmean
 
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
@@ -49,6 +50,13 @@ def remarks(comparison: Comparison) -> Iterator[str]:
     elif main.gains is not None:
         of_before, of_after = [gain_in_words(gain, main.unit) for gain in main.gains]
         yield f"{title_of_gain(main.unit)}: {main.before} {of_before}, {main.after} {of_after}"
+    low = [one for one in named if one.majority and one.over_majority.interval[0] <= 0]
+    if main is not None and low:
+        share = main.unit.level(fmean(labels.mean() for labels in main.majority.values()))
+        interval = " to ".join(map(main.unit.level, main.over_majority.interval))
+        yield f"{main.after} is not shown to be above the majority class ({share} %): {interval} points"
+    elif low:
+        yield f"not shown to be above the majority class: {', '.join(one.after for one in low)}"
 
 
 def conclusions(comparison: Comparison) -> list[str]:

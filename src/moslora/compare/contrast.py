@@ -81,6 +81,11 @@ class Contrast:
         before, after = ({task: sides[arm] for task, sides in y.items()} for arm in (0, 1))
         return effects_unpaired(before, after, binary=self.unit.binary, clusters=self.clusters)
 
+    @cached_property
+    def over_majority(self) -> Effect:
+        """``after`` minus the majority class, macro, where accuracies are compared."""
+        return self._over_seeds({task: y[1] - self.majority[task] for task, y in self.y.items()})[MACRO]
+
     def _over_seeds(self, differences: dict[str, Floats]) -> dict[str, Effect]:
         """The effects of differences on these questions; task -> shape ``(S, n)``."""
         return effects(differences, binary=self.unit.binary, clusters=self.clusters)
