@@ -15,7 +15,7 @@ _HEAD = f"""\
 [recipes/README.md](../recipes/README.md) explains recipes, `extends` and overrides. The key of a field is
 `section.field`, as in `training.learning_rate=1e-4`. Only `model.name` is required.
 
-The column *changes* says what another value of the field changes:
+The word before a meaning says what another value of the field changes:
 {_CHANGES}.
 
 A resumed run must keep all but *place*, *computed*, *written* and *asked*. Two runs belong to one arm of a comparison
@@ -35,7 +35,7 @@ def reference() -> str:
 
 def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iterator[str]:
     """The table of a model, then those of the models in its fields; a field of several kinds has one for all."""
-    yield "| field | type | default | changes | meaning |\n|---|---|---|---|---|"
+    yield "| field | type | default | meaning |\n|---|---|---|---|"
     yield from _rows(model, models, path=path)
     yield ""
     for name, field in model["properties"].items():
@@ -45,10 +45,10 @@ def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iter
         inside = f"{path}.{name}".removeprefix(".")
         yield f"{'###' if path else '##'} `{inside}`\n"
         if len(options) > 1 and "kind" in options[0]["properties"]:
-            yield "| kind | field | type | default | changes | meaning |\n|---|---|---|---|---|---|"
+            yield "| kind | field | type | default | meaning |\n|---|---|---|---|---|"
             for option in options:
                 kind = option["properties"]["kind"]["const"]
-                yield f"| `{kind}` | | | | | {_cell(option['description'])} |"
+                yield f"| `{kind}` | | | | {_cell(option['description'])} |"
                 for row in _rows(option, models, path=inside):
                     yield f"| {row}"
             yield ""
@@ -60,7 +60,7 @@ def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iter
 
 
 def _rows(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iterator[str]:
-    """A row for each field: its name, type, default, what it changes, and its meaning."""
+    """A row for each field: its name, type, default, and its meaning behind what it changes."""
     for name, field in model["properties"].items():
         if name in ("extends", "kind"):
             continue
@@ -68,19 +68,20 @@ def _rows(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iterat
         default = _default(field)
         if not path and "default" not in field:
             default = "–"
-        cells = [f"`{name}`", _type(field), default, _changes(f"{path}.{name}".removeprefix(".")), meaning]
+        changes = _changes(f"{path}.{name}".removeprefix("."))
+        cells = [f"`{name}`", _type(field), default, f"{changes}{meaning}"]
         yield f"| {' | '.join(map(_cell, cells))} |"
 
 
 def _changes(key: str) -> str:
-    """What another value of the field changes; a dash for a section, whose fields say it."""
+    """What another value of the field changes; nothing for a section, whose fields say it."""
     section, _, inside = key.partition(".")
     if section == "tasks" and inside:
         key = f"tasks.*.{inside}"
     try:
-        return changes_at(Recipe, key).name.lower()
+        return f"*{changes_at(Recipe, key).name.lower()}*: "
     except LookupError:
-        return "–"
+        return ""
 
 
 def _cell(text: str) -> str:
