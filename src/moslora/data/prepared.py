@@ -172,11 +172,8 @@ class RunRows:
     def prepare(self) -> TrainingData:
         """The rows, from the cache if they are there. If it cannot be written, they are made for this process alone."""
         folder = self._folder()
-        found = self._read(folder)
-        if found is not None:
-            return found
         with once_per_machine(folder):
-            found = self._read(folder)  # made by the process that had the lock
+            found = self._read(folder)
             if found is not None:
                 return found
             made = self._make()
