@@ -95,7 +95,7 @@ def test_a_run_alone_is_compared_with_its_base(runs):
 def test_what_is_not_there_or_not_clear_is_named(runs):
     """Several evaluations of a run are chosen among, or else that is taken by which its recipe evaluates."""
 
-    def refuse(paths: Sequence[str], *named: str, evaluation: str | None = None) -> None:
+    def refuse(paths, *named, evaluation=None):
         with pytest.raises(UsageError, match=in_order(*named)):
             load_arms([runs / path for path in paths], evaluation=evaluation)
 

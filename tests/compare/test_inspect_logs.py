@@ -161,7 +161,7 @@ def test_epochs_are_repetitions_of_a_question(tmp_path):
 def test_scores_are_letters_numbers_and_tables(tmp_path):
     """C, P, I and N as Inspect counts them; a scorer is named where there are several."""
 
-    def read(values: Sequence[Any]) -> Mapping[str, tuple[float, ...]]:
+    def read(values):
         logs = [written(tmp_path / f"{name}.eval", values) for name in "ab"]
         return load_arms(logs)[0].runs[None].tasks["sums"].outcomes
 

@@ -17,7 +17,7 @@ from cli_kit import run
 from evaluation_kit import WORDS, make_model, tokenizer
 from message_kit import in_order, says
 from moslora.compare.arms import load_arms
-from moslora.compare.comparison import Comparison, compare_paths
+from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import MACRO, effects
@@ -171,7 +171,7 @@ def test_log_probability_of_lm_evals_logs_is_per_character_as_in_acc_norm(sides)
 
 
 def test_p_and_interval_are_those_of_the_pairs_and_of_scipy(tmp_path):
-    def compared(values: Sequence[Sequence[float]]) -> Comparison:
+    def compared(values):
         return compare_paths([table_of(tmp_path / f"{name}.csv", y) for name, y in zip("ab", values, strict=True)])
 
     answers = np.array([right(0, 0.5, 90), right(1, 0.7, 90)])
@@ -237,7 +237,7 @@ def test_which_number_of_a_path_is_a_seed(tmp_path, monkeypatch, paths, arms):
 def test_the_metric_is_the_natural_one_or_chosen(tmp_path):
     y = right(0, 0.5)
 
-    def metric(outcome: str | None = None, **logs: dict[str, Any]) -> Comparison:
+    def metric(outcome=None, **logs):
         for side in "ab":
             for task, changes in logs.items():
                 written(tmp_path / side, task, y, **changes)
@@ -277,7 +277,7 @@ def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path):
 def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path):
     """Its index, or its text once; the first of equals is chosen, as by numpy."""
     equal = [["-1.0", "False"]] * 2
-    cases: dict[str, tuple[dict[str, Any], bool]] = {
+    cases = {
         "text": ({"target": " a"}, True),
         "both": ({"target": "a", "arguments": {"0": {"arg_1": " a"}, "1": {"arg_1": " a"}}}, False),
         "other": ({"target": "1"}, False),
@@ -311,7 +311,7 @@ def test_other_questions_and_prompts_are_refused_with_what_differs(tmp_path, cap
     one = written(tmp_path / "a", "arc", y)
     for name, allowed in (("doc", 2), ("target", 2), ("prompt", 0)):
 
-        def hash_of(row: int, name: str = name) -> str:
+        def hash_of(row, name=name):
             return f"{name} {row} new" if row in (3, 7) else f"{name} {row}"
 
         other = written(tmp_path / name, "arc", y, **{f"{name}_hash": hash_of})

@@ -148,7 +148,7 @@ def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds, count):
     different = [test.pvalue for test in tests]
     equal = [weightstats.DescrStatsW(x).ttost_mean(-0.3, 0.3)[0] for x in draws]
 
-    def by_holm(p: list[float]) -> Floats:
+    def by_holm(p):
         """Of the five contrasts."""
         return multitest.multipletests([*p, *without_runs], method="holm")[1][:5]
 

@@ -14,8 +14,7 @@ from pyarrow import parquet
 from cli_kit import run
 from compare_kit import SETTINGS, base, base_row, drawn, row, with_tasks, with_texts, write_experiment
 from message_kit import says
-from moslora.compare.comparison import compare_paths
-from moslora.compare.index import EXPERIMENT, read_index
+from moslora.compare.index import EXPERIMENT
 from moslora.compare.tables import ANSWERS, RUNS, TABLES, TableRun, read_tables, write_tables
 from moslora.errors import MosloraError
 from moslora.runs.evaluation import Evaluation
@@ -85,14 +84,6 @@ def test_the_same_runs_are_the_same_bytes_and_change_when_they_change(tmp_path):
     assert not read_tables(tmp_path / "elsewhere")
 
 
-def test_runs_without_answers_are_named(tmp_path, capsys):
-    folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
-    found = compare_paths([folder])
-    assert found.main is not None and found.main.seeds == 2 and found.main.gains is not None
-    said = "".join(capsys.readouterr())
-    assert says(said, f"{folder}: diverged", "mixed with seed 2")
-
-
 def test_unknown_columns_are_ignored(tmp_path):
     folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
     for name in TABLES:
@@ -144,16 +135,3 @@ def test_a_foreign_or_missing_file_is_refused_in_one_line(tmp_path, capsys):
         code, _, errors = run(capsys, "compare", folder)
         assert code and errors.count("\n") == 1 and says(errors, name, *words), errors
         (folder / name).write_bytes(whole[name])
-
-
-def test_the_card_is_read_as_it_was_written(tmp_path):
-    folder = write_experiment(
-        tmp_path, rows(), contrasts=[("lora", "mixed")], recipes={"mixed": ("adapter.rank=3", "seed=5")}
-    )
-    index = read_index(folder)
-    assert index is not None and index.card is not None and list(index.card.arms) == ["lora", "mixed"]
-    arm = index.card.arms["mixed"]
-    assert arm.read_recipe().adapter.rank == 3 and arm.made_with == ({"code": "c0de"},)
-    before = (folder / EXPERIMENT).read_bytes()
-    index.write(folder)
-    assert (folder / EXPERIMENT).read_bytes() == before

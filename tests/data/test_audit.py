@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_kit import COUNTED, rows, sample, smollm2
-from moslora.data.audit import Overlap, audit_rows, count_overlaps, read
+from moslora.data.audit import Overlap, audit_rows, count_overlaps
 from moslora.data.overlap import content, digest, normalized, read_back
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
@@ -122,17 +122,6 @@ def write_folder(root: Path, sets: dict[str, tuple[list[Example], list[Example]]
                 text = json.dumps([llm_adapters_row(example) for example in examples])
                 (folder / f"{split}.json").write_text(text, encoding="utf-8")
     return str(root / "data")
-
-
-def test_instructions_that_name_no_set_are_read_back(tmp_path):
-    """As in commonsense_170k: SIQA, ARC and OpenBookQA share a template, and their rows name no set."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(llm_adapters_row(row)) for row in rows("obqa", "train")), encoding="utf-8")
-    training, test = read([TASKS["obqa"]], source=str(path))
-    assert list(training) == [INSTRUCTION] and test == {INSTRUCTION: []}
-    assert leaked(rows("obqa", "test"), training[INSTRUCTION]) == leaked(rows("obqa", "test"), rows("obqa", "train"))
-    overlap = count_overlaps(training, test)[INSTRUCTION]
-    assert (overlap.repeats, overlap.conflicts) == (43, 1)
 
 
 def test_what_an_instruction_row_says():

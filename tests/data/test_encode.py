@@ -186,7 +186,7 @@ def test_a_chat_template_that_asks_for_the_date_gets_the_same_one_on_every_day(d
     example = questions("boolq")[0]
     message = [{"role": "user", "content": instruction(example)}]
 
-    def at(*day: int) -> tuple[str, str]:
+    def at(*day):
         clock = type("Clock", (), {"now": lambda: datetime(*day)})
         monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
         own = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)

@@ -142,7 +142,7 @@ def test_a_question_of_a_set_is_known_however_its_row_is_written(row, tmp_path):
 def test_faults_come_together_with_file_and_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     kinds = "; a row has"
-    rows: list[tuple[Any, str]] = [
+    rows = [
         ({"instruction": "x", "answer": 1}, kinds),
         ({**TWO, "answer": "answer3"}, "'answer3'"),
         ({**YES, "input": "more"}, kinds),

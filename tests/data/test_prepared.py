@@ -132,7 +132,7 @@ def test_two_processes_make_them_once(recipe, cache, world):
 def test_without_a_writable_cache_training_goes_on(recipe, cache, monkeypatch, capsys):
     """A folder that cannot be written, and a disk that fills up."""
 
-    def full(*args: object) -> None:
+    def full(*args):
         raise OSError(28, "No space left on device")
 
     cache.parent.mkdir()

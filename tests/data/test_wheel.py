@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from data_kit import hub_examples, hub_rows, rows
-from moslora.choices import Split
 from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError
 from moslora.prompts.instructions import instruction, llm_adapters_row, parse_instruction
@@ -53,7 +52,7 @@ def test_git_blob_id(task, split):
 def test_the_passages_are_wikipedias_without_titles_and_in_no_training_row():
     """Against the hub's copy of the test rows, whose passages have no titles; words by a regex here."""
 
-    def words(text: str) -> str:
+    def words(text):
         return " ".join(re.findall(r"\w+", text.lower()))
 
     found = load_examples(PASSAGES, "test", source="wheel")
@@ -84,7 +83,7 @@ def clean_hellaswag(text: str) -> str:
 @pytest.mark.parametrize("task", COMMONSENSE)
 def test_hub_rows_and_wheel_rows_are_the_same_examples(task):
     """On every set's whole validation split; HellaSwag's through the known cleaning."""
-    split: Split = "test" if TASKS[task].splits["test"] == "validation" else "dev"
+    split = "test" if TASKS[task].splits["test"] == "validation" else "dev"
     from_hub, from_wheel = hub_examples(task), rows(task, split)
     assert len(from_hub) == len(from_wheel) == TASKS[task].rows[split]
     for hub, ours in zip(from_hub, from_wheel, strict=True):

@@ -24,7 +24,7 @@ from moslora.evaluation.texts import score_texts
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import read_evaluation
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import Settings, TaskRecord
+from moslora.runs.settings import TaskRecord
 from moslora.tasks import Example, Numbered
 
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
@@ -151,11 +151,11 @@ def test_an_evaluation_records_the_clusters_of_the_questions_it_asked(tmp_path):
     model, out = make_model(), tmp_path / "out"
     every = {f"mine/test/{row}": f"mine/test/{row - 1}" for row in range(1, 40, 2)}
 
-    def asked(limit: int | None, *, cluster: bool = True) -> Any:
+    def asked(limit, *, cluster=True):
         questions = {"mine": own_examples(40, cluster)}
         return evaluate(model, tokenizer(), questions, Request(limit=limit, **CLOZE), out=out)
 
-    def recorded() -> dict[str, str]:
+    def recorded():
         return json.loads((out / "settings.json").read_text("utf-8"))["tasks"]["mine"].get("clusters", {})
 
     some = asked(12)
@@ -182,5 +182,5 @@ def test_an_evaluation_without_a_record_gets_the_clusters_that_are_known_of_its_
     monkeypatch.setattr("moslora.runs.settings.known_clusters", lambda: {data: clusters})
     read = read_evaluation(tmp_path).tasks["mine"]
     assert read.cluster_count == 8 and read.clusters == tuple(clusters.get(id, id) for id in read.ids)
-    other: Settings = replace(found.settings, data={"mine": "other"})
+    other = replace(found.settings, data={"mine": "other"})
     assert summarise(other, found.predictions, {"mine": TaskRecord()}).tasks["mine"].clusters is None

@@ -80,7 +80,7 @@ def test_scores_are_those_of_a_plain_loop(name, mixer, protocol, format):
         given = torch.tensor(prediction.scores, dtype=torch.float64)
         torch.testing.assert_close(given, expected, rtol=0, atol=1e-5 * longest)
         assert prediction.prediction == int(expected.argmax())
-        characters: tuple[int, ...] = ()
+        characters = ()
         if protocol == "cloze":
             characters = tuple(option.characters for option in options)
         assert prediction.characters == characters

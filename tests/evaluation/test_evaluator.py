@@ -71,7 +71,7 @@ def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(monkeypatch
     found = []
     score = Choice.score
 
-    def noted(self: Choice, asked: list[Example], **options: Any) -> list[Prediction]:
+    def noted(self, asked, **options):
         predictions = score(self, asked, **options)
         found.append(predictions)
         return predictions
@@ -100,7 +100,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(tmp_path, monkeypatch, dty
     scored = []
     score = Choice.score
 
-    def counted(self: Choice, asked: list[Example], **options: Any) -> list[Prediction]:
+    def counted(self, asked, **options):
         scored.append(len(asked))
         return score(self, asked, **options)
 
@@ -122,7 +122,7 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path):
     examples = {task: make_examples(task, 40) for task in ("piqa", "boolq", "obqa")}
     leaks = {task: Leaks("the rows", tuple(row.id for row in rows[::3])) for task, rows in examples.items()}
 
-    def into(name: str, *tasks: str, limit: int | None = None, leaks: Any = leaks) -> bytes:
+    def into(name, *tasks, limit=None, leaks=leaks):
         asked = {task: examples[task] for task in tasks}
         evaluate(model, tokenizer(), asked, Request(limit=limit, **CHOICE), out=tmp_path / name, leaks=leaks)
         return (tmp_path / name / "results.json").read_bytes()
@@ -150,7 +150,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
     lower.backend_tokenizer.normalizer = normalizers.Lowercase()
     ask(tmp_path / "label", by=one, metadata={"model": "a"})
     ask(tmp_path / "chat", by=one, request=chat)
-    changes: list[tuple[str, dict[str, Any], str]] = [
+    changes = [
         ("label", {"request": CHOICE | {"batch_tokens": 16}}, r"batch_tokens was 2048, is 16.* --out"),
         ("label", {"metadata": {"model": "b"}}, r"metadata.model was a, is b"),
         ("label", {"questions": {"piqa": make_examples("piqa", 6)}}, r"data\.piqa was"),

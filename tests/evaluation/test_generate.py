@@ -1,7 +1,6 @@
 """LLM-Adapters' procedure: its expressions, and text that is what the model would write."""
 
 import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -86,7 +85,7 @@ def test_writing_ends_where_more_text_changes_no_answer(options, text, answer, w
     wording = Numbered(head="Choose: ", stem="answer")
     asked = Example("own/test/0", "own", "which?", tuple("abcdefghijkl"[:options]), 0, wording=wording)
     reader = tokenizer()
-    ids: list[int] = []
+    ids = []
     for character in text:
         ids += reader(character, add_special_tokens=False)["input_ids"]
     assert len(ids) == len(text)
@@ -101,7 +100,7 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch):
     """A label of no option is an answer, but never right."""
     written = iter(["it is answer1", "answer2, then", "I cannot say", "answer5 or answer1"])
 
-    def in_batches(_: Generate, questions: Sequence[Any], *, tokens: int) -> Callable[[], list[str]]:
+    def in_batches(_, questions, *, tokens):
         return lambda: [next(written) for _ in questions]
 
     monkeypatch.setattr(Generate, "in_batches", in_batches)

@@ -70,7 +70,7 @@ def test_results_with_and_without_leaks(recipe, planted, tmp_path, capsys):
     out = tmp_path / "run"
     train_recipe(run_recipe(recipe, planted), out=out)
     results, folder = evaluate_target(open_target(str(out)))
-    kept: dict[str, list[Prediction]] = {task: [] for task in results.tasks}
+    kept = {task: [] for task in results.tasks}
     for prediction in results.predictions:
         if prediction.id not in LEAKED:
             kept[prediction.task].append(prediction)

@@ -168,12 +168,12 @@ def test_a_run_writes_what_lm_eval_writes(world):
 
     from moslora.evaluation import harness
 
-    ours: Any = harness.HarnessModel(str(world / "model"), dtype="float32")
+    ours = harness.HarnessModel(str(world / "model"), dtype="float32")
     theirs = hf_harness(make_model(), tokenizer(), longest=512)
     examples = make_examples("siqa", 12)
     prompts = [FORMATS["label"].options(example)[0].prompt for example in examples]
 
-    def requests() -> list[Instance]:  # lm-eval changes their settings
+    def requests():  # lm-eval changes their settings
         asked = []
         for number, prompt in enumerate(prompts):
             settings = copy.deepcopy(TEXTS_ASKED[number % len(TEXTS_ASKED)])

@@ -216,7 +216,7 @@ def test_a_turn_of_a_chat_ends_a_text_though_the_tokenizer_has_another_end():
     task = open_ended(stop=())
     questions = examples(task, rows(12, task))
 
-    def written(tokens: PreTrainedTokenizerBase, ends: list[int]) -> dict[str, list[int]]:
+    def written(tokens, ends):
         """What transformers writes."""
         options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": ends, "pad_token_id": 0}
         found = {}

@@ -64,7 +64,7 @@ def test_an_evaluation_that_was_killed_goes_on(served, capsys):
     with serving(pretended) as address:
         command = ["eval", served.path, "--server", address, "--at-once", "2"]
         killed = moslora(*command)
-        files: list[Path] = []
+        files = []
         while not files or files[0].read_bytes().count(b"\n") < 5:
             assert killed.poll() is None, killed.communicate()[0]
             time.sleep(0.02)

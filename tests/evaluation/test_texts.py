@@ -91,19 +91,6 @@ def test_neither_limit_nor_protocol_moves_a_text():
     assert all(p.scores == pytest.approx(scores[p.id], abs=1e-4) for p in alone) and len(alone) == 80
 
 
-def test_an_adapter_counts_once_it_has_learned_something():
-    for learned in (False, True):
-        model = make_model()
-        inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "down_proj"])
-        if learned:
-            with torch.no_grad():
-                perturb(p for p in model.parameters() if p.requires_grad)
-        nats, size = nats_and_bytes(model.eval(), tokenizer(), FOX)
-        assert measured(model, [FOX]).texts["mine"].nats_per_byte == pytest.approx(nats / size, abs=1e-6)
-        of_base = measured(make_model(), [FOX]).texts["mine"].nats_per_byte
-        assert (abs(nats / size - of_base) > 1e-3) == learned
-
-
 def test_a_task_gate_is_the_mean_of_its_tasks():
     """By M, a matrix once the gates are known; the vector of rows without a task has no part in it."""
     model = make_model()
@@ -113,7 +100,7 @@ def test_a_task_gate_is_the_mean_of_its_tasks():
         perturb((p for p in model.parameters() if p.requires_grad), size=0.5)
 
     @torch.no_grad()
-    def matrices() -> torch.Tensor:
+    def matrices():
         return torch.stack([layer.mixer.matrix() for _, layer in named_adapters(model)])
 
     of_task = []

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,6 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
 from scipy.special import log_softmax
 
 from changes_kit import edit_json
@@ -36,7 +35,7 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.experiment import one_run, provenance
 from moslora.experiment.curve import Curve
-from moslora.experiment.file import Planned, load_experiment
+from moslora.experiment.file import load_experiment
 from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.evaluation import read_predictions
@@ -87,7 +86,7 @@ def test_two_arms_and_two_seeds_end_to_end(write, capsys):
     index = read_index(out)
     assert (index.name, index.contrast, index.outcome) == ("e", ("lora", "learned"), "log_probability")
     assert sorted(Path(line.folder).name for line in index.runs) == names
-    means: dict[str, list[float]] = {"lora": [], "learned": []}
+    means = {"lora": [], "learned": []}
     answers = {arm.name: arm.runs for arm in load_arms([out])}
     for line in index.runs:
         (scores,) = (out / line.folder / "eval").iterdir()
@@ -117,7 +116,7 @@ def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(write, finish
     assert len(first) == 1 and not Path("cut/.lock").exists()
     trained = []
 
-    def count(arguments: Sequence[str], *, out: Path, **_: Any) -> None:
+    def count(arguments, *, out, **_):
         trained.append(out)
         train(arguments, out=out)
 
@@ -178,7 +177,7 @@ def test_an_experiment_of_one_row_a_step_runs_on_any_number_of_cores(write, capf
 def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(write, capsys, monkeypatch):
     real = loop.accumulate
 
-    def accumulate(parts: loop.Parts, *arguments: Any) -> torch.Tensor:
+    def accumulate(parts, *arguments):
         return real(parts, *arguments) * (math.nan if parts.optimizer.param_groups[0]["lr"] > 1 else 1)
 
     monkeypatch.setattr(loop, "accumulate", accumulate)
@@ -307,7 +306,7 @@ def test_rows_of_ones_own_are_the_same_from_every_folder(world, tmp_path, monkey
     text = text.replace(f"{world}/recipe.yaml", f"[{world}/recipe.yaml, own.yaml]")
     (tmp_path / "e.yaml").write_text(text.replace("evaluation: {", "data: {tasks: [mine]}\n  evaluation: {"))
 
-    def planned(file: str) -> Planned:
+    def planned(file):
         return load_experiment(file).planned([("lora", 3e-2)], scored=True)[0]
 
     monkeypatch.chdir(tmp_path)
@@ -327,7 +326,7 @@ def test_another_base_tokenizer_or_package_makes_another_run(write, world, tmp_p
     file = write(old=f"extends: {world}/recipe.yaml", new=f"extends: {world}/recipe.yaml\n  model: {{name: {base}}}")
     (planned,) = load_experiment(file).planned([("lora", 3e-2)], scored=True)[:1]
 
-    def changed(made_with: dict[str, Any], *, any_code: bool = False) -> list[str]:
+    def changed(made_with, *, any_code=False):
         fingerprint.cache_clear()
         provenance._encoding.cache_clear()
         return provenance.changes(planned, planned.recipe, made_with, any_code=any_code)
@@ -366,7 +365,7 @@ def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write
     shutil.copytree(finished, "runs/e")
     file = write()
 
-    def told() -> tuple[object, ...]:
+    def told():
         found = compare_paths([Path("runs/e")])
         return list(study(file).tables()), tables(found), lines(found)
 

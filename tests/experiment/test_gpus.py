@@ -50,7 +50,7 @@ def test_as_many_runs_at_once_as_gpus_each_on_its_own(monkeypatch, visible, expe
     monkeypatch.setattr(one_run, "gpus", lambda: 3)
     runs = AtOnce()
     monkeypatch.setattr(one_run, "run_one", runs)
-    planned: list[Any] = [SimpleNamespace(name=f"r{n}") for n in range(7)]
+    planned = [SimpleNamespace(name=f"r{n}") for n in range(7)]
     bystander = psutil.Popen(["sleep", "60"])  # such as a tracker's process
     with here(planned, out=Path("e")) as waits:
         for n, wait in enumerate(waits):

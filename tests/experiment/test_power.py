@@ -81,15 +81,6 @@ def test_contrasts_share_the_level_also_without_runs(tmp_path):
     assert of_six[3] == f"{smallest(law, LEVEL / 2):.4f}"
 
 
-def test_one_table_of_the_committed_runs(capsys):
-    code, said, errors = run(capsys, "experiment", ABLATION, "--power")
-    assert code == 0, errors
-    law = compare_paths([ABLATION]).main.effects[MACRO].law
-    of_twelve = Components.of(law, questions=384).law(seeds=12, questions=768)
-    (row,) = [line.split() for line in said.splitlines() if line.startswith("12 ")]
-    assert row[4] == f"{smallest(of_twelve):.4f}" and "among 1 contrast" in said
-
-
 def test_what_no_power_is_known_of_is_refused_in_a_line(tmp_path, capsys):
     write_experiment(tmp_path, drawn_arms({"a": 0.0, "b": 0.05}, seeds=1), contrasts=[("a", "b")])
     for arguments, message in (((tmp_path,), "has two seeds"), ((ABLATION, "lora"), "alone")):

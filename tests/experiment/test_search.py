@@ -65,9 +65,9 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_runs(write):
     before = (Path("whole") / "experiment.json").read_bytes()
     for count in range(len(whole.begun)):
         out = Path(f"cut-{count}")
-        begun: list[str] = []
+        begun = []
 
-        def stopping(arm: str, rate: float, seed: int, begun: list[str] = begun, count: int = count) -> float:
+        def stopping(arm, rate, seed, begun=begun, count=count):
             begun.append(arm)
             if len(begun) == count + 1:
                 raise RuntimeError("stopped")

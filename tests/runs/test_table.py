@@ -40,7 +40,7 @@ def test_an_interrupted_evaluation_is_marked_and_in_no_average(trained, tmp_path
     shutil.copytree(trained, "runs/one")
     where = Path("runs/one/eval/choice-label-float32")
 
-    def scores() -> str:
+    def scores():
         return table_of_runs(Path("runs"))[1][-1]
 
     evaluate_target(open_target("runs/one"), limit=4)

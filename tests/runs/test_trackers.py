@@ -15,7 +15,6 @@ from cli_kit import run as cli
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import read_results
 from moslora.progress import Line
-from moslora.recipe import Recipe
 from moslora.runs.run import Run
 from moslora.runs.trackers import KINDS, record
 from moslora.training import train_recipe
@@ -133,9 +132,9 @@ def test_what_a_run_logs_before_its_first_step_is_there_once(recipe, tmp_path, m
 def test_parameters_that_a_tracker_has_are_not_given_again(recipe, tmp_path, monkeypatch):
     """MLflow refuses other values of a record's parameters: a run that was killed before it had a checkpoint may be
     resumed with another `validate_every`."""
-    known: dict[str, Any] = {}
+    known = {}
 
-    def describe(_: object, own: Recipe) -> None:
+    def describe(_, own):
         every = own.training.validate_every
         if known.setdefault("training.validate_every", every) != every:
             raise ValueError("changing param values is not allowed")
@@ -163,13 +162,13 @@ def test_scores_stay_where_a_tracker_fails(recipe, tmp_path, capsys, monkeypatch
 
 
 def test_a_training_outlives_a_tracker(tmp_path, capsys):
-    given: dict[str, list[int]] = {"broken": [], "sound": []}
+    given = {"broken": [], "sound": []}
 
     class Given:
-        def __init__(self, name: str) -> None:
+        def __init__(self, name):
             self.name = name
 
-        def log(self, values: dict[str, float], step: int) -> None:
+        def log(self, values, step):
             given[self.name].append(step)
             if (self.name, step) == ("broken", 2):
                 raise ConnectionError("the server is gone")

@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -140,9 +139,9 @@ def test_the_choice_changes_no_step(best, recipe, tmp_path):
 @pytest.mark.parametrize("keep", [1, 2])
 def test_beside_each_checkpoint_its_best_stays(best, recipe, tmp_path, monkeypatch, keep):
     """As the run goes on from any of them where later ones are damaged."""
-    there: list[list[int]] = []
+    there = []
 
-    def listening(run: Run, *given: Any, **options: Any) -> None:
+    def listening(run, *given, **options):
         save_checkpoint(run, *given, **options)
         there.append(steps_kept(run))
 

@@ -83,7 +83,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor])
 
 def test_steps_that_the_float16_scaler_skips_leave_the_scores_and_not_the_choice(recipe, tmp_path, monkeypatch):
     """Skipped: one in the descent, and the whole final phase with the step of the choice."""
-    seen: list[Tensor] = []
+    seen = []
     poison(monkeypatch, {6, 8, 9, 10}, seen)
     train_recipe(recipe(*BUDGET, "model.dtype=float16"), out=tmp_path / "run")
     assert all(scores.isfinite().all() for scores in seen) and len(seen) == 10

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from threading import Event
 from typing import Any
@@ -44,13 +43,13 @@ def test_a_checkpoint_is_of_its_step_although_it_is_saved_after_the_next(recipe,
     train_recipe(chosen, out=tmp_path / "plain")
     is_done = defaultdict[int, Event](Event)
     step = Tracker.step
-    saved: list[int] = []
+    saved = []
 
-    def told(tracker: Tracker, done: int, **values: Any) -> None:
+    def told(tracker, done, **values):
         step(tracker, done, **values)
         is_done[done].set()
 
-    def late(*given: Any, step: int, **options: Any) -> None:
+    def late(*given, step, **options):
         assert step == 6 or is_done[step + 1].wait(60), "the training waits until it is saved"
         save_checkpoint(*given, step=step, **options)
         saved.append(step)
@@ -89,21 +88,21 @@ ENDS: dict[str, Any] = {
 @pytest.mark.parametrize("end", ENDS)
 def test_the_result_a_stop_and_the_lock_wait_for_the_last_checkpoint(recipe, tmp_path, monkeypatch, end):
     change, raises, expected = ENDS[end]
-    order: list[object] = []
+    order = []
     locked = train_module.locked
     save_result = train_module.Training._save_result
 
-    def slow(*given: Any, step: int, **options: Any) -> None:
+    def slow(*given, step, **options):
         time.sleep(0.3)
         save_checkpoint(*given, step=step, **options)
         order.append(step)
 
-    def result(*given: Any) -> None:
+    def result(*given):
         order.append("result")
         save_result(*given)
 
     @contextmanager
-    def noted(*given: Any, **options: Any) -> Iterator[None]:
+    def noted(*given, **options):
         with locked(*given, **options):
             try:
                 yield
@@ -125,7 +124,7 @@ def test_what_goes_wrong_while_it_is_saved_ends_the_run_at_the_next_or_before_th
 ):
     wrong = step
 
-    def full(*given: Any, step: int, **options: Any) -> None:
+    def full(*given, step, **options):
         if step == wrong:
             raise MosloraError("the disk is full")
         save_checkpoint(*given, step=step, **options)

@@ -2,23 +2,20 @@
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from changes_kit import truncate
 from message_kit import in_order, says
 from methods_kit import BUDGET
 from moslora.adapters import named_adapters
 from moslora.adapters.mixers.gates import Gate
-from moslora.data.encode import Encoded
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
 from moslora.plan.outline import outline
@@ -26,7 +23,6 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
-from moslora.training.loop import Parts
 from moslora.training.prepare import prepare
 from moslora.training.state import save_checkpoint
 from training_kit import (
@@ -352,9 +348,9 @@ def test_the_checkpoint_just_written_stays_and_damaged_newer_ones_go(recipe, tmp
     shutil.rmtree(run / "adapter")
     for step in (20, 21):
         (run / "checkpoints" / f"step-{step}" / "adapter.safetensors").write_bytes(b"")
-    there: dict[int, list[int]] = {}
+    there = {}
 
-    def saved(folder: Path, *arguments: Any, step: int, **options: Any) -> None:
+    def saved(folder, *arguments, step, **options):
         save_checkpoint(folder, *arguments, step=step, **options)
         there[step] = steps_kept(folder)
 
@@ -388,16 +384,16 @@ def test_a_warm_up_given_as_a_share_follows_the_run(recipe):
 def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(recipe, tmp_path, monkeypatch, change):
     """Every file of the run, from its beginning and resumed; the moments are there before the pass."""
     accumulate, train = loop.accumulate, loop.train
-    passes: list[int] = []
+    passes = []
 
-    def spy(parts: Parts, drawn: Sequence[Encoded], *first: Any) -> Tensor:
+    def spy(parts, drawn, *first):
         if not passes:
             learned = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
             assert all(parts.optimizer.state[each]["exp_avg"].shape for each in learned)
         passes.append(max(sum(len(row.input_ids) for row in batch) for batch in parts.passes(drawn)))
         return accumulate(parts, drawn, *first)
 
-    def rehearsed(parts: Parts, *, first_step: int, **options: Any) -> int:
+    def rehearsed(parts, *, first_step, **options):
         loop.rehearse(parts, first_step=first_step)
         return train(parts, first_step=first_step, **options)
 

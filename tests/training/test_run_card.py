@@ -77,7 +77,7 @@ def test_two_processes_add_to_one_card(tmp_path):
 
 
 def test_the_commit_is_told_only_of_a_checkout(tmp_path, monkeypatch):
-    def git(*arguments: object) -> str:
+    def git(*arguments):
         own = ["-c", "user.name=x", "-c", "user.email=x@x"]
         asked = subprocess.run(["git", "-C", tmp_path, *own, *arguments], check=True, capture_output=True, text=True)  # type: ignore[list-item]
         return asked.stdout.strip()

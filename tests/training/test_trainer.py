@@ -1,7 +1,6 @@
 """A whole training against PEFT's LoRA under the Trainer of transformers: the same rows, rates and clipping."""
 
 import random
-from typing import Any
 
 import peft
 import pytest
@@ -83,7 +82,7 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(tmp_path, by, mi
     vocabulary = 1 + max(max(row.input_ids) for row in data)
     settings = TrainingSection(learning_rate=1e-2, warmup_steps=4, weight_decay=0.1, max_grad_norm=0.5, log_every=1)
     sizes = {"vocab_size": max(320, vocabulary), "context": 1_024}
-    base: Any = tiny_llama(dtype=torch.float32, **sizes)
+    base = tiny_llama(dtype=torch.float32, **sizes)
     theirs = peft.get_peft_model(
         tiny_llama(dtype=torch.float32, **sizes), peft.LoraConfig(r=4, lora_alpha=8, target_modules=PROJECTIONS)
     )
@@ -121,7 +120,7 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(tmp_path, by, mi
         stop_requested=lambda: False,
     )
 
-    ordered: list[Encoded] = []
+    ordered = []
     for step in range(len(plan)):
         ordered += [their_data[row] for row in plan[step]]
     expected = under_the_trainer(

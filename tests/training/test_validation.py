@@ -169,7 +169,7 @@ METHODS = {
 def test_training_is_the_same_with_and_without_questions(recipe, tmp_path, changes):
     """Weights and moments at every checkpoint, and every metric but the accuracy."""
     runs = []
-    for questions in (0, 8):
+    for questions in (0, 4):
         out = tmp_path / str(questions)
         train_recipe(recipe(*changes, *ASKING, f"training.validation_questions={questions}"), out=out)
         runs.append(out)
@@ -213,8 +213,6 @@ def test_the_default_number_stays_when_a_run_is_resumed(recipe, tmp_path, capsys
     train_recipe(again, out=run.path, resuming=True)
     assert {row["validation_questions"] for row in validations(run.path).values()} == {count}
     assert list(validations(run.path)) == [0, 30, 35, 40, 45, 50, 55, 60]
-    train_recipe(again, out=tmp_path / "other")
-    assert Run(tmp_path / "other").facts["validation_questions"] < count
 
 
 def test_questions_that_are_not_there_are_refused_in_a_line(recipe, tmp_path):
@@ -237,7 +235,7 @@ def test_questions_that_are_not_there_are_refused_in_a_line(recipe, tmp_path):
 
 
 def test_questions_that_the_protocol_cannot_score_stop_only_who_wants_them(recipe, tmp_path, monkeypatch, capsys):
-    def cannot(self: Choice, example: Example) -> None:
+    def cannot(self, example):
         raise UsageError("labels of several tokens; use evaluation.protocol=generate")
 
     monkeypatch.setattr(Choice, "encode", cannot)
@@ -311,7 +309,7 @@ def test_a_run_that_was_cut_before_its_first_step_is_logged_once(recipe, tmp_pat
     class Killed(Exception):
         pass
 
-    def kill(*_: object, **__: object) -> None:
+    def kill(*_, **__):
         raise Killed
 
     with monkeypatch.context() as patch:

@@ -17,7 +17,7 @@ def test_answers_of_a_server_are_held_against_a_runs():
     """By hand, for two tasks of three questions: two other answers, both to the right option, one of them only by its
     characters. The tasks' mean gains (2/3 + 0)/2."""
 
-    def prediction(task: str, place: int, gold: int, *scores: float) -> Prediction:
+    def prediction(task, place, gold, *scores):
         return Prediction(f"{task}/{place}", task, gold, argmax(scores), scores, characters=(1, 2))
 
     others = [prediction("b", place, 0, -1, -4) for place in range(3)]
