@@ -212,10 +212,17 @@ def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
 
 
 def test_eight_gpus_wait_for_their_hosts(capsys: pytest.CaptureFixture[str]) -> None:
-    """31,932 steps: 32 layers that a host launches in 1.4 to 3.2 ms each."""
+    """31,932 steps: 32 layers that a host launches in 1.4 to 3.2 ms each, and a checkpoint of 340.2 MB after 200 steps;
+    22,419 questions of 132 tokens, each half of a trained one."""
     _, out, _ = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB", "--processes=8")
-    ends = [31_932 * 32 * of_layer for of_layer in (1.4e-3, 3.2e-3)]
+    copied = math.ceil(31_932 / 200) * 340.2e6 / 2e9
+    ends = [31_932 * 32 * of_layer + copied for of_layer in (1.4e-3, 3.2e-3)]
     assert f"H100 SXM {in_words(*ends)};" in out
+    assert re.search(r"then 22,419 test questions by choice: .*H100 SXM 1 min$", out, re.M)
+    assert says(out, "24.3 GB for 8 ranks", "note: each GPU has 264 tokens", "800", "one run per GPU")
+    alone = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
+    assert "one run per GPU" not in alone
+    assert "then 22,419 test questions by choice: A100 80GB 5 min, H100 SXM 1–2 min" in alone
 
 
 def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(

@@ -16,6 +16,7 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.listing import table_of_runs
+from moslora.runs.settings import read_head
 from training_kit import cut_after
 
 
@@ -90,12 +91,19 @@ def test_every_run_is_listed_with_its_state_and_scores(world, trained, tmp_path,
     assert code == 0 and says(said, "begun", "e/runs/lora-0.03-0")
 
 
-def test_averages_of_other_questions_are_said_to_be_so(trained, tmp_path):
+def test_averages_side_by_side_are_of_the_same_questions(trained, tmp_path):
     path = shutil.copytree(trained, tmp_path / "done")
-    evaluate_target(open_target(str(path)), limit=4)
-    base, _ = evaluate_target(open_target(str(path), base=True), tasks="obqa", limit=4)
-    _, scores, remark = table_of_runs(path)[1][-1].split("; ")
-    assert scores == f"choice-label-float32-base {100 * base.macro.accuracy:.1f} (n 4)"
+    ours, _ = evaluate_target(open_target(str(path)), limit=4)
+    base, its = evaluate_target(open_target(str(path), base=True), tasks="obqa", limit=4)
+    shown = [f"choice-label-float32 {100 * ours.tasks['obqa'].accuracy:.1f} (n 4)"]
+    shown.append(f"choice-label-float32-base {100 * base.macro.accuracy:.1f} (n 4)")
+    *scores, remark = table_of_runs(path)[1][-1].split("; ")
+    assert scores == shown and says(remark, "the 4 questions that all answered")
+    file = its / "settings.json"
+    settings = file.read_text("utf-8")
+    file.write_text(settings.replace(read_head(its).settings.data["obqa"], "0" * 64), encoding="utf-8")
+    *_, remark = table_of_runs(path)[1][-1].split("; ")
     assert says(remark, "different questions", "moslora compare")
+    file.write_text(settings, encoding="utf-8")
     evaluate_target(open_target(str(path), base=True), limit=4)
     assert "different" not in table_of_runs(path)[1][-1]

@@ -16,11 +16,12 @@ from moslora.convert.export import export_peft
 from moslora.errors import MosloraError
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.best import Best, best_of
+from moslora.runs.best import Best, best_of, in_words
 from moslora.runs.listing import table_of_runs
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.run import RUN, Run
 from moslora.training import train_recipe
+from moslora.training.selection import Selection
 from moslora.training.state import save_checkpoint
 from planted_kit import BEST_STEP, plant
 from training_kit import (
@@ -258,3 +259,15 @@ def test_processes_choose_together(world, tmp_path, strategy):
     again = cut_after(step, shutil.copytree(whole, tmp_path / "again"))
     in_processes("-m", "planted_kit", "train", again, "--resume")
     assert same_files(whole, again)
+
+
+@pytest.mark.parametrize(
+    ("best", "start", "worse", "better"), [(Best("accuracy"), 0.4, 0.2, 0.6), (Best("loss"), 4.0, 5.0, 3.0)]
+)
+def test_a_best_step_that_is_worse_than_the_start_is_said_to_be(best, start, worse, better):
+    """It is the result nevertheless, as the start is none."""
+    selection = Selection(keeps_best=True, best=best)
+    assert selection.add(2, worse)
+    assert says(selection.remark(2, start=start), "the start", in_words(start, best.by))
+    assert selection.remark(2, start=None) == selection.remark(2, start=worse) == "best so far"
+    assert selection.add(4, better) and selection.remark(4, start=start) == "best so far"

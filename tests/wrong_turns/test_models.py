@@ -10,6 +10,7 @@ import torch
 
 from changes_kit import edit_json, edit_tensors, truncate
 from cli_kit import run
+from message_kit import says
 from moslora.processes.devices import say_device
 from training_kit import moslora
 
@@ -101,9 +102,11 @@ def test_what_the_hub_answers(refused, monkeypatch, error, code, named):
 def test_that_there_is_no_gpu_is_said_before_a_download(here, world, monkeypatch, capsys):
     offline = Mock(side_effect=huggingface_hub.errors.OfflineModeIsEnabled)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    say_device.cache_clear()
-    code, out, err = run(capsys, "train", world / "recipe.yaml", "model.name=some/model")
-    assert code == 1 and out.startswith("device: CPU") and "some/model" in err
+    llama = "meta-llama/Meta-Llama-3-8B"
+    for words in (("train", world / "recipe.yaml", f"model.name={llama}"), ("eval", llama, "--tasks", "boolq")):
+        say_device.cache_clear()
+        code, out, err = run(capsys, *words)
+        assert code == 1 and says(out, "device: CPU", "no GPU here", "on this CPU") and llama in err
 
 
 def test_what_is_known_before_a_download(refused, monkeypatch):

@@ -63,8 +63,10 @@ def train(
     most = resolved.training.global_batch_size
     _share(processes, then=then, restarts=max_restarts, run=run.path, most=most)
     with options.importing():
+        from moslora.plan.here import note_training
         from moslora.training.train import train_run
 
+    note_training(resolved, typed=shlex.join([recipe, *(overrides or ())]))
     train_run(resolved, run, resuming=resume)
     say_next(*after_training(run))
 
@@ -222,10 +224,14 @@ def evaluate(
         from moslora.evaluation.evaluate_target import evaluate_target
         from moslora.evaluation.server import open_server
         from moslora.evaluation.target import open_target
+        from moslora.plan.here import note_evaluation
+        from moslora.runs.named import tasks_to_ask
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
         opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust, strategy=strategy)
         asked = open_server(server, model) if server else None
+        if asked is None:
+            note_evaluation(opened.model, opened.asked(typed), tasks_to_ask(opened.recipe, tasks))
         results, folder = evaluate_target(opened, tasks=tasks, out=out, server=asked, at_once=at_once, **typed)
     if is_main_process():
         below = [*remarks(results), f"written to {folder}"]

@@ -1,5 +1,7 @@
 """Typer's usage errors, each as one line: what is wrong, where, and the fix. Typer itself prints four."""
 
+import re
+import shlex
 from typing import Any
 
 import typer
@@ -15,6 +17,12 @@ def one_line(error: Any) -> str:
     if context is None:
         return said
     command = context.command_path
+    extra = re.match(r"Got unexpected extra argument\(?s?\)? \((.+)\)", error.message)
+    options = [one for one in context.command.params if one.param_type_name == "option" and not one.is_flag]
+    if extra and "=" in extra[1]:
+        said += "; values are typed for train and plan, here they are in the recipe's file"
+    elif extra and options:  # the first is what a command is mostly told
+        said += f"; did you mean {options[0].opts[0]} {shlex.quote(extra[1])}?"
     takes_values = any(parameter.name == "overrides" for parameter in context.command.params)
     if takes_values and type(error).__name__ == "NoSuchOption":
         said += "; values of the recipe have no dashes: training.learning_rate=1e-4"

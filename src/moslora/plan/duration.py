@@ -39,6 +39,9 @@ HOST_OF_A_LAYER = (1.4e-3, 3.2e-3)
 """Seconds in which a GPU's host launches a decoder layer, forwards and backwards, by the same estimate: 46 to 104 ms
 for 32. The GPU waits for it where it has less to do."""
 
+HOST_OF_A_SCORED_LAYER = 1 / 3
+"""The same of a layer that is only passed forwards, of one that is trained: an assumption."""
+
 SHARE_ON_A_CPU = 0.7
 """Share of the speed of a CPU's products that training reaches: docs/speed.md, "Training"."""
 
@@ -149,12 +152,12 @@ def _linear_weights(module: nn.Module) -> list[Tensor]:
     return [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
 
 
-def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int) -> str:
-    """An estimate of the time of ``total`` on so many ``devices``, of each GPU with about ``memory`` bytes, or else of
-    the nearest size."""
+def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int, beside: float = 0) -> str:
+    """An estimate of the time of ``total`` on so many ``devices``, with ``beside`` seconds that are not shared, of each
+    GPU with about ``memory`` bytes, or else of the nearest size."""
     times = []
     for name, gpu in gpus_with(memory).items():
-        fast, slow = (end / devices for end in total.seconds(gpu, dtype=dtype))
+        fast, slow = (end / devices + beside for end in total.seconds(gpu, dtype=dtype))
         times.append(f"{name} {in_words(fast, slow)}")
     return ", ".join(times)
 

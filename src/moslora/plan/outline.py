@@ -14,10 +14,13 @@ from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
-from moslora.data.steps import StepPlan
-from moslora.plan.duration import Cost, cost
+from moslora.data.steps import StepPlan, default_micro_batch_tokens
+from moslora.evaluation.batches import WRITTEN_BLOCK_SIZE
+from moslora.evaluation.request import Request
+from moslora.plan.duration import HOST_OF_A_SCORED_LAYER, Cost, cost
 from moslora.plan.step import Work
-from moslora.recipe import DataSection, Recipe
+from moslora.prompts.protocols import PROTOCOLS
+from moslora.recipe import DataSection, ModelSection, Recipe
 from moslora.runs.continued import read_continued
 from moslora.tasks import Task
 from moslora.training.budget import RankBudget
@@ -30,6 +33,9 @@ TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage
 
 LABELLED = 0.25
 """Assumed share of tokens with a label where the loss is on the answers and no row is at hand."""
+
+WRITTEN_TOKENS = 16
+"""Mean tokens of a text that is written, for an estimate."""
 
 SEARCHED_STEPS = 4_096
 """Steps of a run that are searched for its largest micro-batch."""
@@ -82,6 +88,22 @@ class Outline:
             row=tokens_per_step / self.plan.global_batch_size,
             passes=steps * processes * math.ceil(tokens_per_step / processes / budget),
         )
+
+
+def evaluation(
+    model: PreTrainedModel, section: ModelSection, request: Request, tasks: Sequence[Task]
+) -> tuple[int, Cost]:
+    """The test questions of those of the ``tasks`` that are among the eight sets, and the work of scoring them."""
+    count = sum(min(task.rows.get("test", 0), request.limit or math.inf) for task in tasks)
+    row = TOKENS_PER_ROW[request.format]
+    tokens = count * row
+    passes = tokens / default_micro_batch_tokens(on_gpu=True)
+    if PROTOCOLS[request.protocol].writes:
+        tokens += count * request.beams * WRITTEN_TOKENS
+        passes += count / WRITTEN_BLOCK_SIZE * WRITTEN_TOKENS
+    scored = COST_OF_A_SCORED_TOKEN * tokens
+    launched = HOST_OF_A_SCORED_LAYER * passes
+    return int(count), cost(model, section, tokens=scored, labels=count, row=row, passes=launched)
 
 
 def outline(recipe: Recipe) -> Outline:

@@ -1,24 +1,41 @@
 """The plan of a run, before it is paid for: the memory of each device, whether it fits, and the time."""
 
+import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from transformers import PreTrainedModel
 
 from moslora.base.adapted import adapter_state
+from moslora.base.resolve import available_offline
 from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
-from moslora.errors import first_line
+from moslora.errors import counted, first_line
+from moslora.evaluation.request import Request
 from moslora.plan.duration import PROBED_STEPS, in_words, on_gpus, on_this_cpu, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
-from moslora.plan.outline import Outline, outline
+from moslora.plan.outline import Outline, evaluation, outline
 from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe, TrainingSection
 from moslora.training.launch import refuse_too_many_processes
+
+COPIED = 2e9
+"""Bytes of a checkpoint that are copied from a GPU in a second, while its steps wait; a thread writes them. An
+assumption."""
+
+FEW_TOKENS = 800
+"""Tokens of a step below which a fast GPU waits for its host: docs/speed.md, "On a GPU: an estimate"."""
+
+HOST_OF_A_PROCESS = 3 * 10**9
+"""Bytes of the machine's memory that a process on a GPU takes: Python, torch, CUDA's libraries and the rows. An
+assumption."""
 
 BYTES_OF_MOMENTS = 8
 """AdamW's two moments of a trained number, in float32."""
@@ -92,12 +109,17 @@ def plan(
             remark += "; with training.strategy=fsdp it fits"
         remarks.append(remark)
     remarks.append(disk_line(run.model, training))
-    time, seconds = _about_time(run, recipe, devices, budget=budget, room=room, rate=rate)
-    remarks.append(time)
+    if devices.on_gpu:
+        of_host = processes * HOST_OF_A_PROCESS + saved_sizes(run.model)[1]
+        remarks.append(f"memory of their machine: about {gigabytes(of_host)} GB for {counted(processes, 'rank')}")
+    if gpu_memory is None and available_offline(recipe.model.name, revision=recipe.model.revision) is None:
+        remarks.append(download_line(run.model))
+    times, seconds = _about_time(run, recipe, devices, budget=budget, room=room, rate=rate)
+    remarks += times
     lines = run.lines
+    many = f" --processes {processes}" if processes > 1 else ""
     is_too_long = not devices.on_gpu and seconds > A_DAY
-    if is_too_long:
-        many = f" --processes {processes}" if processes > 1 else ""
+    if is_too_long or (many and not devices.on_gpu):
         first = (
             f"no GPU here: this is for this CPU, where the run takes about {in_words(seconds)}; for GPUs:"
             f" moslora plan {typed}{many} --gpu-memory 80GB"
@@ -107,7 +129,7 @@ def plan(
     heading = (
         f"memory of each {place} ({gigabytes(room)} GB), with micro-batches of up to {micro_batch.tokens:,} tokens:"
     )
-    fits = is_too_long or needed[strategy].total <= room
+    fits = (is_too_long and not many) or needed[strategy].total <= room
     return Plan([*lines, heading], as_table(columns), remarks, fits)
 
 
@@ -132,25 +154,40 @@ def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> tup
 
 def _about_time(
     run: Outline, recipe: Recipe, devices: Devices, *, budget: int, room: int, rate: float | None
-) -> tuple[str, float]:
+) -> tuple[list[str], float]:
     """The time of the run in words, and its seconds on a CPU: by the ``rate`` of one process, in tokens a second, or
     estimated."""
     processes = devices.processes
     if rate is not None:
         seconds = (run.tokens + run.validated) / rate / processes
         measured = f"measured here: {rate:,.0f} tokens a second in each process, over {PROBED_STEPS} steps"
-        return f"{measured}: {in_words(seconds)}", seconds
+        return [f"{measured}: {in_words(seconds)}"], seconds
+    dtype = recipe.model.dtype
     total = run.cost(recipe, processes=processes, budget=budget)
+    request = Request.of(recipe)
+    questions, asked = evaluation(run.model, recipe.model, request, recipe.questions.tasks)
     if devices.on_gpu:
         seconds = 0.0
-        how = "an estimate, with validations"
-        times = on_gpus(total, dtype=recipe.model.dtype, memory=room, devices=processes)
+        checkpoints = math.ceil(len(run.plan) / recipe.training.checkpoint_every)
+        copied = checkpoints * saved_sizes(run.model)[1] / COPIED
+        on_these = partial(on_gpus, dtype=dtype, memory=room, devices=processes)
+        times = f"an estimate, with validations and checkpoints: {on_these(total, beside=copied)}"
+        of_questions = on_these(asked)
     else:
-        seconds = on_this_cpu(total, run.model, recipe.model.dtype)
-        how = "by two products that were timed here"
-        times = in_words(seconds)
+        seconds = on_this_cpu(total, run.model, dtype)
+        times = f"by two products that were timed here: {in_words(seconds)}"
+        of_questions = in_words(seconds * asked.operations / total.operations)
     probed = "moslora plan RECIPE --probe measures a few steps here"
-    return f"about {total.operations:.1e} operations; {how}: {times}; {probed}", seconds
+    lines = [f"about {total.operations:.1e} operations; {times}; {probed}"]
+    if questions:
+        lines.append(f"then {questions:,} test questions by {request.protocol}: {of_questions}")
+    tokens = run.tokens / len(run.plan) / processes
+    if devices.on_gpu and processes > 1 and tokens < FEW_TOKENS:
+        lines.append(
+            f"note: each GPU has {tokens:,.0f} tokens of a step and waits for its host; below some {FEW_TOKENS}, one"
+            " run per GPU, with other seeds or rates, gains more than one run on all"
+        )
+    return lines, seconds
 
 
 def gigabytes(size: float) -> str:
@@ -175,6 +212,16 @@ def disk_line(model: PreTrainedModel, training: TrainingSection) -> str:
         kept *= 2
     total, of_each, result = (f"{size / 1e6:,.1f}" for size in (adapter + kept * checkpoint, checkpoint, adapter))
     return f"on the disk up to {total} MB: {kept} checkpoints of {of_each} MB, a result of {result}"
+
+
+def download_line(model: PreTrainedModel) -> str:
+    """What the base takes of the disk, in 16 bits, and what is free there."""
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    size = 2 * model.num_parameters()
+    free = shutil.disk_usage(place).free
+    line = f"to download: about {gigabytes(size)} GB into {cache}, where {gigabytes(free)} GB are free"
+    return f"{line}; too little" if free < size else line
 
 
 def as_table(columns: dict[str, Memory]) -> list[list[str]]:

@@ -95,7 +95,10 @@ def processes_to_start(wanted: int | None, *, most: int | None = None) -> int:
         raise UsageError(f"--processes {wanted}: this machine has {counted(gpus(), 'GPU')}")
     if wanted:
         return wanted
-    return max(1, min(gpus(), most or gpus()))
+    if most and gpus() > most:
+        note(f"uses {most} of {gpus()} GPUs: a step has {counted(most, 'row')} (training.global_batch_size)")
+        return most
+    return max(1, gpus())
 
 
 def launch(

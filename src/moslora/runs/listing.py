@@ -4,13 +4,16 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
+from statistics import StatisticsError, fmean
 from typing import Any
 
 from moslora.errors import MosloraError, UsageError
 from moslora.runs.best import best_of
-from moslora.runs.evaluation import is_finished, read_predictions, unfinished_tasks
+from moslora.runs.evaluation import in_common, is_finished, read_evaluation, read_predictions, unfinished_tasks
 from moslora.runs.manifest import MANIFEST, RECIPE
+from moslora.runs.outcomes import right
 from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, RESULT, Run
 from moslora.runs.settings import read_head
 
@@ -71,14 +74,32 @@ def _scores(run: Run) -> Iterator[str]:
             answered = Counter(each.task for each in read_predictions(folder))
             if unfinished_tasks(read_head(folder), answered) or not is_finished(folder):
                 interrupted.append(folder.name)
-    asked: dict[str, Any] = {}
-    for name, card in sorted(run.facts.get("results", {}).items()):
-        if name in interrupted:
-            continue
-        scores = [f"{100 * card['macro']:.1f} (n {card['questions']:,})"] if "macro" in card else []
-        scores += [f"{task} {nats:.4f} nats per byte" for task, nats in card.get("nats_per_byte", {}).items()]
-        yield f"{name} {', '.join(scores)}"
-        if asked.setdefault(BESIDE.sub("", name), card["asked"]) != card["asked"]:
-            yield "of different questions: moslora compare takes those in common"
+    results = {name: card for name, card in run.facts.get("results", {}).items() if name not in interrupted}
+    for _, names in groupby(sorted(results), key=lambda name: BESIDE.sub("", name)):
+        cards = {name: results[name] for name in names}
+        asked = [card["asked"] for card in cards.values()]  # the number of questions of each task, its data's hash
+        remark = ""
+        if any(one != asked[0] for one in asked):
+            cards, remark = _in_common(run, cards)
+        for name, card in cards.items():
+            scores = [f"{100 * card['macro']:.1f} (n {card['questions']:,})"] if "macro" in card else []
+            scores += [f"{task} {nats:.4f} nats per byte" for task, nats in card.get("nats_per_byte", {}).items()]
+            yield f"{name} {', '.join(scores)}"
+        if remark:
+            yield remark
     for name in interrupted:
         yield f"{name} unfinished"
+
+
+def _in_common(run: Run, cards: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], str]:
+    """The evaluations' averages over the questions that all answered, and a line that says so; their own if there are
+    no such questions."""
+    with suppress(MosloraError, StatisticsError):  # a damaged one, or the mean of nothing
+        evaluations = [read_evaluation(run.path / EVALUATIONS / name) for name in cards]
+        shared, line = in_common(evaluations)
+        averages = {}
+        for each in evaluations:
+            columns = [right(answers) for answers in each.only(shared).tasks.values() if not answers.are_texts]
+            averages[each.folder.name] = {"macro": fmean(map(fmean, columns)), "questions": sum(map(len, columns))}
+        return averages, line.partition("; ")[0]
+    return cards, "of different questions: moslora compare takes those in common"

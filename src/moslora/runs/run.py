@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from moslora.choices import BestBy
 from moslora.errors import UsageError
 from moslora.files import did_you_mean, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe, override_recipe
@@ -189,6 +190,10 @@ class Run:
             return None
         loss = losses.get(best.step if best else max(losses))
         return math.inf if loss is None else float(loss)  # as JSON has it where it was not finite
+
+    def validation_at_start(self, by: BestBy) -> float | None:
+        """That before the first step; ``None`` without one, or if it was not finite."""
+        return next((row.get(f"validation_{by}") for row in self.metrics if row["step"] == 0), None)
 
     @property
     def evaluations(self) -> list[Path]:

@@ -61,9 +61,14 @@ class Selection:
         self.best = self.best.after(step, value)
         return self.best.step == step
 
-    def remark(self, step: int) -> str:
-        """What the validation of ``step`` decided, in words; empty if nothing."""
-        if self.best.step == step:
+    def remark(self, step: int, *, start: float | None) -> str:
+        """What the validation of ``step`` decided, in words; empty if nothing. ``start`` is that before the first
+        step, which no result may be."""
+        best = self.best
+        if best.step == step and best.value is not None and start is not None and best.prefers(start, best.value):
+            side = "above" if best.by == "loss" else "below"
+            return f"best so far, but {side} the start ({in_words(start, best.by)})"
+        if best.step == step:
             return "best so far"
         if self.patience is not None and self.best.since:
             return f"{self.best.since} of {self.patience} in a row without a better {self.best.by}"

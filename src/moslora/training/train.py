@@ -301,7 +301,7 @@ class Training:
         is_best = selection.add(step, found.value(selection.best.by))
         tracker.validated = [selection.so_far, *found.fields]
         line = [f"step {step}/{len(self.parts.plan)}", *found.fields]
-        remark = selection.remark(step)
+        remark = selection.remark(step, start=self.run.validation_at_start(selection.best.by))
         if remark:
             line.append(remark)
         say("  ".join(line))

@@ -1,0 +1,54 @@
+"""What a machine without a GPU is told before it begins on a large base: how long that takes there."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from transformers import PreTrainedModel
+
+from moslora.base.shapes import meta_model
+from moslora.choices import DType
+from moslora.console import note
+from moslora.data.steps import default_micro_batch_tokens
+from moslora.errors import MosloraError
+from moslora.evaluation.request import Request
+from moslora.plan.duration import Cost, in_words, on_this_cpu
+from moslora.plan.outline import evaluation, outline
+from moslora.processes.devices import gpus, say_device
+from moslora.ranks import is_main_process, world_size
+from moslora.recipe import ModelSection, Recipe
+from moslora.tasks import Task
+
+LARGE = 10**9
+"""Parameters of a base from which on it is told."""
+
+
+def note_training(recipe: Recipe, *, typed: str) -> None:
+    """``typed``: the recipe and its overrides."""
+    if _is_large_here(recipe.model):
+        run = outline(recipe)
+        total = run.cost(recipe, processes=1, budget=default_micro_batch_tokens(on_gpu=False))
+        gpus_need = f"moslora plan {typed} --gpu-memory 80GB says what a GPU needs"
+        _note("training takes", total, run.model, recipe.model.dtype, gpus_need)
+
+
+def note_evaluation(section: ModelSection, request: Request, tasks: Sequence[Task]) -> None:
+    """Nothing is said where no task has a known number of questions."""
+    if _is_large_here(section):
+        model = meta_model(section)
+        questions, total = evaluation(model, section, request, tasks)
+        if questions:
+            _note(f"{questions:,} questions take", total, model, section.dtype, "--limit asks fewer")
+
+
+def _note(what: str, total: Cost, model: PreTrainedModel, dtype: DType, fix: str) -> None:
+    took = in_words(on_this_cpu(total, model, dtype) / world_size())
+    note(f"no GPU here: {what} about {took} on this CPU, by two products of this model that were timed; {fix}")
+
+
+def _is_large_here(section: ModelSection) -> bool:
+    if gpus() or not is_main_process():
+        return False
+    say_device("cpu")
+    with suppress(MosloraError):  # which the command says where it needs what is missing
+        return meta_model(section).num_parameters() >= LARGE
+    return False
