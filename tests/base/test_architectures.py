@@ -61,14 +61,7 @@ for _row, _kind in KINDS.items():
     EXPECTED |= dict.fromkeys(_families.split(", "), _kind)
 
 
-LONG = ("bailing_hybrid", "falcon_h1", "kimi_linear")
-"""Families whose state-space layers take long without their own packages."""
-
-
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=pytest.mark.slow if f in LONG else ()) for f in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES],
-)
+@pytest.mark.parametrize("family", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 def test_a_family_is_computed_or_refused(tmp_path: Path, family: str) -> None:
     """``python tests/kits/families_kit.py`` prints the table."""
     found = outcome(family, tmp_path)
@@ -95,7 +88,7 @@ def test_a_family_is_trained_scored_and_merged(recipe: MakeRecipe, tmp_path: Pat
         make(family, base, steep=False)
     layers = named_adapters(load_adapted_tiny(base))
     targets = sorted({name.rpartition(".")[2] for name, _ in layers})
-    short = ("training.epochs=null", "training.max_steps=6", f"adapter.target_modules=[{', '.join(targets)}]")
+    short = ("training.epochs=null", "training.max_steps=4", f"adapter.target_modules=[{', '.join(targets)}]")
     made = recipe(f"model.name={base}", *short, "data.format=cloze", "evaluation.protocol=cloze")
     run = train_recipe(made, out=tmp_path / "run")
     engine = "own" if family in FAMILIES else "transformers"

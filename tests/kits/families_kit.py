@@ -72,6 +72,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "mamba_d_head": 16,
         "mamba_d_state": 16,
     },
+    "falcon_h1": {
+        "mamba_d_ssm": 128,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 16,
+    },
+    "bailing_hybrid": {"linear_num_heads": 4, "linear_head_dim": 16},
+    "kimi_linear": {"linear_num_heads": 4, "linear_head_dim": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "xlstm": {"qk_dim_factor": 1.0, "num_blocks": 2},
@@ -82,7 +91,7 @@ SMALL: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("n_input_layers", "n_recurrent_layers", "n_output_layers"), 2),
     },
 }
-"""Values of a family's small config that have to fit each other."""
+"""Values of a family's small config that have to fit each other, or are large."""
 
 
 @dataclass(frozen=True)
