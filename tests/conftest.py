@@ -3,6 +3,7 @@
 What starts the workers of `pytest -n` loads this file, too, and needs nothing that loads torch.
 """
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def choice_run(served_world: "Callable[..., Served]") -> "Served":
 def served(choice_run: "Served", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Served":
     """The same, which may be changed; attempts to ask a server follow each other at once."""
     from moslora.evaluation import server
-    from served_kit import copied
+    from served_kit import Served
 
     monkeypatch.setattr(server, "WAITS", [0.001] * 6)
-    return copied(choice_run, tmp_path / "served")
+    return Served(shutil.copytree(choice_run.path.parent, tmp_path / "served") / "run")

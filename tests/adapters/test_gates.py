@@ -1,14 +1,16 @@
 """The mixers that route, against experts run one after another."""
 
 import itertools
+from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moslora.adapters import AdapterLinear, describe_batch
 from moslora.adapters.mixers.gates import TaskGateMixer, TokenGateMixer
-from reference import SequentialExperts, TaskRouter, TokenRouter, adapted_linear
+from reference import adapted_linear
 
 IN, OUT, RANK, SCALE = 10, 7, 8, 1.7
 TASKS = [2, 0, 1]
@@ -28,28 +30,42 @@ def layer_of(kind: str, *, experts: int = 4, size: float = 0.7) -> AdapterLinear
     return layer
 
 
-def sequential(layer: AdapterLinear) -> SequentialExperts:
-    """The same weights as experts of their own, run one after another."""
+def token_gates(x: Tensor, weight: Tensor, top_k: int | None = None) -> Tensor:
+    """softmax(R x) for every token; with ``top_k`` the others at zero and the rest scaled to sum to one."""
+    gates = torch.softmax(x @ weight.T, -1)
+    if top_k is None:
+        return gates
+    last = gates.sort(-1, descending=True).values[..., top_k - 1 : top_k]
+    gates = torch.where(gates >= last, gates, 0.0)
+    return gates / gates.sum(-1, keepdim=True)
+
+
+def task_gates(x: Tensor, embedding: Tensor, weight: Tensor) -> Tensor:
+    """softmax(G e) with the embedding e of each row's task, the same for all tokens of the row."""
+    return torch.stack([torch.softmax(weight @ embedding[task], 0).expand(*x.shape[1:-1], -1) for task in TASKS])
+
+
+def one_by_one(layer: AdapterLinear, learned: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """y = base(x) + s Σᵢ gᵢ(x) · Bᵢ Aᵢ x: experts run one after another, as the released ones are, with the weights
+    ``learned``.
+
+    With gates on both factors, y = base(x) + s Σⱼ g_B,ⱼ Bⱼ Σᵢ g_A,ᵢ Aᵢ x.
+    """
     mixer = layer.mixer
-    inside = None
-    router: nn.Module
+    hidden = [F.linear(x, part) for part in learned["lora_a"].chunk(mixer.experts)]
     if isinstance(mixer, TokenGateMixer):
-        router = TokenRouter(mixer.weight, top_k=mixer.top_k)
+        gates = token_gates(x, learned["mixer.weight"], mixer.top_k)
     elif isinstance(mixer, TaskGateMixer):
-        router = TaskRouter(mixer.embedding, mixer.weight, tasks=TASKS)
+        gates = task_gates(x, learned["mixer.embedding"], learned["mixer.weight"])
     else:
-        router = TokenRouter(mixer.router_b)
-        inside = TokenRouter(mixer.router_a)
-    parts = {"a": layer.lora_a, "b": layer.lora_b, "experts": mixer.experts}
-    return SequentialExperts(layer.base, **parts, scaling=SCALE, router=router, inside=inside)
-
-
-def gradients(layer: AdapterLinear) -> list[Tensor]:
-    """Gradients of A, B and the mixer's parameters, in the naive module's order."""
-    mixer = dict(layer.mixer.named_parameters())
-    order = ("router_b", "router_a") if "router_a" in mixer else ("embedding", "weight")
-    learned = [mixer[name].grad for name in order if name in mixer]
-    return [layer.lora_a.grad, layer.lora_b.grad, *learned]  # type: ignore[list-item]
+        gates = token_gates(x, learned["mixer.router_a"])
+        mixed = sum(gates[..., i, None] * of_one for i, of_one in enumerate(hidden))
+        hidden = [mixed] * len(hidden)
+        gates = token_gates(x, learned["mixer.router_b"])
+    y = layer.base(x)
+    for i, part in enumerate(learned["lora_b"].chunk(mixer.experts, 1)):
+        y = y + SCALE * gates[..., i, None] * F.linear(hidden[i], part)
+    return y
 
 
 @pytest.mark.parametrize("shape", [(3, IN), (3, 5, IN), (3, 1, IN)])
@@ -62,24 +78,23 @@ def gradients(layer: AdapterLinear) -> list[Tensor]:
 )
 def test_all_experts_at_once_are_the_experts_one_by_one(kind: str, experts: int, shape: tuple[int, ...]) -> None:
     layer = layer_of(kind, experts=experts)
-    naive = sequential(layer)
+    mine = {name: weight for name, weight in layer.named_parameters() if weight.requires_grad}
+    theirs = {name: weight.detach().clone().requires_grad_() for name, weight in mine.items()}
     x = torch.randn(shape, dtype=torch.float64)
     x_naive = x.clone().requires_grad_()
     x.requires_grad_()
     y = layer(x)
-    expected = naive(x_naive)
+    expected = one_by_one(layer, theirs, x_naive)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
     assert (y - layer.base(x)).abs().mean() > 0.1
     weights = torch.randn_like(expected)
     (torch.tanh(y) * weights).sum().backward()
     (torch.tanh(expected) * weights).sum().backward()
-    theirs = [torch.cat([p.grad for p in naive.lora_A]), torch.cat([p.grad for p in naive.lora_B], 1)]
-    for router in (naive.router, naive.inside):
-        if router is not None:
-            theirs += [p.grad for p in router.parameters()]
-    for mine, other in zip([x.grad, *gradients(layer)], [x_naive.grad, *theirs], strict=True):
-        assert other.any()
-        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+    mine["x"] = x
+    theirs["x"] = x_naive
+    for name, weight in theirs.items():
+        assert weight.grad.any()
+        torch.testing.assert_close(mine[name].grad, weight.grad, rtol=1e-10, atol=1e-12)
 
 
 def test_routers_read_x_before_dropout() -> None:

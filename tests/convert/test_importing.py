@@ -2,14 +2,16 @@
 
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from card_kit import Card
 from cli_kit import run as cli
@@ -20,10 +22,7 @@ from importing_kit import (
     PEFT,
     RANK,
     TARGETS,
-    Trap,
-    fresh,
     official_model,
-    transposed,
     write_source,
 )
 from moslora.base import shapes
@@ -43,6 +42,10 @@ from moslora.runs.run import locate_adapter, newest_run
 from moslora.training import train_recipe
 from reference import perturb, token_batch
 from world_kit import loads_of_models
+
+
+def fresh(world: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32).eval()
 
 
 @torch.inference_mode()
@@ -145,6 +148,16 @@ def test_the_output_layer_is_refused(world: Path, tmp_path: Path) -> None:
         import_adapter(tmp_path / "source", out=tmp_path / "run")
 
 
+class Trap:
+    """A pickle that writes a file when it is opened by a reader that runs code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return Path.write_text, (self.path, "run")  # type: ignore[return-value]
+
+
 def test_code_in_a_pickle_is_not_run(world: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     state = {**official_model(world)[1], "trap": Trap(ran)}
@@ -167,7 +180,12 @@ def test_a_wrong_import_is_refused_and_leaves_nothing(
 ) -> None:
     """M read as its transpose, which has the right shape: the proof sees it."""
     source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
-    monkeypatch.setattr(importing, "own_state", transposed(importing.own_state))
+    state = importing.own_state
+
+    def transposed(layers: Any) -> dict[str, Tensor]:
+        return {name: tensor.T.contiguous() if "mixer" in name else tensor for name, tensor in state(layers).items()}
+
+    monkeypatch.setattr(importing, "own_state", transposed)
     with pytest.raises(MosloraError, match=f"{importing.TOLERANCE:g}"):
         import_adapter(source, out=tmp_path / "run", base=str(world / "model"))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

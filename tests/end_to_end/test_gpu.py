@@ -35,7 +35,7 @@ from moslora.training.loop import accumulate
 from moslora.training.optimizer import trainable
 from moslora.training.prepare import prepare
 from reference import tiny_llama
-from training_kit import MIXERS, adapter, cut_after, same_bits
+from training_kit import adapter, cut_after, same_bits
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
@@ -143,10 +143,23 @@ def test_attention_over_rows_is_the_formula(
     assert max(far) < 0.02
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        "kind: identity",
+        "kind: butterfly",
+        "kind: hadamard, blocks: 4",
+        "kind: kronecker, blocks: 2",
+        "kind: dense",
+        "kind: diagonal, orthogonality: 0.1",
+        "kind: input-split, blocks: 2",
+        "kind: token-gate, experts: 4, top_k: 2, balance: 0.01",
+        "kind: gate-inside, experts: 2",
+        "kind: task-gate, experts: 2",
+    ],
+)
 def test_every_mixer_takes_a_step_that_never_waits(make: Make, mixer: str) -> None:
-    options = ",".join(f"{key}: {value}" for key, value in MIXERS[mixer].items())
-    recipe = make("model.dtype=bfloat16", f"adapter.mixer={{{options}}}")
+    recipe = make("model.dtype=bfloat16", f"adapter.mixer={{{mixer}}}")
     parts, data = prepare(Accelerator(mixed_precision="no"), recipe)
     parts.objective.train()
     drawn = data.rows[:8]

@@ -85,7 +85,6 @@ def write_experiment(
     rows: Sequence[TableRun],
     *,
     contrasts: Sequence[tuple[str, str]],
-    outcome: str = "log_probability",
     recipes: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Writes an experiment in tables, asked as its first run. ``recipes``: arm -> overrides of its recipe."""
@@ -97,7 +96,7 @@ def write_experiment(
         arms[arm] = ArmCard(load_recipe("smollm2-135m", overrides).to_yaml(), ({"code": "c0de"},))
     asked = next(row.evaluation.settings for row in rows if row.evaluation is not None)
     first, *others = contrasts
-    index = ExperimentIndex("drawn", first, outcome, (), tuple(others), card=Card(arms, asked))
+    index = ExperimentIndex("drawn", first, "log_probability", (), tuple(others), card=Card(arms, asked))
     index.write(folder)
     return folder
 

@@ -109,12 +109,12 @@ TOKENIZERS = {"smollm2": smollm2, "llama3": llama3}
 def make_wheel(shelf: Path) -> Wheel:
     path = shelf / "tiny_thing-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("tiny_thing.py", "")
-        archive.writestr("tiny_thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n")
-        archive.writestr(
-            "tiny_thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("tiny_thing-1.0.dist-info/RECORD", "")
+        for name, text in (
+            ("METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n"),
+            ("WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+            ("RECORD", ""),
+        ):
+            archive.writestr(f"tiny_thing-1.0.dist-info/{name}", text)
     return Wheel("tiny-thing", "1.0", hashlib.sha256(path.read_bytes()).hexdigest(), megabytes=0)
 
 

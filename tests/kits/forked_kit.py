@@ -39,31 +39,22 @@ def python(*arguments: object, **options: Any) -> "Forked | subprocess.Popen[str
     Where no GPU may be used, and on Linux, it is a forked process.
     """
     words = [str(argument) for argument in arguments]
-    environment = options.get("env") or dict(os.environ)
-    if sys.platform == "linux" and environment.get("CUDA_VISIBLE_DEVICES") == "":
+    options = {"env": dict(os.environ), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    if sys.platform == "linux" and options["env"].get("CUDA_VISIBLE_DEVICES") == "":
         return Forked(words, **options)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *words], text=True, **(pipes | options))
+    return subprocess.Popen([sys.executable, *words], text=True, **options)
 
 
 class Forked:
     """A forked process. Attributes and methods are those of ``subprocess.Popen`` with ``text=True``."""
 
-    def __init__(
-        self,
-        words: list[str],
-        *,
-        env: dict[str, str] | None = None,
-        cwd: object = None,
-        stdout: int = subprocess.PIPE,
-        stderr: int = subprocess.PIPE,
-    ) -> None:
+    def __init__(self, words: list[str], *, env: dict[str, str], stdout: int, stderr: int, cwd: object = "") -> None:
         self.args = words
         self.returncode: int | None = None
         self.stdout, output = _end_of(stdout)
         self.stderr, errors = _end_of(stderr)
-        request = {"words": words, "env": env or dict(os.environ), "cwd": str(cwd or os.getcwd())}
-        self.pid: int = _ask(request, [output, errors])
+        request = {"words": words, "env": env, "cwd": os.path.abspath(str(cwd))}
+        self.pid = _ask(request, [output, errors])
         for own, given in ((output, stdout), (errors, stderr)):
             if given == subprocess.PIPE:
                 os.close(own)
@@ -129,14 +120,13 @@ def _server() -> tuple[socket.socket, subprocess.Popen[str]]:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     code = f"import sys; sys.path[:] = {sys.path!r}; from forked_kit import serve; serve({theirs.fileno()})"
-    environment = os.environ | READ_AT_IMPORT
     server = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | READ_AT_IMPORT,
         pass_fds=[theirs.fileno()],
     )
     theirs.close()

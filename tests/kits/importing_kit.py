@@ -38,13 +38,9 @@ OFFICIAL = {
 Altered = Callable[[dict[str, Any], dict[str, Tensor]], object]
 
 
-def fresh(world: Path) -> LlamaForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32).eval()
-
-
 def official_model(world: Path) -> tuple[LlamaForCausalLM, dict[str, Tensor]]:
     """The base with the repository's layers in it, M far from symmetric, and the weights as its PEFT names them."""
-    model = fresh(world)
+    model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(5)
     state = {}
     for name, base in list(model.named_modules()):
@@ -88,10 +84,10 @@ def setting(**values: object) -> Altered:
     return lambda config, state: config.update(values)
 
 
-def without(*parts: str, layer: str = LAYER) -> Altered:
+def without(*parts: str) -> Altered:
     def alter(config: dict[str, Any], state: dict[str, Tensor]) -> None:
         for part in parts:
-            del state[f"{layer}.{part}.weight"]
+            del state[f"{LAYER}.{part}.weight"]
 
     return alter
 
@@ -138,26 +134,3 @@ REFUSED: dict[str, tuple[Altered, str]] = {
     "a base that is gone": (setting(base_model_name_or_path="/gone"), "/gone: no such folder"),
 }
 """What is not understood, and so refused: see `wrong_turns.test_imports`."""
-
-
-class Trap:
-    """A pickle that writes a file when it is opened by a reader that runs code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
-        return Path.write_text, (self.path, "run")  # type: ignore[return-value]
-
-
-def transposed(state: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """``state`` with every mixer transposed."""
-
-    def with_transposed(layers: Any) -> dict[str, Tensor]:
-        tensors = dict(state(layers))
-        for name, tensor in tensors.items():
-            if "mixer" in name:
-                tensors[name] = tensor.T.contiguous()
-        return tensors
-
-    return with_transposed

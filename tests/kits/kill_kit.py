@@ -18,10 +18,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -62,15 +61,17 @@ class Command:
 
 @dataclass(frozen=True)
 class Write:
-    """One change to the working folder: its event, the path, and where bytes are written the size to be killed at."""
+    """One change to the working folder, or a kill there: before it, or where its file has reached a size."""
 
     event: str
     path: str
-    beside: bool = False  # not by the main thread, but by the one that saves checkpoints
-    half: int | None = None
+    beside: bool  # not by the main thread, but by the one that saves checkpoints
+    number: int  # among those of its thread
+    half: int | None = None  # of the file's bytes
 
     def __str__(self) -> str:
-        return f"{self.event} {self.path}"
+        where = "before" if self.half is None else f"at {self.half} bytes of"
+        return f"{where} write {self.number} of its thread, {self.event} {self.path}"
 
 
 @dataclass(frozen=True)
@@ -99,33 +100,14 @@ class Findings:
 
     @staticmethod
     def of_all(findings: Sequence["Findings"]) -> "Findings":
-        stuck: list[str] = []
-        lost: list[str] = []
-        for one in findings:
-            stuck += one.stuck
-            lost += one.lost
         return Findings(
             "all",
             writes=sum(one.writes for one in findings),
             kills=sum(one.kills for one in findings),
-            stuck=stuck,
-            lost=lost,
+            stuck=[line for one in findings for line in one.stuck],
+            lost=[line for one in findings for line in one.lost],
             bytes_lost=sum(one.bytes_lost for one in findings),
         )
-
-
-@dataclass(frozen=True)
-class _Kill:
-    """Where a command is killed: before a write, or where its file has reached ``size``."""
-
-    number: int  # among those of its thread
-    write: Write
-    size: int | None = None
-
-    def __str__(self) -> str:
-        if self.size is None:
-            return f"before write {self.number} of its thread, {self.write}"
-        return f"at {self.size} bytes of write {self.number} of its thread, {self.write}"
 
 
 @dataclass(frozen=True)
@@ -165,7 +147,10 @@ def kill_everywhere(command: Command, folder: Path, *, every: int = 1) -> Findin
     undisturbed = _run(work, command.act)
     _expect_success(undisturbed, f"{command.name} fails by itself")
     wanted = snapshot(work)
-    kills = _kills(undisturbed.writes)[::every]
+    kills = []
+    for write in undisturbed.writes:
+        kills += dict.fromkeys((replace(write, half=None), write))
+    kills = kills[::every]
     stuck: list[str] = []
     lost: list[str] = []
     bytes_lost = 0
@@ -182,27 +167,12 @@ def kill_everywhere(command: Command, folder: Path, *, every: int = 1) -> Findin
             last_line = again.said.strip().splitlines()[-1:]
             stuck.append(f"{place}: {last_line}")
             continue
-        different = _differing(wanted, snapshot(work))
+        found = snapshot(work)
+        different = sorted({path for path, _ in wanted.items() ^ found.items()})
         if different:
             lost.append(f"{place}: {', '.join(different)}")
-        for path in different:
-            content = wanted.get(path)
-            if content is not None:
-                bytes_lost += len(content)
+        bytes_lost += sum(len(wanted.get(path) or b"") for path in different)
     return Findings(command.name, len(undisturbed.writes), len(kills), stuck, lost, bytes_lost)
-
-
-def _kills(writes: Sequence[Write]) -> list[_Kill]:
-    """Every place to be killed at: before each write, and half through those that write bytes."""
-    kills = []
-    of_thread = Counter[bool]()
-    for write in writes:
-        number = of_thread[write.beside]
-        of_thread[write.beside] += 1
-        kills.append(_Kill(number, write))
-        if write.half is not None:
-            kills.append(_Kill(number, write, write.half))
-    return kills
 
 
 def _go_on(work: Path, command: Command) -> _Ended:
@@ -215,12 +185,6 @@ def _go_on(work: Path, command: Command) -> _Ended:
         return again
     _, *words = shlex.split(advice[1])
     return _run(work, moslora(*words))
-
-
-def _differing(wanted: dict[str, bytes | None], found: dict[str, bytes | None]) -> list[str]:
-    """The paths that only one of them has, or that have another content."""
-    changed = {path for path in wanted.keys() & found.keys() if wanted[path] != found[path]}
-    return sorted(changed | (wanted.keys() ^ found.keys()))
 
 
 def snapshot(work: Path) -> dict[str, bytes | None]:
@@ -266,7 +230,7 @@ def _lay(start: Path, work: Path) -> None:
     shutil.copytree(start, work, symlinks=True)
 
 
-def _run(work: Path, act: Callable[[], object], *, kill: _Kill | None = None) -> _Ended:
+def _run(work: Path, act: Callable[[], object], *, kill: Write | None = None) -> _Ended:
     """Runs ``act`` in ``work``, in a forked process, which is killed where ``kill`` says."""
     said_from, said_to = os.pipe()
     told_from, told_to = os.pipe()
@@ -279,16 +243,16 @@ def _run(work: Path, act: Callable[[], object], *, kill: _Kill | None = None) ->
         # What is told comes at the end, when all has been said.
         said = output.read()
         message = told.read()
-    listed: list[list[Any]] = []
-    modules: list[str] = []
-    if message:  # a process that was killed has sent none
-        listed, modules = json.loads(message)
-    _import(modules)
+    # A process that was killed has told nothing.
+    listed, modules = json.loads(message or "[[], []]")
+    for name in modules:  # what a process had to import is there for the next one
+        with suppress(Exception):  # made by the process, or not to be imported alone
+            import_module(name)
     _, status = os.waitpid(process, 0)
     return _Ended(status, said, [Write(*write) for write in listed])
 
 
-def _act_and_exit(work: Path, act: Callable[[], object], kill: _Kill | None, *, output: int, told: int) -> NoReturn:
+def _act_and_exit(work: Path, act: Callable[[], object], kill: Write | None, *, output: int, told: int) -> NoReturn:
     """The forked process: ``output`` receives what it says, and ``told`` its writes and the modules it imported."""
     code = 99
     try:
@@ -308,12 +272,11 @@ def _act_and_exit(work: Path, act: Callable[[], object], kill: _Kill | None, *, 
             code = returned
         sys.stdout.flush()
         sys.stderr.flush()
-        listed = [[write.event, write.path, write.beside, write.half] for write in writes.all()]
         modules = [name for name in sys.modules if name not in before]
         os.close(1)
         os.close(2)
         with open(told, "w", encoding="utf-8") as pipe:
-            json.dump([listed, modules], pipe)
+            json.dump([[astuple(write) for write in writes.all()], modules], pipe)
     except BaseException:
         traceback.print_exc()
     finally:  # whatever happens, nothing of the parent's is done here
@@ -322,17 +285,10 @@ def _act_and_exit(work: Path, act: Callable[[], object], kill: _Kill | None, *, 
         os._exit(code)
 
 
-def _import(modules: list[str]) -> None:
-    """What a process had to import is there for the next one."""
-    for name in modules:
-        with suppress(Exception):  # made by the process, or not to be imported alone
-            import_module(name)
-
-
 class _Writes:
     """Notes every change to ``work`` from now on, and kills this process at that of ``kill``."""
 
-    def __init__(self, work: Path, kill: _Kill | None) -> None:
+    def __init__(self, work: Path, kill: Write | None) -> None:
         self._work = str(work)
         self._kill = kill
         self._seen: dict[bool, list[Write]] = {False: [], True: []}
@@ -362,9 +318,9 @@ class _Writes:
         beside = threading.current_thread() is not threading.main_thread()
         self._close_last(beside)
         seen = self._seen[beside]
-        if self._kill is not None and (self._kill.write.beside, self._kill.number) == (beside, len(seen)):
-            self._die(self._kill.size)
-        seen.append(Write(event, os.path.relpath(path, self._work), beside))
+        if self._kill is not None and (self._kill.beside, self._kill.number) == (beside, len(seen)):
+            self._die(self._kill.half)
+        seen.append(Write(event, os.path.relpath(path, self._work), beside, len(seen)))
         if cuts:
             self._opened[beside] = (path, 0)
         elif opens:
@@ -412,14 +368,12 @@ def _path(event: str, arguments: tuple[Any, ...]) -> str:
 def _announce_native_writers() -> None:
     """safetensors, pyarrow and tokenizers write without Python."""
 
-    def announce(path: object) -> None:
-        sys.audit("open", str(path), "w", os.O_WRONLY | os.O_TRUNC)
-
     def wrap(owner: Any, name: str, path_of: Callable[..., object]) -> None:
         real = getattr(owner, name)
 
         def announced(*arguments: Any, **options: Any) -> Any:
-            announce(path_of(*arguments, **options))
+            path = str(path_of(*arguments, **options))
+            sys.audit("open", path, "w", os.O_WRONLY | os.O_TRUNC)
             return real(*arguments, **options)
 
         setattr(owner, name, announced)

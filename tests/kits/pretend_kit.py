@@ -193,13 +193,7 @@ def each(value: Any, change: Callable[[Tensor], Any]) -> Any:
 def wrapped(found: Any, given: Iterable[OnDevice], device: torch.device) -> Any:
     """``found`` with tensors of ``device`` around those held: of ``given``, where one holds it, or new ones."""
     by_held = {id(x.held): x for x in given}
-
-    def around(held: Tensor) -> OnDevice:
-        if id(held) in by_held:
-            return by_held[id(held)]
-        return OnDevice(held, device)
-
-    return each(found, around)
+    return each(found, lambda held: by_held[id(held)] if id(held) in by_held else OnDevice(held, device))
 
 
 def compute(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -278,13 +272,9 @@ def _may_be_there(function: Any, x: Tensor, args: Any, target: torch.device) -> 
 
 
 def _refuse(function: Any, device: torch.device, others: list[Tensor]) -> None:
-    if not others:
-        return
-    other = others[0]
-    where = str(other.device)
-    if other.device.type == "cpu":
-        where = "the CPU"
-    raise RuntimeError(f"{function}: tensors on {device} and on {where}, {tuple(other.shape)}")
+    for other in others:
+        where = "the CPU" if other.device.type == "cpu" else other.device
+        raise RuntimeError(f"{function}: tensors on {device} and on {where}, {tuple(other.shape)}")
 
 
 def _note(function: Any, args: Any, found: Any, *, launches: bool = True, waits: bool = False) -> None:
@@ -305,11 +295,9 @@ def _waits(function: Any, args: Any, kwargs: Any) -> bool:
 def _copy_waits(function: Any, args: Any, kwargs: Any) -> bool:
     """Between host and device, of pageable memory or if nobody asks for a copy that does not block."""
     if function == aten.copy_.default:
-        source = args[1]
-        target = args[0].device
+        source, target = args[1], args[0].device
     else:
-        source = args[0]
-        target = kwargs.get("device")
+        source, target = args[0], kwargs.get("device")
     if target is None or source.device.type == target.type:
         return False
     non_blocking = kwargs.get("non_blocking") or True in args[2:]
@@ -380,10 +368,7 @@ class _OneKernel(torch.autograd.Function):
         with torch.enable_grad():
             out = ctx.of(held)
         found = iter(torch.autograd.grad(out, [x for x in held if x.requires_grad], gradient.held))
-        gradients: list[OnDevice | None] = [None] * len(wanted)
-        for place, wants in enumerate(wanted):
-            if wants:
-                gradients[place] = OnDevice(next(found), gradient.device)
+        gradients = [OnDevice(next(found), gradient.device) if wants else None for wants in wanted]
         _note(f"backward of {ctx.name}", (saved, gradient), gradients)
         return None, None, *gradients
 
@@ -392,11 +377,7 @@ def autocast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     """Of what autocast casts on a GPU all that a LLaMA has in another dtype."""
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
         dtype = torch.get_autocast_dtype(NAME)
-        x = x.to(dtype)
-        weight = weight.to(dtype)
-        if bias is not None:
-            bias = bias.to(dtype)
-        return F.linear(x, weight, bias)
+        return F.linear(*each((x, weight, bias), lambda given: given.to(dtype)))
 
 
 def by_triton(kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -76,8 +76,8 @@ def adapted_linear(
     return layer
 
 
-def token_batch(model: LlamaForCausalLM, *, rows: int = 3, length: int = 11, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+def token_batch(model: LlamaForCausalLM, *, rows: int = 3, length: int = 11) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
     return torch.randint(3, model.config.vocab_size, (rows, length), generator=generator)
 
 
@@ -130,82 +130,4 @@ class OfficialLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result = F.linear(x, self.base.weight, self.base.bias)
         result += self.lora_B(self.lora_AB(self.lora_A(x))) * self.scaling
-        return result
-
-
-class TokenRouter(nn.Module):
-    """softmax(R x) for every token; with ``top_k`` the others at zero and the rest scaled to sum to one."""
-
-    def __init__(self, weight: Tensor, *, top_k: int | None = None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.top_k = top_k
-
-    def forward(self, x: Tensor) -> Tensor:
-        gates = torch.softmax(x @ self.weight.T, -1)
-        if self.top_k is None:
-            return gates
-        last = gates.sort(-1, descending=True).values[..., self.top_k - 1 : self.top_k]
-        gates = torch.where(gates >= last, gates, 0.0)
-        return gates / gates.sum(-1, keepdim=True)
-
-
-class TaskRouter(nn.Module):
-    """softmax(G e) with the embedding e of each row's task, the same for all tokens of the row."""
-
-    def __init__(self, embedding: Tensor, weight: Tensor, *, tasks: list[int]) -> None:
-        super().__init__()
-        self.embedding = nn.Parameter(embedding.detach().clone())
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.tasks = tasks
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = [torch.softmax(self.weight @ self.embedding[task], 0).expand(*x.shape[1:-1], -1) for task in self.tasks]
-        return torch.stack(rows).expand(*x.shape[:-1], -1)
-
-
-class SequentialExperts(nn.Module):
-    """y = base(x) + s Σᵢ gᵢ(x) · Bᵢ Aᵢ x: a mixture of LoRA experts run one after another, as the released ones are.
-
-    With ``inside``, a second router, the gates stand on both factors: y = base(x) + s Σⱼ g_B,ⱼ Bⱼ Σᵢ g_A,ᵢ Aᵢ x.
-
-    Args:
-        a: the experts' A one above another, ``(rank, in_features)``.
-        b: their B side by side, ``(out_features, rank)``.
-        router: gates of shape ``(..., experts)``; ``None`` for experts that are simply added.
-        inside: likewise, on A; ``router`` is then the one on B.
-    """
-
-    def __init__(
-        self,
-        base: nn.Module,
-        *,
-        a: Tensor,
-        b: Tensor,
-        experts: int,
-        scaling: float,
-        router: nn.Module | None = None,
-        inside: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.base = base
-        self.scaling = scaling
-        self.router = router
-        self.inside = inside
-        self.lora_A = nn.ParameterList([part.detach().clone() for part in a.chunk(experts, 0)])
-        self.lora_B = nn.ParameterList([part.detach().clone() for part in b.chunk(experts, 1)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = [F.linear(x, part) for part in self.lora_A]
-        if self.inside is not None:
-            gates = self.inside(x)
-            mixed = sum(gates[..., i, None] * of_one for i, of_one in enumerate(hidden))
-            hidden = [mixed] * len(hidden)
-        outputs = [F.linear(of_one, part) for of_one, part in zip(hidden, self.lora_B, strict=True)]
-        if self.router is not None:
-            gates = self.router(x)
-            outputs = [gates[..., i, None] * of_one for i, of_one in enumerate(outputs)]
-        result = self.base(x)
-        for output in outputs:
-            result = result + self.scaling * output
         return result

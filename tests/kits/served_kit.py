@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -16,7 +15,6 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import load_recipe
 from moslora.training import train_recipe
-from reference import tiny_llama
 from server_kit import Pretended
 
 CHAT = "{{ bos_token }}{% for message in messages %}user: {{ message['content'] }}\n{% endfor %}assistant: "
@@ -42,14 +40,6 @@ class Served:
     def pretended(self, model: PreTrainedModel | None = None, **faults: Any) -> Pretended:
         return Pretended(model or self.model(), self.tokenizer, **faults)
 
-    @property
-    def small(self) -> PreTrainedModel:
-        """A model of another size with the same tokenizer."""
-        model = tiny_llama(seed=5, vocab_size=len(self.tokenizer), layers=1, hidden_size=32, context=512)
-        with torch.no_grad():
-            model.lm_head.weight.mul_(8)  # as sure of its answers as a trained model
-        return model
-
 
 def too_large(*_: Any, **__: Any) -> NoReturn:
     """In the place of an evaluation here: of a model that is served elsewhere."""
@@ -70,10 +60,4 @@ def make_served(world: Path, root: Path, *overrides: str) -> Served:
     train_recipe(load_recipe(world / "recipe.yaml", own), out=root / "run")
     for base in (False, True):
         evaluate_target(open_target(str(root / "run"), base=base))
-    return Served(root / "run")
-
-
-def copied(served: Served, root: Path) -> Served:
-    """The same in another folder, which may be changed."""
-    shutil.copytree(served.path.parent, root)
     return Served(root / "run")

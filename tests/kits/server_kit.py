@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -69,15 +69,10 @@ class Pretended:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ids(self, prompt: str | list[int]) -> list[int]:
-        """The tokens that are read."""
+        """The tokens of a prompt, whatever the context is."""
         if isinstance(prompt, str):
-            own = self.tokenizer(self.wrap.format(prompt)).input_ids
-            found = [*self.begins_text, *own]
-        else:
-            found = [*self.begins_tokens, *prompt]
-        if self.context is not None:
-            found = found[-self.context :]
-        return found
+            return [*self.begins_text, *self.tokenizer(self.wrap.format(prompt)).input_ids]
+        return [*self.begins_tokens, *prompt]
 
     @torch.inference_mode()
     def log_p(self, ids: list[int]) -> torch.Tensor:
@@ -90,20 +85,21 @@ class Pretended:
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         ids = self.ids(body["prompt"])
-        choice, written = self.written(ids, body)
-        usage = {"prompt_tokens": len(ids), "completion_tokens": len(written)}
-        return {"choices": [{"index": 0, "text": self.tokenizer.decode(written), **choice}], "usage": usage}
+        if self.context is not None:
+            ids = ids[-self.context :]
+        choice, text = self.written(ids, body)
+        return {"choices": [{"text": text, **choice}], "usage": {"prompt_tokens": len(ids)}}
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         text = self.tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
         own = self.tokenizer(self.chat_wrap.format(text), add_special_tokens=False).input_ids
         ids = [*self.begins_chat, *own]
-        choice, written = self.written(ids, {**body, "logprobs": body.get("top_logprobs")})
-        message = {"role": "assistant", "content": self.tokenizer.decode(written)}
-        return {"choices": [{"index": 0, "message": message, **choice}], "usage": {"prompt_tokens": len(ids)}}
+        choice, text = self.written(ids, {**body, "logprobs": body.get("top_logprobs")})
+        message = {"role": "assistant", "content": text}
+        return {"choices": [{"message": message, **choice}], "usage": {"prompt_tokens": len(ids)}}
 
-    def written(self, ids: list[int], body: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-        """A choice but for its text, and the tokens written."""
+    def written(self, ids: list[int], body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """A choice but for its text, and that: with what is told of log-probabilities, of the prompt or of the text."""
         before = self.log_p(ids)
         written: list[int] = []
         content = []
@@ -114,14 +110,24 @@ class Pretended:
             chosen = self.chosen(values, body)
             if chosen == self.tokenizer.eos_token_id:
                 break
-            count = int(body.get("logprobs") or 1)
-            top = values.topk(min(count, len(values)))
+            top = values.topk(min(int(body.get("logprobs") or 1), len(values)))
             tops = []
-            for value, token in zip(top.values, top.indices, strict=True):
-                tops.append({"token": self.token(int(token)), "logprob": float(value)})
+            for value, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+                tops.append({"token": self.token(token), "logprob": value})
             content.append({"token": self.token(chosen), "logprob": float(values[chosen]), "top_logprobs": tops})
             written.append(chosen)
-        return self.told(before, ids, written, content, body), written
+        told: dict[str, Any] | None = None
+        texts = [entry["token"] for entry in content]
+        ends = [entry["logprob"] for entry in content]
+        if "echo" in self.tells and body.get("echo"):
+            own = [None, *(float(before[place, token]) for place, token in enumerate(ids[1:]))]
+            told = {"tokens": [*map(self.token, ids), *texts], "token_logprobs": own + ends}
+        elif body.get("logprobs") and ("forced" in self.tells or self.tells == "allowed"):
+            told = {"content": content}
+        elif body.get("logprobs") and self.tells == "likeliest" and not body.get("logit_bias"):
+            tops = [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in content]
+            told = {"tokens": texts, "token_logprobs": ends, "top_logprobs": tops}
+        return {"logprobs": told}, str(self.tokenizer.decode(written))
 
     def chosen(self, values: torch.Tensor, body: dict[str, Any]) -> int:
         """The likeliest token, with the request's bias."""
@@ -132,40 +138,15 @@ class Pretended:
             biased[int(token)] += bias
         return int(biased.argmax())
 
-    def told(
-        self,
-        before: torch.Tensor,
-        ids: list[int],
-        written: list[int],
-        content: list[dict[str, Any]],
-        body: dict[str, Any],
-    ) -> dict[str, Any]:
-        """A choice with what is told of log-probabilities: of the prompt's tokens, or of those written."""
-        choice: dict[str, Any] = {"logprobs": None}
-        if "echo" in self.tells and body.get("echo"):
-            own = [None, *(float(before[place, token]) for place, token in enumerate(ids[1:]))]
-            ends = [entry["logprob"] for entry in content]
-            choice["logprobs"] = {"tokens": [self.token(id) for id in ids + written], "token_logprobs": own + ends}
-        elif body.get("logprobs") and ("forced" in self.tells or self.tells == "allowed"):
-            choice["logprobs"] = {"content": content}
-        elif body.get("logprobs") and self.tells == "likeliest" and not body.get("logit_bias"):
-            tops = []
-            for entry in content:
-                tops.append({top["token"]: top["logprob"] for top in entry["top_logprobs"]})
-            values = [entry["logprob"] for entry in content]
-            texts = [entry["token"] for entry in content]
-            choice["logprobs"] = {"tokens": texts, "token_logprobs": values, "top_logprobs": tops}
-        return choice
-
     def refused(self, body: dict[str, Any]) -> str:
         """Why a request is not served; empty if it is."""
-        if isinstance(body.get("prompt"), list) and not self.takes_tokens:
+        prompt = body.get("prompt")
+        if isinstance(prompt, list) and not self.takes_tokens:
             return "prompt must be a text"
-        if self.refuses and self.context is not None and "prompt" in body:
-            longer = replace(self, context=None).ids(body["prompt"])
-            if len(longer) + body["max_tokens"] > self.context:
-                return "the request exceeds the available context size"
-        if self.refuses_text and isinstance(body.get("prompt"), str) and len(body["prompt"]) > 1:
+        longest = self.context if self.refuses else None
+        if longest is not None and prompt is not None and len(self.ids(prompt)) + body["max_tokens"] > longest:
+            return "the request exceeds the available context size"
+        if self.refuses_text and isinstance(prompt, str) and len(prompt) > 1:
             return "prompt must be tokens"
         for name in self.without:
             if name in body or ("messages" in body and name.removeprefix("chat.") in body):
@@ -175,6 +156,25 @@ class Pretended:
         if body.get("logit_bias") and self.tells in ("allowed", "likeliest"):
             return "logit_bias is not supported"
         return ""
+
+    def answer(self, path: str, body: dict[str, Any]) -> Trouble:
+        """What happens to a request."""
+        self.asked.append(body)
+        time.sleep(self.pause)
+        if self.troubles:
+            return self.troubles.pop(0)
+        if self.always is not None and len(self.asked) > self.after:
+            return self.always
+        if self.ends_at is not None and self.ends_at(body):
+            return dies
+        fault = self.refused(body)
+        if fault:
+            return status(400, fault)
+        if path == "/v1/completions":
+            return raw(json.dumps(self.complete(body)).encode())
+        if path == "/v1/chat/completions":
+            return raw(json.dumps(self.chat(body)).encode())
+        return status(404)
 
 
 @contextmanager
@@ -187,66 +187,33 @@ def serving(pretended: Pretended) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-        def answer(self, status: int, value: Any) -> None:
-            content = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
         def do_GET(self) -> None:
-            if pretended.lists:
-                raw(pretended.lists)(self)
-            else:
-                self.answer(200, {"data": [{"id": name} for name in pretended.models]})
+            models = {"data": [{"id": name} for name in pretended.models]}
+            raw(pretended.lists or json.dumps(models).encode())(self)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            pretended.asked.append(body)
-            time.sleep(pretended.pause)
-            if pretended.key and self.headers.get("Authorization") != f"Bearer {pretended.key}":
-                self.answer(401, {"error": {"message": "no key"}})
-                return
-            if pretended.troubles:
-                pretended.troubles.pop(0)(self)
-                return
-            if pretended.always is not None and len(pretended.asked) > pretended.after:
-                pretended.always(self)
-                return
-            if pretended.ends_at is not None and pretended.ends_at(body):
-                dies(self)
-                return
-            fault = pretended.refused(body)
-            if fault:
-                self.answer(400, {"error": {"message": fault}})
-            elif self.path == "/v1/completions":
-                self.answer(200, pretended.complete(body))
-            elif self.path == "/v1/chat/completions":
-                self.answer(200, pretended.chat(body))
-            else:
-                self.answer(404, {"error": {"message": "not found"}})
+            trouble = status(401)
+            if not pretended.key or self.headers.get("Authorization") == f"Bearer {pretended.key}":
+                trouble = pretended.answer(self.path, body)
+            trouble(self)
 
     class Quiet(ThreadingHTTPServer):
         def handle_error(self, *_: Any) -> None:
             """A client that was killed is no fault."""
 
-    server = Quiet(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with Quiet(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
-def status(number: int, **headers: str) -> Trouble:
-    """An answer of this status, with a message and these headers."""
+def raw(content: bytes, number: int = 200, **headers: str) -> Trouble:
+    """An answer of these bytes."""
 
     def trouble(handler: BaseHTTPRequestHandler) -> None:
-        content = json.dumps({"error": {"message": "in trouble"}}).encode()
         handler.send_response(number)
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
@@ -257,16 +224,9 @@ def status(number: int, **headers: str) -> Trouble:
     return trouble
 
 
-def raw(content: bytes, number: int = 200) -> Trouble:
-    """An answer of these bytes."""
-
-    def trouble(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(number)
-        handler.send_header("Content-Length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return trouble
+def status(number: int, message: str = "in trouble", **headers: str) -> Trouble:
+    """An answer of this status, with a message."""
+    return raw(json.dumps({"error": {"message": message}}).encode(), number, **headers)
 
 
 half = raw(b'{"choices": [{"text": "a')

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,20 +21,6 @@ from moslora.runs.run import Run
 from moslora.training.tracking import MEASURED
 
 MakeRecipe = Callable[..., Recipe]
-
-MIXERS: dict[str, dict[str, Any]] = {
-    "identity": {"kind": "identity"},
-    "butterfly": {"kind": "butterfly"},
-    "hadamard": {"kind": "hadamard", "blocks": 4},
-    "kronecker": {"kind": "kronecker", "blocks": 2},
-    "dense": {"kind": "dense"},
-    "diagonal": {"kind": "diagonal", "orthogonality": 0.1},
-    "input-split": {"kind": "input-split", "blocks": 2},
-    "token-gate": {"kind": "token-gate", "experts": 4, "top_k": 2, "balance": 0.01},
-    "gate-inside": {"kind": "gate-inside", "experts": 2},
-    "task-gate": {"kind": "task-gate", "experts": 2},
-}
-
 
 RISES = (
     "training.epochs=null",
@@ -135,7 +120,7 @@ ON_A_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 def in_processes(*program: object, processes: int = 2) -> str:
     """Runs ``program``, a script or "-m" and a module, with its arguments, over gloo; what it wrote to its output.
 
-    The variables are torchrun's; :func:`by_torchrun` is torchrun itself, which costs three starts of the interpreter.
+    The variables are torchrun's, which itself costs three starts of the interpreter.
     """
     shared = {
         "WORLD_SIZE": str(processes),
@@ -151,12 +136,3 @@ def in_processes(*program: object, processes: int = 2) -> str:
     said = [process.communicate(timeout=240) for process in started]
     assert not any(process.returncode for process in started), "\n".join(errors[-3000:] for _, errors in said)
     return "".join(output for output, _ in said)
-
-
-def by_torchrun(*program: object) -> str:
-    """As :func:`in_processes`."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, program)]
-    environment = importing_tests() | ON_A_CPU
-    ran = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=240, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return ran.stdout

@@ -21,7 +21,7 @@ from moslora.processes.launch import adopt_slurm, launch, processes_to_start
 from moslora.recipe import TrainingSection
 from moslora.training import launch as training_launch
 from moslora.training import train_recipe
-from training_kit import MakeRecipe, adapter, by_torchrun, cut_after, losses_logged, moslora, same_bits, steps_logged
+from training_kit import ON_A_CPU, MakeRecipe, adapter, cut_after, losses_logged, moslora, same_bits, steps_logged
 
 CHANGES = ("adapter.dropout=0", "training.epochs=1", "training.log_every=1")
 """11 steps."""
@@ -34,7 +34,10 @@ def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(
     """torchrun, `accelerate launch` and the plain command, which starts again after a kill: the same bits. One process,
     also from the middle on: the same up to the order of float32 sums."""
     command = ("train", world / "recipe.yaml", *CHANGES)
-    said = by_torchrun("-m", "moslora", *command, "--out", tmp_path / "torchrun")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "moslora"]
+    torchrun += [*map(str, command), "--out", str(tmp_path / "torchrun")]
+    options = {"env": os.environ | ON_A_CPU, "capture_output": True, "text": True, "timeout": 240}
+    said = subprocess.run(torchrun, check=True, **options).stdout
     assert said.count("adapter saved in") == 1 and "2 processes on 1 machine" in said
     two = adapter(tmp_path / "torchrun")
 

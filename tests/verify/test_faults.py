@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from cli_kit import run
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.run import Run, base_of
 from moslora.verify import verification
+from reference import tiny_llama
 from served_kit import Served, too_large
 from server_kit import Pretended, serving
 
@@ -21,13 +24,22 @@ NEARBY = "checkpoints/step-72"
 
 Fault = Callable[[Served], Pretended]
 
+
+def small(served: Served) -> PreTrainedModel:
+    """A model of another size with the same tokenizer."""
+    model = tiny_llama(seed=5, vocab_size=len(served.tokenizer), layers=1, hidden_size=32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)  # as sure of its answers as a trained model
+    return model
+
+
 FAULTS: Mapping[str, Fault] = {
     "the run": lambda served: served.pretended(),
     "its base": lambda served: served.pretended(served.model(base=True)),
     "the adapter at 0.9": lambda served: served.pretended(served.model(scale=0.9)),
     "a checkpoint nearby": lambda served: served.pretended(served.model(NEARBY)),
     "the same, which was evaluated": lambda served: served.pretended(served.model(NEARBY)),
-    "a model of another size": lambda served: served.pretended(served.small),
+    "a model of another size": lambda served: served.pretended(small(served)),
     "BOS twice in a text": lambda served: served.pretended(begins_text=(1,)),
     "BOS twice in tokens": lambda served: served.pretended(begins_tokens=(1,)),
     "another template": lambda served: served.pretended(wrap="user: {}\nassistant:"),
