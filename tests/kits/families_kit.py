@@ -81,6 +81,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "bailing_hybrid": {"linear_num_heads": 4, "linear_head_dim": 16},
     "kimi_linear": {"linear_num_heads": 4, "linear_head_dim": 16},
+    "qwen3_next": {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "xlstm": {"qk_dim_factor": 1.0, "num_blocks": 2},
