@@ -22,7 +22,7 @@ SEED_AT_END = re.compile(r"[-_.=]*(seed|s)?[-_.=]*\d+$")
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of the same steps but for the seed (`moslora.compare.find.arm_of`).
+    """Runs of the same steps but for the seed (`moslora.compare.find.arm_key`).
 
     Attributes:
         name: of the runs, or of the folder that holds them.

@@ -31,7 +31,7 @@ class Comparison:
         named: those of the contrasts named beforehand that have runs, or the only contrast there is.
         exploratory: if no more than one was named, every other arm against the first.
         count: contrasts that were named, with runs or without.
-        questions: a line that says which questions were left out; empty if none.
+        left_out: a line that says which questions were left out; empty if none.
         own_margin: the largest difference that does not matter, if one was named; ``None`` for the outcome's.
     """
 
@@ -40,7 +40,7 @@ class Comparison:
     named: tuple[Contrast, ...]
     exploratory: tuple[Contrast, ...]
     count: int
-    questions: str = ""
+    left_out: str = ""
     own_margin: Margin | None = None
 
     @property
@@ -131,7 +131,7 @@ def compare_arms(
     arms = _restricted(arms, tasks, outcome)
     refuse_mixed(arms, allowed=allowed)
     runs = all_runs(arms)
-    shared, questions = in_common(runs)
+    shared, left_out = in_common(runs)
     if not shared:
         paths = some([str(run.path) for run in runs], separator=" and ")
         raise UsageError(f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit)")
@@ -159,7 +159,7 @@ def compare_arms(
     elif len(named) <= 1 and len(against_first) > 1:
         in_pairs = [(one, other) for one, other in against_first if own_seeds or pairs(by_name[one], by_name[other])]
         exploratory = in_pairs or against_first
-    return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), questions)
+    return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), left_out)
 
 
 def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> list[Arm]:

@@ -53,12 +53,12 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
     holms = holm([contrast.effects[task].p for task in tasks])
     adjusted = dict(zip(tasks, map(probability, holms), strict=True))
     majority = {task: unit.level(labels.mean()) for task, labels in contrast.majority.items()}
-    with_majority = ["majority"] if majority else []
-    columns = ["difference", "95 % interval", "p (Holm)"]
-    rows = [["task", "n", *with_majority, contrast.before, contrast.after, *columns]]
+    columns = [contrast.before, contrast.after, "difference", "95 % interval", "p (Holm)"]
+    rows = [["task", "n", "majority", *columns] if majority else ["task", "n", *columns]]
     for name in [*tasks, MACRO, MICRO] if len(tasks) > 1 else tasks:
         row = [name, f"{contrast.questions(name):,}"]
-        row += [majority.get(name, "") for _ in with_majority]
+        if majority:
+            row.append(majority.get(name, ""))
         row += [unit.level(mean) for mean in contrast.means[name]]
         effect = contrast.effects[name]
         rows.append([*row, unit.change(effect.difference), unit.range(effect.interval), adjusted.get(name, "")])
@@ -79,15 +79,17 @@ def _by_arm(
     tasks = list(contrasts[0].y)
     averages = {"macro": MACRO, "micro": MICRO} if len(tasks) > 1 else {tasks[0]: tasks[0]}
     with_gains = any(contrast.gains is not None for contrast in contrasts)
-    gain = [title_of_gain(comparison.unit)] if with_gains else []
+    titles = [*averages, title_of_gain(comparison.unit)] if with_gains else [*averages]
 
     def levels(contrast: Contrast, arm: int) -> list[str]:
         """The means of the first (0) or the second arm (1), and what it gained over the base."""
         found = [contrast.unit.level(contrast.means[name][arm]) for name in averages.values()]
-        gained = contrast.gains[arm] if contrast.gains else None
-        return found + [gain_in_words(gained, contrast.unit) for _ in gain]
+        if with_gains:
+            gains = contrast.gains or (None, None)
+            found.append(gain_in_words(gains[arm], contrast.unit))
+        return found
 
-    rows = [[columns[0], "seeds", *averages, *gain, "difference", *columns[1:]]]
+    rows = [[columns[0], "seeds", *titles, "difference", *columns[1:]]]
     for before in dict.fromkeys(contrast.before for contrast in contrasts):
         together = [
             (contrast, last) for contrast, last in zip(contrasts, cells, strict=True) if contrast.before == before

@@ -76,14 +76,14 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
     learning rate now. Says which have no answers, or are missing."""
     rates = {run.arm: run.learning_rate for run in index.runs}
     rows = [row for row in read_tables(path) if row.arm is not None and rates.get(row.arm, row.rate) == row.rate]
-    found = [of_arm(row.evaluation, path, row.arm or "") for row in rows if row.evaluation is not None]
+    found = [as_arm(row.evaluation, path, row.arm or "") for row in rows if row.evaluation is not None]
     diverged = [f"{row.arm} with seed {row.seed}" for row in rows if row.diverged and row.role == "scored"]
     diverged += [f"{run.arm} with seed {run.seed}" for run in index.runs if run.diverged]
     folders = {path / run.folder: run.arm for run in index.runs if not run.diverged}
     missing = 0
     for folder, arm in folders.items():
         if is_run(folder):
-            found.append(of_arm(compared_run(folder, evaluation), path, arm, as_planned=not evaluation))
+            found.append(as_arm(compared_run(folder, evaluation), path, arm, as_planned=not evaluation))
         else:
             missing += 1
     if diverged:
@@ -93,9 +93,9 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
     return found
 
 
-def of_arm(found: Evaluation, experiment: Path, arm: str, *, as_planned: bool = False) -> Evaluation:
-    """The evaluation of a run of an experiment's arm, whatever its recipe; ``as_planned``, it has what the recipe asks,
-    where it may have been asked more."""
+def as_arm(found: Evaluation, experiment: Path, arm: str, *, as_planned: bool = False) -> Evaluation:
+    """``found`` as a run of an experiment's arm, whatever its recipe; ``as_planned`` without what it was asked beyond
+    its recipe."""
     if as_planned and found.run is not None:
         recipe = found.run.recipe
         found = found.restricted_to([task.name for task in recipe.questions.tasks], recipe.evaluation.limit)
@@ -124,7 +124,7 @@ def compared(folder: Path, *, path: Path | None = None) -> Evaluation:
     if "imported" not in facts:
         made = _made(recipe, facts, step=step, chosen=chosen)
     base = found.settings.metadata.get("fingerprint")
-    arm = arm_of(recipe, facts, base=base)
+    arm = arm_key(recipe, facts, base=base)
     return replace(found, name=run.path.name, arm=arm, seed=recipe.seed, made=made, chosen_step=chosen)
 
 
@@ -175,7 +175,7 @@ def evaluated_step(evaluation: Evaluation, *, of_result: bool) -> int | None:
     return None
 
 
-def arm_of(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> str:
+def arm_key(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> str:
     """What makes the arm of a run: every value of its recipe that changes a step, but for the seed; a hash of all rows
     of its source; its ``base``, a fingerprint if it is known; the weights that it started with; and with a gate's
     balance, which each pass takes over its own rows, what cut the passes.

@@ -10,7 +10,7 @@ from scipy import special  # not scipy.stats, which takes a tenth of a command's
 
 from moslora.evaluation.intervals import Interval, mean_of
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.outcomes import accuracy, log_probability, right
+from moslora.runs.outcomes import log_probability, right, right_undivided
 from moslora.runs.predictions import margin
 
 PER_CHARACTER = "_per_character"
@@ -61,7 +61,7 @@ class Score:
 def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
     """The numbers of one task from its answers (at least one) and its drift."""
     n = len(answers.ids)
-    mean = mean_of(accuracy(answers), answers.clusters)
+    mean = mean_of(right_undivided(answers), answers.clusters)
     found: dict[str, Any] = {}
     if answers.characters:
         per_character = mean_of(right(answers), answers.clusters)

@@ -9,7 +9,7 @@ from typing import Any
 
 from moslora.compare.arms import arms_of
 from moslora.compare.comparable import asked_the_same, of_other_bases
-from moslora.compare.find import compared_run, of_arm, runs_at
+from moslora.compare.find import as_arm, compared_run, runs_at
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
 from moslora.report.learned import LearnedLayer, learned_layers
@@ -81,7 +81,7 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> li
         reported = ReportedRun(run, name, arm or name)
         _read_answers(reported, evaluation)
         if arm and reported.compared:
-            reported.compared = of_arm(reported.compared, path, arm, as_planned=not evaluation)
+            reported.compared = as_arm(reported.compared, path, arm, as_planned=not evaluation)
         runs.append(reported)
     _name_arms(runs)
     _name_bases(runs)

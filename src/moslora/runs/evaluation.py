@@ -23,7 +23,7 @@ from moslora.runs.predictions import Prediction
 from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of
 from moslora.runs.settings import Head, Settings, TaskRecord, read_head
 
-Questions = Mapping[str, Collection[str]]
+QuestionIds = Mapping[str, Collection[str]]
 """Task -> the ids of some of its questions."""
 
 
@@ -95,7 +95,7 @@ class Evaluation:
         """Without the tasks of which it was interrupted."""
         return self.restricted_to(self.tasks.keys() - self.unfinished.keys())
 
-    def only(self, questions: Questions) -> "Evaluation":
+    def only(self, questions: QuestionIds) -> "Evaluation":
         """The answers to these questions."""
         kept = {task: self.tasks[task].only(ids) for task, ids in questions.items() if task in self.tasks}
         return replace(self, tasks=kept)
@@ -176,7 +176,7 @@ def refuse_other_scores(out: Path) -> None:
         refuse_used(out)
 
 
-def in_common(runs: Sequence[Evaluation]) -> tuple[Questions, str]:
+def in_common(runs: Sequence[Evaluation]) -> tuple[QuestionIds, str]:
     """The questions that all of ``runs`` answered: the same ids, in tasks of the same data; and a line that says what
     they are and what else was asked, empty if nothing was."""
     shared: dict[str, set[str]] = {}

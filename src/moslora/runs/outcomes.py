@@ -13,9 +13,10 @@ Column = tuple[float, ...]
 """A number of each question, or text, of a task."""
 
 
-def accuracy(answers: TaskAnswers) -> Column:
+def right_undivided(answers: TaskAnswers) -> Column:
     """1 if the option with the best score is the right one (cloze: lm-eval's ``acc``), or the one that a generated text
-    names; of an open-ended question if an accepted answer was given (lm-eval's ``exact_match``)."""
+    names; of an open-ended question if an accepted answer was given (lm-eval's ``exact_match``). The outcome
+    ``accuracy`` is `right`."""
     return _of_right(answers, answers.predicted)
 
 
@@ -79,7 +80,7 @@ class Outcome:
         unit: of its numbers, times ``factor``.
         factor: 100 for a share in percent.
         digits: of one run's mean; a difference has one more.
-        fine: digits of a mean over seeds.
+        fine: digits of a mean over seeds, and of a difference in a sentence.
         margin: a difference below it, in ``unit``, does not matter; 0 if nobody knows which.
         of: computes it from the answers of a task; ``None`` for one of a log, which has the numbers.
         of_texts: texts have it, and questions do not.
