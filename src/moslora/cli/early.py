@@ -30,18 +30,18 @@ def recipe_or_model(name: str, overrides: Sequence[str]) -> tuple["Recipe | None
     return recipe, recipe.model
 
 
-def refuse_evaluation(target: "Named", *, tasks: str | None, typed: Mapping[str, Any]) -> None:
+def refuse_evaluation(named: "Named", *, tasks: str | None, typed: Mapping[str, Any]) -> None:
     """Refuses tasks or a source that cannot be used, and a protocol that cannot read a format."""
     from moslora.data.sources import refuse_missing
     from moslora.evaluation.request import Request
     from moslora.runs.named import tasks_to_ask
 
-    request = Request.of(target.recipe).with_typed(typed)
-    refuse_missing(tasks_to_ask(target.recipe, tasks), "test", source=request.source)
+    request = Request.of(named.recipe).with_typed(typed)
+    refuse_missing(tasks_to_ask(named.recipe, tasks), "test", source=request.source)
 
 
 def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
-    """Refuses runs that are not there or not evaluated, in general or in the way that is named."""
+    """Refuses paths that are not there, and runs without an evaluation, or without the one of this name."""
     from moslora.runs.run import Run, is_run
 
     has_logs = any(path.is_file() for path in paths)  # which are compared with logs alone

@@ -22,8 +22,8 @@ def say_next(*words: str) -> None:
 
 
 def after_training(run: "Run") -> Sequence[str]:
-    """The command after the training of ``run``: its evaluation, or if nothing asks it anything a question of the
-    user's. Says so where nothing scores the rows that it was trained on."""
+    """The command after the training of ``run``: its evaluation, or a question of the user's, if its recipe names no
+    questions. Says so where nothing scores the rows that it was trained on."""
     from moslora.runs.bare_rows import asks_nothing, remark_on_bare_rows
 
     remark = remark_on_bare_rows(run)

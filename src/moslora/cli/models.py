@@ -61,7 +61,7 @@ def train(
     refuse_training(resolved, run, resuming=resume)
     then = "the same command with --resume continues from the last checkpoint"
     most = resolved.training.global_batch_size
-    _share(processes, then=then, restarts=max_restarts, run=run.path, most=most)
+    _run_in_processes(processes, then=then, restarts=max_restarts, run=run.path, most=most)
     with options.importing():
         from moslora.plan.here import note_training
         from moslora.training.train import train_run
@@ -216,7 +216,7 @@ def evaluate(
         )
     named = named_run(named, trust_remote_code=trust)
     if server is None:
-        _share(processes, then="the same command continues from the scores so far")
+        _run_in_processes(processes, then="the same command continues from the scores so far")
     if is_newest:
         say(f"newest run: {target}")
     with options.importing():
@@ -450,7 +450,7 @@ def quickstart(
     print_table(table, below=lines)
 
 
-def _share(
+def _run_in_processes(
     processes: int | None, *, then: str, restarts: int | None = None, run: Path = RUNS, most: int | None = None
 ) -> None:
     """Runs this command in other processes and ends with their exit code, unless this is one of them or one is enough.

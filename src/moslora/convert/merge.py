@@ -133,13 +133,13 @@ def _write_model(
         layer.base = nn.Identity()  # the layers stay, the model does not
     del model
     files = weight_files(section.name, revision=section.revision)
-    start = Start(files, in_files(quantized, stored), exact)
-    _write_weights(start, pairs, out, dtype=DTYPES[section.dtype])
+    unmerged = Unmerged(files, in_files(quantized, stored), exact)
+    _write_weights(unmerged, pairs, out, dtype=DTYPES[section.dtype])
     _write_settings(files[0].parent, out, tokenizer, dtype=section.dtype)
-    return Measured(of_base, of_adapted, expected, _compare_weights(start, in_files(layers, stored), out))
+    return Measured(of_base, of_adapted, expected, _compare_weights(unmerged, in_files(layers, stored), out))
 
 
-class Start(NamedTuple):
+class Unmerged(NamedTuple):
     """The weights that a merge starts from."""
 
     files: Sequence[Path]  # of the base
@@ -156,18 +156,18 @@ class Start(NamedTuple):
         return weight
 
 
-def _write_weights(start: Start, pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> None:
+def _write_weights(unmerged: Unmerged, pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> None:
     """Writes the base's tensors with the ΔW of each in ``pairs``, at most :data:`SHARD_BYTES` in memory."""
-    with _opened(start.files) as sources:
-        missing = {*pairs, *start.quantized, *start.exact} - sources.keys()
+    with _opened(unmerged.files) as sources:
+        missing = {*pairs, *unmerged.quantized, *unmerged.exact} - sources.keys()
         if missing:
-            raise MosloraError(f"{start.files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
+            raise MosloraError(f"{unmerged.files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
         shapes = {key: _cast(file.get_tensor(key).to("meta"), dtype) for key, file in sources.items()}
         shards = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD_BYTES)
         for name, keys in shards.filename_to_tensors.items():
             shard = {}
             for key in keys:
-                tensor = start.tensor(key, sources)
+                tensor = unmerged.tensor(key, sources)
                 if key in pairs:
                     tensor = _adapted(tensor, pairs[key], dtype=dtype)
                 shard[key] = _cast(tensor, dtype).contiguous()
@@ -188,15 +188,15 @@ def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _compare_weights(start: Start, layers: Mapping[str, AdapterLinear], out: Path) -> dict[str, Tensor]:
+def _compare_weights(unmerged: Unmerged, layers: Mapping[str, AdapterLinear], out: Path) -> dict[str, Tensor]:
     """`weight_sums` of each adapted weight in ``out``, by the ΔW its layer computes with, not its pair, and of
     ``exact``."""
     sums: dict[str, Tensor] = {}
-    with _opened(start.files) as base, _opened(out.glob("*.safetensors")) as merged:
-        for key, exact in start.exact.items():
+    with _opened(unmerged.files) as base, _opened(out.glob("*.safetensors")) as merged:
+        for key, exact in unmerged.exact.items():
             sums[key] = weight_sums(merged[key].get_tensor(key), exact=exact, plain=exact)
         for key, layer in layers.items():
-            plain = start.tensor(key, base)
+            plain = unmerged.tensor(key, base)
             written = merged[key].get_tensor(key)
             delta = layer.delta_weight()
             sums[key] = torch.zeros(3, dtype=torch.float64)

@@ -19,6 +19,7 @@ class Selected(NamedTuple):
 
 
 def select(data: DataSection, rows: Sequence[Example], *, seed: int) -> Selected:
+    """The rows that are trained on, and those for validation: `cap`, then `set_aside`."""
     chosen = cap(rows, rows=data.rows, seed=seed)
     training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
     repeats = len(chosen) - len(training) - len(validation)

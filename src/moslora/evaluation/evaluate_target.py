@@ -67,7 +67,7 @@ def evaluate_target(
     request, questions = asked_questions(target, tasks, typed)
     leaks = find_leaks(target.trained, questions)
     if server is not None:
-        out = target.results_folder(request, out, server=f"-at-{name_of(server)}")
+        out = target.results_folder(request, out, ending=f"-at-{name_of(server)}")
         prepared = prepare_for_server(target.model, target.tokenizer(), questions, request, server)
         with locked(out):
             journal = open_answers(prepared, out, leaks)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Output = TypeVar("Output")
 
 Laid = tuple[Batch, list[int], list[int]]
-"""A batch; the places of the tokens that an answer's token follows, its target; and the targets."""
+"""A batch; the places of the tokens that a scored token follows; and the scored tokens, which are the targets."""
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ class Server:
         raise Unavailable(f"{self.address}: {fault}, {len(WAITS)} times in a row")
 
     def _status(self, response: httpx.Response) -> str:
-        """Of a response that is no answer, and what the server says about it."""
+        """The status of a response that is no answer, and what the server says about it."""
         status = printable(f"{response.status_code} {response.reason_phrase}: {' '.join(response.text.split())[:200]}")
         fix = ""
         if response.status_code in (401, 403):

@@ -71,15 +71,15 @@ class Target:
             )
         return request
 
-    def results_folder(self, request: Request, typed: Path | None, *, server: str = "") -> Path:
+    def results_folder(self, request: Request, typed: Path | None, *, ending: str = "") -> Path:
         """Where its results are: the ``typed`` folder, which must not hold anything else, by default one of the run's,
-        or one that is named by the fingerprint of a model, which is downloaded for it. ``server``: what the name of a
-        server's results ends in."""
+        or one that is named by the fingerprint of a model, which is downloaded for it. ``ending``: of the name, for
+        a server's results."""
         checkpoint = self.trained and checkpoint_name(self.trained.path)
         suffix = f"-{checkpoint}" if checkpoint else ""
         if self.base:
             suffix = "-base"
-        suffix += server
+        suffix += ending
         name = evaluation_name(request.protocol, request.format, self.model.precision) + suffix
         if typed is not None:
             folder = typed

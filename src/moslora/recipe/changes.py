@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 
 class Changes(Enum):
@@ -66,7 +65,7 @@ def marked_fields(model: type[BaseModel], kind: type[Mark], prefix: str = "") ->
     one are not listed. `*` stands for a name in a mapping, such as that of a task."""
     for name, field in model.model_fields.items():
         sections = list(models_in(field.annotation))
-        mark = mark_of(field, kind)
+        mark = next((mark for mark in field.metadata if isinstance(mark, kind)), None)  # written beside the field
         of_section = getattr(model, "changes", None)
         if mark is None and not sections and isinstance(of_section, kind):
             mark = of_section
@@ -78,11 +77,6 @@ def marked_fields(model: type[BaseModel], kind: type[Mark], prefix: str = "") ->
             inside += "*."
         for section in sections:
             yield from marked_fields(section, kind, inside)
-
-
-def mark_of(field: FieldInfo, kind: type[Mark]) -> Mark | None:
-    """The mark that is written beside the field."""
-    return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:

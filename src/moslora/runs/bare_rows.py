@@ -17,7 +17,7 @@ def remark_on_bare_rows(run: Run) -> str:
 
 
 def asks_nothing(run: Run) -> bool:
-    """Whether a run of bare instructions does not say either which other questions it is asked."""
+    """Whether a run was trained on bare instructions alone, and its recipe names no other questions."""
     evaluation = run.recipe.evaluation
     return _has_bare_rows_alone(run) and evaluation.tasks is None and evaluation.source is None
 

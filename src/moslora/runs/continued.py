@@ -123,8 +123,8 @@ def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """What must fit, by dotted key: the section of the adapter, of a gate its tasks, and of a method of PEFT that split
-    the base by the seed, that."""
+    """What must fit, by dotted key: the adapter's section, with a task gate the tasks, and the seed where a method of
+    PEFT splits the base at random."""
     if isinstance(recipe.adapter, PeftSection):
         values = settings_of(config_of(recipe.adapter))
         if is_drawn_from_the_base(values):

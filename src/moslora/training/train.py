@@ -97,7 +97,7 @@ def _already_finished(run: Run, saved: AdapterFolder) -> Path:
     """Says that the run is finished and returns its result, which is ``saved``."""
     done = saved.manifest.get(TRAINED_STEPS, saved.manifest["step"])
     if is_main_process():
-        _note_outcome(run)
+        _record_outcome(run)
     for line in ending(saved.manifest, saved.recipe.training):
         say(line)
     planned = run.facts.get("steps", done)
@@ -314,7 +314,7 @@ class Training:
         result = self.run.result
         if is_main_process():
             self._save_result(steps)
-            _note_outcome(self.run)
+            _record_outcome(self.run)
             for line in ending(self.run.facts, self.recipe.training):
                 say(line)
             say(f"adapter saved in {result}")
@@ -345,10 +345,10 @@ class Training:
 def close(run: Run) -> None:
     """Does what a process that was killed after it had saved the result has left to do."""
     with locked(run.path, shared=(RUN,)):
-        _note_outcome(run)
+        _record_outcome(run)
 
 
-def _note_outcome(run: Run) -> None:
+def _record_outcome(run: Run) -> None:
     """Adds to a finished run's card its time and memory, and what its validations chose, unless they are there."""
     logged = [row for row in run.metrics if "seconds" in row]
     if logged and "seconds" not in run.facts:
