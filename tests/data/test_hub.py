@@ -54,7 +54,12 @@ def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(monkeypatch, tmp
 
 
 def cached_mixture(
-    monkeypatch: pytest.MonkeyPatch, cache: Path, *, commit: str, name: str = hub.MIXTURE.path, card: bool = True
+    monkeypatch: pytest.MonkeyPatch,
+    cache: Path,
+    *,
+    commit: str,
+    name: str = hub.MIXTURE_ON_HUB.path,
+    card: bool = True,
 ) -> None:
     """The mixture's page in the hub's cache, its branch at ``commit``; the hub itself is out of reach."""
     folder = cache / f"datasets--{name.replace('/', '--')}"
@@ -100,7 +105,7 @@ def test_the_mixture_is_read_back_to_examples(monkeypatch, tmp_path):
         hub.load_mixture()
     monkeypatch.setattr(hub, "MIXTURE_ROWS", 2)
     first, second = hub.load_mixture()
-    assert fake.asked[1:] == [((hub.MIXTURE.path, None), {"revision": "a" * 40, "split": "train"})]
+    assert fake.asked[1:] == [((hub.MIXTURE_ON_HUB.path, None), {"revision": "a" * 40, "split": "train"})]
     assert (first.id, first.task, first.gold) == ("boolq/train/0", "boolq", 0)
     assert (second.id, second.task, second.gold) == ("instruction/train/1", INSTRUCTION, 1)
 

@@ -97,8 +97,7 @@ def as_arm(found: Evaluation, experiment: Path, arm: str, *, as_planned: bool = 
     """``found`` as a run of an experiment's arm, whatever its recipe; ``as_planned`` without what it was asked beyond
     its recipe."""
     if as_planned and found.run is not None:
-        recipe = found.run.recipe
-        found = found.restricted_to([task.name for task in recipe.questions.tasks], recipe.evaluation.limit)
+        found = found.planned_by(found.run.recipe)
     return replace(found, name=arm, arm=f"{experiment}: {arm}")
 
 

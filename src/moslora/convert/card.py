@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, looks_like_path
-from moslora.data.hub import MIXTURE as MIXED
+from moslora.data.hub import MIXTURE_ON_HUB
 from moslora.data.sources import MIXTURE
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import MosloraError
@@ -210,7 +210,7 @@ def source_of(task: str, *, recipe: Recipe, source: str) -> str:
         return f"`{entry.hub.path}` on the hub"
     if own or (not entry and task != INSTRUCTION):
         return "a set of its own"
-    public = {"wheel": f"PyPI's `{DATA_WHEEL.name}`", MIXTURE: f"`{MIXED.path}` on the hub"}
+    public = {"wheel": f"PyPI's `{DATA_WHEEL.name}`", MIXTURE: f"`{MIXTURE_ON_HUB.path}` on the hub"}
     return public.get(source, f"`{last_part(source)}`")
 
 

@@ -16,7 +16,7 @@ from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault
 from moslora.tasks import Example, Hub, Task
 
-MIXTURE = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file, whose branch may move
+MIXTURE_ON_HUB = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file, whose branch may move
 MIXTURE_ROWS = 170_420
 
 
@@ -33,7 +33,7 @@ def load(task: Task, split: Split) -> list[Example]:
 
 def load_mixture() -> list[Example]:
     """LLM-Adapters' training mixture ``commonsense_170k``, rows in its own order."""
-    return _load(MIXTURE, "train", partial(example_from_row, split="train"), expected=MIXTURE_ROWS)
+    return _load(MIXTURE_ON_HUB, "train", partial(example_from_row, split="train"), expected=MIXTURE_ROWS)
 
 
 @cache

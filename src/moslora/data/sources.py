@@ -206,7 +206,7 @@ def _identity_of_sets(sets: Sequence[Task], split: Split, *, source: str) -> lis
     """The hash of each file of some of the eight sets, empty where there is none; or the source and its version."""
     path = local_path(source)
     if path is None and source == MIXTURE:
-        return [source, hub.commit(hub.MIXTURE)]
+        return [source, hub.commit(hub.MIXTURE_ON_HUB)]
     if path is None:
         return [source, DATA_WHEEL.sha256]
     if path.is_file():

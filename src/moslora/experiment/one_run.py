@@ -99,10 +99,7 @@ def answers_of(out: Path, planned: Planned) -> Evaluation | None:
         return None
     if row.evaluation is not None or row.diverged or not planned.scored:
         return row.evaluation
-    recipe = planned.recipe
-    tasks = [task.name for task in recipe.questions.tasks]
-    found = read_complete(planned_run(out, planned).evaluation())
-    return found.restricted_to(tasks, recipe.evaluation.limit)
+    return read_complete(planned_run(out, planned).evaluation()).planned_by(planned.recipe)
 
 
 def loss_of(row: TableRun) -> float:

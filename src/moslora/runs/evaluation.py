@@ -17,6 +17,7 @@ from moslora.console import note_once
 from moslora.errors import MosloraError, UsageError, counted, some
 from moslora.files import refuse_used
 from moslora.ranks import is_main_process
+from moslora.recipe import Recipe
 from moslora.runs.answers import TaskAnswers, by_task, order_key
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
@@ -99,6 +100,10 @@ class Evaluation:
         """The answers to these questions."""
         kept = {task: self.tasks[task].only(ids) for task, ids in questions.items() if task in self.tasks}
         return replace(self, tasks=kept)
+
+    def planned_by(self, recipe: Recipe) -> "Evaluation":
+        """What an evaluation that follows ``recipe`` has, as it may have been asked more."""
+        return self.restricted_to([task.name for task in recipe.questions.tasks], recipe.evaluation.limit)
 
     def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "Evaluation":
         """What an evaluation of these tasks with this limit has."""

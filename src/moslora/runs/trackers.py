@@ -72,7 +72,7 @@ KINDS: dict[TrackerName, Kind] = {
 }
 
 
-def refuse_missing(names: Sequence[TrackerName]) -> None:
+def refuse_missing_trackers(names: Sequence[TrackerName]) -> None:
     """Refuses trackers whose package is not installed: accelerate would leave them out silently."""
     available = [str(tracker) for tracker in get_available_trackers()]
     missing = " ".join(name for name in names if name not in available)

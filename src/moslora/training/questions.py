@@ -74,7 +74,7 @@ def validation_questions(
         return None
     request = Request.of(recipe).model_copy(update={"limit": None})
     try:
-        prepared = PreparedQuestions.of(model, tokenizer, by_task(candidates), request)
+        prepared = PreparedQuestions.of(model, tokenizer, examples_by_task(candidates), request)
         if count is not None:
             return prepared
         budget = tokens_of_a_validation(recipe, data)
@@ -91,10 +91,10 @@ def validation_questions(
         return None
     if not chosen:
         return None
-    return PreparedQuestions.of(model, tokenizer, by_task(chosen), request)
+    return PreparedQuestions.of(model, tokenizer, examples_by_task(chosen), request)
 
 
-def by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
+def examples_by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
     """The examples of each task, in the order given."""
     found: dict[str, list[Example]] = {}
     for example in examples:

@@ -35,7 +35,7 @@ from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.origin import Origin, predecessor_of
 from moslora.runs.resuming import newest_saved
 from moslora.runs.run import CHECKPOINTS, RUN, Run
-from moslora.runs.trackers import record, refuse_missing
+from moslora.runs.trackers import record, refuse_missing_trackers
 from moslora.training.launch import refuse_too_many_processes
 from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
@@ -80,7 +80,7 @@ def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
             with process_group(facts, then=then):
                 return _already_finished(run, saved)
         if is_main_process():
-            refuse_missing(recipe.tracking.to)
+            refuse_missing_trackers(recipe.tracking.to)
         inputs = gather_inputs(recipe)
         facts["the hash of the training rows"] = inputs.data.sha256[:12]
         facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
