@@ -55,7 +55,7 @@ FAR_OF_GRADIENTS = 0.8
 """Nor is a gradient that is off by so much of its length; experts that a rounded router chooses make up to 0.4."""
 
 
-class Measured(NamedTuple):
+class Computed(NamedTuple):
     """What an engine computes of the two rows."""
 
     logits: Tensor  # one row after the other, (tokens, vocabulary)
@@ -158,7 +158,7 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = Fa
                 model.set_attn_implementation(attention)
 
 
-def _difference(name: str, stock: Measured, ours: Measured, *, rounded: bool) -> str | None:
+def _difference(name: str, stock: Computed, ours: Computed, *, rounded: bool) -> str | None:
     """How what two engines have measured differs."""
     of_logits, of_gradients = TOLERANCE, TOLERANCE_OF_GRADIENTS
     if stock.logits.dtype.itemsize <= 2:
@@ -192,7 +192,7 @@ def _lay(engine: Engine, rows: Sequence[Sequence[int]]) -> tuple[Batch, list[int
     return batch, list(itertools.chain.from_iterable(batch.paths))
 
 
-def _measured(engine: Engine) -> Measured:
+def _measured(engine: Engine) -> Computed:
     """The logits of the two rows, and the gradient of the loss of their next tokens."""
     model = engine.model
     rows = two_rows(model.config)
@@ -209,10 +209,10 @@ def _measured(engine: Engine) -> Measured:
             of_each = zip(learn, torch.autograd.grad(loss, list(learn.values()), allow_unused=True), strict=True)
             gradients = {name: gradient for name, gradient in of_each if gradient is not None}
     describe_batch(model)
-    return Measured(logits, gradients)
+    return Computed(logits, gradients)
 
 
-def _measured_plainly(model: PreTrainedModel) -> Measured:
+def _measured_plainly(model: PreTrainedModel) -> Computed:
     """The same by transformers' forward, whose adapters compute plainly.
 
     Raises:

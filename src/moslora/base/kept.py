@@ -36,9 +36,9 @@ def kept(folder: str, of: str, find: Callable[[], Any], *, state: Any = None) ->
     ``state``. A cache that cannot be written only costs time."""
     file = home() / folder / f"{hashlib.sha256(of.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # there is none yet, or it is damaged
-        note = json.loads(file.read_text(encoding="utf-8"))
-        if note["state"] == state:
-            return note["found"]
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["state"] == state:
+            return known["found"]
     value = find()
     with suppress(OSError, MosloraError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how
 
 
 def _in_json(value: Any) -> Any:
-    """A set sorted, as its order is another one in each process; of an object, such as PEFT's config, what it has."""
+    """A set sorted, as its order differs between processes; of an object, such as PEFT's config, its attributes."""
     if isinstance(value, set):
         return sorted(value)
     return getattr(value, "__dict__", str(value))

@@ -22,8 +22,8 @@ from moslora.runs.origin import predecessor_of
 from moslora.runs.run import Run, is_run
 
 OF_AN_ARM = (Changes.TRAINED, Changes.ROWS)
-"""What the values of a recipe change that make another arm. The base is told by its fingerprint, and the rows, wherever
-they are and however they are read, by a hash of all of them."""
+"""Another value of a recipe that changes one of these makes another arm. Its base is known by a fingerprint, and its
+rows, wherever they are and however they are read, by a hash of all of them."""
 
 
 def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[Evaluation]:

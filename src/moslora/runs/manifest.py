@@ -52,7 +52,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
-    """A recipe that moslora ``by`` wrote: the rules for new trainings do not apply to it, and it grants no trust."""
+    """A recipe that version ``by`` of moslora wrote; it grants no trust."""
     try:
         return load_recipe(path, [NO_TRUST, *overrides])
     except UsageError as fault:

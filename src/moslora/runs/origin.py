@@ -67,7 +67,7 @@ class Origin:
 
 
 def origin_of(adapter: "AdapterFolder", *, base: str = "") -> Origin:
-    """What is made of ``adapter`` comes from there; ``base`` is its base's name to others."""
+    """The origin of what is made of ``adapter``; ``base`` is its base's name to others."""
     manifest = adapter.manifest
     steps = adapter.run.facts.get("steps")
     if TRAINED_STEPS in manifest:

@@ -36,7 +36,7 @@ _OFF: Mapping[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (
 """Values that add nothing to B · M · A, besides those that are false or empty."""
 
 
-class Settings(BaseModel):
+class LoraSettings(BaseModel):
     """The settings of ``adapter_config.json`` that are read; any other must be off or harmless."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -70,7 +70,7 @@ OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
 """These weights in the order in which they are applied, and their names in an adapter of ours."""
 
 
-def read_settings(path: Path) -> Settings:
+def read_settings(path: Path) -> LoraSettings:
     """The settings, of which any that is not understood is refused."""
     try:
         values = from_json(path.read_bytes())
@@ -83,10 +83,10 @@ def read_settings(path: Path) -> Settings:
         raise UsageError(f"{path}: peft_type = {shortened(kind)}: only LORA can be imported")
     faults: list[tuple[str, str]] = []  # key, and what is wrong with it
     try:
-        settings = Settings.model_validate(values)
+        settings = LoraSettings.model_validate(values)
     except ValidationError as error:
         faults = [(str(fault["loc"][0]), fault["msg"]) for fault in error.errors()]
-    understood = {*Settings.model_fields, *_HARMLESS}
+    understood = {*LoraSettings.model_fields, *_HARMLESS}
     for key, value in values.items():
         if value and key not in understood and value not in _OFF.get(key, ()):
             faults.append((key, "not supported (docs/merging.md)"))
@@ -133,7 +133,7 @@ def read_layers(path: Path, *, targets: list[str]) -> Layers:
     return layers
 
 
-def own_section(settings: Settings, layers: Collection[str]) -> dict[str, Any]:
+def own_section(settings: LoraSettings, layers: Collection[str]) -> dict[str, Any]:
     """The section ``adapter`` of a recipe whose adapter of ours has these settings and is on these layers."""
     targets: str | list[str] = sorted({layer.rpartition(".")[2] for layer in layers})
     if any("." in target for target in settings.target_modules):  # ours are last components or a pattern

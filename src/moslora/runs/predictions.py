@@ -18,8 +18,8 @@ class Prediction:
     id: str
     task: str
     gold: int | None  # position of the right option; ``None`` of an open-ended question, which has none
-    # that of the best score, the first of equals; generate: of the option named in the text; of an open-ended question
-    # the position of the accepted answer in the text; ``None`` if it has none
+    # position of the option with the best score, the first of equals; generate: of the option named in the text; of an
+    # open-ended question that of the accepted answer in the text; ``None`` if it has none
     prediction: int | None
     # log-probability of each option in nats: among the options (choice), or of its tokens, summed (cloze, texts)
     scores: tuple[float, ...] = ()

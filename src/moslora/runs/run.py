@@ -38,7 +38,7 @@ RESULTS = "results.json"
 """In the folder of an evaluation: its head, a line per question, and the numbers, which are there once it is done."""
 
 BESIDE = re.compile(r"(?:-base|-step-\d+|-at-.+)+$")
-"""At the end of its name, if it is not of the run's result: of its base, of a checkpoint, or of a server."""
+"""Ends the name of an evaluation that is not of the run's result, but of its base, of a checkpoint, or of a server."""
 
 
 @dataclass(frozen=True)
