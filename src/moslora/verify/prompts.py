@@ -1,4 +1,4 @@
-"""Whether the server makes the run's prompt of a text and of a chat: asked at each call, and told by its own answers.
+"""Whether the server makes the run's own prompt of a text and of a chat, told by its own answers.
 
 The same server is asked the same questions as tokens and as text. Its rounding is the same, so that answers that differ
 come from other tokens.

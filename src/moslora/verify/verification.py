@@ -212,13 +212,13 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
     Raises:
         MosloraError: the questions, the tokenizer or the chat template have changed since.
     """
-    asked = chosen.settings
-    request = _request(asked)
+    settings = chosen.settings
+    request = _request(settings)
     tasks = tasks_to_ask(target.recipe, list(chosen.tasks))
     questions = {task.name: load_examples(task, "test", source=request.source) for task in tasks}
     prepared = prepare_for_server(target.model, load_tokenizer(target.model), questions, request, server)
     now = {**prepared.settings.made_with, **prepared.settings.data}
-    then = {**now, **asked.made_with, **asked.data}
+    then = {**now, **settings.made_with, **settings.data}
     changed = [name for name, value in now.items() if then[name] != value and name != "moslora"]
     if changed:
         raise MosloraError(f"{chosen.folder}: {some(changed)} changed since; remove this folder and verify again")
