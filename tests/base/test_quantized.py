@@ -13,7 +13,6 @@ import bitsandbytes
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -40,7 +39,7 @@ from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
 from moslora.training.objective import LabelLoss
 from reference import PROJECTIONS, as_micro_batch, perturb, tiny_llama, token_batch
-from training_kit import adapter, in_processes, kill_at_checkpoint, moslora, same_bits, same_files
+from training_kit import adapter, in_processes, kill_at_checkpoint, moslora, same_bits, same_files, weights_of
 from world_kit import loads_of_models
 
 KINDS = ("nf4", "int8")
@@ -74,13 +73,6 @@ def runs(models: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for path in folder.glob("*.safetensors"):
-        found |= load_file(path)
-    return found
-
-
 # What is stored
 
 
@@ -97,7 +89,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_dequantize_gives_the_weight_of_the_forward_pass(models: Path, dtype: str, options: dict[str, object]) -> None:
     """Against base(I) = Wᵀ, in both modes: an identity is exact in 8 bits too."""
     model = load_base(ModelSection(name=str(models / "plain"), dtype=dtype, **options))  # type: ignore[arg-type]
-    original = weights(models / "plain")
+    original = weights_of(models / "plain")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert len(layers) == 2 * 7 + 1
     unit = {"float32": 2e-5, "bfloat16": 4e-3, "float16": 5e-4}[dtype]
@@ -131,7 +123,7 @@ def test_embeddings_and_output_layer_stay_as_they_are(models: Path, kind: str, n
     assert len(quantized_layers(model)) == 14 and not any("lm_head" in layer for layer in quantized_layers(model))
     embedding = model.get_input_embeddings().weight
     head = output_weight(model)
-    original = weights(models / name)
+    original = weights_of(models / name)
     assert embedding.equal(original["model.embed_tokens.weight"])
     if name == "tied":
         assert head is embedding
@@ -255,8 +247,8 @@ def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(
     out = tmp_path / "merged"
     proof = merge(runs / kind / "adapter", out=out, onto=onto)
     trained = adapter(runs / kind)
-    merged = weights(out)
-    original = weights(models / "plain")
+    merged = weights_of(out)
+    original = weights_of(models / "plain")
     layers = quantized_layers(load_base(ModelSection(name=str(models / "plain"), dtype="float32", quantization=kind)))
     assert merged.keys() == original.keys()
     for key, weight in original.items():

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from changes_kit import write_jsonl
 from cli_kit import run
 
 CODE = {
@@ -145,7 +146,7 @@ def write_what_is_read(capsys: pytest.CaptureFixture[str]) -> None:
     model = json.loads(Path("runs/own/adapter/manifest.json").read_text())["base"]["name"]
     trusting = f"model: {{name: {model}, trust_remote_code: true}}\n"
     rows = [{"q": "why", "o": ["a", "b"], "answer": n % 2} for n in range(10)]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(Path("rows.jsonl"), rows)
     Path("free.jsonl").write_text(json.dumps({"prompt": "why", "completion": "so"}) + "\n")
     Path("tasks.yaml").write_text(trusting + "tasks:\n  mine: {train: rows.jsonl, question: q, options: o}\n")
     Path("rows.yaml").write_text(trusting + "data: {source: ./free.jsonl}\n")

@@ -26,14 +26,8 @@ from moslora.recipe import Recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
+from training_kit import weights_of
 from world_kit import loads_of_models
-
-
-def all_weights(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for path in folder.glob("*.safetensors"):
-        found |= load_file(path)
-    return found
 
 
 def test_every_weight_is_the_base_plus_s_b_m_a(
@@ -44,8 +38,8 @@ def test_every_weight_is_the_base_plus_s_b_m_a(
     proof = merge(trained / "adapter", out=tmp_path / "merged")
     assert len(loaded) == 2 and loaded[0] == str(world / "model")
     adapter = load_file(trained / "adapter" / "adapter.safetensors")
-    merged = all_weights(tmp_path / "merged")
-    base = all_weights(world / "model")
+    merged = weights_of(tmp_path / "merged")
+    base = weights_of(world / "model")
     assert merged.keys() == base.keys()
     ratios = []
     for key, weight in base.items():
@@ -90,8 +84,8 @@ def test_shards_hold_at_most_the_limit_and_load_together(
     for path in shards:
         tensors = load_file(path)
         assert len(tensors) == 1 or sum(value.nbytes for value in tensors.values()) <= 60_000
-    one = all_weights(whole)
-    other = all_weights(out)
+    one = weights_of(whole)
+    other = weights_of(out)
     assert one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in one.values())
@@ -104,8 +98,8 @@ def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(
     train_recipe(recipe("model.dtype=bfloat16", "training.epochs=1"), out=run)
     merge(run / "adapter", out=tmp_path / "merged")
     adapter = load_file(run / "adapter" / "adapter.safetensors")
-    merged = all_weights(tmp_path / "merged")
-    base = all_weights(Path(open_adapter(run / "adapter").recipe.model.name))
+    merged = weights_of(tmp_path / "merged")
+    base = weights_of(Path(open_adapter(run / "adapter").recipe.model.name))
     name = "model.layers.1.mlp.down_proj"
     delta = 2 * adapter[f"{name}.lora_b"] @ (adapter[f"{name}.mixer.weight"] @ adapter[f"{name}.lora_a"])
     assert merged[f"{name}.weight"].dtype == torch.bfloat16
@@ -215,5 +209,5 @@ def test_a_merge_that_drowns_in_rounding_is_said_and_the_dtype_that_is_asked_for
     proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "wide", dtype="float32")
     assert proof.dtype == "float32" and 50 * proof.mean_error < proof.effect and "WARNING" not in str(proof)
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
-    assert {weight.dtype for weight in all_weights(tmp_path / "wide").values()} == {torch.float32}
+    assert {weight.dtype for weight in weights_of(tmp_path / "wide").values()} == {torch.float32}
     assert Card(tmp_path / "wide").fields["base"] == "in bfloat16", "as it was trained"

@@ -1,13 +1,12 @@
 """Conversations: the chat template's tokens, with labels on the answers and their ends; and what is refused of them."""
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from changes_kit import write_jsonl
 from chat_kit import MARKED, Messages, conversations, marked_labels, tokenizer_of
 from message_kit import says
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples
@@ -143,11 +142,6 @@ def test_a_template_that_does_not_say_an_answer_or_not_end_it_is_refused_with_it
     assert line.endswith("(and 2 more rows)")
 
 
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 TALK = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "A planet?"},
@@ -161,13 +155,13 @@ SHARED = [{"from": NAMES[turn["role"]], "value": turn["content"], "weight": None
 
 def test_messages_and_conversations_of_any_length_are_read(tmp_path):
     rows = [{"messages": TALK}, {"conversations": SHARED, "tools": ""}, {"messages": TALK[1:]}, {"messages": TALK[:3]}]
-    one, other, without_system, short = read_file(write(tmp_path / "rows.jsonl", *rows), "train")
+    one, other, without_system, short = read_file(write_jsonl(tmp_path / "rows.jsonl", rows), "train")
     assert isinstance(one, Conversation) and isinstance(other, Conversation) and isinstance(short, Conversation)
     assert one.turns == other.turns == tuple(Turn(**turn) for turn in TALK)
     assert (one.task, one.question, one.context) == (INSTRUCTION, "A planet?\nMars.\nAnother?", "Be brief.")
     assert (one.choices, without_system.context, short.choices) == (("Venus.",), None, ("Mars.",))
     assert one.id == "instruction/train/0"
-    (plain,) = read_file(write(tmp_path / "rows.jsonl", {"messages": TALK[1:3]}), "train")
+    (plain,) = read_file(write_jsonl(tmp_path / "rows.jsonl", [{"messages": TALK[1:3]}]), "train")
     assert not isinstance(plain, Conversation), "a question and its answer are what prompt and completion are"
 
 
@@ -194,13 +188,13 @@ FAULTS = {
 @pytest.mark.parametrize(("row", "said"), [(row, said) for row, *said in FAULTS.values()], ids=FAULTS)
 def test_what_is_not_read_of_a_conversation_is_refused_with_row_and_turn(row, said, tmp_path):
     with pytest.raises(UsageError) as error:
-        read_file(write(tmp_path / "rows.jsonl", {"messages": TALK}, row), "train")
+        read_file(write_jsonl(tmp_path / "rows.jsonl", [{"messages": TALK}, row]), "train")
     (line,) = str(error.value).splitlines()
     assert says(line, "rows.jsonl:2: ", *said)
 
 
 def test_only_a_chat_has_turns(tmp_path):
-    rows = read_file(write(tmp_path / "rows.jsonl", {"messages": TALK}), "train")
+    rows = read_file(write_jsonl(tmp_path / "rows.jsonl", [{"messages": TALK}]), "train")
     encoder = Encoder(tokenizer_of("Qwen3"), max_length=None)
     for format, rendered in FORMATS.items():
         with pytest.raises(UsageError, match=rf"^instruction/train/0: format {format} .*data\.format=chat"):
@@ -212,6 +206,6 @@ def test_a_question_of_a_set_is_known_with_a_system_message(tmp_path):
     asked = "Please answer the following question with true or false, question: is it?\n\nAnswer format: true/false"
     spoken = [{"role": "user", "content": asked}, {"role": "assistant", "content": "the correct answer is true"}]
     rows = [{"messages": spoken}, {"messages": [TALK[0], *spoken]}, {"messages": TALK}, {"messages": TALK[1:]}]
-    known, with_system, talk, without_system = read_file(write(tmp_path / "rows.jsonl", *rows), "train")
+    known, with_system, talk, without_system = read_file(write_jsonl(tmp_path / "rows.jsonl", rows), "train")
     assert content(known) == content(with_system) and content(known).choices == ("false", "true")
     assert content(talk) == content(without_system) == ("a planet mars another", (), "venus")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from changes_kit import write_jsonl
 from data_kit import sample
 from message_kit import in_order, says
 from moslora.data.local import load, read_file
@@ -35,7 +36,7 @@ TWO = {
 def write(path: Path, rows: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_jsonl(path, rows)
     else:
         path.write_text(json.dumps(rows, indent=4), encoding="utf-8")
     return path

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from changes_kit import write_jsonl
 from data_kit import hub_rows
 from message_kit import in_order
 from moslora.data.audit import count_overlaps
@@ -27,14 +28,9 @@ ROWS = [{"text": f"message {n}", "label": ("billing", "technical", "sales")[n % 
 TRIAGE = "{train: triage.jsonl, question: text, options: [billing, technical, sales], answer: label}"
 
 
-def write(path: Path, rows: list[Any]) -> Path:
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
-    return path
-
-
 def declare(folder: Path, *tasks: str, rows: list[Any] = ROWS) -> Path:
     """A file beside the data that declares tasks."""
-    write(folder / "triage.jsonl", rows)
+    write_jsonl(folder / "triage.jsonl", rows)
     file = folder / "tasks.yaml"
     file.write_text("tasks:\n" + "".join(f"  {task}\n" for task in tasks), encoding="utf-8")
     return file
@@ -47,8 +43,10 @@ def read(row: dict[str, Any], declared: str) -> Example:
 
 def test_only_training_rows_need_a_response(tmp_path):
     """As of published test rows, which have answers and no solutions."""
-    write(tmp_path / "train.jsonl", [{"question": f"q{n}", "answer": n, "solution": f"#### {n}"} for n in range(4)])
-    write(tmp_path / "test.jsonl", [{"question": f"other {n}", "answer": n} for n in range(4)])
+    write_jsonl(
+        tmp_path / "train.jsonl", [{"question": f"q{n}", "answer": n, "solution": f"#### {n}"} for n in range(4)]
+    )
+    write_jsonl(tmp_path / "test.jsonl", [{"question": f"other {n}", "answer": n} for n in range(4)])
     solved = "response: solution, match: {pattern: '#### (.+)', compare: number}"
     (task,) = resolve_tasks(str(declare(tmp_path, f"sums: {{train: train.jsonl, test: test.jsonl, {solved}}}")))
     training, tested = (load_examples(task, split, source="wheel") for split in ("train", "test"))
@@ -108,7 +106,7 @@ def test_columns(declared, row, expected):
 )
 def test_rows_that_do_not_fit_are_refused_by_place(tmp_path, row, said):
     good = {"question": "q", "options": ["a", "b"], "answer": 0}
-    write(tmp_path / "rows.jsonl", [good, row])
+    write_jsonl(tmp_path / "rows.jsonl", [good, row])
     recipe = load_recipe("smollm2-135m", [f"tasks.mine.train={tmp_path / 'rows.jsonl'}"])
     with pytest.raises(UsageError) as error:
         load_examples(recipe.own_tasks["mine"], "train", source="wheel")
@@ -162,14 +160,14 @@ def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(t
     questions = {row.question for row in tested}
     assert len(questions) == 4 and questions.isdisjoint(row.question for row in training)
     assert load_training([task], source="hub") == training  # no other source is touched
-    write(tmp_path / "triage.jsonl", ROWS[::-1])
+    write_jsonl(tmp_path / "triage.jsonl", ROWS[::-1])
     assert {row.question for row in load_examples(task, "test", source="wheel")} == questions
     assert row_counts([task], source="wheel") == {"triage": 36}
 
 
 def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_path):
     texts = ["One.\nStill one.", "Two, with é.", "Three"]
-    write(tmp_path / "a.jsonl", [{"text": text, "n": 1} for text in [*texts, texts[0]]])
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text, "n": 1} for text in [*texts, texts[0]]])
     (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in reversed(texts)]))
     (tmp_path / "a.txt").write_text("\n\n" + "\n \n\n".join([*texts, texts[1]]) + "\n", encoding="utf-8")
     expected = {f"mine/{hashlib.sha256(text.encode()).hexdigest()[:16]}": (text,) for text in texts}
@@ -206,11 +204,11 @@ def test_a_file_without_texts_is_refused_by_place(tmp_path, name, content, said)
 
 def test_named_test_rows_hold_nothing_out(tmp_path):
     file = declare(tmp_path, "triage: " + TRIAGE.replace("}", ", test: more.jsonl}"))
-    write(tmp_path / "more.jsonl", ROWS[:3])
+    write_jsonl(tmp_path / "more.jsonl", ROWS[:3])
     (task,) = resolve_tasks(str(file))
     assert [len(load_examples(task, split, source="wheel")) for split in ("train", "test")] == [40, 3]
     before = identity([task], "train", source="wheel")
-    write(tmp_path / "more.jsonl", ROWS[:4])
+    write_jsonl(tmp_path / "more.jsonl", ROWS[:4])
     assert identity([task], "train", source="wheel") != before
 
 

@@ -1,10 +1,10 @@
 """``data show`` and ``data audit`` of a recipe: its tasks, or else its training rows, free ones included."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from changes_kit import write_jsonl
 from cli_kit import run
 from data_kit import sample
 from message_kit import says
@@ -13,15 +13,11 @@ from moslora.prompts.instructions import llm_adapters_row
 FREE = [{"prompt": f"Add {n} to {n}.", "completion": f"It is {2 * n}."} for n in range(5)]
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 @pytest.fixture
 def sums(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe of free rows, and of a question of a set among them."""
     monkeypatch.chdir(tmp_path)
-    write(Path("sums.jsonl"), [*FREE, llm_adapters_row(sample("boolq", "train", 1)[0])])
+    write_jsonl(Path("sums.jsonl"), [*FREE, llm_adapters_row(sample("boolq", "train", 1)[0])])
     file = Path("sums.yaml")
     file.write_text(f"model: {{name: {world / 'model'}, dtype: float32}}\ndata: {{source: ./sums.jsonl}}\n")
     return file

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from card_kit import Card
+from changes_kit import write_jsonl
 from cli_kit import run
 from evaluation_kit import WORDS
 from experiment_kit import study, train
@@ -101,7 +102,7 @@ def test_leaks_are_questions_with_their_answer(here: Path) -> None:
     """Two test rows repeat a training row; one has its question and another answer."""
     row = json.loads(Path("rows.jsonl").read_text().splitlines()[0])
     rows = [row, row, {**row, "said": "other"}, {"text": "two cold nights", "said": "rain"}]
-    (here / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    write_jsonl(here / "test.jsonl", rows)
     declared = f"tasks.first={DECLARED.replace('}', ', test: test.jsonl}')}"
     train_recipe(recipe(here, declared, "data.tasks=[first]", "training.epochs=1"), out=here / "again")
     results = scored(here / "again")
@@ -139,7 +140,7 @@ outcome: OUTCOME
 
 def test_rows_that_nothing_scores_are_told(here: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"{word} and cold", "completion": "nights"} for word in WORDS[:12]]
-    Path("bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(Path("bare.jsonl"), rows)
     own = ("data.source=bare.jsonl", "data.validation_rows=2", "data.tasks=commonsense", "evaluation.tasks=null")
     train_words = ("train", world / "recipe.yaml", *own, "training.epochs=1", "--out")
     code, said, errors = run(capsys, *train_words, "bare")

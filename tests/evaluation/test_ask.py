@@ -1,13 +1,13 @@
 """A typed question: scored as the same question of a set is, and asked in no way that its task does not have."""
 
 import io
-import json
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from changes_kit import write_jsonl
 from cli_kit import run
 from evaluation_kit import make_examples, tokenizer
 from message_kit import in_order, says
@@ -70,7 +70,7 @@ def test_a_question_without_a_task_has_its_own_gate(recipe, tmp_path):
     overrides = ("training.max_steps=2", "evaluation.max_length=64")
     gate = "adapter.mixer={kind: task-gate, experts: 2}"
     rows = [{"prompt": f"rain and {number}", "completion": "birds"} for number in range(24)]
-    (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "bare.jsonl", rows)
     own = (f"data.source={tmp_path / 'bare.jsonl'}", "data.tasks=commonsense", "evaluation.tasks=null")
     targets = []
     for number, changes in enumerate(((gate,), (), (gate, *own))):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from changes_kit import write_jsonl
 from cli_kit import run
 from message_kit import says
 from moslora.evaluation import read_results
@@ -159,7 +160,7 @@ def test_texts_and_answers_in_words_are_asked_of_servers_too(served, tmp_path, c
     texts = [{"text": f"a fox sat near {place}", "source": str(place)} for place in range(5)]
     sums = [{"question": f"{first} + 2 =", "answer": str(first + 2)} for first in range(5)]
     for name, rows in (("texts", texts), ("sums", sums)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
     (tmp_path / "own.yaml").write_text(
         f"tasks:\n  mine: {{texts: {tmp_path}/texts.jsonl}}\n"
         f"  sums: {{test: {tmp_path}/sums.jsonl, answer: answer, match: number, max_new_tokens: 6}}\n"

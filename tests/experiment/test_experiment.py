@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from changes_kit import edit_json
+from changes_kit import edit_json, write_jsonl
 from changes_kit import replace as replace_text
 from cli_kit import run
 from experiment_kit import FILE, results, study, train
@@ -397,7 +397,7 @@ def test_a_validation_loss_that_is_not_finite_counts_as_infinite(write, tmp_path
     run.add_facts(experiment={"state": "trained"})
     for last, expected in ((None, math.inf), (2.5, 2.5)):
         rows = [{"step": 1, "validation_loss": 3.0}, {"step": 2, "validation_loss": last}]
-        (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_jsonl(run.path / "metrics.jsonl", rows)
         row = one_run.row_of(tmp_path, planned)
         assert row is not None and one_run.loss_of(row) == expected
 

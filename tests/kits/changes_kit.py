@@ -1,7 +1,7 @@
-"""Damage to files, and edits."""
+"""Damage to files, edits, and rows."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +27,8 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], object]) -> N
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

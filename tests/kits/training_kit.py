@@ -55,6 +55,14 @@ def adapter(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "adapter" / "adapter.safetensors")
 
 
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model's files."""
+    found = {}
+    for path in model.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(value.equal(other[key]) for key, value in one.items())
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from changes_kit import write_jsonl
 from evaluation_kit import WORDS, make_examples, make_model, tokenizer
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.tasks import TASKS
@@ -60,11 +61,8 @@ def make_world(root: Path) -> None:
 def write_rows(folder: Path, answers: Sequence[str], column: str) -> None:
     """Writes ``rows.jsonl``, twenty rows for each answer: a ``text`` that begins with it, and itself in ``column``."""
     draw = random.Random(0)
-    lines = []
-    for answer in [*answers] * 20:
-        row = {"text": " ".join([answer, *draw.choices(WORDS, k=5)]), column: answer}
-        lines.append(json.dumps(row) + "\n")
-    (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    rows = [{"text": " ".join([answer, *draw.choices(WORDS, k=5)]), column: answer} for answer in [*answers] * 20]
+    write_jsonl(folder / "rows.jsonl", rows)
 
 
 def loads_of_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from scipy.stats import binomtest
 
 from changes_kit import replace as replace_text
+from changes_kit import write_jsonl
 from cli_kit import run as cli
 from message_kit import says
 from moslora.compare.comparison import compare_paths
@@ -271,7 +272,7 @@ def test_every_label_of_a_figure_is_whole(evaluated, tmp_path, monkeypatch):
     which matplotlib also keeps where they are not drawn."""
     validated = Run(shutil.copytree(evaluated, tmp_path / "run"))
     rows = [row | {"validation_accuracy": 0.5, "validation_questions": 6} for row in validated.metrics]
-    (validated.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(validated.path / "metrics.jsonl", rows)
     (run,) = reported_runs([validated.path])
     cut = []
 

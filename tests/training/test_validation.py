@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from changes_kit import write_jsonl
 from message_kit import in_order, says
 from methods_kit import BUDGET
 from moslora.base.load import load_tokenizer
@@ -85,7 +86,7 @@ def answered(accuracy: float) -> Mean:
 def write_own_rows(folder: Path) -> list[dict[str, Any]]:
     """40 rows of a user's task, two on each of 20 pages."""
     rows = [{"text": f"{word} {page}", "said": word, "page": page} for page in range(20) for word in ("rain", "stone")]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(folder / "rows.jsonl", rows)
     return rows
 
 

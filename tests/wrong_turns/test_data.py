@@ -6,6 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from changes_kit import write_jsonl
 from data_kit import make_wheel
 from evaluation_kit import make_examples
 from moslora.prompts.instructions import llm_adapters_row
@@ -23,7 +24,7 @@ def test_a_file_of_rows(refused, here):
     refused(f"{TRAIN} --dry-run", "data.validation_rows = 6", "1 rows")
     refused(f"{TRAIN} data.tasks=[piqa]", "d.jsonl", "piqa")
     bare = [{"instruction": "A planet?", "input": "", "output": name, "answer": "x"} for name in ("Mars", "Io")]
-    file.write_text("".join(json.dumps(row) + "\n" for row in bare))
+    write_jsonl(file, bare)
     cloze = "data.format=cloze evaluation.protocol=cloze data.validation_rows=1"
     refused(f"{TRAIN} {cloze}", "cloze", "data.format=label evaluation.protocol=choice")
 
