@@ -15,13 +15,14 @@ from moslora.base.shapes import meta_model
 from moslora.check.piece import Finding, measure
 from moslora.check.pieces import PIECES, SMALL_LLAMA, quantized_pieces, step_piece
 from moslora.check.processes import two_processes
-from moslora.data.steps import default_micro_batch_tokens
+from moslora.data.steps import default_micro_batch_tokens, label_count
 from moslora.kernels import liger
 from moslora.kernels.plain import VARIABLE, left_out
+from moslora.plan.duration import cost, gpus_with, on_this_cpu
 from moslora.plan.memory import Devices, memory
 from moslora.plan.outline import outline
 from moslora.plan.plan import gigabytes
-from moslora.processes.devices import device, gpus, multiplies_bfloat16
+from moslora.processes.devices import device, gpus, multiplies_bfloat16, total_memory
 from moslora.recipe import ModelSection, Recipe
 from moslora.training.loop import accumulate, rehearse
 from moslora.training.optimizer import update
@@ -98,8 +99,23 @@ def real_step(recipe: Recipe) -> list[list[str]]:
         update(parts.optimizer, parts.scaler, max_norm=training.max_grad_norm).tolist()  # waits for the device
         seconds = time.perf_counter() - began
     tokens = sum(len(row.input_ids) for row in rows)
+    total = cost(
+        run.model,
+        recipe.model,
+        tokens=tokens,
+        labels=label_count(rows),
+        row=tokens / len(rows),
+        passes=len(parts.passes(rows)),
+    )
+    if on_gpu:
+        times = []
+        for name, gpu in gpus_with(total_memory(device())).items():
+            fast, slow = total.seconds(gpu, dtype=recipe.model.dtype)
+            times.append(f"{fast:.2g}–{slow:.2g} ({name})")
+    else:
+        times = [f"{on_this_cpu(total, run.model, recipe.model.dtype):.2g}"]
     return [
         [f"a step of {tokens:,} tokens", "estimate", "measured"],
         ["memory, GB", gigabytes(needed.total - needed.overhead), gigabytes(1e9 * (peak_memory_gb() - before))],
-        ["time, s", "–", f"{seconds:.2g}"],
+        ["time, s", ", ".join(times), f"{seconds:.2g}"],
     ]
