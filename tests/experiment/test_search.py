@@ -2,13 +2,18 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from experiment_kit import FILE, PretendedRuns, study
+from experiment_kit import FILE, study
 from moslora.experiment.curve import Curve
+from moslora.experiment.file import Planned
+from moslora.experiment.one_run import planned_run
+from moslora.files import append_text
 
 LOSSES = {
     ("lora", 1e-3): 3.2,
@@ -24,6 +29,29 @@ def loss_of(arm: str, rate: float, seed: int) -> float:
     if (arm, rate) == ("learned", 4e-3):
         return LOSSES[arm, rate] + {7: 0.2, 8: -0.204}.get(seed, 0.0)
     return LOSSES[arm, rate]
+
+
+class PretendedRuns:
+    """Starts runs that are not trained: each has at once the validation loss that a function of arm, rate and seed
+    says. ``begun`` are their names, in order."""
+
+    def __init__(self, loss: Callable[[str, float, int], float]) -> None:
+        self.loss = loss
+        self.begun: list[str] = []
+
+    @contextmanager
+    def __call__(self, runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+        yield [partial(self._write, planned, out) for planned in runs]
+
+    def _write(self, planned: Planned, out: Path) -> None:
+        self.begun.append(planned.name)
+        run = planned_run(out, planned)
+        row = {
+            "step": 4,
+            "validation_loss": self.loss(planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed),
+        }
+        run.add_facts(experiment={"state": "scored" if planned.scored else "trained"}, steps=4)
+        append_text(run.path / "metrics.jsonl", json.dumps(row) + "\n")
 
 
 @pytest.fixture

@@ -160,6 +160,4 @@ def _download() -> int:
 
     wheels._download = download  # type: ignore[assignment]
     wheels._intact = lambda path, wanted: path.exists() and path.read_bytes() == content  # type: ignore[assignment]
-    if wheels.fetch_wheel(wheel).read_bytes() != content:
-        return 1
-    return 0
+    return int(wheels.fetch_wheel(wheel).read_bytes() != content)

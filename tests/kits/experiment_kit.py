@@ -1,9 +1,6 @@
 """Experiments of the small world: their file, and how they run."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +8,8 @@ import psutil
 import pytest
 
 from moslora.experiment import one_run
-from moslora.experiment.file import Planned, load_experiment
-from moslora.experiment.one_run import planned_run
+from moslora.experiment.file import load_experiment
 from moslora.experiment.study import Study
-from moslora.files import append_text
 from moslora.runs.run import Run
 from moslora.training.train import train_run
 
@@ -76,26 +71,3 @@ def results(out: Path) -> dict[str, tuple[bytes, ...]]:
             files = (run.result / "adapter.safetensors", *run.path.glob("eval/*/predictions.jsonl"))
             found[run.name] = tuple(file.read_bytes() for file in files)
     return found
-
-
-class PretendedRuns:
-    """Starts runs that are not trained: each has at once the validation loss that a function of arm, rate and seed
-    says. ``begun`` are their names, in order."""
-
-    def __init__(self, loss: Callable[[str, float, int], float]) -> None:
-        self.loss = loss
-        self.begun: list[str] = []
-
-    @contextmanager
-    def __call__(self, runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
-        yield [partial(self._write, planned, out) for planned in runs]
-
-    def _write(self, planned: Planned, out: Path) -> None:
-        self.begun.append(planned.name)
-        run = planned_run(out, planned)
-        row = {
-            "step": 4,
-            "validation_loss": self.loss(planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed),
-        }
-        run.add_facts(experiment={"state": "scored" if planned.scored else "trained"}, steps=4)
-        append_text(run.path / "metrics.jsonl", json.dumps(row) + "\n")

@@ -8,12 +8,12 @@ import os
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -24,7 +24,6 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -95,15 +94,11 @@ SMALL: dict[str, dict[str, Any]] = {
 """Values of a family's small config that have to fit each other, or are large."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What becomes of a family."""
 
     kind: str  # own, transformers, not causal, not computable, or wrong
     reason: str = ""  # the line of a refusal, or what differs
-
-    def __str__(self) -> str:
-        return f"{self.kind:14} {self.reason}"
 
 
 @cache
@@ -115,16 +110,11 @@ def characters() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def config_of(family: str) -> PretrainedConfig:
-    """The family's config, of its usual size."""
-    config: PretrainedConfig = CONFIG_MAPPING[family](**CONFIGS.get(family, {}))
-    return config
-
-
 def make(family: str, folder: Path, *, steep: bool = True) -> None:
     """Writes a tiny model of ``family``; ``steep``: its logits are so large that any cap would show."""
     torch.manual_seed(0)
-    config = small_config(config_of(family), **SMALL.get(family, {}))
+    usual = CONFIG_MAPPING[family](**CONFIGS.get(family, {}))
+    config = small_config(usual, **SMALL.get(family, {}))
     model = AutoModelForCausalLM.from_config(config).eval()
     spread_weights(model)
     if not steep:
@@ -140,15 +130,14 @@ def stock(folder: Path) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def adapt(model: PreTrainedModel, names: Sequence[str], *, kind: str = "dense") -> list[Tensor]:
-    """Adapters on the layers of these ``names``, moved off their start: B of each."""
+def adapt(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Adapters on the layers of these ``names``, moved off their start."""
     pattern = "|".join(map(re.escape, names))
-    inject(model, rank=2, alpha=4, mixer={"kind": kind}, target_modules=pattern, within=text_part(model))
+    inject(model, rank=2, alpha=4, mixer={"kind": "dense"}, target_modules=pattern, within=text_part(model))
     draw = torch.Generator().manual_seed(1)
     for _, layer in named_adapters(model):
         with torch.no_grad():
             layer.lora_b.copy_(0.1 * torch.randn(layer.lora_b.shape, generator=draw))
-    return [layer.lora_b for _, layer in named_adapters(model)]
 
 
 def load_adapted(folder: Path) -> PreTrainedModel:
@@ -243,10 +232,7 @@ def scores_compared(ours: PreTrainedModel, theirs: PreTrainedModel) -> Iterator[
     for path in batch.paths:
         places += path
     yield "logits", off(engine.logits(batch, places), expected)
-    scores = []
-    for row, path in zip(ROWS, batch.paths, strict=True):
-        values = engine.log_p(batch, path[1:-1], row[2:])
-        scores.append(values.sum())
+    scores = [engine.log_p(batch, path[1:-1], row[2:]).sum() for row, path in zip(ROWS, batch.paths, strict=True)]
     harness = HFLM(pretrained=theirs, tokenizer=characters(), backend="causal", batch_size=1)
     requests = [(("", ""), [*row[:2]], [*row[2:]]) for row in ROWS]
     authority = torch.tensor([value for value, _ in harness._loglikelihood_tokens(requests, disable_tqdm=True)])
@@ -258,15 +244,11 @@ def share_of_other_texts(ours: PreTrainedModel, theirs: PreTrainedModel) -> floa
     """Of the texts that the engine writes those that another way does not."""
     options: dict[str, Any] = {"ended": lambda row, tokens: False, "ends": (), "batch_tokens": 200}
     engine = engine_of(ours)
-    authority = likeliest
-    if engine.name == "transformers":
-        authority = generated
+    authority = generated if engine.name == "transformers" else likeliest
     differ = 0
     for asked in (PROMPTS, ROWS):
         written = engine.write(asked, max_new_tokens=NEW_TOKENS, **options)
-        for row, text in zip(asked, written, strict=True):
-            if text != authority(theirs, row):
-                differ += 1
+        differ += sum(text != authority(theirs, row) for row, text in zip(asked, written, strict=True))
     return differ / (len(PROMPTS) + len(ROWS))
 
 
@@ -313,10 +295,7 @@ def outcome(family: str, folder: Path) -> Outcome:
     try:
         model = load_adapted(folder)
     except MosloraError as error:
-        kind = "not computable"
-        if "is not causal" in str(error):
-            kind = "not causal"
-        return Outcome(kind, str(error))
+        return Outcome("not causal" if "is not causal" in str(error) else "not computable", str(error))
     try:
         for what, difference in compared(model, folder):
             if not difference <= TOLERANCE[what]:
@@ -338,13 +317,13 @@ def main() -> None:
     """Prints the table."""
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for family in sys.argv[1:] or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         with TemporaryDirectory() as folder:
             found = outcome(family, Path(folder))
-        counts[found.kind] = counts.get(found.kind, 0) + 1
-        print(f"{family:26} {found}")
-    print(counts)
+        counts[found.kind] += 1
+        print(f"{family:26} {found.kind:14} {found.reason}")
+    print(dict(counts))
 
 
 if __name__ == "__main__":
