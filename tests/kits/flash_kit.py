@@ -34,14 +34,6 @@ def of_rows(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, paths: Tensor, scale:
         yield query, key, value, weight, own, path
 
 
-def checked(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, paths: Tensor, longest: tuple[int, int]) -> None:
-    for x, ends, length in ((q, rows, longest[0]), (k, paths, longest[1]), (v, paths, longest[1])):
-        assert x.dim() == 3 and x.stride(-1) == 1 and x.dtype == q.dtype
-        assert ends.dtype == torch.int32 and ends.is_contiguous()
-        assert ends[0] == 0 and ends[-1] == len(x) and ends.diff().max() == length
-    assert q.shape[1] % k.shape[1] == 0 and len(rows) == len(paths)
-
-
 @torch.library.impl("aten::_flash_attention_forward", "CPU")
 def _forward(
     q: Tensor,
@@ -59,7 +51,11 @@ def _forward(
     window_size_left: int,
     window_size_right: int,
 ) -> tuple[Tensor, ...]:
-    checked(q, k, v, rows, paths, (max_q, max_k))
+    for x, ends, longest in ((q, rows, max_q), (k, paths, max_k), (v, paths, max_k)):
+        assert x.dim() == 3 and x.stride(-1) == 1 and x.dtype == q.dtype
+        assert ends.dtype == torch.int32 and ends.is_contiguous()
+        assert ends[0] == 0 and ends[-1] == len(x) and ends.diff().max() == longest
+    assert q.shape[1] % k.shape[1] == 0 and len(rows) == len(paths)
     assert dropout == 0 and window_size_right == 0 and not debug
     assert is_causal == (window_size_left == -1)
     out = torch.empty_like(q)
