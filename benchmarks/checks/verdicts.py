@@ -36,7 +36,6 @@ def of_questions(whole: Evidence, places: Sequence[int]) -> Evidence:
         base=[whole.base[place] for place in places] if whole.base is not None else None,
         others={name: [answers[place] for place in places] for name, answers in whole.others.items()},
         lengths=[whole.lengths[place] for place in places],
-        scales=[whole.scales[place] for place in places],
     )
 
 

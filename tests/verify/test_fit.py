@@ -33,7 +33,7 @@ def evidence(
     if others:
         named = {"step-20": centered(checkpoint)}
     lengths = list(np.random.default_rng(4).integers(20, 200, questions))
-    return Evidence(centered(server), centered(run), centered(base), named, lengths, [1.0] * questions, 0.02, "float16")
+    return Evidence(centered(server), centered(run), centered(base), named, lengths, 0.02, "float16")
 
 
 def test_k_is_that_of_least_squares_and_nothing_depends_on_what_options_share():
@@ -88,7 +88,7 @@ def rounded(*, k: float, effect: float, noise: float, seed: int) -> Evidence:
         rows = zip(base, moved, of_rounding, strict=True)
         told.append(centered([plain + share * change + error for plain, change, error in rows]))
     lengths = list(np.random.default_rng(4).integers(20, 200, 64))
-    return Evidence(*told, {}, lengths, [1.0] * 64, 0.05, "bfloat16")
+    return Evidence(*told, {}, lengths, 0.05, "bfloat16")
 
 
 @pytest.mark.parametrize("effect", [0.05, 0.1, 0.2, 0.5])
@@ -112,7 +112,7 @@ def test_a_base_whose_long_questions_alone_are_moved_is_the_base():
     run = []
     for plain, change, length in zip(given.base, made(64, seed=7), given.lengths, strict=True):
         run.append(plain + change * (length > 120))
-    found, _ = judge(Evidence(given.base, centered(run), given.base, {}, given.lengths, given.scales, 0.02, "float16"))
+    found, _ = judge(Evidence(given.base, centered(run), given.base, {}, given.lengths, 0.02, "float16"))
     assert found.kind == "base"
 
 
@@ -126,7 +126,7 @@ def test_an_adapter_that_hardly_moves_answers_is_not_judged():
     assert given.base is not None
     small = [plain + 0.01 * (own - plain) for own, plain in zip(given.run, given.base, strict=True)]
     server = [row + error for row, error in zip(small, made(8, seed=9, scale=0.01), strict=True)]
-    weak = Evidence(centered(server), centered(small), given.base, {}, given.lengths, given.scales, 0.02, "float16")
+    weak = Evidence(centered(server), centered(small), given.base, {}, given.lengths, 0.02, "float16")
     assert judge(weak)[0].kind == "undecided"
 
 
@@ -135,7 +135,7 @@ def test_long_questions_alone_that_differ_are_a_context_that_is_cut():
     cut = []
     for row, length, error in zip(given.server, given.lengths, made(64, seed=8), strict=True):
         cut.append(row + error * (length > 120))
-    found, _ = judge(Evidence(centered(cut), given.run, given.base, {}, given.lengths, given.scales, 0.02, "float16"))
+    found, _ = judge(Evidence(centered(cut), given.run, given.base, {}, given.lengths, 0.02, "float16"))
     assert found.kind == "context"
     assert f"of up to {max(length for length in given.lengths if length <= 120)} tokens" in found.says
 

@@ -14,8 +14,7 @@ def heading(results: Results) -> str:
     protocol = f"protocol {settings.protocol}"
     in_words = [task for task, score in results.tasks.items() if score.is_in_words]
     if in_words:
-        others = len(in_words) < len(results.tasks)
-        protocol = f"{protocol} ({', '.join(in_words)}: answers in words)" if others else "answers in words"
+        protocol += f" ({', '.join(in_words)}: answers in words)"
     model = settings.dtype
     if settings.of_server:
         model = printable(" at ".join(filter(None, [settings.metadata["model"], settings.metadata["server"]])))

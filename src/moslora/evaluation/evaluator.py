@@ -66,9 +66,8 @@ def evaluate(
     score_missing(prepared.tasks, journal)
     drifts = measure_drifts([task for task in prepared.tasks if task.has_margins], journal)
     known = journal.head.tasks
-    for name, drift in drifts.items():  # fewer questions may have a smaller one
-        drifts[name] = max(drift, known[name].drift or 0.0)
-    journal.record({name: replace(known[name], drift=drift) for name, drift in drifts.items()})
+    # Fewer questions may have a smaller one.
+    journal.record({name: replace(known[name], drift=max(drifts[name], known[name].drift or 0.0)) for name in drifts})
     journal.finish()
     return prepared.results(journal)
 
@@ -197,12 +196,11 @@ class PreparedQuestions:
 
 
 def _refuse_training_mode(model: PreTrainedModel) -> None:
-    training = [name or type(module).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        raise MosloraError(
-            f"{len(training)} modules are in training mode, first {training[0]}: dropout would add noise to the scores;"
-            " call model.eval() first"
-        )
+    for name, module in model.named_modules():
+        if module.training:
+            raise MosloraError(
+                f"module {name!r} is in training mode, so dropout would add noise to the scores; call model.eval()"
+            )
 
 
 def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:

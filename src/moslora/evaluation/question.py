@@ -22,14 +22,11 @@ BARE = Task(
 UNKNOWN = ("<answer>",)
 """The accepted answers to an open-ended question that is typed."""
 
-Typed = tuple[Example, tuple[str, ...]]
-"""The example, and the options as they were typed, in the order of its choices."""
-
 
 def as_example(
     question: str, options: Sequence[str], *, task: str | None = None, own: Mapping[str, Task] | None = None
-) -> Typed:
-    """The question as an example of a task.
+) -> tuple[Example, tuple[str, ...]]:
+    """The question as an example of a task, and the options as they were typed, in the order of its choices.
 
     Args:
         question: in the task's form: WinoGrande's has a "_", HellaSwag's begins with an activity and ": ".

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.collapse import signs_of_collapse
-from moslora.evaluation.scores import Score, macro, micro, score_task
+from moslora.evaluation.scores import Score, average, score_task
 from moslora.evaluation.texts import TextScore, score_texts
 from moslora.runs.answers import TaskAnswers, by_task
 from moslora.runs.predictions import Prediction
@@ -109,12 +109,14 @@ def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Ma
             texts[task] = score_texts(answers)
         else:
             scores[task] = score_task(answers, drift=record.drift)
-    results = Results(settings, scores, macro=None, micro=None, texts=texts)
-    if not scores:
-        return results
-    averaged = list(scores.values())
-    without = _without_leaks(settings, {task: tasks[task] for task in scores}, records)
-    return replace(results, macro=macro(averaged), micro=micro(averaged), without_leaks=without)
+    macro = micro = without = None
+    if scores:
+        averaged = list(scores.values())
+        questions = sum(score.n for score in averaged)
+        macro = average(averaged, [1 / len(averaged)] * len(averaged))
+        micro = average(averaged, [score.n / questions for score in averaged])
+        without = _without_leaks(settings, {task: tasks[task] for task in scores}, records)
+    return Results(settings, scores, macro, micro, without, texts)
 
 
 def _without_leaks(

@@ -119,12 +119,6 @@ class Scorer(ABC, Generic[Output]):
     def length(self, question: Question) -> int:
         """Tokens that the question takes of a batch."""
 
-    def work(self, example: Example) -> int:
-        """Characters that the model reads, which tell about how long a question takes."""
-        options = self.format.options(example)
-        texts = {option.prompt for option in options} | {option.answer for option in options}
-        return sum(len(text) for text in texts)
-
     @abstractmethod
     def compute(self, questions: Sequence[Question]) -> Callable[[], Iterable[Output]]:
         """Starts on a batch; the result reads the output for every question, once the device has been waited for."""

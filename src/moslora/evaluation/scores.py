@@ -61,15 +61,15 @@ class Score:
 def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
     """The numbers of one task from its answers (at least one) and its drift."""
     n = len(answers.ids)
-    mean = mean_of(right_undivided(answers), answers.clusters)
+    ways = {"": right_undivided, PER_CHARACTER: right} if answers.characters else {"": right_undivided}
     found: dict[str, Any] = {}
-    if answers.characters:
-        per_character = mean_of(right(answers), answers.clusters)
-        found["accuracy_per_character"] = per_character.value
-        found["standard_error_per_character"] = per_character.error
-        found["interval_per_character"] = per_character.interval_of_share
-    if mean.clusters < n:
-        found["clusters"] = mean.clusters
+    for suffix, way in ways.items():
+        mean = mean_of(way(answers), answers.clusters)
+        found[f"accuracy{suffix}"] = mean.value
+        found[f"standard_error{suffix}"] = mean.error
+        found[f"interval{suffix}"] = mean.interval_of_share
+    if answers.cluster_count < n:
+        found["clusters"] = answers.cluster_count
     if answers.scores:
         found["log_probability"] = mean_of(log_probability(answers)).value
     else:
@@ -82,15 +82,7 @@ def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
         found["below_majority"] = below_majority(answers)
     if drift is not None:
         found["close_calls"] = sum(margin(scores) < drift for scores in answers.deciding_scores)
-    return Score(
-        n=n,
-        accuracy=mean.value,
-        standard_error=mean.error,
-        interval=mean.interval_of_share,
-        truncated=sum(answers.cut),
-        drift=drift,
-        **found,
-    )
+    return Score(n=n, truncated=sum(answers.cut), drift=drift, **found)
 
 
 def _share_of_most_frequent(values: Sequence[Any], n: int) -> float:
@@ -147,14 +139,3 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
         below, above = (error([x - end for x, end in zip(values, ends, strict=True)]) for ends in (lows, highs))
         combined[interval] = (combined[metric] - below, combined[metric] + above)
     return Score(**combined)
-
-
-def macro(scores: Sequence[Score]) -> Score:
-    """Every task the same weight."""
-    return average(scores, [1 / len(scores)] * len(scores))
-
-
-def micro(scores: Sequence[Score]) -> Score:
-    """Every question the same weight."""
-    questions = sum(score.n for score in scores)
-    return average(scores, [score.n / questions for score in scores])

@@ -48,13 +48,8 @@ class ScoredTask:
         return [example for block in self.blocks for example in block.computed]
 
 
-@dataclass(frozen=True)
-class ScoredBlock:
-    """A block with what scores it."""
-
-    scorer: Scorer[Any]
-    block: Block
-    work: int  # characters that the model reads
+TaskBlock = tuple[ScoredTask, Block]
+"""A block with its task."""
 
 
 def score_missing(tasks: Sequence[ScoredTask], journal: Journal, *, silently: bool = False) -> None:
@@ -66,27 +61,20 @@ def score_missing(tasks: Sequence[ScoredTask], journal: Journal, *, silently: bo
     for task in tasks:
         for block in task.blocks:
             if any(example.id in missing for example in block.wanted):
-                work = sum(task.scorer.work(example) for example in block.computed)
-                unfinished.append(ScoredBlock(task.scorer, block, work))
+                unfinished.append((task, block))
     processes = group_size()
-    if processes > 1:  # blocks of about the same work together, so that no process waits long
-        unfinished.sort(key=lambda part: -part.work)
     rounds = [unfinished[first : first + processes] for first in range(0, len(unfinished), processes)]
-    all_work = sum(part.work for part in unfinished)
-    work_done = 0
     began = time.monotonic()
-    with Line(0 if silently else all_work, f"0/{len(missing):,}") as line:
+    with Line(0 if silently else len(missing), f"0/{len(missing):,}") as line:
         for together, following in pairwise([*rounds, []]):
             _score_together(together, following, missing, journal)
-            work_done += sum(part.work for part in together)
             count = len(missing & journal.predictions.keys())
-            done = f"{count:,}/{len(missing):,}"
-            name = together[0].block.wanted[0].task
-            seconds = time.monotonic() - began
-            line.show(work_done, f"{name} {done}", f"{count / seconds:.1f} questions/s")
+            a_second = count / (time.monotonic() - began)
+            task, _ = together[0]
+            done = f"{task.name} {count:,}/{len(missing):,}"
+            line.show(count, done, f"{a_second:.1f} questions/s")
             if line.disable and not silently:
-                left = f", about {seconds / 60 * (all_work / work_done - 1):.1f} min left"
-                say(f"  {name}: {done} questions{left if work_done < all_work else ''}")
+                say(f"  {done} questions, about {(len(missing) - count) / a_second / 60:.1f} min left")
 
 
 def missing_in(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
@@ -95,19 +83,19 @@ def missing_in(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
 
 
 def _score_together(
-    together: Sequence[ScoredBlock], following: Sequence[ScoredBlock], missing: AbstractSet[str], journal: Journal
+    together: Sequence[TaskBlock], following: Sequence[TaskBlock], missing: AbstractSet[str], journal: Journal
 ) -> None:
     """Scores one block in each process, and adds the predictions of all to the journal of each. Those ``following`` are
     encoded meanwhile."""
     rank = rank_in_group()
     own: list[Prediction] = []
-    with join_uneven_passes(together[0].scorer.model):
+    with join_uneven_passes(together[0][0].scorer.model):
         if rank < len(together):
-            part = together[rank]
+            task, block = together[rank]
             upcoming: Sequence[Example] = ()
-            if rank < len(following) and following[rank].scorer is part.scorer:
-                upcoming = following[rank].block.computed
-            scored = part.scorer.score(part.block.computed, following=upcoming)
+            if rank < len(following) and following[rank][0].scorer is task.scorer:
+                upcoming = following[rank][1].computed
+            scored = task.scorer.score(block.computed, following=upcoming)
             own = [prediction for prediction in scored if prediction.id in missing]
             journal.append(own)  # before the others are waited for, of which one may be lost
     for other, predictions in enumerate(all_gather(own)):

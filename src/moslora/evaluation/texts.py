@@ -33,9 +33,6 @@ class Texts(Cloze):
             )
         return Question(example, [text])
 
-    def work(self, example: Example) -> int:
-        return len(example.choices[0])
-
     def read(self, question: Question, output: list[float]) -> Prediction:
         prediction = Prediction.of(question.example, output, truncated=question.truncated)
         return replace(prediction, bytes=question.texts[0].bytes)

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from moslora.choices import DType
 from moslora.evaluation.scorer import Question
 from moslora.runs.evaluation import Evaluation
@@ -48,22 +46,18 @@ def evidence(questions: Sequence[Question], server: Evaluation, known: Known, *,
 
     characters = by_id(known.run, "characters")
     margins = []  # how far rounding moves each option, by the drift that the evaluation has recorded of its task
-    tokens = []
     for question in asked:
-        tokens.append([len(answer) for _, answer in question.pairs])
         drift = known.run.records.get(question.example.task, TaskRecord()).drift or 0.0
         margins += [drift * divisor for divisor in characters.get(question.example.id, (1,) * len(question.texts))]
-    means = np.array([np.mean(of_question) for of_question in tokens])
     return Evidence(
         server=answered(server),
         run=answered(known.run),
         base=answered(known.base) if known.base else None,
         others={name: answered(other) for name, other in known.others.items()},
         lengths=[question.tokens for question in asked],
-        scales=np.sqrt(means / means.mean()).tolist(),
         tolerance=tolerance(
             margins=margins,
-            tokens=[count for of_question in tokens for count in of_question],
+            tokens=[len(answer) for question in asked for _, answer in question.pairs],
             dtypes=[known.run.settings.dtype, dtype],
         ),
         dtype=dtype,
@@ -71,20 +65,15 @@ def evidence(questions: Sequence[Question], server: Evaluation, known: Known, *,
 
 
 def alike(one: Evaluation, other: Evaluation) -> set[str]:
-    """The questions of ``one`` that both answer with the same option, or with the same text where it names none. Of
-    such texts one may be longer than the other: a run's text ends where its answer is decided."""
-    theirs = by_id(other, "chosen")
-    our_texts = by_id(one, "texts")
-    their_texts = by_id(other, "texts")
-    found = set()
-    for id, option in by_id(one, "chosen").items():
-        is_same = option == theirs[id]
-        if option is None and is_same:
-            ours, their = ((texts.get(id) or "").strip() for texts in (our_texts, their_texts))
-            is_same = ours == their or bool(ours and their and (ours.startswith(their) or their.startswith(ours)))
-        if is_same:
-            found.add(id)
-    return found
+    """The questions of ``one`` that both answer with the same option, or with the same text where it names none."""
+
+    def answers(evaluation: Evaluation) -> dict[str, Any]:
+        texts = by_id(evaluation, "texts")
+        chosen = by_id(evaluation, "chosen")
+        return {id: texts[id].strip() if option is None else option for id, option in chosen.items()}
+
+    theirs = answers(other)
+    return {id for id, answer in answers(one).items() if answer == theirs[id]}
 
 
 def text_evidence(server: Evaluation, known: Known) -> TextEvidence:

@@ -6,6 +6,7 @@ come from other tokens.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,21 +35,21 @@ class PromptTests:
 
     Attributes:
         served: how it was asked.
-        probes: the questions that are asked again.
+        questions: those that it was asked.
         answers: the server's scores or texts by id.
         tolerance: what rounding explains of a distance, in nats; 0 if the server tells no log-probabilities.
     """
 
     served: Served
-    probes: Sequence[Question]
+    questions: Sequence[Question]
     answers: Answers
     tolerance: float
 
-    @classmethod
-    def of(cls, served: Served, questions: Sequence[Question], answers: Answers, tolerance: float) -> "PromptTests":
-        """With probes among the ``questions`` that were answered."""
-        answered = [question for question in questions if question.example.id in answers]
-        return cls(served, answered[:: max(1, len(answered) // PROBES)][:PROBES], answers, tolerance)
+    @cached_property
+    def probes(self) -> list[Question]:
+        """Those answered questions that are asked again."""
+        answered = [question for question in self.questions if question.example.id in self.answers]
+        return answered[:: max(1, len(answered) // PROBES)][:PROBES]
 
     def verdict(self, verdict: Verdict, run: Answers) -> Verdict:
         """The verdict on the answers, or that the server makes another prompt than the run's; and where that could not

@@ -41,9 +41,6 @@ NOTHING = 0.1
 WIDEST = 0.2
 """Largest width of the interval of k that decides anything."""
 
-UNSEEN = "but texts alone show no scale, no quantisation and no nearby checkpoint, so it may be another one"
-"""What is said of texts that are the run's."""
-
 BEYOND = 4
 """How many times as far as rounding explains questions beyond a context's end are from the run, at least: long options
 are a little farther off in any case."""
@@ -87,7 +84,6 @@ class Evidence:
         base: of its base; ``None`` if it was not asked.
         others: of the run's checkpoints, by name.
         lengths: tokens of each question.
-        scales: rounding of each question beside that of all, which grows with the root of its options' tokens.
         tolerance: what rounding explains of a distance, in nats.
         dtype: of the server, as far as it is known.
     """
@@ -97,7 +93,6 @@ class Evidence:
     base: Centered | None
     others: Mapping[str, Centered]
     lengths: Sequence[int]
-    scales: Sequence[float]
     tolerance: float
     dtype: DType
 
@@ -120,26 +115,30 @@ def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
     """The verdict, and the fit that it is read from, if the base has answered."""
     if len(evidence.lengths) < FEWEST_IN_ALL:
         return _too_few(len(evidence.lengths)), None
-    if evidence.base is None:
-        return _without_base(evidence), None
-    found = fit(evidence.server, evidence.run, evidence.base)
-    return _judge(evidence, found), found
+    most = evidence.tolerance
+    off = distance(evidence.server, evidence.run)
+    found = fit(evidence.server, evidence.run, evidence.base) if evidence.base is not None else None
+    if off > most and (found is None or found.from_base > most):
+        cut = _context(evidence)
+        if cut is not None:
+            return cut, found
+    numbers = f"{off:.2g} nats from the run's answers, of which rounding explains {most:.2g}"
+    if found is None:
+        return _not_seen_beside_base(numbers, is_close=off <= most), None
+    return _judge(evidence, found, numbers), found
 
 
 def _too_few(count: int) -> Verdict:
     return Verdict("undecided", f"{counted(count, 'question')}: at least {FEWEST_IN_ALL} are needed; raise --limit")
 
 
-def _judge(evidence: Evidence, found: Fit) -> Verdict:
-    """The first of these that fits: a context that is cut, another checkpoint that is known, the run, its base, a wrong
-    scale, another model, a quantisation, another checkpoint."""
+def _judge(evidence: Evidence, found: Fit, distance_in_words: str) -> Verdict:
+    """The first of these that fits: another checkpoint that is known, the run, its base, a wrong scale, another model,
+    a quantisation, another checkpoint."""
     low, high = found.interval
     most = evidence.tolerance
-    numbers = f"k = {found.k:.2f} ({low:.2f} to {high:.2f}), {_apart(found.distance, most)}"
+    numbers = f"k = {found.k:.2f} ({low:.2f} to {high:.2f}), {distance_in_words}"
     is_close = found.distance <= most
-    cut = None if is_close or found.from_base <= most else _context(evidence)
-    if cut is not None:
-        return cut
     for name, other in evidence.others.items():
         off = distance(evidence.server, other)
         if off <= most and off < found.distance / 2:
@@ -170,19 +169,8 @@ def _judge(evidence: Evidence, found: Fit) -> Verdict:
     return Verdict("checkpoint", f"another checkpoint, or another training of this base: {numbers}")
 
 
-def _apart(off: float, most: float) -> str:
-    return f"{off:.2g} nats from the run's answers, of which rounding explains {most:.2g}"
-
-
-def _without_base(evidence: Evidence) -> Verdict:
-    """Never the run: its base may be as close, where the adapter moves these answers little."""
-    off = distance(evidence.server, evidence.run)
-    is_close = off <= evidence.tolerance
-    cut = None if is_close else _context(evidence)
-    return cut or _not_seen_beside_base(_apart(off, evidence.tolerance), is_close=is_close)
-
-
 def _not_seen_beside_base(numbers: str, *, is_close: bool) -> Verdict:
+    """Without the base never the run: it may be as close, where the adapter moves these answers little."""
     if is_close:
         says = f"nothing speaks against this run: {numbers}; but its base may be as close"
         return Verdict("undecided", says, agrees=True)
@@ -193,7 +181,7 @@ def _context(evidence: Evidence) -> Verdict | None:
     """That the context is cut: short questions agree, and every longer one is farther off than all of these."""
     order = np.argsort(evidence.lengths, kind="stable")
     lengths = np.array(evidence.lengths)[order]
-    off = (distances(evidence.server, evidence.run) / np.array(evidence.scales))[order]
+    off = distances(evidence.server, evidence.run)[order]
     for fits in range(len(off) - FEWEST, FEWEST - 1, -1):
         within = off[:fits]
         beyond = off[fits:]
@@ -241,5 +229,6 @@ def judge_texts(found: TextEvidence) -> Verdict:
     if found.differing_like_base >= MOST * found.differing:
         return Verdict("base", f"computes its base, the adapter is not applied: {said}")
     if alike and found.differing_like_run >= MOST * found.differing:
-        return Verdict("undecided", f"answers as this run: {said}; {UNSEEN}", agrees=True)
+        unseen = "but texts alone show no scale, no quantisation and no nearby checkpoint, so it may be another one"
+        return Verdict("undecided", f"answers as this run: {said}; {unseen}", agrees=True)
     return Verdict("another model", f"another model, or another prompt: {said}")

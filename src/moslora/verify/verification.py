@@ -104,7 +104,7 @@ def verify(
     refuse_other_scores(out)
     own_dtype: DType = "bfloat16" if chosen.settings.dtype == "bfloat16" else "float16"  # servers have no float32
     with locked(out):
-        if is_finished(out):  # the server may have been mended since; one that was interrupted goes on
+        if (out / REPORT).exists():  # the server may have been mended since; one that was interrupted goes on
             for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
                 (out / name).unlink(missing_ok=True)
         journal = open_answers(prepared, out, {})
@@ -242,7 +242,7 @@ def _report(
     answers = answers_of(predictions)
     if verdict.agrees:
         verdict = _refused_for_length(questions, answers) or verdict
-    verdict = PromptTests.of(served, questions, answers, rounding).verdict(verdict, by_id(run, "scores"))
+    verdict = PromptTests(served, questions, answers, rounding).verdict(verdict, by_id(run, "scores"))
     return Report(
         server=served.server.address,
         model=served.server.model,
