@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from moslora.errors import MosloraError, some
+from moslora.errors import MosloraError
 from moslora.evaluation.scorer import Laid, OptionScorer, Question
 from moslora.kernels.rows import common_prefix
 from moslora.prompts.protocols import PROTOCOLS, Protocol
@@ -31,11 +31,9 @@ class Choice(OptionScorer):
         common = common_prefix(ids)
         ends = {tuple(row[common:]) for row in ids}
         if common == 0 or len(ends) < len(ids) or any(len(end) != 1 for end in ends):
-            read = [str(self.encoder.tokenizer.convert_ids_to_tokens(list(end))) for end in ends]
             raise MosloraError(
                 f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol choice needs options"
-                f" that differ only in their last token, and not in {some(read, most=5)}; use"
-                " evaluation.protocol=cloze or generate"
+                " that differ only in their last token; use evaluation.protocol=cloze or generate"
             )
         return Question(example, [replace(text, answer_start=common) for text in texts])
 

@@ -85,16 +85,12 @@ def remarks(results: Results) -> list[str]:
 def _on_leaks(found: WithoutLeaks, primary: str) -> str:
     """How many questions of each task are leaks, and the metric ``primary`` without them, in percent."""
     counts = {task: count for task, count in found.leaks.items() if count}
-    scores: dict[str, Score | None] = {task: found.tasks.get(task) for task in counts}
-    if len(found.leaks) > 1:
-        scores["macro average"] = found.macro
+    scores = {**found.tasks, "macro average": found.macro}
     values = []
-    for name, score in scores.items():
-        shown = NONE
-        if score is not None:
-            value, interval = score.value(primary)
-            shown = f"{percent(value)} ({percent_range(interval)})"
-        values.append(f"{name} {shown}")
+    for name in (*counts, "macro average"):
+        score = scores.get(name)
+        value, interval = score.value(primary) if score else (None, None)
+        values.append(f"{name} {percent(value)} ({percent_range(interval)})")
     questions = ", ".join(f"{task} {count}" for task, count in counts.items())
     without = f"{primary.replace('_', ' ')} without them: {', '.join(values)}"
     return f"questions among {found.compared_with}: {questions}; {without}"

@@ -112,12 +112,8 @@ def measure_drifts(tasks: Sequence[ScoredTask], journal: Journal) -> dict[str, f
     """
     if not tasks:
         return {}
-    own = tasks[rank_in_group() :: group_size()]
-    drifts: dict[str, float] = {}
-    with join_uneven_passes(tasks[0].scorer.model), Line(len(own), f"close calls 0/{len(own)}") as line:
-        for number, task in enumerate(own, start=1):
-            drifts[task.name] = _drift(task, journal)
-            line.show(number, f"close calls {number}/{len(own)}")
+    with join_uneven_passes(tasks[0].scorer.model):
+        drifts = {task.name: _drift(task, journal) for task in tasks[rank_in_group() :: group_size()]}
     return {name: drift for of_process in all_gather(drifts) for name, drift in of_process.items()}
 
 

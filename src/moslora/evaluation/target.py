@@ -158,18 +158,18 @@ def open_target(
     recipe = named.recipe
     trained = named.adapter
     model = recipe.model if recipe else ModelSection(name=named.name)
-    changes: dict[str, Any] = {"dtype": dtype or model.dtype, "engine": engine or model.engine}
+    changes: dict[str, Any] = {"dtype": dtype or model.dtype, "engine": engine or (trained or model).engine}
     if trained is None:
         changes |= {"name": named.name, "trust_remote_code": trust_remote_code}
-        return Target(model.model_copy(update=changes), Request.of(recipe), recipe, strategy=strategy or "ddp")
-    if strategy == "fsdp" and model.quantization == "int8":
-        raise UsageError("--strategy fsdp: bitsandbytes' int8 layers lose their scales when they are sharded; use ddp")
-    changes["engine"] = engine or trained.engine
-    remark = unfinished(Path(os.path.expanduser(named.name)), trained.path, doing="scoring")
-    if remark and not base:
-        note(remark)
-    strategy = strategy or trained.recipe.training.strategy
-    return Target(model.model_copy(update=changes), Request.of(recipe), recipe, trained, base, strategy)
+    else:
+        if strategy == "fsdp" and model.quantization == "int8":
+            raise UsageError("--strategy fsdp: int8 layers lose their scales when they are sharded; use ddp")
+        remark = unfinished(Path(os.path.expanduser(named.name)), trained.path, doing="scoring")
+        if remark and not base:
+            note(remark)
+        strategy = strategy or trained.recipe.training.strategy
+    model = model.model_copy(update=changes)
+    return Target(model, Request.of(recipe), recipe, trained, base and trained is not None, strategy or "ddp")
 
 
 def load(
