@@ -166,8 +166,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_alone(tmp_path, first):
-    """Several processes begin with the longest questions: what they have answered before a kill is no random sample,
-    and stays out of the averages until the rest is there."""
+    """A server may answer short questions first: what it has answered before a kill is no random sample, and stays out
+    of the averages until the rest is there."""
     questions = {"piqa": make_examples("piqa", 40)}
     ask(tmp_path, questions=questions)
     ordered = sorted((example.id for example in questions["piqa"]), key=order_key)

@@ -56,6 +56,4 @@ def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size:
     for start in range(0, wanted_count, size):
         block = tuple(ordered[start : start + size])
         wanted = block[: wanted_count - start]
-        if exact:
-            block = wanted
-        yield Block(computed=block, wanted=wanted)
+        yield Block(computed=wanted if exact else block, wanted=wanted)

@@ -101,9 +101,11 @@ class PreparedQuestions:
             raise UsageError(f"{', '.join(empty)}: no questions, as the source's split is empty; choose other --tasks")
         scorer = make_scorer(model, tokenizer, request)
         quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
-        made_with = {"moslora": __version__}  # no hash of the code, which would change with every commit
-        made_with |= packages(quantized=quantized, peft=hasattr(model, "peft_config"))
-        made_with |= encoding(scorer.encoder, request.format)
+        made_with = {
+            "moslora": __version__,  # no hash of the code, which would change with every commit
+            **packages(quantized=quantized, peft=hasattr(model, "peft_config")),
+            **encoding(scorer.encoder, request.format),
+        }
         settings = Settings(
             protocol=request.protocol,
             format=request.format,
@@ -158,7 +160,7 @@ class PreparedQuestions:
         those that are asked now or have been.
 
         Where a larger evaluation was interrupted, and what it has answered is not the beginning of the fixed order, its
-        number stays: several processes begin with the longest questions, which are no random sample.
+        number stays: a server may answer short questions first, which are no random sample.
         """
         then = journal.head.tasks.get(task.name, TaskRecord())
         ordered = sorted([example.id for example in task.questions], key=order_key)

@@ -7,7 +7,6 @@ each other's answer, as they do in the official script, which pads with token 0 
 own, over questions that are padded on the left, masked, and keep their positions.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -42,22 +41,23 @@ WRITING = {
 unset, also those that a later version of transformers adds."""
 
 
-class Writer(Scorer[str]):
-    """The model writes an answer, up to a token that ends it, or as many tokens as there is room for."""
+class Generate(Scorer[str]):
+    """The protocol ``generate``: the model writes an answer, up to a token that ends it, or as many tokens as there is
+    room for. ``beams`` = 1 is greedy."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["generate"]
 
-    @abstractmethod
     def room(self, example: Example) -> int:
         """Maximum number of tokens of an answer."""
+        return self.protocol.room
 
-    @abstractmethod
     def ends(self) -> Collection[int]:
         """The tokens that end an answer."""
+        return [self.encoder.tokenizer.eos_token_id]
 
-    @abstractmethod
     def is_ended(self, example: Example, tokens: list[int]) -> bool:
         """Whether more tokens behind these leave the answer as it is."""
+        return is_decided(self.decoded([tokens])[0], example)
 
     def encode(self, example: Example) -> Question:
         room = self.room(example)
@@ -100,19 +100,6 @@ class Writer(Scorer[str]):
 
     def decoded(self, rows: list[list[int]]) -> list[str]:
         return list(self.encoder.tokenizer.batch_decode(rows, skip_special_tokens=True))
-
-
-class Generate(Writer):
-    """The protocol ``generate``. ``beams`` = 1 is greedy."""
-
-    def room(self, example: Example) -> int:
-        return self.protocol.room
-
-    def ends(self) -> Collection[int]:
-        return [self.encoder.tokenizer.eos_token_id]
-
-    def is_ended(self, example: Example, tokens: list[int]) -> bool:
-        return is_decided(self.decoded([tokens])[0], example)
 
     def read(self, question: Question, output: str) -> Prediction:
         example = question.example

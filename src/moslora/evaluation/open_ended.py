@@ -8,7 +8,7 @@ behind it.
 
 from collections.abc import Collection
 
-from moslora.evaluation.generate import Writer
+from moslora.evaluation.generate import Generate
 from moslora.evaluation.scorer import Question
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example, OpenEnded
@@ -17,7 +17,7 @@ BYTES_OF_A_CHARACTER = 4
 """At most, in UTF-8; a token has at least one of them."""
 
 
-class OpenAnswers(Writer):
+class OpenAnswers(Generate):
     """The scorer of open-ended questions."""
 
     def room(self, example: Example) -> int:

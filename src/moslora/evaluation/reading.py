@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.evaluation.server import Completion, Likely, Logprobs, Server
+from moslora.evaluation.server import Likely, Logprobs, Server
 
 LIKELIEST = (20, 5)
 """Numbers of likeliest tokens that are asked for: vLLM's limit, and OpenAI's."""
@@ -40,7 +40,6 @@ class Reading(ABC):
 
     server: Server
     tokenizer: PreTrainedTokenizerBase
-    patient: bool = False  # faults of the server are tried again, as they are no sign that it does not offer this
     says: ClassVar[str]  # how it reads, in words
 
     @abstractmethod
@@ -57,10 +56,6 @@ class Reading(ABC):
             return prompt + str(self.tokenizer.decode(list(answer)))
         return [*prompt, *answer]
 
-    def complete(self, prompt: Prompt, **fields: Any) -> Completion:
-        """The answer to a request for one more token."""
-        return self.server.complete(prompt, patient=self.patient, **fields)
-
     def is_token(self, told: Likely, token: int) -> bool:
         """Whether a token that a server names is ``token``: by its id where there is one, else by its text."""
         if told.id is not None:
@@ -75,7 +70,7 @@ class Echo(Reading):
     says = "by the log-probabilities of the prompt's tokens"
 
     def log_p(self, prompt: Prompt, answer: Sequence[int]) -> float | None:
-        found = self.complete(self.followed(prompt, answer), echo=True, logprobs=1)
+        found = self.server.complete(self.followed(prompt, answer), echo=True, logprobs=1)
         told = found.reply.logprobs or Logprobs()
         values = told.token_logprobs or []
         count = found.tokens_read or 0
@@ -112,7 +107,7 @@ class Forced(TokenByToken):
         return {"logit_bias": {str(token): BIAS}}
 
     def next_token(self, prompt: Prompt, token: int) -> float | None:
-        written = self.complete(prompt, logprobs=1, **self.forcing(token)).reply.written
+        written = self.server.complete(prompt, logprobs=1, **self.forcing(token)).reply.written
         if not written or not self.is_token(written[0], token):
             return None
         return written[0].logprob
@@ -142,7 +137,7 @@ class Likeliest(TokenByToken):
     says = "token by token, where it is among the likeliest that the server lists"
 
     def _listed(self, prompt: Prompt) -> Sequence[Likely]:
-        written = self.complete(prompt, logprobs=self.count).reply.written
+        written = self.server.complete(prompt, logprobs=self.count).reply.written
         return written[0].top_logprobs or () if written else ()
 
     def next_token(self, prompt: Prompt, token: int) -> float | None:

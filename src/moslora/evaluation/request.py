@@ -32,7 +32,7 @@ class Request(EvaluationSection):
         """
         request = type(self).model_validate({**self.model_dump(), **typed})
         protocol = PROTOCOLS[request.protocol]
-        if not protocol.reads(request.format):
+        if request.format not in protocol.formats:
             usual = readers(request.format)
             if "protocol" not in typed:
                 protocol = usual[0]
@@ -41,7 +41,7 @@ class Request(EvaluationSection):
                     f"--protocol {protocol.name} cannot read the answers of --format {request.format}; choose"
                     f" --protocol {joined_names(usual)}"
                 )
-            format = request.format if protocol.reads(request.format) else protocol.formats[0]
+            format = request.format if request.format in protocol.formats else protocol.formats[0]
             request = request.model_copy(update={"protocol": protocol.name, "format": format})
         if typed.get("beams", 1) > 1 and not protocol.writes:
             raise UsageError(

@@ -78,11 +78,9 @@ class Results:
 
     def to_json(self) -> str:
         """The text of ``results.json``. Numbers that the protocol does not have are omitted."""
-        fields = dict(vars(self))
+        optional = ("texts", "unanswered")
+        fields = {name: value for name, value in vars(self).items() if value or name not in optional}
         del fields["predictions"]
-        for name in ("texts", "unanswered"):
-            if not fields[name]:
-                del fields[name]
         return json.dumps(fields, default=_plain, indent=2, ensure_ascii=False) + "\n"
 
 

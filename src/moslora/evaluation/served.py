@@ -106,10 +106,11 @@ class Served:
             return self
         tried = self._shortest_that_can_be_sent(scored)
         ended = None
-        for way in ways_to_read(self.server, self.scorer.encoder.tokenizer)[after_echo:]:
+        impatient = replace(self.server, patient=False)
+        for way in ways_to_read(impatient, self.scorer.encoder.tokenizer)[after_echo:]:
             try:
                 if tried and way.works(*tried):
-                    return replace(self, reading=replace(way, patient=True))
+                    return replace(self, reading=replace(way, server=self.server))
             except Refused:
                 continue
             except Unavailable as fault:
@@ -188,7 +189,7 @@ def open_served(server: Server, scorer: Scorer[Any], questions: Sequence[Questio
     ids, _ = min(questions, key=lambda question: question.tokens).pairs[0]
     as_text = True
     with suppress(Refused):
-        read = server.complete(ids, patient=False).tokens_read
+        read = replace(server, patient=False).complete(ids).tokens_read
         as_text = read is not None and read > len(ids) + 1
     if as_text:
         server.complete("a")

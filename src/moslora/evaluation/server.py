@@ -127,11 +127,14 @@ class Server:
         address: without ``/v1``, such as ``http://localhost:8000``.
         model: its name there; empty until it is known, and of servers that have one model only.
         client: the connections, which threads may share.
+        patient: a fault of the server is tried again, as is a lost connection in any case; not where it may be the sign
+            that it does not offer what is asked.
     """
 
     address: str
     model: str = ""
     client: httpx.Client = field(default_factory=_client, repr=False)
+    patient: bool = True
 
     @property
     def name(self) -> str:
@@ -146,31 +149,26 @@ class Server:
             return []
         return [model.id for model in found.data or []]
 
-    def complete(
-        self, prompt: str | list[int], *, max_tokens: int = 1, patient: bool = True, **fields: Any
-    ) -> Completion:
+    def complete(self, prompt: str | list[int], *, max_tokens: int = 1, **fields: Any) -> Completion:
         """The answer to a request to continue a prompt, greedily; errors as of `ask`."""
         body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **fields}
-        return self.ask("completions", body, patient=patient)
+        return self.ask("completions", body)
 
-    def ask(self, path: str, body: Mapping[str, Any], *, patient: bool = True) -> Completion:
+    def ask(self, path: str, body: Mapping[str, Any]) -> Completion:
         """The answer to a request at ``/v1/`` + ``path``.
 
         Args:
             path: ``completions`` or ``chat/completions``.
             body: the request, without the model.
-            patient: a fault of the server is tried again, as is a lost connection in any case.
 
         Raises:
             Refused: the server does not serve such a request.
             Unavailable: it does not answer, or not as this interface does, also when it is tried again.
         """
         model = {"model": self.model} if self.model else {}
-        return self._send(Completion, "POST", path, {**body, **model}, patient=patient)
+        return self._send(Completion, "POST", path, {**body, **model})
 
-    def _send(
-        self, kind: type[Parsed], method: str, path: str, body: Mapping[str, Any] | None = None, *, patient: bool = True
-    ) -> Parsed:
+    def _send(self, kind: type[Parsed], method: str, path: str, body: Mapping[str, Any] | None = None) -> Parsed:
         fault = ""
         for wait in WAITS:
             try:
@@ -178,13 +176,13 @@ class Server:
                 if response.is_success:
                     return kind.model_validate_json(response.content)
                 fault = self._status(response)
-                is_final = response.status_code not in PASSING or (response.status_code == 500 and not patient)
+                is_final = response.status_code not in PASSING or (response.status_code == 500 and not self.patient)
             except httpx.HTTPError as error:
                 fault = f"no server there, or the connection was lost ({type(error).__name__})"
                 is_final = False
             except ValidationError:
                 fault = "its answer is not that of OpenAI's interface"
-                is_final = not patient
+                is_final = not self.patient
             if is_final:
                 raise Refused(f"{self.address}: {fault}")
             time.sleep(wait)

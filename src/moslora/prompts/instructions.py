@@ -47,14 +47,10 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
     if isinstance(worded, OpenEnded | Plain):
         return None
     parsed = worded.parse(text)
-    if parsed is None:
+    parts = parsed and worded.split_context(parsed[0])
+    if parsed is None or parts is None:
         return None
-    asked, choices = parsed
-    parts = worded.split_context(asked)
-    if parts is None:
-        return None
-    context, question = parts
-    return context, question, choices
+    return *parts, parsed[1]
 
 
 def labels(example: Example) -> tuple[str, ...]:

@@ -44,9 +44,6 @@ class Protocol:
         """Whether the model writes a text, which may be searched for with several beams."""
         return self.room > 0
 
-    def reads(self, format: FormatName) -> bool:
-        return format in self.formats
-
 
 LABEL_FORMATS: tuple[FormatName, ...] = ("label", "llm-adapters", "chat")
 """The formats whose answer is the label of an option; those of the others are the options' texts."""
@@ -82,7 +79,7 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
 
 def readers(format: FormatName) -> list[Protocol]:
     """The protocols that read a format, the usual one first."""
-    return [protocol for protocol in PROTOCOLS.values() if protocol.reads(format)]
+    return [protocol for protocol in PROTOCOLS.values() if format in protocol.formats]
 
 
 def joined_names(protocols: Iterable[Protocol]) -> str:

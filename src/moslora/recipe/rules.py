@@ -174,7 +174,7 @@ def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:
 
 def _evaluation(data: DataSection, evaluation: EvaluationSection) -> Conflicts:
     protocol = PROTOCOLS[evaluation.protocol]
-    if not protocol.reads(data.format):
+    if data.format not in protocol.formats:
         keys = "evaluation.protocol data.format"
         fix = f"set evaluation.protocol: {joined_names(readers(data.format))}, or change data.format"
         yield keys, f"{protocol.name} cannot read the answers of format {data.format}; {fix}"
