@@ -5,17 +5,15 @@ What starts the workers of `pytest -n` loads this file, too, and needs nothing t
 
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from moslora.download.wheels import home
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from served_kit import Served
+    pass
 
 # A parent that ignores Ctrl-C (`nohup make test &`, or a job in the background) hands that on to Python and to all that
 # it starts. The tests send SIGINT to themselves and to their children.
@@ -23,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_rows(tmp_path_factory):
     """The user's cache, but for the prepared rows: those of the tests would take their place."""
     users, own = home(), tmp_path_factory.mktemp("home")
     for name in ("data", "models", "tests", "wheels"):
@@ -35,7 +33,7 @@ def own_rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(tmp_path_factory):
     """A folder with ``model/``, ``data/`` and ``recipe.yaml``. Read only."""
     from world_kit import make_world
 
@@ -45,13 +43,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(world: Path) -> Callable[..., Recipe]:
+def recipe(world):
     """The world's recipe, with overrides."""
     return lambda *overrides: load_recipe(world / "recipe.yaml", overrides)
 
 
 @pytest.fixture(scope="session")
-def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(world, tmp_path_factory):
     """A finished run of the world's recipe: 84 rows, 2 epochs, 21 steps, dropout 0.1. Copy it before changing it."""
     from moslora.training import train_recipe
 
@@ -61,7 +59,7 @@ def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served_world(world: Path, tmp_path_factory: pytest.TempPathFactory) -> "Callable[..., Served]":
+def served_world(world, tmp_path_factory):
     """``served_world(*overrides)``: a run of the world's recipe, evaluated with its base, to be served."""
     from served_kit import make_served
 
@@ -69,13 +67,13 @@ def served_world(world: Path, tmp_path_factory: pytest.TempPathFactory) -> "Call
 
 
 @pytest.fixture(scope="session")
-def choice_run(served_world: "Callable[..., Served]") -> "Served":
+def choice_run(served_world):
     """Evaluated by ``choice``, 60 questions. Read only."""
     return served_world()
 
 
 @pytest.fixture
-def served(choice_run: "Served", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Served":
+def served(choice_run, tmp_path, monkeypatch):
     """The same, which may be changed; attempts to ask a server follow each other at once."""
     from moslora.evaluation import server
     from served_kit import Served

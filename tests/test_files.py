@@ -53,9 +53,7 @@ def caused(error: Exception, cause: BaseException) -> Exception:
         (caused(ValueError("offline"), OSError(errno.ENETUNREACH, "x")), None),
     ],
 )
-def test_an_error_of_the_disk_and_no_other_is_one_line_with_the_path(
-    error: Exception, kind: type[MosloraError] | None
-) -> None:
+def test_an_error_of_the_disk_and_no_other_is_one_line_with_the_path(error, kind):
     found = disk_fault(error, Path("weights"))
     assert type(found) is (kind or type(None))
     assert kind is None or (str(found).startswith("weights: ") and "\n" not in str(found))
@@ -73,7 +71,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_folder_is_held_by_one_process_until_it_ends_however_it_does(tmp_path: Path) -> None:
+def test_a_folder_is_held_by_one_process_until_it_ends_however_it_does(tmp_path):
     folder = tmp_path / "a" / "b"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -88,7 +86,7 @@ def test_a_folder_is_held_by_one_process_until_it_ends_however_it_does(tmp_path:
     assert [path.name for path in folder.iterdir()] == ["kept"]
 
 
-def test_a_folder_made_for_the_lock_alone_is_gone(tmp_path: Path) -> None:
+def test_a_folder_made_for_the_lock_alone_is_gone(tmp_path):
     with locked(tmp_path / "out"):
         assert (tmp_path / "out" / LOCK).exists()
     assert not list(tmp_path.iterdir())
@@ -111,7 +109,7 @@ for number in range(100_000):
 """
 
 
-def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path):
     file = tmp_path / "file"
     with subprocess.Popen([sys.executable, "-c", WRITER, str(file), "a"], stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == b"begun\n"
@@ -123,7 +121,7 @@ def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and file.read_text() == "b"
 
 
-def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path: Path) -> None:
+def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path):
     write_text(tmp_path / "file", "old")
     with replacing(tmp_path / "folder") as scratch:
         scratch.mkdir()
@@ -147,7 +145,7 @@ def test_on_a_full_disk_the_old_file_and_the_old_folder_stay(tmp_path: Path) -> 
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "old"
 
 
-def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
     out = tmp_path / "a" / "out"
     with pytest.raises(RuntimeError), new_folder(out) as scratch:
         (scratch / "a").write_text("half")
@@ -167,7 +165,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_files_are_as_open_to_others_as_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+def test_files_are_as_open_to_others_as_the_umask_says(tmp_path, umask, mode):
     """Files of every writer; safetensors' own are private."""
     before = os.umask(umask)
     try:
@@ -183,7 +181,7 @@ def test_files_are_as_open_to_others_as_the_umask_says(tmp_path: Path, umask: in
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
-def test_what_others_put_into_a_new_folder_meanwhile_stays(tmp_path: Path, there: bool) -> None:
+def test_what_others_put_into_a_new_folder_meanwhile_stays(tmp_path, there):
     """At any time, by a program that knows of no locks; the lock keeps ours from it."""
     out = tmp_path / "out"
     if there:
@@ -200,7 +198,7 @@ def test_what_others_put_into_a_new_folder_meanwhile_stays(tmp_path: Path, there
 
 
 @pytest.mark.parametrize("name", ["out", ".", "link"])
-def test_a_folder_that_is_there_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_folder_that_is_there_stays_the_same_one(tmp_path, monkeypatch, name):
     """A mount point cannot be replaced at all, and a shell in the folder would stand in one that is gone.
 
     The file by which readers know a model comes last: a process killed before it leaves none.
@@ -220,7 +218,7 @@ def test_a_folder_that_is_there_stays_the_same_one(tmp_path: Path, monkeypatch: 
     assert [call.args[1].name for call in moved.call_args_list] == ["sub", "config.json"]
 
 
-def test_a_link_to_a_folder_to_come_is_followed(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_to_come_is_followed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "far" / "out")
     with new_folder(tmp_path / "link") as scratch:
         (scratch / "a").touch()
@@ -251,7 +249,7 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_a_folder_whose_content_was_being_moved_in_is_empty_to_the_next_command(tmp_path: Path) -> None:
+def test_a_folder_whose_content_was_being_moved_in_is_empty_to_the_next_command(tmp_path):
     """A killed one's files went into place one by one; whether the rest was lost or not, they are a part."""
     out = tmp_path / "out"
 
@@ -274,7 +272,7 @@ def test_a_folder_whose_content_was_being_moved_in_is_empty_to_the_next_command(
     assert {path.read_text() for path in out.rglob("*") if path.is_file()} == {"killed"}
 
 
-def test_only_what_the_killed_process_moved_is_taken_back(tmp_path: Path) -> None:
+def test_only_what_the_killed_process_moved_is_taken_back(tmp_path):
     """Not a file of that name that someone has put there since, nor one elsewhere."""
     out = tmp_path / "out"
     out.mkdir()
@@ -295,7 +293,7 @@ def test_only_what_the_killed_process_moved_is_taken_back(tmp_path: Path) -> Non
     assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
-def test_whenever_a_report_is_being_replaced_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_whenever_a_report_is_being_replaced_the_same_command_goes_on(tmp_path):
     """Its page lists its figures, by which the next report replaces them. No part of the new one is there alone."""
     out, old, new = tmp_path / "out", ["1.png", "2.png", "report.html"], ["2.png", "3.png", "report.html"]
     page = out / "report.html"
@@ -323,7 +321,7 @@ def test_whenever_a_report_is_being_replaced_the_same_command_goes_on(tmp_path: 
     assert kills >= 8
 
 
-def test_leftovers_are_in_nobodys_way_and_go_with_the_next_lock(tmp_path: Path) -> None:
+def test_leftovers_are_in_nobodys_way_and_go_with_the_next_lock(tmp_path):
     for machine in (os.uname().nodename, "another.machine"):
         (tmp_path / f".settings.json.{machine}.writing").mkdir()
         (tmp_path / f".settings.json.{machine}.writing" / "settings.json").touch()
@@ -335,7 +333,7 @@ def test_leftovers_are_in_nobodys_way_and_go_with_the_next_lock(tmp_path: Path) 
     assert names(tmp_path) == [".notes.writing", ".run.json.another.machine.writing"], "which may be writing it now"
 
 
-def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
+def test_a_folder_that_was_being_replaced_comes_back(tmp_path):
     folder = tmp_path / "folder"
 
     def write(text: str) -> None:
@@ -355,7 +353,7 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
     assert kills >= 2 and (folder / "a").read_text() == "new"
 
 
-def test_a_discarded_folder_has_all_its_files_or_another_name(tmp_path: Path) -> None:
+def test_a_discarded_folder_has_all_its_files_or_another_name(tmp_path):
     folder, kills = tmp_path / "step-2", 0
     while True:
         folder.mkdir(exist_ok=True)
@@ -371,7 +369,7 @@ def test_a_discarded_folder_has_all_its_files_or_another_name(tmp_path: Path) ->
     discard(folder)
 
 
-def test_a_disk_without_locks_has_those_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_has_those_of_this_machine(tmp_path, monkeypatch):
     real, out = fcntl.flock, tmp_path / "out"
 
     def flock(descriptor: int, operation: int) -> None:

@@ -49,7 +49,7 @@ def logits(model: nn.Module) -> torch.Tensor:
     return model(input_ids=torch.arange(3, 23)[None]).logits
 
 
-def test_every_name_is_the_one_that_type_checkers_see() -> None:
+def test_every_name_is_the_one_that_type_checkers_see():
     tree = ast.parse(Path(str(moslora.__file__)).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {name.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names}
@@ -61,7 +61,7 @@ def test_every_name_is_the_one_that_type_checkers_see() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_saved_model_is_loaded_in_one_line(method: str, world: Path, tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_in_one_line(method, world, tmp_path):
     """Every adapter to the bit; the base's own products are added in another order."""
     model = adapted(world / "model", **METHODS[method])
     moslora.save(model, tmp_path / "mine")
@@ -76,7 +76,7 @@ def test_a_saved_model_is_loaded_in_one_line(method: str, world: Path, tmp_path:
     ).read_bytes()
 
 
-def test_what_load_takes(trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_load_takes(trained, world, tmp_path, monkeypatch):
     step = str(trained / "checkpoints" / "step-21")
     models = [moslora.load(path)[0] for path in (trained, trained / "adapter", step)]
     assert len({logits(model).sum().item() for model in models}) == 1
@@ -88,7 +88,7 @@ def test_what_load_takes(trained: Path, world: Path, tmp_path: Path, monkeypatch
         moslora.load("runs/gone")
 
 
-def test_the_commands_take_a_saved_folder(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_take_a_saved_folder(world, tmp_path, capsys):
     """Merged, it computes the same; it is scored, asked and exported like a run."""
     model, folder = adapted(world / "model", mixer={"kind": "dense"}), tmp_path / "v1.5"
     moslora.save(model, folder)
@@ -104,7 +104,7 @@ def test_the_commands_take_a_saved_folder(world: Path, tmp_path: Path, capsys: p
     assert "--" not in str(refused.value)
 
 
-def test_the_recipe_says_how_the_base_was_loaded(world: Path, tmp_path: Path) -> None:
+def test_the_recipe_says_how_the_base_was_loaded(world, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(
         world / "model", dtype=torch.bfloat16, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
     )
@@ -121,9 +121,7 @@ def test_the_recipe_says_how_the_base_was_loaded(world: Path, tmp_path: Path) ->
         moslora.save(model, tmp_path / "mine")
 
 
-def test_what_cannot_be_saved_is_refused_and_nothing_is_written(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_saved_is_refused_and_nothing_is_written(world, tmp_path, monkeypatch):
     monkeypatch.setitem(MIXERS, "mine", MIXERS["identity"])
     nameless = make_model()
     moslora.inject(nameless, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj"])

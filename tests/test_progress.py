@@ -7,7 +7,6 @@ import pty
 import re
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ class Screen(io.StringIO):
 
 
 @pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Screen]:
+def screen(monkeypatch):
     """``screen(columns)``: the standard output is a terminal of that width."""
 
     def set_up(columns: int = 80) -> Screen:
@@ -52,7 +51,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Screen]:
 
 
 @pytest.mark.parametrize(("columns", "fields"), [(50, 0), (80, 2), (120, 4), (160, 6)])
-def test_the_live_line_has_what_fits(screen: Callable[[int], Screen], columns: int, fields: int) -> None:
+def test_the_live_line_has_what_fits(screen, columns, fields):
     shown = screen(columns)
     with Line(31_932, "step 0/31932") as line:
         line.show(12_345, "step 12345/31932", *FIELDS)
@@ -66,11 +65,11 @@ def test_the_live_line_has_what_fits(screen: Callable[[int], Screen], columns: i
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"RANK": "1"}])
 def test_nothing_is_live_without_a_terminal(
-    screen: Callable[[int], Screen],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    environment: dict[str, str],
-) -> None:
+    screen,
+    monkeypatch,
+    capsys,
+    environment,
+):
     with Line(2, "step 0/2") as line:
         line.show(1, "step 1/2")
     assert line.disable and capsys.readouterr().out == ""
@@ -83,7 +82,7 @@ def test_nothing_is_live_without_a_terminal(
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, ValueError])
-def test_a_fault_leaves_the_cursor(screen: Callable[[int], Screen], fault: type[BaseException]) -> None:
+def test_a_fault_leaves_the_cursor(screen, fault):
     shown = screen(80)
     with pytest.raises(fault), Line(2, "step 0/2"):
         assert shown.getvalue().rindex(HIDE) > shown.getvalue().find(SHOW)
@@ -91,7 +90,7 @@ def test_a_fault_leaves_the_cursor(screen: Callable[[int], Screen], fault: type[
     assert shown.getvalue().rindex(SHOW) > shown.getvalue().rindex(HIDE) and sys.stdout is shown
 
 
-def test_work_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_outlives_its_terminal(monkeypatch):
     monkeypatch.setattr("rich._console", None)
     monkeypatch.setenv("TERM", "xterm")
     master, terminal = pty.openpty()
@@ -113,13 +112,13 @@ def five_steps(folder: Path) -> list[int]:
     return [json.loads(text)["step"] for text in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_log_and_the_metrics_have_the_first_step_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_and_the_metrics_have_the_first_step_too(tmp_path, capsys):
     assert five_steps(tmp_path) == [1, 2, 4, 5]
     steps = [re.match(r"step (\d)/5  loss ", line) for line in capsys.readouterr().out.splitlines()]
     assert [step and step[1] for step in steps] == ["1", "2", "4", "5"]
 
 
-def test_a_terminal_has_one_line_for_all_steps(screen: Callable[[int], Screen], tmp_path: Path) -> None:
+def test_a_terminal_has_one_line_for_all_steps(screen, tmp_path):
     shown = screen(80)
     assert five_steps(tmp_path) == [1, 2, 4, 5]
     live, rest = shown.lines()
@@ -127,7 +126,7 @@ def test_a_terminal_has_one_line_for_all_steps(screen: Callable[[int], Screen], 
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_a_terminal(world: Path, tmp_path: Path) -> None:
+def test_ctrl_c_at_a_terminal(world, tmp_path):
     """The real command, its output and errors a terminal: asked for, so no error, and the cursor is there again."""
     master, terminal = pty.openpty()
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TERM": "xterm", "COLUMNS": "80"}

@@ -11,7 +11,6 @@ import typer
 
 from compare_kit import SETTINGS
 from moslora import quickstart as module
-from moslora.choices import SizeName
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
 from moslora.evaluation.results import Results, summarise
@@ -36,9 +35,7 @@ from moslora.runs.settings import TaskRecord
         (True, False, {"avx512_bf16": True}, None, "float16"),
     ],
 )
-def test_the_dtype_is_the_one_that_the_hardware_multiplies(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, bfloat16: bool, units: dict[str, bool], limit: str | None, dtype: str
-) -> None:
+def test_the_dtype_is_the_one_that_the_hardware_multiplies(monkeypatch, cuda, bfloat16, units, limit, dtype):
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
@@ -50,9 +47,7 @@ def test_the_dtype_is_the_one_that_the_hardware_multiplies(
 
 
 @pytest.mark.parametrize(("size", "rows", "limit"), [("full", 330, 256), ("half", 165, 128), ("third", 110, 64)])
-def test_a_new_quickstart_trains_the_size_that_is_typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: SizeName, rows: int, limit: int
-) -> None:
+def test_a_new_quickstart_trains_the_size_that_is_typed(tmp_path, monkeypatch, size, rows, limit):
     trained: list[list[str]] = []
     monkeypatch.setattr(module, "train_in_processes", lambda words, **_: trained.append(words))
     monkeypatch.setattr(module, "open_target", Mock(side_effect=KeyboardInterrupt))
@@ -63,9 +58,7 @@ def test_a_new_quickstart_trains_the_size_that_is_typed(
     assert (recipe.data.rows["boolq"], recipe.evaluation.limit) == (rows, limit)
 
 
-def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(tmp_path, monkeypatch):
     """With what the run recorded, which may be of another version of the recipe."""
     trained: list[list[str]] = []
     monkeypatch.setattr(module, "train_in_processes", lambda words, **_: trained.append(words))
@@ -88,9 +81,7 @@ def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(
         ("third", 60, "tuned predicts the right option of 80 questions 0.0750 nats better than base"),
     ],
 )
-def test_it_ends_with_what_can_be_concluded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: SizeName, right: int, says: str
-) -> None:
+def test_it_ends_with_what_can_be_concluded(tmp_path, monkeypatch, size, right, says):
     """The base answers 30 of 80 questions rightly, the tuned model ``right``."""
 
     def results(target: bool) -> tuple[Results, Path]:
@@ -118,7 +109,7 @@ def test_it_ends_with_what_can_be_concluded(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_size_takes_its_part_of_the_rows_and_whole_blocks_of_questions(size: SizeName) -> None:
+def test_a_size_takes_its_part_of_the_rows_and_whole_blocks_of_questions(size):
     full = load_recipe("smollm2-135m")
     recipe = load_recipe("smollm2-135m", overrides(size, full))
     assert isinstance(full.data.rows, dict) and isinstance(recipe.data.rows, dict)

@@ -70,7 +70,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_identity_is_stock_peft(variant: str) -> None:
+def test_identity_is_stock_peft(variant):
     """Start, forward, gradients and ten AdamW steps, float32, dropout 0; LoRA-FA's frozen A keeps its bits."""
     mine_is, theirs_is = VARIANTS[variant]
     ours = adapted_llama({"kind": "identity"}, target_modules=PROJECTIONS, **mine_is)
@@ -110,7 +110,7 @@ def test_identity_is_stock_peft(variant: str) -> None:
         assert moved > 1e-2 if mine.requires_grad else moved == 0
 
 
-def test_a_rate_of_its_own_for_b_is_stock_peft_lora_plus() -> None:
+def test_a_rate_of_its_own_for_b_is_stock_peft_lora_plus():
     ours = adapted_llama({"kind": "identity"}, target_modules=PROJECTIONS)
     theirs, pairs = stock_twin(ours, tiny_llama())
     perturb_alike(pairs)
@@ -137,7 +137,7 @@ def two_layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5))
 
 
-def test_dora_with_bias_and_dropout_in_training_is_stock_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dora_with_bias_and_dropout_in_training_is_stock_peft(monkeypatch):
     """Both draw one mask a layer from the global generator: the same after the same seed, if drawn as torch does."""
 
     def draw(self: Dropout, x: torch.Tensor) -> torch.Tensor | None:
@@ -165,7 +165,7 @@ def test_dora_with_bias_and_dropout_in_training_is_stock_peft(monkeypatch: pytes
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
 
 
-def test_dense_is_the_released_layer() -> None:
+def test_dense_is_the_released_layer():
     """A network of two adapted layers, float64: outputs, gradients and ten AdamW steps."""
     torch.manual_seed(0)
     bases = [nn.Linear(12, 9).double(), nn.Linear(9, 5).double()]
@@ -198,7 +198,7 @@ def test_dense_is_the_released_layer() -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_m_alone_between_singular_vectors_is_the_released_lora_xs_layer() -> None:
+def test_m_alone_between_singular_vectors_is_the_released_lora_xs_layer():
     """MohammadrezaBanaei/LoRA-XS: Wᵀ = U' S V'ᵀ, lora_A.weight = (U' S)ᵀ and lora_B.weight = V', both frozen, around
     a learned r × r linear layer (``forward_latent``). Start, then ten AdamW steps in float64."""
     model = two_layers()

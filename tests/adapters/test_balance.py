@@ -16,7 +16,7 @@ def trained_layer(*, top_k: int | None, balance: float = 0.3) -> AdapterLinear:
 
 @pytest.mark.parametrize("top_k", [None, 2, 3])
 @pytest.mark.parametrize("padded", [False, True])
-def test_balance_penalty_by_hand(top_k: int | None, padded: bool) -> None:
+def test_balance_penalty_by_hand(top_k, padded):
     """k Σ fᵢ Pᵢ over the chosen places (Switch), Var(P)/Mean(P)² over all (LoRAMoE); padding does not count."""
     layer = trained_layer(top_k=top_k)
     x = torch.randn(2, 6, IN, dtype=torch.float64)
@@ -46,14 +46,14 @@ def test_balance_penalty_by_hand(top_k: int | None, padded: bool) -> None:
     assert weight.grad.any() and layer.lora_a.grad is None
 
 
-def test_no_penalty_in_evaluation_nor_without_balance() -> None:
+def test_no_penalty_in_evaluation_nor_without_balance():
     x = torch.randn(2, 6, IN, dtype=torch.float64)
     for layer in (trained_layer(top_k=2).eval(), trained_layer(top_k=2, balance=0.0)):
         layer(x)
         assert adapter_penalty(layer) is None
 
 
-def test_the_penalty_is_the_mean_over_the_layers() -> None:
+def test_the_penalty_is_the_mean_over_the_layers():
     mixer = {"kind": "token-gate", "experts": 2, "balance": 1.0}
     model = adapted_llama(mixer, moved=0.3, target_modules=PROJECTIONS).train()
     describe_batch(model)
@@ -64,7 +64,7 @@ def test_the_penalty_is_the_mean_over_the_layers() -> None:
     torch.testing.assert_close(adapter_penalty(model), torch.stack(parts).mean())
 
 
-def test_a_penalty_that_no_router_could_learn_from_is_refused() -> None:
+def test_a_penalty_that_no_router_could_learn_from_is_refused():
     """Reentrant checkpointing runs the first forward pass without gradients."""
     model = adapted_llama({"kind": "token-gate", "balance": 1.0}).train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})

@@ -76,7 +76,7 @@ def one_by_one(layer: AdapterLinear, learned: Mapping[str, Tensor], x: Tensor) -
         *itertools.product(("top-k",), (4, 8)),
     ],
 )
-def test_all_experts_at_once_are_the_experts_one_by_one(kind: str, experts: int, shape: tuple[int, ...]) -> None:
+def test_all_experts_at_once_are_the_experts_one_by_one(kind, experts, shape):
     layer = layer_of(kind, experts=experts)
     mine = {name: weight for name, weight in layer.named_parameters() if weight.requires_grad}
     theirs = {name: weight.detach().clone().requires_grad_() for name, weight in mine.items()}
@@ -97,7 +97,7 @@ def test_all_experts_at_once_are_the_experts_one_by_one(kind: str, experts: int,
         torch.testing.assert_close(mine[name].grad, weight.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_routers_read_x_before_dropout() -> None:
+def test_routers_read_x_before_dropout():
     """With 99 % dropped in training, the weight of each expert is still that of evaluation."""
     for kind in ("dense", "top-k", "inside"):
         layer = layer_of(kind)

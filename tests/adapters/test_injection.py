@@ -22,7 +22,7 @@ from reference import PROJECTIONS, adapted_llama, perturb, tiny_llama, token_bat
 DENSE = {"kind": "dense"}
 
 
-def test_all_linear_is_every_layer_but_the_output() -> None:
+def test_all_linear_is_every_layer_but_the_output():
     """PEFT's word, and PEFT's choice."""
     ours, theirs = tiny_llama(), tiny_llama()
     chosen = inject(ours, rank=4, alpha=8, mixer=DENSE, target_modules="all-linear")
@@ -59,14 +59,14 @@ COUNTS: dict[str, tuple[dict[str, object], dict[str, object], int]] = {
 
 
 @pytest.fixture(scope="module")
-def llama_3_8b() -> nn.Module:
+def llama_3_8b():
     assert {str(mixer.get("kind", case)) for case, (mixer, _, _) in COUNTS.items()} == set(MIXERS)
     assert sum(16 * (d + o) for d, o in SHAPES) * 32 == LORA
     return meta_model(ModelSection(name="meta-llama/Meta-Llama-3-8B"))
 
 
 @pytest.mark.parametrize("case", COUNTS)
-def test_every_method_has_the_parameters_of_its_formula(case: str, llama_3_8b: nn.Module) -> None:
+def test_every_method_has_the_parameters_of_its_formula(case, llama_3_8b):
     """On the shapes of LLaMA-3-8B, r = 16; nothing is allocated."""
     mixer, options, beyond = COUNTS[case]
     model = copy.deepcopy(llama_3_8b)
@@ -103,7 +103,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("options", "said"), REFUSED, ids=str)
-def test_what_does_not_fit_is_named_and_changes_nothing(options: dict[str, object], said: str) -> None:
+def test_what_does_not_fit_is_named_and_changes_nothing(options, said):
     """Some would otherwise be another method: a `scaling` that is not `lora` is α/√r."""
     model = tiny_llama()
     with pytest.raises(ValueError, match=said):
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(options: dict[str, objec
     assert all(value.equal(model.state_dict()[key]) for key, value in tiny_llama().state_dict().items())
 
 
-def test_layers_that_cannot_be_adapted_are_refused() -> None:
+def test_layers_that_cannot_be_adapted_are_refused():
     """An adapter of a layer in two places would be in one of them only."""
 
     class Packed(nn.Module):  # its numbers are no parameters, as in GPTQ's and AWQ's layers
@@ -131,7 +131,7 @@ def test_layers_that_cannot_be_adapted_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", MIXERS)
-def test_adapters_are_float32_whatever_the_default(kind: str) -> None:
+def test_adapters_are_float32_whatever_the_default(kind):
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.bfloat16)
@@ -143,7 +143,7 @@ def test_adapters_are_float32_whatever_the_default(kind: str) -> None:
     assert {value.dtype for value in adapter_state_dict(net).values()} == {torch.float32}
 
 
-def test_one_seed_draws_one_a_whatever_the_mixer() -> None:
+def test_one_seed_draws_one_a_whatever_the_mixer():
     """Controls share A: all kinds but those whose method prescribes another draw or another shape. Another seed or
     layer has another."""
 
@@ -168,7 +168,7 @@ def test_one_seed_draws_one_a_whatever_the_mixer() -> None:
         assert not first_a({"kind": kind})[:, :8].equal(lora[:, :8]), kind
 
 
-def test_spread_of_the_draws_where_the_mixer_starts_at_zero() -> None:
+def test_spread_of_the_draws_where_the_mixer_starts_at_zero():
     """FLoRA: B ~ U(±1/√r) as A ~ U(±1/√in); AdaLoRA: both N(0, 0.02²)."""
     drawn = {}
     for name, mixer in {"flora": {"kind": "dense", "init": "zeros"}, "adalora": {"kind": "diagonal"}}.items():
@@ -180,7 +180,7 @@ def test_spread_of_the_draws_where_the_mixer_starts_at_zero() -> None:
         assert factor.std().item() == pytest.approx(0.02, rel=0.15) and factor.abs().max() > 0.04
 
 
-def test_folded_at_init_starts_from_the_same_function_as_learned() -> None:
+def test_folded_at_init_starts_from_the_same_function_as_learned():
     models = {}
     for train in ("learned", "folded"):
         models[train] = adapted_llama({"kind": "dense", "train": train})
@@ -190,7 +190,7 @@ def test_folded_at_init_starts_from_the_same_function_as_learned() -> None:
     assert not any("mixer" in key for key in adapter_state_dict(models["folded"]))
 
 
-def test_loading_is_strict_and_lists_every_fault() -> None:
+def test_loading_is_strict_and_lists_every_fault():
     state = {key: value.clone() + 1 for key, value in adapter_state_dict(adapted_llama(DENSE)).items()}
     loaded = adapted_llama(DENSE, state=state)
     assert all(value.equal(state[key]) for key, value in adapter_state_dict(loaded).items())
@@ -209,7 +209,7 @@ def test_loading_is_strict_and_lists_every_fault() -> None:
     assert not any(True for _ in named_adapters(untouched))
 
 
-def test_rows_share_their_beginning_only_where_neither_chance_nor_a_gate_parts_them() -> None:
+def test_rows_share_their_beginning_only_where_neither_chance_nor_a_gate_parts_them():
     models = [adapted_llama(DENSE), adapted_llama(DENSE, dropout=0.1), adapted_llama({"kind": "token-gate"})]
     for training, expected in ((True, [True, False, False]), (False, [True, True, False])):
         assert [shares_beginnings(model, training=training) for model in models] == expected

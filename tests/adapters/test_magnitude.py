@@ -25,7 +25,7 @@ def row_norms(layer: AdapterLinear) -> Tensor:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("case", MIXERS)
-def test_forward_and_gradients_are_equation_five_with_the_norm_held(case: str, bias: bool) -> None:
+def test_forward_and_gradients_are_equation_five_with_the_norm_held(case, bias):
     """y = x · (m ∘ (W + ΔW) / ‖W + ΔW‖)ᵀ + bias, all gradients by autograd through this, the norm a constant."""
     layer = layer_of(MIXERS[case], bias=bias)
     x = torch.randn(3, 5, 10, dtype=torch.float64, requires_grad=True)
@@ -43,7 +43,7 @@ def test_forward_and_gradients_are_equation_five_with_the_norm_held(case: str, b
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-3), (torch.float16, 4e-4)])
 @pytest.mark.parametrize("ratio", [0.03, 0.3, 3.0])
-def test_norm_by_expansion_is_the_norm(dtype: torch.dtype, tolerance: float, ratio: float) -> None:
+def test_norm_by_expansion_is_the_norm(dtype, tolerance, ratio):
     """‖ΔW‖ up to three times ‖W‖, 256 × 192: the error of W · aᵀ in the base's dtype is all there is."""
     torch.manual_seed(0)
     layer = AdapterLinear(
@@ -61,7 +61,7 @@ def test_norm_by_expansion_is_the_norm(dtype: torch.dtype, tolerance: float, rat
     assert (norms / exact - 1).abs().max() < tolerance
 
 
-def test_a_row_of_zeros_stays_one() -> None:
+def test_a_row_of_zeros_stays_one():
     """Pruned and padded models have them: m = 0 over a length of 0."""
     layer = layer_of({"kind": "dense"}, bias=False)
     layer.base.weight.data[2] = 0

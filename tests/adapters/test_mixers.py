@@ -63,12 +63,12 @@ def whole_a(case: str, layer: AdapterLinear) -> torch.Tensor:
     return torch.cat([torch.cat([a[:3], zeros], 1), torch.cat([zeros, a[3:]], 1)])
 
 
-def test_every_static_mixer_is_covered() -> None:
+def test_every_static_mixer_is_covered():
     assert {case["kind"] for case in CASES.values()} == {kind for kind, mixer in MIXERS.items() if not mixer.routes}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_matrix_forward_and_delta_agree_with_the_definition(case: str) -> None:
+def test_matrix_forward_and_delta_agree_with_the_definition(case):
     """And the folded pair has the same ΔW."""
     layer = layer_of(case)
     m = definition(case, layer)
@@ -86,7 +86,7 @@ def test_matrix_forward_and_delta_agree_with_the_definition(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_only_one_factor_has_a_gradient_at_the_start(case: str) -> None:
+def test_only_one_factor_has_a_gradient_at_the_start(case):
     layer = AdapterLinear(nn.Linear(10, 7), mixer=build_mixer(**CASES[case]), scale=1.0)
     layer.reset_parameters()
     assert not layer.delta_weight().any()
@@ -98,7 +98,7 @@ def test_only_one_factor_has_a_gradient_at_the_start(case: str) -> None:
         assert moved == {"lora_b"}
 
 
-def test_gains_of_the_dense_initialisations() -> None:
+def test_gains_of_the_dense_initialisations():
     """E‖Mh‖²/‖h‖² = ‖M‖²_F / rank_in, over 300 draws of 16 × 16."""
     gains = {}
     for init in ("kaiming", "orthogonal", "identity", "xavier", "normal"):

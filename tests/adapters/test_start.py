@@ -26,7 +26,7 @@ def adapted(mixer: dict[str, object], **options: object) -> nn.Module:
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("case", INVERTIBLE)
-def test_the_start_is_the_base_split_into_principal_part_and_residual(case: str, dora: bool) -> None:
+def test_the_start_is_the_base_split_into_principal_part_and_residual(case, dora):
     """s · B · M · A is Eckart and Young's best approximation, from an SVD in float64; the model still the base."""
     model = adapted(INVERTIBLE[case], dora=dora)
     base = tiny_llama()
@@ -49,7 +49,7 @@ def test_the_start_is_the_base_split_into_principal_part_and_residual(case: str,
 
 
 @pytest.mark.parametrize("case", INVERTIBLE)
-def test_bfloat16_keeps_the_sum_to_the_rounding_of_the_residual(case: str) -> None:
+def test_bfloat16_keeps_the_sum_to_the_rounding_of_the_residual(case):
     model = adapted(INVERTIBLE[case], dtype=torch.bfloat16)
     base = tiny_llama(dtype=torch.bfloat16)
     for name, layer in named_adapters(model):
@@ -64,7 +64,7 @@ def test_bfloat16_keeps_the_sum_to_the_rounding_of_the_residual(case: str) -> No
     assert error <= 1.5 * least  # a Kaiming M, inverted, has 1.7 at the least
 
 
-def test_the_principal_part_of_a_large_weight_is_the_full_decompositions() -> None:
+def test_the_principal_part_of_a_large_weight_is_the_full_decompositions():
     """A spectrum like a trained weight's: a few large values, then i^-0.3, where iterations converge slowly."""
     generator = torch.Generator().manual_seed(0)
     size = LARGE + 32
@@ -84,7 +84,7 @@ def test_the_principal_part_of_a_large_weight_is_the_full_decompositions() -> No
     assert all(one.equal(other) for one, other in zip(again, (found_u, found, found_v), strict=True))
 
 
-def test_an_embedding_tied_to_the_output_layer_keeps_its_weight() -> None:
+def test_an_embedding_tied_to_the_output_layer_keeps_its_weight():
     model = tiny_llama()
     model.lm_head.weight = model.model.embed_tokens.weight
     ids = token_batch(model)

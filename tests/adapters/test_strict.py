@@ -153,18 +153,18 @@ def check(build: Callable[[], nn.Sequential], kind: str, part: str, dtype: torch
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "part"), CASES)
-def test_every_part_learns_is_kept_and_is_asked_for(kind: str, part: str, dtype: torch.dtype) -> None:
+def test_every_part_learns_is_kept_and_is_asked_for(kind, part, dtype):
     check(float_net(dtype), kind, part, dtype)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("kind", "part"), [(kind, part) for kind, part in CASES if "pissa" not in part])
-def test_also_over_a_quantised_base(kind: str, part: str, bits: int) -> None:
+def test_also_over_a_quantised_base(kind, part, bits):
     check(lambda: packed_net(bits), kind, part, torch.float32)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_no_principal_part_leaves_a_quantised_base(bits: int) -> None:
+def test_no_principal_part_leaves_a_quantised_base(bits):
     state = adapter_state_dict(adapt(float_net(torch.float32)(), "dense-orthogonal", "pissa"))
     for given in (None, state):
         with pytest.raises(ValueError, match="needs the base's weight, which is quantised here"):
@@ -172,7 +172,7 @@ def test_no_principal_part_leaves_a_quantised_base(bits: int) -> None:
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(4, 1e-5), (8, 2e-2)])
-def test_dora_over_a_quantised_base_is_dora_of_its_float_weight(bits: int, tolerance: float) -> None:
+def test_dora_over_a_quantised_base_is_dora_of_its_float_weight(bits, tolerance):
     """8-bit layers also round what they multiply, a hundredth of the largest entry."""
     net = adapt(packed_net(bits), "dense", "dora")
     plain = float_net(torch.float32)()
@@ -189,7 +189,7 @@ def test_dora_over_a_quantised_base_is_dora_of_its_float_weight(bits: int, toler
     ("kind", "shape"),
     [case for case in itertools.product(KINDS, SHAPES) if case != ("task-gate", (64,))],  # tasks are of rows
 )
-def test_any_shape_of_input(kind: str, shape: tuple[int, ...]) -> None:
+def test_any_shape_of_input(kind, shape):
     """Row by row the same values as in one flat batch, in training as in evaluation."""
     net = adapt(float_net(torch.float32)(), kind, "plain")
     perturb(learned_parts(net).values(), size=0.3)
@@ -202,7 +202,7 @@ def test_any_shape_of_input(kind: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast_computes_in_bfloat16_over_float32_weights(kind: str) -> None:
+def test_autocast_computes_in_bfloat16_over_float32_weights(kind):
     net = adapt(float_net(torch.float32)(), kind, "plain").train()
     perturb(learned_parts(net).values(), size=0.1)
     x = torch.randn(3, 5, 64)

@@ -32,7 +32,6 @@ from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import MANIFEST
 from moslora.runs.save import save
 from moslora.training import train_recipe
-from training_kit import MakeRecipe
 
 ROPE = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROPE |= {"original_max_position_embeddings": 64}
@@ -62,7 +61,7 @@ for _row, _kind in KINDS.items():
 
 
 @pytest.mark.parametrize("family", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-def test_a_family_is_computed_or_refused(tmp_path: Path, family: str) -> None:
+def test_a_family_is_computed_or_refused(tmp_path, family):
     """``python tests/kits/families_kit.py`` prints the table."""
     found = outcome(family, tmp_path)
     assert found.kind == EXPECTED[family], found
@@ -79,7 +78,7 @@ def make_small(family: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "gpt_oss", "qwen3_next", "gemma2", "deepseek_v3", "mamba"])
-def test_a_family_is_trained_scored_and_merged(recipe: MakeRecipe, tmp_path: Path, family: str) -> None:
+def test_a_family_is_trained_scored_and_merged(recipe, tmp_path, family):
     """Stock transformers computes what the adapters do, from the merged files."""
     base = tmp_path / "base"
     if family in FAMILIES:
@@ -104,7 +103,7 @@ def test_a_family_is_trained_scored_and_merged(recipe: MakeRecipe, tmp_path: Pat
         assert off(stock(base)(input_ids=ids, use_cache=False).logits, expected) > 1e-3
 
 
-def test_a_multimodal_model_is_planned_trained_scored_and_merged(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_multimodal_model_is_planned_trained_scored_and_merged(recipe, tmp_path):
     """Adapters are in the part that reads text alone: an image encoder's would get no gradient."""
     make("gemma3", tmp_path / "base", steep=False)
     short = ("training.epochs=null", "training.max_steps=4", "adapter.target_modules=all-linear")
@@ -124,7 +123,7 @@ def test_a_multimodal_model_is_planned_trained_scored_and_merged(recipe: MakeRec
 
 
 @pytest.mark.parametrize(("family", "router"), [("hunyuan_v1_moe", "wg"), ("phimoe", "router")])
-def test_a_router_that_cannot_be_adapted_is_named(recipe: MakeRecipe, tmp_path: Path, family: str, router: str) -> None:
+def test_a_router_that_cannot_be_adapted_is_named(recipe, tmp_path, family, router):
     """Its weight is read, or more comes back than a tensor."""
     make(family, tmp_path, steep=False)
     made = recipe(f"model.name={tmp_path}", "adapter.target_modules=all-linear")
@@ -138,7 +137,7 @@ def test_a_router_that_cannot_be_adapted_is_named(recipe: MakeRecipe, tmp_path: 
     assert model(input_ids=torch.tensor([ROWS[0]])).logits.isfinite().all()
 
 
-def test_an_adapter_of_peft_outside_the_text_is_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_an_adapter_of_peft_outside_the_text_is_refused(recipe, tmp_path):
     pytest.importorskip("peft")
     make("gemma3", tmp_path, steep=False)
     theirs = (f"model.name={tmp_path}", "extends=peft/lora", "adapter.target_modules=[q_proj]")
@@ -159,7 +158,7 @@ FAST = ("llama", "gemma3", "fuyu", "mixtral")
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=() if f in FAST else pytest.mark.slow) for f in MERGED])
-def test_a_family_is_merged_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str) -> None:
+def test_a_family_is_merged_and_exported(tmp_path, capsys, family):
     """Stock transformers, and PEFT over its base, compute what the adapters do in stock modules."""
     base, run = tmp_path / "base", tmp_path / "run"
     make(family, base, steep=False)
@@ -187,7 +186,7 @@ def test_a_family_is_merged_and_exported(tmp_path: Path, capsys: pytest.CaptureF
         assert off(exported, expected) < 1e-4
 
 
-def test_the_pages_count_the_families() -> None:
+def test_the_pages_count_the_families():
     own, transformers = ([*EXPECTED.values()].count(kind) for kind in ("own", "transformers"))
     assert f"our engine computes {own}, and transformers {transformers}" in PAGE
     assert f"[{own + transformers} model families]" in (ROOT / "README.md").read_text("utf-8")

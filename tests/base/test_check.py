@@ -1,8 +1,6 @@
 """Our engine computes a model if it computes what transformers' own forward does, gradients included; no other."""
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from moslora.base.engines import engine_of
 from moslora.base.load import load_base, read_base
 from moslora.base.shapes import meta_model
 from moslora.base.twin import small_config, spread_weights
-from moslora.choices import DType, EngineChoice
 from moslora.download.wheels import home
 from moslora.errors import UsageError
 from moslora.kernels import attention, loss, mlp, norm, recompute, rotary
@@ -36,7 +33,7 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_kept(tmp_path_factory, monkeypatch):
     """No verdict of another test; each test's own is forgotten by `forget`."""
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path_factory.mktemp("home")))
 
@@ -47,7 +44,7 @@ def forget() -> None:
 
 
 @pytest.mark.parametrize("what", CHANGED)
-def test_a_model_that_changes_its_logits_is_computed_by_transformers(tmp_path: Path, what: str) -> None:
+def test_a_model_that_changes_its_logits_is_computed_by_transformers(tmp_path, what):
     family, values = CHANGED[what]
     config = small_config(AutoConfig.for_model(family, **values))
     if family == "gemma3n":  # needs a package for images
@@ -65,7 +62,7 @@ def test_a_model_that_changes_its_logits_is_computed_by_transformers(tmp_path: P
 
 
 @pytest.fixture
-def scaled(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def scaled(monkeypatch):
     """Has every Llama of transformers multiply its logits by a factor, of which no config tells."""
     plain = LlamaForCausalLM.forward
 
@@ -82,7 +79,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+def llama(tmp_path_factory):
     """A Llama whose layers all have 64 or 128 inputs, which bitsandbytes needs."""
     shapes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = AutoConfig.for_model("llama", num_key_value_heads=2, vocab_size=300, **shapes)
@@ -103,7 +100,7 @@ LOADED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", LOADED)
-def test_a_change_that_no_config_tells_of_is_found(llama: str, scaled: Callable[[float], None], how: str) -> None:
+def test_a_change_that_no_config_tells_of_is_found(llama, scaled, how):
     if "quantization" in LOADED[how]:
         pytest.importorskip("bitsandbytes")
     section = ModelSection(name=llama, **LOADED[how])
@@ -115,16 +112,14 @@ def test_a_change_that_no_config_tells_of_is_found(llama: str, scaled: Callable[
         assert engine_of(load_base(section)).name == "transformers"
 
 
-def test_it_is_found_where_the_model_is_never_whole(world: Path, scaled: Callable[[float], None]) -> None:
+def test_it_is_found_where_the_model_is_never_whole(world, scaled):
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
     assert engine_of(load_base(section, computed_here=False)).name == "own"
     scaled(1.001)
     assert engine_of(load_base(section, computed_here=False)).name == "transformers"
 
 
-def test_rounding_is_told_from_a_change_by_the_twin(
-    world: Path, monkeypatch: pytest.MonkeyPatch, scaled: Callable[[float], None]
-) -> None:
+def test_rounding_is_told_from_a_change_by_the_twin(world, monkeypatch, scaled):
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
     monkeypatch.setattr(check, "TOLERANCE_IN_16_BITS", 3e-3)  # as in a model of many layers
     twins = []
@@ -136,7 +131,7 @@ def test_rounding_is_told_from_a_change_by_the_twin(
     assert engine_of(load_base(section)).name == "transformers"
 
 
-def test_checking_leaves_nothing_behind(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checking_leaves_nothing_behind(world, monkeypatch):
     section = ModelSection(name=str(world / "model"), dtype="float32")
     before = torch.get_rng_state()
     model, other = load_base(section), load_base(section, computed_here=False)
@@ -153,7 +148,7 @@ def test_checking_leaves_nothing_behind(world: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("engine", ["auto", "transformers"])
-def test_adapters_are_as_they_were(world: Path, engine: EngineChoice) -> None:
+def test_adapters_are_as_they_were(world, engine):
     model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear", dropout=0.1)
     before = {name: value.clone() for name, value in adapter_state_dict(model).items()}
@@ -189,9 +184,7 @@ BACKWARD = {
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kernel", BACKWARD)
-def test_a_wrong_gradient_is_noticed_and_transformers_takes_over(
-    world: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, dtype: DType
-) -> None:
+def test_a_wrong_gradient_is_noticed_and_transformers_takes_over(world, monkeypatch, kernel, dtype):
     """Logits stay right. By each kernel's own backward pass; in 16 bits by the twin, which is computed as the model."""
     module, name = BACKWARD[kernel]
     function = getattr(module, name)
@@ -213,13 +206,13 @@ def test_a_wrong_gradient_is_noticed_and_transformers_takes_over(
 
 
 @pytest.mark.parametrize("alpha", [4e38, 4e-40])
-def test_with_a_scale_that_overflows_or_takes_all_gradients_our_engine_computes(world: Path, alpha: float) -> None:
+def test_with_a_scale_that_overflows_or_takes_all_gradients_our_engine_computes(world, alpha):
     model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
     inject(model, rank=4, alpha=alpha, mixer={"kind": "dense"}, target_modules="all-linear")
     choose_engine(model, "own")
 
 
-def test_a_verdict_is_kept_for_what_it_is_of(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verdict_is_kept_for_what_it_is_of(world, monkeypatch):
     compared = []
     compare = check._why_not
     monkeypatch.setattr(check, "_why_not", lambda *given, **how: (compared.append(1), compare(*given, **how))[1])

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -68,7 +67,7 @@ def written(model: Any, asked: Sequence[list[int]], **changes: Any) -> list[list
 @pytest.mark.parametrize("beginning", [0, 30])
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tokens_are_those_of_transformers_whatever_shares_the_passes(name: str, own: bool, beginning: int) -> None:
+def test_tokens_are_those_of_transformers_whatever_shares_the_passes(name, own, beginning):
     model = make(name)
     asked = prompts(beginning)
     expected = [alone(model, prompt) for prompt in asked]
@@ -85,7 +84,7 @@ def test_tokens_are_those_of_transformers_whatever_shares_the_passes(name: str, 
 
 
 @pytest.mark.parametrize("tokens", [1, 70, 2_048])
-def test_a_row_ends_with_an_end_token_and_with_its_last(tokens: int) -> None:
+def test_a_row_ends_with_an_end_token_and_with_its_last(tokens):
     model = make("llama")
     asked = prompts()
     free = [alone(model, prompt) for prompt in asked]
@@ -98,7 +97,7 @@ def test_a_row_ends_with_an_end_token_and_with_its_last(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 70, 2_048])
-def test_a_row_ends_where_its_caller_says_so(tokens: int) -> None:
+def test_a_row_ends_where_its_caller_says_so(tokens):
     model = make("llama")
     asked = prompts(30)
     expected = [alone(model, prompt) for prompt in asked]
@@ -123,7 +122,7 @@ MIXERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", MIXERS)
-def test_adapters_write_as_they_do_under_transformers(kind: str) -> None:
+def test_adapters_write_as_they_do_under_transformers(kind):
     model = adapted_llama(MIXERS[kind], moved=0.3, target_modules=["q_proj", "v_proj", "down_proj"]).eval()
     describe_task(model, "other")
     asked = prompts(20)
@@ -139,7 +138,7 @@ def test_adapters_write_as_they_do_under_transformers(kind: str) -> None:
 
 
 @pytest.mark.parametrize("config", [peft.LoraConfig(r=4), peft.VeraConfig(r=4), peft.LoraConfig(r=4, use_dora=True)])
-def test_methods_of_peft_write_as_they_do_under_transformers(config: peft.PeftConfig) -> None:
+def test_methods_of_peft_write_as_they_do_under_transformers(config):
     config.task_type = "CAUSAL_LM"
     config.target_modules = {"q_proj", "v_proj"}
     plain = make("llama")
@@ -155,7 +154,7 @@ def test_methods_of_peft_write_as_they_do_under_transformers(config: peft.PeftCo
     assert written(model, asked, batch_tokens=50) == expected
 
 
-def test_a_base_in_4_bits_writes_as_it_does_under_transformers(tmp_path: Path) -> None:
+def test_a_base_in_4_bits_writes_as_it_does_under_transformers(tmp_path):
     tiny_llama(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
     section = ModelSection.model_validate({"name": str(tmp_path), "dtype": "float32", "quantization": "nf4"})
     model = load_base(section)
@@ -165,7 +164,7 @@ def test_a_base_in_4_bits_writes_as_it_does_under_transformers(tmp_path: Path) -
     assert written(model, asked, batch_tokens=50) == expected
 
 
-def test_logits_that_are_no_numbers_write_nothing() -> None:
+def test_logits_that_are_no_numbers_write_nothing():
     """As of float16 weights that overflow: the largest of NaN would be any token."""
     model = make("llama")
     with torch.no_grad():
@@ -187,7 +186,7 @@ def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
-def test_no_token_is_computed_twice_and_no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_token_is_computed_twice_and_no_padding(monkeypatch):
     """What all begin with once, of each prompt its own tokens, and of each new token but the last its continuation."""
     model = make("llama")
     asked = prompts(30)

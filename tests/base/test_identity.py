@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,18 +23,18 @@ from moslora.files import sha256
 from moslora.runs import adapter_folder
 from moslora.runs.manifest import read_manifest
 from moslora.training import train_recipe
-from training_kit import MakeRecipe, adapter, cut_after, same_bits, sign
+from training_kit import adapter, cut_after, same_bits, sign
 
 
 @pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
+def forget():
     fingerprint.cache_clear()
     yield
     fingerprint.cache_clear()
 
 
 @pytest.fixture
-def model(world: Path, tmp_path: Path) -> Path:
+def model(world, tmp_path):
     """A copy of the world's base, to be changed."""
     return Path(shutil.copytree(world / "model", tmp_path / "model"))
 
@@ -66,13 +66,13 @@ def change_tokenizer(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_weights, change_config])
-def test_other_weights_or_another_config_are_another_base(model: Path, change: Callable[[Path], None]) -> None:
+def test_other_weights_or_another_config_are_another_base(model, change):
     before = now(model)
     change(model)
     assert now(model) != before
 
 
-def test_a_nested_config_and_the_models_own_code_count(model: Path) -> None:
+def test_a_nested_config_and_the_models_own_code_count(model):
     edit_json(model / "config.json", text_config={"final_logit_softcapping": 30.0}, auto_map={"AutoModel": "m.M"})
     (model / "m.py").write_text("one = 1\n")
     before = now(model)
@@ -84,7 +84,7 @@ def test_a_nested_config_and_the_models_own_code_count(model: Path) -> None:
     assert now(model) != before
 
 
-def test_what_changes_no_number_is_no_other_base(model: Path, tmp_path: Path) -> None:
+def test_what_changes_no_number_is_no_other_base(model, tmp_path):
     before = now(model)
     edit_json(model / "config.json", transformers_version="0", dtype="bfloat16", use_cache=False, _name_or_path="x")
     (model / "generation_config.json").write_text('{"repetition_penalty": 1.3}')  # which is not used here
@@ -92,9 +92,7 @@ def test_what_changes_no_number_is_no_other_base(model: Path, tmp_path: Path) ->
     assert now(moved) == before
 
 
-def test_a_large_file_is_hashed_by_its_size_its_header_and_a_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_file_is_hashed_by_its_size_its_header_and_a_sample(tmp_path, monkeypatch):
     """The hash is written down here once more, from its definition."""
     monkeypatch.setattr(identity, "HASHED_WHOLE", 1000)
     monkeypatch.setattr(identity, "STRIDE", 400)
@@ -114,9 +112,7 @@ def test_a_large_file_is_hashed_by_its_size_its_header_and_a_sample(
     assert weight_hash(file) != hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_a_hash_is_kept_until_the_file_is_written_to(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hash_is_kept_until_the_file_is_written_to(model, tmp_path, monkeypatch):
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path / "home"))
     hashed = []
 
@@ -140,9 +136,7 @@ def test_a_hash_is_kept_until_the_file_is_written_to(
 
 
 @pytest.mark.parametrize("change", [change_weights, change_config, change_tokenizer])
-def test_a_run_resumes_only_on_the_same_base_and_tokenizer(
-    recipe: MakeRecipe, model: Path, tmp_path: Path, change: Callable[[Path], None]
-) -> None:
+def test_a_run_resumes_only_on_the_same_base_and_tokenizer(recipe, model, tmp_path, change):
     out = tmp_path / "run"
     loaded = recipe(f"model.name={model}", "training.max_steps=8")
     train_recipe(loaded, out=out)
@@ -163,7 +157,7 @@ def test_a_run_resumes_only_on_the_same_base_and_tokenizer(
 
 
 @pytest.fixture
-def run(trained: Path, model: Path, tmp_path: Path) -> Path:
+def run(trained, model, tmp_path):
     """A copy of the finished run, over the copy of the base."""
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     old = read_manifest(copy / "adapter")["base"]["name"]
@@ -174,9 +168,7 @@ def run(trained: Path, model: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_a_run_is_scored_asked_and_merged_with_its_own_tokenizer_only(
-    run: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_scored_asked_and_merged_with_its_own_tokenizer_only(run, model, tmp_path, monkeypatch, capsys):
     uses: list[Callable[[], object]] = [
         lambda: evaluate_target(open_target(str(run)), limit=3),
         lambda: evaluate_target(open_target(str(run), base=True), limit=3),
@@ -195,7 +187,7 @@ def test_a_run_is_scored_asked_and_merged_with_its_own_tokenizer_only(
     assert "tokenizers" in capsys.readouterr().out
 
 
-def test_one_folder_never_holds_answers_of_two_bases(model: Path, tmp_path: Path, world: Path) -> None:
+def test_one_folder_never_holds_answers_of_two_bases(model, tmp_path, world):
     def score() -> None:
         fingerprint.cache_clear()
         target = open_target(str(model))

@@ -1,7 +1,5 @@
 """A base that is read on one device and computed on another, and one that cannot be shared out."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -18,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> str:
+def base(tmp_path):
     tiny_llama().save_pretrained(tmp_path)
     note_once.cache_clear()
     return str(tmp_path)
@@ -26,12 +24,12 @@ def base(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(("computed_here", "noted"), [(True, 1), (False, 0)])
 def test_a_slow_dtype_is_noted_of_the_device_that_computes(
-    base: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    computed_here: bool,
-    noted: int,
-) -> None:
+    base,
+    monkeypatch,
+    capsys,
+    computed_here,
+    noted,
+):
     """A base to be shared out over GPUs is read by the host, which need not multiply it well."""
     monkeypatch.setattr(load, "own_device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(load, "multiplies_bfloat16", lambda device: device.type == "cuda")
@@ -39,9 +37,7 @@ def test_a_slow_dtype_is_noted_of_the_device_that_computes(
     assert capsys.readouterr().out.count("slow here, as this processor has no bfloat16") == noted
 
 
-def test_a_dtype_that_the_gpu_lacks_is_refused_before_the_base_is_read_by_the_host(
-    base: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dtype_that_the_gpu_lacks_is_refused_before_the_base_is_read_by_the_host(base, monkeypatch):
     monkeypatch.setattr(load, "own_device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(load, "multiplies_bfloat16", lambda device: device.type == "cpu")
     section = ModelSection(name=base, dtype="bfloat16")
@@ -50,7 +46,7 @@ def test_a_dtype_that_the_gpu_lacks_is_refused_before_the_base_is_read_by_the_ho
         load_base(section, computed_here=False)
 
 
-def test_a_model_whose_layers_have_another_name_is_not_sharded() -> None:
+def test_a_model_whose_layers_have_another_name_is_not_sharded():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32))
     with pytest.raises(UsageError, match=r"fsdp: GPT2LMHeadModel .* use ddp"):
         shard_base(model, device=CPU)

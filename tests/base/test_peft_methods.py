@@ -33,7 +33,7 @@ def learned(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @pytest.mark.parametrize("method", PEFT)
-def test_it_is_peft_under_plain_transformers(method: str) -> None:
+def test_it_is_peft_under_plain_transformers(method):
     """Loss and gradients off the start, by the engine that computes transformers' own forward.
     Then state and merge: another start with that state is the same model to the bit, and a merge computes it too."""
     recipe = recipe_of(method)
@@ -79,7 +79,7 @@ def test_it_is_peft_under_plain_transformers(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", PEFT)
-def test_over_a_base_in_bfloat16_all_that_learns_is_in_float32_and_moves(method: str) -> None:
+def test_over_a_base_in_bfloat16_all_that_learns_is_in_float32_and_moves(method):
     """By an AdamW step of the usual size, which bfloat16 would round away."""
     recipe = recipe_of(method)
     base = tiny_llama(dtype=getattr(torch, recipe.model.dtype))
@@ -97,7 +97,7 @@ def test_over_a_base_in_bfloat16_all_that_learns_is_in_float32_and_moves(method:
         assert p.dtype == torch.float32 and (p != start[name]).any(), name
 
 
-def test_weights_in_16_bits_do_not_learn() -> None:
+def test_weights_in_16_bits_do_not_learn():
     recipe = recipe_of("peft/ln-tuning")
     for dtype in (torch.bfloat16, torch.float16):
         with pytest.raises(UsageError, match=r"model.dtype: float32"):
@@ -105,14 +105,14 @@ def test_weights_in_16_bits_do_not_learn() -> None:
 
 
 @pytest.mark.parametrize("method", ["peft/lora", "peft/shira", "peft/vera"])
-def test_a_start_leaves_the_generator_as_it_was(method: str) -> None:
+def test_a_start_leaves_the_generator_as_it_was(method):
     model = tiny_llama()
     before = torch.get_rng_state()
     with_adapters(model, recipe_of(method))
     assert torch.get_rng_state().equal(before)
 
 
-def test_a_start_with_a_number_in_its_name_is_pefts() -> None:
+def test_a_start_with_a_number_in_its_name_is_pefts():
     """PiSSA by an approximate SVD, whose random numbers also decide what is left of the base: opened again, it is the
     same model."""
     recipe = recipe_of("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_4")
@@ -137,7 +137,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_methods_that_no_other_test_has_are_merged_too(case: str) -> None:
+def test_methods_that_no_other_test_has_are_merged_too(case):
     targets, fields = OTHERS[case]
     settings = (f"adapter.target_modules={targets}", f"adapter.peft={{peft_type: {fields}}}")
     model, ids = with_adapters(tiny_llama(), load_recipe("smollm2-135m", settings)).eval(), torch.arange(3, 14)[None]
@@ -159,7 +159,7 @@ WRONG: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("method", ["peft/lora", "peft/oft"])
-def test_a_wrong_merge_of_a_layer_is_refused(wrong: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_merge_of_a_layer_is_refused(wrong, method, monkeypatch):
     model, name = with_adapters(tiny_llama(), recipe_of(method)).eval(), "model.layers.1.mlp.down_proj"
     perturb(learned(model).values(), size=0.01)
     unload = BaseTuner.merge_and_unload
@@ -208,7 +208,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_one_line_with_its_reason(case: str) -> None:
+def test_what_does_not_fit_is_one_line_with_its_reason(case):
     method, override, words = REFUSED[case]
     recipe = recipe_of(method, override)
     with pytest.raises(UsageError) as caught:
@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_one_line_with_its_reason(case: str) -> None:
     assert "\n" not in line and "adapter.peft" in line and all(word in line for word in words)
 
 
-def test_every_type_of_peft_either_fits_or_has_a_reason() -> None:
+def test_every_type_of_peft_either_fits_or_has_a_reason():
     """A new version's types are looked at: those that change with the batch would be silently wrong."""
     tested = {*re.findall(r"peft_type: (\w+)", str(PEFT))}
     others = {"BEFT", "DEFT", "FROD", "LILY", "OSF", "PEANUT", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA"}
@@ -225,7 +225,7 @@ def test_every_type_of_peft_either_fits_or_has_a_reason() -> None:
     assert {kind.value for kind in peft.PeftType} <= {*tested, *others, *UNFIT, *prompts}
 
 
-def test_the_page_has_every_method_with_fields_that_its_class_takes() -> None:
+def test_the_page_has_every_method_with_fields_that_its_class_takes():
     """And the recipes have those of their rows."""
     page = (ROOT / "docs" / "peft.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| ([^|]+) \| `(\{peft_type: [^`]+\})` \|", page, re.M))
@@ -249,12 +249,12 @@ def test_the_page_has_every_method_with_fields_that_its_class_takes() -> None:
         ("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_few", "pissa_niter_few"),
     ],
 )
-def test_layers_and_values_that_do_not_fit_are_refused(method: str, override: str, word: str) -> None:
+def test_layers_and_values_that_do_not_fit_are_refused(method, override, word):
     with pytest.raises(ValueError, match=word):
         with_adapters(tiny_llama(), recipe_of(method, override))
 
 
-def test_a_state_that_does_not_fit_is_refused() -> None:
+def test_a_state_that_does_not_fit_is_refused():
     recipe = recipe_of("peft/lora")
     state = adapter_state(with_adapters(tiny_llama(), recipe))
     key = next(key for key in state if "q_proj.lora_A" in key)
@@ -264,7 +264,7 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
             with_adapters(tiny_llama(), recipe, state=wrong)
 
 
-def test_without_peft_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft.config", None)
     with pytest.raises(UsageError, match=r"pip install .?peft"):
         config_of(recipe_of("peft/lora").adapter)  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -51,7 +50,7 @@ INT8_ERROR = 0.01
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory):
     """``plain/`` and ``tied/``: widths that are multiples of NF4's 64, and embeddings with and without a head."""
     root = tmp_path_factory.mktemp("models")
     for name in ("plain", "tied"):
@@ -62,7 +61,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(models: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(models, world, tmp_path_factory):
     """A finished run for each kind: 84 rows, 9 steps. Read only."""
     root = tmp_path_factory.mktemp("runs")
     for kind in KINDS:
@@ -86,7 +85,7 @@ def runs(models: Path, world: Path, tmp_path_factory: pytest.TempPathFactory) ->
         {},
     ],
 )
-def test_dequantize_gives_the_weight_of_the_forward_pass(models: Path, dtype: str, options: dict[str, object]) -> None:
+def test_dequantize_gives_the_weight_of_the_forward_pass(models, dtype, options):
     """Against base(I) = Wᵀ, in both modes: an identity is exact in 8 bits too."""
     model = load_base(ModelSection(name=str(models / "plain"), dtype=dtype, **options))  # type: ignore[arg-type]
     original = weights_of(models / "plain")
@@ -114,7 +113,7 @@ def test_dequantize_gives_the_weight_of_the_forward_pass(models: Path, dtype: st
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["plain", "tied"])
-def test_embeddings_and_output_layer_stay_as_they_are(models: Path, kind: str, name: str) -> None:
+def test_embeddings_and_output_layer_stay_as_they_are(models, kind, name):
     base = str(models / name)
     before = fingerprint(base)
     model = load_base(ModelSection(name=base, dtype="float32", quantization=kind))
@@ -132,7 +131,7 @@ def test_embeddings_and_output_layer_stay_as_they_are(models: Path, kind: str, n
 
 
 @pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
-def test_an_evaluation_in_between_takes_no_gradient_away(models: Path, inference: Callable[[], object]) -> None:
+def test_an_evaluation_in_between_takes_no_gradient_away(models, inference):
     """bitsandbytes would repack a layer in its first evaluation, and have no gradient after it."""
     model = load_base(ModelSection(name=str(models / "plain"), dtype="bfloat16", quantization="nf4"))
     layer = next(iter(quantized_layers(model).values()))
@@ -152,9 +151,7 @@ def test_an_evaluation_in_between_takes_no_gradient_away(models: Path, inference
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
-    models: Path, kind: str, checkpointing: bool
-) -> None:
+def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(models, kind, checkpointing):
     """The released code drops the mixer over an 8-bit base. In training both kinds compute with W as dequantised."""
     options = {"rank": 4, "alpha": 8, "mixer": {"kind": "dense"}, "target_modules": PROJECTIONS}
     name = str(models / "plain")
@@ -180,7 +177,7 @@ def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_kill_9_and_resuming_ends_with_the_same_bits(runs: Path, tmp_path: Path, kind: str) -> None:
+def test_kill_9_and_resuming_ends_with_the_same_bits(runs, tmp_path, kind):
     out = tmp_path / "run"
     kill_at_checkpoint("step-4", out, "train", runs / f"{kind}.yaml", "--out", out)
     resumed = moslora("train", out, "--resume")
@@ -193,7 +190,7 @@ def test_kill_9_and_resuming_ends_with_the_same_bits(runs: Path, tmp_path: Path,
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="fully_shard takes no integers, which is told in one line")
-def test_two_processes_train_over_a_quantised_base(runs: Path, tmp_path: Path) -> None:
+def test_two_processes_train_over_a_quantised_base(runs, tmp_path):
     """Whole on both or sharded, with the same bits, and as on one process."""
     changes = ["adapter.dropout=0", "training.max_steps=3"]
     command = ("-m", "moslora", "train", runs / "nf4.yaml", *changes)
@@ -212,7 +209,7 @@ def test_two_processes_train_over_a_quantised_base(runs: Path, tmp_path: Path) -
         assert (value - one[key]).abs().max() < 2e-3 * value.abs().max(), key
 
 
-def test_what_cannot_be_sharded_is_told(models: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_sharded_is_told(models, runs, monkeypatch):
     with pytest.raises(UsageError, match=r"--strategy fsdp: .*int8"):
         open_target(str(runs / "int8"), strategy="fsdp")
     model = load_base(ModelSection(name=str(models / "plain"), dtype="float32", quantization="nf4"))
@@ -225,7 +222,7 @@ def test_what_cannot_be_sharded_is_told(models: Path, runs: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_scores_the_quantised_model_and_its_base(runs: Path, tmp_path: Path, kind: str) -> None:
+def test_evaluation_scores_the_quantised_model_and_its_base(runs, tmp_path, kind):
     run = Path(shutil.copytree(runs / kind, tmp_path / kind))
     scores = []
     for options, suffix in (({}, "float32"), ({"base": True}, "float32-base"), ({"dtype": "bfloat16"}, "bfloat16")):
@@ -240,9 +237,7 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs: Path, tmp_path
 
 @pytest.mark.parametrize("onto", get_args(Onto))
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(
-    runs: Path, models: Path, tmp_path: Path, kind: str, onto: str
-) -> None:
+def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(runs, models, tmp_path, kind, onto):
     """Float64 from the files and from base(I); s = α/r = 2. Stock transformers loads the folder."""
     out = tmp_path / "merged"
     proof = merge(runs / kind / "adapter", out=out, onto=onto)
@@ -274,15 +269,15 @@ def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(
 
 @pytest.mark.parametrize(("onto", "times"), [("original", 2), ("dequantized", 1)])
 def test_a_merge_loads_its_base_once_and_again_only_where_its_files_have_other_weights(
-    runs: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str, times: int
-) -> None:
+    runs, models, tmp_path, monkeypatch, onto, times
+):
     loaded = loads_of_models(monkeypatch)
     merge(runs / "nf4" / "adapter", out=tmp_path / "merged", onto=onto)
     base = str(models / "plain")
     assert loaded.count(base) == times and len(loaded) == times + 1
 
 
-def test_what_the_proof_says_of_two_models(runs: Path, tmp_path: Path) -> None:
+def test_what_the_proof_says_of_two_models(runs, tmp_path):
     """Both numbers again, from logits over all positions."""
     proof = merge(runs / "nf4" / "adapter", out=tmp_path / "merged")
     adapted = load_adapted(open_adapter(runs / "nf4" / "adapter"))
@@ -305,9 +300,7 @@ def test_what_the_proof_says_of_two_models(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("onto", get_args(Onto))
-def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str
-) -> None:
+def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(runs, tmp_path, monkeypatch, onto):
     monkeypatch.setattr(export, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
     with pytest.raises(MosloraError, match=r"is off by 0\.1 of its ΔW"):
         merge(runs / "int8" / "adapter", out=tmp_path / "merged", onto=onto)
@@ -315,7 +308,7 @@ def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stock_peft_takes_the_export_over_a_quantised_base(runs: Path, tmp_path: Path, kind: str) -> None:
+def test_stock_peft_takes_the_export_over_a_quantised_base(runs, tmp_path, kind):
     export_peft(runs / kind / "adapter", out=tmp_path / "peft")
     folder = open_adapter(runs / kind / "adapter")
     ours = load_adapted(folder)
@@ -333,9 +326,7 @@ def test_stock_peft_takes_the_export_over_a_quantised_base(runs: Path, tmp_path:
 # What cannot be
 
 
-def test_without_bitsandbytes_one_line_says_how_to_get_it(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_bitsandbytes_one_line_says_how_to_get_it(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     code, _, line = run(capsys, "train", runs / "nf4.yaml", "--out", tmp_path / "run")
     assert code == 2 and line.count("\n") == 1 and says(line, "model.quantization = nf4", "pip install bitsandbytes")
@@ -343,7 +334,7 @@ def test_without_bitsandbytes_one_line_says_how_to_get_it(
     assert run(capsys, "train", runs / "nf4.yaml", "--dry-run")[0] == 0, "which needs no weights, and so none of it"
 
 
-def test_a_layer_in_8_bits_keeps_no_input_and_has_the_same_gradient(models: Path) -> None:
+def test_a_layer_in_8_bits_keeps_no_input_and_has_the_same_gradient(models):
     """Against bitsandbytes' own layer."""
     model = load_base(ModelSection(name=str(models / "plain"), dtype="bfloat16", quantization="int8"))
     ours = model.get_decoder().layers[0].mlp.down_proj.train()
@@ -361,7 +352,7 @@ def test_a_layer_in_8_bits_keeps_no_input_and_has_the_same_gradient(models: Path
     torch.testing.assert_close(found[0][1:], found[1][1:], rtol=0, atol=0)
 
 
-def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world: Path) -> None:
+def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world):
     """48 inputs are no whole block. On the day that bitsandbytes' AVX-512 code unpacks them rightly, as its plain code
     does, the refusal may go."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit

@@ -2,7 +2,6 @@
 
 import fnmatch
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -22,7 +21,7 @@ from moslora.recipe import ModelSection
 
 
 @pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
+def forget():
     fingerprint.cache_clear()
     yield
     fingerprint.cache_clear()
@@ -34,12 +33,12 @@ def stray(folder: Path) -> None:
 
 
 @pytest.fixture
-def sharded(tmp_path: Path) -> Path:
+def sharded(tmp_path):
     make_model().save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     return tmp_path / "sharded"
 
 
-def test_a_stray_file_is_no_part_of_a_model(world: Path, sharded: Path, tmp_path: Path) -> None:
+def test_a_stray_file_is_no_part_of_a_model(world, sharded, tmp_path):
     whole = Path(shutil.copytree(world / "model", tmp_path / "whole"))
     for folder in (whole, sharded):
         before, loaded = fingerprint(str(folder)), sorted(folder.glob("*.safetensors"))
@@ -50,15 +49,13 @@ def test_a_stray_file_is_no_part_of_a_model(world: Path, sharded: Path, tmp_path
     assert len(loaded) > 1
 
 
-def test_of_one_file_and_an_index_that_counts_which_transformers_loads(sharded: Path, world: Path) -> None:
+def test_of_one_file_and_an_index_that_counts_which_transformers_loads(sharded, world):
     shutil.copy(world / "model" / "model.safetensors", sharded)
     assert weight_files(str(sharded)) == (sharded / "model.safetensors",)
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])
-def test_the_hub_is_asked_for_these_files_alone(
-    world: Path, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_the_hub_is_asked_for_these_files_alone(world, sharded, tmp_path, monkeypatch, kind):
     hub = world / "model" if kind == "whole" else sharded
     there = {path.name for path in hub.iterdir()} | {"consolidated.safetensors", "model.fp32.safetensors"}
     cache = tmp_path / "cache"
@@ -77,7 +74,7 @@ def test_the_hub_is_asked_for_these_files_alone(
     assert {file.name for file in cache.glob("*.safetensors")} == {file.name for file in found}
 
 
-def test_a_base_with_an_adapter_beside_it_is_refused(world: Path, tmp_path: Path) -> None:
+def test_a_base_with_an_adapter_beside_it_is_refused(world, tmp_path):
     """transformers would load both, under the fingerprint of the base alone."""
     peft = pytest.importorskip("peft")
     base = tmp_path / "base"

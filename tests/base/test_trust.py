@@ -17,7 +17,6 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,7 +52,7 @@ NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def modules(tmp_path_factory):
     """One folder for what transformers copies the code into: Python finds it once, for the whole process."""
     with pytest.MonkeyPatch.context() as patch:
         folder = str(tmp_path_factory.mktemp("modules"))
@@ -65,7 +64,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def mark(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+def mark(world, tmp_path, monkeypatch, capsys):
     """A run on a base with code of its own, in runs/own, and the file that shows whether the code has run since."""
     monkeypatch.chdir(tmp_path)
     mark = tmp_path / "the-code-ran"
@@ -102,7 +101,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_stored_recipe_grants_no_trust(capsys: pytest.CaptureFixture[str], mark: Path, command: str) -> None:
+def test_a_stored_recipe_grants_no_trust(capsys, mark, command):
     typed, trusting = COMMANDS[command]
     if command == "train":  # of a finished run nothing is loaded
         shutil.rmtree("runs/own/adapter")
@@ -161,7 +160,7 @@ def write_what_is_read(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_read_as_data_runs_no_code(capsys: pytest.CaptureFixture[str], mark: Path) -> None:
+def test_what_is_read_as_data_runs_no_code(capsys, mark):
     write_what_is_read(capsys)
     mark.unlink()
     found = {}
@@ -180,9 +179,7 @@ def test_what_is_read_as_data_runs_no_code(capsys: pytest.CaptureFixture[str], m
         assert not mark.exists(), command
 
 
-def test_a_recipe_that_is_given_to_train_is_somebody(
-    capsys: pytest.CaptureFixture[str], mark: Path, world: Path
-) -> None:
+def test_a_recipe_that_is_given_to_train_is_somebody(capsys, mark, world):
     """Also what it extends."""
     model = json.loads(Path("runs/own/adapter/manifest.json").read_text())["base"]["name"]
     Path("base.yaml").write_text(

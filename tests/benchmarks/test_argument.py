@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.article.argument_tables import SYSTEMS, TABLES, drawn, matrices, token
 from benchmarks.article.trajectories import ROUNDING, Start, distance, draw_a, folded, train
-from benchmarks.article.update_rules import ADAM, SGD, Rule
+from benchmarks.article.update_rules import ADAM, SGD
 from benchmarks.speed.latency import IN_PARTS, contestants, measure_steps, one_by_one, put
 from evaluation_kit import make_model
 from moslora.adapters import build_mixer
@@ -30,7 +30,7 @@ def gates(kind: str, router: str, x: Tensor) -> Tensor:
     return torch.softmax(drawn(kind, experts=3).get_parameter(router).detach() @ x, 0)
 
 
-def test_the_pictures_show_the_matrices_of_the_definitions() -> None:
+def test_the_pictures_show_the_matrices_of_the_definitions():
     """G ⊗ I of k × k weights, with G from the router's softmax; the learned ones are the mixer's own weight."""
     found = matrices()
     eye = torch.eye(12)
@@ -58,7 +58,7 @@ def test_the_pictures_show_the_matrices_of_the_definitions() -> None:
     assert all(map(torch.equal, found["steps"], [*first, found["learned"][1]]))
 
 
-def test_the_table_of_systems_is_what_the_formulas_give() -> None:
+def test_the_table_of_systems_is_what_the_formulas_give():
     """d × d, rank r, k experts: what methods.md says of each."""
     d = 4096
     r = 16
@@ -88,7 +88,7 @@ def test_the_table_of_systems_is_what_the_formulas_give() -> None:
         assert numbers == [more, work, 0 if rank else lora + work]
 
 
-def test_the_table_of_halves_and_thirds_is_what_the_formulas_give() -> None:
+def test_the_table_of_halves_and_thirds_is_what_the_formulas_give():
     by_formula = []
     for k in (2, 3):
         merged = [f"{12 // k}", f"{12 // k}, at {k} × the learning rate"]
@@ -97,12 +97,12 @@ def test_the_table_of_halves_and_thirds_is_what_the_formulas_give() -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_the_tables_are_what_the_command_computes(name: str) -> None:
+def test_the_tables_are_what_the_command_computes(name):
     assert TABLES[name]() == PAGE.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
 
 
 @pytest.mark.parametrize("rule", [SGD, ADAM], ids=lambda rule: rule.name)
-def test_three_subspaces_train_as_lora_of_a_third_of_the_rank_at_three_times_the_rate(rule: Rule) -> None:
+def test_three_subspaces_train_as_lora_of_a_third_of_the_rank_at_three_times_the_rate(rule):
     start = Start(draw_a(12), tuple(build_mixer(kind="butterfly", rank=12, blocks=3) for _ in range(2)))
     twin = folded(start)
     assert [len(factor) for factor in twin.a] == [4, 4]
@@ -116,7 +116,7 @@ IDS = torch.randint(2, 300, (1, 9), generator=torch.Generator().manual_seed(0))
 
 
 @torch.inference_mode()
-def test_what_latency_times_computes_the_same() -> None:
+def test_what_latency_times_computes_the_same():
     """Merged as unmerged, one by one as at once, and at the end the base as it was; no two others are equal."""
     model = make_model()
     before = model(IDS).logits
@@ -133,7 +133,7 @@ def test_what_latency_times_computes_the_same() -> None:
         assert (first - second).abs().max() > 1e-3
 
 
-def test_a_training_step_is_timed_with_every_contestant() -> None:
+def test_a_training_step_is_timed_with_every_contestant():
     """And the model is the base again."""
     model = make_model()
     before = model(IDS).logits

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.article import method_checks, methods
-from benchmarks.article.method_checks import METHODS, Method, becomes, examine, parameters, recipe_text
+from benchmarks.article.method_checks import METHODS, becomes, examine, parameters, recipe_text
 from benchmarks.tables import spread, write_between
 from benchmarks.timing import alternate
 from moslora.adapters import MIXERS, describe_batch, inject
@@ -23,16 +23,14 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
-def test_every_shipped_method_is_measured_and_described() -> None:
+def test_every_shipped_method_is_measured_and_described():
     shipped = {name.removeprefix("methods/") for name, _ in list_recipes() if name.startswith("methods/")}
     assert {method.recipe for method in METHODS} == shipped and len(METHODS) == len(shipped)
     assert [name for name in shipped if f"`methods/{name}`" not in PAGE] == []
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.recipe)
-def test_formula_gives_the_number_of_parameters(
-    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_formula_gives_the_number_of_parameters(method, tmp_path, monkeypatch):
     """On the shapes of a model with grouped-query attention; `parameters` raises where formula and count differ."""
     monkeypatch.setattr(method_checks, "BASE", "llama3-8b")
     (tmp_path / "recipe.yaml").write_text(recipe_text(method.recipe, steps=4), encoding="utf-8")
@@ -43,7 +41,7 @@ def test_formula_gives_the_number_of_parameters(
         assert found["added"] == 40_960
 
 
-def test_what_goes_with_what_is_what_the_rules_say(tmp_path: Path) -> None:
+def test_what_goes_with_what_is_what_the_rules_say(tmp_path):
     """Every cell of the page's table that says yes or no, against the recipes that load."""
     (tmp_path / "recipe.yaml").write_text("model: {name: x}", encoding="utf-8")
     (header,) = re.findall(r"^\| `adapter.mixer.kind` \| (.*) \|$", PAGE, re.M)
@@ -81,7 +79,7 @@ def first_step(method: str, folder: Path) -> float:
     return (layer(x) - before).norm().item()
 
 
-def test_gates_begin_with_smaller_steps_than_lora(tmp_path: Path) -> None:
+def test_gates_begin_with_smaller_steps_than_lora(tmp_path):
     """A quarter, a third, a fifth, a twentieth: the shares of the page, on random rows; and what has LoRA's gain."""
     shares = {
         "lora-moe-dense": 1 / 4,
@@ -99,14 +97,14 @@ def test_gates_begin_with_smaller_steps_than_lora(tmp_path: Path) -> None:
     assert first_step("methods/moslora", tmp_path) == first_step("methods/controls/moslora-folded", tmp_path)
 
 
-def test_pairs_are_timed_in_turns() -> None:
+def test_pairs_are_timed_in_turns():
     calls: list[str] = []
     one, other = alternate(lambda: calls.append("a"), lambda: calls.append("b"), repetitions=3, warmup=1)
     assert "".join(calls) == "baabbaab" and len(one) == len(other) == 3
     assert spread([3.0, 1.0, 2.0]) == "2.00 (1.50–2.50)"
 
 
-def test_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> None:
+def test_table_goes_between_its_markers_and_nowhere_else(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("a\n<!-- x -->old<!-- /x -->\nb\n", encoding="utf-8")
     write_between(path, "x", "new")
@@ -117,9 +115,7 @@ def test_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_method_is_examined_and_has_its_row(
-    world: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_method_is_examined_and_has_its_row(world, trained, tmp_path, monkeypatch):
     """One that does not merge; and one that does."""
     for name, value in {"BASE": str(world / "recipe.yaml"), "STEPS": 4, "PAIRS": 1, "ROWS": 4, "QUESTIONS": 3}.items():
         monkeypatch.setattr(method_checks, name, value)
@@ -135,9 +131,7 @@ def test_a_method_is_examined_and_has_its_row(
     assert becomes(merge, trained, tmp_path / "merged") == "yes"
 
 
-def test_what_was_measured_by_the_same_code_is_not_measured_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_measured_by_the_same_code_is_not_measured_again(tmp_path, monkeypatch):
     measured: list[str] = []
     method, *_ = METHODS
     monkeypatch.setattr(methods, "WORK", tmp_path)

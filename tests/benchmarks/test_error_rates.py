@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.checks.error_rates import LAWS, OWN, found_by_laws
-from benchmarks.checks.worlds import Draw, World, in_clusters, lognormal, normal, student, thresholded, with_bad_seeds
+from benchmarks.checks.worlds import World, in_clusters, lognormal, normal, student, thresholded, with_bad_seeds
 from moslora.compare.statistics import LEVEL
 
 STUDIES = 50
@@ -28,20 +28,20 @@ WORLDS = [
 
 @pytest.mark.parametrize("seeds", [1, 4])
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.title)
-def test_equal_arms_are_seldom_told_apart(world: World, seeds: int) -> None:
+def test_equal_arms_are_seldom_told_apart(world, seeds):
     said = found_by_laws(replace(world, seeds=seeds), STUDIES)[OWN]
     most = 100 / STUDIES * stats.binom.ppf(0.999, STUDIES, LEVEL)
     assert said.misses <= most and said.joint_misses <= most
     assert 0.6 < said.width < 3 and said.width <= 1.1 * said.joint_width
 
 
-def test_clusters_that_are_not_named_are_missed() -> None:
+def test_clusters_that_are_not_named_are_missed():
     _, unknown, _ = in_clusters(replace(MIXED, luck=0 * ARMS, noise=0 * ARMS))
     said = found_by_laws(replace(unknown, seeds=1), STUDIES)[OWN]
     assert said.joint_misses > 100 / STUDIES * stats.binom.ppf(0.999, STUDIES, LEVEL)
 
 
-def test_other_laws_are_wider_or_miss_more() -> None:
+def test_other_laws_are_wider_or_miss_more():
     questions = found_by_laws(replace(MIXED, luck=0 * ARMS, seeds=4), STUDIES)
     own, _, satterthwaite, student_of_seeds = (questions[law] for law in LAWS)
     assert student_of_seeds.width > 1.2 * own.width and own.joint_width < student_of_seeds.joint_width
@@ -49,13 +49,13 @@ def test_other_laws_are_wider_or_miss_more() -> None:
 
 
 @pytest.mark.parametrize("draw", [normal, student, lognormal, with_bad_seeds])
-def test_what_is_drawn_has_mean_0_and_variance_1(draw: Draw) -> None:
+def test_what_is_drawn_has_mean_0_and_variance_1(draw):
     numbers = draw(np.random.default_rng(0), (1_000_000,))
     assert numbers.mean() == pytest.approx(0, abs=0.01)
     assert numbers.var() == pytest.approx(1, rel=0.1)
 
 
-def test_right_and_wrong_answers_vary_as_much_as_they_should() -> None:
+def test_right_and_wrong_answers_vary_as_much_as_they_should():
     """By taste, noise and luck: of two arms under two seeds, over many questions."""
     one = np.array([0.0, 1.0])
     like = replace(MIXED, luck=0.01 * one, taste=0.2 * one, noise=0.3 * one, questions=200_000, seeds=2, binary=True)

@@ -58,9 +58,7 @@ def runs(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_an_ended_part_keeps_what_it_found_and_leaves_nothing_running(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ended_part_keeps_what_it_found_and_leaves_nothing_running(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "GRACE", 0.3)
     records, log = tmp_path / "gpu.jsonl", tmp_path / "gpu.log"
     command, until = [sys.executable, "-c", STUBBORN, str(records)], time.monotonic() + 4
@@ -71,7 +69,7 @@ def test_an_ended_part_keeps_what_it_found_and_leaves_nothing_running(
     assert not runs(found["child"])
 
 
-def test_a_part_that_fails_leaves_its_last_words_and_nothing_running(tmp_path: Path) -> None:
+def test_a_part_that_fails_leaves_its_last_words_and_nothing_running(tmp_path):
     program = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid); sys.exit('the reason')"
     (log := tmp_path / "gpu.log").write_text("of another part")
     ended = gpu.run_part(
@@ -82,7 +80,7 @@ def test_a_part_that_fails_leaves_its_last_words_and_nothing_running(tmp_path: P
 
 
 @pytest.mark.slow
-def test_each_test_is_written_down_as_it_ends(tmp_path: Path) -> None:
+def test_each_test_is_written_down_as_it_ends(tmp_path):
     (tmp_path / "test_recorded.py").write_text(RECORDED)
     records = tmp_path / "gpu.jsonl"
     place = {"RECORDS": str(records), "MOSLORA_GPU_DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -96,7 +94,7 @@ def test_each_test_is_written_down_as_it_ends(tmp_path: Path) -> None:
     assert "assert 1 == 2" in found["test_fails"]["message"] and "no reason" in found["test_skipped"]["message"]
 
 
-def test_all_parts_end_in_time_and_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_parts_end_in_time_and_are_summed_up(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "carried-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("carried/__init__.py", "")
     speeds = {"ours": 8.0, "peft:rows": 4.0, "peft:length": 10.0}
@@ -136,7 +134,7 @@ def loss_of_each_alone(model: Any) -> Tensor:
     return torch.stack(losses).sum().detach() / sum(len(text) - 1 for text in TEXTS)
 
 
-def test_the_contestants_have_one_loss() -> None:
+def test_the_contestants_have_one_loss():
     """Rows end to end, and padded without a mask."""
     model = tiny_llama()
     model.config.use_cache = False  # as the Trainer sets it: with a cache rows end to end would see each other
@@ -145,7 +143,7 @@ def test_the_contestants_have_one_loss() -> None:
     torch.testing.assert_close(torch.stack(found), loss_of_each_alone(model).expand(2))
 
 
-def test_our_steps_in_the_race_learn_from_their_rows() -> None:
+def test_our_steps_in_the_race_learn_from_their_rows():
     model = tiny_llama()
     expected = loss_of_each_alone(model)
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj", "down_proj"])

@@ -36,13 +36,13 @@ def names(svg: str) -> list[str]:
     return [text for text in texts(svg) if re.search(r"[A-Za-z]{2}", text)]
 
 
-def test_every_picture_is_shown_and_none_is_missing() -> None:
+def test_every_picture_is_shown_and_none_is_missing():
     files = {path for path in DOCS.rglob("*.*") if path.suffix in (".svg", ".png", ".jpg", ".gif")}
     assert files == shown()
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_picture_says_what_the_code_draws(source: str) -> None:
+def test_a_picture_says_what_the_code_draws(source):
     """Words and numbers; of the proof's, whose smallest numbers are roundings of the processor, the words."""
     read = names if source == "proof" else texts
     made = SOURCES[source]()

@@ -1,6 +1,5 @@
 """Every claim of docs/proof.md: the same trajectory (1e-10, float64), or apart by 10⁶ times SGD's rounding."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -92,7 +91,7 @@ def generic(*shape: int, seed: int) -> Tensor:
 
 
 @by_name
-def test_training_moves(rule: Rule) -> None:
+def test_training_moves(rule):
     """A distance of zero between two adapters that stand still would say nothing."""
     deltas = train(lora(draw_a()), rule).deltas
     assert loss(deltas[-1]) < 0.5 * loss(torch.zeros_like(deltas[0]))
@@ -101,7 +100,7 @@ def test_training_moves(rule: Rule) -> None:
 
 @pytest.mark.parametrize("key", [*INVISIBLE, "2Q", "K", *LEARNED])
 @by_name
-def test_which_mixers_training_sees(rule: Rule, key: str) -> None:
+def test_which_mixers_training_sees(rule, key):
     """Singular values of one are invisible to equivariant updates only, signed permutations to all, and no others."""
     largest = distances(key, rule).max()
     if rule in INVISIBLE.get(key, ()):
@@ -110,7 +109,7 @@ def test_which_mixers_training_sees(rule: Rule, key: str) -> None:
         assert largest >= max(far(), 1e-2)
 
 
-def test_orthonormal_columns_fold_into_either_side() -> None:
+def test_orthonormal_columns_fold_into_either_side():
     """M of 6 × 4: into A, LoRA of rank 6 from MA; into B, which is zero, LoRA of rank 4 from A itself."""
     tall = dense(draw_a(), tuple(m[:, :RANK] for m in draw_orthogonal(RANK + 2)), learned=False)
     for rule in EQUIVARIANT:
@@ -120,7 +119,7 @@ def test_orthonormal_columns_fold_into_either_side() -> None:
 
 
 @pytest.mark.parametrize("rule", [NESTEROV, MUON], ids=lambda rule: rule.name)
-def test_a_rate_of_its_own_for_a_changes_nothing(rule: Rule) -> None:
+def test_a_rate_of_its_own_for_a_changes_nothing(rule):
     pair = comparisons()["Q"]
     own = replace(rule, rate_a=3.0)
     assert apart(pair.start, pair.twin, own) <= ROUNDING
@@ -128,11 +127,11 @@ def test_a_rate_of_its_own_for_a_changes_nothing(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", [SGD, MOMENTUM, NESTEROV], ids=lambda rule: rule.name)
-def test_scaled_orthogonal_is_lora_with_another_rate_of_a(rule: Rule) -> None:
+def test_scaled_orthogonal_is_lora_with_another_rate_of_a(rule):
     assert distances("2Q rated", rule).max() <= ROUNDING
 
 
-def test_scaled_mixers_under_updates_that_do_not_know_the_gradients_size() -> None:
+def test_scaled_mixers_under_updates_that_do_not_know_the_gradients_size():
     """The rate of A is multiplied by c, not c²; Adam's eps for A divided by it."""
     turned = dense(draw_a(), tuple(2 * m for m in draw_orthogonal()), learned=False)
     permuted = dense(draw_a(), tuple(2 * m for m in draw_signed_permutation()), learned=False)
@@ -142,7 +141,7 @@ def test_scaled_mixers_under_updates_that_do_not_know_the_gradients_size() -> No
 
 
 @by_name
-def test_the_first_step_does_not_see_the_mixer(rule: Rule) -> None:
+def test_the_first_step_does_not_see_the_mixer(rule):
     """B = 0: the gradients of A and M are zero, and so are their updates; the second step sees a learned M."""
     for key in AGAINST_LORA:
         assert distances(key, rule)[0] <= ROUNDING
@@ -155,12 +154,12 @@ def test_the_first_step_does_not_see_the_mixer(rule: Rule) -> None:
     assert min(distances(key, rule)[1] for key in LEARNED) >= far()
 
 
-def test_the_second_step_differs_by_the_square_of_the_rate() -> None:
+def test_the_second_step_differs_by_the_square_of_the_rate():
     values = [distances("Q learned", replace(SGD, lr=SGD.lr / k))[1].item() for k in (8, 16, 32)]
     assert [a / b for a, b in pairwise(values)] == pytest.approx([4, 4], rel=0.05)
 
 
-def test_one_step_from_anywhere_is_the_formula() -> None:
+def test_one_step_from_anywhere_is_the_formula():
     """LoRA's ΔW minus the mixer's: B₁ [η (MMᵀ − I) X + η X Aᵀ (A − η MᵀX)], X = BᵀG, from autograd and from algebra."""
     a = generic(4, 7, seed=0)
     m = generic(3, 4, seed=1)
@@ -189,7 +188,7 @@ def test_one_step_from_anywhere_is_the_formula() -> None:
 
 @pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("rule", [SGD, NESTEROV, MUON, CLIP_VALUE, ADAM], ids=lambda rule: rule.name)
-def test_only_mtm_of_the_start_matters(rule: Rule, learned: bool) -> None:
+def test_only_mtm_of_the_start_matters(rule, learned):
     """B₀ = 0: (A, M₀) starts as (A, PM₀) does, and M₀ = USVᵀ from A as S from VᵀA, for orthogonal P."""
     a = draw_a()
     ms = draw_kaiming()
@@ -203,7 +202,7 @@ def test_only_mtm_of_the_start_matters(rule: Rule, learned: bool) -> None:
         assert largest <= ROUNDING if rule in EQUIVARIANT else largest > 1e-2
 
 
-def test_a_step_of_sgd_moves_the_invariant_by_the_square_of_the_rate() -> None:
+def test_a_step_of_sgd_moves_the_invariant_by_the_square_of_the_rate():
     """BᵀB − MMᵀ changes by η² (∂Bᵀ∂B − ∂M∂Mᵀ), and by nothing else; AAᵀ − MᵀM likewise. First layer."""
     learned = path(comparisons()["K learned"].start, SGD)
     for before, after in pairwise(state[0] for state in learned.layers):
@@ -216,7 +215,7 @@ def test_a_step_of_sgd_moves_the_invariant_by_the_square_of_the_rate() -> None:
 
 
 @pytest.mark.parametrize("key", ["Q learned", "K learned"])
-def test_an_unlearned_direction_is_kept_by_small_steps_of_sgd_but_not_of_adam(key: str) -> None:
+def test_an_unlearned_direction_is_kept_by_small_steps_of_sgd_but_not_of_adam(key):
     """Halving SGD's rate halves the drift of BᵀB − MMᵀ, which bounds what MMᵀ − M₀M₀ᵀ can fall below zero."""
     start = comparisons()[key].start
     drifts, falls = {}, {}
@@ -234,7 +233,7 @@ def test_an_unlearned_direction_is_kept_by_small_steps_of_sgd_but_not_of_adam(ke
 
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalised"])
 @by_name
-def test_two_subspaces_are_lora_of_half_the_rank_at_another_rate(rule: Rule, normalize: bool) -> None:
+def test_two_subspaces_are_lora_of_half_the_rank_at_another_rate(rule, normalize):
     twin = twin_rule(rule, normalize=normalize)
     expected = {"sgd": (2.0, 1.0), "muon": (2**0.5, 1.0)}.get(rule.kind, (2.0, 2**0.5))[normalize]
     assert twin.lr / rule.lr == pytest.approx(expected)
@@ -246,7 +245,7 @@ def test_two_subspaces_are_lora_of_half_the_rank_at_another_rate(rule: Rule, nor
         assert with_same.max() >= far()
 
 
-def test_what_two_subspaces_do_not_use() -> None:
+def test_what_two_subspaces_do_not_use():
     """A₁ − A₂ never moves, and ΔW has half the rank."""
     start = butterfly(normalize=False)
     last = train(start, SGD).layers[-1]
@@ -258,7 +257,7 @@ def test_what_two_subspaces_do_not_use() -> None:
     assert [len(a) for a in half_rank(start, normalize=False).a] == [RANK, RANK]
 
 
-def test_an_invertible_mixer_reaches_what_lora_reaches() -> None:
+def test_an_invertible_mixer_reaches_what_lora_reaches():
     """D = PQ is B · M · A with B = P and A = M⁻¹Q; two subspaces reach half that rank alone."""
     p = generic(9, RANK, seed=1)
     q = generic(RANK, 7, seed=2)
@@ -268,7 +267,7 @@ def test_an_invertible_mixer_reaches_what_lora_reaches() -> None:
     assert torch.linalg.matrix_rank(butterfly_m) == RANK == len(butterfly_m) // 2
 
 
-def test_polar_factor_and_lion_are_what_they_are_called() -> None:
+def test_polar_factor_and_lion_are_what_they_are_called():
     x = generic(4, 7, seed=3)
     q = draw_orthogonal()[0]
     torch.testing.assert_close(polar(x) @ polar(x).T, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -283,14 +282,14 @@ def test_polar_factor_and_lion_are_what_they_are_called() -> None:
         assert parameter.item() == pytest.approx(expected)
 
 
-def test_torchs_muon_is_not_exact() -> None:
+def test_torchs_muon_is_not_exact():
     """It iterates in bfloat16: the same trajectory to two or three digits only."""
     largest = distances("Q", TORCH_MUON).max()
     assert 1e6 * distances("Q", MUON).max() < largest < 0.1
 
 
 @pytest.mark.slow
-def test_adam_tells_an_orthogonal_start_from_the_identity_and_sgd_does_not() -> None:
+def test_adam_tells_an_orthogonal_start_from_the_identity_and_sgd_does_not():
     """The signs that section 6 reads from its table, from the first of its draws, which agree with its numbers."""
     draws = 30
     after = (10, STEPS)
@@ -334,7 +333,7 @@ def agree(shown: str, made: str, *, factor: float) -> bool:
 
 
 @pytest.mark.parametrize(("name", "make"), [("largest", lambda: largest_table(measure())), ("twins", twins_table)])
-def test_every_number_of_the_page_is_what_the_command_computes(name: str, make: Callable[[], str]) -> None:
+def test_every_number_of_the_page_is_what_the_command_computes(name, make):
     """As printed; torch's Muon, which rounds to bfloat16 as the processor does, within a factor of two."""
     shown, made = page_table(name), rows_of(make())
     for row, expected in zip(shown, made, strict=True):

@@ -42,11 +42,11 @@ def found_in(folder: Path, losses: dict[tuple[str, int], tuple[float, float] | N
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> results.ScoredExperiment:
+def found(tmp_path):
     return found_in(tmp_path, dict.fromkeys((arm, seed) for arm in RATES for seed in SEEDS))
 
 
-def test_each_method_has_its_gains_and_losses_by_rate(found: results.ScoredExperiment, tmp_path: Path) -> None:
+def test_each_method_has_its_gains_and_losses_by_rate(found, tmp_path):
     methods = rates.by_method(found)
     assert {method: [one.rate for one in its] for method, its in methods.items()} == {
         "lora": [1e-3, 2e-3, 4e-3],
@@ -67,7 +67,7 @@ def test_each_method_has_its_gains_and_losses_by_rate(found: results.ScoredExper
         rates.by_method(replace(found, base=None))
 
 
-def test_runs_made_again_are_paired_by_method_rate_and_seed(found: results.ScoredExperiment) -> None:
+def test_runs_made_again_are_paired_by_method_rate_and_seed(found):
     """Here with themselves, but for one, whose texts cost 0.01 nats more."""
     (high,) = [arm for arm in found.arms if arm.name == "lora-high"]
     changed = replace(high, runs={**high.runs, 1: with_texts(high.runs[1], nats("lora-high", 1) + 0.01)})
@@ -78,7 +78,7 @@ def test_runs_made_again_are_paired_by_method_rate_and_seed(found: results.Score
     assert moved == ["| lora | 0.004 | 1 | +0.0000 | +0.0 | +0.0100 |"]
 
 
-def test_differences_from_the_first_arm_stand_outcome_by_outcome(tmp_path: Path) -> None:
+def test_differences_from_the_first_arm_stand_outcome_by_outcome(tmp_path):
     """Held-out loss against Student's t over the seeds; a second line leaves out the run that blew up."""
     last = {"lora": (3.0, 3.2, 2.9), "moelora": (3.1, 3.25, 3.6)}
     losses = {(arm, seed): (loss, loss) for arm, of_arm in last.items() for seed, loss in enumerate(of_arm)}

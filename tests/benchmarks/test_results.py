@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +17,7 @@ UNTRAINED = with_texts(base(gain=-0.02), 0.9)
 
 
 @pytest.fixture(scope="module")
-def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn_folder(tmp_path_factory):
     """The later a method stands, the more it gains and the more it forgets; seed 1 forgets 0.02 more."""
     rows = [base_row(UNTRAINED)]
     for number, method in enumerate(METHODS):
@@ -30,7 +29,7 @@ def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_experiment(folder, rows, contrasts=[("lora", "moslora")], recipes=recipes)
 
 
-def test_the_command_writes_tables_and_figures(drawn_folder: Path, tmp_path: Path) -> None:
+def test_the_command_writes_tables_and_figures(drawn_folder, tmp_path):
     page = tmp_path / "results.md"
     page.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("arms", "conclusions", "forgetting")))
     results.main(drawn_folder, docs=tmp_path)
@@ -57,7 +56,7 @@ def test_the_command_writes_tables_and_figures(drawn_folder: Path, tmp_path: Pat
         assert "var(" not in svg and "#1f2937" not in svg  # inks that a dark page would hide
 
 
-def test_the_intervals_hold_for_all_arms_at_once(drawn_folder: Path) -> None:
+def test_the_intervals_hold_for_all_arms_at_once(drawn_folder):
     found = results.load(drawn_folder)
     named = tuple(("lora", f"later-{number}") for number in range(7))
     for others, count in ((), 5), (named, 8):  # those drawn; all that were named
@@ -70,7 +69,7 @@ def test_the_intervals_hold_for_all_arms_at_once(drawn_folder: Path) -> None:
     assert some.left_out == ""
 
 
-def test_two_arms_and_questions_that_one_run_lacks(tmp_path: Path) -> None:
+def test_two_arms_and_questions_that_one_run_lacks(tmp_path):
     """MoSLoRA with seed 1 lacks three, and the base five others."""
 
     def without(run: Evaluation, task: str, count: int) -> Evaluation:

@@ -79,7 +79,7 @@ FLOPS = {
 }
 
 
-def test_one_layer_with_one_adapter_of_peft() -> None:
+def test_one_layer_with_one_adapter_of_peft():
     config = LoraConfig(r=RANK, lora_alpha=4, target_modules=["layer"])
     ledger = one_layer(lambda model: inject_adapter_in_model(config, model))
     assert Counter((one.part, one.name) for one in ledger.done) == {
@@ -104,14 +104,14 @@ def test_one_layer_with_one_adapter_of_peft() -> None:
     assert not ledger.waits
 
 
-def test_one_layer_with_one_adapter_of_ours() -> None:
+def test_one_layer_with_one_adapter_of_ours():
     """However it is computed, the products are the same."""
     options = {"rank": RANK, "alpha": 4, "mixer": {"kind": "identity"}, "target_modules": ["layer"]}
     ledger = one_layer(lambda model: inject(model, **options))
     assert {part: of_part(ledger, part)[0] for part in FLOPS} == FLOPS
 
 
-def test_what_an_operation_moves() -> None:
+def test_what_an_operation_moves():
     """Views and empty tensors nothing; lookups what they return; what is only written is not read."""
     with Watched(Ledger(OneLayer())) as seen:
         x = torch.empty(6, 4)
@@ -126,7 +126,7 @@ def test_what_an_operation_moves() -> None:
     assert "view" not in moved and "empty" not in moved and seen.ledger.waits == 1
 
 
-def test_the_estimate_is_the_formula() -> None:
+def test_the_estimate_is_the_formula():
     """A product of 1 ms, a copy of 2 ms and the shortest kernel; on a slow host; what is slow, drawn, and several."""
     device = Device(bfloat16=1e12, float32=1e11, bandwidth=1e9)
     achieved = Achieved(0.5, 0.5, slow=0.25, drawn=1e6, host=0.5, kernel=0.25e-3)
@@ -147,7 +147,7 @@ def test_the_estimate_is_the_formula() -> None:
     assert found["parts"]["step"]["launches"] == 6
 
 
-def test_which_kernels_are_slow() -> None:
+def test_which_kernels_are_slow():
     """A product with a side as short as a rank, and a bool that meets a number; not one of float32 and 16 bits."""
     with Watched(Ledger(OneLayer())) as seen:
         x = torch.ones(200, 200, dtype=torch.bfloat16)
@@ -161,7 +161,7 @@ def test_which_kernels_are_slow() -> None:
     assert sum(drawn for _, _, drawn in found[8:]) >= 40_000
 
 
-def test_the_parts_of_a_step_on_a_gpu_are_timed_by_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_of_a_step_on_a_gpu_are_timed_by_its_kernels(monkeypatch):
     """As torch's profiler has it: each part also as a span on the device, and a kernel once with its operation, once
     by itself. 3 + 4 µs in the part, and 5 outside."""
 
@@ -196,14 +196,14 @@ def test_the_parts_of_a_step_on_a_gpu_are_timed_by_its_kernels(monkeypatch: pyte
     assert parts == {"norms": pytest.approx(7e-6)}
 
 
-def test_plans_use_the_estimate_in_the_document() -> None:
+def test_plans_use_the_estimate_in_the_document():
     page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     (ends,) = re.findall(r"^\| H100 \| moslora \|.* (\d+)%–(\d+)% \|$", page, re.M)
     assert [int(end) for end in ends] == [round(100 * share) for share in reversed(SHARE_OF_PEAK)]
 
 
 @pytest.mark.slow
-def test_a_layer_of_llama_3_8b_without_data() -> None:
+def test_a_layer_of_llama_3_8b_without_data():
     """In processes of their own, as the pretend device stays where it is. The first layer's input has no gradient."""
     square = 4096 * 4096
     narrow = 4096 * 1024

@@ -1,8 +1,6 @@
 """The check: what it finds where a fault is planted, what it says then, and that runs can do without the piece."""
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from moslora.check import piece as measure
 from moslora.check.piece import Piece, distance
 from moslora.check.pieces import SMALL_LLAMA, quantized_pieces, step_piece
 from moslora.kernels.plain import PIECES, left_out
-from moslora.recipe import Recipe
 from moslora.training import train_recipe
 from moslora.training.optimizer import build_optimizer
 from tests.check.faults import FAULTS, planted
@@ -34,13 +31,13 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_moment(monkeypatch):
     monkeypatch.setattr(check, "SIZES", SMALL)
     monkeypatch.setattr(check, "two_processes", lambda: [])
 
 
 @pytest.fixture
-def leaving_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+def leaving_out(monkeypatch):
     def leave_out(part: str) -> None:
         monkeypatch.setenv("MOSLORA_PLAIN", part)
         left_out.cache_clear()
@@ -65,7 +62,7 @@ def off(part: str) -> measure.Finding:
     return measure.Finding("a piece", part, "float32", 1e-4)
 
 
-def test_the_settings_do_without_all_that_is_off() -> None:
+def test_the_settings_do_without_all_that_is_off():
     """A step has its own where no piece is off."""
     assert measure.said_of([off(STEP.part)])[-1].endswith(": model.engine=transformers")
     several = [off(STEP.part), off("norm"), off("model.quantization=null"), off("loss"), off("norm")]
@@ -73,16 +70,14 @@ def test_the_settings_do_without_all_that_is_off() -> None:
     assert len(lines) == 5 and settings.endswith(": model.quantization=null MOSLORA_PLAIN=loss,norm")
 
 
-def test_without_a_fault_all_passes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_fault_all_passes(capsys):
     code, out, _ = run(capsys, "check")
     assert code == 0 and "MOSLORA_PLAIN" not in out
     assert all(piece.name in out for piece in (*pieces.PIECES, *quantized_pieces(), STEP))
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_named_with_what_does_without_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_a_fault_is_named_with_what_does_without_it(monkeypatch, capsys, name):
     fault = planted(name, monkeypatch)
     sound = "RoPE" if fault.part != "rope" else "linear"
     only(monkeypatch, sound, fault.piece)
@@ -95,9 +90,7 @@ def test_a_fault_is_named_with_what_does_without_it(
 
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.in_step])
-def test_a_step_without_the_piece_is_transformers_own(
-    monkeypatch: pytest.MonkeyPatch, leaving_out: Callable[[str], None], name: str
-) -> None:
+def test_a_step_without_the_piece_is_transformers_own(monkeypatch, leaving_out, name):
     """Its loss and the gradients of all factors."""
     fault = planted(name, monkeypatch)
     assert off_in(STEP)
@@ -106,9 +99,7 @@ def test_a_step_without_the_piece_is_transformers_own(
 
 
 @pytest.mark.parametrize("name", ["linear, stale", "dropout, share", "loss, stale"])
-def test_a_piece_that_is_left_out_is_the_plain_formula(
-    monkeypatch: pytest.MonkeyPatch, leaving_out: Callable[[str], None], name: str
-) -> None:
+def test_a_piece_that_is_left_out_is_the_plain_formula(monkeypatch, leaving_out, name):
     fault = planted(name, monkeypatch)
     (piece,) = (piece for piece in pieces.PIECES if piece.name == fault.piece)
     assert off_in(piece)
@@ -116,22 +107,20 @@ def test_a_piece_that_is_left_out_is_the_plain_formula(
     assert not off_in(piece)
 
 
-def test_the_optimizer_without_its_kernel_is_torchs(
-    leaving_out: Callable[[str], None], recipe: Callable[..., Recipe]
-) -> None:
+def test_the_optimizer_without_its_kernel_is_torchs(leaving_out, recipe):
     leaving_out("optimizer")
     adamw = build_optimizer(torch.nn.Linear(2, 2), recipe().training)
     assert not any(group["fused"] for group in adamw.param_groups)
 
 
-def test_all_pieces_can_be_left_out(capsys: pytest.CaptureFixture[str], leaving_out: Callable[[str], None]) -> None:
+def test_all_pieces_can_be_left_out(capsys, leaving_out):
     leaving_out(",".join(PIECES))
     code, out, _ = run(capsys, "check")
     assert code == 0 and says(out, STEP.name, "left out", *sorted(PIECES))
     assert not any(f"\n{piece.name} " in out for piece in pieces.PIECES)
 
 
-def test_a_kernel_that_fails_is_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kernel_that_fails_is_off(monkeypatch, capsys):
     def fails(*_: Any) -> None:
         raise RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors …")
 
@@ -141,18 +130,14 @@ def test_a_kernel_that_fails_is_off(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert code == 1 and says(out, "off: attention in float32", "no kernel image", "MOSLORA_PLAIN=attention")
 
 
-def test_an_unknown_piece_is_refused_with_the_nearest(
-    capsys: pytest.CaptureFixture[str], leaving_out: Callable[[str], None]
-) -> None:
+def test_an_unknown_piece_is_refused_with_the_nearest(capsys, leaving_out):
     for text, fix in (("atention", "attention"), ("norm,xyz", "rope")):
         leaving_out(text)
         code, _, err = run(capsys, "recipes")
         assert code == 2 and says(err, "MOSLORA_PLAIN", text.rpartition(",")[2], fix)
 
 
-def test_the_card_names_what_was_left_out(
-    leaving_out: Callable[[str], None], recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_the_card_names_what_was_left_out(leaving_out, recipe, tmp_path):
     leaving_out(" loss,attention,norm ")
     train_recipe(recipe("training.epochs=null", "training.max_steps=4"), out=tmp_path / "run")
     kernels = json.loads((tmp_path / "run" / "run.json").read_text())["kernels"]
@@ -160,7 +145,7 @@ def test_the_card_names_what_was_left_out(
     assert kernels["attention"] == "the plain formula" and kernels["norm"] == "transformers'"
 
 
-def test_one_wrong_row_among_many_is_far_off() -> None:
+def test_one_wrong_row_among_many_is_far_off():
     exact = torch.randn(1_000, 64)
     found = exact.clone()
     found[7] = 0
@@ -169,15 +154,13 @@ def test_one_wrong_row_among_many_is_far_off() -> None:
     assert distance(found, exact) == float("inf")
 
 
-def test_a_step_of_a_recipe_stands_beside_its_plan(
-    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_step_of_a_recipe_stands_beside_its_plan(world, monkeypatch, capsys):
     only(monkeypatch, "norm")
     code, out, _ = run(capsys, "check", world / "recipe.yaml", "training.global_batch_size=4")
     assert code == 0 and says(out, "a step of", "estimate", "measured", "memory, GB", "time, s", "norm")
 
 
-def test_what_is_neither_model_nor_recipe_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_neither_model_nor_recipe_is_refused(world, capsys):
     for words, parts in {
         ("smolm2-135m",): ("smolm2-135m", "did you mean smollm2-135m"),
         ("methods/lroa",): ("methods/lroa", "did you mean methods/lora"),
@@ -187,9 +170,7 @@ def test_what_is_neither_model_nor_recipe_is_refused(world: Path, capsys: pytest
         assert code == 2 and says(err, *parts)
 
 
-def test_a_model_that_transformers_computes_has_the_step_of_another(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_model_that_transformers_computes_has_the_step_of_another(monkeypatch, capsys, tmp_path):
     steps = []
     only(monkeypatch, "norm")
     monkeypatch.setattr(check, "step_piece", lambda config: steps.append(config) or step_piece(config))

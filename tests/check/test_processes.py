@@ -13,7 +13,7 @@ from moslora.processes.launch import launch
 
 
 @pytest.mark.slow
-def test_a_fault_in_one_strategy_is_found_in_that_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_one_strategy_is_found_in_that_alone(monkeypatch):
     faulty = Path(__file__).with_name("faulty_process.py")
     monkeypatch.setattr(
         processes, "launch", lambda command, **options: launch([sys.executable, str(faulty), command[-1]], **options)
@@ -23,7 +23,7 @@ def test_a_fault_in_one_strategy_is_found_in_that_alone(monkeypatch: pytest.Monk
     assert "ddp" in ddp.name and said_of([fsdp])[-1].endswith("training.strategy=ddp")
 
 
-def test_processes_that_end_early_have_found_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_end_early_have_found_nothing(monkeypatch):
     def ends(*_: Any, **__: Any) -> int:
         return 1
 
@@ -33,6 +33,6 @@ def test_processes_that_end_early_have_found_nothing(monkeypatch: pytest.MonkeyP
     assert says("\n".join(said_of(found)), "above", "above", "--processes 1", "training.strategy=ddp")
 
 
-def test_one_gpu_has_no_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_gpu_has_no_two_processes(monkeypatch):
     monkeypatch.setattr(processes, "gpus", lambda: 1)
     assert processes.two_processes() == []

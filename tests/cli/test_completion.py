@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -38,7 +37,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_tab(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tab(line, tmp_path, monkeypatch, capsys):
     for age, run in enumerate(("later", "early", "nothing")):
         folder = tmp_path / "runs" / run
         folder.mkdir(parents=True)
@@ -55,7 +54,7 @@ def test_tab(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.parametrize("line", ["moslora train ll", "moslora eval ", "moslora eval --tasks a"])
-def test_tab_loads_no_tensor_library(line: str, tmp_path: Path) -> None:
+def test_tab_loads_no_tensor_library(line, tmp_path):
     code = (
         "import sys; sys.argv = ['moslora']; from moslora.cli import main\n"
         "try: main()\n"

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 MISTAKES = """
 train cap.yaml
@@ -100,7 +99,7 @@ for mistake in json.load(sys.stdin):
 """
 
 
-def test_a_mistake_is_told_without_torch(world: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_told_without_torch(world, trained, tmp_path):
     """In one process, since nothing of one mistake is left to the next."""
     shutil.copy(world / "recipe.yaml", tmp_path / "caps.yaml")
     shutil.copytree(trained, tmp_path / "runs/caps")

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ ELSEWHERE = {"check", "quickstart", "reproduce", "verify"}
 
 
 @pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+def printed(monkeypatch):
     """``printed(encoding, command)``: the exit code, and what standard output and error got, decoded."""
 
     def run(encoding: str, *words: str) -> tuple[int, str]:
@@ -79,14 +78,12 @@ def names(command: Command, above: str = "") -> set[str]:
     return found
 
 
-def test_every_command_is_tried() -> None:
+def test_every_command_is_tried():
     assert names(typer.main.get_command(app)) | {"recipes", "eval --base"} == {*COMMANDS, *ELSEWHERE}
 
 
 @pytest.mark.slow
-def test_every_command_prints_in_an_encoding_that_lacks_its_signs(
-    printed: Callable[..., tuple[int, str]], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_prints_in_an_encoding_that_lacks_its_signs(printed, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(world / "recipe.yaml", "größe.yaml")
     text = Path("größe.yaml").read_text(encoding="utf-8")
@@ -99,22 +96,22 @@ def test_every_command_prints_in_an_encoding_that_lacks_its_signs(
     assert "größe" in text
 
 
-def test_the_schema_stays_valid_json(printed: Callable[..., tuple[int, str]]) -> None:
+def test_the_schema_stays_valid_json(printed):
     plain, whole = (json.loads(printed(encoding, "recipes", "schema")[1]) for encoding in ("ascii", "utf-8"))
     assert plain == whole and "ΔW" in json.dumps(whole, ensure_ascii=False)
 
 
-def test_help_escapes_the_signs_that_an_encoding_lacks(printed: Callable[..., tuple[int, str]]) -> None:
+def test_help_escapes_the_signs_that_an_encoding_lacks(printed):
     assert "ΔW = s · B · M · A" in printed("utf-8", "--help")[1]
     assert r"\u0394W = s · B · M · A" in printed("latin-1", "--help")[1]
 
 
-def test_an_error_names_a_path_that_is_not_text(printed: Callable[..., tuple[int, str]]) -> None:
+def test_an_error_names_a_path_that_is_not_text(printed):
     code, said = printed("utf-8", "recipes", "show", os.fsdecode(b"\xff.yaml"))
     assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
 
 
-def test_files_are_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
+def test_files_are_utf8_in_a_locale_that_is_not(tmp_path):
     """Python itself would read and write ASCII there, and so would the system's names of files."""
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     recipe = "# größe\nextends: smollm2-135m\nname: größe\n"

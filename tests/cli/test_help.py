@@ -38,18 +38,14 @@ def lines_below(title: str, command: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("group", ["", "recipes", "data"])
-def test_no_line_of_the_list_of_commands_is_cut(
-    group: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_line_of_the_list_of_commands_is_cut(group, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = lines_below("Commands:", group, capsys)
     assert len(lines) > 2 and "..." not in "\n".join(lines)
 
 
 @pytest.mark.parametrize("name", [*WITH_EXAMPLES, "data show"])
-def test_the_examples_of_a_command_are_commands(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_examples_of_a_command_are_commands(name, capsys, monkeypatch):
     """Each is a line that can be pasted: its options and their values are known, and it is of this command."""
     monkeypatch.setenv("COLUMNS", "80")
     for line in lines_below("Examples:", name, capsys):

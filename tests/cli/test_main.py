@@ -23,7 +23,7 @@ from moslora.runs.listing import table_of_runs
 from moslora.runs.run import Run
 
 
-def test_help_loads_no_tensor_library() -> None:
+def test_help_loads_no_tensor_library():
     """So that --help is fast."""
     check = (
         "import sys, moslora.cli; print(sorted({'torch', 'transformers', 'datasets', 'pydantic'} & set(sys.modules)))"
@@ -35,7 +35,7 @@ def test_help_loads_no_tensor_library() -> None:
 @pytest.mark.parametrize(
     "given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"PYTORCH_CUDA_ALLOC_CONF": "x"}]
 )
-def test_a_command_sets_what_torch_reads_when_it_is_loaded(given: dict[str, str]) -> None:
+def test_a_command_sets_what_torch_reads_when_it_is_loaded(given):
     """Only what the user has not set; and importing the library sets nothing."""
     check = (
         "import os, sys, atexit, moslora.cli as cli; before = dict(os.environ)\n"
@@ -52,23 +52,21 @@ def test_a_command_sets_what_torch_reads_when_it_is_loaded(given: dict[str, str]
     assert ran.stdout.splitlines()[-1] == f"{[name for name in ours if name not in left]} False"
 
 
-def test_version_and_help_on_every_way_in(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_and_help_on_every_way_in(capsys):
     assert run(capsys, "--version")[:2] == (0, f"moslora {version('moslora')}\n")
     module = subprocess.run([sys.executable, "-m", "moslora", "-h"], capture_output=True, text=True, check=True).stdout
     assert module == run(capsys, "--help")[1]
     assert module.startswith("Usage: moslora ")
 
 
-def test_the_name_alone_shows_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_name_alone_shows_the_way(capsys):
     code, said, _ = run(capsys)
     assert code == 0 and len(said.splitlines()) <= 20 and max(map(len, said.splitlines())) <= 80
     assert re.findall(r"moslora ([a-z-]+)", said)[:5] == ["train", "eval", "eval", "compare", "merge"]
     assert "moslora --help" in said
 
 
-def test_train_eval_merge_export(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_eval_merge_export(capsys, world, tmp_path, monkeypatch):
     """The way from a recipe to a merged model, with the defaults of every command, and what each names as the next."""
     monkeypatch.chdir(tmp_path)
     data = ("--source", world / "data", "--tasks", "obqa")
@@ -96,9 +94,7 @@ def test_train_eval_merge_export(
     assert Path("runs/peft/eval/choice-label-bfloat16/results.json").exists()
 
 
-def test_the_next_command_can_be_pasted_and_is_left_out_within_another(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_command_can_be_pasted_and_is_left_out_within_another(capsys, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ("train", world / "recipe.yaml", "training.max_steps=2", "--out")
     (line,) = [line for line in run(capsys, *command, "my run")[1].splitlines() if line.startswith("next: ")]
@@ -107,7 +103,7 @@ def test_the_next_command_can_be_pasted_and_is_left_out_within_another(
     assert "next: " not in run(capsys, *command, "other")[1]
 
 
-def test_recipes_are_listed_and_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_recipes_are_listed_and_copied(capsys, tmp_path):
     code, out, _ = run(capsys, "recipes")
     assert code == 0
     names = [line.partition("  ")[0] for line in out.splitlines()]
@@ -123,7 +119,7 @@ class Screen(io.StringIO):
         return True
 
 
-def test_runs_are_readable_on_a_narrow_terminal(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_readable_on_a_narrow_terminal(trained, tmp_path, monkeypatch):
     """No name is folded or cut, and no line is longer than the terminal; in a pipe each run is one line."""
     name = "a-name-of-forty-letters-with-3-numbers-12"
     shutil.copytree(trained, tmp_path / name)
@@ -144,7 +140,7 @@ def test_runs_are_readable_on_a_narrow_terminal(trained: Path, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("columns", [45, 80])
-def test_no_number_of_a_table_is_folded(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_number_of_a_table_is_folded(columns, monkeypatch):
     heads = ["task", "n", "majority class", "base", "lauf 1", "difference", "95 % interval", "p (Holm)"]
     cells = ["3,270", "55.0", "75.0", "45.0", "-30.00", "-57.27 to -2.73", ".211"]
     monkeypatch.setenv("COLUMNS", str(columns))

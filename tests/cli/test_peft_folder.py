@@ -26,7 +26,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def theirs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def theirs(world, tmp_path_factory):
     """A LoRA that PEFT and a plain loop trained over the small model."""
     base = world / "model"
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def theirs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(capsys, tmp_path, monkeypatch):
     """A command in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -58,7 +58,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.fixture
-def imports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def imports(monkeypatch):
     """Where each import went."""
     made = []
     own = importing.import_adapter
@@ -87,9 +87,7 @@ def merged_by_peft(theirs: Path, base: Path) -> PreTrainedModel:
     return merged
 
 
-def test_it_is_merged_as_by_peft_and_exported_as_it_is(
-    command: Command, imports: list[Path], theirs: Path, world: Path
-) -> None:
+def test_it_is_merged_as_by_peft_and_exported_as_it_is(command, imports, theirs, world):
     base = world / "model"
     before = contents(base), contents(theirs)
     code, out, errors = command("merge", theirs, "--dtype", "float32")
@@ -107,9 +105,7 @@ def test_it_is_merged_as_by_peft_and_exported_as_it_is(
 
 
 @pytest.mark.slow
-def test_it_is_scored_asked_compared_and_reported(
-    command: Command, imports: list[Path], theirs: Path, world: Path, trained: Path
-) -> None:
+def test_it_is_scored_asked_compared_and_reported(command, imports, theirs, world, trained):
     shutil.copytree(trained, "runs/ours")
     ways = ("--tasks", "boolq,arc_easy,obqa", "--source", world / "data", "--dtype", "float32")
     assert command("import", theirs, "--out", "named")[0] == 0
@@ -132,9 +128,7 @@ def test_it_is_scored_asked_compared_and_reported(
     assert imports == [Path("named"), Path("runs/theirs")]
 
 
-def test_another_adapter_of_its_name_has_a_run_of_its_own(
-    command: Command, imports: list[Path], theirs: Path, tmp_path: Path
-) -> None:
+def test_another_adapter_of_its_name_has_a_run_of_its_own(command, imports, theirs, tmp_path):
     other = tmp_path / "other" / "theirs"
     other.mkdir(parents=True)
     for name, content in contents(theirs).items():
@@ -155,7 +149,7 @@ FAULTS = ("rank_pattern", "another kind", "a base that is gone")
         *itertools.product(("merge", "verify"), FAULTS),
     ],
 )
-def test_what_is_refused_leaves_nothing(name: str, fault: str, command: Command, world: Path, tmp_path: Path) -> None:
+def test_what_is_refused_leaves_nothing(name, fault, command, world, tmp_path):
     alter, said = REFUSED.get(fault, (lambda config, state: None, "adapter_model.safetensors"))
     folder = altered_source(tmp_path / "theirs", world, alter)
     if fault == "no weights":
@@ -168,9 +162,7 @@ def test_what_is_refused_leaves_nothing(name: str, fault: str, command: Command,
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-def test_a_mistake_in_an_option_is_told_before_the_import(
-    command: Command, imports: list[Path], theirs: Path, tmp_path: Path
-) -> None:
+def test_a_mistake_in_an_option_is_told_before_the_import(command, imports, theirs, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     for words in ("merge --out full", "export --out full", "eval --tasks obqaa", "eval --out full", "eval --model x"):
@@ -179,9 +171,7 @@ def test_a_mistake_in_an_option_is_told_before_the_import(
     assert not imports and [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
-def test_an_import_over_another_base_is_what_its_folder_means(
-    command: Command, imports: list[Path], world: Path, tmp_path: Path
-) -> None:
+def test_an_import_over_another_base_is_what_its_folder_means(command, imports, world, tmp_path):
     alter, _ = REFUSED["a base that is gone"]
     folder = altered_source(tmp_path / "theirs", world, alter)
     assert command("import", folder, "--base", world / "model", "--dtype", "float32")[0] == 0

@@ -42,9 +42,7 @@ TYPED = {
 
 
 @pytest.mark.parametrize("typed", TYPED)
-def test_a_usage_error_is_one_line(
-    typed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
-) -> None:
+def test_a_usage_error_is_one_line(typed, capsys, monkeypatch, pytestconfig):
     monkeypatch.chdir(pytestconfig.rootpath)
     code, out, err = run(capsys, *typed.split())
     assert code == 2 and not out
@@ -52,6 +50,6 @@ def test_a_usage_error_is_one_line(
     assert [name for name in TYPED[typed] if name not in err] == [], err
 
 
-def test_a_group_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_group_alone_shows_its_commands(capsys):
     code, _, err = run(capsys, "data")
     assert code == 2 and all(name in err for name in ("fetch", "show", "audit"))

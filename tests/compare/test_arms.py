@@ -50,7 +50,7 @@ def evaluated(run: Path, name: str = "cloze-cloze-float32", *, settings: Setting
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
+def runs(tmp_path):
     """runs/lora-1, runs/lora-2, runs/mixed-1, runs/mixed-2: evaluated, and otherwise only what is read of a run."""
     for method, kind in (("lora", "identity"), ("mixed", "dense")):
         for seed in (1, 2):

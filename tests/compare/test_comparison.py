@@ -27,7 +27,7 @@ GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> Path:
+def experiment(tmp_path):
     """Three arms of six seeds, of which only ``learned`` gains."""
     rows = drawn_arms(GAINS, seeds=6)
     return write_experiment(tmp_path / "ablation", rows, contrasts=[("init-only", "learned")])

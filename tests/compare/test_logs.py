@@ -107,7 +107,7 @@ def by_lm_eval(out: Path, model: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def sides(tmp_path_factory):
     """lm-eval's logs of a model, and of the same after it was changed."""
     out = tmp_path_factory.mktemp("logs")
     model = make_model()

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,7 +99,7 @@ def test_a_difference_of_the_margin_is_rarely_called_equal():
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> Path:
+def experiment(tmp_path):
     """Three arms of four seeds, and their base, some of whose answers are to other questions."""
     rows = [*drawn_arms(GAINS, seeds=4), base_row(base(sizes={**WIDE, "piqa": 7}))]
     return write_experiment(tmp_path / "study", rows, contrasts=[("lora", "same"), ("lora", "other")])

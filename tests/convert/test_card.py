@@ -26,7 +26,7 @@ from moslora.runs.origin import origin_of, read_origin
 from moslora.tasks import INSTRUCTION
 
 
-def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path, world: Path, tmp_path: Path) -> None:
+def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained, world, tmp_path):
     """The place of a local base or file is nothing to others; a local base is none for the hub's list of bases."""
     evaluate_target(open_target(str(trained)), tasks=("obqa",), limit=2, out=tmp_path / "run" / "eval" / "x")
     shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True)
@@ -57,7 +57,7 @@ def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained: Path
     ("name", "listed"),
     [("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"), (BUILTIN, BUILTIN_ON_THE_HUB), ("gpt2", "gpt2")],
 )
-def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path, name: str, listed: str) -> None:
+def test_a_base_of_the_hub_is_in_its_list_of_bases(trained, tmp_path, name, listed):
     folder = open_adapter(trained / "adapter")
     own = {"mine": TaskSection(train="/home/me/mine.jsonl")}
     recipe = folder.recipe.model_copy(
@@ -76,7 +76,7 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained: Path, tmp_path: Path
     assert "/home/me" not in card.text and card.fields["method"].endswith("its gate fixed at task `piqa`")
 
 
-def test_a_revision_is_a_text_in_the_cards_code(trained: Path, tmp_path: Path) -> None:
+def test_a_revision_is_a_text_in_the_cards_code(trained, tmp_path):
     """It may come from another's settings: a quote in it ends no string."""
     folder = open_adapter(trained / "adapter")
     revision = 'v1", trust_remote_code=True, x="'
@@ -91,7 +91,7 @@ def test_a_revision_is_a_text_in_the_cards_code(trained: Path, tmp_path: Path) -
     assert [(k.arg, ast.literal_eval(k.value)) for call in calls for k in call.keywords] == [("revision", revision)] * 2
 
 
-def test_every_source_is_named_as_others_know_it(trained: Path, tmp_path: Path) -> None:
+def test_every_source_is_named_as_others_know_it(trained, tmp_path):
     folder = open_adapter(trained / "adapter")
     own = {"mine": TaskSection(train="/home/me/rows.json")}
     own["theirs"] = TaskSection(train="train", hub=HubSection(path="some/set"))
@@ -111,7 +111,7 @@ def test_every_source_is_named_as_others_know_it(trained: Path, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results, Results]:
+def scored(trained, tmp_path_factory):
     """A run that was evaluated like its base, with what came out of both."""
     run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("scored") / "run"))
     (own, _), (plain, _) = (evaluate_target(open_target(str(run), base=base), limit=7) for base in (False, True))
@@ -124,9 +124,7 @@ def shares(results: Results, task: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["merged", "peft"])
-def test_the_card_has_the_scores_of_the_adapter_beside_its_bases(
-    scored: tuple[Path, Results, Results], tmp_path: Path, kind: str
-) -> None:
+def test_the_card_has_the_scores_of_the_adapter_beside_its_bases(scored, tmp_path, kind):
     run, own, plain = scored
     write = merge if kind == "merged" else export_peft
     write(run / "adapter", out=tmp_path / kind)
@@ -142,7 +140,7 @@ def test_the_card_has_the_scores_of_the_adapter_beside_its_bases(
     assert str(run.parent) not in card.text
 
 
-def test_scores_of_another_base_are_not_shown(scored: tuple[Path, Results, Results], tmp_path: Path) -> None:
+def test_scores_of_another_base_are_not_shown(scored, tmp_path):
     run = Path(shutil.copytree(scored[0], tmp_path / "run"))
     for kept in run.glob("eval/*/results.json"):
         stale = json.loads(kept.read_text())
@@ -152,7 +150,7 @@ def test_scores_of_another_base_are_not_shown(scored: tuple[Path, Results, Resul
     assert not Card(tmp_path / "peft").scores
 
 
-def test_a_base_that_was_asked_something_else_is_not_beside_the_adapter(trained: Path, tmp_path: Path) -> None:
+def test_a_base_that_was_asked_something_else_is_not_beside_the_adapter(trained, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     evaluate_target(open_target(str(run)), limit=7)
     evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=7)
@@ -163,7 +161,7 @@ def test_a_base_that_was_asked_something_else_is_not_beside_the_adapter(trained:
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"run": 1}', '{"step": "x"}'])
-def test_a_damaged_origin_says_nothing(trained: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_origin_says_nothing(trained, tmp_path, damage):
     export_peft(trained / "adapter", out=tmp_path / "peft")
     file = tmp_path / "peft" / "origin.json"
     facts = json.loads(file.read_text())
@@ -172,7 +170,7 @@ def test_a_damaged_origin_says_nothing(trained: Path, tmp_path: Path, damage: st
 
 
 @pytest.mark.parametrize("name", ["llama3.1-8b", "a--b", "_x._y.", "模型"])
-def test_the_upload_command_names_a_valid_repository_and_the_folder(tmp_path: Path, name: str) -> None:
+def test_the_upload_command_names_a_valid_repository_and_the_folder(tmp_path, name):
     (tmp_path / "recipe.yaml").write_text(Recipe.model_validate({"name": name, "model": {"name": "m"}}).to_yaml())
     out = tmp_path / "my model"
     out.mkdir()

@@ -10,7 +10,6 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from card_kit import Card
-from moslora.choices import FormatName
 from moslora.convert import card
 from moslora.convert.card import write_card
 from moslora.prompts.formats import make_format
@@ -34,7 +33,7 @@ CHAT = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}
 
 
 @pytest.fixture
-def tokenizer(world: Path) -> PreTrainedTokenizerBase:
+def tokenizer(world):
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
     tokenizer.chat_template = CHAT
     return tokenizer
@@ -73,9 +72,7 @@ def adapted(trained: Path, recipe: Recipe, drawn: tuple[str, ...]) -> AdapterFol
 
 
 @pytest.mark.parametrize("name", ["label", "llm-adapters", "cloze", "cloze-passage", "chat"])
-def test_the_prompts_of_every_set_in_every_format(
-    trained: Path, tokenizer: PreTrainedTokenizerBase, name: FormatName
-) -> None:
+def test_the_prompts_of_every_set_in_every_format(trained, tokenizer, name):
     protocol = "cloze" if "cloze" in name else "choice"
     recipe = open_adapter(trained / "adapter").recipe.model_copy(
         update={"data": DataSection(format=name), "evaluation": EvaluationSection(protocol=protocol)}
@@ -90,7 +87,7 @@ def test_the_prompts_of_every_set_in_every_format(
         assert answers == [*dict.fromkeys(option.answer for option in options)], task
 
 
-def test_the_prompt_of_own_tasks_and_free_rows(trained: Path, tokenizer: PreTrainedTokenizerBase, world: Path) -> None:
+def test_the_prompt_of_own_tasks_and_free_rows(trained, tokenizer, world):
     declared = (
         "tasks.triage={train: x.jsonl, question: text, options: [billing, sales], context: mail}",
         "tasks.pick={train: x.jsonl, question: q, options: '[a, b, c]'}",
@@ -114,9 +111,7 @@ def test_the_prompt_of_own_tasks_and_free_rows(trained: Path, tokenizer: PreTrai
     assert [len(found[task]["answers"]) for task in ("triage", "pick", "any")] == [2, 3, card.USUAL_OPTIONS]
 
 
-def test_a_gate_that_is_fixed_is_asked_about_its_task_alone(
-    trained: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_a_gate_that_is_fixed_is_asked_about_its_task_alone(trained, tokenizer, tmp_path):
     folder = open_adapter(trained / "adapter")
     assert {*shown(folder, tokenizer)} == {"boolq", "arc_easy", "obqa"}
     assert {*shown(folder, tokenizer, "obqa")} == {"obqa"}

@@ -1,9 +1,7 @@
 """The exported adapter in stock PEFT and transformers."""
 
 import json
-from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -20,7 +18,6 @@ from moslora.base.load import load_base
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
-from moslora.recipe import Recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
@@ -54,9 +51,7 @@ FAST = ("dense", "rectangular", "b-alone", "dora-pissa")
 
 
 @pytest.mark.parametrize("mixer", [pytest.param(m, marks=() if m in FAST else pytest.mark.slow) for m in MIXERS])
-def test_stock_peft_and_the_merged_model_compute_the_same(
-    recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixer: str
-) -> None:
+def test_stock_peft_and_the_merged_model_compute_the_same(recipe, tmp_path, monkeypatch, mixer):
     overrides, rank = MIXERS[mixer]
     run, out = tmp_path / "run", tmp_path / "peft"
     train_recipe(recipe("training.epochs=1", *overrides), out=run)
@@ -90,7 +85,7 @@ def test_stock_peft_and_the_merged_model_compute_the_same(
 
 
 @pytest.mark.parametrize("mixer", ["token-gate", "gate-inside"])
-def test_a_gate_has_no_one_weight(recipe: Callable[..., Recipe], tmp_path: Path, mixer: str) -> None:
+def test_a_gate_has_no_one_weight(recipe, tmp_path, mixer):
     run = tmp_path / "run"
     train_recipe(recipe("training.max_steps=3", f"adapter.mixer.kind={mixer}"), out=run)
     for write in (export_peft, merge):
@@ -101,9 +96,7 @@ def test_a_gate_has_no_one_weight(recipe: Callable[..., Recipe], tmp_path: Path,
         assert not (tmp_path / "out").exists()
 
 
-def test_a_task_gate_becomes_one_weight_and_one_folder_for_each_task(
-    recipe: Callable[..., Recipe], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_task_gate_becomes_one_weight_and_one_folder_for_each_task(recipe, trained, tmp_path, capsys):
     run = tmp_path / "run"
     train_recipe(recipe("training.epochs=1", "adapter.mixer.kind=task-gate"), out=run)
     folder = open_adapter(run / "adapter")
@@ -130,7 +123,7 @@ def test_a_task_gate_becomes_one_weight_and_one_folder_for_each_task(
     assert not (run / "merged").exists() and not (run / "peft").exists() and not (tmp_path / "x").exists()
 
 
-def test_layers_that_share_a_name_with_others_are_named_in_full(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_layers_that_share_a_name_with_others_are_named_in_full(recipe, tmp_path):
     run = tmp_path / "run"
     train_recipe(recipe("training.epochs=1", r"adapter.target_modules='.*layers\.1.*q_proj'"), out=run)
     export_peft(run / "adapter", out=tmp_path / "peft")

@@ -1,7 +1,6 @@
 """Which tasks a task gate was trained on: recorded with the run, and asked wherever one task is meant."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from moslora.errors import UsageError
 from moslora.evaluation.ask import ask
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
 
@@ -24,14 +23,14 @@ ASKED = {"question": "what did the old fox sing about", "options": ["rain", "two
 
 
 @pytest.fixture(scope="module")
-def two_of_three(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_of_three(world, tmp_path_factory):
     """A run on two of the world's tasks, which evaluates all three."""
     out = tmp_path_factory.mktemp("gate") / "run"
     train_recipe(load_recipe(world / "recipe.yaml", [*GATE, "data.tasks=[obqa, boolq]"]), out=out)
     return out
 
 
-def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three: Path) -> None:
+def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three):
     folder = open_adapter(two_of_three / "adapter")
     recorded = folder.manifest["data"]["tasks"]
     assert sum(recorded.values()) == folder.manifest["trained_rows"] == 54
@@ -45,7 +44,7 @@ def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three: Pat
     assert json.loads((two_of_three / "run.json").read_text())["data"]["tasks"] == recorded
 
 
-def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three: Path) -> None:
+def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three):
     gated = open_target(str(two_of_three))
     with pytest.raises(UsageError, match=r"never trained on arc_easy"):
         ask(gated, **ASKED)
@@ -53,9 +52,7 @@ def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three:
     assert ask(open_target(str(two_of_three), base=True), **ASKED).prediction.task == "arc_easy"
 
 
-def test_eval_scores_every_task_and_says_which_were_not_trained(
-    two_of_three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_scores_every_task_and_says_which_were_not_trained(two_of_three, tmp_path, capsys):
     target = open_target(str(two_of_three))
     results, _ = evaluate_target(target, limit=2, out=tmp_path / "e")
     assert list(results.tasks) == ["boolq", "arc_easy", "obqa"]
@@ -67,7 +64,7 @@ def test_eval_scores_every_task_and_says_which_were_not_trained(
         assert not [line for line in capsys.readouterr().out.splitlines() if "gate" in line]
 
 
-def test_rows_of_no_set_serve_no_task(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_rows_of_no_set_serve_no_task(recipe, tmp_path):
     """A mixed file whose rows of obqa do not name it: they could be of any of four sets."""
     source = tmp_path / "mixed.json"
     rows = json.loads((Path(recipe().data.source) / "openbookqa" / "train.json").read_text())

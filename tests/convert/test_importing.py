@@ -58,9 +58,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("file", ["adapter_model.bin", "adapter_model.safetensors", "pytorch_model.bin"])
-def test_an_official_checkpoint_computes_what_its_layers_do(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
-) -> None:
+def test_an_official_checkpoint_computes_what_its_layers_do(world, tmp_path, monkeypatch, file):
     """Also with the adapter's name in the keys, as later versions of PEFT write them. Its base is loaded once."""
     model, state = official_model(world)
     if file == "adapter_model.safetensors":
@@ -85,9 +83,7 @@ def test_an_official_checkpoint_computes_what_its_layers_do(
     assert recipe.adapter.mixer.kind == "dense" and set(recipe.adapter.target_modules) == set(TARGETS)
 
 
-def test_an_import_is_a_run_wherever_runs_are_named(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_import_is_a_run_wherever_runs_are_named(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     state = {key: value.half() for key, value in official_model(world)[1].items()}
     source = write_source(tmp_path / "theirs", OFFICIAL, state)
@@ -97,7 +93,7 @@ def test_an_import_is_a_run_wherever_runs_are_named(
     assert m.dtype == torch.float32 and m.equal(state[f"{LAYER}.lora_AB.weight"].float()), "kept to the bit"
 
 
-def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) -> None:
+def test_the_import_merges_exports_and_is_scored(world, tmp_path):
     model, state = official_model(world)
     source = write_source(tmp_path / "source", {**OFFICIAL, "base_model_name_or_path": str(world / "model")}, state)
     run = tmp_path / "runs" / "run"
@@ -120,9 +116,7 @@ def test_the_import_merges_exports_and_is_scored(world: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("safetensors", [True, False], ids=["safetensors", "bin"])
 @pytest.mark.parametrize("kind", PEFT)
-def test_a_stock_peft_adapter_computes_what_peft_does(
-    world: Path, tmp_path: Path, kind: str, safetensors: bool
-) -> None:
+def test_a_stock_peft_adapter_computes_what_peft_does(world, tmp_path, kind, safetensors):
     config = peft.LoraConfig(
         **{"target_modules": TARGETS, **PEFT[kind]}, r=3, lora_alpha=5, lora_dropout=0.1, task_type="CAUSAL_LM"
     )
@@ -141,7 +135,7 @@ def test_a_stock_peft_adapter_computes_what_peft_does(
     assert folder.recipe.adapter.mixer.kind == "identity" and folder.recipe.data.format == "label"
 
 
-def test_the_output_layer_is_refused(world: Path, tmp_path: Path) -> None:
+def test_the_output_layer_is_refused(world, tmp_path):
     theirs = peft.get_peft_model(fresh(world), peft.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
     theirs.save_pretrained(tmp_path / "source", save_embedding_layers=False)
     with pytest.raises(UsageError, match="adapts the output layer"):
@@ -158,7 +152,7 @@ class Trap:
         return Path.write_text, (self.path, "run")  # type: ignore[return-value]
 
 
-def test_code_in_a_pickle_is_not_run(world: Path, tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_not_run(world, tmp_path):
     ran = tmp_path / "ran"
     state = {**official_model(world)[1], "trap": Trap(ran)}
     config = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
@@ -175,9 +169,7 @@ def test_code_in_a_pickle_is_not_run(world: Path, tmp_path: Path) -> None:
     assert ran.read_text() == "run", "the trap works"
 
 
-def test_a_wrong_import_is_refused_and_leaves_nothing(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_import_is_refused_and_leaves_nothing(world, tmp_path, monkeypatch):
     """M read as its transpose, which has the right shape: the proof sees it."""
     source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
     state = importing.own_state
@@ -192,7 +184,7 @@ def test_a_wrong_import_is_refused_and_leaves_nothing(
 
 
 @pytest.fixture
-def built_in(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def built_in(world, tmp_path, monkeypatch):
     """The small model in the place of the built-in one, and an export of a run on it."""
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -204,7 +196,7 @@ def built_in(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return export_peft(tmp_path / "run" / "adapter", out=tmp_path / "peft")
 
 
-def test_an_export_over_the_built_in_base_is_imported_over_it(built_in: Path, tmp_path: Path) -> None:
+def test_an_export_over_the_built_in_base_is_imported_over_it(built_in, tmp_path):
     """Although its settings name the original on the hub, whose weights are others."""
     import_adapter(built_in, out=tmp_path / "again", dtype="float32")
     again, run = (open_adapter(tmp_path / name / "adapter") for name in ("again", "run"))

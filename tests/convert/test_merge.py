@@ -16,13 +16,11 @@ from card_kit import Card
 from cli_kit import run as cli
 from message_kit import says
 from moslora.adapters import AdapterLinear, LoraPair, fold
-from moslora.choices import DType
 from moslora.convert import export
 from moslora.convert import merge as merging
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.errors import MosloraError
-from moslora.recipe import Recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
@@ -30,9 +28,7 @@ from training_kit import weights_of
 from world_kit import loads_of_models
 
 
-def test_every_weight_is_the_base_plus_s_b_m_a(
-    trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_weight_is_the_base_plus_s_b_m_a(trained, world, tmp_path, monkeypatch):
     """Float64 from the files alone; s = α/r = 2. The base and the written model are loaded once."""
     loaded = loads_of_models(monkeypatch)
     proof = merge(trained / "adapter", out=tmp_path / "merged")
@@ -56,9 +52,7 @@ def test_every_weight_is_the_base_plus_s_b_m_a(
     assert proof.mean_error < 1e-5 and proof.effect > 0.1
 
 
-def test_stock_transformers_loads_it_and_the_one_file_of_ours_does_not_matter(
-    trained: Path, world: Path, tmp_path: Path
-) -> None:
+def test_stock_transformers_loads_it_and_the_one_file_of_ours_does_not_matter(trained, world, tmp_path):
     out = tmp_path / "merged"
     merge(trained / "adapter", out=out)
     stock = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -71,9 +65,7 @@ def test_stock_transformers_loads_it_and_the_one_file_of_ours_does_not_matter(
     torch.testing.assert_close(model(ids).logits, adapted(ids).logits, rtol=0, atol=1e-4)
 
 
-def test_shards_hold_at_most_the_limit_and_load_together(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_hold_at_most_the_limit_and_load_together(trained, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     merge(trained / "adapter", out=whole)
     monkeypatch.setattr(merging, "SHARD_BYTES", 60_000)
@@ -91,9 +83,7 @@ def test_shards_hold_at_most_the_limit_and_load_together(
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in one.values())
 
 
-def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(
-    recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_in_bfloat16_the_sum_is_taken_in_float32_and_rounded_once(recipe, tmp_path):
     run = tmp_path / "run"
     train_recipe(recipe("model.dtype=bfloat16", "training.epochs=1"), out=run)
     merge(run / "adapter", out=tmp_path / "merged")
@@ -119,9 +109,7 @@ WRONG: dict[str, tuple[float, Callable[[AdapterLinear, LoraPair], LoraPair]]] = 
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_wrong_merge_is_refused_and_leaves_nothing(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, dtype: DType
-) -> None:
+def test_a_wrong_merge_is_refused_and_leaves_nothing(trained, tmp_path, monkeypatch, wrong, dtype):
     """Also where rounding hides it from the log-probabilities."""
     share, change = WRONG[wrong]
     monkeypatch.setattr(export, "fold", lambda layer: change(layer, fold(layer)))
@@ -134,13 +122,13 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(
 
 @pytest.mark.parametrize(("command", "name"), [("merge", "merged"), ("export", "peft")])
 def test_an_unfinished_run_is_said_to_be_one_then_and_later(
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    name: str,
-) -> None:
+    trained,
+    tmp_path,
+    monkeypatch,
+    capsys,
+    command,
+    name,
+):
     """As after Ctrl-C at step 20 of 21, and then to the end."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     for gone in ("adapter", "checkpoints/step-21"):
@@ -161,9 +149,7 @@ def test_an_unfinished_run_is_said_to_be_one_then_and_later(
 
 
 @pytest.mark.parametrize("extra", ([], ["adapter.start=pissa", "adapter.mixer={kind: identity}"]))
-def test_an_adapter_before_its_first_update_is_neither_merged_nor_exported(
-    recipe: Callable[..., Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str]
-) -> None:
+def test_an_adapter_before_its_first_update_is_neither_merged_nor_exported(recipe, tmp_path, capsys, extra):
     """Step 1 of a warm-up has rate 0."""
     out = tmp_path / "run"
     short = ("training.max_steps=3", "training.checkpoint_every=1", "training.keep_checkpoints=3")
@@ -180,9 +166,7 @@ def test_an_adapter_before_its_first_update_is_neither_merged_nor_exported(
 
 
 @pytest.mark.parametrize("write", [merge, export_peft])
-def test_the_working_folder_can_be_written_into(
-    trained: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object]
-) -> None:
+def test_the_working_folder_can_be_written_into(trained, world, tmp_path, monkeypatch, write):
     """It stays the one that the shell stands in, and its card's code runs there."""
     here = tmp_path / "here"
     here.mkdir()
@@ -197,9 +181,7 @@ def test_the_working_folder_can_be_written_into(
     assert len(list(Path(".").iterdir())) > 2 and [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_a_merge_that_drowns_in_rounding_is_said_and_the_dtype_that_is_asked_for_keeps_it(
-    recipe: Callable[..., Recipe], tmp_path: Path
-) -> None:
+def test_a_merge_that_drowns_in_rounding_is_said_and_the_dtype_that_is_asked_for_keeps_it(recipe, tmp_path):
     """Weights, config and proof have the dtype."""
     weak = recipe("model.dtype=bfloat16", "training.max_steps=3", "training.learning_rate=1e-5")
     train_recipe(weak, out=tmp_path / "run")

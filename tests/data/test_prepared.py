@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +23,7 @@ MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     """An empty cache; the rows in it."""
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "rows"
@@ -36,7 +35,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) ->
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+def made(monkeypatch):
     """An entry for each time that rows were made."""
     times: list[None] = []
     make = RunRows._make

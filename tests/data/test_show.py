@@ -14,7 +14,7 @@ FREE = [{"prompt": f"Add {n} to {n}.", "completion": f"It is {2 * n}."} for n in
 
 
 @pytest.fixture
-def sums(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def sums(tmp_path, world, monkeypatch):
     """A recipe of free rows, and of a question of a set among them."""
     monkeypatch.chdir(tmp_path)
     write_jsonl(Path("sums.jsonl"), [*FREE, llm_adapters_row(sample("boolq", "train", 1)[0])])

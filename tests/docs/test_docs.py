@@ -30,9 +30,7 @@ from reference import perturb
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_library_page_trains_with_the_trainer_of_transformers(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_library_page_trains_with_the_trainer_of_transformers(world, tmp_path, monkeypatch, capsys):
     """Every block of docs/library.md, one after the other, on the small model."""
     (tmp_path / "model").symlink_to(world / "model")
     monkeypatch.chdir(tmp_path)
@@ -91,9 +89,7 @@ DATA_PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_the_data_pages_commands_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_data_pages_commands_run(tmp_path, monkeypatch, capsys):
     """All of them; the audits on one set where the page takes eight."""
     (tmp_path / "data").symlink_to(ROOT / "data")
     blocks = re.findall(r"```json\n(.*?)```", DATA_PAGE, re.S)
@@ -116,7 +112,7 @@ def test_the_data_pages_commands_run(
         assert code == 0, (line, err)
 
 
-def test_the_data_pages_formats_are_the_formats() -> None:
+def test_the_data_pages_formats_are_the_formats():
     (example,) = (e for e in read_file(ROOT / "data" / "sample.jsonl", "train") if "door from slamming" in e.question)
     (section,) = re.findall(r"^## Formats\n(.*?)^## ", DATA_PAGE, re.S | re.M)
     shown = re.findall(r"```text\n(.*?)\n```", section, re.S)
@@ -125,7 +121,7 @@ def test_the_data_pages_formats_are_the_formats() -> None:
         assert text == option.prompt + option.answer
 
 
-def test_the_data_pages_table_has_the_counts() -> None:
+def test_the_data_pages_table_has_the_counts():
     for task, counts in COUNTED.items():
         (line,) = (line for line in DATA_PAGE.splitlines() if line.startswith(f"{task} "))
         _, train, test, _, _, _, *overlaps = line.replace(",", "").split()
@@ -136,9 +132,7 @@ COMING = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(world, tmp_path, monkeypatch, capsys):
     """Its commands, with a LoRA of PEFT's own and rows in Alpaca's columns."""
     monkeypatch.chdir(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(world / "model", dtype="float32")
@@ -163,7 +157,7 @@ def test_an_adapter_and_rows_of_others_come_in_as_the_page_says(
     assert peft.LoraConfig.from_pretrained("runs/theirs/peft").r == options.rank
 
 
-def test_the_readme_shows_what_a_comparison_prints() -> None:
+def test_the_readme_shows_what_a_comparison_prints():
     """The columns and the conclusion of its first block, whatever the numbers are."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     ((header, rows, concluded),) = re.findall(r"```\n(task .*?)\n(.*?)^(tuned answers .*?)\n```", text, re.S | re.M)
@@ -177,7 +171,7 @@ def test_the_readme_shows_what_a_comparison_prints() -> None:
     assert said == printed
 
 
-def test_the_readme_names_every_module_and_the_index_every_document() -> None:
+def test_the_readme_names_every_module_and_the_index_every_document():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (tree,) = re.findall(r"src/moslora/\n(.*?)^tests/", text, re.S | re.M)
     for path in (ROOT / "src" / "moslora").iterdir():
@@ -194,7 +188,7 @@ def test_the_readme_names_every_module_and_the_index_every_document() -> None:
     assert sorted(path.resolve() for path in [*linked, index]) == sorted(path.resolve() for path in pages)
 
 
-def test_contributing_names_files_and_classes_that_exist() -> None:
+def test_contributing_names_files_and_classes_that_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     files = [name for name in re.findall(r"`([\w./-]+\.(?:py|yaml|md|jsonl))`", text) if "/" in name]
     assert len(files) > 15 and all((ROOT / name).is_file() for name in files)

@@ -141,7 +141,7 @@ def check(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_command_parses(page: Path) -> None:
+def test_every_command_parses(page):
     for block in blocks(page):
         if block.kind in ("sh", "shell", "console", "zsh"):
             pytest.fail(f"{block.text}: tag it bash, which is run")
@@ -157,7 +157,7 @@ def test_every_command_parses(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_command_in_the_text_parses(page: Path) -> None:
+def test_every_command_in_the_text_parses(page):
     """Or is a command's name alone."""
     text = page.read_text(encoding="utf-8")
     for line in re.findall(r"`(moslora [^`\n]+)`", BLOCK.sub("", text)):
@@ -215,7 +215,7 @@ def small(words: list[str], world: Path) -> list[str] | None:
 
 
 @pytest.fixture(scope="module")
-def quantised(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantised(world, tmp_path_factory):
     """A run over a base in 8 bits; read only."""
     out = tmp_path_factory.mktemp("quantised") / "run"
     train_recipe(load_recipe(world / "recipe.yaml", ["model.quantization=int8", "training.max_steps=3"]), out=out)
@@ -225,14 +225,14 @@ def quantised(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in ELSEWHERE], ids=name_of)
 def test_every_command_runs(
-    page: Path,
-    world: Path,
-    trained: Path,
-    quantised: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    page,
+    world,
+    trained,
+    quantised,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda *_: 1e7)  # by products in a large model's shapes
@@ -275,7 +275,7 @@ def test_every_command_runs(
 @pytest.mark.parametrize(
     ("page", "number"), [("recipes/README.md", 3), ("docs/tasks.md", 3), ("README.md", 1), ("docs/coming-from.md", 3)]
 )
-def test_yaml_blocks_of_the_pages_about_recipes_are_recipes(page: str, number: int, tmp_path: Path) -> None:
+def test_yaml_blocks_of_the_pages_about_recipes_are_recipes(page, number, tmp_path):
     shown = [block.text for block in blocks(ROOT / page) if block.kind == "yaml"]
     assert len(shown) == number
     for text in shown:
@@ -284,7 +284,7 @@ def test_yaml_blocks_of_the_pages_about_recipes_are_recipes(page: str, number: i
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_to_files(page: Path) -> None:
+def test_links_lead_to_files(page):
     """Links between documents, with the heading that they point at."""
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
         path, _, heading = target.partition("#")

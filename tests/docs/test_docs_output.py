@@ -36,7 +36,7 @@ def shown_blocks() -> list[Shown]:
 SHOWN = shown_blocks()
 
 
-def test_every_block_that_names_its_command_is_compared() -> None:
+def test_every_block_that_names_its_command_is_compared():
     """One that has another form would be passed over."""
     pages = [ROOT / "README.md", *ROOT.glob("recipes/*.md"), *ROOT.glob("docs/*.md")]
     named = sum(page.read_text(encoding="utf-8").count("<!-- printed by:") for page in pages)
@@ -55,9 +55,7 @@ def assert_in_order(lines: list[str], printed: str) -> None:
 
 
 @pytest.mark.parametrize("shown", SHOWN, ids=[f"{shown.page}: {shown.command}" for shown in SHOWN])
-def test_a_command_prints_what_its_page_shows(
-    shown: Shown, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_prints_what_its_page_shows(shown, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, out, err = run_command(capsys, *shlex.split(shown.command)[1:])
@@ -72,6 +70,6 @@ def block_of(page: str, first_line: str) -> list[str]:
     return block.splitlines()
 
 
-def test_the_page_on_merging_shows_the_words_of_a_proof() -> None:
+def test_the_page_on_merging_shows_the_words_of_a_proof():
     proof = Proof(mean_error=0.058, rounding=0.058, effect=1.8, dtype="bfloat16", quantization=None, onto="original")
     assert block_of("merging.md", "merged against") == str(proof).splitlines()

@@ -1,7 +1,6 @@
 """One request tells whether the hub is there; without it, its libraries look into their cache at once."""
 
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -11,7 +10,7 @@ from moslora.download.hub import prefer_cache_if_unreachable
 
 
 @pytest.fixture(autouse=True)
-def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def online(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     prefer_cache_if_unreachable.cache_clear()
     yield
@@ -19,7 +18,7 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("status", [200, 403, 503])
-def test_any_answer_counts_and_one_is_asked_for(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+def test_any_answer_counts_and_one_is_asked_for(monkeypatch, status):
     asked = []
 
     class Hub(BaseHTTPRequestHandler):
@@ -41,7 +40,7 @@ def test_any_answer_counts_and_one_is_asked_for(monkeypatch: pytest.MonkeyPatch,
     assert not constants.HF_HUB_OFFLINE
 
 
-def test_without_an_answer_the_libraries_go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_answer_the_libraries_go_offline(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     prefer_cache_if_unreachable()
     assert constants.is_offline_mode()

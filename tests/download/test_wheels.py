@@ -1,7 +1,6 @@
 """Wheels: downloaded once, checked always, whole or absent."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from moslora.errors import MosloraError
 
 
 @pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shelf(tmp_path, monkeypatch):
     """A folder in which pip finds wheels, and nowhere else; the cache is empty."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
@@ -21,7 +20,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return shelf
 
 
-def test_a_wheel_is_downloaded_once(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wheel_is_downloaded_once(shelf, capsys):
     tiny = make_wheel(shelf)
     path = fetch_wheel(tiny)
     assert path == home() / "wheels" / "tiny_thing-1.0-py3-none-any.whl"
@@ -32,14 +31,14 @@ def test_a_wheel_is_downloaded_once(shelf: Path, capsys: pytest.CaptureFixture[s
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_of_two_at_once_one_downloads(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_two_at_once_one_downloads(shelf, capsys):
     tiny = make_wheel(shelf)
     with ThreadPoolExecutor(2) as pool:
         paths = set(pool.map(fetch_wheel, [tiny, tiny]))
     assert len(paths) == 1 and capsys.readouterr().out.count("downloading") == 1
 
 
-def test_a_damaged_wheel_is_fetched_again(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_wheel_is_fetched_again(shelf, capsys):
     tiny = make_wheel(shelf)
     path = fetch_wheel(tiny)
     good = path.read_bytes()
@@ -48,7 +47,7 @@ def test_a_damaged_wheel_is_fetched_again(shelf: Path, capsys: pytest.CaptureFix
     assert "damaged" in capsys.readouterr().out
 
 
-def test_another_hash_is_refused_and_nothing_kept(shelf: Path) -> None:
+def test_another_hash_is_refused_and_nothing_kept(shelf):
     tiny = make_wheel(shelf)
     other = Wheel(tiny.name, tiny.version, "0" * 64, tiny.megabytes)
     with pytest.raises(MosloraError, match=f"sha256 {tiny.sha256}, expected {'0' * 64}"):
@@ -56,7 +55,7 @@ def test_another_hash_is_refused_and_nothing_kept(shelf: Path) -> None:
     assert list((home() / "wheels").iterdir()) == []
 
 
-def test_without_a_package_index_one_line_says_what_to_do(shelf: Path) -> None:
+def test_without_a_package_index_one_line_says_what_to_do(shelf):
     with pytest.raises(MosloraError) as error:
         fetch_wheel(Wheel("tiny-thing", "1.0", "0" * 64, megabytes=0))
     message = str(error.value)

@@ -29,7 +29,7 @@ DECLARED = "{train: rows.jsonl, question: text, answer: '[said, said|upper ~ \"s
 
 
 @pytest.fixture(scope="module")
-def mine(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mine(world, tmp_path_factory):
     """A folder with the rows, a recipe beside them, and a finished run that trained on them and on BoolQ."""
     folder = tmp_path_factory.mktemp("words")
     write_rows(folder, ANSWERS, "said")
@@ -44,7 +44,7 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 
 @pytest.fixture
-def here(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(mine, tmp_path, monkeypatch):
     """A copy to work in."""
     folder = Path(shutil.copytree(mine, tmp_path / "here"))
     monkeypatch.chdir(folder)
@@ -55,9 +55,7 @@ def scored(target: Path | str, **options: object) -> Results:
     return evaluate_target(open_target(str(target), dtype="float32"), **options)[0]  # type: ignore[arg-type]
 
 
-def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(here, capsys):
     for words in ((), ("--base",)):
         code, said, errors = run(capsys, "eval", "run", *words)
         assert code == 0 and "protocol choice (first: answers in words)" in said, errors
@@ -86,7 +84,7 @@ def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(
     assert scores.rows["first"][1].startswith(f"{100 * results.tasks['first'].accuracy:.1f} (")
 
 
-def test_ask_prints_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_prints_the_text(here, capsys):
     code, said, errors = run(capsys, "ask", "run", "--question", "rain birds fox")
     first, text = said.splitlines()
     assert code == 0 and first == "answer in words, greedy, format label, asked as first" and text, errors
@@ -98,7 +96,7 @@ def test_ask_prints_the_text(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert code == 2 and "task first: is answered in words; omit the options" in error and error.count("\n") == 1
 
 
-def test_leaks_are_questions_with_their_answer(here: Path) -> None:
+def test_leaks_are_questions_with_their_answer(here):
     """Two test rows repeat a training row; one has its question and another answer."""
     row = json.loads(Path("rows.jsonl").read_text().splitlines()[0])
     rows = [row, row, {**row, "said": "other"}, {"text": "two cold nights", "said": "rain"}]
@@ -110,9 +108,7 @@ def test_leaks_are_questions_with_their_answer(here: Path) -> None:
     assert results.without_leaks.tasks["first"].n == 2
 
 
-def test_an_experiment_and_its_tables(
-    here: Path, world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_experiment_and_its_tables(here, world, capsys, monkeypatch):
     monkeypatch.setattr(one_run, "train_in_processes", train)
     text = """
 recipe:
@@ -138,7 +134,7 @@ outcome: OUTCOME
     assert "first" in str(tables(whole)) and "majority" not in str(tables(whole))
 
 
-def test_rows_that_nothing_scores_are_told(here: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_nothing_scores_are_told(here, world, capsys):
     rows = [{"prompt": f"{word} and cold", "completion": "nights"} for word in WORDS[:12]]
     write_jsonl(Path("bare.jsonl"), rows)
     own = ("data.source=bare.jsonl", "data.validation_rows=2", "data.tasks=commonsense", "evaluation.tasks=null")
@@ -171,8 +167,6 @@ def test_rows_that_nothing_scores_are_told(here: Path, world: Path, capsys: pyte
         ("tasks.other={train: x, match: exact, wheel: nowhere}", "tasks.other.wheel"),
     ],
 )
-def test_a_wrong_declaration_is_one_line(
-    mine: Path, override: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_declaration_is_one_line(mine, override, said, capsys):
     code, _, error = run(capsys, "train", mine / "recipe.yaml", override, "--dry-run")
     assert code == 2 and said in error and error.count("\n") == 1, error

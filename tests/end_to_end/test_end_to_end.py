@@ -3,7 +3,6 @@
 import io
 import re
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import peft
 import pytest
@@ -33,7 +32,7 @@ QUESTIONS = 8
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("real") / "run"
     overrides = [
         "data.rows=6",
@@ -56,7 +55,7 @@ def predictions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> d
 
 
 @pytest.mark.slow
-def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp_path: Path) -> None:
+def test_the_merged_model_answers_as_the_adapter_model_in_float32(run, tmp_path):
     """32 real questions. The merge is made in float32 as well, so that rounding decides nothing."""
     folder = open_adapter(run / "adapter")
     in_float32 = folder.recipe.model.model_copy(update={"dtype": "float32"})
@@ -84,7 +83,7 @@ def test_the_merged_model_answers_as_the_adapter_model_in_float32(run: Path, tmp
 
 
 @pytest.mark.slow
-def test_the_exports_card_names_the_folder_over_which_peft_computes_the_same(run: Path, tmp_path: Path) -> None:
+def test_the_exports_card_names_the_folder_over_which_peft_computes_the_same(run, tmp_path):
     """The built-in base's, whose name on the hub stands for other weights."""
     card = (export_peft(run / "adapter", out=tmp_path / "peft") / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r'`python -c "(.*?)"`', card)

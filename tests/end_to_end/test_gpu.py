@@ -54,7 +54,7 @@ Make = Callable[..., Recipe]
 
 
 @pytest.fixture(autouse=True)
-def measure_memory(record_property: Callable[[str, object], None]) -> Iterator[None]:
+def measure_memory(record_property):
     """The peak of each test goes into the report."""
     if GPU:
         torch.cuda.empty_cache()
@@ -65,7 +65,7 @@ def measure_memory(record_property: Callable[[str, object], None]) -> Iterator[N
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory):
     """A random LLaMA whose widths suit 4 bits on every device."""
     folder = tmp_path_factory.mktemp("gpu") / "model"
     tiny_llama(vocab_size=len(tokenizer()), hidden_size=64, intermediate_size=128).save_pretrained(folder)
@@ -74,7 +74,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make(world: Path, base: Path) -> Make:
+def make(world, base):
     """The world's recipe over this base, with overrides."""
     return lambda *overrides: load_recipe(world / "recipe.yaml", (f"model.name={base}", *overrides))
 
@@ -99,9 +99,7 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_train_stop_resume_evaluate_merge_export(
-    make: Make, tmp_path: Path, record_property: Callable[[str, object], None], kind: str
-) -> None:
+def test_train_stop_resume_evaluate_merge_export(make, tmp_path, record_property, kind):
     if "quantization" in "".join(BASES[kind]):
         pytest.importorskip("bitsandbytes")
     recipe = make(*BASES[kind], "training.keep_checkpoints=9")
@@ -124,9 +122,7 @@ def test_train_stop_resume_evaluate_merge_export(
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("continues", [(), (None, 0, 0, 2)])
-def test_attention_over_rows_is_the_formula(
-    record_property: Callable[[str, object], None], continues: tuple[int | None, ...], window: int | None
-) -> None:
+def test_attention_over_rows_is_the_formula(record_property, continues, window):
     """In bfloat16, values and gradients, against float64 on the CPU; lengths are of no kernel's tiles."""
     torch.manual_seed(0)
     lengths, cpu, found = (70, 131, 1, 200), torch.device("cpu"), []
@@ -158,7 +154,7 @@ def test_attention_over_rows_is_the_formula(
         "kind: task-gate, experts: 2",
     ],
 )
-def test_every_mixer_takes_a_step_that_never_waits(make: Make, mixer: str) -> None:
+def test_every_mixer_takes_a_step_that_never_waits(make, mixer):
     recipe = make("model.dtype=bfloat16", f"adapter.mixer={{{mixer}}}")
     parts, data = prepare(Accelerator(mixed_precision="no"), recipe)
     parts.objective.train()
@@ -174,9 +170,7 @@ def test_every_mixer_takes_a_step_that_never_waits(make: Make, mixer: str) -> No
 
 
 @pytest.mark.parametrize("change", ["model.gradient_checkpointing=true", "training.micro_batch_tokens=60"])
-def test_what_saves_memory_changes_no_gradient(
-    make: Make, record_property: Callable[[str, object], None], change: str
-) -> None:
+def test_what_saves_memory_changes_no_gradient(make, record_property, change):
     gradients = []
     for overrides in ((), (change,)):
         parts, data = prepare(
@@ -194,9 +188,7 @@ def test_what_saves_memory_changes_no_gradient(
 
 
 @pytest.mark.parametrize("double", ["true", "false"])
-def test_the_dequantized_merge_has_the_weights_that_the_gpu_had(
-    make: Make, tmp_path: Path, record_property: Callable[[str, object], None], double: str
-) -> None:
+def test_the_dequantized_merge_has_the_weights_that_the_gpu_had(make, tmp_path, record_property, double):
     """The merge packs the base once more, on the CPU; training packed it on the GPU. The codes must agree."""
     pytest.importorskip("bitsandbytes")
     recipe = make(*BASES["nf4"], f"model.double_quantization={double}", "training.max_steps=6")
@@ -220,7 +212,7 @@ def test_the_dequantized_merge_has_the_weights_that_the_gpu_had(
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_the_weight_of_the_forward_pass_is_the_dequantized_one(base: Path, kind: str) -> None:
+def test_the_weight_of_the_forward_pass_is_the_dequantized_one(base, kind):
     """Against base(I) = Wᵀ."""
     pytest.importorskip("bitsandbytes")
     model = load_base(ModelSection(name=str(base), dtype="bfloat16", quantization=kind), device=DEVICE)
@@ -232,7 +224,7 @@ def test_the_weight_of_the_forward_pass_is_the_dequantized_one(base: Path, kind:
         torch.testing.assert_close(found, weight, rtol=0, atol=8e-3 * float(weight.abs().max()), msg=name)
 
 
-def test_a_pissa_start_and_its_merge(make: Make, tmp_path: Path) -> None:
+def test_a_pissa_start_and_its_merge(make, tmp_path):
     train_recipe(
         make("model.dtype=bfloat16", "adapter.start=pissa", "adapter.mixer.init=orthogonal"), out=tmp_path / "run"
     )

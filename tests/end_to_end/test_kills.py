@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the paths of open files in /proc")
-def test_commands_killed_at_some_of_their_writes_go_on_to_the_same_bytes() -> None:
+def test_commands_killed_at_some_of_their_writes_go_on_to_the_same_bytes():
     """`make soak` kills them at every write. In a process of its own, which has no threads: it forks."""
     command = [
         sys.executable,

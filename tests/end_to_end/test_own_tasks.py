@@ -27,7 +27,7 @@ DECLARED = "tasks:\n  weather: {train: rows.jsonl, question: text, options: [rai
 
 
 @pytest.fixture(scope="module")
-def mine(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mine(world, tmp_path_factory):
     """A folder with the data, the file beside them, and a finished run that trained on them and on BoolQ."""
     folder = tmp_path_factory.mktemp("mine")
     write_rows(folder, OPTIONS, "label")
@@ -42,7 +42,7 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
     return load_recipe(folder / "recipe.yaml", (*own, *overrides))
 
 
-def test_every_number_of_rows_is_explained(mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_number_of_rows_is_explained(mine, tmp_path, capsys):
     """Those of a training add up to the rows of its files; the recipe's limit is named, a typed one is not."""
     (note,) = [note for note in Run(mine / "run").facts["data"]["notes"] if " rows: " in note]
     total, *parts = [int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", note)]
@@ -60,9 +60,7 @@ def scored(target: Path | str, **options: object) -> Results:
     return evaluate_target(open_target(str(target), dtype="float32"), **options)[0]  # type: ignore[arg-type]
 
 
-def test_a_run_finds_its_rows_from_anywhere(
-    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_finds_its_rows_from_anywhere(mine, tmp_path, monkeypatch, capsys):
     for name in ("rows.jsonl", "weather.yaml", "recipe.yaml"):
         shutil.copy(mine / name, tmp_path / name)
     (elsewhere := tmp_path / "elsewhere").mkdir()
@@ -79,9 +77,7 @@ def test_a_run_finds_its_rows_from_anywhere(
     train_recipe(from_elsewhere, out=tmp_path / "runs" / "mine", resuming=True)
 
 
-def test_the_merged_model_is_asked_as_the_run_from_anywhere(
-    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_merged_model_is_asked_as_the_run_from_anywhere(mine, tmp_path, monkeypatch, capsys):
     """Its tasks, protocol, format, precision and limit, after a move; an export brings them back as well. What the
     files are is not for others."""
     cloze = recipe(mine, "data.format=cloze", "evaluation.protocol=cloze", "training.epochs=1")
@@ -104,9 +100,7 @@ def test_the_merged_model_is_asked_as_the_run_from_anywhere(
     assert code == 2 and says(error, "/gone/rows.jsonl: no such file") and error.count("\n") == 1
 
 
-def test_texts_are_asked_beside_questions_and_compared(
-    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_texts_are_asked_beside_questions_and_compared(mine, tmp_path, monkeypatch, capsys):
     """By the run, its base and the merged model."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(mine / "run", "run")
@@ -128,9 +122,7 @@ def test_texts_are_asked_beside_questions_and_compared(
     assert merged.macro is None and not merged.tasks
 
 
-def test_a_gate_has_an_embedding_for_each_task_of_the_run(
-    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gate_has_an_embedding_for_each_task_of_the_run(mine, tmp_path, capsys):
     gated = recipe(mine, "adapter.mixer={kind: task-gate, experts: 2, embedding_size: 8}", "training.epochs=1")
     train_recipe(gated, out=tmp_path / "gated")
     sizes = {len(value) for key, value in adapter(tmp_path / "gated").items() if key.endswith("embedding")}
@@ -157,8 +149,6 @@ def test_a_gate_has_an_embedding_for_each_task_of_the_run(
         ("data.tasks=[boolq, passages]", "texts, such as passages, are not trained on; name them in evaluation.tasks"),
     ],
 )
-def test_a_wrong_declaration_is_one_line(
-    mine: Path, override: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_declaration_is_one_line(mine, override, said, capsys):
     code, _, error = run(capsys, "train", mine / "recipe.yaml", override, "--dry-run")
     assert code == 2 and said in error and error.count("\n") == 1

@@ -34,7 +34,7 @@ def train_score_merge(recipe: Path, out: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def here(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def here(world, tmp_path_factory):
     """With all that this processor has."""
     out = tmp_path_factory.mktemp("here")
     train_score_merge(world / "recipe.yaml", out)
@@ -42,7 +42,7 @@ def here(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_it_trains_scores_and_merges_and_gives_the_same(here: Path, world: Path, tmp_path: Path) -> None:
+def test_it_trains_scores_and_merges_and_gives_the_same(here, world, tmp_path):
     """Torch's own attention packs bfloat16 where oneDNN may use AMX, and then fails without AVX-512 of its own: both
     have fewer."""
     command = [sys.executable, __file__, world / "recipe.yaml", tmp_path]

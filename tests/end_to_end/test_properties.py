@@ -159,7 +159,7 @@ def written(value: Any) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folder() -> Any:
+def folder():
     """A working directory for all examples."""
     with tempfile.TemporaryDirectory() as scratch, chdir(scratch):
         yield
@@ -168,7 +168,7 @@ def folder() -> Any:
 @pytest.mark.slow
 @tries(150)
 @given(value=RECIPES, base=st.none() | RECIPES, name=st.sampled_from(["base.yaml", "llama3-8b", "a"]) | ANYTHING)
-def test_any_recipe_file_is_read_or_refused(value: Any, base: Any, name: Any) -> None:
+def test_any_recipe_file_is_read_or_refused(value, base, name):
     if base is not None:
         Path("base.yaml").write_text(written(base), encoding="utf-8", errors="surrogatepass")
         if isinstance(value, dict):
@@ -195,7 +195,7 @@ def test_any_recipe_file_is_read_or_refused(value: Any, base: Any, name: Any) ->
 @example(text='extends: "a\\0b"')
 @example(text="extends: ~nobody-at-all")
 @example(text="extends: " + "a" * 300)
-def test_any_text_is_a_recipe_or_refused(text: str | bytes) -> None:
+def test_any_text_is_a_recipe_or_refused(text):
     content = text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass")
     Path("any.yaml").write_bytes(content)
     check_recipe(Path("any.yaml"), places=("any.yaml: ",))
@@ -228,14 +228,14 @@ DOTTED = [key for key, _, _ in trace_recipe("smollm2-135m")]
 @example(overrides=["=", "-\n"])
 @example(overrides=["name=a\u2028b", 'tracking.project="a\\nb"'])
 @example(overrides=["extends=llama3-8b"])
-def test_any_override_is_laid_or_refused(overrides: list[str]) -> None:
+def test_any_override_is_laid_or_refused(overrides):
     Path("any.yaml").write_text("model: {name: x}", encoding="utf-8")
     check_recipe(Path("any.yaml"), *overrides, places=("override", "any.yaml: "))
 
 
 @tries(150)
 @given(value=st.recursive(st.text(st.characters(exclude_categories=["Cs"])), lambda inner: st.lists(inner, max_size=3)))
-def test_any_text_fits_on_one_line_and_comes_back(value: Any) -> None:
+def test_any_text_fits_on_one_line_and_comes_back(value):
     line = render_inline(value)
     assert line.isprintable() and parse(line) == value
 
@@ -305,7 +305,7 @@ def check_example(found: Example) -> None:
 @example(text="[" + "9" * 5000, suffix="json")
 @example(text="\ufeff" + json.dumps(GOOD), suffix="jsonl")
 @example(text=json.dumps([GOOD | bad for bad in BAD]), suffix="json")
-def test_any_rows_are_read_or_refused(text: str | bytes, suffix: str) -> None:
+def test_any_rows_are_read_or_refused(text, suffix):
     path = Path(f"rows.{suffix}")
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass"))
     try:

@@ -30,7 +30,7 @@ def rewrite(path: Path, change: Callable[[list[dict[str, str]]], list[dict[str, 
 
 
 @pytest.fixture
-def planted(world: Path, tmp_path: Path) -> Path:
+def planted(world, tmp_path):
     """The world's data, in which obqa's training rows begin with two of its test rows, 3 and 5, the first under other
     letters; then with row 7 under another answer. Row 9 of arc_easy's test is the last row of obqa's training."""
     data = shutil.copytree(world / "data", tmp_path / "planted")

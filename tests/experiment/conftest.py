@@ -1,7 +1,5 @@
 """A finished experiment that several files read."""
 
-from pathlib import Path
-
 import pytest
 
 from experiment_kit import FILE, study, train
@@ -9,7 +7,7 @@ from moslora.experiment import one_run
 
 
 @pytest.fixture(scope="session")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(world, tmp_path_factory):
     """A finished experiment of the file as it is, which lies beside it: e.yaml. Copy it before changing it."""
     here = tmp_path_factory.mktemp("finished")
     (here / "e.yaml").write_text(FILE.format(world=world, rates="[3e-2]", search=""), encoding="utf-8")

@@ -49,7 +49,7 @@ Write = Callable[..., str]
 
 
 @pytest.fixture
-def write(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+def write(world, tmp_path, monkeypatch):
     """Writes an experiment file into the working folder."""
 
     def file(*, rates: str = "[3e-2]", search: str = "", old: str = "", new: str = "") -> str:

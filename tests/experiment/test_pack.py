@@ -24,7 +24,7 @@ from moslora.runs.run import Run
 
 
 @pytest.fixture(scope="module")
-def scored(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(finished, tmp_path_factory):
     """A folder with an experiment file and its finished runs, in one of which the base was asked, too."""
     here = tmp_path_factory.mktemp("packing")
     shutil.copy(finished.with_name("e.yaml"), here)
@@ -34,7 +34,7 @@ def scored(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(scored, tmp_path, monkeypatch):
     folder = shutil.copytree(scored, tmp_path / "here")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(one_run, "train_in_processes", train)

@@ -26,7 +26,7 @@ from training_kit import adapter, same_bits, sign
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
+def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 

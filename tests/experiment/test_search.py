@@ -55,7 +55,7 @@ class PretendedRuns:
 
 
 @pytest.fixture
-def write(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def write(world, tmp_path, monkeypatch):
     """Writes an experiment file with seeds 7 and 8 of the search."""
     monkeypatch.chdir(tmp_path)
 

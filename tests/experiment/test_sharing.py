@@ -13,7 +13,6 @@ from moslora.kernels.dropout import Dropout
 from moslora.recipe import Recipe
 from moslora.training.loop import train
 from moslora.training.prepare import prepare
-from training_kit import MakeRecipe
 
 ARMS = {
     "lora": ["adapter.mixer={kind: identity}"],
@@ -60,12 +59,12 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def plain(module_recipe: MakeRecipe) -> Watched:
+def plain(module_recipe):
     return Watched(module_recipe(*ARMS["lora"]))
 
 
 @pytest.fixture(scope="module")
-def module_recipe(world) -> MakeRecipe:
+def module_recipe(world):
     from moslora.recipe import load_recipe
 
     return lambda *overrides: load_recipe(world / "recipe.yaml", ["training.max_steps=4", *overrides])

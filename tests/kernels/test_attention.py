@@ -37,9 +37,7 @@ def hidden(model: PreTrainedModel, embedded: Tensor, **keywords: object) -> Tens
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("kernel", [GROUPED, UNPADDED, PADDED])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(
-    monkeypatch: pytest.MonkeyPatch, name: str, kernel: str, own: bool
-) -> None:
+def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(monkeypatch, name, kernel, own):
     """With the attention module of transformers and with ours."""
     monkeypatch.setattr(attention, "kernel", lambda *_: kernel)
     model = model_of(name)
@@ -67,9 +65,7 @@ def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(
 @pytest.mark.parametrize("continues", [(), (None, 0, 1, 0, None), (None, None, 1, 1, 0), (None, 0, 0, 0, 0)])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize(("padding", "most"), [(rows_module.PADDING, rows_module.SCORES), (20, 999), (0, 1)])
-def test_every_way_of_computing_it_is_the_formula(
-    monkeypatch: pytest.MonkeyPatch, padding: int, most: int, window: int | None, continues: tuple[int | None, ...]
-) -> None:
+def test_every_way_of_computing_it_is_the_formula(monkeypatch, padding, most, window, continues):
     monkeypatch.setattr(rows_module, "PADDING", padding)
     monkeypatch.setattr(rows_module, "SCORES", most)
     torch.manual_seed(1)
@@ -91,7 +87,7 @@ def test_every_way_of_computing_it_is_the_formula(
 
 @pytest.mark.parametrize("kernel", [PADDED, UNPADDED])
 @pytest.mark.parametrize("window", [None, 4])
-def test_gradients_on_a_gpu_are_those_on_a_cpu(window: int | None, kernel: str) -> None:
+def test_gradients_on_a_gpu_are_those_on_a_cpu(window, kernel):
     """Also of keys that several rows share."""
     torch.manual_seed(3)
     heads = [torch.randn(n, sum(LENGTHS), 8, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
@@ -104,7 +100,7 @@ def test_gradients_on_a_gpu_are_those_on_a_cpu(window: int | None, kernel: str) 
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_flash_attention_is_of_16_bits_and_of_the_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attention_is_of_16_bits_and_of_the_gpus_that_have_it(monkeypatch):
     gpu, half = torch.device("cuda"), torch.bfloat16
     for has in (True, False):
         monkeypatch.setattr(attention, "has_flash_attention", lambda _, has=has: has)
@@ -115,9 +111,7 @@ def test_flash_attention_is_of_16_bits_and_of_the_gpus_that_have_it(monkeypatch:
 
 @pytest.mark.parametrize("continues", [(), (None, 0, 0), (None, 0, 1), (None, None, 0)])
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_gradient_written_out_is_that_of_finite_differences(
-    window: int | None, continues: tuple[int | None, ...]
-) -> None:
+def test_the_gradient_written_out_is_that_of_finite_differences(window, continues):
     torch.manual_seed(2)
     rows = Rows((4, 5, 1), torch.device("cpu"), continues)
     heads = [torch.randn(1, n, 10, 3, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]

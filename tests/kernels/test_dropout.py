@@ -15,7 +15,7 @@ def dropped(dropout: Dropout, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("p", [0.05, 0.5])
-def test_entries_are_dropped_or_scaled_and_so_is_their_gradient(dtype: torch.dtype, p: float) -> None:
+def test_entries_are_dropped_or_scaled_and_so_is_their_gradient(dtype, p):
     torch.manual_seed(3)
     x = torch.ones(301, 333, dtype=dtype, requires_grad=True)
     out = dropped(Dropout(p), x)
@@ -27,7 +27,7 @@ def test_entries_are_dropped_or_scaled_and_so_is_their_gradient(dtype: torch.dty
     assert abs(float(kept.double().mean()) - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5
 
 
-def test_the_draw_follows_from_the_seed_and_evaluation_drops_nothing() -> None:
+def test_the_draw_follows_from_the_seed_and_evaluation_drops_nothing():
     dropout = Dropout(0.3)
     x = torch.randn(64, 65).bfloat16()
     draws = []
@@ -38,7 +38,7 @@ def test_the_draw_follows_from_the_seed_and_evaluation_drops_nothing() -> None:
     assert dropped(dropout.eval(), x) is x
 
 
-def test_as_many_are_dropped_as_of_independent_entries() -> None:
+def test_as_many_are_dropped_as_of_independent_entries():
     """Binomial: of n entries n p on average, with variance n p (1 − p)."""
     torch.manual_seed(5)
     n = 400
@@ -53,9 +53,7 @@ def test_as_many_are_dropped_as_of_independent_entries() -> None:
 
 @pytest.mark.parametrize("kernel", ["by places", "by mask"])
 @pytest.mark.parametrize("again", [True, False])
-def test_the_projection_is_the_product_with_what_dropout_leaves(
-    kernel: str, again: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_projection_is_the_product_with_what_dropout_leaves(kernel, again, monkeypatch):
     """Two adapters read one x, which is kept or computed again, and so does another product."""
     monkeypatch.setattr(Dropout, "kernel", lambda *_: kernel)
     torch.manual_seed(6)
@@ -85,7 +83,7 @@ def test_the_projection_is_the_product_with_what_dropout_leaves(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MIXERS if "gate" not in kind])
-def test_an_adapter_in_training_is_the_formula(kind: str) -> None:
+def test_an_adapter_in_training_is_the_formula(kind):
     """y = W x + s · B · M · A · x̃ with the dropped x̃."""
     torch.manual_seed(8)
     mixer = build_mixer(kind=kind, rank=4)
@@ -99,7 +97,7 @@ def test_an_adapter_in_training_is_the_formula(kind: str) -> None:
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_what_is_computed_again_is_neither_kept_nor_left_behind() -> None:
+def test_what_is_computed_again_is_neither_kept_nor_left_behind():
     """As often as there are backward passes, not readers."""
     calls = []
 

@@ -48,7 +48,7 @@ def philox(counters: numpy.ndarray, key: int) -> numpy.ndarray:
     return numpy.stack(words, -1)
 
 
-def test_the_mask_is_of_the_words_of_philox() -> None:
+def test_the_mask_is_of_the_words_of_philox():
     """Which are those of Random123's known answers; of a row of 9 entries three counters are used."""
     assert philox(numpy.zeros(1, int), 0)[0].tolist() == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
     words = philox(numpy.arange(5 * 3), 99).reshape(5, 12)[:, :9]
@@ -68,9 +68,7 @@ def results(compute: Callable[..., list[Tensor]], leaves: list[Tensor], learn: s
 @pytest.mark.parametrize(("rank", "columns"), [(3, 40), (48, 130), (513, 64)])
 @pytest.mark.parametrize("learn", ["xa", "a", "x"])
 @pytest.mark.parametrize("again", [True, False])
-def test_values_and_gradients_are_those_of_the_formula(
-    dtype: torch.dtype, rank: int, columns: int, learn: str, again: bool
-) -> None:
+def test_values_and_gradients_are_those_of_the_formula(dtype, rank, columns, learn, again):
     """In float64. x is kept or computed again, and another product reads it, too."""
     torch.manual_seed(3)
     leaves = [(torch.randn(2, 37, columns)).to(dtype), (torch.randn(rank, columns) / columns**0.5).to(dtype)]
@@ -94,7 +92,7 @@ def test_values_and_gradients_are_those_of_the_formula(
         torch.testing.assert_close(mine.double(), other, rtol=4 * ROUNDING[dtype], atol=8 * ROUNDING[dtype])
 
 
-def test_checkpointing_drops_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpointing_drops_the_same(monkeypatch):
     """Though its seed is drawn again; the next draw is another."""
     monkeypatch.setattr(Dropout, "kernel", lambda *_: WITHIN)
     dropout = Dropout(0.3)

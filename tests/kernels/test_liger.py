@@ -23,7 +23,7 @@ if DEVICE.type == "cuda":
 
 
 @pytest.fixture(autouse=True)
-def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_any_device(monkeypatch):
     """Interpreted on a CPU, which is given numbers as Python's where a GPU has float32."""
     monkeypatch.setattr(liger, "takes", lambda x: x.dtype != torch.float64)
     if DEVICE.type == "cpu":
@@ -53,14 +53,14 @@ def same(compute: Callable[..., list[Tensor]], leaves: list[Tensor], rounding: f
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_it_turns(dtype: torch.dtype) -> None:
+def test_it_turns(dtype):
     """In place: q and k are made first, as layers make them."""
     q, k, cos, sin = parts(dtype)
     same(lambda q, k: [*Turned.apply(q * 1, k * 1, cos.to(q), sin.to(q))], [q, k], ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_it_gates(dtype: torch.dtype) -> None:
+def test_it_gates(dtype):
     """With an adapter's input that is computed again before its parts are overwritten."""
     torch.manual_seed(1)
     weights = [torch.randn(shape, dtype=torch.float64) / 4 for shape in ((24, 16), (24, 16), (16, 24))]
@@ -77,7 +77,7 @@ def test_it_gates(dtype: torch.dtype) -> None:
     same(compute, [leaf.to(dtype) for leaf in leaves], ROUNDING[dtype])
 
 
-def test_what_is_overwritten_is_not_read_again() -> None:
+def test_what_is_overwritten_is_not_read_again():
     gate, up = (torch.randn(3, 8, device=DEVICE, requires_grad=True) for _ in range(2))
     mlp = GatedMLP(nn.Identity(), nn.Identity(), nn.Identity())
     mlp.gate_proj.forward, mlp.up_proj.forward = (lambda _: gate * 1), (lambda _: up * 1)

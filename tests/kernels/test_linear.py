@@ -24,9 +24,7 @@ def layers(dtype: torch.dtype, *, bias: bool = True) -> tuple[FrozenLinear, nn.L
 @pytest.mark.parametrize(
     ("dtype", "rounding"), [(torch.float64, 0), (torch.float32, 1e-6), (torch.bfloat16, 0), (torch.float16, 0)]
 )
-def test_values_and_gradients_are_theirs(
-    dtype: torch.dtype, rounding: float, shape: tuple[int, ...], bias: bool
-) -> None:
+def test_values_and_gradients_are_theirs(dtype, rounding, shape, bias):
     ours, theirs = layers(dtype, bias=bias)
     x = torch.randn(shape).to(dtype)
     weights = torch.randn((*shape[:-1], 40)).to(dtype)
@@ -40,7 +38,7 @@ def test_values_and_gradients_are_theirs(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_many_rows_are_as_exact_whatever_the_processor_multiplies(dtype: torch.dtype) -> None:
+def test_many_rows_are_as_exact_whatever_the_processor_multiplies(dtype):
     """Against float64, rounded: the sums are of float32, on processors that convert as on those that do not."""
     ours, theirs = layers(dtype)
     x = torch.randn(200, 24).to(dtype)
@@ -54,7 +52,7 @@ def test_many_rows_are_as_exact_whatever_the_processor_multiplies(dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_weight_that_changes_is_packed_again(dtype: torch.dtype) -> None:
+def test_a_weight_that_changes_is_packed_again(dtype):
     ours, theirs = layers(dtype)
     x = torch.randn(3, 24).to(dtype)
     other = torch.randn(40, 24).to(dtype)
@@ -76,7 +74,7 @@ def test_a_weight_that_changes_is_packed_again(dtype: torch.dtype) -> None:
     assert same() and same(copy.deepcopy(ours))
 
 
-def test_a_weight_that_learns_has_its_gradient() -> None:
+def test_a_weight_that_learns_has_its_gradient():
     ours, theirs = layers(torch.float32)
     x = torch.randn(3, 24)
     for layer in (ours, theirs):
@@ -84,7 +82,7 @@ def test_a_weight_that_learns_has_its_gradient() -> None:
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
 
 
-def test_a_model_keeps_its_weights_and_their_names_and_computes_the_same() -> None:
+def test_a_model_keeps_its_weights_and_their_names_and_computes_the_same():
     """All that is exchanged: two MLPs, five norms and the linear layers; a second time nothing changes."""
     model = tiny_llama().requires_grad_(False)
     ids = token_batch(model)

@@ -24,7 +24,7 @@ def parts(dtype: torch.dtype) -> list[Tensor]:
     ("dtype", "rounding"),
     [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)],
 )
-def test_it_turns_as_transformers_does_up_to_rounding(dtype: torch.dtype, rounding: float) -> None:
+def test_it_turns_as_transformers_does_up_to_rounding(dtype, rounding):
     """Values and gradients; no farther from float64 than theirs of this dtype."""
     q, k, cos, sin = parts(dtype)
     weights = [torch.randn_like(q), torch.randn_like(k)]
@@ -44,12 +44,12 @@ def test_it_turns_as_transformers_does_up_to_rounding(dtype: torch.dtype, roundi
         assert (mine - true).norm() <= (other - true).norm() + 1e-6
 
 
-def test_its_gradient_is_that_of_finite_differences() -> None:
+def test_its_gradient_is_that_of_finite_differences():
     q, k, cos, sin = parts(torch.float64)
     assert torch.autograd.gradcheck(lambda *x: Turned.apply(*x, cos, sin), (q.requires_grad_(), k.requires_grad_()))
 
 
-def test_without_rows_it_is_the_plain_module() -> None:
+def test_without_rows_it_is_the_plain_module():
     """Which writes with a cache; also a second time, and after its copy."""
     model = tiny_llama().eval()
     ids = token_batch(model)
@@ -61,7 +61,7 @@ def test_without_rows_it_is_the_plain_module() -> None:
     assert torch.equal(model.generate(ids, **options), expected[0]) and torch.equal(model(ids).logits, expected[1])
 
 
-def test_a_window_that_transformers_ignores_is_ignored() -> None:
+def test_a_window_that_transformers_ignores_is_ignored():
     """LlamaConfig keeps a key of the model that the weights came from."""
     model = tiny_llama()
     model.config.sliding_window = 3

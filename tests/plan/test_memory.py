@@ -1,8 +1,7 @@
 """The formulas against what autograd keeps, what the allocator gives out and what bitsandbytes stores."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from moslora.base.engine import use_own_modules
 from moslora.base.load import DTYPES, load_base
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.shapes import meta_model
-from moslora.choices import DType
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import MicroBatch, collate
 from moslora.plan.memory import NCCL_BUFFERS, Devices, Memory, memory
@@ -103,7 +101,7 @@ def allocated(model: PreTrainedModel) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_allocator_gives_out_what_was_measured_without_data(case: dict[str, Any]) -> None:
+def test_the_allocator_gives_out_what_was_measured_without_data(case):
     case = {"dtype": "bfloat16", "target_modules": PROJECTIONS, "dropout": 0.1, "mixer": {"kind": "dense"}} | case
     dtype = DTYPES[case.pop("dtype")]
     checkpointing = case.pop("checkpointing", False)
@@ -120,7 +118,7 @@ def test_the_allocator_gives_out_what_was_measured_without_data(case: dict[str, 
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_int8_layers_keep_nothing(tmp_path: Path, checkpointing: bool) -> None:
+def test_int8_layers_keep_nothing(tmp_path, checkpointing):
     plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**SHAPES))
     plain.save_pretrained(tmp_path)
     options = {"dtype": "float32", "quantization": "int8", "gradient_checkpointing": checkpointing}
@@ -141,7 +139,7 @@ def test_int8_layers_keep_nothing(tmp_path: Path, checkpointing: bool) -> None:
         ("model.gradient_checkpointing=true", 4096 * 2),
     ],
 )
-def test_a_layer_on_a_gpu_keeps_what_a_count_by_hand_says(change: str, by_hand: int) -> None:
+def test_a_layer_on_a_gpu_keeps_what_a_count_by_hand_says(change, by_hand):
     """Bytes per token of LLaMA-3-8B, as in docs/plan.md; in float32 keys are repeated for each head. Beside them all
     factors in the base's dtype, and in float32 A and M."""
     recipe = load_recipe("llama3-8b", [change])
@@ -158,7 +156,7 @@ def test_a_layer_on_a_gpu_keeps_what_a_count_by_hand_says(change: str, by_hand: 
 
 
 @pytest.mark.parametrize("rows", [4, 8])
-def test_the_loss_on_a_gpu_has_some_logits_twice_in_float32(rows: int) -> None:
+def test_the_loss_on_a_gpu_has_some_logits_twice_in_float32(rows):
     """Those of 1,020 positions: all of four rows, or half of eight, as 2²⁷ / 128,256 is 1,046. Beside them are the last
     layer's output and what the loss takes of it, which go before the backward pass."""
     work = Work((256,) * rows, labelled=1)
@@ -168,7 +166,7 @@ def test_the_loss_on_a_gpu_has_some_logits_twice_in_float32(rows: int) -> None:
 
 
 @pytest.fixture
-def one_of_two() -> Iterator[None]:
+def one_of_two():
     """Rank 0 of two processes, in torch's group that sends nothing: what is gathered has only its size."""
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     yield
@@ -176,7 +174,7 @@ def one_of_two() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_sharded_pass_takes_what_fully_shard_gathers(one_of_two: None, checkpointing: bool) -> None:
+def test_a_sharded_pass_takes_what_fully_shard_gathers(one_of_two, checkpointing):
     """Few tokens, so that it is mostly weights."""
     model = tiny_llama(layers=4, hidden_size=256, intermediate_size=512)
     if checkpointing:
@@ -200,9 +198,7 @@ def test_a_sharded_pass_takes_what_fully_shard_gathers(one_of_two: None, checkpo
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dora", [False, True])
-def test_the_unpacked_weights_of_the_layer_that_is_computed_again_are_planned(
-    tmp_path: Path, dora: bool, dtype: DType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_unpacked_weights_of_the_layer_that_is_computed_again_are_planned(tmp_path, dora, dtype, monkeypatch):
     """Beside the peak of all else, which may be elsewhere. DoRA with dropout keeps those of adapted layers twice, and
     all are planned twice: a quarter too much where a processor emulates bfloat16."""
     monkeypatch.setattr("moslora.base.quantized.PACKED_ROWS", 0)
@@ -231,9 +227,7 @@ def test_the_unpacked_weights_of_the_layer_that_is_computed_again_are_planned(
     ],
     ids=str,
 )
-def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(
-    tmp_path_factory: pytest.TempPathFactory, one_of_two: None, options: dict[str, Any], shards: int
-) -> None:
+def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(tmp_path_factory, one_of_two, options, shards):
     folder = tmp_path_factory.mktemp("model")
     plain = tiny_llama(hidden_size=64, intermediate_size=192).requires_grad_(False)
     plain.save_pretrained(folder)
@@ -262,7 +256,7 @@ def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(
     assert needed(plain, section, shards=shards).weights == stored
 
 
-def test_a_base_that_is_quantised_before_it_is_sharded_has_to_fit_whole() -> None:
+def test_a_base_that_is_quantised_before_it_is_sharded_has_to_fit_whole():
     """Another one is shared out from the CPU."""
     quantized = ModelSection(name="meta-llama/Meta-Llama-3-70B", quantization="nf4")
     plain = ModelSection(name="meta-llama/Meta-Llama-3-70B")
@@ -275,7 +269,7 @@ def test_a_base_that_is_quantised_before_it_is_sharded_has_to_fit_whole() -> Non
         assert not alone.loading
 
 
-def test_adapters_gradients_and_optimizer_take_what_training_makes() -> None:
+def test_adapters_gradients_and_optimizer_take_what_training_makes():
     model = tiny_llama()
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS, dora=True)
     optimizer = build_optimizer(model, load_recipe("llama3-8b").training)
@@ -300,7 +294,7 @@ def needed(model: PreTrainedModel, section: ModelSection, **options: Any) -> Mem
     return memory(model, section, Work((32, 32), 0.125), Devices(on_gpu=True, **options))
 
 
-def test_shards_divide_the_decoder_layers_and_gather_three() -> None:
+def test_shards_divide_the_decoder_layers_and_gather_three():
     model = tiny_llama(layers=3)
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
     section = ModelSection(name="x", dtype="float32")

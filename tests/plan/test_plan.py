@@ -3,14 +3,13 @@
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPTNeoXConfig, MixtralConfig, PreTrainedConfig
+from transformers import GPTNeoXConfig, MixtralConfig
 
 from cli_kit import run
 from message_kit import says
@@ -25,7 +24,6 @@ from moslora.runs.run import Run
 from moslora.training.objective import LabelLoss
 from recipe_kit import MODELS
 from reference import PROJECTIONS, as_micro_batch, tiny_llama, token_batch
-from training_kit import MakeRecipe
 
 PUBLISHED = {
     "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
@@ -43,14 +41,12 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
+def test_shapes_have_the_published_number_of_parameters(name):
     assert meta_model(ModelSection(name=name)).num_parameters() == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_recipe_with_a_model_is_planned_without_the_hub(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
-) -> None:
+def test_every_recipe_with_a_model_is_planned_without_the_hub(capsys, monkeypatch, tmp_path, name):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))
     code, out, _ = run(capsys, "plan", name, "--gpu-memory", "80GB", "--processes", "8")
@@ -74,7 +70,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_fit_is_told_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_does_not_fit_is_told_what_would(capsys):
     def remark(memory: str, *changes: str) -> str:
         return planned(capsys, "llama3-8b", "--gpu-memory", memory, *changes)[1]
 
@@ -88,13 +84,11 @@ def test_a_model_that_does_not_fit_is_told_what_would(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80e9), ("79.6 GiB", 79.6 * 2**30), ("24", 24e9), ("16gb", 16e9)])
-def test_memory_is_read_in_either_unit(text: str, size: float) -> None:
+def test_memory_is_read_in_either_unit(text, size):
     assert parse_bytes(text) == int(size)
 
 
-def test_the_dry_run_of_train_is_the_plan(
-    capsys: pytest.CaptureFixture[str], world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_dry_run_of_train_is_the_plan(capsys, world, monkeypatch):
     recipe = world / "recipe.yaml"
     monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda *_: 60.0)
     assert run(capsys, "train", recipe, "--dry-run") == run(capsys, "plan", recipe)
@@ -105,7 +99,7 @@ def test_the_dry_run_of_train_is_the_plan(
         assert code == 1 and "\ndoes not fit" in out and "moslora plan RECIPE --probe" in out
 
 
-def test_rows_that_are_at_hand_are_counted(recipe: MakeRecipe, trained: Path) -> None:
+def test_rows_that_are_at_hand_are_counted(recipe, trained):
     """Against the rows of every step; ``trained`` has put them into the cache."""
     run = outline(recipe())
     assert run.data is not None
@@ -117,9 +111,7 @@ def test_rows_that_are_at_hand_are_counted(recipe: MakeRecipe, trained: Path) ->
     assert any("tokens on average" in line for line in run.lines)
 
 
-def test_a_probe_runs_steps_and_keeps_nothing(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_probe_runs_steps_and_keeps_nothing(capsys, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run(capsys, "plan", world / "recipe.yaml", "--probe")
     assert code == 0 and re.search(r"^measured here: [\d,]+ tokens a second .*5 steps", out, re.M)
@@ -133,9 +125,7 @@ def test_a_probe_runs_steps_and_keeps_nothing(
         (MixtralConfig, "memory and time are not known: MixtralForCausalLM routes its tokens to experts"),
     ],
 )
-def test_other_architectures_are_planned_or_refused(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, kind: type[PreTrainedConfig], said: str
-) -> None:
+def test_other_architectures_are_planned_or_refused(capsys, world, tmp_path, kind, said):
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     kind(**shape, vocab_size=64).save_pretrained(tmp_path)
     changes = (f"model.name={tmp_path}", "adapter.target_modules=all-linear")
@@ -145,7 +135,7 @@ def test_other_architectures_are_planned_or_refused(
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_operations_are_those_that_torch_counts(recomputed: bool, dora: bool) -> None:
+def test_operations_are_those_that_torch_counts(recomputed, dora):
     """DoRA's too, with the second product with each frozen weight that dropout asks for; of more tokens, beside which
     its norms are little."""
     times = 20 if dora else 1
@@ -169,7 +159,7 @@ def test_operations_are_those_that_torch_counts(recomputed: bool, dora: bool) ->
 @pytest.mark.parametrize(
     ("dora", "recomputed", "of_adapted"), [(False, False, 0), (True, False, 2), (False, True, 0), (True, True, 2)]
 )
-def test_a_base_in_4_bits_is_unpacked_twice_a_pass(dora: bool, recomputed: bool, of_adapted: int) -> None:
+def test_a_base_in_4_bits_is_unpacked_twice_a_pass(dora, recomputed, of_adapted):
     """All of its linear layers, in three passes: forwards and backwards, or forwards and as they are computed again.
     Adapted ones with DoRA and dropout once more each."""
     model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
@@ -182,9 +172,7 @@ def test_a_base_in_4_bits_is_unpacked_twice_a_pass(dora: bool, recomputed: bool,
     assert found.unpacked == 3 * 2.5 * 4 * (2 * layer + of_adapted * adapted)
 
 
-def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_command_for_gpus(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_command_for_gpus(capsys, monkeypatch):
     """2·10¹⁸ operations on the CPU of a machine without GPUs; the command that it names plans for some."""
     monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda total, *_: total.operations / 4e11)
     code, out, _ = run(capsys, "plan", "llama3-8b")
@@ -196,7 +184,7 @@ def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_comma
     assert "GPU" in planned(capsys, *first.partition(": moslora plan ")[2].split())[0]
 
 
-def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
+def test_the_time_on_a_gpu_is_that_of_products_and_unpacking():
     """10¹⁵ operations and 10¹² bytes on an H100, or 1,000 layers that its host launches: by hand."""
     h100 = GPUS["H100 SXM"]
     for work, dtype, seconds in (
@@ -211,7 +199,7 @@ def test_the_time_on_a_gpu_is_that_of_products_and_unpacking() -> None:
     assert [in_words(60, 299), in_words(5000, 7200), in_words(4e7)] == ["1–5 min", "1.4–2.0 h", "11,111 h"]
 
 
-def test_eight_gpus_wait_for_their_hosts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_eight_gpus_wait_for_their_hosts(capsys):
     """31,932 steps: 32 layers that a host launches in 1.4 to 3.2 ms each, and a checkpoint of 340.2 MB after 200 steps;
     22,419 questions of 132 tokens, each half of a trained one."""
     _, out, _ = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB", "--processes=8")
@@ -225,9 +213,7 @@ def test_eight_gpus_wait_for_their_hosts(capsys: pytest.CaptureFixture[str]) -> 
     assert "then 22,419 test questions by choice: A100 80GB 5 min, H100 SXM 1–2 min" in alone
 
 
-def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(
-    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(recipe, monkeypatch):
     """By a clock that stands still but in a step's passes, where it goes on by a second each."""
     now = [0.0]
     steps: list[int] = []
@@ -245,7 +231,7 @@ def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(
     assert not_timed > 0 and len(timed) == 2 and speed == sum(timed) / 2
 
 
-def test_validations_are_in_the_time(recipe: MakeRecipe, trained: Path) -> None:
+def test_validations_are_in_the_time(recipe, trained):
     """A token of their rows is half a token of training."""
     run = outline(recipe())
     assert run.data is not None
@@ -259,9 +245,7 @@ def test_validations_are_in_the_time(recipe: MakeRecipe, trained: Path) -> None:
 
 
 @pytest.mark.parametrize(("changes", "files"), [((), 2), (("training.result=best",), 4)])
-def test_the_disk_is_what_the_files_take(
-    recipe: MakeRecipe, trained: Path, changes: tuple[str, ...], files: int
-) -> None:
+def test_the_disk_is_what_the_files_take(recipe, trained, changes, files):
     """Against those of a run, whose headers and small files are not counted."""
     own = recipe(*changes)
     line = disk_line(outline(own).model, own.training)

@@ -81,12 +81,12 @@ def both() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("what", MIXES)
-def test_devices_do_not_mix(what: str) -> None:
+def test_devices_do_not_mix(what):
     with pytest.raises((RuntimeError, NotImplementedError), match="CPU"):
         MIXES[what](*both())
 
 
-def test_triton_launches_on_the_current_device() -> None:
+def test_triton_launches_on_the_current_device():
     there, _ = both()
     double = by_triton(lambda x: x * 2)
     with MODULE.device(DEVICE):
@@ -98,7 +98,7 @@ def test_triton_launches_on_the_current_device() -> None:
 
 
 @pytest.mark.parametrize("what", WAITS)
-def test_every_wait_is_counted(what: str) -> None:
+def test_every_wait_is_counted(what):
     there, host = both()
     with watch() as seen:
         WAITS[what](there, host)
@@ -106,7 +106,7 @@ def test_every_wait_is_counted(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", FREE)
-def test_what_does_not_wait_is_not(what: str) -> None:
+def test_what_does_not_wait_is_not(what):
     there, host = both()
     with watch() as seen:
         FREE[what][0](there, host)

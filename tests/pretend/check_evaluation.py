@@ -38,7 +38,7 @@ def same(found: list[Prediction], expected: list[Prediction]) -> None:
 
 
 @pytest.mark.parametrize("protocol", FORMATS)
-def test_the_predictions_are_those_of_the_cpu(mine: Path, tmp_path: Path, protocol: str) -> None:
+def test_the_predictions_are_those_of_the_cpu(mine, tmp_path, protocol):
     with watch() as seen:
         found = scored(mine / "run", tmp_path / "there", protocol)
     assert seen.operations.total() > 100
@@ -47,7 +47,7 @@ def test_the_predictions_are_those_of_the_cpu(mine: Path, tmp_path: Path, protoc
 
 @pytest.mark.parametrize(("protocol", "most"), [("choice", 165), ("cloze", 170)])
 @pytest.mark.parametrize("batches", [1, 3])
-def test_a_block_of_questions_waits_for_its_scores_alone(mine: Path, protocol: Any, most: int, batches: int) -> None:
+def test_a_block_of_questions_waits_for_its_scores_alone(mine, protocol, most, batches):
     target = open_target(str(mine / "run"))
     model = target.load()
     scorer = make_scorer(model, load_tokenizer(target.model), Request(protocol=protocol, format=FORMATS[protocol]))
@@ -62,7 +62,7 @@ def test_a_block_of_questions_waits_for_its_scores_alone(mine: Path, protocol: A
     assert seen.waits.total() == 1 and seen.operations.total() <= most * batches
 
 
-def test_a_pass_of_generated_text_waits_for_its_tokens_alone(mine: Path) -> None:
+def test_a_pass_of_generated_text_waits_for_its_tokens_alone(mine):
     target = open_target(str(mine / "run"))
     model = target.load()
     prompts = [list(range(3, 30 + length)) for length in (1, 5, 9)]

@@ -46,7 +46,7 @@ def pass_of(
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("by_liger", [False, True])
-def test_its_gradients_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, by_liger: bool, share: bool) -> None:
+def test_its_gradients_are_those_of_float64(monkeypatch, by_liger, share):
     """Up to the rounding of bfloat16, of which a pass of the CPU has about as much."""
     monkeypatch.setattr(liger, "installed", lambda: by_liger)
     found, (forwards, _) = pass_of(2, share=share)
@@ -61,7 +61,7 @@ def test_its_gradients_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, by_
 
 
 @pytest.mark.parametrize("by_liger", [False, True])
-def test_its_launches(monkeypatch: pytest.MonkeyPatch, by_liger: bool) -> None:
+def test_its_launches(monkeypatch, by_liger):
     """With five adapters and dropout: what one layer more adds."""
     monkeypatch.setattr(liger, "installed", lambda: by_liger)
     _, fewer = pass_of(1, dropout=0.1, share=False)

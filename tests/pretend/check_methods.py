@@ -59,7 +59,7 @@ def refuse_waits(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_steps_as_on_the_cpu(world: Path, tmp_path: Path, method: str) -> None:
+def test_it_steps_as_on_the_cpu(world, tmp_path, method):
     """Without dropout, where what rows begin with is laid once."""
     few = ("training.global_batch_size=4", f"training.learning_rate={RATE}", "adapter.dropout=0")
     found, seen, logged = steps(method, world, tmp_path, *few, count=2)
@@ -72,7 +72,7 @@ def test_it_steps_as_on_the_cpu(world: Path, tmp_path: Path, method: str) -> Non
 
 
 @pytest.mark.parametrize("method", ["methods/lora", "methods/moslora", "methods/adalora", "methods/lora-moe-topk"])
-def test_it_waits_once_a_step_with_dropout_in_bfloat16(world: Path, tmp_path: Path, method: str) -> None:
+def test_it_waits_once_a_step_with_dropout_in_bfloat16(world, tmp_path, method):
     few = ("model.dtype=bfloat16", "training.micro_batch_tokens=null")
     _, seen, _ = steps(method, world, tmp_path, *few, count=2)
     refuse_waits(seen)
@@ -80,7 +80,7 @@ def test_it_waits_once_a_step_with_dropout_in_bfloat16(world: Path, tmp_path: Pa
     assert seen.operations.total() <= MOST.get(method, 1000)
 
 
-def test_the_table() -> None:
+def test_the_table():
     print("operations  waits  of a step of")
     for method, operations in counted.items():
         print(f"{operations:10}  {1:5}  {method}")

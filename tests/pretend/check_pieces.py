@@ -1,6 +1,6 @@
 """What `moslora check` compares, on the pretend device: its pieces there are those of a GPU."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ BY_NAME = {piece.name: piece for piece in (*PIECES, STEP)}
 
 
 @pytest.fixture(autouse=True)
-def in_a_moment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_a_moment(monkeypatch):
     monkeypatch.setattr(vocabulary, "LOGITS_AT_ONCE", 400 * 100)
     monkeypatch.setattr(liger, "installed", lambda: True)
     yield
@@ -62,7 +62,7 @@ def is_off(piece: Piece, dtype: torch.dtype) -> bool:
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_all_are_equal(name: str) -> None:
+def test_all_are_equal(name):
     piece = BY_NAME[name]
     with watch() as seen:
         for dtype in piece.tolerances:
@@ -72,7 +72,7 @@ def test_all_are_equal(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_found_and_left_out(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_fault_is_found_and_left_out(monkeypatch, name):
     """By the piece's comparison and that of a step; without the piece the step is transformers' own."""
     part, plant = FAULTS[name]
     monkeypatch.setattr(*plant)
@@ -82,7 +82,7 @@ def test_a_fault_is_found_and_left_out(monkeypatch: pytest.MonkeyPatch, name: st
     assert not is_off(STEP, torch.bfloat16)
 
 
-def test_all_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_can_be_left_out(monkeypatch):
     monkeypatch.setenv("MOSLORA_PLAIN", ",".join(PARTS))
     left_out.cache_clear()
     with watch() as seen:

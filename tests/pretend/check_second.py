@@ -1,9 +1,8 @@
 """The second GPU of a machine: nothing of its process is on the first, and Liger-Kernel is tried where it is used."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ SHORT = ("training.epochs=null", "training.max_steps=3", "training.log_every=1",
 
 
 @pytest.fixture(autouse=True)
-def liger_is_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def liger_is_there(monkeypatch):
     """Its kernels as the pretend device has them, not tried yet; the process has just begun."""
     found = importlib.util.find_spec
     names = ("triton", "liger_kernel")
@@ -47,7 +46,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, name: str, kernel: Callable[..., A
     monkeypatch.setattr(module, name, by_triton(kernel))
 
 
-def test_a_run_and_its_evaluation_are_on_it_alone(recipe: Make, tmp_path: Path) -> None:
+def test_a_run_and_its_evaluation_are_on_it_alone(recipe, tmp_path):
     chosen = recipe(*SHORT, "model.dtype=bfloat16")
     with watch() as seen:
         train_recipe(chosen, out=tmp_path / "run")
@@ -59,7 +58,7 @@ def test_a_run_and_its_evaluation_are_on_it_alone(recipe: Make, tmp_path: Path) 
     assert MODULE.current == DEVICE.index and pretend_kit.used == {DEVICE}
 
 
-def test_kernels_are_tried_on_it_and_waited_for() -> None:
+def test_kernels_are_tried_on_it_and_waited_for():
     take_gpu()
     with watch() as seen:
         assert liger.installed()
@@ -69,7 +68,7 @@ def test_kernels_are_tried_on_it_and_waited_for() -> None:
     assert pretend_kit.used == {DEVICE}
 
 
-def test_they_are_launched_where_their_tensors_are() -> None:
+def test_they_are_launched_where_their_tensors_are():
     """Whichever device is current: a model of the library may be on any."""
     assert MODULE.current == 0
     for device in (DEVICE, ANOTHER):
@@ -93,18 +92,14 @@ def test_they_are_launched_where_their_tensors_are() -> None:
         ("project_backward", lambda g, a, x, of_x, d_a, d_x, seed, p: d_x.fill_(1)),
     ],
 )
-def test_one_that_computes_something_else_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, wrong: Callable[..., Any]
-) -> None:
+def test_one_that_computes_something_else_is_not_used(monkeypatch, capsys, name, wrong):
     replaced(monkeypatch, name, wrong)
     liger.agree()
     assert not liger.installed()
     assert capsys.readouterr().out.count("is not used, as it does not work here: its results differ") == 1
 
 
-def test_one_that_cannot_be_compiled_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_that_cannot_be_compiled_is_not_used(monkeypatch, capsys):
     def fails(*_: Tensor) -> None:
         raise RuntimeError("Failed to find C compiler")
 
@@ -113,7 +108,7 @@ def test_one_that_cannot_be_compiled_is_not_used(
     assert not liger.installed() and "Failed to find C compiler" in capsys.readouterr().out
 
 
-def test_one_that_breaks_the_gpu_ends_the_process_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_breaks_the_gpu_ends_the_process_in_a_line(monkeypatch):
     """The error of a kernel comes when it is waited for, and from then on always."""
 
     def broken(device: torch.device) -> None:
@@ -126,9 +121,7 @@ def test_one_that_breaks_the_gpu_ends_the_process_in_a_line(monkeypatch: pytest.
 
 @pytest.mark.parametrize("fault", ["no compiler", ""])
 @pytest.mark.parametrize("where", [0, 1])
-def test_no_process_uses_what_fails_in_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: int, fault: str
-) -> None:
+def test_no_process_uses_what_fails_in_one(monkeypatch, capsys, where, fault):
     """Or is not installed there."""
     faults: list[str | None] = [None, None]
     faults[where] = fault
@@ -140,9 +133,7 @@ def test_no_process_uses_what_fails_in_one(
     assert (fault or "not installed") in said and ("rank 1" in said) == bool(where)
 
 
-def test_where_it_is_not_installed_nothing_is_said(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_where_it_is_not_installed_nothing_is_said(monkeypatch, capsys):
     monkeypatch.setattr(liger, "find_spec", lambda name: None)
     liger.agree()
     assert not liger.installed() and not capsys.readouterr().out

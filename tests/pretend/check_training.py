@@ -64,7 +64,7 @@ def refuse_missing_weights(run: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_resumes_to_the_same_bits(recipe: Make, tmp_path: Path, kind: str) -> None:
+def test_it_resumes_to_the_same_bits(recipe, tmp_path, kind):
     """The adapter, the optimizer's moments, the budget and what was logged."""
     chosen = recipe(*SHORT, *KINDS[kind])
     straight = tmp_path / "run"
@@ -78,7 +78,7 @@ def test_it_resumes_to_the_same_bits(recipe: Make, tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rehearsal_changes_no_bit(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_rehearsal_changes_no_bit(recipe, tmp_path, monkeypatch, kind):
     """With it and without: the adapter, the moments, the budget, the scaler and what was logged."""
     chosen = recipe(*SHORT, *KINDS[kind])
     plain = tmp_path / "run"
@@ -98,7 +98,7 @@ def test_a_rehearsal_changes_no_bit(recipe: Make, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(("kind", "apart"), [("budget", 1e-5), ("float16", 2e-3)])
-def test_it_logs_what_a_run_on_the_cpu_logs(recipe: Make, tmp_path: Path, kind: str, apart: float) -> None:
+def test_it_logs_what_a_run_on_the_cpu_logs(recipe, tmp_path, kind, apart):
     """Losses, norms, validation losses, and the scale after the skipped step. The loop waits once a step."""
     chosen = recipe(*SHORT, *KINDS[kind], "adapter.dropout=0", "training.learning_rate=3e-3")
     with watch() as seen:
@@ -123,7 +123,7 @@ READ = ["wait", "report"]
 
 
 @pytest.fixture
-def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def order(monkeypatch):
     """Calls of a run, as they come."""
     calls: list[str] = []
     places: dict[str, tuple[Any, str]] = {
@@ -150,7 +150,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def test_the_host_waits_once_a_step_when_the_next_has_begun(recipe: Make, tmp_path: Path, order: list[str]) -> None:
+def test_the_host_waits_once_a_step_when_the_next_has_begun(recipe, tmp_path, order):
     """Unless something comes between: of five steps a checkpoint after the third. A step is rehearsed before."""
     few = ("training.max_steps=5", "training.checkpoint_every=3", "training.micro_batch_tokens=null")
     train_recipe(recipe(*SHORT, *few, "training.validate_every=9"), out=tmp_path / "run")
@@ -162,9 +162,7 @@ def test_the_host_waits_once_a_step_when_the_next_has_begun(recipe: Make, tmp_pa
 
 
 @pytest.mark.parametrize("between", [KINDS["budget"], ("training.validate_every=1",), ("training.checkpoint_every=1",)])
-def test_no_step_begins_before_what_comes_between_two(
-    recipe: Make, tmp_path: Path, order: list[str], between: tuple[str, ...]
-) -> None:
+def test_no_step_begins_before_what_comes_between_two(recipe, tmp_path, order, between):
     train_recipe(recipe(*SHORT, "training.micro_batch_tokens=null", *between), out=tmp_path / "run")
     assert order.count("update") == 4
     for at in range(len(order)):
@@ -173,9 +171,7 @@ def test_no_step_begins_before_what_comes_between_two(
 
 
 @pytest.mark.parametrize("kind", ["float16", "gate"])
-def test_a_stop_throws_away_the_step_that_has_begun(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[str], kind: str
-) -> None:
+def test_a_stop_throws_away_the_step_that_has_begun(recipe, tmp_path, monkeypatch, order, kind):
     """And the run goes on to the bits of one that was not stopped."""
     chosen = recipe(*SHORT, *KINDS[kind], "training.validate_every=9")
     straight = tmp_path / "run"
@@ -191,9 +187,7 @@ def test_a_stop_throws_away_the_step_that_has_begun(
     assert same_files(straight, again) and steps_logged(again) == logged
 
 
-def test_no_update_follows_numbers_that_are_not_finite(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[str]
-) -> None:
+def test_no_update_follows_numbers_that_are_not_finite(recipe, tmp_path, monkeypatch, order):
     update = loop.update
 
     def diverges(*given: Any, **options: Any) -> Tensor:
@@ -205,7 +199,7 @@ def test_no_update_follows_numbers_that_are_not_finite(
     assert order.count("update") == 1 and order[-4:] == ["copy", *BEGIN, "wait"]
 
 
-def test_the_device_leaves_out_an_update_that_is_not_finite(recipe: Make) -> None:
+def test_the_device_leaves_out_an_update_that_is_not_finite(recipe):
     """Before the host knows: nothing is waited for."""
     parts, _ = prepare.prepare(Accelerator(mixed_precision="no"), recipe("model.dtype=bfloat16"))
     learned = list(trainable(parts.optimizer))

@@ -26,14 +26,14 @@ def check(*files: str, **environment: str) -> None:
 
 
 @pytest.mark.slow
-def test_on_a_pretend_accelerator() -> None:
+def test_on_a_pretend_accelerator():
     check(*ONLY)
 
 
 @pytest.mark.slow
-def test_on_the_second_of_two() -> None:
+def test_on_the_second_of_two():
     check(SECOND, PRETEND_DEVICE="1")
 
 
-def test_no_check_is_left_out() -> None:
+def test_no_check_is_left_out():
     assert {path.name for path in FOLDER.glob("check_*.py")} == {*ONLY, SECOND}

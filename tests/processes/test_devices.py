@@ -1,7 +1,5 @@
 """What is said of this machine's devices, before anything is computed."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,16 +9,14 @@ from moslora.processes import devices, group
 
 
 @pytest.fixture(autouse=True)
-def not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def not_hidden(monkeypatch):
     for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(devices, "gpus", lambda: 0)
 
 
 @pytest.mark.parametrize(("cuda", "why"), [(None, "without CUDA"), ("13.0", "too old for CUDA 13.0")])
-def test_an_nvidia_gpu_that_torch_does_not_see_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, why: str
-) -> None:
+def test_an_nvidia_gpu_that_torch_does_not_see_is_named(monkeypatch, tmp_path, cuda, why):
     monkeypatch.setattr(torch.version, "cuda", cuda)
     driver = tmp_path / "version"
     assert devices.unused_gpu(driver) is None
@@ -30,7 +26,7 @@ def test_an_nvidia_gpu_that_torch_does_not_see_is_named(
     assert devices.unused_gpu(driver) is None
 
 
-def test_old_drivers_that_cannot_connect_gpus_are_refused_with_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_drivers_that_cannot_connect_gpus_are_refused_with_the_variables(monkeypatch):
     monkeypatch.setattr(group, "gpus", lambda: 2)
     monkeypatch.setattr(group, "local_world_size", lambda: 2)
     monkeypatch.setattr(group, "check_cuda_p2p_ib_support", lambda: False)

@@ -15,7 +15,6 @@ from moslora.errors import MosloraError
 from moslora.processes import group
 from moslora.processes.group import Shared, refuse_faults, refuse_other_facts
 from moslora.training import train_recipe
-from training_kit import MakeRecipe
 
 HOST = socket.gethostname()
 LOOPBACK = next(name for name, found in psutil.net_if_addrs().items() if any(a.address == "127.0.0.1" for a in found))
@@ -60,9 +59,7 @@ def on_two_nodes(tmp_path: Path, *commands: tuple[object, ...], **other: str) ->
 
 
 @pytest.mark.slow
-def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_and_named(
-    recipe: MakeRecipe, world: Path, tmp_path: Path
-) -> None:
+def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_and_named(recipe, world, tmp_path):
     source = f"data.source={world / 'data'}"
     (tmp_path / "node0").mkdir()
     run = tmp_path / "node0" / "run"
@@ -87,7 +84,7 @@ def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_a
 
 
 @pytest.mark.slow
-def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(world: Path, tmp_path: Path) -> None:
+def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(world, tmp_path):
     """The fault waits for the other, which still encodes, and is the other's end, too."""
     (code, told), (other, silent) = on_two_nodes(
         tmp_path, ("train", world / "recipe.yaml", "--out", "run"), ("train", "here.yaml", "--out", "run")
@@ -98,7 +95,7 @@ def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(w
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_step_of_one_node_is_reported_once_with_its_rank_and_ends_all(world: Path, tmp_path: Path) -> None:
+def test_a_fault_in_a_step_of_one_node_is_reported_once_with_its_rank_and_ends_all(world, tmp_path):
     command = ("train", world / "recipe.yaml", "--out", tmp_path / "run")
     (code, told), (other, silent) = on_two_nodes(tmp_path, command, command, FULL="1")
     assert code == other == 1
@@ -119,7 +116,7 @@ except Exception as error:
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_at_once() -> None:
+def test_a_killed_process_ends_the_others_at_once():
     place = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
     first, second = (python("-c", UNTIL_ALONE, env=os.environ | place | {"RANK": rank}) for rank in "01")
@@ -149,7 +146,7 @@ def meeting(monkeypatch: pytest.MonkeyPatch, *, here: int, address: str) -> None
         monkeypatch.setenv(name, value)
 
 
-def test_the_interface_is_that_of_the_route_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interface_is_that_of_the_route_to_the_others(monkeypatch):
     """Whatever this machine's name stands for; on the one at MASTER_ADDR the default route's, if others come."""
     for here, address, expected in (
         (2, "127.0.1.1", LOOPBACK),
@@ -160,7 +157,7 @@ def test_the_interface_is_that_of_the_route_to_the_others(monkeypatch: pytest.Mo
         assert group._interface() == expected
 
 
-def test_processes_that_do_not_meet_name_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_do_not_meet_name_the_interface(monkeypatch):
     meeting(monkeypatch, here=2, address="127.0.0.1")
     monkeypatch.setattr(group, "_joined", group.threading.Event())
 
@@ -194,7 +191,7 @@ print(*(each.options._timeout for each in backends))
 """
 
 
-def test_in_training_a_gpu_waits_half_an_hour_and_the_host_longer() -> None:
+def test_in_training_a_gpu_waits_half_an_hour_and_the_host_longer():
     """A second gloo stands for NCCL."""
     said, errors = python("-c", AS_BY_NCCL, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}).communicate(timeout=60)
     assert said.splitlines() == ["3:00:00 3:00:00", "0:30:00 3:00:00"], errors
@@ -207,7 +204,7 @@ def refused(found: list[dict[str, Any]]) -> tuple[list[str], int]:
     return str(refusal.value).splitlines(), refusal.value.exit_code
 
 
-def test_faults_are_listed_each_once_and_the_first_gives_the_exit_code() -> None:
+def test_faults_are_listed_each_once_and_the_first_gives_the_exit_code():
     found: list[dict[str, Any]] = [{"host": f"h{rank // 2}", "facts": {}} for rank in range(5)]
     for rank, fault, code in ((1, "no file\nno model", 2), (2, "no space", 1), (3, "no file\nno model", 2)):
         found[rank] = {"host": f"h{rank // 2}", "fault": fault, "exit_code": code}

@@ -21,16 +21,14 @@ from moslora.processes.launch import adopt_slurm, launch, processes_to_start
 from moslora.recipe import TrainingSection
 from moslora.training import launch as training_launch
 from moslora.training import train_recipe
-from training_kit import ON_A_CPU, MakeRecipe, adapter, cut_after, losses_logged, moslora, same_bits, steps_logged
+from training_kit import ON_A_CPU, adapter, cut_after, losses_logged, moslora, same_bits, steps_logged
 
 CHANGES = ("adapter.dropout=0", "training.epochs=1", "training.log_every=1")
 """11 steps."""
 
 
 @pytest.mark.slow
-def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(
-    recipe: MakeRecipe, world: Path, tmp_path: Path
-) -> None:
+def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(recipe, world, tmp_path):
     """torchrun, `accelerate launch` and the plain command, which starts again after a kill: the same bits. One process,
     also from the middle on: the same up to the order of float32 sums."""
     command = ("train", world / "recipe.yaml", *CHANGES)
@@ -68,7 +66,7 @@ def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -101,8 +99,8 @@ def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkey
     ],
 )
 def test_workers_have_a_row_each_and_share_the_cores_that_the_user_gives(
-    monkeypatch: pytest.MonkeyPatch, cores: int, said: str | None, rows: int, processes: int, threads: int
-) -> None:
+    monkeypatch, cores, said, rows, processes, threads
+):
     """As experiments, the quickstart and a reproduction start them; OMP_NUM_THREADS is for all together."""
     started: dict[str, Any] = {}
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
@@ -127,7 +125,7 @@ def test_workers_have_a_row_each_and_share_the_cores_that_the_user_gives(
         ("gpu7", "2", "gpu7", "2"),
     ],
 )
-def test_srun_says_who_a_process_is(nodes: str, tasks: str, address: str, here: str) -> None:
+def test_srun_says_who_a_process_is(nodes, tasks, address, here):
     step = {
         "SLURM_STEP_NUM_TASKS": "16",
         "SLURM_PROCID": "9",
@@ -176,9 +174,7 @@ if os.environ["RANK"] == "1":
         ("stopped", 1, 1, 128 + signal.SIGTERM),
     ],
 )
-def test_only_a_killed_process_is_started_again(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], ending: str, failing: int, starts: int, code: int
-) -> None:
+def test_only_a_killed_process_is_started_again(tmp_path, capfd, ending, failing, starts, code):
     def run(steps_done: Callable[[], int]) -> int:
         command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(failing), ending]
         try:
@@ -196,15 +192,13 @@ def test_only_a_killed_process_is_started_again(
     assert [f"from step {step * 10} " in said for step in range(1, 4)] == [starts > step for step in range(1, 4)], said
 
 
-def test_nothing_starts_again_without_a_new_checkpoint(tmp_path: Path) -> None:
+def test_nothing_starts_again_without_a_new_checkpoint(tmp_path):
     with pytest.raises(Interrupted):
         launch([sys.executable, "-c", PROGRAM, str(tmp_path), "9", "killed"], processes=2, then="", restarts=2)
     assert len(os.listdir(tmp_path)) == 1
 
 
-def test_processes_without_a_row_are_refused(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_without_a_row_are_refused(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "9")
     with pytest.raises(UsageError, match=in_order("9 processes", "8 rows", "training.global_batch_size=9")):

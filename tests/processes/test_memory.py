@@ -2,7 +2,6 @@
 
 import os
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -42,9 +41,7 @@ CASES: dict[str, tuple[dict[str, str], int | None]] = {
 
 
 @pytest.mark.parametrize(("files", "limit"), CASES.values(), ids=CASES)
-def test_a_limit_below_the_machines_memory_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], limit: int | None
-) -> None:
+def test_a_limit_below_the_machines_memory_counts(tmp_path, monkeypatch, files, limit):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -72,7 +72,7 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(trained, tmp_path_factory):
     """The finished run, scored with its base, in a folder with an awkward name."""
     run = shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "<u>run & $x$")
     for base in (True, False):
@@ -91,18 +91,18 @@ def of_another_method(run: Path, place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def other(evaluated: Path) -> Path:
+def other(evaluated):
     return of_another_method(evaluated, evaluated.parent / "other")
 
 
 @pytest.fixture(scope="module")
-def page(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(evaluated, tmp_path_factory):
     """Its report. Copy it before changing it: the figures take seconds."""
     return write_report([evaluated], out=tmp_path_factory.mktemp("page")).parent
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def undrawn(monkeypatch):
     """Figures are made, and stand on the page by their names: drawing them takes seconds."""
     monkeypatch.setattr(Canvas, "keep", lambda canvas, name, figure: Markup("<svg>{}</svg>").format(name))
 

@@ -36,7 +36,7 @@ PUBLIC = {"_asdict", "_exit", "_replace"}
 """Of os and of named tuples: documented."""
 
 
-def test_every_private_name_in_use_is_known_and_there() -> None:
+def test_every_private_name_in_use_is_known_and_there():
     nodes: list[ast.AST] = []
     for path in Path(moslora.__file__).parent.rglob("*.py"):
         nodes += ast.walk(ast.parse(path.read_text(encoding="utf-8")))

@@ -29,7 +29,7 @@ def combinations(job: dict[str, Any]) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["ci", "release"])
-def test_workflows_call_what_is_there_and_may_only_read(name: str) -> None:
+def test_workflows_call_what_is_there_and_may_only_read(name):
     workflow = parsed(f".github/workflows/{name}.yml")
     assert workflow["permissions"] == {"contents": "read"}
     targets = set()
@@ -52,7 +52,7 @@ def test_workflows_call_what_is_there_and_may_only_read(name: str) -> None:
         assert {"test-fast", "test-lowest", "test-newest"} <= targets and ".ci/run" in scripts
 
 
-def test_only_the_job_that_publishes_has_an_identity_and_only_after_the_wheel_was_tried() -> None:
+def test_only_the_job_that_publishes_has_an_identity_and_only_after_the_wheel_was_tried():
     jobs = parsed(".github/workflows/release.yml")["jobs"]
     assert {name: job["permissions"] for name, job in jobs.items() if "permissions" in job} == {
         "publish": {"id-token": "write"}
@@ -60,7 +60,7 @@ def test_only_the_job_that_publishes_has_an_identity_and_only_after_the_wheel_wa
     assert jobs["publish"]["needs"] == "dist" and jobs["publish"]["environment"] == "pypi"
 
 
-def test_a_tag_is_compared_with_the_version_before_anything_is_installed() -> None:
+def test_a_tag_is_compared_with_the_version_before_anything_is_installed():
     """As the job reads it: by Python alone, without this package's requirements."""
     steps = parsed(".github/workflows/release.yml")["jobs"]["dist"]["steps"]
     (script,) = (step["run"] for step in steps if "GITHUB_REF_NAME" in step.get("run", ""))
@@ -71,7 +71,7 @@ def test_a_tag_is_compared_with_the_version_before_anything_is_installed() -> No
     assert read.stdout.strip() == moslora.__version__
 
 
-def test_every_python_that_the_package_names_is_tested() -> None:
+def test_every_python_that_the_package_names_is_tested():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = [line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r":: 3\.\d+$", line)]
     tested = set()
@@ -86,14 +86,14 @@ def test_every_python_that_the_package_names_is_tested() -> None:
     assert project["requires-python"] == f">={named[0]}"
 
 
-def test_hooks_are_those_of_make_lint() -> None:
+def test_hooks_are_those_of_make_lint():
     (hooks,) = (repo["hooks"] for repo in parsed(".pre-commit-config.yaml")["repos"])
     tools = {hook["entry"].split()[0] for hook in hooks if hook["language"] == "system"}
     (lint,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", MAKEFILE, re.M)
     assert {f".venv/bin/{tool}" for tool in re.findall(r"\$\(BIN\)/(\S+)", lint)} == tools
 
 
-def test_one_version_everywhere() -> None:
+def test_one_version_everywhere():
     first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert first and first[1] == moslora.__version__
     assert parsed("CITATION.cff")["version"] == moslora.__version__

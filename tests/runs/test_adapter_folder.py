@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from moslora.runs.run import Run, locate_adapter, newest_run, run_of
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
+def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "runs" / "one")
 
 

@@ -37,7 +37,7 @@ VALIDATED = ("validation_loss", "validation_accuracy", "validation_questions")
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 

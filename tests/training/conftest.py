@@ -1,7 +1,6 @@
 """Finished runs that several files read."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ Finished = Callable[[str], Done]
 
 
 @pytest.fixture(scope="session")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(world, tmp_path_factory):
     """The run of a method over the small world with all its checkpoints, made once; read only."""
     found: dict[str, Done] = {}
 
@@ -26,7 +25,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.fixture(scope="session")
-def with_budget(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+def with_budget(world, tmp_path_factory):
     """A finished run with a rank budget, and all its checkpoints; read only."""
     every = ("training.checkpoint_every=1", "training.keep_checkpoints=99")
     recipe = load_recipe(world / "recipe.yaml", (*BUDGET, *every))

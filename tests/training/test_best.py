@@ -4,7 +4,6 @@ planted."""
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from message_kit import says
 from methods_kit import BUDGET
 from moslora.convert.export import export_peft
 from moslora.errors import MosloraError
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.best import Best, best_of, in_words
 from moslora.runs.listing import table_of_runs
@@ -89,14 +88,14 @@ def lowest(found: dict[int, float]) -> int:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def planted() -> Iterator[None]:
+def planted():
     with pytest.MonkeyPatch.context() as patch:
         plant(patch)
         yield
 
 
 @pytest.fixture(scope="module")
-def best(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def best(world, tmp_path_factory):
     """A finished run with all its checkpoints. Copy it before changing it."""
     out = tmp_path_factory.mktemp("best") / "run"
     train_recipe(load_recipe(world / "recipe.yaml", [*BEST, "training.keep_checkpoints=99"]), out=out)
@@ -104,7 +103,7 @@ def best(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def patient(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def patient(world, tmp_path_factory):
     """A run that patience has ended, with all its checkpoints."""
     out = tmp_path_factory.mktemp("patient") / "run"
     train_recipe(load_recipe(world / "recipe.yaml", [*PATIENT, "training.keep_checkpoints=99"]), out=out)
@@ -222,7 +221,7 @@ def test_a_run_that_was_killed_before_its_card_was_closed_is_completed(patient, 
 
 
 @pytest.fixture
-def budget(world: Path) -> Callable[..., Recipe]:
+def budget(world):
     """10 updates, of which the last entries are dropped after the eighth."""
     return lambda *overrides: load_recipe(world / "recipe.yaml", [*BUDGET, "training.validate_every=1", *overrides])
 

@@ -18,7 +18,7 @@ DIAGONAL = {"kind": "diagonal", "orthogonality": 0.2}
 
 
 @pytest.fixture(autouse=True)
-def two_betas(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_betas(monkeypatch):
     """That differ, so that an exchange is noticed."""
     monkeypatch.setattr(budgets, "BETAS", BETAS)
 

@@ -20,7 +20,7 @@ OPTIONS = {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
 @pytest.fixture(params=["a CPU's", "a GPU's"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def way(request, monkeypatch):
     """The loss's way on each device, here both on the CPU."""
     if request.param == "a GPU's":
         monkeypatch.setattr(loss, "_by_pieces", vocabulary.label_loss)

@@ -2,7 +2,6 @@
 test_resume.py."""
 
 import shutil
-from pathlib import Path
 
 import peft
 import pytest
@@ -47,7 +46,7 @@ def test_it_trains_and_is_scored_merged_and_exported(finished, method, world, tm
 
 
 @pytest.fixture(scope="module")
-def trained_miss(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_miss(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("miss")
     train_recipe(recipe_of("peft/miss", world, folder), out=folder / "run")
     return folder / "run"

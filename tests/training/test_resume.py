@@ -3,7 +3,6 @@
 import shlex
 import shutil
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +25,7 @@ CUTS = [
 
 
 @pytest.fixture
-def straight(
-    finished: Callable[[str], Done], request: pytest.FixtureRequest, world: Path, tmp_path: Path
-) -> Callable[[str], Done]:
+def straight(finished, request, world, tmp_path):
     """A finished run with its checkpoints."""
 
     def run(name: str) -> Done:

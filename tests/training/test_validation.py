@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ Predictions = tuple[Prediction, ...]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Predictions]:
+def asked(monkeypatch):
     """The predictions of every validation from now on."""
     found: list[Predictions] = []
     ask = PreparedQuestions.ask
@@ -185,7 +185,7 @@ def test_training_is_the_same_with_and_without_questions(recipe, tmp_path, chang
 
 
 @pytest.fixture(scope="module")
-def asking(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def asking(world, tmp_path_factory):
     """A finished run with all its checkpoints. Copy it before changing it."""
     out = tmp_path_factory.mktemp("asking") / "run"
     train_recipe(load_recipe(world / "recipe.yaml", ASKING), out=out)
@@ -252,7 +252,7 @@ SCRIPT = {0: 0.9, 2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5, 10: 0.5, 12: 0.9}
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], None]:
+def scripted(monkeypatch):
     """Gives the next validations the accuracies of these steps."""
 
     def script(steps: list[int]) -> None:

@@ -8,7 +8,7 @@ import itertools
 import pkgutil
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from moslora.download.hub import prefer_cache_if_unreachable
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch):
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     for remembered in (fingerprint, _ask_hub, prefer_cache_if_unreachable):
@@ -31,19 +31,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def a_run(here: Path, trained: Path) -> Path:
+def a_run(here, trained):
     """A finished run, which may be changed."""
     return Path(shutil.copytree(trained, "runs/one"))
 
 
 @pytest.fixture
-def a_model(here: Path, world: Path) -> Path:
+def a_model(here, world):
     """The run's base, which may be changed."""
     return Path(shutil.copytree(world / "model", "model"))
 
 
 @pytest.fixture
-def source(here: Path, world: Path) -> Callable[..., Path]:
+def source(here, world):
     """``source(alter)``: a LoRA of another program in ``source``, over the world's model, with something changed."""
     return lambda alter=lambda config, state: None: altered_source(here / "source", world, alter)
 
@@ -53,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def refused(here: Path, world: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(here, world, trained, capsys):
     """Gives a command and expects its refusal.
 
     ``refused(command, *names, code=2, leaves=False)`` types ``command``, in which ``{world}`` is the folder of
@@ -84,7 +84,7 @@ def refused(here: Path, world: Path, trained: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.fixture
-def before_call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def before_call(monkeypatch):
     """``before_call(target, act, call=1)``: ``act`` runs right before that call of what ``target`` names."""
 
     def patch(target: str, act: Callable[[], object], *, call: int = 1) -> None:
@@ -103,7 +103,7 @@ def before_call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def disk_full(before_call: Callable[..., None]) -> Iterator[Callable[..., None]]:
+def disk_full(before_call):
     """``disk_full(target, size=…, call=1)``: from that call on, no file can grow beyond ``size`` bytes, for real."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
