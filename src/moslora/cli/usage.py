@@ -23,7 +23,23 @@ def one_line(error: Any) -> str:
         said += "; values are typed for train and plan, here they are in the recipe's file"
     elif extra and options:  # the first is what a command is mostly told
         said += f"; did you mean {options[0].opts[0]} {shlex.quote(extra[1])}?"
-    takes_values = any(parameter.name == "overrides" for parameter in context.command.params)
-    if takes_values and type(error).__name__ == "NoSuchOption":
-        said += "; values of the recipe have no dashes: training.learning_rate=1e-4"
+    if type(error).__name__ == "NoSuchOption":
+        place = _place(error.option_name, context)
+        if place:
+            said = f"No such option: {error.option_name}; {place}"
+        elif any(parameter.name == "overrides" for parameter in context.command.params):
+            said += "; values of the recipe have no dashes: training.learning_rate=1e-4"
     return f"{command}: {said} ({command} --help shows what it takes)"
+
+
+def _place(typed: str, context: Any) -> str:
+    """Where a word belongs that is no option of the command: an argument, the rest of a name, or another command."""
+    root = context.find_root().command
+    for parameter in context.command.params:
+        if parameter.param_type_name == "argument" and typed == f"--{parameter.name}":
+            return f"it is typed without a name: {context.command_path} {parameter.name.upper()}"
+        for option in parameter.opts:
+            if option.startswith(typed):
+                return f"did you mean {option}?"
+    of = [name for name, one in root.commands.items() for parameter in one.params if typed in parameter.opts]
+    return f"it is an option of {', '.join(f'{root.name} {name}' for name in of)}" if of else ""

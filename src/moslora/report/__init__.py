@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from moslora.errors import UsageError, needing
-from moslora.files import new_folder, refuse_used
+from moslora.files import did_you_mean, new_folder, refuse_used
 
 PAGE = "report.html"
 
@@ -27,7 +27,7 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
     refuse_used(out, older=older())
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path}: no such run")
+            raise UsageError(f"{path}: no such run; {did_you_mean(path, otherwise='moslora runs lists all')}")
     with needing("matplotlib", "a report"):
         import matplotlib  # noqa: F401
     from moslora.report.page import page
