@@ -350,13 +350,14 @@ def sha256(path: Path) -> str:
 
 
 def near_folders(path: Path) -> list[str]:
-    """The folders beside ``path`` with a name close to its own, the closest first, each as ``path`` is written. Where
-    its parent is not there, those in folders with a name close to the parent's."""
+    """The folders beside ``path`` with a name close to its own, and files if it has an ending, the closest first, each
+    as ``path`` is written. Where its parent is not there, those in folders with a name close to the parent's."""
     parents = [str(path.parent)] if path.parent.is_dir() else near_folders(path.parent)
     found = []
     for parent in parents:
         with suppress(OSError):
-            names = sorted(entry.name for entry in Path(parent).iterdir() if entry.is_dir() and entry.name[0] != ".")
+            near = [entry for entry in Path(parent).iterdir() if entry.is_dir() or path.suffix]
+            names = sorted(entry.name for entry in near if entry.name[0] != ".")
             found += [str(Path(parent, name)) for name in difflib.get_close_matches(path.name, names, n=3)]
     return found
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,8 @@ def test_a_merge_that_drowns_in_rounding_is_said_and_the_dtype_that_is_asked_for
     assert "WARNING" in (tmp_path / "merged" / "README.md").read_text()
     proof = merge(tmp_path / "run" / "adapter", out=tmp_path / "wide", dtype="float32")
     assert proof.dtype == "float32" and 50 * proof.mean_error < proof.effect and "WARNING" not in str(proof)
+    warned = ["WARNING" in str(replace(proof, rounding=share * proof.effect)) for share in (0.4, 0.6)]
+    assert warned == [False, True], "rounding of half of what the adapter does"
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
     assert {weight.dtype for weight in weights_of(tmp_path / "wide").values()} == {torch.float32}
     assert Card(tmp_path / "wide").fields["base"] == "in bfloat16", "as it was trained"

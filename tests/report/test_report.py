@@ -199,6 +199,7 @@ def comparisons(*paths: Path) -> list[ShownComparison]:
     return [*against_each_other(runs, paths), *against_bases(runs)]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(evaluated, other, tmp_path):
     """Each with its base on all of its own, and each other on what both have: no row of different questions."""
     runs = [asked(evaluated, tmp_path / "one", "boolq", "obqa"), asked(other, tmp_path / "two", "arc_easy", "obqa")]
@@ -212,6 +213,8 @@ def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(evaluated
     each_other, *bases = comparisons(*apart)
     (line,) = each_other.verdicts
     assert says(line, "not compared", "no question in common") and all(one.contrasts for one in bases)
+    text = write_report(apart, out=tmp_path / "page").read_text("utf-8")
+    assert 0 < text.index("No difference") < text.index("not compared"), "a conclusion first"
 
 
 @pytest.mark.usefixtures("undrawn")

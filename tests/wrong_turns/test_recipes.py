@@ -38,7 +38,10 @@ TYPED = (
     ("import me/adapter", "me/adapter", "hf download me/adapter"),
     ("import {run}", "run: ", "adapter_model.safetensors"),
     ("runs none", "none: ", "moslora train RECIPE"),
-    ("report none", "none: "),
+    ("report none", "none: ", "moslora runs"),
+    ("report {world}/recipe.yaml", "recipe.yaml: a file", "moslora compare"),
+    ("report {world}/modle", "modle: ", "model?"),
+    ("compare {world}/recip.yaml", "recip.yaml: ", "recipe.yaml?"),
     ("report {run} --evaluation x --out page", "no evaluation x", "moslora eval"),
     ("experiment mixer-ablatoin", "mixer-ablatoin", "mixer-ablation"),
 )

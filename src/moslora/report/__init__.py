@@ -23,11 +23,13 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
         out: a folder that is empty or holds nothing but a report.
         evaluation: name of the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
     """
-    older = partial(_files, out / PAGE)
-    refuse_used(out, older=older())
     for path in paths:
+        if path.is_file():
+            raise UsageError(f"{path}: a file, not a run; moslora compare reads logs of other programs")
         if not path.exists():
             raise UsageError(f"{path}: no such run; {did_you_mean(path, otherwise='moslora runs lists all')}")
+    older = partial(_files, out / PAGE)
+    refuse_used(out, older=older())
     with needing("matplotlib", "a report"):
         import matplotlib  # noqa: F401
     from moslora.report.page import page

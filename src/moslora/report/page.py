@@ -41,7 +41,7 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) ->
         remarks=notes,
         glance=glance(runs, results),
         answers=answers,
-        comparisons=[*each_other, *bases],
+        comparisons=sorted([*each_other, *bases], key=lambda one: not one.contrasts),
         curves=curves,
         mixers=mixers,
         scores={f"{name}: {heading(found)}": table(found) for name, found in results.items()},
