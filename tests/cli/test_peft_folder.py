@@ -1,6 +1,7 @@
 """A folder that PEFT wrote, wherever a run is named: what PEFT computes, and nothing written of what is refused."""
 
 import itertools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_predictions
 from moslora.runs.run import Run
 from reference import token_batch
+from server_kit import Pretended, serving
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -126,6 +128,21 @@ def test_it_is_scored_asked_compared_and_reported(command, imports, theirs, worl
     assert code == 0 and says(out, "base", "theirs"), out + errors
     assert command("report", theirs)[0] == 0 and Path("runs/theirs/report/report.html").is_file()
     assert imports == [Path("named"), Path("runs/theirs")]
+
+
+def test_a_server_is_verified_without_an_evaluation_before(command, theirs):
+    """Both models are scored on built-in questions, in the run that the folder becomes, and once."""
+    ways = ("--tasks", "obqa", "--limit", "12", "--json")
+    code, out, errors = command("verify", theirs, "--server", "http://127.0.0.1:9", *ways)
+    assert code == 1 and says(errors, "no server there"), errors
+    of_theirs = {"run": open_target("runs/theirs"), "base": open_target("runs/theirs", base=True)}
+    scored = []
+    for verdict, target in of_theirs.items():
+        with serving(Pretended(target.load(), target.tokenizer())) as address:
+            code, out, errors = command("verify", theirs, "--server", address, *ways)
+        assert json.loads(out)["verdict"] == verdict and code == (verdict != "run"), errors
+        scored.append(errors.count("first scoring"))
+    assert scored == [2, 0]
 
 
 def test_another_adapter_of_its_name_has_a_run_of_its_own(command, imports, theirs, tmp_path):

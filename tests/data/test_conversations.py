@@ -1,6 +1,9 @@
 """Conversations: the chat template's tokens, with labels on the answers and their ends; and what is refused of them."""
 
 import copy
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,14 +11,17 @@ from transformers import PreTrainedTokenizerBase
 
 from changes_kit import write_jsonl
 from chat_kit import MARKED, Messages, conversations, marked_labels, tokenizer_of
+from cli_kit import run
 from message_kit import says
+from moslora.base.load import load_tokenizer
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples
 from moslora.data.local import read_file
 from moslora.data.overlap import content
-from moslora.data.prepared import RowTable
+from moslora.data.prepared import RowTable, RunRows
 from moslora.data.steps import label_count
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS, make_format
+from moslora.recipe import load_recipe
 from moslora.tasks import INSTRUCTION, Conversation, Turn
 
 
@@ -209,3 +215,49 @@ def test_a_question_of_a_set_is_known_with_a_system_message(tmp_path):
     known, with_system, talk, without_system = read_file(write_jsonl(tmp_path / "rows.jsonl", rows), "train")
     assert content(known) == content(with_system) and content(known).choices == ("false", "true")
     assert content(talk) == content(without_system) == ("a planet mars another", (), "venus")
+
+
+@pytest.fixture
+def talks(tmp_path, world, monkeypatch):
+    """Writes a recipe of conversations over the small model with LLaMA-3's template."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world / "model", "tokenizer")
+    tokenizer_of("LLaMA-3").save_pretrained("tokenizer")
+
+    def recipe(said: list[Messages], **data: Any) -> Path:
+        write_jsonl(Path("talks.jsonl"), [{"messages": messages} for messages in said])
+        file = Path("talks.yaml")
+        section = json.dumps({"source": "./talks.jsonl", "format": "chat", **data})
+        file.write_text(
+            f"model: {{name: {world / 'model'}, dtype: float32}}\ndata: {section}\nevaluation: {{protocol: choice}}\n"
+        )
+        return file
+
+    return recipe
+
+
+def test_show_prints_turns_tokens_and_mask(talks, capsys):
+    _, shown, errors = run(capsys, "data", "show", talks([TALK, TALK[1:]]), "--model", "./tokenizer")
+    assert not errors
+    row, *_ = encoded([TALK], tokenizer_of("LLaMA-3"))
+    with_loss = sum(label != IGNORE_INDEX for label in row.labels)
+    assert says(shown, "instruction/train/0", f"{len(row.input_ids)} tokens", f"loss on {with_loss} of them")
+    assert says(shown, "1 system", "| Be brief.", "2 user", "| A planet?", "3 assistant", "| Mars.", "5 assistant")
+    assert shown.count("loss  '<|eot_id|>'") == 2 and shown.count("-  '<|eot_id|>'") == 3
+
+
+def test_a_run_finds_its_conversations_again(talks, monkeypatch):
+    """The rows that are made are those that are read from the cache, and both are the template's."""
+    monkeypatch.setenv("MOSLORA_HOME", str(Path.cwd() / "home"))
+    said = [messages for messages in conversations(40, seed=4) if len(messages) > 2]
+    recipe = load_recipe(talks(said, validation_rows=5, max_length=1_000), ["model.name=./tokenizer"])
+    tokenizer = load_tokenizer(recipe.model)
+    made, read = [
+        RunRows(recipe.data, recipe.training_tasks, Encoder(tokenizer, max_length=1_000), recipe.seed).prepare()
+        for _ in range(2)
+    ]
+    expected = {row.id: row for row in encoded(said, tokenizer)}
+    assert len(made.rows) + len(made.validation) == len(said)
+    assert list(made.rows) == list(read.rows) == [expected[row.id] for row in made.rows]
+    assert list(made.validation) == list(read.validation) == [expected[row.id] for row in made.validation]
+    assert made.tokens_sha256 == read.tokens_sha256 and not made.questions
