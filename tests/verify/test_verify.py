@@ -137,7 +137,7 @@ def test_what_was_never_asked_is_scored_first_as_by_eval_and_kept(asked, served,
 @pytest.mark.parametrize(
     ("target", "address", "code", "named"),
     [
-        ("run", NOWHERE, 1, ("no server there",)),
+        ("run", NOWHERE, 1, ("no server there; start it",)),
         ("runn", NOWHERE, 2, ("no such run", "did you mean")),
         ("run", "localhost:8000", 2, ("--server localhost:8000", "http://localhost:8000")),
         ("run", "http://[::1", 2, ("--server http://[::1",)),

@@ -178,6 +178,8 @@ class Server:
                 fault = self._status(response)
                 is_final = response.status_code not in PASSING or (response.status_code == 500 and not self.patient)
             except httpx.HTTPError as error:
+                if method == "GET" and isinstance(error, httpx.ConnectError):  # at first; later it may come back
+                    raise Unavailable(f"{self.address}: no server there; start it, or type another address") from None
                 fault = f"no server there, or the connection was lost ({type(error).__name__})"
                 is_final = False
             except ValidationError:
