@@ -46,16 +46,23 @@ def test_the_dtype_is_the_one_that_the_hardware_multiplies(monkeypatch, cuda, bf
     assert fast_dtype() == dtype
 
 
-@pytest.mark.parametrize(("size", "rows", "limit"), [("full", 330, 256), ("half", 165, 128), ("third", 110, 64)])
-def test_a_new_quickstart_trains_the_size_that_is_typed(tmp_path, monkeypatch, size, rows, limit):
+@pytest.mark.parametrize(
+    ("typed", "speed", "rows", "limit"), [(None, 1e6, 330, 256), (None, 1.0, 110, 64), ("half", 1e6, 165, 128)]
+)
+def test_a_new_quickstart_trains_the_size_that_it_announces(tmp_path, monkeypatch, capsys, typed, speed, rows, limit):
     trained: list[list[str]] = []
+    monkeypatch.setattr(module, "gpus", lambda: 0)
+    monkeypatch.setattr(module, "probe", lambda recipe, count: speed)
     monkeypatch.setattr(module, "train_in_processes", lambda words, **_: trained.append(words))
     monkeypatch.setattr(module, "open_target", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(Interrupted):
-        quickstart(out=tmp_path, size=size)
+        quickstart(out=tmp_path, size=typed)
     recipe = load_recipe(trained[0][0], trained[0][1:])
     assert isinstance(recipe.data.rows, dict)
     assert (recipe.data.rows["boolq"], recipe.evaluation.limit) == (rows, limit)
+    said = capsys.readouterr().out
+    assert f"{speed:,.0f} tokens a second" in said
+    assert ("--size full" in said) == (rows < 330)
 
 
 def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(tmp_path, monkeypatch):
@@ -96,15 +103,19 @@ def test_it_ends_with_what_can_be_concluded(tmp_path, monkeypatch, size, right, 
 
     for name in ("train_in_processes", "merge"):
         monkeypatch.setattr(module, name, Mock())
+    monkeypatch.setattr(module, "probe", lambda recipe, count: 1e6)
     monkeypatch.setattr(module, "open_target", lambda target, base: base)
     monkeypatch.setattr(module, "evaluate_target", results)
-    table, lines = quickstart(out=tmp_path / "my run", size=size)
+    monkeypatch.setattr(module, "gpus", lambda: 0)
+    table, lines = quickstart(out=(out := tmp_path / "my run"), size=size)
     assert table[0][:5] == ["task", "n", "majority", "base", "tuned"]
     assert table[1][:6] == ["obqa", "80", "100.0", "37.5", f"{right / 0.8:.1f}", f"{(right - 30) / 0.8:+.2f}"]
     assert lines[-6].startswith(says) and any("nats" in line for line in lines) == (size == "third")
+    assert ("log p of the right option" in "".join(lines)) == (size == "third")
     group, commands = typer.main.get_command(app), [shlex.split(line, comments=True) for line in lines[-4:]]
     assert [words[:2] for words in commands] == [["moslora", name] for name in ("ask", "compare", "eval", "train")]
     for words in commands:
+        assert words[2] in (str(out), "llama3-8b")
         group.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
 
 

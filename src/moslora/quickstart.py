@@ -1,4 +1,4 @@
-"""Train, evaluate before and after, and merge, in one command."""
+"""Train, evaluate before and after, and merge, in one command, at a size that suits the machine."""
 
 import math
 import shlex
@@ -17,7 +17,8 @@ from moslora.errors import UsageError, stopped
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.files import in_use, refuse_used
-from moslora.processes.devices import device, gpus, multiplies_bfloat16
+from moslora.plan.duration import probe
+from moslora.processes.devices import device, free_memory, gpus, multiplies_bfloat16
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.run import Run
@@ -25,9 +26,20 @@ from moslora.training.launch import train_in_processes, worker_processes
 
 RECIPE = "smollm2-135m"
 
-
 SIZES: Mapping[SizeName, tuple[int, int]] = {"full": (1, 256), "half": (2, 128), "third": (3, 64)}
-"""Name -> 1 / this of the recipe's training rows; and the questions of each of the eight sets."""
+"""Name -> 1 / this of the recipe's training rows; and the questions of each of the eight sets. The largest first."""
+
+SECONDS_TO_CHOOSE = 280
+"""Most seconds, by the estimate, of the size that is chosen: five minutes, with a fifteenth to spare."""
+
+SECONDS_BESIDE = 30.0
+"""Loading the model four times, starting processes, the merge and its proof."""
+
+# Work, in tokens that take the time of one that the measurement trains: estimates from the CPU seconds of one thread,
+# SmolLM2-135M in float32 on an AMD EPYC; docs/speed.md has what was announced and taken.
+TRAINED = 51_000  # of the full size's rows: a process per core takes 0.78 of the one process's time for a token
+VALIDATED = 3_500
+ASKED = 390  # of one question of each of the eight sets, asked of the base and of the tuned model
 
 
 def overrides(size: SizeName, recipe: Recipe) -> list[str]:
@@ -40,13 +52,20 @@ def overrides(size: SizeName, recipe: Recipe) -> list[str]:
     return [*changed, f"evaluation.limit={questions}"]
 
 
+def seconds(size: SizeName, speed: float) -> float:
+    """An estimate of the time of the whole quickstart where ``speed`` tokens a second are trained."""
+    part, questions = SIZES[size]
+    return SECONDS_BESIDE + (TRAINED / part + VALIDATED + ASKED * questions) / speed
+
+
 @stopped("stopped: the work so far is saved, and the same command continues from there")
-def quickstart(*, out: Path, size: SizeName = "full") -> tuple[list[list[str]], list[str]]:
+def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[str]], list[str]]:
     """Runs all steps in the folder ``out``, or those that are left there.
 
     Args:
         out: the run's folder.
-        size: of a new run; one that goes on keeps its own.
+        size: of a new run; ``None`` for the largest that this machine takes in five minutes. A run that goes on keeps
+            its own.
 
     Returns:
         The table, header first, and the lines below it: the conclusion, and what to try next.
@@ -81,8 +100,8 @@ def quickstart(*, out: Path, size: SizeName = "full") -> tuple[list[list[str]], 
     ]
 
 
-def _train(run: Run, size: SizeName) -> Recipe:
-    """Trains the run, or continues it, and returns its recipe."""
+def _train(run: Run, size: SizeName | None) -> Recipe:
+    """Trains the run, or continues it, and returns its recipe; says so first, and how long it takes."""
     if run.exists:
         recipe = run.recipe_to_resume()
         if recipe.name != load_recipe(RECIPE).name:
@@ -92,12 +111,33 @@ def _train(run: Run, size: SizeName) -> Recipe:
     else:
         refuse_used(run.path)
         dtype = f"model.dtype={fast_dtype()}"
-        changes = overrides(size, load_recipe(RECIPE, [dtype]))
+        recipe = load_recipe(RECIPE, [dtype])
+        changes = overrides(_choose_size(size, recipe), recipe)
         words = [RECIPE, dtype, *changes]
         recipe = load_recipe(RECIPE, [dtype, *changes])
     if not run.result.exists():
         train_in_processes(words, out=run.path, processes=worker_processes(recipe.training))
     return recipe
+
+
+def _choose_size(typed: SizeName | None, recipe: Recipe) -> SizeName:
+    """The size that was typed, or else the full one on a GPU, and on a CPU the largest that takes five minutes, or the
+    smallest. Says how long it takes."""
+    if gpus():
+        return typed or "full"
+    say("measuring this machine ...")
+    speed = probe(recipe, count=1)
+    free_memory()
+    fitting = [size for size in SIZES if seconds(size, speed) <= SECONDS_TO_CHOOSE]
+    size = typed or [*fitting, "third"][0]
+    minutes = seconds(size, speed) / 60
+    measured = f"it trains {speed:,.0f} tokens a second in {recipe.model.dtype}"
+    say(f"{measured}, so size {size} takes about {minutes:.1f} minutes")
+    if size != "full":
+        _, questions = SIZES["full"]
+        minutes = seconds("full", speed) / 60
+        say(f"(all rows and {questions} questions of each set: --size full, about {minutes:.0f} minutes)")
+    return size
 
 
 def _scored(out: Path, name: str) -> Arm:

@@ -57,7 +57,7 @@ VERIFY = _examples(
 )
 QUICKSTART = _examples(
     "moslora quickstart",
-    "moslora quickstart --size third                  # for a slow machine",
+    "moslora quickstart --size full                   # all rows",
 )
 EXPERIMENT = _examples(
     "moslora experiment                               # list the built-in ones",

@@ -433,7 +433,10 @@ def verify(
 @app.command(epilog=examples.QUICKSTART)
 def quickstart(
     out: options.Out = None,
-    size: Annotated[choices.SizeName, typer.Option(help="Share of the rows and questions.")] = "full",
+    size: Annotated[
+        choices.SizeName | None,
+        typer.Option(help="Share of the rows and questions. [default: the largest that takes five minutes here]"),
+    ] = None,
 ) -> None:
     """Train, evaluate and merge a small real model on this machine.
 
