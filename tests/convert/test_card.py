@@ -22,7 +22,7 @@ from moslora.recipe import Recipe
 from moslora.recipe.tasks import HubSection, TaskSection
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.origin import origin_of, read_origin
+from moslora.runs.origin import read_origin
 from moslora.tasks import INSTRUCTION
 
 
@@ -67,7 +67,7 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained, tmp_path, name, list
     write_card(
         tmp_path,
         AdapterFolder(folder.path, recipe, manifest),
-        origin=origin_of(folder, base=""),
+        origin=folder.origin(""),
         proof="",
         task="piqa",
     )
@@ -83,9 +83,7 @@ def test_a_revision_is_a_text_in_the_cards_code(trained, tmp_path):
     model = folder.recipe.model.model_copy(update={"name": "gpt2", "revision": revision})
     recipe = folder.recipe.model_copy(update={"model": model})
     (tmp_path / "adapter_config.json").write_text("{}")
-    write_card(
-        tmp_path, AdapterFolder(folder.path, recipe, folder.manifest), origin=origin_of(folder, base=""), proof=""
-    )
+    write_card(tmp_path, AdapterFolder(folder.path, recipe, folder.manifest), origin=folder.origin(""), proof="")
     (code,) = re.findall(r"```python\n(from peft.*?)```", Card(tmp_path).text, re.DOTALL)
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and node.keywords]
     assert [(k.arg, ast.literal_eval(k.value)) for call in calls for k in call.keywords] == [("revision", revision)] * 2
@@ -105,7 +103,7 @@ def test_every_source_is_named_as_others_know_it(trained, tmp_path):
         data = folder.recipe.data.model_copy(update={"source": source})
         recipe = folder.recipe.model_copy(update={"data": data, "tasks": own})
         manifest = folder.manifest | {"data": {**folder.manifest["data"], "tasks": {task: 1234}}}
-        write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), origin=origin_of(folder, base=""), proof="")
+        write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), origin=folder.origin(""), proof="")
         card = Card(tmp_path)
         assert card.fields[f"rows of {task}"] == f"1,234 from {said}" and "/home/me" not in card.text
 

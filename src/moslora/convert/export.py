@@ -20,7 +20,7 @@ from moslora.recipe import PeftSection
 from moslora.runs.adapted_model import load_without_base
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
-from moslora.runs.origin import origin_of, write_origin
+from moslora.runs.origin import write_origin
 
 LOST_BY_PEFT = (
     *("afmoe", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite", "hunyuan_v1_moe", "laguna"),
@@ -84,7 +84,7 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
         listed = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
         write_json(scratch / PEFT_CONFIG, listed)
         write_evaluation_defaults(scratch, recipe, dtype=recipe.model.dtype, task=task)
-        origin = origin_of(folder, base=base if base == BUILTIN else public_name(base))
+        origin = folder.origin(base if base == BUILTIN else public_name(base))
         write_origin(scratch, origin)
         tokenizer = None
         if recipe.data.format == "chat":

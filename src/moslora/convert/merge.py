@@ -38,7 +38,7 @@ from moslora.recipe import ModelSection
 from moslora.runs.adapted_model import check_base, with_adapters_of
 from moslora.runs.adapter_folder import AdapterFolder, check_encoding, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
-from moslora.runs.origin import origin_of, write_origin
+from moslora.runs.origin import write_origin
 
 SHARD_BYTES = 10**9
 """Maximum size of one output file, unless a single tensor is larger."""
@@ -83,7 +83,7 @@ def merge(
         merged = log_probabilities(read_base(written), tokenizer)
         proof = prove(measured, merged, dtype=section.dtype, quantization=section.quantization, onto=onto)
         write_evaluation_defaults(scratch, folder.recipe, dtype=section.dtype, task=task)
-        origin = origin_of(folder, base=public_name(section.name))
+        origin = folder.origin(public_name(section.name))
         write_origin(scratch, origin)
         write_card(scratch, folder, origin=origin, proof=str(proof), task=task, tokenizer=tokenizer)
     return proof

@@ -8,18 +8,16 @@ own, over questions that are padded on the left, masked, and keep their position
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from moslora.base.engines import generate
 from moslora.errors import UsageError
 from moslora.evaluation.scorer import Question, Scorer
+from moslora.evaluation.server import Answering
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
-
-if TYPE_CHECKING:
-    from moslora.evaluation.served import Served
 
 FEWEST_PROMPT_TOKENS = 2
 """BOS, and one token of the question."""
@@ -73,7 +71,7 @@ class Generate(Scorer[str]):
     def length(self, question: Question) -> int:
         return self.beams * (question.tokens + self.room(question.example))
 
-    def ask(self, question: Question, served: "Served") -> str:
+    def ask(self, question: Question, served: Answering) -> str:
         return served.write(question.texts[0].ids, max_tokens=self.room(question.example)).text or ""
 
     def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[str]]:

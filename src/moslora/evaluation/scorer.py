@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -14,14 +14,12 @@ from moslora.adapters import Families, describe_task
 from moslora.base.engines import Batch, Engine, engine_of
 from moslora.data.encode import EncodedText, Encoder, TokenPair
 from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU, WRITTEN_BLOCK_SIZE
+from moslora.evaluation.server import Answering
 from moslora.processes.devices import wait_for
 from moslora.prompts.formats import Format
 from moslora.prompts.protocols import Protocol
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
-
-if TYPE_CHECKING:
-    from moslora.evaluation.served import Served
 
 Output = TypeVar("Output")
 
@@ -124,7 +122,7 @@ class Scorer(ABC, Generic[Output]):
         """Starts on a batch; the result reads the output for every question, once the device has been waited for."""
 
     @abstractmethod
-    def ask(self, question: Question, served: "Served") -> Output:
+    def ask(self, question: Question, served: Answering) -> Output:
         """The output for a question, of a server that computes it in place of the model."""
 
     @abstractmethod
@@ -199,5 +197,5 @@ class OptionScorer(Scorer[list[float]]):
 
         return read
 
-    def ask(self, question: Question, served: "Served") -> list[float]:
+    def ask(self, question: Question, served: Answering) -> list[float]:
         return served.log_probabilities(question.pairs)

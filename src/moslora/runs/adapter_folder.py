@@ -18,6 +18,7 @@ from moslora.console import note
 from moslora.errors import MosloraError, UsageError
 from moslora.files import sha256
 from moslora.recipe import Recipe
+from moslora.runs.best import TRAINED_STEPS
 from moslora.runs.manifest import RECIPE, TRUST, WEIGHTS, read_manifest, written_recipe
 from moslora.runs.origin import Origin, predecessor_of
 from moslora.runs.run import Run, run_of
@@ -53,6 +54,22 @@ class AdapterFolder:
         if self.manifest.get(ENGINE) == "transformers":
             return "transformers"
         return self.recipe.model.engine
+
+    def origin(self, base: str) -> Origin:
+        """The origin of what is made of it; ``base`` is its base's name to others."""
+        steps = self.run.facts.get("steps")
+        if TRAINED_STEPS in self.manifest:
+            steps = None
+        return Origin(
+            run=self.recipe.name,
+            adapter=self.manifest["sha256"][WEIGHTS],
+            step=self.manifest.get("step"),
+            steps=steps,
+            base=base,
+            fingerprint=self.manifest["base"]["fingerprint"],
+            gate_tasks=tuple(sorted(self.trained_tasks() or ())),
+            continued_from=self.predecessor,
+        )
 
     def weights(self) -> "dict[str, Tensor]":
         """A, M and B of every adapter, by parameter name."""

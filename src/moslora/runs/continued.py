@@ -16,7 +16,7 @@ from moslora.recipe import AdapterSection, PeftSection, Recipe
 from moslora.recipe.builtin import printable
 from moslora.recipe.yaml_text import render_inline
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.origin import Origin, origin_of
+from moslora.runs.origin import Origin
 from moslora.runs.peft_adapter import load_weights, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files, has_adapter_files
 from moslora.runs.predecessor import locate_predecessor, origin_of_peft
@@ -85,7 +85,7 @@ def _own(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
     """An adapter of ours, or a method of PEFT that was trained here; and what differs from ``recipe``."""
     adapter = open_adapter(folder)
     now = {**_comparable(recipe), "seed": recipe.seed, "data.tasks": list(recipe.data.tasks)}
-    origin = origin_of(adapter, base=adapter.recipe.model.name)
+    origin = adapter.origin(adapter.recipe.model.name)
     origin = replace(origin, run=adapter.run.name, steps=None)
     return Continued(folder, origin, adapter.weights()), _changed_values(_comparable(adapter.recipe), now)
 

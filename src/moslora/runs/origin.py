@@ -7,18 +7,13 @@ Both name no path. Other readers of a folder ignore ``origin.json``. Importing t
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.files import write_json
 from moslora.recipe.builtin import printable
-from moslora.runs.best import TRAINED_STEPS
-from moslora.runs.manifest import WEIGHTS
 from moslora.version import __version__
-
-if TYPE_CHECKING:
-    from moslora.runs.adapter_folder import AdapterFolder
 
 ORIGIN = "origin.json"
 
@@ -64,24 +59,6 @@ class Origin:
         if not self.steps:
             return f"step {self.step:,} of {self.run}"
         return f"step {self.step:,} of {self.steps:,} of {self.run}"
-
-
-def origin_of(adapter: "AdapterFolder", *, base: str = "") -> Origin:
-    """The origin of what is made of ``adapter``; ``base`` is its base's name to others."""
-    manifest = adapter.manifest
-    steps = adapter.run.facts.get("steps")
-    if TRAINED_STEPS in manifest:
-        steps = None
-    return Origin(
-        run=adapter.recipe.name,
-        adapter=manifest["sha256"][WEIGHTS],
-        step=manifest.get("step"),
-        steps=steps,
-        base=base,
-        fingerprint=manifest["base"]["fingerprint"],
-        gate_tasks=tuple(sorted(adapter.trained_tasks() or ())),
-        continued_from=adapter.predecessor,
-    )
 
 
 def write_origin(folder: Path, origin: Origin) -> None:

@@ -4,14 +4,30 @@ Text is used unchanged, with double and trailing spaces; the tests compare whole
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from .matching import Match
 
-if TYPE_CHECKING:
-    from .task import Example
+
+class ExampleTexts(Protocol):
+    """What a wording reads of a `moslora.tasks.Example`."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def choices(self) -> tuple[str, ...]: ...
+
+    @property
+    def context(self) -> str | None: ...
+
+    @property
+    def meta(self) -> Mapping[str, str]: ...
+
+    @property
+    def response(self) -> str: ...
 
 
 Asked = tuple[str | None, str]
@@ -35,7 +51,7 @@ class Worded:
     shown: str
     cloze: str
 
-    def full_question(self, example: "Example") -> str:
+    def full_question(self, example: ExampleTexts) -> str:
         """The question with its context where the task joins them (of the eight sets, SIQA and HellaSwag)."""
         if example.context is None:
             return example.question
@@ -52,7 +68,7 @@ class Worded:
         """Context and question of a text that a user typed; a `ValueError` says what is wrong with it."""
         return None, text
 
-    def cloze_prompt(self, example: "Example") -> str:
+    def cloze_prompt(self, example: ExampleTexts) -> str:
         """The template ``cloze`` with the example's texts; without ``{context}`` where there is none."""
         template = self.cloze
         if not example.context:
@@ -64,7 +80,7 @@ class Worded:
         parts = re.split(r"(\{context\}|\{question\})", template)
         return "".join(texts.get(part, part) for part in parts)
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """Prompt and answer of every option."""
         return continued(self.cloze_prompt(example), example.choices)
 
@@ -130,7 +146,7 @@ class Blank(Numbered):
             raise ValueError("the sentence must contain one _, where the options go")
         return None, text
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by its
         choice string, which here is the prompt; so does this, to give the same acc_norm."""
         before, _, after = example.question.partition("_")
@@ -154,7 +170,7 @@ class Ending(Numbered):
             raise ValueError("must begin with an activity and a colon, as in 'Baking: She takes'")
         return parts
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """The hub's text has WikiHow's tags, which lm-eval removes; the wheel's is without them."""
         if "ctx_a" not in example.meta:
             return super().cloze_texts(example)
@@ -194,7 +210,7 @@ class TrueFalse(Worded):
             return None
         return text.removeprefix(self.head).removesuffix(self.ending), self.labels(2)
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         return continued(self.cloze_prompt(example), ("yes", "no"))  # lm-eval's order is no, yes; ours is true, false
 
 
@@ -212,7 +228,7 @@ class OpenEnded(Worded):
     def render(self, question: str, choices: tuple[str, ...]) -> str:
         return self.head + question
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """The response, which is the only text that is trained on."""
         return continued(self.cloze_prompt(example), [example.response])
 
