@@ -210,6 +210,12 @@ def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(evaluated
         "Against the base of two": [["arc_easy", "obqa"]],
     }
     apart = [asked(evaluated, tmp_path / "three", "boolq"), asked(other, tmp_path / "four", "arc_easy")]
+    several = {one.title: [[*contrast.y] for contrast in one.contrasts] for one in comparisons(*runs, *apart)}
+    assert {title: tasks for title, tasks in several.items() if "base" not in title} == {
+        "Against each other: two, on obqa": [["obqa"]],
+        "Against each other: three, on boolq": [["boolq"]],
+        "Against each other: four, on nothing": [],
+    }
     each_other, *bases = comparisons(*apart)
     (line,) = each_other.verdicts
     assert says(line, "not compared", "no question in common") and all(one.contrasts for one in bases)
@@ -259,15 +265,16 @@ def test_a_run_is_shown_as_far_as_it_got(evaluated, tmp_path, monkeypatch, chang
     ],
 )
 def test_bases_are_told_apart_by_their_weights_and_by_how_they_were_asked(evaluated, tmp_path, changes, bases):
-    """And not by where they lie."""
-    other = shutil.copytree(evaluated, tmp_path / "other")
+    """And not by where they lie; each is named after the first run that has it."""
+    other, third = (shutil.copytree(evaluated, tmp_path / name) for name in ("other", "third"))
     for file in other.glob("eval/*-base/settings.json"):
         known = json.loads(file.read_text("utf-8"))
         for key, value in changes.items():
             (known["settings"] if key in known["settings"] else known["settings"]["metadata"])[key] = value
         file.write_text(json.dumps(known))
-    found = [run.base_name for run in reported_runs([evaluated, other])]
-    assert found == (["base", "base"] if bases == 1 else [f"base of {evaluated.name}", "base of other"])
+    found = [run.base_name for run in reported_runs([evaluated, other, third])]
+    first = f"base of {evaluated.name}"
+    assert found == (["base"] * 3 if bases == 1 else [first, "base of other", first])
 
 
 def test_every_label_of_a_figure_is_whole(evaluated, tmp_path, monkeypatch):

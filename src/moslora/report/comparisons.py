@@ -1,10 +1,11 @@
 """The comparisons on the page: the arms against the first, and each base's arms against it.
 
-Arms are compared task by task, over the questions that all answered; all contrasts with one arm are a family.
+Arms are compared task by task, over the questions that both answered. So those with other tasks are compared apart;
+all contrasts with one arm are a family.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from moslora.compare.display import tables
 from moslora.compare.index import read_index
 from moslora.errors import MosloraError, first_line, some
 from moslora.report.runs import ReportedRun
-from moslora.runs.evaluation import Evaluation
+from moslora.runs.evaluation import Evaluation, in_common
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ def against_each_other(runs: Sequence[ReportedRun], paths: Sequence[Path]) -> li
     arms = _arms([(run.arm, run.compared) for run in runs])
     if len(arms) < 2:
         return []
-    compare: Callable[..., Comparison] = _against_first
+    title = "Against each other"
     index = read_index(paths[0]) if len(paths) == 1 else None
     if index is not None:
-        compare = partial(compare_planned, index=index, outcome=index.outcome)
-    return [_shown("Against each other", arms, compare)]
+        return [_shown(title, arms, partial(compare_planned, index=index, outcome=index.outcome))]
+    return _against_first(title, arms)
 
 
 def against_bases(runs: Sequence[ReportedRun]) -> list[ShownComparison]:
@@ -50,7 +51,7 @@ def against_bases(runs: Sequence[ReportedRun]) -> list[ShownComparison]:
     for name in dict.fromkeys(run.base_name for run in with_base):
         its_runs = [run for run in with_base if run.base_name == name]
         arms = _arms([(name, its_runs[0].base), *((run.arm, run.tuned) for run in its_runs)])
-        found.append(_shown(f"Against the {name}", arms, _against_first))
+        found += _against_first(f"Against the {name}", arms)
     return found
 
 
@@ -63,17 +64,31 @@ def _arms(runs: Sequence[tuple[str, Evaluation | None]]) -> list[Arm]:
     return [Arm(name, by_seed) for name, by_seed in found.items()]
 
 
-def _against_first(arms: Sequence[Arm], *, allowed: Sequence[str]) -> Comparison:
+def _against_first(title: str, arms: Sequence[Arm]) -> list[ShownComparison]:
+    """The comparisons of the arms with the first, one for all that have the same tasks in common with it."""
     first, *others = arms
-    return compare_arms(arms, contrasts=[(first.name, other.name) for other in others], allowed=allowed)
+    groups: dict[str, list[Arm]] = {}
+    for other in others:
+        shared, _ = in_common(all_runs([first, other]))
+        groups.setdefault(", ".join(shared), []).append(other)
+    found = []
+    for tasks, group in groups.items():
+        names = [arm.name for arm in group]
+        apart = f": {', '.join(names)}, on {tasks or 'nothing'}" if len(groups) > 1 else ""
+        compare = partial(compare_arms, contrasts=[(first.name, name) for name in names])
+        found.append(_shown(title + apart, [first, *group], compare, count=len(others)))
+    return found
 
 
-def _shown(title: str, arms: Sequence[Arm], compare: Callable[..., Comparison]) -> ShownComparison:
-    """What ``compare`` finds, or why it finds nothing. Base, rows and steps may differ, which a line says: what is
-    compared are these models."""
+def _shown(
+    title: str, arms: Sequence[Arm], compare: Callable[..., Comparison], *, count: int | None = None
+) -> ShownComparison:
+    """What ``compare`` finds, in a family of ``count``, or why it finds nothing. Base, rows and steps may differ, which
+    a line says: what is compared are these models."""
     differing = list(differently_made(all_runs(arms)))
     try:
         found = compare(arms, allowed=differing).within(None)
+        found = replace(found, count=count or found.count)
     except MosloraError as error:
         return ShownComparison(title, [f"{title}: not compared: {first_line(error)}"])
     lines = list(remarks(found))

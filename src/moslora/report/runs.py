@@ -121,8 +121,17 @@ def _name_arms(runs: Sequence[ReportedRun]) -> None:
 
 
 def _name_bases(runs: Sequence[ReportedRun]) -> None:
-    """Names the bases after their runs, unless it is one, which was asked the same questions."""
-    bases = [run.base for run in runs if run.base]
-    if of_other_bases(bases) or not all(asked_the_same(bases[0], base) for base in bases):
-        for run in runs:
-            run.base_name = f"base of {run.name}"
+    """Names each of several bases, or of one that was asked in several ways, after the first run that has it."""
+    groups: list[tuple[Evaluation, list[ReportedRun]]] = []
+    for run in runs:
+        if run.base is None:
+            continue
+        for base, group in groups:
+            if asked_the_same(base, run.base) and not of_other_bases([base, run.base]):
+                group.append(run)
+                break
+        else:
+            groups.append((run.base, [run]))
+    for _, group in groups if len(groups) > 1 else ():
+        for run in group:
+            run.base_name = f"base of {group[0].name}"
