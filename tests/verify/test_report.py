@@ -33,3 +33,13 @@ def test_answers_of_a_server_are_held_against_a_runs():
     found = Report("http://here", "", Path("run"), 6, 6, len(same), "asked as tokens", effects, quantised, None, 0.0)
     assert "same answer to 4 of 6" in found.lines and found.lines[-1] == "consistent with a quantisation"
     assert any(says(line, "accuracy", "server − run +33.33 (", "points") for line in found.lines)
+
+
+def test_texts_that_name_no_option_are_the_same_if_one_begins_the_other():
+    """A run's text ends where its answer is decided, and a server's does not."""
+    pairs = [("Birds.\n### Response:", "Birds.\n### Response:\nBirds"), ("Birds", "Fish"), ("", "Fish"), ("", " ")]
+    ours, theirs = (
+        Evaluation.of(Path(), NOT_KNOWN, [Prediction(f"a/{n}", "a", 0, None, text=one) for n, one in enumerate(texts)])
+        for texts in zip(*pairs, strict=True)
+    )
+    assert alike(ours, theirs) == alike(theirs, ours) == {"a/0", "a/3"}

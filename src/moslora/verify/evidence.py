@@ -65,15 +65,21 @@ def evidence(questions: Sequence[Question], server: Evaluation, known: Known, *,
 
 
 def alike(one: Evaluation, other: Evaluation) -> set[str]:
-    """The questions of ``one`` that both answer with the same option, or with the same text where it names none."""
+    """The questions of ``one`` that both answer with the same option, or with the same text where it names none. Of
+    such texts one may be longer than the other: a run's text ends where its answer is decided."""
 
     def answers(evaluation: Evaluation) -> dict[str, Any]:
         texts = by_id(evaluation, "texts")
         chosen = by_id(evaluation, "chosen")
         return {id: texts[id].strip() if option is None else option for id, option in chosen.items()}
 
+    def same(answer: Any, another: Any) -> bool:
+        if answer and another and isinstance(answer, str) and isinstance(another, str):
+            return answer.startswith(another) or another.startswith(answer)
+        return bool(answer == another)
+
     theirs = answers(other)
-    return {id for id, answer in answers(one).items() if answer == theirs[id]}
+    return {id for id, answer in answers(one).items() if same(answer, theirs[id])}
 
 
 def text_evidence(server: Evaluation, known: Known) -> TextEvidence:
