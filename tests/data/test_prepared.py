@@ -153,9 +153,12 @@ def test_a_fixed_date_in_a_chat_template_is_recorded(recipe, cache):
 
 
 ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+PLAIN = "{% for m in messages %}{% if m.role == 'user' %}USER: {% endif %}{{ m.content }} {% endfor %}"
 SYSTEMS = {
-    "of SmolLM": ("{% if messages[0].role != 'system' %}<system>Be nice.{% endif %}" + ROLES, "Be nice."),
+    "of SmolLM": ("{% if messages[0].role != 'system' %}<system>Be nice.{% endif %}" + ROLES, "'Be nice.'"),
+    "of Vicuna": ("{% if messages[0].role != 'system' %}A chat. {% endif %}" + PLAIN, "'A chat.'"),
     "none": (ROLES, ""),
+    "a row's alone": ("<s>" + ROLES, ""),
     "refused": ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + ROLES, ""),
 }
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from moslora.choices import FormatName
 from moslora.errors import UsageError
 from moslora.prompts.instructions import instruction, labels, response, wording
@@ -160,10 +162,22 @@ class ChatFormat(Format):
         found = []
         if ASKS_FOR_THE_DATE in self.template:
             found.append(f"the chat template inserts the date, which is always {TODAY:%d %b %Y} here")
-        before, _, _ = self.render([Turn("user", "question")], add_generation_prompt=True).partition("question")
-        if "sys" in before.lower():
-            found.append(f"the chat template puts a system message before each row that has none: {before!r}")
+        own = self._own_system_message().strip()
+        if own:
+            found.append(f"the chat template puts a system message before each row that has none: {own!r}")
         return found
+
+    def _own_system_message(self) -> str:
+        """The system message where a conversation has none: what stands in the place of a given one."""
+        given = "given"
+        question = Turn("user", "question")
+        try:
+            before, _, after = self.render([Turn("system", given), question]).partition(given)
+        except TemplateError:  # of a template that takes none
+            return ""
+        plain = self.render([question])
+        own = plain.removeprefix(before).removesuffix(after)
+        return own if before + own + after == plain else ""
 
     def generation_prompt(self, example: Example) -> str:
         return self.render([Turn("user", instruction(example))], add_generation_prompt=True)
