@@ -50,6 +50,9 @@ def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(trained
         code, said, _ = run(capsys, "eval", target, *options)
         assert code == 0 and says(said, "is unfinished: scoring step 21 of 21") == unfinished
         assert says(said, "no recipe says how to ask this model", "choice") == no_recipe
+        assert "not trained for" not in said
+    code, said, _ = run(capsys, "eval", trained, *few, "--out", tmp_path / "cloze", "--protocol", "cloze")
+    assert code == 0 and says(said, "protocol cloze cannot read format label", "which this model was not trained for")
 
 
 def weights(adapter: Path) -> set[str]:

@@ -69,6 +69,11 @@ class Target:
                 f"no recipe says how to ask this model, so it is asked by protocol {request.protocol};"
                 " --protocol chooses another"
             )
+        elif self.recipe is not None and request.format not in (self.request.format, typed.get("format")):
+            note_once(
+                f"protocol {request.protocol} cannot read format {self.request.format}; using format {request.format},"
+                " which this model was not trained for"
+            )
         return request
 
     def results_folder(self, request: Request, typed: Path | None, *, ending: str = "") -> Path:
