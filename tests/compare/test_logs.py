@@ -260,7 +260,7 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path):
 
 
 def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path):
-    y = {"strict-match": right(0, 0.3), "flexible-extract": right(1, 0.8)}
+    y = {"strict-match": right(0, 0.3), "flexible-extract": right(1, 0.8), None: right(2, 0.5)}
     for side in "ab":
         texts = []
         for name, scores in y.items():
@@ -268,7 +268,9 @@ def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path):
             texts.append(written(tmp_path / side, "gsm8k", scores, filter=name, **changes).read_text("utf-8"))
         written(tmp_path / side, "gsm8k", []).write_text("".join(texts), encoding="utf-8")
     sides = [tmp_path / "a", tmp_path / "b"]
-    with pytest.raises(UsageError, match=r"--metric .*exact_match,strict-match, exact_match,flexible-extract"):
+    with pytest.raises(
+        UsageError, match=r"--metric .*exact_match,strict-match, exact_match,flexible-extract, exact_match,None"
+    ):
         compare_paths(sides)
     for name, scores in y.items():
         assert compare_paths(sides, outcome=f"exact_match,{name}").main.means["gsm8k"] == (np.mean(scores),) * 2

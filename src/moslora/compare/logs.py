@@ -153,7 +153,7 @@ def _read_file(file: Path, tasks: dict[str, Samples], cluster: str | None) -> No
                 sample = Sample(str(row["id"]), {"score": float(BOOLEANS.get(score, score))}, {})
             sample = sample._replace(question=_question(row), shared=_shared_text(row, cluster))
             task = str(row.get("task") or task_of_file)
-            scores = {(metric, row.get("filter")): score for metric, score in sample.scores.items()}
+            scores = {(metric, str(row.get("filter"))): score for metric, score in sample.scores.items()}
             known = tasks.setdefault(task, {}).setdefault(sample.id, sample._replace(scores={}))
             if scores.keys() & known.scores.keys():
                 raise UsageError(

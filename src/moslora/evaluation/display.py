@@ -87,7 +87,7 @@ def _on_leaks(found: WithoutLeaks, primary: str) -> str:
     counts = {task: count for task, count in found.leaks.items() if count}
     scores = {**found.tasks, "macro average": found.macro}
     values = []
-    for name in (*counts, "macro average"):
+    for name in (*counts, "macro average") if len(found.leaks) > 1 else counts:
         score = scores.get(name)
         value, interval = score.value(primary) if score else (None, None)
         values.append(f"{name} {percent(value)} ({percent_range(interval)})")
