@@ -283,9 +283,10 @@ def test_a_limit_that_cut_nothing_does_not_matter():
 
 
 def test_seeds_that_have_nothing_in_common_need_no_pairs():
-    """Of all runs of both arms; a base is paired as ever."""
+    """Of all runs of both arms; a base is paired as ever, and so are one run and another."""
     lora = {seed: drawn(seed, sizes=WIDE, gain=0.1) for seed in (0, 1, 2)}
     other = {seed: drawn(seed, sizes=WIDE, gain=0.2, rank=4) for seed in (7, 8, 9, 10)}
+    assert compare_arms(arms(a={0: lora[0]}, b={7: other[7]})).main.paired
     for allowed, against, named in (
         ([], other, r"too few seeds in common.*--allow seeds"),
         (["seeds"], {7: other[7]}, r"a and b.*two runs or more of each"),

@@ -1,11 +1,11 @@
-"""The law of a difference against Student's t, the normal, Fisher and Yates' table, an integral, and draws."""
+"""The law of a difference against Student's t, Fisher and Yates' table, an integral, and draws."""
 
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from moslora.compare.law import Law, Part
 
@@ -47,6 +47,24 @@ def test_it_is_fisher_and_yates_table(degrees, points):
     for angle, point in zip(np.radians(range(0, 91, 15)), points, strict=True):
         law = Law(0.0, Part(math.cos(angle) ** 2, 6), Part(math.sin(angle) ** 2, degrees))
         assert law.interval(0.05)[1] == pytest.approx(point, abs=0.0011)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4, 8])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_without_interaction_it_is_the_integral_over_one_t(seeds, share):
+    law = Law(0.0, Part(share, seeds - 1), Part(1 - share, 300.5))
+    tail = stats.t(300.5, scale=math.sqrt(1 - share)).sf
+
+    def by_integral(x):
+        """P(√V₁ T₁ + √V₂ T₂ ≥ x), over T₁."""
+        density = stats.t(seeds - 1).pdf
+        return integrate.quad(lambda t: density(t) * tail(x - math.sqrt(share) * t), -np.inf, np.inf, limit=200)[0]
+
+    for x in (0.5, 2.0, 5.0):
+        assert above(law, x) == pytest.approx(by_integral(x), rel=1e-4 if seeds == 2 else 1e-6)
+    for level in LEVELS:
+        low, high = law.interval(level)
+        assert -low == pytest.approx(high) and by_integral(high) == pytest.approx(level / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("interaction", [0.3, 0.9, 1.4, 5.0])
