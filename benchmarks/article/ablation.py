@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks import DOCS
 from benchmarks.article.results import draw_forest, load
+from benchmarks.commands import command
 from benchmarks.svg import canvas_of, from_report, write_pictures
 from moslora.experiment.file import load_experiment
 from moslora.report.figures.mixers import draw_mixers, mapped
@@ -68,6 +69,10 @@ def pictures() -> dict[str, str]:
     return {f"mixer-ablation/{name}.svg": from_report(figure) for name, figure in figures.items()}
 
 
-if __name__ == "__main__":
+def main() -> None:
     train_again()
     write_pictures(pictures())
+
+
+if __name__ == "__main__":
+    command(main)

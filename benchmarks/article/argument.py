@@ -33,6 +33,7 @@ from benchmarks.article.diagrams import (
     heights,
     picture,
 )
+from benchmarks.commands import command
 from benchmarks.svg import INK, from_figures, write_pictures
 from benchmarks.tables import publish
 
@@ -200,7 +201,11 @@ def pictures() -> dict[str, str]:
     return from_figures(STYLE, figures)
 
 
-if __name__ == "__main__":
+def main() -> None:
     write_pictures(pictures())
     for name, make_table in TABLES.items():
         publish(make_table(), DOCS / "argument.md", name, print_only=False)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -36,6 +36,7 @@ from benchmarks.article.update_rules import (
     SGD,
     TORCH_MUON,
 )
+from benchmarks.commands import command
 from benchmarks.svg import INK, from_figures, write_pictures
 from benchmarks.tables import markdown, publish
 
@@ -240,10 +241,14 @@ def pictures(found: Distances) -> dict[str, str]:
     return from_figures(STYLE, figures)
 
 
-if __name__ == "__main__":
+def main() -> None:
     torch.set_num_threads(1)
     measured = measure()
     write_pictures(pictures(measured))
     tables = {"largest": largest_table(measured), "twins": twins_table(), "starts": starts_table()}
     for name, table in tables.items():
         publish(table, DOCS / "proof.md", f"table: {name}", print_only=False)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -124,10 +124,12 @@ def test_a_method_is_examined_and_has_its_row(world, trained, tmp_path, monkeypa
     train_recipe(load_recipe(recipe), out=tmp_path / "run")
     found = examine("lora-moe-topk", tmp_path)
     (method,) = [method for method in METHODS if method.recipe == "lora-moe-topk"]
-    row = methods.row_of(method, found | {"seconds": ([1, 2], [2, 4]), "peak_memory_gb": [3.0]}, baseline=2.0)
+    measured = found | {"seconds": ([1, 2], [2, 4]), "peak_memory_gb": [3.0]}
+    row = methods.row_of(method, measured, baseline=2.0)
     added = f"k · d_in = +{4 * 2 * (48 + 48 + 80):,}"
     assert row == ["`lora-moe-topk`", "token-gate", added, "2.00 (2.00–2.00)", "1.50", "no"]
-    assert found["resumed_difference"] == 0
+    table = methods.table({"lora": measured, method.recipe: measured})
+    assert table.count("| `lora") == 2 and "uninterrupted run's adapter, bit for bit" in table
     assert becomes(merge, trained, tmp_path / "merged") == "yes"
 
 
@@ -146,3 +148,16 @@ def test_what_was_measured_by_the_same_code_is_not_measured_again(tmp_path, monk
     assert measured == [method.recipe for method in METHODS[1:]]
     monkeypatch.setattr(methods, "code", lambda: "another")
     assert methods.kept(method) is None
+
+
+def test_every_table_of_a_document_is_measured():
+    """Between its markers each has a header, a row and the machine it is from."""
+    found = {}
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        found |= dict(re.findall(r"<!-- ([\w-]+) table -->(.*?)<!-- /\1 table -->", text, re.S))
+    assert "ESTIMATE" in found.pop("roofline")
+    measured = ["methods", "latency", "step", "training", "evaluation", "generation", "busy"]
+    assert found.keys() == {*measured, "steps", "loading", "merging", "serving", "vllm"}
+    for name, table in found.items():
+        assert len(re.findall(r"^\| .* \|$", table, re.M)) > 1 and re.search(r"; torch\s\d", table), name
