@@ -5,15 +5,11 @@ What starts the workers of `pytest -n` loads this file, too, and needs nothing t
 
 import shutil
 import signal
-from typing import TYPE_CHECKING
 
 import pytest
 
 from moslora.download.wheels import home
 from moslora.recipe import load_recipe
-
-if TYPE_CHECKING:
-    pass
 
 # A parent that ignores Ctrl-C (`nohup make test &`, or a job in the background) hands that on to Python and to all that
 # it starts. The tests send SIGINT to themselves and to their children.

@@ -218,6 +218,16 @@ def test_a_folder_that_is_there_stays_the_same_one(tmp_path, monkeypatch, name):
     assert [call.args[1].name for call in moved.call_args_list] == ["sub", "config.json"]
 
 
+def test_a_folder_in_use_is_refused_however_its_path_is_written(tmp_path):
+    """`run/nope/../adapter`, without `nope`, is where a new folder would go."""
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "run" / "adapter" / "mine.txt").write_text("x")
+    with pytest.raises(UsageError, match="not empty"), new_folder(tmp_path / "run" / "nope" / ".." / "adapter"):
+        pytest.fail("the work was begun")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")] == ["run/adapter/mine.txt"]
+    assert not (tmp_path / "run" / "nope").exists()
+
+
 def test_a_link_to_a_folder_to_come_is_followed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "far" / "out")
     with new_folder(tmp_path / "link") as scratch:

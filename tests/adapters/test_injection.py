@@ -9,7 +9,9 @@ from torch import nn
 
 from moslora.adapters import (
     MIXERS,
+    adapter_options,
     adapter_state_dict,
+    describe_batch,
     inject,
     named_adapters,
     shares_beginnings,
@@ -213,3 +215,21 @@ def test_rows_share_their_beginning_only_where_neither_chance_nor_a_gate_parts_t
     models = [adapted_llama(DENSE), adapted_llama(DENSE, dropout=0.1), adapted_llama({"kind": "token-gate"})]
     for training, expected in ((True, [True, False, False]), (False, [True, True, False])):
         assert [shares_beginnings(model, training=training) for model in models] == expected
+
+
+def test_what_describes_a_batch_reaches_every_layer_of_a_model_and_of_no_other():
+    """A copy computes for another task; neither is in what is saved."""
+    mixer = {"kind": "task-gate", "tasks": ["one", "two"]}
+    model = adapted_llama(mixer, target_modules=PROJECTIONS, moved=0.3).eval()
+    other = copy.deepcopy(model)
+    ids = token_batch(model)
+    describe_batch(model, tasks=torch.tensor([0]))
+    first = model(ids).logits
+    describe_batch(other, tasks=torch.tensor([1]))
+    assert not other(ids).logits.allclose(first, atol=1e-3)
+    assert model(ids).logits.equal(first)
+    for adapted, task in ((model, 0), (other, 1)):
+        named = [layer.mixer.context.tasks.item() for _, layer in named_adapters(adapted)]
+        assert {*named} == {task}
+    assert not any("context" in key for key in model.state_dict())
+    assert adapter_options(other) == adapter_options(model) and adapter_options(model)["mixer"] == mixer

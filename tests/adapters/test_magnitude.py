@@ -61,6 +61,24 @@ def test_norm_by_expansion_is_the_norm(dtype, tolerance, ratio):
     assert (norms / exact - 1).abs().max() < tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_that_cancels_the_weight_stays_finite(dtype):
+    """ΔW = −W: what remains is rounding, whose square may come out below zero."""
+    torch.manual_seed(0)
+    layer = AdapterLinear(
+        nn.Linear(6, 9).to(dtype), mixer=build_mixer(kind="identity", rank=6), scale=1.0, magnitude=Magnitude(9)
+    )
+    layer.magnitude.measure(layer.base.weight)
+    layer.magnitude.reset_parameters()
+    layer.lora_a.data.copy_(torch.linalg.qr(torch.randn(6, 6)).Q)
+    layer.lora_b.data.copy_(-layer.base.weight.float() @ layer.lora_a.T)
+    x = torch.randn(4, 6, dtype=dtype)
+    y = layer(x)
+    y.float().square().sum().backward()
+    for value in (y, layer.lora_a.grad, layer.lora_b.grad, layer.magnitude.weight.grad):
+        assert value.isfinite().all()
+
+
 def test_a_row_of_zeros_stays_one():
     """Pruned and padded models have them: m = 0 over a length of 0."""
     layer = layer_of({"kind": "dense"}, bias=False)

@@ -185,6 +185,14 @@ def test_dora_over_a_quantised_base_is_dora_of_its_float_weight(bits, tolerance)
     assert ((net(x) - plain(x)).norm() / plain(x).norm()).item() < tolerance
 
 
+def test_without_a_float_weight_dora_says_so():
+    """Packed numbers are no lengths: the caller has to name the weight."""
+    options = {"rank": 8, "alpha": 8, "mixer": {"kind": "dense"}, "target_modules": ["0"], "dora": True}
+    for bits in (4, 8):
+        with pytest.raises(ValueError, match="weight_of"):
+            inject(packed_net(bits), **options)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [case for case in itertools.product(KINDS, SHAPES) if case != ("task-gate", (64,))],  # tasks are of rows

@@ -1,20 +1,22 @@
 """Our engine computes a model if it computes what transformers' own forward does, gradients included; no other."""
 
+import json
 import shutil
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.base import check
 from moslora.base.check import choose_engine
-from moslora.base.engines import engine_of
+from moslora.base.engines import Own, Transformers, engine_of
 from moslora.base.load import load_base, read_base
 from moslora.base.shapes import meta_model
-from moslora.base.twin import small_config, spread_weights
+from moslora.base.twin import small_config, small_twin, spread_weights
 from moslora.download.wheels import home
 from moslora.errors import UsageError
 from moslora.kernels import attention, loss, mlp, norm, recompute, rotary
@@ -229,3 +231,55 @@ def test_a_verdict_is_kept_for_what_it_is_of(world, monkeypatch):
     monkeypatch.setenv("MOSLORA_PLAIN", "norm")
     load("dense")
     assert len(compared) == 4
+
+
+def test_products_in_tf32_are_told_from_a_change_by_the_twin(tmp_path, monkeypatch, scaled):
+    """As on a GPU in an image that sets TORCH_ALLOW_TF32_CUBLAS_OVERRIDE; the twin is computed on the CPU."""
+    shapes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
+    config = AutoConfig.for_model("llama", num_key_value_heads=4, vocab_size=300, **shapes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    spread_weights(model)
+    model.save_pretrained(tmp_path)
+    linear = functional.linear
+    on_gpu = [True]
+
+    def rounded(x: Tensor) -> Tensor:
+        return ((x.detach().contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def in_tf32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if on_gpu[0]:
+            return linear(rounded(x), rounded(weight), bias)
+        return linear(x, weight, bias)
+
+    def twin_on_cpu(*arguments: Any, **options: Any) -> Any:
+        on_gpu[0] = False
+        return small_twin(*arguments, **options)
+
+    monkeypatch.setattr(functional, "linear", in_tf32)
+    monkeypatch.setattr(linear_kernel, "kernel", lambda device, dtype: "torch")
+    monkeypatch.setattr(check, "small_twin", twin_on_cpu)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    section = ModelSection(name=str(tmp_path), dtype="float32")
+    load_base(section)
+    assert not on_gpu[0], "the twin decided"
+    on_gpu[0] = True
+    scaled(1.001)
+    assert engine_of(load_base(section)).name == "transformers"
+
+
+def test_a_scale_that_is_lost_is_noticed_and_transformers_takes_over(world, monkeypatch):
+    model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear")
+    monkeypatch.setattr(Own, "loss", lambda *given: 0.9 * Transformers.loss(*given))
+    choose_engine(model)
+    assert engine_of(model).name == "transformers"
+
+
+def test_a_verdict_on_a_method_of_peft_has_the_same_name_in_every_process(world):
+    """PEFT's configs have sets, which each process orders in its own way."""
+    peft = pytest.importorskip("peft")
+    model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
+    choose_engine(peft.get_peft_model(model, peft.LoraConfig(target_modules=["v_proj", "k_proj", "q_proj"])))
+    (note,) = (home() / "engines").iterdir()
+    assert '"target_modules": ["k_proj", "q_proj", "v_proj"]' in json.loads(note.read_text())["of"]

@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from cli_kit import run
@@ -173,6 +174,55 @@ def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
     for key, gradient in one.items():
         assert gradient is not None and gradient.abs().max() > 0, key
         torch.testing.assert_close(gradient, other[key], rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=key)
+
+
+class Unpacked(TorchDispatchMode):
+    """For each NF4 weight that is unpacked, how many were alive before. A product in 4 bits unpacks its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.before: list[int] = []
+        self.alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        if function._overloadpacket in (torch.ops.bitsandbytes.gemm_4bit, torch.ops.bitsandbytes.dequantize_4bit):
+            self.before.append(len(self.alive))
+        if function._overloadpacket == torch.ops.bitsandbytes.dequantize_4bit:
+            self.alive.add(made.untyped_storage())
+        return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_checkpointing_unpacks_a_4_bit_weight_twice_and_keeps_those_of_one_layer(
+    models, dtype, checkpointing, monkeypatch
+):
+    """In the forward pass, and as its layer is computed again; until its gradient is done, to the same bits as
+    bitsandbytes' own layers. Without checkpointing none is kept, and q, k and v of the first layer need no gradient.
+    """
+    section = ModelSection.model_validate(
+        {"name": str(models / "plain"), "dtype": dtype, "quantization": "nf4", "gradient_checkpointing": checkpointing}
+    )
+    monkeypatch.setattr("moslora.base.quantized.PACKED_ROWS", 0)
+    found = []
+    for own in (True, False):
+        model = load_base(section)
+        for layer in quantized_layers(model).values():
+            if not own:
+                layer.__class__ = bitsandbytes.nn.Linear4bit
+        inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS)
+        perturb(adapter_state_dict(model).values(), seed=1)
+        with Unpacked() as unpacked:
+            loss, _ = LabelLoss(model).train()(as_micro_batch(token_batch(model)))
+            loss.backward()
+        found.append([loss, *(weight.grad for weight in model.parameters() if weight.requires_grad)])
+        if own and checkpointing:
+            assert unpacked.before == [0] * 14 + 2 * [*range(7)]
+        elif not checkpointing:
+            assert unpacked.before == [0] * (14 + 7 + 4)
+        assert not unpacked.alive
+    assert len(found[0]) == 31 and all(map(torch.equal, *found))
 
 
 @pytest.mark.slow
@@ -365,3 +415,11 @@ def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world):
     unpacked = dequantize_4bit(packed, state)
     right = unpacked.equal(state.absmax.repeat_interleave(64).view(48, 80))
     assert right != bool(torch.cpu.get_capabilities().get("avx512_f"))
+
+
+def test_a_checkpoint_that_is_quantised_already_is_refused(models, tmp_path):
+    section = ModelSection(name=str(models / "plain"), dtype="float32", quantization="nf4")
+    load_base(section).save_pretrained(tmp_path / "packed")
+    for options in ({}, {"quantization": "nf4"}):
+        with pytest.raises(UsageError, match="already quantised"):
+            load_base(ModelSection(name=str(tmp_path / "packed"), dtype="float32", **options))  # type: ignore[arg-type]

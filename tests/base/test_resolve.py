@@ -74,6 +74,13 @@ def test_the_hub_is_asked_for_these_files_alone(world, sharded, tmp_path, monkey
     assert {file.name for file in cache.glob("*.safetensors")} == {file.name for file in found}
 
 
+def test_pickled_weights_alone_are_refused(world, tmp_path):
+    model = Path(shutil.copytree(world / "model", tmp_path / "model"))
+    (model / "model.safetensors").rename(model / "consolidated.safetensors")
+    with pytest.raises(UsageError, match="no safetensors weights"):
+        weight_files(str(model))
+
+
 def test_a_base_with_an_adapter_beside_it_is_refused(world, tmp_path):
     """transformers would load both, under the fingerprint of the base alone."""
     peft = pytest.importorskip("peft")

@@ -178,3 +178,18 @@ def test_a_model_that_transformers_computes_has_the_step_of_another(monkeypatch,
     Gemma2Config(**sizes, num_hidden_layers=2, architectures=["Gemma2ForCausalLM"]).save_pretrained(tmp_path)
     code, out, _ = run(capsys, "check", tmp_path)
     assert code == 0 and "model.engine = transformers" in out and steps[0].model_type == "llama"
+
+
+def test_the_sizes_are_those_of_the_model(world, monkeypatch, capsys):
+    seen = []
+
+    def noted(piece: Piece, config: Any, *place: Any) -> measure.Finding:
+        seen.append((config.hidden_size, config.head_dim))
+        return right(piece, config, *place)
+
+    right = measure.measure
+    monkeypatch.setattr(check, "measure", noted)
+    only(monkeypatch, "norm")
+    assert run(capsys, "check", world / "model")[0] == 0
+    said = json.loads((world / "model" / "config.json").read_text())
+    assert {*seen} == {(said["hidden_size"], said["head_dim"])} != {(64, 16)}

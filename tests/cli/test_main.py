@@ -150,3 +150,25 @@ def test_no_number_of_a_table_is_folded(columns, monkeypatch):
     text = Text.from_ansi(sys.stdout.getvalue()).plain
     assert all(text.split().count(word) == 2 for cell in cells for word in cell.split())
     assert max(len(line.rstrip()) for line in text.splitlines()) <= columns
+
+
+def test_dry_run_of_the_paper_setting_needs_no_hub(capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, _ = run(capsys, "train", "llama3-8b", "--dry-run")
+    assert code == 0
+    assert "28,352,512 trainable parameters of 8,058,613,760" in out
+    assert "31,932 steps of 16 rows" in out
+    assert "170,300 training rows" in out and "an estimate" in out
+
+
+def test_a_warm_up_as_long_as_the_run_is_noted(capsys, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))  # without rows that another test has made
+    command = ("train", world / "recipe.yaml", "--dry-run", "training.max_steps=9")
+    both = run(capsys, *command[:3], "training.max_steps=90", "training.epochs=2")[1]
+    assert "21 steps of 8 rows" in both
+    code, out, _ = run(capsys, *command, "training.warmup_steps=9")
+    assert code == 0
+    assert "\nnote: training.warmup_steps = 9 of 9 steps" in out and "(by training.max_steps)" in out
+    assert "\n84 training rows of " in out, "rows of local files are counted"
+    code, out, _ = run(capsys, *command, "training.warmup_steps=8")
+    assert code == 0 and "note: training.warmup" not in out

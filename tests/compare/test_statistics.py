@@ -109,6 +109,7 @@ def test_variances_are_those_of_loops(codes):
     assert (found.seeds.variance, found.seeds.degrees) == (pytest.approx(seeds), 3)
     assert (found.questions.variance, found.questions.degrees) == (pytest.approx(questions), codes.max())
     assert found.interaction == pytest.approx(both)
+    assert found.standard_error**2 == pytest.approx(seeds + questions - both), "what varies by both is counted once"
     of_one = effects({"obqa": d[:1]}, binary=False, clusters={"obqa": codes})[MACRO].law
     _, questions, _ = by_loops(d[[0, 0]], codes)
     assert (of_one.seeds.variance, of_one.interaction) == (0, 0)
@@ -177,6 +178,17 @@ def test_one_seed_among_several_is_as_if_it_had_no_runs():
     lone = effects({"obqa": np.random.default_rng(0).normal(5, 1, (1, 300))}, binary=False)[MACRO]
     one, missing, other = family([several[0], lone, several[1]], margin=0.3, count=3)
     assert [one, other] == family(several, margin=0.3, count=3) and missing == ((-np.inf, np.inf), 1, 1)
+
+
+def test_a_question_under_six_seeds_is_not_six_questions():
+    """All seeds answer alike: the error is that of one seed, not 1 / √6 of it."""
+    d = np.random.default_rng(0).normal(0, 1, (1, 200))
+    one = effects({"obqa": d}, binary=False)[MACRO]
+    six = effects({"obqa": np.tile(d, (6, 1))}, binary=False)[MACRO]
+    assert six.law.standard_error == pytest.approx(one.law.standard_error)
+    noise = np.random.default_rng(1).normal(0, 1, (6, 200))  # and if they have nothing in common, it is 1 / √1200
+    rest = effects({"obqa": noise}, binary=False)[MACRO]
+    assert rest.law.standard_error == pytest.approx(1 / np.sqrt(1200), rel=0.35)
 
 
 def test_arms_that_are_not_paired_are_welchs():

@@ -179,3 +179,16 @@ def test_the_upload_command_names_a_valid_repository_and_the_folder(tmp_path, na
         validate_repo_id(repository)
         assert [hf, upload, *others] == ["hf", "upload", str(out), "--private"]
         assert ("base_model_name_or_path" in before) == (base == "/data/model")
+
+
+@pytest.mark.parametrize(("max_length", "beside"), [(400, True), (60, False)])
+def test_a_base_asked_with_another_limit_in_tokens_is_beside_the_adapter_where_neither_was_cut(
+    trained, tmp_path, max_length, beside
+):
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluate_target(open_target(str(run)), tasks="boolq", limit=7)
+    plain, _ = evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=7, max_length=max_length)
+    assert bool(plain.tasks["boolq"].truncated) != beside
+    export_peft(run / "adapter", out=tmp_path / "peft")
+    (scores,) = Card(tmp_path / "peft").scores
+    assert (scores.rows["boolq"][2] != "–") == beside

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from card_kit import Card
 from cli_kit import run as cli
@@ -202,3 +202,15 @@ def test_an_export_over_the_built_in_base_is_imported_over_it(built_in, tmp_path
     again, run = (open_adapter(tmp_path / name / "adapter") for name in ("again", "run"))
     assert again.recipe.model.name == BUILTIN
     assert close(logits(load_adapted(again)), logits(load_adapted(run)))
+
+
+def test_another_base_than_that_of_the_export_is_noted(trained, world, tmp_path, capsys):
+    export_peft(trained / "adapter", out=tmp_path / "peft")
+    import_adapter(tmp_path / "peft", out=tmp_path / "same")
+    assert "note" not in capsys.readouterr().out
+    other = fresh(world)
+    perturb([other.model.norm.weight])
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(world / "model").save_pretrained(tmp_path / "other")
+    import_adapter(tmp_path / "peft", out=tmp_path / "run", base=str(tmp_path / "other"))
+    assert f"{tmp_path / 'other'} has other weights" in capsys.readouterr().out

@@ -21,6 +21,7 @@ from moslora.convert import export
 from moslora.convert import merge as merging
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
+from moslora.convert.proof import weight_sums
 from moslora.errors import MosloraError
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
@@ -119,6 +120,18 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(trained, tmp_path, monkeypa
     (found,) = re.findall(r"is off by ([\d.]+) of its ΔW", str(refused.value))
     assert share * 0.95 < float(found) < 3 and "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_error_below_the_rounding_is_measured_and_rounding_itself_is_none(dtype):
+    """By hand: of a ΔW that is 0.3 % of W, about as much as bfloat16 rounds, a part too much or too little."""
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(300, 400, generator=generator).to(dtype).float()
+    delta = 0.003 * torch.randn(300, 400, generator=generator)
+    for error in (0, 0.001, 0.01, 0.1, -1):
+        sums = weight_sums((plain + (1 + error) * delta).to(dtype), exact=plain + delta, plain=plain)
+        assert float(sums[0] / sums[1]) == pytest.approx(abs(error), rel=0.2, abs=1e-4)
+        assert sums[1:].tolist() == pytest.approx([float(delta.abs().sum()), float(plain.abs().sum())], rel=1e-3)
 
 
 @pytest.mark.parametrize(("command", "name"), [("merge", "merged"), ("export", "peft")])

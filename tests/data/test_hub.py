@@ -71,6 +71,15 @@ def cached_mixture(
     hub.commit.cache_clear()
 
 
+def test_rows_of_another_commit_of_the_mixture_are_others(monkeypatch, tmp_path):
+    """So rows that were prepared from the one are not taken for those of the other."""
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        cached_mixture(monkeypatch, tmp_path, commit=commit)
+        found.append(identity(list(TASKS.values()), "train", source=MIXTURE))
+    assert found[0] != found[1] and "a" * 40 in found[0]
+
+
 @pytest.mark.parametrize("card", [True, False])
 def test_an_own_task_is_loaded_at_the_commit_that_its_rows_are_known_by(monkeypatch, tmp_path, card):
     """So that a new commit of a branch makes new rows; with a pinned commit nothing is asked."""

@@ -115,6 +115,32 @@ def test_damaged_rows_are_made_again(recipe, cache, made, name, damage):
     assert file.read_bytes() == whole and prepare(recipe()) and len(made) == 2  # and are read the next time
 
 
+def test_rows_that_are_read_are_in_memory(recipe, cache):
+    """Another machine may do to the file what it likes."""
+    prepare(recipe())
+    read = prepare(recipe())
+    before = list(read.rows)
+    (file,) = cache.glob("*/rows.arrow")
+    with file.open("r+b") as opened:
+        opened.write(bytes(file.stat().st_size))
+    assert list(read.rows) == before
+
+
+def test_rows_that_another_machine_has_written_meanwhile_are_kept(recipe, cache, monkeypatch):
+    make = RunRows._make
+    theirs = []
+
+    def overtaken(rows):
+        found = make(rows)
+        prepared._write(found, rows._folder())
+        theirs.extend(file.stat().st_ino for file in cache.glob("*/*"))
+        return found
+
+    monkeypatch.setattr(RunRows, "_make", overtaken)
+    prepare(recipe())
+    assert [file.stat().st_ino for file in cache.glob("*/*")] == theirs and len(theirs) == 2
+
+
 @pytest.mark.slow
 def test_two_processes_make_them_once(recipe, cache, world):
     script = (

@@ -13,6 +13,7 @@ value is parsed. Commands in the text, `moslora … --option`, are parsed. A ```
 """
 
 import io
+import math
 import re
 import shlex
 import shutil
@@ -295,3 +296,23 @@ def test_links_lead_to_files(page):
         if heading:
             titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.M)
             assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], target
+
+
+def test_sampling_error_of_the_published_shares():
+    """√(p(1 − p)/n) set by set and √(Σ se²)/8 of the average, from the sets' own sizes."""
+    rows = []
+    for line in (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| "):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    (head,) = (row for row in rows if "boolq" in row)
+    (shares,) = (row for row in rows if row[0].startswith("MoSLoRA r 32"))
+    (errors,) = (row for row in rows if row[0].startswith("sampling error"))
+    assert head[1:-1] and set(head[1:-1]) == set(TASKS)
+    p = [float(cell) / 100 for cell in shares[1:]]
+    found = []
+    for task, share in zip(head[1:-1], p[:-1], strict=True):
+        found.append(math.sqrt(share * (1 - share) / TASKS[task].rows["test"]))
+    found.append(math.sqrt(sum(error**2 for error in found)) / len(found))
+    assert [f"{100 * error:.2f}" for error in found] == errors[1:]
+    assert f"{100 * sum(p[:-1]) / 8:.2f}" == shares[-1]
+    assert f"{100 * math.sqrt(2) * found[-1]:.2f}" in (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")

@@ -6,12 +6,15 @@ stands for lines that are left out.
 
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import pytest
 
 from cli_kit import run as run_command
+from moslora.compare.tables import read_tables
 from moslora.convert.proof import Proof
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +71,25 @@ def block_of(page: str, first_line: str) -> list[str]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     (block,) = re.findall(rf"^```\n({re.escape(first_line)}.*?)\n```$", text, re.M | re.S)
     return block.splitlines()
+
+
+def test_the_table_of_the_page_on_evaluation_has_the_numbers_of_the_committed_run():
+    """`lora`, seed 0, in docs/experiments/article, as far as its table has them."""
+    runs = read_tables(ROOT / "docs" / "experiments" / "article")
+    run = next(one for one in runs if (one.arm, one.seed, one.role) == ("lora", 0, "scored"))
+    assert run.evaluation is not None
+    rows = [re.split(r"  +", line) for line in block_of("evaluation.md", "protocol cloze")[2:7]]
+    for task, n, majority, _, per_character, _, log_p, _, nats in rows:
+        if task == "macro average":
+            continue
+        answers = run.evaluation.tasks[task]
+        means = {name: fmean(column) for name, column in answers.outcomes.items()}
+        if task == "passages":
+            assert (n, nats) == (str(len(answers.ids)), f"{means['nats_per_byte']:.4f}")
+            continue
+        ((_, most),) = Counter(answers.gold).most_common(1)
+        assert (n, majority) == (str(len(answers.ids)), f"{100 * most / len(answers.ids):.1f}")
+        assert (per_character, log_p) == (f"{100 * means['accuracy']:.1f}", f"{means['log_probability']:.3f}")
 
 
 def test_the_page_on_merging_shows_the_words_of_a_proof():

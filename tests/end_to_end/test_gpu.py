@@ -169,8 +169,10 @@ def test_every_mixer_takes_a_step_that_never_waits(make, mixer):
     assert all(layer.lora_b.isfinite().all() for _, layer in named_adapters(parts.model))
 
 
-@pytest.mark.parametrize("change", ["model.gradient_checkpointing=true", "training.micro_batch_tokens=60"])
-def test_what_saves_memory_changes_no_gradient(make, record_property, change):
+@pytest.mark.parametrize(
+    ("change", "rtol"), [("model.gradient_checkpointing=true", 1e-3), ("training.micro_batch_tokens=60", 2e-3)]
+)
+def test_what_saves_memory_changes_no_gradient(make, record_property, change, rtol):
     gradients = []
     for overrides in ((), (change,)):
         parts, data = prepare(
@@ -184,7 +186,7 @@ def test_what_saves_memory_changes_no_gradient(make, record_property, change):
             record_property(f"peak_mb {overrides}", torch.cuda.max_memory_allocated() / 1e6)
         gradients.append([parameter.grad.clone() for parameter in trainable(parts.optimizer)])
     for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=rtol, atol=1e-5)
 
 
 @pytest.mark.parametrize("double", ["true", "false"])

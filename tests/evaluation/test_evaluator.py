@@ -17,8 +17,10 @@ from changes_kit import edit_json
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, Results, evaluate, read_results
+from moslora.evaluation import scorer as scorer_module
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.choice import Choice
+from moslora.evaluation.cloze import Cloze
 from moslora.runs.answers import order_key
 from moslora.runs.evaluation import is_finished, read_evaluation, read_predictions
 from moslora.runs.predictions import Prediction
@@ -61,6 +63,22 @@ def test_bfloat16_scores_depend_on_the_ids_alone(settings):
     assert scores_by_id(limited).items() <= scores_by_id(whole).items()
     drifts = {task: score.drift for task, score in whole.tasks.items()}
     assert whole.macro.close_calls == sum(lead(p) < drifts[p.task] for p in whole.predictions)
+
+
+def test_the_next_questions_are_encoded_before_the_device_is_waited_for(monkeypatch):
+    """Once each, but for the longest and the shortest of each task, which are tried, and those that are scored again
+    alone."""
+    order = []
+
+    def noted(name, function):
+        return lambda *given: (order.append(name), function(*given))[1]
+
+    monkeypatch.setattr(Cloze, "encode", noted("encode", Cloze.encode))
+    monkeypatch.setattr(scorer_module, "wait_for", noted("wait", scorer_module.wait_for))
+    examples = {"piqa": make_examples("piqa", BLOCK_SIZE + 30), "boolq": make_examples("boolq", 5)}
+    evaluate(make_model(), tokenizer(), examples, Request(**CLOZE))
+    blocks = [*["encode"] * (BLOCK_SIZE + 30), "wait", *["encode"] * 5, "wait", "wait"]
+    assert order == [*["encode"] * 4, *blocks, *[*["encode"] * 4, "wait"] * 2]
 
 
 @pytest.mark.parametrize(("limit", "alone"), [(2, 2), (64, 4), (192, 6), (None, 8)])

@@ -177,6 +177,19 @@ def test_texts_and_answers_in_words_are_asked_of_servers_too(served, tmp_path, c
         assert prediction.text == its.text and prediction.prediction == its.prediction
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--server", "http://localhost:9", "--base"), "--base"),
+        (("--server", "http://localhost:9", "--dtype", "float32"), "--dtype"),
+        (("--model", "mine"), "--server"),
+    ],
+)
+def test_options_of_another_model_are_refused(words, named, trained, capsys):
+    code, _, errors = run(capsys, "eval", trained, *words)
+    assert code == 2 and says(errors, named, "leave out"), errors
+
+
 def test_a_silent_server_does_not_hold_the_program(served):
     """After Ctrl-C, while questions wait for it."""
     silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers

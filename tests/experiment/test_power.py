@@ -71,6 +71,13 @@ def test_four_of_five_studies_show_what_is_promised():
     assert np.mean(shown) == pytest.approx(POWER, abs=0.045)
 
 
+def test_with_as_many_seeds_and_questions_it_is_what_compare_calls_detectable():
+    effect = effects({"all": drawn(np.random.default_rng(2), 6, 200)}, binary=False)[MACRO]
+    components = Components.of(effect.law, questions=200)
+    assert components.seed > 0 and components.question > 0
+    assert smallest(components.law(seeds=6, questions=200)) == pytest.approx(effect.detectable, rel=1e-9)
+
+
 def test_contrasts_share_the_level_also_without_runs(tmp_path):
     rows = drawn_arms({"a": 0.0, "b": 0.05}, seeds=4)
     write_experiment(tmp_path, rows, contrasts=[("a", "b"), ("a", "none")])
@@ -86,3 +93,10 @@ def test_what_no_power_is_known_of_is_refused_in_a_line(tmp_path, capsys):
     for arguments, message in (((tmp_path,), "has two seeds"), ((ABLATION, "lora"), "alone")):
         code, said, errors = run(capsys, "experiment", *arguments, "--power")
         assert code == 2 and message in errors and errors.count("\n") == 1, (arguments, said)
+
+
+def test_where_questions_are_all_it_is_that_of_a_normal_test():
+    of_questions = Components(seed=0.0, question=0.36, both=0.0, questions=100, degrees=1e7)
+    z = stats.norm.isf
+    expected = 0.3 * (z(LEVEL / 2) + z(1 - POWER))
+    assert smallest(of_questions.law(seeds=4, questions=400)) == pytest.approx(expected, rel=1e-5)

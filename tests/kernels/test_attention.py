@@ -11,7 +11,7 @@ from moslora.kernels import rows as rows_module
 from moslora.kernels.attention import GROUPED, PADDED, UNPADDED, as_rows, attend_in_rows, use_rows
 from moslora.kernels.exchange import exchange
 from moslora.kernels.rotary import RotaryAttention, own_attention
-from moslora.kernels.rows import Rows
+from moslora.kernels.rows import Rows, concatenate
 
 LENGTHS = (7, 6, 12, 1, 7)  # the first two are one group, with padding
 SHAPES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -117,3 +117,23 @@ def test_the_gradient_written_out_is_that_of_finite_differences(window, continue
     heads = [torch.randn(1, n, 10, 3, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
     options = {"rows": rows, "scaling": 0.7, "sliding_window": window}
     assert torch.autograd.gradcheck(lambda *qkv: attend_in_rows(torch.nn.Module(), *qkv, None, **options)[0], heads)
+
+
+def test_what_texts_begin_with_is_laid_once():
+    tokens, rows, places = concatenate(
+        [[[7, 8, 1, 2, 3], [7, 8], [7, 8, 4]], [[9, 9]], [[5], [6]]], torch.device("cpu")
+    )
+    assert rows.lengths == (2, 2, 1, 1, 1, 3) and rows.continues == (None, None, None, None, 0, 0)
+    assert tokens == [7, 8, 9, 9, 5, 6, 4, 1, 2, 3]
+    assert places == [[0, 1, 7, 8, 9], [0, 1], [0, 1, 6], [2, 3], [4], [5]]
+    assert rows.positions.tolist() == [[0, 1, 0, 1, 0, 0, 2, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("padding", "most", "groups"),
+    [(0, 999, [1, 1, 1, 1, 1]), (26, 999, [2, 1, 1, 1]), (999, 432, [3, 2]), (999, 100, [2, 1, 2])],
+)
+def test_neighbours_are_a_group_where_padding_and_scores_are_few(monkeypatch, padding, most, groups):
+    monkeypatch.setattr(rows_module, "PADDING", padding)
+    monkeypatch.setattr(rows_module, "SCORES", most)
+    assert [group.shape[0] for group in Rows(LENGTHS, torch.device("cpu")).groups()] == groups

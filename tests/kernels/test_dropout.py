@@ -38,6 +38,14 @@ def test_the_draw_follows_from_the_seed_and_evaluation_drops_nothing():
     assert dropped(dropout.eval(), x) is x
 
 
+def test_neighbours_are_dropped_independently():
+    torch.manual_seed(4)
+    kept = (dropped(Dropout(0.5), torch.ones(4, 50_000, dtype=torch.bfloat16)) != 0).double().flatten()
+    for distance in (1, 2, 3, 4):
+        both = (kept[:-distance] * kept[distance:]).mean()
+        assert abs(float(both) - 0.25) < 5 * (0.25 * 0.75 / len(kept)) ** 0.5
+
+
 def test_as_many_are_dropped_as_of_independent_entries():
     """Binomial: of n entries n p on average, with variance n p (1 − p)."""
     torch.manual_seed(5)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import numpy
 import pytest
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -108,3 +109,27 @@ def test_checkpointing_drops_the_same(monkeypatch):
     h = (x * first) @ a.T
     expected = [h, *torch.autograd.grad(h.sin().sum(), [x, a])]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ten_million_entries_are_dropped_independently_with_the_same_probability():
+    """χ² over blocks, over the places within them, and over pairs of neighbours; at p of 0.001 each."""
+    p = 0.05
+    rows, columns = 3_200, 3_136
+    lost = mask(rows, columns, seed=2**31 - 1, p=p).cpu() == 0
+    one = lost.view(rows // 32, 32, columns // 32, 32)
+    n = lost.numel()
+    for counts in (one.sum((1, 3)), one.sum((0, 2)), lost.sum(0), lost.sum(1)):
+        expected = n * p / counts.numel()
+        found = ((counts - expected).double() ** 2).sum() / (expected * (1 - p))
+        assert chi2.ppf(0.001, counts.numel()) < found < chi2.ppf(0.999, counts.numel())
+    assert abs(lost.double().mean() - p) < 4 * (p * (1 - p) / n) ** 0.5
+    flat = lost.flatten()
+    for distance in (1, 2, 3, 4, columns, columns + 1):
+        both = (flat[:-distance] & flat[distance:]).double().mean()
+        assert abs(both - p**2) < 4 * (p**2 * (1 - p**2) / n) ** 0.5
+
+
+def test_two_seeds_drop_independently():
+    one, other = (mask(200, 640, seed=seed, p=0.5) for seed in (1, 2))
+    assert abs(float((one * other).mean()) - 0.25) < 4 * (0.25 * 0.75 / one.numel()) ** 0.5

@@ -85,3 +85,18 @@ def test_what_is_overwritten_is_not_read_again():
     out.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         out.backward()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_it_is_tried_on_the_gpu_before_it_is_used(works, monkeypatch):
+    monkeypatch.setattr(liger, "gpus", lambda: 1)
+    monkeypatch.setattr(liger, "wait_for", lambda device: None)
+
+    def device():
+        if not works:
+            raise RuntimeError("Failed to find C compiler")
+        return DEVICE
+
+    monkeypatch.setattr(liger, "device", device)
+    monkeypatch.setattr(liger, "_refuse_broken_gpu", lambda fault: None)
+    assert liger.fault.__wrapped__() == (None if works else "Failed to find C compiler")

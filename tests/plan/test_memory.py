@@ -20,7 +20,7 @@ from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.shapes import meta_model
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import MicroBatch, collate
-from moslora.plan.memory import NCCL_BUFFERS, Devices, Memory, memory
+from moslora.plan.memory import NCCL_BUFFERS, Devices, Memory, largest_budget, memory
 from moslora.plan.outline import outline
 from moslora.plan.step import Work, measure
 from moslora.recipe import ModelSection, load_recipe
@@ -213,7 +213,7 @@ def test_the_unpacked_weights_of_the_layer_that_is_computed_again_are_planned(tm
     planned = memory(plain, section, WORK, Devices(on_gpu=False))
     kept, peak = allocated(model)
     assert planned.activations == pytest.approx(kept, rel=0.01)
-    assert 0.99 * peak < planned.activations + planned.temporary < 1.3 * peak
+    assert 0.99 * peak < planned.activations + planned.temporary < (1.2 if dtype == "float32" else 1.3) * peak
 
 
 @pytest.mark.parametrize(
@@ -305,3 +305,19 @@ def test_shards_divide_the_decoder_layers_and_gather_three():
     assert ddp == replace(alone, **buckets), "DDP's and NCCL's"
     layer = sum(weight.nbytes for weight in tiny_llama().model.layers[0].parameters())
     assert fsdp == replace(ddp, weights=alone.weights - 3 * layer + 3 * layer // 4, gathered=3 * layer)
+
+
+@pytest.mark.parametrize("room", [10, 900, 1_000, 1_263, 1_264, 5_000, 100_000])
+def test_the_largest_budget_is_the_last_that_fits(room):
+    step = Work((40,) * 47 + (60, 60), 0.25)
+
+    def need(work):
+        return Memory(100, 0, 0, 0, 0, work.tokens * 5, work.tokens, 0, 0)
+
+    fitting = [tokens for tokens in range(60, 2_001) if need(step.of(tokens)).total <= room]
+    expected = None
+    if fitting:
+        expected = fitting[-1]
+        if expected != 2_000:
+            expected = max(60, expected // 64 * 64)
+    assert largest_budget(step, room=room, need=need) == expected

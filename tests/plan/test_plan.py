@@ -15,7 +15,7 @@ from cli_kit import run
 from message_kit import says
 from moslora.adapters import inject
 from moslora.base.shapes import meta_model
-from moslora.plan.duration import GPUS, Cost, cost, in_words, on_gpus, probe
+from moslora.plan.duration import GPUS, Cost, cost, in_words, on_gpus, on_this_cpu, probe
 from moslora.plan.outline import outline
 from moslora.plan.plan import disk_line
 from moslora.plan.sizes import parse_bytes
@@ -182,6 +182,9 @@ def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_comma
     (operations,) = (float(found) for found in re.findall(r"about (\S+) operations", out))
     assert hours == pytest.approx(operations / 4e11 / 3600, rel=0.03)
     assert "GPU" in planned(capsys, *first.partition(": moslora plan ")[2].split())[0]
+    code, out, _ = run(capsys, "plan", "llama3-8b", "--processes", "8")
+    assert says(out.splitlines()[0], "no GPU here", "moslora plan llama3-8b", "--processes 8 --gpu-memory")
+    assert code == ("\ndoes not fit" in out), "of this machine, as the processes are named"
 
 
 def test_the_time_on_a_gpu_is_that_of_products_and_unpacking():
@@ -211,6 +214,24 @@ def test_eight_gpus_wait_for_their_hosts(capsys):
     alone = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
     assert "one run per GPU" not in alone
     assert "then 22,419 test questions by choice: A100 80GB 5 min, H100 SXM 1–2 min" in alone
+
+
+def test_the_disk_of_a_download_is_named_for_this_machine(capsys, monkeypatch):
+    monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda *_: 1.0)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=10**10))
+    _, out, _ = run(capsys, "plan", "llama3-8b")
+    assert says(out, "to download: about 16.1 GB into", "10.0 GB are free; too little")
+    assert "download:" not in run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
+
+
+def test_a_cpu_is_timed_in_the_products_of_the_models_shapes(monkeypatch):
+    """By a clock that goes on by a second a product: of 256 tokens, k's and down's; seven tenths of that speed."""
+    now = iter(range(10))
+    monkeypatch.setattr("moslora.plan.duration.time.perf_counter", lambda: next(now))
+    model = tiny_llama(hidden_size=64, intermediate_size=192, layers=1)
+    smallest = model.model.layers[0].self_attn.k_proj.weight.numel()
+    speed = 2 * 256 * (smallest + 64 * 192) / 2
+    assert on_this_cpu(Cost(1e12), model, "float32") == pytest.approx(1e12 / speed / 0.7)
 
 
 def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(recipe, monkeypatch):
@@ -257,3 +278,10 @@ def test_the_disk_is_what_the_files_take(recipe, trained, changes, files):
         (weights + moments) / 1e6, abs=0.1
     )
     assert total == pytest.approx(files * of_one + result, abs=0.3)
+
+
+@pytest.mark.parametrize(("quantization", "named"), [("null", True), ("int8", False)])
+def test_no_other_strategy_is_named_that_a_recipe_may_not_have(capsys, quantization, named):
+    changes = (f"model.quantization={quantization}", "model.gradient_checkpointing=true")
+    out, _ = planned(capsys, "llama3-70b-nf4", "--processes", "8", "--gpu-memory", "80GB", *changes)
+    assert ("with training.strategy=fsdp it fits" in out) == named

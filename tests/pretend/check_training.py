@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -16,15 +17,18 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from moslora.errors import Diverged, Interrupted
+from moslora.kernels import vocabulary
+from moslora.kernels.loss import ChunkedLoss
 from moslora.recipe import Recipe
 from moslora.runs.manifest import MANIFEST
 from moslora.training import loop, prepare, train_recipe
+from moslora.training import train as train_module
 from moslora.training.loop import accumulate
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import trainable, update
 from moslora.training.tracking import Tracker
 from moslora.training.train import Training
-from pretend_kit import MODULE, NAME, on_cpu, watch
+from pretend_kit import DEVICE, MODULE, NAME, on_cpu, watch
 from training_kit import cut_after, same_files, steps_logged
 
 Make = Callable[..., Recipe]
@@ -75,6 +79,30 @@ def test_it_resumes_to_the_same_bits(recipe, tmp_path, kind):
     refuse_missing_weights(again, kind)
     assert same_files(straight, again)
     assert steps_logged(again) == logged and len(logged) == 7
+
+
+class Backward:
+    """Whether kernels of the backward pass are launched by another thread than the main one."""
+
+    def __init__(self):
+        self.by_another: set[bool] = set()
+
+    def note(self, function, *_, **__):
+        if str(function).startswith("backward of"):
+            self.by_another.add(threading.current_thread() is not threading.main_thread())
+
+
+@pytest.mark.skipif(DEVICE.index > 0, reason="autograd has a thread for the first device alone")
+@pytest.mark.parametrize("kind", ["pissa", "gate"])
+def test_the_backward_pass_in_autograds_own_thread_has_the_same_bits(recipe, tmp_path, kind):
+    """As on a GPU; with checkpointing, which computes again there."""
+    chosen = recipe(*SHORT, *KINDS[kind], "model.gradient_checkpointing=true")
+    found = []
+    for own in (False, True):
+        with watch(Backward()) as backward, torch.autograd.set_multithreading_enabled(own):
+            found.append(run(chosen, tmp_path / str(own)))
+        assert backward.by_another == {own}
+    assert found[0] == found[1] and same_files(tmp_path / "False", tmp_path / "True")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,6 +227,15 @@ def test_no_update_follows_numbers_that_are_not_finite(recipe, tmp_path, monkeyp
     assert order.count("update") == 1 and order[-4:] == ["copy", *BEGIN, "wait"]
 
 
+def test_a_gpu_waits_less_for_others_once_its_largest_step_has_fitted(recipe, tmp_path, monkeypatch):
+    order = []
+    for name in ("rehearse", "shorten_waits", "train"):
+        function = getattr(train_module, name)
+        monkeypatch.setattr(train_module, name, lambda *a, n=name, f=function, **k: (order.append(n), f(*a, **k))[1])
+    train_recipe(recipe(*SHORT), out=tmp_path / "run")
+    assert order == ["rehearse", "shorten_waits", "train"]
+
+
 def test_the_device_leaves_out_an_update_that_is_not_finite(recipe):
     """Before the host knows: nothing is waited for."""
     parts, _ = prepare.prepare(Accelerator(mixed_precision="no"), recipe("model.dtype=bfloat16"))
@@ -213,3 +250,15 @@ def test_the_device_leaves_out_an_update_that_is_not_finite(recipe):
             update(parts.optimizer, parts.scaler, max_norm=1.0)
         assert not seen.waits
         assert all(one.cpu().equal(other.cpu()) == wrong for one, other in zip(before, learned, strict=True))
+
+
+@pytest.mark.parametrize(("positions", "pieces"), [(40, 1), (41, 2)])
+def test_the_loss_is_ten_operations_a_piece(monkeypatch, positions, pieces):
+    """And two that sum it, one more for each further piece; in the backward pass two beside the mean's own three."""
+    monkeypatch.setattr(vocabulary, "LOGITS_AT_ONCE", 40 * 96)
+    hidden = torch.randn(positions, 32).bfloat16().to(DEVICE)
+    weight = torch.randn(96, 32).bfloat16().to(DEVICE)
+    labels = torch.randint(96, (positions,)).to(DEVICE)
+    with watch() as seen:
+        (ChunkedLoss.apply(hidden.requires_grad_(), weight, labels) * 0.1).backward()
+    assert seen.operations.total() == 12 * pieces + (pieces - 1) + 5 and not seen.waits, seen

@@ -35,3 +35,17 @@ def test_old_drivers_that_cannot_connect_gpus_are_refused_with_the_variables(mon
     for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
         monkeypatch.setenv(name, "1")
     group._check_gpus()
+
+
+@pytest.mark.parametrize(("asked", "named"), [("backends.mps", "MPS"), ("xpu", "XPU")])
+def test_gpus_that_are_not_used_are_named(monkeypatch, capsys, asked, named):
+    monkeypatch.setattr(f"torch.{asked}.is_available", lambda: True)
+    devices.say_device.__wrapped__("cpu")
+    assert says(capsys.readouterr().out, "device: CPU, ", "note: ", named, "not used")
+
+
+def test_a_gpu_of_amd_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(devices, "device_name", lambda _: "MI300X")
+    devices.say_device.__wrapped__("cuda")
+    assert says(capsys.readouterr().out, "device: MI300X\n", "note: ", "ROCm", "pads")

@@ -1,10 +1,13 @@
 """Keys and values of other programs in a recipe: each is answered with ours, or with what happens instead."""
 
+import dataclasses
 import re
 import runpy
 from pathlib import Path
 
+import peft
 import pytest
+from transformers import TrainingArguments
 
 from moslora.recipe import load_recipe, trace_recipe
 from moslora.recipe.elsewhere import answer, known
@@ -219,3 +222,18 @@ def test_the_page_has_the_keys_that_are_answered():
     page = (docs / "coming-from.md").read_text("utf-8")
     assert page == runpy.run_path(str(docs / "keys.py"))["with_tables"](page), "run `make docs`"
     assert page.count("| `model.name` |") == 3
+
+
+@pytest.mark.parametrize(
+    ("theirs", "unanswered"),
+    [
+        (peft.LoraConfig, {"auto_mapping", "ensure_weight_tying", "megatron_config", "megatron_core", "peft_type"}),
+        (TrainingArguments, {"ddp_static_graph", "skip_memory_metrics", "trackio_space_id"}),
+    ],
+)
+def test_arguments_of_the_installed_versions_are_answered(theirs, unanswered):
+    """Most of them: what remains is of a program's inside, or one of our own keys in another section."""
+    names = {field.name for field in dataclasses.fields(theirs)}
+    silent = {name for name in names if answer(name, None, "") is None}
+    assert unanswered <= silent
+    assert len(silent) < 0.45 * len(names), sorted(silent)

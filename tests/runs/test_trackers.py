@@ -183,6 +183,14 @@ def test_a_training_outlives_a_tracker(tmp_path, capsys):
     assert [row["step"] for row in Run(tmp_path).metrics] == [1, 2, 3, 4]
 
 
+@needs_both
+def test_a_tracker_that_cannot_be_closed_leaves_the_training_its_result(recipe, tmp_path, monkeypatch, capsys):
+    closed = Mock(side_effect=ConnectionError("the server is gone"))
+    monkeypatch.setattr("moslora.runs.trackers.TensorBoardTracker.finish", closed)
+    train_recipe(recipe("tracking.to=[tensorboard]", "training.max_steps=2"), out=tmp_path / "run")
+    assert Run(tmp_path / "run").finished and "the server is gone" in capsys.readouterr().out and closed.called
+
+
 def test_a_tracker_that_is_not_installed_is_refused_before_any_work(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("moslora.runs.trackers.get_available_trackers", lambda: [LoggerType.WANDB])
     with pytest.raises(UsageError, match="tensorboard not installed; pip install tensorboard"):

@@ -1,18 +1,20 @@
 """Every built-in method on the small world: it trains, saves, reloads and is scored. It resumes: test_resume.py."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from evaluation_kit import log_probability, make_model, tokenizer
+from evaluation_kit import log_probability, make_examples, make_model, tokenizer
 from methods_kit import METHODS, logits_of
 from moslora.adapters import adapter_state_dict, describe_task, inject
 from moslora.base.load import load_base
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
 from moslora.data.sources import load_examples
 from moslora.data.steps import collate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.prompts.formats import FORMATS
@@ -125,3 +127,28 @@ def test_rows_of_a_mixed_batch_go_each_by_their_own_task(finished):
     torch.testing.assert_close(mixed[1], other[1], rtol=1e-5, atol=1e-5)
     swapped = logits_of(model, ("obqa", "boolq"))
     assert (swapped - mixed).abs().amax((1, 2)).min() > 1e-3
+
+
+@pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("cloze", "cloze")])
+def test_a_question_is_scored_by_its_own_task(finished, protocol, format):
+    """Spoiling the embedding of one task changes the scores of its questions and of no others."""
+    folder = open_adapter(finished("methods/moelora").out / "adapter")
+    examples = {task: make_examples(task, 3) for task in ("obqa", "boolq", "arc_easy")}
+
+    def scored(spoiled):
+        model = load_adapted(folder)
+        for name, parameter in model.named_parameters():
+            if spoiled and name.endswith("embedding"):
+                parameter.data[folder.recipe.data.tasks.index(spoiled)] *= -3
+        path = folder.path.parent / f"eval-{protocol}-{spoiled}"
+        evaluate(model, tokenizer(), examples, Request(protocol=protocol, format=format), out=path)
+        lines = map(json.loads, (path / "predictions.jsonl").read_text().splitlines())
+        found = {task: [] for task in examples}
+        for line in lines:
+            found[line["id"].partition("/")[0]].append(line["scores"])
+        return found
+
+    before = scored(None)
+    for task in examples:
+        after = scored(task)
+        assert {name for name in examples if after[name] != before[name]} == {task}

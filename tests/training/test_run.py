@@ -16,6 +16,7 @@ from message_kit import in_order, says
 from methods_kit import BUDGET
 from moslora.adapters import named_adapters
 from moslora.adapters.mixers.gates import Gate
+from moslora.data.prepared import RowTable
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
 from moslora.plan.outline import outline
@@ -407,3 +408,39 @@ def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(recipe, tmp_path
     cut_after(20, again)
     train_recipe(chosen, out=again, resuming=True)
     assert same_files(plain, again)
+
+
+def test_no_more_rows_are_built_than_are_computed(recipe, monkeypatch):
+    """In search of the largest pass and of the shortest row."""
+    parts, _ = prepare(Accelerator(cpu=True), recipe())
+    build = RowTable.__getitem__
+    built = []
+
+    def noted(table, row):
+        built.append(row)
+        return build(table, row)
+
+    monkeypatch.setattr(RowTable, "__getitem__", noted)
+    loop.rehearse(parts, first_step=0)
+    assert len(built) == 8
+    loop.settle_order(parts)
+    assert len(built) == 9 and len(build(parts.rows, built[-1]).input_ids) == min(parts.rows.lengths())
+
+
+def test_a_step_does_not_look_through_the_model(recipe, monkeypatch):
+    """For its adapters, in whichever micro-batch; but for the first step."""
+    parts, _ = prepare(Accelerator(cpu=True), recipe())
+    parts.objective.train()
+    walk = torch.nn.Module.named_modules
+    walked = []
+
+    def noted(module, *given, **options):
+        walked.append(module)
+        return walk(module, *given, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", noted)
+    for step, expected in enumerate((True, False)):
+        walked.clear()
+        assert len(parts.passes(parts.drawn(step))) > 1
+        loop.accumulate(parts, parts.drawn(step))
+        assert (parts.model.lm_head in walked) == expected, "the last module"
