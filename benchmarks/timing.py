@@ -19,16 +19,13 @@ def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_co
     return clock() - began
 
 
-def alternate(
-    *runs: Callable[[], object], repetitions: int, warmup: int, clock: Callable[[], float] = time.perf_counter
-) -> list[list[float]]:
+def alternate(*runs: Callable[[], object], repetitions: int, warmup: int) -> list[list[float]]:
     """Times functions in turns, the first one changing, so that whatever slows the machine slows all.
 
     Args:
         runs: each is called ``warmup + repetitions`` times.
         repetitions: those that count.
         warmup: those before.
-        clock: seconds.
 
     Returns:
         The seconds of each, round by round.
@@ -39,7 +36,7 @@ def alternate(
         if number % 2 == 0:
             turns.reverse()
         for run, measured in turns:
-            measured.append(seconds(run, clock))
+            measured.append(seconds(run))
     return [measured[warmup:] for measured in times]
 
 
