@@ -1,1 +1,1 @@
-"""Long checks: kills and damages, planned memory, llama.cpp, error rates of comparisons."""
+"""Long checks: kills, planned memory, llama.cpp, error rates of comparisons."""

@@ -19,8 +19,6 @@ def test_commands_killed_at_some_of_their_writes_go_on_to_the_same_bytes():
         "benchmarks.checks.soak",
         "--every",
         "25",
-        "--damages",
-        "0",
         "--commands",
     ]
     command += [

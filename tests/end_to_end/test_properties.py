@@ -1,4 +1,5 @@
 """Whatever a user writes: a recipe, an override or a row of data is taken whole, or refused in lines that say where.
+Whatever happens to a file of a checkpoint: it is named, and the checkpoint before it taken.
 
 Nothing else may happen: no other exception, no line without its place, no half-written file or output. The inputs are
 random, near what is right: right and wrong keys, values of every YAML or JSON type, text of every kind. They are the
@@ -9,6 +10,7 @@ same in every run (`derandomize`), so that a change cannot fail by chance; the e
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -17,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from moslora.cli import main
@@ -27,6 +29,9 @@ from moslora.prompts.formats import FORMATS, LabelFormat
 from moslora.prompts.instructions import answer_pattern, llm_adapters_row
 from moslora.recipe import find_recipe, load_recipe, recipe_schema, trace_recipe
 from moslora.recipe.yaml_text import parse, render_inline
+from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.resuming import newest_saved
+from moslora.runs.run import Run
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 SCHEMA = recipe_schema()
@@ -315,3 +320,51 @@ def test_any_rows_are_read_or_refused(text, suffix):
     else:
         for found in examples:
             check_example(found)
+
+
+@pytest.fixture(scope="module")
+def saved(trained, tmp_path_factory):
+    """A run whose files may be damaged, and its recipe."""
+    run = Run(shutil.copytree(trained, tmp_path_factory.mktemp("saved") / "run"))
+    return run, load_recipe(run.path / "recipe.yaml")
+
+
+def same_json(content: bytes, other: bytes) -> bool:
+    """As without the last line break."""
+    try:
+        return bool(json.loads(content) == json.loads(other))
+    except ValueError:
+        return False
+
+
+@tries(50)
+@given(draw=st.data())
+def test_any_damage_of_a_checkpoint_or_result_is_named_and_the_one_before_taken(saved, draw):
+    """A file that is cut, or has up to three bits flipped."""
+    run, recipe = saved
+    before, last = run.checkpoints[-2:]
+    damaged, expected = draw.draw(st.sampled_from([(last, before), (run.result, last)]))
+    path = draw.draw(st.sampled_from(sorted(damaged.iterdir())))
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    if draw.draw(st.booleans()):
+        del content[draw.draw(st.integers(0, len(whole) - 1)) :]
+    else:
+        for bit in draw.draw(st.sets(st.integers(0, 8 * len(whole) - 1), min_size=1, max_size=3)):
+            content[bit // 8] ^= 1 << bit % 8
+    assume(path.suffix != ".json" or not same_json(whole, content))
+    hidden = run.result.with_name("hidden")
+    path.write_bytes(content)
+    if damaged == last:
+        run.result.rename(hidden)
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            found = newest_saved(run, recipe)
+        assert found and found.path == expected and f"skipped {damaged}: {path}: " in said.getvalue()
+        with pytest.raises(MosloraError):
+            open_adapter(damaged).weights()
+    finally:
+        path.write_bytes(whole)
+        if hidden.exists():
+            hidden.rename(run.result)
