@@ -10,7 +10,7 @@
 #   make dist          build the wheel and the sdist in dist/, check them, and try the wheel in an empty environment
 #   make methods       train and examine every method on the quickstart's model: a table of docs/methods.md;
 #                      stopped, it goes on where it was
-#   make results       draw and tabulate an experiment: docs/results.md
+#   make results       draw the figures of an experiment: docs/results.md
 #   make pictures      draw every picture of the documents from the numbers that are committed
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
 #   make soak          kill commands at each of their writes, and try more random input and damages, for most of an hour

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from benchmarks import DOCS
-from benchmarks.article.results import ScoredExperiment, load, made_of
+from benchmarks.article.results import ScoredExperiment, load
 from benchmarks.commands import command
 from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
@@ -29,17 +29,12 @@ from moslora.evaluation.intervals import mean_of
 from moslora.experiment.tables import mean_in_words
 from moslora.report.canvas import Canvas, Style
 from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change, draw_base
-from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 
 FOLDER = DOCS / "experiments" / "article-second"
 
 LOW = "-low"
 HIGH = "-high"
-
-OUTCOMES_NAMED = (GAINED, "accuracy", FORGOTTEN)
-"""Of the experiment, each a family of its own."""
-
 
 BESIDE = (GAINED, "log_probability_summed", "validation_loss", FORGOTTEN)
 """The outcomes of the table of differences."""
@@ -148,29 +143,16 @@ def _differences(found: ScoredExperiment, first: Arm, arm: Arm, outcomes: Sequen
     return cells
 
 
-def reruns_table(found: ScoredExperiment, other: ScoredExperiment) -> str:
-    """How far the runs of a method are from those with the same rate and seed in another experiment."""
-    rows = [["", "learning rate", "seed", *(OUTCOMES[outcome].title for outcome in OUTCOMES_NAMED)]]
-    then = _runs_of(other)
-    now = _runs_of(found)
-    for key in [key for key in now if key in then]:
-        method, rate, seed = key
-        row = [method, f"{rate:g}", str(seed)]
-        for outcome in OUTCOMES_NAMED:
-            unit = OUTCOMES[outcome]
-            row.append(f"{unit.factor * change(outcome, now[key], then[key]):+.{unit.fine}f}")
-        rows.append(row)
-    return markdown(rows)
-
-
-def _runs_of(found: ScoredExperiment) -> dict[tuple[str, float | None, int | None], Evaluation]:
-    """Method, rate and seed -> the answers of that run."""
-    runs = {}
-    for arm in found.arms:
-        rate = found.row(arm.name).rate
-        for seed, run in arm.runs.items():
-            runs[method_of(arm.name), rate, seed] = run
-    return runs
+def made_of(found: ScoredExperiment) -> str:
+    """Seeds, questions and machines of the runs."""
+    seeds = " or ".join(str(number) for number in sorted({len(arm.runs) for arm in found.arms}))
+    tasks = found.tasks(GAINED).split(",")
+    questions = sum(len(found.first_run.tasks[task].ids) for task in tasks)
+    torch = found.first_run.settings.made_with.get("torch")
+    devices = dict.fromkeys(row.device for row in found.rows if row.device is not None)
+    where = "; ".join(f"{device}, torch {torch}" for device in devices) or "Machine not recorded"
+    asked = f"on the same {questions:,} questions of {len(tasks)} sets"
+    return f"Means over {seeds} seeds ± standard error over seeds, {asked}. {where}."
 
 
 def figure(canvas: Canvas, methods: Mapping[str, Sequence[AtRate]]) -> Markup:
@@ -222,16 +204,11 @@ def pictures(found: ScoredExperiment) -> dict[str, str]:
         return {"rates.svg": from_report(figure(canvas, methods))}
 
 
-def main(folder: Path = FOLDER, *, print_only: bool = False, reruns_of: Path | None = None) -> None:
+def main(folder: Path = FOLDER, *, print_only: bool = False) -> None:
     found = load(folder)
-    if reruns_of:
-        print(reruns_table(found, load(reruns_of)))
-        return
     said = {"rates": f"{rates_table(by_method(found))}\n\n{made_of(found)}", "beside": beside_table(found)}
     for name, text in said.items():
         publish(text, DOCS / "results.md", name, print_only=print_only)
-    for outcome in OUTCOMES_NAMED:
-        print(*found.concluded(outcome), sep="\n")
     if not print_only:
         write_pictures(pictures(found))
 

@@ -1,13 +1,12 @@
-"""The first edition's figures and tables in docs/results.md, from the tables of an experiment whose first arm is LoRA.
+"""The first edition's figures in docs/results.md, from the tables of an experiment whose first arm is LoRA.
 
-    python -m benchmarks.article.results                                # docs/experiments/article
-    python -m benchmarks.article.results packed --print-only            # moslora experiment FILE --pack packed wrote it
+    python -m benchmarks.article.results                          # docs/experiments/article
+    python -m benchmarks.article.results packed --docs drawn      # moslora experiment FILE --pack packed wrote it
 
 Forgetting needs texts among the questions, and with gain the base's answers: ``moslora eval FOLDER/runs/RUN --base``,
-before the runs are packed. Costs are those of docs/methods.md, which `make methods` measures.
+before the runs are packed.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,16 +18,12 @@ from markupsafe import Markup
 from benchmarks import DOCS
 from benchmarks.commands import command
 from benchmarks.svg import canvas_of, from_report, write_pictures
-from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm, all_runs, load_arms
-from moslora.compare.comparison import compare_arms, compare_planned
-from moslora.compare.conclusion import lines
+from moslora.compare.comparison import compare_arms
 from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.statistics import LEVEL, MACRO, Member, family_with
 from moslora.compare.tables import TableRun, read_tables
-from moslora.experiment.tables import mean_over_seeds
-from moslora.recipe import Recipe, load_recipe
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, Canvas
 from moslora.report.figures.forgetting import FORGOTTEN, gain_and_forgetting
@@ -54,14 +49,12 @@ class ScoredExperiment:
         rows: of the runs with answers, in the experiment's table.
         arms: the one that the others are held against comes first.
         base: the base's answers to those of these questions that it was asked; ``None`` if it was asked none.
-        left_out: a line on what was asked besides.
     """
 
     index: ExperimentIndex
     rows: Sequence[TableRun]
     arms: list[Arm]
     base: Evaluation | None
-    left_out: str
 
     @property
     def names(self) -> list[str]:
@@ -70,11 +63,6 @@ class ScoredExperiment:
     def row(self, arm: str) -> TableRun:
         """That of the first run of an arm."""
         return next(row for row in self.rows if row.arm == arm)
-
-    def recipe(self, arm: str) -> Recipe:
-        """The recipe of an arm, whatever its learning rate and seed."""
-        assert self.index.card is not None
-        return self.index.card.arms[arm].read_recipe()
 
     @property
     def first_run(self) -> Evaluation:
@@ -99,13 +87,6 @@ class ScoredExperiment:
         asked = {task: answers.ids for task, answers in base.tasks.items()}
         return {arm.name: [run.only(asked) for run in arm.runs.values()] for arm in self.arms}
 
-    def concluded(self, outcome: str) -> list[str]:
-        """The lines of `moslora compare` about the contrasts that were named."""
-        tasks = self.tasks(outcome)
-        if not tasks:
-            return [f"no run has {OUTCOMES[outcome].title}"]
-        return lines(compare_planned(self.arms, self.index, outcome=outcome, tasks=tasks))
-
     def tasks(self, outcome: str) -> str:
         """The tasks that have this outcome, separated by commas."""
         return ",".join(task for task, answers in self.first_run.tasks.items() if answers.outcomes.get(outcome))
@@ -121,14 +102,14 @@ def load(folder: Path) -> ScoredExperiment:
     if arms[0].name != index.contrast[0]:
         raise SystemExit(f"{folder}: no scored run of {index.contrast[0]}, which the others are against")
     evaluations = all_runs(arms)
-    shared, left_out = in_common(evaluations)
+    shared, _ = in_common(evaluations)
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     base = evaluations[0].base
     if base is not None:
         asked_too, _ = in_common([*evaluations, base])
         base = base.only(asked_too)
     rows = [row for row in read_tables(folder) if row.role == "scored" and not row.diverged]
-    return ScoredExperiment(index, rows, arms, base, left_out)
+    return ScoredExperiment(index, rows, arms, base)
 
 
 def draw_forest(
@@ -182,62 +163,6 @@ def draw_differences(place: Any, found: ScoredExperiment, outcome: str, order: S
     place.margins(x=0.08)
 
 
-Cost = tuple[Recipe, str, str]
-"""A method, and its step time and peak memory on the quickstart's model as shares of LoRA's, as text."""
-
-
-def costs() -> list[Cost]:
-    """The costs of every method, from docs/methods.md."""
-    _, _, table = (DOCS / "methods.md").read_text(encoding="utf-8").partition("<!-- methods table -->")
-    rows = re.findall(r"^\| `([\w/-]+)` \| [\w-]+ \| [^|]+ \| ([^|]+) \| ([^|]+) \|", table, re.M)
-    return [(load_recipe("smollm2-135m", [f"extends=methods/{name}"]), *of_method) for name, *of_method in rows]
-
-
-def costing(recipe: Recipe) -> dict[str, Any]:
-    """What of its adapter a step's time and memory depend on."""
-    section = recipe.adapter.model_dump()
-    section["mixer"] = {key: value for key, value in section.get("mixer", {}).items() if key != "init"}
-    return {key: value for key, value in section.items() if key not in ("alpha", "scaling")}
-
-
-def cost_of(recipe: Recipe, known: Sequence[Cost]) -> tuple[str, str]:
-    """Step time and memory of a recipe's method, measured itself or but for M's start; "–" if it is not measured."""
-    alike = [cost for cost in known if costing(cost[0]) == costing(recipe)]
-    alike.sort(key=lambda cost: cost[0].adapter != recipe.adapter)
-    return alike[0][1:] if alike else ("–", "–")
-
-
-def arms_table(found: ScoredExperiment) -> str:
-    """A row for the base and each arm; below it, what the runs are."""
-    titles = [OUTCOMES[outcome].title for outcome in COMPARED]
-    rows = [["", "learning rate", *titles, "trained parameters", "step time / LoRA's", "peak memory / LoRA's"]]
-
-    def levels(runs: Sequence[Evaluation]) -> list[str]:
-        return [mean_over_seeds(runs, outcome) for outcome in COMPARED]
-
-    if found.base is not None and not in_common([found.first_run, found.base])[1]:
-        rows.append(["base", "", *levels([found.base]), "0", "", ""])  # with means of the same questions
-    known = costs()
-    for arm in found.arms:
-        row = found.row(arm.name)
-        of_arm = levels(list(arm.runs.values()))
-        trained = "–" if row.parameters is None else f"{row.parameters:,}"
-        rows.append([arm.name, f"{row.rate:g}", *of_arm, trained, *cost_of(found.recipe(arm.name), known)])
-    return "\n\n".join(filter(None, [markdown(rows), made_of(found), found.left_out]))
-
-
-def made_of(found: ScoredExperiment) -> str:
-    """Seeds, questions and machines of the runs."""
-    seeds = " or ".join(str(number) for number in sorted({len(arm.runs) for arm in found.arms}))
-    tasks = found.tasks(COMPARED[0]).split(",")
-    questions = sum(len(found.first_run.tasks[task].ids) for task in tasks)
-    torch = found.first_run.settings.made_with.get("torch")
-    devices = dict.fromkeys(row.device for row in found.rows if row.device is not None)
-    where = "; ".join(f"{device}, torch {torch}" for device in devices) or "Machine not recorded"
-    asked = f"on the same {questions:,} questions of {len(tasks)} sets"
-    return f"Means over {seeds} seeds ± standard error over seeds, {asked}. {where}."
-
-
 def figures(found: ScoredExperiment) -> dict[str, Markup | None]:
     """Name -> figure; ``None`` where an experiment lacks what it shows: arms, texts or the base's answers."""
     others = found.names[1:]
@@ -261,15 +186,8 @@ def pictures(found: ScoredExperiment) -> dict[str, str]:
     return {f"results/{name}.svg": from_report(figure) for name, figure in figures(found).items() if figure is not None}
 
 
-def main(folder: Path = DOCS / "experiments" / "article", *, docs: Path = DOCS, print_only: bool = False) -> None:
-    found = load(folder)
-    said = {"arms": arms_table(found)}
-    for name, outcome in {"conclusions": found.index.outcome, "forgetting": FORGOTTEN}.items():
-        said[name] = "\n".join(f"* {line}" for line in found.concluded(outcome))
-    for name, text in said.items():
-        publish(text, docs / "results.md", name, print_only=print_only)
-    if not print_only:
-        write_pictures(pictures(found), docs)
+def main(folder: Path = DOCS / "experiments" / "article", *, docs: Path = DOCS) -> None:
+    write_pictures(pictures(load(folder)), docs)
 
 
 if __name__ == "__main__":

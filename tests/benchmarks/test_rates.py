@@ -67,17 +67,6 @@ def test_each_method_has_its_gains_and_losses_by_rate(found, tmp_path):
         rates.by_method(replace(found, base=None))
 
 
-def test_runs_made_again_are_paired_by_method_rate_and_seed(found):
-    """Here with themselves, but for one, whose texts cost 0.01 nats more."""
-    (high,) = [arm for arm in found.arms if arm.name == "lora-high"]
-    changed = replace(high, runs={**high.runs, 1: with_texts(high.runs[1], nats("lora-high", 1) + 0.01)})
-    arms = [changed if arm is high else arm for arm in found.arms]
-    rows = rates.reruns_table(replace(found, arms=arms), found).splitlines()[2:]
-    assert len(rows) == len(RATES) * len(SEEDS)
-    moved = [row for row in rows if not row.endswith("| +0.0000 |")]
-    assert moved == ["| lora | 0.004 | 1 | +0.0000 | +0.0 | +0.0100 |"]
-
-
 def test_differences_from_the_first_arm_stand_outcome_by_outcome(tmp_path):
     """Held-out loss against Student's t over the seeds; a second line leaves out the run that blew up."""
     last = {"lora": (3.0, 3.2, 2.9), "moelora": (3.1, 3.25, 3.6)}

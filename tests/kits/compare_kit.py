@@ -80,20 +80,12 @@ def base_row(answers: Evaluation) -> TableRun:
     return TableRun(None, None, None, "base", evaluation=answers)
 
 
-def write_experiment(
-    folder: Path,
-    rows: Sequence[TableRun],
-    *,
-    contrasts: Sequence[tuple[str, str]],
-    recipes: Mapping[str, Sequence[str]] | None = None,
-) -> Path:
-    """Writes an experiment in tables, asked as its first run. ``recipes``: arm -> overrides of its recipe."""
+def write_experiment(folder: Path, rows: Sequence[TableRun], *, contrasts: Sequence[tuple[str, str]]) -> Path:
+    """Writes an experiment in tables, asked as its first run."""
     folder.mkdir(exist_ok=True)
     write_tables(folder, rows)
-    arms = {}
-    for arm in dict.fromkeys(row.arm for row in rows if row.arm is not None):
-        overrides = (recipes or {}).get(arm, ())
-        arms[arm] = ArmCard(load_recipe("smollm2-135m", overrides).to_yaml(), ({"code": "c0de"},))
+    card = ArmCard(load_recipe("smollm2-135m").to_yaml(), ({"code": "c0de"},))
+    arms = dict.fromkeys((row.arm for row in rows if row.arm is not None), card)
     asked = next(row.evaluation.settings for row in rows if row.evaluation is not None)
     first, *others = contrasts
     index = ExperimentIndex("drawn", first, "log_probability", (), tuple(others), card=Card(arms, asked))
