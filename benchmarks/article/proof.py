@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import matplotlib
+import numpy as np
 import torch
 
 matplotlib.use("svg")
@@ -165,23 +166,20 @@ def draw_heat_map(found: Distances) -> Figure:
     distances = torch.tensor([[found[rule.name][key].max() for rule in rules] for key in pairs])
     figure, axis = plt.subplots(figsize=(10, 6))
     # The darkest end for what is equal, so that the two kinds part in a grey print as well.
-    image = axis.imshow(distances.clamp(min=FLOOR).log10(), cmap="cividis", vmin=-16, vmax=0, aspect="auto")
+    logarithms = distances.clamp(min=FLOOR).log10()
+    image = axis.pcolormesh(logarithms, cmap="cividis", vmin=-16, vmax=0, edgecolors="white", linewidth=1.2)
     for row, values in enumerate(distances.tolist()):
         for column, value in enumerate(values):
             colour = "white" if value < ROUNDING else "black"
-            axis.text(column, row, short(value), ha="center", va="center", color=colour, fontsize=9)
-    axis.set_xticks(range(len(rules)), [rule.name.replace(" ", "\n") for rule in rules], fontsize=9)
-    axis.set_yticks(range(len(pairs)), [pair.label for pair in pairs.values()])
+            axis.text(column + 0.5, row + 0.5, short(value), ha="center", va="center", color=colour, fontsize=9)
+    axis.set_xticks(np.arange(len(rules)) + 0.5, [rule.name.replace(" ", "\n") for rule in rules], fontsize=9)
+    axis.set_yticks(np.arange(len(pairs)) + 0.5, [pair.label for pair in pairs.values()])
+    axis.invert_yaxis()
     axis.xaxis.tick_top()
-    # White lines between the cells, and neither ticks nor a frame.
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.grid(False)
-    axis.set_xticks([column + 0.5 for column in range(len(rules) - 1)], minor=True)
-    axis.set_yticks([row + 0.5 for row in range(len(pairs) - 1)], minor=True)
-    axis.grid(which="minor", color="white", linewidth=1.2)
-    axis.tick_params(which="minor", length=0)
-    axis.axvline(len(EQUIVARIANT) - 0.5, color=INK, linewidth=4)
+    axis.axvline(len(EQUIVARIANT), color=INK, linewidth=4)
     bar = figure.colorbar(image, ax=axis, fraction=0.025, pad=0.02, ticks=[-16, -12, -8, -4, 0])
     bar.ax.set_yticklabels(["10⁻¹⁶", "10⁻¹²", "10⁻⁸", "10⁻⁴", "1"])
     bar.set_label("largest relative distance")
