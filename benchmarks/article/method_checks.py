@@ -6,9 +6,8 @@ A process of its own, started by methods.py.
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,59 +24,37 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import AdapterSection, Recipe, load_recipe
 from moslora.runs.manifest import RECIPE, WEIGHTS
-from moslora.runs.run import METRICS, RUN, Run
+from moslora.runs.run import Run
 from moslora.training import train_recipe
 from moslora.training.loop import Parts, train
 from moslora.training.prepare import adapt, prepare
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of one adapted layer: its features, LoRA's rank, and what the recipe says of its adapter."""
-
-    d_in: int
-    d_out: int
-    r: int
-    own_r: int
-    k: int
-    d_e: int
-    t: int
-
-
-class Method(NamedTuple):
-    """A recipe under ``methods/``, and its trainable parameters per layer besides LoRA's r · (d_in + d_out)."""
-
-    recipe: str
-    formula: str = "0"
-    added: Callable[[Sizes], int] = lambda s: 0
-
-
-METHODS = (
-    Method("lora"),
-    Method("lora-moe-dense", "k · d_in", lambda s: s.k * s.d_in),
-    Method("lora-moe-topk", "k · d_in", lambda s: s.k * s.d_in),
-    Method("moelora", "(k + t + 1) · d_e", lambda s: (s.k + s.t + 1) * s.d_e),
-    Method("gate-inside", "2k · d_in", lambda s: 2 * s.k * s.d_in),
-    Method("input-split", "−r · d_in · (1 − 1/k)", lambda s: -s.r * (s.d_in - s.d_in // s.k)),
-    Method("two-subspace"),
-    Method("controls/two-subspace-normalized"),
-    Method("controls/two-subspace-hadamard"),
-    Method("kronecker", "k²", lambda s: s.k**2),
-    Method("moslora", "r²", lambda s: s.r**2),
-    Method("controls/moslora-frozen"),
-    Method("controls/moslora-folded"),
-    Method("controls/lora-scaled"),
-    Method("flora", "r²", lambda s: s.r**2),
-    Method("lora-xs", "r² − r · (d_in + d_out)", lambda s: s.r**2 - s.r * (s.d_in + s.d_out)),
-    Method("lora-fa", "−r · d_in", lambda s: -s.r * s.d_in),
-    Method("adalora", "r₀ + (r₀ − r) · (d_in + d_out)", lambda s: s.own_r + (s.own_r - s.r) * (s.d_in + s.d_out)),
-    Method("rslora"),
-    Method("lora-plus"),
-    Method("pissa"),
-    Method("dora", "d_out", lambda s: s.d_out),
-)
-"""In the order of docs/methods.md, which derives the formulas."""
-
+METHODS = {
+    "lora": "0",
+    "lora-moe-dense": "k · d_in",
+    "lora-moe-topk": "k · d_in",
+    "moelora": "(k + t + 1) · d_e",
+    "gate-inside": "2k · d_in",
+    "input-split": "−r · d_in · (1 − 1/k)",
+    "two-subspace": "0",
+    "controls/two-subspace-normalized": "0",
+    "controls/two-subspace-hadamard": "0",
+    "kronecker": "k²",
+    "moslora": "r²",
+    "controls/moslora-frozen": "0",
+    "controls/moslora-folded": "0",
+    "controls/lora-scaled": "0",
+    "flora": "r²",
+    "lora-xs": "r² − r · (d_in + d_out)",
+    "lora-fa": "−r · d_in",
+    "adalora": "r₀ + (r₀ − r) · (d_in + d_out)",
+    "rslora": "0",
+    "lora-plus": "0",
+    "pissa": "0",
+    "dora": "d_out",
+}
+"""The recipes under ``methods/``, and what each trains per layer besides LoRA's r · (d_in + d_out): in the order of
+docs/methods.md, which derives the formulas."""
 
 BASE = "smollm2-135m"
 """The recipe with the model."""
@@ -120,9 +97,8 @@ def recipe_text(method: str, *, steps: int) -> str:
     return json.dumps(sections)  # JSON is YAML
 
 
-def examine(name: str, folder: Path) -> dict[str, Any]:
+def examine(method: str, folder: Path) -> dict[str, Any]:
     """Everything measured of a method's run in ``folder/run``."""
-    (method,) = (method for method in METHODS if method.recipe == name)
     run = folder / "run"
     resumed = folder / "resumed"
     recipe = load_recipe(run / RECIPE)
@@ -133,7 +109,7 @@ def examine(name: str, folder: Path) -> dict[str, Any]:
     found = {
         "mixer": section.mixer.kind,
         "dropout": section.dropout,
-        "parameters": parameters(method, recipe, rank=base.rank),
+        "parameters": parameters(recipe, rank=base.rank),
         "seconds": times(method, folder),
         "resumed_difference": resume(run, resumed, step=STEPS // 2),
         "merge": becomes(merge, run, folder / "merged"),
@@ -147,11 +123,11 @@ def examine(name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def times(method: Method, folder: Path) -> list[list[float]]:
+def times(method: str, folder: Path) -> list[list[float]]:
     """Seconds of LoRA's steps and of the method's, measured in turns."""
     accelerator = Accelerator(mixed_precision="no")
     steps = []
-    for name in ("lora", method.recipe):
+    for name in ("lora", method):
         file = folder / "timed.yaml"
         file.write_text(recipe_text(name, steps=WARMUP + PAIRS), encoding="utf-8")
         parts, _ = prepare(accelerator, load_recipe(file))
@@ -183,10 +159,7 @@ def resume(run: Path, out: Path, *, step: int) -> float:
     Returns:
         The largest difference between the two runs' adapters.
     """
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    for name in (RECIPE, RUN, METRICS):
-        shutil.copy(run / name, out / name)
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("adapter", "checkpoints"))
     shutil.copytree(Run(run).checkpoint(step), Run(out).checkpoint(step))
     resumed = train_recipe(load_recipe(out / RECIPE), out=out, resuming=True)
     ours = load_file(resumed / WEIGHTS)
@@ -196,34 +169,12 @@ def resume(run: Path, out: Path, *, step: int) -> float:
     return max(float((ours[key] - whole[key]).abs().max()) for key in whole)
 
 
-def parameters(method: Method, recipe: Recipe, *, rank: int) -> dict[str, int]:
-    """LoRA's trainable parameters, of ``rank`` r, by r · (d_in + d_out), what the formula adds, and the number counted.
-
-    Raises:
-        RuntimeError: the formula is wrong.
-    """
+def parameters(recipe: Recipe, *, rank: int) -> dict[str, int]:
+    """The trainable parameters of LoRA of this ``rank``, and how many more or fewer the recipe's model has."""
     model = adapt(meta_model(recipe.model), recipe)
-    section = recipe.adapter
-    assert isinstance(section, AdapterSection)
-    blocks = getattr(section.mixer, "blocks", 1)
-    lora = 0
-    added = 0
-    for _, layer in named_adapters(model):
-        sizes = Sizes(
-            d_in=layer.in_features,
-            d_out=layer.out_features,
-            r=rank,
-            own_r=section.rank,
-            k=getattr(section.mixer, "experts", blocks),
-            d_e=getattr(section.mixer, "embedding_size", 0),
-            t=len(recipe.data.tasks),
-        )
-        lora += rank * (sizes.d_in + sizes.d_out)
-        added += method.added(sizes)
+    lora = sum(rank * (layer.in_features + layer.out_features) for _, layer in named_adapters(model))
     counted = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    if lora + added != counted:
-        raise RuntimeError(f"{method.recipe}: {lora:,} + {added:,} by the formula, {counted:,} counted")
-    return {"lora": lora, "added": added, "counted": counted}
+    return {"lora": lora, "added": counted - lora}
 
 
 def becomes(convert: Callable[..., object], run: Path, out: Path) -> str:

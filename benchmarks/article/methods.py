@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import DOCS, ROOT
-from benchmarks.article.method_checks import BASE, METHODS, PAIRS, ROWS, STEPS, Method, examine, recipe_text
+from benchmarks.article.method_checks import BASE, METHODS, PAIRS, ROWS, STEPS, examine, recipe_text
 from benchmarks.commands import command, in_process, run_command
 from benchmarks.tables import machine, markdown, publish, ratios, spread
 from moslora.experiment.provenance import code
@@ -33,8 +33,8 @@ Found = dict[str, Any]
 """What was found of a method, and what it was made with; JSON."""
 
 
-def folder_of(method: Method) -> Path:
-    return WORK / method.recipe.replace("/", "-")
+def folder_of(method: str) -> Path:
+    return WORK / method.replace("/", "-")
 
 
 def made_with(folder: Path) -> Found:
@@ -43,7 +43,7 @@ def made_with(folder: Path) -> Found:
     return {"recipe": recipe, "pairs": PAIRS, "code": code(), "machine": machine()}
 
 
-def kept(method: Method) -> Found | None:
+def kept(method: str) -> Found | None:
     """What was found of it before with the same recipe and code on this machine."""
     file = folder_of(method) / KEPT
     if not file.is_file():
@@ -52,23 +52,23 @@ def kept(method: Method) -> Found | None:
     return found if found["made_with"] == made_with(file.parent) else None
 
 
-def measure(method: Method) -> Found:
+def measure(method: str) -> Found:
     """Everything about one method."""
     began = time.monotonic()
     folder = folder_of(method)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     recipe = folder / "recipe.yaml"
-    recipe.write_text(recipe_text(method.recipe, steps=STEPS), encoding="utf-8")
+    recipe.write_text(recipe_text(method, steps=STEPS), encoding="utf-8")
     peaks = []
-    for name in ("run", "repeated") if method.recipe == "lora" else ("run",):  # LoRA's difference is the noise
+    for name in ("run", "repeated") if method == "lora" else ("run",):  # LoRA's difference is the noise
         run_command(sys.executable, "-m", "moslora", "train", recipe, "--out", folder / name)
         metrics = Run(folder / name).metrics
         peaks.append(max(float(row["peak_memory_gb"]) for row in metrics if "peak_memory_gb" in row))
-    found: Found = in_process(examine, method.recipe, folder)
+    found: Found = in_process(examine, method, folder)
     found |= {"peak_memory_gb": peaks, "made_with": made_with(folder)}
     write_json(folder / KEPT, found)
-    print(f"{method.recipe}: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{method}: {time.monotonic() - began:.0f} s", flush=True)
     return found
 
 
@@ -79,9 +79,7 @@ def table(results: dict[str, Found]) -> str:
     lora = results["lora"]
     baseline = lora["peak_memory_gb"][0]
     difference = max(found["resumed_difference"] for found in results.values())
-    for method in METHODS:
-        if method.recipe in results:
-            rows.append(row_of(method, results[method.recipe], baseline=baseline))
+    rows += [row_of(method, results[method], baseline=baseline) for method in METHODS if method in results]
     notes = (
         f"`{BASE}`, dropout {lora['dropout']:g}, {lora['parameters']['lora']:,} trainable parameters with"
         " LoRA; counted in the model and equal to the formula, summed over the layers. Step time: median (quartiles) of"
@@ -94,36 +92,34 @@ def table(results: dict[str, Found]) -> str:
     return f"{markdown(rows)}\n\n{notes}"
 
 
-def row_of(method: Method, found: Found, *, baseline: float) -> list[str]:
+def row_of(method: str, found: Found, *, baseline: float) -> list[str]:
     """A method's row; ``baseline`` is LoRA's peak of memory, in GB."""
+    formula = METHODS[method]
     added = f"{found['parameters']['added']:+,}".replace("-", "−").replace("+0", "0")
     of_lora, own = found["seconds"]
     return [
-        f"`{method.recipe}`",
+        f"`{method}`",
         found["mixer"],
-        added if method.formula == "0" else f"{method.formula} = {added}",
+        added if formula == "0" else f"{formula} = {added}",
         spread(ratios(own, of_lora)),
         f"{found['peak_memory_gb'][-1] / baseline:.2f}",
         " / ".join(dict.fromkeys([found["merge"], found["export"]])),
     ]
 
 
-NAMES = tuple(method.recipe for method in METHODS)
-
-
-def main(*, methods: tuple[str, ...] = NAMES, print_only: bool = False) -> None:
+def main(*, methods: tuple[str, ...] = tuple(METHODS), print_only: bool = False) -> None:
     results = {}
     for method in METHODS:
         found = kept(method)
-        if found is None and method.recipe in (*methods, "lora"):
+        if found is None and method in (*methods, "lora"):
             found = measure(method)
         if found:
-            results[method.recipe] = found
-    missing = [name for name in NAMES if name not in results]
+            results[method] = found
+    missing = [name for name in METHODS if name not in results]
     publish(table(results), DOCS / "methods.md", "methods table", print_only=print_only or bool(missing))
     if missing:
         print(f"not measured, so the page keeps its table: {', '.join(missing)}")
 
 
 if __name__ == "__main__":
-    command(main, methods=NAMES)
+    command(main, methods=METHODS)

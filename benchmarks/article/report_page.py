@@ -8,16 +8,18 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
+from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
 from moslora.report import write_report
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import Head, Settings, TaskRecord
+from moslora.runs.settings import Settings, TaskRecord
 
 STEPS = 400
 QUESTIONS = {"boolq": 300, "piqa": 300, "obqa": 200}
@@ -25,6 +27,19 @@ TEXTS = {"passages": 60}
 
 ARMS = {"lora": (0.6, 0.02), "moslora": (0.75, 0.05)}
 """Method -> what it adds to the right option's score, and to the nats per byte of other texts."""
+
+SETTINGS = Settings(
+    protocol="choice",
+    format="label",
+    primary="accuracy",
+    dtype="bfloat16",
+    batch_tokens=8192,
+    block_size=64,
+    beams=None,
+    max_length=2048,
+    data=dict.fromkeys((*QUESTIONS, *TEXTS), "0" * 64),
+    metadata={"base": "smollm2-135m", "fingerprint": "0" * 16},
+)
 
 WIDTH = 1160
 HEIGHT = 1090
@@ -53,30 +68,14 @@ def invented_run(run: Path, gain: float, forgotten: float) -> Path:
         "data": {"sha256": "0" * 64},
     }
     (run / "run.json").write_text(json.dumps(card), encoding="utf-8")
-    _write_lines(run / "metrics.jsonl", _metrics(gain))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _metrics(gain)), encoding="utf-8")
     for suffix, adapter, change in (("", run.name, (gain, forgotten)), ("-base", None, (0.0, 0.0))):
-        folder = run / "eval" / f"choice-label-bfloat16{suffix}"
-        folder.mkdir(parents=True)
-        records = {task: TaskRecord(asked=n) for task, n in {**QUESTIONS, **TEXTS}.items()}
-        (folder / "settings.json").write_text(Head(_settings(adapter), records).to_json(), encoding="utf-8")
-        (folder / "predictions.jsonl").write_text("".join(_answers(run.name, *change)), encoding="utf-8")
-        (folder / "results.json").touch()  # finished
+        settings = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": adapter})
+        journal = Journal(run / "eval" / f"choice-label-bfloat16{suffix}", settings)
+        journal.record({task: TaskRecord(asked=n) for task, n in {**QUESTIONS, **TEXTS}.items()})
+        journal.append(list(_answers(run.name, *change)))
+        journal.finish()
     return run
-
-
-def _settings(adapter: str | None) -> Settings:
-    return Settings(
-        protocol="choice",
-        format="label",
-        primary="accuracy",
-        dtype="bfloat16",
-        batch_tokens=8192,
-        block_size=64,
-        beams=None,
-        max_length=2048,
-        data=dict.fromkeys((*QUESTIONS, *TEXTS), "0" * 64),
-        metadata={"base": "smollm2-135m", "fingerprint": "0" * 16, "adapter": adapter},
-    )
 
 
 def _metrics(gain: float) -> list[dict[str, Any]]:
@@ -91,12 +90,8 @@ def _metrics(gain: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _answers(method: str, gain: float, forgotten: float) -> Iterator[str]:
-    """The lines of ``predictions.jsonl``: questions are as hard for each model, what is learned is its own."""
+def _answers(method: str, gain: float, forgotten: float) -> Iterator[Prediction]:
+    """Questions are as hard for each model, what is learned is its own."""
     hard = np.random.default_rng(1)
     learned = np.random.default_rng([2, *method.encode()])
     for task, n in QUESTIONS.items():
@@ -105,11 +100,11 @@ def _answers(method: str, gain: float, forgotten: float) -> Iterator[str]:
             scores = hard.standard_normal(2)
             scores[gold] += 0.1 + gain * learned.uniform(0, 2)
             log_p = (scores - np.logaddexp(*scores)).round(6).tolist()
-            yield Prediction(f"{task}/test/{number}", task, gold, int(np.argmax(log_p)), tuple(log_p)).to_json() + "\n"
+            yield Prediction(f"{task}/test/{number}", task, gold, int(np.argmax(log_p)), tuple(log_p))
     for task, n in TEXTS.items():
         for number in range(n):
             nats = 100 * (0.9 + 0.1 * hard.uniform() + forgotten * learned.uniform())
-            yield Prediction(f"{task}/test/{number}", task, 0, 0, (-round(nats, 4),), bytes=100).to_json() + "\n"
+            yield Prediction(f"{task}/test/{number}", task, 0, 0, (-round(nats, 4),), bytes=100)
 
 
 def beginning(page: str) -> str:

@@ -55,21 +55,21 @@ RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 """Has the C library return every tensor of 128 kB and more to the system at once. By default it keeps what is freed,
 with gaps."""
 
-CASES: tuple[dict[str, Any], ...] = (
-    {"rows": [64] * 8},
-    {"rows": [128] * 16},
-    {"rows": [512] * 4},
-    {"rows": [40, 60, 80, 100, 120, 160, 200, 240]},
-    {"rows": [128] * 16, "dropout": 0},
-    {"rows": [128] * 8, "labels": 127},
-    {"rows": [128] * 8, "dtype": "float32"},
-    {"rows": [128] * 16, "checkpointing": True},
-    {"rows": [512] * 8, "checkpointing": True},
-    {"rows": [128] * 8, "checkpointing": True, "dtype": "float32"},
-    {"rows": [128] * 4, "processes": 2},
-    {"rows": [128] * 8, "processes": 2, "checkpointing": True},
-)
-"""`rows` are the lengths of those of one process; `labels` of each are labelled."""
+CASES: dict[tuple[str, str], dict[str, Any]] = {
+    ("8 × 64", ""): {"rows": [64] * 8},
+    ("16 × 128", ""): {"rows": [128] * 16},
+    ("4 × 512", ""): {"rows": [512] * 4},
+    ("8 of 40 to 240", ""): {"rows": [40, 60, 80, 100, 120, 160, 200, 240]},
+    ("16 × 128", "no dropout"): {"rows": [128] * 16, "dropout": 0},
+    ("8 × 128", "loss on all"): {"rows": [128] * 8, "labels": 127},
+    ("8 × 128", "float32"): {"rows": [128] * 8, "dtype": "float32"},
+    ("16 × 128", "checkpointing"): {"rows": [128] * 16, "checkpointing": True},
+    ("8 × 512", "checkpointing"): {"rows": [512] * 8, "checkpointing": True},
+    ("8 × 128", "float32, checkpointing"): {"rows": [128] * 8, "checkpointing": True, "dtype": "float32"},
+    ("4 × 128", "2 processes"): {"rows": [128] * 4, "processes": 2},
+    ("8 × 128", "checkpointing, 2 processes"): {"rows": [128] * 8, "processes": 2, "checkpointing": True},
+}
+"""What the table calls each case. `rows` are the lengths of those of one process; `labels` of each are labelled."""
 
 
 def anonymous() -> int:
@@ -182,37 +182,19 @@ def merge(by: str, base: str, adapter: str, out: str) -> dict[str, float]:
     return {"peak": max(seen) - idle, "seconds": time.process_time() - began}
 
 
-CHANGED = {
-    "dtype": "float32",
-    "checkpointing": "checkpointing",
-    "dropout": "no dropout",
-    "labels": "loss on all",
-    "processes": "2 processes",
-}
-"""What the keys of a case say in the table, besides its rows."""
-
-
 def steps() -> Iterator[list[str]]:
     yield ["rows", "", "planned, MB", "measured, MB", "error", "with the heap's gaps, MB"]
-    for case in CASES:
+    for name, case in CASES.items():
         launch: tuple[str, ...] = ()
         if "processes" in case:
             launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-        others = ", ".join(name for key, name in CHANGED.items() if key in case)
         exact, plain = (
             in_process(work, json.dumps(case), launch=launch, environment={"ACCELERATE_USE_CPU": "true", **how})
             for how in (RETURNED, {})
         )
         error = exact["planned"] / exact["measured"] - 1
         sizes = [megabytes(exact["planned"]), megabytes(exact["measured"])]
-        yield [in_words(case["rows"]), others, *sizes, f"{error:+.1%}", megabytes(plain["measured"])]
-
-
-def in_words(rows: list[int]) -> str:
-    """How many rows of which length."""
-    if len(set(rows)) == 1:
-        return f"{len(rows)} × {rows[0]}"
-    return f"{len(rows)} of {rows[0]} to {rows[-1]}"
+        yield [*name, *sizes, f"{error:+.1%}", megabytes(plain["measured"])]
 
 
 def megabytes(size: int) -> str:

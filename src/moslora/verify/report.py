@@ -49,7 +49,7 @@ class Report:
     tolerance: float
 
     @property
-    def printed(self) -> list[str]:
+    def lines(self) -> list[str]:
         """What is printed, the verdict last."""
         found = [
             f"{self.server} {printable(self.model)}".rstrip() + f" against {self.evaluation}",
