@@ -9,7 +9,7 @@ __all__ = "adapter_penalty", "adapter_state_dict", "describe_batch", "fold", "in
 
 if TYPE_CHECKING:
     from moslora.adapters import adapter_penalty, adapter_state_dict, describe_batch, fold, inject, named_adapters
-    from moslora.evaluation.target import load
+    from moslora.evaluation.loading import load
     from moslora.runs.save import save
 else:
 
@@ -17,7 +17,7 @@ else:
         """Imports a public name when it is first used: ``moslora --help`` must not wait for torch."""
         if name not in __all__:
             raise AttributeError(f"module 'moslora' has no attribute {name!r}")
-        module = "moslora.evaluation.target" if name == "load" else "moslora.adapters"
+        module = "moslora.evaluation.loading" if name == "load" else "moslora.adapters"
         if name == "save":
             module = "moslora.runs.save"
         return getattr(import_module(module), name)

@@ -32,6 +32,7 @@ from moslora.convert.merge import merge
 from moslora.convert.proof import PROMPTS
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.loading import load_model
 from moslora.evaluation.target import open_target
 from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.adapted_model import load_adapted
@@ -277,7 +278,7 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs, tmp_path, kind
     scores = []
     for options, suffix in (({}, "float32"), ({"base": True}, "float32-base"), ({"dtype": "bfloat16"}, "bfloat16")):
         target = open_target(str(run), **options)  # type: ignore[arg-type]
-        model = target.load()
+        model = load_model(target)
         assert len(quantized_layers(model)) == 14 and str(output_weight(model).dtype) == f"torch.{suffix.split('-')[0]}"
         results, out = evaluate_target(target, tasks=("obqa",), limit=6)
         assert out.name == f"choice-label-{kind}-{suffix}" and results.settings.metadata["quantization"] == kind

@@ -33,6 +33,7 @@ eval runs/caps --format cloze --protocol choice
 eval runs/caps --beams 4
 eval runs/caps --limit x
 eval runs/caps --source nowhere
+eval runs/caps --tasks passages --source weel
 eval runs/caps --out full
 ask runs/cpas
 ask runs/caps --question why --option a

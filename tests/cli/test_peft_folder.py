@@ -18,6 +18,7 @@ from importing_kit import REFUSED, altered_source
 from message_kit import says
 from moslora.convert import importing
 from moslora.errors import UsageError
+from moslora.evaluation.loading import load_model, tokenizer_of
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_predictions
 from moslora.runs.run import Run
@@ -138,7 +139,7 @@ def test_a_server_is_verified_without_an_evaluation_before(command, theirs):
     of_theirs = {"run": open_target("runs/theirs"), "base": open_target("runs/theirs", base=True)}
     scored = []
     for verdict, target in of_theirs.items():
-        with serving(Pretended(target.load(), target.tokenizer())) as address:
+        with serving(Pretended(load_model(target), tokenizer_of(target))) as address:
             code, out, errors = command("verify", theirs, "--server", address, *ways)
         assert json.loads(out)["verdict"] == verdict and code == (verdict != "run"), errors
         scored.append(errors.count("first scoring"))
@@ -194,4 +195,4 @@ def test_an_import_over_another_base_is_what_its_folder_means(command, imports, 
     assert command("import", folder, "--base", world / "model", "--dtype", "float32")[0] == 0
     assert command("merge", folder)[0] == 0 and (tmp_path / "runs/theirs/merged/config.json").is_file()
     with pytest.raises(UsageError, match="moslora import"):
-        open_target(str(folder)).load()
+        load_model(open_target(str(folder)))

@@ -44,9 +44,7 @@ def evaluated(run: Path, name: str = "cloze-cloze-float32", *, settings: Setting
     journal = Journal(run / "eval" / name, settings)
     journal.record({"obqa": TaskRecord()})
     scores = [(-1.0, -2.0) if row < right else (-2.0, -1.0) for row in range(3)]
-    journal.append(
-        [Prediction(f"obqa/test/{row}", "obqa", 0, s.index(-1.0), s, (1, 1)) for row, s in enumerate(scores)]
-    )
+    journal.keep([Prediction(f"obqa/test/{row}", "obqa", 0, s.index(-1.0), s, (1, 1)) for row, s in enumerate(scores)])
 
 
 @pytest.fixture

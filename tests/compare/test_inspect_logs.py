@@ -171,7 +171,7 @@ def test_scores_are_letters_numbers_and_tables(tmp_path):
     assert read([several] * 2) == {"match": (1, 1), "length": (4, 4)}
     assert read([{"graded": {"tone": "P", "facts": 3}}] * 2) == {"graded.tone": (0.5, 0.5), "graded.facts": (3, 3)}
     assert read([{"match": "C", "length": 4}, {"match": "I"}]) == {"match": (1, 0)}
-    with pytest.raises(UsageError, match=r"--metric NAME: must be one of match, includes"):
+    with pytest.raises(UsageError, match=r"--outcome NAME: must be one of match, includes"):
         compare_paths([written(tmp_path / f"{n}.eval", letters(n, 0.5), scorers=("match", "includes")) for n in (0, 1)])
 
 

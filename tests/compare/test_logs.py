@@ -252,7 +252,7 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path):
     expected = [log_softmax([-1.5, -2.5 if y[row] else -0.5])[0] for row in sorted(range(len(y)), key=str)]
     assert summed.unit.margin == 0.1 and summed.y["arc"][0][0].tolist() == pytest.approx(expected)
     for wrong in ("f1", "log_probability"):  # the second has no acc_norm, which would say what a character is
-        with pytest.raises(UsageError, match=in_order(f"--metric {wrong}", "acc, log_probability_summed")):
+        with pytest.raises(UsageError, match=in_order(f"--outcome {wrong}", "acc, log_probability_summed")):
             metric(wrong)
     strange = {"metrics": ["f", "g"], "f": 0.5, "g": 0.25, "filtered_resps": ["text"]}
     with pytest.raises(UsageError, match="must be one of f, g"):
@@ -269,7 +269,7 @@ def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path):
         written(tmp_path / side, "gsm8k", []).write_text("".join(texts), encoding="utf-8")
     sides = [tmp_path / "a", tmp_path / "b"]
     with pytest.raises(
-        UsageError, match=r"--metric .*exact_match,strict-match, exact_match,flexible-extract, exact_match,None"
+        UsageError, match=r"--outcome .*exact_match,strict-match, exact_match,flexible-extract, exact_match,None"
     ):
         compare_paths(sides)
     for name, scores in y.items():

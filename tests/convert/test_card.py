@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from card_kit import Card
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
-from moslora.convert.card import how_to_upload, write_card
+from moslora.convert.card import how_to_use, write_card
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.evaluation import Results
@@ -174,7 +174,7 @@ def test_the_upload_command_names_a_valid_repository_and_the_folder(tmp_path, na
     out.mkdir()
     for base in ("owner/model", "/data/model"):
         (out / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-        before, _, command = how_to_upload(out, tmp_path).rpartition(": ")
+        before, _, command = how_to_use(out, tmp_path).rpartition(": ")
         hf, upload, repository, *others = shlex.split(command)
         validate_repo_id(repository)
         assert [hf, upload, *others] == ["hf", "upload", str(out), "--private"]

@@ -54,8 +54,8 @@ COUNTED = """
 from torch.distributed.tensor import DTensor
 from moslora import cli
 from moslora.base import sharded
-from moslora.evaluation import target
-share, announce, passes = target.shard_base, sharded._announce, [0, 0]
+from moslora.evaluation import loading
+share, announce, passes = loading.shard_base, sharded._announce, [0, 0]
 
 def shared(model, **options):
     share(model, **options)
@@ -68,7 +68,7 @@ def counted(model, own):
     passes[own] += int(found > 0)
     return found
 
-target.shard_base, sharded._announce = shared, counted
+loading.shard_base, sharded._announce = shared, counted
 try:
     cli.main()
 finally:

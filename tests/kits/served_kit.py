@@ -12,6 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from moslora.adapters import named_adapters
 from moslora.errors import MosloraError
 from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.loading import load_model
 from moslora.evaluation.target import open_target
 from moslora.recipe import load_recipe
 from moslora.training import train_recipe
@@ -32,7 +33,7 @@ class Served:
 
     def model(self, target: str = "", *, base: bool = False, scale: float = 1.0) -> PreTrainedModel:
         """The run, or its adapter ``target``, or its base; the adapter ``scale`` times as strong."""
-        model = open_target(str(self.path / target), base=base).load()
+        model = load_model(open_target(str(self.path / target), base=base))
         for _, layer in named_adapters(model):
             layer.scale *= scale
         return model

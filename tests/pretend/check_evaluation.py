@@ -13,6 +13,7 @@ from moslora.base.decoding import decode
 from moslora.base.load import load_tokenizer
 from moslora.evaluation import Request
 from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.loading import load_model
 from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import open_target
 from moslora.runs.predictions import Prediction
@@ -49,7 +50,7 @@ def test_the_predictions_are_those_of_the_cpu(mine, tmp_path, protocol):
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_block_of_questions_waits_for_its_scores_alone(mine, protocol, most, batches):
     target = open_target(str(mine / "run"))
-    model = target.load()
+    model = load_model(target)
     scorer = make_scorer(model, load_tokenizer(target.model), Request(protocol=protocol, format=FORMATS[protocol]))
     examples = make_examples("arc_easy", 64)
     assert scorer.block_size == 4 * 64
@@ -64,7 +65,7 @@ def test_a_block_of_questions_waits_for_its_scores_alone(mine, protocol, most, b
 
 def test_a_pass_of_generated_text_waits_for_its_tokens_alone(mine):
     target = open_target(str(mine / "run"))
-    model = target.load()
+    model = load_model(target)
     prompts = [list(range(3, 30 + length)) for length in (1, 5, 9)]
     with watch() as seen:
         written = decode(model, prompts, max_new_tokens=6, ended=lambda *_: False, ends=(), batch_tokens=2_048)

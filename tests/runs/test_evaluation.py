@@ -96,7 +96,7 @@ def test_outcomes_that_were_kept_stay_and_scores_give_the_others():
 def test_what_was_interrupted_is_known_and_left_out(tmp_path):
     journal = Journal(tmp_path, SETTINGS)
     journal.record({"boolq": TaskRecord(asked=20), "obqa": TaskRecord(asked=30)})
-    journal.append(predictions())
+    journal.keep(predictions())
     found = read_evaluation(tmp_path)
     assert (is_finished(tmp_path), found.unfinished) == (False, {"obqa": (20, 30)})
     assert list(found.tasks) == list(TASKS) and list(found.complete.tasks) == ["boolq"]

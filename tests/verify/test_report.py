@@ -31,8 +31,8 @@ def test_answers_of_a_server_are_held_against_a_runs():
     assert len(same) == 4
     quantised = Verdict("quantised", "consistent with a quantisation")
     found = Report("http://here", "", Path("run"), 6, 6, len(same), "asked as tokens", effects, quantised, None, 0.0)
-    assert "same answer to 4 of 6" in found.lines and found.lines[-1] == "consistent with a quantisation"
-    assert any(says(line, "accuracy", "server − run +33.33 (", "points") for line in found.lines)
+    assert "same answer to 4 of 6" in found.printed and found.printed[-1] == "consistent with a quantisation"
+    assert any(says(line, "accuracy", "server − run +33.33 (", "points") for line in found.printed)
 
 
 def test_texts_that_name_no_option_are_the_same_if_one_begins_the_other():

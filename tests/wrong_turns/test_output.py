@@ -65,7 +65,7 @@ def test_a_lock_without_a_process_is_not_in_the_way(here, world, capsys):
         (TRAIN, "training.loop.accumulate", ["training.micro_batch_tokens", "model.gradient_checkpointing=true"]),
         (TRAIN, "training.prepare.read_base", ["model.quantization=nf4", "training.strategy=fsdp"]),
         ("eval {run} --limit 2 --out e", "evaluation.choice.Choice.score", ["2,048", "--batch-tokens"]),
-        (ASK, "evaluation.target.load_adapted", ["model.quantization=nf4", "CUDA_VISIBLE_DEVICES=''"]),
+        (ASK, "evaluation.loading.load_adapted", ["model.quantization=nf4", "CUDA_VISIBLE_DEVICES=''"]),
         (ASK, "evaluation.choice.Choice.score", ["CUDA_VISIBLE_DEVICES=''"]),
     ],
 )
@@ -78,7 +78,7 @@ def test_out_of_gpu_memory(refused, monkeypatch, command, target, names):
     ("command", "target", "size", "named"),
     [
         (TRAIN, "training.prepare.adapt", 500, "run/recipe.yaml"),
-        ("eval {run} --limit 2 --out e", "evaluation.journal.Journal.append", 100, "e/predictions.jsonl"),
+        ("eval {run} --limit 2 --out e", "evaluation.journal.Journal.keep", 100, "e/predictions.jsonl"),
         ("merge {run} --out m", "convert.merge._write_weights", 50_000, "m: "),
         ("export {run} --out m", "convert.export.new_folder", 1_000, "m: "),
         ("recipes copy llama3-8b r.yaml", "recipe.load.find_recipe", 100, "r.yaml"),

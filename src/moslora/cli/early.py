@@ -10,8 +10,8 @@ from moslora.errors import UsageError
 from moslora.files import did_you_mean
 
 if TYPE_CHECKING:
+    from moslora.evaluation.target import Target
     from moslora.recipe import ModelSection, Recipe
-    from moslora.runs.named import Named
 
 
 def recipe_or_model(name: str, overrides: Sequence[str]) -> tuple["Recipe | None", "ModelSection"]:
@@ -30,14 +30,17 @@ def recipe_or_model(name: str, overrides: Sequence[str]) -> tuple["Recipe | None
     return recipe, recipe.model
 
 
-def refuse_evaluation(named: "Named", *, tasks: str | None, typed: Mapping[str, Any]) -> None:
-    """Refuses tasks or a source that cannot be used, and a protocol that cannot read a format."""
-    from moslora.data.sources import refuse_missing
-    from moslora.evaluation.request import Request
-    from moslora.runs.named import tasks_to_ask
+def refuse_evaluation(target: "Target", *, tasks: str | None, typed: Mapping[str, Any], out: Path | None) -> None:
+    """Refuses tasks or a source that cannot be used, a protocol that cannot read a format, and a folder in use."""
+    from moslora.data.sources import local_path, refuse_missing
+    from moslora.runs.evaluation import refuse_other_scores
 
-    request = Request.of(named.recipe).with_typed(typed)
-    refuse_missing(tasks_to_ask(named.recipe, tasks), "test", source=request.source)
+    source = target.request.with_typed(typed).source
+    if "source" in typed:  # also where no task reads it
+        local_path(source)
+    refuse_missing(target.tasks(tasks), "test", source=source)
+    if out is not None:
+        refuse_other_scores(out)
 
 
 def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:

@@ -1,23 +1,21 @@
-"""The commands on one model: ``train``, ``plan``, ``check``, ``eval``, ``ask``, ``merge``, ``export``, ``import``,
-``verify``, ``quickstart``."""
+"""The commands on one model: ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``verify``."""
 
 import re
 import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from moslora import choices
 from moslora.cli import completion, early, examples, options
 from moslora.cli.following import after_scoring, after_training, say_next
-from moslora.cli.peft_folder import as_run, named_run
+from moslora.cli.peft_folder import adapter_to_convert, as_run, named_run
 from moslora.cli.table import print_table
-from moslora.console import note, say
+from moslora.console import say
 from moslora.errors import UsageError, stopped
-from moslora.files import refuse_used
 from moslora.prompts.protocols import ProtocolName, ScoringProtocolName
 from moslora.ranks import is_main_process, launched
 from moslora.runs import RUNS
@@ -97,47 +95,6 @@ def plan(
     _print_plan(resolved, typed=typed, processes=processes, gpu_memory=gpu_memory, probing=probe)
 
 
-@app.command(epilog=examples.CHECK)
-def check(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL|RECIPE",
-            help="Model folder or hub id, or a recipe. [default: the shapes of a small LLaMA]",
-            autocompletion=completion.recipes_and_runs,
-        ),
-    ] = None,
-    overrides: options.Overrides = None,
-) -> None:
-    """Check whether this machine computes right.
-
-    Compares every piece that replaces a plain formula with that formula, values and gradients, on this machine's GPU or
-    CPU; and a training step of two processes with that of one. Takes a minute. With a model, in the shapes of its
-    layers; with a recipe, also measures a real step of it, beside the plan. The exit code is 1 if a piece is off, and
-    the last lines say which setting does without it.
-    """
-    recipe = None
-    model = None
-    if target is not None:
-        recipe, model = early.recipe_or_model(target, overrides or ())
-    with options.importing():
-        from moslora.check.check import check as check_device
-        from moslora.check.check import not_compared, real_step
-        from moslora.check.piece import TITLES, said_of
-        from moslora.processes.devices import device, say_device
-
-    if recipe is not None:  # first: on a CPU its memory is the process's peak
-        print_table(real_step(recipe))
-    say_device(device().type)
-    say("comparing, which takes about a minute ...")
-    findings = list(check_device(model))
-    off = [finding for finding in findings if not finding.passed]
-    said = said_of(off) if off else [f"all {len(findings)} comparisons are within their tolerances"]
-    print_table([TITLES, *(finding.row for finding in findings)], below=[*not_compared(), *said])
-    if off:
-        raise typer.Exit(1)
-
-
 def _limit(text: str) -> int:
     """The number of questions per task; 0 for all."""
     if text == "all":
@@ -195,8 +152,13 @@ def evaluate(
     )
     if limit is not None:
         typed["limit"] = limit or None
-    from moslora.runs.evaluation import refuse_other_scores
-    from moslora.runs.named import read_named
+    of_a_model_here = base or dtype or engine or batch_tokens or strategy or processes
+    if (server and of_a_model_here) or (model and not server):
+        raise UsageError(
+            "with --server goes --model, and no --base, --dtype, --engine, --batch-tokens, --strategy or --processes,"
+            " which are of a model loaded here; leave out what does not"
+        )
+    from moslora.evaluation.target import open_target
     from moslora.runs.run import newest_run
 
     words = sys.argv[1:]
@@ -204,17 +166,12 @@ def evaluate(
     if target is None:
         target = str(newest_run(RUNS, Path()).path)
         words = ["eval", target, *sys.argv[2:]]
-    named = read_named(target, trust_remote_code=trust)
-    early.refuse_evaluation(named, tasks=tasks, typed=typed)
-    if out is not None:
-        refuse_other_scores(out)
-    of_a_model_here = base or dtype or engine or batch_tokens or strategy or processes
-    if (server and of_a_model_here) or (model and not server):
-        raise UsageError(
-            "with --server goes --model, and no --base, --dtype, --engine, --batch-tokens, --strategy or --processes,"
-            " which are of a model loaded here; leave out what does not"
-        )
-    named = named_run(named, trust_remote_code=trust)
+    how: dict[str, Any] = {"base": base, "dtype": dtype, "engine": engine, "strategy": strategy}
+    opened = open_target(target, trust_remote_code=trust, **how)
+    early.refuse_evaluation(opened, tasks=tasks, typed=typed, out=out)
+    named = named_run(target, trust_remote_code=trust)
+    if named != target:  # a folder of PEFT
+        opened = open_target(named, trust_remote_code=trust, **how)
     if server is None:
         _run_in_processes(processes, then="the same command continues from the scores so far")
     if is_newest:
@@ -223,15 +180,12 @@ def evaluate(
         from moslora.evaluation.display import heading, remarks, table
         from moslora.evaluation.evaluate_target import evaluate_target
         from moslora.evaluation.server import open_server
-        from moslora.evaluation.target import open_target
         from moslora.plan.here import note_evaluation
-        from moslora.runs.named import tasks_to_ask
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
-        opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust, strategy=strategy)
         asked = open_server(server, model) if server else None
         if asked is None:
-            note_evaluation(opened.model, opened.asked(typed), tasks_to_ask(opened.recipe, tasks))
+            note_evaluation(opened.model, opened.asked(typed), opened.tasks(tasks))
         results, folder = evaluate_target(opened, tasks=tasks, out=out, server=asked, at_once=at_once, **typed)
     if is_main_process():
         below = [*remarks(results), f"written to {folder}"]
@@ -273,23 +227,20 @@ def ask(
     options go, and a hellaswag text starts with its activity and a colon.
     """
     from moslora.evaluation.question import as_example, read_typed
-    from moslora.runs.named import read_named
+    from moslora.evaluation.target import open_target
 
-    named = read_named(target, trust_remote_code=trust)
-    own_tasks = named.recipe.own_tasks if named.recipe else {}
+    named = named_run(target, trust_remote_code=trust)
+    opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust)
     if question is None:
         question, option = read_typed(sys.stdin, options=option or ())
-    example, _ = as_example(question, option or (), task=task, own=own_tasks)
-    named = named_run(named, trust_remote_code=trust)
+    as_example(question, option or (), task=task, own=opened.own_tasks)  # refuses before torch is loaded
     with options.importing():
         from moslora.evaluation.ask import ask as ask_target
-        from moslora.evaluation.target import open_target
 
-    opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust)
     typed = _typed(protocol=protocol, format=format)
     answers = ask_target(opened, question=question, options=option or (), task=task, **typed)
     print(answers)
-    if example.is_open_ended:
+    if not answers.options:
         print((answers.prediction.text or "").strip())
     for answer in answers.options:
         print(f"{answer.probability:7.1%}  log p {answer.log_probability:8.3f}  {answer.option}")
@@ -308,67 +259,12 @@ def merge(
 
     Writes W + ΔW into RUN/merged or RUN/merged-TASK, after comparing it with the adapter.
     """
-    adapter, out = _adapter(run, out, task, name="merged", doing="merging", trust=trust)
+    adapter, out = adapter_to_convert(run, out, task, name="merged", doing="merging", trust=trust)
+    from moslora.convert.card import how_to_use
     from moslora.convert.merge import merge as merge_adapter
 
     print(merge_adapter(adapter, out=out, onto=onto, task=task, dtype=dtype, trust_remote_code=trust))
-    _say_written(out, adapter)
-
-
-def _say_written(out: Path, adapter: Path) -> None:
-    """Where a model or LoRA is, and how it is loaded and uploaded."""
-    from moslora.convert.card import CARD, how_to_upload
-
-    print(f"written to {out}", f"to load it: the Python in {out / CARD}", how_to_upload(out, adapter), sep="\n")
-
-
-@app.command(epilog=examples.EXPORT)
-def export(
-    run: options.Run,
-    format: Annotated[
-        Literal["peft"],
-        typer.Option(
-            help="peft: a plain LoRA with the mixer folded in; llama.cpp makes a GGUF of it (docs/serving.md)."
-        ),
-    ] = "peft",
-    task: options.Task = None,
-    out: options.Out = None,
-    trust: options.Trust = False,
-) -> None:
-    """Export an adapter as a plain LoRA for PEFT.
-
-    The mixer is folded into A. Writes RUN/peft or RUN/peft-TASK.
-    """
-    adapter, out = _adapter(run, out, task, name="peft", doing="exporting", trust=trust)
-    from moslora.convert.export import export_peft
-
-    export_peft(adapter, out=out, task=task, trust_remote_code=trust)
-    _say_written(out, adapter)
-
-
-@app.command("import", epilog=examples.IMPORT)
-def import_(
-    source: Annotated[Path, typer.Argument(help="Folder with adapter_config.json and adapter_model.*.")],
-    base: Annotated[str | None, typer.Option(help="Base model. [default: the one that the source names]")] = None,
-    dtype: Annotated[choices.DType, typer.Option(help="Precision in which the run loads its base.")] = "bfloat16",
-    out: options.Out = None,
-    trust: options.Trust = False,
-) -> None:
-    """Import a LoRA from PEFT or the MoSLoRA repository as a run.
-
-    Checkpoints of the Trainer (pytorch_model.bin) work too. The result is compared with the source's own equations.
-    Nothing is written if something is not supported; docs/merging.md has the list.
-    """
-    from moslora.runs.peft_files import adapter_files
-
-    adapter_files(source)
-    out = out or RUNS / source.resolve().name
-    refuse_used(out)
-    from moslora.convert.importing import import_adapter
-
-    print(import_adapter(source, out=out, base=base, dtype=dtype, trust_remote_code=trust))
-    print(f"written to {out}")
-    say_next("eval", str(out))
+    print(how_to_use(out, adapter))
 
 
 @app.command(epilog=examples.VERIFY)
@@ -425,32 +321,9 @@ def verify(
     if as_json:
         print(report.to_json(), end="")
     else:
-        print(*report.lines, sep="\n")
+        print(*report.printed, sep="\n")
     if not report.verdict.passed:
         raise typer.Exit(1)
-
-
-@app.command(epilog=examples.QUICKSTART)
-def quickstart(
-    out: options.Out = None,
-    size: Annotated[
-        choices.SizeName | None,
-        typer.Option(help="Share of the rows and questions. [default: the largest that takes five minutes here]"),
-    ] = None,
-) -> None:
-    """Train, evaluate and merge a small real model on this machine.
-
-    The same command continues where it was stopped.
-    """
-    from moslora.runs.run import Run
-
-    out = out or RUNS / "quickstart"
-    if not Run(out).exists:
-        refuse_used(out)
-    from moslora.quickstart import quickstart as run_quickstart
-
-    table, lines = run_quickstart(out=out, size=size)
-    print_table(table, below=lines)
 
 
 def _run_in_processes(
@@ -499,20 +372,3 @@ def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
 def _typed(**values: Any) -> dict[str, Any]:
     """The options that were typed; the others are decided where the work is done."""
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _adapter(run: Path, out: Path | None, task: str | None, *, name: str, doing: str, trust: bool) -> tuple[Path, Path]:
-    """The adapter folder of ``run``, and ``out`` or its default, which must be free. Notes if the run is unfinished."""
-    from moslora.runs.run import locate_adapter, run_of, unfinished
-
-    if out is not None:
-        refuse_used(out)
-    run = as_run(run, trust_remote_code=trust)
-    adapter = locate_adapter(run)
-    remark = unfinished(run, adapter, doing=doing)
-    if remark:
-        note(remark)
-    if out is None:
-        out = run_of(adapter).path / (f"{name}-{task}" if task else name)
-        refuse_used(out)
-    return adapter, out

@@ -3,14 +3,11 @@
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from moslora.console import say
+from moslora.console import note, say
 from moslora.errors import UsageError
+from moslora.files import in_use, once_per_machine, refuse_used, sha256
 from moslora.runs import RUNS
-
-if TYPE_CHECKING:
-    from moslora.runs.named import Named
 
 
 def as_run(path: Path, *, evaluated: bool = False, trust_remote_code: bool = False) -> Path:
@@ -23,7 +20,6 @@ def as_run(path: Path, *, evaluated: bool = False, trust_remote_code: bool = Fal
         evaluated: the run's answers are needed, which one that is not imported yet does not have.
         trust_remote_code: the base's own Python code may run.
     """
-    from moslora.files import in_use, once_per_machine, sha256
     from moslora.runs.peft_files import CONFIG, adapter_files
     from moslora.runs.run import Run
 
@@ -47,12 +43,27 @@ def as_run(path: Path, *, evaluated: bool = False, trust_remote_code: bool = Fal
     return place
 
 
-def named_run(named: "Named", *, trust_remote_code: bool) -> "Named":
-    """``named``, or the run of the adapter that PEFT wrote there."""
-    from moslora.runs.named import read_named
-
-    path = Path(os.path.expanduser(named.name))
+def named_run(name: str, *, trust_remote_code: bool) -> str:
+    """``name``, or the run of the adapter that PEFT wrote there."""
+    path = Path(os.path.expanduser(name))
     run = as_run(path, trust_remote_code=trust_remote_code)
-    if run == path:
-        return named
-    return read_named(str(run), trust_remote_code=trust_remote_code)
+    return name if run == path else str(run)
+
+
+def adapter_to_convert(
+    run: Path, out: Path | None, task: str | None, *, name: str, doing: str, trust: bool
+) -> tuple[Path, Path]:
+    """The adapter folder of ``run``, and ``out`` or its default, which must be free. Notes if the run is unfinished."""
+    from moslora.runs.run import locate_adapter, run_of, unfinished
+
+    if out is not None:
+        refuse_used(out)
+    run = as_run(run, trust_remote_code=trust)
+    adapter = locate_adapter(run)
+    remark = unfinished(run, adapter, doing=doing)
+    if remark:
+        note(remark)
+    if out is None:
+        out = run_of(adapter).path / (f"{name}-{task}" if task else name)
+        refuse_used(out)
+    return adapter, out

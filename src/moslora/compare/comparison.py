@@ -203,5 +203,5 @@ def _outcome(runs: Sequence[Evaluation], chosen: str | None) -> tuple[str, Outco
     name = chosen or next(iter(usual), "NAME")
     if name not in shared:
         known = f"must be one of {', '.join(shared)}" if shared else "none is known"
-        raise UsageError(f"--metric {name}: {known} for all of these tasks; choose others with --tasks")
+        raise UsageError(f"--outcome {name}: {known} for all of these tasks; choose others with --tasks")
     return name, measure(name, {value for table in tables for value in table.outcomes[name]})

@@ -93,19 +93,21 @@ def write_card(
     card.save(out / CARD)
 
 
-def how_to_upload(out: Path, adapter: Path) -> str:
-    """The command that uploads ``out``, made from ``adapter``, and what to change first if it names a local base."""
+def how_to_use(out: Path, adapter: Path) -> str:
+    """Where ``out`` is, made from ``adapter``, how it is loaded, and the command that uploads it, with what to change
+    first if it names a local base."""
     recipe = load_recipe(adapter / RECIPE)
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", recipe.name, re.ASCII)) or "NAME"
     command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
     if any(local_files(recipe.model_dump())):  # then it names the folders of this machine
         command += f" --exclude {EVALUATION_DEFAULTS}"
     config = out / PEFT_CONFIG
+    first = "to upload it"
     if config.exists():
         base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
         if _is_local(base):
-            return f"to upload it, change base_model_name_or_path in {config} to the base's hub id, then: {command}"
-    return f"to upload it: {command}"
+            first += f", change base_model_name_or_path in {config} to the base's hub id, then"
+    return f"written to {out}\nto load it: the Python in {out / CARD}\n{first}: {command}"
 
 
 def public_name(base: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from moslora.base.failures import or_out_of_memory
 from moslora.choices import FormatName
+from moslora.evaluation.loading import load_model, tokenizer_of
 from moslora.evaluation.question import BARE, as_example
 from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.target import Target
@@ -56,8 +57,7 @@ def ask(
 ) -> Answered:
     """Scores the options of one question, or lets it be answered in words (see :func:`as_example`), with the settings
     of ``target``, changed by ``typed`` fields of its request: protocol and format."""
-    own = target.recipe.own_tasks if target.recipe else {}
-    example, names = as_example(question, options, task=task, own=own)
+    example, names = as_example(question, options, task=task, own=target.own_tasks)
     request = target.asked(typed)
     is_bare = example.task == BARE.name
     if is_bare:  # the limit of the questions that are scored is not its own
@@ -70,8 +70,8 @@ def ask(
             request = request.model_copy(update={"protocol": scoring})
     if target.adapter:
         target.adapter.refuse_untrained(INSTRUCTION if is_bare else example.task)
-    tokenizer = target.tokenizer()
-    scorer = scorer_of(example, make_scorer(target.load(), tokenizer, request))
+    tokenizer = tokenizer_of(target)
+    scorer = scorer_of(example, make_scorer(load_model(target), tokenizer, request))
     fix = "make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
     with or_out_of_memory(f"out of GPU memory for this question; {fix}"):
         (prediction,) = scorer.score([example])

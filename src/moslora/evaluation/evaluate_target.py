@@ -17,14 +17,14 @@ from moslora.base.shapes import meta_model
 from moslora.console import note
 from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash, differences, load_examples
-from moslora.errors import UsageError, counted
+from moslora.errors import UsageError, counted, first_line
 from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.evaluator import PreparedQuestions, evaluate
-from moslora.evaluation.in_run import is_in_run, tell_run
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import find_leaks
+from moslora.evaluation.loading import identity, load_model, tokenizer_of
 from moslora.evaluation.request import Request
-from moslora.evaluation.results import Results
+from moslora.evaluation.results import Results, read_results
 from moslora.evaluation.scoring import missing_in
 from moslora.evaluation.served import open_served
 from moslora.evaluation.server import Server
@@ -37,8 +37,8 @@ from moslora.prompts.protocols import PROTOCOLS
 from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection
 from moslora.runs.bare_rows import remark_on_bare_rows
-from moslora.runs.named import tasks_to_ask
 from moslora.runs.settings import Leaks
+from moslora.runs.trackers import KINDS, record
 from moslora.tasks import Example
 from moslora.version import __version__
 
@@ -68,7 +68,7 @@ def evaluate_target(
     leaks = find_leaks(target.trained, questions)
     if server is not None:
         out = target.results_folder(request, out, ending=f"-at-{name_of(server)}")
-        prepared = prepare_for_server(target.model, target.tokenizer(), questions, request, server)
+        prepared = prepare_for_server(target.model, tokenizer_of(target), questions, request, server)
         with locked(out):
             journal = open_answers(prepared, out, leaks)
             if missing_in(prepared.tasks, journal):
@@ -76,19 +76,19 @@ def evaluate_target(
                 open_served(server, prepared.scorer, wanted, at_once=at_once).answer(wanted, journal)
             journal.finish()
         return prepared.results(journal), out
-    identity = target.identity()
+    known = identity(target)
     out = target.results_folder(request, out)
-    tokenizer = target.tokenizer()
+    tokenizer = tokenizer_of(target)
     by_peft = target.adapter is not None and target.adapter.recipe.adapter.needs_peft
     must_agree = {
-        **{key: value for key, value in identity.items() if key != "base"},  # whose path may differ
+        **{key: value for key, value in known.items() if key != "base"},  # whose path may differ
         **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},
         **request.model_dump(exclude={"source"}),
         "strategy": target.strategy,
         **packages(quantized=target.model.quantization is not None, peft=by_peft),
         **encoding(Encoder(tokenizer, max_length=None), request.format),
     }
-    metadata = {**identity, "source": request.source}
+    metadata = {**known, "source": request.source}
     tokens = request.batch_tokens or batch_budget(device())
     with (
         locked(out) if is_main_process() else nullcontext(),
@@ -97,9 +97,9 @@ def evaluate_target(
     ):
         liger.agree()
         # The model is not kept: it uses the group, which ends with this block.
-        results = evaluate(target.load(), tokenizer, questions, request, out=out, metadata=metadata, leaks=leaks)
-        if target.trained is not None and is_main_process() and is_in_run(out, target.trained.run):
-            tell_run(target.trained, out, base=target.base)
+        results = evaluate(load_model(target), tokenizer, questions, request, out=out, metadata=metadata, leaks=leaks)
+        if is_main_process() and target.is_in_run(out):
+            tell_run(target, out)
     return results, out
 
 
@@ -112,7 +112,7 @@ def asked_questions(
         UsageError: a source without test rows, or no such model; before anything is downloaded.
     """
     request = target.asked(typed)
-    chosen = tasks_to_ask(target.recipe, tasks)
+    chosen = target.tasks(tasks)
     if tasks is None and target.trained and target.trained.recipe.evaluation.tasks is None:
         remark = remark_on_bare_rows(target.trained.run)
         if remark:
@@ -182,3 +182,23 @@ def name_of(server: Server) -> str:
     """A server and its model, as part of a folder's name."""
     address = server.address.partition("://")[2]
     return re.sub(r"[^\w.-]+", "-", f"{address}-{server.model}").strip("-.")
+
+
+def tell_run(target: Target, folder: Path) -> None:
+    """Adds the scores of ``target`` in ``folder`` to its run's card, and to the records that the training began in
+    trackers."""
+    assert target.trained is not None
+    run = target.trained.run
+    summary = read_results(folder).summary()
+    run.add_facts(results={folder.name: summary})
+    scores = {name: value for name, value in summary.items() if name in ("macro", "majority_class")}
+    scores |= summary["tasks"] | summary.get("nats_per_byte", {})
+    scores = {f"eval/{folder.name}/{name}": score for name, score in scores.items()}
+    for name in target.trained.recipe.tracking.to:
+        try:
+            if f"{name}_id" in run.facts:
+                step = 0 if target.base else target.trained.manifest["step"]
+                with record(name, target.trained.recipe, run) as (tracker, _):
+                    KINDS[name].score(tracker, scores, step)
+        except Exception as error:  # of whatever kind: the scores are on the disk
+            note(f"the scores could not be written into {name}: {first_line(error)}")

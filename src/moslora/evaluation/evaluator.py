@@ -188,7 +188,7 @@ class PreparedQuestions:
         return found
 
     @property
-    def count(self) -> int:
+    def wanted_count(self) -> int:
         """Number of questions that are wanted."""
         return sum(len(task.wanted) for task in self.tasks)
 

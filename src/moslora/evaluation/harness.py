@@ -13,6 +13,7 @@ from lm_eval.models.huggingface import HFLM
 
 from moslora.choices import DType
 from moslora.errors import UsageError
+from moslora.evaluation.loading import load_model, tokenizer_of
 from moslora.evaluation.target import open_target
 
 
@@ -24,7 +25,7 @@ class HarnessModel(HFLM):
         opened = open_target(run, base=base, dtype=dtype)
         if opened.adapter and opened.adapter.trained_tasks() is not None:
             raise UsageError(f"{run}: its gate depends on the task, which lm-eval does not name; use moslora eval")
-        super().__init__(pretrained=opened.load(), tokenizer=opened.tokenizer(), **others)
+        super().__init__(pretrained=load_model(opened), tokenizer=tokenizer_of(opened), **others)
 
 
 if __name__ == "__main__":

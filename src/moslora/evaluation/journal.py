@@ -57,7 +57,7 @@ class Journal:
         if self.folder is not None:
             write_text(self.folder / SETTINGS, self.head.to_json())
 
-    def append(self, predictions: Sequence[Prediction]) -> None:
+    def keep(self, predictions: Sequence[Prediction]) -> None:
         """Adds predictions of questions that had none, and syncs them to disk."""
         for prediction in predictions:
             assert prediction.id not in self.predictions, "a question was answered twice"

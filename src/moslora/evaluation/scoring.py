@@ -97,10 +97,10 @@ def _score_together(
                 upcoming = following[rank][1].computed
             scored = task.scorer.score(block.computed, following=upcoming)
             own = [prediction for prediction in scored if prediction.id in missing]
-            journal.append(own)  # before the others are waited for, of which one may be lost
+            journal.keep(own)  # before the others are waited for, of which one may be lost
     for other, predictions in enumerate(all_gather(own)):
         if other != rank:
-            journal.append(predictions)
+            journal.keep(predictions)
 
 
 def measure_drifts(tasks: Sequence[ScoredTask], journal: Journal) -> dict[str, float]:

@@ -160,7 +160,7 @@ class Served:
         try:
             with Line(len(missing), f"0/{len(missing):,}") as line:
                 for done, prediction in enumerate(self.replies(missing), start=1):
-                    journal.append([prediction])
+                    journal.keep([prediction])
                     line.show(done, f"{prediction.task} {done:,}/{len(missing):,}")
         except Unavailable as fault:
             if isinstance(self.reading, Echo):

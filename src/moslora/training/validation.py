@@ -70,7 +70,7 @@ class Validator:
     def question_count(self) -> int:
         if self.questions is None:
             return 0
-        return self.questions.count
+        return self.questions.wanted_count
 
     def remarks(self) -> list[str]:
         """The line for the user on what is asked."""

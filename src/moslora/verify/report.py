@@ -49,7 +49,7 @@ class Report:
     tolerance: float
 
     @property
-    def lines(self) -> list[str]:
+    def printed(self) -> list[str]:
         """What is printed, the verdict last."""
         found = [
             f"{self.server} {printable(self.model)}".rstrip() + f" against {self.evaluation}",

@@ -26,7 +26,6 @@ from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
 from moslora.prompts.protocols import readers
 from moslora.runs.evaluation import Evaluation, in_common, is_finished, read_evaluation, refuse_other_scores
-from moslora.runs.named import tasks_to_ask
 from moslora.runs.origin import read_origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
@@ -77,7 +76,7 @@ def verify(
     target, folder = _opened(path, evaluation, trust_remote_code=trust_remote_code)
     names = there = _answered_in(folder)
     if tasks or not names:
-        asked = tasks_to_ask(target.recipe, tasks)
+        asked = target.tasks(tasks)
         names = [task.name for task in asked if not (task.is_text or task.is_open_ended)]
     if tasks and not names:
         raise UsageError(f"--tasks {tasks}: has no options; choose tasks whose questions have some")
@@ -214,7 +213,7 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
     """
     settings = chosen.settings
     request = _request(settings)
-    tasks = tasks_to_ask(target.recipe, list(chosen.tasks))
+    tasks = target.tasks(list(chosen.tasks))
     questions = {task.name: load_examples(task, "test", source=request.source) for task in tasks}
     prepared = prepare_for_server(target.model, load_tokenizer(target.model), questions, request, server)
     now = {**prepared.settings.made_with, **prepared.settings.data}

@@ -1,0 +1,78 @@
+"""The commands that try a machine: ``check`` and ``quickstart``."""
+
+from typing import Annotated
+
+import typer
+
+from moslora import choices
+from moslora.cli import completion, early, examples, options
+from moslora.cli.table import print_table
+from moslora.console import say
+from moslora.files import refuse_used
+from moslora.runs import RUNS
+
+app = typer.Typer()
+
+
+@app.command(epilog=examples.CHECK)
+def check(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|RECIPE",
+            help="Model folder or hub id, or a recipe. [default: the shapes of a small LLaMA]",
+            autocompletion=completion.recipes_and_runs,
+        ),
+    ] = None,
+    overrides: options.Overrides = None,
+) -> None:
+    """Check whether this machine computes right.
+
+    Compares every piece that replaces a plain formula with that formula, values and gradients, on this machine's GPU or
+    CPU; and a training step of two processes with that of one. Takes a minute. With a model, in the shapes of its
+    layers; with a recipe, also measures a real step of it, beside the plan. The exit code is 1 if a piece is off, and
+    the last lines say which setting does without it.
+    """
+    recipe = None
+    model = None
+    if target is not None:
+        recipe, model = early.recipe_or_model(target, overrides or ())
+    with options.importing():
+        from moslora.check.check import check as check_device
+        from moslora.check.check import not_compared, real_step
+        from moslora.check.piece import TITLES, said_of
+        from moslora.processes.devices import device, say_device
+
+    if recipe is not None:  # first: on a CPU its memory is the process's peak
+        print_table(real_step(recipe))
+    say_device(device().type)
+    say("comparing, which takes about a minute ...")
+    findings = list(check_device(model))
+    off = [finding for finding in findings if not finding.passed]
+    said = said_of(off) if off else [f"all {len(findings)} comparisons are within their tolerances"]
+    print_table([TITLES, *(finding.row for finding in findings)], below=[*not_compared(), *said])
+    if off:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=examples.QUICKSTART)
+def quickstart(
+    out: options.Out = None,
+    size: Annotated[
+        choices.SizeName | None,
+        typer.Option(help="Share of the rows and questions. [default: the largest that takes five minutes here]"),
+    ] = None,
+) -> None:
+    """Train, evaluate and merge a small real model on this machine.
+
+    The same command continues where it was stopped.
+    """
+    from moslora.runs.run import Run
+
+    out = out or RUNS / "quickstart"
+    if not Run(out).exists:
+        refuse_used(out)
+    from moslora.quickstart import quickstart as run_quickstart
+
+    table, lines = run_quickstart(out=out, size=size)
+    print_table(table, below=lines)
