@@ -28,7 +28,7 @@ from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.data.steps import StepPlan
 from moslora.kernels import liger
-from moslora.recipe import load_recipe
+from moslora.recipe import TrainingSection, load_recipe
 
 sys.path.append(str(ROOT / "tests" / "kits"))
 LLAMA = SHAPES["Meta-Llama-3-8B"]
@@ -49,7 +49,8 @@ def ours(rows: Sequence[Encoded], sizes: Mapping[str, Any], on: torch.device) ->
     from moslora.training.loop import train
 
     recipe, model = adapted("adapter.dropout=0.05", on=on, sizes=sizes)
-    plan = StepPlan(rows=len(rows), global_batch_size=len(rows), epochs=None, max_steps=1, seed=0)
+    one_step = TrainingSection(global_batch_size=len(rows), epochs=None, max_steps=1)
+    plan = StepPlan(one_step, rows=len(rows), seed=0)
     parts = replace(our_parts(model, recipe.training), rows=rows, plan=plan)
     told: Any = dict.fromkeys(("report", "checkpoint", "validate", "stop_requested"), lambda *_, **__: False)
     return model, partial(train, parts, first_step=0, **told)

@@ -149,7 +149,7 @@ def contestants(model: PreTrainedModel, adapter: AdapterSection) -> dict[str, Ma
     """By name: what stands at the places of the adapted layers. The base's weights are shared, but for the merged."""
     found: dict[str, Mapping[str, nn.Module]] = {}
     for name in ("LoRA", "MoSLoRA", *IN_PARTS):
-        inject(model, **adapter.inject_options() | {"mixer": SYSTEMS[name], "dropout": 0.0})
+        inject(model, **adapter.model_dump(exclude={"continue_from"}) | {"mixer": SYSTEMS[name], "dropout": 0.0})
         layers = dict(named_adapters(model))
         for layer in layers.values():
             nn.init.normal_(layer.lora_b, std=0.02)

@@ -12,7 +12,7 @@ from moslora.data import prepared
 from moslora.data.encode import Encoder, encode_examples
 from moslora.data.overlap import digest
 from moslora.data.prepared import RunRows, TrainingData
-from moslora.data.select import select
+from moslora.data.select import cap, set_aside
 from moslora.data.sources import data_hash, load_training
 from moslora.data.steps import label_count
 from moslora.prompts.formats import FORMATS
@@ -51,7 +51,8 @@ def test_cached_rows_are_the_fresh_ones(recipe, cache, made, change):
     """Every row, the batches of them, what is counted, recorded and said; first from memory, then from the disk."""
     own = recipe(change)
     rows = load_training(own.training_tasks, source=own.data.source)
-    trained, aside, *_ = select(own.data, rows, seed=own.seed)
+    chosen = cap(rows, rows=own.data.rows, seed=own.seed)
+    trained, aside = set_aside(chosen, validation_rows=own.data.validation_rows, seed=own.seed)
     encoder = Encoder(load_tokenizer(own.model), max_length=own.data.max_length)
     fresh, validation = (
         encode_examples(examples, FORMATS[own.data.format], encoder, loss_on=own.data.loss_on)

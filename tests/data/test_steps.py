@@ -9,10 +9,11 @@ import torch
 
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import StepPlan, collate, cut, label_count, largest_pass, passes
+from moslora.recipe import TrainingSection
 
 
-def plan(**changes: object) -> StepPlan:
-    return StepPlan(**{"rows": 10, "global_batch_size": 4, "epochs": 3, "max_steps": None, "seed": 1} | changes)  # type: ignore[arg-type]
+def plan(rows=10, seed=1, **changes):
+    return StepPlan(TrainingSection(**{"global_batch_size": 4, "epochs": 3} | changes), rows=rows, seed=seed)
 
 
 def test_every_epoch_is_a_permutation_and_only_the_last_step_is_smaller():
@@ -62,7 +63,7 @@ def test_draws_are_counted_without_drawing_them(monkeypatch, changes):
 
 def test_draws_are_uniform_over_long_and_short_rows():
     """Rows 0–49 short, 50–99 long: a step's share of long rows has the mean and variance of drawing blindly."""
-    drawn = StepPlan(rows=100, global_batch_size=10, epochs=200, max_steps=None, seed=0)
+    drawn = plan(rows=100, global_batch_size=10, epochs=200, seed=0)
     counts = []
     for step in range(len(drawn)):
         long = [row for row in drawn[step] if row >= 50]

@@ -282,7 +282,7 @@ def test_a_lost_predecessor_leaves_its_arm_out_and_the_others_go_on(write, train
 
 def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write):
     loaded = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH))
-    search, scored = loaded.search(("lora",))[0], loaded.planned([("lora", 1e-4)], scored=True)[0]
+    search, scored = loaded.rate_runs(("lora",))[0], loaded.planned([("lora", 1e-4)], scored=True)[0]
     for one in (search, scored):
         made_with = provenance.provenance(one)
         for section, tasks, expected in (
@@ -386,13 +386,13 @@ def test_a_run_begun_with_another_recipe_is_not_resumed(write, monkeypatch):
 
 def test_the_code_that_makes_numbers_of_a_recipe_counts():
     """As the steps of a warm-up, and which questions are asked by default."""
-    for method in (TrainingSection.warmup, Recipe.adapter_options, StepPlan.of, rate_factor):
+    for method in (TrainingSection.warmup, Recipe.adapter_options, StepPlan, rate_factor):
         assert Path(inspect.getfile(method)) in source_files(provenance.CODE)
 
 
 def test_a_validation_loss_that_is_not_finite_counts_as_infinite(write, tmp_path):
     """JSON has no number for it, and training does not end with it."""
-    planned, *_ = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH)).search(("lora",))
+    planned, *_ = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH)).rate_runs(("lora",))
     run = one_run.planned_run(tmp_path, planned)
     run.add_facts(experiment={"state": "trained"})
     for last, expected in ((None, math.inf), (2.5, 2.5)):

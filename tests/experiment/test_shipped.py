@@ -32,14 +32,14 @@ def test_the_article_compares_every_mixer_with_lora():
     for arm in experiment.recipes:
         rates = experiment.file.rates(arm)
         assert len(rates) >= 3 and all(high == 2 * low for low, high in pairwise(rates))
-    assert len(experiment.search(experiment.chosen_arms(()))) == 43
+    assert len(experiment.rate_runs(experiment.chosen_arms(()))) == 43
 
 
 def test_the_ablations_controls_differ_in_one_thing_each():
     experiment = load_experiment("mixer-ablation")
     first = experiment.chosen_arms(())
     assert first == ("lora", "lora-scaled", "init-only", "learned-kaiming")
-    assert len(experiment.search(first)) + len(first) * len(experiment.file.seeds) == 40
+    assert len(experiment.rate_runs(first)) + len(first) * len(experiment.file.seeds) == 40
     assert experiment.file.named == (("init-only", "learned-kaiming"),)
     learned = experiment.recipes["learned-kaiming"]
     for arm, expected in (

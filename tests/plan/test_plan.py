@@ -108,7 +108,7 @@ def test_rows_that_are_at_hand_are_counted(recipe, trained):
         shares = [[lengths[row] for row in drawn[rank::processes]] for drawn in run.plan for rank in range(processes)]
         *others, longest = run.share_of_a_step(processes).lengths
         assert [*others, max(max(shares, key=sum))] == sorted(max(shares, key=sum)) and longest == max(map(max, shares))
-    assert any("tokens on average" in line for line in run.lines)
+    assert any("tokens on average" in line for line in run.summary)
 
 
 def test_a_probe_runs_steps_and_keeps_nothing(capsys, world, tmp_path, monkeypatch):
@@ -261,7 +261,7 @@ def test_validations_are_in_the_time(recipe, trained):
     count = 6  # of 21 steps, one before the first, every five and after the last
     assert run.validated == pytest.approx(count * 6 * trained_on / 2) == pytest.approx(count * rows / 2, rel=0.2)
     share = run.validated / (run.tokens + run.validated)
-    assert says("\n".join(run.lines), f"{count} validations of 6 rows", f"{share:.1%}", "without their questions")
+    assert says("\n".join(run.summary), f"{count} validations of 6 rows", f"{share:.1%}", "without their questions")
     assert not outline(recipe("data.validation_rows=0")).validated
 
 

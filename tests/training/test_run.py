@@ -371,7 +371,7 @@ def test_a_warm_up_given_as_a_share_follows_the_run(recipe):
     """Half of 21 steps, half of 4, and none of a single step, which would have rate 0."""
     for steps, warmup in ((21, 10), (4, 2), (1, 0)):
         settings = ("training.warmup_steps=0.5", f"training.max_steps={steps}")
-        assert f" after {warmup} warm-up steps" in "\n".join(outline(recipe(*settings)).lines)
+        assert f" after {warmup} warm-up steps" in "\n".join(outline(recipe(*settings)).summary)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def talks(number: int) -> tuple[list[Encoded], list[Encoded]]:
 def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(tmp_path, by, micro_batch_tokens, said):
     """Float32, no dropout, 20 steps that learn: all losses and norms to 1e-4, though the Trainer cuts and pads its own
     micro-batches. Our loop trains our LoRA, by either engine, or PEFT's from the same start, and so all to the same."""
-    plan = StepPlan(rows=STEPS * ROWS, global_batch_size=ROWS, epochs=1, max_steps=None, seed=3)
+    plan = StepPlan(TrainingSection(global_batch_size=ROWS, epochs=1), rows=STEPS * ROWS, seed=3)
     data = their_data = rows(plan.rows)
     if said:
         data, their_data = talks(plan.rows)

@@ -12,7 +12,7 @@ from changes_kit import write_jsonl
 from message_kit import in_order, says
 from methods_kit import BUDGET
 from moslora.base.load import load_tokenizer
-from moslora.data.select import select
+from moslora.data.select import cap, set_aside
 from moslora.data.sources import load_training
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
@@ -53,7 +53,8 @@ def validations(run: Path) -> dict[int, dict[str, Any]]:
 def held_out(recipe: Recipe, count: int) -> dict[str, list[Example]]:
     """The first validation rows of the source in the fixed order, by task."""
     rows = load_training(recipe.training_tasks, source=recipe.data.source)
-    aside = select(recipe.data, rows, seed=recipe.seed).validation
+    rows = cap(rows, rows=recipe.data.rows, seed=recipe.seed)
+    _, aside = set_aside(rows, validation_rows=recipe.data.validation_rows, seed=recipe.seed)
     ordered = sorted(aside, key=lambda example: order_key(example.id))
     found: dict[str, list[Example]] = {}
     for example in ordered[:count]:

@@ -19,7 +19,7 @@ import moslora.tasks
 from moslora.console import note
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples, encoding
 from moslora.data.overlap import digest
-from moslora.data.select import Selected, select
+from moslora.data.select import cap, set_aside
 from moslora.data.sources import data_hash, differences, identity, load_examples, load_training, local_path
 from moslora.data.steps import StepPlan
 from moslora.download.wheels import home
@@ -194,38 +194,30 @@ class RunRows:
         data = self.data
         format = make_format(data.format, self.encoder.tokenizer)
         rows = load_training(self.tasks, source=data.source)
-        chosen = select(data, rows, seed=self.seed)
-        training = encode_examples(chosen.training, format, self.encoder, loss_on=data.loss_on)
-        validation = encode_examples(chosen.validation, format, self.encoder, loss_on=data.loss_on)
+        chosen = cap(rows, rows=data.rows, seed=self.seed)
+        training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=self.seed)
+        split_here = [task for task in self.tasks if task.own and "test" not in task.splits]
+        held_out = [load_examples(task, "test", source=data.source) for task in split_here]
+        left_out = {
+            "held out as test questions": sum(map(len, held_out)),
+            "equal to validation rows, and left out": len(chosen) - len(training) - len(validation),
+            "skipped (data.rows)": len(rows) - len(chosen),
+        }
         notes = [*differences(data.source, data.tasks), *format.remarks()]
-        left_out = self._left_out(chosen)
-        if left_out:
+        if any(left_out.values()):
             parts = {"trained on": len(training), "for validation": len(validation), **left_out}
-            counts = [f"{number:,} {what}" for what, number in parts.items()]
+            counts = [f"{number:,} {what}" for what, number in parts.items() if number or what not in left_out]
             notes.append(f"{sum(parts.values()):,} rows: {', '.join(counts)}")
         return TrainingData(
-            rows=RowTable.of(training),
-            validation=RowTable.of(validation),
-            contents=b"".join(digest(example) for example in chosen.training),
-            sha256=data_hash(chosen.training),
+            rows=RowTable.of(encode_examples(training, format, self.encoder, loss_on=data.loss_on)),
+            validation=RowTable.of(encode_examples(validation, format, self.encoder, loss_on=data.loss_on)),
+            contents=b"".join(digest(example) for example in training),
+            sha256=data_hash(training),
             source_sha256=data_hash(rows),
             encoding=encoding(self.encoder, data.format),
             notes=notes,
-            questions=[example for example in chosen.validation if example.task != INSTRUCTION],
+            questions=[example for example in validation if example.task != INSTRUCTION],
         )
-
-    def _left_out(self, chosen: Selected) -> dict[str, int]:
-        """Why rows are neither trained on nor for validation -> how many; without zeros."""
-        held_out = 0
-        for task in self.tasks:
-            if task.own and "test" not in task.splits:
-                held_out += len(load_examples(task, "test", source=self.data.source))
-        found = {
-            "held out as test questions": held_out,
-            "equal to validation rows, and left out": chosen.repeats,
-            "skipped (data.rows)": chosen.skipped,
-        }
-        return {what: number for what, number in found.items() if number}
 
     def _read(self, folder: Path) -> TrainingData | None:
         """The rows in ``folder``; ``None`` if there are none, or they are damaged."""

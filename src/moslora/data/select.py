@@ -2,28 +2,9 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from moslora.errors import UsageError
-from moslora.recipe import DataSection
 from moslora.tasks import Example
-
-
-class Selected(NamedTuple):
-    """What ``data`` chooses among rows."""
-
-    training: list[Example]
-    validation: list[Example]
-    skipped: int  # rows that `DataSection.rows` leaves out
-    repeats: int  # of validation rows, left out too
-
-
-def select(data: DataSection, rows: Sequence[Example], *, seed: int) -> Selected:
-    """The rows that are trained on, and those for validation: `cap`, then `set_aside`."""
-    chosen = cap(rows, rows=data.rows, seed=seed)
-    training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=seed)
-    repeats = len(chosen) - len(training) - len(validation)
-    return Selected(training, validation, len(rows) - len(chosen), repeats)
 
 
 def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:

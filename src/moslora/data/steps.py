@@ -31,32 +31,19 @@ class StepPlan:
     last step may be smaller. A step is a pure function of the seed and its number: resuming continues the count, and
     every process computes the same plan.
 
-    ``epochs`` may be fractional; ``max_steps`` is an upper bound.
+    ``training.epochs`` may be fractional; ``max_steps`` is an upper bound.
     """
 
-    def __init__(
-        self, *, rows: int, global_batch_size: int, epochs: float | None, max_steps: int | None, seed: int
-    ) -> None:
+    def __init__(self, training: TrainingSection, *, rows: int, seed: int) -> None:
         self.rows = rows
-        self.global_batch_size = global_batch_size
+        self.global_batch_size = training.global_batch_size
         self.seed = seed
         ends = []
-        if epochs is not None:
-            ends.append(math.ceil(Fraction(str(epochs)) * rows))  # 1.1 is a little more in binary
-        if max_steps is not None:
-            ends.append(max_steps * global_batch_size)
+        if training.epochs is not None:
+            ends.append(math.ceil(Fraction(str(training.epochs)) * rows))  # 1.1 is a little more in binary
+        if training.max_steps is not None:
+            ends.append(training.max_steps * self.global_batch_size)
         self._end = min(ends)
-
-    @classmethod
-    def of(cls, training: TrainingSection, *, rows: int, seed: int) -> "StepPlan":
-        """The steps that a recipe's section asks for, over ``rows`` rows."""
-        return cls(
-            rows=rows,
-            global_batch_size=training.global_batch_size,
-            epochs=training.epochs,
-            max_steps=training.max_steps,
-            seed=seed,
-        )
 
     def __len__(self) -> int:
         return math.ceil(self._end / self.global_batch_size)

@@ -65,7 +65,7 @@ class Experiment:
             found.append(Planned(arm, self.recipes[arm].model_copy(update=update), scored))
         return found
 
-    def search(self, arms: tuple[str, ...]) -> list[Planned]:
+    def rate_runs(self, arms: tuple[str, ...]) -> list[Planned]:
         """The runs that choose the learning rates: every rate with every seed; none of an arm with one rate."""
         searched = [arm for arm in self.file.searched if arm in arms]
         return self.planned([(arm, rate) for arm in searched for rate in self.file.rates(arm)], scored=False)

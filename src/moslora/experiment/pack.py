@@ -33,7 +33,7 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
     if others:
         raise UsageError("\n".join(others))
     with locked(study.out):
-        every = (*study.experiment.search(study.arms), *study.scored())
+        every = (*study.experiment.rate_runs(study.arms), *study.scored())
         done = []
         rows = []
         for planned in every:

@@ -78,7 +78,7 @@ class Study:
             raise UsageError("\n".join(others))
         with locked(self.out):
             self.write_index()
-            searching = self.experiment.search(self.arms)
+            searching = self.experiment.rate_runs(self.arms)
             self._finish(searching, later=len(self.arms) * len(self.experiment.file.seeds))
             remarks = self._remarks()
             for remark in remarks.values():
@@ -133,7 +133,7 @@ class Study:
         """A line for each way in which runs there differ from those that this experiment would make."""
         choices = [(arm, rate) for arm in self.arms for rate in self.experiment.file.rates(arm)]
         found: dict[str, list[str]] = defaultdict(list)
-        for planned in (*self.experiment.search(self.arms), *self.experiment.planned(choices, scored=True)):
+        for planned in (*self.experiment.rate_runs(self.arms), *self.experiment.planned(choices, scored=True)):
             text = self._differs(planned)
             if text:
                 found[text].append(planned.name)
@@ -194,7 +194,7 @@ class Study:
             row = row_of(self.out, planned)
             if row is None or in_tables(self.out, planned) is not None:
                 continue
-            behind = (*self.experiment.search((planned.arm,)), planned)
+            behind = (*self.experiment.rate_runs((planned.arm,)), planned)
             if planned.arm in self.arms or not any(self._differs(one) for one in behind):
                 runs.append(
                     ExperimentRun(

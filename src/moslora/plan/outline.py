@@ -52,7 +52,7 @@ class Outline:
     labelled: float  # share of the tokens that have a label; an estimate without ``data``
     tokens: int  # that the whole run trains on; an estimate without ``data``
     validated: float  # tokens of training that take as long as the rows of all validations
-    lines: list[str]  # the run in words
+    summary: list[str]  # the run in words
 
     def share_of_a_step(self, processes: int) -> Work:
         """The largest share of a step that one of ``processes`` has, as one micro-batch, with the longest row of all.
@@ -125,7 +125,7 @@ def outline(recipe: Recipe) -> Outline:
         rows = _row_count(section, recipe.training_tasks)
         tokens_per_row = min(TOKENS_PER_ROW[section.format], section.max_length)
         labelled = 1.0 if section.loss_on == "all" else LABELLED
-    plan = StepPlan.of(training, rows=rows, seed=recipe.seed)
+    plan = StepPlan(training, rows=rows, seed=recipe.seed)
     if training.rank_budget:
         RankBudget(model, training.rank_budget, total=len(plan))  # refuses what does not fit
     tokens = round(len(plan) * training.global_batch_size * tokens_per_row)

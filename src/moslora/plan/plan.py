@@ -96,7 +96,7 @@ def plan(
         needed = {name: need(recipe.model, micro_batch, shared) for name, shared in by_strategy.items()}
     except (NotImplementedError, RuntimeError) as error:
         reason = f"{type(run.model).__name__} {first_line(error)}"
-        return Plan(run.lines, table=[], remarks=[f"memory and time are not known: {reason}"])
+        return Plan(run.summary, table=[], remarks=[f"memory and time are not known: {reason}"])
     strategy = training.strategy
     need_of_chosen = partial(need, devices=by_strategy[strategy])
     remarks = [fit(recipe.model, need_of_chosen, micro_batch=micro_batch, whole_step=whole_step, room=room)]
@@ -116,7 +116,7 @@ def plan(
         remarks.append(download_line(run.model))
     times, seconds = _about_time(run, recipe, devices, budget=budget, room=room, rate=rate)
     remarks += times
-    lines = run.lines
+    lines = run.summary
     many = f" --processes {processes}" if processes > 1 else ""
     is_too_long = not devices.on_gpu and seconds > A_DAY
     if is_too_long or (many and not devices.on_gpu):

@@ -10,7 +10,4 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|)", text.strip(), re.IGNORECASE)
     if found is None or float(found[1]) == 0:
         raise UsageError(f"--gpu-memory {text}: must be the memory of one GPU, such as 80GB or 79.6GiB")
-    number, unit = found.groups()
-    if unit.lower() == "gib":
-        return int(float(number) * 2**30)
-    return int(float(number) * 10**9)
+    return int(float(found[1]) * (2**30 if found[2].lower() == "gib" else 10**9))

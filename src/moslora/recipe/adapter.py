@@ -71,10 +71,6 @@ class AdapterSection(Section):
             parts.append("DoRA")
         return ", ".join(parts)
 
-    def inject_options(self) -> dict[str, Any]:
-        """The arguments of `moslora.adapters.inject`; a task gate also needs the names of its tasks."""
-        return self.model_dump(exclude={"continue_from"})
-
     @property
     def gated_by_task(self) -> bool:
         return self.mixer.kind == "task-gate"

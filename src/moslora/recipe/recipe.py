@@ -73,7 +73,7 @@ class Recipe(Section):
     def adapter_options(self) -> dict[str, Any]:
         """The arguments of `moslora.adapters.inject`: a task gate has an embedding for each of `data.tasks`."""
         assert isinstance(self.adapter, AdapterSection), "a method of PEFT is not injected here"
-        options = self.adapter.inject_options()
+        options = self.adapter.model_dump(exclude={"continue_from"})
         if self.adapter.gated_by_task:
             options["mixer"]["tasks"] = self.data.tasks
         return options

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from moslora.mixer_options import INVERTIBLE, WELL_CONDITIONED, DenseOptions, MixerOptions
+from moslora.mixer_options import INVERTIBLE, WELL_CONDITIONED, DenseOptions
 from moslora.prompts.protocols import PROTOCOLS, joined_names, readers, writers
 from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
@@ -24,16 +24,13 @@ def conflicts(
     own_tasks: Mapping[str, TaskSection],
 ) -> Conflicts:
     """All combinations in a recipe that cannot work."""
-    yield from _training(training, model)
-    yield from _selection(training, data)
+    yield from _training(training, model, data)
     if isinstance(adapter, PeftSection):
         yield from _peft(training, model)
     else:
         yield from _mixer(adapter, training)
-        yield from _trains(adapter)
         yield from _start(adapter)
-    yield from _tasks(data, evaluation, (*BUILT_IN, *own_tasks))
-    yield from _texts(data, own_tasks)
+    yield from _tasks(data, evaluation, own_tasks)
     for name, task in own_tasks.items():
         yield from _own_task(name, task, trained=name in data.tasks)
     if data.source == "commonsense_170k":
@@ -45,17 +42,13 @@ def conflicts(
         yield "tracking.project tracking.to", f"nothing is tracked without a tracker; {fix}"
 
 
-def _training(training: TrainingSection, model: ModelSection) -> Conflicts:
+def _training(training: TrainingSection, model: ModelSection, data: DataSection) -> Conflicts:
     if training.strategy == "fsdp" and model.quantization == "int8":
         keys = "training.strategy model.quantization"
         yield keys, "fsdp loses the scales of int8 layers; set quantization: nf4 or null, or strategy: ddp"
     if training.epochs is None and training.max_steps is None:
         yield "training.epochs training.max_steps", "nothing ends the run; set epochs or max_steps"
-
-
-def _selection(training: TrainingSection, data: DataSection) -> Conflicts:
-    rows = data.validation_rows
-    if training.is_selected and not rows:
+    if training.is_selected and not data.validation_rows:
         keys = "training.result training.patience data.validation_rows"
         yield keys, "validation rows decide; set data.validation_rows, such as 120, or result: last and patience: null"
     elif training.is_selected_by_accuracy and training.validation_questions == 0:
@@ -90,47 +83,36 @@ def _mixer(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
         yield keys, f"DoRA needs one ΔW, and {mixer.kind} has one per token or task; set dora: false"
 
 
-def _trains(adapter: AdapterSection) -> Conflicts:
+def _start(adapter: AdapterSection) -> Conflicts:
+    """Where A, M and B start, and which of them learn from there."""
     mixer = adapter.mixer
-    if adapter.continue_from is not None:  # nothing is at its start
-        is_learned = isinstance(mixer, DenseOptions) and mixer.train == "learned"
-        if adapter.trains == "mixer" and not is_learned:
-            keys = "adapter.trains adapter.mixer.kind adapter.mixer.train"
-            yield keys, "M has no weights that learn, and nothing else would; set trains: all"
-        return
-    if adapter.trains == "b" and (mixer.starts_at_zero or mixer.routes):
+    keys = "adapter.mixer.kind adapter.mixer.init"
+    continues = adapter.continue_from is not None  # so that nothing is at its start
+    needs_zero = {"start": "lora"} if adapter.start == "svd" else {}  # field -> a value with which M may start anywhere
+    if continues and adapter.trains == "mixer" and not (isinstance(mixer, DenseOptions) and mixer.train == "learned"):
+        fix = "M has no weights that learn, and nothing else would; set trains: all"
+        yield "adapter.trains adapter.mixer.kind adapter.mixer.train", fix
+    elif not continues and adapter.trains == "mixer":
+        needs_zero["trains"] = "all"
+    elif not continues and adapter.trains == "b" and (mixer.starts_at_zero or mixer.routes):
         # M would keep its start: zero, or a gate that never learned anything.
         fix = "set adapter.mixer.kind: identity, or trains: all"
-        keys = "adapter.trains adapter.mixer.kind adapter.mixer.init"
-        yield keys, f"M keeps its initial value with trains: b, and here that is zero or a random gate; {fix}"
-    if adapter.trains == "mixer" and not _is_dense_at_zero(mixer):
-        yield _not_at_zero("trains", "mixer", usual="all")
-
-
-def _is_dense_at_zero(mixer: MixerOptions) -> bool:
-    return mixer.kind == "dense" and mixer.starts_at_zero
-
-
-def _not_at_zero(field: str, value: str, *, usual: str) -> tuple[str, str]:
-    keys = f"adapter.{field} adapter.mixer.kind adapter.mixer.init"
-    fix = f"set adapter.mixer to {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}"
-    return keys, f"B does not start at zero with {field}: {value}, so M must start at zero or near it; {fix}"
-
-
-def _start(adapter: AdapterSection) -> Conflicts:
-    mixer = adapter.mixer
-    if adapter.start == "svd" and not _is_dense_at_zero(mixer):
-        yield _not_at_zero("start", "svd", usual="lora")
+        yield f"adapter.trains {keys}", f"M keeps its initial value, here zero or a random gate, with trains: b; {fix}"
+    if not (mixer.kind == "dense" and mixer.starts_at_zero):
+        for field, usual in needs_zero.items():
+            fix = f"set adapter.mixer to {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}"
+            why = f"B does not start at zero with {field}: {getattr(adapter, field)}"
+            yield f"adapter.{field} {keys}", f"{why}, so M must start at zero or near it; {fix}"
     square = adapter.rank_out in (None, adapter.rank)
     if adapter.start == "pissa" and not (square and mixer.starts_well_conditioned):
         # A random matrix has small singular values: its inverse is large, and B · M · A a difference of large numbers,
         # which in bfloat16 is no longer the part removed from the base.
         fix = f"{', '.join(INVERTIBLE)} (dense with init: {' or '.join(WELL_CONDITIONED)}), or start: lora"
-        keys = "adapter.start adapter.mixer.kind adapter.mixer.init"
-        yield keys, f"a PiSSA start inverts M; set the mixer's kind to {fix}"
+        yield f"adapter.start {keys}", f"a PiSSA start inverts M; set the mixer's kind to {fix}"
 
 
-def _tasks(data: DataSection, evaluation: EvaluationSection, known: tuple[str, ...]) -> Conflicts:
+def _tasks(data: DataSection, evaluation: EvaluationSection, own_tasks: Mapping[str, TaskSection]) -> Conflicts:
+    known = (*BUILT_IN, *own_tasks)
     # A limit for a task that is not in data.tasks has no effect, so that data.tasks can be narrowed by itself.
     unknown = {"data.tasks": unknown_names(data.tasks, (*known, GROUP))}
     if evaluation.tasks is not None:
@@ -140,11 +122,7 @@ def _tasks(data: DataSection, evaluation: EvaluationSection, known: tuple[str, .
     for key, names in unknown.items():
         if names:
             yield key, "; ".join(names)
-
-
-def _texts(data: DataSection, own_tasks: Mapping[str, TaskSection]) -> Conflicts:
-    texts = [PASSAGES.name]
-    texts += [name for name, task in own_tasks.items() if task.texts]
+    texts = [PASSAGES.name, *(name for name, task in own_tasks.items() if task.texts)]
     named = [name for name in data.tasks if name in texts]
     if named:
         yield "data.tasks", f"texts, such as {', '.join(named)}, are not trained on; name them in evaluation.tasks"

@@ -43,7 +43,7 @@ class RankBudget:
     """
 
     def __init__(self, model: nn.Module, section: RankBudgetSection, *, total: int) -> None:
-        self.layers = list(named_adapters(model))
+        self._layers = list(named_adapters(model))
         warmup = round(section.warmup_share * total)
         final = max(1, round(section.final_share * total))
         if warmup + final >= total:
@@ -52,10 +52,10 @@ class RankBudget:
                 f" shorter than the run ({total} steps); lengthen the run or shorten them"
             )
         self._phases = {"warmup": warmup, "final": final, "total": total}
-        self._ranks = [layer.mixer.rank_in for _, layer in self.layers]
-        self._target = section.target_rank * len(self.layers)
+        self._ranks = [layer.mixer.rank_in for _, layer in self._layers]
+        self._target = section.target_rank * len(self._layers)
         self._parameters: dict[str, Tensor] = {}
-        for name, layer in self.layers:
+        for name, layer in self._layers:
             e = layer.mixer.get_parameter("weight")
             self._parameters |= {f"{name}.lora_a": layer.lora_a, f"{name}.lora_b": layer.lora_b, f"{name}.e": e}
         self.averages: dict[str, Tensor] = {}
@@ -98,7 +98,7 @@ class RankBudget:
         """S of every triplet, layer after layer, shape ``(first,)``."""
         s = {name: self.averages[f"{name}:mean"] * self.averages[f"{name}:spread"] for name in self._parameters}
         of_layers = []
-        for name, _ in self.layers:
+        for name, _ in self._layers:
             of_rows = s[f"{name}.lora_a"].mean(1)
             of_columns = s[f"{name}.lora_b"].mean(0)
             of_layers.append(s[f"{name}.e"] + of_rows + of_columns)
@@ -111,5 +111,5 @@ class RankBudget:
         order = scores.argsort(descending=True, stable=True)
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept.index_fill_(0, order[:count], True)  # a number assigned to places would be sent, and waited for
-        for (name, _), mask in zip(self.layers, kept.split(self._ranks), strict=True):
+        for (name, _), mask in zip(self._layers, kept.split(self._ranks), strict=True):
             self._parameters[f"{name}.e"].mul_(mask)

@@ -30,14 +30,18 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
 
     rate = training.learning_rate
     decay = training.weight_decay
-    groups = [
-        _group(factors_a, rate=rate, decay=decay),
-        _group(factors_b, rate=rate * training.lora_plus_ratio, decay=decay),
-        _group(mixers, rate=rate * training.mixer_rate_ratio, decay=0.0),
-        _group(magnitudes, rate=rate, decay=0.0),
-        _group(of_peft, rate=rate, decay=decay),
+    groups: list[tuple[list[nn.Parameter], float, float]] = [
+        (factors_a, rate, decay),
+        (factors_b, rate * training.lora_plus_ratio, decay),
+        (mixers, rate * training.mixer_rate_ratio, 0.0),
+        (magnitudes, rate, 0.0),
+        (of_peft, rate, decay),
     ]
-    learned = [group for group in groups if group["params"]]
+    learned: list[dict[str, Any]] = []
+    for parameters, lr, weight_decay in groups:
+        params = [parameter for parameter in parameters if parameter.requires_grad]
+        if params:
+            learned.append({"params": params, "lr": lr, "initial_lr": lr, "weight_decay": weight_decay})
     is_fused = "optimizer" not in left_out()
     return torch.optim.AdamW(learned, betas=training.betas, eps=training.eps, fused=is_fused)
 
@@ -49,12 +53,6 @@ def _parameters_of(kind: type[nn.Module], model: nn.Module) -> list[nn.Parameter
         if isinstance(module, kind):
             found += module.parameters()
     return found
-
-
-def _group(parameters: Iterable[nn.Parameter], *, rate: float, decay: float) -> dict[str, Any]:
-    """A group of the optimizer, of those ``parameters`` that learn."""
-    learned = [parameter for parameter in parameters if parameter.requires_grad]
-    return {"params": learned, "lr": rate, "initial_lr": rate, "weight_decay": decay}
 
 
 def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> float:

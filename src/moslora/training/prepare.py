@@ -56,7 +56,7 @@ def gather_inputs(recipe: Recipe) -> Inputs:
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
     data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()
     refuse_too_few_questions(recipe.training, data)
-    plan = StepPlan.of(recipe.training, rows=len(data.rows), seed=recipe.seed)
+    plan = StepPlan(recipe.training, rows=len(data.rows), seed=recipe.seed)
     return Inputs(data, plan, base, encoder.tokenizer)
 
 

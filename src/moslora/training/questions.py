@@ -105,7 +105,7 @@ def examples_by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
 def tokens_of_a_validation(recipe: Recipe, data: TrainingData) -> float:
     """Tokens of the questions of one validation that come to `SHARE_OF_TRAINING`."""
     rows = data.rows
-    plan = StepPlan.of(recipe.training, rows=len(rows), seed=recipe.seed)
+    plan = StepPlan(recipe.training, rows=len(rows), seed=recipe.seed)
     trained = len(plan) * plan.global_batch_size * rows.token_count() / len(rows)
     return SHARE_OF_TRAINING * trained / COST_OF_A_SCORED_TOKEN / recipe.training.validations(len(plan))
 

@@ -58,11 +58,6 @@ def packages(base: ModelSection, adapter: Adapter) -> dict[str, str]:
     return {"moslora": __version__, **found}
 
 
-def versions(base: ModelSection, adapter: Adapter) -> dict[str, str]:
-    """The version of Python, and those of `packages`."""
-    return {"python": platform.python_version(), **packages(base, adapter)}
-
-
 def hardware(device: torch.device) -> dict[str, Any]:
     """The device of one process; memory in GB."""
     found: dict[str, Any] = {"device": device_name(device), "memory_gb": round(total_memory(device) / 1e9, 1)}

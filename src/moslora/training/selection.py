@@ -61,18 +61,18 @@ class Selection:
         self.best = self.best.after(step, value)
         return self.best.step == step
 
-    def remark(self, step: int, *, start: float | None) -> str:
-        """What the validation of ``step`` decided, in words; empty if nothing. ``start`` is that before the first
+    def remark(self, step: int, *, start: float | None) -> list[str]:
+        """What the validation of ``step`` decided, in words; no text if nothing. ``start`` is that before the first
         step, which no result may be."""
         best = self.best
         if best.step == step and best.value is not None and start is not None and best.prefers(start, best.value):
             side = "above" if best.by == "loss" else "below"
-            return f"best so far, but {side} the start ({in_words(start, best.by)})"
+            return [f"best so far, but {side} the start ({in_words(start, best.by)})"]
         if best.step == step:
-            return "best so far"
-        if self.patience is not None and self.best.since:
-            return f"{self.best.since} of {self.patience} in a row without a better {self.best.by}"
-        return ""
+            return ["best so far"]
+        if self.patience is not None and best.since:
+            return [f"{best.since} of {self.patience} in a row without a better {best.by}"]
+        return []
 
     @property
     def so_far(self) -> str:

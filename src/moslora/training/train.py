@@ -1,5 +1,6 @@
 """One training: from a recipe to a run folder (`moslora.runs.run`)."""
 
+import platform
 import signal
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -40,11 +41,11 @@ from moslora.training.launch import refuse_too_many_processes
 from moslora.training.loop import Parts, rehearse, settle_order, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.questions import validation_questions
-from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy, versions
+from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy
 from moslora.training.state import copied_state, delete_old_checkpoints, restore, save_checkpoint
 from moslora.training.stopping import stop_requests
 from moslora.training.tracking import Tracker
-from moslora.training.validation import QUESTIONS, Validator
+from moslora.training.validation import QUESTIONS, Validator, in_fields
 
 
 def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
@@ -110,15 +111,11 @@ def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str
     facts = recipe.values(*KEPT)
     for path in ("model.name", "adapter.continue_from"):  # which may differ between machines
         del facts[path]
-    # These may change between runs, but not between processes.
-    facts["training.strategy"] = recipe.training.strategy
-    facts["training.micro_batch_tokens"] = recipe.training.micro_batch_tokens
-    facts["training.validate_every"] = recipe.training.validate_every
     values = flat(recipe.model_dump(mode="json"))
-    facts |= {key: values[key] for key in OF_ACCURACY}  # the processes share the validation questions
-    facts["the first step"] = 0
-    if saved is not None:
-        facts["the first step"] = saved.manifest.get("step", 0)
+    # These may change between runs, but not between processes, which share the validation questions.
+    for path in ("training.strategy", "training.micro_batch_tokens", "training.validate_every", *OF_ACCURACY):
+        facts[path] = values[path]
+    facts["the first step"] = saved.manifest.get("step", 0) if saved is not None else 0
     facts["the kind of device"] = device().type
     return facts | packages(recipe.model, recipe.adapter)
 
@@ -205,14 +202,15 @@ class Training:
             model = parts.model
             device = parts.accelerator.device
             steps = len(parts.plan)
+            facts = self.facts(steps=steps)
             card = {
                 "recipe": recipe.model_dump(mode="json"),
                 "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
-                **self.facts(steps=steps),
+                **facts,
                 "steps": steps,
                 **strategy(parts.objective),
                 "trainable_parameters": model.num_parameters(only_trainable=True),
-                "versions": versions(recipe.model, recipe.adapter),
+                "versions": {"python": platform.python_version(), **facts["packages"]},
                 "git": git_state(),
                 "hardware": hardware(device),
                 "kernels": kernels(model, device),
@@ -296,15 +294,13 @@ class Training:
         if not self.data.validation:
             return False
         selection = self.parts.selection
-        found = self.validator.measure(self.parts)
-        tracker.record({"step": step, **found.metrics})
-        is_best = selection.add(step, found.value(selection.best.by))
-        tracker.validated = [selection.so_far, *found.fields]
-        line = [f"step {step}/{len(self.parts.plan)}", *found.fields]
+        metrics = self.validator.measure(self.parts)
+        fields = in_fields(metrics)
+        tracker.record({"step": step, **metrics})
+        is_best = selection.add(step, metrics[f"validation_{selection.best.by}"])
+        tracker.validated = [selection.so_far, *fields]
         remark = selection.remark(step, start=self.run.validation_at_start(selection.best.by))
-        if remark:
-            line.append(remark)
-        say("  ".join(line))
+        say("  ".join([f"step {step}/{len(self.parts.plan)}", *fields, *remark]))
         if step == 0:
             tracker.begin_steps()
         return is_best

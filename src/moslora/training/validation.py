@@ -1,12 +1,12 @@
 """Validations: the loss of the held-out training rows, and the accuracy of those that are asked as questions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from moslora.adapters import describe_batch
 from moslora.base.failures import or_out_of_memory
-from moslora.choices import BestBy
 from moslora.data.prepared import RowTable
 from moslora.errors import counted
 from moslora.evaluation.evaluator import PreparedQuestions
@@ -21,42 +21,6 @@ QUESTIONS = "validation_questions"
 
 EFFECTIVE_QUESTIONS = "validation_effective_questions"
 """Key of `Mean.effective_n` in ``metrics.jsonl``, where some of the questions are in a cluster."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What one validation has shown; the same on every process.
-
-    Attributes:
-        loss: mean over the label tokens of the validation rows, nats.
-        answered: share of the validation questions answered right; ``None`` without questions.
-    """
-
-    loss: float
-    answered: Mean | None = None
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Its numbers by their names in ``metrics.jsonl``."""
-        found = {"validation_loss": self.loss}
-        if self.answered is not None:
-            found["validation_accuracy"] = self.answered.value
-            found[QUESTIONS] = self.answered.n
-            if self.answered.clusters < self.answered.n:
-                found[EFFECTIVE_QUESTIONS] = self.answered.effective_n
-        return found
-
-    @property
-    def fields(self) -> list[str]:
-        """Its numbers in words."""
-        found = [f"validation_loss {in_words(self.loss, 'loss')}"]
-        if self.answered is not None:
-            found.append(f"accuracy {in_words(self.answered.value, 'accuracy')} of {self.answered.n:,}")
-        return found
-
-    def value(self, by: BestBy) -> float:
-        """The number that decides; a run that is selected by accuracy has questions."""
-        return self.metrics[f"validation_{by}"]
 
 
 @dataclass(frozen=True)
@@ -81,13 +45,23 @@ class Validator:
             f"{asked}, by protocol {self.questions.settings.protocol}, before the first step and at each validation"
         ]
 
-    def measure(self, parts: Parts) -> Validation:
-        """Validates the model of ``parts`` as it is. No random number is drawn, and nothing of the training changes."""
+    def measure(self, parts: Parts) -> dict[str, float]:
+        """Validates the model of ``parts`` as it is. No random number is drawn, and nothing of the training changes.
+
+        Returns:
+            By their names in ``metrics.jsonl`` the mean loss over the label tokens of the rows, in nats, and the share
+            of the questions answered right, if there are any. The same on every process.
+        """
         objective = parts.accelerator.unwrap_model(parts.objective)
         objective.eval()  # without dropout
         try:
-            loss = self.loss(parts)
-            return Validation(loss, _answered(self.questions) if self.questions else None)
+            found = {"validation_loss": self.loss(parts)}
+            if self.questions is not None:
+                answered = _answered(self.questions)
+                found |= {"validation_accuracy": answered.value, QUESTIONS: answered.n}
+                if answered.clusters < answered.n:
+                    found[EFFECTIVE_QUESTIONS] = answered.effective_n
+            return found
         finally:
             objective.train()
             describe_batch(objective)  # its adapters know of no batch
@@ -101,6 +75,15 @@ class Validator:
             loss, _ = objective(parts.micro_batch(batch, training=False))
             total += loss
         return float(parts.accelerator.reduce(total, reduction="sum")) / self.rows.label_count()
+
+
+def in_fields(metrics: Mapping[str, float]) -> list[str]:
+    """What `Validator.measure` has found, in words."""
+    found = [f"validation_loss {in_words(metrics['validation_loss'], 'loss')}"]
+    if QUESTIONS in metrics:
+        accuracy = in_words(metrics["validation_accuracy"], "accuracy")
+        found.append(f"accuracy {accuracy} of {metrics[QUESTIONS]:,}")
+    return found
 
 
 def _answered(questions: PreparedQuestions) -> Mean:
