@@ -108,7 +108,7 @@ def five_steps(folder: Path) -> list[int]:
     with Line(5, "step 0/5") as line:
         tracker = Tracker(Run(folder), line, first_step=0, total_steps=5, log_every=2)
         for step in range(1, 6):
-            tracker.step(step, tokens=10, examples=2, loss=1.0 / step)
+            tracker.log_step(step, tokens=10, examples=2, loss=1.0 / step)
     return [json.loads(text)["step"] for text in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

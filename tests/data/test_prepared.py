@@ -38,8 +38,8 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) ->
 def made(monkeypatch):
     """An entry for each time that rows were made."""
     times: list[None] = []
-    make = RunRows._make
-    monkeypatch.setattr(RunRows, "_make", lambda rows: (times.append(None), make(rows))[1])
+    make = RunRows._from_sources
+    monkeypatch.setattr(RunRows, "_from_sources", lambda rows: (times.append(None), make(rows))[1])
     return times
 
 
@@ -128,7 +128,7 @@ def test_rows_that_are_read_are_in_memory(recipe, cache):
 
 
 def test_rows_that_another_machine_has_written_meanwhile_are_kept(recipe, cache, monkeypatch):
-    make = RunRows._make
+    make = RunRows._from_sources
     theirs = []
 
     def overtaken(rows):
@@ -137,7 +137,7 @@ def test_rows_that_another_machine_has_written_meanwhile_are_kept(recipe, cache,
         theirs.extend(file.stat().st_ino for file in cache.glob("*/*"))
         return found
 
-    monkeypatch.setattr(RunRows, "_make", overtaken)
+    monkeypatch.setattr(RunRows, "_from_sources", overtaken)
     prepare(recipe())
     assert [file.stat().st_ino for file in cache.glob("*/*")] == theirs and len(theirs) == 2
 
@@ -145,9 +145,10 @@ def test_rows_that_another_machine_has_written_meanwhile_are_kept(recipe, cache,
 @pytest.mark.slow
 def test_two_processes_make_them_once(recipe, cache, world):
     script = (
-        "import sys, tests.data.test_prepared as t; from moslora.recipe import load_recipe; made = t.RunRows._make\n"
+        "import sys, tests.data.test_prepared as t; from moslora.recipe import load_recipe\n"
+        "made = t.RunRows._from_sources\n"
         "def say(rows): print('made', flush=True); import time; time.sleep(1); return made(rows)\n"
-        "t.RunRows._make = say; print(t.prepare(load_recipe(sys.argv[1], [])).sha256)"
+        "t.RunRows._from_sources = say; print(t.prepare(load_recipe(sys.argv[1], [])).sha256)"
     )
     environment = importing_tests() | {"CUDA_VISIBLE_DEVICES": ""}
     both = [python("-c", script, world / "recipe.yaml", env=environment) for _ in range(2)]

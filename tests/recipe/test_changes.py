@@ -197,7 +197,7 @@ def test_another_value_is_decided_upon_as_the_table_says(key):
     before = next(recipe for recipe in RECIPES if key in keys(recipe))
     after = other(before, key)
     assert bool(after.differences(before, *KEPT)) == (resume == "resume")
-    assert (before.values(*OF_AN_ARM) != after.values(*OF_AN_ARM)) == (arm == "arm")
+    assert (before.values_changing(*OF_AN_ARM) != after.values_changing(*OF_AN_ARM)) == (arm == "arm")
     for scored in (False, True):
         found = changes(Planned("arm", after, scored), before, {}, any_code=True, fetching=False)
         assert bool(found) == (remade == "remade" or (scored and remade == "scored"))
@@ -215,7 +215,7 @@ def test_under_a_balance_the_micro_batch_counts():
     before = other(gated, "adapter.mixer.balance")
     after = other(before, "training.micro_batch_tokens")
     assert after.differences(before, *KEPT)
-    assert before.values(*OF_AN_ARM) != after.values(*OF_AN_ARM)
+    assert before.values_changing(*OF_AN_ARM) != after.values_changing(*OF_AN_ARM)
     assert changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)
 
 
@@ -239,5 +239,5 @@ def test_where_validations_decide_how_they_are_made_counts(chosen, best_by, key)
     after = other(before, key)
     counts = bool(chosen) and (key in OF_VALIDATIONS or best_by == "accuracy")
     assert bool(after.differences(before, *KEPT)) == counts
-    assert (before.values(*OF_AN_ARM) != after.values(*OF_AN_ARM)) == counts
+    assert (before.values_changing(*OF_AN_ARM) != after.values_changing(*OF_AN_ARM)) == counts
     assert bool(changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)) == counts

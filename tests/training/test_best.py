@@ -13,7 +13,7 @@ from message_kit import says
 from methods_kit import BUDGET
 from moslora.convert.export import export_peft
 from moslora.errors import MosloraError
-from moslora.recipe import load_recipe
+from moslora.recipe import TrainingSection, load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.best import Best, best_of, in_words
 from moslora.runs.listing import table_of_runs
@@ -265,8 +265,8 @@ def test_processes_choose_together(world, tmp_path, strategy):
 )
 def test_a_best_step_that_is_worse_than_the_start_is_said_to_be(best, start, worse, better):
     """It is the result nevertheless, as the start is none."""
-    selection = Selection(keeps_best=True, best=best)
-    assert selection.add(2, worse)
+    selection = Selection(TrainingSection(result="best"), best=best)
+    assert selection.consider(2, worse)
     assert says(selection.remark(2, start=start), "the start", in_words(start, best.by))
     assert selection.remark(2, start=None) == selection.remark(2, start=worse) == "best so far"
-    assert selection.add(4, better) and selection.remark(4, start=start) == "best so far"
+    assert selection.consider(4, better) and selection.remark(4, start=start) == "best so far"

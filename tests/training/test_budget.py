@@ -122,7 +122,7 @@ def test_training_is_stock_peft_adalora_to_the_last_entry():
         other_loss.backward()
         for optimizer in optimizers:
             optimizer.step()
-        budget.update(step)
+        budget.prune(step)
         theirs.base_model.update_and_allocate(step)
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -145,7 +145,7 @@ def test_exactly_the_budget_survives_every_choice(target, tied):
         for p in (p for p in model.parameters() if p.requires_grad):
             p.grad = torch.zeros_like(p) if tied else torch.randn_like(p)
         before = entries(model)
-        wanted = budget.update(step)["rank_budget"]
+        wanted = budget.prune(step)["rank_budget"]
         kept = entries(model) != 0
         assert survivors(model) == wanted
         assert entries(model)[kept].equal(before[kept])

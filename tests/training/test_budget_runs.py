@@ -60,7 +60,7 @@ def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor]) -> None:
     """Makes the gradients of these steps infinite or not a number, and notes the scores after every update."""
-    accumulate, update = loop.accumulate, RankBudget.update
+    accumulate, update = loop.accumulate, RankBudget.prune
     calls = {"step": 0}
 
     def poisoned(parts: loop.Parts, *arguments: object, **options: object) -> Tensor:
@@ -78,7 +78,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor])
         return metrics
 
     monkeypatch.setattr(loop, "accumulate", poisoned)
-    monkeypatch.setattr(RankBudget, "update", watched)
+    monkeypatch.setattr(RankBudget, "prune", watched)
 
 
 def test_steps_that_the_float16_scaler_skips_leave_the_scores_and_not_the_choice(recipe, tmp_path, monkeypatch):

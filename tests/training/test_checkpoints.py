@@ -42,7 +42,7 @@ def test_a_checkpoint_is_of_its_step_although_it_is_saved_after_the_next(recipe,
     chosen = recipe(*SHORT, *KINDS[kind])
     train_recipe(chosen, out=tmp_path / "plain")
     is_done = defaultdict[int, Event](Event)
-    step = Tracker.step
+    step = Tracker.log_step
     saved = []
 
     def told(tracker, done, **values):
@@ -54,7 +54,7 @@ def test_a_checkpoint_is_of_its_step_although_it_is_saved_after_the_next(recipe,
         save_checkpoint(*given, step=step, **options)
         saved.append(step)
 
-    monkeypatch.setattr(Tracker, "step", told)
+    monkeypatch.setattr(Tracker, "log_step", told)
     monkeypatch.setattr(train_module, "save_checkpoint", late)
     train_recipe(chosen, out=tmp_path / "late")
     assert saved == steps_kept(Run(tmp_path / "plain")) and {2, 4, 6} <= {*saved}
@@ -147,7 +147,7 @@ from moslora.runs import adapted_model
 from moslora.training.tracking import Tracker
 
 save_file = adapted_model.save_file
-step = Tracker.step
+step = Tracker.log_step
 went_on = Event()
 
 def told(tracker, done, **values):
@@ -162,7 +162,7 @@ def killed(tensors, path):
         assert went_on.wait(60)
         os.kill(os.getpid(), signal.SIGKILL)
 
-Tracker.step = told
+Tracker.log_step = told
 adapted_model.save_file = killed
 cli.main()
 """

@@ -1,7 +1,6 @@
 """The whole check: every piece on the device that is there, a training step, and one of two processes; and memory and
 time of one real step of a recipe."""
 
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -18,14 +17,13 @@ from moslora.check.processes import two_processes
 from moslora.data.steps import default_micro_batch_tokens, label_count
 from moslora.kernels import liger
 from moslora.kernels.plain import VARIABLE, left_out
-from moslora.plan.duration import cost, gpus_with, on_this_cpu
+from moslora.plan.duration import cost, gpus_with, on_this_cpu, timed_step
 from moslora.plan.memory import Devices, memory
 from moslora.plan.outline import outline
 from moslora.plan.plan import gigabytes
 from moslora.processes.devices import device, gpus, multiplies_bfloat16, total_memory
 from moslora.recipe import ModelSection, Recipe
-from moslora.training.loop import accumulate, rehearse
-from moslora.training.optimizer import update
+from moslora.training.loop import rehearse
 from moslora.training.prepare import gather_inputs, prepare
 from moslora.training.tracking import peak_memory_gb
 
@@ -94,10 +92,7 @@ def real_step(recipe: Recipe) -> list[list[str]]:
         parts, _ = prepare(Accelerator(mixed_precision="no", cpu=not on_gpu), recipe, inputs=inputs)
         rehearse(parts, first_step=0)
         rows = parts.drawn(0)
-        began = time.perf_counter()
-        accumulate(parts, rows)
-        update(parts.optimizer, parts.scaler, max_norm=training.max_grad_norm).tolist()  # waits for the device
-        seconds = time.perf_counter() - began
+        seconds = timed_step(parts, rows)
     tokens = sum(len(row.input_ids) for row in rows)
     total = cost(
         run.model,

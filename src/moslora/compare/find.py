@@ -179,7 +179,7 @@ def arm_key(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> st
     of its source; its ``base``, a fingerprint if it is known; the weights that it started with; and with a gate's
     balance, which each pass takes over its own rows, what cut the passes.
     """
-    values = recipe.values(*OF_AN_ARM)
+    values = recipe.values_changing(*OF_AN_ARM)
     values["source"] = facts.get("data", {}).get("source_sha256")
     values["base"] = base or [recipe.model.name, recipe.model.revision]
     predecessor = predecessor_of(facts)

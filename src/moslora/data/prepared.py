@@ -105,7 +105,7 @@ class RowTable(Sequence[Encoded]):
         """Tokens that the loss counts, as `moslora.data.steps.label_count`."""
         return int(self._spans[1::2].sum() - np.maximum(self._spans[::2], 1).sum())
 
-    def sha256(self) -> str:
+    def token_hash(self) -> str:
         """Hash of every row's length, tokens and labelled positions."""
         columns = [self._offsets, self._tokens, self._spans[::2]]
         if not np.array_equal(self._spans[1::2], np.diff(self._offsets)):  # not one span at the end of each row
@@ -132,7 +132,7 @@ class TrainingData:
     @cached_property
     def tokens_sha256(self) -> str:
         """Hash of the training rows' tokens and masks, which another tokenizer or chat template changes."""
-        return self.rows.sha256()
+        return self.rows.token_hash()
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
         """Facts for the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
@@ -176,7 +176,7 @@ class RunRows:
             found = self._read(folder)
             if found is not None:
                 return found
-            made = self._make()
+            made = self._from_sources()
             try:
                 if self._read(folder) is None:  # another machine may have written them meanwhile
                     _write(made, folder)
@@ -190,7 +190,7 @@ class RunRows:
             return self.prepare()
         return self._read(self._folder())
 
-    def _make(self) -> TrainingData:
+    def _from_sources(self) -> TrainingData:
         data = self.data
         format = make_format(data.format, self.encoder.tokenizer)
         rows = load_training(self.tasks, source=data.source)

@@ -19,9 +19,7 @@ from moslora.recipe import TrainingSection
 def default_micro_batch_tokens(*, on_gpu: bool) -> int:
     """Maximum tokens of a micro-batch where the recipe sets none: they keep a GPU busy, and a CPU gains little from
     more."""
-    if on_gpu:
-        return 8_192
-    return 2_048
+    return 8_192 if on_gpu else 2_048
 
 
 class StepPlan:

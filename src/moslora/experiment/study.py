@@ -225,7 +225,12 @@ class Study:
         curves = self.curves()
         if any(len(curve.losses) > 1 for curve in curves):
             yield rate_table(curves)
-        scored = self._scores()
+        # Of the planned questions alone: the runs may have been asked more.
+        scored: dict[str, list[Evaluation]] = {arm: [] for arm in self.arms}
+        for planned in self.scored():
+            evaluation = answers_of(self.out, planned)
+            if evaluation is not None:
+                scored[planned.arm].append(evaluation)
         yield score_table(
             curves,
             scored,
@@ -242,15 +247,6 @@ class Study:
         always = [name for name, outcome in OUTCOMES.items() if outcome.always_shown]
         named = dict.fromkeys((file.outcome, *file.also, *always))
         return [outcome for outcome in named if texts or not OUTCOMES[outcome].of_texts]
-
-    def _scores(self) -> dict[str, list[Evaluation]]:
-        """Arm -> the evaluations of its scored runs, of the planned questions alone: they may have been asked more."""
-        found: dict[str, list[Evaluation]] = {arm: [] for arm in self.arms}
-        for planned in self.scored():
-            evaluation = answers_of(self.out, planned)
-            if evaluation is not None:
-                found[planned.arm].append(evaluation)
-        return found
 
     def closing(self) -> Iterator[str]:
         """The lines below the tables."""

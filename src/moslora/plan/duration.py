@@ -1,6 +1,7 @@
 """How long a run takes: by its products and a share of a GPU's peak, by products that are timed here, or by steps."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,12 +12,13 @@ from transformers import PreTrainedModel
 
 from moslora.base.load import DTYPES
 from moslora.choices import DType
+from moslora.data.encode import Encoded
 from moslora.errors import UsageError
 from moslora.kernels.linear import FrozenLinear
 from moslora.plan.step import decoder_layers, multiplied_twice
 from moslora.processes.devices import device
 from moslora.recipe import ModelSection, Recipe
-from moslora.training.loop import accumulate
+from moslora.training.loop import Parts, accumulate
 from moslora.training.optimizer import update
 from moslora.training.prepare import prepare
 
@@ -57,12 +59,6 @@ class Gpu(NamedTuple):
     single: float  # the same in float32, not TF32, which torch does not use unless it is told to
     bandwidth: float  # GB a second
 
-    def peak(self, dtype: DType) -> float:
-        """10¹² operations a second in dense products of this dtype."""
-        if dtype == "float32":
-            return self.single
-        return self.half
-
 
 GPUS = {
     "RTX 4080": Gpu(16, 97.5, 48.7, 717),  # Ada GPU architecture whitepaper
@@ -95,10 +91,10 @@ class Cost:
 
     def seconds(self, gpu: Gpu, *, dtype: DType) -> list[float]:
         """An ESTIMATE of its time on one such GPU, its fast and its slow end: that of the device or of the host."""
-        shares = SHARE_OF_FLOAT32_PEAK if dtype == "float32" else SHARE_OF_PEAK
+        peak, shares = (gpu.single, SHARE_OF_FLOAT32_PEAK) if dtype == "float32" else (gpu.half, SHARE_OF_PEAK)
         ends = []
         for share, of_bandwidth, of_layer in zip(shares, SHARE_OF_BANDWIDTH, HOST_OF_A_LAYER, strict=True):
-            products = self.operations / (gpu.peak(dtype) * 1e12 * share)
+            products = self.operations / (peak * 1e12 * share)
             unpacking = self.unpacked / (gpu.bandwidth * 1e9 * of_bandwidth)
             ends.append(max(products + unpacking, of_layer * self.launched))
         return ends
@@ -201,11 +197,17 @@ def probe(recipe: Recipe, *, count: int = PROBED_STEPS) -> float:
     tokens = 0
     seconds = 0.0
     for step in range(count + 1):
-        rows = [parts.rows[row] for row in parts.plan[step]]
-        began = time.perf_counter()
-        accumulate(parts, rows).tolist()  # waits for the device
-        update(parts.optimizer, parts.scaler, max_norm=recipe.training.max_grad_norm)
+        rows = parts.drawn(step)
+        took = timed_step(parts, rows)
         if step:
-            seconds += time.perf_counter() - began
+            seconds += took
             tokens += sum(len(row.input_ids) for row in rows)
     return tokens / seconds
+
+
+def timed_step(parts: Parts, rows: Sequence[Encoded]) -> float:
+    """Seconds of a step with ``rows``."""
+    began = time.perf_counter()
+    accumulate(parts, rows)
+    update(parts.optimizer, parts.scaler, max_norm=parts.settings.max_grad_norm).tolist()  # waits for the device
+    return time.perf_counter() - began

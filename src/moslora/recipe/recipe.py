@@ -92,7 +92,7 @@ class Recipe(Section):
             return Changes.TRAINED
         return changes_at(type(self), key)
 
-    def values(self, *changing: Changes) -> dict[str, Any]:
+    def values_changing(self, *changing: Changes) -> dict[str, Any]:
         """By dotted key the values that change one of ``changing``."""
         every = flat(self.model_dump(mode="json"))
         return {key: value for key, value in every.items() if self.changed_by(key) in changing}

@@ -154,18 +154,16 @@ class TaskSection(Section):
 
     def _wording(self) -> Numbered | OpenEnded:
         shown = "{context} {question}"
-        if self.match is None:
+        chosen = self.match
+        if chosen is None:
             return Numbered(self.instruction, self.label, shown=shown, cloze=self.cloze)
-        match = _match(self.match, self.ignore)
+        whole: dict[str, Exact | Number] = {"exact": Exact(self.ignore), "number": Number()}
+        match: Match
+        if isinstance(chosen, PatternSection):
+            match = Pattern(chosen.pattern, whole[chosen.compare], chosen.take)
+        else:
+            match = Contains(self.ignore) if chosen == "contains" else whole[chosen]
         return OpenEnded(self.instruction, match, self.max_new_tokens, self.stop, shown=shown, cloze=self.cloze)
-
-
-def _match(chosen: str | PatternSection, ignore: tuple[Ignored, ...]) -> Match:
-    """The match that a section's `match` and `ignore` say."""
-    whole: dict[str, Exact | Number] = {"exact": Exact(ignore), "number": Number()}
-    if isinstance(chosen, PatternSection):
-        return Pattern(chosen.pattern, whole[chosen.compare], chosen.take)
-    return Contains(ignore) if chosen == "contains" else whole[chosen]
 
 
 def _is_free(name: str) -> str:

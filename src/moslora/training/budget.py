@@ -71,7 +71,7 @@ class RankBudget:
         return self._phases["total"] - self._phases["final"]
 
     @torch.no_grad()
-    def update(self, step: int, *, skipped: bool = False) -> dict[str, float]:
+    def prune(self, step: int, *, skipped: bool = False) -> dict[str, float]:
         """Scores and prunes after update number ``step`` (from 1), with its gradients still in place.
 
         An update skipped by the float16 scaler (a gradient overflowed) is not scored.

@@ -157,14 +157,14 @@ def train(
 
         values = {"loss": loss, "grad_norm": gradient_norm, "learning_rate": optimizer.param_groups[0]["lr"]}
         if parts.budget is not None:
-            values |= parts.budget.update(done, skipped=not is_finite)
+            values |= parts.budget.prune(done, skipped=not is_finite)
         if penalty:
             values["penalty"] = penalty
 
         report(done, tokens=sum(len(row.input_ids) for row in rows), examples=len(rows), **values)
         is_best = validates and validate(done)
         ends = stop or done == total or parts.selection.patience_ran_out
-        if ends or saves or (is_best and parts.selection.keeps_best):
+        if ends or saves or (is_best and settings.result == "best"):
             checkpoint(done)
         if ends:
             return done

@@ -28,6 +28,7 @@ from moslora.processes.devices import keep_freed_memory
 from moslora.recipe import PeftSection, Recipe
 from moslora.runs.adapted_model import check_base
 from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.best import Best
 from moslora.runs.continued import Continued
 from moslora.training.budget import RankBudget
 from moslora.training.loop import Parts
@@ -103,7 +104,8 @@ def prepare(
         plan=inputs.plan,
         micro_batch_tokens=tokens,
         budget=budget,
-        selection=Selection.of(recipe.training, budget),
+        # Steps at which a rank budget still has entries to drop are not chosen.
+        selection=Selection(recipe.training, budget.reached_at if budget else 1, Best(recipe.training.best_by)),
     )
     return parts, inputs.data
 

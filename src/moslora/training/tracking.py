@@ -64,7 +64,7 @@ class Tracker:
         self._steps_began = time.perf_counter()
         self._last_record = self._steps_began
 
-    def step(self, step: int, *, tokens: int, examples: int, **values: float) -> None:
+    def log_step(self, step: int, *, tokens: int, examples: int, **values: float) -> None:
         """Shows ``values`` of update number ``step``, and of the first of a run, every ``log_every``-th and the last
         records them: with the speed since the last record, the seconds of training so far, interruptions left out, and
         the peak memory of this process. The first of this process is also printed, as it tells how long a run will
@@ -128,7 +128,5 @@ def peak_memory_gb() -> float:
     """Peak memory so far in GB: the GPU's if there is one, otherwise this process's."""
     if gpus():
         return float(gpu_module().max_memory_allocated()) / 1e9
-    unit = 1024  # ru_maxrss: KiB on Linux
-    if sys.platform == "darwin":
-        unit = 1  # bytes on macOS
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

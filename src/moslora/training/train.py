@@ -108,7 +108,7 @@ def _already_finished(run: Run, saved: AdapterFolder) -> Path:
 
 def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str, Any]:
     """What must be the same on every process, before each has looked at base and rows."""
-    facts = recipe.values(*KEPT)
+    facts = recipe.values_changing(*KEPT)
     for path in ("model.name", "adapter.continue_from"):  # which may differ between machines
         del facts[path]
     values = flat(recipe.model_dump(mode="json"))
@@ -203,6 +203,7 @@ class Training:
             device = parts.accelerator.device
             steps = len(parts.plan)
             facts = self.facts(steps=steps)
+            versions = {"python": platform.python_version(), **facts.pop("packages")}
             card = {
                 "recipe": recipe.model_dump(mode="json"),
                 "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
@@ -210,7 +211,7 @@ class Training:
                 "steps": steps,
                 **strategy(parts.objective),
                 "trainable_parameters": model.num_parameters(only_trainable=True),
-                "versions": {"python": platform.python_version(), **facts["packages"]},
+                "versions": versions,
                 "git": git_state(),
                 "hardware": hardware(device),
                 "kernels": kernels(model, device),
@@ -255,12 +256,12 @@ class Training:
             done = train(
                 self.parts,
                 first_step=first_step,
-                report=tracker.step,
+                report=tracker.log_step,
                 checkpoint=partial(self.checkpoint, writer),
                 validate=partial(self.validate, tracker),
                 stop_requested=lambda: bool(signals),
             )
-            self.join()
+            self.wait_for_checkpoint()
         self.parts.accelerator.wait_for_everyone()
         if done == total or self.parts.selection.patience_ran_out:
             return done
@@ -275,7 +276,7 @@ class Training:
     def checkpoint(self, writer: Executor, step: int) -> None:
         """Copies the state after ``step`` updates, which ``writer`` saves while the training goes on."""
         if is_main_process():
-            self.join()
+            self.wait_for_checkpoint()
             parts = self.parts
             facts = {**self.facts(steps=step), "step": step, "scaler": parts.scaler.state_dict()}
             facts |= parts.selection.facts
@@ -283,7 +284,7 @@ class Training:
             saving = writer.submit(save_checkpoint, self.run, state, self.recipe, step=step, facts=facts)
             self.writing.append(saving)
 
-    def join(self) -> None:
+    def wait_for_checkpoint(self) -> None:
         """Waits until the last checkpoint is saved, and raises what went wrong."""
         while self.writing:
             self.writing.pop().result()
@@ -297,10 +298,10 @@ class Training:
         metrics = self.validator.measure(self.parts)
         fields = in_fields(metrics)
         tracker.record({"step": step, **metrics})
-        is_best = selection.add(step, metrics[f"validation_{selection.best.by}"])
+        is_best = selection.consider(step, metrics[f"validation_{selection.best.by}"])
         tracker.validated = [selection.so_far, *fields]
         remark = selection.remark(step, start=self.run.validation_at_start(selection.best.by))
-        say("  ".join([f"step {step}/{len(self.parts.plan)}", *fields, *remark]))
+        say("  ".join(filter(None, [f"step {step}/{len(self.parts.plan)}", *fields, remark])))
         if step == 0:
             tracker.begin_steps()
         return is_best
@@ -327,7 +328,7 @@ class Training:
         if facts:
             facts[TRAINED_STEPS] = steps
         weights = adapter_state(self.parts.model)
-        if self.parts.selection.keeps_best:
+        if self.recipe.training.result == "best":
             best = self.parts.selection.best
             if best.step is None:
                 fix = "try a lower training.learning_rate"
