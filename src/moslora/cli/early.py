@@ -38,7 +38,7 @@ def refuse_evaluation(target: "Target", *, tasks: str | None, typed: Mapping[str
     source = target.request.with_typed(typed).source
     if "source" in typed:  # also where no task reads it
         local_path(source)
-    refuse_missing(target.tasks(tasks), "test", source=source)
+    refuse_missing(target.tasks_to_ask(tasks), "test", source=source)
     if out is not None:
         refuse_other_scores(out)
 

@@ -185,7 +185,7 @@ def evaluate(
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
         asked = open_server(server, model) if server else None
         if asked is None:
-            note_evaluation(opened.model, opened.asked(typed), opened.tasks(tasks))
+            note_evaluation(opened.model, opened.asked(typed), opened.tasks_to_ask(tasks))
         results, folder = evaluate_target(opened, tasks=tasks, out=out, server=asked, at_once=at_once, **typed)
     if is_main_process():
         below = [*remarks(results), f"written to {folder}"]

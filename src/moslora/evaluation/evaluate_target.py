@@ -73,7 +73,7 @@ def evaluate_target(
             journal = open_answers(prepared, out, leaks)
             if missing_in(prepared.tasks, journal):
                 wanted = prepared.encoded()
-                open_served(server, prepared.scorer, wanted, at_once=at_once).answer(wanted, journal)
+                open_served(server, prepared.scorer, wanted, at_once=at_once).answer_missing(wanted, journal)
             journal.finish()
         return prepared.results(journal), out
     known = identity(target)
@@ -112,7 +112,7 @@ def asked_questions(
         UsageError: a source without test rows, or no such model; before anything is downloaded.
     """
     request = target.asked(typed)
-    chosen = target.tasks(tasks)
+    chosen = target.tasks_to_ask(tasks)
     if tasks is None and target.trained and target.trained.recipe.evaluation.tasks is None:
         remark = remark_on_bare_rows(target.trained.run)
         if remark:

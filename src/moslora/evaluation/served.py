@@ -144,7 +144,7 @@ class Served:
 
         return each_reply(reply, questions, at_once=self.at_once)
 
-    def answer(self, questions: Sequence[Question], journal: Journal) -> "Served":
+    def answer_missing(self, questions: Sequence[Question], journal: Journal) -> "Served":
         """Adds the answers that are missing to the journal, each as soon as it is there. A server that ends while it is
         asked for the log-probabilities of prompts is asked token by token, if it is there again. Returns how the last
         was asked.
@@ -165,7 +165,7 @@ class Served:
         except Unavailable as fault:
             if isinstance(self.reading, Echo):
                 with suppress(Unavailable, UsageError):
-                    return self.with_reading(questions, after_echo=True).answer(questions, journal)
+                    return self.with_reading(questions, after_echo=True).answer_missing(questions, journal)
             kept = sum(question.example.id in journal.predictions for question in questions)
             raise Unavailable(
                 f"{fault}, {self.how}; {kept} of {len(questions)} questions answered and kept: the same command goes"

@@ -68,7 +68,7 @@ class Target:
         """Those that its recipe declares."""
         return self.recipe.own_tasks if self.recipe else {}
 
-    def tasks(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
+    def tasks_to_ask(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
         """The ``typed`` tasks, by default those of its recipe, or the eight sets."""
         if typed is None and self.recipe is not None:
             return self.recipe.questions.tasks

@@ -76,7 +76,7 @@ def verify(
     target, folder = _opened(path, evaluation, trust_remote_code=trust_remote_code)
     names = there = _answered_in(folder)
     if tasks or not names:
-        asked = target.tasks(tasks)
+        asked = target.tasks_to_ask(tasks)
         names = [task.name for task in asked if not (task.is_text or task.is_open_ended)]
     if tasks and not names:
         raise UsageError(f"--tasks {tasks}: has no options; choose tasks whose questions have some")
@@ -107,7 +107,7 @@ def verify(
             for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
                 (out / name).unlink(missing_ok=True)
         journal = open_answers(prepared, out, {})
-        served = open_served(server, prepared.scorer, questions, at_once=at_once).answer(questions, journal)
+        served = open_served(server, prepared.scorer, questions, at_once=at_once).answer_missing(questions, journal)
         journal.finish()
         predictions = [journal.predictions[question.example.id] for question in questions]
         report = _report(served, questions, predictions, known, dtype=dtype or own_dtype)
@@ -213,7 +213,7 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
     """
     settings = chosen.settings
     request = _request(settings)
-    tasks = target.tasks(list(chosen.tasks))
+    tasks = target.tasks_to_ask(list(chosen.tasks))
     questions = {task.name: load_examples(task, "test", source=request.source) for task in tasks}
     prepared = prepare_for_server(target.model, load_tokenizer(target.model), questions, request, server)
     now = {**prepared.settings.made_with, **prepared.settings.data}
