@@ -73,7 +73,7 @@ def invented_run(run: Path, gain: float, forgotten: float) -> Path:
         settings = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": adapter})
         journal = Journal(run / "eval" / f"choice-label-bfloat16{suffix}", settings)
         journal.record({task: TaskRecord(asked=n) for task, n in {**QUESTIONS, **TEXTS}.items()})
-        journal.append(list(_answers(run.name, *change)))
+        journal.keep(list(_answers(run.name, *change)))
         journal.finish()
     return run
 
