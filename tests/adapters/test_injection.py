@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(options, said):
     model = tiny_llama()
     with pytest.raises(ValueError, match=said):
         inject(model, **{"rank": 4, "alpha": 8, "mixer": DENSE, "target_modules": ["q_proj"], **options})  # type: ignore[arg-type]
-    assert not [*named_adapters(model)]
+    assert not [*named_adapters(model)] and all(weight.requires_grad for weight in model.parameters())
     assert all(value.equal(model.state_dict()[key]) for key, value in tiny_llama().state_dict().items())
 
 

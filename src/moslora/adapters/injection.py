@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -84,21 +85,22 @@ def inject(
         dora=dora,
         seed=seed,
     )
-    part = model
-    if within is not None:
-        part = within
     layers: dict[str, AdapterLinear] = {}  # all are built before one is put in place: a fault changes nothing
-    for name in _match(model, target_modules, part):
-        try:
-            base = model.get_submodule(name)
-            layers[name] = _new_layer(base, name, options, drawn=state is None, weight_of=weight_of)
-        except (TypeError, ValueError) as error:  # TypeError: an option that the mixer does not have
-            raise ValueError(f"{name}: {error}") from error
-    if state is not None:
-        own = _state(layers)
-        refuse_misfits(own, state)
-        for key, value in own.items():
-            value.copy_(state[key])
+    with ExitStack() as undo:
+        for weight in model.parameters():
+            undo.callback(weight.requires_grad_, weight.requires_grad)
+        for name in _match(model, target_modules, model if within is None else within):
+            try:
+                base = model.get_submodule(name)
+                layers[name] = _new_layer(base, name, options, drawn=state is None, weight_of=weight_of)
+            except (TypeError, ValueError) as error:  # TypeError: an option that the mixer does not have
+                raise ValueError(f"{name}: {error}") from error
+        if state is not None:
+            own = _state(layers)
+            refuse_misfits(own, state)
+            for key, value in own.items():
+                value.copy_(state[key])
+        undo.pop_all()
     model.requires_grad_(False)
     context = Context()
     context.options = options.model_dump()
