@@ -94,7 +94,7 @@ class SequentialExperts(nn.Module):
         super().__init__()
         mixer = fused.mixer
         assert isinstance(mixer, TokenGateMixer | GateInsideMixer | ButterflyMixer)
-        self.count = mixer.blocks if isinstance(mixer, ButterflyMixer) else mixer.experts
+        self.count = mixer.options.blocks if isinstance(mixer, ButterflyMixer) else mixer.experts
         self.base = fused.base
         self.scale = fused.scale
         self.top_k = mixer.top_k if isinstance(mixer, TokenGateMixer) else None

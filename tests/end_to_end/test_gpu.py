@@ -206,7 +206,7 @@ def test_the_dequantized_merge_has_the_weights_that_the_gpu_had(make, tmp_path, 
     assert len(packed) == 14
     same, worst = 0, 0.0
     for name, weight in packed.items():
-        expected = pairs[name].adapted(weight) if name in pairs else weight
+        expected = pairs[name].adapted(weight, torch.float32) if name in pairs else weight
         error = float((merged[f"{name}.weight"] - expected).norm() / weight.norm())
         same, worst = same + (error < 1e-6), max(worst, error)
     record_property("layers_with_equal_codes", f"{same} of 14, worst relative error {worst:.1e}")

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moslora.adapters.context import Context
 from moslora.adapters.factors import Factors
 from moslora.adapters.injection import named_adapters
 from moslora.adapters.linear import AdapterLinear
@@ -88,10 +87,5 @@ def _fold(alike: Sequence[tuple[Family, dict[str, Tensor]]], dtype: torch.dtype)
 
 def _kind(layer: AdapterLinear) -> Hashable:
     """All that decides how a layer drops entries of x and folds A, but for the weights."""
-    mixer = layer.mixer
-    options = {}
-    for name, value in vars(mixer).items():
-        if not (name.startswith("_") or torch.is_tensor(value) or isinstance(value, Context)):
-            options[name] = value
     a = layer.lora_a
-    return type(mixer), str(options), layer.folds, layer.scale, layer.dropout.p, a.shape, a.device
+    return layer.mixer.options, layer.mixer.rank_out, layer.folds, layer.scale, layer.dropout.p, a.shape, a.device

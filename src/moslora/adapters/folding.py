@@ -9,6 +9,9 @@ from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.mixers.fixed import IdentityMixer
 from moslora.mixer_options import IdentityOptions
 
+ROWS = 256
+"""Rows of a weight that are merged at a time."""
+
 
 class LoraPair(NamedTuple):
     """ΔW = scale · b · a, with ``a (r, in_features)`` and ``b (out_features, r)``.
@@ -21,14 +24,19 @@ class LoraPair(NamedTuple):
     scale: float
     magnitude: Tensor | None = None
 
-    def adapted(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
-        """The adapted weight, in the dtype of ``weight``, which is W, ``(out_features, in_features)``, or ``rows`` of
-        it."""
-        moved = weight + (self.scale * (self.b[rows] @ self.a)).to(weight)
-        if self.magnitude is None:
-            return moved
-        norms = moved.norm(dim=1).clamp_min(torch.finfo(moved.dtype).tiny)  # a row of zeros stays zero
-        return (self.magnitude[rows].to(weight) / norms)[:, None] * moved
+    def adapted(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """W' in ``dtype``, where ``weight`` is W, ``(out_features, in_features)``: computed in float32 or wider, some
+        rows at a time, so that the copies stay small."""
+        adapted = torch.empty_like(weight, dtype=dtype)
+        for begin in range(0, len(weight), ROWS):
+            rows = slice(begin, begin + ROWS)
+            w = weight[rows].to(self.a.dtype)
+            moved = w + (self.scale * (self.b[rows] @ self.a)).to(w)
+            if self.magnitude is not None:
+                norms = moved.norm(dim=1).clamp_min(torch.finfo(w.dtype).tiny)  # a row of zeros stays zero
+                moved = (self.magnitude[rows].to(w) / norms)[:, None] * moved
+            adapted[rows] = moved
+        return adapted
 
 
 @torch.no_grad()
@@ -42,9 +50,7 @@ def fold(layer: AdapterLinear) -> LoraPair:
     if layer.start_a is not None and layer.start_b is not None:
         a = torch.cat([a, layer.start_a])
         b = torch.cat([b, -layer.start_b], dim=1)
-    magnitude = None
-    if layer.magnitude is not None:
-        magnitude = layer.magnitude.weight.detach().clone()
+    magnitude = None if layer.magnitude is None else layer.magnitude.weight.detach().clone()
     return LoraPair(a.detach().clone(), b.detach().clone(), layer.scale, magnitude)
 
 

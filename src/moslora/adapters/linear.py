@@ -107,38 +107,31 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
-        if self.context.plain:
-            return self._plain(x)
         factors, place = self._factors(x.dtype)
-        u, x_for_base, drawn = factors.project(x, place, self.dropout)
+        b = factors.b[place]
+        x_for_base = x
+        if self.context.plain:  # by torch alone
+            drawn = self.dropout.draw(x)
+            u = F.linear(without(x, drawn), factors.a)
+        else:
+            u, x_for_base, drawn = factors.project(x, place, self.dropout)
         if not self.folds:
             u = self.mixer(u, x)
-        if self.magnitude is None:
-            return add_product(self.base, x_for_base, u, factors.b[place])
-        return self._rescaled(self.base(x_for_base), F.linear(u, factors.b[place]), x_for_base, drawn)
-
-    def _plain(self, x: Tensor) -> Tensor:
-        """The same by torch alone."""
-        a, b = (factor.to(x.dtype) for factor in self.scaled_factors())
-        drawn = self.dropout.draw(x)
-        u = F.linear(without(x, drawn), a)
-        if not self.folds:
-            u = self.mixer(u, x)
+        if self.magnitude is None and not self.context.plain:
+            return add_product(self.base, x_for_base, u, b)
         delta = F.linear(u, b)
-        y: Tensor = self.base(x)
+        y: Tensor = self.base(x_for_base)
         if not isinstance(y, Tensor):  # a router of experts
             self.context.bypassed.add(self)
         if self.magnitude is None:
             return y + delta
-        return self._rescaled(y, delta, x, drawn)
+        return self._rescaled(y, delta, x_for_base, drawn)
 
     def _factors(self, dtype: torch.dtype) -> tuple[Factors, int]:
         """The factors in ``dtype``, and the place of this layer's among them."""
         made = self.context.factors.get(self)
-        if made is not None:
-            factors, _ = made
-            if factors.a.dtype == dtype:
-                return made
+        if made is not None and made[0].a.dtype == dtype:
+            return made
         a, b = self.scaled_factors()
         return Factors(a.to(dtype), b.to(dtype)), 0
 
@@ -157,16 +150,11 @@ class AdapterLinear(nn.Module):
             a, b = self.mixer.fold(self.lora_a, self.lora_b)
             base_of_a = self._without_bias(self.base(a.to(y.dtype)))
         gain = self.magnitude(a=a, b=b, base_of_a=base_of_a, scale=self.scale)
-        plain = y
-        if drawn is not None:
-            plain = self.base(self.dropout(x, drawn))
-        plain = self._without_bias(plain)
+        plain = self._without_bias(y if drawn is None else self.base(self.dropout(x, drawn)))
         return y + (gain - 1).to(y.dtype) * plain + gain.to(y.dtype) * delta
 
     def _without_bias(self, y: Tensor) -> Tensor:
-        if self.bias is None:
-            return y
-        return y - self.bias
+        return y if self.bias is None else y - self.bias
 
     def delta_weight(self) -> Tensor:
         """ΔW = s · B · M · A, shape ``(out_features, in_features)``, in the factors' own dtype (float32).

@@ -102,9 +102,7 @@ def largest_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]
     if min(weight.shape) <= LARGE:
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
     else:
-        own_generators = []  # of the weight's device, beside the CPU's
-        if not weight.is_cpu:
-            own_generators.append(weight.device)
+        own_generators = [] if weight.is_cpu else [weight.device]  # beside the CPU's
         with torch.random.fork_rng(own_generators, device_type=weight.device.type):
             torch.manual_seed(0)
             u, s, v = torch.svd_lowrank(weight, q=min(rank + OVERSAMPLING, *weight.shape), niter=ITERATIONS)

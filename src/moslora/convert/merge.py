@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import AdapterLinear, LoraPair, named_adapters
+from moslora.adapters.folding import ROWS
 from moslora.base.load import DTYPES, in_files, load_tokenizer, read_base, stored_names
 from moslora.base.peft_methods import merged_by_peft
 from moslora.base.quantized import dequantize, quantized_layers, write_out
@@ -42,9 +43,6 @@ from moslora.runs.origin import write_origin
 
 SHARD_BYTES = 10**9
 """Maximum size of one output file, unless a single tensor is larger."""
-
-ROWS = 256
-"""Rows of a weight that are merged at a time."""
 
 
 def merge(
@@ -68,9 +66,7 @@ def merge(
         MosloraError: the merged model differs by more than rounding explains; nothing is written.
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
-    section = folder.recipe.model
-    if dtype is not None:
-        section = section.model_copy(update={"dtype": dtype})
+    section = folder.recipe.model.model_copy(update={"dtype": dtype or folder.recipe.model.dtype})
     if onto == "dequantized" and section.quantization is None:
         raise UsageError(f"--onto {onto}: the base of {adapter} is not quantised; use --onto original")
     refuse_unfoldable(folder, task)
@@ -169,7 +165,7 @@ def _write_weights(unmerged: Unmerged, pairs: Mapping[str, LoraPair], out: Path,
             for key in keys:
                 tensor = unmerged.tensor(key, sources)
                 if key in pairs:
-                    tensor = _adapted(tensor, pairs[key], dtype=dtype)
+                    tensor = pairs[key].adapted(tensor, dtype)
                 shard[key] = _cast(tensor, dtype).contiguous()
             save_file(shard, out / name, metadata={"format": "pt"})
     if shards.is_sharded:
@@ -211,20 +207,9 @@ def _compare_weights(unmerged: Unmerged, layers: Mapping[str, AdapterLinear], ou
     return sums
 
 
-def _adapted(weight: Tensor, pair: LoraPair, *, dtype: torch.dtype) -> Tensor:
-    """W' in ``dtype``. By a few rows at a time, so that the float32 copies stay small."""
-    adapted = torch.empty_like(weight, dtype=dtype)
-    for begin in range(0, len(weight), ROWS):
-        rows = slice(begin, begin + ROWS)
-        adapted[rows] = pair.adapted(weight[rows].float(), rows)
-    return adapted
-
-
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor`` in ``dtype``, where it has floating-point numbers."""
-    if not tensor.is_floating_point():
-        return tensor
-    return tensor.to(dtype)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _write_settings(base: Path, out: Path, tokenizer: PreTrainedTokenizerBase, *, dtype: DType) -> None:

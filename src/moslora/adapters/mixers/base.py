@@ -33,6 +33,7 @@ class Mixer(nn.Module, ABC):
 
     def __init__(self, options: Options, *, rank: int) -> None:
         super().__init__()
+        self.options = options
         self.zero_at_init = options.starts_at_zero
         self.rank_in = rank  # columns of M, rows of lora_a
         self.rank_out = rank  # rows of M, columns of lora_b

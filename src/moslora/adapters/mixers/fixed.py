@@ -30,19 +30,17 @@ class InputSplitMixer(IdentityMixer):
     """
 
     options_type = InputSplitOptions
-
-    def __init__(self, options: InputSplitOptions, *, rank: int) -> None:
-        super().__init__(options, rank=rank)
-        self.blocks = options.blocks
+    options: InputSplitOptions
 
     def shape_of_a(self, in_features: int) -> tuple[int, int]:
-        if in_features % self.blocks:
-            raise ValueError(f"{in_features} input features do not split into {self.blocks} equal slices")
-        return self.rank_in, in_features // self.blocks
+        slices = self.options.blocks
+        if in_features % slices:
+            raise ValueError(f"{in_features} input features do not split into {slices} equal slices")
+        return self.rank_in, in_features // slices
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """The whole A, shape ``(r, in_features)``, with zeros off the diagonal blocks."""
-        return torch.block_diag(*lora_a.chunk(self.blocks)), lora_b
+        return torch.block_diag(*lora_a.chunk(self.options.blocks)), lora_b
 
 
 class ButterflyMixer(Mixer):
@@ -55,22 +53,20 @@ class ButterflyMixer(Mixer):
     """
 
     options_type = ButterflyOptions
+    options: ButterflyOptions
 
-    def __init__(self, options: ButterflyOptions, *, rank: int) -> None:
-        super().__init__(options, rank=rank)
-        self.blocks = options.blocks
-        self.gain = 1.0
-        if options.normalize:
-            self.gain = 1 / options.blocks
+    @property
+    def gain(self) -> float:
+        return 1 / self.options.blocks if self.options.normalize else 1.0
 
     def matrix(self) -> Tensor:
-        ones = torch.ones(self.blocks, self.blocks, dtype=torch.float64)  # 1/3 is another number in float32
+        ones = torch.ones(self.options.blocks, self.options.blocks, dtype=torch.float64)  # 1/3 is another in float32
         return in_blocks(ones, self.rank_in) * self.gain
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """(A₁ + … + Aₖ, B₁ + … + Bₖ) of rank r/k; the gain goes into A."""
-        a = lora_a.unflatten(0, (self.blocks, -1)).sum(0) * self.gain
-        return a, lora_b.unflatten(1, (self.blocks, -1)).sum(1)
+        a = lora_a.unflatten(0, (self.options.blocks, -1)).sum(0) * self.gain
+        return a, lora_b.unflatten(1, (self.options.blocks, -1)).sum(1)
 
 
 class HadamardMixer(Mixer):

@@ -37,12 +37,12 @@ class DenseMixer(Mixer):
     """
 
     options_type = DenseOptions
+    options: DenseOptions
 
     def __init__(self, options: DenseOptions, *, rank: int, rank_out: int | None) -> None:
         super().__init__(options, rank=rank)
         if rank_out is not None:
             self.rank_out = rank_out
-        self.init = options.init
         self.folds_at_init = options.train == "folded"
         # In float32: bfloat16 would lose a step of 3e-4 on an entry near 1, where its spacing is 7.8e-3.
         empty = torch.empty(self.rank_out, self.rank_in, dtype=torch.float32)
@@ -52,7 +52,7 @@ class DenseMixer(Mixer):
         return self.weight
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        DRAWS[self.init](self.weight, generator)
+        DRAWS[self.options.init](self.weight, generator)
 
 
 class DiagonalMixer(Mixer):
@@ -70,22 +70,22 @@ class DiagonalMixer(Mixer):
     """
 
     options_type = DiagonalOptions
+    options: DiagonalOptions
     factor_std = 0.02
 
     def __init__(self, options: DiagonalOptions, *, rank: int) -> None:
         super().__init__(options, rank=rank)
-        self.orthogonality = options.orthogonality
         self.weight = nn.Parameter(torch.empty(rank, dtype=torch.float32))
 
     def matrix(self) -> Tensor:
         return self.weight.diag()
 
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
-        if not self.orthogonality:
+        if not self.options.orthogonality:
             return None
         eye = torch.eye(self.rank_in, dtype=lora_a.dtype, device=lora_a.device)
         apart = (lora_a @ lora_a.T - eye).norm() + (lora_b.T @ lora_b - eye).norm()
-        return self.orthogonality / 2 * apart
+        return self.options.orthogonality / 2 * apart
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.zeros_(self.weight)
@@ -102,8 +102,7 @@ class KroneckerMixer(Mixer):
 
     def __init__(self, options: KroneckerOptions, *, rank: int) -> None:
         super().__init__(options, rank=rank)
-        self.blocks = options.blocks
-        self.weight = nn.Parameter(torch.empty(self.blocks, self.blocks, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.empty(options.blocks, options.blocks, dtype=torch.float32))
 
     def matrix(self) -> Tensor:
         return in_blocks(self.weight, self.rank_in)
