@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -50,20 +50,13 @@ class Remembering(Protocol):
         """Attention in ``module``: of ``(heads, T, size)``, for keys and values their heads, ``(T, heads, size)``."""
 
 
-def exchangeable(kind: type[PreTrainedModel] | PreTrainedModel, config: PretrainedConfig) -> bool:
-    """Whether a model, or every model of a class, mixes tokens in attention alone, and that can be exchanged."""
-    layer_types = getattr(config.get_text_config(decoder=True), "layer_types", None)
-    if layer_types and not set(layer_types) <= {"full_attention", "sliding_attention"}:
-        return False
-    interchanges = kind._supports_attention_backend and kind._supports_sdpa
-    return interchanges and not kind._is_stateful
-
-
 def use_rows(model: PreTrainedModel) -> None:
     """Has every attention of ``model`` take the keywords of :func:`as_rows`, beside ordinary batches."""
     if model.config._attn_implementation == ROWS:
         return
-    if not exchangeable(model, model.config):  # not its class, which may be PEFT's
+    layer_types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    mixes_in_attention = {*layer_types} <= {"full_attention", "sliding_attention"} and not model._is_stateful
+    if not (mixes_in_attention and model._supports_attention_backend and model._supports_sdpa):
         raise UsageError(f"model: {type(model).__name__} has its own kind of attention, which moslora cannot replace")
     model.set_attn_implementation(ROWS)
 
@@ -111,11 +104,10 @@ def attend_in_rows(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
         )
-    if others.get("softcap") is not None or others.get("s_aux") is not None:
-        raise UsageError(f"model: {type(module).__name__} caps its scores or has sinks, which moslora does not support")
-    if value.shape[-1] != query.shape[-1]:
-        sizes = "values of another size than its keys"
-        raise UsageError(f"model: {type(module).__name__} has {sizes}, which moslora does not support")
+    plain_scores = others.get("softcap") is None and others.get("s_aux") is None
+    if not plain_scores or value.shape[-1] != query.shape[-1]:
+        unusual = "caps its scores, has sinks, or has values of another size than its keys"
+        raise UsageError(f"model: {type(module).__name__} {unusual}, which moslora does not support")
     # Not query[0], whose backward pass copies the gradient into a tensor of zeros; that of squeeze is a view.
     q, k, v = (x.squeeze(0) for x in (query, key, value))
     if isinstance(rows, Rows):
@@ -142,7 +134,7 @@ def plain_attention(
     found = []
     for (begin, end), path in zip(rows.bounds, rows.paths, strict=True):
         keys = send(path, query.device)
-        of_path = (_repeated(x.index_select(1, keys).transpose(0, 1), len(q)).transpose(0, 1) for x in (k, v))
+        of_path = (x.index_select(1, keys).repeat_interleave(len(q) // len(x), 0) for x in (k, v))
         path_keys, path_values = of_path
         places = torch.arange(len(path))
         distance = places[begin - end :, None] - places
@@ -166,13 +158,10 @@ def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: fl
     """
     q, k, v = (x.transpose(0, 1) for x in (query, key, value))  # (T, heads, size)
     if rows.laid_paths is not None:
-        wide = k.dtype
-        if torch.is_grad_enabled():  # where rows share a key, its gradients are added up in float32
-            wide = torch.promote_types(k.dtype, torch.float32)
+        # Where rows share a key, its gradients are added up in float32.
+        wide = torch.promote_types(k.dtype, torch.float32) if torch.is_grad_enabled() else k.dtype
         k, v = (x.to(wide).index_select(0, rows.laid_paths).to(x.dtype) for x in (k, v))
-    seen_before = -1  # all
-    if window is not None:
-        seen_before = window - 1
+    seen_before = -1 if window is None else window - 1  # -1: all
     longest_path = max(len(path) for path in rows.paths)
     of_rows = (*rows.ends, max(rows.lengths), longest_path, 0.0, window is None)  # no dropout; whether all is seen
     out: Tensor = _Flash.apply(q, k, v, of_rows, {"scale": scaling, "window_size_left": seen_before})

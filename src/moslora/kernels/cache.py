@@ -64,7 +64,9 @@ class KeyValueCache:
         last = len(self.lengths) - 1
         if row < last:
             for layer in self._layers.values():
-                layer.move(last, row)
+                for kept in (layer.keys, layer.values):
+                    of_rows = kept.unflatten(0, (self.rows, layer.heads))
+                    of_rows[row] = of_rows[last]
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
@@ -101,24 +103,6 @@ class _Layer:
         those = slice(kept * self.heads)
         self.keys[those, :, :longest] = keys[those, :, :longest]
         self.values[those, :longest] = values[those, :longest]
-
-    def clear(self, first: int, end: int) -> None:
-        """Makes room for rows that enter, ``first`` to ``end`` − 1."""
-        those = slice(first * self.heads, end * self.heads)
-        self.keys[those] = 0
-        self.values[those] = 0
-
-    def keep(self, key: Tensor, value: Tensor, heads: Tensor, places: Tensor) -> None:
-        """Keeps T tokens, both ``(K, T, size)``; ``heads`` and ``places`` say where the K heads of each belong."""
-        self.keys[heads, :, places] = key.transpose(0, 1).reshape(-1, self.size)
-        self.values[heads, places] = value.transpose(0, 1).reshape(-1, self.size)
-
-    def move(self, row: int, to: int) -> None:
-        """Copies a row to the place of another."""
-        source = slice(row * self.heads, (row + 1) * self.heads)
-        target = slice(to * self.heads, (to + 1) * self.heads)
-        self.keys[target] = self.keys[source]
-        self.values[target] = self.values[source]
 
 
 class CachedPass:
@@ -194,10 +178,13 @@ class CachedPass:
     def _keep(self, layer: "_Layer", key: Tensor, value: Tensor) -> None:
         """Keeps the keys and values of the pass, but for what fills it up."""
         if self.entering is not None:
-            layer.clear(self.continued, self.continued + len(self.entering.lengths))
+            entered = slice(self.continued * layer.heads, (self.continued + len(self.entering.lengths)) * layer.heads)
+            layer.keys[entered] = 0
+            layer.values[entered] = 0
         real = key.shape[1] - self.filler
         heads, places = self._where(layer.heads)
-        layer.keep(key[:, :real], value[:, :real], heads, places)
+        layer.keys[heads, :, places] = key[:, :real].transpose(0, 1).reshape(-1, layer.size)
+        layer.values[heads, places] = value[:, :real].transpose(0, 1).reshape(-1, layer.size)
 
     def _over_cache(self, layer: _Layer, query: Tensor, window: int | None) -> Tensor:
         """Attention of the continued rows' tokens, ``(heads, n, size)`` to ``(n, heads, size)``.

@@ -57,9 +57,8 @@ class Dropout(nn.Module):
             return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p)
         mean = -x.numel() * math.log1p(-self.p)
         count = int(torch.poisson(torch.tensor(mean, dtype=torch.float64)))
-        dtype = torch.int64
-        if x.numel() <= torch.iinfo(torch.int32).max:
-            dtype = torch.int32  # they are kept, and an index of 8 bytes is made on use
+        fits = x.numel() <= torch.iinfo(torch.int32).max  # they are kept, and an index of 8 bytes is made on use
+        dtype = torch.int32 if fits else torch.int64
         return torch.randint(max(x.numel(), 1), (count,), dtype=dtype)
 
     def forward(self, x: Tensor, drawn: Tensor | None) -> Tensor:
@@ -82,24 +81,20 @@ class Dropout(nn.Module):
 
 def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
     """``x`` with zero for the entries that :meth:`Dropout.draw` found, and ``plus`` added; x may change then."""
-    if drawn is not None and drawn.dtype == torch.float64:
+    if drawn is None:
+        return x if plus is None else x.add_(plus)
+    if drawn.dtype == torch.float64:
         drawn = _mask(x, drawn)
     if "dropout" in left_out():
-        left = x if drawn is None else x * drawn
-        return left if plus is None else left + plus
-    if drawn is None:
-        left = x
-    elif drawn.dtype == torch.bool and plus is not None:
-        return torch.addcmul(plus, x, drawn, out=x)
-    elif drawn.dtype == torch.bool:
-        left = torch.ops.aten.native_dropout_backward(x, drawn, 1.0)  # x ∘ mask
-    elif in_place or plus is not None:
-        left = x.view(-1).index_fill_(0, drawn.long(), 0).view_as(x)
-    else:
-        left = x.reshape(-1).index_fill(0, drawn.long(), 0).view_as(x)
+        return x * drawn if plus is None else x * drawn + plus
+    if drawn.dtype != torch.bool:
+        entries = x.view(-1) if in_place or plus is not None else x.reshape(-1).clone()
+        left = entries.index_fill_(0, drawn.long(), 0).view_as(x)
+        return left if plus is None else left.add_(plus)
     if plus is not None:
-        left.add_(plus)
-    return left
+        return torch.addcmul(plus, x, drawn, out=x)
+    masked: Tensor = torch.ops.aten.native_dropout_backward(x, drawn, 1.0)  # x ∘ mask
+    return masked
 
 
 def drops_within(drawn: Tensor, a: Tensor) -> bool:

@@ -166,9 +166,7 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Te
     if q.is_meta:
         return q, k
     ops = import_module("liger_kernel.ops.rope")
-    turn = ops.rope_forward
-    if back:
-        turn = ops.rope_backward
+    turn = ops.rope_backward if back else ops.rope_forward
     with as_current(q.device):
         turned_q, turned_k, *_ = turn(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
     return turned_q.transpose(1, 2), turned_k.transpose(1, 2)

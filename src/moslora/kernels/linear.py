@@ -92,9 +92,8 @@ class FrozenLinear(nn.Linear):
         learns = self.weight.requires_grad or getattr(self.bias, "requires_grad", False)
         if by == "torch" or learns:
             return F.linear(x, self.weight, self.bias)
-        packed = None
-        if self.packs and by == PACKED and not self.weight.is_inference():
-            packed = _packed(self.weight)
+        packs = self.packs and by == PACKED and not self.weight.is_inference()
+        packed = _packed(self.weight) if packs else None
         if not (torch.is_grad_enabled() and x.requires_grad):
             return product(x, self.weight, self.bias, packed=packed)
         y: Tensor = _Product.apply(x, self.weight, packed, self.bias)

@@ -44,15 +44,11 @@ class ChunkedLoss(torch.autograd.Function):
         """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
         ctx.gradient = torch.empty_like(hidden)
         positions, _ = sizes(len(hidden), len(weight), weight.device)
-        compute = label_loss
-        if weight.device.type == "cpu":
-            compute = _by_pieces
+        compute = _by_pieces if weight.device.type == "cpu" else label_loss
         losses = []
         chunks = zip(hidden.split(positions), labels.split(positions), ctx.gradient.split(positions), strict=True)
         for states, of_chunk, gradient in chunks:
-            if not ctx.needs_input_grad[0]:
-                gradient = None
-            losses.append(compute(states, weight, of_chunk, gradient))
+            losses.append(compute(states, weight, of_chunk, gradient if ctx.needs_input_grad[0] else None))
         return sum(losses[1:], start=losses[0])
 
     @staticmethod

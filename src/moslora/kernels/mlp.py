@@ -64,10 +64,7 @@ class _SwiGLU(torch.autograd.Function):
             torch.autograd.graph.increment_version((gate, up))
             d_gate, d_up = torch.ops.moslora.swiglu_backward(gate.detach(), up.detach(), gradient)
             return d_gate, d_up, None
-        if ctx.activated:
-            silu = ctx.activated.pop()
-        else:
-            silu = F.silu(gate)
+        silu = ctx.activated.pop() if ctx.activated else F.silu(gate)
         d_gate = gradient * up  # of silu(g); in place that of g
         torch.ops.aten.silu_backward(d_gate, gate, grad_input=d_gate)
         d_up = silu.mul_(gradient)

@@ -33,10 +33,7 @@ class Again:
     def made(self, parts: Sequence[Tensor]) -> tuple[Tensor, bool]:
         """x for one of its readers, and whether that one may change it: the last, where it was made."""
         if self._made is None:
-            if self._make is None:
-                self._made = parts[0]
-            else:
-                self._made = self._make(*parts)
+            self._made = parts[0] if self._make is None else self._make(*parts)
             self._left = self.readers
         made = self._made
         self._left -= 1
@@ -65,10 +62,7 @@ def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]
     """
     if not torch.is_grad_enabled() or "adapters" in left_out():
         return F.linear(without(x, drawn), a), x
-    noted = getattr(x, "again", None)
-    if noted is None:
-        noted = (Again(None), [x.detach()])
-    again, parts = noted
+    again, parts = getattr(x, "again", None) or (Again(None), [x.detach()])
     found = _Projection.apply(x, a, drawn, again, *parts)
     if x.requires_grad:
         return found  # h and x
@@ -106,14 +100,12 @@ class _Projection(torch.autograd.Function):
             x, in_place = ctx.again.made(parts)
         if drawn is not None and drops_within(drawn, a):
             found = torch.ops.moslora.project_backward(gradient, a, x, of_x, *drawn.tolist())
+            d_x = found.pop() if x_learns else None
+            d_a = found.pop() if a_learns else None
+        else:
+            if x is not None:
+                d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
+                x = None  # freed before dx is made
             if x_learns:
-                d_x = found.pop()
-            if a_learns:
-                d_a = found.pop()
-            return d_x, d_a, *[None] * (2 + ctx.parts)
-        if x is not None:
-            d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
-            x = None  # freed before dx is made
-        if x_learns:
-            d_x = without(gradient @ a, drawn, in_place=True, plus=of_x)
+                d_x = without(gradient @ a, drawn, in_place=True, plus=of_x)
         return d_x, d_a, *[None] * (2 + ctx.parts)

@@ -31,9 +31,8 @@ class RotaryAttention(nn.Module):
         super().__init__()
         self.__dict__.update(plain.__dict__)
         self.without_rows = type(plain).forward
-        says_window = plain  # Llama's has none, whatever its config says
-        if type(plain).__name__ == "MistralAttention":
-            says_window = plain.config
+        # Llama's has none, whatever its config says.
+        says_window = plain.config if type(plain).__name__ == "MistralAttention" else plain
         self.window = getattr(says_window, "sliding_window", None)
 
     def forward(self, hidden_states: Tensor, *, rows: Rows | Remembering | None = None, **others: Any) -> Any:
@@ -74,9 +73,7 @@ def _turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> tupl
         return torch.ops.moslora.rope(q.detach(), k.detach(), cos, sin, back)
     cos = cos.unsqueeze(2)
     sin1, sin2 = sin.unsqueeze(2).chunk(2, -1)
-    sign = 1
-    if back:
-        sign = -1
+    sign = -1 if back else 1
     turned_q = q * cos
     turned_k = k * cos
     for x, turned in ((q, turned_q), (k, turned_k)):

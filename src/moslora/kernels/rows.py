@@ -267,42 +267,27 @@ def concatenate(
     pieces: list[_Piece] = []
     rests: list[_Piece] = []  # of each text what is not common to its family
     for texts in families:
-        begin = 0
-        if len(texts) > 1:
-            begin = common_prefix(texts)
+        begin = common_prefix(texts) if len(texts) > 1 else 0
         before = None
         if begin:
             before = len(pieces)
             pieces.append(_Piece(texts[0][:begin], None))
         rests += [_Piece(text[begin:], before) for text in texts]
-    row_of: dict[int, int] = {}
+    row_of = [rest.before or 0 for rest in rests]  # of a text that is its family's beginning
     # Those that continue nothing come first, as given; then the others, so that neighbours are of similar length.
-    for text in sorted(range(len(rests)), key=lambda i: _length_of_continuation(rests[i])):
-        rest = rests[text]
-        if rest.tokens:
-            pieces.append(rest)
-        if rest.tokens or rest.before is None:
-            row_of[text] = len(pieces) - 1
-        else:
-            row_of[text] = rest.before
+    for text in sorted(range(len(rests)), key=lambda i: 0 if rests[i].before is None else len(rests[i].tokens)):
+        if rests[text].tokens:
+            row_of[text] = len(pieces)
+            pieces.append(rests[text])
     tokens = list(chain.from_iterable(piece.tokens for piece in pieces))
     lengths = [len(piece.tokens) for piece in pieces]
     continues = tuple(piece.before for piece in pieces)
     paths = Rows(tuple(lengths), device, continues).paths
-    filler = 0
-    if device.type == "cpu" and len(tokens) >= FILLED_FROM:
-        filler = -len(tokens) % MULTIPLE
+    filler = -len(tokens) % MULTIPLE if device.type == "cpu" and len(tokens) >= FILLED_FROM else 0
     tokens += tokens[-1:] * filler
     lengths[-1] += filler
     rows = Rows(tuple(lengths), device, continues, filler)
-    return tokens, rows, [paths[row_of[i]] for i in range(len(rests))]
-
-
-def _length_of_continuation(piece: _Piece) -> int:
-    """0 for a row that continues nothing."""
-    if piece.before is None:
-        return 0
-    return 1 + len(piece.tokens)
+    return tokens, rows, [paths[row] for row in row_of]
 
 
 def common_prefix(texts: Sequence[Sequence[int]]) -> int:
@@ -317,10 +302,7 @@ def common_prefix(texts: Sequence[Sequence[int]]) -> int:
 
 def send(values: Sequence[Any] | Tensor, device: torch.device) -> Tensor:
     """``values``, as int64 where they are no tensor, on ``device``, which nothing waits for."""
-    if isinstance(values, Tensor):
-        tensor = values
-    else:
-        tensor = torch.tensor(values, dtype=torch.long)
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.long)
     if device.type not in ("cpu", "meta"):
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
