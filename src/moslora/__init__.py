@@ -17,7 +17,5 @@ else:
         """Imports a public name when it is first used: ``moslora --help`` must not wait for torch."""
         if name not in __all__:
             raise AttributeError(f"module 'moslora' has no attribute {name!r}")
-        module = "moslora.evaluation.loading" if name == "load" else "moslora.adapters"
-        if name == "save":
-            module = "moslora.runs.save"
-        return getattr(import_module(module), name)
+        elsewhere = {"load": "moslora.evaluation.loading", "save": "moslora.runs.save"}
+        return getattr(import_module(elsewhere.get(name, "moslora.adapters")), name)

@@ -241,9 +241,7 @@ def _measured_plainly(model: PreTrainedModel) -> Computed:
             layer.context.plain = False
     short = SHARED + ENDS[0]
     first, second = measured.logits[:SHARED], measured.logits[short : short + SHARED]
-    tolerance = FAR * TOLERANCE
-    if _rounds(model.device, measured.logits.dtype):
-        tolerance = TOLERANCE_IN_16_BITS
+    tolerance = TOLERANCE_IN_16_BITS if _rounds(model.device, measured.logits.dtype) else FAR * TOLERANCE
     # NaN, of damaged weights or a scale that overflows, tells nothing: the twin decides.
     if _relative(first, second) > tolerance:
         raise UnsupportedModel(f"{name} is not causal: its tokens see those after them")

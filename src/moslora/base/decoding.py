@@ -64,9 +64,8 @@ def decode(
     writing: list[int] = []  # numbers of the prompts, as their rows are in the cache
     # The longest first: what does not fit into memory says so at once. Equal lengths keep their order.
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    common = 0  # tokens that all prompts begin with; one of each at least is left
-    if len(prompts) > 1:
-        common = min(common_prefix(prompts), len(prompts[waiting[-1]]) - 1)
+    # Tokens that all prompts begin with; one of each at least is left.
+    common = min(common_prefix(prompts), len(prompts[waiting[-1]]) - 1) if len(prompts) > 1 else 0
     if common >= SHORTEST_BEGINNING:
         _compute(model, prompts[0][:common], cache.first_pass(common))
     own = [prompt[cache.beginning :] for prompt in prompts]  # behind the common beginning

@@ -231,7 +231,7 @@ def _generate(model: Any, prompts: Sequence[list[int]], settings: Mapping[str, A
     try:
         # The output layer takes only the last states of the prompts, which lie apart: torch would copy the weight for
         # each row.
-        with model.get_output_embeddings().register_forward_pre_hook(_contiguous):
+        with model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),)):
             return model.generate(
                 ids.where(ids >= 0, padding),
                 attention_mask=(ids >= 0).long(),
@@ -248,7 +248,3 @@ def _finite(_: Tensor, scores: Tensor) -> Tensor:
     if not scores.amax(-1).isfinite().all():
         raise MosloraError(NOT_FINITE)
     return scores
-
-
-def _contiguous(_: Any, states: tuple[Tensor, ...]) -> tuple[Tensor]:
-    return (states[0].contiguous(),)

@@ -93,7 +93,6 @@ def fitting(section: ModelSection, *, another: str = "") -> AbstractContextManag
 
     ``another`` one is named beside the usual ones.
     """
-    ways_out = f"{another}a smaller model, or the CPU: CUDA_VISIBLE_DEVICES=''"
-    if section.quantization != "nf4":
-        ways_out = f"a recipe with model.quantization=nf4 (4 bits), {ways_out}"
+    in_4_bits = "" if section.quantization == "nf4" else "a recipe with model.quantization=nf4 (4 bits), "
+    ways_out = f"{in_4_bits}{another}a smaller model, or the CPU: CUDA_VISIBLE_DEVICES=''"
     return or_out_of_memory(f"{section.name} in {section.precision} does not fit into the GPU's memory; use {ways_out}")

@@ -50,9 +50,7 @@ def kept(folder: str, of: str, find: Callable[[], Any], *, state: Any = None) ->
 def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how: Any) -> str | None:
     """The verdict on ``model``, compared in this way: why our engine does not compute it, if so. ``decide`` is asked
     where none was kept."""
-    gpu = None
-    if model.device.type not in ("cpu", "meta"):
-        gpu = gpu_module().get_device_name(model.device)
+    gpu = None if model.device.type in ("cpu", "meta") else gpu_module().get_device_name(model.device)
     facts = {
         "config": {**model.config.to_dict(), "_name_or_path": None},
         "adapters": {**adapter_options(model), "seed": None},  # factors are compared off their start

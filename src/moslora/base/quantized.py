@@ -78,9 +78,7 @@ class _Frozen8bit(nn.Module):
             y: Tensor = super().forward(x)
             return y
         layer: Any = self
-        bias = layer.bias
-        if bias is not None:
-            bias = bias.to(x.dtype)
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
         return F.linear(x, dequantize(self).to(x.dtype), bias)
 
 
@@ -169,8 +167,5 @@ def write_out(model: nn.Module, layers: Mapping[str, nn.Module], dtype: torch.dt
 
 def _codes_and_unit(base: Any) -> tuple[Tensor, Tensor]:
     """A layer's weight in 8 bits: codes, and what they are multiplied by, float32 of shape ``(out_features, 1)``."""
-    scales: Tensor | None = base.weight.SCB
-    if scales is None:  # the first forward pass moves them to the layer's state
-        scales = base.state.SCB
-    assert scales is not None
+    scales = base.state.SCB if base.weight.SCB is None else base.weight.SCB  # the first forward pass moves them there
     return base.weight.data, (scales.float() / 127).unsqueeze(1)

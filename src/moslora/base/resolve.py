@@ -74,9 +74,7 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
 
 def available_offline(name: str, *, revision: str | None = None) -> Path | None:
     """The folder of a model, or of what the hub's cache has of it, without the network; ``None`` if there is none."""
-    folder = Path(os.path.expanduser(name))
-    if name == BUILTIN:
-        folder = home() / "models" / BUILTIN
+    folder = home() / "models" / BUILTIN if name == BUILTIN else Path(os.path.expanduser(name))
     if (folder / "config.json").is_file():
         return folder
     with suppress(errors.HFValidationError):  # not an id of the hub

@@ -126,7 +126,7 @@ def _is_local(base: str) -> bool:
 
 MACRO = "macro average"
 
-WAYS = ("protocol", "format", "dtype", "beams")
+WAYS = ("protocol", "format", "dtype", "beams", "max_length")
 """The settings that a score depends on."""
 
 Results = dict[str, Any]
@@ -168,15 +168,14 @@ def _read(path: Path, *, model: tuple[str | None, str], only: str | None) -> Res
 def _scored(own: Results, plain: Results, recipe: Recipe) -> dict[str, Any]:
     settings = own["settings"]
     scores = own["tasks"]
-    metric = settings["primary"]
-    if not any(metric in score for score in scores.values()):  # all of them are answered in words
-        metric = "accuracy"
+    in_words = not any(settings["primary"] in score for score in scores.values())
+    metric = "accuracy" if in_words else settings["primary"]
     sources = dict.fromkeys(source_of(task, recipe=recipe, source=settings["metadata"]["source"]) for task in scores)
     leaks = (own.get("without_leaks") or {}).get("leaks", {})
     base = {task: score for task, score in plain["tasks"].items() if task in scores and _alike(own, plain, task)}
+    if base.keys() == scores.keys() == plain["tasks"].keys():
+        base[MACRO] = plain["macro"]
     if len(scores) > 1:
-        if base.keys() == scores.keys() == plain["tasks"].keys():
-            base[MACRO] = plain["macro"]
         scores = {**scores, MACRO: own["macro"]}
     rows = []
     for task, score in scores.items():
@@ -186,15 +185,13 @@ def _scored(own: Results, plain: Results, recipe: Recipe) -> dict[str, Any]:
 
 
 def _alike(own: Results, plain: Results, task: str) -> bool:
-    """Whether two models were asked the same of ``task``; with another limit in tokens only if neither question was
-    cut."""
-    asked = []
-    for results in (own, plain):
+    """Whether two models were asked the same of ``task``."""
+
+    def asked(results: Results) -> tuple[Any, ...]:
         settings = results["settings"]
-        score = results["tasks"][task]
-        limit = settings.get("max_length") if score.get("truncated") != 0 else None
-        asked.append((score["n"], settings["data"].get(task), limit, *(settings.get(way) for way in WAYS)))
-    return asked[0] == asked[1]
+        return results["tasks"][task]["n"], settings["data"].get(task), [settings.get(way) for way in WAYS]
+
+    return asked(own) == asked(plain)
 
 
 def _value(score: Mapping[str, Any], metric: str) -> str:

@@ -65,9 +65,8 @@ def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's, or at least its kind."""
     if device.type != "cpu":
         return str(gpu_module().get_device_name(device))
-    found = None
-    if os.path.exists("/proc/cpuinfo"):
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpus.read_text("utf-8")) if cpus.exists() else None
     return found[1] if found else platform.machine()
 
 
@@ -76,9 +75,9 @@ def unused_gpu(nvidia: Path = Path("/proc/driver/nvidia/version")) -> str | None
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or parse_flag_from_env("ACCELERATE_USE_CPU")
     if gpus() or hidden:
         return None
-    if nvidia.exists() and torch.version.cuda is None:
-        return "the NVIDIA GPU is not used, as this torch is built without CUDA; install one with it (pytorch.org)"
     if nvidia.exists():
+        if torch.version.cuda is None:
+            return "the NVIDIA GPU is not used, as this torch is built without CUDA; install one with it (pytorch.org)"
         return (
             f"the NVIDIA GPU is not used, as torch sees none: its driver may be too old for CUDA {torch.version.cuda};"
             " update it, or install torch for an older CUDA"

@@ -138,10 +138,7 @@ def all_gather(value: Value) -> list[Value]:
 
 def end(error: Exception) -> NoReturn:
     """Ends this process after a fault, which one of all processes reports, with its rank and host."""
-    if isinstance(error, MosloraError):
-        text = str(error)
-    else:
-        text = "".join(traceback.format_exception(error))
+    text = str(error) if isinstance(error, MosloraError) else "".join(traceback.format_exception(error))
     code = getattr(error, "exit_code", 1)
     if not _joined.is_set() and not isinstance(error, Interrupted):
         try:
