@@ -29,32 +29,31 @@ from moslora.training import train_recipe
 from moslora.training.loop import Parts, train
 from moslora.training.prepare import adapt, prepare
 
-METHODS = {
-    "lora": "0",
-    "lora-moe-dense": "k · d_in",
-    "lora-moe-topk": "k · d_in",
-    "moelora": "(k + t + 1) · d_e",
-    "gate-inside": "2k · d_in",
-    "input-split": "−r · d_in · (1 − 1/k)",
-    "two-subspace": "0",
-    "controls/two-subspace-normalized": "0",
-    "controls/two-subspace-hadamard": "0",
-    "kronecker": "k²",
-    "moslora": "r²",
-    "controls/moslora-frozen": "0",
-    "controls/moslora-folded": "0",
-    "controls/lora-scaled": "0",
-    "flora": "r²",
-    "lora-xs": "r² − r · (d_in + d_out)",
-    "lora-fa": "−r · d_in",
-    "adalora": "r₀ + (r₀ − r) · (d_in + d_out)",
-    "rslora": "0",
-    "lora-plus": "0",
-    "pissa": "0",
-    "dora": "d_out",
-}
-"""The recipes under ``methods/``, and what each trains per layer besides LoRA's r · (d_in + d_out): in the order of
-docs/methods.md, which derives the formulas."""
+METHODS = (
+    "lora",
+    "lora-moe-dense",
+    "lora-moe-topk",
+    "moelora",
+    "gate-inside",
+    "input-split",
+    "two-subspace",
+    "controls/two-subspace-normalized",
+    "controls/two-subspace-hadamard",
+    "kronecker",
+    "moslora",
+    "controls/moslora-frozen",
+    "controls/moslora-folded",
+    "controls/lora-scaled",
+    "flora",
+    "lora-xs",
+    "lora-fa",
+    "adalora",
+    "rslora",
+    "lora-plus",
+    "pissa",
+    "dora",
+)
+"""The recipes under ``methods/``, in the order of docs/methods.md."""
 
 BASE = "smollm2-135m"
 """The recipe with the model."""

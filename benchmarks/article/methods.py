@@ -82,7 +82,7 @@ def table(results: dict[str, Found]) -> str:
     rows += [row_of(method, results[method], baseline=baseline) for method in METHODS if method in results]
     notes = (
         f"`{BASE}`, dropout {lora['dropout']:g}, {lora['parameters']['lora']:,} trainable parameters with"
-        " LoRA; counted in the model and equal to the formula, summed over the layers. Step time: median (quartiles) of"
+        " LoRA; counted in the model, summed over the layers. Step time: median (quartiles) of"
         f" {PAIRS} pairs of steps of {ROWS} rows, the method's and LoRA's in turns, on the same rows;"
         " LoRA's own line is LoRA against LoRA: the noise."
         f" Peak memory: of a process that only trains ({baseline:.2f} GB with LoRA, the base and the libraries"
@@ -94,20 +94,19 @@ def table(results: dict[str, Found]) -> str:
 
 def row_of(method: str, found: Found, *, baseline: float) -> list[str]:
     """A method's row; ``baseline`` is LoRA's peak of memory, in GB."""
-    formula = METHODS[method]
     added = f"{found['parameters']['added']:+,}".replace("-", "−").replace("+0", "0")
     of_lora, own = found["seconds"]
     return [
         f"`{method}`",
         found["mixer"],
-        added if formula == "0" else f"{formula} = {added}",
+        added,
         spread(ratios(own, of_lora)),
         f"{found['peak_memory_gb'][-1] / baseline:.2f}",
         " / ".join(dict.fromkeys([found["merge"], found["export"]])),
     ]
 
 
-def main(*, methods: tuple[str, ...] = tuple(METHODS), print_only: bool = False) -> None:
+def main(*, methods: tuple[str, ...] = METHODS, print_only: bool = False) -> None:
     results = {}
     for method in METHODS:
         found = kept(method)
