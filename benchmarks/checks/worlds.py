@@ -134,10 +134,10 @@ def worlds() -> list[World]:
 def estimated(outcome: str) -> World:
     """Normal, with the variances of each contrast of `RUNS`."""
     contrasts = compare_paths([RUNS], outcome=outcome).named
-    unit = contrasts[0].unit
+    compared = contrasts[0].outcome
     seeds = contrasts[0].seeds
     questions = contrasts[0].questions()
-    if not unit.binary:
+    if not compared.binary:
         questions = min(QUESTIONS, questions)
     laws = []
     for contrast in contrasts:
@@ -148,7 +148,7 @@ def estimated(outcome: str) -> World:
     luck = np.sqrt(np.maximum(0, of_seeds - of_both) * seeds)
     taste = np.sqrt(np.maximum(0, of_questions - of_both) * questions)
     noise = np.sqrt(of_both * seeds * questions)
-    world = World(unit.title.removesuffix(", %"), luck, taste, noise, questions, unit.binary)
+    world = World(compared.title.removesuffix(", %"), luck, taste, noise, questions, compared.binary)
     return thresholded(world) if world.binary else world
 
 

@@ -78,7 +78,7 @@ def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(ca
     same = compare_arms(arms(a=before, b=with_texts(other, more=0)), outcome="nats_per_byte")
     assert says(said(same), "equal within 0.005 nats per byte")
     texts = [with_tasks(run, {"mine": run.tasks["mine"]}) for run in (before, after)]
-    assert compare_arms(arms(a=texts[0], b=texts[1])).outcome == "nats_per_byte"
+    assert compare_arms(arms(a=texts[0], b=texts[1])).outcome.name == "nats_per_byte"
     for with_some, named in ((one, "nats_per_byte: must be one of"), (before, "no question in common")):
         with pytest.raises(UsageError, match=named):
             compare_arms(arms(a=with_some, b=other), outcome="nats_per_byte")
@@ -90,7 +90,7 @@ def said(comparison: Comparison) -> str:
 
 def test_an_experiment_is_compared_from_its_tables(experiment):
     found = compare_paths([experiment])
-    assert found.main is not None and found.outcome == "log_probability" and found.main.seeds == 6
+    assert found.main is not None and found.outcome.name == "log_probability" and found.main.seeds == 6
     mean = {}
     for name, arm in zip(GAINS, found.arms, strict=True):
         of_tasks = []

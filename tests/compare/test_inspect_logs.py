@@ -132,7 +132,7 @@ def test_what_inspect_asked_its_mock_model_is_compared(tmp_path, monkeypatch, su
         ("words", "includes", "includes"),
     ):
         found = compare_paths(sides, tasks=task, outcome=metric).main
-        assert found is not None and found.unit.binary and (found.before, found.after) == ("before", "after")
+        assert found is not None and found.outcome.binary and (found.before, found.after) == ("before", "after")
         for side, mean in zip(sides, found.means[task], strict=True):
             log = read_eval_log(next(side.glob(f"*_{task}_*.{suffix}")))
             assert log.status == "success" and log.results is not None

@@ -157,7 +157,7 @@ def test_logs_that_lm_eval_writes_are_compared_question_by_question(sides):
 @pytest.mark.slow
 def test_log_probability_of_lm_evals_logs_is_per_character_as_in_acc_norm(sides):
     found = compare_paths(sides, outcome="log_probability", tasks="arc_easy").main
-    assert found is not None and found.unit.margin == 0.01
+    assert found is not None and found.outcome.margin == 0.01
     for side, mean in zip(sides, found.means["arc_easy"], strict=True):
         logs = []
         file = next(side.rglob("samples_arc_easy_*.jsonl"))
@@ -183,9 +183,9 @@ def test_p_and_interval_are_those_of_the_pairs_and_of_scipy(tmp_path):
     found = compared(draws)
     effect = found.main.effects["questions"]
     of_scipy = stats.ttest_1samp(draws[1] - draws[0], 0)
-    assert effect.interval == pytest.approx(of_scipy.confidence_interval()) and not found.main.unit.binary
+    assert effect.interval == pytest.approx(of_scipy.confidence_interval()) and not found.main.outcome.binary
     assert effect.p == pytest.approx(of_scipy.pvalue)
-    unit = compared(np.abs(draws) / 9).main.unit
+    unit = compared(np.abs(draws) / 9).main.outcome
     assert (unit.unit, unit.margin, unit.binary) == ("score", 0, False), "they may be losses"
 
 
@@ -243,14 +243,14 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path):
                 written(tmp_path / side, task, y, **changes)
         return compare_paths([tmp_path / side for side in "ab"], outcome=outcome)
 
-    assert metric(arc={}).outcome == "acc"
+    assert metric(arc={}).outcome.name == "acc"
     both = {"metrics": ["acc", "acc_norm"], "acc_norm": lambda row: 1 - y[row]}
-    assert metric(arc=both).outcome == "acc_norm"
+    assert metric(arc=both).outcome.name == "acc_norm"
     assert metric("acc", arc=both).main.means["arc"] == (np.mean(y),) * 2
-    assert metric(boolq={}, arc=both).outcome == "acc"
+    assert metric(boolq={}, arc=both).outcome.name == "acc"
     summed = metric("log_probability_summed").main
     expected = [log_softmax([-1.5, -2.5 if y[row] else -0.5])[0] for row in sorted(range(len(y)), key=str)]
-    assert summed.unit.margin == 0.1 and summed.y["arc"][0][0].tolist() == pytest.approx(expected)
+    assert summed.outcome.margin == 0.1 and summed.y["arc"][0][0].tolist() == pytest.approx(expected)
     for wrong in ("f1", "log_probability"):  # the second has no acc_norm, which would say what a character is
         with pytest.raises(UsageError, match=in_order(f"--outcome {wrong}", "acc, log_probability_summed")):
             metric(wrong)
@@ -333,7 +333,7 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path):
     found = compare_paths([tmp_path / "a.csv", tmp_path / "b.jsonl"]).main
     values = {task: [side[0].tolist() for side in sides] for task, sides in found.y.items()}
     assert values == {"x": [[1, 0], [1, 1]], "y": [[1, 0], [0, 1]]}
-    assert found.unit.binary and (found.before, found.after) == ("a", "b")
+    assert found.outcome.binary and (found.before, found.after) == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def contrast(before: np.ndarray, after: np.ndarray, of_base: np.ndarray, outcome
     return Contrast(
         before="lora",
         after="b",
-        unit=OUTCOMES[outcome],
+        outcome=OUTCOMES[outcome],
         seeds=len(before),
         y={"obqa": (before, after)},
         majority={},
@@ -133,7 +133,7 @@ def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_
     untrained = base_of_all([run for arm in found.arms for run in arm.runs.values()])
     assert untrained is not None and list(untrained.tasks) == list(WIDE)
     for row, arm in zip(rows, found.arms, strict=True):
-        gain = gain_of(list(arm.runs.values()), untrained, "log_probability")
+        gain = gain_of(list(arm.runs.values()), untrained, OUTCOMES["log_probability"])
         assert gain is not None and gain.difference == pytest.approx(expected_gain(found, row[0]))
         low, high = gain.interval
         assert row[4] == f"{gain.difference:+.4f} ({low:+.4f} to {high:+.4f})"

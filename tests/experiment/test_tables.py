@@ -16,6 +16,7 @@ from moslora.compare.statistics import MACRO, effects
 from moslora.experiment.curve import Curve
 from moslora.experiment.tables import score_table
 from moslora.recipe import find_recipe
+from moslora.runs.outcomes import OUTCOMES as NAMED
 
 OUTCOMES = ("log_probability", "accuracy")
 
@@ -48,8 +49,8 @@ def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals():
 def test_a_gain_is_of_the_same_questions_or_unknown():
     runs = [drawn(seed) for seed in range(2)]
     fewer = replace(runs[1], tasks={**runs[1].tasks, "obqa": runs[1].tasks["obqa"].at(range(9))})
-    assert gain_of([runs[0], fewer], base(), "accuracy") is None
-    assert gain_of(runs, base(), "brier") is None and gain_of([], base(), "accuracy") is None
+    assert gain_of([runs[0], fewer], base(), NAMED["accuracy"]) is None
+    assert gain_of(runs, base(), NAMED["brier"]) is None and gain_of([], base(), NAMED["accuracy"]) is None
 
 
 @pytest.mark.parametrize("margin", ["20%", "0.005", None])

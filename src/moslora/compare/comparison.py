@@ -26,7 +26,6 @@ class Comparison:
     """Contrasts of arms, on the questions that all of their runs answered.
 
     Attributes:
-        outcome: what is compared.
         arms: of the contrasts, and others.
         named: those of the contrasts named beforehand that have runs, or the only contrast there is.
         exploratory: if no more than one was named, every other arm against the first.
@@ -35,7 +34,6 @@ class Comparison:
         own_margin: the largest difference that does not matter, if one was named; ``None`` for the outcome's.
     """
 
-    outcome: str
     arms: tuple[Arm, ...]
     named: tuple[Contrast, ...]
     exploratory: tuple[Contrast, ...]
@@ -49,14 +47,14 @@ class Comparison:
         return self.named[0] if self.named and self.count == 1 else None
 
     @property
-    def unit(self) -> Outcome:
-        """How the outcome is written."""
-        return (self.named or self.exploratory)[0].unit
+    def outcome(self) -> Outcome:
+        """What is compared."""
+        return (self.named or self.exploratory)[0].outcome
 
     @property
     def margin(self) -> Margin:
         """The largest difference that does not matter."""
-        return self.own_margin or Margin(self.unit.margin)
+        return self.own_margin or Margin(self.outcome.margin)
 
     def within(self, margin: Margin | None) -> "Comparison":
         """The same with this margin; with its own for ``None``.
@@ -67,7 +65,7 @@ class Comparison:
         margin = margin or self.own_margin
         if margin and margin.of_gain and not all(contrast.base for contrast in self.named):
             raise UsageError(
-                f"--margin {margin}: a share of the gain over the base, whose {self.outcome} is not there for"
+                f"--margin {margin}: a share of the gain over the base, whose {self.outcome.name} is not there for"
                 " these questions; evaluate it (moslora eval RUN --base), or give a number"
             )
         return replace(self, own_margin=margin)
@@ -139,7 +137,7 @@ def compare_arms(
     runs = all_runs(arms)
     note_what_differs(arms)
     refuse_other_prompts(runs, allowed=allowed)
-    outcome, unit = _outcome(runs, outcome)
+    compared = _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
     unknown = set().union(*contrasts) - by_name.keys()
     if unknown:
@@ -149,7 +147,7 @@ def compare_arms(
 
     def made(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         both = [(by_name[one], by_name[other]) for one, other in names]
-        return tuple(contrast_of(*pair, outcome=outcome, unit=unit, base=base, own_seeds=own_seeds) for pair in both)
+        return tuple(contrast_of(*pair, outcome=compared, base=base, own_seeds=own_seeds) for pair in both)
 
     against_first = [(arms[0].name, arm.name) for arm in arms[1:]]
     named = list(dict.fromkeys(contrasts))
@@ -159,7 +157,7 @@ def compare_arms(
     elif len(named) <= 1 and len(against_first) > 1:
         in_pairs = [(one, other) for one, other in against_first if own_seeds or pairs(by_name[one], by_name[other])]
         exploratory = in_pairs or against_first
-    return Comparison(outcome, tuple(arms), made(named), made(exploratory), len(named), left_out)
+    return Comparison(tuple(arms), made(named), made(exploratory), len(named), left_out)
 
 
 def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> list[Arm]:
@@ -195,7 +193,7 @@ def _with_validation_loss(run: Evaluation) -> Evaluation:
     return found.restricted_to([HELD_OUT])
 
 
-def _outcome(runs: Sequence[Evaluation], chosen: str | None) -> tuple[str, Outcome]:
+def _outcome(runs: Sequence[Evaluation], chosen: str | None) -> Outcome:
     """The ``chosen`` outcome, or the first of `DEFAULTS` that all runs have of all tasks, or the only one they have."""
     tables = [answers for run in runs for answers in run.tasks.values()]
     shared = [name for name in tables[0].outcomes if all(table.outcomes.get(name) for table in tables)]
@@ -204,4 +202,4 @@ def _outcome(runs: Sequence[Evaluation], chosen: str | None) -> tuple[str, Outco
     if name not in shared:
         known = f"must be one of {', '.join(shared)}" if shared else "none is known"
         raise UsageError(f"--outcome {name}: {known} for all of these tasks; choose others with --tasks")
-    return name, measure(name, {value for table in tables for value in table.outcomes[name]})
+    return measure(name, {value for table in tables for value in table.outcomes[name]})

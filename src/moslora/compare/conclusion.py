@@ -44,16 +44,17 @@ def remarks(comparison: Comparison) -> Iterator[str]:
     elif main is None:
         yield (
             f"{comparison.count} contrasts named beforehand, {len(named)} with runs: the joint intervals hold for all"
-            f" at once (Bonferroni); p by Holm, of a difference of {size_in_words(comparison.margin, comparison.unit)}"
-            " or more (equal), and of none (different); another --outcome is a family of its own"
+            " at once (Bonferroni); p by Holm, of a difference of"
+            f" {size_in_words(comparison.margin, comparison.outcome)} or more (equal), and of none (different); another"
+            " --outcome is a family of its own"
         )
     elif main.gains is not None:
-        of_before, of_after = [gain_in_words(gain, main.unit) for gain in main.gains]
-        yield f"{title_of_gain(main.unit)}: {main.before} {of_before}, {main.after} {of_after}"
+        of_before, of_after = [gain_in_words(gain, main.outcome) for gain in main.gains]
+        yield f"{title_of_gain(main.outcome)}: {main.before} {of_before}, {main.after} {of_after}"
     low = [one for one in named if one.majority and one.over_majority.interval[0] <= 0]
     if main is not None and low:
-        share = main.unit.level(fmean(labels.mean() for labels in main.majority.values()))
-        interval = " to ".join(map(main.unit.level, main.over_majority.interval))
+        share = main.outcome.level(fmean(labels.mean() for labels in main.majority.values()))
+        interval = " to ".join(map(main.outcome.level, main.over_majority.interval))
         yield f"{main.after} is not shown to be above the majority class ({share} %): {interval} points"
     elif low:
         yield f"not shown to be above the majority class: {', '.join(one.after for one in low)}"
@@ -70,12 +71,12 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 def _of_contrast(main: Contrast, comparison: Comparison) -> str:
     ((_, member),) = members_of(comparison)
-    unit = main.unit
+    outcome = main.outcome
     margin = comparison.margin
     effect = main.effects[MACRO]
     if _are_few(main):
         few = counted(sum(main.independent_questions.values()), "independent question")
-        size = f"{unit.change(effect.difference)} {unit.unit}"
+        size = f"{outcome.change(effect.difference)} {outcome.unit}"
         return f"{few}: too few to tell {main.after} from {main.before} ({size} in these)"
     if member.different <= LEVEL:
         over = f"95 % over {main.seeds} seeds" if main.seeds > 1 else "95 %"
@@ -86,38 +87,38 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
     found = f"No difference between {main.after} and {main.before} is shown over {_asked(main)}"
     if comparison.own_margin:
         found += f", nor equality within {in_words(main, margin)}"
-    detectable = f"{unit.size(effect.detectable)} would have been found"
+    detectable = f"{outcome.size(effect.detectable)} would have been found"
     if effect.detectable > effect.law.most:
         detectable = "so few questions find none of any size"
     low, high = effect.interval
-    between = f"between {unit.amount(low)} {unit.side(low)} and {unit.size(abs(high))} {unit.side(high)}"
+    between = f"between {outcome.amount(low)} {outcome.side(low)} and {outcome.size(abs(high))} {outcome.side(high)}"
     return f"{found}: {between}; {detectable}"
 
 
 def _are_few(one: Contrast) -> bool:
     """Whether there are too few answers to conclude anything."""
-    return one.unit.binary and sum(one.independent_questions.values()) < FEW
+    return one.outcome.binary and sum(one.independent_questions.values()) < FEW
 
 
 def _difference(one: Contrast, member: Member, margin: Margin, over: str, more: str = "") -> str:
     """By how much, and in what, the second arm differs from the first, though within the margin; ``over`` says what the
     interval is."""
-    unit = one.unit
+    outcome = one.outcome
     size = one.effects[MACRO].difference
-    rises, falls = unit.says
+    rises, falls = outcome.says
     low, high = member.interval  # of several contrasts with 0 in it where Holm's p are the sharper ones
     if size < 0:
         low, high = -high, -low
     verb = falls if size < 0 else rises
-    said = verb.format(size=unit.amount(size), before=one.before, questions=_asked(one))
+    said = verb.format(size=outcome.amount(size), before=one.before, questions=_asked(one))
     small = f", which is less than {in_words(one, margin)}" if member.equal <= LEVEL else ""
-    return f"{one.after} {said} ({over}: {unit.size(low)} to {unit.size(high)}{more}){small}"
+    return f"{one.after} {said} ({over}: {outcome.size(low)} to {outcome.size(high)}{more}){small}"
 
 
 def _asked(one: Contrast) -> str:
-    if one.unit.of_runs:
+    if one.outcome.of_runs:
         return counted(one.seeds, "seed")
-    asked = counted(one.questions(), "text" if one.unit.of_texts else "question")
+    asked = counted(one.questions(), "text" if one.outcome.of_texts else "question")
     return f"{asked} in {len(one.y)} tasks" if len(one.y) > 1 else asked
 
 
@@ -127,7 +128,7 @@ def _risks(main: Contrast) -> Iterator[str]:
     if main.seeds == 1 and main.are_runs:
         yield "These are two runs: to compare methods, train several seeds"
     fewest = min(main.independent_questions.values())
-    if effect.shown and effect.p > SURE and fewest < HANDFUL and not (main.unit.of_runs or _are_few(main)):
+    if effect.shown and effect.p > SURE and fewest < HANDFUL and not (main.outcome.of_runs or _are_few(main)):
         where = " in the smallest task" if len(main.y) > 1 else ""
         yield f"Fragile: {counted(fewest, 'independent question')}{where}, of which one or two may have decided"
 
@@ -143,7 +144,7 @@ def _of_family(comparison: Comparison) -> Iterator[str]:
         elif member.equal <= LEVEL:
             arms_by_conclusion[f"Equal to {one.before} within {in_words(one, margin)}"].append(one.after)
         else:
-            between = one.unit.range(member.interval) if isfinite(member.interval[0]) else "one seed"
+            between = one.outcome.range(member.interval) if isfinite(member.interval[0]) else "one seed"
             arms_by_conclusion[f"No difference from {one.before} is shown"].append(f"{one.after} ({between})")
     for concluded, arms in arms_by_conclusion.items():
         yield f"{concluded}: {', '.join(arms)}"

@@ -31,7 +31,7 @@ class Contrast:
 
     before: str
     after: str
-    unit: Outcome
+    outcome: Outcome
     seeds: int
     y: dict[str, tuple[Floats, Floats]]
     majority: dict[str, Floats]
@@ -79,7 +79,7 @@ class Contrast:
         if self.paired:
             return self._over_seeds({task: after - before for task, (before, after) in y.items()})
         before, after = ({task: sides[arm] for task, sides in y.items()} for arm in (0, 1))
-        return effects_unpaired(before, after, binary=self.unit.binary, clusters=self.clusters)
+        return effects_unpaired(before, after, binary=self.outcome.binary, clusters=self.clusters)
 
     @cached_property
     def over_majority(self) -> Effect:
@@ -88,15 +88,14 @@ class Contrast:
 
     def _over_seeds(self, differences: dict[str, Floats]) -> dict[str, Effect]:
         """The effects of differences on these questions; task -> shape ``(S, n)``."""
-        return effects(differences, binary=self.unit.binary, clusters=self.clusters)
+        return effects(differences, binary=self.outcome.binary, clusters=self.clusters)
 
 
 def contrast_of(
     before: Arm,
     after: Arm,
     *,
-    outcome: str,
-    unit: Outcome,
+    outcome: Outcome,
     base: Evaluation | None = None,
     own_seeds: bool = False,
 ) -> Contrast:
@@ -105,8 +104,7 @@ def contrast_of(
     Args:
         before: the arm that the other is held against.
         after: the other.
-        outcome: a name that the answers of every task have.
-        unit: how the outcome is written.
+        outcome: that the answers of every task have.
         base: the answers of the base of both arms to the same questions, if they are there.
         own_seeds: the seeds of the arms have nothing to do with each other, so runs are not paired by them.
     """
@@ -118,27 +116,27 @@ def contrast_of(
         ones = [one for one, _ in both]
         others = [other for _, other in both]
     seeds = min(len(ones), len(others))
-    if seeds < (2 if unit.of_runs or not paired else 1):
+    if seeds < (2 if outcome.of_runs or not paired else 1):
         raise UsageError(
-            f"{before.name} and {after.name}: too few seeds in common to compare {outcome}; train several, or where"
-            f" seeds have nothing to do with each other, --allow {SEEDS} compares two runs or more of each"
+            f"{before.name} and {after.name}: too few seeds in common to compare {outcome.name}; train several, or"
+            f" where seeds have nothing to do with each other, --allow {SEEDS} compares two runs or more of each"
         )
     majority = {}
-    if unit.binary and outcome.startswith("acc") and all(answers.gold for answers in ones[0].tasks.values()):
+    if outcome.binary and outcome.name.startswith("acc") and all(answers.gold for answers in ones[0].tasks.values()):
         for task, answers in ones[0].tasks.items():
             ((most_frequent, _),) = Counter(answers.gold).most_common(1)
             majority[task] = np.equal(answers.gold, most_frequent).astype(float)
     tables = base.tasks if base is not None and before.trained and after.trained else {}
-    y_before, y_after = values(ones, outcome), values(others, outcome)
+    y_before, y_after = values(ones, outcome.name), values(others, outcome.name)
     return Contrast(
         before=before.name,
         after=after.name,
-        unit=unit,
+        outcome=outcome,
         seeds=seeds,
         y={task: (y_before[task], y_after[task]) for task in y_before},
         majority=majority,
         clusters=cluster_codes([*ones, *others]),
-        base={task: np.array(answers.outcomes[outcome]) for task, answers in tables.items()},
+        base={task: np.array(answers.outcomes[outcome.name]) for task, answers in tables.items()},
         paired=paired,
         are_runs=all(run.made for run in (*ones, *others)),
     )

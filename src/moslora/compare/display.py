@@ -19,7 +19,7 @@ def tables(comparison: Comparison) -> list[list[list[str]]]:
     found = []
     if comparison.exploratory:
         effects = [contrast.effects[MACRO] for contrast in comparison.exploratory]
-        cells = [[comparison.unit.range(effect.interval), probability(effect.p)] for effect in effects]
+        cells = [[comparison.outcome.range(effect.interval), probability(effect.p)] for effect in effects]
         columns = ("arm (exploratory)", "95 % interval", "p")
         found.append(_by_arm(comparison, comparison.exploratory, columns, cells))
     if main is not None:
@@ -40,7 +40,7 @@ def _family_table(comparison: Comparison) -> list[list[str]]:
     cells = []
     for contrast, member in members_of(comparison):
         is_known = isfinite(member.interval[0])  # not that of one seed, where others have several
-        joint = contrast.unit.range(member.interval) if is_known else ""
+        joint = contrast.outcome.range(member.interval) if is_known else ""
         inner = inner_in_words(contrast, comparison.margin) if is_known else ""
         cells.append([joint, probability(member.different), inner, probability(member.equal)])
     return _by_arm(comparison, comparison.named, columns, cells)
@@ -48,20 +48,20 @@ def _family_table(comparison: Comparison) -> list[list[str]]:
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
     """A row per task and average: both arms, their difference, and p by Holm over the tasks."""
-    unit = contrast.unit
+    outcome = contrast.outcome
     tasks = list(contrast.y)
     holms = holm([contrast.effects[task].p for task in tasks])
     adjusted = dict(zip(tasks, map(probability, holms), strict=True))
-    majority = {task: unit.level(labels.mean()) for task, labels in contrast.majority.items()}
+    majority = {task: outcome.level(labels.mean()) for task, labels in contrast.majority.items()}
     columns = [contrast.before, contrast.after, "difference", "95 % interval", "p (Holm)"]
     rows = [["task", "n", "majority", *columns] if majority else ["task", "n", *columns]]
     for name in [*tasks, MACRO, MICRO] if len(tasks) > 1 else tasks:
         row = [name, f"{contrast.questions(name):,}"]
         if majority:
             row.append(majority.get(name, ""))
-        row += [unit.level(mean) for mean in contrast.means[name]]
+        row += [outcome.level(mean) for mean in contrast.means[name]]
         effect = contrast.effects[name]
-        rows.append([*row, unit.change(effect.difference), unit.range(effect.interval), adjusted.get(name, "")])
+        rows.append([*row, outcome.change(effect.difference), outcome.range(effect.interval), adjusted.get(name, "")])
     return rows
 
 
@@ -79,14 +79,14 @@ def _by_arm(
     tasks = list(contrasts[0].y)
     averages = {"macro": MACRO, "micro": MICRO} if len(tasks) > 1 else {tasks[0]: tasks[0]}
     with_gains = any(contrast.gains is not None for contrast in contrasts)
-    titles = [*averages, title_of_gain(comparison.unit)] if with_gains else [*averages]
+    titles = [*averages, title_of_gain(comparison.outcome)] if with_gains else [*averages]
 
     def levels(contrast: Contrast, arm: int) -> list[str]:
         """The means of the first (0) or the second arm (1), and what it gained over the base."""
-        found = [contrast.unit.level(contrast.means[name][arm]) for name in averages.values()]
+        found = [contrast.outcome.level(contrast.means[name][arm]) for name in averages.values()]
         if with_gains:
             gains = contrast.gains or (None, None)
-            found.append(gain_in_words(gains[arm], contrast.unit))
+            found.append(gain_in_words(gains[arm], contrast.outcome))
         return found
 
     rows = [[columns[0], "seeds", *titles, "difference", *columns[1:]]]
@@ -98,7 +98,7 @@ def _by_arm(
         runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
         rows.append([before, str(min(runs, len(most.y[tasks[0]][0]))), *levels(most, 0), *[""] * len(columns)])
         for contrast, last in together:
-            difference = contrast.unit.change(contrast.effects[MACRO].difference)
+            difference = contrast.outcome.change(contrast.effects[MACRO].difference)
             rows.append([contrast.after, str(len(contrast.y[tasks[0]][1])), *levels(contrast, 1), difference, *last])
     return rows
 

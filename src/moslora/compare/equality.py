@@ -26,25 +26,25 @@ def p_unequal(contrast: Contrast, margin: Margin) -> float:
     """p of a difference of the margin or more: the larger of the two one-sided tests'; 1 for a share of a gain that is
     not known."""
     if not margin.of_gain:
-        return contrast.effects[MACRO].law.beyond(margin.size / contrast.unit.factor)
+        return contrast.effects[MACRO].law.beyond(margin.size / contrast.outcome.factor)
     if not contrast.base:
         return 1.0
     sides = [_side(contrast, margin.size, sign=sign) for sign in (1, -1)]
     return max(side.below(0) for side in sides)
 
 
-def size_in_words(margin: Margin, unit: Outcome) -> str:
+def size_in_words(margin: Margin, outcome: Outcome) -> str:
     """``0.01 nats``, or ``20 % of the gain``."""
-    return f"{100 * margin.size:g} % of the gain" if margin.of_gain else f"{margin.size:g} {unit.unit}"
+    return f"{100 * margin.size:g} % of the gain" if margin.of_gain else f"{margin.size:g} {outcome.unit}"
 
 
 def in_words(contrast: Contrast, margin: Margin) -> str:
     """``0.01 nats``, or ``20 % of lora's gain (0.0280 nats)``."""
-    unit = contrast.unit
+    outcome = contrast.outcome
     if not margin.of_gain:
-        return size_in_words(margin, unit)
-    size = unit.change(_side(contrast, 1, sign=0).difference).lstrip("+")
-    return f"{100 * margin.size:g} % of {contrast.before}'s gain ({size} {unit.unit})"
+        return size_in_words(margin, outcome)
+    size = outcome.change(_side(contrast, 1, sign=0).difference).lstrip("+")
+    return f"{100 * margin.size:g} % of {contrast.before}'s gain ({size} {outcome.unit})"
 
 
 def title_of_inner(margin: Margin) -> str:
@@ -56,7 +56,7 @@ def inner_in_words(contrast: Contrast, margin: Margin) -> str:
     """The interval of confidence 1 − 2 · `LEVEL`, which is within the margin where the arms are equal: of D, or of
     D / G in percent; empty if the gain is not shown."""
     if not margin.of_gain:
-        return contrast.unit.range(contrast.effects[MACRO].inner)
+        return contrast.outcome.range(contrast.effects[MACRO].inner)
     low, high = share_interval(contrast)
     if not math.isfinite(high - low):
         return ""
@@ -86,7 +86,7 @@ def _end(contrast: Contrast, share: float, *, sign: int) -> float:
 
 def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
     """The law of ``share`` · G + ``sign`` · D."""
-    gain = -share if contrast.unit.counts_down else share
+    gain = -share if contrast.outcome.counts_down else share
     sides = {}
     for task, (before, after) in contrast.y.items():
         sides[task] = (sign * before - gain * (before - contrast.base[task]), sign * after)

@@ -8,7 +8,7 @@ from moslora.compare.arms import cluster_codes
 from moslora.compare.comparable import asked_the_same, of_other_bases
 from moslora.compare.statistics import MACRO, Effect, effects
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.outcomes import OUTCOMES, Outcome
+from moslora.runs.outcomes import Outcome
 
 
 def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:
@@ -24,34 +24,34 @@ def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:
     return None
 
 
-def gain_of(runs: Sequence[Evaluation], base: Evaluation, outcome: str) -> Effect | None:
+def gain_of(runs: Sequence[Evaluation], base: Evaluation, outcome: Outcome) -> Effect | None:
     """The outcome of an arm's runs minus their base's, on average over the tasks; ``None`` if the base, or one of the
     runs, does not have it of the same questions, or if these are one cluster. The questions of all are in the order of
     their ids."""
     differences = {}
     for task, of_base in base.tasks.items():
-        column = of_base.outcomes.get(outcome)
+        column = of_base.outcomes.get(outcome.name)
         if not column:
             continue
         answers = [run.tasks[task] for run in runs if task in run.tasks]
         alike = [its for its in answers if its.ids == of_base.ids and its.cluster_count > 1]
         if not runs or len(alike) < len(runs):
             return None
-        differences[task] = np.array([its.outcomes[outcome] for its in alike]) - np.array(column)
+        differences[task] = np.array([its.outcomes[outcome.name] for its in alike]) - np.array(column)
     if not differences:
         return None
-    return effects(differences, binary=OUTCOMES[outcome].binary, clusters=cluster_codes(runs))[MACRO]
+    return effects(differences, binary=outcome.binary, clusters=cluster_codes(runs))[MACRO]
 
 
-def title_of_gain(unit: Outcome) -> str:
+def title_of_gain(outcome: Outcome) -> str:
     """The title of a column of gains: a rise is a gain, or where lower is better a change."""
-    if unit.lower_is_better:
+    if outcome.lower_is_better:
         return "change from base, 95 % interval"
     return "gain over base, 95 % interval"
 
 
-def gain_in_words(gain: Effect | None, unit: Outcome) -> str:
+def gain_in_words(gain: Effect | None, outcome: Outcome) -> str:
     """A gain with its interval, ``+0.0280 (+0.0190 to +0.0370)``; empty if it is not known."""
     if gain is None:
         return ""
-    return f"{unit.change(gain.difference)} ({unit.range(gain.interval)})"
+    return f"{outcome.change(gain.difference)} ({outcome.range(gain.interval)})"

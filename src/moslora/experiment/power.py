@@ -83,17 +83,17 @@ def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
         measured.append(astuple(Components.of(contrast.effects[MACRO].law, questions=of_each_set)))
     components = Components(*map(fmean, zip(*measured, strict=True)))  # all have the same questions
     most = max(contrast.seeds for contrast in several)
-    unit = found.unit
+    outcome = found.outcome
     columns = {f"{components.questions * share:,.0f} questions": share for share in QUESTIONS}
-    if unit.of_runs:
+    if outcome.of_runs:
         columns = {"smallest difference": 1}
-    table = [[f"{unit.title}, {unit.unit}: seeds", *columns]]
+    table = [[f"{outcome.title}, {outcome.unit}: seeds", *columns]]
     for seeds in sorted({*SEEDS, most}):
         row = [str(seeds)]
         for share in columns.values():
             law = components.law(seeds=seeds, questions=components.questions * share)
             difference = law.detectable(level=LEVEL / found.count, power=POWER)  # each has its share of the level
-            row.append(unit.change(difference).lstrip("+"))
+            row.append(outcome.change(difference).lstrip("+"))
         table.append(row)
     return table, [
         f"smallest difference that is shown (in about 4 of 5 such experiments), among"

@@ -68,7 +68,7 @@ def score_table(
         for outcome in outcomes:
             cells.append(mean_over_seeds(runs, outcome))
             if base is not None:
-                cells.append(gain_in_words(gain_of(runs, base, outcome), OUTCOMES[outcome]))
+                cells.append(gain_in_words(gain_of(runs, base, OUTCOMES[outcome]), OUTCOMES[outcome]))
         rows.append(cells)
     return rows
 

@@ -76,6 +76,7 @@ class Outcome:
     """A number of each question, or text: what it is, how it is written, and which difference matters.
 
     Attributes:
+        name: in recipes, options and tables.
         title: its column in a table.
         unit: of its numbers, times ``factor``.
         factor: 100 for a share in percent.
@@ -93,6 +94,7 @@ class Outcome:
         says: what a rise and a fall say of one arm against another, with ``{size}``, ``{before}`` and ``{questions}``.
     """
 
+    name: str
     title: str
     unit: str
     margin: float = 0
@@ -140,8 +142,9 @@ class Outcome:
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
 
 
-OUTCOMES: Mapping[str, Outcome] = {
-    "log_probability": Outcome(
+_ALL = (
+    Outcome(
+        "log_probability",
         title="log p of the right option",
         unit="nats",
         digits=3,
@@ -154,7 +157,8 @@ OUTCOMES: Mapping[str, Outcome] = {
             "predicts the right option of {questions} {size} WORSE than {before}",
         ),
     ),
-    "accuracy": Outcome(
+    Outcome(
+        "accuracy",
         title="accuracy, %",
         unit="points",
         factor=100,
@@ -169,7 +173,8 @@ OUTCOMES: Mapping[str, Outcome] = {
             "answers {size} FEWER of {questions} right than {before}",
         ),
     ),
-    "nats_per_byte": Outcome(
+    Outcome(
+        "nats_per_byte",
         title="nats per byte",
         unit="nats per byte",
         margin=0.005,  # nats: 2 percent of the perplexity of a token of four bytes
@@ -179,7 +184,8 @@ OUTCOMES: Mapping[str, Outcome] = {
         always_shown=True,
         says=("predicts {questions} {size} WORSE than {before}", "predicts {questions} {size} better than {before}"),
     ),
-    "log_probability_summed": Outcome(
+    Outcome(
+        "log_probability_summed",
         title="log p of the right option, summed",
         unit="nats",
         digits=3,
@@ -192,7 +198,8 @@ OUTCOMES: Mapping[str, Outcome] = {
             "predicts the right option of {questions} {size} (summed) WORSE than {before}",
         ),
     ),
-    "brier": Outcome(
+    Outcome(
+        "brier",
         title="Brier score",
         unit="of the Brier score",
         margin=0.005,
@@ -201,7 +208,8 @@ OUTCOMES: Mapping[str, Outcome] = {
         lower_is_better=True,
         says=("is {size} WORSE than {before} over {questions}", "is {size} better than {before} over {questions}"),
     ),
-    "validation_loss": Outcome(
+    Outcome(
+        "validation_loss",
         title="validation loss",
         unit="nats per token",
         margin=0.01,
@@ -212,7 +220,9 @@ OUTCOMES: Mapping[str, Outcome] = {
             "predicts held-out rows {size} better than {before}",
         ),
     ),
-}
+)
+
+OUTCOMES: Mapping[str, Outcome] = {outcome.name: outcome for outcome in _ALL}
 
 
 def _known(name: str) -> str:
@@ -255,8 +265,8 @@ def measure(outcome: str, values: Collection[float]) -> Outcome:
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
     if set(values) <= {0, 1}:
-        found = Outcome(title=f"{outcome}, %", unit="points", factor=100, digits=1, fine=1, margin=0.5, binary=True)
+        found = Outcome(outcome, f"{outcome}, %", "points", factor=100, digits=1, fine=1, margin=0.5, binary=True)
         if outcome in DEFAULTS:  # an accuracy under another name
             return replace(found, says=OUTCOMES["accuracy"].says)
         return found
-    return Outcome(title=outcome, unit=outcome, digits=3)
+    return Outcome(outcome, outcome, outcome, digits=3)

@@ -77,5 +77,5 @@ def effects_of(server: Evaluation, run: Evaluation) -> dict[str, Effect]:
     questions = {task: answers.ids for task, answers in server.tasks.items() if answers.cluster_count > 1}
     theirs = server.only(questions)
     ours = run.only(questions)
-    found = {name: gain_of([theirs], ours, name) for name, outcome in OUTCOMES.items() if outcome.always_shown}
+    found = {name: gain_of([theirs], ours, outcome) for name, outcome in OUTCOMES.items() if outcome.always_shown}
     return {name: effect for name, effect in found.items() if effect is not None}

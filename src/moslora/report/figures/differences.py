@@ -29,7 +29,9 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Mar
                 _draw(axes, contrast, task, row + offset, style)
         axes.set_title("Difference by task")
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
-        axes.set_xlabel(f"difference from {first.before}, {first.unit.unit}, 95 % interval; filled: shown", wrap=True)
+        axes.set_xlabel(
+            f"difference from {first.before}, {first.outcome.unit}, 95 % interval; filled: shown", wrap=True
+        )
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.grid(axis="y", visible=False)
@@ -45,7 +47,7 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Mar
 def _draw(axes: Axes, contrast: Contrast, task: str, place: float, style: Style) -> None:
     """The difference in one task, with its interval; filled where it is shown."""
     effect = contrast.effects[task]
-    factor = contrast.unit.factor
+    factor = contrast.outcome.factor
     ends = [factor * end for end in effect.interval]
     axes.plot(ends, [place] * 2, color=style.color, linewidth=1.8, solid_capstyle="round")
     axes.plot(
