@@ -264,7 +264,7 @@ def limited(max_length: int, *, cut: int | None) -> Evaluation:
     tasks = {}
     for task, answers in one.tasks.items():
         known = () if cut is None else tuple(place < cut for place in range(len(answers.ids)))
-        tasks[task] = replace(answers, cut=known)
+        tasks[task] = replace(answers, truncated=known)
     return with_tasks(one, tasks)
 
 
@@ -277,7 +277,7 @@ def test_a_limit_that_cut_nothing_does_not_matter():
             compare_arms(arms(a=limited(8_192, cut=one), b=limited(32_768, cut=other)))
     assert compare_arms(arms(a=limited(8_192, cut=1), b=limited(8_192, cut=None))).main is not None
     long = limited(8_192, cut=0)
-    boolq = replace(long.tasks["boolq"], cut=limited(8_192, cut=1).tasks["boolq"].cut)
+    boolq = replace(long.tasks["boolq"], truncated=limited(8_192, cut=1).tasks["boolq"].truncated)
     cut = with_tasks(long, {**long.tasks, "boolq": boolq})
     assert compare_arms(arms(a=cut, b=limited(32_768, cut=0)), tasks="siqa,obqa").main is not None, "not compared"
 

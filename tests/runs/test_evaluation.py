@@ -44,7 +44,7 @@ def test_columns_are_those_of_the_predictions():
         rows = sorted((row for row in every if row.task == task), key=lambda row: row.id)
         assert answers.ids == tuple(row.id for row in rows)
         assert answers.chosen == tuple(np.argmax(row.deciding_scores) for row in rows)
-        assert answers.cut == tuple(row.truncated for row in rows) and sum(answers.cut) == 3
+        assert answers.truncated == tuple(row.truncated for row in rows) and sum(answers.truncated) == 3
         right = [float(np.argmax(np.divide(row.scores, row.characters)) == row.gold) for row in rows]
         assert answers.outcomes["accuracy"] == tuple(right) and 0 < sum(right) < 20
         logs = [log_softmax(np.divide(row.scores, row.characters))[row.gold] for row in rows]
@@ -69,7 +69,7 @@ def test_the_brier_score_is_scikit_learns():
             assert column == pytest.approx(expected, abs=1e-9) and 0 < column < 2
         mean = metrics.brier_score_loss(answers.gold, probabilities, labels=range(options), scale_by_half=False)
         assert np.mean(found) == pytest.approx(mean)
-    generated = replace(answers, scores=(), characters=(), outcomes={}, texts=("a",) * 20, labels=("a",) * 20)
+    generated = replace(answers, scores=(), characters=(), outcomes={}, text=("a",) * 20, answer=("a",) * 20)
     assert list(with_outcomes(generated).outcomes) == ["accuracy"]
 
 
@@ -87,9 +87,9 @@ def test_some_questions_in_the_order_of_their_ids():
 
 def test_outcomes_that_were_kept_stay_and_scores_give_the_others():
     whole = Evaluation.of(Path(), SETTINGS, predictions()).tasks["obqa"]
-    without = TaskAnswers(whole.ids, whole.gold, whole.outcomes, cut=whole.cut)
+    without = TaskAnswers(whole.ids, whole.gold, whole.outcomes, truncated=whole.truncated)
     assert with_outcomes(without) == without, "without scores nothing is added"
-    part = replace(whole, outcomes={"accuracy": (0.5,) * 20}, predicted=())
+    part = replace(whole, outcomes={"accuracy": (0.5,) * 20}, prediction=())
     assert with_outcomes(part).outcomes == {**whole.outcomes, "accuracy": (0.5,) * 20}
 
 

@@ -34,7 +34,7 @@ def asked_the_same(one: Evaluation, other: Evaluation) -> bool:
 def differently_asked(runs: Sequence[Evaluation]) -> dict[str, str]:
     """The differences in protocol, template and questions. The limit in tokens is none if it cut nothing in any."""
     tables = [answers for run in runs for answers in run.tasks.values()]
-    limit_matters = any(any(answers.cut) or len(answers.cut) < len(answers.ids) for answers in tables)  # or not known
+    limit_matters = any(any(its.truncated) or len(its.truncated) < len(its.ids) for its in tables)  # or not known
     ways = []
     for run in runs:
         way = dict(run.settings.asked)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moslora.compare.index import ExperimentIndex, read_index
+from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.logs import log_files, read_logs
-from moslora.compare.tables import read_tables
+from moslora.compare.tables import TableRun, read_tables
 from moslora.console import note
 from moslora.errors import UsageError
 from moslora.recipe import Changes, Recipe
@@ -38,27 +38,26 @@ def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str |
     for path, place in zip(paths, places, strict=True):
         if places.count(place) > 1:
             raise UsageError(f"{path}: named twice; a comparison needs two different runs or logs")
-    ours = [path for path in paths if is_evaluation(path) or runs_at(path) or read_index(path)]
-    if any(log_files(path) for path in paths if path not in ours):
-        return read_logs(paths, cluster=cluster)
-    if cluster is not None:
-        raise UsageError(
-            f"--cluster {cluster}: is for logs of other programs; of runs, tasks.NAME.cluster in the recipe says it"
-        )
     found: list[Evaluation] = []
     for path in paths:
-        if (len(paths) > 1 or evaluation) and read_tables(path):
-            raise UsageError(f"{path}: an experiment in tables is compared alone; give no other path or --evaluation")
         index = read_index(path)
         if is_evaluation(path):
             here = [compared(path)]
         elif index is not None:
+            if (len(paths) > 1 or evaluation) and read_tables(path):
+                raise UsageError(f"{path}: an experiment in tables is compared alone, without --evaluation")
             here = _of_experiment(path, index, evaluation=evaluation)
         else:
             here = [compared_run(run, evaluation) for run in runs_at(path)]
+            if not here and log_files(path):
+                return read_logs(paths, cluster=cluster)
         if not here:
             raise UsageError(f"{path}: no evaluated run here")
         found += here
+    if cluster is not None:
+        raise UsageError(
+            f"--cluster {cluster}: is for logs of other programs; of runs, tasks.NAME.cluster in the recipe says it"
+        )
     return found
 
 
@@ -74,18 +73,15 @@ def runs_at(path: Path) -> dict[Path, str | None]:
 def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[Evaluation]:
     """The scored runs of an experiment: those in its tables, and those that have a folder, which may be at another
     learning rate now. Says which have no answers, or are missing."""
-    rates = {run.arm: run.learning_rate for run in index.runs}
-    rows = [row for row in read_tables(path) if row.arm is not None and rates.get(row.arm, row.rate) == row.rate]
-    found = [as_arm(row.evaluation, path, row.arm or "") for row in rows if row.evaluation is not None]
-    diverged = [f"{row.arm} with seed {row.seed}" for row in rows if row.diverged and row.role == "scored"]
-    diverged += [f"{run.arm} with seed {run.seed}" for run in index.runs if run.diverged]
-    folders = {path / run.folder: run.arm for run in index.runs if not run.diverged}
-    missing = 0
-    for folder, arm in folders.items():
-        if is_run(folder):
-            found.append(as_arm(compared_run(folder, evaluation), path, arm, as_planned=not evaluation))
-        else:
-            missing += 1
+    rates: dict[str | None, float] = {run.arm: run.learning_rate for run in index.runs}
+    rows = [row for row in read_tables(path) if row.role == "scored" and rates.get(row.arm, row.rate) == row.rate]
+    found = [as_arm(row.evaluation, path, str(row.arm)) for row in rows if row.evaluation is not None]
+    there = [run for run in index.runs if not run.diverged and is_run(path / run.folder)]
+    for run in there:
+        found.append(as_arm(compared_run(path / run.folder, evaluation), path, run.arm, as_planned=not evaluation))
+    both: list[TableRun | ExperimentRun] = [*rows, *index.runs]
+    diverged = [f"{run.arm} with seed {run.seed}" for run in both if run.diverged]
+    missing = len(index.runs) - len(there) - sum(run.diverged for run in index.runs)
     if diverged:
         note(f"{path}: diverged, so it has no answers and is left out: {', '.join(diverged)}")
     if missing:

@@ -101,7 +101,7 @@ def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Ma
     texts: dict[str, TextScore] = {}
     for task, record in records.items():
         answers = tasks.get(task)
-        if answers is None or not answers.predicted:
+        if answers is None or not answers.prediction:
             continue
         if answers.are_texts:
             texts[task] = score_texts(answers)

@@ -73,16 +73,16 @@ def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
     if answers.scores:
         found["log_probability"] = mean_of(log_probability(answers)).value
     else:
-        found["parse_rate"] = sum(bool(label) for label in answers.labels) / n
+        found["parse_rate"] = sum(map(bool, answers.answer)) / n
     if answers.are_in_words:
-        found["same_answer"] = _share_of_most_frequent([label for label in answers.labels if label], n)
+        found["same_answer"] = _share_of_most_frequent([answer for answer in answers.answer if answer], n)
     else:
         found["majority_class"] = _share_of_most_frequent(answers.gold, n)
         found["same_answer"] = _share_of_most_frequent(answers.chosen, n)
         found["below_majority"] = below_majority(answers)
     if drift is not None:
         found["close_calls"] = sum(margin(scores) < drift for scores in answers.deciding_scores)
-    return Score(n=n, truncated=sum(answers.cut), drift=drift, **found)
+    return Score(n=n, truncated=sum(answers.truncated), drift=drift, **found)
 
 
 def _share_of_most_frequent(values: Sequence[Any], n: int) -> float:

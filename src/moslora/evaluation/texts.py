@@ -58,4 +58,4 @@ def score_texts(measured: TaskAnswers) -> TextScore:
         half = float(stdtrit(mean.clusters - 1, 0.975)) * mean.error
         interval = (mean.value - half, mean.value + half)
     clusters = mean.clusters if mean.clusters < mean.n else None
-    return TextScore(mean.n, mean.value, mean.error, interval, sum(measured.cut), clusters)
+    return TextScore(mean.n, mean.value, mean.error, interval, sum(measured.truncated), clusters)

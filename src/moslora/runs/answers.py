@@ -1,4 +1,4 @@
-"""The answers to the questions of one task, as one table of columns."""
+"""The answers to the questions of one task, as one table: its columns are the fields of `Prediction`, a row."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -20,13 +20,13 @@ class TaskAnswers:
         gold: position of the right option; empty for texts and open-ended questions, and if a log does not tell.
         outcomes: the numbers that can be compared (`moslora.runs.outcomes`), or those that a log has.
         hashes: of the question, of the answer and of the prompt, if a log has them.
-        cut: whether the question, or the text, was longer than the limit.
+        truncated: whether the question, or the text, was longer than the limit.
         scores: log-probability of each option in nats.
         characters: of each option, by which ``cloze`` divides its score.
-        predicted: position of the option with the best score, or that a generated text names, if it names one; of an
+        prediction: position of the option with the best score, or that a generated text names, if it names one; of an
             open-ended question the position of the accepted answer that was given, if one was.
-        texts: generated texts.
-        labels: the label found in each generated text, or what was read from it as an answer in words, or "".
+        text: that was generated.
+        answer: the label found in each generated text, or what was read from it as an answer in words, or "".
         bytes: of a text that is measured: the bytes in UTF-8 that its score is of.
         clusters: name of the cluster that each question is in; empty if each is alone, as far as is known.
     """
@@ -35,12 +35,12 @@ class TaskAnswers:
     gold: tuple[int, ...] = ()
     outcomes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     hashes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    cut: tuple[bool, ...] = ()
+    truncated: tuple[bool, ...] = ()
     scores: tuple[tuple[float, ...], ...] = ()
     characters: tuple[tuple[int, ...], ...] = ()
-    predicted: tuple[int | None, ...] = ()
-    texts: tuple[str | None, ...] = ()
-    labels: tuple[str | None, ...] = ()
+    prediction: tuple[int | None, ...] = ()
+    text: tuple[str | None, ...] = ()
+    answer: tuple[str | None, ...] = ()
     bytes: tuple[int, ...] = ()
     clusters: tuple[str, ...] = ()
 
@@ -48,18 +48,12 @@ class TaskAnswers:
     def of(cls, predictions: Sequence[Prediction]) -> "TaskAnswers":
         """The columns of the predictions of one task, at least one, in their order."""
         first = predictions[0]
-        read = {"ids": "id", "cut": "truncated", "predicted": "prediction"}
-        if first.bytes:
-            read["bytes"] = "bytes"
-        elif first.gold is not None:
-            read["gold"] = "gold"
-        read |= {"scores": "scores"} if first.scores else {"texts": "text", "labels": "answer"}
-        if first.characters:
-            read["characters"] = "characters"
-        columns: dict[str, Any] = {
-            column: tuple(getattr(each, name) for each in predictions) for column, name in read.items()
-        }
-        return cls(**columns)
+        known = ["prediction", "truncated", *(["scores"] if first.scores else ["text", "answer"])]
+        known += [name for name in ("characters", "bytes") if getattr(first, name)]
+        if first.gold is not None and not first.bytes:
+            known.append("gold")
+        columns: dict[str, Any] = {name: tuple(getattr(each, name) for each in predictions) for name in known}
+        return cls(tuple(each.id for each in predictions), **columns)
 
     @property
     def are_texts(self) -> bool:
@@ -69,7 +63,7 @@ class TaskAnswers:
     @property
     def are_in_words(self) -> bool:
         """Whether these are answers to open-ended questions."""
-        return bool(self.texts) and not self.gold
+        return bool(self.text) and not self.gold
 
     @cached_property
     def deciding_scores(self) -> tuple[tuple[float, ...], ...]:
@@ -80,7 +74,7 @@ class TaskAnswers:
     def chosen(self) -> tuple[int | None, ...]:
         """The position that counts, by the primary metric; ``None`` for a generated text without an answer."""
         if not self.scores:
-            return self.predicted
+            return self.prediction
         return tuple(argmax(scores) for scores in self.deciding_scores)
 
     def grouped(self, clusters: Mapping[str, str]) -> "TaskAnswers":

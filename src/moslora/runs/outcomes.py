@@ -17,7 +17,7 @@ def right_undivided(answers: TaskAnswers) -> Column:
     """1 if the option with the best score is the right one (cloze: lm-eval's ``acc``), or the one that a generated text
     names; of an open-ended question if an accepted answer was given (lm-eval's ``exact_match``). The outcome
     ``accuracy`` is `right`."""
-    return _of_right(answers, answers.predicted)
+    return _of_right(answers, answers.prediction)
 
 
 def right(answers: TaskAnswers) -> Column:

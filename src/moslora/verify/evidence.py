@@ -69,7 +69,7 @@ def alike(one: Evaluation, other: Evaluation) -> set[str]:
     such texts one may be longer than the other: a run's text ends where its answer is decided."""
 
     def answers(evaluation: Evaluation) -> dict[str, Any]:
-        texts = by_id(evaluation, "texts")
+        texts = by_id(evaluation, "text")
         chosen = by_id(evaluation, "chosen")
         return {id: texts[id].strip() if option is None else option for id, option in chosen.items()}
 

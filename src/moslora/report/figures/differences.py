@@ -5,11 +5,10 @@ from textwrap import fill
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
 
 from moslora.compare.contrast import Contrast
 from moslora.compare.statistics import MACRO
-from moslora.report.canvas import GRID, INK, MUTED, Canvas, Style
+from moslora.report.canvas import GRID, INK, MUTED, Canvas
 
 
 def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Markup:
@@ -23,10 +22,15 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Mar
     with canvas.figure(5, height) as (figure, axes):
         axes.axvline(0, color=MUTED, linewidth=1.2)
         for contrast, offset in zip(contrasts, offsets, strict=True):
-            style = canvas.style(contrast.after)
-            axes.plot([], [], style.marker, color=style.color, label=fill(contrast.after, 60))  # for the legend
+            color, marker, _ = canvas.style(contrast.after)
+            axes.plot([], [], marker, color=color, label=fill(contrast.after, 60))  # for the legend
             for row, task in enumerate(rows):
-                _draw(axes, contrast, task, row + offset, style)
+                effect = contrast.effects[task]
+                x, low, high = contrast.outcome.factor * np.array([effect.difference, *effect.interval])
+                place = row + offset
+                axes.plot([low, high], [place, place], color=color, linewidth=1.8, solid_capstyle="round")
+                fill_color = color if effect.shown else "none"
+                axes.plot(x, place, marker, color=color, markersize=5, markerfacecolor=fill_color)
         axes.set_title("Difference by task")
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
         axes.set_xlabel(
@@ -42,19 +46,3 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Mar
         if len(contrasts) > 1:
             figure.legend(loc="outside upper left")
     return canvas.keep(name, figure)
-
-
-def _draw(axes: Axes, contrast: Contrast, task: str, place: float, style: Style) -> None:
-    """The difference in one task, with its interval; filled where it is shown."""
-    effect = contrast.effects[task]
-    factor = contrast.outcome.factor
-    ends = [factor * end for end in effect.interval]
-    axes.plot(ends, [place] * 2, color=style.color, linewidth=1.8, solid_capstyle="round")
-    axes.plot(
-        factor * effect.difference,
-        place,
-        style.marker,
-        color=style.color,
-        markersize=5,
-        markerfacecolor=style.color if effect.shown else "none",
-    )

@@ -1,16 +1,17 @@
 """What is gained against what is forgotten."""
 
 from collections.abc import Sequence
-from statistics import fmean
 from textwrap import fill
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from moslora.compare.gains import gain_of
 from moslora.compare.statistics import Floats
 from moslora.report.canvas import MUTED, Canvas, Style
 from moslora.runs.evaluation import Evaluation
+from moslora.runs.outcomes import OUTCOMES
 
 GAINED = "log_probability"  # an outcome of questions
 FORGOTTEN = "nats_per_byte"  # an outcome of texts
@@ -18,12 +19,8 @@ FORGOTTEN = "nats_per_byte"  # an outcome of texts
 
 def change(outcome: str, tuned: Evaluation, base: Evaluation) -> float:
     """Macro average of the ``outcome`` over the tasks that have it, minus the base's; NaN if none has."""
-    changes = []
-    for task, answers in tuned.tasks.items():
-        after, before = (its.outcomes.get(outcome) for its in (answers, base.tasks[task]))
-        if after and before:
-            changes.append(fmean(after) - fmean(before))
-    return fmean(changes) if changes else np.nan
+    gain = gain_of([tuned], base, OUTCOMES[outcome])
+    return gain.difference if gain else np.nan
 
 
 def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], base: Evaluation) -> Markup | None:
