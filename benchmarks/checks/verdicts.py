@@ -50,7 +50,7 @@ def verdicts(whole: Evidence, size: int) -> str:
 
 
 def main(run: Path, folders: tuple[Path, ...]) -> None:
-    answered = read_evaluation(Run(run).evaluation())
+    answered = read_evaluation(Run(run).evaluation_folder())
     table = [["server", *(f"{size} questions" for size in SIZES)]]
     for folder in folders:
         server = read_evaluation(folder)

@@ -185,11 +185,11 @@ def test_other_versions_are_no_reason_to_refuse_but_told(capsys):
 
 def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs):
     run = Run(runs / "lora-1")
-    own = run.evaluation()
+    own = run.evaluation_folder()
     of_checkpoint = own.rename(own.with_name(f"{own.name}-step-20"))
     with pytest.raises(UsageError, match=f"choose one with --evaluation, among {of_checkpoint.name}"):
-        run.evaluation()
-    assert run.evaluation(of_checkpoint.name) == of_checkpoint
+        run.evaluation_folder()
+    assert run.evaluation_folder(of_checkpoint.name) == of_checkpoint
     assert base_of(of_checkpoint) == base_of(own) == own.with_name(f"{own.name}-base")
 
 

@@ -120,7 +120,7 @@ def test_alike_answers_to_few_questions_do_not_make_two_models_equal():
     few = effects({"obqa": np.zeros((1, 20))}, binary=True)[MACRO]
     many = effects({"obqa": np.zeros((1, 3000))}, binary=True)[MACRO]
     assert few.law.beyond(0.005) > LEVEL >= many.law.beyond(0.005)
-    assert few.interval[0] < -0.05 and not few.shown
+    assert few.interval[0] < -0.05 and not few.is_shown
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -239,5 +239,5 @@ def test_components_of_arms_that_are_not_paired_add_up():
         tastes = draw.normal(0, 0.05, (2, 40))
         one = tastes[0] + draw.normal(0, 0.1, (3, 1)) + draw.normal(0, 0.3, (3, 40))
         other = tastes[1] + draw.normal(0, 0.02, (4, 1)) + draw.normal(0, 0.3, (4, 40))
-        wrong += effects_unpaired({"obqa": one}, {"obqa": other}, binary=False)[MACRO].shown
+        wrong += effects_unpaired({"obqa": one}, {"obqa": other}, binary=False)[MACRO].is_shown
     assert wrong <= 75

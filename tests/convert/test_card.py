@@ -67,7 +67,7 @@ def test_a_base_of_the_hub_is_in_its_list_of_bases(trained, tmp_path, name, list
     write_card(
         tmp_path,
         AdapterFolder(folder.path, recipe, manifest),
-        origin=folder.origin(""),
+        origin=folder.origin_for(""),
         proof="",
         task="piqa",
     )
@@ -83,7 +83,7 @@ def test_a_revision_is_a_text_in_the_cards_code(trained, tmp_path):
     model = folder.recipe.model.model_copy(update={"name": "gpt2", "revision": revision})
     recipe = folder.recipe.model_copy(update={"model": model})
     (tmp_path / "adapter_config.json").write_text("{}")
-    write_card(tmp_path, AdapterFolder(folder.path, recipe, folder.manifest), origin=folder.origin(""), proof="")
+    write_card(tmp_path, AdapterFolder(folder.path, recipe, folder.manifest), origin=folder.origin_for(""), proof="")
     (code,) = re.findall(r"```python\n(from peft.*?)```", Card(tmp_path).text, re.DOTALL)
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and node.keywords]
     assert [(k.arg, ast.literal_eval(k.value)) for call in calls for k in call.keywords] == [("revision", revision)] * 2
@@ -103,7 +103,7 @@ def test_every_source_is_named_as_others_know_it(trained, tmp_path):
         data = folder.recipe.data.model_copy(update={"source": source})
         recipe = folder.recipe.model_copy(update={"data": data, "tasks": own})
         manifest = folder.manifest | {"data": {**folder.manifest["data"], "tasks": {task: 1234}}}
-        write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), origin=folder.origin(""), proof="")
+        write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), origin=folder.origin_for(""), proof="")
         card = Card(tmp_path)
         assert card.fields[f"rows of {task}"] == f"1,234 from {said}" and "/home/me" not in card.text
 

@@ -42,7 +42,7 @@ def shown(
     folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase, task: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """What the Python text of each task makes."""
-    write = {"origin": folder.origin(""), "proof": "", "task": task}
+    write = {"origin": folder.origin_for(""), "proof": "", "task": task}
     with TemporaryDirectory() as out:
         write_card(Path(out), folder, tokenizer=tokenizer, **write)
         text = Card(Path(out)).section("Prompt")
@@ -115,6 +115,6 @@ def test_a_gate_that_is_fixed_is_asked_about_its_task_alone(trained, tokenizer, 
     assert {*shown(folder, tokenizer)} == {"boolq", "arc_easy", "obqa"}
     assert {*shown(folder, tokenizer, "obqa")} == {"obqa"}
     chat = folder.recipe.model_copy(update={"data": DataSection(format="chat")})
-    origin = folder.origin("")
+    origin = folder.origin_for("")
     write_card(tmp_path, replace(folder, recipe=chat), origin=origin, proof="")
     assert "chat template" in Card(tmp_path).section("Prompt")

@@ -59,7 +59,7 @@ def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(here, capsy
     for words in ((), ("--base",)):
         code, said, errors = run(capsys, "eval", "run", *words)
         assert code == 0 and "protocol choice (first: answers in words)" in said, errors
-    folder = Run(Path("run")).evaluation()
+    folder = Run(Path("run")).evaluation_folder()
     results = read_results(folder)
     assert list(results.tasks) == ["first", "boolq"] and results.without_leaks
     predictions = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]

@@ -109,7 +109,7 @@ def test_texts_are_asked_beside_questions_and_compared(mine, tmp_path, monkeypat
     for base in ((), ("--base",)):
         code, said, errors = run(capsys, "eval", "run", "--tasks", "boolq,t.yaml", "--limit", "all", *base)
         assert code == 0 and "nats per byte" in said and "macro" not in said, errors
-    results = read_results(Run(Path("run")).evaluation())
+    results = read_results(Run(Path("run")).evaluation_folder())
     assert list(results.tasks) == ["boolq"] and results.texts["manual"].n == 9
     assert results.without_leaks and list(results.without_leaks.leaks) == ["boolq"]
     code, said, _ = run(capsys, "compare", "run", "--outcome", "nats_per_byte")

@@ -34,7 +34,7 @@ def answered(served: Served) -> list[Prediction]:
 
 def test_a_servers_answers_are_an_evaluation_like_the_runs(served, capsys):
     pretended = served.pretended()
-    own = Run(served.path).evaluation()
+    own = Run(served.path).evaluation_folder()
     with serving(pretended) as address:
         code, out, errors = run(capsys, "eval", served.path, "--server", address)
         assert code == 0 and says(out, f"small at {address}", "boolq", "macro average"), out + errors
@@ -44,7 +44,9 @@ def test_a_servers_answers_are_an_evaluation_like_the_runs(served, capsys):
         code, _, errors = run(capsys, "eval", served.path, "--server", address, "--out", own.with_name("mine"))
         assert code == 2 and says(errors, "stands for other weights", "-at-127.0.0.1"), errors
     assert not any(body.get("echo") for body in pretended.asked), "what was answered is not asked again"
-    assert evaluation(served).name.startswith(f"{own.name}-at-127.0.0.1-") and Run(served.path).evaluation() == own
+    assert (
+        evaluation(served).name.startswith(f"{own.name}-at-127.0.0.1-") and Run(served.path).evaluation_folder() == own
+    )
     answered_as_by_the_run(served)
     theirs, macro = read_results(evaluation(served)).macro, read_results(own).macro
     assert theirs is not None and macro is not None and theirs.accuracy == macro.accuracy
@@ -54,7 +56,7 @@ def test_a_servers_answers_are_an_evaluation_like_the_runs(served, capsys):
 
 def answered_as_by_the_run(served: Served) -> None:
     """Compares the server's answers with the run's own."""
-    ours = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation())}
+    ours = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation_folder())}
     assert sorted(one.id for one in answered(served)) == sorted(ours) and len(ours) == 60
     for prediction in answered(served):
         assert prediction.scores == pytest.approx(ours[prediction.id], abs=1e-4)

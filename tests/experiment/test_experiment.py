@@ -352,7 +352,7 @@ def test_an_experiment_trains_on_some_sets_and_asks_others(write, capsys):
     file = write(old="evaluation: {limit: 6}", new=asked)
     replace_text(Path(file), "outcome: log_probability", "outcome: nats_per_byte")
     code, said, errors = run(capsys, "experiment", file)
-    scores = [read_predictions(Run(path).evaluation()) for path in Path("runs/e/runs").glob("lora-*")]
+    scores = [read_predictions(Run(path).evaluation_folder()) for path in Path("runs/e/runs").glob("lora-*")]
     rates = [np.mean([-p.scores[0] / p.bytes for p in one if p.bytes]) for one in scores]
     assert all({p.task for p in one} == {"obqa", "mine"} for one in scores)
     mean = f"{np.mean(rates):.4f} ± {np.std(rates, ddof=1) / 2**0.5:.4f}"

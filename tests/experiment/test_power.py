@@ -67,7 +67,7 @@ def test_four_of_five_studies_show_what_is_promised():
     """In a known world, by the law that `moslora compare` uses, with other numbers of seeds and questions."""
     random = np.random.default_rng(6)
     difference = smallest(KNOWN.law(seeds=8, questions=100))
-    shown = [effects({"all": drawn(random, 8, 100, difference)}, binary=False)[MACRO].shown for _ in range(800)]
+    shown = [effects({"all": drawn(random, 8, 100, difference)}, binary=False)[MACRO].is_shown for _ in range(800)]
     assert np.mean(shown) == pytest.approx(POWER, abs=0.045)
 
 

@@ -309,7 +309,7 @@ def test_every_label_of_a_figure_is_whole(evaluated, tmp_path, monkeypatch):
     contrast = compare_paths([evaluated]).named[0]
     several = [replace(contrast, before=arms[1], after=arm) for arm in arms]
     assert differences(canvas, "differences", several)
-    assert draw_mixers(canvas, "mixers", mapped(run.layers))
+    assert draw_mixers(canvas, "mixers", mapped(run.learned))
     assert not cut
 
 

@@ -54,7 +54,7 @@ def test_the_first_of_the_best_finite_values_is_the_best(by, values, step, since
     """And is read back to the bit."""
     best = Best(by)
     for number, value in enumerate(values, start=1):
-        best = best.after(number, value)
+        best = best.updated(number, value)
     assert (best.step, best.since, best.validations) == (step, since, len(values))
     assert best.value == (None if step is None else values[step - 1])
     if values:

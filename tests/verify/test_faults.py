@@ -97,7 +97,7 @@ def test_every_fault_has_its_name_and_only_the_run_is_the_run(protocol, chat, se
         faults = IN_A_CHAT
         overrides += ["data.format=chat", "evaluation.tasks=[arc_easy,obqa]"]
     served = served_world(*overrides)
-    base = base_of(Run(served.path).evaluation())
+    base = base_of(Run(served.path).evaluation_folder())
     column = 0
     tells = "forced" if chat else "echo"
     limit = "all"

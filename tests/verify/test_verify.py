@@ -43,7 +43,7 @@ def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(tells, takes_t
     if tells == "likeliest":
         monkeypatch.setattr("moslora.evaluation.reading.LIKELIEST", (len(served.tokenizer),))
     assert verified(capsys, served, served.pretended(tells=tells, takes_tokens=takes_tokens)) == "run"
-    own = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation())}
+    own = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation_folder())}
     told = answers(served)
     assert len(told) == 60
     for prediction in told:
@@ -121,7 +121,7 @@ def sorted_answers(folder: Path) -> list[Prediction]:
 
 @pytest.mark.parametrize("asked", ["neither", "the run"])
 def test_what_was_never_asked_is_scored_first_as_by_eval_and_kept(asked, served, capsys):
-    own = Run(served.path).evaluation()
+    own = Run(served.path).evaluation_folder()
     before = [sorted_answers(folder) for folder in (own, base_of(own))]
     shutil.rmtree(base_of(own) if asked == "the run" else own.parent)
     with serving(served.pretended(served.model(base=True))) as address:
@@ -176,7 +176,7 @@ def test_without_the_base_nothing_is_the_run(base, served, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     if base == "too large for this machine":
         target = served.path
-        shutil.rmtree(base_of(Run(target).evaluation()))
+        shutil.rmtree(base_of(Run(target).evaluation_folder()))
         monkeypatch.setattr(verification, "evaluate_target", too_large)
     else:
         target = merged(capsys, served)
@@ -250,7 +250,7 @@ def test_answers_of_weights_that_are_gone_are_refused(served, capsys):
 def test_a_checkpoint_is_verified_by_the_name_of_its_evaluation(served, capsys):
     checkpoint = served.path / "checkpoints" / "step-36"
     evaluate_target(open_target(str(checkpoint)))
-    name = Run(served.path).evaluation().name + "-step-36"
+    name = Run(served.path).evaluation_folder().name + "-step-36"
     pretended = served.pretended(served.model("checkpoints/step-36"))
     assert verified(capsys, served, pretended, "--evaluation", name) == "run"
     assert verified(capsys, served, served.pretended(), "--evaluation", name) != "run"

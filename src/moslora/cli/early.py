@@ -53,4 +53,4 @@ def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
             fix = did_you_mean(path, otherwise="moslora runs lists the runs")
             raise UsageError(f"{path}: no such file or folder; {fix}")
         if is_run(path) and not has_logs:
-            Run(path).evaluation(evaluation)
+            Run(path).evaluation_folder(evaluation)

@@ -49,7 +49,7 @@ def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence
         return [word for word in words if word != "--base"]
     compare = ["compare", str(run.path)]
     try:
-        found_unnamed = run.evaluation() == own
+        found_unnamed = run.evaluation_folder() == own
     except UsageError:  # there are several
         found_unnamed = False
     if not found_unnamed:

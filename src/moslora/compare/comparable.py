@@ -55,7 +55,7 @@ def of_other_bases(runs: Sequence[Evaluation]) -> dict[str, str]:
     names: dict[str, str] = {}
     bases = []
     for run in runs:
-        base = run.settings.model
+        base = run.settings.base_facts
         fingerprint = run.settings.metadata.get("fingerprint")
         if base and fingerprint:
             base["base"] = names.setdefault(fingerprint, base["base"])

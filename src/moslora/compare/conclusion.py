@@ -128,7 +128,7 @@ def _risks(main: Contrast) -> Iterator[str]:
     if main.seeds == 1 and main.are_runs:
         yield "These are two runs: to compare methods, train several seeds"
     fewest = min(main.independent_questions.values())
-    if effect.shown and effect.p > SURE and fewest < HANDFUL and not (main.outcome.of_runs or _are_few(main)):
+    if effect.is_shown and effect.p > SURE and fewest < HANDFUL and not (main.outcome.of_runs or _are_few(main)):
         where = " in the smallest task" if len(main.y) > 1 else ""
         yield f"Fragile: {counted(fewest, 'independent question')}{where}, of which one or two may have decided"
 

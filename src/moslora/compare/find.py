@@ -99,7 +99,7 @@ def as_arm(found: Evaluation, experiment: Path, arm: str, *, as_planned: bool = 
 
 def compared_run(path: Path, evaluation: str | None = None) -> Evaluation:
     """The evaluation of the run at ``path`` that is called ``evaluation``; by default the only one, or the recipe's."""
-    return compared(Run(path).evaluation(evaluation), path=path)
+    return compared(Run(path).evaluation_folder(evaluation), path=path)
 
 
 def compared(folder: Path, *, path: Path | None = None) -> Evaluation:

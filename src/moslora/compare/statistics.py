@@ -79,7 +79,7 @@ class Effect:
         return self.law.detectable(level=LEVEL, power=POWER)
 
     @property
-    def shown(self) -> bool:
+    def is_shown(self) -> bool:
         """Whether there is a difference: `interval` is without 0."""
         return self.p <= LEVEL
 

@@ -84,7 +84,7 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
         listed = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
         write_json(scratch / PEFT_CONFIG, listed)
         write_evaluation_defaults(scratch, recipe, dtype=recipe.model.dtype, task=task)
-        origin = folder.origin(base if base == BUILTIN else public_name(base))
+        origin = folder.origin_for(base if base == BUILTIN else public_name(base))
         write_origin(scratch, origin)
         tokenizer = None
         if recipe.data.format == "chat":

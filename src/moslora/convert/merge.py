@@ -79,7 +79,7 @@ def merge(
         merged = log_probabilities(read_base(written), tokenizer)
         proof = prove(measured, merged, dtype=section.dtype, quantization=section.quantization, onto=onto)
         write_evaluation_defaults(scratch, folder.recipe, dtype=section.dtype, task=task)
-        origin = folder.origin(public_name(section.name))
+        origin = folder.origin_for(public_name(section.name))
         write_origin(scratch, origin)
         write_card(scratch, folder, origin=origin, proof=str(proof), task=task, tokenizer=tokenizer)
     return proof

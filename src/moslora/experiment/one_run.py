@@ -99,7 +99,7 @@ def answers_of(out: Path, planned: Planned) -> Evaluation | None:
         return None
     if row.evaluation is not None or row.diverged or not planned.scored:
         return row.evaluation
-    return read_complete(planned_run(out, planned).evaluation()).planned_by(planned.recipe)
+    return read_complete(planned_run(out, planned).evaluation_folder()).planned_by(planned.recipe)
 
 
 def loss_of(row: TableRun) -> float:

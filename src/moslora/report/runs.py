@@ -53,7 +53,7 @@ class ReportedRun:
         return [row["step"] for row in rows], [row[name] for row in rows]
 
     @cached_property
-    def layers(self) -> list[LearnedLayer]:
+    def learned(self) -> list[LearnedLayer]:
         """The layers of its adapter or newest checkpoint; none before the first, or where its base is not found."""
         try:
             return [layer for adapter in self.run.adapters[:1] for layer in learned_layers(open_adapter(adapter))]

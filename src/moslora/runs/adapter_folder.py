@@ -55,7 +55,7 @@ class AdapterFolder:
             return "transformers"
         return self.recipe.model.engine
 
-    def origin(self, base: str) -> Origin:
+    def origin_for(self, base: str) -> Origin:
         """The origin of what is made of it; ``base`` is its base's name to others."""
         steps = self.run.facts.get("steps")
         if TRAINED_STEPS in self.manifest:

@@ -50,7 +50,7 @@ class Best:
         }
         return {BEST: found}
 
-    def after(self, step: int, value: float) -> "Best":
+    def updated(self, step: int, value: float) -> "Best":
         """What is known once ``step`` was validated with this ``value``."""
         last = value if math.isfinite(value) else None
         now = replace(self, last=last, validations=self.validations + 1, since=self.since + 1)

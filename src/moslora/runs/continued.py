@@ -85,7 +85,7 @@ def _own(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
     """An adapter of ours, or a method of PEFT that was trained here; and what differs from ``recipe``."""
     adapter = open_adapter(folder)
     now = {**_comparable(recipe), "seed": recipe.seed, "data.tasks": list(recipe.data.tasks)}
-    origin = adapter.origin(adapter.recipe.model.name)
+    origin = adapter.origin_for(adapter.recipe.model.name)
     origin = replace(origin, run=adapter.run.name, steps=None)
     return Continued(folder, origin, adapter.weights()), _changed_values(_comparable(adapter.recipe), now)
 

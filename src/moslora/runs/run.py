@@ -200,7 +200,7 @@ class Run:
         """The folders of all its evaluations, also those of its base and its checkpoints, by name."""
         return sorted(file.parent for file in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
 
-    def evaluation(self, name: str | None = None) -> Path:
+    def evaluation_folder(self, name: str | None = None) -> Path:
         """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
         every = [folder.name for folder in self.evaluations]
         found = [each for each in every if not BESIDE.search(each)]

@@ -46,7 +46,7 @@ class Settings:
         return {name: str(getattr(self, name)) for name in ("protocol", "format", "beams", "writing", "max_length")}
 
     @property
-    def model(self) -> dict[str, str]:
+    def base_facts(self) -> dict[str, str]:
         """Field -> value, of the base; empty if it is not known."""
         if not self.protocol or self.of_server:
             return {}

@@ -42,7 +42,7 @@ class Selection:
         first of equals is."""
         if not self.training.is_selected or step < self.first_candidate:
             return False
-        self.best = self.best.after(step, value)
+        self.best = self.best.updated(step, value)
         return self.best.step == step
 
     def remark(self, step: int, *, start: float | None) -> str:

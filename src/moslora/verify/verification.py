@@ -120,7 +120,7 @@ def _opened(path: Path, evaluation: str | None, *, trust_remote_code: bool) -> t
     target = open_target(str(path), trust_remote_code=trust_remote_code)
     run = Run(path)
     if evaluation or any(result_of(folder) == folder for folder in run.evaluations):
-        folder = run.evaluation(evaluation)
+        folder = run.evaluation_folder(evaluation)
         settings = read_head(folder).settings
         model = target.model.model_copy(update={"dtype": settings.dtype})
         return replace(target, model=model, request=_request(settings)), folder

@@ -46,7 +46,7 @@ def of_mixers(canvas: Canvas, runs: Sequence[ReportedRun]) -> dict[str, Markup]:
     found = {}
     for arm in canvas.arms:
         run = next(run for run in runs if run.arm == arm)
-        layers = mapped(run.layers)
+        layers = mapped(run.learned)
         if layers:
             found[arm] = draw_mixers(canvas, f"mixer-{run.name.replace('/', '-')}", layers)
     return found

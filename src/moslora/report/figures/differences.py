@@ -29,7 +29,7 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Mar
                 x, low, high = contrast.outcome.factor * np.array([effect.difference, *effect.interval])
                 place = row + offset
                 axes.plot([low, high], [place, place], color=color, linewidth=1.8, solid_capstyle="round")
-                fill_color = color if effect.shown else "none"
+                fill_color = color if effect.is_shown else "none"
                 axes.plot(x, place, marker, color=color, markersize=5, markerfacecolor=fill_color)
         axes.set_title("Difference by task")
         axes.locator_params(axis="x", nbins=5)  # more of them run into each other
