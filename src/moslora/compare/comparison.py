@@ -13,7 +13,7 @@ from moslora.compare.margin import Margin, read_margin
 from moslora.console import note
 from moslora.errors import UsageError, some
 from moslora.runs.evaluation import Evaluation, in_common
-from moslora.runs.held_out import HELD_OUT, VALIDATION_LOSS, with_validation_loss
+from moslora.runs.held_out import VALIDATION_LOSS, with_validation_loss
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
@@ -183,14 +183,14 @@ def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> 
 
 
 def _with_validation_loss(run: Evaluation) -> Evaluation:
-    """The run with its validation loss in the place of answers."""
+    """The run with its validation loss in the place of answers, which it must have."""
     found = with_validation_loss(run)
-    if HELD_OUT not in found.tasks:
+    if not found.tasks:
         raise UsageError(
             f"{run.path}: no {VALIDATION_LOSS}, which only a trained run with data.validation_rows has, in its"
             " metrics.jsonl"
         )
-    return found.restricted_to([HELD_OUT])
+    return found
 
 
 def _outcome(runs: Sequence[Evaluation], chosen: str | None) -> Outcome:

@@ -223,21 +223,21 @@ def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
 
 def _columns(samples: Samples) -> TaskAnswers:
     """A column for each metric that all questions have; of several filters, as in lm-eval's results: metric,filter."""
-    ids = sorted(samples)
-    first = samples[ids[0]]
+    ids = tuple(sorted(samples))
+    rows = [samples[id] for id in ids]
+    first = rows[0]
     filters = {filter for _, filter in first.scores}
     outcomes = {}
     for key in first.scores:
-        if all(key in sample.scores for sample in samples.values()):
-            outcomes[",".join(key) if len(filters) > 1 else key[0]] = tuple(samples[id].scores[key] for id in ids)
-    hashes = {name: tuple(samples[id].hashes[name] for id in ids) for name in first.hashes}
-    gold = tuple(samples[id].gold for id in ids)
-    if -1 in gold:
-        gold = ()
-    questions: dict[str, Hashable] = {id: samples[id].question for id in ids}
+        if all(key in row.scores for row in rows):
+            outcomes[",".join(key) if len(filters) > 1 else key[0]] = tuple(row.scores[key] for row in rows)
+    hashes = {name: tuple(row.hashes[name] for row in rows) for name in first.hashes}
+    gold = tuple(row.gold for row in rows)
+    questions: dict[str, Hashable] = {row.id: row.question for row in rows}
     if len(set(questions.values())) == 1:  # what stands in all rows is no question
         questions = {id: id.partition(inspect_logs.EPOCH)[0] for id in ids}
-    return TaskAnswers(tuple(ids), gold, outcomes, hashes).grouped(clusters_of(_shared(samples), questions))
+    answers = TaskAnswers(ids, () if -1 in gold else gold, outcomes, hashes)
+    return answers.grouped(clusters_of(_shared(samples), questions))
 
 
 def _shared(samples: Samples) -> dict[str, str]:

@@ -109,16 +109,14 @@ def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count:
     """
     if not contrasts:
         return []
+    unknown = Member((-math.inf, math.inf), 1.0, 1.0)
     several_seeds = any(one.seeds > 1 for one in contrasts)
-    known = []
-    for one, p in zip(contrasts, unequal, strict=True):
-        if several_seeds and one.seeds == 1:
-            known.append(Member((-math.inf, math.inf), 1.0, 1.0))
-        else:
-            known.append(Member(one.law.interval(LEVEL / count), p, one.p))
-    others = [Member((-math.inf, math.inf), 1.0, 1.0)] * (count - len(contrasts))
-    intervals, equal, different = zip(*known, *others, strict=True)
-    return [*map(Member, intervals, holm(equal), holm(different))][: len(known)]
+    members = [unknown] * count
+    for place, (one, p) in enumerate(zip(contrasts, unequal, strict=True)):
+        if one.seeds > 1 or not several_seeds:
+            members[place] = Member(one.law.interval(LEVEL / count), p, one.p)
+    intervals, equal, different = zip(*members, strict=True)
+    return [*map(Member, intervals, holm(equal), holm(different))][: len(contrasts)]
 
 
 def effects(

@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ class Journal:
         interrupted, as an average over a part of a task is that of no task."""
         if self.folder is None:
             return
-        partial = unfinished_tasks(self.head, Counter(each.task for each in self.predictions.values()))
+        partial = unfinished_tasks(self.head, self.predictions.values())
         records = {task: record for task, record in self.head.tasks.items() if task not in partial}
         found = [prediction for prediction in self.predictions.values() if prediction.task in records]
         write_text(self.folder / RESULTS, summarise(self.head.settings, found, records).to_json())

@@ -14,7 +14,7 @@ from moslora.console import note_once
 from moslora.errors import UsageError
 from moslora.recipe import AdapterSection, PeftSection, Recipe
 from moslora.recipe.builtin import printable
-from moslora.recipe.yaml_text import render_inline
+from moslora.recipe.recipe import changed_keys
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.origin import Origin
 from moslora.runs.peft_adapter import load_weights, own_section, own_state, read_layers, read_settings
@@ -147,7 +147,5 @@ def _values(section: AdapterSection) -> dict[str, Any]:
 def _changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """``key was …, is …`` for each key of ``then`` that is something else ``now``; of another method of PEFT its type
     alone, as the fields of one mean nothing to another."""
-    changed = [key for key, was in then.items() if now.get(key) != was]
-    if KIND in changed:
-        changed = [KIND]
-    return [f"{key} was {render_inline(then[key])}, is {render_inline(now.get(key))}" for key in changed]
+    changed = changed_keys(then, {key: now.get(key) for key in then})
+    return [changed[KIND]] if KIND in changed else list(changed.values())

@@ -8,7 +8,7 @@
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -133,7 +133,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     head = read_head(folder)
     predictions = read_predictions(folder)
     found = Evaluation.of(folder, head.settings, predictions, head.tasks)
-    return replace(found, unfinished=unfinished_tasks(head, Counter(each.task for each in predictions)))
+    return replace(found, unfinished=unfinished_tasks(head, predictions))
 
 
 def read_complete(folder: Path) -> Evaluation:
@@ -169,8 +169,9 @@ def read_predictions(folder: Path) -> list[Prediction]:
     return list(predictions.values())
 
 
-def unfinished_tasks(head: Head, answered: Counter[str]) -> dict[str, tuple[int, int]]:
-    """The tasks of which fewer questions are ``answered`` than the last evaluation asked: both numbers."""
+def unfinished_tasks(head: Head, predictions: Iterable[Prediction]) -> dict[str, tuple[int, int]]:
+    """The tasks of which fewer questions are answered than the last evaluation asked: both numbers."""
+    answered = Counter(each.task for each in predictions)
     asked = {task: record.asked or 0 for task, record in head.tasks.items()}
     return {task: (answered[task], count) for task, count in asked.items() if answered[task] < count}
 

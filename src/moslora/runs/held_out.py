@@ -14,13 +14,13 @@ VALIDATION_LOSS = "validation_loss"
 
 
 def with_validation_loss(evaluation: Evaluation) -> Evaluation:
-    """With the validation loss of the run's result as one more task, of one number. An evaluation of a base, of a
-    checkpoint, or of a run that held no rows out has none."""
+    """With the validation loss of the run's result, one number, in the place of answers. An evaluation of a base, of a
+    checkpoint, or of a run that held no rows out has none, and so no tasks."""
     loss = evaluation.validation_loss
     run = evaluation.run
     if run is not None and result_of(evaluation.folder) == evaluation.folder:
         loss = run.validation_loss
-    if loss is None:
-        return evaluation
-    answers = TaskAnswers(ids=(VALIDATION_LOSS,), outcomes={VALIDATION_LOSS: (loss,)})
-    return replace(evaluation, tasks={**evaluation.tasks, HELD_OUT: answers})
+    tasks = {}
+    if loss is not None:
+        tasks[HELD_OUT] = TaskAnswers(ids=(VALIDATION_LOSS,), outcomes={VALIDATION_LOSS: (loss,)})
+    return replace(evaluation, tasks=tasks)

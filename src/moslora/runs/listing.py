@@ -1,7 +1,6 @@
 """All runs below a folder as a table: what they are, how far they came, their scores. Importing this loads no torch."""
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import groupby
@@ -71,8 +70,7 @@ def _scores(run: Run) -> Iterator[str]:
     interrupted = []
     for folder in run.evaluations:
         with suppress(MosloraError):  # a damaged file, which is told where the scores are read
-            answered = Counter(each.task for each in read_predictions(folder))
-            if unfinished_tasks(read_head(folder), answered) or not is_finished(folder):
+            if unfinished_tasks(read_head(folder), read_predictions(folder)) or not is_finished(folder):
                 interrupted.append(folder.name)
     results = {name: card for name, card in run.facts.get("results", {}).items() if name not in interrupted}
     for _, names in groupby(sorted(results), key=lambda name: BESIDE.sub("", name)):
