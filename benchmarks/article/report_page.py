@@ -62,7 +62,6 @@ def invented_run(run: Path, gain: float, forgotten: float) -> Path:
     run.mkdir()
     (run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     card = {
-        "recipe": recipe.model_dump(mode="json"),
         "steps": STEPS,
         "trained_rows": 3000,
         "data": {"sha256": "0" * 64},

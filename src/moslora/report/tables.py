@@ -44,9 +44,8 @@ def differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
     """A row per fact of the runs' recipes and cards, but for scores, that is not the same in all runs."""
     cards = []
     for run in runs:
-        card = run.run.facts
-        card.pop("results", None)
-        cards.append(flat(card.pop("recipe", {})) | flat(card))
+        card = {key: fact for key, fact in run.run.facts.items() if key not in ("recipe", "results")}
+        cards.append(flat(run.run.recipe.model_dump(mode="json")) | flat(card))
     rows = [["", *(run.name for run in runs)]]
     for key in dict.fromkeys(key for card in cards for key in card):
         values = [_in_words(card.get(key, NONE)) for card in cards]

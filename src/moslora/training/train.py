@@ -205,7 +205,6 @@ class Training:
             facts = self.facts(steps=steps)
             versions = {"python": platform.python_version(), **facts.pop("packages")}
             card = {
-                "recipe": recipe.model_dump(mode="json"),
                 "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
                 **facts,
                 "steps": steps,
