@@ -1,8 +1,8 @@
 """One arm against another: its outcomes question by question, and the effects on every task and average."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import mode
 
 import numpy as np
 
@@ -124,8 +124,7 @@ def contrast_of(
     majority = {}
     if outcome.binary and outcome.name.startswith("acc") and all(answers.gold for answers in ones[0].tasks.values()):
         for task, answers in ones[0].tasks.items():
-            ((most_frequent, _),) = Counter(answers.gold).most_common(1)
-            majority[task] = np.equal(answers.gold, most_frequent).astype(float)
+            majority[task] = np.equal(answers.gold, mode(answers.gold)).astype(float)
     tables = base.tasks if base is not None and before.trained and after.trained else {}
     y_before, y_after = values(ones, outcome.name), values(others, outcome.name)
     return Contrast(

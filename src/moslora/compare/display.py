@@ -18,10 +18,11 @@ def tables(comparison: Comparison) -> list[list[list[str]]]:
         return [_family_table(comparison)]
     found = []
     if comparison.exploratory:
-        effects = [contrast.effects[MACRO] for contrast in comparison.exploratory]
-        cells = [[comparison.outcome.range(effect.interval), probability(effect.p)] for effect in effects]
-        columns = ("arm (exploratory)", "95 % interval", "p")
-        found.append(_by_arm(comparison, comparison.exploratory, columns, cells))
+        rows = []
+        for contrast in comparison.exploratory:
+            effect = contrast.effects[MACRO]
+            rows.append((contrast, [contrast.outcome.range(effect.interval), probability(effect.p)]))
+        found.append(_by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), rows))
     if main is not None:
         found.append(_of_contrast(main))
     return found
@@ -37,13 +38,13 @@ def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
 
 def _family_table(comparison: Comparison) -> list[list[str]]:
     columns = ("arm", "joint 95 % interval", "p (different)", title_of_inner(comparison.margin), "p (equal)")
-    cells = []
+    rows = []
     for contrast, member in members_of(comparison):
         is_known = isfinite(member.interval[0])  # not that of one seed, where others have several
         joint = contrast.outcome.range(member.interval) if is_known else ""
         inner = inner_in_words(contrast, comparison.margin) if is_known else ""
-        cells.append([joint, probability(member.different), inner, probability(member.equal)])
-    return _by_arm(comparison, comparison.named, columns, cells)
+        rows.append((contrast, [joint, probability(member.different), inner, probability(member.equal)]))
+    return _by_arm(comparison, columns, rows)
 
 
 def _of_contrast(contrast: Contrast) -> list[list[str]]:
@@ -66,19 +67,19 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
 
 
 def _by_arm(
-    comparison: Comparison, contrasts: Sequence[Contrast], columns: Sequence[str], cells: Sequence[list[str]]
+    comparison: Comparison, columns: Sequence[str], rows: Sequence[tuple[Contrast, list[str]]]
 ) -> list[list[str]]:
     """A row per contrast, below that of the arm that it is held against.
 
     Args:
         comparison: of these contrasts.
-        contrasts: that are shown.
         columns: the title of the first column, and those of the last ones.
-        cells: of each contrast in the last columns.
+        rows: the contrasts, each with its cells in the last columns.
     """
-    tasks = list(contrasts[0].y)
+    first, _ = rows[0]
+    tasks = list(first.y)
     averages = {"macro": MACRO, "micro": MICRO} if len(tasks) > 1 else {tasks[0]: tasks[0]}
-    with_gains = any(contrast.gains is not None for contrast in contrasts)
+    with_gains = any(contrast.gains is not None for contrast, _ in rows)
     titles = [*averages, title_of_gain(comparison.outcome)] if with_gains else [*averages]
 
     def levels(contrast: Contrast, arm: int) -> list[str]:
@@ -89,18 +90,16 @@ def _by_arm(
             found.append(gain_in_words(gains[arm], contrast.outcome))
         return found
 
-    rows = [[columns[0], "seeds", *titles, "difference", *columns[1:]]]
-    for before in dict.fromkeys(contrast.before for contrast in contrasts):
-        together = [
-            (contrast, last) for contrast, last in zip(contrasts, cells, strict=True) if contrast.before == before
-        ]
-        most = max((contrast for contrast, _ in together), key=lambda contrast: contrast.seeds)
+    table = [[columns[0], "seeds", *titles, "difference", *columns[1:]]]
+    for before in dict.fromkeys(contrast.before for contrast, _ in rows):
+        together = [row for row in rows if row[0].before == before]
+        most, _ = max(together, key=lambda row: row[0].seeds)
         runs = next(len(arm.runs) for arm in comparison.arms if arm.name == before)
-        rows.append([before, str(min(runs, len(most.y[tasks[0]][0]))), *levels(most, 0), *[""] * len(columns)])
+        table.append([before, str(min(runs, len(most.y[tasks[0]][0]))), *levels(most, 0), *[""] * len(columns)])
         for contrast, last in together:
             difference = contrast.outcome.change(contrast.effects[MACRO].difference)
-            rows.append([contrast.after, str(len(contrast.y[tasks[0]][1])), *levels(contrast, 1), difference, *last])
-    return rows
+            table.append([contrast.after, str(len(contrast.y[tasks[0]][1])), *levels(contrast, 1), difference, *last])
+    return table
 
 
 def probability(p: float) -> str:
