@@ -17,7 +17,7 @@ from moslora.compare.margin import Margin
 from moslora.compare.statistics import MACRO, effects
 from moslora.errors import UsageError
 from moslora.experiment.tables import mean_over_seeds
-from moslora.runs.held_out import HELD_OUT
+from moslora.runs.evaluation import HELD_OUT
 
 OUTCOME = "validation_loss"
 

@@ -12,8 +12,7 @@ import numpy as np
 from moslora.compare.find import find
 from moslora.compare.statistics import Codes, Floats
 from moslora.errors import UsageError, some
-from moslora.runs.evaluation import Evaluation
-from moslora.runs.held_out import HELD_OUT
+from moslora.runs.evaluation import HELD_OUT, Evaluation
 from moslora.runs.run import is_run
 
 SEED_AT_END = re.compile(r"[-_.=]*(seed|s)?[-_.=]*\d+$")

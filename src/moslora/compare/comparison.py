@@ -12,8 +12,7 @@ from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
 from moslora.console import note
 from moslora.errors import UsageError, some
-from moslora.runs.evaluation import Evaluation, in_common
-from moslora.runs.held_out import VALIDATION_LOSS, with_validation_loss
+from moslora.runs.evaluation import VALIDATION_LOSS, Evaluation, in_common
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
@@ -184,7 +183,7 @@ def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> 
 
 def _with_validation_loss(run: Evaluation) -> Evaluation:
     """The run with its validation loss in the place of answers, which it must have."""
-    found = with_validation_loss(run)
+    found = run.with_validation_loss
     if not found.tasks:
         raise UsageError(
             f"{run.path}: no {VALIDATION_LOSS}, which only a trained run with data.validation_rows has, in its"

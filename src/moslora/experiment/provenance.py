@@ -27,7 +27,7 @@ from moslora.experiment.file import Planned
 from moslora.files import sha256
 from moslora.recipe import Changes, ModelSection, Recipe
 from moslora.recipe.recipe import changed_keys
-from moslora.runs.predecessor import hash_of_predecessor
+from moslora.runs.origin import hash_of_predecessor
 from moslora.tasks import Task
 from moslora.version import PACKAGE, source_files
 

@@ -8,7 +8,6 @@ from moslora.compare.gains import gain_in_words, gain_of, title_of_gain
 from moslora.evaluation.intervals import mean_of
 from moslora.experiment.curve import Curve
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.held_out import with_validation_loss
 from moslora.runs.outcomes import OUTCOMES
 
 OVER_SEEDS = "± over seeds"
@@ -78,7 +77,7 @@ def mean_over_seeds(runs: Sequence[Evaluation], outcome: str) -> str:
     probabilities under `generate`."""
     measure = OUTCOMES[outcome]
     if measure.of_runs:
-        runs = [with_validation_loss(run) for run in runs]
+        runs = [run.with_validation_loss for run in runs]
     averages = []
     for run in runs:
         columns = [answers.outcomes[outcome] for answers in run.tasks.values() if outcome in answers.outcomes]

@@ -16,10 +16,9 @@ from moslora.recipe import AdapterSection, PeftSection, Recipe
 from moslora.recipe.builtin import printable
 from moslora.recipe.recipe import changed_keys
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.origin import Origin
+from moslora.runs.origin import Origin, locate_predecessor, origin_of_peft
 from moslora.runs.peft_adapter import load_weights, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files, has_adapter_files
-from moslora.runs.predecessor import locate_predecessor, origin_of_peft
 
 FREE = ("continue_from", "dropout", "trains")
 """Keys of an adapter's section that say nothing of its weights, and may have other values in a run that continues."""

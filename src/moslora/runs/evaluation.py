@@ -21,8 +21,14 @@ from moslora.recipe import Recipe
 from moslora.runs.answers import TaskAnswers, by_task, order_key
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
-from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of
+from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
 from moslora.runs.settings import Head, Settings, TaskRecord, read_head
+
+HELD_OUT = "held-out rows"
+"""What stands for a task where the validation loss is compared, a number of each run."""
+
+VALIDATION_LOSS = "validation_loss"
+"""This outcome: mean over the label tokens of the held-out training rows, nats."""
 
 QuestionIds = Mapping[str, Collection[str]]
 """Task -> the ids of some of its questions."""
@@ -95,6 +101,19 @@ class Evaluation:
     def complete(self) -> "Evaluation":
         """Without the tasks of which it was interrupted."""
         return self.restricted_to(self.tasks.keys() - self.unfinished.keys())
+
+    @property
+    def with_validation_loss(self) -> "Evaluation":
+        """With the validation loss of the run's result, one number, in the place of answers. An evaluation of a base,
+        of a checkpoint, or of a run that held no rows out has none, and so no tasks."""
+        loss = self.validation_loss
+        run = self.run
+        if run is not None and result_of(self.folder) == self.folder:
+            loss = run.validation_loss
+        tasks = {}
+        if loss is not None:
+            tasks[HELD_OUT] = TaskAnswers(ids=(VALIDATION_LOSS,), outcomes={VALIDATION_LOSS: (loss,)})
+        return replace(self, tasks=tasks)
 
     def only(self, questions: QuestionIds) -> "Evaluation":
         """The answers to these questions."""

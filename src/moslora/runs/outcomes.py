@@ -85,7 +85,7 @@ class Outcome:
         margin: a difference below it, in ``unit``, does not matter; 0 if nobody knows which.
         of: computes it from the answers of a task; ``None`` for one of a log, which has the numbers.
         of_texts: texts have it, and questions do not.
-        of_runs: a run has one such number, and questions have none (`moslora.runs.held_out`).
+        of_runs: a run has one such number, and questions have none (`moslora.runs.evaluation`).
         binary: it is 0 or 1.
         scored: it is read from the options' scores, which ``generate`` does not have.
         per_character: only a protocol that divides its scores by characters has it.

@@ -8,7 +8,7 @@ from moslora.data.sources import refuse_missing
 from moslora.files import locked
 from moslora.ranks import is_main_process
 from moslora.recipe import Recipe
-from moslora.runs.predecessor import locate_predecessor
+from moslora.runs.origin import locate_predecessor
 from moslora.runs.resuming import refuse_other_run
 from moslora.runs.run import RUN, Run
 
