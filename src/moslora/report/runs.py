@@ -122,16 +122,11 @@ def _name_arms(runs: Sequence[ReportedRun]) -> None:
 
 def _name_bases(runs: Sequence[ReportedRun]) -> None:
     """Names each of several bases, or of one that was asked in several ways, after the first run that has it."""
-    groups: list[tuple[Evaluation, list[ReportedRun]]] = []
-    for run in runs:
-        if run.base is None:
-            continue
-        for base, group in groups:
-            if asked_the_same(base, run.base) and not of_other_bases([base, run.base]):
-                group.append(run)
-                break
-        else:
-            groups.append((run.base, [run]))
-    for _, group in groups if len(groups) > 1 else ():
-        for run in group:
-            run.base_name = f"base of {group[0].name}"
+    with_base = [(run, run.base) for run in runs if run.base]
+    names = []
+    for _, base in with_base:
+        alike = (run for run, its in with_base if asked_the_same(its, base) and not of_other_bases([its, base]))
+        names.append(next(alike).name)
+    if len(set(names)) > 1:
+        for (run, _), name in zip(with_base, names, strict=True):
+            run.base_name = f"base of {name}"

@@ -142,87 +142,91 @@ class Outcome:
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
 
 
-_ALL = (
-    Outcome(
-        "log_probability",
-        title="log p of the right option",
-        unit="nats",
-        digits=3,
-        margin=0.01,  # nats: one percent of the right option's probability
-        of=log_probability,
-        scored=True,
-        always_shown=True,
-        says=(
-            "predicts the right option of {questions} {size} better than {before}",
-            "predicts the right option of {questions} {size} WORSE than {before}",
+OUTCOMES: Mapping[str, Outcome] = {
+    outcome.name: outcome
+    for outcome in (
+        Outcome(
+            "log_probability",
+            title="log p of the right option",
+            unit="nats",
+            digits=3,
+            margin=0.01,  # nats: one percent of the right option's probability
+            of=log_probability,
+            scored=True,
+            always_shown=True,
+            says=(
+                "predicts the right option of {questions} {size} better than {before}",
+                "predicts the right option of {questions} {size} WORSE than {before}",
+            ),
         ),
-    ),
-    Outcome(
-        "accuracy",
-        title="accuracy, %",
-        unit="points",
-        factor=100,
-        digits=1,
-        fine=1,
-        margin=0.5,
-        of=right,
-        binary=True,
-        always_shown=True,
-        says=(
-            "answers {size} more of {questions} right than {before}",
-            "answers {size} FEWER of {questions} right than {before}",
+        Outcome(
+            "accuracy",
+            title="accuracy, %",
+            unit="points",
+            factor=100,
+            digits=1,
+            fine=1,
+            margin=0.5,
+            of=right,
+            binary=True,
+            always_shown=True,
+            says=(
+                "answers {size} more of {questions} right than {before}",
+                "answers {size} FEWER of {questions} right than {before}",
+            ),
         ),
-    ),
-    Outcome(
-        "nats_per_byte",
-        title="nats per byte",
-        unit="nats per byte",
-        margin=0.005,  # nats: 2 percent of the perplexity of a token of four bytes
-        of=nats_per_byte,
-        of_texts=True,
-        lower_is_better=True,
-        always_shown=True,
-        says=("predicts {questions} {size} WORSE than {before}", "predicts {questions} {size} better than {before}"),
-    ),
-    Outcome(
-        "log_probability_summed",
-        title="log p of the right option, summed",
-        unit="nats",
-        digits=3,
-        margin=0.1,  # nats: as options have ten characters and more, ten times that of one divided by them
-        of=log_probability_summed,
-        scored=True,
-        per_character=True,
-        says=(
-            "predicts the right option of {questions} {size} (summed) better than {before}",
-            "predicts the right option of {questions} {size} (summed) WORSE than {before}",
+        Outcome(
+            "nats_per_byte",
+            title="nats per byte",
+            unit="nats per byte",
+            margin=0.005,  # nats: 2 percent of the perplexity of a token of four bytes
+            of=nats_per_byte,
+            of_texts=True,
+            lower_is_better=True,
+            always_shown=True,
+            says=(
+                "predicts {questions} {size} WORSE than {before}",
+                "predicts {questions} {size} better than {before}",
+            ),
         ),
-    ),
-    Outcome(
-        "brier",
-        title="Brier score",
-        unit="of the Brier score",
-        margin=0.005,
-        of=brier,
-        scored=True,
-        lower_is_better=True,
-        says=("is {size} WORSE than {before} over {questions}", "is {size} better than {before} over {questions}"),
-    ),
-    Outcome(
-        "validation_loss",
-        title="validation loss",
-        unit="nats per token",
-        margin=0.01,
-        of_runs=True,
-        lower_is_better=True,
-        says=(
-            "predicts held-out rows {size} WORSE than {before}",
-            "predicts held-out rows {size} better than {before}",
+        Outcome(
+            "log_probability_summed",
+            title="log p of the right option, summed",
+            unit="nats",
+            digits=3,
+            margin=0.1,  # nats: as options have ten characters and more, ten times that of one divided by them
+            of=log_probability_summed,
+            scored=True,
+            per_character=True,
+            says=(
+                "predicts the right option of {questions} {size} (summed) better than {before}",
+                "predicts the right option of {questions} {size} (summed) WORSE than {before}",
+            ),
         ),
-    ),
-)
-
-OUTCOMES: Mapping[str, Outcome] = {outcome.name: outcome for outcome in _ALL}
+        Outcome(
+            "brier",
+            title="Brier score",
+            unit="of the Brier score",
+            margin=0.005,
+            of=brier,
+            scored=True,
+            lower_is_better=True,
+            says=("is {size} WORSE than {before} over {questions}", "is {size} better than {before} over {questions}"),
+        ),
+        Outcome(
+            "validation_loss",
+            title="validation loss",
+            unit="nats per token",
+            margin=0.01,
+            of_runs=True,
+            lower_is_better=True,
+            says=(
+                "predicts held-out rows {size} WORSE than {before}",
+                "predicts held-out rows {size} better than {before}",
+            ),
+        ),
+    )
+}
 
 
 def _known(name: str) -> str:
