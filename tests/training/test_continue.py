@@ -165,12 +165,22 @@ DIFFERENCES = {
         ["adapter.alpha was 8.0, is 4.0", "adapter.scaling was lora, is rslora"],
     ),
     "layers": (["adapter.target_modules=all-linear"], ["was [down_proj, q_proj, v_proj], is all-linear"]),
-    "mixer": (["adapter.mixer.kind=identity"], ["adapter.mixer was {init: kaiming, kind: dense, train: learned}, is"]),
+    "mixer": (
+        ["adapter.mixer.kind=identity"],
+        ["adapter.mixer.kind was dense, is identity", "adapter.mixer.init was kaiming, is null"],
+    ),
     "start and magnitudes": (
         ["adapter.start=pissa", "adapter.mixer.init=orthogonal", "adapter.dora=true"],
-        ["adapter.start was lora, is pissa", "adapter.dora was false, is true", "adapter.mixer was"],
+        [
+            "adapter.start was lora, is pissa",
+            "adapter.dora was false, is true",
+            "adapter.mixer.init was kaiming, is orthogonal",
+        ],
     ),
-    "method of PEFT": (["adapter.peft={peft_type: MISS, r: 8}"], ["adapter.rank was 4, is null", "adapter.mixer was"]),
+    "method of PEFT": (
+        ["adapter.peft={peft_type: MISS, r: 8}"],
+        ["adapter.rank was 4, is null", "adapter.mixer.kind was dense, is null"],
+    ),
 }
 
 
