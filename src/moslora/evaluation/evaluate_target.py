@@ -63,8 +63,8 @@ def evaluate_target(
         take_gpu()
     request, questions = asked_questions(target, tasks, typed)
     leaks = find_leaks(target.trained, questions)
+    out = target.results_folder(request, out, ending=f"-at-{name_of(server)}" if server else "")
     if server is not None:
-        out = target.results_folder(request, out, ending=f"-at-{name_of(server)}")
         prepared = prepare_for_server(target, questions, request, server)
         with locked(out):
             journal = open_answers(prepared, out, leaks)
@@ -74,7 +74,6 @@ def evaluate_target(
             journal.finish()
         return prepared.results(journal), out
     known = identity(target)
-    out = target.results_folder(request, out)
     tokenizer = tokenizer_of(target)
     by_peft = target.adapter is not None and target.adapter.recipe.adapter.needs_peft
     must_agree = {

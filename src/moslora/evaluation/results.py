@@ -54,6 +54,11 @@ class Results:
     predictions: tuple[Prediction, ...] = field(default=(), repr=False, compare=False)
 
     @property
+    def scores(self) -> dict[str, Score | TextScore]:
+        """Of questions and of texts."""
+        return {**self.tasks, **self.texts}
+
+    @property
     def metric(self) -> str:
         """The metric that counts: the protocol's, or the accuracy where everything is answered in words."""
         if self.tasks and all(score.is_in_words for score in self.tasks.values()):
@@ -104,8 +109,7 @@ class Results:
         facts["tasks"] = {task: score.value(metric)[0] for task, score in self.tasks.items()}
         if self.texts:
             facts["nats_per_byte"] = {name: score.nats_per_byte for name, score in self.texts.items()}
-        scores: dict[str, Score | TextScore] = {**self.tasks, **self.texts}
-        facts["asked"] = {task: [score.n, self.settings.data.get(task)] for task, score in scores.items()}
+        facts["asked"] = {task: [score.n, self.settings.data.get(task)] for task, score in self.scores.items()}
         facts["collapse"] = self.collapse
         return {name: fact for name, fact in facts.items() if fact is not None}
 
