@@ -25,6 +25,7 @@ def own_rows(tmp_path_factory):
         (own / name).symlink_to(users / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOSLORA_HOME", str(own))
+        patch.setattr("os.fsync", lambda _: None)  # no test cuts the power
         yield
 
 
@@ -75,4 +76,4 @@ def served(choice_run, tmp_path, monkeypatch):
     from served_kit import Served
 
     monkeypatch.setattr(server, "WAITS", [0.001] * 6)
-    return Served(shutil.copytree(choice_run.path.parent, tmp_path / "served") / "run")
+    return Served(shutil.copytree(choice_run.path.parent, tmp_path / "served") / "run", choice_run.path)

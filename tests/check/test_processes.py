@@ -1,6 +1,5 @@
 """The step of two processes, which `moslora check` runs in processes of its own."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,13 @@ import pytest
 from message_kit import says
 from moslora.check import processes
 from moslora.check.piece import said_of
-from moslora.processes.launch import launch
+from training_kit import in_processes
 
 
 @pytest.mark.slow
 def test_a_fault_in_one_strategy_is_found_in_that_alone(monkeypatch):
     faulty = Path(__file__).with_name("faulty_process.py")
-    monkeypatch.setattr(
-        processes, "launch", lambda command, **options: launch([sys.executable, str(faulty), command[-1]], **options)
-    )
+    monkeypatch.setattr(processes, "launch", lambda command, **_: in_processes(faulty, command[-1]))
     ddp, fsdp = processes.two_processes()
     assert ddp.passed and not fsdp.passed and not fsdp.fault
     assert "ddp" in ddp.name and said_of([fsdp])[-1].endswith("training.strategy=ddp")

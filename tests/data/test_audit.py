@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import astuple, replace
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from data_kit import COUNTED, rows, sample, smollm2
+from moslora.data import audit, overlap
 from moslora.data.audit import Overlap, audit_rows, count_overlaps
 from moslora.data.overlap import content, digest, normalized, read_back
 from moslora.errors import UsageError
@@ -79,12 +81,15 @@ def test_context_belongs_to_the_question_where_formats_show_it():
 
 
 @pytest.mark.slow
-def test_the_wheels_counts():
+def test_the_wheels_counts(monkeypatch):
+    once = cache(content)  # of 170,000 rows, which are counted, and then looked for
+    for module in (audit, overlap):
+        monkeypatch.setattr(module, "content", once)
     training = {task: rows(task, "train") for task in COMMONSENSE}
     test = {task: rows(task, "test") for task in COMMONSENSE}
     counts = {}
-    for task, overlap in count_overlaps(training, test).items():
-        counts[task] = (len(training[task]), len(test[task]), *astuple(overlap))
+    for task, counted in count_overlaps(training, test).items():
+        counts[task] = (len(training[task]), len(test[task]), *astuple(counted))
     assert counts == COUNTED
     assert len(leaked(chain(*test.values()), chain(*training.values()))) == 20
 

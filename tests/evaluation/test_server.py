@@ -1,10 +1,9 @@
 """`moslora eval --server`: a server's answers are an evaluation as a model's are, whatever it says and when it ends."""
 
 import json
+import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from changes_kit import write_jsonl
 from cli_kit import run
+from forked_kit import python
 from message_kit import says
 from moslora.evaluation import read_results
 from moslora.runs.evaluation import read_predictions
@@ -19,7 +19,7 @@ from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, Run
 from served_kit import Served
 from server_kit import raw, serving
-from training_kit import moslora
+from training_kit import ON_A_CPU, moslora
 
 
 def evaluation(served: Served) -> Path:
@@ -202,7 +202,7 @@ from moslora.evaluation.server import Server
 server = Server("http://127.0.0.1:{silent.getsockname()[1]}")
 list(each_reply(lambda place: server.ask("completions", {{}}), [1, 2], at_once=2))
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = python("-c", code, env=os.environ | ON_A_CPU)
     silent.accept()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,9 +24,15 @@ CHAT = "{{ bos_token }}{% for message in messages %}user: {{ message['content'] 
 
 @dataclass(frozen=True)
 class Served:
-    """A run, and how to pretend to serve it."""
+    """A run, and how to pretend to serve it.
+
+    Attributes:
+        path: the run, which may be changed.
+        original: the same, which is not.
+    """
 
     path: Path
+    original: Path
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -33,13 +40,18 @@ class Served:
 
     def model(self, target: str = "", *, base: bool = False, scale: float = 1.0) -> PreTrainedModel:
         """The run, or its adapter ``target``, or its base; the adapter ``scale`` times as strong."""
-        model = load_model(open_target(str(self.path / target), base=base))
-        for _, layer in named_adapters(model):
-            layer.scale *= scale
-        return model
+        return load(self.original / target, base=base, scale=scale)
 
     def pretended(self, model: PreTrainedModel | None = None, **faults: Any) -> Pretended:
         return Pretended(model or self.model(), self.tokenizer, **faults)
+
+
+@cache
+def load(target: Path, *, base: bool, scale: float) -> PreTrainedModel:
+    model = load_model(open_target(str(target), base=base))
+    for _, layer in named_adapters(model):
+        layer.scale *= scale
+    return model
 
 
 def too_large(*_: Any, **__: Any) -> NoReturn:
@@ -61,4 +73,4 @@ def make_served(world: Path, root: Path, *overrides: str) -> Served:
     train_recipe(load_recipe(world / "recipe.yaml", own), out=root / "run")
     for base in (False, True):
         evaluate_target(open_target(str(root / "run"), base=base))
-    return Served(root / "run")
+    return Served(root / "run", root / "run")

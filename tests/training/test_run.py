@@ -189,7 +189,7 @@ def test_the_float16_scaler_may_skip_nine_steps_in_a_row_but_not_ten(recipe, tmp
 
 def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(recipe, tmp_path, monkeypatch):
     """Its first checkpoint, after step 4, was written before any parameter had moments."""
-    half = recipe("model.dtype=float16", "training.keep_checkpoints=9")
+    half = recipe("model.dtype=float16", "training.max_steps=8")
     with monkeypatch.context() as patch:
         poison(patch, from_step=1, until=6)
         train_recipe(half, out=tmp_path / "straight")
@@ -298,7 +298,7 @@ def test_a_run_goes_on_with_its_rows_in_another_place_but_not_with_others(traine
     ],
 )
 def test_a_run_is_not_resumed_under_other_settings(recipe, tmp_path, trained_with, changed, named):
-    short = (*trained_with, "training.max_steps=8")
+    short = (*trained_with, "training.max_steps=4")
     train_recipe(recipe(*short), out=tmp_path / "run")
     before = files(tmp_path / "run")
     with pytest.raises(UsageError, match=named):
@@ -345,9 +345,10 @@ def test_what_a_new_run_is_told_to_do_about_the_one_that_is_there_works(trained,
 
 def test_the_checkpoint_just_written_stays_and_damaged_newer_ones_go(recipe, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    train_recipe(recipe("training.keep_checkpoints=9"), out=run)
+    short = recipe("training.max_steps=6", "training.keep_checkpoints=9", "training.checkpoint_every=2")
+    train_recipe(short, out=run)
     shutil.rmtree(run / "adapter")
-    for step in (20, 21):
+    for step in (4, 6):
         (run / "checkpoints" / f"step-{step}" / "adapter.safetensors").write_bytes(b"")
     there = {}
 
@@ -356,8 +357,9 @@ def test_the_checkpoint_just_written_stays_and_damaged_newer_ones_go(recipe, tmp
         there[step] = steps_kept(folder)
 
     monkeypatch.setattr("moslora.training.train.save_checkpoint", saved)
-    train_recipe(recipe("training.keep_checkpoints=2", "training.checkpoint_every=1"), out=run, resuming=True)
-    assert there == {17: [16, 17], 18: [17, 18], 19: [18, 19], 20: [19, 20], 21: [20, 21]}
+    changes = ("training.max_steps=6", "training.keep_checkpoints=2", "training.checkpoint_every=1")
+    train_recipe(recipe(*changes), out=run, resuming=True)
+    assert there == {3: [2, 3], 4: [3, 4], 5: [4, 5], 6: [5, 6]}
 
 
 def test_a_run_that_learned_nothing_fails(recipe, tmp_path, monkeypatch):
@@ -398,14 +400,15 @@ def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(recipe, tmp_path
         loop.rehearse(parts, first_step=first_step)
         return train(parts, first_step=first_step, **options)
 
-    chosen, plain, again = recipe(*change), tmp_path / "plain", tmp_path / "rehearsed"
+    chosen = recipe("training.max_steps=8", *change)
+    plain, again = tmp_path / "plain", tmp_path / "rehearsed"
     train_recipe(chosen, out=plain)
     monkeypatch.setattr(loop, "accumulate", spy)
     monkeypatch.setattr("moslora.training.train.train", rehearsed)
     train_recipe(chosen, out=again)
-    assert len(passes) == 22 and passes[0] == max(passes[1:]) > min(passes[1:])
+    assert len(passes) == 9 and passes[0] == max(passes[1:]) > min(passes[1:])
     assert len([*plain.rglob("*.safetensors")]) >= 5 and same_files(plain, again)
-    cut_after(20, again)
+    cut_after(4, again)
     train_recipe(chosen, out=again, resuming=True)
     assert same_files(plain, again)
 

@@ -21,11 +21,11 @@ from server_kit import Pretended, dies, half, serving, slow, status
 NOWHERE = "http://127.0.0.1:9"
 
 
-def verified(capsys: pytest.CaptureFixture[str], served: Served, pretended: Pretended, *options: object) -> str:
+def verified(capsys: pytest.CaptureFixture[str], path: Path, pretended: Pretended, *options: object) -> str:
     """The verdict's kind; the exit code is 0 for the run alone."""
     capsys.readouterr()  # of a training
     with serving(pretended) as address:
-        code, out, errors = run(capsys, "verify", served.path, "--server", address, "--json", *options)
+        code, out, errors = run(capsys, "verify", path, "--server", address, "--json", *options)
     found = json.loads(out)
     assert (code == 0) == (found["verdict"] == "run") == found["passed"], errors
     return str(found["verdict"])
@@ -42,7 +42,7 @@ def answers(served: Served) -> list[Prediction]:
 def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(tells, takes_tokens, served, capsys, monkeypatch):
     if tells == "likeliest":
         monkeypatch.setattr("moslora.evaluation.reading.LIKELIEST", (len(served.tokenizer),))
-    assert verified(capsys, served, served.pretended(tells=tells, takes_tokens=takes_tokens)) == "run"
+    assert verified(capsys, served.path, served.pretended(tells=tells, takes_tokens=takes_tokens)) == "run"
     own = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation_folder())}
     told = answers(served)
     assert len(told) == 60
@@ -164,9 +164,8 @@ def test_a_merged_model_is_scored_beside_the_base_that_its_folder_names(served, 
     edit_json(elsewhere / "origin.json", base=str(Run(served.path).recipe.model.name))
     replace(elsewhere / "moslora.yaml", "protocol: choice", "protocol: generate")
     for folder in (model, elsewhere):
-        of_folder = Served(folder)
-        assert verified(capsys, of_folder, served.pretended(served.model(base=True))) == "base"
-        assert verified(capsys, of_folder, served.pretended()) == "run"
+        assert verified(capsys, folder, served.pretended(served.model(base=True))) == "base"
+        assert verified(capsys, folder, served.pretended()) == "run"
     assert len(list(Path("runs").glob("eval-*/choice-label-float32-base"))) == 2
 
 
@@ -187,7 +186,7 @@ def test_without_the_base_nothing_is_the_run(base, served, capsys, tmp_path, mon
     with serving(served.pretended()) as address:
         code, out, _ = run(capsys, "verify", target, "--server", address)
     assert code == 1 and says(out, "its base was not asked", "nothing speaks against this run", "may be as close"), out
-    assert verified(capsys, Served(target), served.pretended(served.model(base=True))) == "not the run"
+    assert verified(capsys, target, served.pretended(served.model(base=True))) == "not the run"
 
 
 @pytest.mark.parametrize(
@@ -227,16 +226,16 @@ def test_of_several_models_one_is_named(served, capsys):
 @pytest.mark.slow
 def test_options_that_are_texts(served_world, capsys):
     served = served_world("evaluation.protocol=cloze", "data.format=cloze")
-    assert verified(capsys, served, served.pretended()) == "run"
-    assert verified(capsys, served, served.pretended(served.model(base=True))) == "base"
+    assert verified(capsys, served.path, served.pretended()) == "run"
+    assert verified(capsys, served.path, served.pretended(served.model(base=True))) == "base"
 
 
 def test_a_first_question_beyond_the_context_is_no_error(served, capsys):
     """How the server is asked is found with the shortest; those that fit are too few for a verdict here."""
     pretended = served.pretended()
-    verified(capsys, served, pretended)
+    verified(capsys, served.path, pretended)
     lengths = sorted({len(body["prompt"]) for body in pretended.asked if body.get("echo")})
-    assert verified(capsys, served, served.pretended(context=lengths[1], refuses=True)) == "undecided"
+    assert verified(capsys, served.path, served.pretended(context=lengths[1], refuses=True)) == "undecided"
 
 
 def test_answers_of_weights_that_are_gone_are_refused(served, capsys):
@@ -252,8 +251,8 @@ def test_a_checkpoint_is_verified_by_the_name_of_its_evaluation(served, capsys):
     evaluate_target(open_target(str(checkpoint)))
     name = Run(served.path).evaluation_folder().name + "-step-36"
     pretended = served.pretended(served.model("checkpoints/step-36"))
-    assert verified(capsys, served, pretended, "--evaluation", name) == "run"
-    assert verified(capsys, served, served.pretended(), "--evaluation", name) != "run"
+    assert verified(capsys, served.path, pretended, "--evaluation", name) == "run"
+    assert verified(capsys, served.path, served.pretended(), "--evaluation", name) != "run"
     with serving(pretended) as address:
         code, out, errors = run(capsys, "verify", checkpoint, "--server", address)
     assert code == 0 and says(out, name, "computes this run"), out + errors

@@ -7,7 +7,7 @@ path and the precision that it is loaded in are no part of it.
 import functools
 import hashlib
 import json
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ SAMPLE = 64 * 2**10
 
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 """Keys of a config that change no number here: who wrote it, and how others load it."""
+
+_version = functools.cache(metadata.version)  # which parses all that a package says of itself
 
 
 @functools.cache
@@ -103,4 +105,4 @@ def packages(*, quantized: bool, peft: bool) -> dict[str, str]:
         names.append("bitsandbytes")
     if peft:
         names.append("peft")
-    return {name: version(name) for name in names}
+    return {name: _version(name) for name in names}
