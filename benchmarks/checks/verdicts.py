@@ -21,7 +21,7 @@ from moslora.runs.evaluation import read_evaluation
 from moslora.runs.run import Run
 from moslora.verify.evidence import evidence
 from moslora.verify.verdict import Evidence, judge
-from moslora.verify.verification import prepare_questions, read_known
+from moslora.verify.verification import checkpoints_of, prepare_questions, with_base
 
 SAMPLES = 200
 SIZES = (8, 16, 32, 64)
@@ -34,7 +34,7 @@ def of_questions(whole: Evidence, places: Sequence[int]) -> Evidence:
         server=[whole.server[place] for place in places],
         run=[whole.run[place] for place in places],
         base=[whole.base[place] for place in places] if whole.base is not None else None,
-        others={name: [answers[place] for place in places] for name, answers in whole.others.items()},
+        checkpoints={name: [answers[place] for place in places] for name, answers in whole.checkpoints.items()},
         lengths=[whole.lengths[place] for place in places],
     )
 
@@ -56,7 +56,8 @@ def main(run: Path, folders: tuple[Path, ...]) -> None:
         server = read_evaluation(folder)
         chosen = answered.only({task: answers.ids for task, answers in server.tasks.items()})
         questions = prepare_questions(open_target(str(run)), chosen, Server("")).encoded()
-        whole = evidence(questions, server, read_known(chosen), dtype="bfloat16")
+        checkpoints = checkpoints_of(chosen)
+        whole = evidence(questions, server, with_base(chosen), checkpoints=checkpoints, dtype="bfloat16")
         table.append([folder.name, *(verdicts(whole, size) for size in SIZES)])
         print(" | ".join(table[-1]), flush=True)
     print(f"{SAMPLES} bootstrap samples of each size", markdown(table), sep="\n\n")

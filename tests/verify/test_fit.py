@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.checks.verdicts import of_questions
 from moslora.verify.fit import centered, fit
-from moslora.verify.verdict import Evidence, TextEvidence, judge, judge_texts, tolerance
+from moslora.verify.verdict import Evidence, judge, judge_texts, tolerance
 
 OPTIONS = 4
 
@@ -148,18 +148,18 @@ def test_the_tolerance_is_the_recorded_drift_or_the_rounding_of_the_dtype():
 @pytest.mark.parametrize(
     ("counts", "kind", "agrees"),
     [
-        (TextEvidence(60, 59, 40, 39, 1), "undecided", True),
-        (TextEvidence(60, 21, 40, 1, 39), "base", False),
-        (TextEvidence(60, 30, 40, 15, 15), "another model", False),
-        (TextEvidence(60, 60, 2, 2, 0), "undecided", False),
-        (TextEvidence(60, 58), "undecided", True),
-        (TextEvidence(60, 30), "not the run", False),
-        (TextEvidence(7, 7, 7, 7, 0), "undecided", False),
-        (TextEvidence(7, 0, 7, 0, 7), "undecided", False),
+        ((60, 59, 40, 39, 1), "undecided", True),
+        ((60, 21, 40, 1, 39), "base", False),
+        ((60, 30, 40, 15, 15), "another model", False),
+        ((60, 60, 2, 2, 0), "undecided", False),
+        ((60, 58), "undecided", True),
+        ((60, 30), "not the run", False),
+        ((7, 7, 7, 7, 0), "undecided", False),
+        ((7, 0, 7, 0, 7), "undecided", False),
     ],
 )
 def test_texts_are_counted_and_are_never_enough_for_the_run(counts, kind, agrees):
-    found = judge_texts(counts)
+    found = judge_texts(*counts)
     assert (found.kind, found.agrees) == (kind, agrees)
 
 

@@ -18,7 +18,7 @@ class Factors:
         self._of: weakref.ref[Tensor] | None = None  # weakly: what checkpointing computes again is another x
         self._left: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
 
-    def project(self, x: Tensor, place: int, dropout: Dropout) -> tuple[Tensor, Tensor, Tensor | None]:
+    def project_down(self, x: Tensor, place: int, dropout: Dropout) -> tuple[Tensor, Tensor, Tensor | None]:
         """h of the layer at ``place``, ``(..., r)``; x for its base, as :func:`project` gives it; what is dropped. The
         first that is called computes it for all."""
         if self._of is None or self._of() is not x or place not in self._left:

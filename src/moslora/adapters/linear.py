@@ -114,7 +114,7 @@ class AdapterLinear(nn.Module):
             drawn = self.dropout.draw(x)
             u = F.linear(without(x, drawn), factors.a)
         else:
-            u, x_for_base, drawn = factors.project(x, place, self.dropout)
+            u, x_for_base, drawn = factors.project_down(x, place, self.dropout)
         if not self.folds:
             u = self.mixer(u, x)
         if self.magnitude is None and not self.context.plain:

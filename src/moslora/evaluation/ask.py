@@ -60,14 +60,14 @@ def ask(
     example, names = as_example(question, options, task=task, own=target.own_tasks)
     request = target.asked(typed)
     is_bare = example.task == BARE.name
+    changes: dict[str, Any] = {}
     if is_bare:  # the limit of the questions that are scored is not its own
-        request = request.model_copy(update={"max_length": None})
-    if not example.is_open_ended:
-        if request.format == "cloze-passage":  # the passage is missing here
-            request = request.model_copy(update={"format": "cloze"})
-        if not PROTOCOLS[request.protocol].scores_options:
-            scoring = next(reader.name for reader in readers(request.format) if reader.scores_options)
-            request = request.model_copy(update={"protocol": scoring})
+        changes["max_length"] = None
+    if not example.is_open_ended and request.format == "cloze-passage":  # the passage is missing here
+        changes["format"] = "cloze"
+    if not (example.is_open_ended or PROTOCOLS[request.protocol].scores_options):
+        changes["protocol"] = next(reader.name for reader in readers(request.format) if reader.scores_options)
+    request = request.model_copy(update=changes)
     if target.adapter:
         target.adapter.refuse_untrained(INSTRUCTION if is_bare else example.task)
     tokenizer = tokenizer_of(target)

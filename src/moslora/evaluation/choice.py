@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from moslora.errors import MosloraError
-from moslora.evaluation.scorer import Laid, OptionScorer, Question
+from moslora.evaluation.scorer import OptionScorer, Question
 from moslora.kernels.rows import common_prefix
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.outcomes import log_softmax
@@ -40,14 +40,11 @@ class Choice(OptionScorer):
     def length(self, question: Question) -> int:
         return len(question.inputs[0])
 
-    def lay(self, questions: Sequence[Question]) -> Laid:
-        batch = self.engine.lay([[question.inputs[0] for question in questions]], self.model.device)
-        places: list[int] = []
-        targets: list[int] = []
-        for question, path in zip(questions, batch.paths, strict=True):
-            places += path[-1:] * len(question.texts)
-            targets += [text.ids[-1] for text in question.texts]
-        return batch, places, targets
+    def rows(self, question: Question) -> list[list[int]]:
+        return question.inputs[:1]
+
+    def families(self, questions: Sequence[Question]) -> list[list[list[int]]]:
+        return [[question.inputs[0] for question in questions]]
 
     def read(self, question: Question, output: list[float]) -> Prediction:
         return Prediction.of(question.example, log_softmax(output), truncated=question.truncated)

@@ -4,11 +4,10 @@ The best score is lm-eval's ``acc``, the best score per character its ``acc_norm
 options (WinoGrande, partial scoring: the option ends the prompt, the rest of the sentence is the answer).
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from moslora.errors import MosloraError
-from moslora.evaluation.scorer import Laid, OptionScorer, Question
+from moslora.evaluation.scorer import OptionScorer, Question
 from moslora.kernels.rows import common_prefix
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
@@ -36,16 +35,6 @@ class Cloze(OptionScorer):
             return len(lengths) * max(lengths)
         shared = common_prefix(question.inputs)
         return shared + sum(length - shared for length in lengths)
-
-    def lay(self, questions: Sequence[Question]) -> Laid:
-        batch = self.engine.lay([question.inputs for question in questions], self.model.device)
-        places: list[int] = []
-        targets: list[int] = []
-        texts = [text for question in questions for text in question.texts]
-        for text, path in zip(texts, batch.paths, strict=True):
-            places += path[text.answer_start - 1 :]
-            targets += text.ids[text.answer_start :]
-        return batch, places, targets
 
     def read(self, question: Question, output: list[float]) -> Prediction:
         characters = tuple(option.characters for option in self.format.options(question.example))

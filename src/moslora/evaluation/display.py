@@ -4,7 +4,6 @@ from moslora.errors import counted, some
 from moslora.evaluation.percent import NONE, percent, percent_range
 from moslora.evaluation.results import Results, WithoutLeaks
 from moslora.evaluation.scores import Score
-from moslora.evaluation.texts import TextScore
 from moslora.recipe.builtin import printable
 
 
@@ -64,12 +63,11 @@ def remarks(results: Results) -> list[str]:
     if reasons:
         count = sum(results.unanswered.values())
         lines.append(f"{counted(count, 'question')} not answered, and in no average: {some(list(reasons), most=2)}")
-    scores: dict[str, Score | TextScore] = {**results.tasks, **results.texts}
-    truncated = sum(score.truncated for score in scores.values())
+    truncated = sum(score.truncated for score in results.scores.values())
     if truncated:
         longest = f"evaluation.max_length = {results.settings.max_length} tokens"
         lines.append(f"{truncated:,} longer than {longest}: questions without the start, texts without the end")
-    counts = [f"{name} {score.n:,} in {score.clusters:,}" for name, score in scores.items() if score.clusters]
+    counts = [f"{name} {score.n:,} in {score.clusters:,}" for name, score in results.scores.items() if score.clusters]
     if counts:
         together = "equal questions, and those that share a text or a source, count together"
         lines.append(f"clusters: {', '.join(counts)}; {together}")

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
 from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import packages
 from moslora.base.resolve import locate
@@ -35,7 +33,6 @@ from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.ranks import is_main_process
-from moslora.recipe import ModelSection
 from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.settings import Leaks
 from moslora.runs.trackers import KINDS, record
@@ -66,9 +63,9 @@ def evaluate_target(
         take_gpu()
     request, questions = asked_questions(target, tasks, typed)
     leaks = find_leaks(target.trained, questions)
+    out = target.results_folder(request, out, ending=f"-at-{name_of(server)}" if server else "")
     if server is not None:
-        out = target.results_folder(request, out, ending=f"-at-{name_of(server)}")
-        prepared = prepare_for_server(target.model, tokenizer_of(target), questions, request, server)
+        prepared = prepare_for_server(target, questions, request, server)
         with locked(out):
             journal = open_answers(prepared, out, leaks)
             if missing_in(prepared.tasks, journal):
@@ -77,7 +74,6 @@ def evaluate_target(
             journal.finish()
         return prepared.results(journal), out
     known = identity(target)
-    out = target.results_folder(request, out)
     tokenizer = tokenizer_of(target)
     by_peft = target.adapter is not None and target.adapter.recipe.adapter.needs_peft
     must_agree = {
@@ -142,11 +138,7 @@ def asked_questions(
 
 
 def prepare_for_server(
-    model: ModelSection,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Mapping[str, Sequence[Example]],
-    request: Request,
-    server: Server,
+    target: Target, questions: Mapping[str, Sequence[Example]], request: Request, server: Server
 ) -> PreparedQuestions:
     """The questions as `PreparedQuestions`, with the settings of an evaluation of this server: what computes there is
     not known. The model is there without its weights, as only its context length is needed.
@@ -156,8 +148,8 @@ def prepare_for_server(
     """
     if PROTOCOLS[request.protocol].writes and request.beams > 1:
         raise UsageError(f"{request.beams} beams: servers write greedily; evaluate with --beams 1")
-    empty = meta_model(model, only_shapes=False).eval()
-    prepared = PreparedQuestions.of(empty, tokenizer, questions, request)
+    empty = meta_model(target.model, only_shapes=False).eval()
+    prepared = PreparedQuestions.of(empty, tokenizer_of(target), questions, request)
     settings = replace(
         prepared.settings,
         dtype="",

@@ -5,18 +5,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError, UsageError, first_line
-from moslora.evaluation.collapse import signs_of_collapse
+from moslora.evaluation.percent import percent
 from moslora.evaluation.scores import Score, average, score_task
 from moslora.evaluation.texts import TextScore, score_texts
 from moslora.runs.answers import TaskAnswers, by_task
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import RESULTS
 from moslora.runs.settings import Head, Settings, TaskRecord
+
+NEARLY_ALL = 0.95
+"""Share of one answer from which a model counts as collapsed, and of texts with an answer below which it does."""
+
+LEVEL = 0.01
+"""Of the one-sided test that a task is below its majority class."""
+
+FEWEST = 10
+"""Independent questions of a task below which such a sign would be a matter of chance."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,11 @@ class Results:
     predictions: tuple[Prediction, ...] = field(default=(), repr=False, compare=False)
 
     @property
+    def scores(self) -> dict[str, Score | TextScore]:
+        """Of questions and of texts."""
+        return {**self.tasks, **self.texts}
+
+    @property
     def metric(self) -> str:
         """The metric that counts: the protocol's, or the accuracy where everything is answered in words."""
         if self.tasks and all(score.is_in_words for score in self.tasks.values()):
@@ -52,8 +67,31 @@ class Results:
 
     @property
     def collapse(self) -> list[str]:
-        """Signs that the model answers without reading."""
-        return signs_of_collapse(self.tasks, primary=self.metric)
+        """Signs that the model answers without reading, a line for each kind, with the tasks: a task below its majority
+        class by `below_majority`, not an average, as each task's majority class was chosen by these questions; one
+        answer for nearly everything, where it is not right for nearly everything; few written texts with an answer, on
+        average over the tasks that have texts."""
+        below = []
+        same = []
+        for name, score in self.tasks.items():
+            if (score.clusters or score.n) < FEWEST:
+                continue
+            if score.below_majority is not None and score.below_majority <= LEVEL:
+                value, _ = score.value(self.metric)
+                below.append(f"{name} {percent(value)} against {percent(score.majority_class)}")
+            # The accuracy of one answer to everything: in words, where nobody knows it, at most the accuracy itself.
+            best = score.accuracy if score.majority_class is None else score.majority_class
+            if score.same_answer is not None and score.same_answer >= NEARLY_ALL > best:
+                same.append(f"{name} {percent(score.same_answer)} %")
+        lines = []
+        if below:
+            lines.append(f"below the majority class ({100 * LEVEL:g} %, one-sided): {', '.join(below)}")
+        if same:
+            lines.append(f"one answer for nearly everything: {', '.join(same)}")
+        parse_rates = [score.parse_rate for score in self.tasks.values() if score.parse_rate is not None]
+        if parse_rates and fmean(parse_rates) < NEARLY_ALL:
+            lines.append(f"only {percent(fmean(parse_rates))} % of the texts have an answer")
+        return lines
 
     def summary(self) -> dict[str, Any]:
         """For the run's card: the main metric with its error and the majority class, and signs of a collapse; and the
@@ -71,8 +109,7 @@ class Results:
         facts["tasks"] = {task: score.value(metric)[0] for task, score in self.tasks.items()}
         if self.texts:
             facts["nats_per_byte"] = {name: score.nats_per_byte for name, score in self.texts.items()}
-        scores: dict[str, Score | TextScore] = {**self.tasks, **self.texts}
-        facts["asked"] = {task: [score.n, self.settings.data.get(task)] for task, score in scores.items()}
+        facts["asked"] = {task: [score.n, self.settings.data.get(task)] for task, score in self.scores.items()}
         facts["collapse"] = self.collapse
         return {name: fact for name, fact in facts.items() if fact is not None}
 

@@ -4,14 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import cycle, islice
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from moslora.adapters import Families, describe_task
-from moslora.base.engines import Batch, Engine, engine_of
+from moslora.base.engines import Engine, engine_of
 from moslora.data.encode import EncodedText, Encoder, TokenPair
 from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU, WRITTEN_BLOCK_SIZE
 from moslora.evaluation.server import Answering
@@ -22,9 +22,6 @@ from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
 Output = TypeVar("Output")
-
-Laid = tuple[Batch, list[int], list[int]]
-"""A batch; the places of the tokens that a scored token follows; and the scored tokens, which are the targets."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +179,25 @@ class OptionScorer(Scorer[list[float]]):
         pairs = [(option.prompt, option.answer) for option in self.format.options(example)]
         return self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
 
-    @abstractmethod
-    def lay(self, questions: Sequence[Question]) -> Laid:
-        """The questions as a batch."""
+    def rows(self, question: Question) -> list[list[int]]:
+        """What the model reads: a row of each option, or one for all."""
+        return question.inputs
+
+    def families(self, questions: Sequence[Question]) -> list[list[list[int]]]:
+        """The rows of a batch, those together whose common beginning is computed once."""
+        return [self.rows(question) for question in questions]
 
     def compute(self, questions: Sequence[Question]) -> Callable[[], list[list[float]]]:
-        values = self.engine.log_p(*self.lay(questions))
+        batch = self.engine.lay(self.families(questions), self.model.device)
+        paths = iter(batch.paths)
+        places: list[int] = []  # of the tokens that a scored one follows
+        targets: list[int] = []
+        for question in questions:
+            of_rows = cycle([next(paths) for _ in self.rows(question)])
+            for text, path in zip(question.texts, of_rows, strict=False):
+                places += path[text.answer_start - 1 :]
+                targets += text.ids[text.answer_start :]
+        values = self.engine.log_p(batch, places, targets)
         values = values.to("cpu", non_blocking=True)  # not there yet when this returns: `read` is called later
 
         def read() -> list[list[float]]:

@@ -142,19 +142,19 @@ def open_target(
         strategy: in place of the recipe's.
     """
     path = Path(os.path.expanduser(name))
-    if not names_run(name):
-        recipe = read_evaluation_defaults(path)
-        model = recipe.model if recipe else ModelSection(name=name)
-        changes = {"name": name, "trust_remote_code": trust_remote_code, "dtype": dtype or model.dtype}
-        model = model.model_copy(update={**changes, "engine": engine or model.engine})
+    trained = None
+    if names_run(name):
+        trained = open_adapter(locate_adapter(path), trust_remote_code=trust_remote_code)
+    recipe = trained.recipe if trained else read_evaluation_defaults(path)
+    model = recipe.model if recipe else ModelSection(name=name)
+    model = model.model_copy(update={"dtype": dtype or model.dtype, "engine": engine or (trained or model).engine})
+    if trained is None:
+        model = model.model_copy(update={"name": name, "trust_remote_code": trust_remote_code})
         return Target(model, Request.of(recipe), recipe, strategy=strategy or "ddp")
-    trained = open_adapter(locate_adapter(path), trust_remote_code=trust_remote_code)
-    recipe = trained.recipe
-    if strategy == "fsdp" and recipe.model.quantization == "int8":
+    if strategy == "fsdp" and model.quantization == "int8":
         raise UsageError("--strategy fsdp: int8 layers lose their scales when they are sharded; use ddp")
-    model = recipe.model.model_copy(update={"dtype": dtype or recipe.model.dtype, "engine": engine or trained.engine})
     remark = "" if base else unfinished(path, trained.path, doing="scoring")
-    strategy = strategy or recipe.training.strategy
+    strategy = strategy or trained.recipe.training.strategy
     return Target(model, Request.of(recipe), recipe, trained, base, strategy, remark)
 
 

@@ -28,8 +28,27 @@ AUTOMATIC = "auto"
 """`Task.cluster` of a task whose rows tell what groups its questions."""
 
 
+Wording = Numbered | TrueFalse | OpenEnded | Plain
+"""How a task words its questions; `Plain` of a set of texts."""
+
+
+class Kind:
+    """What a question, or its task, is by its wording."""
+
+    wording: Wording | None
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.wording, Plain)
+
+    @property
+    def is_open_ended(self) -> bool:
+        """Whether it is answered in words, without options."""
+        return isinstance(self.wording, OpenEnded)
+
+
 @dataclass(frozen=True)
-class Example:
+class Example(Kind):
     """One question from any source: multiple-choice, or open-ended, whose choices are the accepted answers. Or a text,
     which has an empty question and itself as choice."""
 
@@ -49,19 +68,10 @@ class Example:
     # further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``); the trained text of an
     # open-ended question, if it is not its usual answer, as `RESPONSE`
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-    wording: Numbered | TrueFalse | OpenEnded | Plain | None = None  # its task's, if that is not among the eight
+    wording: Wording | None = None  # its task's, if that is not among the eight
     # text that it shares with the other questions of its cluster, empty for none; ``None`` where its task does not say
     # (`moslora.tasks.clusters`)
     cluster: str | None = None
-
-    @property
-    def is_text(self) -> bool:
-        return isinstance(self.wording, Plain)
-
-    @property
-    def is_open_ended(self) -> bool:
-        """Whether it is answered in words, and has no options."""
-        return isinstance(self.wording, OpenEnded)
 
     @property
     def response(self) -> str:
@@ -221,12 +231,12 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Kind):
     """One set."""
 
     name: str  # as in recipes and tables
     columns: Columns  # how its rows are read
-    wording: Numbered | TrueFalse | OpenEnded | Plain  # how its questions are worded; `Plain` for a set of texts
+    wording: Wording  # how its questions are worded
     splits: Mapping[Split, str] = field(hash=False)  # our split -> hub split, or the file of a set without a hub
     hub: Hub | None = None  # where it lies on the hub; ``None`` for local files
     held_out: float = 0.1  # share of the training rows that are the test rows of a set without any
@@ -251,15 +261,6 @@ class Task:
     def is_of_files(self) -> bool:
         """Whether its rows are in files of this machine."""
         return bool(self.splits) and not (self.hub or self.wheel)
-
-    @property
-    def is_text(self) -> bool:
-        return isinstance(self.wording, Plain)
-
-    @property
-    def is_open_ended(self) -> bool:
-        """Whether its questions are answered in words, and have no options."""
-        return isinstance(self.wording, OpenEnded)
 
     def text(self, value: Any) -> Example:
         """A text of this set; a `ValueError` says what is wrong with it."""

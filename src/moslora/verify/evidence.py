@@ -1,7 +1,6 @@
 """What the answers of a server, of the run, its base and its checkpoints show together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from moslora.choices import DType
@@ -9,22 +8,7 @@ from moslora.evaluation.scorer import Question
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.settings import TaskRecord
 from moslora.verify.fit import Centered, centered
-from moslora.verify.verdict import Evidence, TextEvidence, tolerance
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of the answers to the questions of a verification.
-
-    Attributes:
-        run: the run's own answers.
-        base: those of its base; ``None`` if it has not answered all.
-        others: name of a checkpoint -> its answers, where it has answered all.
-    """
-
-    run: Evaluation
-    base: Evaluation | None
-    others: Mapping[str, Evaluation]
+from moslora.verify.verdict import Evidence, tolerance
 
 
 def by_id(evaluation: Evaluation, column: str) -> dict[str, Any]:
@@ -35,8 +19,16 @@ def by_id(evaluation: Evaluation, column: str) -> dict[str, Any]:
     return found
 
 
-def evidence(questions: Sequence[Question], server: Evaluation, known: Known, *, dtype: DType) -> Evidence:
-    """The evidence in the log-probabilities that the server has told, of these questions."""
+def evidence(
+    questions: Sequence[Question],
+    server: Evaluation,
+    run: Evaluation,
+    *,
+    checkpoints: Mapping[str, Evaluation],
+    dtype: DType,
+) -> Evidence:
+    """The evidence in the log-probabilities that the server has told, of these questions; ``run``, its base and its
+    ``checkpoints``, by name, have answered all of them."""
     told = by_id(server, "scores")
     asked = [question for question in questions if question.example.id in told]
 
@@ -44,21 +36,21 @@ def evidence(questions: Sequence[Question], server: Evaluation, known: Known, *,
         scores = by_id(evaluation, "scores")
         return centered([scores[question.example.id] for question in asked])
 
-    characters = by_id(known.run, "characters")
+    characters = by_id(run, "characters")
     margins = []  # how far rounding moves each option, by the drift that the evaluation has recorded of its task
     for question in asked:
-        drift = known.run.records.get(question.example.task, TaskRecord()).drift or 0.0
+        drift = run.records.get(question.example.task, TaskRecord()).drift or 0.0
         margins += [drift * divisor for divisor in characters.get(question.example.id, (1,) * len(question.texts))]
     return Evidence(
         server=answered(server),
-        run=answered(known.run),
-        base=answered(known.base) if known.base else None,
-        others={name: answered(other) for name, other in known.others.items()},
+        run=answered(run),
+        base=answered(run.base) if run.base else None,
+        checkpoints={name: answered(other) for name, other in checkpoints.items()},
         lengths=[question.tokens for question in asked],
         tolerance=tolerance(
             margins=margins,
             tokens=[len(answer) for question in asked for _, answer in question.pairs],
-            dtypes=[known.run.settings.dtype, dtype],
+            dtypes=[run.settings.dtype, dtype],
         ),
         dtype=dtype,
     )
@@ -82,14 +74,12 @@ def alike(one: Evaluation, other: Evaluation) -> set[str]:
     return {id for id, answer in answers(one).items() if same(answer, theirs[id])}
 
 
-def text_evidence(server: Evaluation, known: Known) -> TextEvidence:
-    """How often a server that writes answers as the run, and as its base."""
+def counts_of_texts(server: Evaluation, run: Evaluation) -> tuple[int, ...]:
+    """How often a server that writes answers as the run, and as its base: the arguments of `judge_texts`."""
     answered = set(by_id(server, "chosen"))
-    like_run = alike(server, known.run)
-    if known.base is None:
-        return TextEvidence(len(answered), len(like_run))
-    like_base = alike(server, known.base)
-    differing = answered - alike(known.run, known.base)
-    return TextEvidence(
-        len(answered), len(like_run), len(differing), len(differing & like_run), len(differing & like_base)
-    )
+    like_run = alike(server, run)
+    if run.base is None:
+        return len(answered), len(like_run)
+    like_base = alike(server, run.base)
+    differing = answered - alike(run, run.base)
+    return len(answered), len(like_run), len(differing), len(differing & like_run), len(differing & like_base)

@@ -82,7 +82,7 @@ class Evidence:
         server: of the server.
         run: of the run.
         base: of its base; ``None`` if it was not asked.
-        others: of the run's checkpoints, by name.
+        checkpoints: of the run's checkpoints, by name.
         lengths: tokens of each question.
         tolerance: what rounding explains of a distance, in nats.
         dtype: of the server, as far as it is known.
@@ -91,7 +91,7 @@ class Evidence:
     server: Centered
     run: Centered
     base: Centered | None
-    others: Mapping[str, Centered]
+    checkpoints: Mapping[str, Centered]
     lengths: Sequence[int]
     tolerance: float
     dtype: DType
@@ -139,7 +139,7 @@ def _judge(evidence: Evidence, found: Fit, distance_in_words: str) -> Verdict:
     most = evidence.tolerance
     numbers = f"k = {found.k:.2f} ({low:.2f} to {high:.2f}), {distance_in_words}"
     is_close = found.distance <= most
-    for name, other in evidence.others.items():
+    for name, other in evidence.checkpoints.items():
         off = distance(evidence.server, other)
         if off <= most and off < found.distance / 2:
             says = f"another checkpoint: computes {name} of this run, {off:.2g} nats from its answers; {numbers}"
@@ -195,40 +195,35 @@ def _context(evidence: Evidence) -> Verdict | None:
     return None
 
 
-@dataclass(frozen=True)
-class TextEvidence:
-    """Answers that were read from texts.
+def judge_texts(
+    questions: int,
+    like_run: int,
+    differing: int | None = None,
+    differing_like_run: int = 0,
+    differing_like_base: int = 0,
+) -> Verdict:
+    """The verdict on texts. It is never the run: they show no scale and no quantisation, so that they may be the same
+    where the model is another one.
 
-    Attributes:
+    Args:
         questions: their number.
         like_run: those that are answered as by the run.
         differing: questions that run and base answer differently; ``None`` if the base was not asked.
         differing_like_run: those of them that are answered as by the run.
         differing_like_base: the same of its base.
     """
-
-    questions: int
-    like_run: int
-    differing: int | None = None
-    differing_like_run: int = 0
-    differing_like_base: int = 0
-
-
-def judge_texts(found: TextEvidence) -> Verdict:
-    """The verdict on texts. It is never the run: they show no scale and no quantisation, so that they may be the same
-    where the model is another one."""
-    if found.questions < FEWEST_IN_ALL:
-        return _too_few(found.questions)
-    said = f"the run's answer to {found.like_run} of {found.questions} questions"
-    alike = found.like_run >= MOST * found.questions
-    if found.differing is None:
+    if questions < FEWEST_IN_ALL:
+        return _too_few(questions)
+    said = f"the run's answer to {like_run} of {questions} questions"
+    alike = like_run >= MOST * questions
+    if differing is None:
         return _not_seen_beside_base(said, is_close=alike)
-    if found.differing < FEWEST:
-        return Verdict("undecided", f"{said}, but run and base differ in {found.differing} only; raise --limit")
-    said += f", and to {found.differing_like_run} of the {found.differing} that its base answers differently"
-    if found.differing_like_base >= MOST * found.differing:
+    if differing < FEWEST:
+        return Verdict("undecided", f"{said}, but run and base differ in {differing} only; raise --limit")
+    said += f", and to {differing_like_run} of the {differing} that its base answers differently"
+    if differing_like_base >= MOST * differing:
         return Verdict("base", f"computes its base, the adapter is not applied: {said}")
-    if alike and found.differing_like_run >= MOST * found.differing:
+    if alike and differing_like_run >= MOST * differing:
         unseen = "but texts alone show no scale, no quantisation and no nearby checkpoint, so it may be another one"
         return Verdict("undecided", f"answers as this run: {said}; {unseen}", agrees=True)
     return Verdict("another model", f"another model, or another prompt: {said}")

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from moslora.base.identity import fingerprint
-from moslora.base.load import load_tokenizer
 from moslora.base.resolve import BUILTIN, available_offline
 from moslora.choices import DType
 from moslora.compare.find import evaluated_step
@@ -31,7 +30,7 @@ from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
 from moslora.runs.settings import Settings, read_head
 from moslora.tasks import COMMONSENSE
-from moslora.verify.evidence import Known, alike, by_id, evidence, text_evidence
+from moslora.verify.evidence import alike, by_id, counts_of_texts, evidence
 from moslora.verify.prompts import PromptTests, answers_of
 from moslora.verify.report import REPORT, Report, effects_of
 from moslora.verify.verdict import Verdict, judge, judge_texts
@@ -88,12 +87,12 @@ def verify(
     if missing:
         _score(target, missing, limit=limit, out=folder)
     chosen = read_evaluation(folder).restricted_to(names, limit or None)
-    known = read_known(chosen)
+    known = with_base(chosen)
     if known.base is None:
         try:
             most = max(len(answers.ids) for answers in chosen.tasks.values())
             _score(_base_of(target), list(chosen.tasks), limit=most, out=base_of(folder))
-            known = read_known(chosen)
+            known = with_base(chosen)
         except MosloraError as fault:
             note(f"its base was not asked, so that no server is called the run: {first_line(fault)}")
     prepared = prepare_questions(target, chosen, server)
@@ -181,16 +180,21 @@ def _base_of(target: Target) -> Target:
     raise MosloraError(f"{merged}: was merged from {origin.base}, which is not here")
 
 
-def read_known(chosen: Evaluation) -> Known:
-    """The answers of a run that a server's are compared with, and those of its base and its checkpoints."""
+def with_base(chosen: Evaluation) -> Evaluation:
+    """The answers of a run that a server's are compared with, and those of its base, if it has answered all."""
+    return replace(chosen, base=_same_questions(base_of(chosen.folder), chosen))
+
+
+def checkpoints_of(chosen: Evaluation) -> dict[str, Evaluation]:
+    """Name of a checkpoint -> its answers to the same questions, where it has answered all."""
     folder = chosen.folder
-    others = {}
+    found = {}
     for other in Run(folder.parent.parent).evaluations:
         if result_of(other) == folder and other not in (folder, base_of(folder)):
             answers = _same_questions(other, chosen)
             if answers is not None:
-                others[other.name.removeprefix(f"{folder.name}-")] = answers
-    return Known(chosen, _same_questions(base_of(folder), chosen), others)
+                found[other.name.removeprefix(f"{folder.name}-")] = answers
+    return found
 
 
 def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
@@ -215,7 +219,7 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
     request = _request(settings)
     tasks = target.tasks_to_ask(list(chosen.tasks))
     questions = {task.name: load_examples(task, "test", source=request.source) for task in tasks}
-    prepared = prepare_for_server(target.model, load_tokenizer(target.model), questions, request, server)
+    prepared = prepare_for_server(target, questions, request, server)
     now = {**prepared.settings.made_with, **prepared.settings.data}
     then = {**now, **settings.made_with, **settings.data}
     changed = [name for name, value in now.items() if then[name] != value and name != "moslora"]
@@ -225,17 +229,16 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
 
 
 def _report(
-    served: Served, questions: Sequence[Question], predictions: Sequence[Prediction], known: Known, *, dtype: DType
+    served: Served, questions: Sequence[Question], predictions: Sequence[Prediction], run: Evaluation, *, dtype: DType
 ) -> Report:
     """The numbers of the server's answers, and the verdict on them."""
-    run = known.run
     server = Evaluation.of(run.folder, run.settings, predictions, run.records)  # as if the run had answered so
     fit = None
     rounding = 0.0
     if served.reading is None:
-        verdict = judge_texts(text_evidence(server, known))
+        verdict = judge_texts(*counts_of_texts(server, run))
     else:
-        told = evidence(questions, server, known, dtype=dtype)
+        told = evidence(questions, server, run, checkpoints=checkpoints_of(run), dtype=dtype)
         verdict, fit = judge(told)
         rounding = told.tolerance
     answers = answers_of(predictions)
