@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 
 from moslora.choices import Split
 from moslora.data.local import example_from_row
+from moslora.data.row_files import examples_of, numbered
 from moslora.download.hub import prefer_cache_if_unreachable
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.errors import MosloraError, first_line
 from moslora.files import disk_fault
 from moslora.tasks import Example, Hub, Task
 
@@ -23,12 +24,7 @@ MIXTURE_ROWS = 170_420
 def load(task: Task, split: Split) -> list[Example]:
     """One split of one set; HellaSwag raw, WinoGrande's training set ``xl``."""
     assert task.hub
-    return _load(
-        task.hub,
-        task.splits[split],
-        lambda row, number: task.row_of_split(row, split, number),
-        expected=task.rows.get(split),
-    )
+    return _load(task.hub, task.splits[split], partial(task.row_of_split, split), expected=task.rows.get(split))
 
 
 def load_mixture() -> list[Example]:
@@ -73,13 +69,10 @@ def _load(
             loaded = datasets.Dataset.from_parquet(file)
         else:
             loaded = datasets.load_dataset(hub.path, hub.config, revision=revision, split=split)
-        rows = cast(list[dict[str, Any]], loaded.to_list())
+        rows = loaded.to_list()
     if expected is not None and len(rows) != expected:
         raise MosloraError(f"{_page(hub)} at {revision}: {split} has {len(rows)} rows, expected {expected}")
-    try:
-        return [read(row, number) for number, row in enumerate(rows)]
-    except ValueError as fault:
-        raise UsageError(f"{_page(hub)}: {fault}") from None
+    return examples_of(numbered(rows), read, where=_page(hub))
 
 
 def _page(hub: Hub) -> str:

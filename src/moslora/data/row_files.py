@@ -7,7 +7,7 @@ none: every cell is a text, and ``007`` stays ``007``. An empty cell is an empty
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,23 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, pla
         plain: the file is text without rows; each paragraph, between empty lines, is a row with a ``text``.
 
     Raises:
-        UsageError: the faults of rows, each once, with the first row's line in JSONL, or else its number from 1; or the
-            file has no rows.
+        UsageError: it cannot be read; or as of `examples_of`, with the line of a row in JSONL.
+    """
+    reader = _paragraphs if plain else _READERS.get(path.suffix.lower(), _array)
+    return examples_of(reader(path), read, where=str(path))
+
+
+def examples_of(
+    rows: Iterable[Located], read: Callable[[dict[str, Any], int], Example], *, where: str
+) -> list[Example]:
+    """The examples that ``read`` makes of rows, which are from ``where``.
+
+    Raises:
+        UsageError: the faults of rows, each once, with the place of the first; or there are no rows.
     """
     examples: list[Example] = []
     faults: dict[str, list[str]] = {}
-    reader = _paragraphs if plain else _READERS.get(path.suffix.lower(), _array)
-    for number, (location, row) in enumerate(reader(path)):
+    for number, (location, row) in enumerate(rows):
         try:
             if isinstance(row, ValueError):
                 raise row
@@ -45,12 +55,18 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, pla
                 raise ValueError(f"expected an object with the columns of a row; found {type(row).__name__}")
             examples.append(read(row, number))
         except (ValueError, RecursionError) as fault:
-            faults.setdefault(str(fault), []).append(f"{path}{location}")
+            faults.setdefault(str(fault), []).append(f"{where}{location}")
     if faults:
         raise UsageError(by_row(faults))
     if not examples:
-        raise UsageError(f"{path}: contains no rows")
+        raise UsageError(f"{where}: contains no rows")
     return examples
+
+
+def numbered(rows: Iterable[Any]) -> Iterator[Located]:
+    """Rows whose location is their number, from 1."""
+    for number, row in enumerate(rows, start=1):
+        yield f": row {number}", row
 
 
 def has_rows(path: Path) -> bool:
@@ -68,11 +84,7 @@ def _text_of(path: Path) -> str:
 
 def _paragraphs(path: Path) -> Iterator[Located]:
     text = _text_of(path).replace("\r\n", "\n").strip()
-    if not text:
-        return
-    paragraphs = re.split(r"\n\s*\n", text)
-    for number, paragraph in enumerate(paragraphs, start=1):
-        yield f": paragraph {number}", {"text": paragraph}
+    return numbered({"text": paragraph} for paragraph in re.split(r"\n\s*\n", text) if paragraph)
 
 
 def _array(path: Path) -> Iterator[Located]:
@@ -84,8 +96,7 @@ def _array(path: Path) -> Iterator[Located]:
     except (ValueError, RecursionError) as error:
         kinds = "a .json file is one array of rows, a .jsonl file has one row per line; .csv and .parquet work, too"
         raise UsageError(f"{path}: malformed JSON ({error}); {kinds}") from None
-    for number, row in enumerate(rows, start=1):
-        yield f": row {number}", row
+    return numbered(rows)
 
 
 def _lines(path: Path) -> Iterator[Located]:
@@ -114,14 +125,15 @@ def _cells(path: Path) -> Iterator[Located]:
     named = [name for name in names if name]
     if len({*named}) < len(named):
         raise UsageError(f"{path}: several columns have one name, of {', '.join(named)}; rename them in the first line")
-    for number, cells in enumerate(rows, start=1):
-        row: Any = {name: cell for name, cell in zip(names, cells, strict=False) if name}
+    found: list[Any] = []
+    for cells in rows:
+        found.append({name: cell for name, cell in zip(names, cells, strict=False) if name})
         if len(cells) != len(names):
-            row = ValueError(
+            found[-1] = ValueError(
                 f"has {len(cells)} cells, but the first line names {len(names)} columns; a text with a comma needs"
                 ' quotes: "a, b"'
             )
-        yield f": row {number}", row
+    return numbered(found)
 
 
 def _parquet(path: Path) -> Iterator[Located]:
@@ -129,13 +141,9 @@ def _parquet(path: Path) -> Iterator[Located]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f": row {number}", row
+            yield from numbered(row for batch in file.iter_batches() for row in batch.to_pylist())
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from moslora.choices import Split
@@ -93,7 +94,7 @@ def _read_own(task: Task, split: Split) -> list[Example]:
     path = _own_file(task, split)
     if task.is_text:
         return local.read_texts(path, task)
-    return read_rows(path, lambda row, number: task.row_of_split(row, split, number))
+    return read_rows(path, partial(task.row_of_split, split))
 
 
 def _own_file(task: Task, split: Split) -> Path:

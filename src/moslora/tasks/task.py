@@ -288,7 +288,7 @@ class Task(Kind):
         wording = self.wording if self.own else None
         return Example(id, self.name, question, choices, gold, context, meta, wording, cluster)
 
-    def row_of_split(self, row: Mapping[str, Any], split: Split, number: int) -> Example:
+    def row_of_split(self, split: Split, row: Mapping[str, Any], number: int) -> Example:
         """Row ``number`` of a split as a question, as :meth:`example`: the training rows alone need a response."""
         return self.example(row, f"{self.name}/{split}/{number}", trained=split == "train")
 
