@@ -63,14 +63,14 @@ def provenance(planned: Planned, *, fetching: bool = True) -> dict[str, Any]:
     recipe = planned.recipe
     found: dict[str, Any] = {}
     if fetching:
-        found["rows"] = _hash(_rows("train", recipe.training_tasks, recipe.data.source))
+        found["rows"] = _rows("train", recipe.training_tasks, recipe.data.source)
         found["base"] = fingerprint(recipe.model.name, revision=recipe.model.revision)
         found["start"] = hash_of_predecessor(recipe.adapter.continue_from)
         found |= _encoding(recipe.model, recipe.data.format)
     found["code"] = code()
     found["packages"] = packages(quantized=recipe.model.quantization is not None, peft=recipe.adapter.needs_peft)
     if fetching and planned.scored:
-        found["questions"] = _hash(_rows("test", *recipe.questions))
+        found["questions"] = _rows("test", *recipe.questions)
     return found
 
 
@@ -81,9 +81,9 @@ def _encoding(model: ModelSection, format: FormatName) -> dict[str, str]:
 
 
 @cache
-def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> list[str]:
-    """Hashes of the rows, computed once per process."""
-    return identity(tasks, split, source=source)
+def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> str:
+    """Hash of the rows, computed once per process."""
+    return _hash(identity(tasks, split, source=source))
 
 
 def changes(

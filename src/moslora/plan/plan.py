@@ -136,14 +136,13 @@ def plan(
 def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> tuple[Devices, int]:
     """The devices that were named, or else this machine's, by default no more than ``rows`` in a step; and the bytes
     that each process may use."""
-    on_gpu = True
     if gpu_memory is not None:
         count = 1
         size = parse_bytes(gpu_memory)
     else:
         count = gpus()
-        on_gpu = count > 0
         size = total_memory(device())
+    on_gpu = count > 0
     if processes is None:
         processes = max(1, min(count, rows))
     refuse_too_many_processes(processes, rows=rows)

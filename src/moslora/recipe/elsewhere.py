@@ -34,9 +34,7 @@ def answer(word: str, value: object, section: str) -> str | None:
 def what_counts(key: str) -> str:
     """What our ``key`` counts, in brackets, if theirs count something else."""
     counted = known()["keys"].get(key, {}).get("counts")
-    if counted is None:
-        return ""
-    return f" ({counted})"
+    return f" ({counted})" if counted else ""
 
 
 def our_value(value: str, choices: Sequence[str]) -> str | None:

@@ -99,9 +99,7 @@ class RankBudget:
         s = {name: self.averages[f"{name}:mean"] * self.averages[f"{name}:spread"] for name in self._parameters}
         of_layers = []
         for name, _ in self._layers:
-            of_rows = s[f"{name}.lora_a"].mean(1)
-            of_columns = s[f"{name}.lora_b"].mean(0)
-            of_layers.append(s[f"{name}.e"] + of_rows + of_columns)
+            of_layers.append(s[f"{name}.e"] + s[f"{name}.lora_a"].mean(1) + s[f"{name}.lora_b"].mean(0))
         return torch.cat(of_layers)
 
     def _keep(self, count: int) -> None:

@@ -34,11 +34,8 @@ def train_in_processes(
     if code in STOPPED:
         raise Interrupted(f"stopped: the work so far is saved, and {again}", signal_number=code - 128)
     if code:
-        said = f"training ended with exit code {code}; the lines above say why"
-        for kind in (UsageError, Diverged):
-            if code == kind.exit_code:
-                raise kind(said)
-        raise MosloraError(said)
+        kinds = {kind.exit_code: kind for kind in (UsageError, Diverged)}
+        raise kinds.get(code, MosloraError)(f"training ended with exit code {code}; the lines above say why")
 
 
 def worker_processes(training: TrainingSection) -> int:

@@ -264,12 +264,9 @@ class Training:
         self.parts.accelerator.wait_for_everyone()
         if done == total or self.parts.selection.patience_ran_out:
             return done
-        number: int = signal.SIGTERM  # of another process
-        if signals:
-            number = signals[0]
         raise Interrupted(
             f"stopped after step {done} of {total}; all is saved. Resume with: {self.run.resume_command}",
-            signal_number=number,
+            signal_number=signals[0] if signals else signal.SIGTERM,  # which another process got
         )
 
     def checkpoint(self, writer: Executor, step: int) -> None:
