@@ -7,7 +7,7 @@ one error, so that a user fixes them in one go.
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 
@@ -45,15 +45,15 @@ SHOWN_FAULTS = 20
 """Maximum number of faults that one error lists."""
 
 
-def some(items: Sequence[str], *, separator: str = ", ", most: int = 3) -> str:
+def some(items: Iterable[object], *, separator: str = ", ", most: int = 3) -> str:
     """The first ``most`` items, and how many more there are: a large model has thousands of tensors."""
-    shown = list(items[:most])
-    if len(items) > most:
-        shown.append(f"… and {len(items) - most} more")
+    shown = list(map(str, items))
+    if len(shown) > most:
+        shown[most:] = [f"… and {len(shown) - most} more"]
     return separator.join(shown)
 
 
-def capped(faults: Sequence[str]) -> str:
+def capped(faults: Iterable[str]) -> str:
     """A line for each fault, up to :data:`SHOWN_FAULTS`, and how many more there are."""
     return some(faults, separator="\n", most=SHOWN_FAULTS)
 

@@ -72,7 +72,7 @@ def arms_of(runs: Sequence[Evaluation]) -> list[Arm]:
         if twin is not run:
             raise UsageError(f"{run.path}: has the same recipe and seed as {twin.path}; leave one of them out")
     if len(groups) < 2:
-        where = some([str(run.path) for run in runs])
+        where = some(run.path for run in runs)
         raise UsageError(f"{where}: a comparison needs two arms; runs that differ only in the seed are one arm")
     paths = [next(iter(group.values())).path for group in groups.values()]
     kinds = (

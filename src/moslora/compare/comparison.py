@@ -130,7 +130,7 @@ def compare_arms(
     runs = all_runs(arms)
     shared, left_out = in_common(runs)
     if not shared:
-        paths = some([str(run.path) for run in runs], separator=" and ")
+        paths = some((run.path for run in runs), separator=" and ")
         raise UsageError(f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit)")
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     runs = all_runs(arms)

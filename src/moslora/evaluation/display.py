@@ -62,7 +62,7 @@ def remarks(results: Results) -> list[str]:
     reasons = {prediction.refused: None for prediction in results.predictions if prediction.refused}
     if reasons:
         count = sum(results.unanswered.values())
-        lines.append(f"{counted(count, 'question')} not answered, and in no average: {some(list(reasons), most=2)}")
+        lines.append(f"{counted(count, 'question')} not answered, and in no average: {some(reasons, most=2)}")
     truncated = sum(score.truncated for score in results.scores.values())
     if truncated:
         longest = f"evaluation.max_length = {results.settings.max_length} tokens"

@@ -215,4 +215,4 @@ def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:
         except MosloraError as error:
             faults[str(error)] = None
     if faults:
-        raise UsageError(capped(list(faults)))
+        raise UsageError(capped(faults))

@@ -99,7 +99,7 @@ def _continued(folder: Path, settings: Settings) -> Head:
     changed = changed_keys(must_agree(then), must_agree(settings))
     if changed:
         raise UsageError(
-            f"{folder}: holds predictions made with other settings ({some(list(changed.values()), separator='; ')});"
+            f"{folder}: holds predictions made with other settings ({some(changed.values(), separator='; ')});"
             " choose another --out or remove the folder"
         )
     data = {**then.data, **settings.data}

@@ -84,7 +84,7 @@ def _asked(evaluations: Sequence[Evaluation]) -> Settings | None:
         return None
     different = {**differently_asked(evaluations), **of_other_bases(evaluations)}
     if different:
-        raise UsageError(f"{capped(list(different.values()))}; evaluate all in the same way")
+        raise UsageError(f"{capped(different.values())}; evaluate all in the same way")
     settings = evaluations[0].settings
     data = {task: settings.data[task] for task in evaluations[0].tasks}
     of_all = {key: value for key, value in settings.metadata.items() if key != "adapter"}

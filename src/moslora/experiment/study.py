@@ -166,7 +166,7 @@ class Study:
         found = []
         for made_with in ways:
             found += changes(planned, recipe, made_with, any_code=self.any_code, fetching=self.fetching)
-        return some(list(dict.fromkeys(found)), separator="; ")
+        return some(dict.fromkeys(found), separator="; ")
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` others come after them."""

@@ -71,8 +71,7 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> li
     """
     places = {folder: (path, arm) for path in paths for folder, arm in runs_at(path).items()}
     if not places:
-        where = some([str(path) for path in paths])
-        raise UsageError(f"{where}: no runs here; an experiment in tables is for moslora compare")
+        raise UsageError(f"{some(paths)}: no runs here; an experiment in tables is for moslora compare")
     often = Counter(Run(folder).name for folder in places)
     runs = []
     for folder, (path, arm) in places.items():
