@@ -54,12 +54,11 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
 
 def _config(path: Path) -> Any:
     """The config's keys that change what is computed, also in the configs within it."""
-
-    def computed(config: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in config.items() if key not in NOT_COMPUTED}
-
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_hook=computed)
+        return json.loads(
+            path.read_text(encoding="utf-8"),
+            object_hook=lambda config: {key: value for key, value in config.items() if key not in NOT_COMPUTED},
+        )
     except (OSError, ValueError, RecursionError) as error:
         raise MosloraError(f"{path}: not a model's config ({first_line(error)}); download the model again") from None
 

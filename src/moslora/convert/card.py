@@ -272,8 +272,6 @@ def _options(listed: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def _prompt(format: Format, example: Example) -> Prompt:
     options = format.options(example)
     prompts = tuple(dict.fromkeys(option.prompt for option in options))
-    if isinstance(example.wording, OpenEnded):
-        return Prompt(prompts, (), example.wording)
-    if example.task == INSTRUCTION:
-        return Prompt(prompts, ())
-    return Prompt(prompts, tuple(dict.fromkeys(option.answer for option in options)))
+    words = example.wording if isinstance(example.wording, OpenEnded) else None
+    writes = words is not None or example.task == INSTRUCTION
+    return Prompt(prompts, () if writes else tuple(dict.fromkeys(option.answer for option in options)), words)
