@@ -107,7 +107,11 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
-        factors, place = self._factors(x.dtype)
+        made = self.context.factors.get(self)
+        if made is None or made[0].a.dtype != x.dtype:
+            a, b = self.scaled_factors()
+            made = Factors(a.to(x.dtype), b.to(x.dtype)), 0
+        factors, place = made
         b = factors.b[place]
         x_for_base = x
         if self.context.plain:  # by torch alone
@@ -126,14 +130,6 @@ class AdapterLinear(nn.Module):
         if self.magnitude is None:
             return y + delta
         return self._rescaled(y, delta, x_for_base, drawn)
-
-    def _factors(self, dtype: torch.dtype) -> tuple[Factors, int]:
-        """The factors in ``dtype``, and the place of this layer's among them."""
-        made = self.context.factors.get(self)
-        if made is not None and made[0].a.dtype == dtype:
-            return made
-        a, b = self.scaled_factors()
-        return Factors(a.to(dtype), b.to(dtype)), 0
 
     def scaled_factors(self) -> tuple[Tensor, Tensor]:
         """(s · M · A, B), in float32; without M where it is not folded. s includes dropout's 1 / (1 − p)."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.adapters import LoraPair, fold, has_learned, named_adapters
@@ -108,6 +108,9 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tupl
         if pair.magnitude is not None:
             tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude.contiguous()
     rank = len(pair.a)  # of the last layer, as of all
+    # The last components of the adapted layers' names; the whole names where other layers share a component.
+    components = sorted({name.rpartition(".")[2] for name in pairs})
+    alike = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
     settings = {
         "peft_type": "LORA",
         "r": rank,
@@ -116,15 +119,6 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tupl
         "lora_dropout": dropout,
         "bias": "none",
         "fan_in_fan_out": False,
-        "target_modules": _target_modules(model, list(pairs)),
+        "target_modules": components if len(alike) == len(pairs) else sorted(pairs),
     }
     return tensors, settings
-
-
-def _target_modules(model: nn.Module, adapted: list[str]) -> list[str]:
-    """The last components of the adapted layers' names; the whole names where other layers share a component."""
-    components = {name.rpartition(".")[2] for name in adapted}
-    same = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
-    if len(same) == len(adapted):
-        return sorted(components)
-    return sorted(adapted)
