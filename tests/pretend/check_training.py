@@ -161,7 +161,7 @@ def order(monkeypatch):
         "update": (loop, "update"),
         "copy": (MODULE.Event, "record"),
         "wait": (MODULE.Event, "synchronize"),
-        "report": (Tracker, "step"),
+        "report": (Tracker, "log_step"),
         "validate": (Training, "validate"),
         "save": (Training, "checkpoint"),
     }
