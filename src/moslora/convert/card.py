@@ -126,7 +126,7 @@ def _is_local(base: str) -> bool:
 
 MACRO = "macro average"
 
-WAYS = ("protocol", "format", "dtype", "beams", "max_length")
+WAYS = ("protocol", "format", "dtype", "beams")
 """The settings that a score depends on."""
 
 Results = dict[str, Any]
@@ -185,11 +185,14 @@ def _scored(own: Results, plain: Results, recipe: Recipe) -> dict[str, Any]:
 
 
 def _alike(own: Results, plain: Results, task: str) -> bool:
-    """Whether two models were asked the same of ``task``."""
+    """Whether two models were asked the same of ``task``; with another limit in tokens only if neither question was
+    cut."""
 
     def asked(results: Results) -> tuple[Any, ...]:
         settings = results["settings"]
-        return results["tasks"][task]["n"], settings["data"].get(task), [settings.get(way) for way in WAYS]
+        score = results["tasks"][task]
+        limit = settings.get("max_length") if score.get("truncated") != 0 else None
+        return score["n"], settings["data"].get(task), limit, [settings.get(way) for way in WAYS]
 
     return asked(own) == asked(plain)
 
