@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import chain
+from pathlib import Path
 from statistics import median_low
 
 from transformers import PreTrainedTokenizerBase
@@ -66,10 +67,12 @@ def audit_rows(
 
 def read(tasks: Sequence[Task], *, source: str) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
     """Training and test rows by task, the same tasks in both; see `audit_rows`."""
-    trained = load_training(_with_rows(tasks, "train", source=source), source=source)
+    path = local_path(source)
+    trained = load_training([task for task in tasks if _has_rows(task, "train", path)], source=source)
     tested: list[Example] = []
-    for task in _with_rows(tasks, "test", source=source):
-        tested += load_examples(task, "test", source=source)
+    for task in tasks:
+        if _has_rows(task, "test", path):
+            tested += load_examples(task, "test", source=source)
     asked = [task.name for task in tasks]
     tasks_of_rows = {row.task for row in (*trained, *tested)}
     names = [name for name in (*asked, INSTRUCTION) if name in tasks_of_rows]
@@ -79,16 +82,14 @@ def read(tasks: Sequence[Task], *, source: str) -> tuple[dict[str, list[Example]
     return training, {name: [row for row in tested if row.task == name] for name in names}
 
 
-def _with_rows(tasks: Sequence[Task], split: Split, *, source: str) -> list[Task]:
-    """The tasks that have a split there: a folder may lack files, and a file has training rows alone."""
-    path = local_path(source)
-    if split == "train":
-        tasks = [task for task in tasks if "train" in task.splits]
-    if path is None or (path.is_file() and split == "train"):
-        return list(tasks)
-    if path.is_file():
-        return [task for task in tasks if task.own]
-    return [task for task in tasks if task.own or local.find_file(path, task, split)]
+def _has_rows(task: Task, split: Split, path: Path | None) -> bool:
+    """Whether ``task`` has a split in the source at ``path``: a folder may lack files, and a file has training rows
+    alone."""
+    if split == "train" and "train" not in task.splits:
+        return False
+    if task.own or path is None:
+        return True
+    return split == "train" if path.is_file() else local.find_file(path, task, split) is not None
 
 
 def count_overlaps(
