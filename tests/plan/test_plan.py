@@ -175,13 +175,16 @@ def test_a_base_in_4_bits_is_unpacked_twice_a_pass(dora, recomputed, of_adapted)
 def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_command_for_gpus(capsys, monkeypatch):
     """2·10¹⁸ operations on the CPU of a machine without GPUs; the command that it names plans for some."""
     monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda total, *_: total.operations / 4e11)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=10**10))
     code, out, _ = run(capsys, "plan", "llama3-8b")
+    assert says(out, "to download: about 16.1 GB into", "10.0 GB are free; too little")
     first = out.splitlines()[0]
     assert code == 0 and says(first, "no GPU here", "CPU", " h;", "for GPUs: moslora plan llama3-8b")
     hours = float(re.findall(r"([\d,.]+) h;", first)[0].replace(",", ""))
     (operations,) = (float(found) for found in re.findall(r"about (\S+) operations", out))
     assert hours == pytest.approx(operations / 4e11 / 3600, rel=0.03)
-    assert "GPU" in planned(capsys, *first.partition(": moslora plan ")[2].split())[0]
+    elsewhere, _ = planned(capsys, *first.partition(": moslora plan ")[2].split())
+    assert "GPU" in elsewhere and "download:" not in elsewhere
     code, out, _ = run(capsys, "plan", "llama3-8b", "--processes", "8")
     assert says(out.splitlines()[0], "no GPU here", "moslora plan llama3-8b", "--processes 8 --gpu-memory")
     assert code == ("\ndoes not fit" in out), "of this machine, as the processes are named"
@@ -214,14 +217,6 @@ def test_eight_gpus_wait_for_their_hosts(capsys):
     alone = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
     assert "one run per GPU" not in alone
     assert "then 22,419 test questions by choice: A100 80GB 5 min, H100 SXM 1–2 min" in alone
-
-
-def test_the_disk_of_a_download_is_named_for_this_machine(capsys, monkeypatch):
-    monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda *_: 1.0)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=10**10))
-    _, out, _ = run(capsys, "plan", "llama3-8b")
-    assert says(out, "to download: about 16.1 GB into", "10.0 GB are free; too little")
-    assert "download:" not in run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
 
 
 def test_a_cpu_is_timed_in_the_products_of_the_models_shapes(monkeypatch):

@@ -153,11 +153,15 @@ def stored_names(model: PreTrainedModel) -> dict[str, str]:
 
     A weight that the files have in several pieces, such as the experts of a layer, is left out.
     """
-    names = {}
+    weights = {}
     for name, weight in model.named_parameters():
-        if weight.ndim > 2:  # experts of a layer, and an image encoder's convolutions
-            continue
-        stored = [*revert_weight_conversion(model, {name: torch.empty(weight.shape, device="meta")})]
+        if weight.ndim <= 2:  # neither experts of a layer nor an image encoder's convolutions
+            weights[name] = torch.empty(weight.shape, device="meta")
+    if revert_weight_conversion(model, weights) is weights:  # none is renamed; weight by weight it takes seconds
+        return {}
+    names = {}
+    for name, empty in weights.items():
+        stored = [*revert_weight_conversion(model, {name: empty})]
         if len(stored) == 1 and stored != [name]:
             names[name] = stored[0]
     return names
