@@ -24,7 +24,8 @@ from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
-from moslora.compare.statistics import MACRO, Floats
+from moslora.compare.law import Floats
+from moslora.compare.statistics import MACRO
 from moslora.evaluation.intervals import mean_of
 from moslora.experiment.tables import mean_in_words
 from moslora.report.canvas import Canvas, Style

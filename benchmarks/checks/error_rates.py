@@ -18,7 +18,8 @@ from benchmarks import DOCS
 from benchmarks.checks.worlds import SEEDS, World, worlds
 from benchmarks.commands import command
 from benchmarks.tables import machine, markdown, publish
-from moslora.compare.statistics import LEVEL, MACRO, Effect, Floats, effects
+from moslora.compare.law import Floats
+from moslora.compare.statistics import LEVEL, MACRO, Effect, effects
 from moslora.errors import counted
 
 MEASURED = 220

@@ -16,7 +16,8 @@ from scipy.special import ndtr
 
 from benchmarks import DOCS
 from moslora.compare.comparison import compare_paths
-from moslora.compare.statistics import MACRO, Codes, Floats, effects
+from moslora.compare.law import Floats
+from moslora.compare.statistics import MACRO, Codes, effects
 from moslora.report.figures.forgetting import FORGOTTEN
 
 RUNS = DOCS / "experiments" / "article"

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from moslora.compare.find import find
-from moslora.compare.statistics import Codes, Floats
+from moslora.compare.law import Floats
+from moslora.compare.statistics import Codes
 from moslora.errors import UsageError, some
 from moslora.runs.evaluation import HELD_OUT, Evaluation
 from moslora.runs.run import is_run

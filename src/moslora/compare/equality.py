@@ -86,7 +86,9 @@ def _end(contrast: Contrast, share: float, *, sign: int) -> float:
 
 def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
     """The law of ``share`` · G + ``sign`` · D."""
-    gain = -share if contrast.outcome.counts_down else share
+    outcome = contrast.outcome
+    # Training is to lower it; of texts it is to leave it: what an arm forgot is a rise.
+    gain = -share if outcome.lower_is_better and not outcome.of_texts else share
     sides = {}
     for task, (before, after) in contrast.y.items():
         sides[task] = (sign * before - gain * (before - contrast.base[task]), sign * after)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 NODES = np.linspace(-8, 8, 65)
 """Standard normal numbers z. Φ(z) is the share at which a χ² is read, so that the steps also resolve its ends."""
@@ -41,7 +41,7 @@ class Part:
     degrees: float
 
     @property
-    def plausible(self) -> tuple[Array, Array]:
+    def plausible(self) -> tuple[Floats, Floats]:
         """V ν / χ² at the nodes, and the nodes' weights: the trapezoidal rule, exact to rounding for smooth functions
         of a normal number."""
         if not self.variance:
@@ -119,7 +119,7 @@ class Law:
         return min(self.interaction, self.questions.variance)
 
     @cached_property
-    def _mixture(self) -> tuple[Array, Array]:
+    def _mixture(self) -> tuple[Floats, Floats]:
         """Standard deviations of the normals whose average the law is, and their weights."""
         of_seeds, weights = self.seeds.plausible
         of_questions, other_weights = self.questions.plausible

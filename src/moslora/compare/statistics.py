@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moslora.compare.law import Law, Part
+from moslora.compare.law import Floats, Law, Part
 
 LEVEL = 0.05
 """The level of every test, two-sided."""
@@ -36,7 +36,6 @@ MACRO = "macro average"
 MICRO = "micro average"
 """Every question has the same weight."""
 
-Floats = NDArray[np.float64]
 Codes = NDArray[np.int_]
 """A number for the cluster of each question of a task, shape ``(n,)``."""
 

@@ -96,10 +96,6 @@ class TaskAnswers:
         wanted = set(ids)
         return self.at([place for place, id in enumerate(self.ids) if id in wanted])
 
-    def in_order(self) -> "TaskAnswers":
-        """The same answers in the order of the ids."""
-        return self.at(sorted(range(len(self.ids)), key=self.ids.__getitem__))
-
     def at(self, places: Sequence[int]) -> "TaskAnswers":
         """The answers at these positions, in this order."""
 

@@ -79,7 +79,10 @@ class Evaluation:
         """The evaluation that made these predictions, and has these records; the questions of every task in the order
         of their ids."""
         head = Head(settings, records or {})
-        tasks = {task: with_outcomes(answers.in_order()) for task, answers in by_task(predictions).items()}
+        tasks = {}
+        for task, answers in by_task(predictions).items():
+            in_order = sorted(range(len(answers.ids)), key=answers.ids.__getitem__)
+            tasks[task] = with_outcomes(answers.at(in_order))
         return cls(folder, settings, head.grouped(tasks), head.tasks, path=folder)
 
     @property

@@ -111,11 +111,6 @@ class Outcome:
     always_shown: bool = False
     says: tuple[str, str] = ("is {size} above {before} over {questions}", "is {size} BELOW {before} over {questions}")
 
-    @property
-    def counts_down(self) -> bool:
-        """Whether training is to lower it. Of texts it is to leave it: what an arm forgot is a rise."""
-        return self.lower_is_better and not self.of_texts
-
     def level(self, value: float) -> str:
         return f"{self.factor * value:.{self.digits}f}"
 
