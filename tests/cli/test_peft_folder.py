@@ -183,7 +183,14 @@ def test_what_is_refused_leaves_nothing(name, fault, command, world, tmp_path):
 def test_a_mistake_in_an_option_is_told_before_the_import(command, imports, theirs, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    for words in ("merge --out full", "export --out full", "eval --tasks obqaa", "eval --out full", "eval --model x"):
+    for words in (
+        "merge --out full",
+        "export --out full",
+        "eval --tasks obqaa",
+        "eval --out full",
+        "eval --model x",
+        "ask --question why --option a",
+    ):
         name, *options = words.split()
         assert command(name, theirs, *options)[0] == 2
     assert not imports and [path.name for path in tmp_path.iterdir()] == ["full"]

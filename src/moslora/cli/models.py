@@ -12,7 +12,7 @@ import typer
 from moslora import choices
 from moslora.cli import completion, early, examples, options
 from moslora.cli.following import after_scoring, after_training, say_next
-from moslora.cli.peft_folder import adapter_to_convert, as_run, named_run
+from moslora.cli.peft_folder import adapter_to_convert, as_run, imported
 from moslora.cli.table import print_table
 from moslora.console import say
 from moslora.errors import UsageError, stopped
@@ -167,11 +167,10 @@ def evaluate(
         target = str(newest_run(RUNS, Path()).path)
         words = ["eval", target, *sys.argv[2:]]
     how: dict[str, Any] = {"base": base, "dtype": dtype, "engine": engine, "strategy": strategy}
-    opened = open_target(target, trust_remote_code=trust, **how)
+    how["trust_remote_code"] = trust
+    opened = open_target(target, **how)
     early.refuse_evaluation(opened, tasks=tasks, typed=typed, out=out)
-    named = named_run(target, trust_remote_code=trust)
-    if named != target:  # a folder of PEFT
-        opened = open_target(named, trust_remote_code=trust, **how)
+    opened = imported(opened, target, **how)
     if server is None:
         _run_in_processes(processes, then="the same command continues from the scores so far")
     if is_newest:
@@ -229,14 +228,15 @@ def ask(
     from moslora.evaluation.question import as_example, read_typed
     from moslora.evaluation.target import open_target
 
-    named = named_run(target, trust_remote_code=trust)
-    opened = open_target(named, base=base, dtype=dtype, engine=engine, trust_remote_code=trust)
+    how: dict[str, Any] = {"base": base, "dtype": dtype, "engine": engine, "trust_remote_code": trust}
+    opened = open_target(target, **how)
     if question is None:
         question, option = read_typed(sys.stdin, options=option or ())
     as_example(question, option or (), task=task, own=opened.own_tasks)  # refuses before torch is loaded
     with options.importing():
         from moslora.evaluation.ask import ask as ask_target
 
+    opened = imported(opened, target, **how)
     typed = _typed(protocol=protocol, format=format)
     answers = ask_target(opened, question=question, options=option or (), task=task, **typed)
     print(answers)

@@ -3,11 +3,15 @@
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from moslora.console import note, say
 from moslora.errors import UsageError
 from moslora.files import in_use, once_per_machine, refuse_used, sha256
 from moslora.runs import RUNS
+
+if TYPE_CHECKING:
+    from moslora.evaluation.target import Target
 
 
 def as_run(path: Path, *, evaluated: bool = False, trust_remote_code: bool = False) -> Path:
@@ -43,11 +47,13 @@ def as_run(path: Path, *, evaluated: bool = False, trust_remote_code: bool = Fal
     return place
 
 
-def named_run(name: str, *, trust_remote_code: bool) -> str:
-    """``name``, or the run of the adapter that PEFT wrote there."""
+def imported(opened: "Target", name: str, **how: Any) -> "Target":
+    """``opened``, which is what ``name`` names, opened in this way; or the run of the adapter that PEFT wrote there."""
+    from moslora.evaluation.target import open_target
+
     path = Path(os.path.expanduser(name))
-    run = as_run(path, trust_remote_code=trust_remote_code)
-    return name if run == path else str(run)
+    run = as_run(path, trust_remote_code=how["trust_remote_code"])
+    return opened if run == path else open_target(str(run), **how)
 
 
 def adapter_to_convert(

@@ -69,16 +69,20 @@ class Fit:
 
 
 def fit(server: Centered, run: Centered, base: Centered) -> Fit:
-    """The fit over at least one question."""
+    """The fit over at least one question, with percentiles of k over resampled questions."""
     moved = _less(run, base)
     found = _less(server, base)
     products = np.array([float(y @ x) for y, x in zip(found, moved, strict=True)])
     squares = np.array([float(x @ x) for x in moved])
     k = float(products.sum() / max(squares.sum(), 1e-300))
+    n = len(squares)
+    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n), dtype=np.int32)
+    ratios = products[drawn].sum(axis=1) / np.maximum(squares[drawn].sum(axis=1), 1e-300)
+    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return Fit(
-        questions=len(squares),
+        questions=n,
         k=k,
-        interval=_interval_of_ratio(products, squares),
+        interval=(float(low), float(high)),
         effect=size(moved),
         distance=distance(server, run),
         from_base=size(found),
@@ -103,12 +107,3 @@ def distance(one: Centered, other: Centered) -> float:
 def distances(one: Centered, other: Centered) -> Floats:
     """The same of each question, shape ``(n,)``."""
     return np.array([size([part]) for part in _less(one, other)])
-
-
-def _interval_of_ratio(products: Floats, squares: Floats) -> Interval:
-    """Percentiles of Σ products / Σ squares over resampled questions."""
-    n = len(squares)
-    drawn = np.random.default_rng(0).integers(0, n, (RESAMPLES, n), dtype=np.int32)
-    ratios = products[drawn].sum(axis=1) / np.maximum(squares[drawn].sum(axis=1), 1e-300)
-    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return float(low), float(high)
