@@ -33,7 +33,7 @@ from benchmarks.commands import command, in_process
 from benchmarks.speed.contestants import our_parts
 from benchmarks.tables import machine, markdown, publish
 from moslora.adapters import adapter_state_dict, inject, named_adapters
-from moslora.base.load import load_base
+from moslora.base.load import choose_engine_of, load_base
 from moslora.base.quantized import quantization_config
 from moslora.base.shapes import SHAPES, meta_model
 from moslora.convert.export import export_peft
@@ -106,6 +106,7 @@ def work(case_as_json: str) -> dict[str, int] | None:
     share_labelled = case.get("labels", LABELS) * len(lengths) / sum(lengths)
     at_once = Work(tuple(lengths), share_labelled)
     meta = adapt(meta_model(recipe.model), recipe)
+    choose_engine_of(meta, recipe.model, computed_here=False)
     planned = memory(meta, recipe.model, at_once, Devices(on_gpu=False, processes=processes))
     idle = anonymous()
     rows = random_rows(case)
