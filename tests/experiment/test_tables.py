@@ -50,6 +50,8 @@ def test_a_gain_is_of_the_same_questions_or_unknown():
     runs = [drawn(seed) for seed in range(2)]
     fewer = replace(runs[1], tasks={**runs[1].tasks, "obqa": runs[1].tasks["obqa"].at(range(9))})
     assert gain_of([runs[0], fewer], base(), NAMED["accuracy"]) is None
+    written = {task: replace(answers, outcomes={}) for task, answers in runs[1].tasks.items()}
+    assert gain_of([runs[0], replace(runs[1], tasks=written)], base(), NAMED["accuracy"]) is None
     assert gain_of(runs, base(), NAMED["brier"]) is None and gain_of([], base(), NAMED["accuracy"]) is None
 
 

@@ -35,9 +35,10 @@ def gain_of(runs: Sequence[Evaluation], base: Evaluation, outcome: Outcome) -> E
             continue
         answers = [run.tasks[task] for run in runs if task in run.tasks]
         alike = [its for its in answers if its.ids == of_base.ids and its.cluster_count > 1]
-        if not runs or len(alike) < len(runs):
+        columns = [its.outcomes[outcome.name] for its in alike if outcome.name in its.outcomes]
+        if not runs or len(columns) < len(runs):
             return None
-        differences[task] = np.array([its.outcomes[outcome.name] for its in alike]) - np.array(column)
+        differences[task] = np.array(columns) - np.array(column)
     if not differences:
         return None
     return effects(differences, binary=outcome.binary, clusters=cluster_codes(runs))[MACRO]
