@@ -9,7 +9,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from unittest.mock import Mock
@@ -35,7 +34,7 @@ from moslora.files import (
 )
 
 
-def caused(error: Exception, cause: BaseException) -> Exception:
+def caused(error, cause):
     error.__cause__ = cause
     return error
 
@@ -238,13 +237,13 @@ def test_a_link_to_a_folder_to_come_is_followed(tmp_path):
         pass
 
 
-def killed(act: Callable[[], object], *, at: int) -> bool:
+def killed(act, *, at):
     """Whether ``act``, in a forked process, was killed before its ``at``-th change of a name."""
     if process := os.fork():
         return os.WIFSIGNALED(os.waitpid(process, 0)[1])
     changes = itertools.count(1)
 
-    def note(event: str, arguments: tuple[object, ...]) -> None:
+    def note(event, arguments):
         if event in ("os.rename", "os.remove", "os.rmdir") and next(changes) == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -255,7 +254,7 @@ def killed(act: Callable[[], object], *, at: int) -> bool:
         os._exit(0)
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
@@ -263,7 +262,7 @@ def test_a_folder_whose_content_was_being_moved_in_is_empty_to_the_next_command(
     """A killed one's files went into place one by one; whether the rest was lost or not, they are a part."""
     out = tmp_path / "out"
 
-    def write(text: str) -> None:
+    def write(text):
         with new_folder(out) as scratch:
             for name in ("a", "b", "config.json"):
                 (scratch / name).write_text(text)
@@ -308,10 +307,10 @@ def test_whenever_a_report_is_being_replaced_the_same_command_goes_on(tmp_path):
     out, old, new = tmp_path / "out", ["1.png", "2.png", "report.html"], ["2.png", "3.png", "report.html"]
     page = out / "report.html"
 
-    def older() -> list[str]:
+    def older():
         return json.loads(page.read_text()) if page.exists() else []
 
-    def write(names: list[str]) -> None:
+    def write(names):
         with new_folder(out, older=older) as scratch:
             for name in names:
                 (scratch / name).write_text(json.dumps(names))
@@ -346,7 +345,7 @@ def test_leftovers_are_in_nobodys_way_and_go_with_the_next_lock(tmp_path):
 def test_a_folder_that_was_being_replaced_comes_back(tmp_path):
     folder = tmp_path / "folder"
 
-    def write(text: str) -> None:
+    def write(text):
         with replacing(folder) as scratch:
             scratch.mkdir()
             (scratch / "a").write_text(text)
@@ -382,7 +381,7 @@ def test_a_discarded_folder_has_all_its_files_or_another_name(tmp_path):
 def test_a_disk_without_locks_has_those_of_this_machine(tmp_path, monkeypatch):
     real, out = fcntl.flock, tmp_path / "out"
 
-    def flock(descriptor: int, operation: int) -> None:
+    def flock(descriptor, operation):
         there = out / LOCK
         if there.exists() and os.path.samestat(os.fstat(descriptor), there.stat()):
             raise OSError(errno.ENOSYS, "Function not implemented")

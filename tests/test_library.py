@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import moslora
 from cli_kit import run
@@ -35,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def adapted(source: Path, **options: Any) -> PreTrainedModel:
+def adapted(source, **options):
     """The model in ``source`` with adapters off their start."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
     moslora.inject(model, **{"rank": 4, "alpha": 6, "target_modules": ["q_proj", "down_proj"]} | options)
@@ -44,7 +43,7 @@ def adapted(source: Path, **options: Any) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def logits(model: nn.Module) -> torch.Tensor:
+def logits(model):
     moslora.describe_batch(model, tasks=torch.tensor([1]))
     return model(input_ids=torch.arange(3, 23)[None]).logits
 

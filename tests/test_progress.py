@@ -7,7 +7,6 @@ import pty
 import re
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 from rich.text import Text
@@ -25,10 +24,10 @@ FIELDS = ("loss 1.235", "12.5 examples/s", "grad_norm 0.5", "learning_rate 0.000
 class Screen(io.StringIO):
     """An output that says it is a terminal."""
 
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
-    def lines(self) -> list[str]:
+    def lines(self):
         """What stands there at the end: each redrawing begins by erasing its line."""
         drawn = [line.rpartition("\r\x1b[2K")[2] for line in self.getvalue().split("\n")]
         return [Text.from_ansi(line).plain.rstrip() for line in drawn]
@@ -38,7 +37,7 @@ class Screen(io.StringIO):
 def screen(monkeypatch):
     """``screen(columns)``: the standard output is a terminal of that width."""
 
-    def set_up(columns: int = 80) -> Screen:
+    def set_up(columns=80):
         monkeypatch.setattr("rich._console", None)
         for name, value in {"COLUMNS": str(columns), "TERM": "xterm"}.items():
             monkeypatch.setenv(name, value)
@@ -103,7 +102,7 @@ def test_work_outlives_its_terminal(monkeypatch):
             line.show(2, "step 2/2")
 
 
-def five_steps(folder: Path) -> list[int]:
+def five_steps(folder):
     """Takes five steps, recording the first and every second; the steps recorded."""
     with Line(5, "step 0/5") as line:
         tracker = Tracker(Run(folder), line, first_step=0, total_steps=5, log_every=2)

@@ -1,7 +1,5 @@
 """Whole training trajectories against stock PEFT, the released layer, and LoRA of half the rank."""
 
-from collections.abc import Callable
-
 import peft
 import peft.optimizers
 import pytest
@@ -18,7 +16,7 @@ from reference import PROJECTIONS, OfficialLayer, adapted_llama, perturb, tiny_l
 STEPS = 10
 
 
-def train(model: nn.Module, parameters: list[nn.Parameter], loss: Callable[[], torch.Tensor]) -> list[float]:
+def train(model, parameters, loss):
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
     losses = []
     for _ in range(STEPS):
@@ -30,14 +28,12 @@ def train(model: nn.Module, parameters: list[nn.Parameter], loss: Callable[[], t
     return losses
 
 
-def stock_twin(
-    ours: nn.Module, theirs: nn.Module, **config: object
-) -> tuple[nn.Module, list[tuple[nn.Parameter, ...]]]:
+def stock_twin(ours, theirs, **config):
     """Stock PEFT around ``theirs``, and the pairs of parameters that mean the same, ours and theirs."""
     names = [name for name, _ in named_adapters(ours)]
     options = {"r": 4, "lora_alpha": 8, "target_modules": names, **config}
     theirs = peft.get_peft_model(theirs, peft.LoraConfig(**options))
-    pairs: list[tuple[nn.Parameter, ...]] = []
+    pairs = []
     for name, layer in named_adapters(ours):
         module = theirs.base_model.model.get_submodule(name)
         pairs += [(layer.lora_a, module.lora_A["default"].weight), (layer.lora_b, module.lora_B["default"].weight)]
@@ -46,13 +42,13 @@ def stock_twin(
     return theirs, pairs
 
 
-def perturb_alike(pairs: list[tuple[nn.Parameter, ...]]) -> None:
+def perturb_alike(pairs):
     perturb((mine for mine, _ in pairs), size=0.2)
     for mine, other in pairs:
         other.data.copy_(mine.data)
 
 
-def language_loss(model: nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
+def language_loss(model, ids):
     return lambda: F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
@@ -132,7 +128,7 @@ def test_a_rate_of_its_own_for_b_is_stock_peft_lora_plus():
     assert (b - start[1]).abs().mean() > 4 * (a - start[0]).abs().mean()
 
 
-def two_layers() -> nn.Sequential:
+def two_layers():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 9), nn.Tanh(), nn.Linear(9, 5))
 
@@ -140,7 +136,7 @@ def two_layers() -> nn.Sequential:
 def test_dora_with_bias_and_dropout_in_training_is_stock_peft(monkeypatch):
     """Both draw one mask a layer from the global generator: the same after the same seed, if drawn as torch does."""
 
-    def draw(self: Dropout, x: torch.Tensor) -> torch.Tensor | None:
+    def draw(self, x):
         if not self.training:
             return None
         return torch.empty_like(x).bernoulli_(0.7).bool()
@@ -180,7 +176,7 @@ def test_dense_is_the_released_layer():
     x = torch.randn(20, 12).double()
     y = torch.randn(20, 5).double()
 
-    def loss(layers: list[AdapterLinear] | list[OfficialLayer]) -> Callable[[], torch.Tensor]:
+    def loss(layers):
         return lambda: (layers[1](torch.tanh(layers[0](x))) - y).square().mean()
 
     ours = []

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from moslora.adapters import AdapterLinear, adapter_penalty, describe_batch, named_adapters
+from moslora.adapters import adapter_penalty, describe_batch, named_adapters
 from reference import PROJECTIONS, adapted_linear, adapted_llama, token_batch
 
 IN = 10
 
 
-def trained_layer(*, top_k: int | None, balance: float = 0.3) -> AdapterLinear:
+def trained_layer(*, top_k, balance=0.3):
     """Perturbed, in float64 and in training."""
     return adapted_linear({"kind": "token-gate", "top_k": top_k, "balance": balance}, size=0.7).train()
 

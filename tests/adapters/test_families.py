@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moslora.adapters import (
     MIXERS,
@@ -33,7 +33,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-def gradients(model: nn.Module, ids: Tensor, *, at_once: bool, checkpointing: bool = False) -> list[Tensor]:
+def gradients(model, ids, *, at_once, checkpointing=False):
     """The logits, and the gradients of all that learns."""
     model = copy.deepcopy(model)
     if checkpointing:
@@ -42,8 +42,8 @@ def gradients(model: nn.Module, ids: Tensor, *, at_once: bool, checkpointing: bo
     model.train()
     describe_batch(model, tasks=torch.tensor([0, 1, 1]))
 
-    def run() -> Tensor:
-        logits: Tensor = model(ids).logits
+    def run():
+        logits = model(ids).logits
         loss = logits.square().mean()
         penalty = adapter_penalty(model)
         if penalty is not None:
@@ -96,7 +96,7 @@ def test_layers_that_read_the_same_drop_the_same(kernel, monkeypatch):
     dropout = Dropout(0.4)
     dropped = [dropout(x, dropout.draw(x)), dropout(other, dropout.draw(other))]
 
-    def of(layer: AdapterLinear, x: Tensor, after: Tensor) -> Tensor:
+    def of(layer, x, after):
         return layer.base(x) + after @ layer.delta_weight().T
 
     expected = [of(layer, x, dropped[0]) for layer in layers.values()] + [of(layers["v_proj"], other, dropped[1])]

@@ -1,11 +1,10 @@
 """The mixers that route, against experts run one after another."""
 
 import itertools
-from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from moslora.adapters import AdapterLinear, describe_batch
@@ -23,14 +22,14 @@ KINDS = {
 }
 
 
-def layer_of(kind: str, *, experts: int = 4, size: float = 0.7) -> AdapterLinear:
+def layer_of(kind, *, experts=4, size=0.7):
     """A perturbed layer in float64, tasks named."""
     layer = adapted_linear({**KINDS[kind], "experts": experts}, size=size, rank=RANK)
     describe_batch(layer, tasks=torch.tensor(TASKS))
     return layer
 
 
-def token_gates(x: Tensor, weight: Tensor, top_k: int | None = None) -> Tensor:
+def token_gates(x, weight, top_k=None):
     """softmax(R x) for every token; with ``top_k`` the others at zero and the rest scaled to sum to one."""
     gates = torch.softmax(x @ weight.T, -1)
     if top_k is None:
@@ -40,12 +39,12 @@ def token_gates(x: Tensor, weight: Tensor, top_k: int | None = None) -> Tensor:
     return gates / gates.sum(-1, keepdim=True)
 
 
-def task_gates(x: Tensor, embedding: Tensor, weight: Tensor) -> Tensor:
+def task_gates(x, embedding, weight):
     """softmax(G e) with the embedding e of each row's task, the same for all tokens of the row."""
     return torch.stack([torch.softmax(weight @ embedding[task], 0).expand(*x.shape[1:-1], -1) for task in TASKS])
 
 
-def one_by_one(layer: AdapterLinear, learned: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def one_by_one(layer, learned, x):
     """y = base(x) + s Σᵢ gᵢ(x) · Bᵢ Aᵢ x: experts run one after another, as the released ones are, with the weights
     ``learned``.
 

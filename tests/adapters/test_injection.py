@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_named_and_changes_nothing(options, said):
     """Some would otherwise be another method: a `scaling` that is not `lora` is α/√r."""
     model = tiny_llama()
     with pytest.raises(ValueError, match=said):
-        inject(model, **{"rank": 4, "alpha": 8, "mixer": DENSE, "target_modules": ["q_proj"], **options})  # type: ignore[arg-type]
+        inject(model, **{"rank": 4, "alpha": 8, "mixer": DENSE, "target_modules": ["q_proj"], **options})
     assert not [*named_adapters(model)] and all(weight.requires_grad for weight in model.parameters())
     assert all(value.equal(model.state_dict()[key]) for key, value in tiny_llama().state_dict().items())
 
@@ -149,7 +149,7 @@ def test_one_seed_draws_one_a_whatever_the_mixer():
     """Controls share A: all kinds but those whose method prescribes another draw or another shape. Another seed or
     layer has another."""
 
-    def first_a(mixer: dict[str, object], **options: object) -> torch.Tensor:
+    def first_a(mixer, **options):
         model = adapted_llama(mixer, **{"target_modules": ["up_proj"], "seed": 5, **options})
         first, second = (layer.lora_a.detach() for _, layer in named_adapters(model) if layer.out_features == 80)
         assert not first.equal(second)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from moslora import adapters
@@ -15,11 +15,11 @@ MIXERS = {kind: {"kind": kind} for kind, mixer in adapters.MIXERS.items() if not
 }
 
 
-def layer_of(mixer: dict[str, object], **options: object) -> AdapterLinear:
+def layer_of(mixer, **options):
     return adapted_linear(mixer, size=0.4, rank=4, magnitude=Magnitude(7), **options)
 
 
-def row_norms(layer: AdapterLinear) -> Tensor:
+def row_norms(layer):
     return (layer.base.weight + layer.delta_weight()).norm(dim=1).detach()
 
 

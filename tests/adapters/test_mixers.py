@@ -23,11 +23,11 @@ CASES = {
 }
 
 
-def layer_of(case: str) -> AdapterLinear:
+def layer_of(case):
     return adapted_linear(CASES[case], size=0.5)
 
 
-def definition(case: str, layer: AdapterLinear) -> torch.Tensor:
+def definition(case, layer):
     """M written out from the mixer's definition alone."""
     rank = layer.mixer.rank_in
     eye = torch.eye(rank, dtype=torch.float64)
@@ -54,7 +54,7 @@ def definition(case: str, layer: AdapterLinear) -> torch.Tensor:
             return layer.mixer.weight.detach()
 
 
-def whole_a(case: str, layer: AdapterLinear) -> torch.Tensor:
+def whole_a(case, layer):
     """A as a matrix over all input features."""
     a = layer.lora_a.detach()
     if case != "input-split":

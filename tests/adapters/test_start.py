@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from moslora.adapters import inject, named_adapters
 from moslora.adapters.mixers.learned import DenseMixer
@@ -20,7 +19,7 @@ INVERTIBLE: dict[str, dict[str, object]] = {
 }
 
 
-def adapted(mixer: dict[str, object], **options: object) -> nn.Module:
+def adapted(mixer, **options):
     return adapted_llama(mixer, **{"target_modules": PROJECTIONS, "start": "pissa", **options})
 
 

@@ -2,13 +2,12 @@
 
 import copy
 import itertools
-from collections.abc import Callable
 
 import bitsandbytes as bnb
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from torch import Tensor, nn
+from torch import nn
 
 from moslora.adapters import MIXERS, adapter_penalty, adapter_state_dict, describe_batch, inject, named_adapters
 from reference import perturb
@@ -43,7 +42,7 @@ AT_ZERO = {"flora", "dense-near-zero", "diagonal"}
 INVERTIBLE = {"identity", "hadamard", "kronecker", "dense-orthogonal", "dense-frozen", "dense-folded"}
 
 
-def goes_together(kind: str, part: str) -> bool:
+def goes_together(kind, part):
     if "b-alone" in part and (kind in AT_ZERO or kind in ROUTING):
         return False
     if ("m-alone" in part or "svd" in part) and kind not in AT_ZERO - {"diagonal"}:
@@ -55,15 +54,15 @@ CASES = [(kind, part) for kind, part in itertools.product(KINDS, PARTS) if goes_
 SHAPES = [(64,), (1, 64), (3, 64), (1, 1, 64), (2, 3, 4, 64)]
 
 
-def float_net(dtype: torch.dtype) -> Callable[[], nn.Sequential]:
-    def build() -> nn.Sequential:
+def float_net(dtype):
+    def build():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(64, 64, bias=False), nn.Tanh(), nn.Linear(64, 32)).to(dtype)
 
     return build
 
 
-def packed_net(bits: int) -> nn.Sequential:
+def packed_net(bits):
     """bitsandbytes' own layers, quantised on the CPU from the float network."""
     net = float_net(torch.float32)()
     for i in (0, 2):
@@ -80,7 +79,7 @@ def packed_net(bits: int) -> nn.Sequential:
     return net
 
 
-def dequantised(layer: nn.Module) -> Tensor:
+def dequantised(layer):
     if isinstance(layer, bnb.nn.Linear4bit):
         return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     if isinstance(layer, bnb.nn.Linear8bitLt):
@@ -91,14 +90,14 @@ def dequantised(layer: nn.Module) -> Tensor:
     return layer.weight
 
 
-def adapt(net: nn.Sequential, kind: str, part: str, state: dict[str, Tensor] | None = None) -> nn.Sequential:
+def adapt(net, kind, part, state=None):
     options = {"rank": 8, "alpha": 8, "target_modules": ["0", "2"], "state": state, "weight_of": dequantised}
-    inject(net, mixer=KINDS[kind], **options, **PARTS[part])  # type: ignore[arg-type]
+    inject(net, mixer=KINDS[kind], **options, **PARTS[part])
     describe_batch(net, tasks=torch.tensor([0, 1, 1]))
     return net
 
 
-def learned_parts(net: nn.Sequential) -> dict[str, nn.Parameter]:
+def learned_parts(net):
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
@@ -110,7 +109,7 @@ WEIGHTS = {
 """How many weights of a mixer learn, if not one."""
 
 
-def learned_of_a_layer(kind: str, part: str) -> int:
+def learned_of_a_layer(kind, part):
     """How many parameters learn."""
     count = int("dora" in part)
     if "b-alone" in part:
@@ -121,7 +120,7 @@ def learned_of_a_layer(kind: str, part: str) -> int:
     return count + 2
 
 
-def check(build: Callable[[], nn.Sequential], kind: str, part: str, dtype: torch.dtype) -> None:
+def check(build, kind, part, dtype):
     """Gradients, what is saved, what is read again, and what a missing key says."""
     net = adapt(build(), kind, part).train()
     x = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -190,7 +189,7 @@ def test_without_a_float_weight_dora_says_so():
     options = {"rank": 8, "alpha": 8, "mixer": {"kind": "dense"}, "target_modules": ["0"], "dora": True}
     for bits in (4, 8):
         with pytest.raises(ValueError, match="weight_of"):
-            inject(packed_net(bits), **options)  # type: ignore[arg-type]
+            inject(packed_net(bits), **options)
 
 
 @pytest.mark.parametrize(

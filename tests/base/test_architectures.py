@@ -68,7 +68,7 @@ def test_a_family_is_computed_or_refused(tmp_path, family):
     assert "\n" not in found.reason
 
 
-def make_small(family: str, folder: Path) -> None:
+def make_small(family, folder):
     """A random model of a family that our engine computes, in training's shapes."""
     torch.manual_seed(0)
     shapes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4}

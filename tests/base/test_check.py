@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
@@ -40,7 +39,7 @@ def nothing_kept(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path_factory.mktemp("home")))
 
 
-def forget() -> None:
+def forget():
     """Forgets what models were found to be."""
     shutil.rmtree(home() / "engines", ignore_errors=True)
 
@@ -68,8 +67,8 @@ def scaled(monkeypatch):
     """Has every Llama of transformers multiply its logits by a factor, of which no config tells."""
     plain = LlamaForCausalLM.forward
 
-    def by(factor: float) -> None:
-        def forward(*args: Any, **kwargs: Any) -> Any:
+    def by(factor):
+        def forward(*args, **kwargs):
             output = plain(*args, **kwargs)
             output.logits = output.logits * factor
             return output
@@ -161,10 +160,10 @@ def test_adapters_are_as_they_were(world, engine):
     assert {layer.context.plain for _, layer in named_adapters(model)} == {engine == "transformers"}
 
 
-def wrong_sign(of: Any) -> Any:
+def wrong_sign(of):
     """A backward pass whose gradients have the other sign."""
 
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx, *gradients):
         found = of(ctx, *gradients)
         if not isinstance(found, tuple):
             return -found
@@ -193,7 +192,7 @@ def test_a_wrong_gradient_is_noticed_and_transformers_takes_over(world, monkeypa
     right = function.backward
     wrong = wrong_sign(right).__func__
 
-    def backward(ctx: Any, gradient: Tensor, *more: Any) -> Any:
+    def backward(ctx, gradient, *more):
         """Wrong in this dtype alone; the loss's own gradient is always in float32."""
         is_meant = kernel == "loss" or gradient.dtype == getattr(torch, dtype)
         return (wrong if is_meant else right)(ctx, gradient, *more)
@@ -219,7 +218,7 @@ def test_a_verdict_is_kept_for_what_it_is_of(world, monkeypatch):
     compare = check._why_not
     monkeypatch.setattr(check, "_why_not", lambda *given, **how: (compared.append(1), compare(*given, **how))[1])
 
-    def load(kind: str, **section: Any) -> None:
+    def load(kind, **section):
         model = read_base(ModelSection(name=str(world / "model"), **section))
         inject(model, rank=4, alpha=8, mixer={"kind": kind}, target_modules=["q_proj"])
         choose_engine(model)
@@ -244,15 +243,15 @@ def test_products_in_tf32_are_told_from_a_change_by_the_twin(tmp_path, monkeypat
     linear = functional.linear
     on_gpu = [True]
 
-    def rounded(x: Tensor) -> Tensor:
+    def rounded(x):
         return ((x.detach().contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
-    def in_tf32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def in_tf32(x, weight, bias=None):
         if on_gpu[0]:
             return linear(rounded(x), rounded(weight), bias)
         return linear(x, weight, bias)
 
-    def twin_on_cpu(*arguments: Any, **options: Any) -> Any:
+    def twin_on_cpu(*arguments, **options):
         on_gpu[0] = False
         return small_twin(*arguments, **options)
 

@@ -1,7 +1,6 @@
 """Greedy decoding in packed passes against transformers' ``generate(do_sample=False)``, one prompt at a time."""
 
 import random
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import peft
@@ -32,7 +31,7 @@ NEW = 20
 LENGTHS = (31, 1, 17, 4, 44, 9, 9, 23, 2, 60, 12)
 
 
-def make(name: str) -> Any:
+def make(name):
     """A random model with norms that are not 1, as stock transformers computes it."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="sdpa")
@@ -40,27 +39,27 @@ def make(name: str) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def prompts(beginning: int = 0) -> list[list[int]]:
+def prompts(beginning=0):
     """Ragged ones, all with the same first tokens."""
     draw = random.Random(1)
     first = draw.choices(range(3, VOCABULARY), k=beginning)
     return [first + draw.choices(range(3, VOCABULARY), k=length) for length in LENGTHS]
 
 
-def alone(model: Any, prompt: list[int], *, ends: Sequence[int] = (), count: int = NEW) -> list[int]:
+def alone(model, prompt, *, ends=(), count=NEW):
     """What transformers writes."""
     ids = torch.tensor([prompt])
     options = {"do_sample": False, "max_new_tokens": count, "eos_token_id": list(ends) or None, "pad_token_id": 0}
-    written: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+    written = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
     return written
 
 
-def never(row: int, tokens: list[int]) -> bool:
+def never(row, tokens):
     return False
 
 
-def written(model: Any, asked: Sequence[list[int]], **changes: Any) -> list[list[int]]:
-    options: dict[str, Any] = {"max_new_tokens": NEW, "ended": never, "ends": (), "batch_tokens": 2_048}
+def written(model, asked, **changes):
+    options = {"max_new_tokens": NEW, "ended": never, "ends": (), "batch_tokens": 2_048}
     return decode(model, asked, **options | changes)
 
 
@@ -101,9 +100,9 @@ def test_a_row_ends_where_its_caller_says_so(tokens):
     model = make("llama")
     asked = prompts(30)
     expected = [alone(model, prompt) for prompt in asked]
-    seen: dict[int, list[list[int]]] = {row: [] for row in range(len(asked))}
+    seen = {row: [] for row in range(len(asked))}
 
-    def ended(row: int, tokens: list[int]) -> bool:
+    def ended(row, tokens):
         seen[row].append(list(tokens))
         return len(tokens) == row + 1
 
@@ -144,7 +143,7 @@ def test_methods_of_peft_write_as_they_do_under_transformers(config):
     plain = make("llama")
     asked = prompts(20)
     before = [alone(plain, prompt) for prompt in asked]
-    model: Any = peft.get_peft_model(plain, config).eval()
+    model = peft.get_peft_model(plain, config).eval()
     perturb([parameter for parameter in model.parameters() if parameter.requires_grad], size=0.3)
     expected = [alone(model, prompt) for prompt in asked]
     assert expected != before
@@ -173,12 +172,12 @@ def test_logits_that_are_no_numbers_write_nothing():
         written(model, prompts())
 
 
-def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_tokens(monkeypatch):
     """The number of tokens of each pass from here on."""
-    passes: list[int] = []
-    compute: Callable[..., torch.Tensor] = engine.final_hidden
+    passes = []
+    compute = engine.final_hidden
 
-    def counted(model: Any, input_ids: torch.Tensor, rows: Any) -> torch.Tensor:
+    def counted(model, input_ids, rows):
         passes.append(input_ids.numel())
         return compute(model, input_ids, rows)
 

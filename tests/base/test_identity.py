@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,13 +38,13 @@ def model(world, tmp_path):
     return Path(shutil.copytree(world / "model", tmp_path / "model"))
 
 
-def now(folder: Path) -> str:
+def now(folder):
     """Its fingerprint in a new process."""
     fingerprint.cache_clear()
     return fingerprint(str(folder))
 
 
-def change_weights(folder: Path) -> None:
+def change_weights(folder):
     """All rows of every tensor but the first, as a fine-tune might leave the embedding of the first token."""
     tensors = load_file(folder / "model.safetensors")
     for tensor in tensors.values():
@@ -53,11 +52,11 @@ def change_weights(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def change_config(folder: Path) -> None:
+def change_config(folder):
     edit_json(folder / "config.json", rms_norm_eps=1.0)
 
 
-def change_tokenizer(folder: Path) -> None:
+def change_tokenizer(folder):
     """Merges of words go, so that the same text has more tokens."""
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -116,7 +115,7 @@ def test_a_hash_is_kept_until_the_file_is_written_to(model, tmp_path, monkeypatc
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path / "home"))
     hashed = []
 
-    def counted(path: Path) -> str:
+    def counted(path):
         hashed.append(path.name)
         return sha256(path)
 
@@ -169,7 +168,7 @@ def run(trained, model, tmp_path):
 
 
 def test_a_run_is_scored_asked_and_merged_with_its_own_tokenizer_only(run, model, tmp_path, monkeypatch, capsys):
-    uses: list[Callable[[], object]] = [
+    uses = [
         lambda: evaluate_target(open_target(str(run)), limit=3),
         lambda: evaluate_target(open_target(str(run), base=True), limit=3),
         lambda: ask(open_target(str(run)), question="Is it?", options=("yes", "no")),
@@ -188,7 +187,7 @@ def test_a_run_is_scored_asked_and_merged_with_its_own_tokenizer_only(run, model
 
 
 def test_one_folder_never_holds_answers_of_two_bases(model, tmp_path, world):
-    def score() -> None:
+    def score():
         fingerprint.cache_clear()
         target = open_target(str(model))
         evaluate_target(target, tasks="obqa", out=tmp_path / "out", limit=3, source=str(world / "data"))

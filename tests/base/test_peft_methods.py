@@ -3,13 +3,12 @@
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import peft
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from moslora.base.adapted import adapter_state, own_parameters, with_adapters
@@ -17,18 +16,18 @@ from moslora.base.check import choose_engine
 from moslora.base.engines import Transformers, engine_of
 from moslora.base.peft_methods import UNFIT, config_of, merged_by_peft
 from moslora.errors import MosloraError, UsageError
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.training.objective import LabelLoss
 from moslora.training.prepare import adapt
 from recipe_kit import PEFT, PEFT_FILES, ROOT
 from reference import as_micro_batch, perturb, tiny_llama, token_batch
 
 
-def recipe_of(method: str, *overrides: str) -> Recipe:
+def recipe_of(method, *overrides):
     return load_recipe("smollm2-135m", [*PEFT[method], *overrides])
 
 
-def learned(model: nn.Module) -> dict[str, nn.Parameter]:
+def learned(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -39,7 +38,7 @@ def test_it_is_peft_under_plain_transformers(method):
     recipe = recipe_of(method)
     theirs_base = tiny_llama()
     torch.manual_seed(recipe.seed)
-    theirs = peft.get_peft_model(theirs_base, config_of(recipe.adapter)).train()  # type: ignore[arg-type]
+    theirs = peft.get_peft_model(theirs_base, config_of(recipe.adapter)).train()
     ours = with_adapters(tiny_llama().eval(), recipe)
     choose_engine(ours)
     ours.train()
@@ -118,7 +117,7 @@ def test_a_start_with_a_number_in_its_name_is_pefts():
     recipe = recipe_of("peft/lora", "adapter.peft.init_lora_weights=pissa_niter_4")
     theirs_base = tiny_llama()
     torch.manual_seed(recipe.seed)
-    theirs = peft.get_peft_model(theirs_base, config_of(recipe.adapter)).train()  # type: ignore[arg-type]
+    theirs = peft.get_peft_model(theirs_base, config_of(recipe.adapter)).train()
     ours = with_adapters(tiny_llama(), recipe).train()
     for name, parameter in learned(ours).items():
         assert parameter.any() and parameter.equal(learned(theirs)[name])
@@ -164,7 +163,7 @@ def test_a_wrong_merge_of_a_layer_is_refused(wrong, method, monkeypatch):
     perturb(learned(model).values(), size=0.01)
     unload = BaseTuner.merge_and_unload
 
-    def broken(self: Any, *arguments: Any, **options: Any) -> Any:
+    def broken(self, *arguments, **options):
         merged = unload(self, *arguments, **options)
         weight = merged.get_submodule(name).weight
         weight.copy_(WRONG[wrong](weight, tiny_llama().get_submodule(name).weight))
@@ -212,7 +211,7 @@ def test_what_does_not_fit_is_one_line_with_its_reason(case):
     method, override, words = REFUSED[case]
     recipe = recipe_of(method, override)
     with pytest.raises(UsageError) as caught:
-        config_of(recipe.adapter)  # type: ignore[arg-type]
+        config_of(recipe.adapter)
     line = str(caught.value)
     assert "\n" not in line and "adapter.peft" in line and all(word in line for word in words)
 
@@ -233,7 +232,7 @@ def test_the_page_has_every_method_with_fields_that_its_class_takes():
     types = []
     for name, written in rows.items():
         recipe = load_recipe("smollm2-135m", [f"adapter.peft={written}"])
-        types.append(config_of(recipe.adapter).peft_type.value)  # type: ignore[arg-type]
+        types.append(config_of(recipe.adapter).peft_type.value)
         file = f"peft/{name.lower()}"
         if file in PEFT_FILES:
             assert load_recipe("smollm2-135m", [f"extends={file}"]) == recipe
@@ -267,4 +266,4 @@ def test_a_state_that_does_not_fit_is_refused():
 def test_without_peft_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft.config", None)
     with pytest.raises(UsageError, match=r"pip install .?peft"):
-        config_of(recipe_of("peft/lora").adapter)  # type: ignore[arg-type]
+        config_of(recipe_of("peft/lora").adapter)

@@ -89,7 +89,7 @@ def runs(models, world, tmp_path_factory):
 )
 def test_dequantize_gives_the_weight_of_the_forward_pass(models, dtype, options):
     """Against base(I) = Wᵀ, in both modes: an identity is exact in 8 bits too."""
-    model = load_base(ModelSection(name=str(models / "plain"), dtype=dtype, **options))  # type: ignore[arg-type]
+    model = load_base(ModelSection(name=str(models / "plain"), dtype=dtype, **options))
     original = weights_of(models / "plain")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert len(layers) == 2 * 7 + 1
@@ -139,7 +139,7 @@ def test_an_evaluation_in_between_takes_no_gradient_away(models, inference):
     layer = next(iter(quantized_layers(model).values()))
     x = torch.randn(5, 64, dtype=torch.bfloat16)
     before = layer.train()(x)
-    with inference():  # type: ignore[attr-defined]
+    with inference():
         between = layer.eval()(x)
     x.requires_grad_(True)
     after = layer.train()(x)
@@ -165,7 +165,7 @@ def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
     ids = token_batch(plain)
     gradients = []
     for model in (quantized, plain):
-        assert len(inject(model, **options)) == 10  # type: ignore[arg-type]
+        assert len(inject(model, **options)) == 10
         perturb(adapter_state_dict(model).values(), seed=1)
         loss, _ = LabelLoss(model).train()(as_micro_batch(ids))
         loss.backward()
@@ -182,8 +182,8 @@ class Unpacked(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.before: list[int] = []
-        self.alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self.before = []
+        self.alive = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **kwargs or {})
@@ -277,7 +277,7 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs, tmp_path, kind
     run = Path(shutil.copytree(runs / kind, tmp_path / kind))
     scores = []
     for options, suffix in (({}, "float32"), ({"base": True}, "float32-base"), ({"dtype": "bfloat16"}, "bfloat16")):
-        target = open_target(str(run), **options)  # type: ignore[arg-type]
+        target = open_target(str(run), **options)
         model = load_model(target)
         assert len(quantized_layers(model)) == 14 and str(output_weight(model).dtype) == f"torch.{suffix.split('-')[0]}"
         results, out = evaluate_target(target, tasks=("obqa",), limit=6)
@@ -423,4 +423,4 @@ def test_a_checkpoint_that_is_quantised_already_is_refused(models, tmp_path):
     load_base(section).save_pretrained(tmp_path / "packed")
     for options in ({}, {"quantization": "nf4"}):
         with pytest.raises(UsageError, match="already quantised"):
-            load_base(ModelSection(name=str(tmp_path / "packed"), dtype="float32", **options))  # type: ignore[arg-type]
+            load_base(ModelSection(name=str(tmp_path / "packed"), dtype="float32", **options))

@@ -27,7 +27,7 @@ def forget():
     fingerprint.cache_clear()
 
 
-def stray(folder: Path) -> None:
+def stray(folder):
     """Meta's own file, as some repositories have it beside the shards; here with a tensor that is no model's."""
     save_file({"tok_embeddings.weight": torch.ones(3, 3)}, folder / "consolidated.safetensors")
 
@@ -61,7 +61,7 @@ def test_the_hub_is_asked_for_these_files_alone(world, sharded, tmp_path, monkey
     cache = tmp_path / "cache"
     cache.mkdir()
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(name, *, revision, allow_patterns):
         for file in sorted(there):
             if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
                 shutil.copy(hub / file, cache / file)

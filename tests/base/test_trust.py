@@ -84,7 +84,7 @@ def mark(world, tmp_path, monkeypatch, capsys):
     return mark
 
 
-def forget() -> None:
+def forget():
     """The modules, which a process runs once."""
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
@@ -140,7 +140,7 @@ READ_AS_DATA = {
 }
 
 
-def write_what_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+def write_what_is_read(capsys):
     """Files that ask for trust themselves, beside the run of ``mark``."""
     model = json.loads(Path("runs/own/adapter/manifest.json").read_text())["base"]["name"]
     trusting = f"model: {{name: {model}, trust_remote_code: true}}\n"

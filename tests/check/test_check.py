@@ -1,7 +1,6 @@
 """The check: what it finds where a fault is planted, what it says then, and that runs can do without the piece."""
 
 import json
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from cli_kit import run
 from message_kit import says
 from moslora.check import check, pieces
 from moslora.check import piece as measure
-from moslora.check.piece import Piece, distance
+from moslora.check.piece import distance
 from moslora.check.pieces import SMALL_LLAMA, quantized_pieces, step_piece
 from moslora.kernels.plain import PIECES, left_out
 from moslora.training import train_recipe
@@ -38,7 +37,7 @@ def in_a_moment(monkeypatch):
 
 @pytest.fixture
 def leaving_out(monkeypatch):
-    def leave_out(part: str) -> None:
+    def leave_out(part):
         monkeypatch.setenv("MOSLORA_PLAIN", part)
         left_out.cache_clear()
 
@@ -46,7 +45,7 @@ def leaving_out(monkeypatch):
     left_out.cache_clear()
 
 
-def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+def only(monkeypatch, *names):
     """Has these pieces checked alone."""
     chosen = [piece for piece in (*pieces.PIECES, *quantized_pieces()) if piece.name in names]
     monkeypatch.setattr(check, "PIECES", chosen)
@@ -54,11 +53,11 @@ def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(check, "step_piece", lambda _: chosen[0])
 
 
-def off_in(piece: Piece, config: Any = None) -> bool:
+def off_in(piece, config=None):
     return not measure.measure(piece, config or LlamaConfig(**SMALL), CPU, torch.float32).passed
 
 
-def off(part: str) -> measure.Finding:
+def off(part):
     return measure.Finding("a piece", part, "float32", 1e-4)
 
 
@@ -121,7 +120,7 @@ def test_all_pieces_can_be_left_out(capsys, leaving_out):
 
 
 def test_a_kernel_that_fails_is_off(monkeypatch, capsys):
-    def fails(*_: Any) -> None:
+    def fails(*_):
         raise RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors …")
 
     monkeypatch.setattr(pieces, "attend", fails)
@@ -183,7 +182,7 @@ def test_a_model_that_transformers_computes_has_the_step_of_another(monkeypatch,
 def test_the_sizes_are_those_of_the_model(world, monkeypatch, capsys):
     seen = []
 
-    def noted(piece: Piece, config: Any, *place: Any) -> measure.Finding:
+    def noted(piece, config, *place):
         seen.append((config.hidden_size, config.head_dim))
         return right(piece, config, *place)
 

@@ -1,7 +1,6 @@
 """The step of two processes, which `moslora check` runs in processes of its own."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,7 @@ def test_a_fault_in_one_strategy_is_found_in_that_alone(monkeypatch):
 
 
 def test_processes_that_end_early_have_found_nothing(monkeypatch):
-    def ends(*_: Any, **__: Any) -> int:
+    def ends(*_, **__):
         return 1
 
     monkeypatch.setattr(processes, "launch", ends)

@@ -12,7 +12,7 @@ from moslora.recipe import list_recipes
 from moslora.tasks import COMMONSENSE
 
 
-def question(line: str) -> dict[str, str]:
+def question(line):
     """The environment in which the candidates for the last word of ``line`` are printed."""
     return {"_MOSLORA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
 

@@ -115,7 +115,7 @@ def test_recipes_are_listed_and_copied(capsys, tmp_path):
 
 
 class Screen(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 

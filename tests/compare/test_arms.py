@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,15 +18,14 @@ from moslora.compare.comparison import compare_arms
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
-from moslora.runs.evaluation import Evaluation
 from moslora.runs.manifest import read_manifest
 from moslora.runs.origin import Origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run, base_of
-from moslora.runs.settings import Settings, TaskRecord
+from moslora.runs.settings import TaskRecord
 
 
-def names(paths: Sequence[Path]) -> list[tuple[str, list[int | None]]]:
+def names(paths):
     """The arms that are found there, each with its seeds."""
     return [(arm.name, [*arm.runs]) for arm in load_arms(paths)]
 
@@ -35,11 +33,11 @@ def names(paths: Sequence[Path]) -> list[tuple[str, list[int | None]]]:
 TWO = [("lora", [1, 2]), ("mixed", [1, 2])]
 
 
-def arm(name: str, *runs: Evaluation) -> Arm:
+def arm(name, *runs):
     return Arm(name, {run.seed: replace(run, path=Path(f"{name}-{run.seed}")) for run in runs})
 
 
-def evaluated(run: Path, name: str = "cloze-cloze-float32", *, settings: Settings = SETTINGS, right: int = 2) -> None:
+def evaluated(run, name="cloze-cloze-float32", *, settings=SETTINGS, right=2):
     """An evaluation of three questions in a run's folder."""
     journal = Journal(run / "eval" / name, settings)
     journal.record({"obqa": TaskRecord()})
@@ -114,16 +112,16 @@ def test_what_is_not_there_or_not_clear_is_named(runs):
     refuse(["."], "lora-2", "choice-label-float32", "cloze-cloze-float32", evaluation="choice-label-float32")
 
 
-def base_is(**metadata: object) -> Evaluation:
+def base_is(**metadata):
     return other(metadata={**SETTINGS.metadata, **metadata})
 
 
-def made(seed: int, **how: str) -> Evaluation:
+def made(seed, **how):
     """A run that was made in this way."""
     return replace(drawn(seed), made=drawn(seed).made | how)
 
 
-def other(**settings: object) -> Evaluation:
+def other(**settings):
     return asked_as(drawn(1), **settings)
 
 
@@ -193,7 +191,7 @@ def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs):
     assert base_of(of_checkpoint) == base_of(own) == own.with_name(f"{own.name}-base")
 
 
-def of_weights(adapter: Path | None) -> Settings:
+def of_weights(adapter):
     """As the weights in that folder were asked, or their base."""
     weights = read_manifest(adapter)["sha256"]["adapter.safetensors"] if adapter else None
     return replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": weights})
@@ -226,13 +224,13 @@ def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs, trained
     assert names([run]) == [("base", [None]), ("lora-1", [1])] and load_arms([run])[1].runs[1].made["steps"] == "21"
 
 
-def rewritten(run: Path, *changes: str) -> None:
+def rewritten(run, *changes):
     """The same run as if its recipe had been another in these keys."""
     recipe = load_recipe(run / "recipe.yaml", changes)
     (run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
 
 
-def chosen(run: Path, best: int, *, trained: int, rule: str) -> None:
+def chosen(run, best, *, trained, rule):
     """The run as if validations had chosen its result and its end."""
     rewritten(run, *rule.split())
     found = {"step": best, "loss": 1.0, "last_loss": 2.0, "validations": 9, "since": 3}

@@ -1,18 +1,15 @@
 """Comparisons whole: an experiment's tables alone, those that are printed, and what is concluded."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy import stats
 
 from compare_kit import SETTINGS, SIZES, WIDE, base, drawn, drawn_arms, with_tasks, write_experiment
 from message_kit import in_order, says
 from moslora.compare.arms import Arm, cluster_codes
-from moslora.compare.comparison import Comparison, compare_arms, compare_paths, compare_planned
+from moslora.compare.comparison import compare_arms, compare_paths, compare_planned
 from moslora.compare.conclusion import lines
 from moslora.compare.display import probability, tables
 from moslora.compare.index import ExperimentIndex, read_index
@@ -33,7 +30,7 @@ def experiment(tmp_path):
     return write_experiment(tmp_path / "ablation", rows, contrasts=[("init-only", "learned")])
 
 
-def arms(**runs: Mapping[int | None, Evaluation] | Evaluation) -> list[Arm]:
+def arms(**runs):
     """Arms of one run, or of one for each seed."""
     made = []
     for name, of_arm in runs.items():
@@ -43,11 +40,11 @@ def arms(**runs: Mapping[int | None, Evaluation] | Evaluation) -> list[Arm]:
     return made
 
 
-def seeds(count: int, **changes: float) -> dict[int | None, Evaluation]:
+def seeds(count, **changes):
     return {seed: drawn(seed, sizes=WIDE, **changes) for seed in range(count)}
 
 
-def with_texts(answers: Evaluation, *, more: float) -> Evaluation:
+def with_texts(answers, *, more):
     """An evaluation that has texts as well, with ``more`` nats per byte than those of another; noise by the seed."""
     hard = np.random.default_rng(0).uniform(0.6, 1.2, 300)
     draw = np.random.default_rng(answers.seed or 0)
@@ -56,7 +53,7 @@ def with_texts(answers: Evaluation, *, more: float) -> Evaluation:
     return with_tasks(answers, {**answers.tasks, "mine": texts})
 
 
-def accuracies(run: Evaluation) -> NDArray[np.float64]:
+def accuracies(run):
     """Of each task, by its definition."""
     return np.array([np.mean(answers.outcomes["accuracy"]) for answers in run.tasks.values()])
 
@@ -84,7 +81,7 @@ def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(ca
             compare_arms(arms(a=with_some, b=other), outcome="nats_per_byte")
 
 
-def said(comparison: Comparison) -> str:
+def said(comparison):
     return lines(comparison)[-1]
 
 
@@ -202,12 +199,12 @@ def test_what_is_not_shown_is_said_where_it_is_a_risk():
         assert "Fragile" not in said(compare_arms(arms(base=of_base(alike), tuned=other)))
 
 
-def of_base(run: Evaluation) -> Evaluation:
+def of_base(run):
     """The answers, as if no training had made them."""
     return replace(run, made={}, seed=None)
 
 
-def accuracy_by_id(answers: TaskAnswers) -> dict[str, float]:
+def accuracy_by_id(answers):
     return dict(zip(answers.ids, answers.outcomes["accuracy"], strict=True))
 
 
@@ -239,7 +236,7 @@ def test_only_questions_of_both_are_compared_and_the_others_are_named():
             compare_arms(arms(base=untrained, tuned=against), tasks=tasks)
 
 
-def few(right: int, n: int = 6) -> Evaluation:
+def few(right, n=6):
     """``right`` of n questions are answered rightly; half of them have the label 0."""
     ids = tuple(f"obqa/test/{row}" for row in range(n))
     outcomes = {"accuracy": tuple(float(row < right) for row in range(n))}
@@ -258,7 +255,7 @@ def test_few_questions_show_nothing_and_no_interval_leaves_what_there_can_be():
     assert max(found.named[0].effects[MACRO].interval) == 1
 
 
-def limited(max_length: int, *, cut: int | None) -> Evaluation:
+def limited(max_length, *, cut):
     """A run with this limit, by which the first ``cut`` questions of each task were cut; ``None``: not known."""
     one = drawn(0, settings=replace(SETTINGS, max_length=max_length))
     tasks = {}
@@ -304,18 +301,18 @@ def test_seeds_that_have_nothing_in_common_need_no_pairs():
     assert untrained.main is not None and untrained.main.paired and untrained.main.seeds == 4
 
 
-def named(experiment: Path, contrast: tuple[str, str], *others: tuple[str, str]) -> None:
+def named(experiment, contrast, *others):
     """Has the experiment name these contrasts."""
     index = read_index(experiment)
     assert index is not None
     replace(index, contrast=contrast, others=others).write(experiment)
 
 
-def copied(run: Evaluation, copies: int, *, grouped: bool = True) -> Evaluation:
+def copied(run, copies, *, grouped=True):
     """The run with each question so many times."""
     tasks = {}
     for task, answers in run.tasks.items():
-        ids: list[str] = []
+        ids = []
         for copy in range(copies):
             ids += [f"{task}/test/{copy}-{id}" for id in answers.ids]
         outcomes = {name: column * copies for name, column in answers.outcomes.items()}

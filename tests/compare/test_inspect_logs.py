@@ -3,9 +3,7 @@
 import random
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -28,16 +26,16 @@ from inspect_ai.solver import generate, multiple_choice
 
 
 def written(
-    path: Path,
-    values: Sequence[Any],
+    path,
+    values,
     *,
-    epochs: int = 1,
-    task: str = "sums",
-    model: str = "mockllm/model",
-    system: str = "Be brief.",
-    scorers: Sequence[str] = ("match",),
-    **changes: Any,
-) -> Path:
+    epochs=1,
+    task="sums",
+    model="mockllm/model",
+    system="Be brief.",
+    scorers=("match",),
+    **changes,
+):
     """A log of samples with these scores, those of a sample one after the other.
 
     Args:
@@ -48,7 +46,7 @@ def written(
         number, epoch = divmod(place, epochs)
         question = f"What is {number} + {number}?"
         of_scorers = value if isinstance(value, Mapping) else dict.fromkeys(scorers, value)
-        fields: dict[str, Any] = {
+        fields = {
             "id": number + 1,
             "epoch": epoch + 1,
             "input": [ChatMessageUser(content=question)],
@@ -77,19 +75,19 @@ def written(
     return path
 
 
-def letters(seed: int, share: float, n: int = 60) -> list[str]:
+def letters(seed, share, n=60):
     return ["CI"[int(draw > share)] for draw in np.random.default_rng(seed).uniform(size=n)]
 
 
-def dated(task: str, id: str = "a1B2", suffix: str = "eval") -> str:
+def dated(task, id="a1B2", suffix="eval"):
     return f"2026-01-31T10-00-00-00-00_{task}_{id}.{suffix}"
 
 
-def answering(share: float) -> Any:
+def answering(share):
     """Inspect's mock model, which knows the sum in so many of all cases."""
     draw = random.Random(3)
 
-    def answer(messages: Any, *_: object) -> ModelOutput:
+    def answer(messages, *_):
         asked = messages[-1].text
         one, other = map(int, re.findall(r"(\d+) \+ (\d+)", asked)[0])
         said = str(one + other)
@@ -105,7 +103,7 @@ def answering(share: float) -> Any:
 def test_what_inspect_asked_its_mock_model_is_compared(tmp_path, monkeypatch, suffix):
     """Against the accuracies in the logs, which are Inspect's own, over three epochs and of two scorers."""
 
-    async def words(_: object, text: str) -> int:
+    async def words(_, text):
         return len(text.split())
 
     monkeypatch.setattr(ModelAPI, "count_text_tokens", words)  # the tokenizer of Inspect's own is downloaded

@@ -13,7 +13,7 @@ LEVELS = (0.1, 0.05, 0.05 / 11)
 NOTHING = Part(0.0, 0.0)
 
 
-def above(law: Law, value: float) -> float:
+def above(law, value):
     """P(δ ≥ value), by the mirrored law."""
     return replace(law, difference=-law.difference).below(-value)
 

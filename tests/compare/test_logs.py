@@ -2,9 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ from moslora.errors import UsageError
 from reference import perturb
 
 
-def written(folder: Path, task: str, scores: Sequence[Any], **changes: Any) -> Path:
+def written(folder, task, scores, **changes):
     """A log as lm-eval writes it, of questions with two options, of which the first is right."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"samples_{task}_2026-01-31T10-00-00.123456.jsonl"
@@ -53,18 +51,18 @@ def written(folder: Path, task: str, scores: Sequence[Any], **changes: Any) -> P
     return path
 
 
-def right(seed: int, share: float, n: int = 60) -> list[int]:
+def right(seed, share, n=60):
     return (np.random.default_rng(seed).uniform(size=n) < share).astype(int).tolist()
 
 
-def table_of(path: Path, scores: Sequence[Any]) -> Path:
+def table_of(path, scores):
     lines = ["id,score"]
     lines += [f"q{i},{score}" for i, score in enumerate(scores)]
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def by_lm_eval(out: Path, model: Any) -> Path:
+def by_lm_eval(out, model):
     """lm-eval's own log of its own tasks over rows of ours; the answers of one are indices, of the other texts."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
     from datasets import Dataset, DatasetDict
@@ -76,10 +74,10 @@ def by_lm_eval(out: Path, model: Any) -> Path:
     draw = random.Random(0)
     folder = Path(lm_eval.__file__).parent / "tasks"
 
-    def text(low: int, high: int) -> str:
+    def text(low, high):
         return " ".join(draw.choices(WORDS, k=draw.randint(low, high)))
 
-    def options(count: int) -> list[str]:
+    def options(count):
         return [f"{first} {text(1, 5)}" for first in draw.sample(WORDS, count)]
 
     arc = []

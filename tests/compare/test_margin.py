@@ -11,7 +11,7 @@ from cli_kit import run
 from compare_kit import WIDE, asked_as, base, base_row, drawn, drawn_arms, write_experiment
 from message_kit import says
 from moslora.compare.arms import Arm
-from moslora.compare.comparison import Comparison, compare_arms, compare_paths
+from moslora.compare.comparison import compare_arms, compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.contrast import Contrast
 from moslora.compare.display import tables
@@ -21,13 +21,12 @@ from moslora.compare.index import EXPERIMENT, read_index
 from moslora.compare.margin import Margin, read_margin
 from moslora.compare.statistics import LEVEL, MACRO
 from moslora.errors import UsageError
-from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 
 GAINS = {"lora": 0.10, "same": 0.10, "other": 0.17}
 
 
-def contrast(before: np.ndarray, after: np.ndarray, of_base: np.ndarray, outcome: str = "log_probability") -> Contrast:
+def contrast(before, after, of_base, outcome="log_probability"):
     """Two arms and their base, outcomes of shape ``(S, n)`` and ``(n,)``."""
     return Contrast(
         before="lora",
@@ -41,7 +40,7 @@ def contrast(before: np.ndarray, after: np.ndarray, of_base: np.ndarray, outcome
     )
 
 
-def fieller(d: np.ndarray, g: np.ndarray) -> tuple[float, float]:
+def fieller(d, g):
     """The shares r with |D − r G| ≤ t se(d − r g), of independent pairs (Fieller 1954): the roots of a quadratic."""
     n = len(d)
     t = stats.t.ppf(1 - LEVEL, n - 1)
@@ -105,7 +104,7 @@ def experiment(tmp_path):
     return write_experiment(tmp_path / "study", rows, contrasts=[("lora", "same"), ("lora", "other")])
 
 
-def arms_beside(untrained: Evaluation | None, *, gain: float) -> list[Arm]:
+def arms_beside(untrained, *, gain):
     """Two arms of one run that gain so much, with this base's answers beside them."""
     found = []
     for name in ("lora", "same"):
@@ -116,7 +115,7 @@ def arms_beside(untrained: Evaluation | None, *, gain: float) -> list[Arm]:
     return found
 
 
-def expected_gain(found: Comparison, arm: str) -> float:
+def expected_gain(found, arm):
     runs = next(one for one in found.arms if one.name == arm).runs.values()
     gained = []
     for task, untrained in base(sizes=WIDE).tasks.items():

@@ -1,7 +1,6 @@
 """The statistics against scipy, statsmodels and loops, and against draws whose truth is known."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,10 +10,6 @@ from moslora.compare.statistics import (
     LEVEL,
     MACRO,
     MICRO,
-    Codes,
-    Effect,
-    Floats,
-    Member,
     effects,
     effects_unpaired,
     family_with,
@@ -22,7 +17,7 @@ from moslora.compare.statistics import (
 )
 
 
-def answers(seed: int, n: int, lost: float = 0.1, won: float = 0.2) -> Floats:
+def answers(seed, n, lost=0.1, won=0.2):
     """Differences of right and wrong answers."""
     return np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], n, p=[lost, 1 - lost - won, won])
 
@@ -68,7 +63,7 @@ def test_tasks_are_independent():
     assert found["boolq"].law.questions.degrees == pytest.approx(59)
 
 
-def crossed(seeds: int, codes: Codes, *, by_seed: float = 1.0, by_cluster: float = 1.0, rest: float = 1.0) -> Floats:
+def crossed(seeds, codes, *, by_seed=1.0, by_cluster=1.0, rest=1.0):
     """Differences with a part by seed, one by cluster, one by both, and one of each answer."""
     draw = np.random.default_rng(seeds + len(codes))
     count = codes.max() + 1
@@ -78,7 +73,7 @@ def crossed(seeds: int, codes: Codes, *, by_seed: float = 1.0, by_cluster: float
     return of_seed + of_cluster + of_both + rest * draw.standard_normal((seeds, len(codes)))
 
 
-def by_loops(d: Floats, codes: Codes) -> tuple[float, float, float]:
+def by_loops(d, codes):
     """V_s, V_q and V_i, from their definitions."""
     seeds, n = d.shape
     total = math.fsum(d.flat) / (seeds * n)
@@ -133,7 +128,7 @@ def test_equivalence_is_statsmodels_two_one_sided_tests(margin, seed):
     assert (effect.law.beyond(margin) <= LEVEL) == (p < 0.05) and effect.law.beyond(margin) == pytest.approx(p)
 
 
-def family(contrasts: Sequence[Effect], *, margin: float, count: int) -> list[Member]:
+def family(contrasts, *, margin, count):
     return family_with(contrasts, [one.law.beyond(margin) for one in contrasts], count=count)
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +16,11 @@ from message_kit import says
 from moslora.compare.index import EXPERIMENT
 from moslora.compare.tables import ANSWERS, RUNS, TABLES, TableRun, read_tables, write_tables
 from moslora.errors import MosloraError
-from moslora.runs.evaluation import Evaluation
 
 UNTRAINED = with_texts(base(gain=-0.02), 0.9)
 
 
-def rows() -> list[TableRun]:
+def rows():
     """Of two arms, one of whose seeds diverged; a search; and the base. Some questions are in clusters."""
     found = [TableRun("lora", rate, 7, "searched", loss) for rate, loss in ((1e-3, 2.5), (2e-3, math.inf))]
     for arm in ("lora", "mixed"):
@@ -43,7 +41,7 @@ def rows() -> list[TableRun]:
     return [*found, base_row(UNTRAINED)]
 
 
-def assert_same_answers(read: Evaluation | None, written: Evaluation | None) -> None:
+def assert_same_answers(read, written):
     """In single precision."""
     if written is None:
         assert read is None
@@ -57,7 +55,7 @@ def assert_same_answers(read: Evaluation | None, written: Evaluation | None) -> 
             assert found.outcomes[outcome] == tuple(np.array(column, np.float32).astype(float).tolist())
 
 
-def assert_same(read: Sequence[TableRun], written: Sequence[TableRun]) -> None:
+def assert_same(read, written):
     assert [replace(one, evaluation=None) for one in read] == [replace(one, evaluation=None) for one in written]
     for one, other in zip(read, written, strict=True):
         assert_same_answers(one.evaluation, other.evaluation)

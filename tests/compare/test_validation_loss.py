@@ -1,8 +1,5 @@
 """The validation loss of runs as an outcome: paired by seed, with nothing known of other questions."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -22,7 +19,7 @@ from moslora.runs.evaluation import HELD_OUT
 OUTCOME = "validation_loss"
 
 
-def experiment(folder: Path, losses: Mapping[str, Mapping[int, float | None]]) -> Path:
+def experiment(folder, losses):
     """Runs of two arms with these losses by seed, of which ``None`` is no loss, and their base."""
     rows = [base_row(base())]
     for arm, by_seed in losses.items():

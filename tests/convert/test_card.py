@@ -15,7 +15,6 @@ from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.convert.card import how_to_use, write_card
 from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
-from moslora.evaluation import Results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import Recipe
@@ -116,8 +115,8 @@ def scored(trained, tmp_path_factory):
     return run, own, plain
 
 
-def shares(results: Results, task: str) -> str:
-    value, (low, high) = (results.tasks[task] if task != "macro average" else results.macro).value("accuracy")  # type: ignore[union-attr]
+def shares(results, task):
+    value, (low, high) = (results.tasks[task] if task != "macro average" else results.macro).value("accuracy")
     return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 

@@ -4,17 +4,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from card_kit import Card
 from moslora.convert import card
 from moslora.convert.card import write_card
 from moslora.prompts.formats import make_format
-from moslora.recipe import DataSection, EvaluationSection, Recipe, load_recipe
-from moslora.runs.adapter_folder import AdapterFolder, open_adapter
+from moslora.recipe import DataSection, EvaluationSection, load_recipe
+from moslora.runs.adapter_folder import open_adapter
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 QUESTIONS = {
@@ -38,23 +37,21 @@ def tokenizer(world):
     return tokenizer
 
 
-def shown(
-    folder: AdapterFolder, tokenizer: PreTrainedTokenizerBase, task: str | None = None
-) -> dict[str, dict[str, Any]]:
+def shown(folder, tokenizer, task=None):
     """What the Python text of each task makes."""
     write = {"origin": folder.origin_for(""), "proof": "", "task": task}
     with TemporaryDirectory() as out:
         write_card(Path(out), folder, tokenizer=tokenizer, **write)
         text = Card(Path(out)).section("Prompt")
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
     for titles, code in re.findall(r"^([^\n]+):\n\n```python\n(.*?)```", text, re.DOTALL | re.MULTILINE):
-        names: dict[str, Any] = {}
+        names = {}
         exec(code, {}, names)
         found |= dict.fromkeys(titles.split(", "), names)
     return found
 
 
-def with_texts(text: str, example: Example) -> str:
+def with_texts(text, example):
     """``text`` with those of ``example`` in the places of its own."""
     before, _, after = example.question.partition("_")
     texts = {f"<option {n}>": choice for n, choice in enumerate(example.choices, start=1)}
@@ -64,7 +61,7 @@ def with_texts(text: str, example: Example) -> str:
     return re.sub("<[^<>|]+>", lambda place: texts[place[0]], text)
 
 
-def adapted(trained: Path, recipe: Recipe, drawn: tuple[str, ...]) -> AdapterFolder:
+def adapted(trained, recipe, drawn):
     folder = open_adapter(trained / "adapter")
     manifest = folder.manifest | {"data": {**folder.manifest["data"], "tasks": dict.fromkeys(drawn, 1)}}
     return replace(folder, recipe=recipe, manifest=manifest)

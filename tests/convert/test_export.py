@@ -2,7 +2,6 @@
 
 import json
 from importlib.util import find_spec
-from typing import Any
 
 import peft
 import pytest
@@ -64,7 +63,7 @@ def test_stock_peft_and_the_merged_model_compute_the_same(recipe, tmp_path, monk
     ids = token_batch(base)
     without = base(ids).logits
     theirs = peft.PeftModel.from_pretrained(base, out).eval()
-    models: list[Any] = [theirs]
+    models = [theirs]
     # transformers 5.24 leaves out DoRA's magnitudes, also those that PEFT itself has written, and needs PEFT 0.19.
     if "dora" not in mixer and find_spec("peft.utils.transformers_weight_conversion"):
         models.append(load_base(folder.recipe.model))

@@ -2,16 +2,13 @@
 
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from card_kit import Card
 from cli_kit import run as cli
@@ -44,16 +41,16 @@ from reference import perturb, token_batch
 from world_kit import loads_of_models
 
 
-def fresh(world: Path) -> PreTrainedModel:
+def fresh(world):
     return AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32).eval()
 
 
 @torch.inference_mode()
-def logits(model: nn.Module) -> Tensor:
-    return model(token_batch(model)).logits  # type: ignore[arg-type]
+def logits(model):
+    return model(token_batch(model)).logits
 
 
-def close(one: Tensor, other: Tensor) -> bool:
+def close(one, other):
     return float((one - other).abs().max() / other.abs().max()) <= 1e-5
 
 
@@ -145,18 +142,18 @@ def test_the_output_layer_is_refused(world, tmp_path):
 class Trap:
     """A pickle that writes a file when it is opened by a reader that runs code."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
-        return Path.write_text, (self.path, "run")  # type: ignore[return-value]
+    def __reduce__(self):
+        return Path.write_text, (self.path, "run")
 
 
 def test_code_in_a_pickle_is_not_run(world, tmp_path):
     ran = tmp_path / "ran"
     state = {**official_model(world)[1], "trap": Trap(ran)}
     config = {**OFFICIAL, "base_model_name_or_path": str(world / "model")}
-    source = write_source(tmp_path / "source", config, state)  # type: ignore[arg-type]
+    source = write_source(tmp_path / "source", config, state)
     with pytest.raises(MosloraError, match=r"adapter_model\.bin: .*no code") as refused:
         import_adapter(source, out=tmp_path / "run")
     assert refused.value.exit_code == 1 and len(str(refused.value).splitlines()) == 1
@@ -165,7 +162,7 @@ def test_code_in_a_pickle_is_not_run(world, tmp_path):
         with pytest.raises(MosloraError, match=r"adapter_model\.bin: .*no code"):
             import_adapter(source, out=tmp_path / "run")
     assert not ran.exists() and not (tmp_path / "run").exists()
-    torch.load(write_source(tmp_path / "other", config, state) / "adapter_model.bin", weights_only=False)  # type: ignore[arg-type]
+    torch.load(write_source(tmp_path / "other", config, state) / "adapter_model.bin", weights_only=False)
     assert ran.read_text() == "run", "the trap works"
 
 
@@ -174,7 +171,7 @@ def test_a_wrong_import_is_refused_and_leaves_nothing(world, tmp_path, monkeypat
     source = write_source(tmp_path / "source", OFFICIAL, official_model(world)[1])
     state = importing.own_state
 
-    def transposed(layers: Any) -> dict[str, Tensor]:
+    def transposed(layers):
         return {name: tensor.T.contiguous() if "mixer" in name else tensor for name, tensor in state(layers).items()}
 
     monkeypatch.setattr(importing, "own_state", transposed)

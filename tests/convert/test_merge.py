@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -189,7 +188,7 @@ def test_the_working_folder_can_be_written_into(trained, world, tmp_path, monkey
     code = next(re.finditer(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL))[1]
     if write is export_peft:
         code = code.replace('"path/to/model"', repr(str(world / "model")))
-    names: dict[str, Any] = {}
+    names = {}
     exec(code, names)
     assert isinstance(names["model"], torch.nn.Module) and names["tokenizer"]("a").input_ids
     assert len(list(Path(".").iterdir())) > 2 and [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -1,11 +1,9 @@
 """Counts against hand-made rows, against counts of another program on the real sets, and the tokenizer itself."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import astuple, replace
 from functools import cache
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from moslora.tasks import COMMONSENSE, INSTRUCTION, TASKS, Example
 TREE = ("trees", "stones", "clouds")
 
 
-def ask(id: str, question: str, choices: tuple[str, ...] = TREE, gold: int = 0, task: str = "obqa") -> Example:
+def ask(id, question, choices=TREE, gold=0, task="obqa"):
     return Example(f"{task}/{id}", task, question, choices, gold)
 
 
@@ -51,7 +49,7 @@ OTHER = [
 ]
 
 
-def leaked(rows: Iterable[Example], others: Iterable[Example]) -> set[str]:
+def leaked(rows, others):
     """The rows that an evaluation would find among ``others``."""
     said = {digest(other) for other in others}
     return {row.id for row in rows if digest(row) in said}
@@ -117,7 +115,7 @@ def test_lengths(format, task, limit, tmp_path):
 # --- Other sources ---
 
 
-def write_folder(root: Path, sets: dict[str, tuple[list[Example], list[Example]]]) -> str:
+def write_folder(root, sets):
     """LLM-Adapters' layout; a split without rows has no file."""
     for task, splits in sets.items():
         folder = root / "data" / TASKS[task].folder

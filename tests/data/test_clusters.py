@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from moslora.data.local import example_from_row
 from moslora.data.sources import data_hash, load_examples
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import resolve_tasks
-from moslora.tasks import COMMONSENSE, PASSAGES, Example
+from moslora.tasks import COMMONSENSE, PASSAGES
 from moslora.tasks.clusters import known_clusters
 
 EXPERIMENTS = Path("docs/experiments")
 
 
-def words(text: str) -> str:
+def words(text):
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
@@ -39,7 +39,7 @@ COUNTS = {"boolq": (585, 2932), "siqa": (48, 1930), "hellaswag": (2537, 8407), "
 """Questions that share with another, and clusters."""
 
 
-def groups(pairs: Iterable[tuple[str, Any]]) -> set[frozenset[str]]:
+def groups(pairs):
     """The ids that have the same value, where several have."""
     found = defaultdict(set)
     for id, value in pairs:
@@ -47,12 +47,12 @@ def groups(pairs: Iterable[tuple[str, Any]]) -> set[frozenset[str]]:
     return {frozenset(ids) for ids in found.values() if len(ids) > 1}
 
 
-def as_groups(clusters: dict[str, str]) -> set[frozenset[str]]:
+def as_groups(clusters):
     every = {**clusters, **{first: first for first in clusters.values()}}
     return groups(every.items())
 
 
-def of_folder(examples: Sequence[Example], task: str) -> list[Example]:
+def of_folder(examples, task):
     """The rows as they are read from LLM-Adapters' files."""
     return [example_from_row(llm_adapters_row(row), n, split="test", task=task) for n, row in enumerate(examples)]
 
@@ -123,7 +123,7 @@ def test_committed_answers_have_the_clusters_of_the_real_rows(experiment):
 LONG = "A passage of which several questions ask something, and which is longer than a heading or a subject would be."
 
 
-def own(folder: Path, table: Sequence[dict[str, Any]], declared: str = "") -> list[Example]:
+def own(folder, table, declared=""):
     """The test rows of a user's task with options a and b."""
     text = "\n".join(json.dumps({"question": f"q{n}", "answer": "a", **row}) for n, row in enumerate(table))
     (folder / "rows.jsonl").write_text(text + "\n", encoding="utf-8")
@@ -133,7 +133,7 @@ def own(folder: Path, table: Sequence[dict[str, Any]], declared: str = "") -> li
     return load_examples(entry, "test", source="wheel")
 
 
-def numbers(clusters: dict[str, str]) -> dict[int, int]:
+def numbers(clusters):
     """Without the beginning of the ids."""
     return {int(id.rpartition("/")[2]): int(first.rpartition("/")[2]) for id, first in clusters.items()}
 

@@ -4,13 +4,11 @@ import copy
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerBase
 
 from changes_kit import write_jsonl
-from chat_kit import MARKED, Messages, conversations, marked_labels, tokenizer_of
+from chat_kit import MARKED, conversations, marked_labels, tokenizer_of
 from cli_kit import run
 from message_kit import says
 from moslora.base.load import load_tokenizer
@@ -26,12 +24,12 @@ from moslora.tasks import INSTRUCTION, Conversation, Turn
 
 
 def encoded(
-    said: list[Messages],
-    tokenizer: PreTrainedTokenizerBase,
+    said,
+    tokenizer,
     *,
-    max_length: int | None = None,
-    loss_on: Any = "response",
-) -> list[Encoded]:
+    max_length=None,
+    loss_on="response",
+):
     rows = []
     for number, messages in enumerate(said):
         turns = [Turn(message["role"], message["content"]) for message in messages]
@@ -171,7 +169,7 @@ def test_messages_and_conversations_of_any_length_are_read(tmp_path):
     assert not isinstance(plain, Conversation), "a question and its answer are what prompt and completion are"
 
 
-def turn(number: int, **changes: Any) -> dict[str, Any]:
+def turn(number, **changes):
     """The conversation with a turn changed, counted from 1."""
     changed = [*TALK]
     changed[number - 1] = {**changed[number - 1], **changes}
@@ -224,7 +222,7 @@ def talks(tmp_path, world, monkeypatch):
     shutil.copytree(world / "model", "tokenizer")
     tokenizer_of("LLaMA-3").save_pretrained("tokenizer")
 
-    def recipe(said: list[Messages], **data: Any) -> Path:
+    def recipe(said, **data):
         write_jsonl(Path("talks.jsonl"), [{"messages": messages} for messages in said])
         file = Path("talks.yaml")
         section = json.dumps({"source": "./talks.jsonl", "format": "chat", **data})

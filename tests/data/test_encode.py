@@ -3,25 +3,24 @@
 import copy
 from datetime import datetime
 from functools import cache
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from data_kit import TOKENIZERS, hub_examples, llama3, sample, smollm2
 from evaluation_kit import make_examples
 from evaluation_kit import tokenizer as small_tokenizer
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.errors import UsageError
-from moslora.prompts.formats import FORMATS, Option, make_format
+from moslora.prompts.formats import FORMATS, make_format
 from moslora.prompts.instructions import instruction, labels
-from moslora.tasks import COMMONSENSE, Example
+from moslora.tasks import COMMONSENSE
 
 
 @cache
-def questions(task: str) -> list[Example]:
+def questions(task):
     """300 of the training set, 100 of the test set, and raw ones where the hub's text differs."""
     found = sample(task, "train", 300) + sample(task, "test", 100)
     if task == "hellaswag":
@@ -29,7 +28,7 @@ def questions(task: str) -> list[Example]:
     return found
 
 
-def texts(task: str, format: str) -> list[Option]:
+def texts(task, format):
     """Every option as evaluated and the right one as trained."""
     rendered = FORMATS[format]
     found = []
@@ -38,7 +37,7 @@ def texts(task: str, format: str) -> list[Option]:
     return found
 
 
-def clean_cases() -> list[Any]:
+def clean_cases():
     """Tasks and formats whose prompts end where a token does; all but two tasks are slow."""
     cases = [("boolq", "cloze-passage")]
     for format in ("label", "cloze"):
@@ -128,7 +127,7 @@ LLAMA3_CHAT = (
 )
 
 
-def chat_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def chat_tokenizer(name):
     """SmolLM2's as it is; LLaMA-3's as the instruction-tuned model has it: with its template, BOS first, EOT last."""
     tokenizer = TOKENIZERS[name]()
     if name == "llama3":
@@ -220,7 +219,7 @@ def test_the_prompt_gives_way_never_the_answer(joint):
         Encoder(tokenizer, max_length=len(answer_ids) - 1).encode(prompt, answer, joint=joint)
 
 
-def with_bos_and_eos() -> PreTrainedTokenizerBase:
+def with_bos_and_eos():
     """The small tokenizer with a post-processor that wraps every text."""
     tokenizer = copy.deepcopy(small_tokenizer())
     tokenizer.add_special_tokens({"bos_token": "<bos>", "eos_token": "<end>"})

@@ -1,8 +1,5 @@
 """What is asked of the hub, and its absence (the hub's rows: test_wheel.py)."""
 
-from pathlib import Path
-from typing import Any
-
 import datasets
 import pytest
 from huggingface_hub import constants
@@ -17,11 +14,11 @@ from moslora.tasks import INSTRUCTION, TASKS
 class FakeHub:
     """`datasets.load_dataset`, which answers with given rows and remembers how it was asked."""
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, rows):
         self.rows = rows
-        self.asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.asked = []
 
-    def __call__(self, *args: Any, **kwargs: Any) -> datasets.Dataset:
+    def __call__(self, *args, **kwargs):
         self.asked.append((args, kwargs))
         return datasets.Dataset.from_list(self.rows)
 
@@ -54,13 +51,13 @@ def test_a_set_without_a_card_loads_offline_from_the_hubs_cache(monkeypatch, tmp
 
 
 def cached_mixture(
-    monkeypatch: pytest.MonkeyPatch,
-    cache: Path,
+    monkeypatch,
+    cache,
     *,
-    commit: str,
-    name: str = hub.MIXTURE_ON_HUB.path,
-    card: bool = True,
-) -> None:
+    commit,
+    name=hub.MIXTURE_ON_HUB.path,
+    card=True,
+):
     """The mixture's page in the hub's cache, its branch at ``commit``; the hub itself is out of reach."""
     folder = cache / f"datasets--{name.replace('/', '--')}"
     for path, text in (("refs/main", commit), (f"snapshots/{commit}/{'README.md' if card else 'a.parquet'}", "")):

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,7 +32,7 @@ TWO = {
 }
 
 
-def write(path: Path, rows: list[Any]) -> Path:
+def write(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
         write_jsonl(path, rows)

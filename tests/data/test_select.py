@@ -7,16 +7,15 @@ import pytest
 from evaluation_kit import make_examples
 from moslora.data.select import cap, set_aside
 from moslora.errors import UsageError
-from moslora.tasks import Example
 
 EXAMPLES = make_examples("boolq", 40) + make_examples("obqa", 30)
 
 
-def ids(examples: list[Example]) -> list[str]:
+def ids(examples):
     return [example.id for example in examples]
 
 
-def counts(examples: list[Example]) -> list[int]:
+def counts(examples):
     """Of BoolQ and of OpenBookQA."""
     tasks = [example.task for example in examples]
     return [tasks.count("boolq"), tasks.count("obqa")]

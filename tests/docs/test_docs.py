@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -35,13 +34,13 @@ def test_the_library_page_trains_with_the_trainer_of_transformers(world, tmp_pat
     (tmp_path / "model").symlink_to(world / "model")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(MIXERS, "scalar", MIXERS["identity"])  # the page's own, which goes afterwards
-    names: dict[str, Any] = {}
+    names = {}
     page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
     sections = {title: text for title, text in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.S | re.M)}
     assert len(sections) == 5
     sections["above the first heading"] = page.partition("\n## ")[0]
 
-    def run_section(title: str, *, old: str = "", new: str = "") -> None:
+    def run_section(title, *, old="", new=""):
         text = sections[title]
         if old:
             text = text.replace(old, new)
@@ -182,7 +181,7 @@ def test_the_readme_names_every_module_and_the_index_every_document():
         assert re.search(rf"(?<![\w.]){re.escape(name)}", tree) or not module, name
     index = ROOT / "docs" / "README.md"
     linked = [index.parent / link for link in re.findall(r"^\| \[[^\]]+\]\(([^)]+)\)", index.read_text("utf-8"), re.M)]
-    pages: list[Path] = []
+    pages = []
     for folder in (".", "docs", "recipes", "data"):
         pages += (ROOT / folder).glob("*.md")
     assert sorted(path.resolve() for path in [*linked, index]) == sorted(path.resolve() for path in pages)

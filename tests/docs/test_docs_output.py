@@ -28,7 +28,7 @@ class Shown(NamedTuple):
     lines: list[str]
 
 
-def shown_blocks() -> list[Shown]:
+def shown_blocks():
     found = []
     for path in sorted((ROOT / "docs").glob("*.md")):
         for match in BLOCK.finditer(path.read_text(encoding="utf-8")):
@@ -46,7 +46,7 @@ def test_every_block_that_names_its_command_is_compared():
     assert len(SHOWN) == named > 0
 
 
-def assert_in_order(lines: list[str], printed: str) -> None:
+def assert_in_order(lines, printed):
     """Each line, but those left out, is one of the printed ones, after the line before it."""
     output = [line.rstrip() for line in printed.splitlines()]
     position = 0
@@ -66,7 +66,7 @@ def test_a_command_prints_what_its_page_shows(shown, monkeypatch, capsys):
     assert_in_order(shown.lines, out)
 
 
-def block_of(page: str, first_line: str) -> list[str]:
+def block_of(page, first_line):
     """The lines of the page's block that begins with these words."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     (block,) = re.findall(rf"^```\n({re.escape(first_line)}.*?)\n```$", text, re.M | re.S)

@@ -22,12 +22,12 @@ def test_any_answer_counts_and_one_is_asked_for(monkeypatch, status):
     asked = []
 
     class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
+        def do_HEAD(self):
             asked.append(self.path)
             self.send_response(status)
             self.end_headers()
 
-        def log_message(self, *arguments: object) -> None:
+        def log_message(self, *arguments):
             pass
 
     with HTTPServer(("127.0.0.1", 0), Hub) as server:

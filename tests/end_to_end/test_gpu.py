@@ -6,14 +6,13 @@ Skipped without CUDA. ``MOSLORA_GPU_DRY_RUN=1`` runs it on the CPU, to see that 
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from evaluation_kit import tokenizer
@@ -80,7 +79,7 @@ def make(world, base):
 
 
 @contextlib.contextmanager
-def no_waiting() -> Iterator[None]:
+def no_waiting():
     """An error wherever the host would wait for the device."""
     if not GPU:
         yield
@@ -92,7 +91,7 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+def close(one, other):
     """The largest relative distance of two adapters' tensors."""
     assert one.keys() == other.keys()
     return max(float((one[key] - other[key]).norm() / (one[key].norm() + 1e-12)) for key in one)

@@ -12,11 +12,11 @@ from cli_kit import run
 from evaluation_kit import WORDS
 from message_kit import says
 from moslora.data.sources import load_examples
-from moslora.evaluation import Results, read_results
+from moslora.evaluation import read_results
 from moslora.evaluation.display import heading
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from training_kit import adapter
@@ -37,7 +37,7 @@ def mine(world, tmp_path_factory):
     return folder
 
 
-def recipe(folder: Path, *overrides: str) -> Recipe:
+def recipe(folder, *overrides):
     own = ("data.tasks=[weather, boolq]", "evaluation.tasks=null", "evaluation.limit=4", "data.validation_rows=6")
     return load_recipe(folder / "recipe.yaml", (*own, *overrides))
 
@@ -56,8 +56,8 @@ def test_every_number_of_rows_is_explained(mine, tmp_path, capsys):
     assert code == 0 and "evaluation.limit" not in said
 
 
-def scored(target: Path | str, **options: object) -> Results:
-    return evaluate_target(open_target(str(target), dtype="float32"), **options)[0]  # type: ignore[arg-type]
+def scored(target, **options):
+    return evaluate_target(open_target(str(target), dtype="float32"), **options)[0]
 
 
 def test_a_run_finds_its_rows_from_anywhere(mine, tmp_path, monkeypatch, capsys):

@@ -25,7 +25,7 @@ DTYPES = {"float32": 1e-4, "bfloat16": 0.02}
 CHANGES = ("training.max_steps=6", "adapter.dropout=0", "training.warmup_steps=0", "training.micro_batch_tokens=2000")
 
 
-def train_score_merge(recipe: Path, out: Path) -> None:
+def train_score_merge(recipe, out):
     for dtype in DTYPES:
         run = out / dtype
         train_recipe(load_recipe(recipe, (*CHANGES, f"model.dtype={dtype}")), out=run)

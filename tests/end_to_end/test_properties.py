@@ -15,7 +15,6 @@ import sys
 import tempfile
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -32,7 +31,7 @@ from moslora.recipe.yaml_text import parse, render_inline
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.resuming import newest_saved
 from moslora.runs.run import Run
-from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
+from moslora.tasks import COMMONSENSE, INSTRUCTION
 
 SCHEMA = recipe_schema()
 LLAMA = str(find_recipe("llama3-8b"))
@@ -40,7 +39,7 @@ TIMES = int(os.environ.get("MOSLORA_EXAMPLES", "1"))
 """Above 1, so many times the examples, and others in every run."""
 
 
-def tries(examples: int) -> settings:
+def tries(examples):
     return settings(
         max_examples=TIMES * examples,
         derandomize=TIMES == 1,
@@ -62,7 +61,7 @@ ANYTHING = st.recursive(
 )
 
 
-def near(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+def near(schema):
     """Values that the schema of a field describes, as far as single values go."""
     if "$ref" in schema:
         return near(SCHEMA["$defs"][schema["$ref"].removeprefix("#/$defs/")])
@@ -94,7 +93,7 @@ def near(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries(fixed, optional=fields)
 
 
-def _spoiled(value: dict[str, Any], wrong: dict[Any, Any], named: bool) -> dict[Any, Any]:
+def _spoiled(value, wrong, named):
     """`value` with other keys or values, also within its sections, and nearly always a model."""
     if named:
         value["model"] = {**value.get("model", {}), "name": "x"}
@@ -113,7 +112,7 @@ RECIPES = st.builds(
 )
 
 
-def command(*arguments: str) -> tuple[int, str, str]:
+def command(*arguments):
     """Exit code, output and errors of a command in this process."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -125,7 +124,7 @@ def command(*arguments: str) -> tuple[int, str, str]:
     return 0, out.getvalue(), err.getvalue()
 
 
-def check_lines(error: MosloraError, *places: str) -> None:
+def check_lines(error, *places):
     """Every line says where, in printable text, and what: nothing is empty and nothing runs on."""
     lines = str(error).split("\n")
     for line in lines:
@@ -135,7 +134,7 @@ def check_lines(error: MosloraError, *places: str) -> None:
     assert len(set(lines)) == len(lines), lines
 
 
-def check_recipe(path: Path, *overrides: str, places: tuple[str, ...]) -> None:
+def check_recipe(path, *overrides, places):
     """A recipe is one or is refused; the command that prints it agrees."""
     try:
         recipe = load_recipe(path, overrides)
@@ -159,7 +158,7 @@ def check_recipe(path: Path, *overrides: str, places: tuple[str, ...]) -> None:
         assert (code, err) == (0, "") and len(out.splitlines()) == len(rows)
 
 
-def written(value: Any) -> str:
+def written(value):
     return yaml.dump(value, Dumper=yaml.SafeDumper, allow_unicode=True)
 
 
@@ -279,7 +278,7 @@ BAD = [
 ]
 
 
-def check_example(found: Example) -> None:
+def check_example(found):
     """An example that every format renders or refuses, and that writes back as text."""
     assert 0 <= found.gold < len(found.choices)
     json.dumps(llm_adapters_row(found), ensure_ascii=False).encode()
@@ -329,7 +328,7 @@ def saved(trained, tmp_path_factory):
     return run, load_recipe(run.path / "recipe.yaml")
 
 
-def same_json(content: bytes, other: bytes) -> bool:
+def same_json(content, other):
     """As without the last line break."""
     try:
         return bool(json.loads(content) == json.loads(other))

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +24,12 @@ from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import read_evaluation
 from moslora.runs.predictions import Prediction
 from moslora.runs.settings import TaskRecord
-from moslora.tasks import Example, Numbered
+from moslora.tasks import Numbered
 
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
 
 
-def drawn(seed: int, n: int = 200, count: int = 60) -> tuple[list[float], list[str]]:
+def drawn(seed, n=200, count=60):
     """Shares that are alike within a cluster, of questions in clusters of several sizes, of which some are alone."""
     random = np.random.default_rng(seed)
     codes = random.integers(0, count, n)
@@ -39,7 +38,7 @@ def drawn(seed: int, n: int = 200, count: int = 60) -> tuple[list[float], list[s
     return values.tolist(), [f"c{code}" for code in codes]
 
 
-def of_statsmodels(values: Sequence[float], clusters: Sequence[str]) -> float:
+def of_statsmodels(values, clusters):
     """The cluster-robust standard error of a regression on nothing."""
     _, codes = np.unique(clusters, return_inverse=True)
     fitted = sm.OLS(np.array(values), np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": codes})
@@ -77,7 +76,7 @@ def test_one_cluster_has_no_error_and_the_interval_of_one_question():
     assert found.error is None and found.interval_of_share == wilson(2 / 3, 1)
 
 
-def answers(seed: int = 0, copies: int = 1, *, grouped: bool = True) -> TaskAnswers:
+def answers(seed=0, copies=1, *, grouped=True):
     """Of cloze, to 40 questions, each ``copies`` times."""
     random = np.random.default_rng(seed)
     predictions = []
@@ -136,7 +135,7 @@ def test_averages_take_the_intervals_of_their_tasks():
     assert says(said, "clusters", "t 60 in 20") and "u 60" not in said and "clusters" not in plain.to_json()
 
 
-def own_examples(count: int, cluster: bool = True) -> list[Example]:
+def own_examples(count, cluster=True):
     """Questions of a user's task; every two after another are about the same page."""
     wording = Numbered("", "answer", shown="{context} {question}", cloze="{question}")
     found = []

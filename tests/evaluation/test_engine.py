@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
+from transformers import LlamaConfig, MistralConfig, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
@@ -38,9 +38,9 @@ TOKEN_GATE = {"kind": "token-gate", "experts": 2}
 TASK_GATE = {"kind": "task-gate", "experts": 2}
 
 
-def model_of(name: str, mixer: dict[str, object] | None = None) -> PreTrainedModel:
+def model_of(name, mixer=None):
     torch.manual_seed(3)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager")
     if mixer:
         inject(model, rank=4, alpha=8, mixer=mixer, target_modules=["q_proj", "v_proj", "down_proj"])
         with torch.no_grad():

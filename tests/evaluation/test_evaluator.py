@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from tokenizers import normalizers
 from changes_kit import edit_json
 from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Request, Results, evaluate, read_results
+from moslora.evaluation import Request, evaluate, read_results
 from moslora.evaluation import scorer as scorer_module
 from moslora.evaluation.batches import BLOCK_SIZE
 from moslora.evaluation.choice import Choice
@@ -30,9 +29,7 @@ from moslora.tasks import Example, Numbered
 PIQA = {"piqa": make_examples("piqa", 5)}
 
 
-def ask(
-    out: Path, *, by: Any = None, questions: dict[str, list[Example]] = PIQA, request: Any = None, **others: Any
-) -> Results:
+def ask(out, *, by=None, questions=PIQA, request=None, **others):
     """An evaluation of a few questions in a folder."""
     return evaluate(make_model(), by or tokenizer(), questions, Request(**(request or CHOICE)), out=out, **others)
 
@@ -41,13 +38,13 @@ CHOICE: dict[str, Any] = {"protocol": "choice", "format": "label"}
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
 
 
-def lead(prediction: Prediction) -> float:
+def lead(prediction):
     """The best deciding score minus the second best."""
     second, best = sorted(prediction.deciding_scores)[-2:]
     return best - second
 
 
-def scores_by_id(results: Results) -> dict[str, tuple[float, ...]]:
+def scores_by_id(results):
     return {prediction.id: prediction.scores for prediction in results.predictions}
 
 
@@ -130,7 +127,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(tmp_path, monkeypatch, dty
     assert read_predictions(out) == read_predictions(tmp_path / "straight")
 
 
-def rounded(results: bytes) -> Any:
+def rounded(results):
     return json.loads(results, parse_float=lambda text: round(float(text), 4))
 
 

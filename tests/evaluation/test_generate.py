@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from evaluation_kit import make_examples, make_model, tokenizer
 from moslora.data.encode import Encoder
@@ -122,7 +122,7 @@ OWN_SETTINGS: list[dict[str, Any]] = [
 """What a model's generation_config.json may say."""
 
 
-def texts(model: LlamaForCausalLM, *, beams: int) -> dict[str, str | None]:
+def texts(model, *, beams):
     request = Request(**GENERATE, beams=beams)
     found = evaluate(model, tokenizer(), {"siqa": make_examples("siqa", 4)}, request).predictions
     return {prediction.id: prediction.text for prediction in found}
@@ -155,7 +155,7 @@ def test_beams_give_what_transformers_alone_gives():
         assert found[example.id] == tokenizer().decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def learned_positions(longest: int) -> GPT2LMHeadModel:
+def learned_positions(longest):
     """A model whose positions are rows of a table: behind its end there is an IndexError."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(tokenizer()), n_positions=longest, n_embd=16, n_layer=1, n_head=2)

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from message_kit import says
 from moslora.evaluation import read_results
 from moslora.evaluation.display import remarks
 from moslora.evaluation.evaluate_target import evaluate_target
-from moslora.evaluation.results import Results, summarise
+from moslora.evaluation.results import summarise
 from moslora.evaluation.target import open_target
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import Recipe
@@ -25,7 +24,7 @@ from moslora.training import train_recipe
 MakeRecipe = Callable[..., Recipe]
 
 
-def rewrite(path: Path, change: Callable[[list[dict[str, str]]], list[dict[str, str]]]) -> None:
+def rewrite(path, change):
     path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
 
 
@@ -51,17 +50,17 @@ def planted(world, tmp_path):
 LEAKED = {"obqa/test/3", "obqa/test/5", "arc_easy/test/9"}
 
 
-def run_recipe(recipe: MakeRecipe, data: Path, *more: str) -> Recipe:
+def run_recipe(recipe, data, *more):
     settings = ("data.validation_rows=0", "training.epochs=null", "training.max_steps=3", "training.warmup_steps=0")
     return recipe(f"data.source={data}", *settings, *more)
 
 
-def told(results: Results) -> list[str]:
+def told(results):
     """What is said below the table, but for the signs of a model that has learned nothing."""
     return [line for line in remarks(results) if not line.startswith("collapse: ")]
 
 
-def accuracy(predictions: list[Prediction]) -> float:
+def accuracy(predictions):
     return sum(p.prediction == p.gold for p in predictions) / len(predictions)
 
 

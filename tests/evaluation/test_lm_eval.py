@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import lm_eval_kit
 from data_kit import hub_rows
@@ -23,7 +22,7 @@ from moslora.evaluation import Request, evaluate
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection, load_recipe
 from moslora.recipe.yaml_text import render_inline
-from moslora.tasks import COMMONSENSE, TASKS, Task
+from moslora.tasks import COMMONSENSE, TASKS
 from recipe_kit import RECIPES
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
@@ -55,19 +54,19 @@ OWN = {
 one always last."""
 
 
-def entry(task: str) -> Task:
+def entry(task):
     if task in TASKS:
         return TASKS[task]
     section = load_recipe(RECIPES / "smollm2-135m.yaml", [f"tasks.{task}={render_inline(declared(task) | OWN[task])}"])
     return section.own_tasks[task]
 
 
-def declared(task: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((RECIPES / "tasks" / f"{task}.yaml").read_text("utf-8"))["tasks"][task]
+def declared(task):
+    found = yaml.safe_load((RECIPES / "tasks" / f"{task}.yaml").read_text("utf-8"))["tasks"][task]
     return found
 
 
-def sample_rows(task: str) -> list[dict[str, Any]]:
+def sample_rows(task):
     """From all over the set: HellaSwag's second half, WikiHow, is another kind of text than its first."""
     rows = hub_rows(task)
     if task == "sciq":  # where its passage is empty, lm-eval's prompt begins with a line break
@@ -78,7 +77,7 @@ def sample_rows(task: str) -> list[dict[str, Any]]:
     return rows
 
 
-def by_lm_eval(task: str, rows: list[dict[str, Any]], harness: Any) -> list[dict[str, Any]]:
+def by_lm_eval(task, rows, harness):
     """lm-eval's record of every row: the log-likelihood per choice, acc and acc_norm."""
     from datasets import Dataset, DatasetDict
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -95,13 +94,13 @@ def by_lm_eval(task: str, rows: list[dict[str, Any]], harness: Any) -> list[dict
     return lm_eval_kit.samples(harness, config)
 
 
-def hf_harness(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST) -> Any:
+def hf_harness(model, tokenizer, longest=LONGEST):
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, max_length=longest)
 
 
-def assert_equal(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def assert_equal(task, model, tokenizer):
     rows = sample_rows(task)
     examples = [entry(task).example(row, f"{task}/test/{number}") for number, row in enumerate(rows)]
     samples = by_lm_eval(task, rows, hf_harness(model, tokenizer))

@@ -3,10 +3,7 @@
 import copy
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +11,6 @@ import yaml
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 import lm_eval_kit
@@ -25,11 +19,10 @@ from message_kit import says
 from moslora.adapters import inject
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.resolve import BUILTIN, locate
-from moslora.choices import FormatName
 from moslora.data.encode import Encoder
 from moslora.data.sources import load_examples
 from moslora.errors import UsageError
-from moslora.evaluation import Request, Results, evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.display import remarks, table
 from moslora.evaluation.intervals import wilson
 from moslora.prompts.formats import FORMATS
@@ -37,8 +30,8 @@ from moslora.recipe import ModelSection, load_recipe
 from moslora.recipe.yaml_text import render_inline
 from moslora.runs.answers import TaskAnswers, order_key
 from moslora.runs.outcomes import with_outcomes
-from moslora.tasks import Columns, Example, OpenEnded, Task
-from moslora.tasks.matching import NUMBER, Exact, Match, Number, Pattern
+from moslora.tasks import Columns, OpenEnded, Task
+from moslora.tasks.matching import NUMBER, Exact, Number, Pattern
 from recipe_kit import RECIPES
 from reference import perturb
 
@@ -46,22 +39,22 @@ NEW_TOKENS = 12
 STOP = ("e ", "\n\n")
 
 
-def open_ended(match: Match | None = None, *, tokens: int = NEW_TOKENS, stop: Sequence[str] = STOP) -> Task:
+def open_ended(match=None, *, tokens=NEW_TOKENS, stop=STOP):
     wording = OpenEnded("Say: ", match or Exact(), tokens, tuple(stop))
     return Task(name="mine", columns=Columns(options=None), wording=wording, splits={})
 
 
-def rows(count: int, task: Task, answers: Sequence[Any] = ("never",)) -> list[dict[str, Any]]:
+def rows(count, task, answers=("never",)):
     """Questions of other tests, with these accepted answers in turn."""
     questions = [example.question for example in make_examples("arc_easy", count)]
     return [{"question": text, "answer": answers[n % len(answers)]} for n, text in enumerate(questions)]
 
 
-def examples(task: Task, made: list[dict[str, Any]]) -> list[Example]:
+def examples(task, made):
     return [task.example(row, f"mine/test/{number}") for number, row in enumerate(made)]
 
 
-def perturbed(*, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+def perturbed(*, dtype=torch.float32):
     """A model with an adapter that has learned something."""
     model = make_model(dtype)
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "down_proj"])
@@ -71,12 +64,12 @@ def perturbed(*, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
 
 
 @torch.inference_mode()
-def naive(model: LlamaForCausalLM, prompt: str, task: Task) -> str:
+def naive(model, prompt, task):
     """The likeliest token, one after the other; cut before the first stop text."""
     words = task.wording
     assert isinstance(words, OpenEnded)
     ids = Encoder(tokenizer(), max_length=None).encode(prompt, "", eos=False).ids
-    new: list[int] = []
+    new = []
     while len(new) < words.max_new_tokens:
         new.append(int(model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
         if new[-1] == tokenizer().eos_token_id:
@@ -84,7 +77,7 @@ def naive(model: LlamaForCausalLM, prompt: str, task: Task) -> str:
     return words.before_stop(tokenizer().decode(new, skip_special_tokens=True))
 
 
-def asked(model: LlamaForCausalLM, questions: list[Example], out: Path | None = None, **others: Any) -> Results:
+def asked(model, questions, out=None, **others):
     return evaluate(model, tokenizer(), {"mine": questions}, Request(**others), out=out)
 
 
@@ -122,7 +115,7 @@ def test_prompts_and_trained_texts_of_every_format():
     assert FORMATS["llm-adapters"].train(example).answer == "So."
 
 
-def half_right(model: LlamaForCausalLM, task: Task, count: int = 40) -> list[dict[str, Any]]:
+def half_right(model, task, count=40):
     """Rows of which every second accepts what the model writes, as the second of its answers."""
     made = rows(count, task)
     for row, example in list(zip(made, examples(task, made), strict=True))[::2]:
@@ -167,7 +160,7 @@ def test_an_error_of_format_is_counted_apart_and_the_same_answer_is_told():
 class Always(Exact):
     """Reads the same from every text but the right one."""
 
-    def read(self, text: str) -> str:
+    def read(self, text):
         if text == "never":
             return text
         return "the same"
@@ -258,13 +251,13 @@ WORDS = {"ignore_case": True, "ignore_punctuation": True}
 
 
 def by_lm_eval(
-    model: PreTrainedModel,
-    tokens: PreTrainedTokenizerBase,
-    questions: Sequence[Example],
+    model,
+    tokens,
+    questions,
     *,
-    format: FormatName,
-    numbers: bool,
-) -> list[dict[str, Any]]:
+    format,
+    numbers,
+):
     """lm-eval's record of every question: its own generate_until, filters and exact_match."""
     pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
     from datasets import Dataset, DatasetDict
@@ -305,7 +298,7 @@ def test_texts_and_scores_are_those_of_lm_evals_generate_until(kind):
     assert_equal(asked(model, questions), questions, samples)
 
 
-def assert_equal(results: Results, questions: Sequence[Example], samples: Sequence[dict[str, Any]]) -> None:
+def assert_equal(results, questions, samples):
     """Compares texts and scores with lm-eval's, question by question."""
     ours = {p.id: p for p in results.predictions}
     assert len(samples) == len(ours) == len(questions)

@@ -93,7 +93,7 @@ def test_two_processes_with_a_share_each_score_like_one(trained, tmp_path):
 CASES = [(False, "choice"), *((True, asked) for asked in ("choice", "cloze", "generate"))]
 
 
-def scored(*, tied: bool, protocol: str, share: bool = False) -> str:
+def scored(*, tied, protocol, share=False):
     """Results and predictions of a random model with gates that need each row's task; three blocks."""
     model = tiny_llama(vocab_size=len(tokenizer()), tied=tied)
     mixer = {"kind": "task-gate", "experts": 2, "tasks": ("siqa", "obqa")}

@@ -25,7 +25,7 @@ DRIFTS = {"boolq": 0.2, "siqa": 0.3, "obqa": 0.5}
 RECORDS = {task: TaskRecord(drift=drift) for task, drift in DRIFTS.items()}
 
 
-def make_predictions(seed: int) -> list[Prediction]:
+def make_predictions(seed):
     """Scores by the seed; gold labels and characters are the same for all seeds."""
     fixed = np.random.default_rng(0)
     draw = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ def test_a_score_that_is_no_number_is_an_error_and_no_answer(score):
         Prediction.of(example, (score, -1.0), truncated=False)
 
 
-def columns(predictions: list[Prediction], task: str) -> dict[str, np.ndarray]:
+def columns(predictions, task):
     rows = [p for p in predictions if p.task == task]
     gold = np.array([p.gold for p in rows])
     scores = np.array([p.scores for p in rows])
@@ -72,7 +72,7 @@ def columns(predictions: list[Prediction], task: str) -> dict[str, np.ndarray]:
     }
 
 
-def error(x: np.ndarray) -> float:
+def error(x):
     return float(x.std(ddof=1) / np.sqrt(len(x)))
 
 
@@ -156,7 +156,7 @@ def test_intervals_are_those_of_few_questions():
     assert average([right, right], [0.5, 0.5]).interval[0] == pytest.approx(1 - (1 - right.interval[0]) / 2**0.5)
 
 
-def labelled(row: int, *, gold: int, chosen: int) -> Prediction:
+def labelled(row, *, gold, chosen):
     scores = tuple(float(option == chosen) for option in range(3))
     return Prediction(f"obqa/test/{row}", "obqa", gold, chosen, scores)
 

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,20 +14,18 @@ from forked_kit import python
 from message_kit import says
 from moslora.evaluation import read_results
 from moslora.runs.evaluation import read_predictions
-from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, Run
-from served_kit import Served
 from server_kit import raw, serving
 from training_kit import ON_A_CPU, moslora
 
 
-def evaluation(served: Served) -> Path:
+def evaluation(served):
     """The folder of the server's answers."""
     (folder,) = (served.path / "eval").glob("*-at-*")
     return folder
 
 
-def answered(served: Served) -> list[Prediction]:
+def answered(served):
     return read_predictions(evaluation(served))
 
 
@@ -54,7 +51,7 @@ def test_a_servers_answers_are_an_evaluation_like_the_runs(served, capsys):
     assert code == 0 and says(out, evaluation(served).name, "macro average"), out + errors
 
 
-def answered_as_by_the_run(served: Served) -> None:
+def answered_as_by_the_run(served):
     """Compares the server's answers with the run's own."""
     ours = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation_folder())}
     assert sorted(one.id for one in answered(served)) == sorted(ours) and len(ours) == 60

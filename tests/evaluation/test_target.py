@@ -55,7 +55,7 @@ def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(trained
     assert code == 0 and says(said, "protocol cloze cannot read format label", "which this model was not trained for")
 
 
-def weights(adapter: Path) -> set[str]:
+def weights(adapter):
     return {read_manifest(adapter)["sha256"]["adapter.safetensors"]}
 
 

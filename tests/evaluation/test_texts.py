@@ -1,19 +1,18 @@
 """Texts against transformers' own loss in float64; what is cut, what counts, and which gate they go through."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from evaluation_kit import make_examples, make_model, tokenizer
 from moslora.adapters import describe_task, inject, named_adapters
 from moslora.errors import UsageError
-from moslora.evaluation import Request, Results, evaluate
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation.display import remarks
-from moslora.tasks import Example, Plain, Task
+from moslora.tasks import Plain, Task
 from moslora.tasks.task import Columns
 from reference import perturb
 
@@ -22,23 +21,23 @@ FOX = "a red fox sat near the old stone bridge"
 TEXTS = ["The café is old.", FOX, "rain" * 40, "\n two birds sang\n\nabout 日本"]
 
 
-def with_bos() -> PreTrainedTokenizerFast:
+def with_bos():
     """The tests' tokenizer, which adds a BOS as LLaMA's does."""
     made = copy.deepcopy(tokenizer().backend_tokenizer)
     made.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<pad>", eos_token="<eos>")
 
 
-def rows(texts: list[str] = TEXTS) -> list[Example]:
+def rows(texts=TEXTS):
     return [SET.text(text) for text in texts]
 
 
-def measured(model: LlamaForCausalLM, texts: list[str] = TEXTS, **asked: Any) -> Results:
+def measured(model, texts=TEXTS, **asked):
     return evaluate(model, asked.pop("tokenizer", tokenizer()), {"mine": rows(texts)}, Request(**asked))
 
 
 @torch.inference_mode()
-def nats_and_bytes(model: LlamaForCausalLM, tokens: PreTrainedTokenizerFast, text: str) -> tuple[float, int]:
+def nats_and_bytes(model, tokens, text):
     """transformers' mean loss times its tokens; a token of a byte-level BPE has a character for each byte."""
     ids = tokens(text, return_tensors="pt").input_ids
     loss = copy.deepcopy(model).double()(input_ids=ids, labels=ids).loss

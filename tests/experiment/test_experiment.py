@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -52,7 +51,7 @@ Write = Callable[..., str]
 def write(world, tmp_path, monkeypatch):
     """Writes an experiment file into the working folder."""
 
-    def file(*, rates: str = "[3e-2]", search: str = "", old: str = "", new: str = "") -> str:
+    def file(*, rates="[3e-2]", search="", old="", new=""):
         text = FILE.format(world=world, rates=rates, search=search)
         assert old in text
         Path("e.yaml").write_text(text.replace(old, new, 1) if old else text, encoding="utf-8")
@@ -63,11 +62,11 @@ def write(world, tmp_path, monkeypatch):
     return file
 
 
-def interrupt(patch: pytest.MonkeyPatch, owner: object, name: str, *, after: int) -> None:
+def interrupt(patch, owner, name, *, after):
     """Ctrl-C in the call after ``after`` calls."""
     real, calls = getattr(owner, name), []
 
-    def stop(*arguments: Any, **options: Any) -> Any:
+    def stop(*arguments, **options):
         calls.append(1)
         if len(calls) == after + 1:
             os.kill(os.getpid(), signal.SIGINT)

@@ -4,11 +4,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
@@ -25,12 +24,12 @@ Run = Callable[..., None]
 class AtOnce:
     """Stands for `run_one`: the GPU of each run, and how many ran at once."""
 
-    def __init__(self) -> None:
-        self.gpus: dict[str, str] = {}
-        self.now: list[str] = []
+    def __init__(self):
+        self.gpus = {}
+        self.now = []
         self.most = 0
 
-    def __call__(self, planned: Any, *, out: Path, environment: Mapping[str, str]) -> None:
+    def __call__(self, planned, *, out, environment):
         gpu = environment[VISIBLE]
         assert gpu not in self.now, "one run on a GPU"
         self.gpus[planned.name] = gpu
@@ -67,13 +66,13 @@ def test_as_many_runs_at_once_as_gpus_each_on_its_own(monkeypatch, visible, expe
 class StopsBoth(threading.Thread):
     """Waits until two runs train at once and have saved, and stops this process."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out):
         super().__init__(daemon=True)
         self.out = out
-        self.seen: dict[str, str] = {}  # run -> the GPU that the process sees which trains it
+        self.seen = {}  # run -> the GPU that the process sees which trains it
 
-    def run(self) -> None:
-        saved: set[str] = set()
+    def run(self):
+        saved = set()
         while len(saved) < 2:
             time.sleep(0.01)
             with suppress(psutil.Error, KeyError):  # one has just ended, or begun

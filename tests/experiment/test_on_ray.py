@@ -21,12 +21,12 @@ class InTheMiddle(threading.Thread):
     """Waits until two runs train at once and one of them has saved, and stops this process; or until one that has saved
     trains, and kills its worker."""
 
-    def __init__(self, out: Path, *, kills: bool) -> None:
+    def __init__(self, out, *, kills):
         super().__init__(daemon=True)
         self.out, self.kills = out, kills
-        self.trainer: psutil.Process | None = None
+        self.trainer = None
 
-    def run(self) -> None:
+    def run(self):
         while self.trainer is None:
             time.sleep(0.01)
             training = trainers()

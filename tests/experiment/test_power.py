@@ -9,7 +9,6 @@ from scipy import stats
 from cli_kit import run
 from compare_kit import drawn_arms, write_experiment
 from moslora.compare.comparison import compare_paths
-from moslora.compare.law import Law
 from moslora.compare.statistics import LEVEL, MACRO, POWER, effects
 from moslora.experiment.power import Components, power_of
 from recipe_kit import ROOT
@@ -17,7 +16,7 @@ from recipe_kit import ROOT
 ABLATION = ROOT / "docs" / "experiments" / "mixer-ablation"
 
 
-def smallest(law: Law, level: float = LEVEL) -> float:
+def smallest(law, level=LEVEL):
     return law.detectable(level=level, power=POWER)
 
 
@@ -38,7 +37,7 @@ def test_how_often_a_few_seeds_show_it(seeds, contrasts, share):
     assert round(100 * stats.nct.sf(least, seeds - 1, difference)) == share
 
 
-def drawn(random: np.random.Generator, seeds: int, n: int, difference: float = 0.0) -> np.ndarray:
+def drawn(random, seeds, n, difference=0.0):
     """Differences of one study, of known components: 0.3² of seeds, 2² of questions, 3² of both."""
     return (
         difference

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "run")
 
 
-def moved(run: Path, share: float) -> None:
+def moved(run, share):
     """Moves all weights of a finished run on by this share of what training changed."""
     path = run / "adapter" / WEIGHTS
     weights, start = load_file(path), start_of(Run(run).recipe)

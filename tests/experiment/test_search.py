@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 
 from experiment_kit import FILE, study
 from moslora.experiment.curve import Curve
-from moslora.experiment.file import Planned
 from moslora.experiment.one_run import planned_run
 from moslora.files import append_text
 
@@ -25,7 +23,7 @@ LOSSES = {
 }
 
 
-def loss_of(arm: str, rate: float, seed: int) -> float:
+def loss_of(arm, rate, seed):
     if (arm, rate) == ("learned", 4e-3):
         return LOSSES[arm, rate] + {7: 0.2, 8: -0.204}.get(seed, 0.0)
     return LOSSES[arm, rate]
@@ -35,15 +33,15 @@ class PretendedRuns:
     """Starts runs that are not trained: each has at once the validation loss that a function of arm, rate and seed
     says. ``begun`` are their names, in order."""
 
-    def __init__(self, loss: Callable[[str, float, int], float]) -> None:
+    def __init__(self, loss):
         self.loss = loss
-        self.begun: list[str] = []
+        self.begun = []
 
     @contextmanager
-    def __call__(self, runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+    def __call__(self, runs, *, out):
         yield [partial(self._write, planned, out) for planned in runs]
 
-    def _write(self, planned: Planned, out: Path) -> None:
+    def _write(self, planned, out):
         self.begun.append(planned.name)
         run = planned_run(out, planned)
         row = {
@@ -59,7 +57,7 @@ def write(world, tmp_path, monkeypatch):
     """Writes an experiment file with seeds 7 and 8 of the search."""
     monkeypatch.chdir(tmp_path)
 
-    def file(rates: str = "[1e-3, 2e-3, 4e-3]") -> str:
+    def file(rates="[1e-3, 2e-3, 4e-3]"):
         Path("e.yaml").write_text(FILE.format(world=world, rates=rates, search="rate_seeds: [7, 8]"), encoding="utf-8")
         return "e.yaml"
 

@@ -1,16 +1,13 @@
 """The arms of an experiment share, for one seed, the draws of A and B, the rows of each step and dropout's masks."""
 
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from moslora.adapters import named_adapters
 from moslora.kernels.dropout import Dropout
-from moslora.recipe import Recipe
 from moslora.training.loop import train
 from moslora.training.prepare import prepare
 
@@ -32,13 +29,13 @@ OTHER_START = ("folded", "pissa")
 class Watched:
     """Runs four steps of a recipe and keeps the start, the rows of each step, and the places dropped in each layer."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe):
         parts, _ = prepare(Accelerator(), recipe)
         self.layers = {name: layer for name, layer in named_adapters(parts.model)}
         self.start = {name: (layer.lora_a.clone(), layer.lora_b.clone()) for name, layer in self.layers.items()}
         self.mixers = {name: layer.mixer.matrix().clone() for name, layer in self.layers.items()}
-        self.rows: list[list[str]] = []
-        self.dropped: list[Tensor] = []
+        self.rows = []
+        self.dropped = []
         for module in parts.model.modules():
             if isinstance(module, Dropout):
                 module.draw = partial(self._keep, module.draw)
@@ -53,7 +50,7 @@ class Watched:
             stop_requested=lambda: False,
         )
 
-    def _keep(self, draw: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def _keep(self, draw, x):
         self.dropped.append(draw(x))
         return self.dropped[-1]
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 import flash_kit  # noqa: F401 — computes flash attention
 from moslora.kernels import attention
@@ -24,13 +23,13 @@ CONFIGS = {
 }
 
 
-def model_of(name: str) -> PreTrainedModel:
+def model_of(name):
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="sdpa")
     return model.double().eval()
 
 
-def hidden(model: PreTrainedModel, embedded: Tensor, **keywords: object) -> Tensor:
+def hidden(model, embedded, **keywords):
     return model.get_decoder()(inputs_embeds=embedded, use_cache=False, **keywords).last_hidden_state
 
 

@@ -2,24 +2,23 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 import flash_kit  # noqa: F401 — computes flash attention
 from moslora.kernels import attention
 from moslora.kernels.attention import GROUPED, PADDED, UNPADDED, attend_in_rows
-from moslora.kernels.cache import CachedPass, KeyValueCache
+from moslora.kernels.cache import KeyValueCache
 
 HEADS = (4, 2, 2)
 SIZE = 8
 BEGINNINGS = [0, 1, 6]
 
 
-def drawn(count: int) -> list[Tensor]:
+def drawn(count):
     """q, k and v of so many tokens, ``(1, heads, count, size)``."""
     return [torch.randn(1, heads, count, SIZE, dtype=torch.float64) for heads in HEADS]
 
 
-def formula(text: list[Tensor], window: int | None) -> Tensor:
+def formula(text, window):
     """Attention of a whole text, ``(T, heads, size)``."""
     q, k, v = text
     places = torch.arange(q.shape[2])
@@ -28,32 +27,32 @@ def formula(text: list[Tensor], window: int | None) -> Tensor:
     if window is not None:
         sees &= distance < window
     scores = 0.3 * q[0] @ k[0].repeat_interleave(2, 0).transpose(1, 2)
-    out: Tensor = scores.masked_fill(~sees, -torch.inf).softmax(-1) @ v[0].repeat_interleave(2, 0)
+    out = scores.masked_fill(~sees, -torch.inf).softmax(-1) @ v[0].repeat_interleave(2, 0)
     return out.transpose(0, 1)
 
 
 class World:
     """The cache, and beside it all that each text has had: what all begin with first."""
 
-    def __init__(self, beginning: int, window: int | None) -> None:
+    def __init__(self, beginning, window):
         torch.manual_seed(0)
         self.window = window
         self.module = torch.nn.Module()
         self.cache = KeyValueCache(torch.device("cpu"))
-        self.texts: list[list[Tensor]] = []
+        self.texts = []
         self.first = drawn(beginning)
         if beginning:
             found = self.attend(self.cache.first_pass(beginning), self.first)
             assert torch.allclose(found, formula(self.first, window), rtol=0, atol=1e-12)
 
-    def attend(self, step: CachedPass, tokens: list[Tensor]) -> Tensor:
+    def attend(self, step, tokens):
         if step.filler:
             tokens = [torch.cat([x, x[:, :, -1:].expand(-1, -1, step.filler, -1)], 2) for x in tokens]
         options = {"rows": step, "scaling": 0.3, "sliding_window": self.window}
         found, _ = attend_in_rows(self.module, *tokens, None, **options)
         return found[0]
 
-    def step(self, *entering: int) -> None:
+    def step(self, *entering):
         """One token more of each text, and texts that enter; all that is found must be the formula's."""
         step = self.cache.next_pass(entering)
         added = [drawn(1) for _ in self.texts] + [drawn(count) for count in entering]
@@ -64,8 +63,8 @@ class World:
             [torch.cat(parts, 2) for parts in zip(text, new, strict=True)]
             for text, new in zip(self.texts, added, strict=True)
         ]
-        places: list[int] = []
-        ends: list[int] = []
+        places = []
+        ends = []
         for text, new in zip(self.texts, added, strict=True):
             length = text[0].shape[2]
             count = new[0].shape[2]
@@ -76,7 +75,7 @@ class World:
         assert step.positions[0, : len(places)].tolist() == places
         assert step.last == ends
 
-    def remove(self, row: int) -> None:
+    def remove(self, row):
         self.cache.remove(row)
         self.texts[row] = self.texts[-1]
         self.texts.pop()

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moslora.adapters import MIXERS, AdapterLinear, build_mixer
 from moslora.kernels.dropout import Dropout, without
 from moslora.kernels.recompute import made_of, project
 
 
-def dropped(dropout: Dropout, x: Tensor) -> Tensor:
+def dropped(dropout, x):
     return dropout(x, dropout.draw(x))
 
 
@@ -109,15 +109,15 @@ def test_what_is_computed_again_is_neither_kept_nor_left_behind():
     """As often as there are backward passes, not readers."""
     calls = []
 
-    def make(x: Tensor) -> Tensor:
+    def make(x):
         calls.append(x)
         return x.sin()
 
     leaf = torch.randn(5, 8, requires_grad=True)
     factors = [torch.randn(2, 8, requires_grad=True) for _ in range(3)]
-    kept: list[int] = []
+    kept = []
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor):
         kept.append(tensor.untyped_storage().data_ptr())
         return tensor
 

@@ -13,7 +13,7 @@ from moslora.kernels.norm import RMSNorm
 from reference import tiny_llama, token_batch
 
 
-def layers(dtype: torch.dtype, *, bias: bool = True) -> tuple[FrozenLinear, nn.Linear]:
+def layers(dtype, *, bias=True):
     torch.manual_seed(0)
     theirs = nn.Linear(24, 40, bias=bias).to(dtype).requires_grad_(False)
     return FrozenLinear(theirs), copy.deepcopy(theirs)
@@ -57,7 +57,7 @@ def test_a_weight_that_changes_is_packed_again(dtype):
     x = torch.randn(3, 24).to(dtype)
     other = torch.randn(40, 24).to(dtype)
 
-    def same(layer: nn.Module = ours) -> bool:
+    def same(layer=ours):
         return torch.allclose(layer(x), theirs(x), rtol=1e-5, atol=1e-5)
 
     assert same()

@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from moslora.kernels.norm import RMSNorm
 
 
-def norms(dtype: torch.dtype) -> tuple[RMSNorm, LlamaRMSNorm]:
+def norms(dtype):
     torch.manual_seed(0)
     theirs = LlamaRMSNorm(24, eps=1e-3).to(dtype)
     theirs.weight.data.uniform_(0.5, 2).to(dtype)

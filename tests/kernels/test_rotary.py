@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from moslora.kernels.attention import as_rows, use_rows
@@ -12,7 +11,7 @@ from moslora.kernels.rows import Rows
 from reference import tiny_llama, token_batch
 
 
-def parts(dtype: torch.dtype) -> list[Tensor]:
+def parts(dtype):
     """q and k with unequal heads, cos and sin."""
     torch.manual_seed(0)
     angles = torch.rand(1, 7, 4, dtype=torch.float64).mul(6).repeat(1, 1, 2)

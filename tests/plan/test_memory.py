@@ -1,6 +1,5 @@
 """The formulas against what autograd keeps, what the allocator gives out and what bitsandbytes stores."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from moslora.adapters import Families, inject, named_adapters
 from moslora.base import sharded
@@ -19,7 +18,7 @@ from moslora.base.load import DTYPES, load_base
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.shapes import meta_model
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.steps import MicroBatch, collate
+from moslora.data.steps import collate
 from moslora.plan.memory import NCCL_BUFFERS, Devices, Memory, largest_budget, memory
 from moslora.plan.outline import outline
 from moslora.plan.step import Work, measure
@@ -52,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def micro_batch(work: Work) -> MicroBatch:
+def micro_batch(work):
     rows = []
     for length in work.lengths:
         labelled = round(work.labelled * length)
@@ -61,7 +60,7 @@ def micro_batch(work: Work) -> MicroBatch:
     return collate(rows, device=torch.device("cpu"))
 
 
-def given_out(run: Callable[[], Any]) -> tuple[int, int]:
+def given_out(run):
     """The bytes that torch's allocator gives out for ``run``: at the most, and at its end, its result included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
@@ -74,19 +73,19 @@ def given_out(run: Callable[[], Any]) -> tuple[int, int]:
     return peak, live
 
 
-def allocated(model: PreTrainedModel) -> tuple[int, int]:
+def allocated(model):
     """The bytes that are given out for a real step: kept by its forward pass, and the most."""
     model.enable_input_require_grads()  # as in all layers but the first, the input has a gradient
     batch = micro_batch(WORK)
     objective = LabelLoss(model).train()
 
-    def forward() -> Any:
+    def forward():
         """What lives until the backward pass ends: the loss, and the factors that the pass has folded."""
         with Families(model).folded(model.dtype):
             loss, _ = objective(batch)
             return loss, [layer.context.factors.get(layer) for _, layer in named_adapters(model)]
 
-    def step() -> Any:
+    def step():
         with Families(model).folded(model.dtype):
             loss, _ = objective(batch)
             loss.backward()
@@ -187,7 +186,7 @@ def test_a_sharded_pass_takes_what_fully_shard_gathers(one_of_two, checkpointing
     batch = micro_batch(Work((4,), 0.75))
     objective = LabelLoss(model).train()
 
-    def step() -> None:
+    def step():
         loss, _ = objective(batch)
         loss.backward()
 
@@ -206,7 +205,7 @@ def test_the_unpacked_weights_of_the_layer_that_is_computed_again_are_planned(tm
     plain.save_pretrained(tmp_path)
     section = ModelSection(name=str(tmp_path), dtype=dtype, quantization="nf4", gradient_checkpointing=True)
     model = load_base(section)
-    options: dict[str, Any] = {"mixer": {"kind": "dense"}, "dropout": 0.1, "dora": dora, "weight_of": dequantize}
+    options = {"mixer": {"kind": "dense"}, "dropout": 0.1, "dora": dora, "weight_of": dequantize}
     for one in (plain, model):
         inject(one, rank=4, alpha=4, target_modules=PROJECTIONS, **options)
     use_own_modules(plain)
@@ -233,7 +232,7 @@ def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(tmp_path_fact
     plain.save_pretrained(folder)
     section = ModelSection.model_validate({"name": str(folder), "dtype": "float32", "quantization": "nf4"} | options)
     model = load_base(section)
-    quantized: list[Any] = [layer.weight for layer in quantized_layers(model).values()]
+    quantized = [layer.weight for layer in quantized_layers(model).values()]
     whole = sum(weight.nbytes for weight in model.parameters())
     if shards > 1:
         sharded.shard_base(model, device=torch.device("cpu"))
@@ -290,7 +289,7 @@ def test_adapters_gradients_and_optimizer_take_what_training_makes():
     assert found.weights == sum(weight.nbytes for weight in tiny_llama().parameters())
 
 
-def needed(model: PreTrainedModel, section: ModelSection, **options: Any) -> Memory:
+def needed(model, section, **options):
     return memory(model, section, Work((32, 32), 0.125), Devices(on_gpu=True, **options))
 
 

@@ -2,8 +2,6 @@
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -61,7 +59,7 @@ def test_every_recipe_with_a_model_is_planned_without_the_hub(capsys, monkeypatc
         assert float(weights) == pytest.approx(2 * base / 1e9, rel=0.01)
 
 
-def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+def planned(capsys, *arguments):
     """What the command prints, and the line that says whether it fits."""
     code, out, _ = run(capsys, "plan", *arguments)
     said = next(line for line in out.splitlines() if re.match(r"fits|does not fit", line))
@@ -71,7 +69,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str
 
 @pytest.mark.slow
 def test_a_model_that_does_not_fit_is_told_what_would(capsys):
-    def remark(memory: str, *changes: str) -> str:
+    def remark(memory, *changes):
         return planned(capsys, "llama3-8b", "--gpu-memory", memory, *changes)[1]
 
     smaller = remark("24GB")
@@ -140,7 +138,7 @@ def test_operations_are_those_that_torch_counts(recomputed, dora):
     its norms are little."""
     times = 20 if dora else 1
     model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
-    options: dict[str, Any] = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1 if dora else 0.0}
+    options = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1 if dora else 0.0}
     inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, **options)
     if recomputed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -163,7 +161,7 @@ def test_a_base_in_4_bits_is_unpacked_twice_a_pass(dora, recomputed, of_adapted)
     """All of its linear layers, in three passes: forwards and backwards, or forwards and as they are computed again.
     Adapted ones with DoRA and dropout once more each."""
     model = tiny_llama(hidden_size=64, intermediate_size=192, layers=4)
-    options: dict[str, Any] = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1}
+    options = {"mixer": {"kind": "dense"}, "dora": dora, "dropout": 0.1}
     inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, **options)
     section = ModelSection(name="tiny", quantization="nf4", gradient_checkpointing=recomputed)
     found = cost(model, section, tokens=48, labels=40, row=6, passes=3)
@@ -232,9 +230,9 @@ def test_a_cpu_is_timed_in_the_products_of_the_models_shapes(monkeypatch):
 def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(recipe, monkeypatch):
     """By a clock that stands still but in a step's passes, where it goes on by a second each."""
     now = [0.0]
-    steps: list[int] = []
+    steps = []
 
-    def accumulate(parts: Any, rows: Sequence[Any]) -> torch.Tensor:
+    def accumulate(parts, rows):
         now[0] += 1.0
         steps.append(sum(len(row.input_ids) for row in rows))
         return torch.zeros(1)

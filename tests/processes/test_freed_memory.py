@@ -24,10 +24,10 @@ print(pages() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_memory_that_is_freed_is_taken_again_without_the_system() -> None:
+def test_memory_that_is_freed_is_taken_again_without_the_system():
     """4,096 pages of 4 kB a time, unless thresholds in the environment, which stay, say otherwise."""
 
-    def found(**environment: str) -> int:
+    def found(**environment):
         ran = subprocess.run(
             [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
         )

@@ -3,7 +3,6 @@
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -39,7 +38,7 @@ cli.main()
 """
 
 
-def on_two_nodes(tmp_path: Path, *commands: tuple[object, ...], **other: str) -> list[tuple[int, str]]:
+def on_two_nodes(tmp_path, *commands, **other):
     """A command for each of two nodes, as `srun` would start them, without a launcher; exit codes and errors.
 
     Each node has its own folder and cache; ``other`` is of the second one's environment.
@@ -129,7 +128,7 @@ def test_a_killed_process_ends_the_others_at_once():
     assert says(said, "another process has ended", "resume: it")
 
 
-def default_interface() -> str:
+def default_interface():
     """That of the default route; the loopback interface without one."""
     routes = Path("/proc/net/route")
     if not routes.exists():
@@ -138,7 +137,7 @@ def default_interface() -> str:
     return next((line[0] for line in lines if line[1] == "00000000"), LOOPBACK)
 
 
-def meeting(monkeypatch: pytest.MonkeyPatch, *, here: int, address: str) -> None:
+def meeting(monkeypatch, *, here, address):
     """Two processes, so many of them on this machine, that are to meet at ``address``."""
     place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(here)}
     place |= {"MASTER_ADDR": address, "MASTER_PORT": "1"}
@@ -161,7 +160,7 @@ def test_processes_that_do_not_meet_name_the_interface(monkeypatch):
     meeting(monkeypatch, here=2, address="127.0.0.1")
     monkeypatch.setattr(group, "_joined", group.threading.Event())
 
-    def fails(*_: Any, **options: Any) -> None:
+    def fails(*_, **options):
         raise RuntimeError("Gloo connectFullMesh failed")
 
     monkeypatch.setattr(group.dist, "init_process_group", fails)
@@ -197,7 +196,7 @@ def test_in_training_a_gpu_waits_half_an_hour_and_the_host_longer():
     assert said.splitlines() == ["3:00:00 3:00:00", "0:30:00 3:00:00"], errors
 
 
-def refused(found: list[dict[str, Any]]) -> tuple[list[str], int]:
+def refused(found):
     with pytest.raises(Shared) as refusal:
         refuse_faults(found)
         refuse_other_facts(found)
@@ -205,7 +204,7 @@ def refused(found: list[dict[str, Any]]) -> tuple[list[str], int]:
 
 
 def test_faults_are_listed_each_once_and_the_first_gives_the_exit_code():
-    found: list[dict[str, Any]] = [{"host": f"h{rank // 2}", "facts": {}} for rank in range(5)]
+    found = [{"host": f"h{rank // 2}", "facts": {}} for rank in range(5)]
     for rank, fault, code in ((1, "no file\nno model", 2), (2, "no space", 1), (3, "no file\nno model", 2)):
         found[rank] = {"host": f"h{rank // 2}", "fault": fault, "exit_code": code}
     assert refused(found) == (["rank 1 on h0: no file", "rank 1 on h0: no model", "rank 2 on h1: no space"], 2)

@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -102,7 +100,7 @@ def test_workers_have_a_row_each_and_share_the_cores_that_the_user_gives(
     monkeypatch, cores, said, rows, processes, threads
 ):
     """As experiments, the quickstart and a reproduction start them; OMP_NUM_THREADS is for all together."""
-    started: dict[str, Any] = {}
+    started = {}
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(training_launch, "launch", lambda command, **options: started.update(options) or 0)
@@ -175,7 +173,7 @@ if os.environ["RANK"] == "1":
     ],
 )
 def test_only_a_killed_process_is_started_again(tmp_path, capfd, ending, failing, starts, code):
-    def run(steps_done: Callable[[], int]) -> int:
+    def run(steps_done):
         command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(failing), ending]
         try:
             return launch(command, processes=2, then="the end", restarts=2, steps_done=steps_done)

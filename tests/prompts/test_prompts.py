@@ -8,8 +8,8 @@ from moslora.prompts.instructions import instruction, labels, llm_adapters_row, 
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example, Option
 
 
-def example(task: str, question: str, *choices: str, gold: int = 1, **fields: object) -> Example:
-    return Example(f"{task}/train/0", task, question, choices, gold, **fields)  # type: ignore[arg-type]
+def example(task, question, *choices, gold=1, **fields):
+    return Example(f"{task}/train/0", task, question, choices, gold, **fields)
 
 
 BOOLQ = example("boolq", "is ice cold", "true", "false", gold=0, context="Ice -- Frozen water.")

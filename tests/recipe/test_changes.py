@@ -1,11 +1,9 @@
 """What another value of each recipe field means: for a resumption, for the arms of a comparison, for the processes that
 train together, and for an experiment."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
-from pydantic import BaseModel
 
 from moslora.compare.find import OF_AN_ARM
 from moslora.experiment.faults import not_comparable
@@ -135,11 +133,11 @@ RECIPES = [
 """Recipes that have all the keys between them."""
 
 
-def keys(recipe: Recipe) -> set[str]:
+def keys(recipe):
     return {*flat(recipe.model_dump(mode="json"))}
 
 
-def other(recipe: Any, key: str) -> Any:
+def other(recipe, key):
     """``recipe`` with another value at ``key``."""
     first, _, rest = key.partition(".")
     if isinstance(recipe, Mapping):
@@ -149,7 +147,7 @@ def other(recipe: Any, key: str) -> Any:
     return recipe.model_copy(update={first: other(inner, rest) if rest else another(inner)})
 
 
-def another(value: Any) -> Any:
+def another(value):
     match value:
         case bool():
             return not value
@@ -164,14 +162,14 @@ def another(value: Any) -> Any:
     raise AssertionError(value)
 
 
-def shared_by_arms(before: Recipe, after: Recipe) -> bool:
+def shared_by_arms(before, after):
     file = ExperimentFile.model_validate(
         {"recipe": {}, "arms": {"a": {}}, "learning_rates": {"a": [1.0]}, "seeds": [1], "outcome": "accuracy"}
     )
     return any("which all arms share" in line for line in not_comparable(file, before, {"a": after}))
 
 
-def unmarked(model: type[BaseModel], path: str = "") -> Iterator[str]:
+def unmarked(model, path=""):
     """The fields that do not say what they change, and in which no section does."""
     for name, field in model.model_fields.items():
         if not any(isinstance(mark, Changes) for mark in field.metadata):

@@ -2,7 +2,6 @@
 
 import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -12,7 +11,7 @@ from moslora.recipe import Recipe, find_recipe, list_recipes, load_recipe, recip
 from moslora.recipe.yaml_text import parse
 
 
-def valid(value: Any) -> bool:
+def valid(value):
     return Draft202012Validator(recipe_schema()).is_valid(value)
 
 

@@ -32,7 +32,7 @@ from moslora.files import locked
 from moslora.recipe import load_recipe
 from moslora.report import write_report
 from moslora.report.canvas import STYLE, Canvas
-from moslora.report.comparisons import ShownComparison, against_bases, against_each_other
+from moslora.report.comparisons import against_bases, against_each_other
 from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
 from moslora.report.figures.mixers import draw_mixers, mapped
@@ -48,25 +48,25 @@ TEXT = {"td", "p", "span", "summary"}
 class Reader(HTMLParser):
     """The cells, paragraphs and links of a page; fails where a tag is not closed."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         super().__init__()
-        self.open: list[str] = []
-        self.cells: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open = []
+        self.cells = []
+        self.tags = []
         self.feed(text)
         assert not self.open, self.open
 
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
         if tag in TEXT:
             self.cells.append("")
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         assert self.open.pop() == tag, (tag, self.getpos())
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         if self.open and self.open[-1] in TEXT:
             self.cells[-1] += data
 
@@ -80,7 +80,7 @@ def evaluated(trained, tmp_path_factory):
     return run
 
 
-def of_another_method(run: Path, place: Path) -> Path:
+def of_another_method(run, place):
     """A copy of the run, as if its method were another."""
     copy = shutil.copytree(run, place)
     replace_text(copy / "recipe.yaml", "alpha: 8", "alpha: 4")
@@ -177,7 +177,7 @@ def test_runs_without_answers_are_shown_and_the_others_compared(evaluated, other
     assert not any("not compared" in cell for cell in page.cells)
 
 
-def asked(run: Path, place: Path, *tasks: str) -> Path:
+def asked(run, place, *tasks):
     """A copy of the run, as if it and its base had been asked these tasks alone."""
     copy = shutil.copytree(run, place)
     for file in copy.glob("eval/*/predictions.jsonl"):
@@ -190,7 +190,7 @@ def asked(run: Path, place: Path, *tasks: str) -> Path:
     return copy
 
 
-def comparisons(*paths: Path) -> list[ShownComparison]:
+def comparisons(*paths):
     """Those on a page about the runs at these paths."""
     runs = reported_runs(paths)
     return [*against_each_other(runs, paths), *against_bases(runs)]

@@ -37,7 +37,7 @@ PUBLIC = {"_asdict", "_exit", "_replace"}
 
 
 def test_every_private_name_in_use_is_known_and_there():
-    nodes: list[ast.AST] = []
+    nodes = []
     for path in Path(moslora.__file__).parent.rglob("*.py"):
         nodes += ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -19,11 +18,11 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(" ".join(re.findall(r"^([a-z][a-z -]*):", MAKEFILE, re.M)).split())
 
 
-def parsed(path: str) -> Any:
+def parsed(path):
     return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
 
 
-def combinations(job: dict[str, Any]) -> list[dict[str, str]]:
+def combinations(job):
     """What a job's matrix has: the variables of each of its runs."""
     return job.get("strategy", {"matrix": {"include": [{}]}})["matrix"]["include"]
 

@@ -20,7 +20,7 @@ from moslora.runs.settings import TaskRecord
 TASKS = {"boolq": 2, "obqa": 4}
 
 
-def predictions() -> list[Prediction]:
+def predictions():
     """Twenty of each task, not in the order of their ids, the tasks one after the other."""
     draw = np.random.default_rng(3)
     found = []

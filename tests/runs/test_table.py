@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,11 +19,11 @@ from moslora.runs.settings import read_head
 from training_kit import cut_after
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, target: str, *, after: int, **asked: Any) -> None:
+def interrupted(monkeypatch, target, *, after, **asked):
     """An evaluation that ends after so many blocks, as by Ctrl-C."""
     score, blocks = Choice.score, iter(range(after))
 
-    def until(self: Choice, examples: Any, **options: Any) -> Any:
+    def until(self, examples, **options):
         if next(blocks, None) is None:
             raise KeyboardInterrupt
         return score(self, examples, **options)

@@ -2,10 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -41,7 +38,7 @@ def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 
-def pieces(content: bytes) -> Iterator[bytes]:
+def pieces(content):
     """The records of a file in LevelDB's log format: blocks of 32 KiB, records cut at their ends."""
     place, whole = 7, b""  # after the file's own header
     while place < len(content):
@@ -56,10 +53,10 @@ def pieces(content: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-def records(folder: Path) -> dict[str, Any]:
+def records(folder):
     """The id of an offline run, its steps with a loss, and its summary."""
     (path,) = folder.glob("run-*.wandb")
-    found: dict[str, Any] = {"id": "", "steps": [], "summary": {}}
+    found = {"id": "", "steps": [], "summary": {}}
     for piece in pieces(path.read_bytes()):
         record = Record.FromString(piece)
         if record.run.run_id:
@@ -72,7 +69,7 @@ def records(folder: Path) -> dict[str, Any]:
     return found
 
 
-def points(run: Path) -> dict[str, dict[int, float]]:
+def points(run):
     """What TensorBoard draws: the values of each scalar by step, of which none may be there twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from moslora.recipe import load_recipe
-from moslora.tasks import Example, OpenEnded, Task
+from moslora.tasks import Example, OpenEnded
 from moslora.tasks.matching import NUMBER, Contains, Exact, Number, Pattern
 
 lm_eval_metrics = pytest.importorskip("lm_eval.api.metrics", reason="lm-eval is a development dependency")
@@ -35,22 +35,22 @@ TEXTS = [
 ACCEPTED = ["Sunset Boulevard", "Sunset Blvd.", "96", "-86", "1234", "18", "20", "7"]
 
 
-def task(declared: str) -> Task:
+def task(declared):
     return load_recipe("smollm2-135m", [f"tasks.mine={declared}"]).own_tasks["mine"]
 
 
-def wording(declared: str) -> OpenEnded:
+def wording(declared):
     words = task(declared).wording
     assert isinstance(words, OpenEnded)
     return words
 
 
-def by_lm_eval(read: str, accepted: str, **options: Any) -> bool:
+def by_lm_eval(read, accepted, **options):
     score = lm_eval_metrics.exact_match_hf_evaluate([read], [accepted], **options)
     return bool(score["exact_match"])
 
 
-def filtered(text: str, filter: Any) -> str:
+def filtered(text, filter):
     ((read,),) = filter.apply([[text]], [{}])
     return str(read)
 

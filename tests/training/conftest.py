@@ -13,9 +13,9 @@ Finished = Callable[[str], Done]
 @pytest.fixture(scope="session")
 def finished(world, tmp_path_factory):
     """The run of a method over the small world with all its checkpoints, made once; read only."""
-    found: dict[str, Done] = {}
+    found = {}
 
-    def make(method: str) -> Done:
+    def make(method):
         if method not in found:
             folder = tmp_path_factory.mktemp("method")
             found[method] = finish(recipe_of(method, world, folder, "training.keep_checkpoints=99"), folder / "run")

@@ -4,7 +4,6 @@ planted."""
 import json
 import math
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -76,14 +75,14 @@ def test_a_run_that_was_cut_chooses_the_same(best, tmp_path, step, damaged):
     assert open_adapter(run / "adapter").manifest == open_adapter(best / "adapter").manifest
 
 
-def losses(run: Path) -> dict[int, float]:
+def losses(run):
     """The logged validation losses by step, of those that may be chosen: not before the first step."""
     found = {row["step"]: row["validation_loss"] for row in Run(run).metrics if "validation_loss" in row}
     del found[0]
     return found
 
 
-def lowest(found: dict[int, float]) -> int:
+def lowest(found):
     return min(found, key=found.__getitem__)
 
 

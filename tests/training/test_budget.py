@@ -3,7 +3,6 @@
 import peft
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.adapters import adapter_penalty, inject, named_adapters
@@ -23,7 +22,7 @@ def two_betas(monkeypatch):
     monkeypatch.setattr(budgets, "BETAS", BETAS)
 
 
-def adapted(*, targets: list[str] = PROJECTIONS, rank: int = RANK, move: bool = False) -> nn.Module:
+def adapted(*, targets=PROJECTIONS, rank=RANK, move=False):
     """The tiny LLaMA in float64 with diagonal mixers; ``move`` takes A, B and e off their start."""
     model = tiny_llama(dtype=torch.float64)
     inject(model, rank=rank, alpha=ALPHA, mixer=DIAGONAL, target_modules=targets)
@@ -33,27 +32,25 @@ def adapted(*, targets: list[str] = PROJECTIONS, rank: int = RANK, move: bool = 
     return model
 
 
-def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
+def next_token_loss(logits, ids):
     """In the dtype of the logits; transformers' own goes through float32."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def label_loss(model: nn.Module, ids: Tensor) -> Tensor:
+def label_loss(model, ids):
     return next_token_loss(model(ids).logits, ids)
 
 
-def entries(model: nn.Module) -> Tensor:
+def entries(model):
     """e of all layers, one after the other."""
     return torch.cat([layer.mixer.weight.detach() for _, layer in named_adapters(model)])
 
 
-def survivors(model: nn.Module) -> int:
+def survivors(model):
     return int(entries(model).count_nonzero())
 
 
-def budget_of(
-    model: nn.Module, *, warmup: int = 3, final: int = 5, total: int = 25, target_rank: int = TARGET
-) -> RankBudget:
+def budget_of(model, *, warmup=3, final=5, total=25, target_rank=TARGET):
     shares = {"warmup_share": warmup / total, "final_share": final / total}
     section = RankBudgetSection(target_rank=target_rank, **shares)
     return RankBudget(model, section, total=total)
@@ -109,7 +106,7 @@ def test_training_is_stock_peft_adalora_to_the_last_entry():
             stock.data.copy_(mine.data.view_as(stock))
             pairs.append((mine, stock))
     budget = budget_of(ours)
-    ids = token_batch(ours)  # type: ignore[arg-type]
+    ids = token_batch(ours)
     optimizers = [torch.optim.AdamW(part, lr=2e-2, weight_decay=0.1) for part in zip(*pairs, strict=True)]
     counts = []
     for step in range(1, 26):

@@ -3,12 +3,10 @@
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from changes_kit import edit_tensors
 from message_kit import in_order
@@ -22,7 +20,7 @@ from training_kit import losses_logged, sign
 MakeRecipe = Callable[..., Recipe]
 
 
-def kept(folder: Path) -> list[list[bool]]:
+def kept(folder):
     weights = load_file(folder / "adapter.safetensors")
     return [(value != 0).tolist() for key, value in sorted(weights.items()) if key.endswith("mixer.weight")]
 
@@ -58,21 +56,21 @@ def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe
     assert not (tmp_path / "run").exists()
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], seen: list[Tensor]) -> None:
+def poison(monkeypatch, steps, seen):
     """Makes the gradients of these steps infinite or not a number, and notes the scores after every update."""
     accumulate, update = loop.accumulate, RankBudget.prune
     calls = {"step": 0}
 
-    def poisoned(parts: loop.Parts, *arguments: object, **options: object) -> Tensor:
+    def poisoned(parts, *arguments, **options):
         calls["step"] += 1
-        losses = accumulate(parts, *arguments, **options)  # type: ignore[arg-type]
+        losses = accumulate(parts, *arguments, **options)
         if calls["step"] in steps:
             for p in parts.optimizer.param_groups[0]["params"]:
                 p.grad.fill_(torch.inf)
             losses.fill_(torch.nan)
         return losses
 
-    def watched(self: RankBudget, step: int, *, skipped: bool) -> dict[str, float]:
+    def watched(self, step, *, skipped):
         metrics = update(self, step, skipped=skipped)
         seen.append(self.scores().clone())
         return metrics

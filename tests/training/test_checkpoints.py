@@ -64,17 +64,17 @@ def test_a_checkpoint_is_of_its_step_although_it_is_saved_after_the_next(recipe,
         assert open_adapter(plain).manifest == open_adapter(other).manifest
 
 
-def stop(patch: pytest.MonkeyPatch) -> None:
+def stop(patch):
     patch.setattr(train_module, "stop_requests", lambda: nullcontext([signal.SIGTERM]))
 
 
-def diverge(patch: pytest.MonkeyPatch) -> None:
+def diverge(patch):
     """At the third step, while the second's checkpoint is being saved."""
     norms = iter((1.0, 1.0, torch.nan))
     patch.setattr(loop, "update", lambda *given, **options: torch.tensor(next(norms)))
 
 
-def nothing(patch: pytest.MonkeyPatch) -> None:
+def nothing(patch):
     """The run ends with a result."""
 
 

@@ -4,7 +4,6 @@ where it came from."""
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -26,7 +25,7 @@ from moslora.experiment.file import Planned
 from moslora.experiment.provenance import provenance
 from moslora.experiment.reproduce import reproduce, start_of
 from moslora.plan.plan import plan
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.continued import read_continued
@@ -58,13 +57,13 @@ TWENTY = (
 SHORT = ("training.epochs=null", "training.max_steps=4", "training.checkpoint_every=2", "training.log_every=1")
 
 
-def started(recipe: Recipe) -> Any:
+def started(recipe):
     """The model with which a training of ``recipe`` starts."""
     parts, _ = prepare(Accelerator(cpu=True), recipe, read_continued(recipe))
     return parts.model
 
 
-def peft_lora(world: Path, folder: Path, **config: Any) -> Any:
+def peft_lora(world, folder, **config):
     """A LoRA of PEFT off its start, also saved in ``folder``."""
     base = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS} | config
@@ -324,7 +323,7 @@ def test_it_resumes_to_the_same_bits_without_its_predecessor(finished, method, w
     assert Run(cut).facts["continued_from"] == Run(tmp_path / "straight").facts["continued_from"]
 
 
-def changed(run: Path) -> None:
+def changed(run):
     """Gives a finished run other weights, and the hashes that fit them."""
     edit_tensors(run / "adapter/adapter.safetensors", lambda tensors: perturb([*tensors.values()], size=0.1))
     sign(run / "adapter")

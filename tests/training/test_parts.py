@@ -2,7 +2,6 @@
 
 import copy
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -125,13 +124,13 @@ def test_schedules_are_those_of_transformers(schedule):
         name = "constant_with_warmup"
     theirs = transformers.get_scheduler(name, dummy, num_warmup_steps=3, num_training_steps=20)
     for step in range(20):
-        mine = rate_factor(step, schedule=schedule, warmup_steps=3, total_steps=20)  # type: ignore[arg-type]
+        mine = rate_factor(step, schedule=schedule, warmup_steps=3, total_steps=20)
         assert mine == pytest.approx(theirs.get_last_lr()[0], abs=1e-12), step
         dummy.step()
         theirs.step()
 
 
-def mixers_with_and_without_dora() -> list[Any]:
+def mixers_with_and_without_dora():
     cases = []
     for mixer in (*({"kind": kind} for kind in MIXERS), {"kind": "token-gate", "top_k": 2, "balance": 0.1}):
         name = "-".join(str(value) for value in mixer.values())
@@ -169,7 +168,7 @@ def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer, dora):
         if part.startswith("mixer."):
             part = "mixer"
         rate, decay = RATE_AND_DECAY[part]
-        expected = before[name] * (1 - rate / 2 * decay) - rate / 2 * p.grad.sign()  # type: ignore[union-attr]
+        expected = before[name] * (1 - rate / 2 * decay) - rate / 2 * p.grad.sign()
         torch.testing.assert_close(p.detach(), expected, rtol=1e-10, atol=1e-12, msg=name)
 
 

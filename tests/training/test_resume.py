@@ -4,11 +4,10 @@ import shlex
 import shutil
 import signal
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from methods_kit import METHODS, PEFT_METHODS, Done, finish, recipe_of
+from methods_kit import METHODS, PEFT_METHODS, finish, recipe_of
 from moslora.training import train_recipe
 from training_kit import cut_after, in_processes, kill_at_checkpoint, losses_logged, moslora, same_files, steps_logged
 
@@ -28,7 +27,7 @@ CUTS = [
 def straight(finished, request, world, tmp_path):
     """A finished run with its checkpoints."""
 
-    def run(name: str) -> Done:
+    def run(name):
         if name == "rank budget":
             return request.getfixturevalue("with_budget")
         if name == "pissa, dora, bfloat16":  # where the residual of the base is rounded
@@ -54,7 +53,7 @@ def test_a_run_that_was_cut_resumes_to_the_same_bits(straight, tmp_path, capsys,
     assert steps_logged(run) == steps_logged(done.out)
 
 
-def interrupt(step: int, recipe: Path, out: Path) -> None:
+def interrupt(step, recipe, out):
     """Ctrl-C as soon as that step is logged."""
     process = moslora("train", recipe, "--out", out, "training.log_every=1")
     assert process.stdout is not None
@@ -68,7 +67,7 @@ def interrupt(step: int, recipe: Path, out: Path) -> None:
     assert not (out / "adapter").exists()
 
 
-def kill(recipe: Path, out: Path) -> None:
+def kill(recipe, out):
     """And leaves what a kill in the middle of writing does, which is neither read nor in the way."""
     kill_at_checkpoint("step-8", out, "train", recipe, "--out", out)
     torn = out / "checkpoints" / ".step-99.writing-1"
@@ -99,7 +98,7 @@ def test_a_run_that_was_stopped_or_killed_resumes_to_the_same_bits(trained, worl
     assert all(again[step] == loss for step, loss in losses.items()) and 99 not in again
 
 
-def losses_of(run: Path) -> dict[float, float]:
+def losses_of(run):
     return {row["step"]: row["loss"] for row in losses_logged(run)}
 
 

@@ -2,9 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from moslora.data.prepared import RowTable
 from moslora.data.steps import label_count
 from moslora.errors import MosloraError, UsageError
 from moslora.plan.outline import outline
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
@@ -62,7 +60,7 @@ METHODS = {
 """Methods whose gradient is that of the whole step, however it is cut. (A gate's balance is no sum over rows.)"""
 
 
-def gradients(recipe: Recipe, *, global_batch_size: int, tokens: int) -> dict[str, torch.Tensor]:
+def gradients(recipe, *, global_batch_size, tokens):
     """The gradient of the first step, as the loop accumulates it, on this process's share of it; with the losses."""
     accelerator = Accelerator(cpu=True)
     changed = recipe.training.model_copy(update={"global_batch_size": global_batch_size, "micro_batch_tokens": tokens})
@@ -85,7 +83,7 @@ def gradients(recipe: Recipe, *, global_batch_size: int, tokens: int) -> dict[st
     return found | {"loss": loss} | ({"penalty": penalty} if penalty else {})
 
 
-def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+def largest_difference(one, other):
     """Relative to the largest entry of each gradient."""
     assert one.keys() == other.keys() and len(one) > 12
     return max(float((one[k] - other[k]).abs().max() / one[k].abs().max()) for k in one)
@@ -152,17 +150,17 @@ def test_gradient_checkpointing_changes_no_gradient(recipe, method):
     assert largest_difference(plain, again) < 1e-5
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, *, from_step: int, until: int = 10**9) -> None:
+def poison(monkeypatch, *, from_step, until=10**9):
     """Makes the loss of some steps infinite."""
     calls = {"step": 0}
     accumulate = loop.accumulate
 
-    def poisoned(*arguments: object, **options: object) -> torch.Tensor:
+    def poisoned(*arguments, **options):
         calls["step"] += 1
-        loss = accumulate(*arguments, **options)  # type: ignore[arg-type]
+        loss = accumulate(*arguments, **options)
         parts = arguments[0]
         if from_step <= calls["step"] < until:
-            next(iter(parts.optimizer.param_groups[0]["params"])).grad.fill_(torch.inf)  # type: ignore[attr-defined]
+            next(iter(parts.optimizer.param_groups[0]["params"])).grad.fill_(torch.inf)
         return loss
 
     monkeypatch.setattr(loop, "accumulate", poisoned)
@@ -223,7 +221,7 @@ def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(traine
             train_recipe(recipe(), out=run, resuming=True)
 
 
-def files(run: Path) -> dict[Path, bytes]:
+def files(run):
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
@@ -243,7 +241,7 @@ def test_a_finished_run_is_not_trained_again(trained, recipe, tmp_path, monkeypa
     assert files(run) == before
 
 
-def edit(run: Path, **changes: str) -> None:
+def edit(run, **changes):
     """The run's own recipe, as by hand."""
     (run / "recipe.yaml").write_text(
         load_recipe(run / "recipe.yaml", [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]).to_yaml()
@@ -306,12 +304,12 @@ def test_a_run_is_not_resumed_under_other_settings(recipe, tmp_path, trained_wit
     assert files(tmp_path / "run") == before
 
 
-def emptied(path: Path) -> None:
+def emptied(path):
     for file in path.glob("*.safetensors"):
         file.write_bytes(b"")
 
 
-def removed(*names: str) -> Callable[[Path], object]:
+def removed(*names):
     return lambda run: [shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink() for name in names]
 
 

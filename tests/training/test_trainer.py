@@ -31,14 +31,14 @@ ROWS = 16
 class Losses:
     """Keeps the loss and the gradient's norm of every step."""
 
-    def __init__(self) -> None:
-        self.rows: list[tuple[float, float]] = []
+    def __init__(self):
+        self.rows = []
 
-    def step(self, step: int, **values: float) -> None:
+    def step(self, step, **values):
         self.rows.append((values["loss"], values["grad_norm"]))
 
 
-def rows(number: int) -> list[Encoded]:
+def rows(number):
     """Rows of a small language, in which a token's successor is nearly certain, with labels on their second half."""
     draw = random.Random(0)
     found = []
@@ -51,7 +51,7 @@ def rows(number: int) -> list[Encoded]:
     return found
 
 
-def talks(number: int) -> tuple[list[Encoded], list[Encoded]]:
+def talks(number):
     """Conversations as rows of a run, and with the labels that transformers gives them by a template with marks."""
     tokenizer = tokenizer_of("Qwen3")
     examples = []

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,14 +17,13 @@ from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.intervals import Mean, mean_of
 from moslora.experiment.file import load_experiment
-from moslora.recipe import Recipe, load_recipe
+from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.answers import order_key
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run
-from moslora.tasks import Example
 from moslora.training import train_recipe
 from recipe_kit import PEFT
 from training_kit import cut_after, in_processes, same_files, steps_logged
@@ -45,18 +41,18 @@ ASKING = (
 """Validations at steps 0, 2, 4 and 6; all but the first have a checkpoint."""
 
 
-def validations(run: Path) -> dict[int, dict[str, Any]]:
+def validations(run):
     """The logged validations by step."""
     return {row["step"]: row for row in Run(run).metrics if "validation_loss" in row}
 
 
-def held_out(recipe: Recipe, count: int) -> dict[str, list[Example]]:
+def held_out(recipe, count):
     """The first validation rows of the source in the fixed order, by task."""
     rows = load_training(recipe.training_tasks, source=recipe.data.source)
     rows = cap(rows, rows=recipe.data.rows, seed=recipe.seed)
     _, aside = set_aside(rows, validation_rows=recipe.data.validation_rows, seed=recipe.seed)
     ordered = sorted(aside, key=lambda example: order_key(example.id))
-    found: dict[str, list[Example]] = {}
+    found = {}
     for example in ordered[:count]:
         found.setdefault(example.task, []).append(example)
     return found
@@ -68,10 +64,10 @@ Predictions = tuple[Prediction, ...]
 @pytest.fixture
 def asked(monkeypatch):
     """The predictions of every validation from now on."""
-    found: list[Predictions] = []
+    found = []
     ask = PreparedQuestions.ask
 
-    def listening(self: PreparedQuestions) -> Predictions:
+    def listening(self):
         found.append(ask(self))
         return found[-1]
 
@@ -79,12 +75,12 @@ def asked(monkeypatch):
     return found
 
 
-def answered(accuracy: float) -> Mean:
+def answered(accuracy):
     """A share of questions answered right, with nothing known of its error."""
     return Mean(accuracy, error=None, n=20, clusters=20)
 
 
-def write_own_rows(folder: Path) -> list[dict[str, Any]]:
+def write_own_rows(folder):
     """40 rows of a user's task, two on each of 20 pages."""
     rows = [{"text": f"{word} {page}", "said": word, "page": page} for page in range(20) for word in ("rain", "stone")]
     write_jsonl(folder / "rows.jsonl", rows)
@@ -134,7 +130,7 @@ def test_questions_in_clusters_count_as_fewer(recipe, tmp_path, asked):
         assert 2 <= len({*clusters}) <= 5
 
 
-def refuse_other_answers(own: Recipe, run: Path, asked: Sequence[Predictions]) -> None:
+def refuse_other_answers(own, run, asked):
     """Against the public evaluation of every checkpoint, and of the base."""
     logged = validations(run)
     assert list(logged) == [0, 2, 4, 6] and len(asked) == 4
@@ -256,7 +252,7 @@ SCRIPT = {0: 0.9, 2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5, 10: 0.5, 12: 0.9}
 def scripted(monkeypatch):
     """Gives the next validations the accuracies of these steps."""
 
-    def script(steps: list[int]) -> None:
+    def script(steps):
         left = [SCRIPT[step] for step in steps]
         monkeypatch.setattr("moslora.training.validation._answered", lambda questions: answered(left.pop(0)))
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from cli_kit import run
 from moslora.evaluation.evaluate_target import evaluate_target
@@ -25,7 +24,7 @@ NEARBY = "checkpoints/step-72"
 Fault = Callable[[Served], Pretended]
 
 
-def small(served: Served) -> PreTrainedModel:
+def small(served):
     """A model of another size with the same tokenizer."""
     model = tiny_llama(seed=5, vocab_size=len(served.tokenizer), layers=1, hidden_size=32)
     with torch.no_grad():
@@ -76,12 +75,12 @@ VERDICTS: Mapping[str, tuple[str, str, str, str]] = {
 """By log-probabilities, the same where the base was not asked, by texts, and the same of these."""
 
 
-def verdict(served: Served, pretended: Pretended, limit: str, capsys: pytest.CaptureFixture[str]) -> str:
+def verdict(served, pretended, limit, capsys):
     """What the server is called; the exit code is 0 for the run alone."""
     with serving(pretended) as address:
         capsys.readouterr()
         code, out, errors = run(capsys, "verify", served.path, "--server", address, "--json", "--limit", limit)
-    found: str = json.loads(out)["verdict"]
+    found = json.loads(out)["verdict"]
     assert (code == 0) == (found == "run"), errors
     return found
 

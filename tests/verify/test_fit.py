@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from benchmarks.checks.verdicts import of_questions
 from moslora.verify.fit import centered, fit
@@ -13,15 +12,13 @@ from moslora.verify.verdict import Evidence, judge, judge_texts, tolerance
 OPTIONS = 4
 
 
-def made(questions: int, *, seed: int = 0, scale: float = 1.0) -> list[NDArray[np.float64]]:
+def made(questions, *, seed=0, scale=1.0):
     """Log-probabilities of each question's options, normal."""
     random = np.random.default_rng(seed)
     return list(random.normal(0, scale, (questions, OPTIONS)))
 
 
-def evidence(
-    questions: int = 64, *, k: float = 1.0, noise: float = 0.0, seed: int = 0, others: bool = False
-) -> Evidence:
+def evidence(questions=64, *, k=1.0, noise=0.0, seed=0, others=False):
     """A server at k between base and run, with noise; rounding of 0.02 is explained."""
     base = made(questions, seed=1)
     moved = made(questions, seed=2)
@@ -78,7 +75,7 @@ def test_the_true_model_is_never_called_another():
         assert judge(of_questions(whole, random.integers(0, 64, 64).tolist()))[0].passed
 
 
-def rounded(*, k: float, effect: float, noise: float, seed: int) -> Evidence:
+def rounded(*, k, effect, noise, seed):
     """A server at k, where rounding has moved the answers of run and base as much as its own."""
     base = made(64, seed=seed, scale=2.0)
     moved = made(64, seed=seed + 1_000, scale=effect)

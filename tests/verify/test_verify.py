@@ -12,16 +12,15 @@ from message_kit import says
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_predictions
-from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run, base_of
 from moslora.verify import verification
-from served_kit import Served, too_large
-from server_kit import Pretended, dies, half, serving, slow, status
+from served_kit import too_large
+from server_kit import dies, half, serving, slow, status
 
 NOWHERE = "http://127.0.0.1:9"
 
 
-def verified(capsys: pytest.CaptureFixture[str], path: Path, pretended: Pretended, *options: object) -> str:
+def verified(capsys, path, pretended, *options):
     """The verdict's kind; the exit code is 0 for the run alone."""
     capsys.readouterr()  # of a training
     with serving(pretended) as address:
@@ -31,7 +30,7 @@ def verified(capsys: pytest.CaptureFixture[str], path: Path, pretended: Pretende
     return str(found["verdict"])
 
 
-def answers(served: Served) -> list[Prediction]:
+def answers(served):
     """What the server has answered so far."""
     (folder,) = (served.path / "verify").iterdir()
     return read_predictions(folder)
@@ -115,7 +114,7 @@ def test_a_server_that_was_mended_is_asked_anew(fault, served, capsys):
     assert code == 0 and "computes this run" in out, out
 
 
-def sorted_answers(folder: Path) -> list[Prediction]:
+def sorted_answers(folder):
     return sorted(read_predictions(folder), key=lambda each: each.id)
 
 
@@ -151,7 +150,7 @@ def test_nothing_is_scored_for_a_server_that_is_not_there(target, address, code,
     assert not (served.path / "eval").exists()
 
 
-def merged(capsys: pytest.CaptureFixture[str], served: Served) -> Path:
+def merged(capsys, served):
     assert run(capsys, "merge", served.path)[0] == 0
     return served.path / "merged"
 

@@ -8,9 +8,7 @@ import itertools
 import pkgutil
 import resource
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -48,7 +46,7 @@ def source(here, world):
     return lambda alter=lambda config, state: None: altered_source(here / "source", world, alter)
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -61,7 +59,7 @@ def refused(here, world, trained, capsys):
     file is touched, and none is new unless the command ``leaves`` some because it had begun its work.
     """
 
-    def check(command: str, *names: str, code: int = 2, leaves: bool = False) -> str:
+    def check(command, *names, code=2, leaves=False):
         before = files(here)
         run_before = files(trained)
         words = [word.format(world=world, run=trained) for word in command.split(" ")]
@@ -87,12 +85,12 @@ def refused(here, world, trained, capsys):
 def before_call(monkeypatch):
     """``before_call(target, act, call=1)``: ``act`` runs right before that call of what ``target`` names."""
 
-    def patch(target: str, act: Callable[[], object], *, call: int = 1) -> None:
+    def patch(target, act, *, call=1):
         real = pkgutil.resolve_name(target)
         calls = itertools.count(1)
 
         @functools.wraps(real)
-        def wrapper(*arguments: Any, **options: Any) -> Any:
+        def wrapper(*arguments, **options):
             if next(calls) == call:
                 act()
             return real(*arguments, **options)
@@ -107,7 +105,7 @@ def disk_full(before_call):
     """``disk_full(target, size=…, call=1)``: from that call on, no file can grow beyond ``size`` bytes, for real."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def patch(target: str, *, size: int, call: int = 1) -> None:
+    def patch(target, *, size, call=1):
         before_call(target, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1])), call=call)
 
     yield patch
