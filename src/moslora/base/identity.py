@@ -30,7 +30,7 @@ SAMPLE = 64 * 2**10
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 """Keys of a config that change no number here: who wrote it, and how others load it."""
 
-_version = functools.cache(metadata.version)  # which parses all that a package says of itself
+_version_of = functools.cache(metadata.version)  # which parses all that a package says of itself
 
 
 @functools.cache
@@ -104,4 +104,4 @@ def packages(*, quantized: bool, peft: bool) -> dict[str, str]:
         names.append("bitsandbytes")
     if peft:
         names.append("peft")
-    return {name: _version(name) for name in names}
+    return {name: _version_of(name) for name in names}
