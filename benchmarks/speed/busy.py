@@ -25,7 +25,7 @@ from benchmarks import DOCS, ROOT
 from benchmarks.commands import command
 from benchmarks.speed.contestants import our_step
 from benchmarks.speed.training import STEP, rows
-from benchmarks.tables import machine, markdown, publish, spread
+from benchmarks.tables import machine, markdown, publish, ratios, spread
 
 CONTESTANTS = ("GOMP_SPINCOUNT=10000", "default", "OMP_WAIT_POLICY=PASSIVE")
 SITUATIONS = {"alone": (1, 0), "beside a job": (1, 1), "beside two": (1, 2), "two trainings, together": (2, 0)}
@@ -106,11 +106,8 @@ def main(
     table = [["OpenMP", *SITUATIONS]]
     for who, rates in found.items():
         table.append([f"`{who}`", *(spread(rate, digits=0) for rate in rates.values())])
-    if "default" in found:
-        gains = []
-        for first, other in zip(found[contestants[0]].values(), found["default"].values(), strict=True):
-            gains.append(f"{statistics.median(first) / statistics.median(other):.2f} ×")
-        table.append(["ratio of the first to the default", *gains])
+    first, other, *_ = ([statistics.median(rate) for rate in rates.values()] for rates in found.values())
+    table.append(["ratio of the first to the second", *(f"{gain:.2f} ×" for gain in ratios(first, other))])
     text = f"{machine()}; {repetitions} turns each\n\n{markdown(table)}"
     publish(text, DOCS / "speed.md", "busy table", print_only=print_only)
 

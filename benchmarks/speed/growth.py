@@ -62,15 +62,6 @@ def point(who: str, axis: str, value: int) -> dict[str, float]:
     return {"seconds": found["seconds"], "gb": found["gb"]}
 
 
-def measure(axis: str, contestants: tuple[str, str]) -> dict[str, dict[int, dict[str, float]]]:
-    """Contestant -> value -> what was measured."""
-    found: dict[str, dict[int, dict[str, float]]] = {who: {} for who in contestants}
-    for value in (TRAINING | EVALUATION)[axis]:
-        for who, (one,) in in_turns(point, contestants, axis, value).items():
-            found[who][value] = one
-    return found
-
-
 def pictures() -> dict[str, str]:
     """Path in docs/ -> SVG, of what was measured last."""
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
@@ -102,8 +93,13 @@ def draw(canvas: Canvas, found: Mapping[str, Any], title: str) -> str:
 
 
 def main() -> None:
-    found = {axis: measure(axis, ("ours", "peft:4:random")) for axis in TRAINING}
-    found |= {axis: measure(axis, ("cloze:ours", "cloze:16")) for axis in EVALUATION}
+    found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+    for axis, values in (TRAINING | EVALUATION).items():
+        contestants = ("cloze:ours", "cloze:16") if axis in EVALUATION else ("ours", "peft:4:random")
+        found[axis] = {who: {} for who in contestants}
+        for value in values:
+            for who, (one,) in in_turns(point, contestants, axis, value).items():
+                found[axis][who][value] = one
     measured = {"title": f"SmolLM2-135M, bfloat16; {machine()}", "found": found}
     MEASURED.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     write_pictures(pictures())
