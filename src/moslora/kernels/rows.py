@@ -181,11 +181,13 @@ class Group:
         padded_pasts = [past + [0] * (self.past - len(past)) for past in pasts]
         past_keys = torch.tensor(padded_pasts, dtype=torch.long)  # (n, P)
         in_batch = torch.arange(real.numel() * heads).view(self.shape).transpose(1, 2)  # as entries are, (n, L, K)
+        # Not in_batch[real], whose size tensors without data, as a plan has them, do not tell.
+        back = torch.cat([row[:length] for row, length in zip(in_batch, lengths, strict=True)])  # (tokens, K)
         self._real = real[:, None, :, None]
         self._queries = send(_entries(tokens, heads).flatten(), rows.device)  # of each place in a batch, its entry
         with_pasts = torch.cat([past_keys, rows.known + tokens], 1)  # (n, P + L)
         self._keys = send(_entries(with_pasts, heads).flatten(), rows.device)
-        self._back = send(in_batch[real].flatten(), rows.device)  # of each of the group's entries, its place in a batch
+        self._back = send(back.flatten(), rows.device)  # of each of the group's entries, its place in a batch
         if self._shares_past:
             past_keys = past_keys[:1]
         self._pasts = send(_entries(past_keys, heads).flatten(), rows.device)
