@@ -52,11 +52,11 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
     from moslora.data.encode import Encoder
     from moslora.data.prepared import RunRows
 
-    recipe = recipe_of(setting, f"data.rows={STEP * steps}")
+    recipe = recipe_of(setting, f"data.rows={STEP * steps}")  # of each set
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     encoded = list(RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare().rows)
     random.Random(0).shuffle(encoded)
-    return encoded, recipe
+    return encoded[: STEP * steps], recipe
 
 
 def ours(encoded: Sequence[Any], recipe: Any, *, size: int) -> dict[str, float]:
