@@ -10,8 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cli_kit import run
 from importing_kit import REFUSED, altered_source
@@ -53,7 +52,7 @@ def command(capsys, tmp_path, monkeypatch):
     """A command in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def of(*arguments: object) -> tuple[int, str, str]:
+    def of(*arguments):
         capsys.readouterr()  # of what was made for it
         return run(capsys, *arguments)
 
@@ -66,27 +65,27 @@ def imports(monkeypatch):
     made = []
     own = importing.import_adapter
 
-    def counted(source: Path, *, out: Path, **options: object) -> str:
+    def counted(source, *, out, **options):
         made.append(out)
-        return own(source, out=out, **options)  # type: ignore[arg-type]
+        return own(source, out=out, **options)
 
     monkeypatch.setattr(importing, "import_adapter", counted)
     return made
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @torch.inference_mode()
-def logits(model: PreTrainedModel) -> Tensor:
-    found: Tensor = model(token_batch(model)).logits
+def logits(model):
+    found = model(token_batch(model)).logits
     return found
 
 
-def merged_by_peft(theirs: Path, base: Path) -> PreTrainedModel:
+def merged_by_peft(theirs, base):
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    merged: PreTrainedModel = peft.PeftModel.from_pretrained(model, theirs).merge_and_unload().eval()
+    merged = peft.PeftModel.from_pretrained(model, theirs).merge_and_unload().eval()
     return merged
 
 

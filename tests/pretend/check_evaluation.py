@@ -1,8 +1,6 @@
 """What follows training, on the pretend device: protocols, a question and conversions against the same on the CPU."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.loading import load_model
 from moslora.evaluation.scorers import make_scorer
 from moslora.evaluation.target import open_target
-from moslora.runs.predictions import Prediction
 from pretend_kit import on_cpu, watch
 from tests.end_to_end import test_own_tasks
 
@@ -24,14 +21,14 @@ mine = test_own_tasks.mine  # a run on a task of one's own and on BoolQ, made on
 FORMATS = {"choice": "label", "cloze": "cloze", "generate": "label"}
 
 
-def scored(target: Path, out: Path, protocol: Any = "cloze", **options: Any) -> list[Prediction]:
+def scored(target, out, protocol="cloze", **options):
     opened = open_target(str(target), dtype="float32")
     asked = {"protocol": protocol, "format": FORMATS[protocol], "limit": 12}
     results, _ = evaluate_target(opened, out=out, **asked, **options)
     return results.predictions
 
 
-def same(found: list[Prediction], expected: list[Prediction]) -> None:
+def same(found, expected):
     assert len(found) == len(expected) >= 12
     for one, other in zip(found, expected, strict=True):
         assert (one.id, one.prediction, one.text) == (other.id, other.prediction, other.text)

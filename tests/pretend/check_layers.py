@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moslora.adapters import inject
 from moslora.base.engine import use_own_modules
@@ -10,7 +10,7 @@ from moslora.data.encode import Encoded
 from moslora.data.steps import collate
 from moslora.kernels import liger
 from moslora.training.objective import LabelLoss
-from pretend_kit import DEVICE, Seen, watch
+from pretend_kit import DEVICE, watch
 from reference import tiny_llama
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
@@ -18,9 +18,7 @@ MOST = {False: (60, 83), True: (44, 60)}
 """Operations of a layer, forwards and backwards, without Liger and with it."""
 
 
-def pass_of(
-    layers: int, *, device: torch.device = DEVICE, dtype: torch.dtype = torch.bfloat16, dropout: float = 0, share: bool
-) -> tuple[list[Tensor], list[Seen]]:
+def pass_of(layers, *, device=DEVICE, dtype=torch.bfloat16, dropout=0, share):
     """The gradients of perturbed adapters, and what the device did in both passes."""
     model = tiny_llama(layers=layers).to(dtype).requires_grad_(False)
     use_own_modules(model)

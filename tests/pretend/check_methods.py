@@ -3,17 +3,14 @@
 ``pytest -rP tests/pretend/check_methods.py`` ends with a table of them.
 """
 
-from pathlib import Path
-
 import pytest
 from accelerate import Accelerator
-from torch import Tensor
 
 from moslora.adapters import adapter_state_dict
 from moslora.recipe import load_recipe
 from moslora.training.loop import train
 from moslora.training.prepare import prepare
-from pretend_kit import Seen, on_cpu, watch
+from pretend_kit import on_cpu, watch
 from recipe_kit import METHODS
 
 SMALL = {
@@ -32,13 +29,13 @@ MOST = {"methods/lora": 285, "methods/moslora": 300}
 counted: dict[str, int] = {}
 
 
-def steps(method: str, world: Path, folder: Path, *overrides: str, count: int) -> tuple[dict[str, Tensor], Seen, list]:
+def steps(method, world, folder, *overrides, count):
     """The adapter after as many steps, what the last of them did, and the losses and norms of all."""
     (folder / "recipe.yaml").write_text(f"extends: [{world / 'recipe.yaml'}, {method}]\n")
     settings = (*FEW, ALONE, "training.log_every=1", *SMALL.get(method, ()), *overrides)
     recipe = load_recipe(folder / "recipe.yaml", settings)
     parts, _ = prepare(Accelerator(mixed_precision="no"), recipe)
-    logged: list[float] = []
+    logged = []
     told = {
         "report": lambda _, loss, grad_norm, **others: logged.extend((loss, grad_norm)),
         "checkpoint": lambda _: None,
@@ -52,7 +49,7 @@ def steps(method: str, world: Path, folder: Path, *overrides: str, count: int) -
     return adapter, seen, logged
 
 
-def refuse_waits(seen: Seen) -> None:
+def refuse_waits(seen):
     """But for the one that reads the losses and the norm."""
     waits = list(seen.waits.elements())
     assert len(waits) == 1 and waits[0].startswith("synchronize in training/loop.py"), waits

@@ -1,14 +1,10 @@
 """What `moslora check` compares, on the pretend device: its pieces there are those of a GPU."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from transformers import LlamaConfig
 
 from moslora.check import piece as measure
-from moslora.check.piece import Piece
 from moslora.check.pieces import PIECES, SMALL_LLAMA, step_piece
 from moslora.kernels import attention, liger, loss, rotary, vocabulary
 from moslora.kernels.plain import PIECES as PARTS
@@ -40,7 +36,7 @@ right_turn = rotary._turn
 right_loss = loss.label_loss
 
 
-def wrong(module: Any, name: str, change: Callable[..., Any]) -> tuple[Any, str, Any]:
+def wrong(module, name, change):
     """A function whose result is changed."""
     right = getattr(module, name)
     return module, name, lambda *given, **options: change(right(*given, **options))
@@ -55,7 +51,7 @@ FAULTS = {
 """Piece -> what it is left out by, and a fault in what a GPU alone computes."""
 
 
-def is_off(piece: Piece, dtype: torch.dtype) -> bool:
+def is_off(piece, dtype):
     found = measure.measure(piece, CONFIG, DEVICE, dtype)
     assert not found.fault, found
     return not found.passed

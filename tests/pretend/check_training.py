@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -50,7 +49,7 @@ KINDS = {
 }
 
 
-def run(recipe: Recipe, out: Path) -> tuple[list[dict[str, float]], dict[str, Any]]:
+def run(recipe, out):
     """The log of a run, and its scaler at the end; in float16 the first step overflows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "GradScaler", partial(GradScaler, init_scale=2.0**40, backoff_factor=2.0**-24))
@@ -59,7 +58,7 @@ def run(recipe: Recipe, out: Path) -> tuple[list[dict[str, float]], dict[str, An
     return steps_logged(out), manifest["scaler"]
 
 
-def refuse_missing_weights(run: Path, kind: str) -> None:
+def refuse_missing_weights(run, kind):
     """An adapter in the result, and in both checkpoints one and its moments; with a budget that, too."""
     expected = 5
     if kind == "budget":
@@ -85,7 +84,7 @@ class Backward:
     """Whether kernels of the backward pass are launched by another thread than the main one."""
 
     def __init__(self):
-        self.by_another: set[bool] = set()
+        self.by_another = set()
 
     def note(self, function, *_, **__):
         if str(function).startswith("backward of"):
@@ -111,9 +110,9 @@ def test_a_rehearsal_changes_no_bit(recipe, tmp_path, monkeypatch, kind):
     chosen = recipe(*SHORT, *KINDS[kind])
     plain = tmp_path / "run"
     again = tmp_path / "again"
-    steps: list[object] = []
+    steps = []
 
-    def counted(*given: Any) -> Any:
+    def counted(*given):
         steps.append(given)
         return accumulate(*given)
 
@@ -153,8 +152,8 @@ READ = ["wait", "report"]
 @pytest.fixture
 def order(monkeypatch):
     """Calls of a run, as they come."""
-    calls: list[str] = []
-    places: dict[str, tuple[Any, str]] = {
+    calls = []
+    places = {
         "lay": (loop, "collate"),
         "forward": (LabelLoss, "forward"),
         "backward": (Tensor, "backward"),
@@ -166,8 +165,8 @@ def order(monkeypatch):
         "save": (Training, "checkpoint"),
     }
 
-    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def computed(*values: Any, **options: Any) -> Any:
+    def noted(name, function):
+        def computed(*values, **options):
             calls.append(name)
             return function(*values, **options)
 
@@ -218,7 +217,7 @@ def test_a_stop_throws_away_the_step_that_has_begun(recipe, tmp_path, monkeypatc
 def test_no_update_follows_numbers_that_are_not_finite(recipe, tmp_path, monkeypatch, order):
     update = loop.update
 
-    def diverges(*given: Any, **options: Any) -> Tensor:
+    def diverges(*given, **options):
         return update(*given, **options) * torch.nan
 
     monkeypatch.setattr(loop, "update", diverges)
