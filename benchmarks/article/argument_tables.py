@@ -139,7 +139,7 @@ def what_m_is(mixer: Mixer) -> list[str]:
     """Whether M depends on x, which of the experts it uses, and how many of its entries are not 0."""
     m = matrix_at(mixer, token(1, D))
     depends = "no" if m.equal(matrix_at(mixer, token(5, D))) else "yes"
-    strands = getattr(mixer, "blocks", TABLE_RANK)  # each alone, where none are grouped
+    strands = getattr(mixer.options, "blocks", TABLE_RANK)  # each alone, where none are grouped
     experts = getattr(mixer, "experts", strands)
     of_expert = (m != 0).unflatten(1, (experts, -1))  # (r, experts, strands of an expert)
     used = int(of_expert.any(-1).any(0).sum())
