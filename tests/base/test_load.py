@@ -1,10 +1,14 @@
-"""A base that is read on one device and computed on another, and one that cannot be shared out."""
+"""A base that is read on one device and computed on another, one that cannot be shared out, and the bar of a load."""
+
+import sys
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from moslora.base import load
+from moslora.base.failures import loading
 from moslora.base.load import load_base
 from moslora.base.sharded import shard_base
 from moslora.console import note_once
@@ -35,6 +39,20 @@ def test_a_slow_dtype_is_noted_of_the_device_that_computes(
     monkeypatch.setattr(load, "multiplies_bfloat16", lambda device: device.type == "cuda")
     load_base(ModelSection(name=base, dtype="bfloat16"), computed_here=computed_here)
     assert capsys.readouterr().out.count("slow here, as this processor has no bfloat16") == noted
+
+
+def test_a_command_shows_the_progress_of_its_first_base_alone(base, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    enable_progress_bar()
+    try:
+        with loading(base, "tokenizer"):  # which is read before the base
+            pass
+        load_base(ModelSection(name=base, dtype="float32"))
+        assert "Loading weights" in capsys.readouterr().err
+        load_base(ModelSection(name=base, dtype="float32"))
+        assert capsys.readouterr().err == ""
+    finally:
+        disable_progress_bar()
 
 
 def test_a_dtype_that_the_gpu_lacks_is_refused_before_the_base_is_read_by_the_host(base, monkeypatch):

@@ -36,8 +36,6 @@ def loading(name: str, what: str) -> Iterator[None]:
             raise
         except Exception as error:
             raise _explained(error, "".join(report), name=name, what=what) from None
-        finally:
-            disable_progress_bar()  # a command shows one, of its first load
 
 
 @contextmanager

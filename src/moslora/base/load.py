@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from moslora.base.check import choose_engine
@@ -120,6 +121,7 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
             **placement,
             **options,
         )
+    disable_progress_bar()  # a command shows one, of its first load
     model: PreTrainedModel
     model, info = loaded
     _refuse_unfit(section.name, info)
