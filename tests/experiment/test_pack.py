@@ -67,7 +67,7 @@ def test_an_experiment_goes_on_from_its_tables(here, capsys):
     code, said, errors = run(capsys, "experiment", "e.yaml", "--out", "packed")
     assert code == 0 and "6 of 6 runs are scored" in said, errors
     assert sorted(path.name for path in Path("packed/runs").iterdir()) == ["learned-0.03-2", "lora-0.03-2"]
-    with pytest.raises(UsageError, match="packed: another process"):
+    with pytest.raises(UsageError, match=r"packed: the experiment's own folder; .* --pack"):
         list(pack_runs(study("e.yaml", Path("packed")), Path("packed")))
     list(pack_runs(study("e.yaml", Path("packed")), Path("again")))
     assert len(read_tables(Path("again"))) == 7

@@ -28,6 +28,8 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
     index = read_index(study.out)
     if index is None:
         raise UsageError(f"{study.out}: no runs of this experiment yet; without --pack the same command runs it")
+    if out.resolve() == study.out.resolve():
+        raise UsageError(f"{out}: the experiment's own folder; choose another one with --pack")
     study = study.with_all_arms()
     others = study.others()
     if others:
