@@ -81,9 +81,10 @@ def evaluated(trained, tmp_path_factory):
 
 
 def of_another_method(run, place):
-    """A copy of the run, as if its method were another."""
+    """A copy of the run, as if its method were another, and its run.json older, with `packages`."""
     copy = shutil.copytree(run, place)
     replace_text(copy / "recipe.yaml", "alpha: 8", "alpha: 4")
+    Run(copy).add_facts(packages={"torch": "1"})
     return copy
 
 
@@ -175,6 +176,7 @@ def test_runs_without_answers_are_shown_and_the_others_compared(evaluated, other
     page = Reader(write_report([without, evaluated], out=tmp_path / "page").read_text("utf-8"))
     assert "without" in page.cells and any(says(cell, "No difference", evaluated.name) for cell in page.cells)
     assert not any("not compared" in cell for cell in page.cells)
+    assert "adapter.alpha" in page.cells and "packages.torch" not in page.cells
 
 
 def asked(run, place, *tasks):

@@ -44,7 +44,7 @@ def differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
     """A row per fact of the runs' recipes and cards, but for scores, that is not the same in all runs."""
     cards = []
     for run in runs:
-        card = {key: fact for key, fact in run.run.facts.items() if key not in ("recipe", "results")}
+        card = {key: fact for key, fact in run.run.facts.items() if key not in ("recipe", "packages", "results")}
         cards.append(flat(run.run.recipe.model_dump(mode="json")) | flat(card))
     rows = [["", *(run.name for run in runs)]]
     for key in dict.fromkeys(key for card in cards for key in card):
