@@ -217,7 +217,7 @@ def serving(pretended: Pretended) -> Iterator[str]:
             """A client that was killed is no fault."""
 
     with Quiet(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()  # ends within 10 ms
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
