@@ -4,6 +4,7 @@ Nothing but the run is ever called the run.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -79,34 +80,40 @@ def verdict(served, pretended, limit, capsys):
     """What the server is called; the exit code is 0 for the run alone."""
     with serving(pretended) as address:
         capsys.readouterr()
-        code, out, errors = run(capsys, "verify", served.path, "--server", address, "--json", "--limit", limit)
+        code, out, errors = run(capsys, "verify", served.path, "--server", address, "--json", "--limit", limit or "all")
     found = json.loads(out)["verdict"]
     assert (code == 0) == (found == "run"), errors
     return found
 
 
+@pytest.fixture(scope="module")
+def chat_run(served_world):
+    """Evaluated by ``choice`` in chats, 40 questions. Read only."""
+    return served_world("data.format=chat", "evaluation.tasks=[arc_easy,obqa]")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True], ids=["label", "chat"])
 @pytest.mark.parametrize("protocol", ["choice", "generate"], ids=["scores", "texts"])
-def test_every_fault_has_its_name_and_only_the_run_is_the_run(protocol, chat, served_world, capsys, monkeypatch):
+def test_every_fault_has_its_name_and_only_the_run_is_the_run(protocol, chat, request, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(verification, "evaluate_target", too_large)
-    faults = FAULTS
-    overrides = [f"evaluation.protocol={protocol}"]
-    if chat:
-        faults = IN_A_CHAT
-        overrides += ["data.format=chat", "evaluation.tasks=[arc_easy,obqa]"]
-    served = served_world(*overrides)
-    base = base_of(Run(served.path).evaluation_folder())
+    faults = IN_A_CHAT if chat else FAULTS
+    original = request.getfixturevalue("chat_run" if chat else "choice_run").path
+    served = Served(shutil.copytree(original.parent, tmp_path / "served") / "run", original)
     column = 0
     tells = "forced" if chat else "echo"
-    limit = "all"
+    limit = None
     if protocol == "generate":
         column = 2
         tells = "nothing"
-        limit = "6" if chat else "4"  # 12 questions
+        limit = 6 if chat else 4  # 12 questions
+        shutil.rmtree(served.path / "eval")
+        for of_base in (False, True):
+            evaluate_target(open_target(str(served.path), base=of_base), protocol=protocol, limit=limit)
+    base = base_of(Run(served.path).evaluation_folder())
     for name, make in faults.items():
         if name == "the same, which was evaluated":
-            evaluate_target(open_target(str(served.path / NEARBY)))
+            evaluate_target(open_target(str(served.path / NEARBY)), protocol=protocol, limit=limit)
         pretended = replace(make(served), tells=tells)
         with_base = verdict(served, pretended, limit, capsys)
         base.rename(served.path / "base")
