@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from experiment_kit import results, study, trainers, two_runs
+from experiment_kit import results, saved_of, study, trainers, two_runs
 from message_kit import says
 from moslora.errors import Interrupted, MosloraError
 from moslora.experiment import one_run
@@ -64,7 +64,7 @@ def test_as_many_runs_at_once_as_gpus_each_on_its_own(monkeypatch, visible, expe
 
 
 class StopsBoth(threading.Thread):
-    """Waits until two runs train at once and have saved, and stops this process."""
+    """Waits until two runs train at once and have saved, and stops this process. The first waits for the other."""
 
     def __init__(self, out):
         super().__init__(daemon=True)
@@ -72,19 +72,24 @@ class StopsBoth(threading.Thread):
         self.seen = {}  # run -> the GPU that the process sees which trains it
 
     def run(self):
-        saved = set()
+        saved = {}
         while len(saved) < 2:
             time.sleep(0.01)
+            training = trainers()
             with suppress(psutil.Error, KeyError):  # one has just ended, or begun
-                self.seen = {name: process.environ()[VISIBLE] for name, process in trainers().items()}
-            saved = {path.parts[-3] for path in self.out.glob("runs/*/checkpoints/step-[1-9]*")} & self.seen.keys()
+                self.seen = {name: process.environ()[VISIBLE] for name, process in training.items()}
+            saved = saved_of(training, self.out)
+            for process in saved.values():
+                process.suspend()
         os.kill(os.getpid(), signal.SIGINT)
+        for process in saved.values():
+            process.resume()
 
 
 @pytest.mark.slow
 def test_stopped_and_continued_it_gives_the_bytes_of_one_run_after_the_other(world, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    alone = two_runs(world, steps=41)
+    alone = two_runs(world, steps=12)
     monkeypatch.delenv(VISIBLE, raising=False)
     monkeypatch.setattr(one_run, "gpus", lambda: 2)
     out = Path("two")

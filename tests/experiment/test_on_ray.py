@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiment_kit import results, study, trainers, two_runs
+from experiment_kit import results, saved_of, study, trainers, two_runs
 from moslora.errors import Interrupted
 from moslora.experiment import on_ray as module
 from moslora.experiment.on_ray import on_ray
@@ -18,8 +18,8 @@ pytest.importorskip("ray")
 
 
 class InTheMiddle(threading.Thread):
-    """Waits until two runs train at once and one of them has saved, and stops this process; or until one that has saved
-    trains, and kills its worker."""
+    """Waits until two runs train at once and one of them has saved, which waits for the other, and stops this process;
+    or until one that has saved trains, and kills its worker."""
 
     def __init__(self, out, *, kills):
         super().__init__(daemon=True)
@@ -30,19 +30,22 @@ class InTheMiddle(threading.Thread):
         while self.trainer is None:
             time.sleep(0.01)
             training = trainers()
-            saved = [name for name in training if list((self.out / "runs" / name / "checkpoints").glob("step-[1-9]*"))]
+            saved = [*saved_of(training, self.out).values()]
             if saved and (self.kills or len(training) == 2):
-                self.trainer = training[saved[0]]
+                self.trainer = saved[0]
+            elif saved:
+                saved[0].suspend()
         if self.kills:
             self.trainer.parent().kill()
         else:
             os.kill(os.getpid(), signal.SIGINT)
+            self.trainer.resume()
 
 
 @pytest.mark.slow
 def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    alone = two_runs(world, steps=21)
+    alone = two_runs(world, steps=12)
     monkeypatch.setattr(module, "worker_processes", lambda training: 1)
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15, below all other tests
     out = Path("rays")

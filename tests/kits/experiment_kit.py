@@ -1,6 +1,6 @@
 """Experiments of the small world: their file, and how they run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ def trainers() -> dict[str, psutil.Process]:
         if "train" in words and "--resume" in words:
             found[Path(words[words.index("train") + 1]).name] = process
     return found
+
+
+def saved_of(training: Mapping[str, psutil.Process], out: Path) -> dict[str, psutil.Process]:
+    """Those of the runs in ``out`` that have a checkpoint."""
+    return {name: process for name, process in training.items() if [*out.glob(f"runs/{name}/checkpoints/step-[1-9]*")]}
 
 
 def results(out: Path) -> dict[str, tuple[bytes, ...]]:

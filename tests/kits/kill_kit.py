@@ -8,6 +8,7 @@ A kill is SIGKILL right before a change, or, where a file is written, SIGXFSZ at
 limit for the size of a file, at which nothing of Python runs either.
 """
 
+import gc
 import json
 import os
 import re
@@ -234,6 +235,7 @@ def _run(work: Path, act: Callable[[], object], *, kill: Write | None = None) ->
     """Runs ``act`` in ``work``, in a forked process, which is killed where ``kill`` says."""
     said_from, said_to = os.pipe()
     told_from, told_to = os.pipe()
+    gc.freeze()  # no fork looks for cycles in all of torch and transformers
     process = os.fork()
     if process == 0:
         _act_and_exit(work, act, kill, output=said_to, told=told_to)
@@ -264,6 +266,7 @@ def _act_and_exit(work: Path, act: Callable[[], object], kill: Write | None, *, 
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
         os.chdir(work)
         os.environ["MOSLORA_HOME"] = str(work / "home")
+        os.fsync = lambda _: None  # a kill, unlike a power cut, loses nothing that was written
         before = {*sys.modules}
         writes = _Writes(work, kill)
         returned = act()
