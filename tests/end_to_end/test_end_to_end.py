@@ -33,6 +33,7 @@ QUESTIONS = 8
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("real") / "run"
     overrides = [
+        f"data.tasks=[{','.join(TASKS)}]",
         "data.rows=6",
         "data.validation_rows=4",
         "training.max_steps=4",
@@ -53,8 +54,11 @@ def predictions(model, tokenizer):
 
 
 @pytest.mark.slow
-def test_the_merged_model_answers_as_the_adapter_model_in_float32(run, tmp_path):
-    """32 real questions. The merge is made in float32 as well, so that rounding decides nothing."""
+def test_the_merged_model_answers_as_the_adapter_model_in_float32(run, tmp_path, monkeypatch):
+    """32 real questions, and one of each set alone. The merge is made in float32 as well, so that rounding decides
+    nothing.
+    """
+    monkeypatch.setattr("moslora.evaluation.scoring.DRIFT_SAMPLE", (1, 1))
     folder = open_adapter(run / "adapter")
     in_float32 = folder.recipe.model.model_copy(update={"dtype": "float32"})
     adapted = load_adapted(folder, dtype="float32")

@@ -197,7 +197,13 @@ def test_a_run_that_was_cut_validates_the_same(asking, tmp_path, step):
     assert same_files(asking, run) and steps_logged(run) == steps_logged(asking)
 
 
-DEFAULT = (*ASKING, "training.validation_questions=null", "training.max_steps=60", "training.validate_every=30")
+DEFAULT = (
+    *ASKING,
+    "training.validation_questions=null",
+    "training.max_steps=60",
+    "training.validate_every=30",
+    "training.micro_batch_tokens=2000",
+)
 
 
 def test_the_default_number_stays_when_a_run_is_resumed(recipe, tmp_path, capsys):
