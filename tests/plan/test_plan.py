@@ -174,7 +174,8 @@ def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_comma
     """2·10¹⁸ operations on the CPU of a machine without GPUs; the command that it names plans for some."""
     monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda total, *_: total.operations / 4e11)
     monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=10**10))
-    code, out, _ = run(capsys, "plan", "llama3-8b")
+    small = "training.global_batch_size=8"  # a row for each of eight, whose steps are measured sooner
+    code, out, _ = run(capsys, "plan", "llama3-8b", small)
     assert says(out, "to download: about 16.1 GB into", "10.0 GB are free; too little")
     first = out.splitlines()[0]
     assert code == 0 and says(first, "no GPU here", "CPU", " h;", "for GPUs: moslora plan llama3-8b")
@@ -183,7 +184,7 @@ def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_comma
     assert hours == pytest.approx(operations / 4e11 / 3600, rel=0.03)
     elsewhere, _ = planned(capsys, *first.partition(": moslora plan ")[2].split())
     assert "GPU" in elsewhere and "download:" not in elsewhere
-    code, out, _ = run(capsys, "plan", "llama3-8b", "--processes", "8")
+    code, out, _ = run(capsys, "plan", "llama3-8b", "--processes", "8", small)
     assert says(out.splitlines()[0], "no GPU here", "moslora plan llama3-8b", "--processes 8 --gpu-memory")
     assert code == ("\ndoes not fit" in out), "of this machine, as the processes are named"
 
