@@ -20,7 +20,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -155,7 +155,8 @@ class OnDevice(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor, device: torch.device) -> "OnDevice":
         layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
-        with torch.inference_mode(held.is_inference()):  # which a view of another tensor is not
+        of_inference = held.is_inference()  # which a view of another tensor is not
+        with nullcontext() if of_inference == torch.is_inference_mode_enabled() else torch.inference_mode(of_inference):
             made = Tensor._make_wrapper_subclass(cls, held.size(), dtype=held.dtype, device=device, **layout)
         made.held = held
         used.add(device)
@@ -186,7 +187,7 @@ def each(value: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, dict):
         return {key: each(part, change) for key, part in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(each(part, change) for part in value)
+        return type(value)([each(part, change) for part in value])
     return value
 
 

@@ -5,9 +5,10 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from torch.amp import GradScaler
 from moslora.errors import Diverged, Interrupted
 from moslora.kernels import vocabulary
 from moslora.kernels.loss import ChunkedLoss
-from moslora.recipe import Recipe
+from moslora.recipe import Recipe, load_recipe
 from moslora.runs.manifest import MANIFEST
+from moslora.runs.run import Run
 from moslora.training import loop, prepare, train_recipe
 from moslora.training import train as train_module
 from moslora.training.loop import accumulate
@@ -54,8 +56,38 @@ def run(recipe, out):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "GradScaler", partial(GradScaler, init_scale=2.0**40, backoff_factor=2.0**-24))
         train_recipe(recipe, out=out)
-    manifest = json.loads((out / "checkpoints" / "step-4" / MANIFEST).read_text())
+    manifest = json.loads((Run(out).checkpoints[-1] / MANIFEST).read_text())
     return steps_logged(out), manifest["scaler"]
+
+
+@contextmanager
+def counted_steps():
+    """The arguments of the passes of each step within the block."""
+    steps = []
+
+    def counted(*given):
+        steps.append(given)
+        return accumulate(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "accumulate", counted)
+        yield steps
+
+
+@pytest.fixture(scope="module")
+def straight(world, tmp_path_factory):
+    """``straight(kind)``: the recipe, a run of it that nothing stopped, what it found, and how many steps' passes it
+    had. Read only."""
+
+    @cache
+    def made(kind):
+        chosen = load_recipe(world / "recipe.yaml", (*SHORT, *KINDS[kind]))
+        out = tmp_path_factory.mktemp(kind) / "run"
+        with counted_steps() as steps:
+            found = run(chosen, out)
+        return SimpleNamespace(recipe=chosen, out=out, found=found, steps=len(steps))
+
+    return made
 
 
 def refuse_missing_weights(run, kind):
@@ -67,16 +99,15 @@ def refuse_missing_weights(run, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_resumes_to_the_same_bits(recipe, tmp_path, kind):
+def test_it_resumes_to_the_same_bits(straight, tmp_path, kind):
     """The adapter, the optimizer's moments, the budget and what was logged."""
-    chosen = recipe(*SHORT, *KINDS[kind])
-    straight = tmp_path / "run"
+    one = straight(kind)
     again = tmp_path / "again"
-    logged, _ = run(chosen, straight)
-    cut_after(2, Path(shutil.copytree(straight, again)))
-    train_recipe(chosen, out=again, resuming=True)
+    logged, _ = one.found
+    cut_after(2, Path(shutil.copytree(one.out, again)))
+    train_recipe(one.recipe, out=again, resuming=True)
     refuse_missing_weights(again, kind)
-    assert same_files(straight, again)
+    assert same_files(one.out, again)
     assert steps_logged(again) == logged and len(logged) == 7
 
 
@@ -95,7 +126,8 @@ class Backward:
 @pytest.mark.parametrize("kind", ["pissa", "gate"])
 def test_the_backward_pass_in_autograds_own_thread_has_the_same_bits(recipe, tmp_path, kind):
     """As on a GPU; with checkpointing, which computes again there."""
-    chosen = recipe(*SHORT, *KINDS[kind], "model.gradient_checkpointing=true")
+    two = ("training.max_steps=2", "model.gradient_checkpointing=true")
+    chosen = recipe(*SHORT, *KINDS[kind], *two)
     found = []
     for own in (False, True):
         with watch(Backward()) as backward, torch.autograd.set_multithreading_enabled(own):
@@ -105,23 +137,16 @@ def test_the_backward_pass_in_autograds_own_thread_has_the_same_bits(recipe, tmp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rehearsal_changes_no_bit(recipe, tmp_path, monkeypatch, kind):
+def test_a_rehearsal_changes_no_bit(straight, tmp_path, monkeypatch, kind):
     """With it and without: the adapter, the moments, the budget, the scaler and what was logged."""
-    chosen = recipe(*SHORT, *KINDS[kind])
+    rehearsed = straight(kind)
     plain = tmp_path / "run"
-    again = tmp_path / "again"
-    steps = []
-
-    def counted(*given):
-        steps.append(given)
-        return accumulate(*given)
-
-    monkeypatch.setattr(loop, "accumulate", counted)
-    found = run(chosen, again)
     monkeypatch.setattr("moslora.training.train.rehearse", lambda parts, first_step: None)
-    assert run(chosen, plain) == found and len(steps) == 5 + 4
-    refuse_missing_weights(again, kind)
-    assert same_files(plain, again)
+    with counted_steps() as steps:
+        assert run(rehearsed.recipe, plain) == rehearsed.found
+    assert (rehearsed.steps, len(steps)) == (5, 4)
+    refuse_missing_weights(rehearsed.out, kind)
+    assert same_files(plain, rehearsed.out)
 
 
 @pytest.mark.parametrize(("kind", "apart"), [("budget", 1e-5), ("float16", 2e-3)])
@@ -198,20 +223,19 @@ def test_no_step_begins_before_what_comes_between_two(recipe, tmp_path, order, b
 
 
 @pytest.mark.parametrize("kind", ["float16", "gate"])
-def test_a_stop_throws_away_the_step_that_has_begun(recipe, tmp_path, monkeypatch, order, kind):
+def test_a_stop_throws_away_the_step_that_has_begun(straight, tmp_path, monkeypatch, order, kind):
     """And the run goes on to the bits of one that was not stopped."""
-    chosen = recipe(*SHORT, *KINDS[kind], "training.validate_every=9")
-    straight = tmp_path / "run"
+    one = straight(kind)
     again = tmp_path / "again"
-    logged, _ = run(chosen, straight)
-    order.clear()
+    logged, _ = one.found
+    order.clear()  # of that run, if it is made here
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step 1 of 4"):
         patch.setattr("moslora.training.train.stop_requests", lambda: nullcontext([signal.SIGTERM]))
-        run(chosen, again)
+        run(one.recipe, again)
     assert order[-len([*BEGIN, *READ, "save"]) :] == [*BEGIN, *READ, "save"]
-    train_recipe(chosen, out=again, resuming=True)
+    train_recipe(one.recipe, out=again, resuming=True)
     shutil.rmtree(again / "checkpoints" / "step-1")
-    assert same_files(straight, again) and steps_logged(again) == logged
+    assert same_files(one.out, again) and steps_logged(again) == logged
 
 
 def test_no_update_follows_numbers_that_are_not_finite(recipe, tmp_path, monkeypatch, order):
