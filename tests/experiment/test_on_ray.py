@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -49,14 +50,16 @@ def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(wor
     monkeypatch.setattr(module, "worker_processes", lambda training: 1)
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15, below all other tests
     out = Path("rays")
-    stop = InTheMiddle(out, kills=False)
-    stop.start()
-    with pytest.raises(Interrupted):
+    with module._cluster() as ray:  # one start of it for both
+        monkeypatch.setattr(module, "_cluster", lambda: nullcontext(ray))
+        stop = InTheMiddle(out, kills=False)
+        stop.start()
+        with pytest.raises(Interrupted):
+            study("e.yaml", out, start=on_ray).run()
+        assert stop.trainer is not None and not trainers() and not list(out.glob("runs/*/.lock"))
+        kill = InTheMiddle(out, kills=True)
+        kill.start()
         study("e.yaml", out, start=on_ray).run()
-    assert stop.trainer is not None and not trainers() and not list(out.glob("runs/*/.lock"))
-    kill = InTheMiddle(out, kills=True)
-    kill.start()
-    study("e.yaml", out, start=on_ray).run()
     assert kill.trainer is not None
     assert not kill.trainer.is_running() or kill.trainer.status() == psutil.STATUS_ZOMBIE, "it ended with its worker"
     assert results(out) == results(alone) and len(results(out)) == 2
