@@ -224,7 +224,7 @@ def test_of_several_models_one_is_named(served, capsys):
 
 @pytest.mark.slow
 def test_options_that_are_texts(served_world, capsys):
-    served = served_world("evaluation.protocol=cloze", "data.format=cloze")
+    served = served_world("evaluation.protocol=cloze", "data.format=cloze", "training.micro_batch_tokens=2000")
     assert verified(capsys, served.path, served.pretended()) == "run"
     assert verified(capsys, served.path, served.pretended(served.model(base=True))) == "base"
 
