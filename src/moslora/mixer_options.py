@@ -46,7 +46,7 @@ class Options(StrictModel):
     @property
     def is_balanced(self) -> bool:
         """Whether a penalty is taken over the rows of each forward pass by itself."""
-        return getattr(self, "balance", 0) > 0
+        return False
 
     def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
         """Options that do not go together, or not with the adapter's ranks."""
@@ -173,6 +173,10 @@ class TokenGateOptions(GateOptions):
 
     balance: NonNegativeFloat = 0.0
     """Weight of the penalty on an uneven load."""
+
+    @property
+    def is_balanced(self) -> bool:
+        return self.balance > 0
 
     def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
         yield from super().conflicts(rank=rank, rank_out=rank_out)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.checks.verdicts import of_questions
 from moslora.verify.fit import centered, fit
-from moslora.verify.verdict import Evidence, judge, judge_texts, tolerance
+from moslora.verify.verdict import Evidence, TextEvidence, judge, judge_texts, tolerance
 
 OPTIONS = 4
 
@@ -156,7 +156,7 @@ def test_the_tolerance_is_the_recorded_drift_or_the_rounding_of_the_dtype():
     ],
 )
 def test_texts_are_counted_and_are_never_enough_for_the_run(counts, kind, agrees):
-    found = judge_texts(*counts)
+    found = judge_texts(TextEvidence(*counts))
     assert (found.kind, found.agrees) == (kind, agrees)
 
 

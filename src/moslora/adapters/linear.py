@@ -107,29 +107,40 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
-        made = self.context.factors.get(self)
-        if made is None or made[0].a.dtype != x.dtype:
-            a, b = self.scaled_factors()
-            made = Factors(a.to(x.dtype), b.to(x.dtype)), 0
-        factors, place = made
-        b = factors.b[place]
-        x_for_base = x
-        if self.context.plain:  # by torch alone
-            drawn = self.dropout.draw(x)
-            u = F.linear(without(x, drawn), factors.a)
-        else:
-            u, x_for_base, drawn = factors.project_down(x, place, self.dropout)
+        if self.context.plain:
+            return self._plain(x)
+        factors, place = self._factors(x.dtype)
+        u, x_for_base, drawn = factors.project_down(x, place, self.dropout)
         if not self.folds:
             u = self.mixer(u, x)
-        if self.magnitude is None and not self.context.plain:
-            return add_product(self.base, x_for_base, u, b)
+        if self.magnitude is None:
+            return add_product(self.base, x_for_base, u, factors.b[place])
+        return self._rescaled(self.base(x_for_base), F.linear(u, factors.b[place]), x_for_base, drawn)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The same by torch alone."""
+        a, b = (factor.to(x.dtype) for factor in self.scaled_factors())
+        drawn = self.dropout.draw(x)
+        u = F.linear(without(x, drawn), a)
+        if not self.folds:
+            u = self.mixer(u, x)
         delta = F.linear(u, b)
-        y: Tensor = self.base(x_for_base)
+        y: Tensor = self.base(x)
         if not isinstance(y, Tensor):  # a router of experts
             self.context.bypassed.add(self)
         if self.magnitude is None:
             return y + delta
-        return self._rescaled(y, delta, x_for_base, drawn)
+        return self._rescaled(y, delta, x, drawn)
+
+    def _factors(self, dtype: torch.dtype) -> tuple[Factors, int]:
+        """The factors in ``dtype``, and the place of this layer's among them."""
+        made = self.context.factors.get(self)
+        if made is not None:
+            factors, _ = made
+            if factors.a.dtype == dtype:
+                return made
+        a, b = self.scaled_factors()
+        return Factors(a.to(dtype), b.to(dtype)), 0
 
     def scaled_factors(self) -> tuple[Tensor, Tensor]:
         """(s · M · A, B), in float32; without M where it is not folded. s includes dropout's 1 / (1 − p)."""

@@ -166,8 +166,13 @@ def evaluate(
     if target is None:
         target = str(newest_run(RUNS, Path()).path)
         words = ["eval", target, *sys.argv[2:]]
-    how: dict[str, Any] = {"base": base, "dtype": dtype, "engine": engine, "strategy": strategy}
-    how["trust_remote_code"] = trust
+    how: dict[str, Any] = {
+        "base": base,
+        "dtype": dtype,
+        "engine": engine,
+        "strategy": strategy,
+        "trust_remote_code": trust,
+    }
     opened = open_target(target, **how)
     early.refuse_evaluation(opened, tasks=tasks, typed=typed, out=out)
     opened = imported(opened, target, **how)

@@ -193,7 +193,7 @@ class OptionScorer(Scorer[list[float]]):
         places: list[int] = []  # of the tokens that a scored one follows
         targets: list[int] = []
         for question in questions:
-            of_rows = cycle([next(paths) for _ in self.rows(question)])
+            of_rows = cycle([next(paths) for _ in self.rows(question)])  # each option's own, or one for all
             for text, path in zip(question.texts, of_rows, strict=False):
                 places += path[text.answer_start - 1 :]
                 targets += text.ids[text.answer_start :]

@@ -137,8 +137,7 @@ def _unknown(location: tuple[str | int, ...], path: KeyPath, value: Any) -> str:
             return f"unknown key; {answered}"
     here = [section for place, section in _every_section(Recipe) if place == at]
     if len(here) > 1:  # alternatives, which pydantic calls by the kind of a mixer, or else by their class
-        kinds = {section: section.model_fields.get("kind") for section in here}
-        here = [section for section, kind in kinds.items() if (kind.default if kind else section.__name__) in location]
+        here = [section for section in here if _name_of(section) in location]
     known = [name for section in here for name in section.model_fields]
     if not at:
         known.append("extends")
@@ -149,6 +148,11 @@ def _unknown(location: tuple[str | int, ...], path: KeyPath, value: Any) -> str:
     if close:
         return f"unknown key; did you mean {close[0]}?"
     return f"unknown key; must be one of {', '.join(known)}"
+
+
+def _name_of(section: type[BaseModel]) -> str:
+    kind = section.model_fields.get("kind")
+    return str(kind.default) if kind else section.__name__
 
 
 def _every_section(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterator[tuple[list[str], type[BaseModel]]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from moslora.mixer_options import INVERTIBLE, WELL_CONDITIONED, DenseOptions
+from moslora.mixer_options import INVERTIBLE, WELL_CONDITIONED, DenseOptions, MixerOptions
 from moslora.prompts.protocols import PROTOCOLS, joined_names, readers, writers
 from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
@@ -29,6 +29,7 @@ def conflicts(
         yield from _peft(training, model)
     else:
         yield from _mixer(adapter, training)
+        yield from _trains(adapter)
         yield from _start(adapter)
     yield from _tasks(data, evaluation, own_tasks)
     for name, task in own_tasks.items():
@@ -83,32 +84,44 @@ def _mixer(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
         yield keys, f"DoRA needs one ΔW, and {mixer.kind} has one per token or task; set dora: false"
 
 
-def _start(adapter: AdapterSection) -> Conflicts:
-    """Where A, M and B start, and which of them learn from there."""
+def _trains(adapter: AdapterSection) -> Conflicts:
     mixer = adapter.mixer
-    keys = "adapter.mixer.kind adapter.mixer.init"
-    continues = adapter.continue_from is not None  # so that nothing is at its start
-    needs_zero = {"start": "lora"} if adapter.start == "svd" else {}  # field -> a value with which M may start anywhere
-    if continues and adapter.trains == "mixer" and not (isinstance(mixer, DenseOptions) and mixer.train == "learned"):
-        fix = "M has no weights that learn, and nothing else would; set trains: all"
-        yield "adapter.trains adapter.mixer.kind adapter.mixer.train", fix
-    elif not continues and adapter.trains == "mixer":
-        needs_zero["trains"] = "all"
-    elif not continues and adapter.trains == "b" and (mixer.starts_at_zero or mixer.routes):
+    if adapter.continue_from is not None:  # nothing is at its start
+        is_learned = isinstance(mixer, DenseOptions) and mixer.train == "learned"
+        if adapter.trains == "mixer" and not is_learned:
+            keys = "adapter.trains adapter.mixer.kind adapter.mixer.train"
+            yield keys, "M has no weights that learn, and nothing else would; set trains: all"
+        return
+    if adapter.trains == "b" and (mixer.starts_at_zero or mixer.routes):
         # M would keep its start: zero, or a gate that never learned anything.
         fix = "set adapter.mixer.kind: identity, or trains: all"
-        yield f"adapter.trains {keys}", f"M keeps its initial value, here zero or a random gate, with trains: b; {fix}"
-    if not (mixer.kind == "dense" and mixer.starts_at_zero):
-        for field, usual in needs_zero.items():
-            fix = f"set adapter.mixer to {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}"
-            why = f"B does not start at zero with {field}: {getattr(adapter, field)}"
-            yield f"adapter.{field} {keys}", f"{why}, so M must start at zero or near it; {fix}"
+        keys = "adapter.trains adapter.mixer.kind adapter.mixer.init"
+        yield keys, f"M keeps its initial value, here zero or a random gate, with trains: b; {fix}"
+    if adapter.trains == "mixer" and not _is_dense_at_zero(mixer):
+        yield _not_at_zero("trains", "mixer", usual="all")
+
+
+def _is_dense_at_zero(mixer: MixerOptions) -> bool:
+    return mixer.kind == "dense" and mixer.starts_at_zero
+
+
+def _not_at_zero(field: str, value: str, *, usual: str) -> tuple[str, str]:
+    keys = f"adapter.{field} adapter.mixer.kind adapter.mixer.init"
+    fix = f"set adapter.mixer to {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}"
+    return keys, f"B does not start at zero with {field}: {value}, so M must start at zero or near it; {fix}"
+
+
+def _start(adapter: AdapterSection) -> Conflicts:
+    mixer = adapter.mixer
+    if adapter.start == "svd" and not _is_dense_at_zero(mixer):
+        yield _not_at_zero("start", "svd", usual="lora")
     square = adapter.rank_out in (None, adapter.rank)
     if adapter.start == "pissa" and not (square and mixer.starts_well_conditioned):
         # A random matrix has small singular values: its inverse is large, and B · M · A a difference of large numbers,
         # which in bfloat16 is no longer the part removed from the base.
         fix = f"{', '.join(INVERTIBLE)} (dense with init: {' or '.join(WELL_CONDITIONED)}), or start: lora"
-        yield f"adapter.start {keys}", f"a PiSSA start inverts M; set the mixer's kind to {fix}"
+        keys = "adapter.start adapter.mixer.kind adapter.mixer.init"
+        yield keys, f"a PiSSA start inverts M; set the mixer's kind to {fix}"
 
 
 def _tasks(data: DataSection, evaluation: EvaluationSection, own_tasks: Mapping[str, TaskSection]) -> Conflicts:

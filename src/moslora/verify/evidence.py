@@ -8,7 +8,7 @@ from moslora.evaluation.scorer import Question
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.settings import TaskRecord
 from moslora.verify.fit import Centered, centered
-from moslora.verify.verdict import Evidence, tolerance
+from moslora.verify.verdict import Evidence, TextEvidence, tolerance
 
 
 def by_id(evaluation: Evaluation, column: str) -> dict[str, Any]:
@@ -74,12 +74,14 @@ def alike(one: Evaluation, other: Evaluation) -> set[str]:
     return {id for id, answer in answers(one).items() if same(answer, theirs[id])}
 
 
-def counts_of_texts(server: Evaluation, run: Evaluation) -> tuple[int, ...]:
-    """How often a server that writes answers as the run, and as its base: the arguments of `judge_texts`."""
+def text_evidence(server: Evaluation, run: Evaluation) -> TextEvidence:
+    """How often a server that writes answers as the run, and as its base."""
     answered = set(by_id(server, "chosen"))
     like_run = alike(server, run)
     if run.base is None:
-        return len(answered), len(like_run)
+        return TextEvidence(len(answered), len(like_run))
     like_base = alike(server, run.base)
     differing = answered - alike(run, run.base)
-    return len(answered), len(like_run), len(differing), len(differing & like_run), len(differing & like_base)
+    return TextEvidence(
+        len(answered), len(like_run), len(differing), len(differing & like_run), len(differing & like_base)
+    )

@@ -195,35 +195,40 @@ def _context(evidence: Evidence) -> Verdict | None:
     return None
 
 
-def judge_texts(
-    questions: int,
-    like_run: int,
-    differing: int | None = None,
-    differing_like_run: int = 0,
-    differing_like_base: int = 0,
-) -> Verdict:
-    """The verdict on texts. It is never the run: they show no scale and no quantisation, so that they may be the same
-    where the model is another one.
+@dataclass(frozen=True)
+class TextEvidence:
+    """Answers that were read from texts.
 
-    Args:
+    Attributes:
         questions: their number.
         like_run: those that are answered as by the run.
         differing: questions that run and base answer differently; ``None`` if the base was not asked.
         differing_like_run: those of them that are answered as by the run.
         differing_like_base: the same of its base.
     """
-    if questions < FEWEST_IN_ALL:
-        return _too_few(questions)
-    said = f"the run's answer to {like_run} of {questions} questions"
-    alike = like_run >= MOST * questions
-    if differing is None:
+
+    questions: int
+    like_run: int
+    differing: int | None = None
+    differing_like_run: int = 0
+    differing_like_base: int = 0
+
+
+def judge_texts(found: TextEvidence) -> Verdict:
+    """The verdict on texts. It is never the run: they show no scale and no quantisation, so that they may be the same
+    where the model is another one."""
+    if found.questions < FEWEST_IN_ALL:
+        return _too_few(found.questions)
+    said = f"the run's answer to {found.like_run} of {found.questions} questions"
+    alike = found.like_run >= MOST * found.questions
+    if found.differing is None:
         return _not_seen_beside_base(said, is_close=alike)
-    if differing < FEWEST:
-        return Verdict("undecided", f"{said}, but run and base differ in {differing} only; raise --limit")
-    said += f", and to {differing_like_run} of the {differing} that its base answers differently"
-    if differing_like_base >= MOST * differing:
+    if found.differing < FEWEST:
+        return Verdict("undecided", f"{said}, but run and base differ in {found.differing} only; raise --limit")
+    said += f", and to {found.differing_like_run} of the {found.differing} that its base answers differently"
+    if found.differing_like_base >= MOST * found.differing:
         return Verdict("base", f"computes its base, the adapter is not applied: {said}")
-    if alike and differing_like_run >= MOST * differing:
+    if alike and found.differing_like_run >= MOST * found.differing:
         unseen = "but texts alone show no scale, no quantisation and no nearby checkpoint, so it may be another one"
         return Verdict("undecided", f"answers as this run: {said}; {unseen}", agrees=True)
     return Verdict("another model", f"another model, or another prompt: {said}")

@@ -30,7 +30,7 @@ from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
 from moslora.runs.settings import Settings, read_head
 from moslora.tasks import COMMONSENSE
-from moslora.verify.evidence import alike, by_id, counts_of_texts, evidence
+from moslora.verify.evidence import alike, by_id, evidence, text_evidence
 from moslora.verify.prompts import PromptTests, answers_of
 from moslora.verify.report import REPORT, Report, effects_of
 from moslora.verify.verdict import Verdict, judge, judge_texts
@@ -236,7 +236,7 @@ def _report(
     fit = None
     rounding = 0.0
     if served.reading is None:
-        verdict = judge_texts(*counts_of_texts(server, run))
+        verdict = judge_texts(text_evidence(server, run))
     else:
         told = evidence(questions, server, run, checkpoints=checkpoints_of(run), dtype=dtype)
         verdict, fit = judge(told)
