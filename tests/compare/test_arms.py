@@ -165,8 +165,9 @@ def test_what_may_be_meant_to_differ_is_one_line_with_one_command(runs, capsys):
     assert code == 2 and fault.count("\n") == 1 and fault.count("lora-1, ") == 3
     words = shlex.split(fault.partition("if that is meant, add ")[2])
     assert words.count("--allow") == 3
+    words += ["--allow", "seds"]
     code, said, _ = run(capsys, "compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy", *words)
-    assert code == 0 and "mixed-1" in said
+    assert code == 0 and "mixed-1" in said and "--allow seds: differs in none" in said
 
 
 def test_other_versions_are_no_reason_to_refuse_but_told(capsys):

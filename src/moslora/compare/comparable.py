@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from moslora.compare.arms import Arm, all_runs, cluster_codes
+from moslora.compare.arms import SEEDS, Arm, all_runs, cluster_codes
 from moslora.compare.logs import HASHES, PROMPT
 from moslora.console import note, note_once
 from moslora.errors import UsageError, capped, counted, some
@@ -14,10 +14,14 @@ from moslora.runs.evaluation import Evaluation
 
 def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     """Refuses runs that were asked differently, one line for each field, or that differ in base, rows or steps, whose
-    fields may be ``allowed`` to differ."""
+    fields may be ``allowed`` to differ; a note names those that do not."""
     runs = all_runs(arms)
     faults = [f"{values}; evaluate both in the same way" for values in differently_asked(runs).values()]
-    made = {field: values for field, values in differently_made(runs).items() if field not in allowed}
+    made = differently_made(runs)
+    alike = [field for field in allowed if field not in (SEEDS, PROMPT, *made)]
+    if alike:
+        note(f"--allow {some(alike)}: differs in none of these runs")
+    made = {field: values for field, values in made.items() if field not in allowed}
     if made:
         allow = " ".join(f"--allow {shlex.quote(field)}" for field in made)
         faults.append(f"{'; '.join(made.values())}; if that is meant, add {allow}")
