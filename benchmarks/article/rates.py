@@ -1,17 +1,17 @@
-"""Gain against forgetting beside the best learning rate: the tables and the figure of the second edition in
-docs/results.md.
+"""Gain against forgetting beside the best learning rate: the tables of each model and their figure in docs/results.md.
 
-    python -m benchmarks.article.rates                                # docs/experiments/article-second
-    python -m benchmarks.article.rates packed --print-only            # moslora experiment FILE --pack packed wrote it
+    python -m benchmarks.article.rates                        # of docs/experiments
+    python -m benchmarks.article.rates packed --print-only    # moslora experiment FILE --pack packed/NAME wrote each
 
-An arm NAME-low or NAME-high is the method of the arm NAME at the rate below or above its best. The base is asked before
-the runs are packed: ``moslora eval FOLDER/runs/RUN --base``.
+An arm whose name is another's with an ending of `ENDINGS` is that method at a rate beside its best. The base is asked
+before the runs are packed: ``moslora eval FOLDER/runs/RUN --base``.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -32,10 +32,10 @@ from moslora.report.canvas import Canvas, Style
 from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change, draw_base
 from moslora.runs.outcomes import OUTCOMES
 
-FOLDER = DOCS / "experiments" / "article-second"
+MODELS = {"SmolLM2-135M": "article-second"}
+"""Model -> the experiment with it."""
 
-LOW = "-low"
-HIGH = "-high"
+ENDINGS = ("-far-too-high", "-half", "-low", "-high")
 
 BESIDE = (GAINED, "log_probability_summed", "validation_loss", FORGOTTEN)
 """The outcomes of the table of differences."""
@@ -45,7 +45,9 @@ BLOWN_UP = 0.2
 
 
 def method_of(arm: str) -> str:
-    return arm.removesuffix(LOW).removesuffix(HIGH)
+    for ending in ENDINGS:
+        arm = arm.removesuffix(ending)
+    return arm
 
 
 @dataclass(frozen=True)
@@ -156,22 +158,25 @@ def made_of(found: ScoredExperiment) -> str:
     return f"Means over {seeds} seeds ± standard error over seeds, {asked}. {where}."
 
 
-def figure(canvas: Canvas, methods: Mapping[str, Sequence[AtRate]]) -> Markup:
-    """A line for each method, from its lowest to its highest rate; the marks grow with the rate. Gain and held-out loss
-    over what is forgotten."""
-    with canvas.figure(8.4, 3.8, columns=2) as (drawn, rows):
-        by_gain, by_loss = rows[0]
-        for method, rates in methods.items():
-            style = canvas.style(method)
-            _draw(by_loss, rates, [one.held_out for one in rates], style, label=None)
-            _draw(by_gain, rates, [one.gained for one in rates], style, label=method)
-        by_gain.set(xlim=by_gain.get_xlim(), ylim=by_gain.get_ylim())  # far from the base, they stay apart
-        draw_base(by_gain, "")
-        by_gain.set_title("Gain over the base")
-        by_loss.set(xlabel=by_gain.get_xlabel(), ylabel="nats per token", title="Held-out loss: lower is better")
-        by_loss.locator_params(nbins=5)
-        by_gain.get_legend().remove()
-        drawn.legend(*by_gain.get_legend_handles_labels(), loc="outside lower center", ncols=len(methods))
+def figure(canvas: Canvas, models: Mapping[str, Mapping[str, Sequence[AtRate]]]) -> Markup:
+    """A row of panels for each model, and in it a line for each method, from its lowest to its highest rate; the marks
+    grow with the rate. Gain and held-out loss over what is forgotten."""
+    with canvas.figure(8.4, 0.4 + 3.4 * len(models), columns=2, rows=len(models)) as (drawn, rows):
+        handles: dict[str, Any] = {}
+        for (model, methods), (by_gain, by_loss) in zip(models.items(), rows, strict=True):
+            for method, rates in methods.items():
+                style = canvas.style(method)
+                _draw(by_loss, rates, [one.held_out for one in rates], style, label=None)
+                _draw(by_gain, rates, [one.gained for one in rates], style, label=method)
+            by_gain.set(xlim=by_gain.get_xlim(), ylim=by_gain.get_ylim())  # far from the base, they stay apart
+            draw_base(by_gain, "")
+            by_gain.set_title(f"{model}: gain over the base")
+            by_loss.set(xlabel=by_gain.get_xlabel(), ylabel="nats per token", title="Held-out loss: lower is better")
+            by_loss.locator_params(nbins=5)
+            of_methods, names = by_gain.get_legend_handles_labels()
+            handles |= dict(zip(names, of_methods, strict=True))
+            by_gain.get_legend().remove()
+        drawn.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
         drawn.set_layout_engine("constrained", w_pad=0.12)
     return canvas.keep("rates", drawn)
 
@@ -198,20 +203,17 @@ def _draw(axes: Axes, rates: Sequence[AtRate], values: Sequence[Floats], style: 
         )
 
 
-def pictures(found: ScoredExperiment) -> dict[str, str]:
-    """Path in docs/ -> SVG."""
-    methods = by_method(found)
-    with canvas_of(methods) as canvas:
-        return {"rates.svg": from_report(figure(canvas, methods))}
-
-
-def main(folder: Path = FOLDER, *, print_only: bool = False) -> None:
-    found = load(folder)
-    said = {"rates": f"{rates_table(by_method(found))}\n\n{made_of(found)}", "beside": beside_table(found)}
-    for name, text in said.items():
-        publish(text, DOCS / "results.md", name, print_only=print_only)
+def main(folder: Path = DOCS / "experiments", *, print_only: bool = False) -> None:
+    models = {}
+    for model, experiment in MODELS.items():
+        found = load(folder / experiment)
+        models[model] = by_method(found)
+        said = {"rates": f"{rates_table(models[model])}\n\n{made_of(found)}", "beside": beside_table(found)}
+        for name, text in said.items():
+            publish(text, DOCS / "results.md", f"{name} of {experiment}", print_only=print_only)
     if not print_only:
-        write_pictures(pictures(found))
+        with canvas_of(dict.fromkeys(method for methods in models.values() for method in methods)) as canvas:
+            write_pictures({"rates.svg": from_report(figure(canvas, models))})
 
 
 if __name__ == "__main__":

@@ -61,8 +61,9 @@ def test_each_method_has_its_gains_and_losses_by_rate(found, tmp_path):
     assert [row.split(" | ")[1] for row in rows] == ["0.001", "**0.002**", "0.004", "0.004", "**0.008**"]
     best = methods["lora"][1].forgotten
     assert rows[1].endswith(f"| {best.mean():.4f} ± {best.std(ddof=1) / 3**0.5:.4f} |")
-    svg = from_report(rates.figure(Canvas(tmp_path, list(methods)), methods))
-    assert ">lora<" in svg and ">moelora<" in svg and "lora-low" not in svg
+    models = {"one": methods, "another": {"lora": methods["lora"]}}
+    svg = from_report(rates.figure(Canvas(tmp_path, list(methods)), models))
+    assert ">lora<" in svg and ">moelora<" in svg and "lora-low" not in svg and ">another: gain" in svg
     with pytest.raises(SystemExit, match="moslora eval RUN --base"):
         rates.by_method(replace(found, base=None))
 
