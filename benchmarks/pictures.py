@@ -20,7 +20,7 @@ SOURCES: dict[str, Callable[[], dict[str, str]]] = {
     "argument": argument.pictures,
     "proof": lambda: proof.pictures(proof.measure()),  # trajectories that are computed in a minute
     "report": report_page.pictures,
-    "rates": lambda: rates.pictures(results.load(rates.FOLDER)),
+    "rates": lambda: rates.pictures(rates.load_models()),
     "results": lambda: results.pictures(results.load(DOCS / "experiments" / "article")),
     "speed": growth.pictures,
 }

@@ -3,13 +3,14 @@
     python -m benchmarks.article.rates                        # of docs/experiments
     python -m benchmarks.article.rates packed --print-only    # moslora experiment FILE --pack packed/NAME wrote each
 
-An arm whose name is another's with an ending of `ENDINGS` is that method at a rate beside its best. The base is asked
-before the runs are packed: ``moslora eval FOLDER/runs/RUN --base``.
+An arm whose name is another's with one of `ENDINGS` is that method at a rate beside its best. The base is asked before
+the runs are packed: ``moslora eval FOLDER/runs/RUN --base``.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,13 @@ from moslora.report.canvas import Canvas, Style
 from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change, draw_base
 from moslora.runs.outcomes import OUTCOMES
 
+FOLDER = DOCS / "experiments"
+
 MODELS = {"SmolLM2-135M": "article-second"}
 """Model -> the experiment with it."""
 
 ENDINGS = ("-far-too-high", "-half", "-low", "-high")
+"""Of an arm at a rate beside its method's best; one that ends in another stands before it."""
 
 BESIDE = (GAINED, "log_probability_summed", "validation_loss", FORGOTTEN)
 """The outcomes of the table of differences."""
@@ -203,17 +207,26 @@ def _draw(axes: Axes, rates: Sequence[AtRate], values: Sequence[Floats], style: 
         )
 
 
-def main(folder: Path = DOCS / "experiments", *, print_only: bool = False) -> None:
-    models = {}
-    for model, experiment in MODELS.items():
-        found = load(folder / experiment)
-        models[model] = by_method(found)
-        said = {"rates": f"{rates_table(models[model])}\n\n{made_of(found)}", "beside": beside_table(found)}
+def load_models(folder: Path = FOLDER) -> dict[str, ScoredExperiment]:
+    """Model -> its experiment in ``folder``."""
+    return {model: load(folder / experiment) for model, experiment in MODELS.items()}
+
+
+def pictures(found: Mapping[str, ScoredExperiment]) -> dict[str, str]:
+    """Path in docs/ -> SVG; of models."""
+    models = {model: by_method(its) for model, its in found.items()}
+    with canvas_of(dict.fromkeys(chain(*models.values()))) as canvas:
+        return {"rates.svg": from_report(figure(canvas, models))}
+
+
+def main(folder: Path = FOLDER, *, print_only: bool = False) -> None:
+    models = load_models(folder)
+    for model, found in models.items():
+        said = {"rates": f"{rates_table(by_method(found))}\n\n{made_of(found)}", "beside": beside_table(found)}
         for name, text in said.items():
-            publish(text, DOCS / "results.md", f"{name} of {experiment}", print_only=print_only)
+            publish(text, DOCS / "results.md", f"{name} of {MODELS[model]}", print_only=print_only)
     if not print_only:
-        with canvas_of(dict.fromkeys(method for methods in models.values() for method in methods)) as canvas:
-            write_pictures({"rates.svg": from_report(figure(canvas, models))})
+        write_pictures(pictures(models))
 
 
 if __name__ == "__main__":
