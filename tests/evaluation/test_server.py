@@ -200,10 +200,10 @@ server = Server("http://127.0.0.1:{silent.getsockname()[1]}")
 list(each_reply(lambda place: server.ask("completions", {{}}), [1, 2], at_once=2))
 """
     process = python("-c", code, env=os.environ | ON_A_CPU)
-    asking = [silent.accept() for _ in range(2)]
+    (first, _), (second, _) = silent.accept(), silent.accept()
     time.sleep(0.2)  # until the main thread waits as well: Python may lose a signal in between
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    for open_one in (silent, *(connection for connection, _ in asking)):
-        open_one.close()
+    for each in (silent, first, second):
+        each.close()
     assert "KeyboardInterrupt" in errors

@@ -17,11 +17,11 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     fields may be ``allowed`` to differ; a note names those that do not."""
     runs = all_runs(arms)
     faults = [f"{values}; evaluate both in the same way" for values in differently_asked(runs).values()]
-    made = differently_made(runs)
-    alike = [field for field in allowed if field not in (SEEDS, PROMPT, *made)]
+    differing = differently_made(runs)
+    alike = [field for field in allowed if field not in (SEEDS, PROMPT, *differing)]
     if alike:
         note(f"--allow {some(alike)}: differs in none of these runs")
-    made = {field: values for field, values in made.items() if field not in allowed}
+    made = {field: values for field, values in differing.items() if field not in allowed}
     if made:
         allow = " ".join(f"--allow {shlex.quote(field)}" for field in made)
         faults.append(f"{'; '.join(made.values())}; if that is meant, add {allow}")
