@@ -97,7 +97,9 @@ class Forked:
 
     def _wait(self, timeout: float | None) -> int | None:
         if self.returncode is None:
-            if not select.select([self._ended], [], [], timeout)[0]:
+            ended = select.poll()
+            ended.register(self._ended, select.POLLIN)
+            if not ended.poll(None if timeout is None else 1000 * timeout):
                 return None
             self.returncode = _ask({"ended": self.pid}, [])
             os.close(self._ended)
