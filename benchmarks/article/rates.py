@@ -35,7 +35,7 @@ from moslora.runs.outcomes import OUTCOMES
 
 FOLDER = DOCS / "experiments"
 
-MODELS = {"SmolLM2-135M": "article-second"}
+MODELS = {"SmolLM2-135M": "article-second", "Qwen2.5-Coder-0.5B": "second-model"}
 """Model -> the experiment with it."""
 
 ENDINGS = ("-far-too-high", "-half", "-low", "-high")
@@ -101,7 +101,7 @@ def rates_table(methods: Mapping[str, Sequence[AtRate]]) -> str:
     for method, rates in methods.items():
         for one in rates:
             rate = f"**{one.rate:g}**" if one.is_best else f"{one.rate:g}"
-            gained = mean_in_words(one.gained.tolist(), digits=OUTCOMES[GAINED].fine)
+            gained = mean_in_words(one.gained.tolist(), digits=OUTCOMES[GAINED].fine).replace("-", "−")
             forgotten = mean_in_words(one.forgotten.tolist(), digits=OUTCOMES[FORGOTTEN].fine)
             rows.append([method, rate, str(len(one.gained)), gained, forgotten])
     return markdown(rows)
@@ -109,7 +109,7 @@ def rates_table(methods: Mapping[str, Sequence[AtRate]]) -> str:
 
 def beside_table(found: ScoredExperiment) -> str:
     """The difference of each arm from the first, outcome by outcome, with the interval of each comparison alone; of an
-    arm with runs that have blown up without these, too."""
+    arm with runs that have blown up without these, too, where two are left."""
     first, *others = found.arms
     outcomes = [outcome for outcome in BESIDE if OUTCOMES[outcome].of_runs or found.tasks(outcome)]
     rows = [["", "learning rate", *(OUTCOMES[outcome].title for outcome in outcomes)]]
@@ -118,7 +118,7 @@ def beside_table(found: ScoredExperiment) -> str:
         rate = f"{found.row(arm.name).rate:g}"
         rows.append([method_of(arm.name), rate, *_differences(found, first, arm, outcomes)])
         left = {seed: run for seed, run in arm.runs.items() if seed not in blown_up(found, arm.name)}
-        if len(left) < len(arm.runs):
+        if 1 < len(left) < len(arm.runs):
             without = replace(arm, runs=left)
             rows.append(["… without what blew up", rate, *_differences(found, first, without, outcomes)])
     return markdown(rows)
@@ -163,12 +163,13 @@ def made_of(found: ScoredExperiment) -> str:
 
 
 def figure(canvas: Canvas, models: Mapping[str, Mapping[str, Sequence[AtRate]]]) -> Markup:
-    """A row of panels for each model, and in it a line for each method, from its lowest to its highest rate; the marks
-    grow with the rate. Gain and held-out loss over what is forgotten."""
+    """A row of panels for each model, and in it a line for each method, from its lowest to its highest rate at which
+    anything is gained; the marks grow with the rate. Gain and held-out loss over what is forgotten."""
     with canvas.figure(8.4, 0.4 + 3.4 * len(models), columns=2, rows=len(models)) as (drawn, rows):
         handles: dict[str, Any] = {}
         for (model, methods), (by_gain, by_loss) in zip(models.items(), rows, strict=True):
-            for method, rates in methods.items():
+            for method, tried in methods.items():
+                rates = [one for one in tried if one.gained.mean() > 0]
                 style = canvas.style(method)
                 _draw(by_loss, rates, [one.held_out for one in rates], style, label=None)
                 _draw(by_gain, rates, [one.gained for one in rates], style, label=method)
