@@ -1,10 +1,10 @@
 """What MOELoRA forgets under the gate of each task, and not under the mean of its gates alone.
 
-    python -m benchmarks.article.gates                       # at 0.008: about an hour on an idle core
+    python -m benchmarks.article.gates                       # at 0.008: some 80 minutes on one core
     python -m benchmarks.article.gates --arm moelora-low     # at 0.004
 
 The arm's runs of `article-second` are trained again, and each measures the passages under every gate. What is done is
-kept in --work, and not done again.
+kept in --work, and not done again; a training that was stopped goes on.
 """
 
 import json
@@ -70,7 +70,7 @@ def measured(planned: Planned, work: Path) -> dict[str, float]:
         recipe = planned.recipe
         run = work / planned.name
         if not (run / "adapter").exists():
-            train_recipe(recipe, out=run)
+            train_recipe(recipe, out=run, resuming=(run / "run.json").exists())
         tokenizer = load_tokenizer(recipe.model)
         model = load_adapted(open_adapter(run / "adapter"))
         gates = {MEAN: None, **{task: task for task in task_names(model)}}
@@ -84,11 +84,13 @@ def measured(planned: Planned, work: Path) -> dict[str, float]:
 
 
 def table(runs: Sequence[dict[str, float]]) -> str:
-    """What was lost under each gate, over the seeds."""
+    """What was lost under each gate and, on average, under those of the tasks, over the seeds."""
+    gates = [gate for gate in runs[0] if gate != BASE]
+    lost = {gate: [run[gate] - run[BASE] for run in runs] for gate in gates}
+    of_tasks = [lost[gate] for gate in gates if gate != MEAN]
+    lost["a task's, on average"] = [fmean(of_run) for of_run in zip(*of_tasks, strict=True)]
     rows = [["gate", "nats per byte lost"]]
-    for gate in runs[0]:
-        if gate != BASE:
-            rows.append([gate, mean_in_words([run[gate] - run[BASE] for run in runs], digits=4)])
+    rows += [[gate, mean_in_words(of_runs, digits=4)] for gate, of_runs in lost.items()]
     return markdown(rows)
 
 

@@ -101,9 +101,10 @@ def rates_table(methods: Mapping[str, Sequence[AtRate]]) -> str:
     for method, rates in methods.items():
         for one in rates:
             rate = f"**{one.rate:g}**" if one.is_best else f"{one.rate:g}"
-            gained = mean_in_words(one.gained.tolist(), digits=OUTCOMES[GAINED].fine).replace("-", "−")
+            gained = mean_in_words(one.gained.tolist(), digits=OUTCOMES[GAINED].fine)
             forgotten = mean_in_words(one.forgotten.tolist(), digits=OUTCOMES[FORGOTTEN].fine)
-            rows.append([method, rate, str(len(one.gained)), gained, forgotten])
+            means = [words.replace("-", "−") for words in (gained, forgotten)]
+            rows.append([method, rate, str(len(one.gained)), *means])
     return markdown(rows)
 
 
