@@ -1,1 +1,1 @@
-"""The article's systems compared, measured and drawn: results.md, methods.md, argument.md and proof.md."""
+"""The article's systems compared, measured and drawn: results-runs.md, methods.md, argument.md and proof.md."""

@@ -1,4 +1,4 @@
-"""Gain against forgetting beside the best learning rate: the tables of each model and their figure in docs/results.md.
+"""Gain against forgetting beside the best learning rate: each model's tables in docs/results-runs.md, and the figure.
 
     python -m benchmarks.article.rates                        # of docs/experiments
     python -m benchmarks.article.rates packed --print-only    # moslora experiment FILE --pack packed/NAME wrote each
@@ -226,7 +226,7 @@ def main(folder: Path = FOLDER, *, print_only: bool = False) -> None:
     for model, found in models.items():
         said = {"rates": f"{rates_table(by_method(found))}\n\n{made_of(found)}", "beside": beside_table(found)}
         for name, text in said.items():
-            publish(text, DOCS / "results.md", f"{name} of {MODELS[model]}", print_only=print_only)
+            publish(text, DOCS / "results-runs.md", f"{name} of {MODELS[model]}", print_only=print_only)
     if not print_only:
         write_pictures(pictures(models))
 

@@ -1,4 +1,4 @@
-"""The first edition's figures in docs/results.md, from the tables of an experiment whose first arm is LoRA.
+"""The first edition's figures in docs/results-runs.md, from the tables of an experiment whose first arm is LoRA.
 
     python -m benchmarks.article.results                          # docs/experiments/article
     python -m benchmarks.article.results packed --docs drawn      # moslora experiment FILE --pack packed wrote it
