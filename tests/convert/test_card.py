@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not re-exported
 
 from card_kit import Card
+from changes_kit import edit_json
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
 from moslora.convert.card import how_to_use, write_card
 from moslora.convert.export import export_peft
@@ -178,6 +179,18 @@ def test_the_upload_command_names_a_valid_repository_and_the_folder(tmp_path, na
         validate_repo_id(repository)
         assert [hf, upload, *others] == ["hf", "upload", str(out), "--private"]
         assert ("base_model_name_or_path" in before) == (base == "/data/model")
+
+
+def test_a_base_asked_other_questions_of_a_set_is_not_beside_the_adapter(trained, tmp_path):
+    """As many, of the same data, but not the first ones."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluate_target(open_target(str(run)), tasks="boolq", limit=2)
+    _, folder = evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=2)
+    asked = json.loads((folder / "results.json").read_text(encoding="utf-8"))["settings"]
+    edit_json(folder / "results.json", settings=asked | {"skipped": {"boolq": 64}})
+    export_peft(run / "adapter", out=tmp_path / "peft")
+    (scores,) = Card(tmp_path / "peft").scores
+    assert scores.rows["boolq"][2] == "–"
 
 
 @pytest.mark.parametrize(("max_length", "beside"), [(400, True), (60, False)])

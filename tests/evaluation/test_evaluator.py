@@ -17,7 +17,7 @@ from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate, read_results
 from moslora.evaluation import scorer as scorer_module
-from moslora.evaluation.batches import BLOCK_SIZE
+from moslora.evaluation.batches import BLOCK_SIZE, blocks
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
 from moslora.runs.answers import order_key
@@ -60,6 +60,46 @@ def test_bfloat16_scores_depend_on_the_ids_alone(settings):
     assert scores_by_id(limited).items() <= scores_by_id(whole).items()
     drifts = {task: score.drift for task, score in whole.tasks.items()}
     assert whole.macro.close_calls == sum(lead(p) < drifts[p.task] for p in whole.predictions)
+
+
+def test_skipped_questions_are_the_first_of_the_fixed_order(tmp_path):
+    """The others score as in the whole evaluation, bit for bit, and a set without its own number skips none."""
+    model = make_model(torch.bfloat16)
+    examples = {"piqa": make_examples("piqa", 200), "boolq": make_examples("boolq", 30)}
+    whole = evaluate(model, tokenizer(), examples, Request(**CLOZE))
+    request = Request(limit=100, skip={"piqa": 64}, **CLOZE)
+    found = evaluate(model, tokenizer(), examples, request, out=tmp_path / "e")
+    in_order = sorted((row.id for row in examples["piqa"]), key=order_key)
+    wanted = {*in_order[64:164], *(row.id for row in examples["boolq"])}
+    assert scores_by_id(found) == {id: scores for id, scores in scores_by_id(whole).items() if id in wanted}
+    assert read_evaluation(tmp_path / "e").settings.skipped == {"piqa": 64}
+    records = json.loads((tmp_path / "e/settings.json").read_text(encoding="utf-8"))["tasks"]
+    assert [records[task]["asked"] for task in examples] == [100, 30]
+
+
+def test_blocks_larger_than_what_is_skipped_keep_their_questions():
+    rows = make_examples("piqa", 200)
+    whole, *_ = blocks(rows, limit=None, exact=False, size=128)
+    first, second = blocks(rows, limit=70, exact=False, skip=64, size=128)
+    assert (first.computed, first.wanted) == (whole.computed, whole.computed[64:])
+    assert len(second.computed) == 72 and second.wanted == second.computed[:6]
+
+
+def test_a_folder_goes_on_with_what_it_skipped(tmp_path):
+    """Other sets may skip another number; a smaller evaluation takes nothing away."""
+    some = {"piqa": make_examples("piqa", 100)}
+    more = {**some, "boolq": make_examples("boolq", 70)}
+    ask(tmp_path / "e", questions=some, request=CHOICE | {"skip": 64})
+    with pytest.raises(UsageError, match=r"skipped\.piqa was 64, is 0.* --out"):
+        ask(tmp_path / "e", questions=some)
+    found = ask(tmp_path / "e", questions=more, request=CHOICE | {"skip": {"piqa": 64}, "limit": 10})
+    assert {task: score.n for task, score in found.tasks.items()} == {"piqa": 10, "boolq": 10}
+    assert {task: len(of_task.ids) for task, of_task in read_evaluation(tmp_path / "e").complete.tasks.items()} == {
+        "piqa": 36,
+        "boolq": 10,
+    }
+    with pytest.raises(UsageError, match=r"evaluation\.skip.*piqa"):
+        ask(tmp_path / "none", questions=some, request=CHOICE | {"skip": 128})
 
 
 def test_the_next_questions_are_encoded_before_the_device_is_waited_for(monkeypatch):

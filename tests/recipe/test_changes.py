@@ -80,6 +80,7 @@ training.log_every                 -        -     -        -       -        -
 evaluation.tasks                   -        -     scored   -       shared   -
 evaluation.protocol                -        -     scored   group   shared   -
 evaluation.limit                   -        -     scored   -       shared   -
+evaluation.skip                    -        -     scored   -       shared   -
 evaluation.batch_tokens            -        -     scored   -       shared   -
 evaluation.beams                   -        -     scored   group   shared   -
 evaluation.max_length              -        -     scored   group   shared   -

@@ -52,6 +52,8 @@ def test_floats_as_people_write_them(write, text, value):
             "evaluation.protocol = 'rank': must be 'choice', 'cloze' or 'generate'",
         ),
         ("evaluation.source=commonsense_170k", "evaluation.source = 'commonsense_170k': "),
+        ("evaluation.skip=100", "evaluation.skip = 100: must be a multiple of 64"),
+        ("evaluation.skip={bolq: 64}", "evaluation.skip = {'bolq': 64}: unknown task 'bolq'"),
     ],
 )
 def test_wrong_value(write, override, wanted):

@@ -131,7 +131,9 @@ def compare_arms(
     shared, left_out = in_common(runs)
     if not shared:
         paths = some((run.path for run in runs), separator=" and ")
-        raise UsageError(f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit)")
+        raise UsageError(
+            f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit, evaluation.skip)"
+        )
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     runs = all_runs(arms)
     note_what_differs(arms)

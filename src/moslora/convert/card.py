@@ -192,7 +192,8 @@ def _alike(own: Results, plain: Results, task: str) -> bool:
         settings = results["settings"]
         score = results["tasks"][task]
         limit = settings.get("max_length") if score.get("truncated") != 0 else None
-        return score["n"], settings["data"].get(task), limit, [settings.get(way) for way in WAYS]
+        questions = settings["data"].get(task), settings.get("skipped", {}).get(task), score["n"]
+        return *questions, limit, [settings.get(way) for way in WAYS]
 
     return asked(own) == asked(plain)
 

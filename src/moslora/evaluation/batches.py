@@ -39,21 +39,24 @@ class Block:
     """Questions of one task that are computed together."""
 
     computed: tuple[Example, ...]  # the questions that go through the model
-    wanted: tuple[Example, ...]  # the first of them, which count
+    wanted: tuple[Example, ...]  # those of them that count
 
 
-def blocks(examples: Sequence[Example], *, limit: int | None, exact: bool, size: int = BLOCK_SIZE) -> Iterator[Block]:
+def blocks(
+    examples: Sequence[Example], *, limit: int | None, exact: bool, skip: int = 0, size: int = BLOCK_SIZE
+) -> Iterator[Block]:
     """Cuts a task into blocks.
 
     Args:
         examples: all questions of the task, in any order.
         limit: number of questions that are wanted, the first in the order of `order_key`; ``None`` for all.
-        exact: shapes do not change results, as in float32, so of the last block only the wanted questions are computed.
+        skip: number of questions in front of these.
+        exact: shapes do not change results, as in float32, so only the wanted questions are computed.
         size: questions of a block.
     """
     ordered = sorted(examples, key=lambda example: order_key(example.id))
-    wanted_count = len(ordered[:limit])
-    for start in range(0, wanted_count, size):
+    end = len(ordered) if limit is None else skip + limit
+    for start in range(skip // size * size, len(ordered[:end]), size):
         block = tuple(ordered[start : start + size])
-        wanted = block[: wanted_count - start]
+        wanted = block[max(0, skip - start) : end - start]
         yield Block(computed=wanted if exact else block, wanted=wanted)

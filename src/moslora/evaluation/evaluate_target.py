@@ -130,10 +130,15 @@ def asked_questions(
         unknown = f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)})"
         note(f"{unknown}: those scores use a random embedding")
     questions = {task.name: load_examples(task, "test", source=source) for task in chosen}
-    limit = request.limit
-    limited = [f"{task} {limit:,} of {len(rows):,}" for task, rows in questions.items() if limit and len(rows) > limit]
+    limited = []
+    for task, rows in questions.items():
+        left = len(rows) - request.skipped(task)
+        count = min(request.limit or left, left)
+        if count < len(rows):
+            limited.append(f"{task} {count:,} of {len(rows):,}")
     if limited and "limit" not in typed:  # one that was typed needs no words
-        note(f"questions: {', '.join(limited)} (evaluation.limit of the recipe); --limit all asks all")
+        keys = "evaluation.limit and skip" if request.skip else "evaluation.limit"
+        note(f"questions: {', '.join(limited)} ({keys} of the recipe); --limit all asks all")
     return request, questions
 
 

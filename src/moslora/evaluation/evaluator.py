@@ -99,6 +99,10 @@ class PreparedQuestions:
         empty = [task for task, rows in questions.items() if not rows]
         if empty:
             raise UsageError(f"{', '.join(empty)}: no questions, as the source's split is empty; choose other --tasks")
+        skipped = {task: request.skipped(task) for task in questions if request.skipped(task)}
+        for task, count in skipped.items():
+            if count >= len(questions[task]):
+                raise UsageError(f"evaluation.skip: leaves none of the {len(questions[task])} questions of {task}")
         scorer = make_scorer(model, tokenizer, request)
         quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
         made_with = {
@@ -119,6 +123,7 @@ class PreparedQuestions:
             data={task: data_hash(rows) for task, rows in questions.items()},
             metadata=metadata or {},
             made_with=made_with,
+            skipped=skipped,
         )
         # Whether the scores of a question are the same whatever else is in its batch: LLM.int8() takes columns with an
         # outlier out of a whole batch.
@@ -126,7 +131,8 @@ class PreparedQuestions:
         tasks = []
         for name, rows in questions.items():
             its_scorer = scorer_of(rows[0], scorer)
-            cut = blocks(rows, limit=request.limit, exact=exact, size=its_scorer.block_size)
+            skip = request.skipped(name)
+            cut = blocks(rows, limit=request.limit, skip=skip, exact=exact, size=its_scorer.block_size)
             tasks.append(ScoredTask(name, rows, its_scorer, tuple(cut)))
         _refuse_unusable(tasks)
         return cls(scorer, settings, tuple(tasks))
@@ -166,7 +172,8 @@ class PreparedQuestions:
         ordered = sorted([example.id for example in task.questions], key=order_key)
         answered = {example.id for example in task.wanted} | (journal.predictions.keys() & set(ordered))
         count = len(task.wanted)
-        if answered != set(ordered[: len(answered)]):
+        first = self.settings.skipped.get(task.name, 0)
+        if answered != set(ordered[first : first + len(answered)]):
             count = max(count, then.asked or 0)
         clusters = {id: first for id, first in self.clusters[task.name].items() if id in answered}
         return replace(then, leaks=leaks or then.leaks, asked=count, clusters=clusters)

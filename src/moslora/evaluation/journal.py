@@ -93,8 +93,9 @@ def _continued(folder: Path, settings: Settings) -> Head:
 
     def must_agree(of: Settings) -> dict[str, Any]:
         data = {task: of.data[task] for task in tasks}
+        skipped = {task: of.skipped.get(task, 0) for task in tasks}
         metadata = {key: value for key, value in of.metadata.items() if key not in free}
-        return {**vars(of), "data": data, "metadata": metadata}
+        return {**vars(of), "data": data, "skipped": skipped, "metadata": metadata}
 
     changed = changed_keys(must_agree(then), must_agree(settings))
     if changed:
@@ -103,4 +104,5 @@ def _continued(folder: Path, settings: Settings) -> Head:
             " choose another --out or remove the folder"
         )
     data = {**then.data, **settings.data}
-    return Head(dataclasses.replace(settings, data=data), earlier.tasks)
+    skipped = {**then.skipped, **settings.skipped}
+    return Head(dataclasses.replace(settings, data=data, skipped=skipped), earlier.tasks)

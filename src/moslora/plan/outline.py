@@ -94,7 +94,8 @@ def evaluation(
     model: PreTrainedModel, section: ModelSection, request: Request, tasks: Sequence[Task]
 ) -> tuple[int, Cost]:
     """The test questions of those of the ``tasks`` that are among the eight sets, and the work of scoring them."""
-    count = sum(min(task.rows.get("test", 0), request.limit or math.inf) for task in tasks)
+    left = [max(0, task.rows.get("test", 0) - request.skipped(task.name)) for task in tasks]
+    count = sum(min(rows, request.limit or rows) for rows in left)
     row = TOKENS_PER_ROW[request.format]
     tokens = count * row
     passes = tokens / default_micro_batch_tokens(on_gpu=True)
@@ -103,7 +104,7 @@ def evaluation(
         passes += count / WRITTEN_BLOCK_SIZE * WRITTEN_TOKENS
     scored = COST_OF_A_SCORED_TOKEN * tokens
     launched = HOST_OF_A_SCORED_LAYER * passes
-    return int(count), cost(model, section, tokens=scored, labels=count, row=row, passes=launched)
+    return count, cost(model, section, tokens=scored, labels=count, row=row, passes=launched)
 
 
 def outline(recipe: Recipe) -> Outline:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BeforeValidator, Field, Strict, WithJsonSchema
+from pydantic import BeforeValidator, Field, NonNegativeInt, Strict, WithJsonSchema
 
 from moslora.strict import StrictModel
 from moslora.tasks import split_names
@@ -54,6 +54,7 @@ Item = TypeVar("Item")
 Listed = Annotated[tuple[Item, ...], Strict(False)]
 Filled = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Skipped = Annotated[NonNegativeInt, Field(multiple_of=64)]
 Shares = Annotated[tuple[Share, Share], Strict(False)]
 TaskNames = Annotated[
     Listed[str],

@@ -130,8 +130,9 @@ def _tasks(data: DataSection, evaluation: EvaluationSection, own_tasks: Mapping[
     unknown = {"data.tasks": unknown_names(data.tasks, (*known, GROUP))}
     if evaluation.tasks is not None:
         unknown["evaluation.tasks"] = unknown_names(evaluation.tasks, (*known, GROUP))
-    if isinstance(data.rows, dict):
-        unknown["data.rows"] = unknown_names(data.rows, known)
+    for key, numbers in {"data.rows": data.rows, "evaluation.skip": evaluation.skip}.items():
+        if isinstance(numbers, dict):
+            unknown[key] = unknown_names(numbers, known)
     for key, names in unknown.items():
         if names:
             yield key, "; ".join(names)

@@ -10,7 +10,7 @@ from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
 from moslora.tasks import COMMONSENSE
 
 from .changes import Arms, Changes
-from .fields import Filled, Listed, Section, Share, Shares, TaskNames, source_among
+from .fields import Filled, Listed, Section, Share, Shares, Skipped, TaskNames, source_among
 
 
 class ModelSection(Section):
@@ -214,6 +214,10 @@ class EvaluationSection(Section):
     limit: PositiveInt | None = None
     """Maximum number of questions per task; null for all."""
 
+    skip: Skipped | dict[str, Skipped] = 0
+    """Number of questions per task that are left out before the first one asked, or a mapping from task to number; a
+    multiple of 64. For questions that no earlier run was asked."""
+
     batch_tokens: PositiveInt | None = None
     """Maximum number of tokens in one forward pass; null for a value that suits the device."""
 
@@ -225,6 +229,10 @@ class EvaluationSection(Section):
 
     source: Annotated[str | None, source_among("wheel", "hub"), Changes.PLACE] = None
     """Source of the questions, as in `data.source`; null for that of the training rows."""
+
+    def skipped(self, task: str) -> int:
+        """Number of questions of ``task`` that are left out."""
+        return self.skip.get(task, 0) if isinstance(self.skip, dict) else self.skip
 
 
 class TrackingSection(Section):

@@ -32,6 +32,7 @@ class Settings:
     writing: Mapping[str, Any] | None = None
     # versions of packages, hashes of the tokenizer and the chat template
     made_with: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)  # task -> number of its questions in front of the asked
 
     @property
     def of_server(self) -> bool:

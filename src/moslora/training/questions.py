@@ -72,7 +72,7 @@ def validation_questions(
     candidates = sorted(data.questions, key=lambda example: order_key(example.id))[:count]
     if not candidates:
         return None
-    request = Request.of(recipe).model_copy(update={"limit": None})
+    request = Request.of(recipe).model_copy(update={"limit": None, "skip": 0})
     try:
         prepared = PreparedQuestions.of(model, tokenizer, examples_by_task(candidates), request)
         if count is not None:
