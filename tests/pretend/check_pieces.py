@@ -57,6 +57,24 @@ def is_off(piece, dtype):
     return not found.passed
 
 
+@pytest.mark.parametrize("renamed", [False, True])
+def test_ligers_kernels_are_tried_in_inference_too(monkeypatch, renamed):
+    """Whoever asks a model first may have left gradients out; and a file of Triton's cache may be renamed by another
+    process on a network's disk, once."""
+    tried = liger._try
+    faults = [OSError("Stale file handle")] * renamed
+
+    def fails_once(device):
+        if faults:
+            raise faults.pop()
+        tried(device)
+
+    monkeypatch.setattr(liger, "there", lambda: True)
+    monkeypatch.setattr(liger, "_try", fails_once)
+    with torch.inference_mode():
+        assert liger.fault.__wrapped__() is None
+
+
 @pytest.mark.parametrize("name", BY_NAME)
 def test_all_are_equal(name):
     piece = BY_NAME[name]

@@ -1,10 +1,12 @@
 """What is said of this machine's devices, before anything is computed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from message_kit import in_order, says
-from moslora.errors import UsageError
+from moslora.errors import MosloraError, UsageError
 from moslora.processes import devices, group
 
 
@@ -35,6 +37,26 @@ def test_old_drivers_that_cannot_connect_gpus_are_refused_with_the_variables(mon
     for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
         monkeypatch.setenv(name, "1")
     group._check_gpus()
+
+
+@pytest.mark.parametrize(
+    ("fault", "fix"),
+    [("no kernel image is available for execution on the device", "cu126"), ("out of memory", "CUDA_VISIBLE_DEVICES")],
+)
+def test_a_gpu_that_computes_nothing_is_refused(monkeypatch, fault, fix):
+    """Such as a V100 under a torch for CUDA 13."""
+
+    def wait(device):
+        raise RuntimeError(f"CUDA error: {fault}\nCUDA kernel errors might be reported later")
+
+    cpu = torch.device("cpu")
+    module = SimpleNamespace(set_device=lambda device: None)
+    for name, value in {"gpus": lambda: 1, "device": lambda: cpu, "gpu_module": lambda: module}.items():
+        monkeypatch.setattr(group, name, value)
+    monkeypatch.setattr(devices, "wait_for", wait)
+    with pytest.raises(MosloraError, match=in_order(devices.device_name(cpu), fault, fix)) as refusal:
+        group.take_gpu()
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(("asked", "named"), [("backends.mps", "MPS"), ("xpu", "XPU")])

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ from message_kit import says
 from moslora.errors import MosloraError
 from moslora.processes import group
 from moslora.processes.group import Shared, refuse_faults, refuse_other_facts
+from moslora.processes.launch import launch
 from moslora.training import train_recipe
 
 HOST = socket.gethostname()
@@ -115,17 +117,83 @@ except Exception as error:
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_at_once():
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others_at_once(killed):
+    """Also rank 0, with which the store ends."""
     place = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": ""}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
-    first, second = (python("-c", UNTIL_ALONE, env=os.environ | place | {"RANK": rank}) for rank in "01")
-    for process in (first, second):
+    both = [python("-c", UNTIL_ALONE, env=os.environ | place | {"RANK": rank}) for rank in "01"]
+    for process in both:
         assert process.stdout and f"met over {default_interface()}\n" in (process.stdout.readline() for _ in range(2))
-    second.kill()
-    _, said = first.communicate(timeout=20)
-    second.communicate()
-    assert first.returncode == 1 and said.count("\n") == 1
+    other = both[1 - killed]
+    both[killed].kill()
+    _, said = other.communicate(timeout=20)
+    both[killed].communicate()
+    assert other.returncode == 1 and said.count("\n") == 1
     assert says(said, "another process has ended", "resume: it")
+
+
+FAULTS = """
+import datetime, sys, torch
+from moslora.processes import group
+from moslora.ranks import rank
+from torch import distributed as dist
+
+def as_on_gpus():
+    group.gpus = lambda: 1
+    group.device = lambda: torch.device("cpu")
+    form = dist.init_process_group
+    dist.init_process_group = lambda backend, **options: form("gloo", **options)
+
+def hangs():
+    as_on_gpus()
+    if rank() == 1:
+        group._connect_gpus = lambda: group.time.sleep(60)
+
+def aborts():
+    as_on_gpus()
+    def all_reduce(_):
+        raise dist.DistBackendError(
+            "NCCL error in: NCCLUtils.cpp:77, unhandled system error (run with NCCL_DEBUG=INFO for details)\\n"
+            "ncclSystemError: System call (e.g. socket, malloc) or external library call failed.\\nLast error:\\n"
+            "Error while creating shared memory segment /dev/shm/nccl-x, error: No space left on device (28)"
+        )
+    dist.all_reduce = all_reduce
+
+def loses():
+    def gather(*_):
+        raise RuntimeError("[/pytorch/gloo/pair.cc:553] Connection closed by peer [::1]:9. This is typical.")
+    dist.all_gather_object = gather
+
+group.FIRST_EXCHANGE = group.REPORT = datetime.timedelta(seconds=1)
+fault = globals()[sys.argv[1]]
+try:
+    if fault != loses:
+        fault()
+    with group.process_group({}, then="resume: it"):
+        loses()
+        group.all_gather(None)
+except Exception as error:
+    group.end(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("aborts", ("No space left on device", "--shm-size", "resume: it")),
+        ("hangs", (LOOPBACK, "NCCL_DEBUG=INFO", "NCCL_SOCKET_IFNAME")),
+        ("loses", ("another process has ended", "Connection closed by peer", "resume: it")),
+    ],
+)
+def test_no_fault_of_the_connection_is_silent(capfd, fault, named):
+    """Under our launcher, which reports killed processes alone."""
+    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # as the command line sets it
+    command = [sys.executable, "-c", FAULTS, fault]
+    assert launch(command, processes=2, then="", restarts=0, environment=quiet) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and says(said, *named), said
 
 
 def default_interface():

@@ -201,6 +201,21 @@ def test_nothing_starts_again_without_a_new_checkpoint(tmp_path):
     assert len(os.listdir(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(
+    ("codes", "named"),
+    [
+        ([-signal.SIGABRT, -signal.SIGKILL], ("rank 1", "SIGKILL", "memory")),
+        ([None, -signal.SIGABRT], ("rank 1", "SIGABRT", "NCCL_DEBUG=INFO")),
+        ([-signal.SIGBUS, None], ("rank 0", "SIGBUS", "--shm-size")),
+    ],
+)
+def test_what_ended_a_process_is_named_before_what_ended_those_that_lost_it(monkeypatch, codes, named):
+    """NCCL aborts these."""
+    monkeypatch.setattr("moslora.processes.launch._run", lambda *_: (codes, False))
+    with pytest.raises(Interrupted, match=in_order(*named, "the end")):
+        launch(["x"], processes=2, then="the end", restarts=0)
+
+
 def test_processes_without_a_row_are_refused(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "9")

@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.distributed import DistBackendError
 
 from cli_kit import run
 from moslora.recipe import load_recipe
@@ -72,6 +73,21 @@ def test_a_lock_without_a_process_is_not_in_the_way(here, world, capsys):
 def test_out_of_gpu_memory(refused, monkeypatch, command, target, names):
     monkeypatch.setattr(f"moslora.{target}", Mock(side_effect=torch.OutOfMemoryError))
     refused(command, *names, code=1, leaves=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        DistBackendError("NCCL error in: NCCLUtils.cpp:77\nLast error:\nCuda failure 2 'out of memory'"),
+    ],
+)
+@pytest.mark.parametrize("target", ["training.loop.accumulate", "base.load.AutoModelForCausalLM.from_pretrained"])
+def test_out_of_gpu_memory_in_other_words(refused, monkeypatch, target, error):
+    """As cuBLAS, Triton and NCCL say it, in a step and while the base is loaded."""
+    monkeypatch.setattr(f"moslora.{target}", Mock(side_effect=error))
+    refused(TRAIN, "GPU", "memory", code=1, leaves=True)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from moslora.console import note_once
 from moslora.errors import UsageError, first_line
 from moslora.kernels.linear import IN_FLOAT32, kernel, pack_nothing
 from moslora.kernels.rows import send
+from moslora.processes.devices import is_out_of_memory
 from moslora.processes.group import all_gather
 
 TOLERANCE = 1e-5
@@ -146,9 +147,9 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = Fa
         model.eval()
         try:
             return _difference(name, stock, _measured(Own(model)), rounded=rounded)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # of any model's code
+            if is_out_of_memory(error):
+                raise
             fault = first_line(error).removeprefix("model: ")
             return f"{name} cannot compute rows end to end ({fault})"
         finally:
@@ -230,9 +231,9 @@ def _measured_plainly(model: PreTrainedModel) -> Computed:
         with torch.no_grad():
             alone = engine.logits(*_lay(engine, two_rows(model.config)[:1]))
         describe_batch(model)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of any model's code
+        if is_out_of_memory(error):
+            raise
         _refuse_unfit(layers, [f"{path}." for path in layers], name)
         fault = f"{name} cannot compute text alone ({type(error).__name__}: {first_line(error)})"
         raise UnsupportedModel(fault) from None

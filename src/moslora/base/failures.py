@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault
+from moslora.processes.devices import is_out_of_memory
 from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection
 
@@ -32,7 +33,7 @@ def loading(name: str, what: str) -> Iterator[None]:
     with _load_report() as report:
         try:
             yield
-        except (MosloraError, torch.OutOfMemoryError):
+        except MosloraError:
             raise
         except Exception as error:
             raise _explained(error, "".join(report), name=name, what=what) from None
@@ -62,7 +63,7 @@ def _load_report() -> Iterator[list[str]]:
 
 def _explained(error: Exception, report: str, *, name: str, what: str) -> Exception:
     """What is raised instead of a library's ``error``; ``report`` is transformers' table."""
-    if "OutOfMemoryError" in report:
+    if "OutOfMemoryError" in report or is_out_of_memory(error):
         return torch.OutOfMemoryError()
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
         return UsageError(
@@ -84,7 +85,9 @@ def or_out_of_memory(line: str) -> Iterator[None]:
     """Turns running out of GPU memory into an error with this ``line``."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise MosloraError(line) from None
 
 

@@ -79,7 +79,10 @@ def fault() -> str | None:
         import_module("liger_kernel.ops.swiglu")
         import_module("liger_kernel.ops.rope")
         if gpus():
-            _try(device())
+            try:
+                _try(device())
+            except OSError:  # on a network's disk another process may rename the same file of Triton's cache
+                _try(device())
     except Exception as error:  # of whatever kind: without it everything works
         if gpus():
             _refuse_broken_gpu(error)
@@ -87,6 +90,7 @@ def fault() -> str | None:
     return None
 
 
+@torch.inference_mode(False)  # which has no gradients to compare with
 def _try(device: torch.device) -> None:
     """Launches each kernel on ``device``, and waits for what it computes, or for its fault.
 

@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 from moslora.console import note, say
+from moslora.errors import MosloraError, first_line
 from moslora.ranks import local_rank
 
 GPU = "cuda"
@@ -147,6 +148,31 @@ def wait_for(device: torch.device) -> None:
     """Waits until a GPU has finished all its work, also copies to the host."""
     if device.type != "cpu":
         gpu_module().synchronize(device)
+
+
+def try_kernel(device: torch.device) -> None:
+    """Computes a sum on ``device``, and waits for it.
+
+    Raises:
+        MosloraError: the GPU computes nothing, such as one that is older than this torch's kernels.
+    """
+    try:
+        torch.ones(1, device=device).add_(1)
+        wait_for(device)
+    except RuntimeError as error:
+        fix = "nvidia-smi shows its state and who uses it, and CUDA_VISIBLE_DEVICES chooses another"
+        if "no kernel image" in str(error):
+            fix = (
+                f"torch {torch.__version__} has no kernels for this GPU; install a torch for CUDA 12.6, which has those"
+                " of older GPUs: pip install torch --index-url https://download.pytorch.org/whl/cu126"
+            )
+        raise MosloraError(f"{device_name(device)} computes nothing: {first_line(error)}; {fix}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU is out of memory, by torch's error or by the text of CUDA's, cuBLAS's, Triton's or NCCL's."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "_STATUS_ALLOC_FAILED" in text
 
 
 @cache

@@ -1,31 +1,44 @@
 """The processes of one command: they form torch's process group, must agree, and end together.
 
 Each process comes with the facts it found, or with its fault, so that nobody waits for one that has failed. Rank 0
-reports a fault that all know; after the group was formed, the rank that has a fault reports it.
+reports a fault that all know; after the group was formed, the rank that has a fault reports it. A process that leaves
+the report to another one waits for it, and reports its own fault if there is none.
 """
 
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from multiprocessing import TimeoutError as NotInTime
 from multiprocessing.pool import ThreadPool
 from typing import Any, NoReturn, TypeVar
 
 import psutil
+import torch
 import torch.distributed as dist
 from accelerate.utils import check_cuda_p2p_ib_support
 from torch.distributed.distributed_c10d import _get_default_group, _get_default_store
 
 from moslora.console import say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line
-from moslora.processes.devices import device, gpu_module, gpus, say_device
+from moslora.processes.devices import (
+    device,
+    gpu_module,
+    gpus,
+    is_out_of_memory,
+    say_device,
+    try_kernel,
+    wait_for,
+)
 from moslora.processes.launch import STOPPED, launched_here
 from moslora.ranks import launched, local_rank, local_world_size, master_address, rank, world_size
 
@@ -36,6 +49,12 @@ TIMEOUT = timedelta(hours=3)
 
 TRAINING_TIMEOUT = timedelta(minutes=30)
 """Time that a GPU waits for the others' while they train."""
+
+FIRST_EXCHANGE = timedelta(minutes=2)
+"""Time in which the GPUs must connect."""
+
+REPORT = timedelta(seconds=20)
+"""Time that a process with a fault waits for another one to report it."""
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 """The variable that names the network interface by which the processes connect."""
@@ -49,9 +68,30 @@ _REPORTER = "moslora/reports"
 _REPORTED = "moslora/reported"
 """Key in the group's store that is set once a fault is printed."""
 
+_UNREPORTED = "moslora/unreported"
+"""Key in the group's store that counts the processes that have waited for a report in vain: the first one reports."""
+
+_CLOSED = re.compile(
+    "connection closed by|socket (unexpectedly )?closed|broken pipe|connection reset by peer"  # gloo's tcp/pair.cc
+    "|timed out waiting|application timeout"  # its tcp/unbound_buffer.cc: a machine that is gone closes nothing
+    "|connection was likely closed"  # torch's store
+    "|remote process exit",  # NCCL's ncclRemoteError
+    re.IGNORECASE,
+)
+"""Texts of errors by which a backend says that another process has closed its connection, or answers no more."""
+
+_CAUSES = {
+    r"/dev/shm|shared memory|No space left": "/dev/shm is too small, as the 64 MB of a Docker container are; start the"
+    " container with --shm-size=8g",
+    r"peer access|P2P": "the GPUs cannot reach each other's memory; set NCCL_P2P_DISABLE=1",
+    r"NET/IB|ibv_": "InfiniBand fails; set NCCL_IB_DISABLE=1, or allow locked memory: ulimit -l unlimited",
+    "": "NCCL_DEBUG=INFO shows the cause; NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1 do without direct connections",
+}
+"""Pattern of a backend's error -> the likely cause and fix; the first that fits."""
+
 
 class Lost(MosloraError):
-    """Another process has ended."""
+    """The end of another process, which has reported it, or whose launcher does."""
 
 
 class Shared(UsageError):
@@ -72,6 +112,7 @@ def process_group(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
     Raises:
         Shared: the processes found different facts, or some had a fault before.
         Lost: another process ended.
+        MosloraError: the processes cannot exchange data.
     """
     if not launched():
         yield
@@ -82,11 +123,14 @@ def process_group(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
         if len(hosts) > 1:
             kind = "GPUs" if gpus() else "CPUs"
             say(f"{len(hosts)} processes on {counted(len(set(hosts)), 'machine')}, on {kind}")
+        if gpus():
+            _connect_gpus()
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        is_of_backend = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if is_out_of_memory(error) or not is_of_backend:
             raise
-        raise Lost(f"another process has ended: {first_line(error).partition('. ')[0]}; {then}") from None
+        raise _of_backend(error, then) from None
     # Not after a fault: it may wait for the others. DDP goes first: as the last that refers to the group it would
     # destroy it with Python's lock in hand, for which the group's own thread may be waiting.
     gc.collect()
@@ -99,10 +143,12 @@ def take_gpu() -> None:
 
     Raises:
         UsageError: more processes than GPUs, or GPUs whose driver cannot connect them.
+        MosloraError: the GPU computes nothing.
     """
     _check_gpus()
     if gpus():
         gpu_module().set_device(device())
+        try_kernel(device())
     say_device(device().type)
 
 
@@ -149,12 +195,9 @@ def end(error: Exception) -> NoReturn:
             pass
     for number in (signal.SIGINT, signal.SIGTERM):  # the launcher may be stopping this process for the same fault
         signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError, RuntimeError):  # a closed terminal; a store that ended with rank 0
-        if _reports(error):
+    with suppress(OSError):  # a closed terminal
+        if _reports(error) or not (isinstance(error, Interrupted) or _is_reported(error)):
             _report(text, exit_code=code)
-        elif dist.is_initialized() and not isinstance(error, Interrupted):
-            # A launcher would stop the one that reports, if this process ended first, or not know that one was killed.
-            _get_default_store().wait([_REPORTED], timedelta(seconds=20))
     with suppress(OSError):
         sys.stdout.flush()
     os._exit(code)  # the interpreter's end would wait for the group
@@ -166,7 +209,34 @@ def _reports(error: Exception) -> bool:
         return False
     if isinstance(error, Lost) and launched_here():  # the launcher reports it
         return False
-    return not dist.is_initialized() or _get_default_store().add(_REPORTER, 1) == 1
+    return _is_first(_REPORTER)
+
+
+def _is_reported(error: Exception) -> bool:
+    """Waits until a fault is printed, for :data:`REPORT` at most. Returns whether another process prints it, or its own
+    after the same wait.
+
+    A launcher would stop the one that reports, if this process ended first, or not know that one was killed.
+    """
+    if not dist.is_initialized():
+        time.sleep(REPORT.total_seconds())
+        return False
+    try:
+        _get_default_store().wait([_REPORTED], REPORT)
+        return True
+    except RuntimeError:
+        return isinstance(error, Shared) or not _is_first(_UNREPORTED)  # rank 0, which reports that, may have ended
+
+
+def _is_first(key: str) -> bool:
+    """Whether this process is the first of the group to ask this; without a group or its store, which ends with rank 0,
+    each is."""
+    if not dist.is_initialized():
+        return True
+    try:
+        return _get_default_store().add(key, 1) == 1
+    except RuntimeError:
+        return True
 
 
 def _report(text: str, *, exit_code: int) -> None:
@@ -175,7 +245,8 @@ def _report(text: str, *, exit_code: int) -> None:
     prefix = label + _process_prefix(rank(), socket.gethostname())
     print("\n".join(prefix + line for line in text.splitlines()), file=sys.stderr, flush=True)
     if dist.is_initialized():
-        _get_default_store().set(_REPORTED, "")
+        with suppress(RuntimeError):
+            _get_default_store().set(_REPORTED, "")
 
 
 def _form_group(**found: Any) -> list[dict[str, Any]]:
@@ -197,6 +268,40 @@ def _form_group(**found: Any) -> list[dict[str, Any]]:
     refuse_faults(everything)
     refuse_other_facts(everything)
     return everything
+
+
+def _connect_gpus() -> None:
+    """Has the GPUs add up a number, so that a connection that fails or hangs is known before anything is loaded.
+
+    Raises:
+        MosloraError: they hang.
+    """
+
+    def add_up() -> None:
+        dist.all_reduce(torch.ones(1, device=device()))
+        wait_for(device())
+
+    try:
+        with ThreadPool(1) as pool:  # NCCL connects within the call
+            pool.apply_async(add_up).get(FIRST_EXCHANGE.total_seconds())
+    except NotInTime:
+        interface = os.environ.get("NCCL_SOCKET_IFNAME", os.environ[INTERFACE])
+        raise MosloraError(
+            f"the GPUs have not connected within {FIRST_EXCHANGE} (network interface {interface}): NCCL_DEBUG=INFO"
+            " shows where they hang; NCCL_SOCKET_IFNAME chooses the interface, and NCCL_P2P_DISABLE=1 and"
+            " NCCL_IB_DISABLE=1 do without direct connections"
+        ) from None
+
+
+def _of_backend(error: RuntimeError, then: str) -> MosloraError:
+    """The fault that an error of gloo, NCCL or the store stands for, with the line that says what happened: the last
+    one of NCCL's."""
+    text = str(error)
+    line = (text.partition("Last error:")[2].strip() or text).splitlines()[0].partition(". ")[0]
+    if _CLOSED.search(text):
+        return Lost(f"another process has ended: {line}; {then}")
+    cause = next(fix for pattern, fix in _CAUSES.items() if re.search(pattern, text))
+    return MosloraError(f"the processes cannot exchange data: {line}; {cause}; {then}")
 
 
 def _interface() -> str:

@@ -26,6 +26,13 @@ PART = "MOSLORA_PART"
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes after Ctrl-C and SIGTERM."""
 
+_ENDINGS = {
+    signal.SIGKILL: ", perhaps for lack of memory",
+    signal.SIGBUS: ", perhaps as /dev/shm is too small (Docker: --shm-size=8g)",
+    signal.SIGABRT: ", as by NCCL if a GPU hangs or another is lost: the lines above say why, NCCL_DEBUG=INFO more",
+}
+"""What a signal that has ended a process may mean."""
+
 RESTARTS = 3
 """Restarts after a kill, unless others are asked for."""
 
@@ -143,10 +150,10 @@ def launch(
             return reported[0]
         if not failed:
             return 0
-        signal_number = -failed[0]
-        fault = f"rank {codes.index(failed[0])} was killed by {signal.Signals(signal_number).name}"
-        if signal_number == signal.SIGKILL:
-            fault += ", perhaps for lack of memory"
+        # NCCL aborts the processes that have lost another one.
+        first = min(failed, key=lambda code: code == -signal.SIGABRT)
+        signal_number = signal.Signals(-first)
+        fault = f"rank {codes.index(first)} was killed by {signal_number.name}{_ENDINGS.get(signal_number, '')}"
         if signalled or restart == restarts or steps_done() == began_at:
             break
         note(f"{fault}; starting again from step {steps_done()} (restart {restart + 1} of {restarts})")
