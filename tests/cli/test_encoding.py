@@ -36,6 +36,7 @@ COMMANDS = {
     "recipes": "recipes",
     "report": "report runs/größe",
     "runs": "runs",
+    "strength": "strength runs/größe --set 0.8 --out runs/schwächer",
     "train": "train größe.yaml training.max_steps=2 adapter.scaling=rslora",
 }
 FIRST = ("train", "eval", "eval --base", "export")

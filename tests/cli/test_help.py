@@ -17,6 +17,7 @@ WITH_EXAMPLES = [
     "eval",
     "ask",
     "merge",
+    "strength",
     "export",
     "import",
     "verify",

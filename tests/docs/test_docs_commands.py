@@ -172,8 +172,8 @@ def test_every_command_in_the_text_parses(page):
 def small(words: list[str], world: Path) -> list[str] | None:
     """The command on the small model, or None if it is not run.
 
-    Every `runs/NAME` is a finished run. `train` becomes a dry run without the hub; `merge` and `export` replace what
-    they wrote before, and `import` takes what `export` wrote.
+    Every `runs/NAME` is a finished run. `train` becomes a dry run without the hub; `merge`, `export` and `strength`
+    replace what they wrote before, and `import` takes what `export` wrote.
     """
     command, given = parsed(words)
     extra: list[str] = []
@@ -210,6 +210,8 @@ def small(words: list[str], world: Path) -> list[str] | None:
                 shutil.rmtree(run / name, ignore_errors=True)
             if given["out"]:
                 extra = ["--out", f"{run}/out"]
+        case "strength" if given["out"]:
+            shutil.rmtree(given["out"])
         case "import":
             return ["import", "runs/llama3-8b/peft", "--out", "runs/imported"]
     return [*words, *extra]

@@ -136,6 +136,7 @@ def commands(world: Path) -> dict[str, Command]:
         Command("reproduce", steps.reproduce_run, steps.train),
         Command("merge", typed("merge", "runs/one"), steps.score),
         Command("export", typed("export", "runs/one"), steps.train),
+        Command("strength", typed("strength", "runs/one", "--set", "0.8", "--out", "runs/weaker"), steps.train),
         Command("import", typed("import", "lora", "--dtype", "float32"), steps.export),
         Command("report", typed("report", "runs/one"), steps.score),
         Command("report over an older one", typed("report", "runs/one"), steps.report_and_score_again),

@@ -49,6 +49,9 @@ MERGE = _examples(
     "moslora merge runs/mine/checkpoints/step-400 --out runs/merged-400",
     "moslora merge outputs/lora                       # PEFT's",
 )
+STRENGTH = _examples(
+    "moslora strength runs/mine --set 0.8 --out runs/mine-0.8",
+)
 EXPORT = _examples("moslora export runs/mine")
 IMPORT = _examples("moslora import outputs/lora --base HuggingFaceTB/SmolLM2-135M --out runs/new")
 VERIFY = _examples(

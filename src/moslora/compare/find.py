@@ -20,6 +20,7 @@ from moslora.runs.evaluation import Evaluation, is_evaluation, read_complete
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.origin import predecessor_of
 from moslora.runs.run import Run, is_run
+from moslora.runs.strength import STRENGTH, strength_of
 
 OF_AN_ARM = (Changes.TRAINED, Changes.ROWS)
 """Another value of a recipe that changes one of these makes another arm. Its base is known by a fingerprint, and its
@@ -172,10 +173,13 @@ def evaluated_step(evaluation: Evaluation, *, of_result: bool) -> int | None:
 
 def arm_key(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> str:
     """What makes the arm of a run: every value of its recipe that changes a step, but for the seed; a hash of all rows
-    of its source; its ``base``, a fingerprint if it is known; the weights that it started with; and with a gate's
-    balance, which each pass takes over its own rows, what cut the passes.
+    of its source; its ``base``, a fingerprint if it is known; the weights that it started with; its
+    strength; and with a gate's balance, which each pass takes over its own rows, what cut the passes.
     """
     values = recipe.values_changing(*OF_AN_ARM)
+    strength = strength_of(facts)
+    if strength is not None:
+        values[STRENGTH] = strength.value
     values["source"] = facts.get("data", {}).get("source_sha256")
     values["base"] = base or [recipe.model.name, recipe.model.revision]
     predecessor = predecessor_of(facts)

@@ -6,6 +6,7 @@ from moslora.evaluation import Results
 from moslora.evaluation.percent import NONE, percent
 from moslora.recipe.recipe import flat
 from moslora.report.runs import ReportedRun
+from moslora.runs.strength import strength_of
 
 
 def glance(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[list[str]]:
@@ -29,6 +30,9 @@ def _average(results: Results | None) -> str:
 
 
 def _steps(run: ReportedRun) -> str:
+    strength = strength_of(run.run.facts)
+    if strength is not None:
+        return f"strength {strength}"
     done = max((row["step"] for row in run.metrics), default=0)
     best = f", best {run.run.best.step:,}" if run.run.best else ""
     return f"{done:,} of {run.run.facts.get('steps', 0):,} steps{best}"

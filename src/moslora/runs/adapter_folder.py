@@ -22,6 +22,7 @@ from moslora.runs.best import TRAINED_STEPS
 from moslora.runs.manifest import RECIPE, TRUST, WEIGHTS, read_manifest, written_recipe
 from moslora.runs.origin import Origin, predecessor_of
 from moslora.runs.run import Run, run_of
+from moslora.runs.strength import Strength, strength_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,16 @@ class AdapterFolder:
         return run_of(self.path)
 
     @property
+    def strength(self) -> Strength | None:
+        """The strength at which it applies another adapter's change."""
+        return strength_of(self.manifest)
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run that trained it."""
+        return self.strength.run if self.strength else self.run.name
+
+    @property
     def predecessor(self) -> Origin | None:
         """The adapter that its run continued."""
         return predecessor_of(self.manifest)
@@ -61,7 +72,7 @@ class AdapterFolder:
         if TRAINED_STEPS in self.manifest:
             steps = None
         return Origin(
-            run=self.recipe.name,
+            run=self.strength.run if self.strength else self.recipe.name,
             adapter=self.manifest["sha256"][WEIGHTS],
             step=self.manifest.get("step"),
             steps=steps,
@@ -69,6 +80,7 @@ class AdapterFolder:
             fingerprint=self.manifest["base"]["fingerprint"],
             gate_tasks=tuple(sorted(self.trained_tasks() or ())),
             continued_from=self.predecessor,
+            strength=self.strength.value if self.strength else None,
         )
 
     def weights(self) -> "dict[str, Tensor]":

@@ -85,7 +85,7 @@ def _own(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
     adapter = open_adapter(folder)
     now = {**_comparable(recipe), "seed": recipe.seed, "data.tasks": list(recipe.data.tasks)}
     origin = adapter.origin_for(adapter.recipe.model.name)
-    origin = replace(origin, run=adapter.run.name, steps=None)
+    origin = replace(origin, run=adapter.run_name, steps=None)
     return Continued(folder, origin, adapter.weights()), _changed_values(_comparable(adapter.recipe), now)
 
 

@@ -15,6 +15,7 @@ from moslora.runs.manifest import MANIFEST, RECIPE
 from moslora.runs.outcomes import right
 from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, RESULT, Run
 from moslora.runs.settings import read_head
+from moslora.runs.strength import strength_of
 
 NOT_SEARCHED = (RESULT, CHECKPOINTS, EVALUATIONS, "merged", "peft")
 """Folders of a run in which there are no other runs."""
@@ -54,7 +55,10 @@ def _row(run: Run) -> list[str]:
             state += ", by patience"
         if run.best is not None:
             state += f", best step {run.best.step:,}"
-    if "imported" in facts:
+    strength = strength_of(facts)
+    if strength is not None:
+        state = f"strength {strength}"
+    elif "imported" in facts:
         state = "imported"
     elif run.without_result:
         state = f"finished, no {RESULT}/"

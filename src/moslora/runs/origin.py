@@ -19,6 +19,7 @@ from moslora.recipe.builtin import printable
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.peft_files import adapter_files, has_adapter_files, hub_hint
 from moslora.runs.run import locate_adapter, unfinished
+from moslora.runs.strength import STRENGTH
 from moslora.version import __version__
 
 ORIGIN = "origin.json"
@@ -39,6 +40,7 @@ class Origin:
     fingerprint: str = ""  # of the base
     gate_tasks: tuple[str, ...] = ()  # those whose embeddings its task gate had trained
     continued_from: "Origin | None" = None  # the adapter that its run had continued
+    strength: float | None = None  # at which it applies what its run has learned; ``None`` as it was trained
 
     @property
     def unfinished(self) -> bool:
@@ -49,7 +51,8 @@ class Origin:
         """JSON values for the manifests of a run that continues it, from which `predecessor_of` reads it back."""
         before = self.continued_from.facts if self.continued_from else {CONTINUED_FROM: None}
         known = {"sha256": self.adapter, "name": self.run, "steps": self.step, "gate_tasks": self.gate_tasks}
-        return {CONTINUED_FROM: known | before}
+        strength = {} if self.strength is None else {STRENGTH: self.strength}
+        return {CONTINUED_FROM: known | strength | before}
 
     @property
     def with_hash(self) -> str:
@@ -60,11 +63,13 @@ class Origin:
         return said
 
     def __str__(self) -> str:
-        if self.step is None:
-            return self.run
-        if not self.steps:
-            return f"step {self.step:,} of {self.run}"
-        return f"step {self.step:,} of {self.steps:,} of {self.run}"
+        said = self.run
+        if self.step is not None:
+            of_steps = f" of {self.steps:,}" if self.steps else ""
+            said = f"step {self.step:,}{of_steps} of {said}"
+        if self.strength is not None:
+            said = f"strength {self.strength:g} of {said}"
+        return said
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
@@ -86,7 +91,14 @@ def predecessor_of(facts: Mapping[str, Any]) -> Origin | None:
     if known is None:
         return None
     gate_tasks = tuple(known["gate_tasks"])
-    return Origin(known["name"], known["sha256"], known["steps"], None, "", "", gate_tasks, predecessor_of(known))
+    return Origin(
+        known["name"],
+        known["sha256"],
+        known["steps"],
+        gate_tasks=gate_tasks,
+        continued_from=predecessor_of(known),
+        strength=known.get(STRENGTH),
+    )
 
 
 def locate_predecessor(place: str) -> Path:

@@ -25,7 +25,7 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
     elif in_use(run.path):
         fix = "choose another folder with name=… or --out"
         facts = run.facts
-        is_over = "imported" in facts or ("seconds" in facts and (run.finished or not run.adapters))
+        is_over = run.made_elsewhere or ("seconds" in facts and (run.finished or not run.adapters))
         if run.exists and not is_over:
             fix = f"resume that run: {run.resume_command}; or {fix}"
         raise UsageError(f"{run.path}: not empty; {fix}")

@@ -25,6 +25,7 @@ from moslora.files import did_you_mean, once_per_machine, write_json, write_text
 from moslora.recipe import Recipe, override_recipe
 from moslora.runs.best import TRAINED_STEPS, Best, best_of
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
+from moslora.runs.strength import STRENGTH
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -69,6 +70,11 @@ class Run:
     def begun(self) -> bool:
         """Whether its training has begun."""
         return "steps" in self.facts
+
+    @property
+    def made_elsewhere(self) -> bool:
+        """Whether it is no training's own: imported, or another run's adapter at a strength."""
+        return not {"imported", STRENGTH}.isdisjoint(self.facts)
 
     @property
     def without_result(self) -> bool:
@@ -137,7 +143,7 @@ class Run:
 
     def recipe_to_resume(self, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe to train on with; ``overrides`` have to repeat that remote code is trusted."""
-        if "imported" in self.facts or (self.path / MANIFEST).is_file() or not self.exists:
+        if self.made_elsewhere or (self.path / MANIFEST).is_file() or not self.exists:
             locate_adapter(self.path)  # a clearer message if there is no adapter either
             raise UsageError(
                 f"{self.path}: no run of a training with its {RECIPE}, so it cannot be resumed; continue it in a new"
@@ -183,7 +189,7 @@ class Run:
     def validation_loss(self) -> float | None:
         """That of its result, or else the last one so far; infinite if it was not finite, ``None`` without any."""
         best = self.best
-        if best is not None and best.by == "loss":
+        if best is not None and best.by == "loss" and not self.made_elsewhere:
             return best.value
         losses = {row["step"]: row["validation_loss"] for row in self.metrics if "validation_loss" in row}
         if not losses:

@@ -1,0 +1,94 @@
+"""An adapter at strength C, which changes the base C times as much: W + C · (W' − W) (WiSE-FT, arXiv 2109.01903).
+
+ΔW = s · B · M · A is linear in B and in M, and so is the output of a gate. C is multiplied into the one that starts at
+zero: the other one may be held where it starts, or near it, by what continues the training.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from moslora.errors import UsageError
+from moslora.files import new_folder
+from moslora.recipe import Adapter, PeftSection
+from moslora.runs.adapted_model import save_adapter
+from moslora.runs.adapter_folder import AdapterFolder, open_adapter
+from moslora.runs.best import TRAINED_STEPS
+from moslora.runs.manifest import WEIGHTS
+from moslora.runs.run import Run
+from moslora.runs.strength import Strength
+from moslora.version import __version__
+
+MOST = 2.0
+"""Largest strength."""
+
+OF_ITS_FOLDER = ("format", "moslora", "sha256", "scaler")
+"""Keys of a manifest that are of its own folder, or of the optimizer's state there."""
+
+OF_ITS_RUN = ("results", "experiment")
+"""Keys of ``run.json`` that are of the run's own answers, and of the plan that it belongs to."""
+
+LINEAR_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Starts of a LoRA of PEFT that leave the base's weights as they are."""
+
+
+def write_at_strength(adapter: Path, strength: float, out: Path, *, trust_remote_code: bool = False) -> Strength:
+    """Writes the adapter folder ``adapter`` at ``strength`` as a run in ``out``, a new folder. Its recipe, the facts of
+    its training and the digests of its training rows come along; the base is not loaded.
+
+    Raises:
+        UsageError: the strength is out of range, ``out`` is used, or the change is not linear in the adapter's weights.
+    """
+    if not 0 < strength <= MOST:
+        raise UsageError(f"strength {strength:g}: must be above 0 and at most {MOST:g}")
+    folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
+    weights = at_strength(folder, folder.weights(), strength)
+    run = folder.run
+    applied = folder.strength or Strength(1.0, run.name, folder.manifest["sha256"][WEIGHTS])
+    applied = Strength(applied.value * strength, applied.run, applied.adapter)
+    of_adapter = {key: fact for key, fact in folder.manifest.items() if key not in OF_ITS_FOLDER}
+    of_run = {key: fact for key, fact in run.facts.items() if key not in OF_ITS_RUN and not key.endswith("_id")}
+    of_run.setdefault("versions", {"moslora": __version__})
+    if "step" in folder.manifest and TRAINED_STEPS not in folder.manifest:
+        of_run[TRAINED_STEPS] = folder.manifest["step"]
+    with new_folder(out) as scratch:
+        new = Run(scratch)
+        new.begin(folder.recipe, of_run | applied.facts)
+        save_adapter(new.result, {WEIGHTS: weights}, folder.recipe, facts=of_adapter | applied.facts)
+        if run.contents.is_file():
+            shutil.copy(run.contents, new.contents)
+    return applied
+
+
+def at_strength(folder: AdapterFolder, weights: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
+    """The ``weights`` of the adapter in ``folder`` with which it changes the base ``strength`` times as much.
+
+    Raises:
+        UsageError: its change is not linear in any of its weights.
+    """
+    linear = _linear_in(folder.recipe.adapter)
+    if not linear:
+        raise UsageError(
+            f"{folder.path}: {folder.recipe.adapter.summary()}: only a change of low rank has a strength, and this one"
+            " rescales or rotates whole weights; use LoRA, or any adapter of A, M and B without DoRA"
+        )
+    scaled = {}
+    for key, weight in weights.items():
+        scaled[key] = (strength * weight.double()).to(weight) if key.endswith(linear) else weight
+    return scaled
+
+
+def _linear_in(adapter: Adapter) -> tuple[str, ...]:
+    """Ends of the names of the weights, one of each layer, in which ``adapter`` is linear. What a start has taken out
+    of the base (PiSSA) is linear in ``start_b``, which belongs to the change. None of an adapter that is not linear."""
+    if isinstance(adapter, PeftSection):
+        fields = adapter.peft.model_dump()
+        is_lora = fields["peft_type"] == "LORA" and not fields.get("use_dora")
+        if is_lora and fields.get("init_lora_weights", True) in LINEAR_STARTS:
+            return ".lora_B.weight", ".lora_B.bias", ".lora_embedding_B"
+        return ()
+    if adapter.dora:
+        return ()
+    return ".mixer.weight" if adapter.mixer.starts_at_zero else ".lora_b", ".start_b"
