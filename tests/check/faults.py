@@ -59,10 +59,10 @@ def made_of_gate(x: Tensor, make: Any, gate: Tensor, up: Tensor) -> Tensor:
     return recompute.made_of(x, lambda gate, up: gate.clone(), gate, up)
 
 
-def stale_pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
+def stale_pieces(*given: Any) -> Iterator[Piece]:
     """Each piece of the vocabulary has the first one's sum."""
     first = None
-    for piece in right_pieces(states, weight):
+    for piece in right_pieces(*given):
         first = first or piece
         yield replace(piece, log_sum=first.log_sum)
 

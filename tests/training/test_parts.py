@@ -66,15 +66,16 @@ def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logi
 @pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 0.0), (torch.float16, 1e-3)])
 @pytest.mark.parametrize("piece", [(99, 120), (7, 30)])
 def test_a_label_that_is_nearly_certain_has_its_gradient(monkeypatch, piece, dtype, least):
-    """Against (p − e_y) W in float64 over the same logits. 1 − p is from 0.5 to 1e-7; rounded, p is 1 from .998 on. In
-    float16, which has no numbers below 6e-8, where 1 − p is larger than that by far."""
+    """Against (p − e_y) W in float64 over the same logits, the label's not rounded. 1 − p is from 0.5 to 1e-7; rounded,
+    p is 1 from .998 on. In float16, which has no numbers below 6e-8, where 1 − p is larger than that by far."""
     monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", piece)
     torch.manual_seed(0)
     weight = torch.randn(120, 32).to(dtype)
     labels = torch.randint(120, (40,))
     sizes = torch.linspace(0.1, 0.6, 40)[:, None]
     hidden = (sizes * weight[labels]).to(dtype).requires_grad_()
-    p = (hidden @ weight.T).double().softmax(1).detach()
+    of_labels = (hidden.double() * weight[labels].double()).sum(1, keepdim=True)
+    p = (hidden @ weight.T).double().scatter(1, labels[:, None], of_labels).softmax(1).detach()
     others = 1 - p.gather(1, labels[:, None])[:, 0]
     assert others.min() < 1e-6 and others.max() > 0.3
     loss = ChunkedLoss.apply(hidden, weight, labels)

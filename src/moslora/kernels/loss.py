@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from moslora.kernels.linear import product
 from moslora.kernels.plain import left_out
 from moslora.kernels.rows import send
-from moslora.kernels.vocabulary import label_loss, pieces, sizes
+from moslora.kernels.vocabulary import exact_log_sum, exact_logits, label_loss, pieces, sizes
 
 
 def sum_of_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -63,30 +63,30 @@ def _by_pieces(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor 
     Σ_pieces s (q − e_y) W − (1 − s_y) W[y]: a label's 1 is subtracted within its piece.
     """
     _, tokens = sizes(len(states), len(weight), weight.device)
-    wanted = weight.index_select(0, labels)
+    exact = exact_logits(states, weight, labels)
     sums = []  # of each piece: log Σ exp z
+    rounded = []  # of each piece: z[y], or −∞
     means = []  # of each piece: the mean of W under p
-    for piece in pieces(states, weight):
+    for piece in pieces(states, weight, torch.arange(len(states)), labels):
         sums.append(piece.log_sum)
+        rounded.append(piece.of_targets)
         if gradient is not None:
             means.append(product(piece.p_minus_one_hot(labels[:, None]).to(states.dtype), piece.weight.T))
     log_sums = torch.cat(sums, 1)
-    total = log_sums.logsumexp(1, keepdim=True)
+    total = exact_log_sum(log_sums.logsumexp(1), torch.stack(rounded).amax(0), exact, states.dtype)
     if gradient is not None:
         gradient.zero_()
-        shares = (log_sums - total).exp()
+        shares = (log_sums - total[:, None]).exp()
         for mean, share in zip(means, shares.to(gradient.dtype).split(1, 1), strict=True):
             gradient.addcmul_(mean, share)
         others = shares.scatter(1, labels[:, None] // tokens, 0).sum(1, keepdim=True)  # 1 − s_y
-        gradient.addcmul_(wanted, others.to(gradient.dtype), value=-1)
-    return total.sum() - torch.linalg.vecdot(states.to(total.dtype), wanted.to(total.dtype)).sum()
+        gradient.addcmul_(weight.index_select(0, labels), others.to(gradient.dtype), value=-1)
+    return total.sum() - exact.sum()
 
 
 def log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]) -> Tensor:
-    """log softmax(z) at the targets in nats, float32 of shape ``(P,)``: z = h · Wᵀ in W's dtype, the target's own logit
-    in float32.
-
-    In bfloat16 the log-probability of a single token may come out a little above 0.
+    """log softmax(z) at the targets in nats, never above 0, float32 of shape ``(P,)``: z = h · Wᵀ in W's dtype, the
+    target's own logit in float32, also in the sum over the vocabulary.
 
     Args:
         hidden: h, shape ``(T, H)``.
@@ -98,15 +98,22 @@ def log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], tar
         return plain_log_probabilities(hidden, weight, places, targets)
     distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
     states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
-    positions, _ = sizes(len(states), len(weight), weight.device)
-    log_sums = []
-    for part in states.split(positions):
-        of_pieces = [piece.log_sum for piece in pieces(part, weight)]
-        log_sums.append(torch.cat(of_pieces, 1).logsumexp(1).float())
     rows = send([distinct[place] for place in places], hidden.device)  # (P,), of states
     wanted = send(targets, hidden.device)
-    logits = torch.linalg.vecdot(states.index_select(0, rows).float(), weight.index_select(0, wanted).float())
-    return logits - torch.cat(log_sums).index_select(0, rows)
+    positions, _ = sizes(len(states), len(weight), weight.device)
+    log_sums = []
+    rounded = []  # of each piece: the targets' logits, or −∞
+    for number, part in enumerate(states.split(positions)):
+        in_part = wanted.where(rows // positions == number, -1)  # a token that no piece has
+        its_rows = (rows % positions).clamp(max=len(part) - 1)
+        of_pieces = []
+        for piece in pieces(part, weight, its_rows, in_part):
+            of_pieces.append(piece.log_sum)
+            rounded.append(piece.of_targets)
+        log_sums.append(torch.cat(of_pieces, 1).logsumexp(1))
+    log_sum = torch.cat(log_sums).index_select(0, rows)
+    exact = exact_logits(states.index_select(0, rows), weight, wanted)
+    return (exact - exact_log_sum(log_sum, torch.stack(rounded).amax(0), exact, states.dtype)).float()
 
 
 def plain_log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]) -> Tensor:

@@ -34,6 +34,7 @@ class Piece:
     log_sum: Tensor  # log Σ exp z over the piece, float32 or wider of shape (n, 1)
     likeliest: Tensor  # the token of the largest p, int64 of shape (n, 1); of tokens with equal p any
     begin: int  # the first of its tokens
+    of_targets: Tensor  # logits of the targets in the piece, −∞ for the others, of log_sum's dtype and shape (P,)
 
     def p_minus_one_hot(self, labels: Tensor) -> Tensor:
         """p, less 1 for the label where it is in the piece; changes p. Subtracted before it is rounded: where the label
@@ -65,7 +66,29 @@ def sizes(positions: int, vocabulary: int, device: torch.device) -> tuple[int, i
     return ceil(positions / times), vocabulary
 
 
-def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
+def exact_logits(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Logits of the targets, float32 or wider of shape ``(P,)``.
+
+    ``states`` is ``(P, hidden)``, ``weight`` ``(V, hidden)``, ``targets`` int64 ``(P,)``. A product of 16 bits rounds a
+    logit of 30 by up to 0.06, which is more than −log p of a likely token.
+    """
+    wide = torch.promote_types(states.dtype, torch.float32)
+    return torch.linalg.vecdot(states.to(wide), weight.index_select(0, targets).to(wide))
+
+
+def exact_log_sum(log_sum: Tensor, rounded: Tensor, exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """log(Σ exp z − exp z[y] + exp z'[y]): the target's rounded logit z[y] is replaced by the exact one, z'[y].
+
+    So log p(y) = z'[y] − log Σ is never above 0. All have the shape ``(P,)``; ``dtype`` is that of the products.
+    """
+    if dtype.itemsize > 2:  # which differ in the order of their sums alone
+        return log_sum.maximum(exact)
+    log_p = (rounded - log_sum).clamp(max=0)
+    others = log_sum + (-log_p.expm1()).log()
+    return others.logaddexp(exact)
+
+
+def pieces(states: Tensor, weight: Tensor, rows: Tensor, targets: Tensor) -> Iterator[Piece]:
     """The pieces of a vocabulary, for as many positions as :func:`sizes` says.
 
     log Σ exp z is z − log p of the likeliest token, where the rounding of p, relative, is least; and where that is near
@@ -75,6 +98,8 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
     Args:
         states: h, shape ``(n, hidden)``.
         weight: W, shape ``(V, hidden)``; z = h Wᵀ.
+        rows: the targets' rows of ``states``, int64 of shape ``(P,)``.
+        targets: tokens, int64 of shape ``(P,)``.
     """
     wide = torch.promote_types(states.dtype, torch.float32)
     _, tokens = sizes(len(states), len(weight), weight.device)
@@ -83,6 +108,8 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         logits = product(states, part)
         if logits.device.type != "cpu":
             logits = logits.to(wide)
+        place = (targets - begin).clamp(0, len(part) - 1)
+        of_targets = logits[rows, place].to(wide).where(targets == place + begin, -torch.inf)
         p = logits.softmax(1)
         # Numbers that are not negative are in the order of their bits, which a CPU compares in half the time; and the
         # largest of each block first, in half of that.
@@ -100,7 +127,7 @@ def pieces(states: Tensor, weight: Tensor) -> Iterator[Piece]:
         _put(p, at, largest)
         log_p = torch.where(largest > 0.5, torch.log1p(-rest), largest.to(wide).log())
         likeliest = at - _places(p) + begin
-        yield Piece(part, p, rest, log_sum=top - log_p, likeliest=likeliest, begin=begin)
+        yield Piece(part, p, rest, top - log_p, likeliest, begin, of_targets)
         begin += len(part)
 
 
@@ -108,14 +135,13 @@ def label_loss(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor 
     """−Σ log p(label) over the whole vocabulary at once; ``gradient``, where given, becomes that of h, (p − e_label) W.
 
     ``states``, h, is ``(n, hidden)``, ``weight`` ``(V, hidden)``, ``labels`` int64 ``(n,)``; the sum float32 or wider.
-    For a GPU, where each operation is a launch and a pass over memory: ten of them, and 26 bytes per logit in bfloat16.
+    For a GPU, where each operation over all logits is a pass over memory: 26 bytes per logit in bfloat16.
     p is rounded as it is written. The label's p − 1, near 0 where p itself rounds to 1, is minus the sum of the others,
     each rounded to its own size; in float16, where those below 6e-8 are zero, expm1(log p), which is as exact as that.
     """
+    # In one statement: a name would keep the logits beside what is made of them.
+    log_p = _wide_logits(states, weight, labels).log_softmax(1)
     labels = labels[:, None]
-    wide = torch.promote_types(states.dtype, torch.float32)
-    # In one statement: a name would keep the logits, of 16 bits and wide, beside what is made of them.
-    log_p = product(states, weight).to(wide).log_softmax(1)
     of_labels = log_p.gather(1, labels)
     if gradient is not None:
         p = torch.exp(log_p, out=torch.empty_like(log_p, dtype=states.dtype))
@@ -125,3 +151,11 @@ def label_loss(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor 
             p_minus_one = -p.scatter_(1, labels, 0).sum(1, keepdim=True)
         torch.mm(p.scatter_(1, labels, p_minus_one), weight, out=gradient)
     return -of_labels.sum()
+
+
+def _wide_logits(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Logits in float32 or wider, ``(n, V)``, of which the labels' are not rounded to the dtype of ``states``."""
+    logits = product(states, weight).to(torch.promote_types(states.dtype, torch.float32))
+    if states.dtype.itemsize > 2:
+        return logits
+    return logits.scatter_(1, labels[:, None], exact_logits(states, weight, labels)[:, None])
