@@ -9,15 +9,15 @@ import pytest
 import torch
 import typer
 
-from compare_kit import SETTINGS
+from compare_kit import CONDITIONS
 from moslora import quickstart as module
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
 from moslora.evaluation.results import Results, summarise
 from moslora.quickstart import SIZES, fast_dtype, overrides, quickstart
 from moslora.recipe import load_recipe
+from moslora.runs.header import TaskRecord
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import TaskRecord
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_it_ends_with_what_can_be_concluded(tmp_path, monkeypatch, size, right, 
             scores = (-0.5, -0.7) if chosen == 0 else (-0.7, -0.5)
             predictions.append(Prediction(f"obqa/test/{place}", "obqa", gold=0, prediction=chosen, scores=scores))
         records = {"obqa": TaskRecord()}
-        return summarise(replace(SETTINGS, primary="accuracy"), predictions, records), tmp_path / str(target)
+        return summarise(replace(CONDITIONS, primary="accuracy"), predictions, records), tmp_path / str(target)
 
     for name in ("train_in_processes", "merge"):
         monkeypatch.setattr(module, name, Mock())

@@ -156,7 +156,8 @@ def made_of(found: ScoredExperiment) -> str:
     seeds = " or ".join(str(number) for number in sorted({len(arm.runs) for arm in found.arms}))
     tasks = found.tasks(GAINED).split(",")
     questions = sum(len(found.first_run.tasks[task].ids) for task in tasks)
-    torch = found.first_run.settings.made_with.get("torch")
+    conditions = found.first_run.conditions
+    torch = conditions.versions.get("torch") if conditions else None
     devices = dict.fromkeys(row.device for row in found.rows if row.device is not None)
     where = "; ".join(f"{device}, torch {torch}" for device in devices) or "Machine not recorded"
     asked = f"on the same {questions:,} questions of {len(tasks)} sets"

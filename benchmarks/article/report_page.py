@@ -18,8 +18,9 @@ import numpy as np
 from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
 from moslora.report import write_report
+from moslora.runs.conditions import Conditions, Weights
+from moslora.runs.header import TaskRecord
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import Settings, TaskRecord
 
 STEPS = 400
 QUESTIONS = {"boolq": 300, "piqa": 300, "obqa": 200}
@@ -28,18 +29,9 @@ TEXTS = {"passages": 60}
 ARMS = {"lora": (0.6, 0.02), "moslora": (0.75, 0.05)}
 """Method -> what it adds to the right option's score, and to the nats per byte of other texts."""
 
-SETTINGS = Settings(
-    protocol="choice",
-    format="label",
-    primary="accuracy",
-    dtype="bfloat16",
-    batch_tokens=8192,
-    block_size=64,
-    beams=None,
-    max_length=2048,
-    data=dict.fromkeys((*QUESTIONS, *TEXTS), "0" * 64),
-    metadata={"base": "smollm2-135m", "fingerprint": "0" * 16},
-)
+BASE = Weights("bfloat16", "cpu", batch_tokens=8192, block_size=64, base="smollm2-135m", fingerprint="0" * 16)
+
+CONDITIONS = Conditions("choice", "label", 2048, dict.fromkeys((*QUESTIONS, *TEXTS), "0" * 64), BASE)
 
 WIDTH = 1160
 HEIGHT = 1090
@@ -69,8 +61,8 @@ def invented_run(run: Path, gain: float, forgotten: float) -> Path:
     (run / "run.json").write_text(json.dumps(card), encoding="utf-8")
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _metrics(gain)), encoding="utf-8")
     for suffix, adapter, change in (("", run.name, (gain, forgotten)), ("-base", None, (0.0, 0.0))):
-        settings = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": adapter})
-        journal = Journal(run / "eval" / f"choice-label-bfloat16{suffix}", settings)
+        conditions = replace(CONDITIONS, answered_by=replace(BASE, adapter=adapter))
+        journal = Journal(run / "eval" / f"choice-label-bfloat16{suffix}", conditions)
         journal.record({task: TaskRecord(asked=n) for task, n in {**QUESTIONS, **TEXTS}.items()})
         journal.keep(list(_answers(run.name, *change)))
         journal.finish()

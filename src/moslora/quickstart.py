@@ -145,7 +145,7 @@ def _scored(out: Path, name: str) -> Arm:
     say(f"scoring the {name} model ...")
     target = open_target(str(out), base=name == "base")
     results, folder = evaluate_target(target)
-    evaluation = Evaluation.of(folder, results.settings, results.predictions)
+    evaluation = Evaluation.of(folder, results.conditions, results.predictions)
     return Arm(name, {None: evaluation})
 
 

@@ -281,7 +281,7 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs, tmp_path, kind
         model = load_model(target)
         assert len(quantized_layers(model)) == 14 and str(output_weight(model).dtype) == f"torch.{suffix.split('-')[0]}"
         results, out = evaluate_target(target, tasks=("obqa",), limit=6)
-        assert out.name == f"choice-label-{kind}-{suffix}" and results.settings.metadata["quantization"] == kind
+        assert out.name == f"choice-label-{kind}-{suffix}" and results.conditions.answered_by.quantization == kind
         scores.append([p.scores for p in results.predictions])
     assert scores[0] != scores[1]
 

@@ -10,7 +10,7 @@ import pytest
 
 from changes_kit import edit_json
 from cli_kit import run
-from compare_kit import SETTINGS, asked_as, base, drawn
+from compare_kit import ADAPTED, CONDITIONS, answered_as, asked_as, base, drawn
 from message_kit import in_order, says
 from moslora.compare.arms import Arm, load_arms
 from moslora.compare.comparable import refuse_mixed
@@ -18,11 +18,12 @@ from moslora.compare.comparison import compare_arms
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
+from moslora.runs.conditions import without_double
+from moslora.runs.header import TaskRecord
 from moslora.runs.manifest import read_manifest
 from moslora.runs.origin import Origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run, base_of
-from moslora.runs.settings import TaskRecord
 
 
 def names(paths):
@@ -37,9 +38,9 @@ def arm(name, *runs):
     return Arm(name, {run.seed: replace(run, path=Path(f"{name}-{run.seed}")) for run in runs})
 
 
-def evaluated(run, name="cloze-cloze-float32", *, settings=SETTINGS, right=2):
+def evaluated(run, name="cloze-cloze-float32", *, conditions=CONDITIONS, right=2):
     """An evaluation of three questions in a run's folder."""
-    journal = Journal(run / "eval" / name, settings)
+    journal = Journal(run / "eval" / name, conditions)
     journal.record({"obqa": TaskRecord()})
     scores = [(-1.0, -2.0) if row < right else (-2.0, -1.0) for row in range(3)]
     journal.keep([Prediction(f"obqa/test/{row}", "obqa", 0, s.index(-1.0), s, (1, 1)) for row, s in enumerate(scores)])
@@ -84,7 +85,7 @@ def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs):
 def test_a_run_alone_is_compared_with_its_base(runs):
     with pytest.raises(UsageError, match=r"lora-1: its base was not asked.*moslora eval \S+lora-1 --base$"):
         load_arms([runs / "lora-1"])
-    evaluated(runs / "lora-1", "cloze-cloze-float32-base", settings=of_weights(None))
+    evaluated(runs / "lora-1", "cloze-cloze-float32-base", conditions=of_weights(None))
     assert names([runs / "lora-1"]) == [("base", [None]), ("lora-1", [1])]
 
 
@@ -112,8 +113,8 @@ def test_what_is_not_there_or_not_clear_is_named(runs):
     refuse(["."], "lora-2", "choice-label-float32", "cloze-cloze-float32", evaluation="choice-label-float32")
 
 
-def base_is(**metadata):
-    return other(metadata={**SETTINGS.metadata, **metadata})
+def base_is(**weights):
+    return answered_as(drawn(1), **weights)
 
 
 def made(seed, **how):
@@ -121,8 +122,8 @@ def made(seed, **how):
     return replace(drawn(seed), made=drawn(seed).made | how)
 
 
-def other(**settings):
-    return asked_as(drawn(1), **settings)
+def other(**conditions):
+    return asked_as(drawn(1), **conditions)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def other(**settings):
         (drawn(1), other(protocol="choice"), "protocol: cloze in one-1, choice in other-1"),
         (drawn(1), other(format="label"), "format: cloze in one-1, label in other-1"),
         (drawn(1), other(data={"obqa": "0123"}), "questions of obqa: None in one-1, 0123 in other-1"),
-        (drawn(1), other(dtype="bfloat16"), "dtype: float32 in one-1, bfloat16 in other-1"),
+        (drawn(1), answered_as(drawn(1), dtype="bfloat16"), "dtype: float32 in one-1, bfloat16 in other-1"),
         (drawn(1), base_is(fingerprint="beef"), "base: small (f00d) in one-1, small (beef)"),
         (drawn(1), made(1, steps="99"), "steps: 50 in one-1, 99 in other-1"),
         (drawn(1), made(1, **{"rows.1": "no"}), "rows.1: rows of 1 in one-1, no in"),
@@ -148,7 +149,7 @@ def test_unlike_runs_are_refused_with_the_field_and_both_values(one, two, line):
 def test_alike_are_a_base_in_another_folder_and_rows_chosen_by_another_seed():
     moved = base_is(base="/elsewhere/snapshots/1f2e")
     refuse_mixed([arm("one", drawn(1)), arm("other", moved)])
-    scales = [base_is(quantization="nf4", double_quantization=quantised) for quantised in (True, False)]
+    scales = [base_is(quantization=name) for name in ("nf4", without_double("nf4"))]
     for one, two, named in (
         (moved, base_is(fingerprint="beef"), "base: 1f2e (f00d) in one-1, small (beef) in other-1"),
         (*scales, "quantization: nf4 in one-1, nf4, its scales not quantised in other-1"),
@@ -174,7 +175,7 @@ def test_other_versions_are_no_reason_to_refuse_but_told(capsys):
     """Those that both have recorded."""
     made_with = {"torch": "2.13.0", "transformers": "5.0", "tokenizer": "a" * 64}
     changed = {**made_with, "torch": "2.14.0", "tokenizer": "b" * 64}
-    one, two, old = (arm(name, other(made_with=it)) for name, it in (("1", made_with), ("2", changed), ("old", {})))
+    one, two, old = (arm(name, other(versions=it)) for name, it in (("1", made_with), ("2", changed), ("old", {})))
     compare_arms([one, two, old])
     said = capsys.readouterr().out
     assert says(said, "2.13.0", "2.14.0") and says(said, "tokenizer", "aaa", "bbb") and "transformers" not in said
@@ -195,7 +196,7 @@ def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs):
 def of_weights(adapter):
     """As the weights in that folder were asked, or their base."""
     weights = read_manifest(adapter)["sha256"]["adapter.safetensors"] if adapter else None
-    return replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": weights})
+    return replace(CONDITIONS, answered_by=replace(ADAPTED, adapter=weights))
 
 
 @pytest.mark.parametrize("scored", ["weights that are gone", "a checkpoint"])
@@ -206,8 +207,8 @@ def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs, trained
         shutil.copytree(trained / place, run / place)
     shutil.rmtree(run / "eval")
     of_checkpoint = scored == "a checkpoint"
-    evaluated(run, settings=of_weights(run / "checkpoints" / "step-20") if of_checkpoint else SETTINGS)
-    evaluated(run, f"{name}-base", settings=of_weights(None))
+    evaluated(run, conditions=of_weights(run / "checkpoints" / "step-20") if of_checkpoint else CONDITIONS)
+    evaluated(run, f"{name}-base", conditions=of_weights(None))
     for paths in ([run], [run, runs / "mixed-1"], [run / "eval" / name, runs / "mixed-1"]):
         if of_checkpoint and paths[0] != run:
             assert load_arms(paths)[0].runs[1].made["steps"] == "20"
@@ -215,13 +216,13 @@ def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs, trained
         with pytest.raises(UsageError, match=f"{name}: .*moslora eval {run}"):
             load_arms(paths)
     with pytest.raises(UsageError, match=r"adapter was .*remove the folder"):
-        evaluated(run, settings=of_weights(run / "adapter"))
+        evaluated(run, conditions=of_weights(run / "adapter"))
     if of_checkpoint:
         shutil.rmtree(run / "adapter")
         assert load_arms([run, runs / "mixed-1"])[0].runs[1].made["steps"] == "20"
         return
     shutil.rmtree(run / "eval" / name)
-    evaluated(run, settings=of_weights(run / "adapter"))
+    evaluated(run, conditions=of_weights(run / "adapter"))
     assert names([run]) == [("base", [None]), ("lora-1", [1])] and load_arms([run])[1].runs[1].made["steps"] == "21"
 
 

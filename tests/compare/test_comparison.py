@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from compare_kit import SETTINGS, SIZES, WIDE, base, drawn, drawn_arms, with_tasks, write_experiment
+from compare_kit import CONDITIONS, SIZES, WIDE, base, drawn, drawn_arms, with_tasks, write_experiment
 from message_kit import in_order, says
 from moslora.compare.arms import Arm, cluster_codes
 from moslora.compare.comparison import compare_arms, compare_paths, compare_planned
@@ -257,7 +257,7 @@ def test_few_questions_show_nothing_and_no_interval_leaves_what_there_can_be():
 
 def limited(max_length, *, cut):
     """A run with this limit, by which the first ``cut`` questions of each task were cut; ``None``: not known."""
-    one = drawn(0, settings=replace(SETTINGS, max_length=max_length))
+    one = drawn(0, conditions=replace(CONDITIONS, max_length=max_length))
     tasks = {}
     for task, answers in one.tasks.items():
         known = () if cut is None else tuple(place < cut for place in range(len(answers.ids)))

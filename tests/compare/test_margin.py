@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import WIDE, asked_as, base, base_row, drawn, drawn_arms, write_experiment
+from compare_kit import WIDE, answered_as, asked_as, base, base_row, drawn, drawn_arms, write_experiment
 from message_kit import says
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms, compare_paths
@@ -165,7 +165,7 @@ def test_without_the_bases_answers_to_these_questions_there_is_no_share():
         None,
         base(sizes={**WIDE, "obqa": 399}),
         asked_as(base(sizes=WIDE), format="other"),
-        asked_as(base(sizes=WIDE), metadata={"base": "small", "fingerprint": "beef", "adapter": None}),
+        answered_as(base(sizes=WIDE), fingerprint="beef", adapter=None),
     )
     found = [compare_arms(arms_beside(untrained, gain=0.1)) for untrained in others]
     found.append(compare_arms([Arm("base", {None: base()}), Arm("tuned", {0: drawn(0, gain=0.2)})]))

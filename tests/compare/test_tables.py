@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from cli_kit import run
-from compare_kit import SETTINGS, base, base_row, drawn, row, with_tasks, with_texts, write_experiment
+from compare_kit import CONDITIONS, base, base_row, drawn, row, with_tasks, with_texts, write_experiment
 from message_kit import says
 from moslora.compare.index import EXPERIMENT
 from moslora.compare.tables import ANSWERS, RUNS, TABLES, TableRun, read_tables, write_tables
@@ -67,7 +67,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert_same(found, rows())
     scored = [one for one in found if one.role == "scored" and not one.diverged]
     for one in scored:
-        assert one.evaluation is not None and one.evaluation.settings == SETTINGS
+        assert one.evaluation is not None and one.evaluation.conditions == CONDITIONS
         assert one.evaluation.validation_loss == one.validation_loss
         assert_same_answers(one.evaluation.base, UNTRAINED)
 

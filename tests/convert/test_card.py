@@ -142,7 +142,7 @@ def test_scores_of_another_base_are_not_shown(scored, tmp_path):
     run = Path(shutil.copytree(scored[0], tmp_path / "run"))
     for kept in run.glob("eval/*/results.json"):
         stale = json.loads(kept.read_text())
-        stale["settings"]["metadata"]["fingerprint"] = "of another base"
+        stale["settings"]["answered_by"]["fingerprint"] = "of another base"
         kept.write_text(json.dumps(stale))
     export_peft(run / "adapter", out=tmp_path / "peft")
     assert not Card(tmp_path / "peft").scores

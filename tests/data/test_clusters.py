@@ -111,7 +111,7 @@ def test_committed_answers_have_the_clusters_of_the_real_rows(experiment):
     for run in read_tables(EXPERIMENTS / experiment):
         for task in SHARED.keys() & (run.evaluation.tasks.keys() if run.evaluation else set()):
             answers = run.evaluation.tasks[task]
-            assert run.evaluation.settings.data[task] == hashes[task]
+            assert run.evaluation.conditions.data[task] == hashes[task]
             assert all(gold[task][id] == place for id, place in zip(answers.ids, answers.gold, strict=True))
             expected = groups((id, shared[task][id]) for id in answers.ids)
             assert groups(zip(answers.ids, answers.clusters or answers.ids, strict=True)) == expected

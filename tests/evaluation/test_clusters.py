@@ -22,8 +22,8 @@ from moslora.evaluation.scores import score_task
 from moslora.evaluation.texts import score_texts
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import read_evaluation
+from moslora.runs.header import TaskRecord
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import TaskRecord
 from moslora.tasks import Numbered
 
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}
@@ -125,7 +125,7 @@ def test_averages_take_the_intervals_of_their_tasks():
             predictions.append(Prediction(f"u/{copy}-{row}", "u", row % 3 % 2, 0, (-1.0, -2.0), (1, 1)))
     clusters = {f"t/{copy}-{row}": f"t/0-{row}" for copy in (1, 2) for row in range(20)}
     found, plain = (
-        summarise(compare_kit.SETTINGS, predictions, {"t": TaskRecord(clusters=of_t), "u": TaskRecord()})
+        summarise(compare_kit.CONDITIONS, predictions, {"t": TaskRecord(clusters=of_t), "u": TaskRecord()})
         for of_t in (clusters, {})
     )
     errors = [score.standard_error for score in found.tasks.values()]
@@ -176,10 +176,10 @@ def test_an_evaluation_without_a_record_gets_the_clusters_that_are_known_of_its_
     """As those of earlier versions."""
     questions = {"mine": own_examples(10, cluster=False)}
     found = evaluate(make_model(), tokenizer(), questions, Request(**CLOZE), out=tmp_path)
-    data = found.settings.data["mine"]
+    data = found.conditions.data["mine"]
     clusters = {"mine/test/3": "mine/test/2", "mine/test/7": "mine/test/2"}
-    monkeypatch.setattr("moslora.runs.settings.known_clusters", lambda: {data: clusters})
+    monkeypatch.setattr("moslora.runs.header.known_clusters", lambda: {data: clusters})
     read = read_evaluation(tmp_path).tasks["mine"]
     assert read.cluster_count == 8 and read.clusters == tuple(clusters.get(id, id) for id in read.ids)
-    other = replace(found.settings, data={"mine": "other"})
+    other = replace(found.conditions, data={"mine": "other"})
     assert summarise(other, found.predictions, {"mine": TaskRecord()}).tasks["mine"].clusters is None

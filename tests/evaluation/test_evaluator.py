@@ -22,16 +22,16 @@ from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
 from moslora.runs.answers import order_key
 from moslora.runs.evaluation import is_finished, read_evaluation, read_predictions
+from moslora.runs.header import Leaks
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import Leaks
 from moslora.tasks import Example, Numbered
 
 PIQA = {"piqa": make_examples("piqa", 5)}
 
 
-def ask(out, *, by=None, questions=PIQA, request=None, **others):
+def ask(out, *, by=None, model=None, questions=PIQA, request=None):
     """An evaluation of a few questions in a folder."""
-    return evaluate(make_model(), by or tokenizer(), questions, Request(**(request or CHOICE)), out=out, **others)
+    return evaluate(model or make_model(), by or tokenizer(), questions, Request(**(request or CHOICE)), out=out)
 
 
 CHOICE: dict[str, Any] = {"protocol": "choice", "format": "label"}
@@ -72,7 +72,7 @@ def test_skipped_questions_are_the_first_of_the_fixed_order(tmp_path):
     in_order = sorted((row.id for row in examples["piqa"]), key=order_key)
     wanted = {*in_order[64:164], *(row.id for row in examples["boolq"])}
     assert scores_by_id(found) == {id: scores for id, scores in scores_by_id(whole).items() if id in wanted}
-    assert read_evaluation(tmp_path / "e").settings.skipped == {"piqa": 64}
+    assert read_evaluation(tmp_path / "e").conditions.skipped == {"piqa": 64}
     records = json.loads((tmp_path / "e/settings.json").read_text(encoding="utf-8"))["tasks"]
     assert [records[task]["asked"] for task in examples] == [100, 30]
 
@@ -203,20 +203,19 @@ def test_other_settings_are_refused_by_name(tmp_path):
     one.chat_template = "{{ messages[0].content }} so "
     other.chat_template = "{{ messages[0].content }} thus "
     lower.backend_tokenizer.normalizer = normalizers.Lowercase()
-    ask(tmp_path / "label", by=one, metadata={"model": "a"})
+    ask(tmp_path / "label", by=one)
     ask(tmp_path / "chat", by=one, request=chat)
     changes = [
         ("label", {"request": CHOICE | {"batch_tokens": 16}}, r"batch_tokens was 2048, is 16.* --out"),
-        ("label", {"metadata": {"model": "b"}}, r"metadata.model was a, is b"),
+        ("label", {"model": make_model(torch.bfloat16)}, r"dtype was float32, is bfloat16"),
         ("label", {"questions": {"piqa": make_examples("piqa", 6)}}, r"data\.piqa was"),
         ("label", {"by": lower}, r"tokenizer was \w+, is \w+"),
         ("chat", {"request": chat, "by": other}, r"chat_template was \w+, is \w+"),
     ]
     for name, change, fault in changes:
-        known = {"by": one} | ({"metadata": {"model": "a"}} if name == "label" else {})
         with pytest.raises(UsageError, match=f"(?s){fault}"):
-            ask(tmp_path / name, **known | change)
-    ask(tmp_path / "label", by=other, metadata={"model": "a"})
+            ask(tmp_path / name, **{"by": one} | change)
+    ask(tmp_path / "label", by=other)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -241,22 +240,23 @@ def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_a
 
 
 def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(tmp_path):
-    """The hash of a task's questions says what they are; ``metadata.source``, which cards name, is of all tasks."""
-    ask(tmp_path, metadata={"source": "rows"})
-    ask(tmp_path, questions=PIQA | {"boolq": make_examples("boolq", 5)}, metadata={"source": "/elsewhere/rows"})
+    """The hash of a task's questions says what they are; the source, which cards name, is of all tasks."""
+    ask(tmp_path, request=CHOICE | {"source": "rows"})
+    more = PIQA | {"boolq": make_examples("boolq", 5)}
+    ask(tmp_path, questions=more, request=CHOICE | {"source": "/elsewhere/rows"})
     assert len(read_predictions(tmp_path)) == 10
-    with pytest.raises(UsageError, match=r"metadata.source was /elsewhere/rows, is hub\)"):
-        ask(tmp_path, questions={"obqa": make_examples("obqa", 5)}, metadata={"source": "hub"})
+    with pytest.raises(UsageError, match=r"source was /elsewhere/rows, is hub\)"):
+        ask(tmp_path, questions={"obqa": make_examples("obqa", 5)}, request=CHOICE | {"source": "hub"})
 
 
 def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_path):
     results = ask(tmp_path)
     head = json.loads((tmp_path / "settings.json").read_text())
-    made_with = head["settings"]["made_with"]
+    versions = head["settings"]["versions"]
     for key in ("moslora", "torch", "transformers"):
-        assert made_with[key] == version(key)
-        for then in ({**made_with, key: "0.1"}, {}):
-            edit_json(tmp_path / "settings.json", settings=head["settings"] | {"made_with": then})
+        assert versions[key] == version(key)
+        for then in ({**versions, key: "0.1"}, {}):
+            edit_json(tmp_path / "settings.json", settings=head["settings"] | {"versions": then})
             before = {path: path.read_bytes() for path in tmp_path.iterdir()}
             with pytest.raises(UsageError, match=rf"{key} was .*, is {re.escape(version(key))}"):
                 ask(tmp_path)
@@ -311,14 +311,13 @@ def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(mon
 
 def test_results_on_disk_hold_what_was_returned(tmp_path):
     examples = {"hellaswag": make_examples("hellaswag", 90), "siqa": make_examples("siqa", 20)}
-    metadata = {"model": "tiny", "step": 3}
-    results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), out=tmp_path, metadata=metadata)
+    results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), out=tmp_path)
     read = read_evaluation(tmp_path)
-    assert is_finished(tmp_path) and read_results(tmp_path) == results and read.settings == results.settings
+    assert is_finished(tmp_path) and read_results(tmp_path) == results and read.conditions == results.conditions
     assert tuple(read_predictions(tmp_path)) == results.predictions
     written = json.loads((tmp_path / "results.json").read_text())
-    assert (written["settings"]["dtype"], written["settings"]["primary"]) == ("float32", "accuracy_per_character")
-    assert written["settings"]["metadata"] == metadata and written["settings"]["data"].keys() == examples.keys()
+    assert written["settings"]["answered_by"]["dtype"] == "float32"
+    assert written["settings"]["data"].keys() == examples.keys()
     assert {task: score["n"] for task, score in written["tasks"].items()} == {"hellaswag": 70, "siqa": 20}
     assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "predictions.jsonl", "results.json"}
 

@@ -17,8 +17,9 @@ from moslora.evaluation.results import summarise
 from moslora.evaluation.target import open_target
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import Recipe
+from moslora.runs.conditions import Conditions, Weights
+from moslora.runs.header import Leaks, TaskRecord
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import Leaks, Settings, TaskRecord
 from moslora.training import train_recipe
 
 MakeRecipe = Callable[..., Recipe]
@@ -108,11 +109,11 @@ def test_leaks_are_known_by_the_run_alone(recipe, planted, world, tmp_path):
 
 
 def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average():
-    settings = Settings("generate", "label", "accuracy", "float32", 1, 128, 1, None, {}, {})
+    conditions = Conditions("generate", "label", None, {}, Weights("float32", "cpu", 1, 128))
     ids = (("obqa", 0), ("obqa", 1), ("boolq", 0))
     predictions = [Prediction(f"{task}/test/{row}", task, gold=row, prediction=0, answer="x") for task, row in ids]
     leaks = Leaks("these", ("boolq/test/0", "obqa/test/0", "obqa/test/7"))
-    results = summarise(settings, predictions, dict.fromkeys(("obqa", "boolq"), TaskRecord(leaks=leaks)))
+    results = summarise(conditions, predictions, dict.fromkeys(("obqa", "boolq"), TaskRecord(leaks=leaks)))
     found = results.without_leaks
     assert found is not None and found.macro is None
     assert found.leaks == {"obqa": 1, "boolq": 1} and list(found.tasks) == ["obqa"]

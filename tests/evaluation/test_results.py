@@ -8,18 +8,17 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-import compare_kit
+from compare_kit import CONDITIONS
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import read_results
 from moslora.evaluation.display import table
 from moslora.evaluation.results import summarise
 from moslora.evaluation.scores import average, score_task
 from moslora.runs.answers import TaskAnswers
+from moslora.runs.header import TaskRecord
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import TaskRecord
 from moslora.tasks import Example
 
-SETTINGS = replace(compare_kit.SETTINGS, batch_tokens=32, metadata={})
 SIZES = {"boolq": 90, "siqa": 40, "obqa": 11}
 DRIFTS = {"boolq": 0.2, "siqa": 0.3, "obqa": 0.5}
 RECORDS = {task: TaskRecord(drift=drift) for task, drift in DRIFTS.items()}
@@ -78,7 +77,7 @@ def error(x):
 
 def test_tasks_and_averages():
     predictions = make_predictions(1)
-    results = summarise(SETTINGS, predictions, RECORDS)
+    results = summarise(CONDITIONS, predictions, RECORDS)
     by_task = {task: columns(predictions, task) for task in SIZES}
     for task, column in by_task.items():
         score = results.tasks[task]
@@ -113,8 +112,8 @@ def test_texts_have_numbers_of_their_own_and_are_in_no_average():
         scores = (-float(nats[n]),)
         texts.append(Prediction(f"mine/{n}", "mine", 0, 0, scores, truncated=n < 2, bytes=int(sizes[n])))
     assert all(Prediction.from_json(text.to_json()) == text for text in texts)
-    without = summarise(SETTINGS, predictions, RECORDS)
-    results = summarise(SETTINGS, [*texts, *predictions], {"mine": TaskRecord(), **RECORDS})
+    without = summarise(CONDITIONS, predictions, RECORDS)
+    results = summarise(CONDITIONS, [*texts, *predictions], {"mine": TaskRecord(), **RECORDS})
     assert replace(results, texts={}, predictions=()) == replace(without, predictions=())
     score = results.texts["mine"]
     rates = nats / sizes
@@ -124,20 +123,20 @@ def test_texts_have_numbers_of_their_own_and_are_in_no_average():
     row = dict(zip(head, last, strict=True))
     assert row["nats per byte"] == f"{rates.mean():.4f}" and row["accuracy"] == row["log p"] == "–"
     assert [row[:-1] for row in (head, *others)] == table(without)
-    alone = summarise(SETTINGS, texts[:1], {"mine": TaskRecord()})
+    alone = summarise(CONDITIONS, texts[:1], {"mine": TaskRecord()})
     assert alone.texts["mine"].interval is alone.macro is alone.without_leaks is None and not alone.collapse
 
 
 def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_chosen():
     tied = Prediction("boolq/test/0", "boolq", gold=1, prediction=0, scores=(-6.0, -3.0), characters=(2, 1))
-    results = summarise(SETTINGS, [tied], {"boolq": TaskRecord()})
+    results = summarise(CONDITIONS, [tied], {"boolq": TaskRecord()})
     assert results.tasks["boolq"].standard_error is results.macro.standard_error is None
     assert results.macro.accuracy_per_character == 0
 
 
 def test_intervals_are_those_of_few_questions():
     predictions = make_predictions(1)
-    results = summarise(SETTINGS, predictions, RECORDS)
+    results = summarise(CONDITIONS, predictions, RECORDS)
     shares = []
     ends = []
     for task, score in results.tasks.items():
@@ -166,7 +165,7 @@ def test_below_the_majority_class_is_tested(most, others, alarm):
     """The model always gives the rarer of two labels; p is McNemar's, one-sided, for either label."""
     golds = [0] * most + [1] * others
     predictions = [labelled(row, gold=gold, chosen=1) for row, gold in enumerate(golds)]
-    results = summarise(SETTINGS, predictions, {"obqa": TaskRecord()})
+    results = summarise(CONDITIONS, predictions, {"obqa": TaskRecord()})
     expected = mcnemar([[0, others], [most, 0]], exact=True).pvalue  # two-sided = twice the one-sided one
     assert results.tasks["obqa"].below_majority == pytest.approx(expected)
     assert any("below the majority class" in sign for sign in results.collapse) == alarm

@@ -27,7 +27,7 @@ def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(recipe, wo
     targets = [open_target("run"), open_target("merged", dtype="float32"), open_target("run", base=True)]
     asked = {"source": str(world / "data"), "tasks": ("obqa",)}
     runs, merged, base = (evaluate_target(target, **asked)[0] for target in targets)
-    assert {results.settings.max_length for results in (runs, merged, base)} == {512}, "the model's context"
+    assert {results.conditions.max_length for results in (runs, merged, base)} == {512}, "the model's context"
     assert not any(prediction.truncated for results in (runs, merged, base) for prediction in results.predictions)
     theirs = {prediction.id: prediction.scores for prediction in merged.predictions}
     for prediction in runs.predictions:
@@ -87,7 +87,7 @@ def test_scores_of_a_checkpoint_are_its_own_whatever_the_path(
     (folder,) = (copy / "eval").iterdir()
     assert folder.name == f"choice-label-float32-step-{step}" and not (other / "eval").exists()
     of_weights = read_manifest(copy / "checkpoints" / f"step-{step}")["sha256"]["adapter.safetensors"]
-    assert read_evaluation(folder).settings.metadata["adapter"] == of_weights
+    assert read_evaluation(folder).weights.adapter == of_weights
 
 
 def test_a_name_in_a_runs_eval_is_kept_for_the_weights_it_stands_for(trained, tmp_path, capsys):
@@ -149,7 +149,7 @@ def test_a_limit_cuts_and_says_so(recipe, tmp_path, capsys):
     for typed, limit in (((), 24), (("--max-length", "20", "--out", tmp_path / "typed"), 20)):
         code, out, _ = run(capsys, "eval", tmp_path / "run", "--tasks", "obqa", *typed)
         assert code == 0 and says(out, "20 questions", f"evaluation.max_length = {limit}")
-    assert read_evaluation(tmp_path / "typed").settings.max_length == 20
+    assert read_evaluation(tmp_path / "typed").conditions.max_length == 20
 
 
 def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result_away(trained, tmp_path, capsys):

@@ -11,28 +11,23 @@ from moslora.compare.index import ArmCard, Card, ExperimentIndex
 from moslora.compare.tables import TableRun, write_tables
 from moslora.recipe import load_recipe
 from moslora.runs.answers import TaskAnswers
+from moslora.runs.conditions import Conditions, Weights
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.settings import Settings
 
-SETTINGS = Settings(
-    protocol="cloze",
-    format="cloze",
-    primary="accuracy_per_character",
-    dtype="float32",
-    batch_tokens=2048,
-    block_size=128,
-    beams=None,
-    max_length=512,
-    data={},
-    metadata={"base": "small", "fingerprint": "f00d", "adapter": "abc", "quantization": None},
-)
+ADAPTED = Weights("float32", "cpu", batch_tokens=2048, block_size=128, base="small", fingerprint="f00d", adapter="abc")
+CONDITIONS = Conditions("cloze", "cloze", 512, {}, ADAPTED)
 SIZES = {"boolq": 60, "siqa": 40, "obqa": 50}
 TEXTS = "passages"  # which are none of the experiments' own questions
 WIDE = dict.fromkeys(("boolq", "siqa", "obqa"), 400)
 
 
 def drawn(
-    seed: int, *, gain: float = 0.0, sizes: Mapping[str, int] = SIZES, settings: Settings = SETTINGS, **adapter: Any
+    seed: int,
+    *,
+    gain: float = 0.0,
+    sizes: Mapping[str, int] = SIZES,
+    conditions: Conditions = CONDITIONS,
+    **adapter: Any,
 ) -> Evaluation:
     """A run: questions as hard as in every other one, answers by its seed and adapter, right ones more by ``gain``."""
     hard = np.random.default_rng(0)
@@ -52,7 +47,7 @@ def drawn(
         )
     made = {"data.rows": "100", "trained_rows": "100", "steps": "50", f"rows.{seed}": f"rows of {seed}"}
     path = Path(f"run-{seed}")
-    return Evaluation(path, settings, tasks, path=path, name=f"run-{seed}", seed=seed, made=made)
+    return Evaluation(path, conditions, tasks, path=path, name=f"run-{seed}", seed=seed, made=made)
 
 
 def with_tasks(run: Evaluation, tasks: Mapping[str, TaskAnswers]) -> Evaluation:
@@ -60,15 +55,20 @@ def with_tasks(run: Evaluation, tasks: Mapping[str, TaskAnswers]) -> Evaluation:
     return replace(run, tasks=tasks)
 
 
-def asked_as(run: Evaluation, **settings: Any) -> Evaluation:
-    """The run as if it had been asked with these settings."""
-    return replace(run, settings=replace(run.settings, **settings))
+def asked_as(run: Evaluation, **conditions: Any) -> Evaluation:
+    """The run as if it had been asked under these conditions."""
+    assert run.conditions is not None
+    return replace(run, conditions=replace(run.conditions, **conditions))
+
+
+def answered_as(run: Evaluation, **weights: Any) -> Evaluation:
+    """The run as if its model had been this one."""
+    return asked_as(run, answered_by=replace(ADAPTED, **weights))
 
 
 def base(**changes: Any) -> Evaluation:
     """The model before training."""
-    untrained = replace(SETTINGS, metadata={**SETTINGS.metadata, "adapter": None})
-    return replace(drawn(99, settings=untrained, **changes), made={}, seed=None)
+    return replace(answered_as(drawn(99, **changes), adapter=None), made={}, seed=None)
 
 
 def row(arm: str, answers: Evaluation, *, rate: float = 1e-3, **facts: Any) -> TableRun:
@@ -86,7 +86,7 @@ def write_experiment(folder: Path, rows: Sequence[TableRun], *, contrasts: Seque
     write_tables(folder, rows)
     card = ArmCard(load_recipe("smollm2-135m").to_yaml(), ({"code": "c0de"},))
     arms = dict.fromkeys((row.arm for row in rows if row.arm is not None), card)
-    asked = next(row.evaluation.settings for row in rows if row.evaluation is not None)
+    asked = next(row.evaluation.conditions for row in rows if row.evaluation is not None)
     first, *others = contrasts
     index = ExperimentIndex("drawn", first, "log_probability", (), tuple(others), card=Card(arms, asked))
     index.write(folder)

@@ -269,7 +269,7 @@ def test_bases_are_told_apart_by_their_weights_and_by_how_they_were_asked(evalua
     for file in other.glob("eval/*-base/settings.json"):
         known = json.loads(file.read_text("utf-8"))
         for key, value in changes.items():
-            (known["settings"] if key in known["settings"] else known["settings"]["metadata"])[key] = value
+            (known["settings"] if key in known["settings"] else known["settings"]["answered_by"])[key] = value
         file.write_text(json.dumps(known))
     found = [run.base_name for run in reported_runs([evaluated, other, third])]
     first = f"base of {evaluated.name}"

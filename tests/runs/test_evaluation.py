@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from compare_kit import SETTINGS
+from compare_kit import CONDITIONS
 from moslora.errors import MosloraError
 from moslora.evaluation.journal import Journal
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation, is_finished, read_evaluation
+from moslora.runs.header import TaskRecord
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import TaskRecord
 
 TASKS = {"boolq": 2, "obqa": 4}
 
@@ -38,7 +38,7 @@ def predictions():
 
 def test_columns_are_those_of_the_predictions():
     every = predictions()
-    evaluation = Evaluation.of(Path(), SETTINGS, every)
+    evaluation = Evaluation.of(Path(), CONDITIONS, every)
     assert list(evaluation.tasks) == list(TASKS)
     for task, answers in evaluation.tasks.items():
         rows = sorted((row for row in every if row.task == task), key=lambda row: row.id)
@@ -60,7 +60,7 @@ def test_columns_are_those_of_the_predictions():
 def test_the_brier_score_is_scikit_learns():
     metrics = pytest.importorskip("sklearn.metrics", reason="lm-eval, a development dependency, brings it")
     for task, options in TASKS.items():
-        answers = Evaluation.of(Path(), SETTINGS, predictions()).tasks[task]
+        answers = Evaluation.of(Path(), CONDITIONS, predictions()).tasks[task]
         rows = zip(answers.scores, answers.characters, strict=True)
         probabilities = [softmax(np.divide(scores, characters)) for scores, characters in rows]
         found = answers.outcomes["brier"]
@@ -76,7 +76,7 @@ def test_the_brier_score_is_scikit_learns():
 def test_some_questions_in_the_order_of_their_ids():
     every = predictions()
     questions = {"obqa": {f"obqa/test/{row:02}" for row in (7, 1, 12, 99)}, "siqa": {"siqa/test/01"}}
-    evaluation = Evaluation.of(Path(), SETTINGS, every).only(questions)
+    evaluation = Evaluation.of(Path(), CONDITIONS, every).only(questions)
     ((task, answers),) = evaluation.tasks.items()
     by_id = {row.id: row for row in every}
     assert (task, answers.ids) == ("obqa", ("obqa/test/01", "obqa/test/07", "obqa/test/12"))
@@ -86,7 +86,7 @@ def test_some_questions_in_the_order_of_their_ids():
 
 
 def test_outcomes_that_were_kept_stay_and_scores_give_the_others():
-    whole = Evaluation.of(Path(), SETTINGS, predictions()).tasks["obqa"]
+    whole = Evaluation.of(Path(), CONDITIONS, predictions()).tasks["obqa"]
     without = TaskAnswers(whole.ids, whole.gold, whole.outcomes, truncated=whole.truncated)
     assert with_outcomes(without) == without, "without scores nothing is added"
     part = replace(whole, outcomes={"accuracy": (0.5,) * 20}, prediction=())
@@ -94,13 +94,13 @@ def test_outcomes_that_were_kept_stay_and_scores_give_the_others():
 
 
 def test_what_was_interrupted_is_known_and_left_out(tmp_path):
-    journal = Journal(tmp_path, SETTINGS)
+    journal = Journal(tmp_path, CONDITIONS)
     journal.record({"boolq": TaskRecord(asked=20), "obqa": TaskRecord(asked=30)})
     journal.keep(predictions())
     found = read_evaluation(tmp_path)
     assert (is_finished(tmp_path), found.unfinished) == (False, {"obqa": (20, 30)})
     assert list(found.tasks) == list(TASKS) and list(found.complete.tasks) == ["boolq"]
-    assert found.settings == SETTINGS and found.records["obqa"].asked == 30
+    assert found.conditions == CONDITIONS and found.records["obqa"].asked == 30
     journal.finish()
     assert is_finished(tmp_path)
     (tmp_path / "settings.json").write_text(json.dumps({"settings": {}, "tasks": {}}))

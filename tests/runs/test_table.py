@@ -14,8 +14,8 @@ from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation, read_predictions
+from moslora.runs.header import read_header
 from moslora.runs.listing import table_of_runs
-from moslora.runs.settings import read_head
 from training_kit import cut_after
 
 
@@ -35,7 +35,7 @@ def interrupted(monkeypatch, target, *, after, **asked):
 
 def test_an_interrupted_evaluation_is_marked_and_in_no_average(trained, tmp_path, monkeypatch, capsys):
     """Also where another task was finished since."""
-    monkeypatch.setattr(Choice, "cpu_block", 8)
+    monkeypatch.setattr("moslora.evaluation.batches.BLOCK_SIZE", 8)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, "runs/one")
     where = Path("runs/one/eval/choice-label-float32")
@@ -100,7 +100,7 @@ def test_averages_side_by_side_are_of_the_same_questions(trained, tmp_path):
     assert scores == shown and says(remark, "the 4 questions that all answered")
     file = its / "settings.json"
     settings = file.read_text("utf-8")
-    file.write_text(settings.replace(read_head(its).settings.data["obqa"], "0" * 64), encoding="utf-8")
+    file.write_text(settings.replace(read_header(its).conditions.data["obqa"], "0" * 64), encoding="utf-8")
     *_, remark = table_of_runs(path)[1][-1].split("; ")
     assert says(remark, "different questions", "moslora compare")
     file.write_text(settings, encoding="utf-8")

@@ -146,7 +146,7 @@ def refuse_other_answers(own, run, asked):
         assert found == scored.predictions
         right = 0
         for task in scored.tasks.values():
-            accuracy, _ = task.value(scored.settings.primary)
+            accuracy, _ = task.value(scored.conditions.primary)
             right += round(accuracy * task.n)
         assert row["validation_accuracy"] == right / 20 and row["validation_questions"] == 20
     assert len(set(asked)) == 4, "the weights moved"

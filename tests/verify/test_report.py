@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from compare_kit import CONDITIONS
 from message_kit import says
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction, argmax
-from moslora.runs.settings import NOT_KNOWN
 from moslora.verify.evidence import alike
 from moslora.verify.report import Report, effects_of
 from moslora.verify.verdict import Verdict
@@ -23,8 +23,8 @@ def test_answers_of_a_server_are_held_against_a_runs():
     others = [prediction("b", place, 0, -1, -4) for place in range(3)]
     ours = [prediction("a", 0, 0, -1, -4), prediction("a", 1, 1, -1, -4), prediction("a", 2, 1, -1, -3), *others]
     theirs = [prediction("a", 0, 0, -2, -8), prediction("a", 1, 1, -4, -1), prediction("a", 2, 1, -1, -1.8), *others]
-    run = Evaluation.of(Path("run"), NOT_KNOWN, ours)
-    server = Evaluation.of(Path(), NOT_KNOWN, theirs)
+    run = Evaluation.of(Path("run"), CONDITIONS, ours)
+    server = Evaluation.of(Path(), CONDITIONS, theirs)
     effects = effects_of(server, run)
     assert effects["accuracy"].difference == pytest.approx(1 / 3)
     same = alike(server, run)
@@ -39,7 +39,7 @@ def test_texts_that_name_no_option_are_the_same_if_one_begins_the_other():
     """A run's text ends where its answer is decided, and a server's does not."""
     pairs = [("Birds.\n### Response:", "Birds.\n### Response:\nBirds"), ("Birds", "Fish"), ("", "Fish"), ("", " ")]
     ours, theirs = (
-        Evaluation.of(Path(), NOT_KNOWN, [Prediction(f"a/{n}", "a", 0, None, text=one) for n, one in enumerate(texts)])
+        Evaluation.of(Path(), CONDITIONS, [Prediction(f"a/{n}", "a", 0, None, text=one) for n, one in enumerate(texts)])
         for texts in zip(*pairs, strict=True)
     )
     assert alike(ours, theirs) == alike(theirs, ours) == {"a/0", "a/3"}

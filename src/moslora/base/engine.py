@@ -1,7 +1,7 @@
 """The base model as training and scoring compute it: with our modules, over concatenated rows without padding."""
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from moslora.kernels.attention import Remembering, as_rows, use_rows
 from moslora.kernels.exchange import exchange
@@ -44,7 +44,7 @@ def text_part(model: PreTrainedModel) -> nn.Module | None:
     return getattr(decoder, "layers", decoder)
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """The model's longest input in tokens; ``None`` if its config does not say."""
-    length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+def context_length(config: PretrainedConfig) -> int | None:
+    """Tokens of a model's longest input; ``None`` if its config does not say."""
+    length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from moslora.base.failures import loading
 from moslora.base.resolve import BUILTIN, locate
@@ -30,23 +30,29 @@ SHAPES: dict[str, dict[str, Any]] = {name: dict(zip(_KEYS, shape, strict=True)) 
 change no shape."""
 
 
-def meta_model(section: ModelSection, *, only_shapes: bool = True) -> PreTrainedModel:
+def meta_model(section: ModelSection) -> PreTrainedModel:
     """The model's modules without its weights, on the meta device.
 
     From a local folder's ``config.json``, or else :data:`SHAPES` (``-Base``, ``-Instruct`` and the 3.1 releases share
-    theirs), or else the hub's ``config.json``. Where more than shapes is read of it (not ``only_shapes``), such as the
-    context's length, its own ``config.json`` is needed.
+    theirs), or else the hub's ``config.json``.
     """
     name = section.name
-    code = {"trust_remote_code": section.trust_remote_code}
     short = name.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-Base")
     short = short.replace("Llama-3.1-", "Meta-Llama-3-").replace("Meta-Meta-", "Meta-")
-    if only_shapes and short in SHAPES and not os.path.isdir(os.path.expanduser(name)):
+    if short in SHAPES and not os.path.isdir(os.path.expanduser(name)):
         config = AutoConfig.for_model(**SHAPES[short])
     else:
-        source = locate(name, revision=section.revision)
-        with loading(name, "config.json"):
-            config = AutoConfig.from_pretrained(source, revision=section.revision, **code)
+        config = read_config(section)
     with loading(name, "model"), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **code)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code)
     return model
+
+
+def read_config(section: ModelSection) -> PretrainedConfig:
+    """Read the model's own ``config.json``, in its folder or from the hub."""
+    source = locate(section.name, revision=section.revision)
+    with loading(section.name, "config.json"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source, revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    return config

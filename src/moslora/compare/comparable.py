@@ -4,11 +4,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from moslora.compare.arms import SEEDS, Arm, all_runs, cluster_codes
 from moslora.compare.logs import HASHES, PROMPT
 from moslora.console import note, note_once
 from moslora.errors import UsageError, capped, counted, some
+from moslora.runs.conditions import Changes
 from moslora.runs.evaluation import Evaluation
 
 
@@ -41,10 +43,10 @@ def differently_asked(runs: Sequence[Evaluation]) -> dict[str, str]:
     limit_matters = any(any(its.truncated) or len(its.truncated) < len(its.ids) for its in tables)  # or not known
     ways = []
     for run in runs:
-        way = dict(run.settings.asked)
+        way = facts_of(run, Changes.ASKED)
         if not limit_matters:
             way.pop("max_length", None)
-        ways.append(way | {f"questions of {task}": str(run.settings.data.get(task))[:8] for task in run.tasks})
+        ways.append(way | {f"questions of {task}": str(run.data.get(task))[:8] for task in run.tasks})
     return _differences(runs, ways)
 
 
@@ -56,20 +58,27 @@ def differently_made(runs: Sequence[Evaluation]) -> dict[str, str]:
 def of_other_bases(runs: Sequence[Evaluation]) -> dict[str, str]:
     """The differences of their bases, in the precision in which they were asked. A base with the fingerprint of one
     before has its name, as the same may lie in several folders."""
-    names: dict[str, str] = {}
+    names: dict[str | None, str] = {}
     bases = []
     for run in runs:
-        base = run.settings.base_facts
-        fingerprint = run.settings.metadata.get("fingerprint")
-        if base and fingerprint:
-            base["base"] = names.setdefault(fingerprint, base["base"])
+        base = facts_of(run, Changes.BASE)
+        if run.weights is not None:
+            fingerprint = base.pop("fingerprint")
+            # The last part of a path, as the same folder may be written in several ways.
+            name = str(run.weights.base).rstrip("/").rpartition("/")[2]
+            base["base"] = names.setdefault(fingerprint, f"{name} ({fingerprint})")
         bases.append(base)
     return _differences(runs, bases)
 
 
-def _differences(runs: Sequence[Evaluation], fields: Sequence[Mapping[str, str]]) -> dict[str, str]:
+def facts_of(run: Evaluation, *changing: Changes) -> dict[str, Any]:
+    """The facts of its conditions that change one of ``changing``; empty if they are not known, as of a log."""
+    return run.conditions.facts(*changing) if run.conditions else {}
+
+
+def _differences(runs: Sequence[Evaluation], fields: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Field -> its value in the first run that has it, and the first other one; of the ``fields`` of each run."""
-    first: dict[str, tuple[str, Path]] = {}
+    first: dict[str, tuple[Any, Path]] = {}
     found: dict[str, str] = {}
     for run, own in zip(runs, fields, strict=True):
         for field, value in own.items():
@@ -102,8 +111,9 @@ def note_what_differs(arms: Sequence[Arm]) -> None:
     if chosen:
         steps = [f"{name} {run.chosen_step:,} ({run.made['steps']})" for name, run in chosen]
         note(f"steps: {some(steps, separator='; ', most=8)}")
-    versions = [{name: version[:20] for name, version in run.settings.made_with.items()} for run in runs]
-    for values in _differences(runs, versions).values():
+    made_with = [facts_of(run, Changes.TOKENS, Changes.VERSIONS) for run in runs]
+    short = [{key.rpartition(".")[2]: value[:20] for key, value in its.items()} for its in made_with]
+    for values in _differences(runs, short).values():
         note(f"{values}; this may change scores")
     clusters = [f"{task} {len(codes):,} in {codes.max() + 1:,}" for task, codes in cluster_codes(runs).items()]
     if clusters:

@@ -119,7 +119,7 @@ def compared(folder: Path, *, path: Path | None = None) -> Evaluation:
     made = {"steps": "unknown, as are its rows,"}
     if "imported" not in facts:
         made = _made(recipe, facts, step=step, chosen=chosen)
-    base = found.settings.metadata.get("fingerprint")
+    base = found.weights.fingerprint if found.weights else None
     arm = arm_key(recipe, facts, base=base)
     return replace(found, name=run.path.name, arm=arm, seed=recipe.seed, made=made, chosen_step=chosen)
 
@@ -155,10 +155,11 @@ def evaluated_step(evaluation: Evaluation, *, of_result: bool) -> int | None:
     """
     folder = evaluation.folder
     run = Run(folder.parent.parent)
+    adapter_hash = evaluation.weights.adapter if evaluation.weights else None
     adapters = [run.result] if of_result and run.finished else run.adapters
     for adapter in adapters:
         manifest = read_manifest(adapter)
-        if manifest["sha256"][WEIGHTS] == evaluation.settings.metadata.get("adapter"):
+        if manifest["sha256"][WEIGHTS] == adapter_hash:
             return manifest.get("step")  # none of an imported one
     checkpoint = re.search(r"-step-(\d+)$", folder.name)
     if checkpoint and not of_result:

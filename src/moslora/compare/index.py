@@ -13,8 +13,8 @@ from moslora.errors import MosloraError, first_line
 from moslora.files import write_text
 from moslora.recipe import Recipe, stack_recipe
 from moslora.recipe.yaml_text import parse
+from moslora.runs.conditions import Conditions
 from moslora.runs.outcomes import OutcomeName
-from moslora.runs.settings import Settings
 
 EXPERIMENT = "experiment.json"
 
@@ -66,7 +66,7 @@ class Card:
     """
 
     arms: Mapping[str, ArmCard]
-    asked: Settings | None
+    asked: Conditions | None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import log_softmax
 from moslora.runs.predictions import argmax, deciding
-from moslora.runs.settings import NOT_KNOWN
 
 SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
 
@@ -90,7 +89,7 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Eval
         seed = None
         for number in SEED.findall(label):
             seed = int(number)
-        found.append(Evaluation(place, NOT_KNOWN, tasks, path=place, arm=SEED.sub("", label), seed=seed))
+        found.append(Evaluation(place, None, tasks, path=place, arm=SEED.sub("", label), seed=seed))
     if cluster is not None and not groups:
         raise UsageError(
             f"--cluster {cluster}: groups no questions of these logs; must be a column, or a path such as doc.passage,"

@@ -17,7 +17,6 @@ from moslora.errors import MosloraError, first_line
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
-from moslora.runs.settings import NOT_KNOWN
 
 RUNS = "runs.parquet"
 ANSWERS = "answers.parquet"
@@ -130,7 +129,7 @@ def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Seque
     evaluations = {}
     for key, of_run in rows.items():
         tasks = {task: _answers(of_task) for task, of_task in of_run.items()}
-        evaluations[key] = Evaluation(folder, index.card.asked or NOT_KNOWN, tasks)
+        evaluations[key] = Evaluation(folder, index.card.asked, tasks)
     runs = []
     for row in _read(folder / RUNS):
         run = TableRun(**{name: row[name] for name in COLUMNS[RUNS]})

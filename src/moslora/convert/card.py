@@ -9,11 +9,13 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
+from pydantic import TypeAdapter
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, looks_like_path
@@ -27,8 +29,10 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.runs.absolute_paths import last_part, local_files
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.best import ending
+from moslora.runs.conditions import Changes, Conditions, Weights, differences
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
-from moslora.runs.manifest import RECIPE, WEIGHTS
+from moslora.runs.manifest import RECIPE
+from moslora.runs.manifest import WEIGHTS as ADAPTER
 from moslora.runs.origin import Origin
 from moslora.runs.run import EVALUATIONS, RESULTS, base_of
 from moslora.tasks import INSTRUCTION, TASKS, Example, OpenEnded, Task
@@ -126,21 +130,18 @@ def _is_local(base: str) -> bool:
 
 MACRO = "macro average"
 
-WAYS = ("protocol", "format", "dtype", "beams")
-"""The settings that a score depends on."""
-
 Results = dict[str, Any]
-"""The content of ``results.json``."""
+"""The content of ``results.json``, its ``settings`` read as `Conditions`."""
 
 
 def scores_of(folder: AdapterFolder, *, task: str | None) -> list[dict[str, Any]]:
     """The evaluations of this adapter, not of its run's other checkpoints; of ``task`` alone, if it is given.
 
-    Of each its ``settings`` as in ``results.json``, the ``metric``, the ``sources`` of the questions, and ``rows``: a
+    Of each its ``conditions``, the ``metric``, the ``sources`` of the questions, and ``rows``: a
     task, the number of its questions, how many of them are among the training rows, and the scores of the adapter and
     of its base in words, the latter empty where the base was not asked the same.
     """
-    adapter = folder.manifest["sha256"][WEIGHTS]
+    adapter = folder.manifest["sha256"][ADAPTER]
     base = folder.manifest["base"]["fingerprint"]
     found = []
     for path in sorted(folder.run.path.glob(f"{EVALUATIONS}/*/{RESULTS}")):
@@ -159,18 +160,19 @@ def _read(path: Path, *, model: tuple[str | None, str], only: str | None) -> Res
     if not path.is_file():
         return {"tasks": {}}
     results: Results = json.loads(path.read_text(encoding="utf-8"))
-    facts = results["settings"]["metadata"]
-    of_model = (facts.get("adapter"), facts.get("fingerprint")) == model
+    conditions = TypeAdapter(Conditions).validate_python(results["settings"])
+    by = conditions.answered_by
+    of_model = isinstance(by, Weights) and (by.adapter, by.fingerprint) == model
     tasks = {task: score for task, score in results["tasks"].items() if of_model and only in (None, task)}
-    return results | {"tasks": tasks}
+    return results | {"settings": conditions, "tasks": tasks}
 
 
 def _scored(own: Results, plain: Results, recipe: Recipe) -> dict[str, Any]:
-    settings = own["settings"]
+    conditions = own["settings"]
     scores = own["tasks"]
-    in_words = not any(settings["primary"] in score for score in scores.values())
-    metric = "accuracy" if in_words else settings["primary"]
-    sources = dict.fromkeys(source_of(task, recipe=recipe, source=settings["metadata"]["source"]) for task in scores)
+    in_words = not any(conditions.primary in score for score in scores.values())
+    metric = "accuracy" if in_words else conditions.primary
+    sources = dict.fromkeys(source_of(task, recipe=recipe, source=conditions.source) for task in scores)
     leaks = (own.get("without_leaks") or {}).get("leaks", {})
     base = {task: score for task, score in plain["tasks"].items() if task in scores and _alike(own, plain, task)}
     if base.keys() == scores.keys() == plain["tasks"].keys():
@@ -181,21 +183,19 @@ def _scored(own: Results, plain: Results, recipe: Recipe) -> dict[str, Any]:
     for task, score in scores.items():
         beside = _value(base[task], metric) if task in base else ""
         rows.append((task, score["n"], leaks.get(task, 0), _value(score, metric), beside))
-    return {"settings": settings, "metric": metric, "sources": list(sources), "rows": rows}
+    return {"conditions": conditions, "metric": metric, "sources": list(sources), "rows": rows}
 
 
 def _alike(own: Results, plain: Results, task: str) -> bool:
     """Whether two models were asked the same of ``task``; with another limit in tokens only if neither question was
     cut."""
-
-    def asked(results: Results) -> tuple[Any, ...]:
-        settings = results["settings"]
-        score = results["tasks"][task]
-        limit = settings.get("max_length") if score.get("truncated") != 0 else None
-        questions = settings["data"].get(task), settings.get("skipped", {}).get(task), score["n"]
-        return *questions, limit, [settings.get(way) for way in WAYS]
-
-    return asked(own) == asked(plain)
+    scores = [results["tasks"][task] for results in (own, plain)]
+    asked = [results["settings"] for results in (own, plain)]
+    if not any(score["truncated"] for score in scores):
+        asked = [replace(conditions, max_length=None) for conditions in asked]
+    asked = [conditions.of_tasks([task]) for conditions in asked]
+    same_number = scores[0]["n"] == scores[1]["n"]
+    return same_number and not differences(*asked, Changes.ASKED, Changes.QUESTIONS, Changes.BASE)
 
 
 def _value(score: Mapping[str, Any], metric: str) -> str:

@@ -34,6 +34,13 @@ def batch_budget(device: torch.device) -> int:
     return 16_384
 
 
+def block_size(device: torch.device, *, writes: bool) -> int:
+    """Number of questions that are computed together on a device; ``writes``: they are answered by generated texts."""
+    if writes:
+        return WRITTEN_BLOCK_SIZE
+    return BLOCK_SIZE if device.type == "cpu" else BLOCK_SIZE * BLOCKS_ON_GPU
+
+
 @dataclass(frozen=True)
 class Block:
     """Questions of one task that are computed together."""

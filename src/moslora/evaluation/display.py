@@ -9,17 +9,12 @@ from moslora.recipe.builtin import printable
 
 def heading(results: Results) -> str:
     """The line above the table: protocol, format and precision."""
-    settings = results.settings
-    protocol = f"protocol {settings.protocol}"
+    conditions = results.conditions
+    protocol = f"protocol {conditions.protocol}"
     in_words = [task for task, score in results.tasks.items() if score.is_in_words]
     if in_words:
         protocol += f" ({', '.join(in_words)}: answers in words)"
-    model = settings.dtype
-    if settings.of_server:
-        model = printable(" at ".join(filter(None, [settings.metadata["model"], settings.metadata["server"]])))
-    elif settings.metadata.get("quantization"):
-        model += f" on {settings.metadata['quantization']}"
-    return f"{protocol}, format {settings.format}, {model}; shares in percent"
+    return f"{protocol}, format {conditions.format}, {printable(str(conditions.answered_by))}; shares in percent"
 
 
 def table(results: Results) -> list[list[str]]:
@@ -65,7 +60,7 @@ def remarks(results: Results) -> list[str]:
         lines.append(f"{counted(count, 'question')} not answered, and in no average: {some(reasons, most=2)}")
     truncated = sum(score.truncated for score in results.scores.values())
     if truncated:
-        longest = f"evaluation.max_length = {results.settings.max_length} tokens"
+        longest = f"evaluation.max_length = {results.conditions.max_length} tokens"
         lines.append(f"{truncated:,} longer than {longest}: questions without the start, texts without the end")
     counts = [f"{name} {score.n:,} in {score.clusters:,}" for name, score in results.scores.items() if score.clusters]
     if counts:

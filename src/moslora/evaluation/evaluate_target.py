@@ -4,25 +4,24 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import packages
 from moslora.base.resolve import locate
-from moslora.base.shapes import meta_model
+from moslora.base.shapes import meta_model, read_config
 from moslora.console import note
-from moslora.data.encode import Encoder, encoding
-from moslora.data.sources import data_hash, differences, load_examples
+from moslora.data.sources import differences, load_examples
 from moslora.errors import UsageError, counted, first_line
 from moslora.evaluation.batches import batch_budget
-from moslora.evaluation.evaluator import PreparedQuestions, evaluate
+from moslora.evaluation.evaluator import PreparedQuestions, conditions_of, evaluate
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import find_leaks
-from moslora.evaluation.loading import identity, load_model, tokenizer_of
+from moslora.evaluation.loading import load_model, tokenizer_of, weights_of
 from moslora.evaluation.request import Request
 from moslora.evaluation.results import Results, read_results
+from moslora.evaluation.scorers import make_encoder
 from moslora.evaluation.scoring import missing_in
 from moslora.evaluation.served import open_served
 from moslora.evaluation.server import Server
@@ -34,10 +33,10 @@ from moslora.processes.group import process_group, take_gpu
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.ranks import is_main_process
 from moslora.runs.bare_rows import remark_on_bare_rows
-from moslora.runs.settings import Leaks
+from moslora.runs.conditions import KEPT, Endpoint
+from moslora.runs.header import Leaks
 from moslora.runs.trackers import KINDS, record
 from moslora.tasks import Example
-from moslora.version import __version__
 
 
 def evaluate_target(
@@ -73,18 +72,12 @@ def evaluate_target(
                 open_served(server, prepared.scorer, wanted, at_once=at_once).answer_missing(wanted, journal)
             journal.finish()
         return prepared.results(journal), out
-    known = identity(target)
     tokenizer = tokenizer_of(target)
     by_peft = target.adapter is not None and target.adapter.recipe.adapter.needs_peft
-    must_agree = {
-        **{key: value for key, value in known.items() if key != "base"},  # whose path may differ
-        **{f"the hash of {task}": data_hash(rows) for task, rows in questions.items()},
-        **request.model_dump(exclude={"source"}),
-        "strategy": target.strategy,
-        **packages(quantized=target.model.quantization is not None, peft=by_peft),
-        **encoding(Encoder(tokenizer, max_length=None), request.format),
-    }
-    metadata = {**known, "source": request.source}
+    versions = packages(quantized=target.model.quantization is not None, peft=by_peft)
+    encoder = make_encoder(read_config(target.model), tokenizer, request)
+    conditions = conditions_of(request, questions, encoder, weights_of(target, request), versions)
+    must_agree = {**conditions.facts(*KEPT), "limit": request.limit, "strategy": target.strategy}
     tokens = request.batch_tokens or batch_budget(device())
     with (
         locked(out) if is_main_process() else nullcontext(),
@@ -93,7 +86,9 @@ def evaluate_target(
     ):
         liger.agree()
         # The model is not kept: it uses the group, which ends with this block.
-        results = evaluate(load_model(target), tokenizer, questions, request, out=out, metadata=metadata, leaks=leaks)
+        results = evaluate(
+            load_model(target), tokenizer, questions, request, out=out, conditions=conditions, leaks=leaks
+        )
         if is_main_process() and target.is_in_run(out):
             tell_run(target, out)
     return results, out
@@ -153,17 +148,11 @@ def prepare_for_server(
     """
     if PROTOCOLS[request.protocol].writes and request.beams > 1:
         raise UsageError(f"{request.beams} beams: servers write greedily; evaluate with --beams 1")
-    empty = meta_model(target.model, only_shapes=False).eval()
-    prepared = PreparedQuestions.of(empty, tokenizer_of(target), questions, request)
-    settings = replace(
-        prepared.settings,
-        dtype="",
-        batch_tokens=0,
-        block_size=0,
-        metadata={"source": request.source, "server": server.address, "model": server.model},
-        made_with={"moslora": __version__, **encoding(prepared.scorer.encoder, request.format)},
-    )
-    return replace(prepared, settings=settings)
+    tokenizer = tokenizer_of(target)
+    encoder = make_encoder(read_config(target.model), tokenizer, request)
+    conditions = conditions_of(request, questions, encoder, Endpoint(server.address, server.model), {})
+    empty = meta_model(target.model).eval()
+    return PreparedQuestions.of(empty, tokenizer, questions, request, conditions)
 
 
 def open_answers(prepared: PreparedQuestions, out: Path, leaks: Mapping[str, Leaks]) -> Journal:

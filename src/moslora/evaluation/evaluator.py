@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.engine import output_weight
 from moslora.base.identity import packages
 from moslora.data.clusters import find_clusters
-from moslora.data.encode import encoding
+from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
 from moslora.evaluation.batches import Block, blocks
@@ -24,9 +25,11 @@ from moslora.evaluation.scorer import Question, Scorer
 from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing
 from moslora.processes.group import all_gather, rank_in_group
+from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.answers import order_key
+from moslora.runs.conditions import Conditions, Endpoint, Weights
+from moslora.runs.header import Leaks, TaskRecord
 from moslora.runs.predictions import Prediction
-from moslora.runs.settings import Leaks, Settings, TaskRecord
 from moslora.tasks import Example
 from moslora.tasks.clusters import Clusters, known_clusters
 from moslora.version import __version__
@@ -39,7 +42,7 @@ def evaluate(
     request: Request,
     *,
     out: Path | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    conditions: Conditions | None = None,
     leaks: Mapping[str, Leaks] | None = None,
 ) -> Results:
     """Scores ``model``, whole or sharded, on questions and texts, shared out among the processes. All return the same
@@ -49,23 +52,23 @@ def evaluate(
         questions: task -> all its questions, in any order, also under a limit: in low precision they decide which
             share a batch (`moslora.evaluation.batches`).
         request: how they are asked; its source is not read here.
-        out: results folder, where an earlier evaluation of the same settings is continued; ``None`` for none.
-        metadata: tells the model from others; JSON values. A folder made under other metadata is refused.
+        out: results folder, where an earlier evaluation of the same conditions is continued; ``None`` for none.
+        conditions: of the evaluation, which say what the model is; ``None`` for those of a model that nobody names.
         leaks: questions that its training gave away, by task; a task that is missing is unknown.
 
     Returns:
         The results of the questions asked; those in ``out`` are of earlier evaluations as well.
 
     Raises:
-        UsageError: questions that the protocol cannot score, or a folder of other settings.
+        UsageError: questions that the protocol cannot score, or a folder of other conditions.
         MosloraError: a module in training mode.
     """
     _refuse_training_mode(model)
-    prepared = PreparedQuestions.of(model, tokenizer, questions, request, metadata)
+    prepared = PreparedQuestions.of(model, tokenizer, questions, request, conditions)
     journal = prepared.open_journal(out, leaks or {})
     score_missing(prepared.tasks, journal)
     drifts = measure_drifts([task for task in prepared.tasks if task.has_margins], journal)
-    known = journal.head.tasks
+    known = journal.header.tasks
     # Fewer questions may have a smaller one.
     journal.record({name: replace(known[name], drift=max(drifts[name], known[name].drift or 0.0)) for name in drifts})
     journal.finish()
@@ -78,12 +81,12 @@ class PreparedQuestions:
 
     Attributes:
         scorer: of the protocol.
-        settings: on which the predictions depend.
+        conditions: on which the predictions depend.
         tasks: each with its blocks, and with its own scorer.
     """
 
     scorer: Scorer[Any]
-    settings: Settings
+    conditions: Conditions
     tasks: tuple[ScoredTask, ...]
 
     @classmethod
@@ -93,41 +96,30 @@ class PreparedQuestions:
         tokenizer: PreTrainedTokenizerBase,
         questions: Mapping[str, Sequence[Example]],
         request: Request,
-        metadata: Mapping[str, Any] | None = None,
+        conditions: Conditions | None = None,
     ) -> "PreparedQuestions":
         """Arguments and errors as in `evaluate`; the model may be in training mode."""
         empty = [task for task, rows in questions.items() if not rows]
         if empty:
             raise UsageError(f"{', '.join(empty)}: no questions, as the source's split is empty; choose other --tasks")
-        skipped = {task: request.skipped(task) for task in questions if request.skipped(task)}
-        for task, count in skipped.items():
-            if count >= len(questions[task]):
-                raise UsageError(f"evaluation.skip: leaves none of the {len(questions[task])} questions of {task}")
+        for task, rows in questions.items():
+            if request.skipped(task) >= len(rows):
+                raise UsageError(f"evaluation.skip: leaves none of the {len(rows)} questions of {task}")
         scorer = make_scorer(model, tokenizer, request)
-        quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
-        made_with = {
-            "moslora": __version__,  # no hash of the code, which would change with every commit
-            **packages(quantized=quantized, peft=hasattr(model, "peft_config")),
-            **encoding(scorer.encoder, request.format),
-        }
-        settings = Settings(
-            protocol=request.protocol,
-            format=request.format,
-            primary=scorer.protocol.primary,
-            dtype=str(output_weight(model).dtype).removeprefix("torch."),
-            batch_tokens=scorer.batch_tokens,
-            block_size=scorer.block_size,
-            beams=request.beams if scorer.protocol.writes else None,
-            writing={**WRITING, "num_beams": request.beams} if scorer.protocol.writes else None,
-            max_length=scorer.encoder.max_length,
-            data={task: data_hash(rows) for task, rows in questions.items()},
-            metadata=metadata or {},
-            made_with=made_with,
-            skipped=skipped,
-        )
+        dtype = output_weight(model).dtype
+        if conditions is None:
+            quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
+            answered_by = Weights(
+                dtype=str(dtype).removeprefix("torch."),
+                device=model.device.type,
+                batch_tokens=scorer.batch_tokens,
+                block_size=scorer.block_size,
+            )
+            versions = packages(quantized=quantized, peft=hasattr(model, "peft_config"))
+            conditions = conditions_of(request, questions, scorer.encoder, answered_by, versions)
         # Whether the scores of a question are the same whatever else is in its batch: LLM.int8() takes columns with an
         # outlier out of a whole batch.
-        exact = settings.dtype in ("float32", "float64") and not getattr(model, "is_loaded_in_8bit", False)
+        exact = dtype in (torch.float32, torch.float64) and not getattr(model, "is_loaded_in_8bit", False)
         tasks = []
         for name, rows in questions.items():
             its_scorer = scorer_of(rows[0], scorer)
@@ -135,7 +127,7 @@ class PreparedQuestions:
             cut = blocks(rows, limit=request.limit, skip=skip, exact=exact, size=its_scorer.block_size)
             tasks.append(ScoredTask(name, rows, its_scorer, tuple(cut)))
         _refuse_unusable(tasks)
-        return cls(scorer, settings, tuple(tasks))
+        return cls(scorer, conditions, tuple(tasks))
 
     def only(self, ids: Collection[str]) -> "PreparedQuestions":
         """The same, of which only these questions are wanted, if they were."""
@@ -148,8 +140,8 @@ class PreparedQuestions:
     def open_journal(self, out: Path | None, leaks: Mapping[str, Leaks]) -> Journal:
         """The journal in ``out``, with the records of these tasks. The first process writes it; the others keep what it
         has read in memory."""
-        journal = Journal(out if rank_in_group() == 0 else None, self.settings)
-        journal.head, journal.predictions = all_gather((journal.head, journal.predictions))[0]
+        journal = Journal(out if rank_in_group() == 0 else None, self.conditions)
+        journal.header, journal.predictions = all_gather((journal.header, journal.predictions))[0]
         journal.record({task.name: self._record(task, journal, leaks.get(task.name)) for task in self.tasks})
         return journal
 
@@ -157,7 +149,7 @@ class PreparedQuestions:
         """Scores the model as it is now, silently, and keeps nothing. The processes share the questions, and all return
         the same predictions."""
         _refuse_training_mode(self.scorer.model)
-        journal = Journal(None, self.settings)
+        journal = Journal(None, self.conditions)
         score_missing(self.tasks, journal, silently=True)
         return tuple(self._predictions(journal))
 
@@ -168,11 +160,11 @@ class PreparedQuestions:
         Where a larger evaluation was interrupted, and what it has answered is not the beginning of the fixed order, its
         number stays: a server may answer short questions first, which are no random sample.
         """
-        then = journal.head.tasks.get(task.name, TaskRecord())
+        then = journal.header.tasks.get(task.name, TaskRecord())
         ordered = sorted([example.id for example in task.questions], key=order_key)
         answered = {example.id for example in task.wanted} | (journal.predictions.keys() & set(ordered))
         count = len(task.wanted)
-        first = self.settings.skipped.get(task.name, 0)
+        first = self.conditions.skipped.get(task.name, 0)
         if answered != set(ordered[first : first + len(answered)]):
             count = max(count, then.asked or 0)
         clusters = {id: first for id, first in self.clusters[task.name].items() if id in answered}
@@ -180,7 +172,7 @@ class PreparedQuestions:
 
     def results(self, journal: Journal) -> Results:
         """Those of the wanted questions, all of which have a prediction."""
-        return summarise(self.settings, self._predictions(journal), journal.head.tasks)
+        return summarise(self.conditions, self._predictions(journal), journal.header.tasks)
 
     def _predictions(self, journal: Journal) -> list[Prediction]:
         return [journal.predictions[example.id] for task in self.tasks for example in task.wanted]
@@ -190,7 +182,7 @@ class PreparedQuestions:
         """Those of each task's questions: of a test set they are known by its hash, of others their texts tell."""
         found = {}
         for task in self.tasks:
-            known = known_clusters().get(self.settings.data[task.name])
+            known = known_clusters().get(self.conditions.data[task.name])
             found[task.name] = find_clusters(task.questions) if known is None else known
         return found
 
@@ -202,6 +194,30 @@ class PreparedQuestions:
     def encoded(self) -> list[Question]:
         """The questions that are wanted, task after task."""
         return [task.scorer.encode(example) for task in self.tasks for example in task.wanted]
+
+
+def conditions_of(
+    request: Request,
+    questions: Mapping[str, Sequence[Example]],
+    encoder: Encoder,
+    answered_by: Weights | Endpoint,
+    versions: Mapping[str, str],
+) -> Conditions:
+    """Return the conditions under which ``questions`` are asked; ``versions`` are those of packages that compute."""
+    writes = PROTOCOLS[request.protocol].writes
+    return Conditions(
+        protocol=request.protocol,
+        format=request.format,
+        max_length=encoder.max_length,
+        data={task: data_hash(rows) for task, rows in questions.items()},
+        skipped={task: request.skipped(task) for task in questions if request.skipped(task)},
+        answered_by=answered_by,
+        source=request.source,
+        beams=request.beams if writes else None,
+        writing={**WRITING, "num_beams": request.beams} if writes else None,
+        encoding=encoding(encoder, request.format),
+        versions={"moslora": __version__, **versions},  # no hash of the code, which would change with every commit
+    )
 
 
 def _refuse_training_mode(model: PreTrainedModel) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from moslora.console import note
 from moslora.data.overlap import DIGEST_BYTES, digest
 from moslora.runs.adapter_folder import AdapterFolder
-from moslora.runs.settings import Leaks
+from moslora.runs.header import Leaks
 from moslora.tasks import Example
 
 

@@ -1,7 +1,6 @@
 """The model that ``moslora eval`` scores, loaded, with its tokenizer."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -14,11 +13,15 @@ from moslora.base.sharded import read_on_host, shard_base, shards
 from moslora.choices import DType
 from moslora.console import note_once
 from moslora.data.encode import Encoder, encoding
+from moslora.evaluation.batches import batch_budget, block_size
+from moslora.evaluation.request import Request
 from moslora.evaluation.target import Target, open_target
 from moslora.processes.devices import device
 from moslora.processes.group import group_size
+from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import check_encoding
+from moslora.runs.conditions import Weights, without_double
 from moslora.runs.manifest import WEIGHTS
 
 
@@ -55,19 +58,22 @@ def tokenizer_of(target: Target) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def identity(target: Target) -> dict[str, Any]:
-    """Facts that identify the model and the arithmetic of its device."""
+def weights_of(target: Target, request: Request) -> Weights:
+    """Return what identifies the model of ``target`` and its arithmetic on this device."""
     model = target.model
-    facts: dict[str, Any] = {
-        "base": model.name,
-        "fingerprint": fingerprint(model.name, revision=model.revision),
-        "adapter": target.adapter.manifest["sha256"][WEIGHTS] if target.adapter else None,
-        "quantization": model.quantization,
-    }
-    if model.quantization == "nf4":
-        facts["double_quantization"] = model.double_quantization
-    facts["device"] = device().type
-    return facts
+    quantization: str | None = model.quantization
+    if quantization == "nf4" and not model.double_quantization:
+        quantization = without_double(quantization)
+    return Weights(
+        dtype=model.dtype,
+        device=device().type,
+        batch_tokens=request.batch_tokens or batch_budget(device()),
+        block_size=block_size(device(), writes=PROTOCOLS[request.protocol].writes),
+        base=model.name,
+        fingerprint=fingerprint(model.name, revision=model.revision),
+        adapter=target.adapter.manifest["sha256"][WEIGHTS] if target.adapter else None,
+        quantization=quantization,
+    )
 
 
 def load(

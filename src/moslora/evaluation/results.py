@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.evaluation.percent import percent
 from moslora.evaluation.scores import Score, average, score_task
 from moslora.evaluation.texts import TextScore, score_texts
 from moslora.runs.answers import TaskAnswers, by_task
+from moslora.runs.conditions import Conditions
+from moslora.runs.header import EvaluationHeader, TaskRecord
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import RESULTS
-from moslora.runs.settings import Head, Settings, TaskRecord
 
 NEARLY_ALL = 0.95
 """Share of one answer from which a model counts as collapsed, and of texts with an answer below which it does."""
@@ -43,7 +44,7 @@ class WithoutLeaks:
 class Results:
     """One evaluation, or in ``results.json`` all evaluations of a folder."""
 
-    settings: Settings
+    conditions: Annotated[Conditions, Field(alias="settings")]
     tasks: Mapping[str, Score]  # of questions, in the order of evaluation
     macro: Score | None  # every one of ``tasks`` has the same weight; ``None`` if there are none
     micro: Score | None  # every question has the same weight
@@ -63,7 +64,7 @@ class Results:
         """The metric that counts: the protocol's, or the accuracy where everything is answered in words."""
         if self.tasks and all(score.is_in_words for score in self.tasks.values()):
             return "accuracy"
-        return self.settings.primary
+        return self.conditions.primary
 
     @property
     def collapse(self) -> list[str]:
@@ -109,7 +110,7 @@ class Results:
         facts["tasks"] = {task: score.value(metric)[0] for task, score in self.tasks.items()}
         if self.texts:
             facts["nats_per_byte"] = {name: score.nats_per_byte for name, score in self.texts.items()}
-        facts["asked"] = {task: [score.n, self.settings.data.get(task)] for task, score in self.scores.items()}
+        facts["asked"] = {task: [score.n, self.conditions.data.get(task)] for task, score in self.scores.items()}
         facts["collapse"] = self.collapse
         return {name: fact for name, fact in facts.items() if fact is not None}
 
@@ -118,6 +119,7 @@ class Results:
         optional = ("texts", "unanswered")
         fields = {name: value for name, value in vars(self).items() if value or name not in optional}
         del fields["predictions"]
+        fields = {"settings": fields.pop("conditions"), **fields}
         return json.dumps(fields, default=_plain, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -131,7 +133,7 @@ def _plain(value: Any) -> dict[str, Any]:
     return fields
 
 
-def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> Results:
+def results_of(conditions: Conditions, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> Results:
     """All numbers of the answers to these ``tasks``; ``records`` by task, in whose order the tasks are. A task of which
     only outcomes are known, and no answers, has none."""
     scores: dict[str, Score] = {}
@@ -150,12 +152,12 @@ def results_of(settings: Settings, tasks: Mapping[str, TaskAnswers], records: Ma
         questions = sum(score.n for score in averaged)
         macro = average(averaged, [1 / len(averaged)] * len(averaged))
         micro = average(averaged, [score.n / questions for score in averaged])
-        without = _without_leaks(settings, {task: tasks[task] for task in scores}, records)
-    return Results(settings, scores, macro, micro, without, texts)
+        without = _without_leaks(conditions, {task: tasks[task] for task in scores}, records)
+    return Results(conditions, scores, macro, micro, without, texts)
 
 
 def _without_leaks(
-    settings: Settings, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]
+    conditions: Conditions, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]
 ) -> WithoutLeaks | None:
     """The numbers of the answers that are not to leaks; ``None`` if the leaks of a task are unknown."""
     kept: dict[str, TaskAnswers] = {}
@@ -168,15 +170,15 @@ def _without_leaks(
         compared_with[leaks.compared_with] = None
         kept[task] = answers.only(set(answers.ids).difference(leaks.ids))
         counts[task] = len(answers.ids) - len(kept[task].ids)
-    rest = results_of(settings, kept, {task: replace(records[task], leaks=None) for task in tasks})
+    rest = results_of(conditions, kept, {task: replace(records[task], leaks=None) for task in tasks})
     macro = rest.macro if len(rest.tasks) == len(tasks) else None
     return WithoutLeaks(" and ".join(compared_with), counts, rest.tasks, macro)
 
 
-def summarise(settings: Settings, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:
+def summarise(conditions: Conditions, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:
     """All numbers of ``predictions``, with these behind them; ``records`` by task, in whose order the tasks are."""
-    answers = Head(settings, records).grouped(by_task(predictions))
-    results = results_of(settings, answers, records)
+    answers = EvaluationHeader(conditions, records).grouped(by_task(predictions))
+    results = results_of(conditions, answers, records)
     unanswered = Counter(prediction.task for prediction in predictions if prediction.refused)
     return replace(results, unanswered=dict(unanswered), predictions=tuple(predictions))
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import Families, describe_task
 from moslora.base.engines import Engine, engine_of
 from moslora.data.encode import EncodedText, Encoder, TokenPair
-from moslora.evaluation.batches import BLOCK_SIZE, BLOCKS_ON_GPU, WRITTEN_BLOCK_SIZE
+from moslora.evaluation.batches import block_size
 from moslora.evaluation.server import Answering
 from moslora.processes.devices import wait_for
 from moslora.prompts.formats import Format
@@ -74,16 +74,10 @@ class Scorer(ABC, Generic[Output]):
     batch_tokens: int  # maximum number of tokens in a batch
     beams: int = 1  # of the search for a written text; 1 is greedy
 
-    cpu_block: ClassVar[int] = BLOCK_SIZE  # questions computed together on a CPU
-
     @property
     def block_size(self) -> int:
         """Questions computed together on the model's device."""
-        if self.protocol.writes:
-            return WRITTEN_BLOCK_SIZE
-        if self.model.device.type == "cpu":
-            return self.cpu_block
-        return self.cpu_block * BLOCKS_ON_GPU
+        return block_size(self.model.device, writes=self.protocol.writes)
 
     @cached_property
     def engine(self) -> Engine:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.engine import context_length
@@ -30,21 +30,29 @@ SCORERS: Mapping[ProtocolName, type[Scorer[Any]]] = {
 def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any]:
     """The scorer of the protocol that ``request`` names; its limit and source are not read here."""
     keep_freed_memory()
-    context = context_length(model)
+    return SCORERS[request.protocol](
+        model,
+        make_encoder(model.config, tokenizer, request),
+        make_format(request.format, tokenizer),
+        batch_tokens=request.batch_tokens or batch_budget(model.device),
+        beams=request.beams,
+    )
+
+
+def make_encoder(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, request: Request) -> Encoder:
+    """Return what encodes the questions of ``request``, up to its limit in tokens or the model's context.
+
+    Raises:
+        UsageError: the limit is longer than the context.
+    """
+    context = context_length(config)
     if request.max_length and context and request.max_length > context:
         raise UsageError(
             f"evaluation.max_length = {request.max_length}: the model's context has {context:,} tokens; set at most"
             " this, or null"
         )
     # In a recipe `data.max_length` is of the training rows alone.
-    encoder = Encoder(tokenizer, max_length=request.max_length or context, key="evaluation.max_length")
-    return SCORERS[request.protocol](
-        model,
-        encoder,
-        make_format(request.format, tokenizer),
-        batch_tokens=request.batch_tokens or batch_budget(model.device),
-        beams=request.beams,
-    )
+    return Encoder(tokenizer, max_length=request.max_length or context, key="evaluation.max_length")
 
 
 def scorer_of(example: Example, scorer: Scorer[Any]) -> Scorer[Any]:

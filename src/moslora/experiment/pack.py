@@ -14,8 +14,8 @@ from moslora.experiment.file import Planned
 from moslora.experiment.one_run import answers_of, made_with, planned_run, row_of
 from moslora.experiment.study import Study
 from moslora.files import locked, new_folder
+from moslora.runs.conditions import Conditions
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.settings import Settings
 
 
 def pack_runs(study: Study, out: Path) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _arms(study: Study, done: Sequence[Planned], before: Card | None) -> dict[st
     return found
 
 
-def _asked(evaluations: Sequence[Evaluation]) -> Settings | None:
+def _asked(evaluations: Sequence[Evaluation]) -> Conditions | None:
     """How all were asked; ``None`` if there are none.
 
     Raises:
@@ -87,7 +87,7 @@ def _asked(evaluations: Sequence[Evaluation]) -> Settings | None:
     different = {**differently_asked(evaluations), **of_other_bases(evaluations)}
     if different:
         raise UsageError(f"{capped(different.values())}; evaluate all in the same way")
-    settings = evaluations[0].settings
-    data = {task: settings.data[task] for task in evaluations[0].tasks}
-    of_all = {key: value for key, value in settings.metadata.items() if key != "adapter"}
-    return replace(settings, data=data, metadata=of_all)
+    first = evaluations[0]
+    assert first.conditions is not None and first.weights is not None, "runs are evaluated here"
+    data = {task: first.data[task] for task in first.tasks}
+    return replace(first.conditions, data=data, answered_by=replace(first.weights, adapter=None))

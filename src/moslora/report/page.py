@@ -21,8 +21,8 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) ->
     results = {}
     for run in runs:
         for name, answered in ((run.name, run.tuned), (run.base_name, run.base)):
-            if answered and name not in results:
-                results[name] = results_of(answered.settings, answered.tasks, answered.records)
+            if answered and answered.conditions and name not in results:
+                results[name] = results_of(answered.conditions, answered.tasks, answered.records)
     notes = [f"{run.name}: {run.left_out}" for run in runs if run.left_out]
     for name, found in results.items():
         notes += [f"{name}: {remark}" for remark in remarks(found)]

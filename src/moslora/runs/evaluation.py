@@ -1,6 +1,6 @@
 """An evaluation: how it was asked, and what was answered. Importing this does not load torch.
 
-``settings.json``      what the predictions depend on, and a record per task (`moslora.runs.settings`)
+``settings.json``      what the predictions depend on, and a record per task (`moslora.runs.header`)
 ``predictions.jsonl``  one line per question (`moslora.runs.predictions`)
 ``results.json``       the numbers of the finished tasks, which is there once it is done
 
@@ -19,10 +19,11 @@ from moslora.files import refuse_used
 from moslora.ranks import is_main_process
 from moslora.recipe import Recipe
 from moslora.runs.answers import TaskAnswers, by_task, order_key
+from moslora.runs.conditions import Conditions, Weights
+from moslora.runs.header import EvaluationHeader, TaskRecord, read_header
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
-from moslora.runs.settings import Head, Settings, TaskRecord, read_head
 
 HELD_OUT = "held-out rows"
 """What stands for a task where the validation loss is compared, a number of each run."""
@@ -40,7 +41,7 @@ class Evaluation:
 
     Attributes:
         folder: where it lies, or the log of another program.
-        settings: how it was asked.
+        conditions: under which it was asked; ``None`` of a log, which does not say.
         tasks: task -> answers, in the order in which the tasks were asked.
         records: task -> what else is known of it.
         unfinished: tasks of which it was interrupted: the number of questions answered, and asked.
@@ -55,7 +56,7 @@ class Evaluation:
     """
 
     folder: Path
-    settings: Settings
+    conditions: Conditions | None
     tasks: Mapping[str, TaskAnswers]
     records: Mapping[str, TaskRecord] = field(default_factory=dict)
     unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -72,23 +73,23 @@ class Evaluation:
     def of(
         cls,
         folder: Path,
-        settings: Settings,
+        conditions: Conditions,
         predictions: Sequence[Prediction],
         records: Mapping[str, TaskRecord] | None = None,
     ) -> "Evaluation":
         """The evaluation that made these predictions, and has these records; the questions of every task in the order
         of their ids."""
-        head = Head(settings, records or {})
+        header = EvaluationHeader(conditions, records or {})
         tasks = {}
         for task, answers in by_task(predictions).items():
             in_order = sorted(range(len(answers.ids)), key=answers.ids.__getitem__)
             tasks[task] = with_outcomes(answers.at(in_order))
-        return cls(folder, settings, head.grouped(tasks), head.tasks, path=folder)
+        return cls(folder, conditions, header.grouped(tasks), header.tasks, path=folder)
 
     @property
     def run(self) -> Run | None:
         """The run that it is of; ``None`` of a model without a run, of a server, and of a log."""
-        if self.settings.of_server:
+        if self.weights is None:
             return None
         run = Run(self.folder.parent.parent)
         if self.folder.parent.name == EVALUATIONS and run.exists:
@@ -96,9 +97,20 @@ class Evaluation:
         return None
 
     @property
+    def data(self) -> Mapping[str, str]:
+        """Task -> hash of all its questions, of those that are known."""
+        return self.conditions.data if self.conditions else {}
+
+    @property
+    def weights(self) -> Weights | None:
+        """The model that answered; ``None`` of a server and of a log."""
+        answered_by = self.conditions and self.conditions.answered_by
+        return answered_by if isinstance(answered_by, Weights) else None
+
+    @property
     def of_base(self) -> bool:
         """Whether it is of a model without an adapter."""
-        return self.settings.metadata.get("adapter") is None
+        return self.weights is None or self.weights.adapter is None
 
     @property
     def complete(self) -> "Evaluation":
@@ -152,10 +164,10 @@ def read_evaluation(folder: Path) -> Evaluation:
         UsageError: there are no predictions.
         MosloraError: a file is damaged.
     """
-    head = read_head(folder)
+    header = read_header(folder)
     predictions = read_predictions(folder)
-    found = Evaluation.of(folder, head.settings, predictions, head.tasks)
-    return replace(found, unfinished=unfinished_tasks(head, predictions))
+    found = Evaluation.of(folder, header.conditions, predictions, header.tasks)
+    return replace(found, unfinished=unfinished_tasks(header, predictions))
 
 
 def read_complete(folder: Path) -> Evaluation:
@@ -191,10 +203,10 @@ def read_predictions(folder: Path) -> list[Prediction]:
     return list(predictions.values())
 
 
-def unfinished_tasks(head: Head, predictions: Iterable[Prediction]) -> dict[str, tuple[int, int]]:
+def unfinished_tasks(header: EvaluationHeader, predictions: Iterable[Prediction]) -> dict[str, tuple[int, int]]:
     """The tasks of which fewer questions are answered than the last evaluation asked: both numbers."""
     answered = Counter(each.task for each in predictions)
-    asked = {task: record.asked or 0 for task, record in head.tasks.items()}
+    asked = {task: record.asked or 0 for task, record in header.tasks.items()}
     return {task: (answered[task], count) for task, count in asked.items() if answered[task] < count}
 
 
@@ -227,5 +239,5 @@ def in_common(runs: Sequence[Evaluation]) -> tuple[QuestionIds, str]:
 
 def _answered_by(run: Evaluation, task: str) -> set[tuple[str | None, str]]:
     """The questions of a task that a run answered: their data and their ids."""
-    data = run.settings.data.get(task)
+    data = run.data.get(task)
     return {(data, id) for id in run.tasks[task].ids} if task in run.tasks else set()

@@ -11,10 +11,10 @@ from typing import Any
 from moslora.errors import MosloraError, UsageError
 from moslora.runs.best import best_of
 from moslora.runs.evaluation import in_common, is_finished, read_evaluation, read_predictions, unfinished_tasks
+from moslora.runs.header import read_header
 from moslora.runs.manifest import MANIFEST, RECIPE
 from moslora.runs.outcomes import right
 from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, RESULT, Run
-from moslora.runs.settings import read_head
 from moslora.runs.strength import strength_of
 
 NOT_SEARCHED = (RESULT, CHECKPOINTS, EVALUATIONS, "merged", "peft")
@@ -74,7 +74,7 @@ def _scores(run: Run) -> Iterator[str]:
     interrupted = []
     for folder in run.evaluations:
         with suppress(MosloraError):  # a damaged file, which is told where the scores are read
-            if unfinished_tasks(read_head(folder), read_predictions(folder)) or not is_finished(folder):
+            if unfinished_tasks(read_header(folder), read_predictions(folder)) or not is_finished(folder):
                 interrupted.append(folder.name)
     results = {name: card for name, card in run.facts.get("results", {}).items() if name not in interrupted}
     for _, names in groupby(sorted(results), key=lambda name: BESIDE.sub("", name)):

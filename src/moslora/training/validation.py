@@ -42,7 +42,7 @@ class Validator:
             return []
         asked = counted(self.question_count, "validation question")
         return [
-            f"{asked}, by protocol {self.questions.settings.protocol}, before the first step and at each validation"
+            f"{asked}, by protocol {self.questions.conditions.protocol}, before the first step and at each validation"
         ]
 
     def measure(self, parts: Parts) -> dict[str, float]:
@@ -88,7 +88,7 @@ def in_fields(metrics: Mapping[str, float]) -> list[str]:
 
 def _answered(questions: PreparedQuestions) -> Mean:
     """The share of the questions answered right, by the protocol's main metric, whatever their tasks."""
-    tokens = questions.settings.batch_tokens
+    tokens = questions.scorer.batch_tokens
     with or_out_of_memory(
         f"out of GPU memory while validation questions are asked, in batches of {tokens:,} tokens; set a smaller"
         " evaluation.batch_tokens, or training.validation_questions=0"

@@ -6,7 +6,7 @@ from typing import Any
 from moslora.choices import DType
 from moslora.evaluation.scorer import Question
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.settings import TaskRecord
+from moslora.runs.header import TaskRecord
 from moslora.verify.fit import Centered, centered
 from moslora.verify.verdict import Evidence, TextEvidence, tolerance
 
@@ -41,6 +41,7 @@ def evidence(
     for question in asked:
         drift = run.records.get(question.example.task, TaskRecord()).drift or 0.0
         margins += [drift * divisor for divisor in characters.get(question.example.id, (1,) * len(question.texts))]
+    assert run.weights is not None, "a server is compared with a model that answered here"
     return Evidence(
         server=answered(server),
         run=answered(run),
@@ -50,7 +51,7 @@ def evidence(
         tolerance=tolerance(
             margins=margins,
             tokens=[len(answer) for question in asked for _, answer in question.pairs],
-            dtypes=[run.settings.dtype, dtype],
+            dtypes=[run.weights.dtype, dtype],
         ),
         dtype=dtype,
     )

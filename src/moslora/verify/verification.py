@@ -24,11 +24,12 @@ from moslora.evaluation.server import Server, open_server
 from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
 from moslora.prompts.protocols import readers
+from moslora.runs.conditions import Changes, Conditions, Weights, differences
 from moslora.runs.evaluation import Evaluation, in_common, is_finished, read_evaluation, refuse_other_scores
+from moslora.runs.header import read_header
 from moslora.runs.origin import read_origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
-from moslora.runs.settings import Settings, read_head
 from moslora.tasks import COMMONSENSE
 from moslora.verify.evidence import alike, by_id, evidence, text_evidence
 from moslora.verify.prompts import PromptTests, answers_of
@@ -100,7 +101,8 @@ def verify(
     home = target.run.path if target.run else folder.parent
     out = out or home / "verify" / f"{name_of(server)}-{folder.name}"
     refuse_other_scores(out)
-    own_dtype: DType = "bfloat16" if chosen.settings.dtype == "bfloat16" else "float16"  # servers have no float32
+    assert chosen.weights is not None
+    own_dtype: DType = "bfloat16" if chosen.weights.dtype == "bfloat16" else "float16"  # servers have no float32
     with locked(out):
         if (out / REPORT).exists():  # the server may have been mended since; one that was interrupted goes on
             for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
@@ -120,19 +122,20 @@ def _opened(path: Path, evaluation: str | None, *, trust_remote_code: bool) -> t
     run = Run(path)
     if evaluation or any(result_of(folder) == folder for folder in run.evaluations):
         folder = run.evaluation_folder(evaluation)
-        settings = read_head(folder).settings
-        model = target.model.model_copy(update={"dtype": settings.dtype})
-        return replace(target, model=model, request=_request(settings)), folder
+        conditions = read_header(folder).conditions
+        model = target.model
+        if isinstance(conditions.answered_by, Weights):
+            model = model.model_copy(update={"dtype": conditions.answered_by.dtype})
+        return replace(target, model=model, request=_request(conditions)), folder
     scoring = readers(target.request.format)[0].name  # texts show no scale
     request = target.request.model_copy(update={"protocol": scoring})
     return replace(target, request=request), target.results_folder(request, None)
 
 
-def _request(settings: Settings) -> Request:
+def _request(conditions: Conditions) -> Request:
     """How the questions of an evaluation were asked."""
-    how = {name: getattr(settings, name) for name in ("protocol", "format", "max_length")}
-    source = settings.metadata.get("source", "wheel")
-    return Request.model_validate({**how, "beams": settings.beams or 1, "source": source})
+    how = {name: getattr(conditions, name) for name in ("protocol", "format", "max_length", "source")}
+    return Request.model_validate({**how, "beams": conditions.beams or 1})
 
 
 def _answered_in(folder: Path) -> list[str]:
@@ -144,7 +147,7 @@ def _answered_in(folder: Path) -> list[str]:
     if not (folder / PREDICTIONS).is_file():
         return []
     answered = read_evaluation(folder)
-    if answered.settings.of_server:
+    if answered.weights is None:
         raise UsageError(f"{folder}: the answers of a server; with --evaluation name some of the run's own")
     if result_of(folder) == folder and not answered.of_base:
         evaluated_step(answered, of_result=True)
@@ -204,7 +207,7 @@ def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
         return None
     answered = read_evaluation(folder)
     wanted = {task: set(answers.ids) for task, answers in chosen.tasks.items()}
-    if answered.settings.of_server or in_common([answered, chosen])[0] != wanted:
+    if answered.weights is None or in_common([answered, chosen])[0] != wanted:
         return None
     return answered.only(wanted)
 
@@ -215,16 +218,15 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
     Raises:
         MosloraError: the questions, the tokenizer or the chat template have changed since.
     """
-    settings = chosen.settings
-    request = _request(settings)
+    assert chosen.conditions is not None
+    request = _request(chosen.conditions)
     tasks = target.tasks_to_ask(list(chosen.tasks))
     questions = {task.name: load_examples(task, "test", source=request.source) for task in tasks}
     prepared = prepare_for_server(target, questions, request, server)
-    now = {**prepared.settings.made_with, **prepared.settings.data}
-    then = {**now, **settings.made_with, **settings.data}
-    changed = [name for name, value in now.items() if then[name] != value and name != "moslora"]
+    changed = differences(chosen.conditions, prepared.conditions, Changes.QUESTIONS, Changes.TOKENS)
     if changed:
-        raise MosloraError(f"{chosen.folder}: {some(changed)} changed since; remove this folder and verify again")
+        what = some(changed, separator="; ")
+        raise MosloraError(f"{chosen.folder}: changed since ({what}); remove this folder and verify again")
     return prepared.only({id for answers in chosen.tasks.values() for id in answers.ids})
 
 
@@ -232,7 +234,8 @@ def _report(
     served: Served, questions: Sequence[Question], predictions: Sequence[Prediction], run: Evaluation, *, dtype: DType
 ) -> Report:
     """The numbers of the server's answers, and the verdict on them."""
-    server = Evaluation.of(run.folder, run.settings, predictions, run.records)  # as if the run had answered so
+    assert run.conditions is not None
+    server = Evaluation.of(run.folder, run.conditions, predictions, run.records)  # as if the run had answered so
     fit = None
     rounding = 0.0
     if served.reading is None:

