@@ -51,6 +51,7 @@ data.rows                          resume   arm   remade   group   shared   pair
 data.rows.mine                     resume   arm   remade   group   shared   paired
 data.validation_rows               resume   arm   remade   group   shared   paired
 data.loss_on                       resume   arm   remade   group   shared   paired
+data.replay                        resume   arm   remade   group   -        -
 training.epochs                    resume   arm   remade   group   shared   -
 training.max_steps                 resume   arm   remade   group   shared   -
 training.global_batch_size         resume   arm   remade   group   shared   paired

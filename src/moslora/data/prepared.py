@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,12 +22,12 @@ from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples,
 from moslora.data.overlap import digest
 from moslora.data.select import cap, set_aside
 from moslora.data.sources import data_hash, differences, identity, load_examples, load_training, local_path
-from moslora.data.steps import StepPlan
+from moslora.data.steps import StepPlan, label_count
 from moslora.download.wheels import home
-from moslora.errors import MosloraError, first_line
+from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import discard, once_per_machine, replacing, sha256
 from moslora.prompts.formats import make_format
-from moslora.recipe import DataSection
+from moslora.recipe import DataSection, Recipe
 from moslora.tasks import INSTRUCTION, Example, Task
 from moslora.version import source_files
 
@@ -117,6 +118,28 @@ class RowTable(Sequence[Encoded]):
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Texts that are trained on beside the rows of each step: ``share`` of its label tokens are theirs, to half a
+    token. Those of a step are a pure function of the seed, its number and the label tokens of its rows."""
+
+    texts: RowTable  # with a label for every token, each of two tokens or more
+    share: float
+    seed: int
+
+    def beside(self, step: int, rows: Sequence[Encoded]) -> list[Encoded]:
+        """The texts of ``step``, which has these ``rows``; the last one is cut at its end."""
+        left = round(label_count(rows) * self.share / (1 - self.share))
+        generator = random.Random(f"{self.seed}/replay/{step}")
+        drawn = []
+        while left > 0:
+            text = generator.choice(self.texts)
+            ids = text.input_ids[: left + 1]  # the first is predicted by nothing
+            drawn.append(replace(text, input_ids=ids, labels=ids))
+            left -= len(ids) - 1
+        return drawn
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """The encoded rows of a run, and facts about them."""
 
@@ -128,11 +151,17 @@ class TrainingData:
     encoding: dict[str, str]  # hashes of the tokenizer and the chat template, see `moslora.data.encode.encoding`
     notes: list[str]  # for the user
     questions: Sequence[Example] = ()  # the validation rows that are questions of a task, and no bare instructions
+    replay: Replay | None = None
 
     @cached_property
     def tokens_sha256(self) -> str:
-        """Hash of the training rows' tokens and masks, which another tokenizer or chat template changes."""
-        return self.rows.token_hash()
+        """Hash of the tokens and masks of the training rows, which another tokenizer or chat template changes, and of
+        the replayed texts."""
+        hashes = [self.rows.token_hash()]
+        if self.replay is None:
+            return hashes[0]
+        hashes.append(self.replay.texts.token_hash())
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def facts(self, plan: StepPlan, *, steps: int) -> dict[str, Any]:
         """Facts for the manifest; ``tasks`` counts the rows of each task in the first ``steps`` of ``plan``."""
@@ -157,17 +186,26 @@ class TrainingData:
             lines.append(
                 f"{truncated:,} rows ({share:.1%}) lost the start of their question or first turns to data.max_length"
             )
+        if self.replay is not None:
+            count = len(self.replay.texts)
+            lines.append(f"{self.replay.share:.0%} of each step's label tokens are of {count:,} replayed texts")
         return lines + [f"note: {note}" for note in self.notes]
 
 
 @dataclass(frozen=True)
 class RunRows:
-    """The rows of a run before they are loaded: those of ``tasks`` that ``data`` chooses (`moslora.data.select`)."""
+    """The rows of a run before they are loaded: those of ``tasks`` that ``data`` chooses (`moslora.data.select`), and
+    the ``replayed`` texts."""
 
     data: DataSection
     tasks: Sequence[Task]
     encoder: Encoder
     seed: int
+    replayed: Sequence[Task] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, encoder: Encoder) -> "RunRows":
+        return cls(recipe.data, recipe.training_tasks, encoder, recipe.seed, recipe.replayed)
 
     def prepare(self) -> TrainingData:
         """The rows, from the cache if they are there. If it cannot be written, they are made for this process alone."""
@@ -186,7 +224,8 @@ class RunRows:
 
     def prepare_offline(self) -> TrainingData | None:
         """The rows, if they are in the cache or all their sources are files of this machine."""
-        if all(task.is_of_files if task.own else local_path(self.data.source) for task in self.tasks):
+        every = (*self.tasks, *self.replayed)
+        if all(task.is_of_files if task.own else local_path(self.data.source) for task in every):
             return self.prepare()
         return self._read(self._folder())
 
@@ -217,7 +256,24 @@ class RunRows:
             encoding=encoding(self.encoder, data.format),
             notes=notes,
             questions=[example for example in validation if example.task != INSTRUCTION],
+            replay=self._replay(RowTable.of(self._texts())),
         )
+
+    def _texts(self) -> Iterator[Encoded]:
+        """The replayed texts that have more than one token, cut to the greatest length of a row."""
+        for task in self.replayed:
+            for example in load_examples(task, "test", source=self.data.source):
+                text = self.encoder.encode_text(example.choices[0])
+                if len(text.ids) > 1:
+                    yield Encoded(example.id, task.name, text.ids, text.ids, text.truncated)
+
+    def _replay(self, texts: RowTable) -> Replay | None:
+        """Those ``texts``, if the run replays any."""
+        if self.data.replay is None:
+            return None
+        if not texts:
+            raise UsageError(f"data.replay: no text of {self.data.replay.texts} has two tokens; replay other texts")
+        return Replay(texts, self.data.replay.share, self.seed)
 
     def _read(self, folder: Path) -> TrainingData | None:
         """The rows in ``folder``; ``None`` if there are none, or they are damaged."""
@@ -228,12 +284,14 @@ class RunRows:
             file = pa.ipc.open_file(contents)
             rows = RowTable(file.get_batch(0))
             validation = RowTable(file.get_batch(1))
+            texts = RowTable(file.get_batch(2))
             metadata = file.schema.metadata
         except (OSError, UnicodeDecodeError):
             return None
         facts = json.loads(metadata[b"facts"])
         questions = _from_json(metadata[b"questions"], self.tasks)
-        return TrainingData(rows, validation, metadata[b"contents"], questions=questions, **facts)
+        replay = self._replay(texts)
+        return TrainingData(rows, validation, metadata[b"contents"], questions=questions, replay=replay, **facts)
 
     def _folder(self) -> Path:
         """The rows' folder in the cache, named by a hash of everything that they depend on."""
@@ -242,7 +300,7 @@ class RunRows:
             "seed": self.seed,
             "encoding": encoding(self.encoder, self.data.format),
             "tasks": [task.name for task in self.tasks],
-            "source": identity(self.tasks, "train", source=self.data.source),
+            "source": identity((*self.tasks, *self.replayed), "train", source=self.data.source),
             "clusters": [task.cluster for task in self.tasks],
             "packages": [version(package) for package in ("pyarrow", "tokenizers")],
             "code": [sha256(path) for path in source_files(CODE)],  # no version number that somebody has to raise
@@ -261,6 +319,7 @@ def _write(made: TrainingData, folder: Path) -> None:
         with pa.ipc.new_file(str(new / _ROWS), SCHEMA.with_metadata(metadata)) as file:
             file.write_batch(made.rows.batch)
             file.write_batch(made.validation.batch)
+            file.write_batch((made.replay.texts if made.replay else RowTable.of([])).batch)
         (new / _HASH).write_text(sha256(new / _ROWS), encoding="utf-8")
     with suppress(OSError):  # another process may remove the same
         oldest_first = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)

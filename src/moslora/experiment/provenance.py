@@ -63,7 +63,7 @@ def provenance(planned: Planned, *, fetching: bool = True) -> dict[str, Any]:
     recipe = planned.recipe
     found: dict[str, Any] = {}
     if fetching:
-        found["rows"] = _rows("train", recipe.training_tasks, recipe.data.source)
+        found["rows"] = _rows("train", (*recipe.training_tasks, *recipe.replayed), recipe.data.source)
         found["base"] = fingerprint(recipe.model.name, revision=recipe.model.revision)
         found["start"] = hash_of_predecessor(recipe.adapter.continue_from)
         found |= _encoding(recipe.model, recipe.data.format)

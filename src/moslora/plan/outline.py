@@ -53,6 +53,7 @@ class Outline:
     tokens: int  # that the whole run trains on; an estimate without ``data``
     validated: float  # tokens of training that take as long as the rows of all validations
     summary: list[str]  # the run in words
+    replayed: float = 0.0  # share of the tokens that are of replayed texts
 
     def share_of_a_step(self, processes: int) -> Work:
         """The largest share of a step that one of ``processes`` has, as one micro-batch, with the longest row of all.
@@ -60,16 +61,19 @@ class Outline:
         The first :data:`SEARCHED_STEPS` steps count. Without rows at hand, every row has ``max_length`` tokens.
         """
         if self.data is None:
-            rows = math.ceil(self.plan.global_batch_size / processes)
+            rows = math.ceil(self.plan.global_batch_size / (1 - self.replayed) / processes)
             return Work((self.max_length,) * rows, self.labelled)
         lengths = self.data.rows.lengths()
         shares = []
         for step in range(min(len(self.plan), SEARCHED_STEPS)):
-            drawn = self.plan[step]
+            drawn = [lengths[row] for row in self.plan[step]]
+            if self.data.replay is not None:
+                texts = self.data.replay.beside(step, [self.data.rows[row] for row in self.plan[step]])
+                drawn += [len(text.input_ids) for text in texts]
             for rank in range(processes):
-                rows_of_rank = drawn[rank::processes]
-                if rows_of_rank:
-                    shares.append(sorted(lengths[row] for row in rows_of_rank))
+                of_rank = drawn[rank::processes]
+                if of_rank:
+                    shares.append(sorted(of_rank))
         longest = max(share[-1] for share in shares)
         others = max(shares, key=sum)[:-1]
         return Work((*others, longest), self.labelled)
@@ -116,7 +120,7 @@ def outline(recipe: Recipe) -> Outline:
     encoder = _offline_encoder(recipe)
     data = None
     if encoder is not None:
-        data = RunRows(section, recipe.training_tasks, encoder, recipe.seed).prepare_offline()
+        data = RunRows.of(recipe, encoder).prepare_offline()
     if data:
         rows = len(data.rows)
         tokens_of_rows = data.rows.token_count()
@@ -130,6 +134,13 @@ def outline(recipe: Recipe) -> Outline:
     if training.rank_budget:
         RankBudget(model, training.rank_budget, total=len(plan))  # refuses what does not fit
     tokens = round(len(plan) * training.global_batch_size * tokens_per_row)
+    replayed = 0.0
+    if section.replay is not None:
+        of_rows = tokens * labelled
+        of_texts = of_rows * section.replay.share / (1 - section.replay.share)
+        tokens += round(of_texts)
+        labelled = (of_rows + of_texts) / tokens
+        replayed = of_texts / tokens
     lines = describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training)
     if engine_of(model).pads:
         lines.append("note: transformers computes this model; the times below are those of moslora's engine, too short")
@@ -151,7 +162,7 @@ def outline(recipe: Recipe) -> Outline:
         lines.append(
             f"{validations}, in about {validated / (tokens + validated):.1%} of the time, without their questions"
         )
-    return Outline(model, plan, data, section.max_length, labelled, tokens, validated, lines)
+    return Outline(model, plan, data, section.max_length, labelled, tokens, validated, lines, replayed)
 
 
 def _offline_encoder(recipe: Recipe) -> Encoder | None:

@@ -39,7 +39,7 @@ class Recipe(Section):
     adapter: Adapter = AdapterSection()
     """The adapter on each chosen layer: ΔW = s · B · M · A, or a method of PEFT."""
 
-    data: Annotated[DataSection, Arms.ALL] = DataSection()
+    data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     evaluation: Annotated[EvaluationSection, Arms.ALL] = EvaluationSection()
     tracking: Annotated[TrackingSection, Arms.ALL] = TrackingSection()
@@ -56,6 +56,11 @@ class Recipe(Section):
     def training_tasks(self) -> tuple[Task, ...]:
         """The entries of `data.tasks`."""
         return self._entries(self.data.tasks)
+
+    @property
+    def replayed(self) -> tuple[Task, ...]:
+        """The entry of `data.replay`, if there is one."""
+        return self._entries((self.data.replay.texts,)) if self.data.replay else ()
 
     @property
     def questions(self) -> Questions:

@@ -139,7 +139,14 @@ def _tasks(data: DataSection, evaluation: EvaluationSection, own_tasks: Mapping[
     texts = [PASSAGES.name, *(name for name, task in own_tasks.items() if task.texts)]
     named = [name for name in data.tasks if name in texts]
     if named:
-        yield "data.tasks", f"texts, such as {', '.join(named)}, are not trained on; name them in evaluation.tasks"
+        fix = "name them in evaluation.tasks, or in data.replay.texts"
+        yield "data.tasks", f"texts, such as {', '.join(named)}, are no rows; {fix}"
+    replayed = data.replay.texts if data.replay else None
+    if replayed and replayed not in texts:
+        yield "data.replay.texts", f"must be a task with texts, one of {', '.join(texts)}; add it to tasks"
+    elif replayed and replayed in (evaluation.tasks or ()):
+        keys = "data.replay.texts evaluation.tasks"
+        yield keys, f"{replayed} would be trained on and measured; replay or measure other texts"
 
 
 def _own_task(name: str, task: TaskSection, *, trained: bool) -> Conflicts:

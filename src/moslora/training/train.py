@@ -183,6 +183,8 @@ class Training:
             raise UsageError(f"{self.run.path}: the training rows have changed ({hashes}); {fix}")
         if then["tokens_sha256"] != now.tokens_sha256:
             changed = changed_encoding(manifest, now.encoding) or "the code that encodes them"
+            if now.replay is not None:
+                changed += ", or a text of data.replay,"
             raise UsageError(f"{self.run.path}: the training rows have other tokens now: {changed} changed; {fix}")
         say(f"resuming after step {manifest['step']} of {len(self.parts.plan)}")
         facts = self.facts(steps=0)
