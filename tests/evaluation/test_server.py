@@ -189,6 +189,88 @@ def test_options_of_another_model_are_refused(words, named, trained, capsys):
     assert code == 2 and says(errors, named, "leave out"), errors
 
 
+def moved(by):
+    """Echoed values at other places."""
+
+    def alter(body, answer):
+        told = answer["choices"][0]["logprobs"] or {}
+        if body.get("echo"):
+            values = told["token_logprobs"]
+            told["token_logprobs"] = [*values[1:], values[-1]] if by < 0 else [None, *values[:-1]]
+        return answer
+
+    return alter
+
+
+class OfAnother:
+    """Every third answer is that to the request before, its count as well where ``counts``."""
+
+    def __init__(self, counts):
+        self.counts = counts
+        self.answers = []
+
+    def __call__(self, body, answer):
+        self.answers.append(answer)
+        if len(self.answers) % 3 or len(self.answers) < 6:  # the first ones find out what the server offers
+            return answer
+        usage = {} if self.counts else {"usage": answer["usage"]}
+        return {**self.answers[-2], **usage}
+
+
+FAULTS = {
+    "a context of 70 tokens": {"context": 70},
+    "values moved back": {"alters": moved(-1)},
+    "values moved on": {"alters": moved(1)},
+    "another request's answer": {"alters": OfAnother(counts=True)},
+    "another request's answer, its own count": {"alters": OfAnother(counts=False)},
+    "BOS twice in tokens": {"begins_tokens": (1,)},
+    "BOS twice in a text": {"begins_text": (1,), "takes_tokens": False},
+    "a template": {"wrap": "user: {}", "takes_tokens": False},
+    "a context of 70 tokens, read token by token": {"context": 70, "tells": "forced"},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_answers_about_another_prompt_are_refused_by_name(fault, served, capsys):
+    """What is answered all the same is as the run computes it. `verify` never calls such a server the run, also where
+    rounding would explain the distance."""
+    ours = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation_folder())}
+    with serving(served.pretended(**FAULTS[fault])) as address:
+        code, out, errors = run(capsys, "eval", served.path, "--server", address, "--at-once", "1")
+        if code or "not answered" in out:
+            assert "reads another prompt" in out + errors, out + errors
+        else:
+            assert "without BOS" in out, out
+        if not code:
+            assert all(one.refused or one.scores == pytest.approx(ours[one.id], abs=1e-4) for one in answered(served))
+        coarse = ("--dtype", "bfloat16", "--at-once", "1")
+        code, out, errors = run(capsys, "verify", served.path, "--server", address, *coarse)
+    assert code == 1 and "computes this run" not in out, out
+    assert any(name in out + errors for name in ("another prompt", "the prompt is another", "context is cut")), out
+
+
+def test_a_listed_token_without_an_id_counts_if_no_other_has_its_text(served, tmp_path, capsys, monkeypatch):
+    """The pieces of Chinese characters have all the same one."""
+    monkeypatch.setattr("moslora.evaluation.reading.LIKELIEST", (len(served.tokenizer),))
+    options = [("\u9ec4\u8272", "\u7ea2"), ("a", "b"), ("\u4e16 a", "\u754c b"), ("d", "a fox")]
+    rows = [{"question": f"what of {place}?", "options": both, "answer": both[0]} for place, both in enumerate(options)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "own.yaml").write_text(
+        f"tasks:\n  mine: {{test: {tmp_path}/rows.jsonl, question: question, options: options, answer: answer}}\n"
+    )
+    command = ("eval", served.path, "--tasks", tmp_path / "own.yaml", "--protocol", "cloze", "--format", "cloze")
+    assert run(capsys, *command, "--out", tmp_path / "here")[0] == 0
+    with serving(served.pretended(tells="likeliest")) as address:
+        code, out, errors = run(capsys, *command, "--out", tmp_path / "there", "--server", address)
+    assert code == 0, out + errors
+    ours = {one.id: one.scores for one in read_predictions(tmp_path / "here")}
+    found = read_predictions(tmp_path / "there")
+    for one in found:
+        assert one.refused or one.scores == pytest.approx(ours[one.id], abs=1e-3)
+    refused = {one.id.rpartition("/")[2]: one.refused for one in found if one.refused}
+    assert sorted(refused) == ["0", "2"] and all("text of several tokens" in why for why in refused.values()), refused
+
+
 def test_a_silent_server_does_not_hold_the_program(served):
     """After Ctrl-C, while questions wait for it."""
     silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers

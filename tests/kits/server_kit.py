@@ -1,5 +1,6 @@
 """A server with OpenAI's interface over a small model, in a thread, with the faults that real servers have."""
 
+import copy
 import json
 import threading
 import time
@@ -39,6 +40,7 @@ class Pretended:
         context: tokens that it reads, the last ones; ``None`` for all.
         refuses: prompts beyond its context, instead of cutting them.
         without: fields that no request may have, and those of chats with ``chat.`` before them.
+        alters: what is answered to a request, in place of the right answer to it.
         ends_at: requests whose connection ends without an answer.
         troubles: one for each of the next requests.
         always: the trouble of every request, from number ``after`` on.
@@ -61,6 +63,7 @@ class Pretended:
     context: int | None = None
     refuses: bool = False
     without: tuple[str, ...] = ()
+    alters: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
     ends_at: Callable[[dict[str, Any]], bool] | None = None
     troubles: list[Trouble] = field(default_factory=list)
     always: Trouble | None = None
@@ -184,7 +187,8 @@ class Pretended:
         if fault:
             return status(400, fault)
         if path == "/v1/completions":
-            return raw(json.dumps(self.complete(body)).encode())
+            answer = copy.deepcopy(self.complete(body))
+            return raw(json.dumps(self.alters(body, answer) if self.alters else answer).encode())
         if path == "/v1/chat/completions":
             return raw(json.dumps(self.chat(body)).encode())
         return status(404)

@@ -7,19 +7,23 @@ Servers differ in what they tell. The ways, the one that needs the fewest reques
 ``Allowed``    one token at a time, the only one allowed: vLLM
 ``Likeliest``  one token at a time, if it is among the likeliest that the server lists
 
+Only a value that is known to belong to its token is taken: values of a prompt are checked against that prompt, and a
+token that is listed without its id needs a text that no other token has.
+
 `Served.with_reading` tries them on one prompt and takes the first that works. Others tell texts
 alone: transformers, TGI's and Ollama's older versions.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.evaluation.server import Likely, Logprobs, Server
+from moslora.evaluation.server import Likely, Logprobs, Misread, Refused, Reply
 
 LIKELIEST = (20, 5)
 """Numbers of likeliest tokens that are asked for: vLLM's limit, and OpenAI's."""
@@ -30,38 +34,81 @@ BIAS = 100
 CERTAIN = 1e-4
 """A log-probability above its negative is taken for that of a token that was made certain."""
 
-Prompt = str | list[int]
-"""What a server is asked to continue: tokens, or their text where it takes no tokens."""
+SEVERAL = -1
+"""In the place of a token's id: several tokens have this text."""
+
+PARTIAL = "\ufffd"
+"""Stands in a text for bytes that are no whole character."""
+
+
+Complete = Callable[..., Reply]
+"""A request to continue tokens, with these fields: `moslora.evaluation.served.Served.write`."""
+
+
+@dataclass(frozen=True)
+class TokenTexts:
+    """The texts by which servers name tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def names(self, tokens: Sequence[int]) -> list[tuple[str, ...]]:
+        """Texts of each token: decoded, the same with the space before it, in the vocabulary's form, and its number."""
+        decoded = self.tokenizer.batch_decode([[token] for token in tokens])
+        pieces = self.tokenizer.convert_ids_to_tokens(list(tokens))
+        found: list[tuple[str, ...]] = []
+        for token, text, piece in zip(tokens, decoded, pieces, strict=True):
+            begins_with_space = str(piece).startswith("\u2581") and not text.startswith(" ")  # of SentencePiece
+            found.append((text, f" {text}" if begins_with_space else text, str(piece), f"token_id:{token}"))
+        return found
+
+    @cached_property
+    def _forms(self) -> Sequence[Mapping[str, int]]:
+        """For each form of text the only token that has it."""
+        forms: list[dict[str, int]] = []
+        vocabulary = range(len(self.tokenizer))
+        for texts in zip(*self.names(vocabulary), strict=True):
+            form: dict[str, int] = {}
+            for token, text in zip(vocabulary, texts, strict=True):
+                if PARTIAL not in text:
+                    form[text] = SEVERAL if text in form else token
+            forms.append(form)
+        return forms
+
+    def token(self, likely: Likely, listed: Sequence[Likely]) -> int | None:
+        """The token that a server has ``listed`` among others: by its id where there is one, else by its text, if it
+        names the same token in every form that these texts may have; otherwise ``None``."""
+        if likely.id is not None:
+            return likely.id
+        fits = [sum(other.token in form for other in listed) for form in self._forms]
+        best = [form for form, count in zip(self._forms, fits, strict=True) if count == max(fits)]
+        possible = {form[likely.token] for form in best if likely.token in form}
+        return possible.pop() if len(possible) == 1 else None
 
 
 @dataclass(frozen=True)
 class Reading(ABC):
     """One way to read log-probabilities."""
 
-    server: Server
-    tokenizer: PreTrainedTokenizerBase
+    texts: TokenTexts
     says: ClassVar[str]  # how it reads, in words
 
     @abstractmethod
-    def log_p(self, prompt: Prompt, answer: Sequence[int]) -> float | None:
-        """Σ log p of the answer's tokens behind the prompt, in nats; ``None`` if the server does not tell it."""
+    def log_p(self, complete: Complete, ids: list[int], answer: list[int]) -> float | None:
+        """Σ log p of the answer's tokens behind the prompt ``ids``, in nats; ``None`` if the server does not tell it.
 
-    def works(self, prompt: Prompt, answers: Sequence[Sequence[int]]) -> bool:
+        Raises:
+            Refused: it is not clear that what the server tells belongs to these tokens.
+        """
+
+    def works(self, complete: Complete, ids: list[int], answers: Sequence[list[int]]) -> bool:
         """Whether the server tells it for these answers, which differ."""
-        return any(self.log_p(prompt, answer) is not None for answer in answers)
+        return any(self.log_p(complete, ids, answer) is not None for answer in answers)
 
-    def followed(self, prompt: Prompt, answer: Sequence[int]) -> Prompt:
-        """The prompt with the beginning of an answer behind it."""
-        if isinstance(prompt, str):
-            return prompt + str(self.tokenizer.decode(list(answer)))
-        return [*prompt, *answer]
-
-    def is_token(self, told: Likely, token: int) -> bool:
-        """Whether a token that a server names is ``token``: by its id where there is one, else by its text."""
+    def may_be(self, told: Likely, token: int) -> bool:
+        """Whether what a server names may be ``token``: by its id where there is one, else by any of its texts."""
         if told.id is not None:
             return told.id == token
-        names = (self.tokenizer.decode([token]), self.tokenizer.convert_ids_to_tokens(token), f"token_id:{token}")
-        return told.token in names
+        return told.token in self.texts.names([token])[0]
 
 
 class Echo(Reading):
@@ -69,31 +116,38 @@ class Echo(Reading):
 
     says = "by the log-probabilities of the prompt's tokens"
 
-    def log_p(self, prompt: Prompt, answer: Sequence[int]) -> float | None:
-        found = self.server.complete(self.followed(prompt, answer), echo=True, logprobs=1)
-        told = found.reply.logprobs or Logprobs()
-        values = told.token_logprobs or []
-        count = found.tokens_read or 0
-        if len(values) - count not in (0, 1):  # one may be that of the token written
+    def log_p(self, complete: Complete, ids: list[int], answer: list[int]) -> float | None:
+        sent = [*ids, *answer]
+        told = complete(sent, echo=True, logprobs=1).logprobs or Logprobs()
+        values = told.token_logprobs
+        if not values:
             return None
-        own = [value for value in values[:count][-len(answer) :] if value is not None]
-        return math.fsum(own) if len(own) == len(answer) else None
+        if len(values) - len(sent) not in (0, 1):  # one may be that of the token written
+            raise Misread(f"{len(values)} log-probabilities of {len(sent)} tokens")
+        if values[0] is not None or None in values[1 : len(sent)]:
+            raise Misread("its log-probabilities are not those of all tokens but the first")
+        names = self.texts.names(sent)
+        for text, of_token in zip(told.tokens or [], names, strict=False):
+            is_whole = text and PARTIAL not in text + of_token[0]  # parts of a character are shown in several ways
+            if is_whole and text not in of_token:
+                raise Misread(f"it repeats {text!r} where {of_token[0]!r} was sent")
+        return math.fsum(value for value in values[len(ids) : len(sent)] if value is not None)
 
 
 class TokenByToken(Reading):
     """An answer read one token at a time."""
 
-    def log_p(self, prompt: Prompt, answer: Sequence[int]) -> float | None:
+    def log_p(self, complete: Complete, ids: list[int], answer: list[int]) -> float | None:
         values = []
         for place, token in enumerate(answer):
-            value = self.next_token(self.followed(prompt, answer[:place]), token)
+            value = self.next_token(complete, [*ids, *answer[:place]], token)
             if value is None:
                 return None
             values.append(value)
         return math.fsum(values)
 
     @abstractmethod
-    def next_token(self, prompt: Prompt, token: int) -> float | None:
+    def next_token(self, complete: Complete, ids: list[int], token: int) -> float | None:
         """log p of a token behind the prompt."""
 
 
@@ -106,17 +160,19 @@ class Forced(TokenByToken):
         """The fields of a request that make a token the next one."""
         return {"logit_bias": {str(token): BIAS}}
 
-    def next_token(self, prompt: Prompt, token: int) -> float | None:
-        written = self.server.complete(prompt, logprobs=1, **self.forcing(token)).reply.written
-        if not written or not self.is_token(written[0], token):
+    def next_token(self, complete: Complete, ids: list[int], token: int) -> float | None:
+        written = complete(ids, logprobs=1, **self.forcing(token)).written
+        if not written or not self.may_be(written[0], token):
             return None
         return written[0].logprob
 
-    def works(self, prompt: Prompt, answers: Sequence[Sequence[int]]) -> bool:
-        """Also whether it is told as if nothing had been forced: two different tokens cannot both be certain."""
+    def works(self, complete: Complete, ids: list[int], answers: Sequence[list[int]]) -> bool:
+        """Also whether it is told as if nothing had been forced: two tokens with different texts are both written, and
+        cannot both be certain."""
         first = answers[0][0]
-        others = [answer[0] for answer in answers if answer[0] != first] or [int(first == 0)]
-        values = [self.next_token(prompt, token) for token in (first, others[0])]
+        own, *names = self.texts.names([answer[0] for answer in answers])
+        others = [answer[0] for answer, texts in zip(answers[1:], names, strict=True) if not {*own} & {*texts}]
+        values = [self.next_token(complete, ids, token) for token in (first, *others, int(first == 0))[:2]]
         return None not in values and any((value or 0.0) < -CERTAIN for value in values)
 
 
@@ -136,22 +192,26 @@ class Likeliest(TokenByToken):
     count: int = LIKELIEST[0]
     says = "token by token, where it is among the likeliest that the server lists"
 
-    def _listed(self, prompt: Prompt) -> Sequence[Likely]:
-        written = self.server.complete(prompt, logprobs=self.count).reply.written
+    def _listed(self, complete: Complete, ids: list[int]) -> Sequence[Likely]:
+        written = complete(ids, logprobs=self.count).written
         return written[0].top_logprobs or () if written else ()
 
-    def next_token(self, prompt: Prompt, token: int) -> float | None:
-        for likely in self._listed(prompt):
-            if self.is_token(likely, token):
+    def next_token(self, complete: Complete, ids: list[int], token: int) -> float | None:
+        listed = self._listed(complete, ids)
+        for likely in listed:
+            if self.texts.token(likely, listed) == token:
                 return likely.logprob
+        for likely in listed:
+            if likely.id is None and self.may_be(likely, token):
+                raise Refused(f"{likely.token!r} is the text of several tokens, and the server lists no ids")
         return None
 
-    def works(self, prompt: Prompt, answers: Sequence[Sequence[int]]) -> bool:
+    def works(self, complete: Complete, ids: list[int], answers: Sequence[list[int]]) -> bool:
         """Whether the server lists tokens at all: those of these answers may be unlikely."""
-        return len(self._listed(prompt)) > 1
+        return len(self._listed(complete, ids)) > 1
 
 
-def ways_to_read(server: Server, tokenizer: PreTrainedTokenizerBase) -> list[Reading]:
+def ways_to_read(tokenizer: PreTrainedTokenizerBase) -> list[Reading]:
     """All ways, the one that needs the fewest requests first."""
-    parts = (server, tokenizer)
-    return [Echo(*parts), Forced(*parts), Allowed(*parts), *(Likeliest(*parts, count=count) for count in LIKELIEST)]
+    texts = TokenTexts(tokenizer)
+    return [Echo(texts), Forced(texts), Allowed(texts), *(Likeliest(texts, count=count) for count in LIKELIEST)]

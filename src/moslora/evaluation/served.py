@@ -13,10 +13,10 @@ from moslora.console import say
 from moslora.data.encode import TokenPair
 from moslora.errors import MosloraError, UsageError, counted
 from moslora.evaluation.journal import Journal
-from moslora.evaluation.reading import Echo, Prompt, Reading, ways_to_read
+from moslora.evaluation.reading import Echo, Reading, ways_to_read
 from moslora.evaluation.scorer import Question, Scorer
 from moslora.evaluation.scorers import scorer_of
-from moslora.evaluation.server import Refused, Reply, Server, Unavailable
+from moslora.evaluation.server import Misread, Refused, Reply, Server, Unavailable
 from moslora.progress import Line
 from moslora.runs.predictions import Prediction
 
@@ -34,7 +34,7 @@ class Served:
         at_once: number of questions that are asked at the same time.
         reading: how log-probabilities are read; ``None`` if the server tells none.
         as_text: prompts are sent as text.
-        without_bos: prompts of tokens are sent without their BOS, to find out whether the server adds another one.
+        without_bos: prompts of tokens are sent without their BOS, because the server adds one.
     """
 
     server: Server
@@ -47,7 +47,7 @@ class Served:
     @property
     def how(self) -> str:
         """How it is asked, in words."""
-        form = "text" if self.as_text else "tokens"
+        form = "text" if self.as_text else "tokens without BOS" if self.without_bos else "tokens"
         told = self.reading.says if self.reading else "by its texts alone"
         return f"asked as {form}, {told}"
 
@@ -60,21 +60,21 @@ class Served:
         assert self.reading is not None
         found = []
         for ids, answer in pairs:
-            value = self.reading.log_p(self.prompt(ids), answer)
+            value = self.reading.log_p(self.write, ids, answer)
             if value is None:
                 raise Refused("its log-probabilities are not told in whole")
             found.append(value)
         return found
 
-    def write(self, ids: list[int], *, max_tokens: int, **fields: Any) -> Reply:
+    def write(self, ids: list[int], *, max_tokens: int = 1, **fields: Any) -> Reply:
         """What the server writes behind a prompt, greedily.
 
         Raises:
-            Refused: it does not serve this prompt.
+            Refused: it does not serve this prompt, or reads more or fewer tokens.
         """
-        return self.server.complete(self.prompt(ids), max_tokens=max_tokens, **fields).reply
+        return self.server.complete(self.prompt(ids), max_tokens=max_tokens, **fields).of_prompt(len(ids))
 
-    def prompt(self, ids: list[int]) -> Prompt:
+    def prompt(self, ids: list[int]) -> str | list[int]:
         """A prompt as it is sent.
 
         Raises:
@@ -100,17 +100,20 @@ class Served:
         Raises:
             UsageError: the server tells no log-probabilities.
             Unavailable: it has ended twice.
+            MosloraError: it reads another prompt than the one that was sent.
         """
         scored = [question for question in questions if question.is_scored]
         if not scored:
             return self
         tried = self._shortest_that_can_be_sent(scored)
-        ended = None
-        impatient = replace(self.server, patient=False)
-        for way in ways_to_read(impatient, self.scorer.encoder.tokenizer)[after_echo:]:
+        misread = ended = None
+        impatient = replace(self, server=replace(self.server, patient=False))
+        for way in ways_to_read(self.scorer.encoder.tokenizer)[after_echo:]:
             try:
-                if tried and way.works(*tried):
-                    return replace(self, reading=replace(way, server=self.server))
+                if tried and way.works(impatient.write, *tried):
+                    return replace(self, reading=way)
+            except Misread as fault:
+                misread = fault
             except Refused:
                 continue
             except Unavailable as fault:
@@ -119,16 +122,20 @@ class Served:
                 ended = fault
         if ended:
             raise ended
+        if misread:
+            raise MosloraError(f"{self.server.name}: {misread}")
         raise UsageError(
             f"{self.server.name}: tells no log-probabilities, which score the options; let texts answer, of the run and"
             " of the server: --protocol generate"
         )
 
-    def _shortest_that_can_be_sent(self, questions: Sequence[Question]) -> tuple[Prompt, list[list[int]]] | None:
-        """A question's prompt as it is sent, with its answers."""
+    def _shortest_that_can_be_sent(self, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]] | None:
+        """A question's prompt, with its answers."""
         for question in sorted(questions, key=lambda question: question.tokens):
+            ids, _ = question.pairs[0]
             with suppress(Refused):
-                return self.prompt(question.pairs[0][0]), [answer for _, answer in question.pairs]
+                self.prompt(ids)
+                return ids, [answer for _, answer in question.pairs]
         return None
 
     def replies(self, questions: Sequence[Question]) -> Iterator[Prediction]:
@@ -179,7 +186,7 @@ class Served:
 
 def open_served(server: Server, scorer: Scorer[Any], questions: Sequence[Question], *, at_once: int) -> Served:
     """How this server is asked, by the shortest of the questions, which one with a short context answers, too: as
-    tokens if it takes a prompt so, and reads as many or one more; else as text.
+    tokens if it takes a prompt so and reads these tokens, or those that it puts a BOS before; else as text.
 
     Raises:
         UsageError: it tells no log-probabilities, and these questions need them.
@@ -187,13 +194,13 @@ def open_served(server: Server, scorer: Scorer[Any], questions: Sequence[Questio
         Unavailable: it does not answer.
     """
     ids, _ = min(questions, key=lambda question: question.tokens).pairs[0]
-    as_text = True
-    with suppress(Refused):
-        read = replace(server, patient=False).complete(ids).tokens_read
-        as_text = read is not None and read > len(ids) + 1
-    if as_text:
-        server.complete("a")
-    return Served(server, scorer, at_once, as_text=as_text).with_reading(questions)
+    impatient = replace(server, patient=False)
+    for without_bos in (False, True):
+        with suppress(Refused):
+            Served(impatient, scorer, at_once, without_bos=without_bos).write(ids)
+            return Served(server, scorer, at_once, without_bos=without_bos).with_reading(questions)
+    server.complete("a")
+    return Served(server, scorer, at_once, as_text=True).with_reading(questions)
 
 
 def each_reply(ask: Callable[[Item], Result], items: Sequence[Item], *, at_once: int) -> Iterator[Result]:

@@ -36,6 +36,17 @@ class Refused(MosloraError):
     """The server understood a request and does not serve it: a field or a kind of prompt that it does not have."""
 
 
+MISREAD = "the server reads another prompt"
+"""How the message of `Misread` begins, by which a refusal that was kept is known."""
+
+
+class Misread(Refused):
+    """The server reads another prompt than the one that was sent, or repeats another one."""
+
+    def __init__(self, sign: str) -> None:
+        super().__init__(f"{MISREAD}: {sign}")
+
+
 class Unavailable(MosloraError):
     """The server could not be asked, or did not answer in the end."""
 
@@ -96,6 +107,16 @@ class Completion(Received):
 
     reply: Reply = Field(validation_alias=AliasPath("choices", 0))
     tokens_read: int | None = Field(default=None, validation_alias=AliasPath("usage", "prompt_tokens"))
+
+    def of_prompt(self, tokens: int) -> Reply:
+        """What is written behind a prompt of so many tokens.
+
+        Raises:
+            Misread: the server has read more or fewer, as far as it tells.
+        """
+        if self.tokens_read not in (None, tokens):
+            raise Misread(f"{self.tokens_read} tokens, and {tokens} were sent")
+        return self.reply
 
 
 class Model(Received):

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from moslora.data.encode import EncodedText
 from moslora.evaluation.scorer import Question
 from moslora.evaluation.served import Served, each_reply
-from moslora.evaluation.server import Refused, Reply
+from moslora.evaluation.server import Misread, Refused, Reply
 from moslora.prompts.instructions import instruction
 from moslora.runs.predictions import Prediction
 from moslora.verify.fit import centered, distance, size
@@ -51,37 +52,27 @@ class PromptTests:
         answered = [question for question in self.questions if question.example.id in self.answers]
         return answered[:: max(1, len(answered) // PROBES)][:PROBES]
 
-    def verdict(self, verdict: Verdict, run: Answers) -> Verdict:
+    def verdict(self, verdict: Verdict) -> Verdict:
         """The verdict on the answers, or that the server makes another prompt than the run's; and where that could not
-        be tested, that this is undecided. ``run``: the run's answers."""
+        be tested, that this is undecided."""
         if not verdict.agrees:
-            may_be_bos = self.tolerance and verdict.kind not in ("base", "scale", "context", "undecided")
-            if may_be_bos and not self.served.as_text and self._is_run_without_bos(run):
-                return _another("as tokens", "tokens without their BOS")
             return verdict
+        if self.served.without_bos:
+            return _another("when it is sent as tokens", "tokens without their BOS")
         if not self.served.as_text:
             verdict = self._of_text(verdict)
         if verdict.agrees and self.served.scorer.format.name == "chat":
             verdict = self._by_beginnings("in a chat", self._begun_in_chat, verdict)
         return verdict
 
-    def _is_run_without_bos(self, run: Answers) -> bool:
-        """Whether prompts without their BOS give the run's answers, and those with it do not."""
-        others = self._asked(without_bos=True)
-        return self._are_same(others, run) and _distance(others, run) < _distance(self.answers, run) / 2
-
     def _of_text(self, verdict: Verdict) -> Verdict:
         """Of prompts that are sent as text: their answers must be those of tokens."""
         how = "when it is sent as text"
-        others = self._asked(as_text=True)
+        as_text = replace(self.served, as_text=True)
+        others = answers_of(as_text.replies(self.probes))
         if len(others) < FEWEST:  # where an option begins, a text may lead to other tokens
-            as_text = replace(self.served, as_text=True)
             return self._by_beginnings(how, lambda question: self._begun(question, as_text), verdict)
         return verdict if self._are_same(self.answers, others) else _another(how, "tokens")
-
-    def _asked(self, **changes: Any) -> Answers:
-        """The answers to the probes, asked in a way with these changes."""
-        return answers_of(replace(self.served, **changes).replies(self.probes))
 
     def _are_same(self, one: Answers, other: Answers) -> bool:
         """Whether two models, or one in two ways, answer the questions that both answer alike; false of too few."""
@@ -104,6 +95,8 @@ class PromptTests:
         both = []
         reason = ""
         for reply in each_reply(asked_twice, self.probes, at_once=self.served.at_once):
+            if isinstance(reply, Misread):
+                return _another(how, "text" if self.served.as_text else "tokens")
             if isinstance(reply, Refused):
                 reason = str(reply)
             else:
@@ -127,14 +120,20 @@ class PromptTests:
         body: dict[str, Any] = {"messages": [message], "max_tokens": SHORT, "temperature": 0}
         if self.tolerance:
             body |= {"logprobs": True, "top_logprobs": 1}
-        return self.served.server.ask("chat/completions", body).reply
+        prompt = self._prompt(question)
+        if prompt.truncated:
+            raise Refused("a chat is not cut as the run's prompts are")
+        return self.served.server.ask("chat/completions", body).of_prompt(len(prompt.ids))
 
     def _begun(self, question: Question, served: Served) -> Reply:
         """What follows the run's own template."""
-        scorer = served.scorer
-        prompt = scorer.encoder.encode(scorer.format.generation_prompt(question.example), "", eos=False)
         told = {"logprobs": 1} if self.tolerance else {}
-        return served.write(prompt.ids, max_tokens=SHORT, **told)
+        return served.write(self._prompt(question).ids, max_tokens=SHORT, **told)
+
+    def _prompt(self, question: Question) -> EncodedText:
+        """The run's own template, behind which an answer is written."""
+        scorer = self.served.scorer
+        return scorer.encoder.encode(scorer.format.generation_prompt(question.example), "", eos=False)
 
 
 def _another(how: str, form: str) -> Verdict:

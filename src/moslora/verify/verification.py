@@ -20,7 +20,7 @@ from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.request import Request
 from moslora.evaluation.scorer import Question
 from moslora.evaluation.served import Served, open_served
-from moslora.evaluation.server import Server, open_server
+from moslora.evaluation.server import MISREAD, Server, open_server
 from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
 from moslora.prompts.protocols import readers
@@ -31,7 +31,7 @@ from moslora.runs.origin import read_origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
 from moslora.tasks import COMMONSENSE
-from moslora.verify.evidence import alike, by_id, evidence, text_evidence
+from moslora.verify.evidence import alike, evidence, text_evidence
 from moslora.verify.prompts import PromptTests, answers_of
 from moslora.verify.report import REPORT, Report, effects_of
 from moslora.verify.verdict import Verdict, judge, judge_texts
@@ -247,7 +247,9 @@ def _report(
     answers = answers_of(predictions)
     if verdict.agrees:
         verdict = _refused_for_length(questions, answers) or verdict
-    verdict = PromptTests(served, questions, answers, rounding).verdict(verdict, by_id(run, "scores"))
+    if verdict.kind in ("run", "undecided"):
+        verdict = _misread(predictions) or verdict
+    verdict = PromptTests(served, questions, answers, rounding).verdict(verdict)
     return Report(
         server=served.server.address,
         model=served.server.model,
@@ -261,6 +263,14 @@ def _report(
         fit=fit,
         tolerance=rounding,
     )
+
+
+def _misread(predictions: Sequence[Prediction]) -> Verdict | None:
+    """That the server reads another prompt than the one that was sent, of some questions."""
+    misread = [each.refused for each in predictions if each.refused.startswith(MISREAD)]
+    if not misread:
+        return None
+    return Verdict("prompt", f"of {counted(len(predictions), 'question')} {len(misread)} are refused: {misread[0]}")
 
 
 def _refused_for_length(questions: Sequence[Question], answered: Collection[str]) -> Verdict | None:
