@@ -1,6 +1,7 @@
 """The check: what it finds where a fault is planted, what it says then, and that runs can do without the piece."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,16 +9,19 @@ from transformers import Gemma2Config, LlamaConfig
 
 from cli_kit import run
 from message_kit import says
-from moslora.check import check, pieces
+from moslora.check import check, pieces, steps
 from moslora.check import piece as measure
 from moslora.check.piece import distance
-from moslora.check.pieces import SMALL_LLAMA, quantized_pieces, step_piece
+from moslora.check.pieces import quantized_pieces
+from moslora.check.steps import SMALL_LLAMA, whole_pieces
 from moslora.kernels.plain import PIECES, left_out
+from moslora.processes.devices import multiplies_bfloat16
 from moslora.training import train_recipe
 from moslora.training.optimizer import build_optimizer
 from tests.check.faults import FAULTS, planted
 
-STEP = step_piece(SMALL_LLAMA)
+WHOLE = whole_pieces(SMALL_LLAMA)
+STEP = replace(WHOLE[0], draws=1)
 CPU = torch.device("cpu")
 SMALL = {
     "hidden_size": 64,
@@ -32,6 +36,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def in_a_moment(monkeypatch):
     monkeypatch.setattr(check, "SIZES", SMALL)
+    monkeypatch.setattr(steps, "STEP_DRAWS", 2)
     monkeypatch.setattr(check, "two_processes", lambda: [])
 
 
@@ -45,12 +50,16 @@ def leaving_out(monkeypatch):
     left_out.cache_clear()
 
 
+def all_pieces():
+    return [*pieces.PIECES, *quantized_pieces(), *whole_pieces(SMALL_LLAMA)]
+
+
 def only(monkeypatch, *names):
     """Has these pieces checked alone."""
-    chosen = [piece for piece in (*pieces.PIECES, *quantized_pieces()) if piece.name in names]
+    chosen = [piece for piece in all_pieces() if piece.name in names]
     monkeypatch.setattr(check, "PIECES", chosen)
     monkeypatch.setattr(check, "quantized_pieces", lambda: [])
-    monkeypatch.setattr(check, "step_piece", lambda _: chosen[0])
+    monkeypatch.setattr(check, "whole_pieces", lambda _: [])
 
 
 def off_in(piece, config=None):
@@ -72,7 +81,11 @@ def test_the_settings_do_without_all_that_is_off():
 def test_without_a_fault_all_passes(capsys):
     code, out, _ = run(capsys, "check")
     assert code == 0 and "MOSLORA_PLAIN" not in out
-    assert all(piece.name in out for piece in (*pieces.PIECES, *quantized_pieces(), STEP))
+    assert all(piece.name in out for piece in all_pieces())
+
+
+def test_every_piece_has_a_fault():
+    assert {fault.piece for fault in FAULTS.values()} == {piece.name for piece in all_pieces()}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -116,7 +129,7 @@ def test_all_pieces_can_be_left_out(capsys, leaving_out):
     leaving_out(",".join(PIECES))
     code, out, _ = run(capsys, "check")
     assert code == 0 and says(out, STEP.name, "left out", *sorted(PIECES))
-    assert not any(f"\n{piece.name} " in out for piece in pieces.PIECES)
+    assert not any(f"\n{piece.name} " in out for piece in pieces.PIECES if piece.part in PIECES)
 
 
 def test_a_kernel_that_fails_is_off(monkeypatch, capsys):
@@ -127,6 +140,36 @@ def test_a_kernel_that_fails_is_off(monkeypatch, capsys):
     only(monkeypatch, "norm", "attention")
     code, out, _ = run(capsys, "check")
     assert code == 1 and says(out, "off: attention in float32", "no kernel image", "MOSLORA_PLAIN=attention")
+
+
+def test_too_little_memory_is_no_fault_of_a_piece(monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(pieces, "attend", fails)
+    only(monkeypatch, "norm", "attention")
+    code, out, _ = run(capsys, "check")
+    assert code == 0 and says(out, "not compared: attention in float32", "memory", "all 3 comparisons")
+
+
+@pytest.fixture
+def rounded_factors():
+    """As a GPU rounds them under TF32, and a CPU to bfloat16 where it is told to."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    yield
+    settings.fp32_precision = before
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(CPU), reason="this CPU rounds no factors")
+def test_rounded_factors_are_no_fault_of_a_piece(monkeypatch, rounded_factors):
+    """Where the plain formula is as far off; an error beside that is the piece's."""
+    (piece,) = (piece for piece in pieces.PIECES if piece.name == "linear")
+    found = measure.measure(piece, LlamaConfig(**SMALL), CPU, torch.float32)
+    assert not found.passed and says(found.fault, "TF32") and found.part == "NVIDIA_TF32_OVERRIDE=0"
+    planted("linear, scale", monkeypatch)
+    assert measure.measure(piece, LlamaConfig(**SMALL), CPU, torch.float32).part == "linear"
 
 
 def test_an_unknown_piece_is_refused_with_the_nearest(capsys, leaving_out):
@@ -170,13 +213,13 @@ def test_what_is_neither_model_nor_recipe_is_refused(world, capsys):
 
 
 def test_a_model_that_transformers_computes_has_the_step_of_another(monkeypatch, capsys, tmp_path):
-    steps = []
+    configs = []
     only(monkeypatch, "norm")
-    monkeypatch.setattr(check, "step_piece", lambda config: steps.append(config) or step_piece(config))
+    monkeypatch.setattr(check, "whole_pieces", lambda config: configs.append(config) or [])
     sizes = {name: size for name, size in SMALL.items() if name != "head_dim"}
     Gemma2Config(**sizes, num_hidden_layers=2, architectures=["Gemma2ForCausalLM"]).save_pretrained(tmp_path)
     code, out, _ = run(capsys, "check", tmp_path)
-    assert code == 0 and "model.engine = transformers" in out and steps[0].model_type == "llama"
+    assert code == 0 and "model.engine = transformers" in out and configs[0].model_type == "llama"
 
 
 def test_the_sizes_are_those_of_the_model(world, monkeypatch, capsys):

@@ -37,6 +37,7 @@ from torch.utils import _foreach_utils, backend_registration
 
 import flash_kit  # noqa: F401 — computes flash attention
 import moslora
+from moslora.check.pieces import kept_by_philox
 from moslora.kernels import attention, liger
 from moslora.processes import devices
 
@@ -79,6 +80,7 @@ class _Module(backend_registration._DummyBackendModule):
             self.current = before
 
     get_device_properties = staticmethod(lambda device=None: SimpleNamespace(total_memory=2**34))
+    mem_get_info = staticmethod(lambda device=None: (2**34, 2**34))
     get_device_name = staticmethod(lambda device=None: NAME)
     is_bf16_supported = staticmethod(lambda including_emulation=True: True)
     max_memory_allocated = staticmethod(lambda device=None: 0)
@@ -428,11 +430,10 @@ def project_backward(g: Tensor, a: Tensor, x: Any, of_x: Any, d_a: Any, d_x: Any
 
 
 def mask(x: Tensor, seed: float, p: float) -> Tensor:
-    """The same of one seed for any dtype, of ones where no tensor has data."""
+    """The one that Triton draws from a seed, of ones where no tensor has data."""
     if x.is_meta:
         return torch.ones_like(x)
-    generator = torch.Generator().manual_seed(int(seed))
-    return (torch.rand(x.shape, generator=generator) >= p).to(x.dtype)
+    return kept_by_philox(x.shape, seed, p).to(x.dtype)
 
 
 def _pin(tensor: Tensor) -> Tensor:

@@ -1,14 +1,20 @@
 """What `moslora check` compares, on the pretend device: its pieces there are those of a GPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig
 
+import pretend_kit
 from moslora.check import piece as measure
-from moslora.check.pieces import PIECES, SMALL_LLAMA, step_piece
+from moslora.check.pieces import PIECES
+from moslora.check.steps import SMALL_LLAMA, whole_pieces
 from moslora.kernels import attention, liger, loss, rotary, vocabulary
 from moslora.kernels.plain import PIECES as PARTS
 from moslora.kernels.plain import left_out
+from moslora.kernels.rows import Rows
+from moslora.training import loop
 from pretend_kit import DEVICE, watch
 from tests.check.faults import FAULTS as planted_on_a_cpu
 
@@ -20,14 +26,15 @@ CONFIG = LlamaConfig(
     head_dim=16,
     vocab_size=400,
 )
-STEP = step_piece(SMALL_LLAMA)
-BY_NAME = {piece.name: piece for piece in (*PIECES, STEP)}
+STEP, *OTHERS = (replace(piece, draws=2) for piece in whole_pieces(SMALL_LLAMA))
+BY_NAME = {piece.name: piece for piece in (*PIECES, STEP, *OTHERS)}
 
 
 @pytest.fixture(autouse=True)
 def in_a_moment(monkeypatch):
     monkeypatch.setattr(vocabulary, "LOGITS_AT_ONCE", 400 * 100)
     monkeypatch.setattr(liger, "installed", lambda: True)
+    monkeypatch.setattr(measure, "ON_GPU", 2)
     yield
     left_out.cache_clear()
 
@@ -49,6 +56,31 @@ FAULTS = {
     "loss": ("loss", (loss, "label_loss", lambda states, *given: -right_loss(states, *given))),
 }
 """Piece -> what it is left out by, and a fault in what a GPU alone computes."""
+
+
+def moved_end(rows):
+    """The third row has a token of the fourth."""
+    ends = right_ends.func(rows)
+    for of_rows in ends:
+        of_rows[3] += 1
+    return ends
+
+
+right_ends = Rows.ends
+right_begin = loop.begin
+right_backward = liger.swiglu_backward
+FAULTS_OF_A_GPU = {
+    "attention, no shared start": (Rows, "ends", property(moved_end)),
+    "attention, sliding window": wrong(attention, "_unpadded", lambda out: out * 1.05),
+    "dropout": (pretend_kit, "mask", lambda x, *_: torch.ones_like(x)),
+    "dropout, wide": wrong(pretend_kit, "mask", lambda mask: mask.roll(1, -1)),
+    "MLP": (liger, "swiglu_backward", lambda gate, up, g: right_backward(gate, up, g)[::-1]),
+    "decoding": planted_on_a_cpu["decoding, place"].plant,
+    "optimizer, scaled": planted_on_a_cpu["scaler"].plant,
+    "a training step, checkpointing": planted_on_a_cpu["checkpointing"].plant,
+    "the training loop": (loop, "begin", lambda parts, step: right_begin(parts, max(0, step - 1))),
+}
+"""Piece -> a fault in what a GPU computes, found in that piece."""
 
 
 def is_off(piece, dtype):
@@ -94,6 +126,13 @@ def test_a_fault_is_found_and_left_out(monkeypatch, name):
     monkeypatch.setenv("MOSLORA_PLAIN", part)
     left_out.cache_clear()
     assert not is_off(STEP, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", FAULTS_OF_A_GPU)
+def test_a_fault_is_found_in_its_piece(monkeypatch, name):
+    monkeypatch.setattr(*FAULTS_OF_A_GPU[name])
+    piece = BY_NAME[name]
+    assert all(is_off(piece, dtype) for dtype in piece.tolerances if dtype.itemsize == 2 or len(piece.tolerances) == 1)
 
 
 def test_all_can_be_left_out(monkeypatch):

@@ -1,7 +1,7 @@
 """The whole check: every piece on the device that is there, a training step, and one of two processes; and memory and
 time of one real step of a recipe."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 
 import torch
@@ -12,8 +12,9 @@ from moslora.base.engines import engine_of
 from moslora.base.failures import or_out_of_memory
 from moslora.base.shapes import meta_model
 from moslora.check.piece import Finding, measure
-from moslora.check.pieces import PIECES, SMALL_LLAMA, quantized_pieces, step_piece
+from moslora.check.pieces import PIECES, quantized_pieces
 from moslora.check.processes import two_processes
+from moslora.check.steps import SMALL_LLAMA, whole_pieces
 from moslora.data.steps import default_micro_batch_tokens, label_count
 from moslora.kernels import liger
 from moslora.kernels.plain import VARIABLE, left_out
@@ -56,16 +57,19 @@ def check(section: ModelSection | None = None) -> Iterator[Finding]:
         heads = text.num_attention_heads
         sizes |= {"num_key_value_heads": heads, "head_dim": text.hidden_size // heads}
         sizes |= {name: getattr(text, name) for name in SIZES if getattr(text, name, None)}
-    for piece in (*PIECES, *quantized_pieces(), step_piece(config)):
+    for piece in (*PIECES, *quantized_pieces(), *whole_pieces(config)):
         for dtype in piece.tolerances:
-            if piece.part not in left_out() and (dtype == torch.float32 or multiplies_bfloat16(device())):
+            if piece.part not in left_out() and (dtype != torch.bfloat16 or multiplies_bfloat16(device())):
                 yield measure(piece, SimpleNamespace(**sizes), device(), dtype)
     yield from two_processes()
 
 
-def not_compared() -> list[str]:
+def not_compared(findings: Iterable[Finding]) -> list[str]:
     """What is left out on this machine, a line each."""
     lines = []
+    for finding in findings:
+        if not finding.fits:
+            lines.append(f"not compared: {finding.name} in {finding.dtype}, as the GPU has too little free memory")
     if left_out():
         lines.append(f"left out by {VARIABLE}, and not compared: {', '.join(sorted(left_out()))}")
     if not multiplies_bfloat16(device()):

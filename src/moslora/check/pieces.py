@@ -1,50 +1,63 @@
 """The pieces of the engine, each beside its formula in a few lines, or beside torch's or transformers' function.
 
-Products with frozen weights in 4 and 8 bits are beside those with the weights written out, and a training step of a
-small model with adapters is beside the same by transformers' own modules.
+Products with frozen weights in 4 and 8 bits are beside those with the weights written out.
 """
 
+import math
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from moslora.adapters import MIXERS, Families, describe_batch, named_adapters
-from moslora.base.engine import use_own_modules
-from moslora.base.engines import Own, Transformers, engine_of
-from moslora.base.quantized import fix_layers
-from moslora.base.twin import small_config
+from moslora.base.quantized import PACKED_ROWS, fix_layers
 from moslora.check.piece import PLAIN_STEP, RANK, TOLERANCES, Draw, Piece
-from moslora.data.encode import Encoded
-from moslora.data.steps import collate
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import attend, plain_attention
+from moslora.kernels.cache import CachedPass, KeyValueCache
 from moslora.kernels.dropout import Dropout, without
 from moslora.kernels.loss import log_probabilities, plain_log_probabilities, plain_loss, sum_of_losses
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.norm import RMSNorm
 from moslora.kernels.recompute import project
 from moslora.kernels.rotary import Turned
-from moslora.kernels.rows import send
+from moslora.kernels.rows import Rows, send
+from moslora.processes.devices import unused_memory
 from moslora.recipe import TrainingSection
-from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer, update
+
+UNEVEN = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+"""Tolerances of what a softmax weighs, where a row may be much smaller than a typical one."""
 
 EPSILON = 1e-5
 DROPPED = 0.05
-DRAWN = 2**20
+DRAWN = (2**10, 2**10)
 """Entries over which the share that is dropped is taken."""
+
+BEGINNING, WRITTEN, PROMPT = 20, (14, 9, 11), 5
+"""Tokens that decoded rows begin with, those of each row behind them, and how many of these enter together."""
+
+WIDE, ODD_RANK = 14_336, 48
+"""Inputs of LLaMA-3-8B's widest layer, and a rank that is no power of two."""
 
 UPDATES = 3
 VOCABULARY_ON_CPU = 9_000
 """The most that is compared there: three pieces of a vocabulary, which are alike in a larger one."""
+
+BYTES_OF_A_WEIGHT = 32
+"""Free memory for each weight of the output layer that is compared: it is drawn in float32, and exact in float64."""
+
+PLAIN_POSITIONS = 128
+"""Positions whose logits the plain formula has at once."""
 
 
 def norm(draw: Draw) -> Sequence[Tensor]:
@@ -88,33 +101,99 @@ def linear(draw: Draw) -> Sequence[Tensor]:
     return [layer(x)]
 
 
-def attention(draw: Draw, *, window: int | None) -> Sequence[Tensor]:
+def attention(draw: Draw, *, window: int | None = None, continued: bool = True) -> Sequence[Tensor]:
+    """Of rows some of which continue others, or of rows alone, as training with dropout has them."""
+    rows = draw.rows if continued else Rows(draw.rows.lengths, draw.device)
     key_heads = draw.config.num_key_value_heads
     counts = (draw.config.num_attention_heads, key_heads, key_heads)
     # As projections make them:
     q, k, v = (draw(draw.tokens, heads, draw.config.head_dim).transpose(0, 1) for heads in counts)
     compute = plain_attention if draw.plain else attend
-    return [compute(q, k, v, draw.rows, draw.config.head_dim**-0.5, window)]
+    return [compute(q, k, v, rows, draw.config.head_dim**-0.5, window)]
 
 
-def dropout(draw: Draw) -> Sequence[Tensor]:
-    """The entries that a pass drops, its backward pass, and one that checkpointing repeats."""
-    x = draw.states()
-    a = draw(RANK, draw.config.hidden_size)
+def decoding(draw: Draw, *, window: int | None) -> Sequence[Tensor]:
+    """Attention of rows that are written behind a common beginning, two at a time: a row that ends leaves its place to
+    the next one."""
+    key_heads = draw.config.num_key_value_heads
+    rows = Rows((BEGINNING, *WRITTEN), draw.device, (None, *[0] * len(WRITTEN)))
+    counts = (draw.config.num_attention_heads, key_heads, key_heads)
+    q, k, v = (draw.random((heads, sum(rows.lengths), draw.config.head_dim)) for heads in counts)
+    scaling = draw.config.head_dim**-0.5
+    if draw.plain:
+        return [plain_attention(q, k, v, rows, scaling, window)]
+    out = q.new_empty(q.shape).transpose(0, 1)
+    module = nn.Identity()
+    cache = KeyValueCache(draw.device)
+
+    def compute(step: CachedPass, places: Sequence[int]) -> None:
+        those = send(places, draw.device)
+        new_q, new_k, new_v = (x.index_select(1, those) for x in (q, k, v))
+        out.index_copy_(0, those, step.attend(module, new_q, new_k, new_v, scaling, window))
+
+    compute(cache.first_pass(BEGINNING), range(BEGINNING))
+    cache.resize(2, max(WRITTEN))
+    waiting = [deque(range(*bounds)) for bounds in rows.bounds[1:]]
+    writing: list[deque[int]] = []  # of each row the places of the tokens that are still to come
+    while writing or waiting:
+        entering = waiting[: 2 - len(writing)]
+        del waiting[: len(entering)]
+        places = [row.popleft() for row in writing]
+        for row in entering:
+            places += [row.popleft() for _ in range(PROMPT)]
+        compute(cache.next_pass([PROMPT] * len(entering)), places)
+        writing += entering
+        for number in reversed(range(len(writing))):
+            if not writing[number]:
+                cache.remove(number)
+                writing[number] = writing[-1]
+                writing.pop()
+    return [out]
+
+
+def dropout(draw: Draw, *, rank: int = RANK, width: int | None = None) -> Sequence[Tensor]:
+    """The entries that a pass drops, its backward pass, and one that checkpointing repeats. Which entries a seed keeps
+    is computed here on the host."""
+    width = width or draw.config.hidden_size
+    x = draw(draw.tokens, width)
+    a = draw(rank, width)
     layer = Dropout(DROPPED)
-    torch.manual_seed(0)
+    torch.manual_seed(draw.seed)
     if draw.plain:
         drawn = layer.draw(x.to(draw.rounded))
-        return [F.linear(x * without(torch.ones_like(x), drawn), a), x]
+        assert drawn is not None
+        if drawn.dtype == torch.float64:
+            kept = kept_by_philox(x.shape, *drawn.tolist()).to(draw.device)
+        else:
+            kept = without(torch.ones_like(x), drawn)
+        return [F.linear(x * kept, a), x]
     dropped: tuple[Tensor, Tensor] = checkpoint(lambda x: project(x, a, layer.draw(x)), x, use_reentrant=False)
     return dropped
 
 
+def kept_by_philox(shape: Sequence[int], seed: float, p: float) -> Tensor:
+    """The entries that `moslora.kernels.dropped` keeps, as bool: word i mod 4 of Philox4x32-7 (Salmon, Moraes, Dror and
+    Shaw, SC 2011) at the counter i div 4, of rows that begin at a multiple of 4."""
+    low = np.uint64(2**32 - 1)
+    half = np.uint64(32)
+    counters = np.arange(math.prod(shape[:-1]) * math.ceil(shape[-1] / 4), dtype=np.uint64)
+    a, b, c, d = counters, *np.zeros((3, len(counters)), np.uint64)
+    keys = [int(seed), 0]
+    for _ in range(7):
+        first = a * np.uint64(0xD2511F53)
+        second = c * np.uint64(0xCD9E8D57)
+        a, c = second >> half ^ b ^ np.uint64(keys[0]), first >> half ^ d ^ np.uint64(keys[1])
+        b, d = second & low, first & low
+        keys = [(keys[0] + 0x9E3779B9) % 2**32, (keys[1] + 0xBB67AE85) % 2**32]
+    words = np.stack([a, b, c, d], 1).reshape(*shape[:-1], -1)[..., : shape[-1]]
+    return torch.from_numpy(words >> np.uint64(1) >= round(p * 2**31))
+
+
 def dropped_share(draw: Draw) -> Sequence[Tensor]:
-    ones = torch.ones(DRAWN, device=draw.device)
+    ones = torch.ones(DRAWN, device=draw.device, dtype=draw.dtype)
     if draw.plain:
-        return [ones[0] * DROPPED]
-    return [1 - without(ones, Dropout(DROPPED).draw(ones)).mean()]
+        return [ones[0, 0] * DROPPED]
+    return [1 - without(ones, Dropout(DROPPED).draw(ones)).double().mean()]
 
 
 def adapters(draw: Draw, *, kind: str) -> Sequence[Tensor]:
@@ -132,31 +211,48 @@ def adapters(draw: Draw, *, kind: str) -> Sequence[Tensor]:
 
 def loss(draw: Draw, *, learns: bool) -> Sequence[Tensor]:
     """Over several pieces of the vocabulary on a CPU, and elsewhere several pieces of the positions."""
+    width = draw.config.hidden_size
     tokens = min(draw.config.vocab_size, VOCABULARY_ON_CPU)
     count = draw.tokens
     if draw.device.type != "cpu":
-        tokens = draw.config.vocab_size
+        tokens = min(draw.config.vocab_size, unused_memory(draw.device) // (BYTES_OF_A_WEIGHT * width))
         count = vocabulary.LOGITS_AT_ONCE // tokens + RANK
-    states = draw(count, draw.config.hidden_size)
-    weight = draw.weight(tokens, draw.config.hidden_size)
+    states = draw(count, width)
+    weight = draw.weight(tokens, width)
     labels = torch.randint(tokens, (count,))
     if learns:
-        return [(plain_loss if draw.plain else sum_of_losses)(states, weight, send(labels, draw.device))]
+        on_device = send(labels, draw.device)
+        if not draw.plain:
+            return [sum_of_losses(states, weight, on_device)]
+        parts = zip(states.split(PLAIN_POSITIONS), on_device.split(PLAIN_POSITIONS), strict=True)
+        losses = [checkpoint(plain_loss, part, weight, of_part, use_reentrant=False) for part, of_part in parts]
+        return [torch.stack(losses).sum()]
     draw.learned.clear()
-    compute = plain_log_probabilities if draw.plain else log_probabilities
-    return [compute(states.detach(), weight, range(count), labels.tolist())]
+    if not draw.plain:
+        return [log_probabilities(states.detach(), weight, range(count), labels.tolist())]
+    found = []
+    for first in range(0, count, PLAIN_POSITIONS):
+        targets = labels[first : first + PLAIN_POSITIONS].tolist()
+        found.append(plain_log_probabilities(states.detach(), weight, range(first, first + len(targets)), targets))
+    return [torch.cat(found)]
 
 
-def optimizer(draw: Draw) -> Sequence[Tensor]:
-    """How far a weight comes, with its gradient's norm clipped, beside torch's AdamW without a kernel of its own."""
-    weight, *gradients = (draw.weight(RANK, draw.config.hidden_size) for _ in range(1 + UPDATES))
+def optimizer(draw: Draw, *, scaled: bool) -> Sequence[Tensor]:
+    """How far a weight comes, with its gradient's norm clipped, beside torch's AdamW without a kernel of its own;
+    ``scaled``, through the scaler of float16, which skips a gradient that overflows."""
+    weight, *gradients = (draw.weight(RANK, draw.config.hidden_size).data for _ in range(1 + UPDATES))
     learned = nn.Parameter(weight.clone())
     adamw = build_optimizer(nn.ParameterList([learned]), TrainingSection(learning_rate=0.1, weight_decay=0.1))
     for options in (adamw.defaults, *adamw.param_groups):
         options["fused"] = not draw.plain
+    scaler = torch.amp.GradScaler(draw.device.type, enabled=scaled and not draw.plain)
+    for number, gradient in enumerate(gradients):
+        gradient.mul_(0.1**number)  # clipped at first, and then not
+    if scaler.is_enabled():
+        gradients.insert(1, torch.full_like(weight, torch.inf))
     for gradient in gradients:
-        learned.grad = gradient.clone()
-        update(adamw, torch.amp.GradScaler(draw.device.type, enabled=False), max_norm=1.0)
+        learned.grad = scaler.scale(gradient.clone())
+        update(adamw, scaler, max_norm=1.0)
     return [learned.detach() - weight]
 
 
@@ -165,23 +261,32 @@ PIECES = (
     Piece("RoPE", "rope", rope),
     Piece("MLP", "mlp", mlp),
     Piece("linear", "linear", linear),
-    Piece("attention", "attention", partial(attention, window=None)),
-    Piece("attention, sliding window", "attention", partial(attention, window=8)),
+    Piece("attention", "attention", attention, UNEVEN),
+    Piece("attention, no shared start", "attention", partial(attention, continued=False), UNEVEN),
+    Piece("attention, sliding window", "attention", partial(attention, window=8), UNEVEN),
+    Piece("decoding", PLAIN_STEP, partial(decoding, window=None), UNEVEN),
+    Piece("decoding, sliding window", PLAIN_STEP, partial(decoding, window=8), UNEVEN),
     Piece("dropout", "dropout", dropout),
-    Piece("dropout, share", "dropout", dropped_share, {torch.float32: 5e-2}),
-    *(Piece(f"adapters, {kind}", "adapters", partial(adapters, kind=kind)) for kind in MIXERS),
+    Piece("dropout, wide", "dropout", partial(dropout, rank=ODD_RANK, width=WIDE)),
+    Piece("dropout, share", "dropout", dropped_share, dict.fromkeys(TOLERANCES, 5e-2)),
+    *(
+        Piece(f"adapters, {kind}", "adapters", partial(adapters, kind=kind), UNEVEN if mixer.routes else TOLERANCES)
+        for kind, mixer in MIXERS.items()
+    ),
     Piece("loss", "loss", partial(loss, learns=True)),
     Piece("log-probabilities", "loss", partial(loss, learns=False)),
-    Piece("optimizer", "optimizer", optimizer, {torch.float32: 1e-4}),
+    Piece("optimizer", "optimizer", partial(optimizer, scaled=False), {torch.float32: 1e-4}),
+    Piece("optimizer, scaled", "optimizer", partial(optimizer, scaled=True), {torch.float32: 1e-4}),
 )
 
 
-def product(draw: Draw, *, bits: int) -> Sequence[Tensor]:
+def product(draw: Draw, *, bits: int, recomputed: bool = False) -> Sequence[Tensor]:
+    """``recomputed`` below gradient checkpointing, with more rows than bitsandbytes multiplies by packed weights."""
     import bitsandbytes
 
     library: Any = bitsandbytes.nn
-    x = draw.states()
-    weight = draw.weight(x.shape[-1], x.shape[-1]).float().cpu()  # quantised as it is sent
+    x = draw(PACKED_ROWS + RANK, draw.config.hidden_size) if recomputed else draw.states()
+    weight = draw.weight(x.shape[-1], x.shape[-1]).to("cpu", draw.rounded)  # quantised as it is sent
     if bits == 4:
         layer = library.Linear4bit(*weight.shape, bias=False, compute_dtype=draw.dtype, quant_type="nf4")
         layer.weight = library.Params4bit(weight, requires_grad=False, quant_type="nf4").to(draw.device)
@@ -193,8 +298,9 @@ def product(draw: Draw, *, bits: int) -> Sequence[Tensor]:
     if draw.plain:
         return [F.linear(x, decoded.to(draw.dtype))]
     model: Any = nn.ModuleList([layer])
-    fix_layers(model, on_cpu=draw.device.type == "cpu")
-    return [layer(x)]
+    layer.quant_state = getattr(layer.weight, "quant_state", None)  # as in a model that was loaded
+    fix_layers(model, on_cpu=draw.device.type == "cpu", recomputed=recomputed)
+    return [checkpoint(layer, x, use_reentrant=False) if recomputed else layer(x)]
 
 
 def _nf4(weight: Any) -> Tensor:
@@ -216,39 +322,6 @@ def quantized_pieces() -> list[Piece]:
     rounding = dict.fromkeys(TOLERANCES, 3e-2)
     return [
         Piece("product, NF4", setting, partial(product, bits=4)),
+        Piece("product, NF4, checkpointing", setting, partial(product, bits=4, recomputed=True)),
         Piece("product, int8", setting, partial(product, bits=8), rounding),
     ]
-
-
-STEP_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-"""Of a whole step, in which rounding adds up."""
-
-SMALL_LLAMA: PretrainedConfig = LlamaConfig(num_key_value_heads=8)
-TEXTS = [[1, 2, 3, *range(5, 9 + 2 * row)] for row in range(6)]
-ROWS = [Encoded("", "", text, text, truncated=False) for text in TEXTS]
-
-
-def small_model(draw: Draw, config: PretrainedConfig) -> PreTrainedModel:
-    """A model with few, narrow layers and adapters off their start, of our modules or of transformers'."""
-    small = small_config(config, initializer_range=0.03)
-    model: Any = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa")
-    model.to(draw.rounded).to(draw.device, draw.dtype)
-    draw.adapt(model, "all-linear", kind="dense")
-    model.moslora_engine = Transformers.name
-    if not draw.plain:
-        use_own_modules(model)
-        model.moslora_engine = Own.name
-    return model
-
-
-def training_step(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
-    """The loss."""
-    model = small_model(draw, config)
-    batch = collate(ROWS, device=draw.device, share=True, lay=engine_of(model).lay)
-    with Families(model).folded(draw.dtype):
-        loss, _ = LabelLoss(model).train()(batch)
-    return [loss]
-
-
-def step_piece(config: PretrainedConfig) -> Piece:
-    return Piece("a training step", PLAIN_STEP, partial(training_step, config=config), STEP_TOLERANCES)

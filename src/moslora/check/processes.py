@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from moslora.check.piece import Draw, Finding, distance
-from moslora.check.pieces import ROWS, SMALL_LLAMA, small_model
+from moslora.check.steps import MICRO_BATCH_TOKENS, ROWS, SMALL_LLAMA, small_model
 from moslora.choices import Strategy
 from moslora.data.prepared import RowTable
 from moslora.data.steps import collate, label_count
@@ -29,8 +29,6 @@ STRATEGIES: dict[Strategy, str] = {"ddp": "--processes 1", "fsdp": "training.str
 """And what does without each."""
 
 TOLERANCE = 1e-3
-MICRO_BATCH_TOKENS = 16
-"""So few that each process has several micro-batches."""
 
 
 def two_processes() -> list[Finding]:

@@ -105,6 +105,11 @@ def total_memory(device: torch.device) -> int:
     return int(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _cgroup_limit()))
 
 
+def unused_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory that nothing uses."""
+    return int(gpu_module().mem_get_info(device)[0])
+
+
 def _cgroup_limit(root: Path = Path("/")) -> float:
     """Smallest memory limit in bytes of this process's control groups and those around them: a container's, or a job's;
     infinite without one."""

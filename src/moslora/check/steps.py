@@ -1,0 +1,121 @@
+"""Training steps of a small model with adapters, as our engine and the training loop compute them, beside the same by
+transformers' own modules."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+
+from moslora.adapters import Families
+from moslora.base.engine import use_own_modules
+from moslora.base.engines import Own, Transformers, engine_of
+from moslora.base.load import recompute_layers
+from moslora.base.twin import small_config
+from moslora.check.piece import PLAIN_STEP, Draw, Piece
+from moslora.data.encode import Encoded
+from moslora.data.prepared import RowTable
+from moslora.data.steps import StepPlan, collate, label_count
+from moslora.recipe import TrainingSection
+from moslora.training.loop import Parts, train
+from moslora.training.objective import LabelLoss
+from moslora.training.optimizer import build_optimizer
+
+CHECKPOINTING = "model.gradient_checkpointing=false"
+"""What does without a layer's second forward pass."""
+
+MICRO_BATCH_TOKENS = 16
+"""So few that a step, also of each of two processes, has several micro-batches."""
+
+STEP_DRAWS, LOOP_DRAWS = 8, 4
+"""Random models whose step is compared, and whose loop: rounding adds up in each differently."""
+
+SMALL_LLAMA: PretrainedConfig = LlamaConfig(num_key_value_heads=8)
+TEXTS = [[1, 2, 3, *range(5, 9 + 2 * row)] for row in range(6)]
+ROWS = [Encoded("", "", text, text, truncated=False) for text in TEXTS]
+
+
+def small_model(draw: Draw, config: PretrainedConfig) -> PreTrainedModel:
+    """A model with few, narrow layers and adapters off their start, of our modules or of transformers'."""
+    small = small_config(config, initializer_range=0.03)
+    model: Any = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa")
+    model.to(draw.rounded).to(draw.device, draw.dtype)
+    draw.adapt(model, "all-linear", kind="dense")
+    model.moslora_engine = Transformers.name
+    if not draw.plain:
+        use_own_modules(model)
+        model.moslora_engine = Own.name
+    return model
+
+
+def training_step(draw: Draw, *, config: PretrainedConfig, checkpointing: bool) -> Sequence[Tensor]:
+    """The loss, and the gradients of the factors."""
+    model = small_model(draw, config)
+    if checkpointing and not draw.plain:
+        recompute_layers(model.train())
+    batch = collate(ROWS, device=draw.device, share=True, lay=engine_of(model).lay)
+    with Families(model).folded(draw.dtype):
+        loss, _ = LabelLoss(model).train()(batch)
+        gradients = torch.autograd.grad(loss, draw.learned)
+    draw.learned.clear()
+    return [loss.detach(), *gradients]
+
+
+def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
+    """The losses of some steps of the training loop, and how far they move the weights, beside the steps written out.
+    In float16 with the scaler."""
+    model = small_model(draw, config)
+    before = [weight.detach().clone() for weight in draw.learned]
+    settings = TrainingSection(global_batch_size=4, epochs=None, max_steps=3, warmup_steps=0, eps=1e-3)
+    plan = StepPlan(settings, rows=len(ROWS), seed=0)
+    adamw = build_optimizer(model, settings)
+    losses: list[Tensor] = []
+    if draw.plain:
+        adamw = torch.optim.AdamW(draw.learned, settings.learning_rate, settings.betas, settings.eps, weight_decay=0)
+        for step in range(len(plan)):
+            rows = [ROWS[row] for row in plan[step]]
+            loss, _ = LabelLoss(model)(collate(rows, device=draw.device, lay=Transformers.lay))
+            losses.append(loss / label_count(rows))
+            losses[-1].backward()
+            nn.utils.clip_grad_norm_(draw.learned, settings.max_grad_norm)
+            for group in adamw.param_groups:
+                group["lr"] = settings.learning_rate * (1 - step / len(plan))
+            adamw.step()
+            adamw.zero_grad()
+    else:
+        accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")
+        parts = Parts(
+            accelerator=accelerator,
+            settings=settings,
+            model=model,
+            objective=LabelLoss(model),
+            optimizer=adamw,
+            scaler=torch.amp.GradScaler(draw.device.type, init_scale=2**10, enabled=draw.dtype == torch.float16),
+            rows=RowTable.of(ROWS),
+            plan=plan,
+            micro_batch_tokens=MICRO_BATCH_TOKENS,
+        )
+        train(
+            parts,
+            first_step=0,
+            report=lambda _, *, loss, **others: losses.append(torch.tensor(loss)),
+            checkpoint=lambda _: None,
+            validate=lambda _: False,
+            stop_requested=lambda: False,
+        )
+    moved = [weight.detach() - start for weight, start in zip(draw.learned, before, strict=True)]
+    draw.learned.clear()
+    return [torch.stack(losses).detach().to(draw.device), *moved]
+
+
+def whole_pieces(config: PretrainedConfig) -> list[Piece]:
+    """Training steps of a small model of ``config``."""
+    step = partial(training_step, config=config)
+    return [
+        Piece("a training step", PLAIN_STEP, partial(step, checkpointing=False), draws=STEP_DRAWS),
+        Piece("a training step, checkpointing", CHECKPOINTING, partial(step, checkpointing=True), draws=STEP_DRAWS),
+        Piece("the training loop", PLAIN_STEP, partial(training_loop, config=config), draws=LOOP_DRAWS),
+    ]
