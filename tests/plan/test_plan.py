@@ -13,6 +13,7 @@ from cli_kit import run
 from message_kit import says
 from moslora.adapters import inject
 from moslora.base.shapes import meta_model
+from moslora.kernels import liger
 from moslora.plan.duration import GPUS, Cost, cost, in_words, on_gpus, on_this_cpu, probe
 from moslora.plan.outline import outline
 from moslora.plan.plan import disk_line
@@ -170,6 +171,29 @@ def test_a_base_in_4_bits_is_unpacked_twice_a_pass(dora, recomputed, of_adapted)
     assert found.unpacked == 3 * 2.5 * 4 * (2 * layer + of_adapted * adapted)
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("by_liger", [False, True])
+@pytest.mark.parametrize("dora", [False, True])
+def test_launches_of_the_host(monkeypatch, recomputed, by_liger, dora):
+    """As the pretend device counts them of a layer with five adapters and dropout, within a fifth: 56 is one layer."""
+    launches = {
+        (False, True, False): 56,
+        (True, True, False): 76,
+        (False, False, False): 85,
+        (True, False, False): 117,
+        (False, True, True): 306,
+        (True, True, True): 495,
+        (False, False, True): 310,
+        (True, False, True): 486,
+    }
+    monkeypatch.setattr(liger, "there", lambda: by_liger)
+    model = tiny_llama(layers=4)
+    inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, mixer={"kind": "dense"}, dropout=0.1, dora=dora)
+    section = ModelSection(name="tiny", gradient_checkpointing=recomputed)
+    found = cost(model, section, tokens=48, labels=40, row=6, passes=3)
+    assert found.launched == pytest.approx(3 * 4 * launches[recomputed, by_liger, dora] / 56, rel=0.2)
+
+
 def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_command_for_gpus(capsys, monkeypatch):
     """2·10¹⁸ operations on the CPU of a machine without GPUs; the command that it names plans for some."""
     monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda total, *_: total.operations / 4e11)
@@ -204,9 +228,10 @@ def test_the_time_on_a_gpu_is_that_of_products_and_unpacking():
     assert [in_words(60, 299), in_words(5000, 7200), in_words(4e7)] == ["1–5 min", "1.4–2.0 h", "11,111 h"]
 
 
-def test_eight_gpus_wait_for_their_hosts(capsys):
+def test_eight_gpus_wait_for_their_hosts(capsys, monkeypatch):
     """31,932 steps: 32 layers that a host launches in 1.4 to 3.2 ms each, and a checkpoint of 340.2 MB after 200 steps;
     22,419 questions of 132 tokens, each half of a trained one."""
+    monkeypatch.setattr(liger, "there", lambda: True)
     _, out, _ = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB", "--processes=8")
     copied = math.ceil(31_932 / 200) * 340.2e6 / 2e9
     ends = [31_932 * 32 * of_layer + copied for of_layer in (1.4e-3, 3.2e-3)]

@@ -108,7 +108,8 @@ def evaluation(
         passes += count / WRITTEN_BLOCK_SIZE * WRITTEN_TOKENS
     scored = COST_OF_A_SCORED_TOKEN * tokens
     launched = HOST_OF_A_SCORED_LAYER * passes
-    return count, cost(model, section, tokens=scored, labels=count, row=row, passes=launched)
+    once = section.model_copy(update={"gradient_checkpointing": False})
+    return count, cost(model, once, tokens=scored, labels=count, row=row, passes=launched)
 
 
 def outline(recipe: Recipe) -> Outline:
