@@ -75,9 +75,10 @@ at a time (``gpu_kernel_impl`` in its ``CUDALoops.cuh``); it vectorises one dtyp
 SHORT = 128
 """The longest short side of a product, such as an adapter's rank."""
 
-KERNELS = {"_flash_attention_backward": 5}
+KERNELS = {"_flash_attention_backward": 5, "project": 2}
 """Those of the gradient of attention of unequal rows: Σ_j dO ∘ O, the gradients, that of q in 16 bits, and the sums of
-those of k and of v over the heads that share them (torch's ``flash_api.cpp``)."""
+those of k and of v over the heads that share them (torch's ``flash_api.cpp``). Those of the skinny product with
+dropout: sums over parts of the columns, and what they add up to."""
 
 
 class Operation(NamedTuple):

@@ -1,9 +1,14 @@
 """Dropout within the adapters' products against the plain formula, if Triton is installed: on a GPU, or by a CPU with
 TRITON_INTERPRET=1."""
 
+import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy
 import pytest
@@ -91,6 +96,40 @@ def test_values_and_gradients_are_those_of_the_formula(dtype, rank, columns, lea
     for mine, other in zip(found, expected, strict=True):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine.double(), other, rtol=4 * ROUNDING[dtype], atol=8 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(("rows", "columns", "programs"), [(37, 300, 9), (1, 900, 8), (200, 130, 13), (600, 64, 38)])
+def test_columns_are_shared_out_among_multiprocessors(monkeypatch, dtype, rows, columns, programs):
+    """Two programs each for 4 of them, or one for each tile of 16 rows and 128 columns; the sums are those of one."""
+    dropped = import_module("moslora.kernels.dropped")
+    launches = []
+
+    class Noted:
+        def __getitem__(self, grid):
+            launches.append(grid)
+            return right[grid]
+
+    right = dropped._project
+    monkeypatch.setattr(dropped, "_project", Noted())
+    monkeypatch.setattr(dropped, "multiprocessors", lambda device: 4)
+    torch.manual_seed(4)
+    x = torch.randn(rows, columns).to(DEVICE, dtype)
+    a = (torch.randn(48, columns) / columns**0.5).to(DEVICE, dtype)
+    found = torch.ops.moslora.project(x, a, 7.0, 0.4)
+    expected = (x * mask(rows, columns, seed=7, p=0.4)).double() @ a.double().T
+    torch.testing.assert_close(found.double(), expected, rtol=4 * ROUNDING[dtype], atol=8 * ROUNDING[dtype])
+    assert found.equal(torch.ops.moslora.project(x, a, 7.0, 0.4))
+    assert launches[0] == launches[1] and math.prod(launches[0]) == programs
+
+
+@pytest.mark.parametrize("capability", [80, 86, 90, 120])
+def test_it_compiles_for_gpus_that_are_not_there(capability):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    compiling = [sys.executable, Path(__file__).with_name("compile_dropped.py"), str(capability)]
+    ran = subprocess.run(compiling, env=environment, capture_output=True, text=True, check=True)
+    kernels = [line.split() for line in ran.stdout.splitlines()]
+    assert len(kernels) == 4 and all(int(shared) < 99 * 1024 for *_, shared in kernels)
 
 
 def test_checkpointing_drops_the_same(monkeypatch):

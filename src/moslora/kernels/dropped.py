@@ -5,14 +5,23 @@ in the backward pass, so that neither x after dropout nor a mask is ever in memo
 
 Entry i of m is 0 with probability p, and 1 otherwise: by word i mod 4 of Philox (SC 2011, 7 rounds) at the counter
 i div 4, under a seed. `moslora.kernels.liger` imports this where Triton is installed. Each program takes some of x's
-rows forwards, and some of its columns backwards, so every sum has one order.
+rows and columns forwards, and some of its columns backwards. What the programs of a row have summed up is added by
+another kernel, so every sum has one order.
 """
 
+import torch
 import triton
 from torch import Tensor
 from triton import language as tl
 
+from moslora.processes.devices import multiprocessors
+
 WARPS = 8
+PROGRAMS = 2
+"""Programs of the forward product for each multiprocessor, at least."""
+
+ADDED = 1024
+"""Entries of h that a program adds up."""
 
 
 @triton.jit
@@ -37,17 +46,31 @@ def _kept(seed, limit, row, begin, columns, ROWS: tl.constexpr, COLUMNS: tl.cons
     return (words >> 1) >= limit
 
 
-@triton.jit(do_not_specialize=["seed", "rows"])
-def _project(x, a, h, seed, limit, rows, columns, rank, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr):
+@triton.jit(do_not_specialize=["seed", "rows", "tiles"])
+def _project(
+    x, a, sums, seed, limit, rows, columns, rank, tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr
+):
+    """Writes the sum over so many ``tiles`` of the columns; part after part into ``sums``."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(1)
     of_rank = tl.arange(0, RANK)
     found = tl.zeros((ROWS, RANK), tl.float32)
-    for begin in range(0, columns, COLUMNS):
+    for tile in range(part * tiles, tl.minimum((part + 1) * tiles, tl.cdiv(columns, COLUMNS))):
+        begin = tile * COLUMNS
         column = begin + tl.arange(0, COLUMNS)
         kept = _kept(seed, limit, row, begin, columns, ROWS, COLUMNS)
         left = tl.where(kept, _load(x, row, column, rows, columns), 0.0)
         found += tl.dot(left, tl.trans(_load(a, of_rank, column, rank, columns)), input_precision="ieee")
-    _store(h, row, of_rank, rows, rank, found)
+    _store(sums + part.to(tl.int64) * rows * rank, row, of_rank, rows, rank, found)
+
+
+@triton.jit(do_not_specialize=["count", "parts"])
+def _add(sums, h, count, parts, SIZE: tl.constexpr):
+    entry = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    found = tl.zeros((SIZE,), tl.float32)
+    for part in range(parts):
+        found += tl.load(sums + part * count + entry, mask=entry < count, other=0.0)
+    tl.store(h + entry, found, mask=entry < count)
 
 
 @triton.jit(do_not_specialize=["seed", "rows"])
@@ -92,7 +115,15 @@ def project(x: Tensor, a: Tensor, h: Tensor, seed: float, p: float) -> None:
     rows = x.numel() // columns
     size = _power_of_2(rank)
     tile = {"ROWS": 16, "COLUMNS": max(16, min(128, 2**13 // size)), "RANK": size}
-    _project[triton.cdiv(rows, 16),](x, a, h, int(seed), _limit(p), rows, columns, rank, num_warps=WARPS, **tile)
+    programs = triton.cdiv(rows, tile["ROWS"])
+    wanted = triton.cdiv(PROGRAMS * multiprocessors(x.device), programs)
+    tiles = triton.cdiv(columns, tile["COLUMNS"])
+    of_part = triton.cdiv(tiles, min(wanted, tiles))
+    parts = triton.cdiv(tiles, of_part)
+    sums = h if parts == 1 else x.new_empty((parts, rows, rank), dtype=torch.float32)
+    _project[programs, parts](x, a, sums, int(seed), _limit(p), rows, columns, rank, of_part, num_warps=WARPS, **tile)
+    if parts > 1:
+        _add[triton.cdiv(h.numel(), ADDED),](sums, h, h.numel(), parts, SIZE=ADDED)
 
 
 def project_backward(

@@ -105,6 +105,14 @@ def total_memory(device: torch.device) -> int:
     return int(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _cgroup_limit()))
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Number of a GPU's multiprocessors; 1 for a CPU."""
+    if device.type == "cpu":
+        return 1
+    return int(gpu_module().get_device_properties(device).multi_processor_count)
+
+
 def unused_memory(device: torch.device) -> int:
     """Bytes of a GPU's memory that nothing uses."""
     return int(gpu_module().mem_get_info(device)[0])
