@@ -52,6 +52,22 @@ def test_tokens_and_labels_are_those_of_the_template_with_marks(family, trims):
 
 
 @pytest.mark.parametrize("family", MARKED)
+def test_one_exchange_ends_as_the_template_ends_it(family, tmp_path):
+    """A row of a file, with a tokenizer whose EOS is another token: the answer and the template's end have labels."""
+    tokenizer = copy.deepcopy(tokenizer_of(family))
+    tokenizer.eos_token = "<|endoftext|>" if family == "SmolLM2" else "<bos>"
+    question, answer = {"role": "user", "content": "A planet?"}, {"role": "assistant", "content": "Mars."}
+    (row,) = read_file(write_jsonl(tmp_path / "rows.jsonl", [{"messages": [question, answer]}]), "train")
+    encoder = Encoder(tokenizer, max_length=None)
+    (found,) = encode_examples([row], make_format("chat", tokenizer), encoder, loss_on="last")
+    _, labels = marked_labels([question, answer], tokenizer, MARKED[family])
+    end = [label for label in labels if label != IGNORE_INDEX]
+    prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True, return_dict=False)
+    assert found.input_ids == prompt + end
+    assert found.labels == [IGNORE_INDEX] * len(prompt) + end
+
+
+@pytest.mark.parametrize("family", MARKED)
 def test_the_loss_on_the_last_answer_and_on_all_tokens(family):
     tokenizer = tokenizer_of(family)
     said = conversations(50, system=family != "Gemma", seed=1)

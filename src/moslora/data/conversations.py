@@ -55,7 +55,20 @@ def encode_conversations(
     return encoded
 
 
-def _encode(turns: Sequence[Turn], format: ChatFormat, *, max_length: int | None, last: bool) -> TokensOfTurns:
+def end_of_answer(format: Format) -> list[int]:
+    """Tokens that a chat template puts behind an answer. Empty if it puts none, and for other formats."""
+    if not isinstance(format, ChatFormat):
+        return []
+    try:
+        ids, (answer,), _ = _encode([Turn("user", "question"), Turn("assistant", "answer")], format)
+    except (ValueError, TemplateError):
+        return []
+    return [id for id in ids[answer.start : answer.stop] if id in format.tokenizer.added_tokens_decoder]
+
+
+def _encode(
+    turns: Sequence[Turn], format: ChatFormat, *, max_length: int | None = None, last: bool = False
+) -> TokensOfTurns:
     kept = [*turns]
     first = int(turns[0].role == "system")  # the position of the first question
     text, ids, offsets = _rendered(kept, format)

@@ -14,7 +14,7 @@ from itertools import chain
 from transformers import PreTrainedTokenizerBase
 
 from moslora.choices import FormatName, LossOn
-from moslora.data.conversations import encode_conversations
+from moslora.data.conversations import encode_conversations, end_of_answer
 from moslora.errors import UsageError
 from moslora.prompts.formats import Format, make_format
 from moslora.tasks import Conversation, Example
@@ -91,7 +91,13 @@ class Encoder:
         return self.encode_all([(prompt, answer)], joint=joint, eos=eos, room=room)[0]
 
     def encode_all(
-        self, texts: Sequence[tuple[str, str]], *, joint: bool = False, eos: bool = True, room: int = 0
+        self,
+        texts: Sequence[tuple[str, str]],
+        *,
+        joint: bool = False,
+        eos: bool = True,
+        end: Sequence[int] = (),
+        room: int = 0,
     ) -> list[EncodedText]:
         """Encodes (prompt, answer) pairs in batches, which the tokenizer runs in parallel; an answer may be empty.
 
@@ -99,6 +105,7 @@ class Encoder:
             texts: the pairs.
             joint: each pair is encoded as one string, and its answer starts at the first token that reaches into it.
             eos: the end-of-sequence token is appended, so that a model learns to stop.
+            end: tokens that are appended instead.
             room: tokens of the limit that stay free.
 
         Raises:
@@ -108,8 +115,7 @@ class Encoder:
             pairs = self._encode_joint(texts)
         else:
             pairs = self._encode_apart(texts)
-        end: list[int] = []
-        if eos:
+        if eos and not end:
             if self.tokenizer.eos_token_id is None:
                 raise UsageError(f"{self.tokenizer.name_or_path}: the tokenizer has no end-of-sequence token")
             end = [self.tokenizer.eos_token_id]
@@ -120,7 +126,7 @@ class Encoder:
                 f"{self._key}={self.max_length}: {len(longer)} of {len(lengths)} answers alone are longer, and answers"
                 f" are never cut; the longest needs {self._key}={max(longer)}"
             )
-        return [self._assemble(prompt, answer + end, room=room) for prompt, answer in pairs]
+        return [self._assemble(prompt, [*answer, *end], room=room) for prompt, answer in pairs]
 
     def encode_text(self, text: str) -> EncodedText:
         """A text without a prompt: its first token, or BOS, is the context, and the rest is the answer.
@@ -187,7 +193,8 @@ def encoding(encoder: Encoder, format: FormatName) -> dict[str, str]:
 
 
 def encode_examples(examples: Sequence[Example], format: Format, encoder: Encoder, *, loss_on: LossOn) -> list[Encoded]:
-    """Training rows: prompt, right option and EOS, which has a label too; or a conversation.
+    """Training rows: prompt, right option and its end, which has a label too: EOS, or that of a chat template. Or a
+    conversation.
 
     ``loss_on="response"`` masks the prompt, or all of a conversation but its answers, and "last" also all answers but
     the last; "all" trains on every token, as LLM-Adapters does.
@@ -195,7 +202,8 @@ def encode_examples(examples: Sequence[Example], format: Format, encoder: Encode
     conversations = [example for example in examples if isinstance(example, Conversation)]
     spoken = iter(encode_conversations(conversations, format, max_length=encoder.max_length, last=loss_on == "last"))
     options = [format.train(example) for example in examples if not isinstance(example, Conversation)]
-    texts = encoder.encode_all([(option.prompt, option.answer) for option in options], joint=format.joint)
+    pairs = [(option.prompt, option.answer) for option in options]
+    texts = encoder.encode_all(pairs, joint=format.joint, end=end_of_answer(format) if pairs else ())
     written = ((text.ids, [range(text.answer_start, len(text.ids))], text.truncated) for text in texts)
     rows = []
     for example in examples:
