@@ -1,7 +1,9 @@
 """Our engine computes a model if it computes what transformers' own forward does, gradients included; no other."""
 
+import importlib
 import json
 import shutil
+import sys
 from typing import Any
 
 import pytest
@@ -60,6 +62,44 @@ def test_a_model_that_changes_its_logits_is_computed_by_transformers(tmp_path, w
     assert engine_of(planned).name == "transformers"
     with pytest.raises(UsageError, match=r"model.engine = own: .*; set auto"):
         load_base(ModelSection(name=str(tmp_path), dtype="float32", engine="own"))
+
+
+WINDOWS: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+    "phimoe": {"sliding_window": 16},
+}
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_a_window_that_only_the_mask_knows_is_computed_by_transformers(family):
+    """Wider than the rows that are compared, so that the model itself computes them without it."""
+    config = small_config(AutoConfig.for_model(family, num_experts_per_tok=2))
+    values = {**config.to_dict(), "layer_types": None, **WINDOWS[family]}
+    model = AutoModelForCausalLM.from_config(type(config)(**values)).eval().requires_grad_(False)
+    choose_engine(model)
+    assert engine_of(model).name == "transformers"
+
+
+SCALED = """
+from transformers import LlamaForCausalLM
+class OwnForCausalLM(LlamaForCausalLM):
+    def forward(self, **given):
+        output = super().forward(**given)
+        output.logits = {} * output.logits
+        return output
+"""
+
+
+def test_a_verdict_is_forgotten_once_the_models_own_code_changes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    config = small_config(AutoConfig.for_model("llama"))
+    for factor, engine in ((1, "own"), (1.5, "transformers")):
+        (tmp_path / "modeling_own.py").write_text(SCALED.format(factor))
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, "modeling_own", raising=False)
+        model = importlib.import_module("modeling_own").OwnForCausalLM(config).eval().requires_grad_(False)
+        choose_engine(model)
+        assert engine_of(model).name == engine
 
 
 @pytest.fixture

@@ -6,17 +6,20 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, Qwen3Config
+from transformers import LlamaConfig, MistralConfig, Phi3Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
 from moslora.adapters import describe_task, inject
+from moslora.base.engine import context_length
 from moslora.data.encode import Encoder
+from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import ROWS
 from moslora.kernels.loss import log_probabilities
 from moslora.prompts.formats import FORMATS
+from moslora.training import train_recipe
 from reference import perturb
 
 SHAPES = {
@@ -113,6 +116,39 @@ def test_logits_in_pieces_are_the_same_logits(monkeypatch):
     monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", (4, 12))  # the last pieces are smaller
     given = log_probabilities(hidden, weight, places, targets)
     torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-5)
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}
+SCALED_BY_LENGTH = {
+    "longrope": Phi3Config(
+        **SHAPES,
+        pad_token_id=0,
+        max_position_embeddings=128,
+        original_max_position_embeddings=32,
+        rope_parameters={"rope_theta": 1e4, **LONGROPE},
+    ),
+    "dynamic": LlamaConfig(
+        **SHAPES,
+        max_position_embeddings=32,
+        rope_parameters={"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("rope", SCALED_BY_LENGTH)
+def test_no_row_is_computed_by_the_length_of_another(recipe, tmp_path, rope):
+    """Beyond the original context a long row would change a short one beside it."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(SCALED_BY_LENGTH[rope]).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert context_length(model.config) == 32
+    results = evaluate(
+        model, tokenizer(), {"piqa": make_examples("piqa", 3)}, Request(protocol="choice", format="label")
+    )
+    assert results.tasks["piqa"].truncated == 3
+    with pytest.raises(UsageError, match=r"data.max_length = 33: .* at most 32"):
+        train_recipe(recipe(f"model.name={tmp_path}", "data.max_length=33"), out=tmp_path / "run")
 
 
 def test_a_long_prompt_loses_its_beginning_and_is_counted():

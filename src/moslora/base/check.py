@@ -2,9 +2,10 @@
 
 Numbers are compared as the model is loaded: the logits of two rows of unequal length with a common beginning, and the
 gradient of every factor of the adapters, off their start; through transformers' modules first, then through ours. Where
-computing the model itself costs much, or rounding may be the difference, its small twin decides: in float32 on a CPU,
-and then as the model is computed, which has to be equal but for rounding. Through a deep model rounding alone may turn
-a gradient around; through a twin of few layers it does not.
+computing the model itself costs much, rounding may be the difference, or the config has a window, which is longer than
+these rows, its small twin decides, whose windows are shorter: in float32 on a CPU, and then as the model is computed,
+which has to be equal but for rounding. Through a deep model rounding alone may turn a gradient around; through a twin
+of few layers it does not.
 """
 
 import itertools
@@ -25,7 +26,7 @@ from moslora.base.engines import ENDS, SHARED, Batch, Engine, Own, Transformers,
 from moslora.base.failures import UnsupportedModel
 from moslora.base.kept import kept_verdict
 from moslora.base.quantized import quantized_layers
-from moslora.base.twin import small_twin
+from moslora.base.twin import limits_what_is_seen, small_twin
 from moslora.choices import EngineChoice
 from moslora.console import note_once
 from moslora.errors import UsageError, first_line
@@ -119,7 +120,10 @@ def _why_not(
     if computed_here and not slow:
         with suppress(TellsNothing):
             why = _compare(model, wanted)
-            if why is None or not _rounds(model.device, model.dtype):
+            if why is None:
+                if wanted == Transformers.name or not limits_what_is_seen(model.config):
+                    return None
+            elif not _rounds(model.device, model.dtype):
                 return why
     return _compare_twins(model, wanted, trust_remote_code=trust_remote_code)
 

@@ -1,16 +1,17 @@
 """What takes long to find out, kept in the cache: hashes of files, and what comparing the engines has told.
 
 A model is compared once on a machine. A verdict holds for the config, the adapters, the precision, the device, the
-libraries, and our code that computes.
+libraries, the model's own code, and ours that computes.
 """
 
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from moslora.version import PACKAGE
 
 COMPUTING = ("adapters", "base", "kernels")
 """Our folders whose code computes."""
+
+LIBRARIES = ("torch", "transformers", "liger_kernel", "triton", "bitsandbytes")
+"""Packages whose code computes, where they are installed."""
 
 SETTINGS = ("MOSLORA_PLAIN", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "NVIDIA_TF32_OVERRIDE")
 """Variables of the environment that change what is computed."""
@@ -57,8 +61,8 @@ def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how
         "peft": getattr(model, "peft_config", None),
         "dtypes": {str(weight.dtype) for weight in model.parameters()},
         "device": (model.device.type, torch.backends.cpu.get_cpu_capability(), gpu),
-        "libraries": [version(name) for name in ("torch", "transformers")],
-        "code": _code(),
+        "libraries": [_version(name) for name in LIBRARIES],
+        "code": [_code(), *_code_of(model)],
         "settings": [os.environ.get(name) for name in SETTINGS],
         **how,
     }
@@ -71,6 +75,18 @@ def _in_json(value: Any) -> Any:
     if isinstance(value, set):
         return sorted(value)
     return getattr(value, "__dict__", str(value))
+
+
+def _version(name: str) -> str | None:
+    with suppress(PackageNotFoundError):
+        return version(name)
+    return None
+
+
+def _code_of(model: PreTrainedModel) -> list[str]:
+    """Hashes of the Python files beside the one that defines the model."""
+    file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
+    return [sha256(path) for path in sorted(Path(file).parent.glob("*.py"))] if file else []
 
 
 @cache

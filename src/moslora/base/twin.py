@@ -51,10 +51,15 @@ _MOST = {
     **dict.fromkeys(_EXPERTS_OF_A_TOKEN, 2),
     **dict.fromkeys(_VOCABULARIES, VOCABULARY),
     "rotary_dim": 8,
-    "sliding_window": 5,
 }
 """Largest value of a config's key in a twin. Others stay, such as the size of a head (rotary positions depend on it),
 ranks, caps and factors."""
+
+_SEEN = ("window", "window_size", "attention_chunk_size")
+"""What a key that limits how many tokens one sees ends with."""
+
+_MOST_SEEN = 5
+"""Largest value of such a key in a twin, less than the tokens of the rows by which models are compared."""
 
 _MOST_KINDS = 6
 """Maximum number of kinds of layers, of each of which a twin has one."""
@@ -66,6 +71,12 @@ def small_config(config: PretrainedConfig, **others: Any) -> PretrainedConfig:
     for key in ("model_type", "transformers_version", "architectures", "auto_map", "_name_or_path"):
         values.pop(key, None)
     return type(config)(**values)
+
+
+def limits_what_is_seen(config: PretrainedConfig) -> bool:
+    """Whether the config limits how many tokens one sees, to more than a twin's."""
+    values = config.get_text_config(decoder=True).to_dict().items()
+    return any(isinstance(value, int) and value > _MOST_SEEN for key, value in values if key.endswith(_SEEN))
 
 
 def small_twin(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -111,9 +122,9 @@ def _small(values: Mapping[str, Any]) -> dict[str, Any]:
         most["hidden_size"] = min(heads, _MOST["num_attention_heads"]) * size
 
     def at_most(key: str, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool) and key in most:
-            return min(value, most[key])
-        return value
+        if isinstance(value, bool) or not isinstance(value, int):
+            return value
+        return min(value, most.get(key, _MOST_SEEN if key.endswith(_SEEN) else value))
 
     small: dict[str, Any] = {}
     for key, value in values.items():

@@ -9,11 +9,12 @@ from accelerate.utils import set_seed
 from torch import nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import task_names
 from moslora.base.adapted import adapted_layers, own_parameters, with_adapters
+from moslora.base.engine import independent_length
 from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
 from moslora.base.load import choose_engine_of, in_files, load_tokenizer, read_base, stored_names
@@ -83,6 +84,7 @@ def prepare(
         check_base(start)
     with fitting(recipe.model, another=smaller):
         model = read_base(recipe.model, device=device, computed_here=not on_host)
+        _refuse_dependent_rows(model.config, recipe.data.max_length)
         model = adapt(model, recipe, start=start)
         choose_engine_of(model, recipe.model, computed_here=not on_host)
         objective = distribute(LabelLoss(model), accelerator, strategy)
@@ -109,6 +111,15 @@ def prepare(
         selection=Selection(recipe.training, budget.reached_at if budget else 1, Best(recipe.training.best_by)),
     )
     return parts, inputs.data
+
+
+def _refuse_dependent_rows(config: PretrainedConfig, max_length: int) -> None:
+    length = independent_length(config)
+    if length is not None and max_length > length:
+        raise UsageError(
+            f"data.max_length = {max_length}: beyond {length:,} tokens the model's RoPE computes a row by the longest"
+            f" row of its pass; set at most {length}"
+        )
 
 
 def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Continued | None = None) -> PreTrainedModel:
