@@ -50,6 +50,8 @@ MERGE = _examples(
     "moslora merge outputs/lora                       # PEFT's",
 )
 STRENGTH = _examples(
+    "moslora strength runs/mine                       # measure, and recommend",
+    "moslora strength runs/mine --out runs/weaker     # write what is recommended",
     "moslora strength runs/mine --set 0.8 --out runs/mine-0.8",
 )
 EXPORT = _examples("moslora export runs/mine")

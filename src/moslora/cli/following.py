@@ -34,6 +34,16 @@ def after_training(run: "Run") -> Sequence[str]:
     return ("eval", str(run.path))
 
 
+def say_strength(run: "Run") -> None:
+    """Prints the command that recommends the strength of ``run``, if it has validation rows to measure on."""
+    from moslora.convert.strength import linear_in
+    from moslora.processes.launch import PART
+
+    if run.validation_loss is not None and linear_in(run.recipe.adapter) and PART not in os.environ:
+        command = shlex.join(["moslora", "strength", str(run.path)])
+        say(f"applied less strongly, it may forget less: {command}")
+
+
 def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence[str]:
     """The command after ``words``, which evaluated ``run`` in ``folder``: the comparison with its base, or first the
     same evaluation of the base or of the run, if that is missing. Empty after the evaluation of a checkpoint."""

@@ -11,7 +11,7 @@ import typer
 
 from moslora import choices
 from moslora.cli import completion, early, examples, options
-from moslora.cli.following import after_scoring, after_training, say_next
+from moslora.cli.following import after_scoring, after_training, say_next, say_strength
 from moslora.cli.peft_folder import adapter_to_convert, as_run, imported
 from moslora.cli.table import print_table
 from moslora.console import say
@@ -66,6 +66,7 @@ def train(
 
     note_training(resolved, typed=shlex.join([recipe, *(overrides or ())]))
     train_run(resolved, run, resuming=resume)
+    say_strength(run)
     say_next(*after_training(run))
 
 

@@ -60,16 +60,24 @@ def adapter_to_convert(
     run: Path, out: Path | None, task: str | None, *, name: str, doing: str, trust: bool
 ) -> tuple[Path, Path]:
     """The adapter folder of ``run``, and ``out`` or its default, which must be free. Notes if the run is unfinished."""
-    from moslora.runs.run import locate_adapter, run_of, unfinished
+    from moslora.runs.run import run_of
 
     if out is not None:
         refuse_used(out)
+    adapter = adapter_at(run, doing=doing, trust=trust)
+    if out is None:
+        out = run_of(adapter).path / (f"{name}-{task}" if task else name)
+        refuse_used(out)
+    return adapter, out
+
+
+def adapter_at(run: Path, *, doing: str, trust: bool) -> Path:
+    """The adapter folder of ``run``. Notes if the run is unfinished."""
+    from moslora.runs.run import locate_adapter, unfinished
+
     run = as_run(run, trust_remote_code=trust)
     adapter = locate_adapter(run)
     remark = unfinished(run, adapter, doing=doing)
     if remark:
         note(remark)
-    if out is None:
-        out = run_of(adapter).path / (f"{name}-{task}" if task else name)
-        refuse_used(out)
-    return adapter, out
+    return adapter

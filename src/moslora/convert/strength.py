@@ -18,11 +18,8 @@ from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.best import TRAINED_STEPS
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.run import Run
-from moslora.runs.strength import Strength
+from moslora.runs.strength import MOST, Strength
 from moslora.version import __version__
-
-MOST = 2.0
-"""Largest strength."""
 
 OF_ITS_FOLDER = ("format", "moslora", "sha256", "scaler")
 """Keys of a manifest that are of its own folder, or of the optimizer's state there."""
@@ -68,7 +65,7 @@ def at_strength(folder: AdapterFolder, weights: Mapping[str, Tensor], strength: 
     Raises:
         UsageError: its change is not linear in any of its weights.
     """
-    linear = _linear_in(folder.recipe.adapter)
+    linear = linear_in(folder.recipe.adapter)
     if not linear:
         raise UsageError(
             f"{folder.path}: {folder.recipe.adapter.summary()}: only a change of low rank has a strength, and this one"
@@ -80,7 +77,7 @@ def at_strength(folder: AdapterFolder, weights: Mapping[str, Tensor], strength: 
     return scaled
 
 
-def _linear_in(adapter: Adapter) -> tuple[str, ...]:
+def linear_in(adapter: Adapter) -> tuple[str, ...]:
     """Ends of the names of the weights, one of each layer, in which ``adapter`` is linear. What a start has taken out
     of the base (PiSSA) is linear in ``start_b``, which belongs to the change. None of an adapter that is not linear."""
     if isinstance(adapter, PeftSection):

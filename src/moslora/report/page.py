@@ -31,6 +31,7 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) ->
     canvas = Canvas(folder, arms)
     curves = figures.of_training(canvas, runs)
     answers = figures.of_answers(canvas, runs, bases, each_other)
+    strengths = figures.of_strengths(canvas, runs)
     mixers = figures.of_mixers(canvas, runs)
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     template = Template(text, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -43,6 +44,7 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) ->
         answers=answers,
         comparisons=sorted([*each_other, *bases], key=lambda one: not one.contrasts),
         curves=curves,
+        strengths=strengths,
         mixers=mixers,
         scores={f"{name}: {heading(found)}": table(found) for name, found in results.items()},
         differing=differing(runs),

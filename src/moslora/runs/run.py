@@ -3,6 +3,7 @@
 ``recipe.yaml``    the resolved recipe    ``run.json``       the run's card: how it was made, what came out
 ``metrics.jsonl``  a line per record      ``checkpoints/``   the newest, to resume from, and the best
 ``adapter/``       the result             ``eval/NAME/``     an evaluation of it, or of its base
+``strength.json``  the curve of its strength, by `moslora.strength`
 ``contents.bin``   hashes of the training rows, by which an evaluation finds leaks
 
 Importing this does not load torch.
@@ -99,6 +100,11 @@ class Run:
     def contents(self) -> Path:
         """`moslora.data.overlap.digest` of each training row, by which an evaluation finds leaks."""
         return self.path / "contents.bin"
+
+    @property
+    def curve(self) -> Path:
+        """The curve of its strength, as `moslora.strength.curve` writes it."""
+        return self.path / "strength.json"
 
     @property
     def adapters(self) -> list[Path]:

@@ -9,6 +9,9 @@ from typing import Any
 
 STRENGTH = "strength"
 
+MOST = 2.0
+"""Largest strength."""
+
 
 @dataclass(frozen=True)
 class Strength:

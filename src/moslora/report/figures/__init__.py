@@ -14,7 +14,9 @@ from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
 from moslora.report.figures.forgetting import gain_and_forgetting
 from moslora.report.figures.mixers import draw_mixers, mapped
+from moslora.report.figures.strength import strengths
 from moslora.report.runs import ReportedRun
+from moslora.strength.curve import read_curve
 
 
 def of_answers(
@@ -39,6 +41,12 @@ def of_training(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Markup]:
     """A curve for each metric, the most telling first."""
     figures = [curve(canvas, runs, metric, title) for metric, title in CURVES.items()]
     return [figure for figure in figures if figure is not None]
+
+
+def of_strengths(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Markup]:
+    """The curve of each run whose strength was measured."""
+    curves = [(run, read_curve(run.run)) for run in runs if run.run.finished]
+    return [strengths(canvas, run, curve) for run, curve in curves if curve is not None]
 
 
 def of_mixers(canvas: Canvas, runs: Sequence[ReportedRun]) -> dict[str, Markup]:

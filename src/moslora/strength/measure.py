@@ -1,0 +1,247 @@
+"""The curve of a run's strength, measured: the model is loaded once, and its adapter's weights are set in place."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from moslora.adapters import Families, describe_batch, named_adapters, task_names
+from moslora.adapters.start import leave_residual
+from moslora.base.adapted import adapter_state
+from moslora.base.engines import engine_of
+from moslora.base.failures import or_out_of_memory
+from moslora.base.load import read_base
+from moslora.console import note
+from moslora.convert.strength import at_strength
+from moslora.data.encode import Encoded, Encoder, encode_examples
+from moslora.data.overlap import DIGEST_BYTES, digest
+from moslora.data.prepared import RunRows
+from moslora.data.sources import load_examples, load_training
+from moslora.data.steps import collate, cut, default_micro_batch_tokens, label_count
+from moslora.errors import MosloraError, UsageError
+from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.loading import load_model, tokenizer_of
+from moslora.evaluation.request import Request
+from moslora.evaluation.target import open_target
+from moslora.processes.group import take_gpu
+from moslora.progress import Line
+from moslora.prompts.formats import make_format
+from moslora.prompts.protocols import PROTOCOLS
+from moslora.recipe import Recipe, resolve_tasks
+from moslora.runs.adapter_folder import AdapterFolder
+from moslora.runs.answers import TaskAnswers, by_task, order_key
+from moslora.runs.manifest import WEIGHTS
+from moslora.runs.outcomes import log_probability, log_probability_summed, nats_per_byte, right
+from moslora.strength.curve import STRENGTHS, Curve, Measure, write_curve
+from moslora.tasks import INSTRUCTION, Example
+
+TEXTS = 32
+"""Texts that are measured: the first in the fixed order."""
+
+OF_QUESTIONS = {"log p": log_probability, "summed log p": log_probability_summed, "accuracy": right}
+"""Title -> the outcome of questions with options."""
+
+
+def measure_strength(
+    adapter: Path, *, rows: str | None = None, texts: str = "passages", trust_remote_code: bool = False
+) -> Curve:
+    """Measures the adapter folder ``adapter`` at `STRENGTHS`, and keeps the curve in the folder of its run.
+
+    Args:
+        adapter: a result, or a checkpoint.
+        rows: a file of rows that it was not trained on (`data.source`); ``None`` for the validation rows of its run.
+        texts: a set of texts, or a file that declares one (`resolve_tasks`).
+        trust_remote_code: the base's own Python code may run.
+
+    Raises:
+        UsageError: its change has no strength; there are no such rows or texts, or they are not those of its training.
+    """
+    take_gpu()
+    target = open_target(str(adapter), trust_remote_code=trust_remote_code, strategy="ddp")
+    folder = target.adapter
+    assert folder is not None
+    at_strength(folder, {}, 1.0)  # refuses what has no strength
+    tokenizer = tokenizer_of(target)
+    encoder = Encoder(tokenizer, max_length=folder.recipe.data.max_length)
+    held_out = _named_rows(folder, encoder, rows) if rows else _validation_rows(folder, encoder)
+    text_rows = _texts(folder.recipe, texts)
+    model = load_model(target)
+    adjustable = Adjustable(model, folder)
+    questions = _questions(model, tokenizer, folder.recipe, held_out.questions)
+    measured_texts = _prepared(model, tokenizer, folder.recipe, text_rows)
+    losses: list[list[float]] = []
+    answers: list[Mapping[str, TaskAnswers]] = []
+    with (
+        or_out_of_memory("out of GPU memory while strengths are measured; set a smaller evaluation.batch_tokens"),
+        Line(len(STRENGTHS), "strength 0") as line,
+    ):
+        for count, strength in enumerate(STRENGTHS):
+            line.show(count, f"strength {strength:g}")
+            adjustable.set(strength)
+            losses.append(row_losses(model, held_out.rows))
+            predictions = [*(questions.ask() if questions else ()), *measured_texts.ask()]
+            answers.append(by_task(predictions))
+    loss = Measure("loss", np.array(losses), np.array([label_count([row]) for row in held_out.rows], float), True)
+    curve = Curve(folder.manifest["sha256"][WEIGHTS], loss, tuple(_measures(answers)))
+    if folder.run.result.resolve() == adapter.resolve():
+        write_curve(folder.run, curve)
+    return curve
+
+
+class Adjustable:
+    """A model whose adapter's strength is set in place.
+
+    Args:
+        model: with the adapter of ``folder``, at any strength.
+        folder: has its weights as they were trained.
+    """
+
+    def __init__(self, model: PreTrainedModel, folder: AdapterFolder) -> None:
+        self._folder = folder
+        self._trained = folder.weights()
+        self._live = adapter_state(model)
+        started = {name: layer for name, layer in named_adapters(model) if layer.start_a is not None}
+        self._started = [*started.values()]
+        self._whole: list[nn.Parameter] = []  # the base's weights that have lost such a start
+        if started:
+            base = read_base(folder.recipe.model, device=model.device)
+            self._whole = [base.get_submodule(name).get_parameter("weight") for name in started]
+
+    @torch.no_grad()
+    def set(self, strength: float) -> None:
+        """Sets the strength of the adapter; 0 is the base."""
+        for key, weight in at_strength(self._folder, self._trained, strength).items():
+            self._live[key].copy_(weight)
+        for layer, whole in zip(self._started, self._whole, strict=True):
+            layer.base.weight = whole
+            leave_residual(layer)
+
+
+@torch.inference_mode()
+def row_losses(model: PreTrainedModel, rows: Sequence[Encoded]) -> list[float]:
+    """Σ −log p of the labels of each row, in nats, without dropout."""
+    engine = engine_of(model)
+    tokens = default_micro_batch_tokens(on_gpu=model.device.type != "cpu")
+    names = task_names(model)
+    losses = [0.0] * len(rows)
+    with Families(model).folded(model.dtype):
+        for places in cut([len(row.input_ids) for row in rows], tokens=tokens, pads=engine.pads):
+            together = [rows[place] for place in places]
+            batch = collate(together, device=model.device, tasks=names, lay=engine.lay)
+            describe_batch(model, tokens=batch.real, tasks=batch.tasks)
+            log_p = engine.log_p(batch, batch.predicted_from, batch.labels.tolist())
+            of_rows = log_p.double().cpu().split([label_count([row]) for row in together])
+            for place, of_row in zip(places, of_rows, strict=True):
+                losses[place] = -float(of_row.sum())
+    return losses
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that an adapter was not trained on: encoded, and those that are questions of a task."""
+
+    rows: Sequence[Encoded]
+    questions: Sequence[Example]
+
+
+def _validation_rows(folder: AdapterFolder, encoder: Encoder) -> HeldOut:
+    """The rows that its run has set aside."""
+    recipe = folder.recipe
+    named = "name rows that it was not trained on: --rows FILE"
+    if not recipe.data.validation_rows or "trained_rows" not in folder.manifest:
+        raise UsageError(f"{folder.path}: its run has no validation rows; {named}")
+    data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()
+    if data.sha256 != folder.manifest["data"]["sha256"]:
+        raise UsageError(f"{folder.path}: the rows of its run have changed since training; {named}")
+    return HeldOut(data.validation, data.questions)
+
+
+def _named_rows(folder: AdapterFolder, encoder: Encoder, file: str) -> HeldOut:
+    """The rows in ``file`` that are no training rows, as far as those are known."""
+    recipe = folder.recipe
+    own = [task for task in recipe.training_tasks if task.own]
+    if own and len(recipe.training_tasks) > 1:
+        names = ", ".join(recipe.data.tasks)
+        raise UsageError(f"--rows {shlex.quote(file)}: of which of {names} are they? set data.validation_rows instead")
+    if own:
+        examples = load_examples(replace(own[0], hub=None, wheel=None, splits={"test": file}), "test", source="")
+    else:
+        examples = load_training(recipe.training_tasks, source=file)
+    contents = folder.run.contents.read_bytes() if folder.run.contents.is_file() else b""
+    trained = {contents[start : start + DIGEST_BYTES] for start in range(0, len(contents), DIGEST_BYTES)}
+    unseen = [example for example in examples if digest(example) not in trained]
+    if not unseen:
+        raise UsageError(f"--rows {shlex.quote(file)}: no row that this run was not trained on")
+    if len(unseen) < len(examples):
+        note(f"{len(examples) - len(unseen):,} of the {len(examples):,} rows of {file} are training rows, and left out")
+    format = make_format(recipe.data.format, encoder.tokenizer)
+    encoded = encode_examples(unseen, format, encoder, loss_on=recipe.data.loss_on)
+    return HeldOut(encoded, [example for example in unseen if example.task != INSTRUCTION])
+
+
+def _texts(recipe: Recipe, named: str) -> dict[str, list[Example]]:
+    """The first texts of the sets that are ``named``."""
+    found = {}
+    for task in resolve_tasks(named, recipe.own_tasks):
+        if not task.is_text:
+            raise UsageError(f"--texts {named}: {task.name} is a set of questions, not of texts")
+        every = load_examples(task, "test", source=recipe.questions.source)
+        found[task.name] = sorted(every, key=lambda text: order_key(text.id))[:TEXTS]
+    return found
+
+
+def _questions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, examples: Sequence[Example]
+) -> PreparedQuestions | None:
+    """The examples that have options, as the run's questions are asked; ``None`` for none, or where their options are
+    not scored."""
+    by_name: dict[str, list[Example]] = {}
+    for example in examples:
+        if not example.is_open_ended:
+            by_name.setdefault(example.task, []).append(example)
+    if not by_name or PROTOCOLS[recipe.evaluation.protocol].writes:
+        return None
+    try:
+        return _prepared(model, tokenizer, recipe, by_name)
+    except MosloraError as fault:
+        note(f"the held-out rows are not asked as questions: {fault}")
+        return None
+
+
+def _prepared(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    examples: Mapping[str, Sequence[Example]],
+) -> PreparedQuestions:
+    request = Request.of(recipe).model_copy(update={"limit": None, "skip": 0})
+    return PreparedQuestions.of(model, tokenizer, examples, request)
+
+
+def _measures(answers: Sequence[Mapping[str, TaskAnswers]]) -> list[Measure]:
+    """The measures of the ``answers`` at each strength: of all questions together, and of each set of texts."""
+    asked = [name for name, of_task in answers[0].items() if not of_task.are_texts]
+    texts = [name for name, of_task in answers[0].items() if of_task.are_texts]
+    measures: list[Measure] = []
+    if asked:
+        for title, outcome in OF_QUESTIONS.items():
+            values = [[value for name in asked for value in outcome(found[name])] for found in answers]
+            measure = _mean_of_rows(title, values)
+            if not any(np.array_equal(measure.values, other.values) for other in measures):  # not per character
+                measures.append(measure)
+    for name in texts:
+        values = [[*nats_per_byte(found[name])] for found in answers]
+        title = "nats per byte" if len(texts) == 1 else f"nats per byte of {name}"
+        measures.append(_mean_of_rows(title, values, lower_is_better=True))
+    return measures
+
+
+def _mean_of_rows(title: str, values: Sequence[Sequence[float]], *, lower_is_better: bool = False) -> Measure:
+    array = np.array(values, float)
+    return Measure(title, array, np.ones(array.shape[1]), lower_is_better)
