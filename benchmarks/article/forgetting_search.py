@@ -31,7 +31,7 @@ TRAINING = (
     "training.learning_rate=2e-3",
     "training.checkpoint_every=40",
     "training.keep_checkpoints=1",
-    "training.validate_every=10",
+    "training.validate_every=23",
     "training.validation_questions=0",
 )
 
