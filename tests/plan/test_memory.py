@@ -300,8 +300,8 @@ def test_shards_divide_the_decoder_layers_and_gather_three():
     alone = needed(model, section)
     ddp = needed(model, section, processes=4)
     fsdp = needed(model, section, processes=4, shards=4)
-    buckets = {"gradients": 2 * alone.gradients, "overhead": alone.overhead + NCCL_BUFFERS}
-    assert ddp == replace(alone, **buckets), "DDP's and NCCL's"
+    others = {"gradients": 2 * alone.gradients, "overhead": alone.overhead + NCCL_BUFFERS}
+    assert ddp == replace(alone, **others), "the buffer of gradients, and NCCL's"
     layer = sum(weight.nbytes for weight in tiny_llama().model.layers[0].parameters())
     assert fsdp == replace(ddp, weights=alone.weights - 3 * layer + 3 * layer // 4, gathered=3 * layer)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch.distributed import ProcessGroup, ProcessGroupGloo
-from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM, PretrainedConfig
 
 import moslora
@@ -16,6 +15,7 @@ PRIVATE = {
     "_get_backend": (ProcessGroup, "three hours of waiting for other GPUs also in training"),
     "_flash_attention_backward": (torch.ops.aten, "varlen_attn, which launches three fills more"),
     "_flash_attention_forward": (torch.ops.aten, "varlen_attn, which launches three fills more"),
+    "_foreach_copy_": (torch, "a copy for each gradient, and one back"),
     "_int_mm": (torch, "int8 on a CPU by unpacked weights alone"),
     "_is_mkldnn_bf16_supported": (torch.ops.mkldnn, "try a product of bfloat16 once"),
     "_is_stateful": (LlamaForCausalLM, "a list of the architectures that are tested"),
@@ -23,7 +23,6 @@ PRIVATE = {
     "_local_scalar_dense": (torch.ops.aten, "no plan for GPUs of a model that transformers computes"),
     "_reorder_linear_weight": (torch.ops.mkldnn, "F.linear: slower by what packing the weight takes"),
     "_scaled_dot_product_flash_attention": (torch.ops.aten, "in a plan count what it keeps by hand"),
-    "_set_params_and_buffers_to_ignore_for_model": (DistributedDataParallel, "DDP over the adapters' parameters alone"),
     "_set_default_timeout": (ProcessGroupGloo, "three hours of waiting for other GPUs also in training"),
     "_softmax_backward_data": (torch, "w * (d - (w * d).sum(-1, keepdim=True)): one more pass over the scores"),
     "_supports_attention_backend": (LlamaForCausalLM, "a list of the architectures that are tested"),

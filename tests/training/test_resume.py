@@ -104,7 +104,7 @@ def losses_of(run):
 
 @pytest.mark.slow
 def test_three_processes_resume_to_the_same_bits(world, tmp_path):
-    """Three addends are rounded by their order, which DDP changes after its first backward pass."""
+    """Three addends are rounded by their order, which must be the same in a run's first step and in a later one."""
     whole = tmp_path / "whole"
     short = ("training.epochs=null", "training.max_steps=8", "training.keep_checkpoints=9")
     in_processes("-m", "moslora", "train", world / "recipe.yaml", "--out", whole, *short, processes=3)

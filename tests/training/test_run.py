@@ -91,7 +91,7 @@ def largest_difference(one, other):
 
 @pytest.mark.slow
 def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe, world, tmp_path):
-    """1 × 16, 4 × 4, and two processes × 8 over gloo, dropout 0: relative 1e-5 in float32, for every method. A sharded
+    """1 × 16, 4 × 4 (1e-5), and two processes × 8 over gloo (1e-6), dropout 0, in float32, for every method. A sharded
     base, with or without checkpointing, gives the bits of a whole one, although the processes have other passes."""
     whole = {}
     for method, overrides in METHODS.items():
@@ -122,7 +122,7 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe, world, tm
     in_processes(script)
     for method, rank in product(METHODS, range(2)):
         shared = load_file(tmp_path / f"{method}-{rank}.safetensors")
-        assert largest_difference(whole[method], shared) < 1e-5, method
+        assert largest_difference(whole[method], shared) < 1e-6, method
 
 
 @pytest.mark.parametrize("top_k", ["2", "null"])
@@ -412,7 +412,7 @@ def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(recipe, tmp_path
 
 
 def test_no_more_rows_are_built_than_are_computed(recipe, monkeypatch):
-    """In search of the largest pass and of the shortest row."""
+    """In search of the largest pass."""
     parts, _ = prepare(Accelerator(cpu=True), recipe())
     build = RowTable.__getitem__
     built = []
@@ -424,8 +424,6 @@ def test_no_more_rows_are_built_than_are_computed(recipe, monkeypatch):
     monkeypatch.setattr(RowTable, "__getitem__", noted)
     loop.rehearse(parts, first_step=0)
     assert len(built) == 8
-    loop.settle_order(parts)
-    assert len(built) == 9 and len(build(parts.rows, built[-1]).input_ids) == min(parts.rows.lengths())
 
 
 def test_a_step_does_not_look_through_the_model(recipe, monkeypatch):

@@ -1,6 +1,6 @@
 """What the adapters of a model know in a forward pass beside x."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Context:
         tasks: task numbers or weights, likewise, for gates that route by the task.
         factors: by layer the factors that were made for all layers at once, and the layer's place among those that
             share them. From :meth:`moslora.adapters.Families.folded`; a layer that is not here makes its own.
+        folds: by layer what makes its factors, and those of others, before it computes.
         plain: the layers compute y as it is written, and share nothing.
         bypassed: the layers that cannot be adapted: the model's code reads the base's weight around them, or takes more
             from the base than y.
@@ -32,6 +33,7 @@ class Context:
         self.tokens: Tensor | None = None
         self.tasks: Tensor | None = None
         self.factors: dict[nn.Module, tuple[Factors, int]] = {}
+        self.folds: dict[nn.Module, Callable[[], None]] = {}
         self.plain = False
         self.bypassed: set[nn.Module] = set()
         self._penalties: dict[nn.Module, Tensor | None] = {}

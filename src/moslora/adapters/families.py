@@ -2,11 +2,15 @@
 
 Replaces what each layer does by itself, on every device: a GPU takes as long to start a kernel as to fold one layer's
 factors. Those of alike layers, one of each decoder layer, are stacked, and each operation is one for all of them. So
-the gradients of all are there at the end of the backward pass, and several processes exchange them then.
+the gradients of all are there at the end of the backward pass.
+
+Several machines exchange the gradients of some decoder layers while those of others are computed. There the layers are
+folded in parts, one after another, each before its first layer computes: autograd goes back in the order in which the
+operations came, and so through a part's fold before the layers in front of it.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -37,39 +41,69 @@ class Family(nn.ModuleList):
         return {name: tensor for name, tensor in tensors if ".lora_" in name or ".mixer." in name}
 
 
-class Families:
-    """The adapters of ``model``, whose layers and weights stay the same objects; none that compute plainly."""
+Alike = Sequence[tuple[Family, dict[str, Tensor]]]
+"""Families that differ in their weights alone, each with these."""
 
-    def __init__(self, model: nn.Module) -> None:
+
+class Families:
+    """The adapters of ``model``, whose layers and weights stay the same objects; none that compute plainly. They are
+    folded in ``parts``, which gradient checkpointing allows no more than one of."""
+
+    def __init__(self, model: nn.Module, *, parts: int = 1) -> None:
         self._layers = {name: layer for name, layer in named_adapters(model) if not layer.context.plain}
         found = defaultdict[Hashable, list[AdapterLinear]](list)
         for name, layer in self._layers.items():
             parent, _, last = name.rpartition(".")
             together = next((names for names in READ_TOGETHER if last in names), last)
             found[parent, together, _kind(layer)].append(layer)
-        self._alike = defaultdict[Hashable, list[tuple[Family, dict[str, Tensor]]]](list)
+        alike = defaultdict[Hashable, list[tuple[Family, dict[str, Tensor]]]](list)
         for layers in found.values():
             family = Family(layers)
             shapes_of_b = tuple(layer.lora_b.shape for layer in layers)
-            self._alike[_kind(layers[0]), shapes_of_b].append((family, family.weights()))
+            alike[_kind(layers[0]), shapes_of_b].append((family, family.weights()))
+        self._parts: list[list[Alike]] = [[] for _ in range(parts)]
+        for families in alike.values():
+            size = -(-len(families) // parts)
+            for number, begin in enumerate(range(0, len(families), size)):
+                self._parts[number].append(families[begin : begin + size])
 
     @contextmanager
     def folded(self, dtype: torch.dtype) -> Iterator[None]:
-        """Folds the factors on entry, for x in ``dtype``. But for dropout, results are those of each layer by itself.
+        """Folds the factors for x in ``dtype``: on entry, or those of later parts before a layer needs them. But for
+        dropout, results are those of each layer by itself.
 
         Inside, the weights must not change, and at most one backward pass runs.
         """
         try:
             if "adapters" not in left_out():
-                for families in self._alike.values():
-                    _fold(families, dtype)
+                first, *later = self._parts
+                _fold_part(first, dtype)
+                for part in later:
+                    fold = partial(_fold_part, part, dtype)
+                    for layer in _layers_of(part):
+                        layer.context.folds[layer] = fold
             yield
         finally:
             for layer in self._layers.values():
                 layer.context.factors.pop(layer, None)
+                layer.context.folds.pop(layer, None)
 
 
-def _fold(alike: Sequence[tuple[Family, dict[str, Tensor]]], dtype: torch.dtype) -> None:
+def _layers_of(part: Iterable[Alike]) -> Iterator[AdapterLinear]:
+    for alike in part:
+        for family, _ in alike:
+            layers: Any = family
+            yield from layers
+
+
+def _fold_part(part: Sequence[Alike], dtype: torch.dtype) -> None:
+    for layer in _layers_of(part):
+        layer.context.folds.pop(layer, None)
+    for alike in part:
+        _fold(alike, dtype)
+
+
+def _fold(alike: Alike, dtype: torch.dtype) -> None:
     """Gives factors to families, each with its weights, that differ in these alone."""
     first_family, first_weights = alike[0]
     stacked = {}

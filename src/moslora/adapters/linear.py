@@ -134,6 +134,9 @@ class AdapterLinear(nn.Module):
 
     def _factors(self, dtype: torch.dtype) -> tuple[Factors, int]:
         """The factors in ``dtype``, and the place of this layer's among them."""
+        fold = self.context.folds.get(self)
+        if fold is not None:
+            fold()
         made = self.context.factors.get(self)
         if made is not None:
             factors, _ = made

@@ -44,7 +44,7 @@ class Memory:
     weights: int  # the frozen base
     packed: int  # copies of its layers on a CPU, in the order that products read: `moslora.kernels.linear`
     adapters: int  # in float32
-    gradients: int  # in float32; with several processes also the buckets in which they are exchanged
+    gradients: int  # in float32; with several processes also the buffer in which they are added up
     optimizer: int  # AdamW's two moments, and a rank budget's two running means
     activations: int  # what autograd keeps for the backward pass
     temporary: int  # what is freed within the step, at its peak: logits, gradients of activations, unpacked weights

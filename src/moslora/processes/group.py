@@ -131,8 +131,8 @@ def process_group(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
         if is_out_of_memory(error) or not is_of_backend:
             raise
         raise _of_backend(error, then) from None
-    # Not after a fault: it may wait for the others. DDP goes first: as the last that refers to the group it would
-    # destroy it with Python's lock in hand, for which the group's own thread may be waiting.
+    # Not after a fault: it may wait for the others. A sharded model goes first: as the last that refers to the group it
+    # would destroy it with Python's lock in hand, for which the group's own thread may be waiting.
     gc.collect()
     dist.destroy_process_group()
 

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,13 +18,18 @@ from moslora.data.prepared import Replay, RowTable
 from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, largest_pass, passes
 from moslora.errors import Diverged
 from moslora.processes.devices import gpu_module
+from moslora.ranks import local_world_size, world_size
 from moslora.recipe import TrainingSection
 from moslora.training.budget import RankBudget
+from moslora.training.gradients import GradientSum
 from moslora.training.optimizer import make_moments, rate_factor, set_rate, update
 from moslora.training.selection import Selection
 
 SKIPS_IN_A_ROW = 10
 """Overflows in a row that the float16 scaler may skip: each halves its scale, which starts at 2¹⁶."""
+
+BUCKETS = 4
+"""Buckets in which gradients are sent to other machines, which takes longer than between the GPUs of one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Parts:
     accelerator: Accelerator
     settings: TrainingSection
     model: PreTrainedModel
-    objective: nn.Module  # the loss of the model, as the processes compute it together
+    objective: nn.Module  # the loss of the model
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     rows: RowTable
@@ -54,7 +58,24 @@ class Parts:
     @cached_property
     def families(self) -> Families:
         """The same, by what they read."""
-        return Families(self.model)
+        return Families(self.model, parts=self._buckets)
+
+    @cached_property
+    def gradients(self) -> GradientSum:
+        """What adds the gradients up over the processes."""
+        learned = [weight for weight in self.model.parameters() if weight.requires_grad]
+        if self.accelerator.num_processes == 1:
+            learned = []
+        return GradientSum(learned, buckets=self._buckets)
+
+    @property
+    def _buckets(self) -> int:
+        """Number of buckets in which gradients are added up: one within a machine. With gradient checkpointing factors
+        cannot be folded in parts, and a sharded base has exchanges of its own in a backward pass."""
+        if world_size() == local_world_size() or self.settings.strategy == "fsdp":
+            return 1
+        recomputes = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        return 1 if recomputes else BUCKETS
 
     @cached_property
     def engine(self) -> Engine:
@@ -217,18 +238,6 @@ def rehearse(parts: Parts, *, first_step: int) -> None:
     accumulate(parts, parts.drawn(step))
 
 
-def settle_order(parts: Parts) -> None:
-    """Computes the gradient of the shortest row, and throws it away.
-
-    After its first backward pass DDP lays the gradients out anew, in the order in which they came. Three processes or
-    more add a number up in an order that depends on its place, so the first step after a resumption would be rounded
-    in another way than the same step of a run that was not interrupted.
-    """
-    lengths = parts.rows.lengths()
-    parts.objective.train()
-    accumulate(parts, [parts.rows[lengths.index(min(lengths))]])
-
-
 def seed_step(seed: int, *, step: int, process: int) -> None:
     """Seeds every device's default generator, which dropout uses, for one step of one process."""
     digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
@@ -263,27 +272,25 @@ def accumulate(parts: Parts, rows: Sequence[Encoded], begun: Iterator[Tensor] | 
 
 def _gradient(parts: Parts, rows: Sequence[Encoded]) -> Iterator[Tensor]:
     """Adds the gradient up: pauses after the first forward pass, and gives the share of the loss at the end."""
-    accelerator = parts.accelerator
     passes = parts.passes(rows)
     labels = label_count(rows)
     tokens = sum(len(row.input_ids) for row in rows)
-    share = torch.zeros(2, device=accelerator.device)
-    # DDP averages the gradients over the processes; here they are summed.
-    gradient = parts.scaler.scale(torch.full_like(share, accelerator.num_processes))
+    share = torch.zeros(2, device=parts.accelerator.device)
+    gradient = parts.scaler.scale(torch.ones_like(share))
     parts.optimizer.zero_grad()
     for number, of_pass in enumerate(passes, start=1):
         batch = parts.micro_batch(of_pass, training=True)
         weight = sum(len(row.input_ids) for row in of_pass) / tokens
-        communicating: AbstractContextManager[None] = nullcontext()
-        if number < len(passes):
-            communicating = accelerator.no_sync(parts.objective)
-        with communicating, parts.families.folded(parts.model.dtype):
+        with parts.families.folded(parts.model.dtype):
             loss, penalty = parts.objective(batch)
             losses = torch.stack([loss / labels, penalty * weight])
             if number == 1:
                 yield share
+            if number == len(passes):
+                parts.gradients.begin()
             losses.backward(gradient)
         share += losses.detach()
+    parts.gradients.finish()
     describe_batch(parts.adapters)  # forget the batch
     yield share
 

@@ -1,14 +1,12 @@
 """Builds what a run trains with: rows, model, adapters, optimizer and plan."""
 
-import warnings
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
 from torch.amp import GradScaler
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -149,24 +147,20 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Cont
     return model
 
 
-def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strategy) -> nn.Module:
+def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strategy) -> LabelLoss:
     """``objective`` as the processes compute it together: each with the whole base (``ddp``), or a share (``fsdp``).
 
-    In both the adapters are whole everywhere, and DDP reduces their gradients once a step. Sharded, they would be
+    In both the adapters are whole everywhere, and start as rank 0's, as a start may come from a decomposition that
+    another machine rounds differently. `GradientSum` adds their gradients up once a step. Sharded, they would be
     gathered twice for every micro-batch, and spare a process 16 (1 − 1/n) bytes per trainable parameter: on 8 GPUs
     0.4 GB for LLaMA-3-8B at rank 16 on five projections (28 million), and 1.9 GB for 70B (139 million), beside the 12
     and 120 GB that sharding the base spares.
     """
     if shards(strategy):
         shard_base(objective.model, device=accelerator.device)
-    if accelerator.num_processes == 1:
-        return objective
-    # DDP first sends what is of rank 0 to all: the adapters, as their start may come from a decomposition that another
-    # machine rounds differently. Not the base, which all have read: on a CPU each would then have a copy of its own.
-    own = own_parameters(objective.model)
-    base = [name for name, weight in objective.named_parameters() if weight not in own]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, base)
-    # No buffer changes in training, so none is sent before each pass; what is to replace the argument sends them once.
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
-    # Not by accelerate, which refuses a sharded base on GPUs.
-    return DistributedDataParallel(objective, broadcast_buffers=False)
+    if accelerator.num_processes > 1:
+        own = own_parameters(objective.model)
+        for weight in objective.model.parameters():
+            if weight in own:
+                dist.broadcast(weight.detach(), src=0)
+    return objective

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from moslora.adapters import shares_beginnings
@@ -22,6 +21,7 @@ from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.plain import VARIABLE, left_out
 from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import device_name, gpus, total_memory
+from moslora.processes.group import group_size
 from moslora.recipe import Adapter, ModelSection, TrainingSection
 from moslora.version import PACKAGE, __version__
 
@@ -130,6 +130,6 @@ def strategy(objective: nn.Module) -> dict[str, Any]:
             kind = "fsdp"
             own = parameter.to_local()
         here += own.numel()
-    strategy = kind if isinstance(objective, DistributedDataParallel) else None
+    strategy = kind if group_size() > 1 else None
     total = sum(parameter.numel() for parameter in frozen)
     return {"strategy": strategy, "frozen_share": round(here / total, 4)}

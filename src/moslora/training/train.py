@@ -38,7 +38,7 @@ from moslora.runs.resuming import newest_saved
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import record, refuse_missing_trackers
 from moslora.training.launch import refuse_too_many_processes
-from moslora.training.loop import Parts, rehearse, settle_order, train
+from moslora.training.loop import Parts, rehearse, train
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.questions import validation_questions
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, strategy
@@ -238,12 +238,10 @@ class Training:
                     records.append(stack.enter_context(of_name))
             signals = stack.enter_context(stop_requests())
             writer = stack.enter_context(ThreadPoolExecutor(1))  # whatever happens, its end is waited for
-            if first_step < total and not self.parts.selection.patience_ran_out:
-                if self.parts.accelerator.device.type != "cpu":
-                    rehearse(self.parts, first_step=first_step)
-                    shorten_waits()
-                elif self.parts.accelerator.num_processes > 1:
-                    settle_order(self.parts)
+            is_done = first_step == total or self.parts.selection.patience_ran_out
+            if self.parts.accelerator.device.type != "cpu" and not is_done:
+                rehearse(self.parts, first_step=first_step)
+                shorten_waits()
             line = stack.enter_context(Line(total - first_step, f"step {first_step}/{total}"))
             tracker = Tracker(
                 self.run,

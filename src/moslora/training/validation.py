@@ -52,7 +52,7 @@ class Validator:
             By their names in ``metrics.jsonl`` the mean loss over the label tokens of the rows, in nats, and the share
             of the questions answered right, if there are any. The same on every process.
         """
-        objective = parts.accelerator.unwrap_model(parts.objective)
+        objective = parts.objective
         objective.eval()  # without dropout
         try:
             found = {"validation_loss": self.loss(parts)}
@@ -69,10 +69,9 @@ class Validator:
     @torch.no_grad()
     def loss(self, parts: Parts) -> float:
         """The mean loss per label token of the rows."""
-        objective = parts.accelerator.unwrap_model(parts.objective)
         total = torch.zeros((), device=parts.accelerator.device)
         for batch in parts.passes(self.rows):
-            loss, _ = objective(parts.micro_batch(batch, training=False))
+            loss, _ = parts.objective(parts.micro_batch(batch, training=False))
             total += loss
         return float(parts.accelerator.reduce(total, reduction="sum")) / self.rows.label_count()
 
