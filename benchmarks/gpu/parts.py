@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT
+from benchmarks.gpu.alone import kernels, products
 from benchmarks.gpu.race import DEVICE, GPU, SIZES, Record, adapted, lengths, ours, peft, random_model, step_rows
+from benchmarks.gpu.whole import command
 from benchmarks.speed.contestants import our_step, timed
 from benchmarks.timing import reset_peak, seconds
 from moslora.kernels import liger
@@ -76,10 +78,13 @@ def first(record: Record) -> None:
 
 
 def machine(record: Record) -> None:
-    """The speed of a large product."""
+    """The speed of a large product, and of a copy."""
     a, b = torch.randn(2, MATRIX_SIZE, MATRIX_SIZE, device=DEVICE, dtype=torch.bfloat16)
     fastest = min(seconds(lambda: a @ b) for _ in range(12))
     record(matmul_tflops=2 * MATRIX_SIZE**3 / fastest / 1e12)
+    source, target = torch.zeros(2, 16 * MATRIX_SIZE**2, device=DEVICE, dtype=torch.uint8)
+    fastest = min(seconds(lambda: target.copy_(source)) for _ in range(12))
+    record(copy_tb_per_second=2 * source.numel() / fastest / 1e12)
 
 
 class Results:
@@ -230,7 +235,8 @@ def run_again(processes: int) -> int:
     return max(process.wait() for process in started)
 
 
-PARTS = {part.__name__: part for part in (check, first, machine, tests, memory, ours, evaluation, latency, sharded)}
+_PARTS = (check, first, machine, tests, memory, ours, products, kernels, command, evaluation, latency, sharded)
+PARTS = {part.__name__: part for part in _PARTS}
 BEGAN = time.perf_counter()
 
 

@@ -11,7 +11,6 @@ computes it by default: all rows at once, padded on the right.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,13 +21,12 @@ from benchmarks import DOCS, ROOT
 from benchmarks.commands import command
 from benchmarks.gpu.operations import ACHIEVED, DEVICES, Ledger, estimate
 from benchmarks.gpu.race import ROWS, adapted, lengths, random_model, step_rows
-from benchmarks.speed.contestants import features, our_parts, padded, with_lora
+from benchmarks.speed.contestants import features, our_loop, padded, with_lora
 from benchmarks.tables import markdown, publish
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
-from moslora.data.steps import StepPlan
 from moslora.kernels import liger
-from moslora.recipe import TrainingSection, load_recipe
+from moslora.recipe import load_recipe
 
 sys.path.append(str(ROOT / "tests" / "kits"))
 LLAMA = SHAPES["Meta-Llama-3-8B"]
@@ -46,14 +44,8 @@ Made = tuple[nn.Module, Callable[[], object]]  # a model, and a step of training
 
 def ours(rows: Sequence[Encoded], sizes: Mapping[str, Any], on: torch.device) -> Made:
     """By `moslora.training.loop.train`, for a step. Reports and checkpoints go nowhere."""
-    from moslora.training.loop import train
-
     recipe, model = adapted("adapter.dropout=0.05", on=on, sizes=sizes)
-    one_step = TrainingSection(global_batch_size=len(rows), epochs=None, max_steps=1)
-    plan = StepPlan(one_step, rows=len(rows), seed=0)
-    parts = replace(our_parts(model, recipe.training), rows=rows, plan=plan)
-    told: Any = dict.fromkeys(("report", "checkpoint", "validate", "stop_requested"), lambda *_, **__: False)
-    return model, partial(train, parts, first_step=0, **told)
+    return model, partial(our_loop(model, recipe.training, rows, steps=1, each=len(rows)), first_step=0)
 
 
 def peft(rows: Sequence[Encoded], sizes: Mapping[str, Any], on: torch.device) -> Made:

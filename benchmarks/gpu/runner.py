@@ -1,6 +1,7 @@
 """Everything that only a GPU can show, in the few minutes that there is one.
 
-    benchmarks/gpu.sh                     # all parts but `sharded`, in 480 seconds at most
+    benchmarks/gpu.sh                     # all parts but `sharded`, in 570 seconds at most
+    benchmarks/gpu.sh --seconds 280       # in so many: all limits shrink by one factor
     benchmarks/gpu.sh --only sharded      # on several GPUs
     benchmarks/gpu.sh --dry-run           # every part with a tiny model on this CPU, in some minutes
 
@@ -8,19 +9,22 @@ Nothing is installed or fetched. Each part is a process group of its own with a 
 hangs or runs out of memory costs the others nothing, and writes down what it finds as it finds it. The models have
 LLaMA-3-8B's shapes and random weights; a step is 16 rows of random tokens, as long as real ones, with the loss on all.
 
-    check         each piece of the engine against its plain formula, as `moslora check` does
     first         versions, and whether Liger-Kernel works
-    machine       the speed of a large product
+    machine       the speed of a large product, and of a copy
+    ours          training by this program's loop: 30 steps, timed when they come again; this and the first three of
+                  PEFT's also by part of a step, beside the ESTIMATE of benchmarks/gpu/operations.py
+    check         each piece of the engine against its plain formula, as `moslora check` does
     tests         the tests marked ``gpu``
     memory        the peak of training steps against the one that `moslora plan` computes
-    ours          training by this program: 30 steps, timed when they come again; this and the first three of PEFT's
-                  also by part of a step, beside the ESTIMATE of benchmarks/gpu/operations.py
+    products      each product with a frozen weight alone, beside its ESTIMATE
+    kernels       each Triton kernel alone, the forward product with dropout over tiles, beside its ESTIMATE
     peft:rows     the same by PEFT's LoRA under the Trainer of transformers: 16 rows at once, padded on the right
     peft:length   … with rows of similar length in a step
     peft:packed   … with the rows of a step end to end
     peft:liger    as peft:length, with the kernels of liger-kernel
     peft:compile  as peft:length, with decoder layers by torch.compile
     evaluation    questions per second by protocol
+    command       the command over such a model on disk: trained in bfloat16 and NF4, killed, resumed, scored
     latency       an answer and writing with every kind of adapter: benchmarks/speed/latency.py
     sharded       training with the base whole on each GPU and with a share on each, and the protocols with shares
 
@@ -49,23 +53,30 @@ from benchmarks import ROOT
 from benchmarks.commands import command
 
 LIMITS = {
-    "check": 75,
     "first": 40,
-    "machine": 50,
-    "tests": 50,
+    "machine": 30,
+    "ours": 45,
+    "check": 75,
+    "tests": 60,
     "memory": 25,
-    "ours": 30,
+    "products": 20,
+    "kernels": 40,
     "peft:rows": 25,
     "peft:length": 25,
     "peft:packed": 25,
     "peft:liger": 25,
     "peft:compile": 55,
     "evaluation": 25,
+    "command": 150,
     "latency": 30,
     "sharded": 150,
 }
-"""Seconds of each part, to which comes what those before it have left over; three times as many in a dry run. The first
-two have time for imports from a disk that was never read, so they leave much to the tests."""
+"""Seconds of each part, to which comes what those before it have left over. All are multiplied by one factor, so that
+together they are what the run may take; by three, and no less, in a dry run. The first has time for imports from a disk
+that was never read."""
+
+SECONDS = 570.0
+"""What a run may take: less than the ten minutes of a command on a machine that is lent."""
 
 GRACE = 3.0  # seconds between asking a group to end and ending it
 
@@ -155,8 +166,9 @@ def environment_of(part: str, scratch: str, *, dry_run: bool) -> dict[str, str]:
     return environment
 
 
-def run_parts(chosen: Sequence[str], *, wheels: Path, out: Path, dry_run: bool) -> dict[str, Any]:
+def run_parts(chosen: Sequence[str], *, wheels: Path, out: Path, dry_run: bool, seconds: float) -> dict[str, Any]:
     """Runs one part after the other, and returns what gpu.json has then; it is written again after each."""
+    factor = 3 if dry_run else min(1.0, seconds / sum(LIMITS[part] for part in chosen))
     records = out / "gpu.jsonl"
     log = out / "gpu.log"
     summary = out / "gpu.json"
@@ -170,7 +182,7 @@ def run_parts(chosen: Sequence[str], *, wheels: Path, out: Path, dry_run: bool) 
             zipfile.ZipFile(wheel).extractall(f"{scratch}/packages")
         result: dict[str, Any] = {"wheels": [wheel.name for wheel in carried], "parts": parts}
         for part in chosen:
-            until += 3 * LIMITS[part] if dry_run else LIMITS[part]
+            until += factor * LIMITS[part]
             command = [sys.executable, "-m", "benchmarks.gpu.parts", part, str(records)]
             environment = environment_of(part, scratch, dry_run=dry_run)
             ended = run_part(command, until=until, log=log, environment=environment)
@@ -184,11 +196,13 @@ def run_parts(chosen: Sequence[str], *, wheels: Path, out: Path, dry_run: bool) 
     return result
 
 
-def main(*, dry_run: bool = False, only: tuple[str, ...] = (), wheels: Path = ROOT / "wheels") -> int:
+def main(
+    *, dry_run: bool = False, only: tuple[str, ...] = (), wheels: Path = ROOT / "wheels", seconds: float = SECONDS
+) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the part that runs
     chosen = only or [part for part in LIMITS if dry_run or part != "sharded"]
     out = Path(os.environ.get("OUT", ".")).resolve()
-    result = run_parts(chosen, wheels=wheels, out=out, dry_run=dry_run)
+    result = run_parts(chosen, wheels=wheels, out=out, dry_run=dry_run, seconds=seconds)
     print(f"{out / 'gpu.json'}: {result['seconds']} s, ours is {result['ours_is']}")
     return int(any("error" in part or part.get("failed") for part in result["parts"].values()))
 

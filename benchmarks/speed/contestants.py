@@ -3,12 +3,14 @@
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from benchmarks.timing import seconds
+from moslora.data.steps import StepPlan
 
 
 def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp") -> Any:
@@ -35,6 +37,26 @@ def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "
         plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and here they are given
         micro_batch_tokens=default_micro_batch_tokens(on_gpu=accelerator.device.type != "cpu"),
     )
+
+
+class InOrder(StepPlan):
+    """All rows in their order, again and again."""
+
+    def __getitem__(self, step: int) -> list[int]:
+        begin = step * self.global_batch_size % self.rows
+        return [*range(begin, begin + self.global_batch_size)]
+
+
+def our_loop(model: Any, training: Any, rows: Sequence[Any], *, steps: int, each: int, **told: Any) -> Any:
+    """`moslora.training.loop.train` over ``rows`` in their order, ``each`` in a step; takes a ``first_step``. Without
+    validations and checkpoints, unless a callback of ``told`` does them."""
+    from moslora.data.prepared import RowTable
+    from moslora.training.loop import train
+
+    shown = training.model_copy(update={"global_batch_size": each, "epochs": None, "max_steps": steps})
+    parts = replace(our_parts(model, shown), rows=RowTable.of(rows), plan=InOrder(shown, rows=len(rows), seed=0))
+    silent = dict.fromkeys(("report", "checkpoint", "validate", "stop_requested"), lambda *_, **__: False)
+    return partial(train, parts, **(silent | told))
 
 
 def our_step(

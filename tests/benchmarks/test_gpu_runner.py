@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
+from benchmarks.gpu import alone
 from benchmarks.gpu import runner as gpu
-from benchmarks.speed.contestants import features, our_step, padded
+from benchmarks.speed.contestants import features, our_loop, our_step, padded
 from forked_kit import python
 from moslora.adapters import inject
 from moslora.data.encode import Encoded
@@ -116,12 +117,16 @@ def test_all_parts_end_in_time_and_are_summed_up(tmp_path, monkeypatch):
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
     assert gpu.main(wheels=tmp_path) == 1  # a test failed
-    assert len(asked) == len(gpu.LIMITS) - 1 and max(asked) <= 480
+    assert len(asked) == len(gpu.LIMITS) - 1 and max(asked) == pytest.approx(570, abs=1)
+    whole = sum(limit for part, limit in gpu.LIMITS.items() if part != "sharded")
+    assert asked[0] == pytest.approx(gpu.LIMITS["first"] * 570 / whole, abs=1)  # as all of them
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["ours_is"] == {"peft:rows": 2.0, "peft:length": 0.8}
     assert result["parts"]["tests"] == {"failed": 1, "seconds": 1.0} and "sharded" not in result["parts"]
     assert result["wheels"] == ["carried-1.0-py3-none-any.whl"]
-    assert sum(limit for part, limit in gpu.LIMITS.items() if part != "sharded") == 480
+    asked.clear()
+    gpu.main(wheels=tmp_path, only=("machine", "ours"), seconds=15)
+    assert asked == pytest.approx([6, 15], abs=1)
 
 
 TEXTS = [torch.randint(3, 320, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 17, 9)]
@@ -141,6 +146,35 @@ def test_the_contestants_have_one_loss():
     with torch.no_grad():
         found = [model(**together(features(ROWS))).loss for together in (padded, DataCollatorWithFlattening())]
     torch.testing.assert_close(torch.stack(found), loss_of_each_alone(model).expand(2))
+
+
+def test_the_loop_in_the_race_takes_its_rows_in_order_again_and_again():
+    """Two steps of three rows, twice; at a rate of 0 the losses come again."""
+    model = tiny_llama()
+    expected = float(loss_of_each_alone(model))
+    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj", "down_proj"])
+    losses = []
+    report = {"report": lambda step, *, loss, **_: losses.append(loss)}
+    settings = TrainingSection(learning_rate=1e-30, warmup_steps=0)
+    our_loop(model, settings, [*ROWS, *ROWS[:1] * 3], steps=4, each=3, **report)(first_step=0)
+    assert losses[::2] == pytest.approx([expected] * 2, rel=1e-5)
+    assert losses[1] == pytest.approx(losses[3]) and abs(losses[1] - expected) > 1e-3
+
+
+def test_products_alone_are_timed_beside_their_estimate():
+    found = {}
+    alone.products(lambda **new: found.update(new))
+    assert len(found) == 5
+    for name, (outputs, inputs) in {"gate, up": (128, 64), "k, v": (32, 64), "output layer": (1024, 64)}.items():
+        for one in found[f"{name}, 20 tokens"].values():
+            assert one["tflops"] * one["ms"] == pytest.approx(2 * 20 * outputs * inputs / 1e9)
+            assert 0 < one["estimate_ms"][0] <= one["estimate_ms"][1]
+
+
+def test_triton_alone_is_skipped_on_a_cpu():
+    found = {}
+    alone.kernels(lambda **new: found.update(new))
+    assert found.keys() == {"skipped"}
 
 
 def test_our_steps_in_the_race_learn_from_their_rows():

@@ -30,6 +30,7 @@ from benchmarks.gpu.operations import (
     Operation,
     Watched,
     estimate,
+    unevenness,
 )
 from benchmarks.timing import kernels
 from forked_kit import python
@@ -130,7 +131,7 @@ def test_what_an_operation_moves():
 
 def test_the_estimate_is_the_formula():
     """A product of 1 ms, a copy of 2 ms and the shortest kernel; on a slow host; what is slow, drawn, and several."""
-    device = Device(bfloat16=1e12, float32=1e11, bandwidth=1e9)
+    device = Device(bfloat16=1e12, float32=1e11, bandwidth=1e9, multiprocessors=10)
     achieved = Achieved(0.5, 0.5, slow=0.25, drawn=1e6, host=0.5, kernel=0.25e-3)
     one = Operation(REST, "", 0.0, 0.0, torch.bfloat16)
     ledger = Ledger(OneLayer())
@@ -147,6 +148,18 @@ def test_the_estimate_is_the_formula():
     found = estimate(ledger, device, achieved, tokens=13, host=30e-3)
     assert found["device_ms"] == pytest.approx(4 + 3 + 1) and found["step_ms"] == pytest.approx(15)
     assert found["parts"]["step"]["launches"] == 6
+
+
+def test_tiles_that_leave_multiprocessors_idle():
+    """q of 1,749 tokens: 14 · 16 tiles of 128 × 256 in two waves of 132. k and v: 14 · 8 tiles of 128 × 128, at nine
+    tenths of the speed, in one wave. A product that fills one wave is even."""
+    assert unevenness(1749, 4096, 132) == pytest.approx(2 * 132 * 128 * 256 / (1749 * 4096))
+    assert unevenness(1749, 1024, 132) == pytest.approx(132 * 128 * 128 / (1749 * 1024) / 0.9)
+    assert unevenness(128 * 11, 256 * 12, 132) == 1
+    device = Device(bfloat16=1e12, float32=1e11, bandwidth=1e9, multiprocessors=132)
+    achieved = Achieved(0.5, 0.5, slow=0.25, drawn=1e6, host=0.5, kernel=0)
+    one = Operation(REST, "", 1e9, 0.0, torch.bfloat16, shape=(128, 256))
+    assert achieved.seconds(one, device) == pytest.approx(2e-3 * min(132, 66 / 0.9, 33 / 0.75))
 
 
 def test_which_kernels_are_slow():

@@ -217,14 +217,14 @@ def test_the_time_on_a_gpu_is_that_of_products_and_unpacking():
     """10¹⁵ operations and 10¹² bytes on an H100, or 1,000 layers that its host launches: by hand."""
     h100 = GPUS["H100 SXM"]
     for work, dtype, seconds in (
-        (Cost(1e15), "bfloat16", [1e15 / (x * 989e12) for x in (0.47, 0.42)]),
+        (Cost(1e15), "bfloat16", [1e15 / (x * 989e12) for x in (0.52, 0.45)]),
         (Cost(1e15), "float32", [1e15 / (x * 67e12) for x in (0.63, 0.57)]),
         (Cost(0, 1e12), "bfloat16", [1e12 / (x * 3.35e12) for x in (0.78, 0.72)]),
-        (Cost(1e15, 0, 1000), "bfloat16", [1e15 / (0.47 * 989e12), 3.2]),
+        (Cost(1e15, 0, 1000), "bfloat16", [1e15 / (0.52 * 989e12), 3.2]),
     ):
         assert work.seconds(h100, dtype=dtype) == pytest.approx(seconds)
-    day = Cost(3600 * 24 * 0.42 * 989e12)
-    assert "H100 SXM 10.7–12.0 h" in on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=2)
+    day = Cost(3600 * 24 * 0.45 * 989e12)
+    assert "H100 SXM 10.4–12.0 h" in on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=2)
     assert [in_words(60, 299), in_words(5000, 7200), in_words(4e7)] == ["1–5 min", "1.4–2.0 h", "11,111 h"]
 
 
@@ -240,7 +240,7 @@ def test_eight_gpus_wait_for_their_hosts(capsys, monkeypatch):
     assert says(out, "24.3 GB for 8 ranks", "note: each GPU has 264 tokens", "800", "one run per GPU")
     alone = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
     assert "one run per GPU" not in alone
-    assert "then 22,419 test questions by choice: A100 80GB 5 min, H100 SXM 1–2 min" in alone
+    assert "then 22,419 test questions by choice: A100 80GB 4–5 min, H100 SXM 1–2 min" in alone
 
 
 def test_a_cpu_is_timed_in_the_products_of_the_models_shapes(monkeypatch):

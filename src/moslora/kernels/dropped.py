@@ -17,6 +17,9 @@ from triton import language as tl
 from moslora.processes.devices import multiprocessors
 
 WARPS = 8
+TILE = (16, 128)
+"""Rows and most columns of x that a program of the forward product takes at a time."""
+
 PROGRAMS = 2
 """Programs of the forward product for each multiprocessor, at least."""
 
@@ -114,7 +117,8 @@ def project(x: Tensor, a: Tensor, h: Tensor, seed: float, p: float) -> None:
     rank, columns = a.shape
     rows = x.numel() // columns
     size = _power_of_2(rank)
-    tile = {"ROWS": 16, "COLUMNS": max(16, min(128, 2**13 // size)), "RANK": size}
+    height, width = TILE
+    tile = {"ROWS": height, "COLUMNS": max(16, min(width, 2**13 // size)), "RANK": size}
     programs = triton.cdiv(rows, tile["ROWS"])
     wanted = triton.cdiv(PROGRAMS * multiprocessors(x.device), programs)
     tiles = triton.cdiv(columns, tile["COLUMNS"])

@@ -27,17 +27,17 @@ from moslora.training.prepare import prepare
 PROBED_STEPS = 5
 """Steps that are timed, after one that is not."""
 
-SHARE_OF_PEAK = (0.47, 0.42)
+SHARE_OF_PEAK = (0.52, 0.45)
 """Share of a GPU's peak that training in 16 bits reaches, at the fast and the slow end of the estimate of
-``python -m benchmarks.gpu.roofline`` for LLaMA-3-8B on an H100: docs/speed.md, "On a GPU: an estimate". No GPU has
-measured it."""
+``python -m benchmarks.gpu.roofline`` for LLaMA-3-8B on an H100: docs/speed.md, "On a GPU: an estimate". No training on
+a GPU has measured it."""
 
 SHARE_OF_FLOAT32_PEAK = (0.63, 0.57)
-"""The same in float32, by the same estimate: of a step on an H100, products take 1.18 s at 66 % of the peak, and
-everything else 0.07 s, as it moves twice the bytes."""
+"""The same in float32, an assumption: of a step on an H100, products take 1.18 s at 66 % of the peak, and everything
+else 0.07 s, as it moves twice the bytes."""
 
 SHARE_OF_BANDWIDTH = (0.78, 0.72)
-"""Share of a GPU's bandwidth that unpacking reaches, assumptions of the same estimate."""
+"""Share of a GPU's bandwidth that unpacking reaches, an assumption: a copy reaches 90 %."""
 
 HOST_OF_A_LAYER = (1.4e-3, 3.2e-3)
 """Seconds in which a GPU's host launches a decoder layer, forwards and backwards, by the same estimate: 46 to 104 ms
