@@ -13,11 +13,11 @@ from compare_kit import CONDITIONS
 from moslora import quickstart as module
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
-from moslora.evaluation.results import Results, summarise
 from moslora.quickstart import SIZES, fast_dtype, overrides, quickstart
 from moslora.recipe import load_recipe
 from moslora.runs.header import TaskRecord
 from moslora.runs.predictions import Prediction
+from moslora.runs.results import Results, summarise
 
 
 @pytest.mark.parametrize(

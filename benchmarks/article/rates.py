@@ -26,12 +26,12 @@ from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
 from moslora.compare.law import Floats
-from moslora.compare.statistics import MACRO
-from moslora.evaluation.intervals import mean_of
 from moslora.experiment.tables import mean_in_words
 from moslora.report.canvas import Canvas, Style
 from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change, draw_base
+from moslora.runs.intervals import mean_of
 from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.scores import MACRO
 
 FOLDER = DOCS / "experiments"
 

@@ -22,13 +22,14 @@ from moslora.compare.arms import Arm, all_runs, load_arms
 from moslora.compare.comparison import compare_arms
 from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
-from moslora.compare.statistics import LEVEL, MACRO, Member, family_with
+from moslora.compare.statistics import LEVEL, Member, family_with
 from moslora.compare.tables import TableRun, read_tables
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, Canvas
 from moslora.report.figures.forgetting import FORGOTTEN, gain_and_forgetting
 from moslora.runs.evaluation import Evaluation, in_common
 from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.scores import MACRO
 
 COMPARED = ("log_probability", "accuracy", FORGOTTEN)
 """The forest's columns; arms are in the order of the first."""

@@ -19,8 +19,9 @@ from benchmarks.checks.worlds import SEEDS, World, worlds
 from benchmarks.commands import command
 from benchmarks.tables import machine, markdown, publish
 from moslora.compare.law import Floats
-from moslora.compare.statistics import LEVEL, MACRO, Effect, effects
+from moslora.compare.statistics import LEVEL, Effect, effects
 from moslora.errors import counted
+from moslora.runs.scores import MACRO
 
 MEASURED = 220
 """Studies whose intervals are measured."""

@@ -17,8 +17,9 @@ from scipy.special import ndtr
 from benchmarks import DOCS
 from moslora.compare.comparison import compare_paths
 from moslora.compare.law import Floats
-from moslora.compare.statistics import MACRO, Codes, effects
+from moslora.compare.statistics import Codes, effects
 from moslora.report.figures.forgetting import FORGOTTEN
+from moslora.runs.scores import MACRO
 
 RUNS = DOCS / "experiments" / "article"
 """The runs that the worlds are like."""

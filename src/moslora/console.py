@@ -10,6 +10,10 @@ LABEL = "MOSLORA_LABEL"
 """Set where several commands print to one terminal: how the lines of this one begin."""
 
 
+class Bold(str):
+    """A text that a terminal shows in bold where it names the row of a table."""
+
+
 def say(line: str) -> None:
     """Prints on the main process. A closed pipe or terminal does not end hours of work: the rest is dropped."""
     if not is_main_process():

@@ -14,11 +14,11 @@ from moslora.compare.conclusion import lines
 from moslora.compare.display import probability, tables
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin
-from moslora.compare.statistics import MACRO
 from moslora.compare.tables import read_tables, write_tables
 from moslora.errors import UsageError
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
+from moslora.runs.scores import MACRO
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
 

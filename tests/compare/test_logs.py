@@ -18,8 +18,9 @@ from moslora.compare.arms import load_arms
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.margin import Margin
-from moslora.compare.statistics import MACRO, effects
+from moslora.compare.statistics import effects
 from moslora.errors import UsageError
+from moslora.runs.scores import MACRO
 from reference import perturb
 
 

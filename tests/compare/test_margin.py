@@ -19,9 +19,10 @@ from moslora.compare.equality import p_unequal, share_interval
 from moslora.compare.gains import base_of_all, gain_of
 from moslora.compare.index import EXPERIMENT, read_index
 from moslora.compare.margin import Margin, read_margin
-from moslora.compare.statistics import LEVEL, MACRO
+from moslora.compare.statistics import LEVEL
 from moslora.errors import UsageError
 from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.scores import MACRO
 
 GAINS = {"lora": 0.10, "same": 0.10, "other": 0.17}
 

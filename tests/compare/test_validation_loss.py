@@ -11,10 +11,11 @@ from moslora.compare.comparison import compare_arms, compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.display import tables
 from moslora.compare.margin import Margin
-from moslora.compare.statistics import MACRO, effects
+from moslora.compare.statistics import effects
 from moslora.errors import UsageError
 from moslora.experiment.tables import mean_over_seeds
 from moslora.runs.evaluation import HELD_OUT
+from moslora.runs.scores import MACRO
 
 OUTCOME = "validation_loss"
 

@@ -117,8 +117,9 @@ def scored(trained, tmp_path_factory):
 
 
 def shares(results, task):
-    value, (low, high) = (results.tasks[task] if task != "macro average" else results.macro).value("accuracy")
-    return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    score = results.tasks[task] if task != "macro average" else results.macro
+    low, high = score.interval
+    return f"{100 * score.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 @pytest.mark.parametrize("kind", ["merged", "peft"])
@@ -140,7 +141,7 @@ def test_the_card_has_the_scores_of_the_adapter_beside_its_bases(scored, tmp_pat
 
 def test_scores_of_another_base_are_not_shown(scored, tmp_path):
     run = Path(shutil.copytree(scored[0], tmp_path / "run"))
-    for kept in run.glob("eval/*/results.json"):
+    for kept in run.glob("eval/*/settings.json"):
         stale = json.loads(kept.read_text())
         stale["settings"]["answered_by"]["fingerprint"] = "of another base"
         kept.write_text(json.dumps(stale))

@@ -9,13 +9,12 @@ import pytest
 from card_kit import Card
 from changes_kit import write_jsonl
 from cli_kit import run
-from evaluation_kit import WORDS
+from evaluation_kit import WORDS, read_results
 from experiment_kit import study, train
 from message_kit import says
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.display import tables
-from moslora.evaluation import read_results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.experiment import one_run

@@ -9,10 +9,9 @@ import pytest
 
 from card_kit import Card
 from cli_kit import run
-from evaluation_kit import WORDS
+from evaluation_kit import WORDS, read_results
 from message_kit import says
 from moslora.data.sources import load_examples
-from moslora.evaluation import read_results
 from moslora.evaluation.display import heading
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target

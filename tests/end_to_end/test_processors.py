@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation_kit import read_results
 from moslora.convert.merge import merge
-from moslora.evaluation import read_results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.recipe import load_recipe

@@ -16,14 +16,13 @@ from evaluation_kit import make_examples, make_model, tokenizer
 from message_kit import says
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.display import remarks
-from moslora.evaluation.intervals import mean_of, wilson
-from moslora.evaluation.results import summarise
-from moslora.evaluation.scores import score_task
-from moslora.evaluation.texts import score_texts
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import read_evaluation
 from moslora.runs.header import TaskRecord
+from moslora.runs.intervals import mean_of, wilson
 from moslora.runs.predictions import Prediction
+from moslora.runs.results import summarise
+from moslora.runs.scores import score_task, score_texts
 from moslora.tasks import Numbered
 
 CLOZE: dict[str, Any] = {"protocol": "cloze", "format": "cloze"}

@@ -13,9 +13,9 @@ import torch
 from tokenizers import normalizers
 
 from changes_kit import edit_json
-from evaluation_kit import all_tasks, make_examples, make_model, tokenizer
+from evaluation_kit import all_tasks, make_examples, make_model, read_results, tokenizer
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import Request, evaluate, read_results
+from moslora.evaluation import Request, evaluate
 from moslora.evaluation import scorer as scorer_module
 from moslora.evaluation.batches import BLOCK_SIZE, blocks
 from moslora.evaluation.choice import Choice

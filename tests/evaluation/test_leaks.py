@@ -8,18 +8,17 @@ from dataclasses import replace
 import pytest
 
 from cli_kit import run
-from evaluation_kit import make_examples
+from evaluation_kit import make_examples, read_results
 from message_kit import says
-from moslora.evaluation import read_results
 from moslora.evaluation.display import remarks
 from moslora.evaluation.evaluate_target import evaluate_target
-from moslora.evaluation.results import summarise
 from moslora.evaluation.target import open_target
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import Recipe
 from moslora.runs.conditions import Conditions, Weights
 from moslora.runs.header import Leaks, TaskRecord
 from moslora.runs.predictions import Prediction
+from moslora.runs.results import summarise
 from moslora.training import train_recipe
 
 MakeRecipe = Callable[..., Recipe]

@@ -9,14 +9,13 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 from compare_kit import CONDITIONS
-from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import read_results
+from moslora.errors import MosloraError
 from moslora.evaluation.display import table
-from moslora.evaluation.results import summarise
-from moslora.evaluation.scores import average, score_task
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.header import TaskRecord
 from moslora.runs.predictions import Prediction
+from moslora.runs.results import summarise
+from moslora.runs.scores import average, score_task
 from moslora.tasks import Example
 
 SIZES = {"boolq": 90, "siqa": 40, "obqa": 11}
@@ -169,12 +168,3 @@ def test_below_the_majority_class_is_tested(most, others, alarm):
     expected = mcnemar([[0, others], [most, 0]], exact=True).pvalue  # two-sided = twice the one-sided one
     assert results.tasks["obqa"].below_majority == pytest.approx(expected)
     assert any("below the majority class" in sign for sign in results.collapse) == alarm
-
-
-def test_results_that_are_none_are_named(tmp_path):
-    with pytest.raises(UsageError, match="no results here"):
-        _ = read_results(tmp_path)
-    for text in ('{"tasks": {}}', "[" * 100_000):
-        (tmp_path / "results.json").write_text(text)
-        with pytest.raises(MosloraError, match="not the results of an evaluation"):
-            _ = read_results(tmp_path)

@@ -8,9 +8,9 @@ import pytest
 
 from card_kit import Card
 from cli_kit import run
+from evaluation_kit import read_results
 from message_kit import says
 from moslora.convert.merge import merge
-from moslora.evaluation import read_results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation

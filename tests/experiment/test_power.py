@@ -9,8 +9,9 @@ from scipy import stats
 from cli_kit import run
 from compare_kit import drawn_arms, write_experiment
 from moslora.compare.comparison import compare_paths
-from moslora.compare.statistics import LEVEL, MACRO, POWER, effects
+from moslora.compare.statistics import LEVEL, POWER, effects
 from moslora.experiment.power import Components, power_of
+from moslora.runs.scores import MACRO
 from recipe_kit import ROOT
 
 ABLATION = ROOT / "docs" / "experiments" / "mixer-ablation"

@@ -3,12 +3,15 @@
 import random
 import re
 from functools import cache
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from moslora.prompts.formats import FORMATS
+from moslora.runs.evaluation import read_evaluation
+from moslora.runs.results import Results, results_of
 from moslora.tasks import COMMONSENSE, Example
 from reference import tiny_llama
 
@@ -85,3 +88,8 @@ def log_probability(model: LlamaForCausalLM, prompt: list[int], answer: list[int
     logits = model(input_ids=torch.tensor([prompt + answer])).logits[0]  # (T, V)
     log_probabilities = torch.log_softmax(logits, dim=-1)
     return sum(float(log_probabilities[len(prompt) + i - 1, token]) for i, token in enumerate(answer))
+
+
+def read_results(folder: Path) -> Results:
+    """The results of the finished tasks in an evaluation's folder."""
+    return results_of(read_evaluation(folder).complete)

@@ -8,8 +8,8 @@ import pytest
 from moslora.errors import UsageError
 from moslora.evaluation import Request
 from moslora.evaluation.scorers import SCORERS
-from moslora.evaluation.scores import Score
 from moslora.prompts.protocols import PROTOCOLS, ProtocolName, ScoringProtocolName
+from moslora.runs.scores import Score
 
 
 def test_names_and_scorers_are_those_of_the_objects():

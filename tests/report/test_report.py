@@ -19,13 +19,13 @@ from scipy.stats import binomtest
 from changes_kit import replace as replace_text
 from changes_kit import write_jsonl
 from cli_kit import run as cli
+from evaluation_kit import read_results
 from message_kit import says
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.display import tables
 from moslora.compare.index import ExperimentIndex, ExperimentRun
 from moslora.errors import UsageError
-from moslora.evaluation import read_results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.files import locked

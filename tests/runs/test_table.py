@@ -7,9 +7,9 @@ import pytest
 
 import importing_kit
 from cli_kit import run
+from evaluation_kit import read_results
 from message_kit import says
 from moslora.convert.importing import import_adapter
-from moslora.evaluation import read_results
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target

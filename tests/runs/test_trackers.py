@@ -9,8 +9,8 @@ import pytest
 from accelerate.utils import LoggerType
 
 from cli_kit import run as cli
+from evaluation_kit import read_results
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation import read_results
 from moslora.progress import Line
 from moslora.runs.run import Run
 from moslora.runs.trackers import KINDS, record
@@ -152,7 +152,7 @@ def test_scores_stay_where_a_tracker_fails(recipe, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(wandb, "init", Mock(side_effect=wandb.errors.CommError("no route to host")))
     code, said, errors = cli(capsys, "eval", run, "--limit", 2)
     assert code == 0 and "no route to host" in said, errors
-    assert Run(run).facts["results"]["choice-label-float32"]["questions"] == 6
+    assert read_results(run / "eval" / "choice-label-float32").macro.n == 6
     assert "eval/choice-label-float32/macro" in points(run)  # in the other one
     with pytest.raises(MosloraError, match="wandb does not start"):
         train_recipe(recipe(BOTH), out=tmp_path / "another")

@@ -11,10 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cli_kit import run as cli
 from forked_kit import python
 from moslora.base.identity import fingerprint
-from moslora.evaluation import read_results
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
@@ -51,28 +49,14 @@ def test_the_seconds_of_a_resumed_run_go_on(trained, world, tmp_path):
     assert 20_000 < Run(run).facts["seconds"] < 20_900
 
 
-def test_evaluations_are_added_to_the_card(trained, tmp_path, capsys):
-    run = shutil.copytree(trained, tmp_path / "run")
-    before = Run(run).facts
-    for options in ((), ("--base",), ("--base", "--out", tmp_path / "elsewhere")):
-        assert cli(capsys, "eval", run, "--limit", 9, *options)[0] == 0
-    card = Run(run).facts
-    assert {key: value for key, value in card.items() if key != "results"} == before
-    assert list(card["results"]) == ["choice-label-float32", "choice-label-float32-base"]
-    results = read_results(run / "eval" / "choice-label-float32")
-    summary = card["results"]["choice-label-float32"]
-    assert summary["questions"] == 27 and summary["macro"] == results.macro.accuracy
-    assert summary["tasks"]["boolq"] == results.tasks["boolq"].accuracy
-
-
 @pytest.mark.slow
 def test_two_processes_add_to_one_card(tmp_path):
     Run(tmp_path).add_facts(kept=1)
     program = "import sys; from pathlib import Path; from moslora.runs.run import Run\n"
-    program += "for n in range(40): Run(Path(sys.argv[1])).add_facts(results={f'{sys.argv[2]}{n}': n})"
+    program += "for n in range(40): Run(Path(sys.argv[1])).add_facts(made={f'{sys.argv[2]}{n}': n})"
     both = [python("-c", program, tmp_path, name, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}) for name in "ab"]
     assert [process.wait() for process in both] == [0, 0]
-    assert len(Run(tmp_path).facts["results"]) == 80 and Run(tmp_path).facts["kept"] == 1
+    assert len(Run(tmp_path).facts["made"]) == 80 and Run(tmp_path).facts["kept"] == 1
 
 
 def test_the_commit_is_told_only_of_a_checkout(tmp_path, monkeypatch):

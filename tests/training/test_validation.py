@@ -15,12 +15,12 @@ from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluator import PreparedQuestions
-from moslora.evaluation.intervals import Mean, mean_of
 from moslora.experiment.file import load_experiment
 from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.answers import order_key
+from moslora.runs.intervals import Mean, mean_of
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import Run
@@ -146,8 +146,7 @@ def refuse_other_answers(own, run, asked):
         assert found == scored.predictions
         right = 0
         for task in scored.tasks.values():
-            accuracy, _ = task.value(scored.conditions.primary)
-            right += round(accuracy * task.n)
+            right += round(task.main.value * task.n)
         assert row["validation_accuracy"] == right / 20 and row["validation_questions"] == 20
     assert len(set(asked)) == 4, "the weights moved"
 

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
+from moslora.console import Bold
+
 
 def print_described(names: list[tuple[str, str]]) -> None:
     """Prints names and what they are, a line each; on a terminal it is continued below its beginning."""
@@ -18,7 +20,7 @@ def print_described(names: list[tuple[str, str]]) -> None:
 def print_table(rows: list[list[str]], *, above: Iterable[str] = (), below: Iterable[str] = ()) -> None:
     """Prints ``rows``, header first, all columns but the first right-aligned, between lines ``above`` and ``below``.
 
-    On a terminal the macro average is bold. Where the columns do not fit side by side, also with their titles in
+    On a terminal a row with a `Bold` name is bold. Where the columns do not fit side by side, also with their titles in
     several lines, each row is a paragraph.
     """
     for line in (*above, *_lines(rows), *below):
@@ -45,7 +47,7 @@ def _lines(rows: list[list[str]]) -> Iterable[str]:
     for name, *cells in (*zip_longest(*titles, fillvalue=""), *rows[1:]):
         justified = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         line = "  ".join([name.ljust(widths[0]), *justified])
-        if name == "macro average" and sys.stdout.isatty():
+        if isinstance(name, Bold) and sys.stdout.isatty():
             line = f"\x1b[1m{line}\x1b[0m"
         lines.append(line)
     return lines

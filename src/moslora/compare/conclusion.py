@@ -11,8 +11,9 @@ from moslora.compare.display import members_of, probability
 from moslora.compare.equality import in_words, inner_in_words, size_in_words, title_of_inner
 from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.margin import Margin
-from moslora.compare.statistics import LEVEL, MACRO, Member
+from moslora.compare.statistics import LEVEL, Member
 from moslora.errors import counted
+from moslora.runs.scores import MACRO
 
 HANDFUL = 30
 """Where a task has fewer independent questions, what is shown at a p above `SURE` hangs on one or two of them."""

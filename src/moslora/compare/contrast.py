@@ -8,10 +8,11 @@ import numpy as np
 
 from moslora.compare.arms import SEEDS, Arm, are_paired_by_seed, cluster_codes, pairs, values
 from moslora.compare.law import Floats
-from moslora.compare.statistics import MACRO, MICRO, Codes, Effect, effects, effects_unpaired
+from moslora.compare.statistics import Codes, Effect, effects, effects_unpaired
 from moslora.errors import UsageError
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import Outcome
+from moslora.runs.scores import MACRO, MICRO
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
 from moslora.compare.equality import inner_in_words, p_unequal, title_of_inner
 from moslora.compare.gains import gain_in_words, title_of_gain
-from moslora.compare.statistics import MACRO, MICRO, Member, family_with, holm
+from moslora.compare.statistics import Member, family_with, holm
+from moslora.runs.scores import MACRO, MICRO
 
 
 def tables(comparison: Comparison) -> list[list[list[str]]]:

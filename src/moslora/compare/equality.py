@@ -15,8 +15,9 @@ from scipy.optimize import brentq
 from moslora.compare.contrast import Contrast
 from moslora.compare.law import Law
 from moslora.compare.margin import Margin
-from moslora.compare.statistics import LEVEL, MACRO
+from moslora.compare.statistics import LEVEL
 from moslora.runs.outcomes import Outcome
+from moslora.runs.scores import MACRO
 
 MOST = 100.0
 """Shares of the gain beyond which an end of `share_interval` counts as infinite."""

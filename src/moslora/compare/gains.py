@@ -6,9 +6,10 @@ import numpy as np
 
 from moslora.compare.arms import cluster_codes
 from moslora.compare.comparable import asked_the_same, of_other_bases
-from moslora.compare.statistics import MACRO, Effect, effects
+from moslora.compare.statistics import Effect, effects
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import Outcome
+from moslora.runs.scores import MACRO
 
 
 def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:

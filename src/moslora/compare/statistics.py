@@ -23,18 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moslora.compare.law import Floats, Law, Part
+from moslora.runs.scores import MACRO, MICRO
 
 LEVEL = 0.05
 """The level of every test, two-sided."""
 
 POWER = 0.8
 """The power with which a detectable effect is found."""
-
-MACRO = "macro average"
-"""Every task has the same weight."""
-
-MICRO = "micro average"
-"""Every question has the same weight."""
 
 Codes = NDArray[np.int_]
 """A number for the cluster of each question of a task, shape ``(n,)``."""

@@ -8,33 +8,33 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
-from pydantic import TypeAdapter
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, looks_like_path
 from moslora.data.hub import MIXTURE_ON_HUB
 from moslora.data.sources import MIXTURE
 from moslora.download.wheels import DATA_WHEEL
-from moslora.errors import MosloraError
 from moslora.prompts.formats import FORMATS, Format, make_format
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.absolute_paths import last_part, local_files
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.best import ending
-from moslora.runs.conditions import Changes, Conditions, Weights, differences
+from moslora.runs.conditions import Changes, differences
+from moslora.runs.evaluation import is_finished, read_evaluation
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
-from moslora.runs.manifest import RECIPE
-from moslora.runs.manifest import WEIGHTS as ADAPTER
+from moslora.runs.manifest import RECIPE, WEIGHTS
 from moslora.runs.origin import Origin
-from moslora.runs.run import EVALUATIONS, RESULTS, base_of
+from moslora.runs.results import Results, results_of
+from moslora.runs.run import base_of
+from moslora.runs.scores import MACRO, Score
 from moslora.tasks import INSTRUCTION, TASKS, Example, OpenEnded, Task
 
 CARD = "README.md"
@@ -128,81 +128,65 @@ def _is_local(base: str) -> bool:
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or looks_like_path(base))
 
 
-MACRO = "macro average"
-
-Results = dict[str, Any]
-"""The content of ``results.json``, its ``settings`` read as `Conditions`."""
 
 
 def scores_of(folder: AdapterFolder, *, task: str | None) -> list[dict[str, Any]]:
     """The evaluations of this adapter, not of its run's other checkpoints; of ``task`` alone, if it is given.
 
-    Of each its ``conditions``, the ``metric``, the ``sources`` of the questions, and ``rows``: a
-    task, the number of its questions, how many of them are among the training rows, and the scores of the adapter and
-    of its base in words, the latter empty where the base was not asked the same.
+    Of each its ``conditions``, the ``metric``, the ``sources`` of the questions, and ``rows``: a task, the number of
+    its questions, how many of them are among the training rows, and the scores of the adapter and of its base in words,
+    the latter empty where the base was not asked the same.
     """
-    adapter = folder.manifest["sha256"][ADAPTER]
+    adapter = folder.manifest["sha256"][WEIGHTS]
     base = folder.manifest["base"]["fingerprint"]
     found = []
-    for path in sorted(folder.run.path.glob(f"{EVALUATIONS}/*/{RESULTS}")):
-        try:
-            own = _read(path, model=(adapter, base), only=task)
-            plain = _read(base_of(path.parent) / RESULTS, model=(None, base), only=task)
-            if own["tasks"]:
-                found.append(_scored(own, plain, folder.recipe))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MosloraError(f"{path}: not an evaluation's results ({error!r}); remove its folder") from None
+    for path in folder.run.evaluations:
+        own = _results(path, model=(adapter, base), only=task)
+        if own and own.tasks:
+            plain = _results(base_of(path), model=(None, base), only=task)
+            found.append(_scored(own, plain, folder.recipe))
     return found
 
 
-def _read(path: Path, *, model: tuple[str | None, str], only: str | None) -> Results:
-    """An evaluation, of the task ``only`` if it is given; without tasks if it is of another model, or not there."""
-    if not path.is_file():
-        return {"tasks": {}}
-    results: Results = json.loads(path.read_text(encoding="utf-8"))
-    conditions = TypeAdapter(Conditions).validate_python(results["settings"])
-    by = conditions.answered_by
-    of_model = isinstance(by, Weights) and (by.adapter, by.fingerprint) == model
-    tasks = {task: score for task, score in results["tasks"].items() if of_model and only in (None, task)}
-    return results | {"settings": conditions, "tasks": tasks}
+def _results(path: Path, *, model: tuple[str | None, str], only: str | None) -> Results | None:
+    """The results of an evaluation, of the task ``only`` if it is given; ``None`` if it is of another model, or not
+    there."""
+    if not is_finished(path):
+        return None
+    found = read_evaluation(path).complete
+    if found.weights is None or (found.weights.adapter, found.weights.fingerprint) != model:
+        return None
+    return results_of(found if only is None else found.restricted_to({only}))
 
 
-def _scored(own: Results, plain: Results, recipe: Recipe) -> dict[str, Any]:
-    conditions = own["settings"]
-    scores = own["tasks"]
-    in_words = not any(conditions.primary in score for score in scores.values())
-    metric = "accuracy" if in_words else conditions.primary
-    sources = dict.fromkeys(source_of(task, recipe=recipe, source=conditions.source) for task in scores)
-    leaks = (own.get("without_leaks") or {}).get("leaks", {})
-    base = {task: score for task, score in plain["tasks"].items() if task in scores and _alike(own, plain, task)}
-    if base.keys() == scores.keys() == plain["tasks"].keys():
-        base[MACRO] = plain["macro"]
-    if len(scores) > 1:
-        scores = {**scores, MACRO: own["macro"]}
+def _scored(own: Results, plain: Results | None, recipe: Recipe) -> dict[str, Any]:
+    conditions = own.conditions
+    sources = dict.fromkeys(source_of(task, recipe=recipe, source=conditions.source) for task in own.tasks)
+    leaks = own.without_leaks.leaks if own.without_leaks else {}
+    scores = dict(own.tasks)
+    base: dict[str, Score] = {}
+    if plain is not None:
+        base = {task: score for task, score in plain.tasks.items() if task in scores and _alike(own, plain, task)}
+        if plain.macro and base.keys() == scores.keys() == plain.tasks.keys():
+            base[MACRO] = plain.macro
+    if own.macro and len(scores) > 1:
+        scores[MACRO] = own.macro
     rows = []
     for task, score in scores.items():
-        beside = _value(base[task], metric) if task in base else ""
-        rows.append((task, score["n"], leaks.get(task, 0), _value(score, metric), beside))
-    return {"conditions": conditions, "metric": metric, "sources": list(sources), "rows": rows}
+        beside = str(base[task].main) if task in base else ""
+        rows.append((task, score.n, leaks.get(task, 0), str(score.main), beside))
+    return {"conditions": conditions, "metric": own.metric, "sources": list(sources), "rows": rows}
 
 
 def _alike(own: Results, plain: Results, task: str) -> bool:
     """Whether two models were asked the same of ``task``; with another limit in tokens only if neither question was
     cut."""
-    scores = [results["tasks"][task] for results in (own, plain)]
-    asked = [results["settings"] for results in (own, plain)]
-    if not any(score["truncated"] for score in scores):
+    scores = [results.tasks[task] for results in (own, plain)]
+    asked = [results.conditions.of_tasks([task]) for results in (own, plain)]
+    if not any(score.truncated for score in scores):
         asked = [replace(conditions, max_length=None) for conditions in asked]
-    asked = [conditions.of_tasks([task]) for conditions in asked]
-    same_number = scores[0]["n"] == scores[1]["n"]
+    same_number = scores[0].n == scores[1].n
     return same_number and not differences(*asked, Changes.ASKED, Changes.QUESTIONS, Changes.BASE)
-
-
-def _value(score: Mapping[str, Any], metric: str) -> str:
-    if metric not in score:  # answers in words have no accuracy per character
-        metric = "accuracy"
-    low, high = score[metric.replace("accuracy", "interval")]
-    return f"{100 * score[metric]:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def source_of(task: str, *, recipe: Recipe, source: str) -> str:

@@ -1,10 +1,10 @@
 """Results as they are printed: a heading, a table, and remarks below it."""
 
 from moslora.errors import counted, some
-from moslora.evaluation.percent import NONE, percent, percent_range
-from moslora.evaluation.results import Results, WithoutLeaks
-from moslora.evaluation.scores import Score
 from moslora.recipe.builtin import printable
+from moslora.runs.intervals import NONE, percent, percent_range
+from moslora.runs.results import Results, WithoutLeaks
+from moslora.runs.scores import MACRO, MICRO, Score
 
 
 def heading(results: Results) -> str:
@@ -20,11 +20,10 @@ def heading(results: Results) -> str:
 def table(results: Results) -> list[list[str]]:
     """Header, a row per task, and with several macro and micro: shares in percent, the interval of the main one; then
     the sets of texts. A column is there if a row has it."""
-    primary = results.metric
-    rows = {name: _of_questions(score, primary) for name, score in results.tasks.items()}
+    rows = {name: _of_questions(score) for name, score in results.tasks.items()}
     if results.macro and results.micro and len(rows) > 1:
-        rows["macro average"] = _of_questions(results.macro, primary)
-        rows["micro average"] = _of_questions(results.micro, primary)
+        rows[MACRO] = _of_questions(results.macro)
+        rows[MICRO] = _of_questions(results.micro)
     for name, measured in results.texts.items():
         rows[name] = {"n": f"{measured.n:,}", "nats per byte": f"{measured.nats_per_byte:.4f}"}
         if measured.interval is not None:
@@ -35,15 +34,14 @@ def table(results: Results) -> list[list[str]]:
     return [["task", *titles], *([name, *(row.get(title, NONE) for title in titles)] for name, row in rows.items())]
 
 
-def _of_questions(score: Score, primary: str) -> dict[str, str]:
+def _of_questions(score: Score) -> dict[str, str]:
     """Title -> cell, of the numbers that there are."""
-    _, interval = score.value(primary)
     cells = {
         "n": f"{score.n:,}",
         "majority class": percent(score.majority_class),
         "accuracy": percent(score.accuracy),
         "per character": percent(score.accuracy_per_character),
-        "95 % interval": percent_range(interval),
+        "95 % interval": percent_range(score.main.interval),
         "log p": NONE if score.log_probability is None else f"{score.log_probability:.3f}",
         "parsed": percent(score.parse_rate),
         "close calls": NONE if score.close_calls is None else str(score.close_calls),
@@ -75,15 +73,13 @@ def remarks(results: Results) -> list[str]:
     return lines
 
 
-def _on_leaks(found: WithoutLeaks, primary: str) -> str:
-    """How many questions of each task are leaks, and the metric ``primary`` without them, in percent."""
+def _on_leaks(found: WithoutLeaks, metric: str) -> str:
+    """How many questions of each task are leaks, and the accuracy that counts without them, in percent."""
     counts = {task: count for task, count in found.leaks.items() if count}
-    scores = {**found.tasks, "macro average": found.macro}
+    scores = {**found.tasks, MACRO: found.macro}
     values = []
-    for name in (*counts, "macro average") if len(found.leaks) > 1 else counts:
+    for name in (*counts, MACRO) if len(found.leaks) > 1 else counts:
         score = scores.get(name)
-        value, interval = score.value(primary) if score else (None, None)
-        values.append(f"{name} {percent(value)} ({percent_range(interval)})")
+        values.append(f"{name} {score.main if score else f'{NONE} ({NONE})'}")
     questions = ", ".join(f"{task} {count}" for task, count in counts.items())
-    without = f"{primary.replace('_', ' ')} without them: {', '.join(values)}"
-    return f"questions among {found.compared_with}: {questions}; {without}"
+    return f"questions among {found.compared_with}: {questions}; {metric} without them: {', '.join(values)}"

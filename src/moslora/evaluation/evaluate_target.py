@@ -1,4 +1,4 @@
-"""``moslora eval``: questions are read, a target is scored on them, or a server in its place, and its run is told."""
+"""``moslora eval``: questions are read, and a target is scored on them, or a server in its place."""
 
 import os
 import re
@@ -20,7 +20,6 @@ from moslora.evaluation.journal import Journal
 from moslora.evaluation.leaks import find_leaks
 from moslora.evaluation.loading import load_model, tokenizer_of, weights_of
 from moslora.evaluation.request import Request
-from moslora.evaluation.results import Results, read_results
 from moslora.evaluation.scorers import make_encoder
 from moslora.evaluation.scoring import missing_in
 from moslora.evaluation.served import open_served
@@ -34,7 +33,9 @@ from moslora.prompts.protocols import PROTOCOLS
 from moslora.ranks import is_main_process
 from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.conditions import KEPT, Endpoint
+from moslora.runs.evaluation import read_evaluation
 from moslora.runs.header import Leaks
+from moslora.runs.results import Results, results_of
 from moslora.runs.trackers import KINDS, record
 from moslora.tasks import Example
 
@@ -90,7 +91,7 @@ def evaluate_target(
             load_model(target), tokenizer, questions, request, out=out, conditions=conditions, leaks=leaks
         )
         if is_main_process() and target.is_in_run(out):
-            tell_run(target, out)
+            record_scores(target, out)
     return results, out
 
 
@@ -170,21 +171,22 @@ def name_of(server: Server) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{address}-{server.model}").strip("-.")
 
 
-def tell_run(target: Target, folder: Path) -> None:
-    """Adds the scores of ``target`` in ``folder`` to its run's card, and to the records that the training began in
-    trackers."""
+def record_scores(target: Target, folder: Path) -> None:
+    """Add the scores in ``folder`` to the records that the training of ``target`` began in trackers."""
     assert target.trained is not None
     run = target.trained.run
-    summary = read_results(folder).summary()
-    run.add_facts(results={folder.name: summary})
-    scores = {name: value for name, value in summary.items() if name in ("macro", "majority_class")}
-    scores |= summary["tasks"] | summary.get("nats_per_byte", {})
-    scores = {f"eval/{folder.name}/{name}": score for name, score in scores.items()}
+    results = results_of(read_evaluation(folder).complete)
+    scores: dict[str, float | None] = {}
+    if results.macro is not None:
+        scores = {"macro": results.macro.main.value, "majority_class": results.macro.majority_class}
+    scores |= {task: score.main.value for task, score in results.tasks.items()}
+    scores |= {task: score.nats_per_byte for task, score in results.texts.items()}
+    named = {f"eval/{folder.name}/{name}": score for name, score in scores.items() if score is not None}
     for name in target.trained.recipe.tracking.to:
         try:
             if f"{name}_id" in run.facts:
                 step = 0 if target.base else target.trained.manifest["step"]
                 with record(name, target.trained.recipe, run) as (tracker, _):
-                    KINDS[name].score(tracker, scores, step)
+                    KINDS[name].score(tracker, named, step)
         except Exception as error:  # of whatever kind: the scores are on the disk
             note(f"the scores could not be written into {name}: {first_line(error)}")

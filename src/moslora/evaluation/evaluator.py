@@ -20,7 +20,6 @@ from moslora.evaluation.batches import Block, blocks
 from moslora.evaluation.generate import WRITING
 from moslora.evaluation.journal import Journal
 from moslora.evaluation.request import Request
-from moslora.evaluation.results import Results, summarise
 from moslora.evaluation.scorer import Question, Scorer
 from moslora.evaluation.scorers import make_scorer, scorer_of
 from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing
@@ -30,6 +29,7 @@ from moslora.runs.answers import order_key
 from moslora.runs.conditions import Conditions, Endpoint, Weights
 from moslora.runs.header import Leaks, TaskRecord
 from moslora.runs.predictions import Prediction
+from moslora.runs.results import Results, summarise
 from moslora.tasks import Example
 from moslora.tasks.clusters import Clusters, known_clusters
 from moslora.version import __version__

@@ -13,8 +13,9 @@ from statistics import fmean
 
 from moslora.compare.comparison import compare_paths
 from moslora.compare.law import Law, Part
-from moslora.compare.statistics import LEVEL, MACRO, POWER
+from moslora.compare.statistics import LEVEL, POWER
 from moslora.errors import UsageError, counted
+from moslora.runs.scores import MACRO
 
 SEEDS = (3, 4, 6, 8, 12, 16, 24)
 """Numbers of seeds in the table, beside the experiment's own."""

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from moslora.compare.gains import gain_in_words, gain_of, title_of_gain
-from moslora.evaluation.intervals import mean_of
 from moslora.experiment.curve import Curve
 from moslora.runs.evaluation import Evaluation
+from moslora.runs.intervals import mean_of
 from moslora.runs.outcomes import OUTCOMES
 
 OVER_SEEDS = "± over seeds"

@@ -26,7 +26,7 @@ class Protocol:
     card: str  # the same for the card of a model, which shows a `prompt` and its `answers`
     formats: tuple[FormatName, ...]  # those it reads, the usual one first
     score: str = ""  # whose log-probability is the deciding score; empty if options have none
-    primary: str = "accuracy"  # the metric that counts, an accuracy of `moslora.evaluation.scores.Score`
+    divides_scores: bool = False  # whether an option's log-probability is divided by its characters before it decides
     room: int = 0  # tokens of ``evaluation.max_length`` kept for the text that the model writes
 
     @property
@@ -35,9 +35,9 @@ class Protocol:
         return self.score != ""
 
     @property
-    def divides_scores(self) -> bool:
-        """Whether an option's log-probability is divided by its characters before it decides."""
-        return self.primary == "accuracy_per_character"
+    def primary(self) -> str:
+        """Name of the accuracy that counts, a field of `moslora.runs.scores.Score`."""
+        return "accuracy_per_character" if self.divides_scores else "accuracy"
 
     @property
     def writes(self) -> bool:
@@ -64,7 +64,7 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
             card="of `answers` after `prompt` the likeliest, per character, is the model's answer",
             formats=("cloze", "cloze-passage"),
             score="the option's text, per character",
-            primary="accuracy_per_character",
+            divides_scores=True,
         ),
         Protocol(
             name="generate",

@@ -7,12 +7,12 @@ from pathlib import Path
 from jinja2 import StrictUndefined, Template
 
 from moslora.evaluation.display import heading, remarks, table
-from moslora.evaluation.results import results_of
 from moslora.report import PAGE, figures
 from moslora.report.canvas import VARIABLES, Canvas
 from moslora.report.comparisons import against_bases, against_each_other
 from moslora.report.runs import ReportedRun
 from moslora.report.tables import differing, glance
+from moslora.runs.results import results_of
 
 
 def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) -> str:
@@ -22,7 +22,7 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) ->
     for run in runs:
         for name, answered in ((run.name, run.tuned), (run.base_name, run.base)):
             if answered and answered.conditions and name not in results:
-                results[name] = results_of(answered.conditions, answered.tasks, answered.records)
+                results[name] = results_of(answered)
     notes = [f"{run.name}: {run.left_out}" for run in runs if run.left_out]
     for name, found in results.items():
         notes += [f"{name}: {remark}" for remark in remarks(found)]

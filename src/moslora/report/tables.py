@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from moslora.evaluation import Results
-from moslora.evaluation.percent import NONE, percent
 from moslora.recipe.recipe import flat
 from moslora.report.runs import ReportedRun
+from moslora.runs.intervals import NONE, percent
+from moslora.runs.results import Results
 from moslora.runs.strength import strength_of
 
 
@@ -26,7 +26,7 @@ def glance(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[
 
 
 def _average(results: Results | None) -> str:
-    return percent(results.macro.value(results.metric)[0]) if results and results.macro else NONE
+    return percent(results.macro.main.value) if results and results.macro else NONE
 
 
 def _steps(run: ReportedRun) -> str:

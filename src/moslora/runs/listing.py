@@ -5,16 +5,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from statistics import StatisticsError, fmean
-from typing import Any
 
 from moslora.errors import MosloraError, UsageError
 from moslora.runs.best import best_of
-from moslora.runs.evaluation import in_common, is_finished, read_evaluation, read_predictions, unfinished_tasks
-from moslora.runs.header import read_header
+from moslora.runs.evaluation import in_common, is_finished, read_evaluation
+from moslora.runs.intervals import percent
 from moslora.runs.manifest import MANIFEST, RECIPE
-from moslora.runs.outcomes import right
-from moslora.runs.run import BESIDE, CHECKPOINTS, EVALUATIONS, RESULT, Run
+from moslora.runs.results import results_of
+from moslora.runs.run import CHECKPOINTS, EVALUATIONS, RESULT, Run, result_of
 from moslora.runs.strength import strength_of
 
 NOT_SEARCHED = (RESULT, CHECKPOINTS, EVALUATIONS, "merged", "peft")
@@ -69,39 +67,32 @@ def _row(run: Run) -> list[str]:
 
 
 def _scores(run: Run) -> Iterator[str]:
-    """Macro averages, with a remark where the run, its base and its checkpoints were not asked the same; without those
-    of evaluations that were interrupted, which would be over a part."""
+    """Scores of each evaluation, with a remark where the run, its base and its checkpoints were not asked the same;
+    without those of evaluations that were interrupted, which would be over a part."""
+    evaluations = []
     interrupted = []
     for folder in run.evaluations:
         with suppress(MosloraError):  # a damaged file, which is told where the scores are read
-            if unfinished_tasks(read_header(folder), read_predictions(folder)) or not is_finished(folder):
+            found = read_evaluation(folder)
+            if found.unfinished or not is_finished(folder):
                 interrupted.append(folder.name)
-    results = {name: card for name, card in run.facts.get("results", {}).items() if name not in interrupted}
-    for _, names in groupby(sorted(results), key=lambda name: BESIDE.sub("", name)):
-        cards = {name: results[name] for name in names}
-        asked = [card["asked"] for card in cards.values()]  # the number of questions of each task, its data's hash
-        remark = ""
-        if any(one != asked[0] for one in asked):
-            cards, remark = _in_common(run, cards)
-        for name, card in cards.items():
-            scores = [f"{100 * card['macro']:.1f} (n {card['questions']:,})"] if "macro" in card else []
-            scores += [f"{task} {nats:.4f} nats per byte" for task, nats in card.get("nats_per_byte", {}).items()]
-            yield f"{name} {', '.join(scores)}"
+            else:
+                evaluations.append(found)
+    for _, of_result in groupby(evaluations, key=lambda found: result_of(found.folder)):
+        group = list(of_result)
+        shared, left_out = in_common(group)
+        remark = left_out.partition("; ")[0]
+        if left_out and shared:
+            group = [found.only(shared) for found in group]
+        elif left_out:
+            remark = "of different questions: moslora compare takes those in common"
+        for found in group:
+            results = results_of(found)
+            scores = [f"{task} {score.nats_per_byte:.4f} nats per byte" for task, score in results.texts.items()]
+            if results.macro is not None:
+                scores.insert(0, f"{percent(results.macro.main.value)} (n {results.macro.n:,})")
+            yield f"{found.folder.name} {', '.join(scores)}"
         if remark:
             yield remark
     for name in interrupted:
         yield f"{name} unfinished"
-
-
-def _in_common(run: Run, cards: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], str]:
-    """The evaluations' averages over the questions that all answered, and a line that says so; their own if there are
-    no such questions."""
-    with suppress(MosloraError, StatisticsError):  # a damaged one, or the mean of nothing
-        evaluations = [read_evaluation(run.path / EVALUATIONS / name) for name in cards]
-        shared, line = in_common(evaluations)
-        averages = {}
-        for each in evaluations:
-            columns = [right(answers) for answers in each.only(shared).tasks.values() if not answers.are_texts]
-            averages[each.folder.name] = {"macro": fmean(map(fmean, columns)), "questions": sum(map(len, columns))}
-        return averages, line.partition("; ")[0]
-    return cards, "of different questions: moslora compare takes those in common"

@@ -1,6 +1,6 @@
 """A run on disk: where it lies, and all that is in its folder. Nobody else knows the names of these files.
 
-``recipe.yaml``    the resolved recipe    ``run.json``       the run's card: how it was made, what came out
+``recipe.yaml``    the resolved recipe    ``run.json``       the run's card: how it was made
 ``metrics.jsonl``  a line per record      ``checkpoints/``   the newest, to resume from, and the best
 ``adapter/``       the result             ``eval/NAME/``     an evaluation of it, or of its base
 ``strength.json``  the curve of its strength, by `moslora.strength`
@@ -131,15 +131,11 @@ class Run:
             write_json(card, known)
 
     def begin(self, recipe: Recipe, card: dict[str, Any]) -> None:
-        """Makes the folder with the recipe and a new ``run.json``; of an older one stays what the run belongs
-        to, and the scores of its base and its checkpoints."""
+        """Makes the folder with the recipe and a new ``run.json``; of an older one stays what the run belongs to."""
         write_text(self.path / RECIPE, recipe.to_yaml())
         with once_per_machine(self.path / RUN):
             known = self.facts
             kept = {key: fact for key, fact in known.items() if key == "experiment" or key.endswith("_id")}
-            results = {name: scores for name, scores in known.get("results", {}).items() if BESIDE.search(name)}
-            if results:
-                kept["results"] = results
             write_json(self.path / RUN, card | kept)
 
     @cached_property

@@ -10,9 +10,9 @@ from moslora.base.failures import or_out_of_memory
 from moslora.data.prepared import RowTable
 from moslora.errors import counted
 from moslora.evaluation.evaluator import PreparedQuestions
-from moslora.evaluation.intervals import Mean, mean_of
 from moslora.runs.answers import by_task
 from moslora.runs.best import in_words
+from moslora.runs.intervals import Mean, mean_of
 from moslora.runs.outcomes import right
 from moslora.training.loop import Parts
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moslora.evaluation.intervals import Interval
+from moslora.runs.intervals import Interval
 
 RESAMPLES = 2_000
 

@@ -9,9 +9,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from moslora.evaluation.intervals import wilson
 from moslora.report.canvas import Canvas, Style
 from moslora.report.runs import ReportedRun
+from moslora.runs.intervals import wilson
 
 CURVES = {
     "validation_loss": "Validation loss",

@@ -7,8 +7,8 @@ import numpy as np
 from markupsafe import Markup
 
 from moslora.compare.contrast import Contrast
-from moslora.compare.statistics import MACRO
 from moslora.report.canvas import GRID, INK, MUTED, Canvas
+from moslora.runs.scores import MACRO
 
 
 def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Markup:

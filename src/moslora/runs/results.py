@@ -1,24 +1,20 @@
-"""The numbers of an evaluation, all computed from its answers: ``results.json``."""
+"""Results: all numbers of an evaluation, computed from its answers. ``results.json`` has them for people alone."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
-
-from moslora.errors import MosloraError, UsageError, first_line
-from moslora.evaluation.percent import percent
-from moslora.evaluation.scores import Score, average, score_task
-from moslora.evaluation.texts import TextScore, score_texts
 from moslora.runs.answers import TaskAnswers, by_task
 from moslora.runs.conditions import Conditions
+from moslora.runs.evaluation import Evaluation
 from moslora.runs.header import EvaluationHeader, TaskRecord
+from moslora.runs.intervals import percent
 from moslora.runs.predictions import Prediction
-from moslora.runs.run import RESULTS
+from moslora.runs.scores import Score, TextScore, average, score_task, score_texts
 
 NEARLY_ALL = 0.95
 """Share of one answer from which a model counts as collapsed, and of texts with an answer below which it does."""
@@ -42,9 +38,9 @@ class WithoutLeaks:
 
 @dataclass(frozen=True)
 class Results:
-    """One evaluation, or in ``results.json`` all evaluations of a folder."""
+    """The numbers of one evaluation."""
 
-    conditions: Annotated[Conditions, Field(alias="settings")]
+    conditions: Conditions
     tasks: Mapping[str, Score]  # of questions, in the order of evaluation
     macro: Score | None  # every one of ``tasks`` has the same weight; ``None`` if there are none
     micro: Score | None  # every question has the same weight
@@ -61,10 +57,9 @@ class Results:
 
     @property
     def metric(self) -> str:
-        """The metric that counts: the protocol's, or the accuracy where everything is answered in words."""
-        if self.tasks and all(score.is_in_words for score in self.tasks.values()):
-            return "accuracy"
-        return self.conditions.primary
+        """What the accuracy that counts is: `Score.main` of its tasks."""
+        divided = any(score.accuracy_per_character is not None for score in self.tasks.values())
+        return "accuracy per character" if divided else "accuracy"
 
     @property
     def collapse(self) -> list[str]:
@@ -78,8 +73,7 @@ class Results:
             if (score.clusters or score.n) < FEWEST:
                 continue
             if score.below_majority is not None and score.below_majority <= LEVEL:
-                value, _ = score.value(self.metric)
-                below.append(f"{name} {percent(value)} against {percent(score.majority_class)}")
+                below.append(f"{name} {percent(score.main.value)} against {percent(score.majority_class)}")
             # The accuracy of one answer to everything: in words, where nobody knows it, at most the accuracy itself.
             best = score.accuracy if score.majority_class is None else score.majority_class
             if score.same_answer is not None and score.same_answer >= NEARLY_ALL > best:
@@ -93,26 +87,6 @@ class Results:
         if parse_rates and fmean(parse_rates) < NEARLY_ALL:
             lines.append(f"only {percent(fmean(parse_rates))} % of the texts have an answer")
         return lines
-
-    def summary(self) -> dict[str, Any]:
-        """For the run's card: the main metric with its error and the majority class, and signs of a collapse; and the
-        nats per byte of texts."""
-        metric = self.metric
-        facts: dict[str, Any] = {"metric": metric}
-        if self.macro is not None:
-            value, _ = self.macro.value(metric)
-            facts |= {
-                "questions": self.macro.n,
-                "macro": value,
-                "standard_error": self.macro.number(metric.replace("accuracy", "standard_error")),
-                "majority_class": self.macro.majority_class,
-            }
-        facts["tasks"] = {task: score.value(metric)[0] for task, score in self.tasks.items()}
-        if self.texts:
-            facts["nats_per_byte"] = {name: score.nats_per_byte for name, score in self.texts.items()}
-        facts["asked"] = {task: [score.n, self.conditions.data.get(task)] for task, score in self.scores.items()}
-        facts["collapse"] = self.collapse
-        return {name: fact for name, fact in facts.items() if fact is not None}
 
     def to_json(self) -> str:
         """The text of ``results.json``. Numbers that the protocol does not have are omitted."""
@@ -133,13 +107,13 @@ def _plain(value: Any) -> dict[str, Any]:
     return fields
 
 
-def results_of(conditions: Conditions, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]) -> Results:
-    """All numbers of the answers to these ``tasks``; ``records`` by task, in whose order the tasks are. A task of which
-    only outcomes are known, and no answers, has none."""
+def results_of(evaluation: Evaluation) -> Results:
+    """Return all numbers of an evaluation, task by task in the order of its records. A task of which only outcomes are
+    known, and no answers, has none."""
     scores: dict[str, Score] = {}
     texts: dict[str, TextScore] = {}
-    for task, record in records.items():
-        answers = tasks.get(task)
+    for task, record in evaluation.records.items():
+        answers = evaluation.tasks.get(task)
         if answers is None or not answers.prediction:
             continue
         if answers.are_texts:
@@ -152,44 +126,35 @@ def results_of(conditions: Conditions, tasks: Mapping[str, TaskAnswers], records
         questions = sum(score.n for score in averaged)
         macro = average(averaged, [1 / len(averaged)] * len(averaged))
         micro = average(averaged, [score.n / questions for score in averaged])
-        without = _without_leaks(conditions, {task: tasks[task] for task in scores}, records)
-    return Results(conditions, scores, macro, micro, without, texts)
+        without = _without_leaks(evaluation, scores)
+    assert evaluation.conditions is not None, "answers that are scored were asked here"
+    return Results(evaluation.conditions, scores, macro, micro, without, texts)
 
 
-def _without_leaks(
-    conditions: Conditions, tasks: Mapping[str, TaskAnswers], records: Mapping[str, TaskRecord]
-) -> WithoutLeaks | None:
-    """The numbers of the answers that are not to leaks; ``None`` if the leaks of a task are unknown."""
+def _without_leaks(evaluation: Evaluation, tasks: Collection[str]) -> WithoutLeaks | None:
+    """Return the numbers of the answers to ``tasks`` that are not to leaks; ``None`` if the leaks of a task are
+    unknown."""
     kept: dict[str, TaskAnswers] = {}
     counts: dict[str, int] = {}
     compared_with: dict[str, None] = {}
-    for task, answers in tasks.items():
-        leaks = records[task].leaks
+    for task in tasks:
+        answers = evaluation.tasks[task]
+        leaks = evaluation.records[task].leaks
         if leaks is None:
             return None
         compared_with[leaks.compared_with] = None
         kept[task] = answers.only(set(answers.ids).difference(leaks.ids))
         counts[task] = len(answers.ids) - len(kept[task].ids)
-    rest = results_of(conditions, kept, {task: replace(records[task], leaks=None) for task in tasks})
+    records = {task: replace(record, leaks=None) for task, record in evaluation.records.items()}
+    rest = results_of(replace(evaluation, tasks=kept, records=records))
     macro = rest.macro if len(rest.tasks) == len(tasks) else None
     return WithoutLeaks(" and ".join(compared_with), counts, rest.tasks, macro)
 
 
 def summarise(conditions: Conditions, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:
-    """All numbers of ``predictions``, with these behind them; ``records`` by task, in whose order the tasks are."""
+    """Return all numbers of ``predictions``, with these behind them; ``records`` by task, in whose order the tasks
+    are."""
     answers = EvaluationHeader(conditions, records).grouped(by_task(predictions))
-    results = results_of(conditions, answers, records)
+    results = results_of(Evaluation(Path(), conditions, answers, records))
     unanswered = Counter(prediction.task for prediction in predictions if prediction.refused)
     return replace(results, unanswered=dict(unanswered), predictions=tuple(predictions))
-
-
-def read_results(folder: Path) -> Results:
-    """The content of ``results.json``, without the predictions."""
-    file = folder / RESULTS
-    if not file.is_file():
-        raise UsageError(f"{file}: no results here; `moslora eval` writes them")
-    try:
-        return TypeAdapter(Results).validate_json(file.read_bytes())
-    except ValidationError as error:
-        fault = first_line(error)
-        raise MosloraError(f"{file}: not the results of an evaluation ({fault}); evaluate again") from None

@@ -87,3 +87,17 @@ def wilson(share: float, n: float) -> Interval:
     low = 0.0 if share == 0 else center - half
     high = 1.0 if share == 1 else center + half
     return low, high
+
+
+NONE = "–"
+"""A number in a table that there is not."""
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent: 0.6615 as ``66.2``."""
+    return NONE if share is None else f"{100 * share:.1f}"
+
+
+def percent_range(interval: Interval | None) -> str:
+    """Return an interval of a share in percent: (0.6198, 0.7003) as ``62.0 to 70.0``."""
+    return NONE if interval is None else " to ".join(map(percent, interval))
