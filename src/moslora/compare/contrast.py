@@ -124,7 +124,8 @@ def contrast_of(
             f" where seeds have nothing to do with each other, --allow {SEEDS} compares two runs or more of each"
         )
     majority = {}
-    if outcome.binary and outcome.name.startswith("acc") and all(answers.gold for answers in ones[0].tasks.values()):
+    is_accuracy = outcome.binary and outcome.direction > 0
+    if is_accuracy and all(answers.gold for answers in ones[0].tasks.values()):
         for task, answers in ones[0].tasks.items():
             majority[task] = np.equal(answers.gold, mode(answers.gold)).astype(float)
     tables = base.tasks if base is not None and before.trained and after.trained else {}

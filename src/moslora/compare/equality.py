@@ -89,7 +89,7 @@ def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
     """The law of ``share`` · G + ``sign`` · D."""
     outcome = contrast.outcome
     # Training is to lower it; of texts it is to leave it: what an arm forgot is a rise.
-    gain = -share if outcome.lower_is_better and not outcome.of_texts else share
+    gain = -share if outcome.direction < 0 and not outcome.of_texts else share
     sides = {}
     for task, (before, after) in contrast.y.items():
         sides[task] = (sign * before - gain * (before - contrast.base[task]), sign * after)

@@ -47,7 +47,7 @@ def gain_of(runs: Sequence[Evaluation], base: Evaluation, outcome: Outcome) -> E
 
 def title_of_gain(outcome: Outcome) -> str:
     """The title of a column of gains: a rise is a gain, or where lower is better a change."""
-    if outcome.lower_is_better:
+    if outcome.direction < 0:
         return "change from base, 95 % interval"
     return "gain over base, 95 % interval"
 

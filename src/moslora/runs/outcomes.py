@@ -89,7 +89,7 @@ class Outcome:
         binary: it is 0 or 1.
         scored: it is read from the options' scores, which ``generate`` does not have.
         per_character: only a protocol that divides its scores by characters has it.
-        lower_is_better: a fall is a gain.
+        direction: 1 if more is better, -1 if less is; 0 if nobody knows, as of a log's own numbers.
         always_shown: tables have it although nobody named it.
         says: what a rise and a fall say of one arm against another, with ``{size}``, ``{before}`` and ``{questions}``.
     """
@@ -107,7 +107,7 @@ class Outcome:
     binary: bool = False
     scored: bool = False
     per_character: bool = False
-    lower_is_better: bool = False
+    direction: int = 0
     always_shown: bool = False
     says: tuple[str, str] = ("is {size} above {before} over {questions}", "is {size} BELOW {before} over {questions}")
 
@@ -128,10 +128,9 @@ class Outcome:
 
     def side(self, value: float) -> str:
         """What the sign of a difference says; of a log's own numbers nobody knows which are better."""
-        if self.says == Outcome.says:
+        if not self.direction:
             return "higher" if value > 0 else "lower"
-        is_better = (value > 0) != self.lower_is_better
-        return "better" if is_better else "worse"
+        return "better" if (value > 0) == (self.direction > 0) else "worse"
 
     def range(self, interval: tuple[float, float]) -> str:
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
@@ -148,6 +147,7 @@ OUTCOMES: Mapping[str, Outcome] = {
             margin=0.01,  # nats: one percent of the right option's probability
             of=log_probability,
             scored=True,
+            direction=1,
             always_shown=True,
             says=(
                 "predicts the right option of {questions} {size} better than {before}",
@@ -164,6 +164,7 @@ OUTCOMES: Mapping[str, Outcome] = {
             margin=0.5,
             of=right,
             binary=True,
+            direction=1,
             always_shown=True,
             says=(
                 "answers {size} more of {questions} right than {before}",
@@ -177,7 +178,7 @@ OUTCOMES: Mapping[str, Outcome] = {
             margin=0.005,  # nats: 2 percent of the perplexity of a token of four bytes
             of=nats_per_byte,
             of_texts=True,
-            lower_is_better=True,
+            direction=-1,
             always_shown=True,
             says=(
                 "predicts {questions} {size} WORSE than {before}",
@@ -193,6 +194,7 @@ OUTCOMES: Mapping[str, Outcome] = {
             of=log_probability_summed,
             scored=True,
             per_character=True,
+            direction=1,
             says=(
                 "predicts the right option of {questions} {size} (summed) better than {before}",
                 "predicts the right option of {questions} {size} (summed) WORSE than {before}",
@@ -205,7 +207,7 @@ OUTCOMES: Mapping[str, Outcome] = {
             margin=0.005,
             of=brier,
             scored=True,
-            lower_is_better=True,
+            direction=-1,
             says=("is {size} WORSE than {before} over {questions}", "is {size} better than {before} over {questions}"),
         ),
         Outcome(
@@ -214,7 +216,7 @@ OUTCOMES: Mapping[str, Outcome] = {
             unit="nats per token",
             margin=0.01,
             of_runs=True,
-            lower_is_better=True,
+            direction=-1,
             says=(
                 "predicts held-out rows {size} WORSE than {before}",
                 "predicts held-out rows {size} better than {before}",
@@ -264,8 +266,8 @@ def measure(outcome: str, values: Collection[float]) -> Outcome:
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
     if set(values) <= {0, 1}:
-        found = Outcome(outcome, f"{outcome}, %", "points", factor=100, digits=1, fine=1, margin=0.5, binary=True)
+        found = replace(OUTCOMES["accuracy"], name=outcome, title=f"{outcome}, %")
         if outcome in DEFAULTS:  # an accuracy under another name
-            return replace(found, says=OUTCOMES["accuracy"].says)
-        return found
+            return found
+        return replace(found, direction=0, says=Outcome.says)
     return Outcome(outcome, outcome, outcome, digits=3)
