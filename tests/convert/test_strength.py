@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from card_kit import Card
 from cli_kit import run as cli
+from evaluation_kit import read_results
 from importing_kit import LAYER, OFFICIAL, official_model, write_source
 from message_kit import in_order, says
 from methods_kit import METHODS, recipe_of
@@ -22,7 +23,6 @@ from moslora.convert.export import export_peft
 from moslora.convert.merge import merge
 from moslora.convert.strength import write_at_strength
 from moslora.errors import UsageError
-from moslora.evaluation import read_results
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.runs.adapted_model import load_adapted, save_adapter

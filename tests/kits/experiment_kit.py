@@ -11,7 +11,7 @@ from moslora.experiment import one_run
 from moslora.experiment.file import load_experiment
 from moslora.experiment.study import Study
 from moslora.runs.run import Run
-from moslora.training.train import train_run
+from moslora.training.session import train_run
 
 FILE = """
 recipe:

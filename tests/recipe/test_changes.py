@@ -13,7 +13,7 @@ from moslora.experiment.provenance import changes
 from moslora.recipe import KEPT, Changes, Recipe
 from moslora.recipe.changes import models_in
 from moslora.recipe.recipe import fields_that_change, flat
-from moslora.training.train import agreed_by_processes
+from moslora.training.session import agreed_by_processes
 
 TABLE = """
 name                               resume   -     -        group   shared   -

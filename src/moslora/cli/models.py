@@ -62,7 +62,7 @@ def train(
     _run_in_processes(processes, then=then, restarts=max_restarts, run=run.path, most=most)
     with options.importing():
         from moslora.plan.here import note_training
-        from moslora.training.train import train_run
+        from moslora.training.session import train_run
 
     note_training(resolved, typed=shlex.join([recipe, *(overrides or ())]))
     train_run(resolved, run, resuming=resume)

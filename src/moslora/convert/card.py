@@ -128,8 +128,6 @@ def _is_local(base: str) -> bool:
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or looks_like_path(base))
 
 
-
-
 def scores_of(folder: AdapterFolder, *, task: str | None) -> list[dict[str, Any]]:
     """The evaluations of this adapter, not of its run's other checkpoints; of ``task`` alone, if it is given.
 
@@ -181,12 +179,11 @@ def _scored(own: Results, plain: Results | None, recipe: Recipe) -> dict[str, An
 def _alike(own: Results, plain: Results, task: str) -> bool:
     """Whether two models were asked the same of ``task``; with another limit in tokens only if neither question was
     cut."""
-    scores = [results.tasks[task] for results in (own, plain)]
-    asked = [results.conditions.of_tasks([task]) for results in (own, plain)]
-    if not any(score.truncated for score in scores):
-        asked = [replace(conditions, max_length=None) for conditions in asked]
-    same_number = scores[0].n == scores[1].n
-    return same_number and not differences(*asked, Changes.ASKED, Changes.QUESTIONS, Changes.BASE)
+    one, other = own.tasks[task], plain.tasks[task]
+    asked, before = (results.conditions.of_tasks([task]) for results in (own, plain))
+    if not (one.truncated or other.truncated):
+        asked = replace(asked, max_length=before.max_length)
+    return one.n == other.n and not differences(asked, before, Changes.ASKED, Changes.QUESTIONS, Changes.BASE)
 
 
 def source_of(task: str, *, recipe: Recipe, source: str) -> str:

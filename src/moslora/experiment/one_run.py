@@ -35,7 +35,7 @@ from moslora.runs.evaluation import Evaluation, read_complete
 from moslora.runs.manifest import RECIPE
 from moslora.runs.run import CHECKPOINTS, Run
 from moslora.training.launch import train_in_processes, worker_processes
-from moslora.training.train import close
+from moslora.training.session import close
 
 RUN_FOLDERS = "runs"
 """The folder of an experiment that holds its runs."""

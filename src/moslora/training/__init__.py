@@ -30,9 +30,9 @@ def refuse_training(recipe: Recipe, run: Run, *, resuming: bool) -> None:
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
     """Trains what ``recipe`` describes and returns the folder ``out/adapter``. Errors as of
-    :func:`moslora.training.train.train_run`."""
+    :func:`moslora.training.session.train_run`."""
     run = Run(out)
     refuse_training(recipe, run, resuming=resuming)
-    from moslora.training.train import train_run
+    from moslora.training.session import train_run
 
     return train_run(recipe, run, resuming=resuming)

@@ -23,6 +23,9 @@ from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import device_name, gpus, total_memory
 from moslora.processes.group import group_size
 from moslora.recipe import Adapter, ModelSection, TrainingSection
+from moslora.runs.best import BEST, TRAINED_STEPS
+from moslora.runs.manifest import read_manifest
+from moslora.runs.run import Run
 from moslora.version import PACKAGE, __version__
 
 
@@ -133,3 +136,13 @@ def strategy(objective: nn.Module) -> dict[str, Any]:
     strategy = kind if group_size() > 1 else None
     total = sum(parameter.numel() for parameter in frozen)
     return {"strategy": strategy, "frozen_share": round(here / total, 4)}
+
+
+def record_outcome(run: Run) -> None:
+    """Add to a finished run's card its time and memory, and what its validations chose, unless they are there."""
+    logged = [row for row in run.metrics if "seconds" in row]
+    if logged and "seconds" not in run.facts:
+        manifest = read_manifest(run.result)
+        chosen = {key: manifest[key] for key in (BEST, TRAINED_STEPS) if key in manifest}
+        peak = max(row["peak_memory_gb"] for row in logged)
+        run.add_facts(seconds=logged[-1]["seconds"], peak_memory_gb=peak, **chosen)
