@@ -3,6 +3,7 @@ where it came from."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -30,7 +31,7 @@ from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.continued import read_continued
 from moslora.runs.manifest import read_manifest
-from moslora.runs.origin import predecessor_of
+from moslora.runs.origin import Origin, predecessor_of
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from moslora.training.prepare import gather_inputs, prepare
@@ -278,20 +279,30 @@ def test_a_gate_goes_on_for_the_tasks_that_it_knows(world, tmp_path):
     assert set(folder.trained_tasks() or ()) == {"boolq", "arc_easy", "obqa"}
 
 
+def test_predecessors_of_earlier_versions_are_read():
+    """Their ``steps`` were the adapter's step."""
+    first = {"sha256": "f1", "name": "first", "steps": None, "gate_tasks": [], "continued_from": None}
+    second = {"sha256": "5e", "name": "second", "steps": 21, "gate_tasks": ["obqa"], "continued_from": first}
+    expected = Origin("second", "5e", step=21, gate_tasks=("obqa",), continued_from=Origin("first", "f1"))
+    assert predecessor_of({"continued_from": second | {"strength": 0.5}}) == replace(expected, strength=0.5)
+    assert predecessor_of({"continued_from": second}) == expected
+
+
 def test_a_run_says_what_it_continues(trained, world, tmp_path, capsys):
     """At its start, in its plan, its manifests, its card and in what is exported; also of a chain of runs."""
     first = shutil.copytree(trained, tmp_path / "first")
     changes = [*SHORT, "name=second", f"adapter.continue_from={first}"]
     recipe = load_recipe(world / "recipe.yaml", changes)
-    digest = read_manifest(first / "adapter")["sha256"]["adapter.safetensors"]
+    manifest = read_manifest(first / "adapter")
+    digest = manifest["sha256"]["adapter.safetensors"]
     line = f"continues step 21 of first (sha256 {digest[:12]}…)"
     assert line in plan(recipe, gpu_memory="8GB").heading
     train_recipe(recipe, out=tmp_path / "second")
     assert line in capsys.readouterr().out.splitlines()
     run = Run(tmp_path / "second")
-    expected = {"sha256": digest, "name": "first", "steps": 21, "gate_tasks": [], "continued_from": None}
+    expected = Origin("first", digest, 21, fingerprint=manifest["base"]["fingerprint"])
     for facts in (run.facts, *map(read_manifest, (*run.checkpoints, run.result))):
-        assert facts["continued_from"] == expected
+        assert predecessor_of(facts) == expected
     changes = ["training.max_steps=2", f"adapter.continue_from={run.path}"]
     train_recipe(load_recipe(world / "recipe.yaml", changes), out=tmp_path / "third")
     export_peft(tmp_path / "third" / "adapter", out=tmp_path / "peft")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, model_validator
 
 from moslora.console import note_once
 from moslora.errors import UsageError
@@ -49,10 +49,16 @@ class Origin:
     @property
     def facts(self) -> dict[str, Any]:
         """JSON values for the manifests of a run that continues it, from which `predecessor_of` reads it back."""
-        before = self.continued_from.facts if self.continued_from else {CONTINUED_FROM: None}
-        known = {"sha256": self.adapter, "name": self.run, "steps": self.step, "gate_tasks": self.gate_tasks}
-        strength = {} if self.strength is None else {STRENGTH: self.strength}
-        return {CONTINUED_FROM: known | strength | before}
+        return {CONTINUED_FROM: asdict(replace(self, base=""))}  # which may be a path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, values: Any) -> Any:
+        """An origin in the manifests of earlier versions, whose ``steps`` were the adapter's own."""
+        if not isinstance(values, dict) or "sha256" not in values:
+            return values
+        kept = {key: values[key] for key in ("gate_tasks", CONTINUED_FROM, STRENGTH) if key in values}
+        return {"run": values["name"], "adapter": values["sha256"], "step": values["steps"], **kept}
 
     @property
     def with_hash(self) -> str:
@@ -88,17 +94,7 @@ def read_origin(folder: Path) -> Origin | None:
 def predecessor_of(facts: Mapping[str, Any]) -> Origin | None:
     """The adapter that a run continued, by its manifest or its ``run.json``; ``None`` if it continued none."""
     known = facts.get(CONTINUED_FROM)
-    if known is None:
-        return None
-    gate_tasks = tuple(known["gate_tasks"])
-    return Origin(
-        known["name"],
-        known["sha256"],
-        known["steps"],
-        gate_tasks=gate_tasks,
-        continued_from=predecessor_of(known),
-        strength=known.get(STRENGTH),
-    )
+    return None if known is None else TypeAdapter(Origin).validate_python(known)
 
 
 def locate_predecessor(place: str) -> Path:
