@@ -18,9 +18,9 @@ from typing import Any
 from moslora.choices import Split
 from moslora.data.row_files import has_rows, read_rows
 from moslora.errors import UsageError
-from moslora.prompts.instructions import RESPONSE_LEAD, llm_adapters_row, parse_instruction
+from moslora.prompts.instructions import llm_adapters_row, parse_instruction
 from moslora.recipe.builtin import printable
-from moslora.tasks import COMMONSENSE, INSTRUCTION, SAME_INSTRUCTION, Conversation, Example, Task, Turn
+from moslora.tasks import COMMONSENSE, INSTRUCTION, RESPONSE_LEAD, SAME_INSTRUCTION, Conversation, Example, Task, Turn
 
 _ANSWER_FORMAT = re.compile(r"Answer format: ([^\s/]+(?:/[^\s/]+)+)\s*\Z")
 """End of an instruction that lists the names of its options."""

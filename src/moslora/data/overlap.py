@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from typing import NamedTuple
 
-from moslora.prompts.instructions import full_question, labels, parse_instruction
+from moslora.prompts.instructions import labels, parse_instruction, wording
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 DIGEST_BYTES = 8
@@ -38,7 +38,7 @@ def content(example: Example) -> Content:
     choices = [normalized(choice) for choice in example.choices]
     open_ended = example.task == INSTRUCTION or example.is_open_ended
     options = () if open_ended else tuple(sorted(choices))
-    return Content(normalized(full_question(example)), options, choices[example.gold])
+    return Content(normalized(wording(example).full_question(example)), options, choices[example.gold])
 
 
 def digest(example: Example) -> bytes:

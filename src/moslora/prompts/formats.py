@@ -10,8 +10,8 @@ from jinja2 import TemplateError
 
 from moslora.choices import FormatName
 from moslora.errors import UsageError
-from moslora.prompts.instructions import instruction, labels, response, wording
-from moslora.tasks import INSTRUCTION, Example, Option, Turn
+from moslora.prompts.instructions import instruction, labels, wording
+from moslora.tasks import Example, Option, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,8 +66,9 @@ class LabelFormat(Format):
 
     def options(self, example: Example) -> tuple[Option, ...]:
         prompt = self.generation_prompt(example)
-        names = labels(example)
-        return tuple(Option(prompt, response(example, index), len(label)) for index, label in enumerate(names))
+        words = wording(example)
+        names = enumerate(words.names(example))
+        return tuple(Option(prompt, words.response(example, index), len(label)) for index, label in names)
 
     def generation_prompt(self, example: Example) -> str:
         return self.eval_prompt.format(instruction=instruction(example))
@@ -82,12 +83,12 @@ class ClozeFormat(Format):
 
     def options(self, example: Example) -> tuple[Option, ...]:
         """In the wording of their task, with a passage if the format shows it."""
-        if example.task == INSTRUCTION:
+        of_task = wording(example)
+        if not of_task.cloze:
             raise UsageError(
                 f"{example.id}: format {self.name} needs a row of a task, and this is a bare instruction;"
                 " use data.format=label evaluation.protocol=choice, or add the key 'task' to the row"
             )
-        of_task = wording(example)
         passage = ""
         if self.passage and of_task.has_passage:
             if example.context is None:

@@ -3,38 +3,24 @@
 import re
 
 from moslora.errors import UsageError
-from moslora.tasks import INSTRUCTION, TASKS, Example, Numbered, OpenEnded, Plain, TrueFalse
+from moslora.tasks import INSTRUCTION, TASKS, Bare, Example, Worded
 
-RESPONSE_LEAD = "the correct answer is "
+WORDINGS = {INSTRUCTION: Bare(), **{name: task.wording for name, task in TASKS.items()}}
+"""Wordings of the examples that do not have their own."""
 
 
-def wording(example: Example) -> Numbered | TrueFalse | OpenEnded:
-    """The wording of an example's task; an instruction row has none."""
-    found = example.wording or TASKS[example.task].wording
-    if isinstance(found, Plain):
+def wording(example: Example) -> Worded:
+    """Return the wording of a question or an instruction."""
+    found = example.wording or WORDINGS[example.task]
+    if found.is_text:
         raise UsageError(f"{example.task}: a set of texts, not of questions; moslora eval measures them")
     return found
 
 
-def wording_of_options(example: Example) -> Numbered | TrueFalse:
-    """The same of a question with options."""
-    found = wording(example)
-    assert not isinstance(found, OpenEnded), f"{example.id}: has no options"
-    return found
-
-
-def full_question(example: Example) -> str:
-    """The question with its context where its task joins them (of the eight sets, SIQA and HellaSwag)."""
-    if example.task == INSTRUCTION or example.context is None:
-        return example.question
-    return wording(example).full_question(example)
-
-
 def instruction(example: Example) -> str:
-    """LLM-Adapters' ``instruction`` of an example; for an instruction row, its own text."""
-    if example.task == INSTRUCTION:
-        return example.question
-    return wording(example).render(full_question(example), example.choices)
+    """Return LLM-Adapters' ``instruction`` of an example; for an instruction row, its own text."""
+    worded = wording(example)
+    return worded.render(worded.full_question(example), example.choices)
 
 
 def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str, ...]] | None:
@@ -44,8 +30,6 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
     as the question, which renders to the same text in every format.
     """
     worded = TASKS[task].wording
-    if isinstance(worded, OpenEnded | Plain):
-        return None
     parsed = worded.parse(text)
     parts = parsed and worded.split_context(parsed[0])
     if parsed is None or parts is None:
@@ -54,21 +38,9 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
 
 
 def labels(example: Example) -> tuple[str, ...]:
-    """The labels of the options: "true" and "false", "answer1", …; of an open-ended question its response alone."""
-    if example.task == INSTRUCTION:
-        return tuple(choice.removeprefix(RESPONSE_LEAD) for choice in example.choices)
-    if example.is_open_ended:
-        return (example.response,)
-    return wording_of_options(example).labels(len(example.choices))
-
-
-def response(example: Example, index: int) -> str:
-    """LLM-Adapters' ``output`` if option ``index`` is right; the response of an open-ended question."""
-    if example.task == INSTRUCTION:
-        return example.choices[index]
-    if example.is_open_ended:
-        return example.response
-    return RESPONSE_LEAD + labels(example)[index]
+    """Return the labels of the options: "true" and "false", "answer1", …; of an open-ended question its response
+    alone."""
+    return wording(example).names(example)
 
 
 def llm_adapters_row(example: Example) -> dict[str, str]:
@@ -76,16 +48,16 @@ def llm_adapters_row(example: Example) -> dict[str, str]:
     return {
         "instruction": instruction(example),
         "input": "",
-        "output": response(example, example.gold),
+        "output": wording(example).response(example, example.gold),
         "answer": labels(example)[example.gold],
     }
 
 
 def answer_pattern(example: Example) -> re.Pattern[str]:
     """LLM-Adapters' regular expression for a generated answer; the first match counts (``extract_answer``)."""
-    words = wording_of_options(example)
+    words = wording(example)
     if words.most:
         names = words.labels(words.most)
     else:
-        names = words.labels(len(example.choices))[::-1]  # answer10 before answer1
+        names = words.names(example)[::-1]  # answer10 before answer1
     return re.compile("|".join(names))

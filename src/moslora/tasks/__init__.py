@@ -19,7 +19,7 @@ from .commonsense import (
     unknown_names,
 )
 from .task import INSTRUCTION, Columns, Conversation, Example, Hub, Questions, Task, Turn
-from .wording import Numbered, OpenEnded, Option, Plain, TrueFalse
+from .wording import RESPONSE_LEAD, Bare, Numbered, OpenEnded, Option, Plain, TrueFalse, Worded
 
 __all__ = ["BUILT_IN", "COMMONSENSE", "FOR_OPTIONS", "FOR_TRUTHS", "GROUP", "INSTRUCTION", "PASSAGES", "PASSAGES_OF"]
 __all__ += ["SAME_INSTRUCTION", "TASKS"]
@@ -35,4 +35,4 @@ __all__ += [
     "Questions",
     "Task",
 ]
-__all__ += ["TrueFalse", "Turn", "name_here", "split_names", "unknown_names"]
+__all__ += ["RESPONSE_LEAD", "Bare", "TrueFalse", "Turn", "Worded", "name_here", "split_names", "unknown_names"]

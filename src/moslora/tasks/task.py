@@ -14,7 +14,7 @@ from moslora.choices import Split
 from moslora.errors import some
 
 from .matching import Match
-from .wording import Numbered, OpenEnded, Plain, TrueFalse
+from .wording import OpenEnded, Worded
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
@@ -28,23 +28,19 @@ AUTOMATIC = "auto"
 """`Task.cluster` of a task whose rows tell what groups its questions."""
 
 
-Wording = Numbered | TrueFalse | OpenEnded | Plain
-"""How a task words its questions; `Plain` of a set of texts."""
-
-
 class Kind:
     """What a question, or its task, is by its wording."""
 
-    wording: Wording | None
+    wording: Worded | None  # ``None`` of an example of the eight sets and of a bare instruction
 
     @property
     def is_text(self) -> bool:
-        return isinstance(self.wording, Plain)
+        return self.wording is not None and self.wording.is_text
 
     @property
     def is_open_ended(self) -> bool:
         """Whether it is answered in words, without options."""
-        return isinstance(self.wording, OpenEnded)
+        return self.wording is not None and self.wording.is_open_ended
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Example(Kind):
     # further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``); the trained text of an
     # open-ended question, if it is not its usual answer, as `RESPONSE`
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-    wording: Wording | None = None  # its task's, if that is not among the eight
+    wording: Worded | None = None  # its task's, if that is not among the eight
     # text that it shares with the other questions of its cluster, empty for none; ``None`` where its task does not say
     # (`moslora.tasks.clusters`)
     cluster: str | None = None
@@ -236,7 +232,7 @@ class Task(Kind):
 
     name: str  # as in recipes and tables
     columns: Columns  # how its rows are read
-    wording: Wording  # how its questions are worded
+    wording: Worded  # how its questions are worded
     splits: Mapping[Split, str] = field(hash=False)  # our split -> hub split, or the file of a set without a hub
     hub: Hub | None = None  # where it lies on the hub; ``None`` for local files
     held_out: float = 0.1  # share of the training rows that are the test rows of a set without any

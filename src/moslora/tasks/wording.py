@@ -33,6 +33,9 @@ class ExampleTexts(Protocol):
 Asked = tuple[str | None, str]
 """Context and question."""
 
+RESPONSE_LEAD = "the correct answer is "
+"""Beginning of the response to a question with options, before the label."""
+
 
 class Option(NamedTuple):
     """An option of a question as text, or the response of an open-ended one."""
@@ -45,11 +48,34 @@ class Option(NamedTuple):
 
 
 class Worded:
-    """What the wordings of questions share."""
+    """How a row is worded."""
 
+    is_text: ClassVar[bool] = False  # it is a text, about which nothing is asked
+    is_open_ended: ClassVar[bool] = False  # it is answered in words, without options
     has_passage: ClassVar[bool] = False  # the context is a passage, which instructions leave out
-    shown: str
-    cloze: str
+    shown: str = "{question}"  # the question as asked, for an example that has a context
+    cloze: str = ""  # prompt of format ``cloze``; empty if there is none
+    most: int | None = None  # number of options in LLM-Adapters' expression; ``None`` for as many as a question has
+
+    def render(self, question: str, choices: tuple[str, ...]) -> str:
+        """LLM-Adapters' ``instruction``; by default the question alone."""
+        return question
+
+    def parse(self, text: str) -> tuple[str, tuple[str, ...]] | None:
+        """Question and choices that `render` turns into exactly ``text``; ``None`` if there are none."""
+        return None
+
+    def labels(self, count: int) -> tuple[str, ...]:
+        """Labels of so many options."""
+        return ()
+
+    def names(self, example: ExampleTexts) -> tuple[str, ...]:
+        """Labels of the example's options: "true" and "false", "answer1", …"""
+        return self.labels(len(example.choices))
+
+    def response(self, example: ExampleTexts, index: int) -> str:
+        """LLM-Adapters' ``output`` if option ``index`` is right."""
+        return RESPONSE_LEAD + self.names(example)[index]
 
     def full_question(self, example: ExampleTexts) -> str:
         """The question with its context where the task joins them (of the eight sets, SIQA and HellaSwag)."""
@@ -96,12 +122,10 @@ class Numbered(Worded):
 
     head: str  # opening words
     stem: str  # label without its number, such as "solution"
-    # number of options in LLM-Adapters' regular expression; ``None`` for as many as a question has
     most: int | None = None
     between: str = " "  # text between two options
     before_format: str = "\n\n"  # text between the last option and "Answer format"
-    # the question as asked, of ``{context}`` and ``{question}``, for an example that has a context
-    shown: str = "{question}"
+    shown: str = "{question}"  # of ``{context}`` and ``{question}``
     cloze: str = "Question: {question}\nAnswer:"  # that an option's text answers; ``{context}`` is shown apart
 
     def labels(self, count: int) -> tuple[str, ...]:
@@ -123,7 +147,6 @@ class Numbered(Worded):
         return text + self._ending(count)
 
     def parse(self, text: str) -> tuple[str, tuple[str, ...]] | None:
-        """The question and choices that `render` turns into exactly ``text``, or None."""
         _, _, named = text.rpartition("Answer format: ")
         count = named.count("/") + 1
         if not 2 <= count <= (self.most or count):
@@ -225,8 +248,17 @@ class OpenEnded(Worded):
     shown: str = "{question}"
     cloze: str = "Question: {question}\nAnswer:"
 
+    is_open_ended: ClassVar[bool] = True
+
     def render(self, question: str, choices: tuple[str, ...]) -> str:
         return self.head + question
+
+    def names(self, example: ExampleTexts) -> tuple[str, ...]:
+        """The response alone."""
+        return (example.response,)
+
+    def response(self, example: ExampleTexts, index: int) -> str:
+        return example.response
 
     def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """The response, which is the only text that is trained on."""
@@ -239,5 +271,18 @@ class OpenEnded(Worded):
 
 
 @dataclass(frozen=True)
-class Plain:
+class Bare(Worded):
+    """An instruction as it is, with whole responses for options."""
+
+    def names(self, example: ExampleTexts) -> tuple[str, ...]:
+        return tuple(choice.removeprefix(RESPONSE_LEAD) for choice in example.choices)
+
+    def response(self, example: ExampleTexts, index: int) -> str:
+        return example.choices[index]
+
+
+@dataclass(frozen=True)
+class Plain(Worded):
     """A text by itself: nothing is asked about it, its own probability is measured."""
+
+    is_text: ClassVar[bool] = True
