@@ -85,8 +85,8 @@ def by_method(found: ScoredExperiment) -> dict[str, list[AtRate]]:
         one = AtRate(
             is_best=arm == method_of(arm),
             rate=found.row(arm).rate or 0.0,
-            gained=np.array([change(GAINED, run, found.base) for run in runs]),
-            forgotten=np.array([change(FORGOTTEN, run, found.base) for run in runs]),
+            gained=np.array([change(GAINED, run.evaluation, found.base) for run in runs]),
+            forgotten=np.array([change(FORGOTTEN, run.evaluation, found.base) for run in runs]),
             held_out=np.array([run.validation_loss for run in runs], dtype=float),
         )
         methods.setdefault(method_of(arm), []).append(one)
@@ -156,7 +156,7 @@ def made_of(found: ScoredExperiment) -> str:
     seeds = " or ".join(str(number) for number in sorted({len(arm.runs) for arm in found.arms}))
     tasks = found.tasks(GAINED).split(",")
     questions = sum(len(found.first_run.tasks[task].ids) for task in tasks)
-    conditions = found.first_run.conditions
+    conditions = found.first_run.evaluation.conditions
     torch = conditions.versions.get("torch") if conditions else None
     devices = dict.fromkeys(row.device for row in found.rows if row.device is not None)
     where = "; ".join(f"{device}, torch {torch}" for device in devices) or "Machine not recorded"

@@ -19,6 +19,7 @@ from benchmarks import DOCS
 from benchmarks.commands import command
 from benchmarks.svg import canvas_of, from_report, write_pictures
 from moslora.compare.arms import Arm, all_runs, load_arms
+from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.comparison import compare_arms
 from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
@@ -66,7 +67,7 @@ class ScoredExperiment:
         return next(row for row in self.rows if row.arm == arm)
 
     @property
-    def first_run(self) -> Evaluation:
+    def first_run(self) -> ComparedRun:
         return next(iter(self.arms[0].runs.values()))
 
     @cached_property
@@ -83,8 +84,8 @@ class ScoredExperiment:
             found[outcome] = {one.after: (one, member) for one, member in zip(contrasts, members, strict=True)}
         return found
 
-    def asked_as_base(self, base: Evaluation) -> dict[str, list[Evaluation]]:
-        """Arm -> the answers of its runs to the questions of the base."""
+    def asked_as_base(self, base: Evaluation) -> dict[str, list[ComparedRun]]:
+        """Arm -> its runs with their answers to the questions of the base."""
         asked = {task: answers.ids for task, answers in base.tasks.items()}
         return {arm.name: [run.only(asked) for run in arm.runs.values()] for arm in self.arms}
 
@@ -102,7 +103,7 @@ def load(folder: Path) -> ScoredExperiment:
     arms.sort(key=lambda arm: arm.name != index.contrast[0])
     if arms[0].name != index.contrast[0]:
         raise SystemExit(f"{folder}: no scored run of {index.contrast[0]}, which the others are against")
-    evaluations = all_runs(arms)
+    evaluations = evaluations_of(all_runs(arms))
     shared, _ = in_common(evaluations)
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     base = evaluations[0].base
@@ -177,7 +178,7 @@ def figures(found: ScoredExperiment) -> dict[str, Markup | None]:
             )
         if found.base is not None:
             asked = found.asked_as_base(found.base)
-            runs = [(arm, run) for arm, of_arm in asked.items() for run in of_arm]
+            runs = [(arm, run.evaluation) for arm, of_arm in asked.items() for run in of_arm]
             drawn["gain-and-forgetting"] = gain_and_forgetting(canvas, runs, found.base)
     return drawn
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moslora.choices import DType, SizeName
 from moslora.compare.arms import Arm
+from moslora.compare.compared_run import ComparedRun
 from moslora.compare.comparison import compare_arms
 from moslora.compare.conclusion import lines
 from moslora.compare.display import tables
@@ -146,7 +147,7 @@ def _scored(out: Path, name: str) -> Arm:
     target = open_target(str(out), base=name == "base")
     results, folder = evaluate_target(target)
     evaluation = Evaluation.of(folder, results.conditions, results.predictions)
-    return Arm(name, {None: evaluation})
+    return Arm(name, {None: ComparedRun.of(evaluation)})
 
 
 def fast_dtype() -> DType:

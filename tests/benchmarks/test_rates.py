@@ -10,8 +10,8 @@ from scipy import stats
 from benchmarks.article import rates, results
 from benchmarks.svg import from_report
 from compare_kit import base, base_row, drawn, row, with_texts, write_experiment
+from moslora.compare.compared_run import ComparedRun
 from moslora.report.canvas import Canvas
-from moslora.runs.evaluation import Evaluation
 
 RATES = {"lora-low": 1e-3, "lora": 2e-3, "lora-high": 4e-3, "moelora-low": 4e-3, "moelora": 8e-3}
 SEEDS = (0, 1, 2)
@@ -24,11 +24,11 @@ def nats(arm: str, seed: int) -> float:
     return 1 + 10 * RATES[arm] + 0.02 * (seed == 1)
 
 
-def answers(arm: str, seed: int) -> Evaluation:
+def answers(arm: str, seed: int) -> ComparedRun:
     return with_texts(drawn(seed, gain=5 * RATES[arm], arm=arm), nats(arm, seed))
 
 
-def log_p(run: Evaluation) -> float:
+def log_p(run: ComparedRun) -> float:
     return float(np.mean([np.mean(run.tasks[task].outcomes["log_probability"]) for task in UNTRAINED.tasks]))
 
 

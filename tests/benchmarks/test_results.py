@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.article import results
 from compare_kit import base, base_row, drawn, row, with_tasks, with_texts, write_experiment
-from moslora.runs.evaluation import Evaluation
+from moslora.compare.compared_run import ComparedRun
 
 METHODS = ("lora", "moslora", "two-subspace", "flora", "lora-xs", "dora")
 UNTRAINED = with_texts(base(gain=-0.02), 0.9)
@@ -51,7 +51,7 @@ def test_the_intervals_hold_for_all_arms_at_once(drawn_folder):
 def test_two_arms_and_questions_that_one_run_lacks(tmp_path):
     """MoSLoRA with seed 1 lacks three, and the base five others."""
 
-    def without(run: Evaluation, task: str, count: int) -> Evaluation:
+    def without(run: ComparedRun, task: str, count: int) -> ComparedRun:
         return with_tasks(run, {**run.tasks, task: run.tasks[task].only(run.tasks[task].ids[count:])})
 
     rows = [base_row(without(UNTRAINED, "siqa", 5))]

@@ -9,6 +9,7 @@ from scipy import stats
 from compare_kit import CONDITIONS, SIZES, WIDE, base, drawn, drawn_arms, with_tasks, write_experiment
 from message_kit import in_order, says
 from moslora.compare.arms import Arm, cluster_codes
+from moslora.compare.compared_run import ComparedRun
 from moslora.compare.comparison import compare_arms, compare_paths, compare_planned
 from moslora.compare.conclusion import lines
 from moslora.compare.display import probability, tables
@@ -17,7 +18,6 @@ from moslora.compare.margin import Margin
 from moslora.compare.tables import read_tables, write_tables
 from moslora.errors import UsageError
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.evaluation import Evaluation
 from moslora.runs.scores import MACRO
 
 GAINS = {"lora": 0.0, "init-only": 0.0, "learned": 0.08}
@@ -34,7 +34,7 @@ def arms(**runs):
     """Arms of one run, or of one for each seed."""
     made = []
     for name, of_arm in runs.items():
-        if isinstance(of_arm, Evaluation):
+        if isinstance(of_arm, ComparedRun):
             of_arm = {of_arm.seed: of_arm}
         made.append(Arm(name, {**of_arm}))
     return made

@@ -8,9 +8,20 @@ import pytest
 from scipy import stats
 
 from cli_kit import run
-from compare_kit import WIDE, answered_as, asked_as, base, base_row, drawn, drawn_arms, write_experiment
+from compare_kit import (
+    WIDE,
+    answered_as,
+    asked_as,
+    base,
+    base_row,
+    drawn,
+    drawn_arms,
+    with_evaluation,
+    write_experiment,
+)
 from message_kit import says
 from moslora.compare.arms import Arm
+from moslora.compare.compared_run import evaluations_of
 from moslora.compare.comparison import compare_arms, compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.contrast import Contrast
@@ -111,7 +122,7 @@ def arms_beside(untrained, *, gain):
     for name in ("lora", "same"):
         run = drawn(0, gain=gain, sizes=WIDE, arm=name)
         if untrained is not None:
-            run = replace(run, base=untrained)
+            run = with_evaluation(run, base=untrained.evaluation)
         found.append(Arm(name, {0: run}))
     return found
 
@@ -130,10 +141,10 @@ def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_
     found = compare_paths([experiment]).within(Margin(0.2, of_gain=True))
     ((head, *rows),) = tables(found)
     assert head[4].startswith("gain over base") and any("% of the gain" in column for column in head)
-    untrained = base_of_all([run for arm in found.arms for run in arm.runs.values()])
+    untrained = base_of_all([run.evaluation for arm in found.arms for run in arm.runs.values()])
     assert untrained is not None and list(untrained.tasks) == list(WIDE)
     for row, arm in zip(rows, found.arms, strict=True):
-        gain = gain_of(list(arm.runs.values()), untrained, OUTCOMES["log_probability"])
+        gain = gain_of(evaluations_of(arm.runs.values()), untrained, OUTCOMES["log_probability"])
         assert gain is not None and gain.difference == pytest.approx(expected_gain(found, row[0]))
         low, high = gain.interval
         assert row[4] == f"{gain.difference:+.4f} ({low:+.4f} to {high:+.4f})"

@@ -68,8 +68,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     scored = [one for one in found if one.role == "scored" and not one.diverged]
     for one in scored:
         assert one.evaluation is not None and one.evaluation.conditions == CONDITIONS
-        assert one.evaluation.validation_loss == one.validation_loss
-        assert_same_answers(one.evaluation.base, UNTRAINED)
+        assert_same_answers(one.evaluation.base, UNTRAINED.evaluation)
 
 
 def test_the_same_runs_are_the_same_bytes_and_change_when_they_change(tmp_path):

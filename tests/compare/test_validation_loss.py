@@ -6,7 +6,7 @@ from scipy import stats
 
 from compare_kit import base, base_row, drawn, row, write_experiment
 from message_kit import in_order, says
-from moslora.compare.arms import Arm
+from moslora.compare.arms import HELD_OUT, Arm
 from moslora.compare.comparison import compare_arms, compare_paths
 from moslora.compare.conclusion import lines
 from moslora.compare.display import tables
@@ -14,7 +14,6 @@ from moslora.compare.margin import Margin
 from moslora.compare.statistics import effects
 from moslora.errors import UsageError
 from moslora.experiment.tables import mean_over_seeds
-from moslora.runs.evaluation import HELD_OUT
 from moslora.runs.scores import MACRO
 
 OUTCOME = "validation_loss"

@@ -28,7 +28,7 @@ def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals():
     curves = [Curve(arm, 1, {2e-3: []}) for arm in runs]
     plain = score_table(curves, runs, outcomes=OUTCOMES, seeds=4)
     assert says(" ".join(plain[0]), "arm learning rate seeds", "log p", "over seeds", "accuracy, %", "over seeds")
-    head, *rows = score_table(curves, runs, outcomes=OUTCOMES, seeds=4, base=untrained)
+    head, *rows = score_table(curves, runs, outcomes=OUTCOMES, seeds=4, base=untrained.evaluation)
     assert [head[3], head[5]] == plain[0][3:] and "gain over base" in head[4] == head[6]
     for row, plain_row, (arm, evaluations) in zip(rows, plain[1:], runs.items(), strict=True):
         assert row[:3] == [arm, "0.002", "3/4"] and [row[3], row[5]] == plain_row[3:]
@@ -48,12 +48,13 @@ def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals():
 
 
 def test_a_gain_is_of_the_same_questions_or_unknown():
-    runs = [drawn(seed) for seed in range(2)]
+    runs = [drawn(seed).evaluation for seed in range(2)]
+    untrained = base().evaluation
     fewer = replace(runs[1], tasks={**runs[1].tasks, "obqa": runs[1].tasks["obqa"].at(range(9))})
-    assert gain_of([runs[0], fewer], base(), NAMED["accuracy"]) is None
+    assert gain_of([runs[0], fewer], untrained, NAMED["accuracy"]) is None
     written = {task: replace(answers, outcomes={}) for task, answers in runs[1].tasks.items()}
-    assert gain_of([runs[0], replace(runs[1], tasks=written)], base(), NAMED["accuracy"]) is None
-    assert gain_of(runs, base(), NAMED["brier"]) is None and gain_of([], base(), NAMED["accuracy"]) is None
+    assert gain_of([runs[0], replace(runs[1], tasks=written)], untrained, NAMED["accuracy"]) is None
+    assert gain_of(runs, untrained, NAMED["brier"]) is None and gain_of([], untrained, NAMED["accuracy"]) is None
 
 
 @pytest.mark.parametrize("margin", ["20%", "0.005", None])

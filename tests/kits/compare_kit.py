@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from moslora.compare.compared_run import ComparedRun
 from moslora.compare.index import ArmCard, Card, ExperimentIndex
 from moslora.compare.tables import TableRun, write_tables
 from moslora.recipe import load_recipe
@@ -28,7 +29,7 @@ def drawn(
     sizes: Mapping[str, int] = SIZES,
     conditions: Conditions = CONDITIONS,
     **adapter: Any,
-) -> Evaluation:
+) -> ComparedRun:
     """A run: questions as hard as in every other one, answers by its seed and adapter, right ones more by ``gain``."""
     hard = np.random.default_rng(0)
     draw = np.random.default_rng([seed, *str(adapter).encode()])
@@ -47,37 +48,42 @@ def drawn(
         )
     made = {"data.rows": "100", "trained_rows": "100", "steps": "50", f"rows.{seed}": f"rows of {seed}"}
     path = Path(f"run-{seed}")
-    return Evaluation(path, conditions, tasks, path=path, name=f"run-{seed}", seed=seed, made=made)
+    return ComparedRun(Evaluation(path, conditions, tasks), path, name=f"run-{seed}", seed=seed, made=made)
 
 
-def with_tasks(run: Evaluation, tasks: Mapping[str, TaskAnswers]) -> Evaluation:
+def with_evaluation(run: ComparedRun, **changes: Any) -> ComparedRun:
+    """The run with another evaluation in these fields."""
+    return replace(run, evaluation=replace(run.evaluation, **changes))
+
+
+def with_tasks(run: ComparedRun, tasks: Mapping[str, TaskAnswers]) -> ComparedRun:
     """The run with these answers instead of its own."""
-    return replace(run, tasks=tasks)
+    return with_evaluation(run, tasks=tasks)
 
 
-def asked_as(run: Evaluation, **conditions: Any) -> Evaluation:
+def asked_as(run: ComparedRun, **conditions: Any) -> ComparedRun:
     """The run as if it had been asked under these conditions."""
-    assert run.conditions is not None
-    return replace(run, conditions=replace(run.conditions, **conditions))
+    assert run.evaluation.conditions is not None
+    return with_evaluation(run, conditions=replace(run.evaluation.conditions, **conditions))
 
 
-def answered_as(run: Evaluation, **weights: Any) -> Evaluation:
+def answered_as(run: ComparedRun, **weights: Any) -> ComparedRun:
     """The run as if its model had been this one."""
     return asked_as(run, answered_by=replace(ADAPTED, **weights))
 
 
-def base(**changes: Any) -> Evaluation:
+def base(**changes: Any) -> ComparedRun:
     """The model before training."""
     return replace(answered_as(drawn(99, **changes), adapter=None), made={}, seed=None)
 
 
-def row(arm: str, answers: Evaluation, *, rate: float = 1e-3, **facts: Any) -> TableRun:
-    """The row of a scored run with these answers."""
-    return TableRun(arm, rate, answers.seed, "scored", evaluation=answers, **facts)
+def row(arm: str, run: ComparedRun, *, rate: float = 1e-3, **facts: Any) -> TableRun:
+    """The row of a scored run."""
+    return TableRun(arm, rate, run.seed, "scored", evaluation=run.evaluation, **facts)
 
 
-def base_row(answers: Evaluation) -> TableRun:
-    return TableRun(None, None, None, "base", evaluation=answers)
+def base_row(run: ComparedRun) -> TableRun:
+    return TableRun(None, None, None, "base", evaluation=run.evaluation)
 
 
 def write_experiment(folder: Path, rows: Sequence[TableRun], *, contrasts: Sequence[tuple[str, str]]) -> Path:
@@ -93,12 +99,12 @@ def write_experiment(folder: Path, rows: Sequence[TableRun], *, contrasts: Seque
     return folder
 
 
-def with_texts(answers: Evaluation, nats: float) -> Evaluation:
+def with_texts(run: ComparedRun, nats: float) -> ComparedRun:
     """With twenty texts, of which every byte costs the model ``nats``, some more and some less."""
     ids = tuple(f"{TEXTS}/test/{number:02}" for number in range(20))
     column = tuple((nats + 0.1 * np.sin(np.arange(20))).tolist())
     texts = TaskAnswers(ids, (), {"nats_per_byte": column})
-    return with_tasks(answers, {**answers.tasks, TEXTS: texts})
+    return with_tasks(run, {**run.tasks, TEXTS: texts})
 
 
 def drawn_arms(gains: Mapping[str, float], *, seeds: int) -> list[TableRun]:
@@ -106,5 +112,6 @@ def drawn_arms(gains: Mapping[str, float], *, seeds: int) -> list[TableRun]:
     rows = []
     for arm, gain in gains.items():
         for seed in range(seeds):
-            rows.append(row(arm, drawn(seed, gain=gain, sizes=WIDE, arm=arm).restricted_to(WIDE, 256)))
+            run = drawn(seed, gain=gain, sizes=WIDE, arm=arm)
+            rows.append(row(arm, replace(run, evaluation=run.evaluation.restricted_to(WIDE, 256))))
     return rows

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from moslora.compare.compared_run import ComparedRun
 from moslora.compare.find import find
 from moslora.compare.law import Floats
 from moslora.compare.statistics import Codes
 from moslora.errors import UsageError, some
-from moslora.runs.evaluation import HELD_OUT, Evaluation
+from moslora.runs.evaluation import Evaluation
+from moslora.runs.outcomes import Outcome
 from moslora.runs.run import is_run
 
 SEED_AT_END = re.compile(r"[-_.=]*(seed|s)?[-_.=]*\d+$")
@@ -30,17 +32,17 @@ class Arm:
     """
 
     name: str
-    runs: dict[int | None, Evaluation]
+    runs: dict[int | None, ComparedRun]
 
     @property
     def trained(self) -> bool:
         return None not in self.runs
 
-    def each(self, change: Callable[[Evaluation], Evaluation]) -> "Arm":
+    def each(self, change: Callable[[ComparedRun], ComparedRun]) -> "Arm":
         return replace(self, runs={seed: change(run) for seed, run in self.runs.items()})
 
 
-def all_runs(arms: Sequence[Arm]) -> list[Evaluation]:
+def all_runs(arms: Sequence[Arm]) -> list[ComparedRun]:
     """The runs of all arms, arm by arm."""
     return [run for arm in arms for run in arm.runs.values()]
 
@@ -56,17 +58,17 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
     """
     found = find(paths, evaluation=evaluation, cluster=cluster)
     if len(paths) == 1 and is_run(paths[0]):
-        base = found[0].base
+        base = found[0].evaluation.base
         if base is None:
             command = f"moslora eval {shlex.quote(str(paths[0]))} --base"
             raise UsageError(f"{paths[0]}: its base was not asked; give another run, or ask it likewise: {command}")
-        found = [base, *found]
+        found = [ComparedRun.of(base), *found]
     return arms_of(found)
 
 
-def arms_of(runs: Sequence[Evaluation]) -> list[Arm]:
+def arms_of(runs: Sequence[ComparedRun]) -> list[Arm]:
     """The arms of these runs, named by what their names have in common, or by the folder around them, or by path."""
-    groups: dict[str, dict[int | None, Evaluation]] = {}
+    groups: dict[str, dict[int | None, ComparedRun]] = {}
     for run in runs:
         group = groups.setdefault(str(run.path) if len(runs) == 2 else run.arm, {})
         twin = group.setdefault(run.seed, run)
@@ -85,7 +87,7 @@ def arms_of(runs: Sequence[Evaluation]) -> list[Arm]:
     return [Arm(name, group) for name, group in zip(names, groups.values(), strict=True)]
 
 
-def _common_name(group: Iterable[Evaluation]) -> str:
+def _common_name(group: Iterable[ComparedRun]) -> str:
     """The name of all runs, or what is left without a seed at its end; empty if that differs."""
     names = {run.name for run in group}
     if len(names) > 1:  # one name is an experiment's arm, which may end in a number
@@ -103,7 +105,7 @@ def are_paired_by_seed(before: Arm, after: Arm) -> bool:
     return before.trained and after.trained and max(len(before.runs), len(after.runs)) > 1
 
 
-def pairs(before: Arm, after: Arm) -> list[tuple[Evaluation, Evaluation]]:
+def pairs(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed. There may
     be none, also where those of either arm diverged."""
     if are_paired_by_seed(before, after):
@@ -130,14 +132,19 @@ def cluster_codes(runs: Sequence[Evaluation]) -> dict[str, Codes]:
     return found
 
 
-def values(runs: Sequence[Evaluation], outcome: str) -> dict[str, Floats]:
-    """Task -> the outcome of every question under every seed, shape ``(S, n)``."""
-    found = {}
-    for task in runs[0].tasks:
-        array = np.array([run.tasks[task].outcomes[outcome] for run in runs], float)
+HELD_OUT = "held-out rows"
+"""What stands for a task where an outcome of runs is compared."""
+
+
+def values(runs: Sequence[ComparedRun], outcome: Outcome) -> dict[str, Floats]:
+    """Task -> the outcome of every question under every seed, shape ``(S, n)``; of an outcome of runs shape
+    ``(S, 1)``."""
+    arrays = {HELD_OUT: np.array([[run.validation_loss] for run in runs], float)}
+    if not outcome.of_runs:
+        arrays = {task: np.array([run.tasks[task].outcomes[outcome.name] for run in runs]) for task in runs[0].tasks}
+    for task, array in arrays.items():
         if not np.isfinite(array).all():
-            raise UsageError(f"{task}: {outcome} is not finite for some questions; compare another metric")
-        if array.shape[1] < 2 and task != HELD_OUT:
+            raise UsageError(f"{task}: {outcome.name} is not finite for some questions; compare another metric")
+        if array.shape[1] < 2 and not outcome.of_runs:
             raise UsageError(f"{task}: a comparison needs at least two questions; evaluate with a higher --limit")
-        found[task] = array
-    return found
+    return arrays

@@ -1,12 +1,13 @@
 """May these runs be compared? How they were asked, and their bases, rows and steps, must be alike."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from moslora.compare.arms import SEEDS, Arm, all_runs, cluster_codes
+from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.logs import HASHES, PROMPT
 from moslora.console import note, note_once
 from moslora.errors import UsageError, capped, counted, some
@@ -34,10 +35,15 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
 def asked_the_same(one: Evaluation, other: Evaluation) -> bool:
     """Whether both answered the same questions, asked in the same way."""
     questions, others = ({task: answers.ids for task, answers in its.tasks.items()} for its in (one, other))
-    return questions == others and not differently_asked([one, other])
+    return questions == others and not differently_asked([ComparedRun.of(one), ComparedRun.of(other)])
 
 
-def differently_asked(runs: Sequence[Evaluation]) -> dict[str, str]:
+def have_one_base(evaluations: Iterable[Evaluation]) -> bool:
+    """Whether all are of the same base, in the same precision."""
+    return not of_other_bases([*map(ComparedRun.of, evaluations)])
+
+
+def differently_asked(runs: Sequence[ComparedRun]) -> dict[str, str]:
     """The differences in protocol, template and questions. The limit in tokens is none if it cut nothing in any."""
     tables = [answers for run in runs for answers in run.tasks.values()]
     limit_matters = any(any(its.truncated) or len(its.truncated) < len(its.ids) for its in tables)  # or not known
@@ -46,37 +52,38 @@ def differently_asked(runs: Sequence[Evaluation]) -> dict[str, str]:
         way = facts_of(run, Changes.ASKED)
         if not limit_matters:
             way.pop("max_length", None)
-        ways.append(way | {f"questions of {task}": str(run.data.get(task))[:8] for task in run.tasks})
+        ways.append(way | {f"questions of {task}": str(run.evaluation.data.get(task))[:8] for task in run.tasks})
     return _differences(runs, ways)
 
 
-def differently_made(runs: Sequence[Evaluation]) -> dict[str, str]:
+def differently_made(runs: Sequence[ComparedRun]) -> dict[str, str]:
     """The differences in base, rows and steps, which may be meant."""
     return {**of_other_bases(runs), **_differences(runs, [run.made for run in runs])}
 
 
-def of_other_bases(runs: Sequence[Evaluation]) -> dict[str, str]:
+def of_other_bases(runs: Sequence[ComparedRun]) -> dict[str, str]:
     """The differences of their bases, in the precision in which they were asked. A base with the fingerprint of one
     before has its name, as the same may lie in several folders."""
     names: dict[str | None, str] = {}
     bases = []
     for run in runs:
         base = facts_of(run, Changes.BASE)
-        if run.weights is not None:
+        if run.evaluation.weights is not None:
             fingerprint = base.pop("fingerprint")
             # The last part of a path, as the same folder may be written in several ways.
-            name = str(run.weights.base).rstrip("/").rpartition("/")[2]
+            name = str(run.evaluation.weights.base).rstrip("/").rpartition("/")[2]
             base["base"] = names.setdefault(fingerprint, f"{name} ({fingerprint})")
         bases.append(base)
     return _differences(runs, bases)
 
 
-def facts_of(run: Evaluation, *changing: Changes) -> dict[str, Any]:
+def facts_of(run: ComparedRun, *changing: Changes) -> dict[str, Any]:
     """The facts of its conditions that change one of ``changing``; empty if they are not known, as of a log."""
-    return run.conditions.facts(*changing) if run.conditions else {}
+    conditions = run.evaluation.conditions
+    return conditions.facts(*changing) if conditions else {}
 
 
-def _differences(runs: Sequence[Evaluation], fields: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _differences(runs: Sequence[ComparedRun], fields: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Field -> its value in the first run that has it, and the first other one; of the ``fields`` of each run."""
     first: dict[str, tuple[Any, Path]] = {}
     found: dict[str, str] = {}
@@ -88,7 +95,7 @@ def _differences(runs: Sequence[Evaluation], fields: Sequence[Mapping[str, Any]]
     return found
 
 
-def refuse_other_prompts(runs: Sequence[Evaluation], *, allowed: Sequence[str]) -> None:
+def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str]) -> None:
     """Refuses logs of the same ids of which a hash says that something else was asked: the first, as other data have
     other prompts."""
     first = runs[0]
@@ -115,7 +122,8 @@ def note_what_differs(arms: Sequence[Arm]) -> None:
     short = [{key.rpartition(".")[2]: value[:20] for key, value in its.items()} for its in made_with]
     for values in _differences(runs, short).values():
         note(f"{values}; this may change scores")
-    clusters = [f"{task} {len(codes):,} in {codes.max() + 1:,}" for task, codes in cluster_codes(runs).items()]
+    codes_by_task = cluster_codes(evaluations_of(runs))
+    clusters = [f"{task} {len(codes):,} in {codes.max() + 1:,}" for task, codes in codes_by_task.items()]
     if clusters:
         counts = some(clusters, most=8)
         note_once(f"clusters: {counts}; equal questions, and those that share a text or a source, count together")

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from moslora.compare.arms import SEEDS, Arm, all_runs, load_arms, pairs
 from moslora.compare.comparable import note_what_differs, refuse_mixed, refuse_other_prompts
+from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.contrast import Contrast, contrast_of
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
 from moslora.console import note
 from moslora.errors import UsageError, some
-from moslora.runs.evaluation import VALIDATION_LOSS, Evaluation, in_common
+from moslora.runs.evaluation import in_common
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
@@ -128,8 +129,9 @@ def compare_arms(
     arms = _restricted(arms, tasks, outcome)
     refuse_mixed(arms, allowed=allowed)
     runs = all_runs(arms)
-    shared, left_out = in_common(runs)
-    if not shared:
+    shared, left_out = in_common(evaluations_of(runs))
+    of_runs = [one for one in OUTCOMES.values() if one.of_runs and one.name == outcome]
+    if not (shared or of_runs):
         paths = some((run.path for run in runs), separator=" and ")
         raise UsageError(
             f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit, evaluation.skip)"
@@ -138,13 +140,15 @@ def compare_arms(
     runs = all_runs(arms)
     note_what_differs(arms)
     refuse_other_prompts(runs, allowed=allowed)
-    compared = _outcome(runs, outcome)
+    compared = of_runs[0] if of_runs else _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
     unknown = set().union(*contrasts) - by_name.keys()
     if unknown:
         raise UsageError(f"contrast: no arm {', '.join(sorted(unknown))}; must be two among {', '.join(by_name)}")
     trained = [arm for arm in arms if arm.trained]
-    base = base_of_all(all_runs(trained)) if len(trained) > 1 else None  # one alone is held against its base itself
+    base = None
+    if len(trained) > 1:  # one alone is held against its base itself
+        base = base_of_all(evaluations_of(all_runs(trained)))
 
     def made(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         both = [(by_name[one], by_name[other]) for one, other in names]
@@ -163,8 +167,8 @@ def compare_arms(
 
 def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> list[Arm]:
     """The arms with these tasks alone, names separated by commas, or with all: with texts if the outcome is one of
-    texts, or there is nothing else; otherwise with questions. If it is one of runs, each has it in the place of
-    answers."""
+    texts, or there is nothing else; otherwise with questions. For an outcome of runs, which each must have, they are
+    without answers."""
     tables = {task: answers for run in all_runs(arms) for task, answers in run.tasks.items()}
     group = [task for task in COMMONSENSE if task in tables]
     names = split_names(tasks or "", group=group or [GROUP]) or list(tables)
@@ -173,7 +177,7 @@ def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> 
         raise UsageError("\n".join(faults))
     known = OUTCOMES.get(outcome or "")
     if known and known.of_runs:
-        return [arm.each(_with_validation_loss) for arm in arms]
+        return [arm.each(_with_loss_alone) for arm in arms]
     texts = [name for name in names if OF_TEXTS in tables[name].outcomes]
     kept = [name for name in names if name not in texts]
     if not kept or (texts and outcome == OF_TEXTS):
@@ -183,18 +187,17 @@ def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> 
     return [arm.each(lambda run: run.restricted_to(kept)) for arm in arms]
 
 
-def _with_validation_loss(run: Evaluation) -> Evaluation:
-    """The run with its validation loss in the place of answers, which it must have."""
-    found = run.with_validation_loss
-    if not found.tasks:
+def _with_loss_alone(run: ComparedRun) -> ComparedRun:
+    """The run without its answers, which must have a validation loss."""
+    if run.validation_loss is None:
         raise UsageError(
-            f"{run.path}: no {VALIDATION_LOSS}, which only a trained run with data.validation_rows has, in its"
+            f"{run.path}: no validation_loss, which only a trained run with data.validation_rows has, in its"
             " metrics.jsonl"
         )
-    return found
+    return run.only({})
 
 
-def _outcome(runs: Sequence[Evaluation], chosen: str | None) -> Outcome:
+def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> Outcome:
     """The ``chosen`` outcome, or the first of `DEFAULTS` that all runs have of all tasks, or the only one they have."""
     tables = [answers for run in runs for answers in run.tasks.values()]
     shared = [name for name in tables[0].outcomes if all(table.outcomes.get(name) for table in tables)]

@@ -7,6 +7,7 @@ from statistics import mode
 import numpy as np
 
 from moslora.compare.arms import SEEDS, Arm, are_paired_by_seed, cluster_codes, pairs, values
+from moslora.compare.compared_run import evaluations_of
 from moslora.compare.law import Floats
 from moslora.compare.statistics import Codes, Effect, effects, effects_unpaired
 from moslora.errors import UsageError
@@ -129,7 +130,7 @@ def contrast_of(
         for task, answers in ones[0].tasks.items():
             majority[task] = np.equal(answers.gold, mode(answers.gold)).astype(float)
     tables = base.tasks if base is not None and before.trained and after.trained else {}
-    y_before, y_after = values(ones, outcome.name), values(others, outcome.name)
+    y_before, y_after = values(ones, outcome), values(others, outcome)
     return Contrast(
         before=before.name,
         after=after.name,
@@ -137,7 +138,7 @@ def contrast_of(
         seeds=seeds,
         y={task: (y_before[task], y_after[task]) for task in y_before},
         majority=majority,
-        clusters=cluster_codes([*ones, *others]),
+        clusters=cluster_codes(evaluations_of([*ones, *others])),
         base={task: np.array(answers.outcomes[outcome.name]) for task, answers in tables.items()},
         paired=paired,
         are_runs=all(run.made for run in (*ones, *others)),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moslora.compare.compared_run import ComparedRun
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.logs import log_files, read_logs
 from moslora.compare.tables import TableRun, read_tables
@@ -19,7 +20,7 @@ from moslora.runs.best import result_step
 from moslora.runs.evaluation import Evaluation, is_evaluation, read_complete
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.origin import predecessor_of
-from moslora.runs.run import Run, is_run
+from moslora.runs.run import Run, is_run, result_of
 from moslora.runs.strength import STRENGTH, strength_of
 
 OF_AN_ARM = (Changes.TRAINED, Changes.ROWS)
@@ -27,7 +28,7 @@ OF_AN_ARM = (Changes.TRAINED, Changes.ROWS)
 rows, wherever they are and however they are read, by a hash of all of them."""
 
 
-def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[Evaluation]:
+def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[ComparedRun]:
     """The evaluations at these paths, in their order. If one is a log of another program, all are.
 
     Args:
@@ -39,7 +40,7 @@ def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str |
     for path, place in zip(paths, places, strict=True):
         if places.count(place) > 1:
             raise UsageError(f"{path}: named twice; a comparison needs two different runs or logs")
-    found: list[Evaluation] = []
+    found: list[ComparedRun] = []
     for path in paths:
         index = read_index(path)
         if is_evaluation(path):
@@ -71,12 +72,16 @@ def runs_at(path: Path) -> dict[Path, str | None]:
     return {folder: arm for folder, arm in folders.items() if is_run(folder)}
 
 
-def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[Evaluation]:
+def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[ComparedRun]:
     """The scored runs of an experiment: those in its tables, and those that have a folder, which may be at another
     learning rate now. Says which have no answers, or are missing."""
     rates: dict[str | None, float] = {run.arm: run.learning_rate for run in index.runs}
     rows = [row for row in read_tables(path) if row.role == "scored" and rates.get(row.arm, row.rate) == row.rate]
-    found = [as_arm(row.evaluation, path, str(row.arm)) for row in rows if row.evaluation is not None]
+    found = []
+    for row in rows:
+        if row.evaluation is not None:
+            of_row = ComparedRun(row.evaluation, path / row.name, seed=row.seed, validation_loss=row.validation_loss)
+            found.append(as_arm(of_row, path, str(row.arm)))
     there = [run for run in index.runs if not run.diverged and is_run(path / run.folder)]
     for run in there:
         found.append(as_arm(compared_run(path / run.folder, evaluation), path, run.arm, as_planned=not evaluation))
@@ -90,38 +95,50 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
     return found
 
 
-def as_arm(found: Evaluation, experiment: Path, arm: str, *, as_planned: bool = False) -> Evaluation:
+def as_arm(found: ComparedRun, experiment: Path, arm: str, *, as_planned: bool = False) -> ComparedRun:
     """``found`` as a run of an experiment's arm, whatever its recipe; ``as_planned`` without what it was asked beyond
     its recipe."""
-    if as_planned and found.run is not None:
-        found = found.planned_by(found.run.recipe)
-    return replace(found, name=arm, arm=f"{experiment}: {arm}")
+    evaluation = found.evaluation
+    if as_planned and evaluation.run is not None:
+        evaluation = evaluation.planned_by(evaluation.run.recipe)
+    return replace(found, evaluation=evaluation, name=arm, arm=f"{experiment}: {arm}")
 
 
-def compared_run(path: Path, evaluation: str | None = None) -> Evaluation:
-    """The evaluation of the run at ``path`` that is called ``evaluation``; by default the only one, or the recipe's."""
+def compared_run(path: Path, evaluation: str | None = None) -> ComparedRun:
+    """The run at ``path`` with the evaluation of this name; by default with the only one, or the recipe's."""
     return compared(Run(path).evaluation_folder(evaluation), path=path)
 
 
-def compared(folder: Path, *, path: Path | None = None) -> Evaluation:
-    """The evaluation in ``folder``, which stands for the run at ``path`` if that is given; with its arm, and the rows
-    and steps of its run."""
-    found = replace(read_complete(folder), path=path or folder)
-    run = found.run
-    if run is None or found.of_base:
-        return found
+def compared(folder: Path, *, path: Path | None = None) -> ComparedRun:
+    """The run with the evaluation in ``folder``, which stands for the run at ``path`` if that is given; with its arm,
+    and the rows and steps of its run."""
+    evaluation = read_complete(folder)
+    run = evaluation.run
+    if run is None:
+        return replace(ComparedRun.of(evaluation), path=path or folder)
+    loss = run.validation_loss if result_of(folder) == folder else None
+    if evaluation.of_base:
+        return replace(ComparedRun.of(evaluation), path=path or folder, validation_loss=loss)
     recipe = run.recipe
     facts = run.facts
-    step = evaluated_step(found, of_result=path is not None)
+    step = evaluated_step(evaluation, of_result=path is not None)
     chosen = result_step(facts, recipe.training)
     if step not in (None, chosen):
         chosen = None
     made = {"steps": "unknown, as are its rows,"}
     if "imported" not in facts:
         made = _made(recipe, facts, step=step, chosen=chosen)
-    base = found.weights.fingerprint if found.weights else None
-    arm = arm_key(recipe, facts, base=base)
-    return replace(found, name=run.path.name, arm=arm, seed=recipe.seed, made=made, chosen_step=chosen)
+    base = evaluation.weights.fingerprint if evaluation.weights else None
+    return ComparedRun(
+        evaluation,
+        path or folder,
+        name=run.path.name,
+        arm=arm_key(recipe, facts, base=base),
+        seed=recipe.seed,
+        made=made,
+        chosen_step=chosen,
+        validation_loss=loss,
+    )
 
 
 def _made(recipe: Recipe, facts: Mapping[str, Any], *, step: int | None, chosen: int | None) -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from moslora.compare import inspect_logs
+from moslora.compare.compared_run import ComparedRun
 from moslora.data.clusters import clusters_of
 from moslora.errors import UsageError, first_line
 from moslora.runs.answers import TaskAnswers
@@ -68,7 +69,7 @@ def log_files(path: Path) -> list[Path]:
     return sorted(file for pattern in patterns for file in path.rglob(pattern))
 
 
-def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Evaluation]:
+def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[ComparedRun]:
     """The evaluations in these logs, in their order. An arm is their path without the seed that it names, so that paths
     which differ only in a seed are one; a name is what is left of it without the parts that all have.
 
@@ -89,7 +90,7 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Eval
         seed = None
         for number in SEED.findall(label):
             seed = int(number)
-        found.append(Evaluation(place, None, tasks, path=place, arm=SEED.sub("", label), seed=seed))
+        found.append(ComparedRun(Evaluation(place, None, tasks), place, arm=SEED.sub("", label), seed=seed))
     if cluster is not None and not groups:
         raise UsageError(
             f"--cluster {cluster}: groups no questions of these logs; must be a column, or a path such as doc.passage,"

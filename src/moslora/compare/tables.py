@@ -135,9 +135,7 @@ def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Seque
         run = TableRun(**{name: row[name] for name in COLUMNS[RUNS]})
         found = evaluations.get(run.key)
         if found is not None and run.role == "scored":
-            base = evaluations.get((None, None, None))
-            loss = run.validation_loss
-            found = replace(found, base=base, validation_loss=loss, path=folder / run.name, seed=run.seed)
+            found = replace(found, folder=folder / run.name, base=evaluations.get((None, None, None)))
         runs.append(replace(run, evaluation=found))
     return runs
 

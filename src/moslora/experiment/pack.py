@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moslora.compare.comparable import differently_asked, of_other_bases
+from moslora.compare.compared_run import ComparedRun
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ArmCard, Card, read_index
 from moslora.compare.tables import TABLES, TableRun, read_tables, write_tables
@@ -84,7 +85,8 @@ def _asked(evaluations: Sequence[Evaluation]) -> Conditions | None:
     """
     if not evaluations:
         return None
-    different = {**differently_asked(evaluations), **of_other_bases(evaluations)}
+    runs = [*map(ComparedRun.of, evaluations)]
+    different = {**differently_asked(runs), **of_other_bases(runs)}
     if different:
         raise UsageError(f"{capped(different.values())}; evaluate all in the same way")
     first = evaluations[0]

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
+from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import conclusions
 from moslora.compare.gains import base_of_all
@@ -36,7 +37,6 @@ from moslora.experiment.tables import rate_table, score_table
 from moslora.files import in_use, locked
 from moslora.recipe.builtin import is_builtin
 from moslora.recipe.layers import shown
-from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
 
 
@@ -226,17 +226,19 @@ class Study:
         if any(len(curve.losses) > 1 for curve in curves):
             yield rate_table(curves)
         # Of the planned questions alone: the runs may have been asked more.
-        scored: dict[str, list[Evaluation]] = {arm: [] for arm in self.arms}
+        scored: dict[str, list[ComparedRun]] = {arm: [] for arm in self.arms}
         for planned in self.scored():
+            row = row_of(self.out, planned)
             evaluation = answers_of(self.out, planned)
-            if evaluation is not None:
-                scored[planned.arm].append(evaluation)
+            if row is not None and evaluation is not None:
+                run = ComparedRun(evaluation, evaluation.folder, validation_loss=row.validation_loss)
+                scored[planned.arm].append(run)
         yield score_table(
             curves,
             scored,
             outcomes=self._outcomes(),
             seeds=len(self.experiment.file.seeds),
-            base=base_of_all(list(chain(*scored.values()))),
+            base=base_of_all(evaluations_of([*chain(*scored.values())])),
         )
 
     def _outcomes(self) -> list[str]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.gains import gain_in_words, gain_of, title_of_gain
 from moslora.experiment.curve import Curve
 from moslora.runs.evaluation import Evaluation
@@ -44,7 +45,7 @@ def _losses_in_words(curve: Curve, rate: float) -> str:
 
 def score_table(
     curves: Sequence[Curve],
-    scored: Mapping[str, Sequence[Evaluation]],
+    scored: Mapping[str, Sequence[ComparedRun]],
     *,
     outcomes: Sequence[str],
     seeds: int,
@@ -67,20 +68,23 @@ def score_table(
         for outcome in outcomes:
             cells.append(mean_over_seeds(runs, outcome))
             if base is not None:
-                cells.append(gain_in_words(gain_of(runs, base, OUTCOMES[outcome]), OUTCOMES[outcome]))
+                gain = gain_of(evaluations_of(runs), base, OUTCOMES[outcome])
+                cells.append(gain_in_words(gain, OUTCOMES[outcome]))
         rows.append(cells)
     return rows
 
 
-def mean_over_seeds(runs: Sequence[Evaluation], outcome: str) -> str:
+def mean_over_seeds(runs: Sequence[ComparedRun], outcome: str) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds; a dash without values, as of
     probabilities under `generate`."""
     measure = OUTCOMES[outcome]
-    if measure.of_runs:
-        runs = [run.with_validation_loss for run in runs]
-    averages = []
+    averages: list[float] = []
     for run in runs:
-        columns = [answers.outcomes[outcome] for answers in run.tasks.values() if outcome in answers.outcomes]
+        columns: list[tuple[float, ...]] = []
+        if not measure.of_runs:
+            columns = [answers.outcomes[outcome] for answers in run.tasks.values() if outcome in answers.outcomes]
+        elif run.validation_loss is not None:
+            columns = [(run.validation_loss,)]
         if not columns or not columns[0]:
             return "–"
         averages.append(measure.factor * fmean(fmean(column) for column in columns))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moslora.compare.arms import Arm, all_runs
 from moslora.compare.comparable import differently_made
+from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.comparison import Comparison, compare_arms, compare_planned
 from moslora.compare.conclusion import conclusions, remarks
 from moslora.compare.contrast import Contrast
@@ -18,7 +19,7 @@ from moslora.compare.display import tables
 from moslora.compare.index import read_index
 from moslora.errors import MosloraError, first_line, some
 from moslora.report.runs import ReportedRun
-from moslora.runs.evaluation import Evaluation, in_common
+from moslora.runs.evaluation import in_common
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,15 @@ def against_bases(runs: Sequence[ReportedRun]) -> list[ShownComparison]:
     with_base = [run for run in runs if run.base]
     for name in dict.fromkeys(run.base_name for run in with_base):
         its_runs = [run for run in with_base if run.base_name == name]
-        arms = _arms([(name, its_runs[0].base), *((run.arm, run.tuned) for run in its_runs)])
+        bases = [ComparedRun.of(run.base) for run in its_runs[:1] if run.base]
+        arms = _arms([*((name, base) for base in bases), *((run.arm, run.tuned) for run in its_runs)])
         found += _against_first(f"Against the {name}", arms)
     return found
 
 
-def _arms(runs: Sequence[tuple[str, Evaluation | None]]) -> list[Arm]:
+def _arms(runs: Sequence[tuple[str, ComparedRun | None]]) -> list[Arm]:
     """The arms of runs with the names of their arms; without those that have no answers."""
-    found: dict[str, dict[int | None, Evaluation]] = {}
+    found: dict[str, dict[int | None, ComparedRun]] = {}
     for name, run in runs:
         if run is not None:
             found.setdefault(name, {})[run.seed] = run
@@ -69,7 +71,7 @@ def _against_first(title: str, arms: Sequence[Arm]) -> list[ShownComparison]:
     first, *others = arms
     groups: dict[str, list[Arm]] = {}
     for other in others:
-        shared, _ = in_common(all_runs([first, other]))
+        shared, _ = in_common(evaluations_of(all_runs([first, other])))
         groups.setdefault(", ".join(shared), []).append(other)
     found = []
     for tasks, group in groups.items():

@@ -20,7 +20,7 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) ->
     arms = list(dict.fromkeys(run.arm for run in runs))
     results = {}
     for run in runs:
-        for name, answered in ((run.name, run.tuned), (run.base_name, run.base)):
+        for name, answered in ((run.name, run.tuned and run.tuned.evaluation), (run.base_name, run.base)):
             if answered and answered.conditions and name not in results:
                 results[name] = results_of(answered)
     notes = [f"{run.name}: {run.left_out}" for run in runs if run.left_out]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moslora.compare.arms import arms_of
-from moslora.compare.comparable import asked_the_same, of_other_bases
+from moslora.compare.comparable import asked_the_same, have_one_base
+from moslora.compare.compared_run import ComparedRun
 from moslora.compare.find import as_arm, compared_run, runs_at
 from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
@@ -36,8 +37,8 @@ class ReportedRun:
     run: Run
     name: str
     arm: str
-    compared: Evaluation | None = None
-    tuned: Evaluation | None = None
+    compared: ComparedRun | None = None
+    tuned: ComparedRun | None = None
     base: Evaluation | None = None
     left_out: str = ""
     base_name: str = "base"
@@ -99,12 +100,13 @@ def _read_answers(reported: ReportedRun, evaluation: str | None) -> None:
     if not found.tasks:
         return
     reported.compared = reported.tuned = found
-    if found.base is None:
+    base = found.evaluation.base
+    if base is None:
         return
-    shared, reported.left_out = in_common([found, found.base])
+    shared, reported.left_out = in_common([found.evaluation, base])
     if shared:
         reported.tuned = found.only(shared)
-        reported.base = found.base.only(shared)
+        reported.base = base.only(shared)
 
 
 def _name_arms(runs: Sequence[ReportedRun]) -> None:
@@ -115,8 +117,8 @@ def _name_arms(runs: Sequence[ReportedRun]) -> None:
     except UsageError:
         return
     for arm in arms:
-        for evaluation in arm.runs.values():
-            found[evaluation.path].arm = arm.name
+        for member in arm.runs.values():
+            found[member.path].arm = arm.name
 
 
 def _name_bases(runs: Sequence[ReportedRun]) -> None:
@@ -124,7 +126,7 @@ def _name_bases(runs: Sequence[ReportedRun]) -> None:
     with_base = [(run, run.base) for run in runs if run.base]
     names = []
     for _, base in with_base:
-        alike = (run for run, its in with_base if asked_the_same(its, base) and not of_other_bases([its, base]))
+        alike = (run for run, its in with_base if asked_the_same(its, base) and have_one_base([its, base]))
         names.append(next(alike).name)
     if len(set(names)) > 1:
         for (run, _), name in zip(with_base, names, strict=True):

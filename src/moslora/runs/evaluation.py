@@ -23,13 +23,7 @@ from moslora.runs.conditions import Conditions, Weights
 from moslora.runs.header import EvaluationHeader, TaskRecord, read_header
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
-from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
-
-HELD_OUT = "held-out rows"
-"""What stands for a task where the validation loss is compared, a number of each run."""
-
-VALIDATION_LOSS = "validation_loss"
-"""This outcome: mean over the label tokens of the held-out training rows, nats."""
+from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of
 
 QuestionIds = Mapping[str, Collection[str]]
 """Task -> the ids of some of its questions."""
@@ -46,13 +40,6 @@ class Evaluation:
         records: task -> what else is known of it.
         unfinished: tasks of which it was interrupted: the number of questions answered, and asked.
         base: the base's answers to the same questions, if they are in the same table or lie beside it.
-        validation_loss: of the run, if it is in the same table; otherwise the run has it.
-        path: of its run, or of this folder or log, as the user named it.
-        name: of its run.
-        arm: the same for all runs that differ only in the seed.
-        seed: of its run; ``None`` of a model that was not trained.
-        made: field -> value, of the rows and steps of its run; empty of a model that was not trained here.
-        chosen_step: of its adapter, if validations chose it by the rule that is in ``made``.
     """
 
     folder: Path
@@ -61,13 +48,6 @@ class Evaluation:
     records: Mapping[str, TaskRecord] = field(default_factory=dict)
     unfinished: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     base: "Evaluation | None" = None
-    validation_loss: float | None = None
-    path: Path = Path()
-    name: str = ""
-    arm: str = ""
-    seed: int | None = None
-    made: Mapping[str, str] = field(default_factory=dict)
-    chosen_step: int | None = None
 
     @classmethod
     def of(
@@ -84,7 +64,7 @@ class Evaluation:
         for task, answers in by_task(predictions).items():
             in_order = sorted(range(len(answers.ids)), key=answers.ids.__getitem__)
             tasks[task] = with_outcomes(answers.at(in_order))
-        return cls(folder, conditions, header.grouped(tasks), header.tasks, path=folder)
+        return cls(folder, conditions, header.grouped(tasks), header.tasks)
 
     @property
     def run(self) -> Run | None:
@@ -116,19 +96,6 @@ class Evaluation:
     def complete(self) -> "Evaluation":
         """Without the tasks of which it was interrupted."""
         return self.restricted_to(self.tasks.keys() - self.unfinished.keys())
-
-    @property
-    def with_validation_loss(self) -> "Evaluation":
-        """With the validation loss of the run's result, one number, in the place of answers. An evaluation of a base,
-        of a checkpoint, or of a run that held no rows out has none, and so no tasks."""
-        loss = self.validation_loss
-        run = self.run
-        if run is not None and result_of(self.folder) == self.folder:
-            loss = run.validation_loss
-        tasks = {}
-        if loss is not None:
-            tasks[HELD_OUT] = TaskAnswers(ids=(VALIDATION_LOSS,), outcomes={VALIDATION_LOSS: (loss,)})
-        return replace(self, tasks=tasks)
 
     def only(self, questions: QuestionIds) -> "Evaluation":
         """The answers to these questions."""
@@ -179,8 +146,7 @@ def read_complete(folder: Path) -> Evaluation:
         note_once(f"{folder}: interrupted and left out: {some(tasks)}; moslora eval continues it")
     base = base_of(folder)
     beside = read_complete(base) if base != folder and is_evaluation(base) else None
-    name = "base" if found.of_base and found.run else folder.name
-    return replace(found.complete, base=beside, name=name, arm=str(folder))
+    return replace(found.complete, base=beside)
 
 
 def read_predictions(folder: Path) -> list[Prediction]:

@@ -30,7 +30,7 @@ def of_answers(
             figures.append(differences(canvas, f"differences-{len(figures) + 1}", list(contrasts)))
     if len(bases) == 1 and bases[0].contrasts:
         base = next(run.base for run in runs if run.base)
-        tuned = [(run.arm, run.tuned) for run in runs if run.tuned and run.base]
+        tuned = [(run.arm, run.tuned.evaluation) for run in runs if run.tuned and run.base]
         forgotten = gain_and_forgetting(canvas, tuned, base)
         if forgotten is not None:
             figures.append(forgotten)
