@@ -130,8 +130,7 @@ def compare_arms(
     refuse_mixed(arms, allowed=allowed)
     runs = all_runs(arms)
     shared, left_out = in_common(evaluations_of(runs))
-    of_runs = [one for one in OUTCOMES.values() if one.of_runs and one.name == outcome]
-    if not (shared or of_runs):
+    if not (shared or _is_of_runs(outcome)):
         paths = some((run.path for run in runs), separator=" and ")
         raise UsageError(
             f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit, evaluation.skip)"
@@ -140,7 +139,7 @@ def compare_arms(
     runs = all_runs(arms)
     note_what_differs(arms)
     refuse_other_prompts(runs, allowed=allowed)
-    compared = of_runs[0] if of_runs else _outcome(runs, outcome)
+    compared = OUTCOMES[outcome] if outcome and _is_of_runs(outcome) else _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
     unknown = set().union(*contrasts) - by_name.keys()
     if unknown:
@@ -175,8 +174,7 @@ def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> 
     faults = unknown_names(names, list(tables))
     if faults:
         raise UsageError("\n".join(faults))
-    known = OUTCOMES.get(outcome or "")
-    if known and known.of_runs:
+    if _is_of_runs(outcome):
         return [arm.each(_with_loss_alone) for arm in arms]
     texts = [name for name in names if OF_TEXTS in tables[name].outcomes]
     kept = [name for name in names if name not in texts]
@@ -185,6 +183,12 @@ def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> 
     elif texts:
         note(f"texts are left out: {some(texts)}; --outcome {OF_TEXTS} compares them")
     return [arm.each(lambda run: run.restricted_to(kept)) for arm in arms]
+
+
+def _is_of_runs(outcome: str | None) -> bool:
+    """Whether a run has one such number, and questions have none."""
+    known = OUTCOMES.get(outcome or "")
+    return known is not None and known.of_runs
 
 
 def _with_loss_alone(run: ComparedRun) -> ComparedRun:

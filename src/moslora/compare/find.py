@@ -114,11 +114,9 @@ def compared(folder: Path, *, path: Path | None = None) -> ComparedRun:
     and the rows and steps of its run."""
     evaluation = read_complete(folder)
     run = evaluation.run
-    if run is None:
-        return replace(ComparedRun.of(evaluation), path=path or folder)
-    loss = run.validation_loss if result_of(folder) == folder else None
-    if evaluation.of_base:
-        return replace(ComparedRun.of(evaluation), path=path or folder, validation_loss=loss)
+    found = replace(ComparedRun.of(evaluation), path=path or folder)
+    if run is None or evaluation.of_base:
+        return found
     recipe = run.recipe
     facts = run.facts
     step = evaluated_step(evaluation, of_result=path is not None)
@@ -129,16 +127,10 @@ def compared(folder: Path, *, path: Path | None = None) -> ComparedRun:
     if "imported" not in facts:
         made = _made(recipe, facts, step=step, chosen=chosen)
     base = evaluation.weights.fingerprint if evaluation.weights else None
-    return ComparedRun(
-        evaluation,
-        path or folder,
-        name=run.path.name,
-        arm=arm_key(recipe, facts, base=base),
-        seed=recipe.seed,
-        made=made,
-        chosen_step=chosen,
-        validation_loss=loss,
-    )
+    arm = arm_key(recipe, facts, base=base)
+    loss = run.validation_loss if result_of(folder) == folder else None
+    found = replace(found, name=run.path.name, arm=arm, seed=recipe.seed, validation_loss=loss)
+    return replace(found, made=made, chosen_step=chosen)
 
 
 def _made(recipe: Recipe, facts: Mapping[str, Any], *, step: int | None, chosen: int | None) -> dict[str, str]:

@@ -66,9 +66,8 @@ class LabelFormat(Format):
 
     def options(self, example: Example) -> tuple[Option, ...]:
         prompt = self.generation_prompt(example)
-        words = wording(example)
-        names = enumerate(words.names(example))
-        return tuple(Option(prompt, words.response(example, index), len(label)) for index, label in names)
+        responses = wording(example).responses(example)
+        return tuple(Option(prompt, response, len(label)) for label, response in responses)
 
     def generation_prompt(self, example: Example) -> str:
         return self.eval_prompt.format(instruction=instruction(example))

@@ -40,17 +40,13 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
 def labels(example: Example) -> tuple[str, ...]:
     """Return the labels of the options: "true" and "false", "answer1", …; of an open-ended question its response
     alone."""
-    return wording(example).names(example)
+    return tuple(label for label, _ in wording(example).responses(example))
 
 
 def llm_adapters_row(example: Example) -> dict[str, str]:
     """The row of LLM-Adapters' JSON files, with the keys in order."""
-    return {
-        "instruction": instruction(example),
-        "input": "",
-        "output": wording(example).response(example, example.gold),
-        "answer": labels(example)[example.gold],
-    }
+    label, response = wording(example).responses(example)[example.gold]
+    return {"instruction": instruction(example), "input": "", "output": response, "answer": label}
 
 
 def answer_pattern(example: Example) -> re.Pattern[str]:
@@ -59,5 +55,5 @@ def answer_pattern(example: Example) -> re.Pattern[str]:
     if words.most:
         names = words.labels(words.most)
     else:
-        names = words.names(example)[::-1]  # answer10 before answer1
+        names = labels(example)[::-1]  # answer10 before answer1
     return re.compile("|".join(names))

@@ -69,13 +69,9 @@ class Worded:
         """Labels of so many options."""
         return ()
 
-    def names(self, example: ExampleTexts) -> tuple[str, ...]:
-        """Labels of the example's options: "true" and "false", "answer1", …"""
-        return self.labels(len(example.choices))
-
-    def response(self, example: ExampleTexts, index: int) -> str:
-        """LLM-Adapters' ``output`` if option ``index`` is right."""
-        return RESPONSE_LEAD + self.names(example)[index]
+    def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
+        """Label of each option, and LLM-Adapters' ``output`` if it is right; of an open-ended question its response."""
+        return [(label, RESPONSE_LEAD + label) for label in self.labels(len(example.choices))]
 
     def full_question(self, example: ExampleTexts) -> str:
         """The question with its context where the task joins them (of the eight sets, SIQA and HellaSwag)."""
@@ -253,12 +249,8 @@ class OpenEnded(Worded):
     def render(self, question: str, choices: tuple[str, ...]) -> str:
         return self.head + question
 
-    def names(self, example: ExampleTexts) -> tuple[str, ...]:
-        """The response alone."""
-        return (example.response,)
-
-    def response(self, example: ExampleTexts, index: int) -> str:
-        return example.response
+    def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
+        return [(example.response, example.response)]
 
     def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """The response, which is the only text that is trained on."""
@@ -274,11 +266,8 @@ class OpenEnded(Worded):
 class Bare(Worded):
     """An instruction as it is, with whole responses for options."""
 
-    def names(self, example: ExampleTexts) -> tuple[str, ...]:
-        return tuple(choice.removeprefix(RESPONSE_LEAD) for choice in example.choices)
-
-    def response(self, example: ExampleTexts, index: int) -> str:
-        return example.choices[index]
+    def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
+        return [(choice.removeprefix(RESPONSE_LEAD), choice) for choice in example.choices]
 
 
 @dataclass(frozen=True)
