@@ -187,8 +187,8 @@ def test_a_base_asked_other_questions_of_a_set_is_not_beside_the_adapter(trained
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     evaluate_target(open_target(str(run)), tasks="boolq", limit=2)
     _, folder = evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=2)
-    asked = json.loads((folder / "results.json").read_text(encoding="utf-8"))["settings"]
-    edit_json(folder / "results.json", settings=asked | {"skipped": {"boolq": 64}})
+    asked = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
+    edit_json(folder / "settings.json", settings=asked | {"skipped": {"boolq": 64}})
     export_peft(run / "adapter", out=tmp_path / "peft")
     (scores,) = Card(tmp_path / "peft").scores
     assert scores.rows["boolq"][2] == "–"

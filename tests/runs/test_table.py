@@ -72,6 +72,7 @@ def test_every_run_is_listed_with_its_state_and_scores(world, trained, tmp_path,
     importing_kit.altered_source(tmp_path / "source", world, lambda config, state: None)
     import_adapter(tmp_path / "source", out=Path("runs/imported"))
     _, folder = evaluate_target(open_target("runs/done"), limit=4)
+    (folder / "results.json").write_text("for people", encoding="utf-8")
     header, *rows = table_of_runs(Path("runs"))
     listed = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     states = {name: (row["steps"], row["state"]) for name, row in listed.items() if name != "strange"}

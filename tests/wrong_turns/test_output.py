@@ -32,7 +32,7 @@ def test_an_output_folder_that_cannot_be_used(refused, here, a_run):
 @pytest.mark.parametrize(
     ("command", "name", "content", "code"),
     [
-        ("merge runs/one", "runs/one/eval/x/results.json", "[]", 1),
+        ("merge runs/one", "runs/one/eval/x/settings.json", "[]", 1),
         ("eval runs/one", f"{SCORES}/settings.json", "{", 1),
         ("eval runs/one", f"{SCORES}/predictions.jsonl", "{}", 2),
     ],

@@ -28,7 +28,7 @@ from moslora.runs.absolute_paths import last_part, local_files
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.best import ending
 from moslora.runs.conditions import Changes, differences
-from moslora.runs.evaluation import is_finished, read_evaluation
+from moslora.runs.evaluation import is_evaluation, read_evaluation
 from moslora.runs.evaluation_defaults import EVALUATION_DEFAULTS
 from moslora.runs.manifest import RECIPE, WEIGHTS
 from moslora.runs.origin import Origin
@@ -149,7 +149,7 @@ def scores_of(folder: AdapterFolder, *, task: str | None) -> list[dict[str, Any]
 def _results(path: Path, *, model: tuple[str | None, str], only: str | None) -> Results | None:
     """The results of an evaluation, of the task ``only`` if it is given; ``None`` if it is of another model, or not
     there."""
-    if not is_finished(path):
+    if not is_evaluation(path):
         return None
     found = read_evaluation(path).complete
     if found.weights is None or (found.weights.adapter, found.weights.fingerprint) != model:
