@@ -3,9 +3,11 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation, QuestionIds
+from moslora.runs.outcomes import Outcome
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ class ComparedRun:
     @property
     def tasks(self) -> Mapping[str, TaskAnswers]:
         return self.evaluation.tasks
+
+    def average(self, outcome: Outcome) -> float | None:
+        """Macro average of an outcome, or the run's own number; ``None`` if it has none."""
+        if outcome.of_runs:
+            return self.validation_loss
+        columns = [answers.outcomes.get(outcome.name) for answers in self.tasks.values()]
+        averages = [fmean(column) for column in columns if column]
+        return fmean(averages) if averages else None
 
     def only(self, questions: QuestionIds) -> "ComparedRun":
         """The run with the answers to these questions alone."""

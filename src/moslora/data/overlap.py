@@ -35,10 +35,10 @@ class Content(NamedTuple):
 def content(example: Example) -> Content:
     """The content of ``example``; an instruction row is parsed where possible."""
     example = read_back(example)
+    words = wording(example)
     choices = [normalized(choice) for choice in example.choices]
-    open_ended = example.task == INSTRUCTION or example.is_open_ended
-    options = () if open_ended else tuple(sorted(choices))
-    return Content(normalized(wording(example).full_question(example)), options, choices[example.gold])
+    options = tuple(sorted(choices)) if words.has_options else ()
+    return Content(normalized(words.full_question(example)), options, choices[example.gold])
 
 
 def digest(example: Example) -> bytes:

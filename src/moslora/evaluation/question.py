@@ -5,7 +5,7 @@ from typing import TextIO
 
 from moslora.errors import UsageError
 from moslora.recipe import resolve_tasks
-from moslora.tasks import FOR_OPTIONS, FOR_TRUTHS, Columns, Example, OpenEnded, Plain, Task, TrueFalse
+from moslora.tasks import FOR_OPTIONS, FOR_TRUTHS, Columns, Example, OpenEnded, Task, TrueFalse
 from moslora.tasks.matching import Exact
 
 TRUTHS = (("true", "false"), ("yes", "no"))
@@ -40,10 +40,10 @@ def as_example(
         raise UsageError("the question is empty; give it with --question, or type it")
     entry = _entry(options, task, own or {})
     words = entry.wording
-    if isinstance(words, Plain):
+    if words.is_text:
         raise UsageError(f"{entry.name}: a set of texts, not of questions; moslora eval measures them")
     choices = options
-    if isinstance(words, OpenEnded):
+    if words.is_open_ended:
         choices = UNKNOWN
         if options:
             raise UsageError(f"task {entry.name}: is answered in words; omit the options, or change --task")

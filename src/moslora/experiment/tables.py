@@ -78,19 +78,11 @@ def mean_over_seeds(runs: Sequence[ComparedRun], outcome: str) -> str:
     """The mean of the runs' macro averages, ± its standard error over the seeds; a dash without values, as of
     probabilities under `generate`."""
     measure = OUTCOMES[outcome]
-    averages: list[float] = []
-    for run in runs:
-        columns: list[tuple[float, ...]] = []
-        if not measure.of_runs:
-            columns = [answers.outcomes[outcome] for answers in run.tasks.values() if outcome in answers.outcomes]
-        elif run.validation_loss is not None:
-            columns = [(run.validation_loss,)]
-        if not columns or not columns[0]:
-            return "–"
-        averages.append(measure.factor * fmean(fmean(column) for column in columns))
-    if not averages:
+    averages = [run.average(measure) for run in runs]
+    known = [measure.factor * average for average in averages if average is not None]
+    if not known or len(known) < len(runs):
         return "–"
-    return mean_in_words(averages, digits=measure.fine)
+    return mean_in_words(known, digits=measure.fine)
 
 
 def mean_in_words(values: Sequence[float], *, digits: int) -> str:

@@ -52,6 +52,7 @@ class Worded:
 
     is_text: ClassVar[bool] = False  # it is a text, about which nothing is asked
     is_open_ended: ClassVar[bool] = False  # it is answered in words, without options
+    has_options: ClassVar[bool] = False  # it is a question with options
     has_passage: ClassVar[bool] = False  # the context is a passage, which instructions leave out
     shown: str = "{question}"  # the question as asked, for an example that has a context
     cloze: str = ""  # prompt of format ``cloze``; empty if there is none
@@ -123,6 +124,8 @@ class Numbered(Worded):
     before_format: str = "\n\n"  # text between the last option and "Answer format"
     shown: str = "{question}"  # of ``{context}`` and ``{question}``
     cloze: str = "Question: {question}\nAnswer:"  # that an option's text answers; ``{context}`` is shown apart
+
+    has_options: ClassVar[bool] = True
 
     def labels(self, count: int) -> tuple[str, ...]:
         return tuple(f"{self.stem}{i}" for i in range(1, count + 1))
@@ -213,6 +216,7 @@ class TrueFalse(Worded):
     shown: str = "{question}"
     cloze: str = "Question: {question}?\nAnswer:"
 
+    has_options: ClassVar[bool] = True
     has_passage: ClassVar[bool] = True
 
     def labels(self, count: int) -> tuple[str, ...]:
