@@ -21,6 +21,7 @@ from moslora.processes.launch import PART
 from moslora.recipe import list_recipes
 from moslora.runs.listing import table_of_runs
 from moslora.runs.run import Run
+from moslora.runs.scores import MACRO
 
 
 def test_help_loads_no_tensor_library():
@@ -146,7 +147,8 @@ def test_no_number_of_a_table_is_folded(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stdout", Screen())
     monkeypatch.setenv("TERM", "xterm")
-    print_table([heads, *([name, *cells] for name in ("arc_challenge", "macro average"))])
+    print_table([heads, *([name, *cells] for name in ("arc_challenge", MACRO))])
+    assert ("\x1b[1mmacro average" in sys.stdout.getvalue()) == (columns == 80), "bold in a row, not over a paragraph"
     text = Text.from_ansi(sys.stdout.getvalue()).plain
     assert all(text.split().count(word) == 2 for cell in cells for word in cell.split())
     assert max(len(line.rstrip()) for line in text.splitlines()) <= columns

@@ -37,7 +37,7 @@ class ComparedRun:
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> "ComparedRun":
-        """The evaluation of a model that was not trained here."""
+        """Return the model of an evaluation as one that was not trained here."""
         name = "base" if evaluation.of_base and evaluation.run else evaluation.folder.name
         return cls(evaluation, evaluation.folder, name, arm=str(evaluation.folder))
 
@@ -46,7 +46,7 @@ class ComparedRun:
         return self.evaluation.tasks
 
     def average(self, outcome: Outcome) -> float | None:
-        """Macro average of an outcome, or the run's own number; ``None`` if it has none."""
+        """Return the macro average of an outcome, or the run's own number; ``None`` if it has none."""
         if outcome.of_runs:
             return self.validation_loss
         columns = [answers.outcomes.get(outcome.name) for answers in self.tasks.values()]
@@ -54,11 +54,11 @@ class ComparedRun:
         return fmean(averages) if averages else None
 
     def only(self, questions: QuestionIds) -> "ComparedRun":
-        """The run with the answers to these questions alone."""
+        """Return the run with the answers to these questions alone."""
         return replace(self, evaluation=self.evaluation.only(questions))
 
     def restricted_to(self, tasks: Collection[str]) -> "ComparedRun":
-        """The run with the answers to these tasks alone."""
+        """Return the run with the answers to these tasks alone."""
         return replace(self, evaluation=self.evaluation.restricted_to(tasks))
 
 

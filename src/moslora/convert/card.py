@@ -148,8 +148,8 @@ def scores_of(folder: AdapterFolder, *, task: str | None) -> list[dict[str, Any]
 
 
 def _results(path: Path, *, model: tuple[str | None, str], only: str | None) -> Results | None:
-    """The results of an evaluation, of the task ``only`` if it is given; ``None`` if it is of another model, or not
-    there."""
+    """Return the results of an evaluation, of the task ``only`` if it is given; ``None`` if it is of another model, or
+    not there."""
     if not is_evaluation(path):
         return None
     found = read_evaluation(path).complete
