@@ -26,10 +26,12 @@ def test_scores_have_their_errors_over_seeds_and_their_gains_with_intervals():
     runs = {arm: [drawn(seed, gain=gain) for seed in range(3)] for arm, gain in (("a", 0.1), ("b", 0.2))}
     untrained = base()
     curves = [Curve(arm, 1, {2e-3: []}) for arm in runs]
-    plain = score_table(curves, runs, outcomes=OUTCOMES, seeds=4)
+    plain = score_table(curves, runs, outcomes=OUTCOMES, seeds=4, strengths={})
     assert says(" ".join(plain[0]), "arm learning rate seeds", "log p", "over seeds", "accuracy, %", "over seeds")
-    head, *rows = score_table(curves, runs, outcomes=OUTCOMES, seeds=4, base=untrained.evaluation)
+    head, *rows = score_table(curves, runs, outcomes=OUTCOMES, seeds=4, strengths={}, base=untrained.evaluation)
     assert [head[3], head[5]] == plain[0][3:] and "gain over base" in head[4] == head[6]
+    applied = score_table(curves, runs, outcomes=OUTCOMES, seeds=4, strengths={"b": [0.9, 0.7, 0.8]})
+    assert [row[2] for row in applied] == ["strength", "", "0.7 to 0.9"]
     for row, plain_row, (arm, evaluations) in zip(rows, plain[1:], runs.items(), strict=True):
         assert row[:3] == [arm, "0.002", "3/4"] and [row[3], row[5]] == plain_row[3:]
         accuracies = []

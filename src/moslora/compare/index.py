@@ -41,10 +41,12 @@ class ArmCard:
     Attributes:
         recipe: the text of its recipe, whatever its learning rate and seed.
         made_with: hashes and versions as in the ``run.json`` of its runs, each set of them once.
+        of: the arm whose adapters it applies at a strength; empty of an arm that trains.
     """
 
     recipe: str
     made_with: tuple[Mapping[str, Any], ...]
+    of: str = ""
 
     def read_recipe(self) -> Recipe:
         """Its recipe, which is compared, and never run."""

@@ -36,10 +36,14 @@ COLUMNS = {
         "parameters": "int64",
         "device": "string",
         "begun": "string",
+        "strength": "double",
     },
     ANSWERS: {**KEY, "task": "string", "id": "string", "cluster": "string", "gold": "int16"},
 }
 """The columns of each table and their types; answers have those of their outcomes, too."""
+
+LATER = ("strength",)
+"""Columns that tables of earlier versions do not have."""
 
 Row = dict[str, Any]
 
@@ -59,6 +63,7 @@ class TableRun:
         parameters: number of those that were trained, if it is known.
         device: that it was trained on, if it is known.
         begun: when, in UTC, if it is known.
+        strength: at which it applies the adapter of another arm; ``None`` for a run that trained its own.
         evaluation: its answers to the planned questions, in the order of their ids.
     """
 
@@ -73,6 +78,7 @@ class TableRun:
     parameters: int | None = None
     device: str | None = None
     begun: str | None = None
+    strength: float | None = None
     evaluation: Evaluation | None = None
 
     @property
@@ -132,7 +138,7 @@ def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Seque
         evaluations[key] = Evaluation(folder, index.card.asked, tasks)
     runs = []
     for row in _read(folder / RUNS):
-        run = TableRun(**{name: row[name] for name in COLUMNS[RUNS]})
+        run = TableRun(**{name: row[name] for name in COLUMNS[RUNS] if name in row})
         found = evaluations.get(run.key)
         if found is not None and run.role == "scored":
             found = replace(found, folder=folder / run.name, base=evaluations.get((None, None, None)))
@@ -177,7 +183,7 @@ def _read(file: Path) -> list[Row]:
     try:
         with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
             table = opened.read()
-            table.select(list(COLUMNS[file.name]))  # of which none may be missing
+            table.select([name for name in COLUMNS[file.name] if name not in LATER])  # of which none may be missing
             return table.to_pylist()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise MosloraError(

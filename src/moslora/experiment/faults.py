@@ -15,10 +15,17 @@ def faults_of(file: ExperimentFile) -> Iterator[str]:
     """Parts of the file that do not fit together."""
     with_rates = [key for key in file.learning_rates if key not in (OTHERS, LIST)]
     compared = chain(*file.named)
-    for key, arms in {"first": file.first, "learning_rates": with_rates, "contrast or against": compared}.items():
+    of = [file.trained(arm) for arm in file.arms]
+    named = {"first": file.first, "learning_rates": with_rates, "contrast or against": compared, "of": of}
+    for key, arms in named.items():
         for arm in dict.fromkeys(arms):
             if arm not in file.arms:
                 yield f"{key}: {arm} is not an arm; must be one of {', '.join(file.arms)}"
+    for arm in file.arms:
+        if file.trained(arm) in file.arms and file.applied(file.trained(arm)):
+            yield f"arms.{arm}.of: {file.trained(arm)} trains nothing itself; name the arm that trains"
+        if file.applied(arm) and arm in with_rates:
+            yield f"learning_rates.{arm}: this arm trains nothing, at the rate of {file.trained(arm)}; remove it"
     for one, other in file.named:
         if one == other:
             yield f"contrast: {one} against itself; name two arms"
@@ -44,8 +51,13 @@ def not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, R
         changed = [key for key, _ in marked_fields(Recipe, Arms) if attrgetter(key)(recipe) != attrgetter(key)(common)]
         if changed:
             yield f"arms.{arm}: changes {', '.join(changed)}, which all arms share; set it for all, outside the arms"
-    if file.searched and not common.data.validation_rows:
-        yield "data.validation_rows = 0: the learning rate is chosen on them; set some under recipe"
+    chosen = ["the learning rate"] if file.searched else []
+    for arm in file.arms:
+        applied = file.applied(arm)
+        if applied and applied.strength == "recommended":
+            chosen.append(f"the strength of {arm}")
+    if chosen and not common.data.validation_rows:
+        yield f"data.validation_rows = 0: {' and '.join(chosen)} is chosen on them; set some under recipe"
     for outcome in (file.outcome, *file.also):
         if not _is_measured(outcome, file, common):
             yield (

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moslora.errors import UsageError
 from moslora.experiment.faults import faults_of, not_comparable
-from moslora.experiment.keys import LIST, ExperimentFile, run_name
+from moslora.experiment.keys import APPLIED, LIST, Applied, ExperimentFile, run_name
 from moslora.recipe import Recipe, find_recipe, stack_recipe
 from moslora.recipe.layers import shown
 from moslora.recipe.yaml_text import parse
@@ -23,11 +23,15 @@ class Planned:
 
     Attributes:
         scored: false for a run that only chooses the rate.
+        strength: at which it applies the adapter of another run, if it trains nothing.
+        source: that run's name.
     """
 
     arm: str
     recipe: Recipe
     scored: bool
+    strength: float | str | None = None
+    source: str = ""
 
     @property
     def name(self) -> str:
@@ -42,7 +46,8 @@ class Experiment:
         name: of its file, without the ending.
         path: of its file.
         file: what was written.
-        recipes: arm -> recipe, still without learning rate and seed.
+        recipes: arm -> recipe, still without learning rate and seed; of arms that train nothing last, and the other
+            arm's.
     """
 
     name: str
@@ -62,7 +67,11 @@ class Experiment:
                 changed["validation_questions"] = 0
             training = training.model_copy(update=changed)
             update = {"name": run_name(arm, rate, seed), "seed": seed, "training": training}
-            found.append(Planned(arm, self.recipes[arm].model_copy(update=update), scored))
+            planned = Planned(arm, self.recipes[arm].model_copy(update=update), scored)
+            applied = self.file.applied(arm)
+            if applied is not None:
+                planned = replace(planned, strength=applied.strength, source=run_name(applied.of, rate, seed))
+            found.append(planned)
         return found
 
     def rate_runs(self, arms: tuple[str, ...]) -> list[Planned]:
@@ -71,7 +80,8 @@ class Experiment:
         return self.planned([(arm, rate) for arm in searched for rate in self.file.rates(arm)], scored=False)
 
     def chosen_arms(self, named: tuple[str, ...]) -> tuple[str, ...]:
-        """The arms ``named`` on the command line, ``all`` among them, or else the first ones.
+        """The arms ``named`` on the command line, ``all`` among them, or else the first ones; and those that train what
+        these apply, which come first.
 
         Raises:
             UsageError: an unknown arm.
@@ -81,6 +91,7 @@ class Experiment:
         unknown = wanted - {*known, "all"}
         if unknown:
             raise UsageError(f"{', '.join(unknown)}: no such arm; must be all, or one of {', '.join(known)}")
+        wanted |= {self.file.trained(arm) for arm in wanted - {"all"}}
         return tuple(arm for arm in known if arm in wanted or "all" in wanted)
 
 
@@ -99,8 +110,13 @@ def load_experiment(source: str) -> Experiment:
         common = stack_recipe([shared], name=path.stem, folder=path.parent)
     except UsageError as error:
         raise UsageError("\n".join([*faults, str(error)])) from None
-    recipes = {}
-    for arm, layer in file.arms.items():
+    recipes: dict[str, Recipe] = {}
+    for arm in sorted(file.arms, key=lambda arm: file.applied(arm) is not None):
+        layer = file.arms[arm]
+        if isinstance(layer, Applied):
+            if layer.of in recipes:
+                recipes[arm] = recipes[layer.of]
+            continue
         own = (f"{origin}: arms.{arm}", layer)
         try:
             recipes[arm] = stack_recipe([shared, own], name=path.stem, folder=path.parent)
@@ -127,14 +143,15 @@ def _read_file(path: Path, origin: str) -> ExperimentFile:
 def _lines(error: ValidationError) -> Iterator[str]:
     """Pydantic's errors: `key: what is wrong`."""
     for fault in error.errors(include_url=False):
+        section = Applied if APPLIED in fault["loc"] else ExperimentFile
         text = {
             "missing": "is missing",
-            "extra_forbidden": f"unknown key; must be one of {', '.join(ExperimentFile.model_fields)}",
+            "extra_forbidden": f"unknown key; must be one of {', '.join(section.model_fields)}",
             "tuple_type": "must be a list",
             "too_short": "must have at least one entry",
             "model_type": "must be a mapping of keys, such as recipe, arms, seeds",
         }.get(fault["type"], fault["msg"].removeprefix("Value error, ").replace("should ", "must "))
-        place = ".".join(str(part) for part in fault["loc"] if part not in ("[key]", LIST))
+        place = ".".join(str(part) for part in fault["loc"] if part not in ("[key]", APPLIED, LIST))
         if place:
             text = f"{place}: {text}"
         yield text

@@ -1,18 +1,32 @@
 """The keys of an experiment file."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, Strict
+from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, Strict, Tag
 
 from moslora.compare.margin import Margin, read_margin
 from moslora.recipe.fields import Listed, Section
 from moslora.runs.outcomes import OutcomeName
+from moslora.runs.strength import MOST
 
 OTHERS = "others"
 """Key of the learning rates of all arms that have none of their own, in a mapping."""
 
 LIST = ""
 """Their key where the file has a list alone."""
+
+APPLIED = "[of]"
+"""What pydantic calls an arm that trains nothing; of others it says nothing."""
+
+
+class Applied(Section):
+    """An arm that trains nothing: another arm's adapters at a strength."""
+
+    of: str
+    """The other arm."""
+
+    strength: Annotated[float, Field(gt=0, le=MOST)] | Literal["recommended"]
+    """How strongly they are applied, or for each of them as `moslora strength` recommends."""
 
 
 def _layer(value: Any) -> Any:
@@ -24,6 +38,11 @@ def _layer(value: Any) -> Any:
     return value
 
 
+def _kind(value: Any) -> str:
+    """Which of the two kinds of arms ``value`` is."""
+    return APPLIED if isinstance(value, dict) and "of" in value else LIST
+
+
 def _by_arm(rates: Any) -> Any:
     """A list of learning rates is one for all arms."""
     if isinstance(rates, dict):
@@ -33,6 +52,7 @@ def _by_arm(rates: Any) -> Any:
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 Layer = Annotated[dict[str, Any], BeforeValidator(_layer)]
+Arm = Annotated[Annotated[Applied, Tag(APPLIED)] | Annotated[Layer, Tag(LIST)], Discriminator(_kind)]
 Seeds = Listed[Annotated[int, Field(ge=0, lt=2**32)]]
 Rates = Annotated[Listed[PositiveFloat], Field(min_length=1)]
 Pair = Annotated[tuple[str, str], Strict(False)]
@@ -44,8 +64,9 @@ class ExperimentFile(Section):
     recipe: Layer
     """All arms share it: a recipe's name, or keys as in a recipe file with `extends`."""
 
-    arms: Annotated[dict[Name, Layer], Field(min_length=1)]
-    """Each arm lays its own over it: a method's name, or keys as in a recipe file."""
+    arms: Annotated[dict[Name, Arm], Field(min_length=1)]
+    """Each arm lays its own over it: a method's name, or keys as in a recipe file. Or it trains nothing: `of` another
+    arm, at a `strength`."""
 
     first: Listed[str] = ()
     """The arms that run if none are named; empty for all."""
@@ -77,9 +98,19 @@ class ExperimentFile(Section):
     also: Listed[OutcomeName] = ()
     """Other outcomes named beforehand."""
 
+    def applied(self, arm: str) -> Applied | None:
+        """What ``arm`` applies, if it trains nothing."""
+        layer = self.arms[arm]
+        return layer if isinstance(layer, Applied) else None
+
+    def trained(self, arm: str) -> str:
+        """The arm that trains what ``arm`` applies: itself, or another one."""
+        applied = self.applied(arm)
+        return applied.of if applied else arm
+
     def rates(self, arm: str) -> tuple[float, ...]:
         """The learning rates tried for ``arm``."""
-        for key in (arm, OTHERS, LIST):
+        for key in (self.trained(arm), OTHERS, LIST):
             if key in self.learning_rates:
                 return self.learning_rates[key]
         return ()
@@ -87,7 +118,7 @@ class ExperimentFile(Section):
     @property
     def searched(self) -> list[str]:
         """The arms with several rates, among which a search chooses."""
-        return [arm for arm in self.arms if len(self.rates(arm)) > 1]
+        return [arm for arm in self.arms if len(self.rates(arm)) > 1 and not self.applied(arm)]
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:

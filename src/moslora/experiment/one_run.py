@@ -6,6 +6,7 @@ what it was begun with (`moslora.experiment.provenance`). Once it is done its ch
 experiment needs its recipe, ``run.json``, metrics and evaluation.
 """
 
+import json
 import math
 import os
 import signal
@@ -22,18 +23,22 @@ import psutil
 
 from moslora.compare.tables import TableRun, read_tables
 from moslora.console import LABEL, note
-from moslora.errors import Diverged, MosloraError
+from moslora.convert.strength import write_at_strength
+from moslora.errors import Diverged, MosloraError, UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.experiment.file import Planned
 from moslora.experiment.provenance import RECORDED, provenance
-from moslora.files import discard, write_text
+from moslora.files import discard, replacing, write_text
 from moslora.processes.devices import free_memory, gpus
 from moslora.processes.launch import LAUNCHED_HERE, PART, launch
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.evaluation import Evaluation, read_complete
-from moslora.runs.manifest import RECIPE
-from moslora.runs.run import CHECKPOINTS, Run
+from moslora.runs.manifest import RECIPE, read_manifest
+from moslora.runs.run import CHECKPOINTS, METRICS, Run
+from moslora.runs.strength import strength_of
+from moslora.strength.curve import STRENGTHS, read_curve
+from moslora.strength.measure import measure_strength
 from moslora.training.launch import train_in_processes, worker_processes
 from moslora.training.session import close
 
@@ -76,6 +81,7 @@ def row_of(out: Path, planned: Planned) -> TableRun | None:
     state = made.get("state")
     if state not in ("scored", "diverged") and (planned.scored or state != "trained"):
         return None
+    strength = strength_of(facts)
     losses = [row["validation_loss"] for row in run.metrics if row.get("validation_loss") is not None]
     return TableRun(
         arm=planned.arm,
@@ -84,11 +90,12 @@ def row_of(out: Path, planned: Planned) -> TableRun | None:
         role="scored" if planned.scored else "searched",
         validation_loss=run.validation_loss,
         lowest_loss=min(losses, default=None),
-        seconds=facts.get("seconds"),
+        seconds=facts.get("seconds") if planned.strength is None else None,
         diverged=state == "diverged",
         parameters=facts.get("trainable_parameters"),
         device=facts.get("hardware", {}).get("device"),
         begun=made.get("begun"),
+        strength=strength.value if strength else None,
     )
 
 
@@ -140,7 +147,7 @@ def here(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], No
 def run_one(
     planned: Planned, *, out: Path, processes: int | None = None, environment: Mapping[str, str] | None = None
 ) -> None:
-    """Trains, or goes on training, and scores if the run is to be scored.
+    """Trains, or goes on training, or applies what another run has trained, and scores if the run is to be scored.
 
     Whatever was done before it was stopped is not done again. ``processes`` train; the default is `worker_processes`.
     Those of another ``environment`` also score; otherwise this one does.
@@ -155,6 +162,8 @@ def run_one(
     try:
         if run.finished:
             close(run)
+        elif planned.strength is not None:
+            _apply(planned, Run(out / RUN_FOLDERS / planned.source), run)
         else:
             again = [str(run.path), "--resume"]
             if trust:
@@ -175,3 +184,32 @@ def run_one(
         reached = "diverged"  # its loss was not finite, which is a result, too
     discard(run.path / CHECKPOINTS)  # first: once its state says that it is done, nobody looks into the run again
     run.add_facts(experiment={"state": reached})
+
+
+def _apply(planned: Planned, source: Run, run: Run) -> None:
+    """Writes the adapter of ``source`` at the planned strength into ``run``, which keeps what was recorded of it.
+
+    Raises:
+        Diverged: ``source`` has.
+        UsageError: its adapter is not there, or has no strength.
+    """
+    if source.facts.get("experiment", {}).get("state") == "diverged":
+        raise Diverged(source.name)
+    if not source.finished:
+        raise UsageError(f"{planned.name}: is made of the adapter of {source.path}, which is not there; train it again")
+    trust = planned.recipe.model.trust_remote_code
+    curve = read_curve(source)
+    if curve is None and planned.recipe.data.validation_rows:
+        curve = measure_strength(source.result, trust_remote_code=trust)
+        free_memory()
+    strength = planned.strength
+    if not isinstance(strength, float):
+        strength = (curve and curve.recommended) or 1.0
+    made = run.facts["experiment"]
+    with replacing(run.path) as new:
+        write_at_strength(source.result, strength, new, trust_remote_code=trust)
+        Run(new).add_facts(experiment=made)
+        if curve is not None and strength in STRENGTHS:
+            loss = float(curve.loss.means[STRENGTHS.index(strength)])
+            step = read_manifest(source.result)["step"]
+            write_text(new / METRICS, json.dumps({"step": step, "validation_loss": loss}) + "\n")

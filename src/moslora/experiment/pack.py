@@ -69,7 +69,9 @@ def _arms(study: Study, done: Sequence[Planned], before: Card | None) -> dict[st
     found: dict[str, ArmCard] = {}
     for planned in sorted(done, key=lambda one: not one.scored):  # as those that are scored have recorded more
         arm = planned.arm
-        card = found.get(arm) or known.get(arm) or ArmCard(study.experiment.recipes[arm].to_yaml(), ())
+        applied = study.experiment.file.applied(arm)
+        new = ArmCard(study.experiment.recipes[arm].to_yaml(), (), applied.of if applied else "")
+        card = found.get(arm) or known.get(arm) or new
         made = made_with(planned_run(study.out, planned))
         if not any(made.items() <= other.items() for other in card.made_with):
             card = replace(card, made_with=(*card.made_with, made))

@@ -8,6 +8,7 @@ from typing import Any
 
 import moslora.adapters
 import moslora.base
+import moslora.convert.strength
 import moslora.data
 import moslora.evaluation
 import moslora.kernels
@@ -15,6 +16,7 @@ import moslora.mixer_options
 import moslora.prompts
 import moslora.recipe
 import moslora.runs
+import moslora.strength
 import moslora.tasks
 import moslora.training
 from moslora.base.identity import fingerprint, packages
@@ -34,6 +36,7 @@ from moslora.version import PACKAGE, source_files
 CODE = (
     moslora.adapters,
     moslora.base,
+    moslora.convert.strength,
     moslora.data,
     moslora.evaluation,
     moslora.kernels,
@@ -41,6 +44,7 @@ CODE = (
     moslora.prompts,
     moslora.recipe,
     moslora.runs,
+    moslora.strength,
     moslora.tasks,
     moslora.training,
 )

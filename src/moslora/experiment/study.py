@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from statistics import fmean
 
@@ -38,6 +38,7 @@ from moslora.files import in_use, locked
 from moslora.recipe.builtin import is_builtin
 from moslora.recipe.layers import shown
 from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.strength import strength_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class Study:
             for remark in remarks.values():
                 say(remark)
             scored = self.scored()
-            ready = [one for one in scored if self.any_rate or one.arm not in remarks or row_of(self.out, one)]
+            waiting = set() if self.any_rate else remarks.keys()
+            trained = self.experiment.file.trained
+            ready = [one for one in scored if trained(one.arm) not in waiting or row_of(self.out, one)]
             self._finish(ready, later=0)
             return len(ready) == len(scored)
 
@@ -115,14 +118,19 @@ class Study:
         for arm in self.arms:
             losses: dict[float, list[float]] = {}
             for rate in file.rates(arm):
-                rows = [row_of(self.out, one) for one in self.experiment.planned([(arm, rate)], scored=False)]
+                searched = self.experiment.planned([(file.trained(arm), rate)], scored=False)
+                rows = [row_of(self.out, one) for one in searched]
                 losses[rate] = [loss_of(row) for row in rows if row is not None]
             found.append(Curve(arm, len(file.rate_seeds), losses))
         return found
 
     def _remarks(self) -> dict[str, str]:
-        """Arm -> the remark on its curve."""
-        return {curve.arm: curve.remark for curve in self.curves() if curve.remark}
+        """Arm that trains -> the remark on its curve."""
+        return {curve.arm: curve.remark for curve in self._searched() if curve.remark}
+
+    def _searched(self) -> list[Curve]:
+        """The learning rates of the arms that train."""
+        return [curve for curve in self.curves() if not self.experiment.file.applied(curve.arm)]
 
     def scored(self) -> list[Planned]:
         """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
@@ -148,7 +156,9 @@ class Study:
         """The differences of a run that is there; empty if it has none."""
         run = planned_run(self.out, planned)
         begun_with = run.facts.get("experiment")
-        if in_tables(self.out, planned) is not None:
+        packed = in_tables(self.out, planned)
+        strength = packed.strength if packed is not None else getattr(strength_of(run.facts), "value", None)
+        if packed is not None:
             index = read_index(self.out)
             assert index is not None and index.card is not None
             arm = index.card.arms[planned.arm]  # of which all rates and seeds are in the tables
@@ -164,6 +174,8 @@ class Study:
         else:
             return ""
         found = []
+        if isinstance(planned.strength, float) and strength not in (planned.strength, None):
+            found.append(f"strength was {strength:g}, is {planned.strength:g}")
         for made_with in ways:
             found += changes(planned, recipe, made_with, any_code=self.any_code, fetching=self.fetching)
         return some(dict.fromkeys(found), separator="; ")
@@ -174,17 +186,20 @@ class Study:
         self.write_index()
         if not left:
             return
-        with self.start(left, out=self.out) as waits:
-            for number, (planned, wait) in enumerate(zip(left, waits, strict=True)):
-                pending = len(left) - number + later
-                text = f"{planned.name}: {pending} left"
-                if self._seconds:
-                    text += f", about {pending * fmean(self._seconds) / 60:.0f} min"
-                say(text)
-                began = time.monotonic()
-                wait()
-                self._seconds.append(time.monotonic() - began)
-                self.write_index()
+        pending = len(left) + later
+        for _, alike in groupby(left, key=lambda planned: planned.strength is None):  # applied once it is trained
+            together = [*alike]
+            with self.start(together, out=self.out) as waits:
+                for planned, wait in zip(together, waits, strict=True):
+                    text = f"{planned.name}: {pending} left"
+                    if self._seconds:
+                        text += f", about {pending * fmean(self._seconds) / 60:.0f} min"
+                    say(text)
+                    began = time.monotonic()
+                    wait()
+                    self._seconds.append(time.monotonic() - began)
+                    pending -= 1
+                    self.write_index()
 
     def write_index(self) -> None:
         """Writes ``experiment.json``: every scored run that is done and in no table; of the other arms those that, with
@@ -224,20 +239,24 @@ class Study:
         """The curves of the learning rates, and the scores so far."""
         curves = self.curves()
         if any(len(curve.losses) > 1 for curve in curves):
-            yield rate_table(curves)
+            yield rate_table(self._searched())
         # Of the planned questions alone: the runs may have been asked more.
         scored: dict[str, list[ComparedRun]] = {arm: [] for arm in self.arms}
+        strengths: dict[str, list[float]] = {}
         for planned in self.scored():
             row = row_of(self.out, planned)
             evaluation = answers_of(self.out, planned)
             if row is not None and evaluation is not None:
                 run = ComparedRun(evaluation, evaluation.folder, validation_loss=row.validation_loss)
                 scored[planned.arm].append(run)
+            if row is not None and row.strength is not None:
+                strengths.setdefault(planned.arm, []).append(row.strength)
         yield score_table(
             curves,
             scored,
             outcomes=self._outcomes(),
             seeds=len(self.experiment.file.seeds),
+            strengths=strengths,
             base=base_of_all(evaluations_of([*chain(*scored.values())])),
         )
 

@@ -49,11 +49,13 @@ def score_table(
     *,
     outcomes: Sequence[str],
     seeds: int,
+    strengths: Mapping[str, Sequence[float]],
     base: Evaluation | None = None,
 ) -> list[list[str]]:
     """Arms × outcomes: the mean over the ``scored`` runs of each arm, of which there will be ``seeds``, and what it
-    gained over the ``base``, if its answers to the same questions are known."""
-    titles = ["arm", "learning rate", "seeds"]
+    gained over the ``base``, if its answers to the same questions are known. ``strengths`` are those of the runs of
+    arms that train nothing."""
+    titles = ["arm", "learning rate", *(["strength"] if strengths else []), "seeds"]
     for outcome in outcomes:
         titles.append(f"{OUTCOMES[outcome].title} {OVER_SEEDS}")
         if base is not None:
@@ -64,7 +66,11 @@ def score_table(
         rate = "not chosen"
         if curve.best is not None:
             rate = f"{curve.best:g}"
-        cells = [curve.arm, rate, f"{len(runs)}/{seeds}"]
+        cells = [curve.arm, rate]
+        if strengths:
+            of_runs = sorted(strengths.get(curve.arm, ()))
+            cells.append(" to ".join(f"{value:g}" for value in dict.fromkeys((*of_runs[:1], *of_runs[-1:]))))
+        cells.append(f"{len(runs)}/{seeds}")
         for outcome in outcomes:
             cells.append(mean_over_seeds(runs, outcome))
             if base is not None:
