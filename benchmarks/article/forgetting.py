@@ -26,8 +26,9 @@ from moslora.compare.arms import Arm, load_arms, pairs
 from moslora.compare.comparison import compare_arms
 from moslora.compare.contrast import Contrast
 from moslora.compare.index import read_index
-from moslora.compare.statistics import LEVEL, MACRO, holm
+from moslora.compare.statistics import LEVEL, holm
 from moslora.errors import UsageError
+from moslora.runs.scores import MACRO
 from moslora.tasks import GROUP
 
 LORA = "lora"

@@ -7,9 +7,9 @@ from scipy import stats
 from benchmarks.article import forgetting
 from compare_kit import base, base_row, drawn, row, with_tasks, with_texts, write_experiment
 from moslora.compare.contrast import Contrast
-from moslora.compare.statistics import MACRO
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.scores import MACRO
 
 SEEDS = 8
 QUESTIONS = 60
