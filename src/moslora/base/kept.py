@@ -61,7 +61,7 @@ def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how
         "peft": getattr(model, "peft_config", None),
         "dtypes": {str(weight.dtype) for weight in model.parameters()},
         "device": (model.device.type, torch.backends.cpu.get_cpu_capability(), gpu),
-        "libraries": [_version(name) for name in LIBRARIES],
+        "libraries": [_installed_version(name) for name in LIBRARIES],
         "code": [_code(), *_code_of(model)],
         "settings": [os.environ.get(name) for name in SETTINGS],
         **how,
@@ -77,7 +77,7 @@ def _in_json(value: Any) -> Any:
     return getattr(value, "__dict__", str(value))
 
 
-def _version(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     with suppress(PackageNotFoundError):
         return version(name)
     return None
