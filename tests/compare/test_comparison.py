@@ -165,6 +165,19 @@ def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing():
         compare_planned(arms(lora=lora, same=same, far=far), index, outcome="log_probability")
 
 
+def test_runs_without_a_partner_are_named():
+    """Also beside another contrast in which they have one; not where seeds pair nothing."""
+    lora, other, third = seeds(3), seeds(3, gain=0.1, rank=2), seeds(3, rank=4)
+    del lora[1], other[2]
+    found = compare_arms(arms(lora=lora, other=other), contrasts=[("lora", "other")])
+    assert found.main.seeds == 1
+    assert says(lines(found)[0], "lora and other", "lora with seed 2, other with seed 1")
+    several = lines(compare_arms(arms(other=other, lora=lora, third=third)))
+    assert any(says(line, "other and third", "third with seed 2") for line in several)
+    own = compare_arms(arms(lora=lora, other=other), allowed=["seeds"])
+    assert not own.left_out
+
+
 def test_contrasts_of_the_command_line_are_a_family_in_place_of_the_named(experiment):
     named(experiment, ("init-only", "learned"), ("init-only", "lora"))
     lost = compare_paths([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")

@@ -275,6 +275,39 @@ def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path):
         assert compare_paths(sides, outcome=f"exact_match,{name}").main.means["gsm8k"] == (np.mean(scores),) * 2
 
 
+def test_the_filter_that_all_logs_have_is_compared(tmp_path):
+    y = {"strict-match": right(0, 0.3), "flexible-extract": right(1, 0.8)}
+    sides = [tmp_path / "a", tmp_path / "b"]
+    for side, names in zip(sides, (y, ["flexible-extract"]), strict=True):
+        texts = []
+        for name in names:
+            changes = {"metrics": ["exact_match"], "exact_match": lambda row, s=y[name]: s[row]}
+            texts.append(
+                written(side, "gsm8k", y[name], filter=name, filtered_resps=["5"], **changes).read_text("utf-8")
+            )
+        written(side, "gsm8k", []).write_text("".join(texts), encoding="utf-8")
+    found = compare_paths(sides)
+    assert found.outcome.name == "exact_match" and found.main.means["gsm8k"] == (np.mean(y["flexible-extract"]),) * 2
+
+
+def test_a_log_whose_run_has_no_partner_is_named(tmp_path):
+    for arm, numbers in (("lora", (0, 2)), ("mixed", (0, 1))):
+        for seed in numbers:
+            written(tmp_path / arm / f"seed{seed}", "arc", right(seed, 0.5))
+    assert says("\n".join(lines(compare_paths([tmp_path]))), "lora with seed 2, mixed with seed 1")
+
+
+@pytest.mark.parametrize(("most", "refused"), [(100, True), (62.5, True), (1, False), (5, False)])
+def test_scores_of_another_range_are_refused_with_both(tmp_path, most, refused):
+    y = right(0, 0.5)
+    logs = [table_of(tmp_path / "a.csv", y), table_of(tmp_path / "b.csv", [most * score for score in y])]
+    if refused:
+        with pytest.raises(UsageError, match=in_order("score", "0 to 1 in", "a.csv", f"0 to {most:g} in", "b.csv")):
+            compare_paths(logs)
+    else:
+        assert compare_paths(logs).outcome.name == "score"
+
+
 def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path):
     """Its index, or its text once; the first of equals is chosen, as by numpy."""
     equal = [["-1.0", "False"]] * 2

@@ -1,5 +1,6 @@
 """Adapters of others as runs of ours: computed as by their own equations and libraries, or refused whole."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -35,6 +36,7 @@ from moslora.evaluation.target import open_target
 from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.peft_adapter import read_settings
 from moslora.runs.run import locate_adapter, newest_run
 from moslora.training import train_recipe
 from reference import perturb, token_batch
@@ -130,6 +132,13 @@ def test_a_stock_peft_adapter_computes_what_peft_does(world, tmp_path, kind, saf
     assert close(logits(load_adapted(folder, dtype="float32")), expected)
     assert not close(logits(fresh(world)), expected)
     assert folder.recipe.adapter.mixer.kind == "identity" and folder.recipe.data.format == "label"
+
+
+def test_a_setting_is_off_where_it_has_pefts_default(tmp_path):
+    defaults = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM").to_dict()
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**defaults, "target_modules": ["q_proj"]}))
+    assert read_settings(path).r == defaults["r"]
 
 
 def test_the_output_layer_is_refused(world, tmp_path):

@@ -82,6 +82,17 @@ FREE = {
 }
 
 
+def test_two_conversations_in_one_row_are_refused_by_line(tmp_path):
+    """Where one of them is empty, the other is read."""
+    messages = [{"role": "user", "content": "A planet?"}, {"role": "assistant", "content": "Mars."}]
+    said = [{"from": "human", "value": "Another?"}, {"from": "gpt", "value": "Venus."}]
+    rows = [{"messages": messages, "conversations": []}, {"messages": messages, "conversations": said}]
+    with pytest.raises(UsageError, match=in_order("rows.jsonl:2", "messages and conversations")):
+        read_file(write(tmp_path / "rows.jsonl", rows), "train")
+    (example,) = read_file(write(tmp_path / "one.jsonl", rows[:1]), "train")
+    assert example.question == "A planet?"
+
+
 @pytest.mark.parametrize("kind", FREE)
 def test_a_row_that_names_no_answer_contradicts_none(kind, tmp_path):
     asked, answered = FREE[kind]

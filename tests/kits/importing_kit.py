@@ -74,6 +74,12 @@ PEFT = {
     "plain": {},
     "rslora": {"use_rslora": True},
     "longer names": {"target_modules": ["layers.1.self_attn.k_proj", "mlp.up_proj", "not_there"]},
+    "a pattern": {"target_modules": r".*layers\.1\.self_attn\.(q|k)_proj"},
+    "settings of other layers": {
+        "exclude_modules": ["lm_head", "o_proj"],
+        "rank_pattern": {"o_proj": 8, "q_proj": 3},
+        "alpha_pattern": {r"layers\.7\..*": 9},
+    },
 }
 
 
@@ -112,9 +118,14 @@ def altered_source(folder: Path, world: Path, alter: Altered) -> Path:
 REFUSED: dict[str, tuple[Altered, str]] = {
     "bias": (setting(bias="lora_only"), "bias = 'lora_only': not supported"),
     "dora": (setting(use_dora=True), "use_dora = True: not supported"),
-    "rank_pattern": (setting(rank_pattern={"q_proj": 8}), "rank_pattern = {'q_proj': 8}: not supported"),
+    "rank_pattern": (setting(rank_pattern={"q_proj": 8}), "rank_pattern in adapter_config.json gives 8 to"),
+    "alpha_pattern": (setting(alpha_pattern={r"1\..*proj": 9}), "alpha_pattern in adapter_config.json gives 9"),
+    "excluded": (setting(exclude_modules=["v_proj"]), "self_attn.v_proj, which exclude_modules in"),
+    "a layer that is no default": (setting(layers_to_transform=0), "layers_to_transform = 0: not supported"),
+    "no bias that is known": (setting(bias=0), "bias = 0: not supported"),
     "pissa": (setting(init_lora_weights="pissa"), "init_lora_weights = 'pissa': not supported"),
-    "a pattern": (setting(target_modules=r".*\.q_proj"), "target_modules = '.*\\\\.q_proj': "),
+    "another pattern": (setting(target_modules=r".*\.q_proj"), "self_attn.v_proj, model.layers"),
+    "a pattern that is none": (setting(target_modules="(q_proj"), "'(q_proj' is no regular expression"),
     "what is not known": (setting(use_magic=1), "use_magic = 1: not supported"),
     "another kind": (setting(peft_type="LOHA"), "peft_type = 'LOHA': "),
     "no rank": (setting(r=None), "r = None: "),

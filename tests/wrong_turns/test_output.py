@@ -30,6 +30,24 @@ def test_an_output_folder_that_cannot_be_used(refused, here, a_run):
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "eval {run} --limit 2",
+        "verify {run} --server http://localhost:9",
+        "merge {run}",
+        "export {run}",
+        "report {run}",
+        "strength {run} --set 0.5",
+        TRAIN.partition(" --out")[0],
+    ],
+)
+def test_a_folder_in_another_runs_adapter_is_no_output(refused, a_run, command):
+    Path("link").symlink_to("runs/one")
+    for folder in ("runs/one/adapter/mine", "runs/one/checkpoints/mine/x", "link/adapter/mine"):
+        refused(f"{command} --out {folder}", f"--out {folder}", "belongs to a run")
+
+
+@pytest.mark.parametrize(
     ("command", "name", "content", "code"),
     [
         ("merge runs/one", "runs/one/eval/x/settings.json", "[]", 1),

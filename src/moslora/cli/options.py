@@ -34,7 +34,21 @@ Task = Annotated[str | None, typer.Option(help="Task of the result. Required if 
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code from the base's folder, if you trust its authors.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Output folder. [default: in the run's folder, or in runs/]")]
+
+
+def output_folder(out: Path | None) -> Path | None:
+    """Return the folder of ``--out``, which must not lie in an adapter or among the checkpoints of a run."""
+    if out is not None:
+        from moslora.runs.run import refuse_inside_adapter  # here, as --help needs no recipes
+
+        refuse_inside_adapter(out)
+    return out
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Output folder. [default: in the run's folder, or in runs/]", callback=output_folder),
+]
 ServedModel = Annotated[str | None, typer.Option(help="Name of the model on the server. [default: its only one]")]
 AtOnce = Annotated[int, typer.Option(help="Number of questions that a server is asked at the same time.", min=1)]
 Evaluation = Annotated[

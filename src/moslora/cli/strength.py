@@ -27,7 +27,10 @@ def strength(
     texts: Annotated[
         str, typer.Option(help="Set of texts, or a YAML file that declares one.", autocompletion=completion.tasks)
     ] = "passages",
-    out: Annotated[Path | None, typer.Option(help="Output folder, for the run at the strength.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output folder, for the run at the strength.", callback=options.output_folder),
+    ] = None,
     trust: options.Trust = False,
 ) -> None:
     """Apply an adapter more weakly, without training again.

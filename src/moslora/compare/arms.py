@@ -114,6 +114,14 @@ def pairs(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     return list(product(before.runs.values(), after.runs.values()))
 
 
+def without_partner(before: Arm, after: Arm) -> list[str]:
+    """The runs that `pairs` leaves out, named by arm and seed."""
+    if not are_paired_by_seed(before, after):
+        return []
+    both = before.runs.keys() & after.runs.keys()
+    return [f"{arm.name} with seed {seed}" for arm in (before, after) for seed in arm.runs if seed not in both]
+
+
 def cluster_codes(runs: Sequence[Evaluation]) -> dict[str, Codes]:
     """Task -> the number of each question's cluster, shape ``(n,)``, as the first run says that knows it; without the
     tasks whose questions are each alone. ``runs`` have answered the same questions."""

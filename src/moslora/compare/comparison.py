@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moslora.compare.arms import SEEDS, Arm, all_runs, load_arms, pairs
+from moslora.compare.arms import SEEDS, Arm, all_runs, load_arms, pairs, without_partner
 from moslora.compare.comparable import note_what_differs, refuse_mixed, refuse_other_prompts
 from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.contrast import Contrast, contrast_of
@@ -30,7 +30,7 @@ class Comparison:
         named: those of the contrasts named beforehand that have runs, or the only contrast there is.
         exploratory: if no more than one was named, every other arm against the first.
         count: contrasts that were named, with runs or without.
-        left_out: a line that says which questions were left out; empty if none.
+        left_out: lines that say which questions and runs were left out.
         own_margin: the largest difference that does not matter, if one was named; ``None`` for the outcome's.
     """
 
@@ -38,7 +38,7 @@ class Comparison:
     named: tuple[Contrast, ...]
     exploratory: tuple[Contrast, ...]
     count: int
-    left_out: str = ""
+    left_out: tuple[str, ...] = ()
     own_margin: Margin | None = None
 
     @property
@@ -161,7 +161,12 @@ def compare_arms(
     elif len(named) <= 1 and len(against_first) > 1:
         in_pairs = [(one, other) for one, other in against_first if own_seeds or pairs(by_name[one], by_name[other])]
         exploratory = in_pairs or against_first
-    return Comparison(tuple(arms), made(named), made(exploratory), len(named), left_out)
+    lines = [left_out] if left_out else []
+    for one, other in [*named, *exploratory] if not own_seeds else ():
+        alone = without_partner(by_name[one], by_name[other])
+        if alone:
+            lines.append(f"{one} and {other}: left out without a run of the same seed: {some(alone, most=8)}")
+    return Comparison(tuple(arms), made(named), made(exploratory), len(named), tuple(lines))
 
 
 def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> list[Arm]:

@@ -32,8 +32,7 @@ def lines(comparison: Comparison) -> list[str]:
 
 def remarks(comparison: Comparison) -> Iterator[str]:
     """What the numbers of the tables are, and what else was asked."""
-    if comparison.left_out:
-        yield comparison.left_out
+    yield from comparison.left_out
     named = comparison.named
     main = comparison.main
     if not named:

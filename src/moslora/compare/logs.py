@@ -10,7 +10,7 @@ where the log has their texts.
 
 import csv
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from moslora.compare import inspect_logs
 from moslora.compare.compared_run import ComparedRun
 from moslora.data.clusters import clusters_of
-from moslora.errors import UsageError, first_line
+from moslora.errors import UsageError, capped, first_line
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import log_softmax
@@ -37,6 +37,10 @@ HASHES = ("doc_hash", "target_hash", PROMPT)
 
 BOOLEANS = {"True": 1, "False": 0}
 """Scores as Python writes them into a table."""
+
+
+TEN = 10
+"""A score above this is taken for one in percent, beside scores of at most 1."""
 
 
 class Sample(NamedTuple):
@@ -78,14 +82,17 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
         cluster: the column, or the path into a row, of what groups the questions; ``None``: each is alone, unless
             another one is equal.
     """
-    found = []
-    groups = False  # whether the column groups any questions
+    logs: dict[Path, dict[str, Samples]] = {}
     for place, files in _files_by_evaluation(paths).items():
-        read: dict[str, Samples] = {}
         for file in files:
-            _read_file(file, read, cluster)
-        groups |= any(clusters_of(_shared(samples), {}) for samples in read.values())
-        tasks = {task: _columns(samples) for task, samples in read.items()}
+            _read_file(file, logs.setdefault(place, {}), cluster)
+    # Whether the column groups any questions.
+    groups = any(clusters_of(_shared(samples), {}) for read in logs.values() for samples in read.values())
+    found = []
+    for place, read in logs.items():
+        tasks = {}
+        for task, samples in read.items():
+            tasks[task] = _columns(samples, _common_filters([other[task] for other in logs.values() if task in other]))
         label = _label(place)
         seed = None
         for number in SEED.findall(label):
@@ -96,6 +103,7 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
             f"--cluster {cluster}: groups no questions of these logs; must be a column, or a path such as doc.passage,"
             " with a text that some questions of a task share"
         )
+    _refuse_other_ranges(found)
     in_all = set.intersection(*(set(one.arm.split("/")) for one in found))
     return [replace(one, name="/".join(part for part in one.arm.split("/") if part not in in_all)) for one in found]
 
@@ -221,15 +229,21 @@ def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
     return sample._replace(gold=gold)
 
 
-def _columns(samples: Samples) -> TaskAnswers:
-    """A column for each metric that all questions have; of several filters, as in lm-eval's results: metric,filter."""
+def _common_filters(logs: Sequence[Samples]) -> set[str]:
+    """The filters of a task that all of these logs have; those of all logs where they have none in common."""
+    filters = [{filter for sample in samples.values() for _, filter in sample.scores} for samples in logs]
+    return set.intersection(*filters) or set.union(*filters)
+
+
+def _columns(samples: Samples, filters: Collection[str]) -> TaskAnswers:
+    """A column for each metric under one of these ``filters`` that all questions have; of several filters, as in
+    lm-eval's results: metric,filter."""
     ids = tuple(sorted(samples))
     rows = [samples[id] for id in ids]
     first = rows[0]
-    filters = {filter for _, filter in first.scores}
     outcomes = {}
     for key in first.scores:
-        if all(key in row.scores for row in rows):
+        if key[1] in filters and all(key in row.scores for row in rows):
             outcomes[",".join(key) if len(filters) > 1 else key[0]] = tuple(row.scores[key] for row in rows)
     hashes = {name: tuple(row.hashes[name] for row in rows) for name in first.hashes}
     gold = tuple(row.gold for row in rows)
@@ -238,6 +252,25 @@ def _columns(samples: Samples) -> TaskAnswers:
         questions = {id: id.partition(inspect_logs.EPOCH)[0] for id in ids}
     answers = TaskAnswers(ids, () if -1 in gold else gold, outcomes, hashes)
     return answers.grouped(clusters_of(_shared(samples), questions))
+
+
+def _refuse_other_ranges(logs: Sequence[ComparedRun]) -> None:
+    """Refuses logs of one score from 0 to 1 in some, and in others from 0 to as much as 100."""
+    ranges: dict[str, dict[bool, str]] = {}  # of a score whether it is in percent -> its range, and where it is so
+    for log in logs:
+        for task, answers in log.tasks.items():
+            for outcome, column in answers.outcomes.items():
+                low, high = min(column), max(column)
+                if low >= 0 and (high <= 1 or high > TEN):
+                    of_score = ranges.setdefault(f"{outcome} of {task}", {})
+                    of_score.setdefault(high > 1, f"{low:g} to {high:g} in {log.path}")
+    faults = [
+        f"{score}: {' and '.join(both.values())}; give all in the same unit"
+        for score, both in ranges.items()
+        if len(both) > 1
+    ]
+    if faults:
+        raise UsageError(capped(faults))
 
 
 def _shared(samples: Samples) -> dict[str, str]:

@@ -55,7 +55,7 @@ def import_adapter(
     """
     config, weights = adapter_files(source)
     settings = read_settings(config)
-    layers = read_layers(weights, targets=settings.target_modules)
+    layers = read_layers(weights, settings)
     origin = read_origin(source)
     model = {
         "name": base or _base_of(config, settings, origin),

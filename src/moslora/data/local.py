@@ -133,13 +133,14 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
     if unread:
         raise ValueError(f"{', '.join(unread)}: not read; put what is needed into a turn, or remove the column")
     turns: list[Turn] = []
-    for column, (by, text, roles) in _TURNS.items():
+    columns = [column for column in _TURNS if row.get(column) and isinstance(row[column], list)]
+    if len(columns) > 1:
+        raise ValueError(f"{' and '.join(columns)}: two conversations in one row; remove one of these columns")
+    for column in columns:
+        by, text, roles = _TURNS[column]
         system, *speakers = roles
         in_turn = cycle(speakers)
-        listed = row.get(column)
-        if not isinstance(listed, list):
-            continue
-        for number, turn in enumerate(listed, start=1):
+        for number, turn in enumerate(row[column], start=1):
             where = f"{column}, turn {number}"
             turn = turn if isinstance(turn, dict) else {}
             speaker, said = turn.get(by), turn.get(text)

@@ -107,7 +107,7 @@ def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
         except UsageError as error:
             fix = "if it is PEFT's own, set adapter.peft with its peft_type (docs/peft.md)"
             raise UsageError(f"{error}; cannot be continued as an adapter of A, M and B; {fix}") from None
-        layers = read_layers(weights, targets=settings.target_modules)
+        layers = read_layers(weights, settings)
         section = AdapterSection.model_validate(own_section(settings, layers))
         changed = _changed_values(_values(section), _values(recipe.adapter))
         state = own_state(layers)

@@ -8,7 +8,7 @@ weight M. Any setting or weight that is not understood is refused: ignoring it w
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, Literal
@@ -33,7 +33,11 @@ _HARMLESS = {
 """Settings that do not change what a trained adapter computes."""
 
 _OFF: Mapping[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
-"""Values that add nothing to B · M · A, besides those that are false or empty."""
+"""Values that add nothing to B · M · A, besides ``None``, ``False`` and what is empty: PEFT's defaults, and starts."""
+
+
+Modules = list[str] | str
+"""What PEFT finds layers by: ends of their names, or a regular expression of the whole name."""
 
 
 class LoraSettings(BaseModel):
@@ -48,7 +52,10 @@ class LoraSettings(BaseModel):
     r: int = Field(gt=0, le=2**16)
     lora_alpha: PositiveFloat
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: list[str]
+    target_modules: Modules
+    exclude_modules: Modules | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
     use_rslora: bool = False
     lora_use_mixer: bool | None = None
 
@@ -88,7 +95,8 @@ def read_settings(path: Path) -> LoraSettings:
         faults = [(str(fault["loc"][0]), fault["msg"]) for fault in error.errors()]
     understood = {*LoraSettings.model_fields, *_HARMLESS}
     for key, value in values.items():
-        if value and key not in understood and value not in _OFF.get(key, ()):
+        is_off = value is None or value is False or value in ("", [], {}, *_OFF.get(key, ()))
+        if key not in understood and not is_off:
             faults.append((key, "not supported (docs/merging.md)"))
     if faults:
         said = [
@@ -113,8 +121,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def read_layers(path: Path, *, targets: list[str]) -> Layers:
-    """The weights by layer and part, where ``targets`` are the ends of their names; any other weight is refused."""
+def read_layers(path: Path, settings: LoraSettings) -> Layers:
+    """The weights by layer and part; refused if the settings leave a layer out, or give it another rank or scale."""
     tensors = load_weights(path)
     layers: dict[str, dict[str, Tensor]] = {}
     faults = [] if tensors else ["contains no LoRA weights; import a checkpoint of the Trainer"]
@@ -124,19 +132,42 @@ def read_layers(path: Path, *, targets: list[str]) -> Layers:
             faults.append(f"{key}: unexpected; not a LoRA weight that moslora knows")
         else:
             layers.setdefault(match["layer"], {})[match["part"]] = value.float()
-    ends = tuple(f".{target}" for target in targets)
-    surplus = [name for name in layers if not f".{name}".endswith(ends)]
-    if surplus:
-        faults.append(f"weights on {some(surplus)}, which target_modules in {CONFIG} does not list")
+    try:
+        faults += _misfits(settings, layers)
+    except re.error as error:
+        raise UsageError(f"{CONFIG} of {path}: {error.pattern!r} is no regular expression ({error})") from None
     if faults:
         raise UsageError(capped([f"{path}: {fault}" for fault in faults]))
     return layers
 
 
+def _misfits(settings: LoraSettings, layers: Collection[str]) -> Iterator[str]:
+    """What the settings do not say of layers with weights. A layer is found as PEFT finds it."""
+
+    def is_named(layer: str, modules: Modules | None) -> bool:
+        if isinstance(modules, str):
+            return re.fullmatch(modules, layer) is not None
+        return f".{layer}".endswith(tuple(f".{name}" for name in modules or ()))
+
+    surplus = [layer for layer in layers if not is_named(layer, settings.target_modules)]
+    if surplus:
+        yield f"weights on {some(surplus)}, which target_modules in {CONFIG} does not name"
+    excluded = [layer for layer in layers if is_named(layer, settings.exclude_modules)]
+    if excluded:
+        yield f"weights on {some(excluded)}, which exclude_modules in {CONFIG} names"
+    for key, of_all in (("rank_pattern", settings.r), ("alpha_pattern", settings.lora_alpha)):
+        for pattern, value in (getattr(settings, key) or {}).items():
+            matched = [layer for layer in layers if re.match(rf"(.*\.)?({pattern})$", layer)]
+            if matched and value != of_all:
+                yield f"{key} in {CONFIG} gives {value} to {some(matched)}: not supported (docs/merging.md)"
+
+
 def own_section(settings: LoraSettings, layers: Collection[str]) -> dict[str, Any]:
     """The section ``adapter`` of a recipe whose adapter of ours has these settings and is on these layers."""
-    targets: str | list[str] = sorted({layer.rpartition(".")[2] for layer in layers})
-    if any("." in target for target in settings.target_modules):  # ours are last components or a pattern
+    targets: Modules = sorted({layer.rpartition(".")[2] for layer in layers})
+    if isinstance(settings.target_modules, str):
+        targets = settings.target_modules
+    elif any("." in target for target in settings.target_modules):  # ours are last components or a pattern
         targets = "|".join(re.escape(layer) for layer in layers)
     return {
         "rank": settings.r,

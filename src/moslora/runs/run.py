@@ -43,6 +43,13 @@ BESIDE = re.compile(r"(?:-base|-step-\d+|-at-.+)+$")
 """Ends the name of an evaluation that is not of the run's result, but of its base, of a checkpoint, or of a server."""
 
 
+def refuse_inside_adapter(out: Path) -> None:
+    """Refuse an output folder inside an adapter, or among the checkpoints of a run."""
+    for folder in out.resolve().parents:
+        if (folder / MANIFEST).is_file() or (folder.name == CHECKPOINTS and Run(folder.parent).exists):
+            raise UsageError(f"--out {out}: lies in {folder}, which belongs to a run; choose another folder")
+
+
 @dataclass(frozen=True)
 class Run:
     """The run in the folder ``path``, which need not exist yet."""
