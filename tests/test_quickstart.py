@@ -1,7 +1,6 @@
 """The quickstart: its dtype, where it goes on, what it prints."""
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -99,7 +98,7 @@ def test_it_ends_with_what_can_be_concluded(tmp_path, monkeypatch, size, right, 
             scores = (-0.5, -0.7) if chosen == 0 else (-0.7, -0.5)
             predictions.append(Prediction(f"obqa/test/{place}", "obqa", gold=0, prediction=chosen, scores=scores))
         records = {"obqa": TaskRecord()}
-        return summarise(replace(CONDITIONS, primary="accuracy"), predictions, records), tmp_path / str(target)
+        return summarise(CONDITIONS, predictions, records), tmp_path / str(target)
 
     for name in ("train_in_processes", "merge"):
         monkeypatch.setattr(module, name, Mock())
