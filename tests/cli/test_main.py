@@ -16,11 +16,14 @@ from rich.text import Text
 
 from card_kit import Card
 from cli_kit import run
+from compare_kit import CONDITIONS
 from moslora.cli.table import print_table
+from moslora.evaluation.journal import Journal
 from moslora.processes.launch import PART
 from moslora.recipe import list_recipes
+from moslora.runs.header import TaskRecord
 from moslora.runs.listing import table_of_runs
-from moslora.runs.run import Run
+from moslora.runs.predictions import Prediction
 from moslora.runs.scores import MACRO
 
 
@@ -124,10 +127,12 @@ def test_runs_are_readable_on_a_narrow_terminal(trained, tmp_path, monkeypatch):
     """No name is folded or cut, and no line is longer than the terminal; in a pipe each run is one line."""
     name = "a-name-of-forty-letters-with-3-numbers-12"
     shutil.copytree(trained, tmp_path / name)
-    found = {"macro": 0.5, "questions": 12_345, "tasks": {}, "asked": {}}
-    Run(tmp_path / name).add_facts(
-        results=dict.fromkeys(("choice-label-bfloat16", "choice-label-bfloat16-base"), found)
-    )
+    for evaluation in ("choice-label-bfloat16", "choice-label-bfloat16-base"):
+        journal = Journal(tmp_path / name / "eval" / evaluation, CONDITIONS)
+        journal.record({"obqa": TaskRecord()})
+        for row, scores in enumerate([(-0.5, -0.7), (-0.7, -0.5)]):
+            journal.keep([Prediction(f"obqa/test/{row}", "obqa", 0, row, scores)])
+        journal.finish()
     monkeypatch.setenv("COLUMNS", "60")
     said = {}
     for kind in (Screen, io.StringIO):
@@ -135,9 +140,9 @@ def test_runs_are_readable_on_a_narrow_terminal(trained, tmp_path, monkeypatch):
         print_table(table_of_runs(tmp_path))
         said[kind] = sys.stdout.getvalue().splitlines()
     assert said[Screen][0] == name and max(map(len, said[Screen])) <= 60
-    assert sum("50.0 (n 12,345)" in line for line in said[Screen]) == 2
+    assert sum("50.0 (n 2)" in line for line in said[Screen]) == 2
     (line,) = [line for line in said[io.StringIO] if name in line]
-    assert "21/21" in line and "choice-label-bfloat16-base 50.0 (n 12,345)" in line
+    assert "21/21" in line and "choice-label-bfloat16-base 50.0 (n 2)" in line
 
 
 @pytest.mark.parametrize("columns", [45, 80])

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic import TypeAdapter, ValidationError
 
 from moslora.console import note_once
 from moslora.errors import UsageError
@@ -51,15 +51,6 @@ class Origin:
         """JSON values for the manifests of a run that continues it, from which `predecessor_of` reads it back."""
         return {CONTINUED_FROM: asdict(replace(self, base=""))}  # which may be a path
 
-    @model_validator(mode="before")
-    @classmethod
-    def _upgrade(cls, values: Any) -> Any:
-        """An origin in the manifests of earlier versions, whose ``steps`` were the adapter's own."""
-        if not isinstance(values, dict) or "sha256" not in values:
-            return values
-        kept = {key: values[key] for key in ("gate_tasks", CONTINUED_FROM, STRENGTH) if key in values}
-        return {"run": values["name"], "adapter": values["sha256"], "step": values["steps"], **kept}
-
     @property
     def with_hash(self) -> str:
         """In words, also what it was continued from."""
@@ -94,7 +85,22 @@ def read_origin(folder: Path) -> Origin | None:
 def predecessor_of(facts: Mapping[str, Any]) -> Origin | None:
     """The adapter that a run continued, by its manifest or its ``run.json``; ``None`` if it continued none."""
     known = facts.get(CONTINUED_FROM)
-    return None if known is None else TypeAdapter(Origin).validate_python(known)
+    return None if known is None else TypeAdapter(Origin).validate_python(_upgraded(known))
+
+
+def _upgraded(known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the facts of an origin; those of earlier versions have its step as ``steps``."""
+    if "sha256" not in known:
+        return known
+    before = known[CONTINUED_FROM]
+    return {
+        "run": known["name"],
+        "adapter": known["sha256"],
+        "step": known["steps"],
+        "gate_tasks": known["gate_tasks"],
+        CONTINUED_FROM: before and _upgraded(before),
+        STRENGTH: known.get(STRENGTH),
+    }
 
 
 def locate_predecessor(place: str) -> Path:
