@@ -13,20 +13,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from benchmarks import ROOT
 from benchmarks.commands import command
 from benchmarks.tables import machine, markdown
-from moslora.adapters import describe_task
 from moslora.adapters.injection import task_names
 from moslora.base.load import load_base, load_tokenizer
 from moslora.data.sources import load_examples
 from moslora.evaluation import Request
-from moslora.evaluation.batches import blocks
-from moslora.evaluation.scorers import make_scorer, scorer_of
+from moslora.evaluation.batches import batch_budget, blocks
+from moslora.evaluation.model import Local
+from moslora.evaluation.scorers import make_encoder, make_scorer
 from moslora.experiment.file import Planned, load_experiment
 from moslora.experiment.tables import mean_in_words
 from moslora.files import write_json
@@ -49,16 +48,16 @@ def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Rec
     """Nats per byte of the passages, mean over them, under the gate of a task; ``None`` for the mean of all gates."""
     (task,) = [task for task in recipe.questions.tasks if task.name == TEXTS]
     passages = load_examples(task, "test", source=recipe.questions.source)
-    scorer: Any = scorer_of(passages[0], make_scorer(model, tokenizer, Request.of(recipe)))
-    describe_task(model, gate)
+    request = Request.of(recipe)
+    scorer: Any = make_scorer(passages[0], make_encoder(model.config, tokenizer, request), request)
+    local = Local(model, tokenizer, request.batch_tokens or batch_budget(model.device))
     found = []
     for block in blocks(passages, limit=recipe.evaluation.limit, exact=False):
         questions = [scorer.encode(passage) for passage in block.computed]
-        with torch.inference_mode():
-            outputs = scorer.in_batches(questions, tokens=scorer.batch_tokens)()
-        for passage, question, output in zip(block.computed, questions, outputs, strict=True):
-            if passage in block.wanted:
-                prediction = scorer.read(question, output)
+        (outputs,) = local.log_probabilities([question.pairs for question in questions], task=gate)()
+        for place, question in enumerate(questions):
+            if question.example in block.wanted:
+                prediction = scorer.read(question, outputs[place])
                 found.append(-prediction.scores[0] / prediction.bytes)
     return fmean(found)
 

@@ -31,7 +31,9 @@ from moslora.data.sources import load_examples
 from moslora.download.wheels import Wheel, fetch_wheel, home
 from moslora.errors import MosloraError
 from moslora.evaluation import Request
-from moslora.evaluation.scorers import make_scorer
+from moslora.evaluation.batches import batch_budget
+from moslora.evaluation.model import Local
+from moslora.evaluation.scorers import make_encoder, make_scorer
 from moslora.files import once_per_machine, replacing, sha256
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection, load_recipe
@@ -122,9 +124,10 @@ def questions() -> list[Example]:
 
 def ours(model: Any, tokenizer: Any, asked: Sequence[Example]) -> list[list[float]]:
     """The log p of each option of each question, by this program."""
-    scorer = make_scorer(model, tokenizer, Request(protocol="cloze", format="cloze"))
-    with torch.inference_mode():
-        return [list(prediction.scores) for prediction in scorer.score(asked)]
+    request = Request(protocol="cloze", format="cloze")
+    scorer = make_scorer(asked[0], make_encoder(model.config, tokenizer, request), request)
+    local = Local(model, tokenizer, batch_budget(model.device))
+    return [list(prediction.scores) for prediction in scorer.score(asked, local)]
 
 
 def by_lm_eval(model: Any, tokenizer: Any, asked: Sequence[Example]) -> list[list[float]]:

@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.commands import command
 from benchmarks.tables import markdown
 from moslora.evaluation.server import Server
+from moslora.evaluation.sources import There
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation
 from moslora.runs.run import Run
@@ -55,7 +56,7 @@ def main(run: Path, folders: tuple[Path, ...]) -> None:
     for folder in folders:
         server = read_evaluation(folder)
         chosen = answered.only({task: answers.ids for task, answers in server.tasks.items()})
-        questions = prepare_questions(open_target(str(run)), chosen, Server("")).encoded()
+        questions = prepare_questions(open_target(str(run)), chosen, There(Server(""), at_once=1)).encoded()
         checkpoints = checkpoints_of(chosen)
         whole = evidence(questions, server, with_base(chosen), checkpoints=checkpoints, dtype="bfloat16")
         table.append([folder.name, *(verdicts(whole, size) for size in SIZES)])

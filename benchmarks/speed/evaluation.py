@@ -28,7 +28,8 @@ from moslora.base.resolve import BUILTIN, locate
 from moslora.data.sources import load_examples
 from moslora.evaluation import Request
 from moslora.evaluation.batches import batch_budget
-from moslora.evaluation.scorers import make_scorer
+from moslora.evaluation.model import Local
+from moslora.evaluation.scorers import make_encoder, make_scorer
 from moslora.processes.devices import device
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import ModelSection
@@ -65,13 +66,13 @@ def scored_by(who: str, questions: list[list[Example]]) -> dict[str, float]:
     if how == "official":
         return {"seconds": seconds(lambda: [official(model, tokenizer, row) for row in rows])}
     format = "cloze" if protocol == "cloze" else "label"
-    request = {"protocol": protocol, "format": format, "batch_tokens": batch_budget(model.device)}
-    scorer = make_scorer(model, tokenizer, Request.model_validate(request))
+    request = Request.model_validate({"protocol": protocol, "format": format})
+    encoder = make_encoder(model.config, tokenizer, request)
+    local = Local(model, tokenizer, 1 if how == "alone" else batch_budget(model.device))
 
     def score() -> None:
-        with torch.inference_mode():
-            for of_set in questions:
-                scorer.score(of_set, alone=how == "alone")
+        for of_set in questions:
+            make_scorer(of_set[0], encoder, request).score(of_set, local)
 
     found = {"seconds": seconds(score)}
     if how == "ours":

@@ -35,7 +35,9 @@ from moslora.adapters.mixers.fixed import ButterflyMixer
 from moslora.adapters.mixers.gates import GateInsideMixer, TokenGateMixer
 from moslora.base.load import load_base, load_tokenizer
 from moslora.evaluation import Request
-from moslora.evaluation.scorers import make_scorer
+from moslora.evaluation.batches import batch_budget
+from moslora.evaluation.model import Local
+from moslora.evaluation.scorers import make_encoder, make_scorer
 from moslora.processes.devices import device
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import AdapterSection, load_recipe
@@ -194,12 +196,14 @@ def measure(
     write: Any = partial(model.generate, prompt, max_new_tokens=tokens, min_new_tokens=tokens, **settings)  # type: ignore
     places = contestants(model, adapter)
     request = Request(protocol="choice", format="label")
-    scorers = {name: make_scorer(model, tokenizer, request) for name in places}  # each keeps the adapters it first met
+    scorer = make_scorer(QUESTION, make_encoder(model.config, tokenizer, request), request)
+    # Each keeps the adapters it first met.
+    models = {name: Local(model, tokenizer, batch_budget(model.device)) for name in places}
     found = {name: Times([], []) for name in places}
     for number in range(repetitions + 1):
         for name in sorted(places, reverse=number % 2 == 0):
             put(model, places[name])
-            answer = partial(scorers[name].score, [QUESTION])
+            answer = partial(scorer.score, [QUESTION], models[name])
             answer()  # the caches have another contestant's weights
             answering = sum(seconds(answer) for _ in range(ANSWERS)) / ANSWERS
             writing = seconds(write)

@@ -16,7 +16,7 @@ from changes_kit import edit_json
 from evaluation_kit import all_tasks, make_examples, make_model, read_results, tokenizer
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation import scorer as scorer_module
+from moslora.evaluation import model as model_module
 from moslora.evaluation.batches import BLOCK_SIZE, blocks
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
@@ -111,11 +111,11 @@ def test_the_next_questions_are_encoded_before_the_device_is_waited_for(monkeypa
         return lambda *given: (order.append(name), function(*given))[1]
 
     monkeypatch.setattr(Cloze, "encode", noted("encode", Cloze.encode))
-    monkeypatch.setattr(scorer_module, "wait_for", noted("wait", scorer_module.wait_for))
+    monkeypatch.setattr(model_module, "wait_for", noted("wait", model_module.wait_for))
     examples = {"piqa": make_examples("piqa", BLOCK_SIZE + 30), "boolq": make_examples("boolq", 5)}
     evaluate(make_model(), tokenizer(), examples, Request(**CLOZE))
     blocks = [*["encode"] * (BLOCK_SIZE + 30), "wait", *["encode"] * 5, "wait", "wait"]
-    assert order == [*["encode"] * 4, *blocks, *[*["encode"] * 4, "wait"] * 2]
+    assert order == [*["encode"] * 4, *blocks, *["encode"] * 8, "wait", "wait"]
 
 
 @pytest.mark.parametrize(("limit", "alone"), [(2, 2), (64, 4), (192, 6), (None, 8)])
@@ -124,18 +124,17 @@ def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(monkeypatch
     model = make_model(torch.bfloat16)
     examples = {"piqa": make_examples("piqa", 320)}
     found = []
-    score = Choice.score
+    read = Choice.read
 
-    def noted(self, asked, **options):
-        predictions = score(self, asked, **options)
-        found.append(predictions)
-        return predictions
+    def noted(self, question, output):
+        found.append(read(self, question, output))
+        return found[-1]
 
-    monkeypatch.setattr(Choice, "score", noted)
+    monkeypatch.setattr(Choice, "read", noted)
     results = evaluate(model, tokenizer(), examples, Request(limit=limit, **CHOICE))
     batched = {p.id: p.scores for p in results.predictions}
     changes = []
-    for prediction in found[-1]:
+    for prediction in found[len(results.predictions) :][-alone:]:
         moved = [a - b for a, b in zip(prediction.scores, batched[prediction.id], strict=True)]
         changes.append(max(moved) - min(moved))
     assert len(changes) == alone and results.macro.drift == max(changes)
@@ -153,13 +152,13 @@ def test_a_killed_evaluation_goes_on_to_the_same_bits(tmp_path, monkeypatch, dty
     lines = (out / "predictions.jsonl").read_bytes().splitlines(keepends=True)
     (out / "predictions.jsonl").write_bytes(b"".join(lines[: BLOCK_SIZE + 10]) + lines[BLOCK_SIZE + 10][:25])
     scored = []
-    score = Choice.score
+    ask_model = Choice.ask
 
-    def counted(self, asked, **options):
-        scored.append(len(asked))
-        return score(self, asked, **options)
+    def counted(self, questions, model):
+        scored.append(len(questions))
+        return ask_model(self, questions, model)
 
-    monkeypatch.setattr(Choice, "score", counted)
+    monkeypatch.setattr(Choice, "ask", counted)
     resumed = evaluate(model, tokenizer(), examples, Request(**CHOICE), out=out)
     assert scored == [60, 30, 4, 4], "the first block is not computed again"
     assert resumed.predictions == straight.predictions
@@ -283,7 +282,7 @@ def test_dropout_left_on_is_refused():
 
 def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch):
     """With cloze every set but boolq, whose options are one token each."""
-    monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(Choice, "ask", lambda *_, **__: pytest.fail("scored"))
     for questions, format, named, tasks in (
         (all_tasks(2), "cloze", "task siqa, format cloze, 3 options: .* use evaluation.protocol=cloze", 7),
         ({**all_tasks(1), "obqa": [], "siqa": []}, "label", "siqa, obqa: no question", 1),
@@ -304,7 +303,7 @@ def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(mon
     for request in (Request(protocol="generate", format=format), Request(**CLOZE)):
         results = evaluate(make_model(), tokenizer(), {"mine": rows[-2:]}, request)
         assert results.tasks["mine"].n == 2
-    monkeypatch.setattr(Choice, "score", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr(Choice, "ask", lambda *_, **__: pytest.fail("scored"))
     with pytest.raises(UsageError, match=r"task mine, format .*, 10 options: .* use evaluation.protocol=cloze"):
         evaluate(make_model(), tokenizer(), PIQA | {"mine": rows}, Request(protocol="choice", format=format))
 

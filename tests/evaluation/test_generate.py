@@ -12,6 +12,7 @@ from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.generate import Generate, find_answer, is_decided
+from moslora.evaluation.model import Local
 from moslora.prompts.formats import FORMATS
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.tasks import Example, Numbered
@@ -57,8 +58,8 @@ def test_greedy_text_is_the_most_likely_token_32_times(format):
     model = make_model()
     encoder = Encoder(tokenizer(), max_length=None)
     examples = {example.id: example for example in make_examples("siqa", 3)}
-    scorer = Generate(model, encoder, FORMATS[format], beams=1, batch_tokens=1_000)
-    for prediction in scorer.score(list(examples.values())):
+    scorer = Generate(encoder, FORMATS[format])
+    for prediction in scorer.score(list(examples.values()), Local(model, tokenizer(), batch_tokens=1_000)):
         example = examples[prediction.id]
         ids = encoder.encode(FORMATS[format].generation_prompt(example), "", eos=False).ids
         start = len(ids)
@@ -100,10 +101,10 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch):
     """A label of no option is an answer, but never right."""
     written = iter(["it is answer1", "answer2, then", "I cannot say", "answer5 or answer1"])
 
-    def in_batches(_, questions, *, tokens):
-        return lambda: [next(written) for _ in questions]
+    def write(_, prompts, **how):
+        return lambda: iter([{place: next(written) for place in range(len(prompts))}])
 
-    monkeypatch.setattr(Generate, "in_batches", in_batches)
+    monkeypatch.setattr(Local, "write", write)
     request = Request(protocol="generate", format="label")
     results = evaluate(make_model(), tokenizer(), {"siqa": make_examples("siqa", 4)}, request)
     assert results.tasks["siqa"].parse_rate == 0.75 and results.macro.drift is None
@@ -174,7 +175,7 @@ def test_the_context_has_room_for_the_text_behind_a_long_question(beams):
     model.generation_config = GenerationConfig(eos_token_id=None)
     found = evaluate(model, tokenizer(), {"siqa": examples}, Request(**GENERATE, beams=beams)).predictions
     assert {p.id: p.truncated for p in found} == {id: len(ids) > longest - 32 for id, ids in prompts.items()}
-    scorer = Generate(model, Encoder(tokenizer(), max_length=longest), FORMATS["label"], beams=1, batch_tokens=400)
+    scorer = Generate(Encoder(tokenizer(), max_length=longest), FORMATS["label"])
     for example in examples:
         assert scorer.encode(example).texts[0].ids == prompts[example.id][-(longest - 32) :], "it loses its start"
 

@@ -20,9 +20,9 @@ from training_kit import in_processes
 LOSES_ONE = """
 import os, signal
 from moslora import cli
-from moslora.evaluation.choice import Choice
+from moslora.evaluation.model import Local
 if os.environ["RANK"] == "1":
-    Choice.score = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    Local.log_probabilities = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 cli.main()
 """
 

@@ -280,7 +280,7 @@ def test_a_silent_server_does_not_hold_the_program(served):
     """After Ctrl-C, while questions wait for it."""
     silent = socket.create_server(("127.0.0.1", 0))  # accepts, and never answers
     code = f"""
-from moslora.evaluation.served import each_reply
+from moslora.evaluation.model import each_reply
 from moslora.evaluation.server import Server
 
 server = Server("http://127.0.0.1:{silent.getsockname()[1]}")

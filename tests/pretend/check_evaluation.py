@@ -3,16 +3,17 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from evaluation_kit import make_examples
 from moslora.adapters import describe_task
 from moslora.base.decoding import decode
 from moslora.base.load import load_tokenizer
 from moslora.evaluation import Request
+from moslora.evaluation.batches import block_size
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.loading import load_model
-from moslora.evaluation.scorers import make_scorer
+from moslora.evaluation.model import Local
+from moslora.evaluation.scorers import make_encoder, make_scorer
 from moslora.evaluation.target import open_target
 from pretend_kit import on_cpu, watch
 from tests.end_to_end import test_own_tasks
@@ -48,14 +49,17 @@ def test_the_predictions_are_those_of_the_cpu(mine, tmp_path, protocol):
 def test_a_block_of_questions_waits_for_its_scores_alone(mine, protocol, most, batches):
     target = open_target(str(mine / "run"))
     model = load_model(target)
-    scorer = make_scorer(model, load_tokenizer(target.model), Request(protocol=protocol, format=FORMATS[protocol]))
+    request = Request(protocol=protocol, format=FORMATS[protocol])
     examples = make_examples("arc_easy", 64)
-    assert scorer.block_size == 4 * 64
-    longest = max(scorer.length(scorer.encode(example)) for example in examples)
-    scorer = replace(scorer, batch_tokens=-(-64 // batches) * longest)
+    tokenizer = load_tokenizer(target.model)
+    scorer = make_scorer(examples[0], make_encoder(model.config, tokenizer, request), request)
+    assert block_size(model.device.type, writes=False) == 4 * 64
+    local = Local(model, tokenizer, batch_tokens=1)
+    longest = max(scorer.length(scorer.encode(example), local) for example in examples)
+    local = replace(local, batch_tokens=-(-64 // batches) * longest)
     describe_task(model, "arc_easy")
-    with torch.inference_mode(), watch() as seen:
-        assert len(scorer.score(examples)) == 64
+    with watch() as seen:
+        assert len(scorer.score(examples, local)) == 64
     print(f"{protocol}: {seen.operations.total()} operations, waits: {dict(seen.waits)}")
     assert seen.waits.total() == 1 and seen.operations.total() <= most * batches
 

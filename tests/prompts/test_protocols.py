@@ -37,10 +37,10 @@ def test_names_and_scorers_are_those_of_the_objects():
 def test_what_is_not_typed_is_the_models_own_or_fits(own, typed, chosen):
     own = Request(protocol=own[0], format=own[1])
     given = {name: value for name, value in zip(("protocol", "format"), typed, strict=True) if value}
-    request = own.with_typed(given)
+    request = own.with_overrides(given)
     assert (request.protocol, request.format) == chosen
 
 
 def test_a_protocol_that_does_not_read_the_format_is_refused():
     with pytest.raises(UsageError, match="--format cloze; choose --protocol cloze"):
-        Request().with_typed({"protocol": "choice", "format": "cloze"})
+        Request().with_overrides({"protocol": "choice", "format": "cloze"})

@@ -10,8 +10,8 @@ from cli_kit import run
 from evaluation_kit import read_results
 from message_kit import says
 from moslora.convert.importing import import_adapter
-from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.model import Local
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.header import read_header
@@ -21,15 +21,15 @@ from training_kit import cut_after
 
 def interrupted(monkeypatch, target, *, after, **asked):
     """An evaluation that ends after so many blocks, as by Ctrl-C."""
-    score, blocks = Choice.score, iter(range(after))
+    log_p, blocks = Local._log_p, iter(range(after))
 
-    def until(self, examples, **options):
+    def until(self, questions, **options):
         if next(blocks, None) is None:
             raise KeyboardInterrupt
-        return score(self, examples, **options)
+        return log_p(self, questions, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Choice, "score", until)
+        patch.setattr(Local, "_log_p", until)
         evaluate_target(open_target(target), **asked)
 
 

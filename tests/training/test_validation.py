@@ -67,8 +67,8 @@ def asked(monkeypatch):
     found = []
     ask = PreparedQuestions.ask
 
-    def listening(self):
-        found.append(ask(self))
+    def listening(self, model):
+        found.append(ask(self, model))
         return found[-1]
 
     monkeypatch.setattr(PreparedQuestions, "ask", listening)

@@ -83,9 +83,9 @@ def test_a_lock_without_a_process_is_not_in_the_way(here, world, capsys):
     [
         (TRAIN, "training.loop.accumulate", ["training.micro_batch_tokens", "model.gradient_checkpointing=true"]),
         (TRAIN, "training.prepare.read_base", ["model.quantization=nf4", "training.strategy=fsdp"]),
-        ("eval {run} --limit 2 --out e", "evaluation.choice.Choice.score", ["2,048", "--batch-tokens"]),
+        ("eval {run} --limit 2 --out e", "evaluation.model.Local.log_probabilities", ["2,048", "--batch-tokens"]),
         (ASK, "evaluation.loading.load_adapted", ["model.quantization=nf4", "CUDA_VISIBLE_DEVICES=''"]),
-        (ASK, "evaluation.choice.Choice.score", ["CUDA_VISIBLE_DEVICES=''"]),
+        (ASK, "evaluation.model.Local.log_probabilities", ["CUDA_VISIBLE_DEVICES=''"]),
     ],
 )
 def test_out_of_gpu_memory(refused, monkeypatch, command, target, names):

@@ -30,7 +30,7 @@ RESUME = "moslora train run --resume"
         (TRAIN, "training.state.save_adapter", [SIGTERM], 1, ["step 5 of 21", RESUME]),
         (TRAIN, "training.loop.accumulate", [SIGINT, SIGINT], 1, []),
         (TRAIN, "runs.adapted_model.write_json", [SIGTERM], 7, []),  # after the last step
-        ("eval {run} --limit 4 --out e", "evaluation.scoring._drift", [SIGINT], 1, []),
+        ("eval {run} --limit 4 --out e", "evaluation.evaluator.measure_drifts", [SIGINT], 1, []),
         ("merge {run} --out m", "convert.merge._write_settings", [SIGINT], 1, []),
     ],
 )

@@ -35,7 +35,7 @@ def refuse_evaluation(target: "Target", *, tasks: str | None, typed: Mapping[str
     from moslora.data.sources import local_path, refuse_missing
     from moslora.runs.evaluation import refuse_other_scores
 
-    source = target.request.with_typed(typed).source
+    source = target.request.with_overrides(typed).source
     if "source" in typed:  # also where no task reads it
         local_path(source)
     refuse_missing(target.tasks_to_ask(tasks), "test", source=source)

@@ -188,10 +188,10 @@ def evaluate(
         from moslora.plan.here import note_evaluation
 
     with stopped("stopped: the scores so far are kept, and the same command continues from there"):
-        asked = open_server(server, model) if server else None
-        if asked is None:
-            note_evaluation(opened.model, opened.asked(typed), opened.tasks_to_ask(tasks))
-        results, folder = evaluate_target(opened, tasks=tasks, out=out, server=asked, at_once=at_once, **typed)
+        opened_server = open_server(server, model) if server else None
+        if opened_server is None:
+            note_evaluation(opened.model, opened.request_with(typed), opened.tasks_to_ask(tasks))
+        results, folder = evaluate_target(opened, tasks=tasks, out=out, server=opened_server, at_once=at_once, **typed)
     if is_main_process():
         below = [*remarks(results), f"written to {folder}"]
         print_table(table(results), above=[heading(results)], below=below)

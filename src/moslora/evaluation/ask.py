@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 from moslora.base.failures import or_out_of_memory
 from moslora.choices import FormatName
+from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.loading import load_model, tokenizer_of
+from moslora.evaluation.model import Local
 from moslora.evaluation.question import BARE, as_example
-from moslora.evaluation.scorers import make_scorer, scorer_of
+from moslora.evaluation.scorers import make_encoder, make_scorer
 from moslora.evaluation.target import Target
 from moslora.prompts.protocols import PROTOCOLS, ProtocolName, readers
 from moslora.runs.outcomes import log_softmax
@@ -53,12 +55,12 @@ class Answered:
 
 
 def ask(
-    target: Target, *, question: str, options: Sequence[str] = (), task: str | None = None, **typed: Any
+    target: Target, *, question: str, options: Sequence[str] = (), task: str | None = None, **overrides: Any
 ) -> Answered:
     """Scores the options of one question, or lets it be answered in words (see :func:`as_example`), with the settings
-    of ``target``, changed by ``typed`` fields of its request: protocol and format."""
+    of ``target``, changed by ``overrides``, fields of its request: protocol and format."""
     example, names = as_example(question, options, task=task, own=target.own_tasks)
-    request = target.asked(typed)
+    request = target.request_with(overrides)
     is_bare = example.task == BARE.name
     changes: dict[str, Any] = {}
     if is_bare:  # the limit of the questions that are scored is not its own
@@ -71,10 +73,12 @@ def ask(
     if target.adapter:
         target.adapter.refuse_untrained(INSTRUCTION if is_bare else example.task)
     tokenizer = tokenizer_of(target)
-    scorer = scorer_of(example, make_scorer(load_model(target), tokenizer, request))
+    loaded = load_model(target)
+    scorer = make_scorer(example, make_encoder(loaded.config, tokenizer, request), request)
+    model = Local(loaded, tokenizer, request.batch_tokens or batch_budget(loaded.device))
     fix = "make it shorter, or use the CPU: CUDA_VISIBLE_DEVICES=''"
     with or_out_of_memory(f"out of GPU memory for this question; {fix}"):
-        (prediction,) = scorer.score([example])
+        (prediction,) = scorer.score([example], model)
     answers = []
     if not example.is_open_ended:
         probabilities = [math.exp(log_p) for log_p in log_softmax(prediction.deciding_scores)]

@@ -34,11 +34,14 @@ def batch_budget(device: torch.device) -> int:
     return 16_384
 
 
-def block_size(device: torch.device, *, writes: bool) -> int:
-    """Number of questions that are computed together on a device; ``writes``: they are answered by generated texts."""
+def block_size(device: str, *, writes: bool) -> int:
+    """Number of questions that are computed together on a kind of device.
+
+    ``writes``: they are answered by generated texts.
+    """
     if writes:
         return WRITTEN_BLOCK_SIZE
-    return BLOCK_SIZE if device.type == "cpu" else BLOCK_SIZE * BLOCKS_ON_GPU
+    return BLOCK_SIZE if device == "cpu" else BLOCK_SIZE * BLOCKS_ON_GPU
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,17 @@ def blocks(
         block = tuple(ordered[start : start + size])
         wanted = block[max(0, skip - start) : end - start]
         yield Block(computed=wanted if exact else block, wanted=wanted)
+
+
+def in_batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Yield the places of questions that share a batch, of similar length.
+
+    The longest come first: what does not fit into memory says so at once. A batch has at most ``tokens`` tokens, were
+    it padded; a question that is longer is a batch by itself.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])  # stable: equal lengths keep their order
+    first = 0
+    while first < len(order):
+        count = max(1, tokens // lengths[order[first]])
+        yield order[first : first + count]
+        first += count

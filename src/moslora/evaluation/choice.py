@@ -7,12 +7,11 @@ With p the prompt and the tokens that all labels begin with, and o_j the token i
 which is what comparing the labels' full log-probabilities comes to, because they share every other term.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from moslora.errors import MosloraError
-from moslora.evaluation.scorer import OptionScorer, Question
+from moslora.evaluation.scorer import EncodedQuestion, OptionScorer
 from moslora.kernels.rows import common_prefix
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.outcomes import log_softmax
@@ -24,8 +23,9 @@ class Choice(OptionScorer):
     """The protocol ``choice``. An option's prompt ends before its one token that differs."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["choice"]
+    one_prompt = True
 
-    def encode(self, example: Example) -> Question:
+    def encode(self, example: Example) -> EncodedQuestion:
         texts = self.encode_options(example)
         ids = [text.ids for text in texts]
         common = common_prefix(ids)
@@ -35,16 +35,7 @@ class Choice(OptionScorer):
                 f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol choice needs options"
                 " that differ only in their last token; use evaluation.protocol=cloze or generate"
             )
-        return Question(example, [replace(text, answer_start=common) for text in texts])
+        return EncodedQuestion(example, [replace(text, answer_start=common) for text in texts])
 
-    def length(self, question: Question) -> int:
-        return len(question.inputs[0])
-
-    def rows(self, question: Question) -> list[list[int]]:
-        return question.inputs[:1]
-
-    def families(self, questions: Sequence[Question]) -> list[list[list[int]]]:
-        return [[question.inputs[0] for question in questions]]
-
-    def read(self, question: Question, output: list[float]) -> Prediction:
+    def read(self, question: EncodedQuestion, output: list[float]) -> Prediction:
         return Prediction.of(question.example, log_softmax(output), truncated=question.truncated)

@@ -7,8 +7,7 @@ options (WinoGrande, partial scoring: the option ends the prompt, the rest of th
 from typing import ClassVar
 
 from moslora.errors import MosloraError
-from moslora.evaluation.scorer import OptionScorer, Question
-from moslora.kernels.rows import common_prefix
+from moslora.evaluation.scorer import EncodedQuestion, OptionScorer
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
@@ -19,8 +18,8 @@ class Cloze(OptionScorer):
 
     protocol: ClassVar[Protocol] = PROTOCOLS["cloze"]
 
-    def encode(self, example: Example) -> Question:
-        question = Question(example, self.encode_options(example))
+    def encode(self, example: Example) -> EncodedQuestion:
+        question = EncodedQuestion(example, self.encode_options(example))
         if any(text.answer_start == 0 for text in question.texts):
             raise MosloraError(
                 f"{example.id}: an option of {question.tokens} tokens leaves no room for the prompt; use a larger"
@@ -28,14 +27,6 @@ class Cloze(OptionScorer):
             )
         return question
 
-    def length(self, question: Question) -> int:
-        """Tokens read: the options' common beginning once, unless they are padded."""
-        lengths = [len(ids) for ids in question.inputs]
-        if self.engine.pads:
-            return len(lengths) * max(lengths)
-        shared = common_prefix(question.inputs)
-        return shared + sum(length - shared for length in lengths)
-
-    def read(self, question: Question, output: list[float]) -> Prediction:
+    def read(self, question: EncodedQuestion, output: list[float]) -> Prediction:
         characters = tuple(option.characters for option in self.format.options(question.example))
         return Prediction.of(question.example, output, characters=characters, truncated=question.truncated)

@@ -4,9 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -16,13 +14,14 @@ from moslora.data.clusters import find_clusters
 from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, capped
-from moslora.evaluation.batches import Block, blocks
+from moslora.evaluation.batches import Block, batch_budget, block_size, blocks
 from moslora.evaluation.generate import WRITING
 from moslora.evaluation.journal import Journal
+from moslora.evaluation.model import Local, Model, Pairs
 from moslora.evaluation.request import Request
-from moslora.evaluation.scorer import Question, Scorer
-from moslora.evaluation.scorers import make_scorer, scorer_of
-from moslora.evaluation.scoring import ScoredTask, measure_drifts, score_missing
+from moslora.evaluation.scorer import EncodedQuestion
+from moslora.evaluation.scorers import make_encoder, make_scorer
+from moslora.evaluation.scoring import ScoredTask, measure_drifts, missing_in, score_missing
 from moslora.processes.group import all_gather, rank_in_group
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.answers import order_key
@@ -42,7 +41,6 @@ def evaluate(
     request: Request,
     *,
     out: Path | None = None,
-    conditions: Conditions | None = None,
     leaks: Mapping[str, Leaks] | None = None,
 ) -> Results:
     """Scores ``model``, whole or sharded, on questions and texts, shared out among the processes. All return the same
@@ -53,7 +51,6 @@ def evaluate(
             share a batch (`moslora.evaluation.batches`).
         request: how they are asked; its source is not read here.
         out: results folder, where an earlier evaluation of the same conditions is continued; ``None`` for none.
-        conditions: of the evaluation, which say what the model is; ``None`` for those of a model that nobody names.
         leaks: questions that its training gave away, by task; a task that is missing is unknown.
 
     Returns:
@@ -63,74 +60,49 @@ def evaluate(
         UsageError: questions that the protocol cannot score, or a folder of other conditions.
         MosloraError: a module in training mode.
     """
-    _refuse_training_mode(model)
-    prepared = PreparedQuestions.of(model, tokenizer, questions, request, conditions)
-    journal = prepared.open_journal(out, leaks or {})
-    score_missing(prepared.tasks, journal)
-    drifts = measure_drifts([task for task in prepared.tasks if task.has_margins], journal)
-    known = journal.header.tasks
-    # Fewer questions may have a smaller one.
-    journal.record({name: replace(known[name], drift=max(drifts[name], known[name].drift or 0.0)) for name in drifts})
-    journal.finish()
-    return prepared.results(journal)
+    asked = ModelWithQuestions.of(model, tokenizer, questions, request)
+    return asked.prepared.answer(asked.model, asked.prepared.open_journal(out, leaks or {}))
 
 
 @dataclass(frozen=True)
 class PreparedQuestions:
-    """Questions that were checked and cut into blocks, and what scores them with its model, as often as it is wanted.
+    """Questions that were checked and cut into blocks, to be asked of a model as often as it is wanted.
 
     Attributes:
-        scorer: of the protocol.
         conditions: on which the predictions depend.
+        encoder: of the questions.
         tasks: each with its blocks, and with its own scorer.
     """
 
-    scorer: Scorer[Any]
     conditions: Conditions
+    encoder: Encoder
     tasks: tuple[ScoredTask, ...]
 
     @classmethod
     def of(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        questions: Mapping[str, Sequence[Example]],
-        request: Request,
-        conditions: Conditions | None = None,
+        cls, questions: Mapping[str, Sequence[Example]], request: Request, encoder: Encoder, conditions: Conditions
     ) -> "PreparedQuestions":
-        """Arguments and errors as in `evaluate`; the model may be in training mode."""
+        """Arguments and errors as in `evaluate`."""
         empty = [task for task, rows in questions.items() if not rows]
         if empty:
             raise UsageError(f"{', '.join(empty)}: no questions, as the source's split is empty; choose other --tasks")
-        for task, rows in questions.items():
-            if request.skipped(task) >= len(rows):
-                raise UsageError(f"evaluation.skip: leaves none of the {len(rows)} questions of {task}")
-        scorer = make_scorer(model, tokenizer, request)
-        dtype = output_weight(model).dtype
-        if conditions is None:
-            quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
-            answered_by = Weights(
-                dtype=str(dtype).removeprefix("torch."),
-                device=model.device.type,
-                batch_tokens=scorer.batch_tokens,
-                block_size=scorer.block_size,
-            )
-            versions = packages(quantized=quantized, peft=hasattr(model, "peft_config"))
-            conditions = conditions_of(request, questions, scorer.encoder, answered_by, versions)
-        # Whether the scores of a question are the same whatever else is in its batch: LLM.int8() takes columns with an
-        # outlier out of a whole batch.
-        exact = dtype in (torch.float32, torch.float64) and not getattr(model, "is_loaded_in_8bit", False)
+        by = conditions.answered_by
         tasks = []
         for name, rows in questions.items():
-            its_scorer = scorer_of(rows[0], scorer)
             skip = request.skipped(name)
-            cut = blocks(rows, limit=request.limit, skip=skip, exact=exact, size=its_scorer.block_size)
-            tasks.append(ScoredTask(name, rows, its_scorer, tuple(cut)))
+            if skip >= len(rows):
+                raise UsageError(f"evaluation.skip: leaves none of the {len(rows)} questions of {name}")
+            scorer = make_scorer(rows[0], encoder, request)
+            size = len(rows)  # of a server, whose batches are its own
+            if isinstance(by, Weights):
+                size = block_size(by.device, writes=scorer.protocol.writes)
+            cut = blocks(rows, limit=request.limit, skip=skip, exact=by.is_exact, size=size)
+            tasks.append(ScoredTask(name, rows, scorer, tuple(cut)))
         _refuse_unusable(tasks)
-        return cls(scorer, conditions, tuple(tasks))
+        return cls(conditions, encoder, tuple(tasks))
 
     def only(self, ids: Collection[str]) -> "PreparedQuestions":
-        """The same, of which only these questions are wanted, if they were."""
+        """Return a copy that asks only the questions with these ids."""
         tasks = []
         for task in self.tasks:
             wanted = tuple(example for example in task.wanted if example.id in ids)
@@ -145,13 +117,45 @@ class PreparedQuestions:
         journal.record({task.name: self._record(task, journal, leaks.get(task.name)) for task in self.tasks})
         return journal
 
-    def ask(self) -> tuple[Prediction, ...]:
-        """Scores the model as it is now, silently, and keeps nothing. The processes share the questions, and all return
+    def encoded(self) -> list[EncodedQuestion]:
+        """The wanted questions as tokens, task after task."""
+        return [task.scorer.encode(example) for task in self.tasks for example in task.wanted]
+
+    def missing(self, journal: Journal) -> list[Pairs]:
+        """The wanted questions without a prediction."""
+        missing = missing_in(self.tasks, journal)
+        if not missing:
+            return []
+        return [question.pairs for question in self.encoded() if question.example.id in missing]
+
+    def answer(self, model: Model, journal: Journal) -> Results:
+        """Ask a model what is missing in the journal, and return the results of all wanted questions.
+
+        Raises:
+            MosloraError: a server answers no question.
+        """
+        score_missing(self.tasks, model, journal)
+        if model.alone is not None:
+            drifts = measure_drifts([task for task in self.tasks if task.has_margins], model.alone, journal)
+            known = journal.header.tasks
+            largest = {name: max(drifts[name], known[name].drift or 0.0) for name in drifts}  # also of more questions
+            journal.record({name: replace(known[name], drift=drift) for name, drift in largest.items()})
+        predictions = self.predictions(journal)
+        if all(prediction.refused for prediction in predictions):
+            raise MosloraError(f"no question was answered: {predictions[0].refused}")
+        journal.finish()
+        return summarise(self.conditions, predictions, journal.header.tasks)
+
+    def ask(self, model: Model) -> tuple[Prediction, ...]:
+        """Score the model as it is now, silently, and keep nothing. The processes share the questions, and all return
         the same predictions."""
-        _refuse_training_mode(self.scorer.model)
         journal = Journal(None, self.conditions)
-        score_missing(self.tasks, journal, silently=True)
-        return tuple(self._predictions(journal))
+        score_missing(self.tasks, model, journal, silently=True)
+        return self.predictions(journal)
+
+    def predictions(self, journal: Journal) -> tuple[Prediction, ...]:
+        """Those of the wanted questions, task after task."""
+        return tuple(journal.predictions[example.id] for task in self.tasks for example in task.wanted)
 
     def _record(self, task: ScoredTask, journal: Journal, leaks: Leaks | None) -> TaskRecord:
         """What is known of a task before it is asked: its leaks, how many questions count as asked, and the clusters of
@@ -170,13 +174,6 @@ class PreparedQuestions:
         clusters = {id: first for id, first in self.clusters[task.name].items() if id in answered}
         return replace(then, leaks=leaks or then.leaks, asked=count, clusters=clusters)
 
-    def results(self, journal: Journal) -> Results:
-        """Those of the wanted questions, all of which have a prediction."""
-        return summarise(self.conditions, self._predictions(journal), journal.header.tasks)
-
-    def _predictions(self, journal: Journal) -> list[Prediction]:
-        return [journal.predictions[example.id] for task in self.tasks for example in task.wanted]
-
     @cached_property
     def clusters(self) -> dict[str, Clusters]:
         """Those of each task's questions: of a test set they are known by its hash, of others their texts tell."""
@@ -191,9 +188,40 @@ class PreparedQuestions:
         """Number of questions that are wanted."""
         return sum(len(task.wanted) for task in self.tasks)
 
-    def encoded(self) -> list[Question]:
-        """The questions that are wanted, task after task."""
-        return [task.scorer.encode(example) for task in self.tasks for example in task.wanted]
+
+@dataclass(frozen=True)
+class ModelWithQuestions:
+    """A model in memory, and questions that it is asked as often as its weights change."""
+
+    model: Local
+    prepared: PreparedQuestions
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: Mapping[str, Sequence[Example]],
+        request: Request,
+    ) -> "ModelWithQuestions":
+        """Arguments and errors as in `evaluate`."""
+        local = Local(model, tokenizer, request.batch_tokens or batch_budget(model.device))
+        encoder = make_encoder(model.config, tokenizer, request)
+        answered_by = Weights(
+            dtype=str(output_weight(model).dtype).removeprefix("torch."),
+            device=model.device.type,
+            batch_tokens=local.batch_tokens,
+            block_size=block_size(model.device.type, writes=PROTOCOLS[request.protocol].writes),
+            quantization="int8" if getattr(model, "is_loaded_in_8bit", False) else None,
+        )
+        quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
+        versions = packages(quantized=quantized, peft=hasattr(model, "peft_config"))
+        conditions = conditions_of(request, questions, encoder, answered_by, versions)
+        return cls(local, PreparedQuestions.of(questions, request, encoder, conditions))
+
+    def ask(self) -> tuple[Prediction, ...]:
+        """Score the model as it is now. All processes return the same predictions."""
+        return self.prepared.ask(self.model)
 
 
 def conditions_of(
@@ -218,14 +246,6 @@ def conditions_of(
         encoding=encoding(encoder, request.format),
         versions={"moslora": __version__, **versions},  # no hash of the code, which would change with every commit
     )
-
-
-def _refuse_training_mode(model: PreTrainedModel) -> None:
-    for name, module in model.named_modules():
-        if module.training:
-            raise MosloraError(
-                f"module {name!r} is in training mode, so dropout would add noise to the scores; call model.eval()"
-            )
 
 
 def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:

@@ -7,13 +7,12 @@ each other's answer, as they do in the official script, which pads with token 0 
 own, over questions that are padded on the left, masked, and keep their positions.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
-from moslora.base.engines import generate
 from moslora.errors import UsageError
-from moslora.evaluation.scorer import Question, Scorer
-from moslora.evaluation.server import Answering
+from moslora.evaluation.model import Local, Model, Wait, Writing
+from moslora.evaluation.scorer import EncodedQuestion, Scorer, task_of
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
@@ -49,15 +48,15 @@ class Generate(Scorer[str]):
         """Maximum number of tokens of an answer."""
         return self.protocol.room
 
-    def ends(self) -> Collection[int]:
+    def ends(self, model: Model) -> Collection[int]:
         """The tokens that end an answer."""
         return [self.encoder.tokenizer.eos_token_id]
 
     def is_ended(self, example: Example, tokens: list[int]) -> bool:
         """Whether more tokens behind these leave the answer as it is."""
-        return is_decided(self.decoded([tokens])[0], example)
+        return is_decided(str(self.encoder.tokenizer.decode(tokens, skip_special_tokens=True)), example)
 
-    def encode(self, example: Example) -> Question:
+    def encode(self, example: Example) -> EncodedQuestion:
         room = self.room(example)
         least = room + FEWEST_PROMPT_TOKENS
         if self.encoder.max_length is not None and self.encoder.max_length < least:
@@ -66,40 +65,25 @@ class Generate(Scorer[str]):
                 f" tokens, which leaves no room for a question; must be at least {least}"
             )
         prompt = self.format.generation_prompt(example)
-        return Question(example, [self.encoder.encode(prompt, "", eos=False, room=room)])
+        return EncodedQuestion(example, [self.encoder.encode(prompt, "", eos=False, room=room)])
 
-    def length(self, question: Question) -> int:
+    def length(self, question: EncodedQuestion, model: Local) -> int:
         return self.beams * (question.tokens + self.room(question.example))
 
-    def ask(self, question: Question, served: Answering) -> str:
-        return served.write(question.texts[0].ids, max_tokens=self.room(question.example)).text or ""
-
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[str]]:
-        """The texts after the prompts; written greedily all together, since a row that ends makes room for another."""
+    def ask(self, questions: Sequence[EncodedQuestion], model: Model) -> Wait[str]:
+        examples = [question.example for question in questions]
+        search = None
         if self.beams > 1:
-            return super().in_batches(questions, tokens=tokens)
-        written = self.engine.write(
-            [question.texts[0].ids for question in questions],
-            max_new_tokens=self.room(questions[0].example),  # those of one task
-            ended=lambda row, tokens: self.is_ended(questions[row].example, tokens),
-            ends=self.ends(),
-            batch_tokens=tokens,
+            search = {**WRITING, "num_beams": self.beams, "eos_token_id": self.encoder.tokenizer.eos_token_id}
+        how = Writing(
+            max_new_tokens=self.room(examples[0]) if examples else 1,
+            ended=lambda place, tokens: self.is_ended(examples[place], tokens),
+            ends=self.ends(model),
+            search=search,
         )
-        return lambda: self.decoded(written)
+        return model.write([question.texts[0].ids for question in questions], how, task=task_of(questions))
 
-    def compute(self, questions: Sequence[Question]) -> Callable[[], list[str]]:
-        """The texts after the prompts, by beam search."""
-        ends = self.encoder.tokenizer.eos_token_id
-        settings = {**WRITING, "num_beams": self.beams, "eos_token_id": ends}
-        texts = self.decoded(
-            generate(self.engine.model, [question.texts[0].ids for question in questions], settings).tolist()
-        )
-        return lambda: texts
-
-    def decoded(self, rows: list[list[int]]) -> list[str]:
-        return list(self.encoder.tokenizer.batch_decode(rows, skip_special_tokens=True))
-
-    def read(self, question: Question, output: str) -> Prediction:
+    def read(self, question: EncodedQuestion, output: str) -> Prediction:
         example = question.example
         answer = find_answer(output, example)
         names = labels(example)

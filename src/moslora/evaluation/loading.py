@@ -7,22 +7,16 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.failures import fitting
-from moslora.base.identity import fingerprint
 from moslora.base.load import load_base, load_tokenizer
 from moslora.base.sharded import read_on_host, shard_base, shards
 from moslora.choices import DType
 from moslora.console import note_once
 from moslora.data.encode import Encoder, encoding
-from moslora.evaluation.batches import batch_budget, block_size
-from moslora.evaluation.request import Request
 from moslora.evaluation.target import Target, open_target
 from moslora.processes.devices import device
 from moslora.processes.group import group_size
-from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import check_encoding
-from moslora.runs.conditions import Weights, without_double
-from moslora.runs.manifest import WEIGHTS
 
 
 def load_model(target: Target) -> PreTrainedModel:
@@ -56,24 +50,6 @@ def tokenizer_of(target: Target) -> PreTrainedTokenizerBase:
         encoder = Encoder(tokenizer, max_length=None)
         check_encoding(target.trained, encoding(encoder, target.trained.recipe.data.format))
     return tokenizer
-
-
-def weights_of(target: Target, request: Request) -> Weights:
-    """Return what identifies the model of ``target`` and its arithmetic on this device."""
-    model = target.model
-    quantization: str | None = model.quantization
-    if quantization == "nf4" and not model.double_quantization:
-        quantization = without_double(quantization)
-    return Weights(
-        dtype=model.dtype,
-        device=device().type,
-        batch_tokens=request.batch_tokens or batch_budget(device()),
-        block_size=block_size(device(), writes=PROTOCOLS[request.protocol].writes),
-        base=model.name,
-        fingerprint=fingerprint(model.name, revision=model.revision),
-        adapter=target.adapter.manifest["sha256"][WEIGHTS] if target.adapter else None,
-        quantization=quantization,
-    )
 
 
 def load(

@@ -10,7 +10,7 @@ Servers differ in what they tell. The ways, the one that needs the fewest reques
 Only a value that is known to belong to its token is taken: values of a prompt are checked against that prompt, and a
 token that is listed without its id needs a text that no other token has.
 
-`Served.with_reading` tries them on one prompt and takes the first that works. Others tell texts
+`Served.first_reading` tries them on one prompt and takes the first that works. Others tell texts
 alone: transformers, TGI's and Ollama's older versions.
 """
 
@@ -42,7 +42,7 @@ PARTIAL = "\ufffd"
 
 
 Complete = Callable[..., Reply]
-"""A request to continue tokens, with these fields: `moslora.evaluation.served.Served.write`."""
+"""A request to continue tokens, with these fields: `moslora.evaluation.model.Served.complete`."""
 
 
 @dataclass(frozen=True)

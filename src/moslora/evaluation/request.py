@@ -23,28 +23,28 @@ class Request(EvaluationSection):
         asked = {"format": recipe.data.format, "source": recipe.questions.source}
         return cls(**recipe.evaluation.model_dump() | asked)
 
-    def with_typed(self, typed: Mapping[str, Any]) -> "Request":
-        """The same with the ``typed`` fields. If protocol and format do not go together, one that was not typed is the
-        usual one for the other.
+    def with_overrides(self, overrides: Mapping[str, Any]) -> "Request":
+        """Return a copy with the fields of ``overrides``. If protocol and format do not go together, one that is not
+        among these is the usual one for the other.
 
         Raises:
-            UsageError: the typed protocol does not read the typed format, or writes nothing that beams could search.
+            UsageError: the protocol does not read the format, or writes nothing that beams could search.
         """
-        request = type(self).model_validate({**self.model_dump(), **typed})
+        request = type(self).model_validate({**self.model_dump(), **overrides})
         protocol = PROTOCOLS[request.protocol]
         if request.format not in protocol.formats:
             usual = readers(request.format)
-            if "protocol" not in typed:
+            if "protocol" not in overrides:
                 protocol = usual[0]
-            elif "format" in typed:
+            elif "format" in overrides:
                 raise UsageError(
                     f"--protocol {protocol.name} cannot read the answers of --format {request.format}; choose"
                     f" --protocol {joined_names(usual)}"
                 )
             format = request.format if request.format in protocol.formats else protocol.formats[0]
             request = request.model_copy(update={"protocol": protocol.name, "format": format})
-        if typed.get("beams", 1) > 1 and not protocol.writes:
+        if overrides.get("beams", 1) > 1 and not protocol.writes:
             raise UsageError(
-                f"--beams {typed['beams']}: only with --protocol {joined_names(writers())}, not {protocol.name}"
+                f"--beams {overrides['beams']}: only with --protocol {joined_names(writers())}, not {protocol.name}"
             )
         return request

@@ -1,21 +1,13 @@
-"""The base classes of the scorers: questions become predictions, batch by batch."""
+"""The base classes of the scorers: they encode questions for a model, and read its outputs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import cycle, islice
 from typing import ClassVar, Generic, TypeVar
 
-import torch
-from transformers import PreTrainedModel
-
-from moslora.adapters import Families, describe_task
-from moslora.base.engines import Engine, engine_of
 from moslora.data.encode import EncodedText, Encoder, TokenPair
-from moslora.evaluation.batches import block_size
-from moslora.evaluation.server import Answering
-from moslora.processes.devices import wait_for
+from moslora.evaluation.model import Local, Model, Wait
+from moslora.evaluation.server import Refused
 from moslora.prompts.formats import Format
 from moslora.prompts.protocols import Protocol
 from moslora.runs.predictions import Prediction
@@ -25,7 +17,7 @@ Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
-class Question:
+class EncodedQuestion:
     """An example as tokens.
 
     Attributes:
@@ -43,19 +35,9 @@ class Question:
         return [(text.ids[: text.answer_start], text.ids[text.answer_start :]) for text in self.texts]
 
     @property
-    def inputs(self) -> list[list[int]]:
-        """The tokens that the model reads of each option: no last one, which is only predicted."""
-        return [text.ids[:-1] for text in self.texts]
-
-    @property
     def tokens(self) -> int:
         """Of the longest prompt with its answer."""
         return max(len(text.ids) for text in self.texts)
-
-    @property
-    def is_scored(self) -> bool:
-        """Whether it has options or is a text, whose tokens are scored; others are answered by what is written."""
-        return self.texts[0].answer_start < len(self.texts[0].ids)
 
     @property
     def truncated(self) -> bool:
@@ -64,36 +46,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Scorer(ABC, Generic[Output]):
-    """What computes a protocol, with a model. Its output for a question is a number for each option, or a text."""
+    """How a protocol asks a model. Its output for a question is a number for each option, or a text."""
 
     protocol: ClassVar[Protocol]
 
-    model: PreTrainedModel  # a causal language model on its device
-    encoder: Encoder  # of its tokenizer
+    encoder: Encoder
     format: Format  # of the prompts
-    batch_tokens: int  # maximum number of tokens in a batch
     beams: int = 1  # of the search for a written text; 1 is greedy
 
-    @property
-    def block_size(self) -> int:
-        """Questions computed together on the model's device."""
-        return block_size(self.model.device, writes=self.protocol.writes)
-
-    @cached_property
-    def engine(self) -> Engine:
-        """What computes the model."""
-        return engine_of(self.model)
-
-    @cached_property
-    def _families(self) -> Families:
-        return Families(self.model)
-
-    @cached_property
-    def _ahead(self) -> dict[str, Question]:
-        return {}
-
     @abstractmethod
-    def encode(self, example: Example) -> Question:
+    def encode(self, example: Example) -> EncodedQuestion:
         """The question as tokens; fails if the protocol cannot score it."""
 
     def to_try(self, examples: Sequence[Example]) -> list[Example]:
@@ -105,101 +67,59 @@ class Scorer(ABC, Generic[Output]):
         return [*longest.values(), by_length[0]]
 
     @abstractmethod
-    def length(self, question: Question) -> int:
+    def length(self, question: EncodedQuestion, model: Local) -> int:
         """Tokens that the question takes of a batch."""
 
     @abstractmethod
-    def compute(self, questions: Sequence[Question]) -> Callable[[], Iterable[Output]]:
-        """Starts on a batch; the result reads the output for every question, once the device has been waited for."""
+    def ask(self, questions: Sequence[EncodedQuestion], model: Model) -> Wait[Output]:
+        """Ask a model questions of one task, none of them if there are none: the result waits for the outputs."""
 
     @abstractmethod
-    def ask(self, question: Question, served: Answering) -> Output:
-        """The output for a question, of a server that computes it in place of the model."""
-
-    @abstractmethod
-    def read(self, question: Question, output: Output) -> Prediction:
+    def read(self, question: EncodedQuestion, output: Output) -> Prediction:
         """The prediction in an output."""
 
-    @torch.inference_mode()
-    def score(
-        self, examples: Sequence[Example], *, alone: bool = False, following: Sequence[Example] = ()
-    ) -> list[Prediction]:
-        """Predictions of one task's questions; their order and number decide the batches. ``alone``: each by itself.
-        Those ``following``, which are asked next, are encoded while a GPU computes."""
-        describe_task(self.model, None if examples[0].is_text else examples[0].task)
-        ahead = self._ahead
-        questions = [ahead.pop(one.id) if one.id in ahead else self.encode(one) for one in examples]
-        with self._families.folded(self.model.dtype):
-            outputs = self.in_batches(questions, tokens=1 if alone else self.batch_tokens)
-        ahead.update((one.id, self.encode(one)) for one in following)
-        return [self.read(*each) for each in zip(questions, outputs(), strict=True)]
+    def start(self, examples: Sequence[Example], model: Model) -> Callable[[], Iterator[list[Prediction]]]:
+        """Ask questions of one task: the result waits for their predictions, and yields them as they come."""
+        questions = [self.encode(example) for example in examples]
+        wait = self.ask(questions, model)
 
-    def in_batches(self, questions: Sequence[Question], *, tokens: int) -> Callable[[], list[Output]]:
-        """Starts on a block, in batches of similar length; the result waits for the output for every question.
+        def predictions() -> Iterator[list[Prediction]]:
+            for outputs in wait():
+                yield [self._prediction(questions[place], output) for place, output in outputs.items()]
 
-        The longest come first: what does not fit into memory says so at once. A batch has at most ``tokens`` tokens,
-        were it padded; a question that is longer is a batch by itself.
-        """
-        lengths = [self.length(question) for question in questions]
-        order = sorted(range(len(questions)), key=lambda i: -lengths[i])  # stable: equal lengths keep their order
-        started = []
-        first = 0
-        while first < len(order):
-            count = max(1, tokens // lengths[order[first]])
-            batch = order[first : first + count]
-            started.append((batch, self.compute([questions[i] for i in batch])))
-            first += count
+        return predictions
 
-        def wait() -> list[Output]:
-            wait_for(self.model.device)
-            found: dict[int, Output] = {}
-            for batch, read in started:
-                found.update(zip(batch, read(), strict=True))
-            return [found[i] for i in range(len(questions))]
+    def _prediction(self, question: EncodedQuestion, output: Output | Refused) -> Prediction:
+        if not isinstance(output, Refused):
+            return self.read(question, output)
+        example = question.example
+        return Prediction(example.id, example.task, example.gold, prediction=None, refused=str(output))
 
-        return wait
+    def score(self, examples: Sequence[Example], model: Model) -> list[Prediction]:
+        """Predictions of one task's questions, in the order in which they come."""
+        return [prediction for predictions in self.start(examples, model)() for prediction in predictions]
 
 
 class OptionScorer(Scorer[list[float]]):
-    """Of each option the log-probability of its answer's tokens behind its prompt:
+    """Scores each option by the log-probability of its answer's tokens behind its prompt."""
 
-    s_j = Σ_t log softmax(h(prompt_j, answer_j,<t) · Wᵀ)[answer_j,t]
-
-    with h the last hidden state and W the output layer.
-    """
+    one_prompt: ClassVar[bool] = False
+    """Whether a question's options have one prompt, and those of all questions begin alike."""
 
     def encode_options(self, example: Example) -> list[EncodedText]:
         """The options with their prompts."""
         pairs = [(option.prompt, option.answer) for option in self.format.options(example)]
         return self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
 
-    def rows(self, question: Question) -> list[list[int]]:
-        """What the model reads: a row of each option, or one for all."""
-        return question.inputs
+    def length(self, question: EncodedQuestion, model: Local) -> int:
+        return model.length(question.pairs, one_prompt=self.one_prompt)
 
-    def families(self, questions: Sequence[Question]) -> list[list[list[int]]]:
-        """The rows of a batch, those together whose common beginning is computed once."""
-        return [self.rows(question) for question in questions]
+    def ask(self, questions: Sequence[EncodedQuestion], model: Model) -> Wait[list[float]]:
+        pairs = [question.pairs for question in questions]
+        return model.log_probabilities(pairs, task=task_of(questions), one_prompt=self.one_prompt)
 
-    def compute(self, questions: Sequence[Question]) -> Callable[[], list[list[float]]]:
-        batch = self.engine.lay(self.families(questions), self.model.device)
-        paths = iter(batch.paths)
-        places: list[int] = []  # of the tokens that a scored one follows
-        targets: list[int] = []
-        for question in questions:
-            of_rows = cycle([next(paths) for _ in self.rows(question)])  # each option's own, or one for all
-            for text, path in zip(question.texts, of_rows, strict=False):
-                places += path[text.answer_start - 1 :]
-                targets += text.ids[text.answer_start :]
-        values = self.engine.log_p(batch, places, targets)
-        values = values.to("cpu", non_blocking=True)  # not there yet when this returns: `read` is called later
 
-        def read() -> list[list[float]]:
-            counts = [len(answer) for question in questions for _, answer in question.pairs]
-            sums = (float(of_answer.sum()) for of_answer in values.double().split(counts))
-            return [list(islice(sums, len(question.texts))) for question in questions]
-
-        return read
-
-    def ask(self, question: Question, served: Answering) -> list[float]:
-        return served.log_probabilities(question.pairs)
+def task_of(questions: Sequence[EncodedQuestion]) -> str | None:
+    """The task by which adapters are chosen; ``None`` of texts, and without questions."""
+    tasks = [question.example.task for question in questions[:1] if not question.example.is_text]
+    return tasks[0] if tasks else None

@@ -1,15 +1,14 @@
-"""The protocols with what computes them: here a scorer is attached to its protocol, and nowhere else."""
+"""The protocols with their scorers: here a scorer is attached to its protocol, and nowhere else."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.engine import context_length
 from moslora.data.encode import Encoder
 from moslora.errors import UsageError
-from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.choice import Choice
 from moslora.evaluation.cloze import Cloze
 from moslora.evaluation.generate import Generate
@@ -17,7 +16,6 @@ from moslora.evaluation.open_ended import OpenAnswers
 from moslora.evaluation.request import Request
 from moslora.evaluation.scorer import Scorer
 from moslora.evaluation.texts import Texts
-from moslora.processes.devices import keep_freed_memory
 from moslora.prompts.formats import make_format
 from moslora.prompts.protocols import ProtocolName
 from moslora.tasks import Example
@@ -25,18 +23,6 @@ from moslora.tasks import Example
 SCORERS: Mapping[ProtocolName, type[Scorer[Any]]] = {
     scorer.protocol.name: scorer for scorer in (Choice, Cloze, Generate)
 }
-
-
-def make_scorer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: Request) -> Scorer[Any]:
-    """The scorer of the protocol that ``request`` names; its limit and source are not read here."""
-    keep_freed_memory()
-    return SCORERS[request.protocol](
-        model,
-        make_encoder(model.config, tokenizer, request),
-        make_format(request.format, tokenizer),
-        batch_tokens=request.batch_tokens or batch_budget(model.device),
-        beams=request.beams,
-    )
 
 
 def make_encoder(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, request: Request) -> Encoder:
@@ -55,12 +41,12 @@ def make_encoder(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, r
     return Encoder(tokenizer, max_length=request.max_length or context, key="evaluation.max_length")
 
 
-def scorer_of(example: Example, scorer: Scorer[Any]) -> Scorer[Any]:
-    """What scores the task of an example: texts and open-ended questions have their own scorers, whatever the protocol
-    of ``scorer``."""
-    parts = (scorer.model, scorer.encoder, scorer.format, scorer.batch_tokens)
+def make_scorer(example: Example, encoder: Encoder, request: Request) -> Scorer[Any]:
+    """Return what scores the task of an example: texts and open-ended questions have their own scorers, whatever the
+    protocol that ``request`` names."""
+    format = make_format(request.format, encoder.tokenizer)
     if example.is_text:
-        return Texts(*parts)
+        return Texts(encoder, format)
     if example.is_open_ended:
-        return OpenAnswers(*parts)
-    return scorer
+        return OpenAnswers(encoder, format)
+    return SCORERS[request.protocol](encoder, format, beams=request.beams)

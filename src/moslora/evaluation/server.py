@@ -8,10 +8,10 @@ characters.
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, ValidationError
@@ -138,16 +138,6 @@ def _client() -> httpx.Client:
     if key:
         headers["Authorization"] = f"Bearer {key}"
     return httpx.Client(headers=headers, timeout=TIMEOUT, trust_env=False, follow_redirects=False)
-
-
-class Answering(Protocol):
-    """What a scorer asks in place of a model, such as `moslora.evaluation.served.Served`."""
-
-    def log_probabilities(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        """Σ log p of each answer's tokens behind its prompt, in nats."""
-
-    def write(self, ids: list[int], *, max_tokens: int) -> Reply:
-        """What is written behind a prompt, greedily."""
 
 
 @dataclass(frozen=True)

@@ -74,15 +74,15 @@ class Target:
             return self.recipe.questions.tasks
         return resolve_tasks(GROUP if typed is None else typed, self.own_tasks)
 
-    def asked(self, typed: Mapping[str, Any]) -> Request:
-        """Its request with the ``typed`` fields."""
-        request = self.request.with_typed(typed)
-        if self.recipe is None and "protocol" not in typed and "format" not in typed:
+    def request_with(self, overrides: Mapping[str, Any]) -> Request:
+        """Return its request with these fields."""
+        request = self.request.with_overrides(overrides)
+        if self.recipe is None and "protocol" not in overrides and "format" not in overrides:
             note_once(
                 f"no recipe says how to ask this model, so it is asked by protocol {request.protocol};"
                 " --protocol chooses another"
             )
-        elif self.recipe is not None and request.format not in (self.request.format, typed.get("format")):
+        elif self.recipe is not None and request.format not in (self.request.format, overrides.get("format")):
             note_once(
                 f"protocol {request.protocol} cannot read format {self.request.format}; using format {request.format},"
                 " which this model was not trained for"

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from moslora.errors import UsageError
 from moslora.evaluation.cloze import Cloze
-from moslora.evaluation.scorer import Question
+from moslora.evaluation.scorer import EncodedQuestion
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
@@ -19,15 +19,15 @@ from moslora.tasks import Example
 class Texts(Cloze):
     """The scorer of texts, which are the only option of an empty prompt."""
 
-    def encode(self, example: Example) -> Question:
+    def encode(self, example: Example) -> EncodedQuestion:
         text = self.encoder.encode_text(example.choices[0])
         if not text.bytes:
             raise UsageError(
                 f"{example.id} ({example.choices[0][:40]!r}): this text is too short: after one token or"
                 " character of context nothing is left to predict; remove it, or raise evaluation.max_length"
             )
-        return Question(example, [text])
+        return EncodedQuestion(example, [text])
 
-    def read(self, question: Question, output: list[float]) -> Prediction:
+    def read(self, question: EncodedQuestion, output: list[float]) -> Prediction:
         prediction = Prediction.of(question.example, output, truncated=question.truncated)
         return replace(prediction, bytes=question.texts[0].bytes)

@@ -7,7 +7,7 @@ Each field is marked with what another value of it changes. Whoever continues, c
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import model_validator
 
@@ -48,6 +48,14 @@ class Weights:
     adapter: Annotated[str | None, Changes.MODEL] = None  # sha256 of its weights
     quantization: Annotated[str | None, Changes.BASE] = None
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the scores of a question are the same whatever else is in its batch.
+
+        LLM.int8() takes columns with an outlier out of a whole batch.
+        """
+        return self.dtype in ("float32", "float64") and self.quantization != "int8"
+
     def __str__(self) -> str:
         return f"{self.dtype} on {self.quantization}" if self.quantization else self.dtype
 
@@ -58,6 +66,7 @@ class Endpoint:
 
     server: Annotated[str, Changes.MODEL]  # its address
     model: Annotated[str, Changes.MODEL]  # its name there; empty where there is only one
+    is_exact: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return f"{self.model} at {self.server}" if self.model else self.server
@@ -91,7 +100,7 @@ class Conditions:
     def of_tasks(self, tasks: Collection[str]) -> "Conditions":
         """Return what these conditions say of ``tasks``."""
         data = {task: sha256 for task, sha256 in self.data.items() if task in tasks}
-        skipped = {task: count for task, count in self.skipped.items() if task in tasks}
+        skipped = {task: self.skipped.get(task, 0) for task in data}
         return replace(self, data=data, skipped=skipped)
 
     def with_tasks_of(self, earlier: "Conditions") -> "Conditions":

@@ -25,7 +25,7 @@ from moslora.data.prepared import RunRows
 from moslora.data.sources import load_examples, load_training
 from moslora.data.steps import collate, cut, default_micro_batch_tokens, label_count
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.evaluator import ModelWithQuestions
 from moslora.evaluation.loading import load_model, tokenizer_of
 from moslora.evaluation.request import Request
 from moslora.evaluation.target import open_target
@@ -198,7 +198,7 @@ def _texts(recipe: Recipe, named: str) -> dict[str, list[Example]]:
 
 def _questions(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, examples: Sequence[Example]
-) -> PreparedQuestions | None:
+) -> ModelWithQuestions | None:
     """The examples that have options, as the run's questions are asked; ``None`` for none, or where their options are
     not scored."""
     by_name: dict[str, list[Example]] = {}
@@ -219,9 +219,9 @@ def _prepared(
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     examples: Mapping[str, Sequence[Example]],
-) -> PreparedQuestions:
+) -> ModelWithQuestions:
     request = Request.of(recipe).model_copy(update={"limit": None, "skip": 0})
-    return PreparedQuestions.of(model, tokenizer, examples, request)
+    return ModelWithQuestions.of(model, tokenizer, examples, request)
 
 
 def _measures(answers: Sequence[Mapping[str, TaskAnswers]]) -> list[Measure]:

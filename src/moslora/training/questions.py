@@ -9,7 +9,7 @@ from moslora.console import note
 from moslora.data.prepared import TrainingData
 from moslora.data.steps import StepPlan
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.evaluator import ModelWithQuestions
 from moslora.evaluation.request import Request
 from moslora.recipe import Recipe, TrainingSection
 from moslora.runs.answers import order_key
@@ -50,7 +50,7 @@ def validation_questions(
     data: TrainingData,
     *,
     count: int | None = None,
-) -> PreparedQuestions | None:
+) -> ModelWithQuestions | None:
     """The questions that each validation of a run asks, as `moslora eval` would; ``None`` for none.
 
     They are the first of the validation rows in the order of `order_key`.
@@ -74,11 +74,11 @@ def validation_questions(
         return None
     request = Request.of(recipe).model_copy(update={"limit": None, "skip": 0})
     try:
-        prepared = PreparedQuestions.of(model, tokenizer, examples_by_task(candidates), request)
+        asked = ModelWithQuestions.of(model, tokenizer, examples_by_task(candidates), request)
         if count is not None:
-            return prepared
+            return asked
         budget = tokens_of_a_validation(recipe, data)
-        chosen = _first_within(prepared, candidates, budget)
+        chosen = _first_within(asked, candidates, budget)
         if training.is_selected_by_accuracy and not chosen:
             raise UsageError(
                 f"training.validation_questions: {SHARE_OF_TRAINING:.0%} of this short run is less than a question, and"
@@ -91,7 +91,7 @@ def validation_questions(
         return None
     if not chosen:
         return None
-    return PreparedQuestions.of(model, tokenizer, examples_by_task(chosen), request)
+    return ModelWithQuestions.of(model, tokenizer, examples_by_task(chosen), request)
 
 
 def examples_by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
@@ -110,9 +110,9 @@ def tokens_of_a_validation(recipe: Recipe, data: TrainingData) -> float:
     return SHARE_OF_TRAINING * trained / COST_OF_A_SCORED_TOKEN / recipe.training.validations(len(plan))
 
 
-def _first_within(prepared: PreparedQuestions, candidates: Sequence[Example], tokens: float) -> list[Example]:
+def _first_within(asked: ModelWithQuestions, candidates: Sequence[Example], tokens: float) -> list[Example]:
     """The first of the ``candidates`` that take no longer than so many ``tokens``."""
-    tasks = {task.name: task for task in prepared.tasks}
+    tasks = {task.name: task for task in asked.prepared.tasks}
     begun = set()
     chosen = []
     for example in candidates:
@@ -120,7 +120,7 @@ def _first_within(prepared: PreparedQuestions, candidates: Sequence[Example], to
         if task.name not in begun:
             tokens -= TOKENS_OF_A_WRITTEN_TASK if task.scorer.protocol.writes else TOKENS_OF_A_TASK
             begun.add(task.name)
-        tokens -= task.scorer.length(task.scorer.encode(example))
+        tokens -= task.scorer.length(task.scorer.encode(example), asked.model)
         if tokens < 0:
             break
         chosen.append(example)

@@ -9,7 +9,7 @@ from moslora.adapters import describe_batch
 from moslora.base.failures import or_out_of_memory
 from moslora.data.prepared import RowTable
 from moslora.errors import counted
-from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.evaluator import ModelWithQuestions
 from moslora.runs.answers import by_task
 from moslora.runs.best import in_words
 from moslora.runs.intervals import Mean, mean_of
@@ -28,22 +28,21 @@ class Validator:
     """The held-out rows of a run, and the questions among them that it is asked; ``None`` for no questions."""
 
     rows: RowTable
-    questions: PreparedQuestions | None = None
+    questions: ModelWithQuestions | None = None
 
     @property
     def question_count(self) -> int:
         if self.questions is None:
             return 0
-        return self.questions.wanted_count
+        return self.questions.prepared.wanted_count
 
     def remarks(self) -> list[str]:
         """The line for the user on what is asked."""
         if self.questions is None:
             return []
         asked = counted(self.question_count, "validation question")
-        return [
-            f"{asked}, by protocol {self.questions.conditions.protocol}, before the first step and at each validation"
-        ]
+        protocol = self.questions.prepared.conditions.protocol
+        return [f"{asked}, by protocol {protocol}, before the first step and at each validation"]
 
     def measure(self, parts: Parts) -> dict[str, float]:
         """Validates the model of ``parts`` as it is. No random number is drawn, and nothing of the training changes.
@@ -85,9 +84,9 @@ def in_fields(metrics: Mapping[str, float]) -> list[str]:
     return found
 
 
-def _answered(questions: PreparedQuestions) -> Mean:
+def _answered(questions: ModelWithQuestions) -> Mean:
     """The share of the questions answered right, by the protocol's main metric, whatever their tasks."""
-    tokens = questions.scorer.batch_tokens
+    tokens = questions.model.batch_tokens
     with or_out_of_memory(
         f"out of GPU memory while validation questions are asked, in batches of {tokens:,} tokens; set a smaller"
         " evaluation.batch_tokens, or training.validation_questions=0"
@@ -97,5 +96,5 @@ def _answered(questions: PreparedQuestions) -> Mean:
     clusters: list[str] = []
     for task, answers in by_task(predictions).items():
         values += right(answers)
-        clusters += answers.in_clusters(questions.clusters[task])
+        clusters += answers.in_clusters(questions.prepared.clusters[task])
     return mean_of(values, clusters)

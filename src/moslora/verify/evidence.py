@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moslora.choices import DType
-from moslora.evaluation.scorer import Question
+from moslora.evaluation.scorer import EncodedQuestion
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.header import TaskRecord
 from moslora.verify.fit import Centered, centered
@@ -20,7 +20,7 @@ def by_id(evaluation: Evaluation, column: str) -> dict[str, Any]:
 
 
 def evidence(
-    questions: Sequence[Question],
+    questions: Sequence[EncodedQuestion],
     server: Evaluation,
     run: Evaluation,
     *,

@@ -4,7 +4,7 @@ The same server is asked the same questions as tokens and as text. Its rounding 
 come from other tokens.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from moslora.data.encode import EncodedText
-from moslora.evaluation.scorer import Question
-from moslora.evaluation.served import Served, each_reply
+from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.model import Served, each_reply
+from moslora.evaluation.scorer import EncodedQuestion
 from moslora.evaluation.server import Misread, Refused, Reply
+from moslora.prompts.formats import Format
 from moslora.prompts.instructions import instruction
 from moslora.runs.predictions import Prediction
 from moslora.verify.fit import centered, distance, size
@@ -36,21 +38,26 @@ class PromptTests:
 
     Attributes:
         served: how it was asked.
-        questions: those that it was asked.
+        prepared: the questions that it was asked.
         answers: the server's scores or texts by id.
         tolerance: what rounding explains of a distance, in nats; 0 if the server tells no log-probabilities.
     """
 
     served: Served
-    questions: Sequence[Question]
+    prepared: PreparedQuestions
     answers: Answers
     tolerance: float
 
     @cached_property
-    def probes(self) -> list[Question]:
+    def probes(self) -> list[EncodedQuestion]:
         """Those answered questions that are asked again."""
-        answered = [question for question in self.questions if question.example.id in self.answers]
+        answered = [question for question in self.prepared.encoded() if question.example.id in self.answers]
         return answered[:: max(1, len(answered) // PROBES)][:PROBES]
+
+    @property
+    def format(self) -> Format:
+        """The format of the run's prompts."""
+        return self.prepared.tasks[0].scorer.format
 
     def verdict(self, verdict: Verdict) -> Verdict:
         """The verdict on the answers, or that the server makes another prompt than the run's; and where that could not
@@ -61,7 +68,7 @@ class PromptTests:
             return _another("when it is sent as tokens", "tokens without their BOS")
         if not self.served.as_text:
             verdict = self._of_text(verdict)
-        if verdict.agrees and self.served.scorer.format.name == "chat":
+        if verdict.agrees and self.format.name == "chat":
             verdict = self._by_beginnings("in a chat", self._begun_in_chat, verdict)
         return verdict
 
@@ -69,7 +76,8 @@ class PromptTests:
         """Of prompts that are sent as text: their answers must be those of tokens."""
         how = "when it is sent as text"
         as_text = replace(self.served, as_text=True)
-        others = answers_of(as_text.replies(self.probes))
+        probes = self.prepared.only({question.example.id for question in self.probes})
+        others = answers_of(probes.ask(as_text))
         if len(others) < FEWEST:  # where an option begins, a text may lead to other tokens
             return self._by_beginnings(how, lambda question: self._begun(question, as_text), verdict)
         return verdict if self._are_same(self.answers, others) else _another(how, "tokens")
@@ -83,10 +91,10 @@ class PromptTests:
             return sum(one[id] == other[id] for id in both) >= MOST * len(both)
         return _distance(one, other) <= self.tolerance
 
-    def _by_beginnings(self, how: str, begun: Callable[[Question], Reply], verdict: Verdict) -> Verdict:
+    def _by_beginnings(self, how: str, begun: Callable[[EncodedQuestion], Reply], verdict: Verdict) -> Verdict:
         """Of prompts that reach the server in another way: an answer must begin there as behind the run's template."""
 
-        def asked_twice(question: Question) -> tuple[Reply, Reply] | Refused:
+        def asked_twice(question: EncodedQuestion) -> tuple[Reply, Reply] | Refused:
             try:
                 return begun(question), self._begun(question, self.served)
             except Refused as refusal:
@@ -114,7 +122,7 @@ class PromptTests:
             return verdict
         return _another(how, "text" if self.served.as_text else "tokens")
 
-    def _begun_in_chat(self, question: Question) -> Reply:
+    def _begun_in_chat(self, question: EncodedQuestion) -> Reply:
         """What follows a user's message in the server's own template."""
         message = {"role": "user", "content": instruction(question.example)}
         body: dict[str, Any] = {"messages": [message], "max_tokens": SHORT, "temperature": 0}
@@ -125,15 +133,14 @@ class PromptTests:
             raise Refused("a chat is not cut as the run's prompts are")
         return self.served.server.ask("chat/completions", body).of_prompt(len(prompt.ids))
 
-    def _begun(self, question: Question, served: Served) -> Reply:
+    def _begun(self, question: EncodedQuestion, served: Served) -> Reply:
         """What follows the run's own template."""
         told = {"logprobs": 1} if self.tolerance else {}
-        return served.write(self._prompt(question).ids, max_tokens=SHORT, **told)
+        return served.complete(self._prompt(question).ids, max_tokens=SHORT, **told)
 
-    def _prompt(self, question: Question) -> EncodedText:
+    def _prompt(self, question: EncodedQuestion) -> EncodedText:
         """The run's own template, behind which an answer is written."""
-        scorer = self.served.scorer
-        return scorer.encoder.encode(scorer.format.generation_prompt(question.example), "", eos=False)
+        return self.prepared.encoder.encode(self.format.generation_prompt(question.example), "", eos=False)
 
 
 def _another(how: str, form: str) -> Verdict:

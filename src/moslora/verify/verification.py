@@ -15,12 +15,13 @@ from moslora.compare.find import evaluated_step
 from moslora.console import note, say
 from moslora.data.sources import load_examples
 from moslora.errors import MosloraError, UsageError, counted, first_line, some
-from moslora.evaluation.evaluate_target import evaluate_target, name_of, open_answers, prepare_for_server
+from moslora.evaluation.evaluate_target import evaluate_target, prepare
 from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.model import Served, open_served
 from moslora.evaluation.request import Request
-from moslora.evaluation.scorer import Question
-from moslora.evaluation.served import Served, open_served
-from moslora.evaluation.server import MISREAD, Server, open_server
+from moslora.evaluation.scorer import EncodedQuestion
+from moslora.evaluation.server import MISREAD, open_server
+from moslora.evaluation.sources import There, name_of
 from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
 from moslora.prompts.protocols import readers
@@ -96,8 +97,7 @@ def verify(
             known = with_base(chosen)
         except MosloraError as fault:
             note(f"its base was not asked, so that no server is called the run: {first_line(fault)}")
-    prepared = prepare_questions(target, chosen, server)
-    questions = prepared.encoded()
+    prepared = prepare_questions(target, chosen, There(server, at_once))
     home = target.run.path if target.run else folder.parent
     out = out or home / "verify" / f"{name_of(server)}-{folder.name}"
     refuse_other_scores(out)
@@ -107,11 +107,11 @@ def verify(
         if (out / REPORT).exists():  # the server may have been mended since; one that was interrupted goes on
             for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
                 (out / name).unlink(missing_ok=True)
-        journal = open_answers(prepared, out, {})
-        served = open_served(server, prepared.scorer, questions, at_once=at_once).answer_missing(questions, journal)
-        journal.finish()
-        predictions = [journal.predictions[question.example.id] for question in questions]
-        report = _report(served, questions, predictions, known, dtype=dtype or own_dtype)
+        served = open_served(
+            server, prepared.encoder, [question.pairs for question in prepared.encoded()], at_once=at_once
+        )
+        results = prepared.answer(served, prepared.open_journal(out, {}))
+        report = _report(served, prepared, results.predictions, known, dtype=dtype or own_dtype)
         write_text(out / REPORT, report.to_json())
     return report
 
@@ -212,7 +212,7 @@ def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
     return answered.only(wanted)
 
 
-def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> PreparedQuestions:
+def prepare_questions(target: Target, chosen: Evaluation, source: There) -> PreparedQuestions:
     """The questions that ``target`` has answered, to be asked of a server in the same way.
 
     Raises:
@@ -222,7 +222,7 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
     request = _request(chosen.conditions)
     tasks = target.tasks_to_ask(list(chosen.tasks))
     questions = {task.name: load_examples(task, "test", source=request.source) for task in tasks}
-    prepared = prepare_for_server(target, questions, request, server)
+    prepared = prepare(target, source, questions, request)
     changed = differences(chosen.conditions, prepared.conditions, Changes.QUESTIONS, Changes.TOKENS)
     if changed:
         what = some(changed, separator="; ")
@@ -231,11 +231,11 @@ def prepare_questions(target: Target, chosen: Evaluation, server: Server) -> Pre
 
 
 def _report(
-    served: Served, questions: Sequence[Question], predictions: Sequence[Prediction], run: Evaluation, *, dtype: DType
+    served: Served, prepared: PreparedQuestions, predictions: Sequence[Prediction], run: Evaluation, *, dtype: DType
 ) -> Report:
     """The numbers of the server's answers, and the verdict on them."""
-    assert run.conditions is not None
-    server = Evaluation.of(run.folder, run.conditions, predictions, run.records)  # as if the run had answered so
+    server = Evaluation.of(run.folder, prepared.conditions, predictions, run.records)
+    questions = prepared.encoded()
     fit = None
     rounding = 0.0
     if served.reading is None:
@@ -249,7 +249,7 @@ def _report(
         verdict = _refused_for_length(questions, answers) or verdict
     if verdict.kind in ("run", "undecided"):
         verdict = _misread(predictions) or verdict
-    verdict = PromptTests(served, questions, answers, rounding).verdict(verdict)
+    verdict = PromptTests(served, prepared, answers, rounding).verdict(verdict)
     return Report(
         server=served.server.address,
         model=served.server.model,
@@ -257,7 +257,7 @@ def _report(
         asked=len(predictions),
         answered=len(answers),
         same=len(alike(server, run)),
-        how=served.how,
+        how=str(served),
         effects=effects_of(server, run),
         verdict=verdict,
         fit=fit,
@@ -273,7 +273,7 @@ def _misread(predictions: Sequence[Prediction]) -> Verdict | None:
     return Verdict("prompt", f"of {counted(len(predictions), 'question')} {len(misread)} are refused: {misread[0]}")
 
 
-def _refused_for_length(questions: Sequence[Question], answered: Collection[str]) -> Verdict | None:
+def _refused_for_length(questions: Sequence[EncodedQuestion], answered: Collection[str]) -> Verdict | None:
     """That the server refuses the longest questions, and has ``answered`` all others."""
     refused = [question.tokens for question in questions if question.example.id not in answered]
     longest = max(question.tokens for question in questions if question.example.id in answered)
