@@ -22,8 +22,8 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor, Shard
 from moslora import cli
 from moslora.base.load import load_base
-from moslora.training import train
-prepare = train.prepare
+from moslora.training import session
+prepare = session.prepare
 
 def checked(accelerator, recipe, *others, **options):
     accelerator.state._shared_state["distributed_type"] = DistributedType.MULTI_GPU  # which refuses sharded weights
@@ -42,7 +42,7 @@ def checked(accelerator, recipe, *others, **options):
     print("checked", flush=True)
     return parts, data
 
-train.prepare = checked
+session.prepare = checked
 cli.main()
 """
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,7 +24,9 @@ class GradientSum:
     """
 
     def __init__(self, learned: Sequence[nn.Parameter], *, buckets: int = 1) -> None:
-        self._buckets = [_Bucket(weights) for weights in _in_buckets(learned, buckets)]
+        size = max(1, -(-len(learned) // buckets))
+        in_buckets = [_Bucket(learned[begin : begin + size]) for begin in range(0, len(learned), size)]
+        self._buckets = in_buckets[::-1]
         self._unsent: list[_Bucket] = []
         self._exchanges: list[Any] = []
         if buckets == 1:
@@ -81,13 +82,3 @@ class _Bucket:
     def receive(self) -> None:
         """Copies the sums into the gradients."""
         torch._foreach_copy_(self._gradients, self._places)
-
-
-def _in_buckets(learned: Sequence[nn.Parameter], count: int) -> list[list[nn.Parameter]]:
-    """The parameters, the last first, in at most ``count`` buckets of about the same size."""
-    weights = learned[::-1]
-    ends = list(accumulate(weight.numel() for weight in weights))
-    buckets: list[list[nn.Parameter]] = [[] for _ in range(count)]
-    for weight, end in zip(weights, ends, strict=True):
-        buckets[count * (end - 1) // ends[-1]].append(weight)
-    return [bucket for bucket in buckets if bucket]
