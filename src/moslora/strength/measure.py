@@ -4,12 +4,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import Families, describe_batch, named_adapters, task_names
 from moslora.adapters.start import leave_residual
@@ -24,7 +24,7 @@ from moslora.data.overlap import DIGEST_BYTES, digest
 from moslora.data.prepared import RunRows
 from moslora.data.sources import load_examples, load_training
 from moslora.data.steps import collate, cut, default_micro_batch_tokens, label_count
-from moslora.errors import MosloraError, UsageError
+from moslora.errors import UsageError
 from moslora.evaluation.evaluator import ModelWithQuestions
 from moslora.evaluation.loading import load_model, tokenizer_of
 from moslora.evaluation.request import Request
@@ -40,12 +40,18 @@ from moslora.runs.manifest import WEIGHTS
 from moslora.runs.outcomes import log_probability, log_probability_summed, nats_per_byte, right
 from moslora.strength.curve import STRENGTHS, Curve, Measure, write_curve
 from moslora.tasks import INSTRUCTION, Example
+from moslora.training.questions import examples_by_task
 
 TEXTS = 32
 """Texts that are measured: the first in the fixed order."""
 
-OF_QUESTIONS = {"log p": log_probability, "summed log p": log_probability_summed, "accuracy": right}
-"""Title -> the outcome of questions with options."""
+OUTCOMES = {
+    "log p": log_probability,
+    "summed log p": log_probability_summed,
+    "accuracy": right,
+    "nats per byte": nats_per_byte,
+}
+"""Title -> outcome of questions with options, and the last of texts."""
 
 
 def measure_strength(
@@ -70,11 +76,13 @@ def measure_strength(
     tokenizer = tokenizer_of(target)
     encoder = Encoder(tokenizer, max_length=folder.recipe.data.max_length)
     held_out = _named_rows(folder, encoder, rows) if rows else _validation_rows(folder, encoder)
-    text_rows = _texts(folder.recipe, texts)
+    asked = [] if PROTOCOLS[folder.recipe.evaluation.protocol].writes else held_out.questions
+    examples = examples_by_task([example for example in asked if not example.is_open_ended])
+    examples |= _texts(folder.recipe, texts)
     model = load_model(target)
     adjustable = Adjustable(model, folder)
-    questions = _questions(model, tokenizer, folder.recipe, held_out.questions)
-    measured_texts = _prepared(model, tokenizer, folder.recipe, text_rows)
+    request = Request.of(folder.recipe).model_copy(update={"limit": None, "skip": 0})
+    prepared = ModelWithQuestions.of(model, tokenizer, examples, request)
     losses: list[list[float]] = []
     answers: list[Mapping[str, TaskAnswers]] = []
     with (
@@ -85,10 +93,10 @@ def measure_strength(
             line.show(count, f"strength {strength:g}")
             adjustable.set(strength)
             losses.append(row_losses(model, held_out.rows))
-            predictions = [*(questions.ask() if questions else ()), *measured_texts.ask()]
-            answers.append(by_task(predictions))
-    loss = Measure("loss", np.array(losses), np.array([label_count([row]) for row in held_out.rows], float), True)
-    curve = Curve(folder.manifest["sha256"][WEIGHTS], loss, tuple(_measures(answers)))
+            answers.append(by_task(prepared.ask()))
+    labels = [label_count([row]) for row in held_out.rows]
+    loss = Measure("loss", np.array(losses), np.array(labels, float), lower_is_better=True)
+    curve = Curve(folder.manifest["sha256"][WEIGHTS], loss, _measures(answers))
     if folder.run.result.resolve() == adapter.resolve():
         write_curve(folder.run, curve)
     return curve
@@ -165,14 +173,9 @@ def _validation_rows(folder: AdapterFolder, encoder: Encoder) -> HeldOut:
 def _named_rows(folder: AdapterFolder, encoder: Encoder, file: str) -> HeldOut:
     """The rows in ``file`` that are no training rows, as far as those are known."""
     recipe = folder.recipe
-    own = [task for task in recipe.training_tasks if task.own]
-    if own and len(recipe.training_tasks) > 1:
-        names = ", ".join(recipe.data.tasks)
-        raise UsageError(f"--rows {shlex.quote(file)}: of which of {names} are they? set data.validation_rows instead")
-    if own:
-        examples = load_examples(replace(own[0], hub=None, wheel=None, splits={"test": file}), "test", source="")
-    else:
-        examples = load_training(recipe.training_tasks, source=file)
+    of_own: dict[str, Any] = {"hub": None, "wheel": None, "splits": {"train": file, "test": file}}
+    tasks = [replace(task, **of_own) if task.own else task for task in recipe.training_tasks]
+    examples = load_training(tasks, source=file)
     contents = folder.run.contents.read_bytes() if folder.run.contents.is_file() else b""
     trained = {contents[start : start + DIGEST_BYTES] for start in range(0, len(contents), DIGEST_BYTES)}
     unseen = [example for example in examples if digest(example) not in trained]
@@ -196,52 +199,17 @@ def _texts(recipe: Recipe, named: str) -> dict[str, list[Example]]:
     return found
 
 
-def _questions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, examples: Sequence[Example]
-) -> ModelWithQuestions | None:
-    """The examples that have options, as the run's questions are asked; ``None`` for none, or where their options are
-    not scored."""
-    by_name: dict[str, list[Example]] = {}
-    for example in examples:
-        if not example.is_open_ended:
-            by_name.setdefault(example.task, []).append(example)
-    if not by_name or PROTOCOLS[recipe.evaluation.protocol].writes:
-        return None
-    try:
-        return _prepared(model, tokenizer, recipe, by_name)
-    except MosloraError as fault:
-        note(f"the held-out rows are not asked as questions: {fault}")
-        return None
-
-
-def _prepared(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    examples: Mapping[str, Sequence[Example]],
-) -> ModelWithQuestions:
-    request = Request.of(recipe).model_copy(update={"limit": None, "skip": 0})
-    return ModelWithQuestions.of(model, tokenizer, examples, request)
-
-
-def _measures(answers: Sequence[Mapping[str, TaskAnswers]]) -> list[Measure]:
-    """The measures of the ``answers`` at each strength: of all questions together, and of each set of texts."""
-    asked = [name for name, of_task in answers[0].items() if not of_task.are_texts]
-    texts = [name for name, of_task in answers[0].items() if of_task.are_texts]
+def _measures(by_strength: Sequence[Mapping[str, TaskAnswers]]) -> tuple[Measure, ...]:
+    """The measures of the answers at each strength, of the questions of all tasks together, and of all texts."""
     measures: list[Measure] = []
-    if asked:
-        for title, outcome in OF_QUESTIONS.items():
-            values = [[value for name in asked for value in outcome(found[name])] for found in answers]
-            measure = _mean_of_rows(title, values)
-            if not any(np.array_equal(measure.values, other.values) for other in measures):  # not per character
-                measures.append(measure)
-    for name in texts:
-        values = [[*nats_per_byte(found[name])] for found in answers]
-        title = "nats per byte" if len(texts) == 1 else f"nats per byte of {name}"
-        measures.append(_mean_of_rows(title, values, lower_is_better=True))
-    return measures
-
-
-def _mean_of_rows(title: str, values: Sequence[Sequence[float]], *, lower_is_better: bool = False) -> Measure:
-    array = np.array(values, float)
-    return Measure(title, array, np.ones(array.shape[1]), lower_is_better)
+    for title, outcome in OUTCOMES.items():
+        of_texts = outcome is nats_per_byte
+        values = []
+        for answers in by_strength:
+            of_rows = [outcome(of_task) for of_task in answers.values() if of_task.are_texts == of_texts]
+            values.append(np.concatenate([[], *of_rows]))
+        measure = Measure(title, np.array(values), np.ones(len(values[0])), lower_is_better=of_texts)
+        is_known = any(np.array_equal(measure.values, other.values) for other in measures)  # without characters
+        if len(values[0]) and not is_known:
+            measures.append(measure)
+    return tuple(measures)
