@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, Phi3Config, Qwen3Config
+from transformers import AutoConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
@@ -149,6 +149,12 @@ def test_no_row_is_computed_by_the_length_of_another(recipe, tmp_path, rope):
     assert results.tasks["piqa"].truncated == 3
     with pytest.raises(UsageError, match=r"data.max_length = 33: .* at most 32"):
         train_recipe(recipe(f"model.name={tmp_path}", "data.max_length=33"), out=tmp_path / "run")
+
+
+def test_layers_without_rope_limit_nothing():
+    config = AutoConfig.for_model("beam")
+    assert None in config.rope_parameters.values()
+    assert context_length(config) == config.max_position_embeddings
 
 
 def test_a_long_prompt_loses_its_beginning_and_is_counted():

@@ -63,7 +63,7 @@ def independent_length(config: PretrainedConfig) -> int | None:
         ropes = {"all": ropes}
     lengths = [
         rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        for rope in ropes.values()
+        for rope in filter(None, ropes.values())  # some layers have none
         if rope["rope_type"] == "longrope" or "dynamic" in rope["rope_type"]
     ]
     return min(lengths, default=None)
