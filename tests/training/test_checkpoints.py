@@ -16,7 +16,7 @@ from methods_kit import BUDGET
 from moslora.errors import Diverged, Interrupted, MosloraError
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import Run
-from moslora.training import loop, train_recipe
+from moslora.training import loop, session, train_recipe
 from moslora.training import train as train_module
 from moslora.training.state import save_checkpoint
 from moslora.training.tracking import Tracker
@@ -89,7 +89,7 @@ ENDS: dict[str, Any] = {
 def test_the_result_a_stop_and_the_lock_wait_for_the_last_checkpoint(recipe, tmp_path, monkeypatch, end):
     change, raises, expected = ENDS[end]
     order = []
-    locked = train_module.locked
+    locked = session.locked
     save_result = train_module.Training._save_result
 
     def slow(*given, step, **options):
@@ -111,7 +111,7 @@ def test_the_result_a_stop_and_the_lock_wait_for_the_last_checkpoint(recipe, tmp
 
     monkeypatch.setattr(train_module, "save_checkpoint", slow)
     monkeypatch.setattr(train_module.Training, "_save_result", result)
-    monkeypatch.setattr(train_module, "locked", noted)
+    monkeypatch.setattr(session, "locked", noted)
     change(monkeypatch)
     with raises:
         train_recipe(recipe(*SHORT), out=tmp_path / "run")
