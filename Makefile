@@ -13,7 +13,7 @@
 #   make results       draw the figures of an experiment: docs/results.md
 #   make pictures      draw every picture of the documents from the numbers that are committed
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
-#   make soak          kill commands at each of their writes, and try more random input, damages and models, for more than an hour
+#   make soak          kill commands at each of their writes; try faulty servers, and more random input, damages and models, for more than an hour
 #   make test-processors    the tests as on processors with fewer instructions, three times
 #   make test-lowest, make test-newest    the core of the tests with the oldest packages that are allowed, and the newest
 #   make serving       build llama.cpp, install vLLM for CPUs, and verify their servers: the tables of docs/serving.md
@@ -134,6 +134,7 @@ serving: .venv-serving/installed .venv-vllm/installed
 soak: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checks.soak
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checks.families
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checks.faulty_servers --rounds 5
 	OMP_NUM_THREADS=1 MOSLORA_EXAMPLES=3 $(BIN)/pytest --hypothesis-show-statistics tests/end_to_end/test_properties.py
 
 latency: $(VENV)/installed

@@ -188,8 +188,8 @@ def outcome(family: str, draw: random.Random, folder: Path) -> tuple[str, str]:
         ):
             usual = off(stocks, right)
             if not off(ours, right) <= max(TOLERANCE[what], 10 * usual):
-                error = f"{what} off by {off(ours, right):.2g}, stock by {usual:.2g}, in {len(passes)} passes"
-                return "FAULT", f"{name}: {error}; rows {[len(row) for row in rows]}; {said}"
+                found = f"{what} off by {off(ours, right):.2g}, stock by {usual:.2g}, in {len(passes)} passes"
+                return "FAULT", f"{name}: {found}; rows {[len(row) for row in rows]}; {said}"
     return name, ""
 
 

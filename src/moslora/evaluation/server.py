@@ -57,11 +57,15 @@ class Received(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
+LogP = Annotated[float, Field(le=0.1)]
+"""A log-probability: 0 at most, but for rounding to 16 bits."""
+
+
 class Likely(Received):
     """A token with its log-probability; its id, where the server tells it."""
 
     token: str
-    logprob: float | None = None
+    logprob: LogP | None = None
     id: int | None = None
 
 
@@ -75,8 +79,8 @@ class Logprobs(Received):
     """The field ``logprobs`` in either of its forms: a list for each fact, or ``content``, a list of tokens."""
 
     tokens: list[str] | None = None
-    token_logprobs: list[float | None] | None = None
-    top_logprobs: list[dict[str, float | None] | None] | None = None
+    token_logprobs: list[LogP | None] | None = None
+    top_logprobs: list[dict[str, LogP | None] | None] | None = None
     content: list[Written] | None = None
 
 
