@@ -276,7 +276,7 @@ def test_every_command_runs(
 
 
 @pytest.mark.parametrize(
-    ("page", "number"), [("recipes/README.md", 3), ("docs/tasks.md", 3), ("README.md", 1), ("docs/coming-from.md", 3)]
+    ("page", "number"), [("recipes/README.md", 3), ("docs/tasks.md", 4), ("README.md", 1), ("docs/coming-from.md", 3)]
 )
 def test_yaml_blocks_of_the_pages_about_recipes_are_recipes(page, number, tmp_path):
     shown = [block.text for block in blocks(ROOT / page) if block.kind == "yaml"]

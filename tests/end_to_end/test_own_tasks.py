@@ -145,7 +145,7 @@ def test_a_gate_has_an_embedding_for_each_task_of_the_run(mine, tmp_path, capsys
         ("tasks.boolq.train=x", "'boolq' cannot be the name of a task"),
         ("tasks.other.options=[a, b]", "tasks.other.train: is missing"),
         ("tasks.passages.texts=a.txt", "'passages' cannot be the name of a task"),
-        ("data.tasks=[boolq, passages]", "texts, such as passages, are not trained on; name them in evaluation.tasks"),
+        ("data.tasks=[boolq, passages]", "texts, such as passages, are no rows; name them in evaluation.tasks"),
     ],
 )
 def test_a_wrong_declaration_is_one_line(mine, override, said, capsys):

@@ -101,7 +101,7 @@ def test_the_results_report_how_many_texts_held_an_answer(monkeypatch):
     """A label of no option is an answer, but never right."""
     written = iter(["it is answer1", "answer2, then", "I cannot say", "answer5 or answer1"])
 
-    def write(_, prompts, **how):
+    def write(_, prompts, *rest, **how):
         return lambda: iter([{place: next(written) for place in range(len(prompts))}])
 
     monkeypatch.setattr(Local, "write", write)

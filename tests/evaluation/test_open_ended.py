@@ -135,7 +135,7 @@ def test_numbers_are_those_of_exact_match_with_wilsons_interval():
     assert score.accuracy == right / 40 > 0.2 and score.interval == wilson(right / 40, 40)
     assert score.majority_class is score.below_majority is score.log_probability is score.drift is None
     assert score.parse_rate == sum(bool(p.text.strip()) for p in results.predictions) / 40
-    assert results.summary()["macro"] == score.accuracy and "majority_class" not in results.summary()
+    assert results.macro.accuracy == score.accuracy and results.macro.majority_class is None
     answers = with_outcomes(TaskAnswers.of(results.predictions))
     assert answers.are_in_words and not answers.gold
     assert answers.outcomes == {"accuracy": tuple(float(p.prediction is not None) for p in results.predictions)}

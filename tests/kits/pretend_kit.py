@@ -37,7 +37,6 @@ from torch.utils import _foreach_utils, backend_registration
 
 import flash_kit  # noqa: F401 — computes flash attention
 import moslora
-from moslora.check.pieces import kept_by_philox
 from moslora.kernels import attention, liger
 from moslora.processes import devices
 
@@ -431,6 +430,8 @@ def project_backward(g: Tensor, a: Tensor, x: Any, of_x: Any, d_a: Any, d_x: Any
 
 def mask(x: Tensor, seed: float, p: float) -> Tensor:
     """The one that Triton draws from a seed, of ones where no tensor has data."""
+    from moslora.check.pieces import kept_by_philox  # loads what starts autograd's threads, before there is a device
+
     if x.is_meta:
         return torch.ones_like(x)
     return kept_by_philox(x.shape, seed, p).to(x.dtype)

@@ -64,9 +64,8 @@ def evaluate_target(
         process_group(must_agree, then="the same command continues from the scores so far"),
         or_out_of_memory(f"out of GPU memory with batches of {tokens:,} tokens; use a smaller --batch-tokens"),
     ):
-        journal = prepared.open_journal(out, leaks)
         # The model is not kept: it uses the group, which ends with this block.
-        results = prepared.answer(source.open(prepared, journal), journal)
+        results = prepared.answer(*source.open(prepared, lambda: prepared.open_journal(out, leaks)))
         if is_main_process() and target.is_in_run(out) and isinstance(source, Here):
             record_scores(target, out)
     return results, out

@@ -1,7 +1,7 @@
 """What answers an evaluation: a target that is loaded here, or a server in its place."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moslora.base.identity import fingerprint, packages
@@ -58,11 +58,13 @@ class Here:
         versions = packages(quantized=quantization is not None, peft=by_peft)
         return conditions_of(request, questions, encoder, answered_by, versions)
 
-    def open(self, prepared: PreparedQuestions, _: Journal) -> Local:
-        """Return the model, loaded."""
+    def open(self, prepared: PreparedQuestions, open_journal: Callable[[], Journal]) -> tuple[Local, Journal]:
+        """Return the model, loaded, and the journal, which is opened after it: a model that does not load leaves no
+        folder."""
         liger.agree()
         assert isinstance(prepared.conditions.answered_by, Weights)
-        return Local(load_model(self.target), tokenizer_of(self.target), prepared.conditions.answered_by.batch_tokens)
+        batch_tokens = prepared.conditions.answered_by.batch_tokens
+        return Local(load_model(self.target), tokenizer_of(self.target), batch_tokens), open_journal()
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,17 @@ class There:
             raise UsageError(f"{request.beams} beams: servers write greedily; evaluate with --beams 1")
         return conditions_of(request, questions, encoder, Endpoint(self.server.address, self.server.model), {})
 
-    def open(self, prepared: PreparedQuestions, journal: Journal) -> Served:
-        """Return the server, and how it is to be asked what is missing in the journal.
+    def open(self, prepared: PreparedQuestions, open_journal: Callable[[], Journal]) -> tuple[Served, Journal]:
+        """Return the server, and how it is to be asked what is missing in the journal, and the journal.
 
         Nobody knows whether answers that are there are of what is served now.
         """
+        journal = open_journal()
         if journal.predictions and journal.folder:
             known = counted(len(journal.predictions), "question")
             note(f"{known} answered in an earlier call: remove {journal.folder} if something else is served since")
-        return open_served(self.server, prepared.encoder, prepared.missing(journal), at_once=self.at_once)
+        served = open_served(self.server, prepared.encoder, prepared.missing(journal), at_once=self.at_once)
+        return served, journal
 
 
 Source = Here | There
