@@ -31,7 +31,7 @@ def test_on_a_pretend_accelerator():
 
 
 @pytest.mark.slow
-@pytest.mark.skip(reason="autograd has queues for the first pretended device alone: try_kernel or Liger on the second fails")
+@pytest.mark.skip(reason="autograd has a queue for the first pretended device alone")
 def test_on_the_second_of_two():
     check(SECOND, PRETEND_DEVICE="1")
 
