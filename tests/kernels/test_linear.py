@@ -94,3 +94,11 @@ def test_a_model_keeps_its_weights_and_their_names_and_computes_the_same():
         assert [kinds.count(kind) for kind in (GatedMLP, RMSNorm, FrozenLinear, nn.Linear)] == [2, 5, 15, 0]
         assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
         torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_exchanged_modules_keep_the_mode(training):
+    """Without dropout in evaluation, which scoring demands of every module."""
+    model = tiny_llama().train(training)
+    use_own_modules(model)
+    assert {module.training for module in model.modules()} == {training}

@@ -15,7 +15,7 @@ def exchange(model: nn.Module, *replacements: Callable[[nn.Module], nn.Module | 
     Args:
         model: whose modules may be exchanged.
         replacements: each returns ours for a module that it knows, with the same weights under the same names, and
-            ``None`` for any other. No two know the same module.
+            ``None`` for any other. No two know the same module. Ours is in training mode if that one was.
     """
     before = {}
     for name, module in list(model.named_modules()):
@@ -23,7 +23,7 @@ def exchange(model: nn.Module, *replacements: Callable[[nn.Module], nn.Module | 
             ours = replacement(module)
             if ours is not None:
                 before[name] = module
-                model.set_submodule(name, ours)
+                model.set_submodule(name, ours.train(module.training))
     return before
 
 
