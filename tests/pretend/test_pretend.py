@@ -31,7 +31,6 @@ def test_on_a_pretend_accelerator():
 
 
 @pytest.mark.slow
-@pytest.mark.skip(reason="autograd has a queue for the first pretended device alone")
 def test_on_the_second_of_two():
     check(SECOND, PRETEND_DEVICE="1")
 

@@ -6,6 +6,7 @@ does not replace torch's, which is one launch each way, too.
 """
 
 import threading
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -79,10 +80,12 @@ def fault() -> str | None:
         import_module("liger_kernel.ops.swiglu")
         import_module("liger_kernel.ops.rope")
         if gpus():
-            try:
-                _try(device())
-            except OSError:  # on a network's disk another process may rename the same file of Triton's cache
-                _try(device())
+            # Inference mode has no gradients. Leaving it, even where it is off, turns on autograd's threads.
+            with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+                try:
+                    _try(device())
+                except OSError:  # on a network's disk another process may rename the same file of Triton's cache
+                    _try(device())
     except Exception as error:  # of whatever kind: without it everything works
         if gpus():
             _refuse_broken_gpu(error)
@@ -90,7 +93,6 @@ def fault() -> str | None:
     return None
 
 
-@torch.inference_mode(False)  # which has no gradients to compare with
 def _try(device: torch.device) -> None:
     """Launches each kernel on ``device``, and waits for what it computes, or for its fault.
 
