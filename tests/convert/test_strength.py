@@ -1,5 +1,6 @@
 """An adapter at strength C: W + C · (W' − W), from the base's own weights, and a run like any other."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from moslora.runs.origin import read_origin
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from reference import perturb, token_batch
+from server_kit import serving
 from training_kit import steps_kept, weights_of
 
 C = 0.7
@@ -232,3 +234,16 @@ def test_a_folder_of_peft_is_imported_first(world, tmp_path, monkeypatch, capsys
         rtol=1e-6,
         atol=1e-9,
     )
+
+
+def test_a_server_of_it_is_told_from_one_of_the_whole_adapter(served, capsys):
+    """The server's adapter has a smaller scale s; the one that is verified has smaller weights."""
+    weaker = served.path.parent / "weaker"
+    write_at_strength(served.path / "adapter", 0.6, weaker)
+    found = {}
+    with serving(served.pretended(served.model(scale=0.6))) as address:
+        for run in (weaker, served.path):
+            capsys.readouterr()
+            code, out, _ = cli(capsys, "verify", run, "--server", address, "--json")
+            found[run.name] = (code, json.loads(out)["passed"])
+    assert found == {"weaker": (0, True), "run": (1, False)}
