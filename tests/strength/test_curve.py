@@ -53,6 +53,17 @@ def test_too_few_rows_and_a_base_that_is_best_recommend_nothing():
     assert curve(measure(lambda c: 3 - c, count=30)).recommended == 1
 
 
+def test_samples_without_a_change_have_no_share():
+    """Five of 40 answers become right, at strength 1: some samples have none of them."""
+    values = np.zeros((len(STRENGTHS), 40))
+    values[STRENGTHS.index(1.0), :5] = 1
+    values[STRENGTHS.index(0.9), :5] = 1
+    found = Measure("accuracy", values, np.ones(40))
+    assert found.has_changed and (found.sampled_means[:, STRENGTHS.index(1.0)] == 0).any()
+    with np.errstate(all="raise"):
+        assert found.share(STRENGTHS.index(0.9)) == (1.0, (1.0, 1.0))
+
+
 def test_shares_and_intervals_are_those_of_a_plain_bootstrap():
     """Again, a sample at a time, with other draws: the ends agree within the sampling of a percentile."""
     found = measure(lambda c: -2 + c * (2 - c), "log p", noise=0.5, lower_is_better=False)

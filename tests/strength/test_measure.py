@@ -45,6 +45,17 @@ def measured(world, tmp_path_factory):
     return folder, curve
 
 
+def test_the_validation_rows_of_a_run_that_replays_texts_are_known(world, tmp_path):
+    lines = [{"text": f"a red fox sat near bridge {n} of the old town"} for n in range(6)]
+    write_jsonl(tmp_path / "notes.jsonl", lines)
+    notes = f"tasks={{notes: {{texts: {tmp_path / 'notes.jsonl'}}}}}"
+    words = [notes, "data.replay={texts: notes, share: 0.2}", "training.epochs=null", "training.max_steps=2"]
+    train_recipe(load_recipe(world / "recipe.yaml", words), out=tmp_path / "run")
+    curve = measure_strength(tmp_path / "run" / "adapter", texts="notes")
+    losses = [row["validation_loss"] for row in Run(tmp_path / "run").metrics if "validation_loss" in row]
+    assert at(curve.loss, 1.0) == pytest.approx(losses[-1], rel=1e-5)
+
+
 def at(measure, strength):
     return float(measure.means[STRENGTHS.index(strength)])
 

@@ -77,8 +77,10 @@ class Measure:
         return low > 0 or high < 0
 
     def share(self, place: int) -> tuple[float, Range]:
-        """share(C) at the strength in this place, and its interval."""
-        of_samples = _change(self.sampled_means, place) / _change(self.sampled_means, WHOLE)
+        """share(C) at the strength in this place, and its interval over the samples that the run changes at all."""
+        whole = _change(self.sampled_means, WHOLE)
+        changed = whole != 0
+        of_samples = _change(self.sampled_means, place)[changed] / whole[changed]
         return self.change(place)[0] / self.change(WHOLE)[0], _range(of_samples)
 
 

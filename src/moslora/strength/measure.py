@@ -164,7 +164,7 @@ def _validation_rows(folder: AdapterFolder, encoder: Encoder) -> HeldOut:
     named = "name rows that it was not trained on: --rows FILE"
     if not recipe.data.validation_rows or "trained_rows" not in folder.manifest:
         raise UsageError(f"{folder.path}: its run has no validation rows; {named}")
-    data = RunRows(recipe.data, recipe.training_tasks, encoder, recipe.seed).prepare()
+    data = RunRows.of(recipe, encoder).prepare()
     if data.sha256 != folder.manifest["data"]["sha256"]:
         raise UsageError(f"{folder.path}: the rows of its run have changed since training; {named}")
     return HeldOut(data.validation, data.questions)
