@@ -42,7 +42,7 @@ from moslora.convert.merge import merge as merge_adapter
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.plan.memory import Devices, memory
 from moslora.plan.step import Work
-from moslora.ranks import is_main_process
+from moslora.process_rank import is_main_process
 from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.runs.adapted_model import save_adapter
 from moslora.runs.manifest import WEIGHTS

@@ -22,8 +22,8 @@ from benchmarks.gpu.whole import command
 from benchmarks.speed.contestants import our_step, timed
 from benchmarks.timing import reset_peak, seconds
 from moslora.kernels import liger
+from moslora.process_rank import is_main_process, launched
 from moslora.processes.group import take_gpu
-from moslora.ranks import is_main_process, launched
 
 sys.path.append(str(ROOT / "tests" / "kits"))
 

@@ -21,8 +21,8 @@ from moslora.adapters import inject
 from moslora.base.engine import use_own_modules
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
+from moslora.process_rank import local_rank
 from moslora.processes.devices import keep_freed_memory
-from moslora.ranks import local_rank
 from moslora.recipe import load_recipe
 
 GPU = torch.cuda.is_available()

@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 
-from moslora.ranks import is_main_process
+from moslora.process_rank import is_main_process
 
 LABEL = "MOSLORA_LABEL"
 """Set where several commands print to one terminal: how the lines of this one begin."""

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
-from moslora.ranks import is_main_process
+from moslora.process_rank import is_main_process
 
 
 class Line(Progress):

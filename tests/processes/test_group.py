@@ -136,7 +136,7 @@ def test_a_killed_process_ends_the_others_at_once(killed):
 FAULTS = """
 import datetime, sys, torch
 from moslora.processes import group
-from moslora.ranks import rank
+from moslora.process_rank import rank
 from torch import distributed as dist
 
 def as_on_gpus():

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from methods_kit import METHODS, PEFT_METHODS, recipe_of
 from moslora.data.steps import label_count
-from moslora.ranks import rank
+from moslora.process_rank import rank
 from moslora.training import gradients, loop
 from moslora.training.prepare import prepare
 

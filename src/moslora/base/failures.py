@@ -13,8 +13,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault
+from moslora.process_rank import is_main_process
 from moslora.processes.devices import is_out_of_memory
-from moslora.ranks import is_main_process
 from moslora.recipe import ModelSection
 
 

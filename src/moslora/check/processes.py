@@ -15,10 +15,10 @@ from moslora.choices import Strategy
 from moslora.data.prepared import RowTable
 from moslora.data.steps import collate, label_count
 from moslora.errors import MosloraError
+from moslora.process_rank import is_main_process
 from moslora.processes.devices import device, gpus
 from moslora.processes.group import process_group, take_gpu
 from moslora.processes.launch import launch
-from moslora.ranks import is_main_process
 from moslora.recipe import TrainingSection
 from moslora.training.loop import Parts, accumulate
 from moslora.training.objective import LabelLoss

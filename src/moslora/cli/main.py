@@ -20,8 +20,8 @@ from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, UsageError, stopped
 from moslora.files import disk_fault
 from moslora.kernels.plain import left_out
+from moslora.process_rank import launched
 from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher
-from moslora.ranks import launched
 from moslora.version import __version__
 
 

@@ -16,8 +16,8 @@ from moslora.cli.peft_folder import adapter_to_convert, as_run, imported
 from moslora.cli.table import print_table
 from moslora.console import say
 from moslora.errors import UsageError, stopped
+from moslora.process_rank import is_main_process, launched
 from moslora.prompts.protocols import ProtocolName, ScoringProtocolName
-from moslora.ranks import is_main_process, launched
 from moslora.runs import RUNS
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from moslora.evaluation.server import Server
 from moslora.evaluation.sources import Here, Source, There
 from moslora.evaluation.target import Target
 from moslora.files import locked
+from moslora.process_rank import is_main_process
 from moslora.processes.devices import device
 from moslora.processes.group import process_group
-from moslora.ranks import is_main_process
 from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.conditions import KEPT
 from moslora.runs.evaluation import read_evaluation

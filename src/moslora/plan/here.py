@@ -13,8 +13,8 @@ from moslora.errors import MosloraError
 from moslora.evaluation.request import Request
 from moslora.plan.duration import Cost, in_words, on_this_cpu
 from moslora.plan.outline import evaluation, outline
+from moslora.process_rank import is_main_process, world_size
 from moslora.processes.devices import gpus, say_device
-from moslora.ranks import is_main_process, world_size
 from moslora.recipe import ModelSection, Recipe
 from moslora.tasks import Task
 

@@ -20,7 +20,7 @@ from accelerate.utils import parse_flag_from_env
 
 from moslora.console import note, say
 from moslora.errors import MosloraError, first_line
-from moslora.ranks import local_rank
+from moslora.process_rank import local_rank
 
 GPU = "cuda"
 """The kind of device that is used beside the CPU; AMD's GPUs have this name too."""

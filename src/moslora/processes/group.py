@@ -30,6 +30,7 @@ from torch.distributed.distributed_c10d import _get_default_group, _get_default_
 
 from moslora.console import say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line
+from moslora.process_rank import launched, local_rank, local_world_size, master_address, rank, world_size
 from moslora.processes.devices import (
     device,
     gpu_module,
@@ -40,7 +41,6 @@ from moslora.processes.devices import (
     wait_for,
 )
 from moslora.processes.launch import STOPPED, launched_here
-from moslora.ranks import launched, local_rank, local_world_size, master_address, rank, world_size
 
 Value = TypeVar("Value")
 

@@ -15,7 +15,7 @@ from rich import get_console
 
 from moslora.console import note
 from moslora.errors import Interrupted, UsageError, counted
-from moslora.ranks import launched, world_size
+from moslora.process_rank import launched, world_size
 
 LAUNCHED_HERE = "MOSLORA_LAUNCHED"
 """Set in the processes that :func:`launch` has started: the id of the process that started them."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from moslora.console import note_once
 from moslora.errors import MosloraError, UsageError, counted, some
 from moslora.files import refuse_used
-from moslora.ranks import is_main_process
+from moslora.process_rank import is_main_process
 from moslora.recipe import Recipe
 from moslora.runs.answers import TaskAnswers, by_task, order_key
 from moslora.runs.conditions import Conditions, Weights

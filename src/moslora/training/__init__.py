@@ -6,7 +6,7 @@ from pathlib import Path
 from moslora.base.resolve import local_folder
 from moslora.data.sources import refuse_missing
 from moslora.files import locked
-from moslora.ranks import is_main_process
+from moslora.process_rank import is_main_process
 from moslora.recipe import Recipe
 from moslora.runs.origin import locate_predecessor
 from moslora.runs.resuming import refuse_other_run

@@ -17,8 +17,8 @@ from moslora.data.encode import Encoded
 from moslora.data.prepared import Replay, RowTable
 from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, largest_pass, passes
 from moslora.errors import Diverged
+from moslora.process_rank import local_world_size, world_size
 from moslora.processes.devices import gpu_module
-from moslora.ranks import local_world_size, world_size
 from moslora.recipe import TrainingSection
 from moslora.training.budget import RankBudget
 from moslora.training.gradients import GradientSum

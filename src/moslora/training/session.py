@@ -12,9 +12,9 @@ from moslora.console import note, say
 from moslora.errors import UsageError
 from moslora.files import locked, refuse_used, remove_leftovers
 from moslora.kernels import liger
+from moslora.process_rank import is_main_process, world_size
 from moslora.processes.devices import device
 from moslora.processes.group import process_group, take_gpu
-from moslora.ranks import is_main_process, world_size
 from moslora.recipe import KEPT, Recipe
 from moslora.recipe.recipe import OF_ACCURACY, flat
 from moslora.runs.absolute_paths import with_absolute_paths

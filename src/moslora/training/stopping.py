@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from moslora.ranks import launched
+from moslora.process_rank import launched
 
 
 @contextmanager

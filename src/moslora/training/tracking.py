@@ -11,9 +11,9 @@ from typing import Any
 from moslora.console import note, say
 from moslora.errors import first_line
 from moslora.files import write_text, writing
+from moslora.process_rank import is_main_process
 from moslora.processes.devices import gpu_module, gpus
 from moslora.progress import Line
-from moslora.ranks import is_main_process
 from moslora.runs.run import METRICS, Run
 from moslora.runs.trackers import Records
 

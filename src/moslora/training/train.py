@@ -16,9 +16,9 @@ from moslora.console import say
 from moslora.data.prepared import TrainingData
 from moslora.errors import Interrupted, MosloraError
 from moslora.files import replacing
+from moslora.process_rank import is_main_process
 from moslora.processes.group import shorten_waits
 from moslora.progress import Line
-from moslora.ranks import is_main_process
 from moslora.recipe import Recipe
 from moslora.runs.adapted_model import save_adapter
 from moslora.runs.adapter_folder import ENGINE, open_adapter
