@@ -1,6 +1,6 @@
 """How a model is computed: by our engine, or by transformers' own forward. Both do the same five things.
 
-lay     the texts of all families as a batch, whose places count its tokens row after row
+lay     the texts of all groups as a batch, whose places count its tokens row after row
 logits  those after the tokens at P places, shape ``(P, vocabulary)``
 loss    Σ −log p of the tokens ``targets (N,)`` after those at N places, which are ``sent`` to the device, too: a
         scalar, float32 or wider. Without a target it is zero, but still depends on every parameter, so that a process
@@ -33,8 +33,8 @@ from moslora.kernels.loss import log_probabilities, sum_of_losses
 from moslora.kernels.rows import Rows, concatenate, send
 from moslora.kernels.vocabulary import sizes
 
-Families = Sequence[Sequence[Sequence[int]]]
-"""Texts as tokens; those of a family may have a common beginning, such as a question and its options."""
+PromptGroups = Sequence[Sequence[Sequence[int]]]
+"""Texts as tokens; those of a group may have a common beginning, such as a question and its options."""
 
 SHARED = 4
 """Number of tokens that the `two_rows` begin with."""
@@ -67,8 +67,8 @@ class Own(_Model):
     pads = False
 
     @staticmethod
-    def lay(families: Families, device: torch.device) -> Batch:
-        tokens, rows, paths = concatenate(families, device)
+    def lay(groups: PromptGroups, device: torch.device) -> Batch:
+        tokens, rows, paths = concatenate(groups, device)
         return Batch(send([tokens], device), paths, rows.real, rows)
 
     def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
@@ -105,8 +105,8 @@ class Transformers(_Model):
     pads = True
 
     @staticmethod
-    def lay(families: Families, device: torch.device) -> Batch:
-        rows = list(chain.from_iterable(families))
+    def lay(groups: PromptGroups, device: torch.device) -> Batch:
+        rows = list(chain.from_iterable(groups))
         longest = max(len(row) for row in rows)
         padded = [[*row, *[row[-1]] * (longest - len(row))] for row in rows]
         real = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])

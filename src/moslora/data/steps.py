@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from moslora.base.engines import Batch, Families, Own
+from moslora.base.engines import Batch, Own, PromptGroups
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.kernels.rows import send
 from moslora.recipe import TrainingSection
@@ -144,7 +144,7 @@ def collate(
     device: torch.device,
     tasks: Sequence[str] = (),
     share: bool = False,
-    lay: Callable[[Families, torch.device], Batch] = Own.lay,
+    lay: Callable[[PromptGroups, torch.device], Batch] = Own.lay,
 ) -> MicroBatch:
     """A micro-batch of ``rows``; no rows become one token without a label.
 
@@ -159,8 +159,8 @@ def collate(
     if not rows:
         rows = [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
     texts = [row.input_ids for row in rows]
-    families = [texts] if share else [[text] for text in texts]
-    batch = lay(families, device)
+    groups = [texts] if share else [[text] for text in texts]
+    batch = lay(groups, device)
     numbers = {name: number for number, name in enumerate(tasks)}
     task_of_token = [len(numbers)] * batch.input_ids.numel()
     predicted_from: list[int] = []

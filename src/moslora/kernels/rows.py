@@ -259,22 +259,22 @@ class _Piece(NamedTuple):
 
 
 def concatenate(
-    families: Sequence[Sequence[Sequence[int]]], device: torch.device
+    groups: Sequence[Sequence[Sequence[int]]], device: torch.device
 ) -> tuple[list[int], Rows, list[list[int]]]:
-    """The tokens of texts laid end to end; their rows; and where the tokens of each text lie, family by family.
+    """The tokens of texts laid end to end; their rows; and where the tokens of each text lie, group by group.
 
-    What all texts of a family begin with is a row of its own, which they continue.
+    What all texts of a group begin with is a row of its own, which they continue.
     """
     pieces: list[_Piece] = []
-    rests: list[_Piece] = []  # of each text what is not common to its family
-    for texts in families:
+    rests: list[_Piece] = []  # of each text what is not common to its group
+    for texts in groups:
         begin = common_prefix(texts) if len(texts) > 1 else 0
         before = None
         if begin:
             before = len(pieces)
             pieces.append(_Piece(texts[0][:begin], None))
         rests += [_Piece(text[begin:], before) for text in texts]
-    row_of = [rest.before or 0 for rest in rests]  # of a text that is its family's beginning
+    row_of = [rest.before or 0 for rest in rests]  # of a text that is its group's beginning
     # Those that continue nothing come first, as given; then the others, so that neighbours are of similar length.
     for text in sorted(range(len(rests)), key=lambda i: 0 if rests[i].before is None else len(rests[i].tokens)):
         if rests[text].tokens:
