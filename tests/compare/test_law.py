@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from moslora.compare.law import Law, Part
+from moslora.compare.law import DifferenceDistribution, VarianceEstimate
 
 LEVELS = (0.1, 0.05, 0.05 / 11)
-NOTHING = Part(0.0, 0.0)
+NOTHING = VarianceEstimate(0.0, 0.0)
 
 
 def above(law, value):
@@ -21,8 +21,12 @@ def above(law, value):
 @pytest.mark.parametrize("degrees", [1, 2, 3, 5, 7, 40.5, 800.0])
 def test_one_part_is_scipys_t(degrees):
     expected = stats.t(degrees, 0.3, 2)
-    one = Part(4.0, degrees)
-    for law in Law(0.3, one, NOTHING), Law(0.3, NOTHING, one), Law(0.3, one, NOTHING, interaction=1.0):
+    one = VarianceEstimate(4.0, degrees)
+    for law in (
+        DifferenceDistribution(0.3, one, NOTHING),
+        DifferenceDistribution(0.3, NOTHING, one),
+        DifferenceDistribution(0.3, one, NOTHING, interaction=1.0),
+    ):
         for level in LEVELS:
             precise = 1e-3 if degrees == 1 else 1e-6
             assert law.interval(level) == pytest.approx(expected.interval(1 - level), rel=precise)
@@ -45,14 +49,16 @@ def test_one_part_is_scipys_t(degrees):
 def test_it_is_fisher_and_yates_table(degrees, points):
     """5 % points at θ = 0°, 15° … 90°, of 6 degrees and others: Sukhatme's in table VI of their Statistical Tables."""
     for angle, point in zip(np.radians(range(0, 91, 15)), points, strict=True):
-        law = Law(0.0, Part(math.cos(angle) ** 2, 6), Part(math.sin(angle) ** 2, degrees))
+        law = DifferenceDistribution(
+            0.0, VarianceEstimate(math.cos(angle) ** 2, 6), VarianceEstimate(math.sin(angle) ** 2, degrees)
+        )
         assert law.interval(0.05)[1] == pytest.approx(point, abs=0.0011)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 4, 8])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_without_interaction_it_is_the_integral_over_one_t(seeds, share):
-    law = Law(0.0, Part(share, seeds - 1), Part(1 - share, 300.5))
+    law = DifferenceDistribution(0.0, VarianceEstimate(share, seeds - 1), VarianceEstimate(1 - share, 300.5))
     tail = stats.t(300.5, scale=math.sqrt(1 - share)).sf
 
     def by_integral(x):
@@ -76,7 +82,7 @@ def test_it_is_the_law_of_draws(seeds, interaction):
     of_seeds = 1.0 * (seeds - 1) / draw.chisquare(seeds - 1, count)
     rest = np.maximum(0, of_seeds - min(interaction, 1.5))
     drawn = 0.7 + np.sqrt(of_questions + rest) * draw.standard_normal(count)
-    law = Law(0.7, Part(1.0, seeds - 1), Part(1.5, 20), interaction)
+    law = DifferenceDistribution(0.7, VarianceEstimate(1.0, seeds - 1), VarianceEstimate(1.5, 20), interaction)
     for value in (0.9, 3.0, 5.0):
         p = above(law, value)
         low, high = stats.binom.ppf([0.001, 0.999], count, p) / count
@@ -84,10 +90,10 @@ def test_it_is_the_law_of_draws(seeds, interaction):
 
 
 def test_seeds_that_agree_by_chance_do_not_make_it_narrower_than_questions():
-    questions = Part(2.0, 500)
-    alone = Law(0.3, NOTHING, questions)
+    questions = VarianceEstimate(2.0, 500)
+    alone = DifferenceDistribution(0.3, NOTHING, questions)
     for of_seeds in (1e-9, 0.01, 0.3):
-        law = Law(0.3, Part(of_seeds, 3), questions, interaction=1.9)
+        law = DifferenceDistribution(0.3, VarianceEstimate(of_seeds, 3), questions, interaction=1.9)
         assert law.standard_error == pytest.approx(alone.standard_error)
         assert law.p() >= alone.p() * (1 - 1e-9)
         for level in LEVELS:
@@ -95,7 +101,7 @@ def test_seeds_that_agree_by_chance_do_not_make_it_narrower_than_questions():
 
 
 def test_without_any_error_a_difference_is_what_it_is():
-    law = Law(0.2, Part(0.0, 3), Part(0.0, 10))
+    law = DifferenceDistribution(0.2, VarianceEstimate(0.0, 3), VarianceEstimate(0.0, 10))
     assert law.interval(0.05) == (0.2, 0.2) and law.p() == 0 and law.p(0.2) == 1
     assert law.beyond(0.3) == 0 and law.beyond(0.1) == 1 and law.detectable(level=0.05, power=0.8) == 0
 
@@ -105,10 +111,12 @@ def test_the_detectable_difference_is_detected_four_times_in_five(seeds, of_seed
     """Found from the true variances; each study has its own estimate of that of seeds."""
     draw = np.random.default_rng(0)
     degrees = max(1, seeds - 1)
-    questions = Part(1 - of_seeds, 500)
-    detectable = Law(0.0, Part(of_seeds, degrees), questions).detectable(level=0.05, power=0.8)
+    questions = VarianceEstimate(1 - of_seeds, 500)
+    detectable = DifferenceDistribution(0.0, VarianceEstimate(of_seeds, degrees), questions).detectable(
+        level=0.05, power=0.8
+    )
     found = 0
     for difference in draw.normal(detectable, 1, 400):
-        estimated = Part(of_seeds * draw.chisquare(degrees) / degrees, degrees)
-        found += Law(difference, estimated, questions).p() <= 0.05
+        estimated = VarianceEstimate(of_seeds * draw.chisquare(degrees) / degrees, degrees)
+        found += DifferenceDistribution(difference, estimated, questions).p() <= 0.05
     assert found / 400 == pytest.approx(0.8, abs=0.05)

@@ -13,7 +13,7 @@ import math
 from scipy.optimize import brentq
 
 from moslora.compare.contrast import Contrast
-from moslora.compare.law import Law
+from moslora.compare.law import DifferenceDistribution
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import LEVEL
 from moslora.runs.outcomes import Outcome
@@ -85,7 +85,7 @@ def _end(contrast: Contrast, share: float, *, sign: int) -> float:
     return share + float(brentq(excess, 0, MOST, xtol=1e-5))
 
 
-def _side(contrast: Contrast, share: float, *, sign: int) -> Law:
+def _side(contrast: Contrast, share: float, *, sign: int) -> DifferenceDistribution:
     """The law of ``share`` · G + ``sign`` · D."""
     outcome = contrast.outcome
     # Training is to lower it; of texts it is to leave it: what an arm forgot is a rise.

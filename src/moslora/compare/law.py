@@ -29,7 +29,7 @@ MANY = 30
 
 
 @dataclass(frozen=True)
-class Part:
+class VarianceEstimate:
     """An estimated variance.
 
     Attributes:
@@ -52,7 +52,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Law:
+class DifferenceDistribution:
     """The law of a true difference.
 
     Attributes:
@@ -64,8 +64,8 @@ class Law:
     """
 
     difference: float
-    seeds: Part
-    questions: Part
+    seeds: VarianceEstimate
+    questions: VarianceEstimate
     interaction: float = 0.0
     most: float = math.inf
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moslora.compare.law import Floats, Law, Part
+from moslora.compare.law import DifferenceDistribution, Floats, VarianceEstimate
 from moslora.runs.scores import MACRO, MICRO
 
 LEVEL = 0.05
@@ -44,7 +44,7 @@ class Effect:
         seeds: pairs of runs, S.
     """
 
-    law: Law
+    law: DifferenceDistribution
     seeds: int
 
     @property
@@ -176,7 +176,7 @@ class _Components:
     """
 
     by_seed: Floats
-    questions: Part
+    questions: VarianceEstimate
     interaction: float
 
     @classmethod
@@ -185,10 +185,10 @@ class _Components:
         seeds, n = d.shape
         by_seed = d.mean(axis=1)
         if n == 1:
-            return cls(by_seed, Part(0.0, 0), interaction=0.0)
+            return cls(by_seed, VarianceEstimate(0.0, 0), interaction=0.0)
         means = d.mean(axis=0)
         pseudo = 1 / math.sqrt(seeds) if binary else 0.0
-        questions = Part(_variance_of_mean(means, codes, pseudo=pseudo), int(codes.max()))
+        questions = VarianceEstimate(_variance_of_mean(means, codes, pseudo=pseudo), int(codes.max()))
         interaction = 0.0
         if seeds > 1:
             residual = d - means - by_seed[:, None] + d.mean()
@@ -224,19 +224,21 @@ def _weighted(tasks: Sequence[_Components], weights: Floats, *, most: float) -> 
     by_seed = weights @ np.array([task.by_seed for task in tasks])  # D of each seed
     interaction = float(weights**2 @ np.array([task.interaction for task in tasks]))
     parts = zip(weights, (task.questions for task in tasks), strict=True)
-    questions = _sum([Part(weight**2 * part.variance, part.degrees) for weight, part in parts])
+    questions = _sum([VarianceEstimate(weight**2 * part.variance, part.degrees) for weight, part in parts])
     seeds = len(by_seed)
-    of_seeds = Part(float(by_seed.var(ddof=1)) / seeds, seeds - 1) if seeds > 1 else Part(0.0, 0.0)
-    return Effect(Law(float(by_seed.mean()), of_seeds, questions, interaction, most), seeds)
+    of_seeds = (
+        VarianceEstimate(float(by_seed.var(ddof=1)) / seeds, seeds - 1) if seeds > 1 else VarianceEstimate(0.0, 0.0)
+    )
+    return Effect(DifferenceDistribution(float(by_seed.mean()), of_seeds, questions, interaction, most), seeds)
 
 
-def _sum(parts: Sequence[Part]) -> Part:
+def _sum(parts: Sequence[VarianceEstimate]) -> VarianceEstimate:
     """V = Σ V_t, with Satterthwaite's degrees: V² / Σ V_t² / ν_t."""
     variance = sum(part.variance for part in parts)
     if not variance:
-        return Part(0.0, sum(part.degrees for part in parts))
+        return VarianceEstimate(0.0, sum(part.degrees for part in parts))
     inverse = sum((part.variance / variance) ** 2 / part.degrees for part in parts)
-    return Part(variance, 1 / inverse)
+    return VarianceEstimate(variance, 1 / inverse)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from moslora.compare.comparison import compare_paths
-from moslora.compare.law import Law, Part
+from moslora.compare.law import DifferenceDistribution, VarianceEstimate
 from moslora.compare.statistics import LEVEL, POWER
 from moslora.errors import UsageError, counted
 from moslora.runs.scores import MACRO
@@ -44,7 +44,7 @@ class Components:
     degrees: float
 
     @classmethod
-    def of(cls, law: Law, *, questions: float) -> "Components":
+    def of(cls, law: DifferenceDistribution, *, questions: float) -> "Components":
         """Those of a difference that was found with several seeds and so many questions of each set."""
         seeds = law.seeds.degrees + 1
         return cls(
@@ -55,14 +55,14 @@ class Components:
             degrees=law.questions.degrees,
         )
 
-    def law(self, *, seeds: int, questions: float) -> Law:
+    def law(self, *, seeds: int, questions: float) -> DifferenceDistribution:
         """The law of a difference of 0 that was found with so many seeds and questions of each set."""
         share = self.questions / questions
         both = self.both * share / seeds
-        return Law(
+        return DifferenceDistribution(
             difference=0.0,
-            seeds=Part(max(0.0, self.seed) / seeds + both, seeds - 1),
-            questions=Part(max(0.0, self.question) * share + both, self.degrees / share),
+            seeds=VarianceEstimate(max(0.0, self.seed) / seeds + both, seeds - 1),
+            questions=VarianceEstimate(max(0.0, self.question) * share + both, self.degrees / share),
             interaction=both,
         )
 
