@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from moslora.tasks import BUILT_IN, Questions, Task
+from moslora.tasks import BUILT_IN, QuestionSource, Task
 
 from .adapter import Adapter, AdapterSection
 from .changes import Arms, Changes, changes_at, marked_fields
@@ -63,13 +63,13 @@ class Recipe(Section):
         return self._entries((self.data.replay.texts,)) if self.data.replay else ()
 
     @property
-    def questions(self) -> Questions:
+    def questions(self) -> QuestionSource:
         """The test rows; by default of the tasks and the source of the training rows."""
         tasks = self._entries(self.evaluation.tasks or self.data.tasks)
         source = self.evaluation.source or self.data.source
         if source == "commonsense_170k":  # which has only training rows
             source = "hub"
-        return Questions(tasks, source)
+        return QuestionSource(tasks, source)
 
     def _entries(self, names: tuple[str, ...]) -> tuple[Task, ...]:
         known = {**BUILT_IN, **self.own_tasks}

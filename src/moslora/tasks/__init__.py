@@ -18,7 +18,7 @@ from .commonsense import (
     split_names,
     unknown_names,
 )
-from .task import INSTRUCTION, Columns, Conversation, Example, Hub, Questions, Task, Turn
+from .task import INSTRUCTION, Columns, Conversation, Example, Hub, QuestionSource, Task, Turn
 from .wording import RESPONSE_LEAD, Bare, Numbered, OpenEnded, Option, Plain, TrueFalse, Worded
 
 __all__ = ["BUILT_IN", "COMMONSENSE", "FOR_OPTIONS", "FOR_TRUTHS", "GROUP", "INSTRUCTION", "PASSAGES", "PASSAGES_OF"]
@@ -32,7 +32,7 @@ __all__ += [
     "OpenEnded",
     "Option",
     "Plain",
-    "Questions",
+    "QuestionSource",
     "Task",
 ]
 __all__ += ["RESPONSE_LEAD", "Bare", "TrueFalse", "Turn", "Worded", "name_here", "split_names", "unknown_names"]

@@ -316,7 +316,7 @@ class Task(Kind):
         return example
 
 
-class Questions(NamedTuple):
+class QuestionSource(NamedTuple):
     """Test rows: the tasks, and the source of those among the eight sets."""
 
     tasks: tuple[Task, ...]
