@@ -18,6 +18,7 @@ from moslora.evaluation import Request, evaluate
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import ROWS
 from moslora.kernels.loss import log_probabilities
+from moslora.plan.outline import outline
 from moslora.prompts.formats import FORMATS
 from moslora.training import train_recipe
 from reference import perturb
@@ -147,8 +148,11 @@ def test_no_row_is_computed_by_the_length_of_another(recipe, tmp_path, rope):
         model, tokenizer(), {"piqa": make_examples("piqa", 3)}, Request(protocol="choice", format="label")
     )
     assert results.tasks["piqa"].truncated == 3
+    too_long = recipe(f"model.name={tmp_path}", "data.max_length=33")
     with pytest.raises(UsageError, match=r"data.max_length = 33: .* at most 32"):
-        train_recipe(recipe(f"model.name={tmp_path}", "data.max_length=33"), out=tmp_path / "run")
+        train_recipe(too_long, out=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"data.max_length = 33: .* at most 32"):
+        outline(too_long)
 
 
 def test_layers_without_rope_limit_nothing():

@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import time
+from random import Random
 
 import pytest
 
 from changes_kit import write_jsonl
 from cli_kit import run
 from evaluation_kit import read_results
+from faulty_servers_kit import faulty
 from forked_kit import python
 from message_kit import says
 from moslora.runs.evaluation import read_predictions
@@ -194,53 +196,26 @@ def test_options_of_another_model_are_refused(words, named, trained, capsys):
     assert code == 2 and says(errors, named, "leave out"), errors
 
 
-def moved(by):
-    """Echoed values at other places."""
-
-    def alter(body, answer):
-        told = answer["choices"][0]["logprobs"] or {}
-        if body.get("echo"):
-            values = told["token_logprobs"]
-            told["token_logprobs"] = [*values[1:], values[-1]] if by < 0 else [None, *values[:-1]]
-        return answer
-
-    return alter
-
-
-class OfAnother:
-    """Every third answer is that to the request before, its count as well where ``counts``."""
-
-    def __init__(self, counts):
-        self.counts = counts
-        self.answers = []
-
-    def __call__(self, body, answer):
-        self.answers.append(answer)
-        if len(self.answers) % 3 or len(self.answers) < 6:  # the first ones find out what the server offers
-            return answer
-        usage = {} if self.counts else {"usage": answer["usage"]}
-        return {**self.answers[-2], **usage}
+FAULTS = [
+    ("a cut context", "echo", True),
+    ("a cut context", "forced", True),
+    ("values moved back", "echo", True),
+    ("values moved on", "echo", True),
+    ("another request's answer", "echo", True),
+    ("another request's answer, its own count", "echo", True),
+    ("BOS twice in tokens", "echo", True),
+    ("BOS twice in a text", "echo", False),
+    ("a token before all", "forced", True),
+    ("a template", "echo", False),
+]
 
 
-FAULTS = {
-    "a context of 70 tokens": {"context": 70},
-    "values moved back": {"alters": moved(-1)},
-    "values moved on": {"alters": moved(1)},
-    "another request's answer": {"alters": OfAnother(counts=True)},
-    "another request's answer, its own count": {"alters": OfAnother(counts=False)},
-    "BOS twice in tokens": {"begins_tokens": (1,)},
-    "BOS twice in a text": {"begins_text": (1,), "takes_tokens": False},
-    "a template": {"wrap": "user: {}", "takes_tokens": False},
-    "a context of 70 tokens, read token by token": {"context": 70, "tells": "forced"},
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_answers_about_another_prompt_are_refused_by_name(fault, served, capsys):
+@pytest.mark.parametrize(("fault", "tells", "takes_tokens"), FAULTS)
+def test_answers_about_another_prompt_are_refused_by_name(fault, tells, takes_tokens, served, capsys):
     """What is answered all the same is as the run computes it. `verify` never calls such a server the run, also where
     rounding would explain the distance."""
     ours = {one.id: one.scores for one in read_predictions(Run(served.path).evaluation_folder())}
-    with serving(served.pretended(**FAULTS[fault])) as address:
+    with serving(faulty(served, fault, Random(0), tells=tells, takes_tokens=takes_tokens)) as address:
         code, out, errors = run(capsys, "eval", served.path, "--server", address, "--at-once", "1")
         if code or "not answered" in out:
             assert "reads another prompt" in out + errors, out + errors

@@ -84,7 +84,6 @@ class Stale:
 
 FAULTS: Mapping[str, Fault] = {
     "a cut context": lambda served, draw: {"context": draw.randint(30, 75)},
-    "a cut context, counted whole": lambda served, draw: {"context": 60, "alters": counted_whole(served)},
     "values moved back": lambda served, draw: {"alters": echoed(lambda them: [*them[1:], them[-1]])},
     "values moved on": lambda served, draw: {"alters": echoed(lambda them: [None, *them[:-1]])},
     "values of the last tokens": lambda served, draw: {"alters": echoed(lambda them: them[-draw.randint(2, 9) :])},
@@ -94,6 +93,7 @@ FAULTS: Mapping[str, Fault] = {
     "BOS twice in a text": lambda served, draw: {"begins_text": (1,)},
     "a token before all": lambda served, draw: {"begins_text": (7,), "begins_tokens": (7,)},
     "a template": lambda served, draw: {"wrap": draw.choice(["user: {}", "{}\nassistant:", " {}"])},
+    "a cut context, counted whole": lambda served, draw: {"context": 60, "alters": counted_whole(served)},
     "another request's answer, its own count": lambda served, draw: {"alters": OfAnother(counts=False)},
     "values moved back behind the first": lambda served, draw: {
         "alters": echoed(lambda them: [None, *them[2:], them[-1]])
@@ -107,10 +107,10 @@ FAULTS: Mapping[str, Fault] = {
     "half of the adapter": lambda served, draw: {"model": served.model(scale=draw.choice([0.5, 0.8, 1.3]))},
     "another checkpoint": lambda served, draw: {"model": served.model("checkpoints/step-36")},
 }
-"""By name. Of the last ten only a run's own answers can tell, but of the first of these also the prompt that is
-repeated: there `eval` answers as the server does."""
+"""By name. Only a comparison with the run's own answers shows the last eleven, or for the first two of these a prompt
+that the server repeats. `eval` takes such answers as they are."""
 
-UNSEEN_BY_EVAL = [*FAULTS][-10:]
+UNSEEN_BY_EVAL = [*FAULTS][-11:]
 
 
 def faulty(served: Served, name: str, draw: Random, **way: Any) -> Pretended:

@@ -348,9 +348,13 @@ class Served:
             MosloraError: it reads another prompt than the one that was sent.
         """
         answers = [answer for _, answer in self.probe]
+        ways = ways_to_read(self.encoder.tokenizer)
         misread = ended = None
+        if self.without_bos:
+            ways = ways[:1]  # Echo alone shows which token the server adds
+            misread = Misread("it adds a token to those that are sent, and does not show that this is BOS")
         impatient = replace(self, server=replace(self.server, patient=False))
-        for way in ways_to_read(self.encoder.tokenizer)[after_echo:]:
+        for way in ways[after_echo:]:
             try:
                 if answers and way.works(impatient.complete, self.probe[0][0], answers):
                     return way

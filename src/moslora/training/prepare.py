@@ -82,7 +82,6 @@ def prepare(
         check_base(start)
     with fitting(recipe.model, another=smaller):
         model = read_base(recipe.model, device=device, computed_here=not on_host)
-        _refuse_dependent_rows(model.config, recipe.data.max_length)
         model = adapt(model, recipe, start=start)
         choose_engine_of(model, recipe.model, computed_here=not on_host)
         objective = distribute(LabelLoss(model), accelerator, strategy)
@@ -126,8 +125,9 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Cont
     Raises:
         MosloraError: ``start`` does not fit.
         UsageError: no layer matches, or the output layer does, whose weight scoring reads, or layers that are one
-            tensor in the files; or 16-bit weights learn.
+            tensor in the files; 16-bit weights learn; or a row's result would depend on the longest row of its pass.
     """
+    _refuse_dependent_rows(model.config, recipe.data.max_length)
     output = model.get_output_embeddings()
     stored = stored_names(model)
     weights = start.weights() if start else None
