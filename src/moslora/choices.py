@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+BadRows = Literal["stop", "skip"]
 BestBy = Literal["loss", "accuracy"]
 DType = Literal["bfloat16", "float16", "float32"]
 EngineName = Literal["own", "transformers"]

@@ -30,6 +30,7 @@ COMMANDS = {
     "import": "import runs/größe/peft --out runs/again",
     "merge": "merge runs/größe",
     "plan": "plan größe.yaml",
+    "predict": "predict runs/größe größe.csv --task übung.yaml",
     "recipes copy": "recipes copy llama3-8b größer.yaml",
     "recipes schema": "recipes schema",
     "recipes show": "recipes show größe.yaml",
@@ -89,6 +90,9 @@ def test_every_command_prints_in_an_encoding_that_lacks_its_signs(printed, world
     shutil.copy(world / "recipe.yaml", "größe.yaml")
     text = Path("größe.yaml").read_text(encoding="utf-8")
     Path("größe.yaml").write_text(text.replace("name: small", "name: größe"), encoding="utf-8")
+    Path("größe.csv").write_text("text\ngrößer?\n", encoding="utf-8")
+    task = "tasks: {übung: {test: x, question: text, options: [ja, nö]}}"
+    Path("übung.yaml").write_text(task, encoding="utf-8")
     for name in dict.fromkeys((*FIRST, *COMMANDS)):
         code, said = printed("ascii", *COMMANDS[name].format(world=world).split())
         assert code == 0, said

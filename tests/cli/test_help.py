@@ -16,6 +16,7 @@ WITH_EXAMPLES = [
     "check",
     "eval",
     "ask",
+    "predict",
     "merge",
     "strength",
     "export",

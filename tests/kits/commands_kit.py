@@ -83,6 +83,13 @@ class _Steps:
         self.train()
         _expect_zero(typed("eval", "runs/one", "--limit", 4))
 
+    def train_and_write_rows(self) -> None:
+        self.train()
+        rows = [f'{{"text": "rain {n}"}}\n' for n in range(3)]
+        Path("rows.jsonl").write_text("".join(rows), encoding="utf-8")
+        task = "tasks: {wet: {test: rows.jsonl, question: text, options: [a, b]}}"
+        Path("wet.yaml").write_text(task, encoding="utf-8")
+
     def report_and_score_again(self) -> None:
         self.score()
         _expect_zero(typed("report", "runs/one"))
@@ -131,6 +138,9 @@ def commands(world: Path) -> dict[str, Command]:
         Command("eval", typed("eval", "runs/one", "--limit", 4), steps.train),
         Command("eval --base", typed("eval", "runs/one", "--base", "--limit", 4), steps.score),
         Command("eval MODEL", typed(*base)),
+        Command(
+            "predict", typed("predict", "runs/one", "rows.jsonl", "--task", "wet.yaml"), steps.train_and_write_rows
+        ),
         Command("experiment", steps.experiment, steps.plan),
         Command("experiment --pack", typed("experiment", "e.yaml", "--pack", "packed"), steps.plan_and_pack),
         Command("reproduce", steps.reproduce_run, steps.train),

@@ -43,6 +43,15 @@ def refuse_evaluation(target: "Target", *, tasks: str | None, typed: Mapping[str
         refuse_other_scores(out)
 
 
+def refuse_mixed_models(server: str | None, model: str | None, *, here: object) -> None:
+    """Refuses a server with options of a model that is loaded ``here``, and a served model without a server."""
+    if (server and here) or (model and not server):
+        raise UsageError(
+            "with --server goes --model, and no --base, --dtype, --engine, --batch-tokens, --strategy or --processes,"
+            " which are of a model loaded here; leave out what does not"
+        )
+
+
 def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
     """Refuses paths that are not there, and runs without an evaluation, or without the one of this name."""
     from moslora.runs.run import Run, is_run

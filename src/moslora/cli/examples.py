@@ -44,6 +44,11 @@ ASK = _examples(
     'moslora ask runs/mine --question "Is ice cold?" --option yes --option no',
     "moslora ask runs/mine                            # type the question",
 )
+PREDICT = _examples(
+    "moslora predict runs/mine new.csv               # writes new-predicted.csv",
+    "moslora predict runs/mine new.jsonl --bad-rows skip --out labelled.jsonl",
+    "moslora predict HuggingFaceTB/SmolLM2-135M new.csv --task triage.yaml",
+)
 MERGE = _examples(
     "moslora merge runs/mine",
     "moslora merge runs/mine/checkpoints/step-400 --out runs/merged-400",

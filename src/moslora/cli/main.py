@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from moslora.cli import data, exchange, machine, models, recipes, strength, studies
+from moslora.cli import data, exchange, machine, models, predict, recipes, strength, studies
 from moslora.cli.examples import FIRST_STEPS
 from moslora.cli.usage import TyperUsageError, one_line
 from moslora.console import drop_output
@@ -77,6 +77,7 @@ def options(
 
 
 app.add_typer(models.app)
+app.add_typer(predict.app)
 app.add_typer(strength.app)
 app.add_typer(exchange.app)
 app.add_typer(machine.app)
@@ -132,7 +133,7 @@ def _end_other_processes(error: Exception) -> None:
     """
     if not launched() or "--dry-run" in sys.argv:
         return
-    if sys.argv[1] in ("train", "eval"):
+    if sys.argv[1] in ("train", "eval", "predict"):
         from moslora.processes.group import end
 
         end(error)

@@ -13,11 +13,12 @@ from moslora import choices
 from moslora.cli import completion, early, examples, options
 from moslora.cli.following import after_scoring, after_training, say_next, say_strength
 from moslora.cli.peft_folder import adapter_to_convert, as_run, imported
+from moslora.cli.processes import run_in_processes
 from moslora.cli.table import print_table
 from moslora.console import say
-from moslora.errors import UsageError, stopped
-from moslora.process_rank import is_main_process, launched
-from moslora.prompts.protocols import ProtocolName, ScoringProtocolName
+from moslora.errors import stopped
+from moslora.process_rank import is_main_process
+from moslora.prompts.protocols import ScoringProtocolName
 from moslora.runs import RUNS
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def train(
     refuse_training(resolved, run, resuming=resume)
     then = "the same command with --resume continues from the last checkpoint"
     most = resolved.training.global_batch_size
-    _run_in_processes(processes, then=then, restarts=max_restarts, run=run.path, most=most)
+    run_in_processes(processes, then=then, restarts=max_restarts, run=run.path, most=most)
     with options.importing():
         from moslora.plan.here import note_training
         from moslora.training.session import train_run
@@ -109,9 +110,7 @@ def _limit(text: str) -> int:
 def evaluate(
     target: Annotated[str | None, options.TARGET] = None,
     tasks: Annotated[str | None, options.TASKS] = None,
-    protocol: Annotated[
-        ProtocolName | None, typer.Option(help="Protocol: how an answer is read from the model.")
-    ] = None,
+    protocol: options.Protocol = None,
     format: options.Format = None,
     base: options.Base = False,
     limit: Annotated[int | None, typer.Option(help="Number of questions per task, or all.", parser=_limit)] = None,
@@ -120,16 +119,10 @@ def evaluate(
     ] = None,
     dtype: options.DType = None,
     engine: options.Engine = None,
-    batch_tokens: Annotated[int | None, typer.Option(help="Maximum number of tokens per forward pass.", min=1)] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Maximum number of tokens per question with its answer.", min=1)
-    ] = None,
-    beams: Annotated[
-        int | None, typer.Option(help="Number of beams for protocol generate. 1 is greedy.", min=1)
-    ] = None,
-    server: Annotated[
-        str | None, typer.Option(help="Address of a server that is asked instead, such as http://localhost:8000.")
-    ] = None,
+    batch_tokens: options.BatchTokens = None,
+    max_length: options.MaxQuestionLength = None,
+    beams: options.Beams = None,
+    server: options.Server = None,
     model: options.ServedModel = None,
     at_once: options.AtOnce = 8,
     out: options.Out = None,
@@ -143,7 +136,7 @@ def evaluate(
     continues an interrupted evaluation. With --server, a server with OpenAI's interface is asked what the model would
     be. A key is read from MOSLORA_SERVER_KEY.
     """
-    typed = _typed(
+    typed = options.typed(
         protocol=protocol,
         format=format,
         source=source,
@@ -153,12 +146,7 @@ def evaluate(
     )
     if limit is not None:
         typed["limit"] = limit or None
-    of_a_model_here = base or dtype or engine or batch_tokens or strategy or processes
-    if (server and of_a_model_here) or (model and not server):
-        raise UsageError(
-            "with --server goes --model, and no --base, --dtype, --engine, --batch-tokens, --strategy or --processes,"
-            " which are of a model loaded here; leave out what does not"
-        )
+    early.refuse_mixed_models(server, model, here=base or dtype or engine or batch_tokens or strategy or processes)
     from moslora.evaluation.target import open_target
     from moslora.runs.run import newest_run
 
@@ -178,7 +166,7 @@ def evaluate(
     early.refuse_evaluation(opened, tasks=tasks, typed=typed, out=out)
     opened = imported(opened, target, **how)
     if server is None:
-        _run_in_processes(processes, then="the same command continues from the scores so far")
+        run_in_processes(processes, then="the same command continues from the scores so far")
     if is_newest:
         say(f"newest run: {target}")
     with options.importing():
@@ -243,7 +231,7 @@ def ask(
         from moslora.evaluation.ask import ask as ask_target
 
     opened = imported(opened, target, **how)
-    typed = _typed(protocol=protocol, format=format)
+    typed = options.typed(protocol=protocol, format=format)
     answers = ask_target(opened, question=question, options=option or (), task=task, **typed)
     print(answers)
     if not answers.options:
@@ -332,36 +320,6 @@ def verify(
         raise typer.Exit(1)
 
 
-def _run_in_processes(
-    processes: int | None, *, then: str, restarts: int | None = None, run: Path = RUNS, most: int | None = None
-) -> None:
-    """Runs this command in other processes and ends with their exit code, unless this is one of them or one is enough.
-
-    Args:
-        processes: typed by the user; ``None`` for one per GPU, up to ``most``.
-        then: what the user can do after an interruption.
-        restarts: how often a killed process is started again.
-        run: the folder whose checkpoints tell whether a restart made progress.
-    """
-    from moslora.processes.launch import launch, launched_here, processes_to_start
-    from moslora.runs.run import Run as TrainedRun
-
-    with options.importing():
-        count = processes_to_start(processes, most=most)
-    if restarts and launched() and not launched_here():
-        raise UsageError(f"--max-restarts {restarts}: another launcher runs these processes; leave it out")
-    watched = restarts and not launched()  # by a process that restarts this one
-    if count > 1 or watched:
-        code = launch(
-            [sys.executable, "-m", "moslora", *sys.argv[1:]],
-            processes=count,
-            then=then,
-            restarts=restarts,
-            steps_done=lambda: TrainedRun(run).steps_done,
-        )
-        raise typer.Exit(code)
-
-
 def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
     from moslora.data.sources import refuse_missing
 
@@ -373,8 +331,3 @@ def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
     if planned.fits:
         raise typer.Exit
     raise typer.Exit(1)
-
-
-def _typed(**values: Any) -> dict[str, Any]:
-    """The options that were typed; the others are decided where the work is done."""
-    return {name: value for name, value in values.items() if value is not None}

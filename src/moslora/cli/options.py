@@ -4,12 +4,13 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from moslora import choices
 from moslora.cli import completion
+from moslora.prompts.protocols import ProtocolName
 
 SOURCES = "Source of the rows: wheel (from PyPI), hub, commonsense_170k, a file, or a folder in LLM-Adapters' layout."
 Source = Annotated[str, typer.Option(help=SOURCES)]
@@ -80,11 +81,25 @@ Engine = Annotated[
     choices.EngineChoice | None,
     typer.Option(help="What computes the model: own, transformers, or auto. [default: as trained]"),
 ]
+Protocol = Annotated[ProtocolName | None, typer.Option(help="Protocol: how an answer is read from the model.")]
+BatchTokens = Annotated[int | None, typer.Option(help="Maximum number of tokens per forward pass.", min=1)]
+MaxQuestionLength = Annotated[
+    int | None, typer.Option(help="Maximum number of tokens per question with its answer.", min=1)
+]
+Beams = Annotated[int | None, typer.Option(help="Number of beams for protocol generate. 1 is greedy.", min=1)]
+Server = Annotated[
+    str | None, typer.Option(help="Address of a server that is asked instead, such as http://localhost:8000.")
+]
 Base = Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="training.learning_rate=1e-4", help="Overrides of the recipe, as key.sub=value."),
 ]
+
+
+def typed(**values: Any) -> dict[str, Any]:
+    """The options that were typed; the others are decided where the work is done."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @contextmanager

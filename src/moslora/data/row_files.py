@@ -33,8 +33,13 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, pla
     Raises:
         UsageError: it cannot be read; or as of `examples_of`, with the line of a row in JSONL.
     """
+    return examples_of(located_rows(path, plain=plain), read, where=str(path))
+
+
+def located_rows(path: Path, *, plain: bool = False) -> Iterator[Located]:
+    """The rows of a file, each with its place (`read_rows`)."""
     reader = _paragraphs if plain else _READERS.get(path.suffix.lower(), _array)
-    return examples_of(reader(path), read, where=str(path))
+    return reader(path)
 
 
 def examples_of(
@@ -47,20 +52,32 @@ def examples_of(
     """
     examples: list[Example] = []
     faults: dict[str, list[str]] = {}
+    for location, example in read_each(rows, read):
+        if isinstance(example, Example):
+            examples.append(example)
+        else:
+            faults.setdefault(str(example), []).append(f"{where}{location}")
+    if faults:
+        raise UsageError(by_row(faults))
+    if not examples:
+        raise UsageError(f"{where}: contains no rows")
+    return examples
+
+
+def read_each(
+    rows: Iterable[Located], read: Callable[[dict[str, Any], int], Example]
+) -> Iterator[tuple[str, Example | Exception]]:
+    """The place of each row, and the example that ``read`` makes of it, or the error that says what is wrong."""
     for number, (location, row) in enumerate(rows):
         try:
             if isinstance(row, ValueError):
                 raise row
             if not isinstance(row, dict):
                 raise ValueError(f"expected an object with the columns of a row; found {type(row).__name__}")
-            examples.append(read(row, number))
+            example: Example | Exception = read(row, number)
         except (ValueError, RecursionError) as fault:
-            faults.setdefault(str(fault), []).append(f"{where}{location}")
-    if faults:
-        raise UsageError(by_row(faults))
-    if not examples:
-        raise UsageError(f"{where}: contains no rows")
-    return examples
+            example = fault
+        yield location, example
 
 
 def numbered(rows: Iterable[Any]) -> Iterator[Located]:
@@ -74,7 +91,7 @@ def has_rows(path: Path) -> bool:
     return path.suffix.lower() in (*_READERS, ".json")
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
     """The text with its line ends as they are."""
     try:
         return path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
@@ -83,12 +100,12 @@ def _text_of(path: Path) -> str:
 
 
 def _paragraphs(path: Path) -> Iterator[Located]:
-    text = _text_of(path).replace("\r\n", "\n").strip()
+    text = text_of(path).replace("\r\n", "\n").strip()
     return numbered({"text": paragraph} for paragraph in re.split(r"\n\s*\n", text) if paragraph)
 
 
 def _array(path: Path) -> Iterator[Located]:
-    text = _text_of(path)
+    text = text_of(path)
     try:
         rows = json.loads(text)
         if not isinstance(rows, list):
@@ -101,7 +118,7 @@ def _array(path: Path) -> Iterator[Located]:
 
 def _lines(path: Path) -> Iterator[Located]:
     # splitlines() also breaks at characters that JSON strings may contain unescaped.
-    for number, line in enumerate(_text_of(path).split("\n"), start=1):
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         if line.strip():
             row: Any
             try:
@@ -115,7 +132,7 @@ def _lines(path: Path) -> Iterator[Located]:
 def _cells(path: Path) -> Iterator[Located]:
     """Rows by Python's reader, which guesses no types. A column without a name, such as pandas' index, is left out."""
     csv.field_size_limit(2**31 - 1)  # Python's own is 131,072 characters; it is the whole process's
-    lines = csv.reader(StringIO(_text_of(path), newline=""), strict=True)
+    lines = csv.reader(StringIO(text_of(path), newline=""), strict=True)
     try:
         header, *rows = [cells for cells in lines if cells] or [[]]
     except csv.Error as error:

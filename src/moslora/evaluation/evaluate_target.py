@@ -1,8 +1,8 @@
 """``moslora eval``: questions are read, and a target is scored on them, or a server in its place."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from moslora.process_rank import is_main_process
 from moslora.processes.devices import device
 from moslora.processes.group import process_group
 from moslora.runs.bare_rows import remark_on_bare_rows
-from moslora.runs.conditions import KEPT
+from moslora.runs.conditions import KEPT, Conditions
 from moslora.runs.evaluation import read_evaluation
 from moslora.runs.results import Results, results_of
 from moslora.runs.trackers import KINDS, record
@@ -57,18 +57,25 @@ def evaluate_target(
     leaks = find_leaks(target.trained, questions)
     out = target.results_folder(request, out, ending=source.ending)
     prepared = prepare(target, source, questions, request)
-    must_agree = {**prepared.conditions.facts(*KEPT), "limit": request.limit, "strategy": target.strategy}
-    tokens = request.batch_tokens or batch_budget(device())
-    with (
-        locked(out) if is_main_process() else nullcontext(),
-        process_group(must_agree, then="the same command continues from the scores so far"),
-        or_out_of_memory(f"out of GPU memory with batches of {tokens:,} tokens; use a smaller --batch-tokens"),
-    ):
+    with asking(target, prepared.conditions, request, out):
         # The model is not kept: it uses the group, which ends with this block.
         results = prepared.answer(*source.open(prepared, lambda: prepared.open_journal(out, leaks)))
         if is_main_process() and target.is_in_run(out) and isinstance(source, Here):
             record_scores(target, out)
     return results, out
+
+
+@contextmanager
+def asking(target: Target, conditions: Conditions, request: Request, folder: Path) -> Iterator[None]:
+    """A block in which ``target`` is asked by all processes of this command, which write into ``folder``."""
+    must_agree = {**conditions.facts(*KEPT), "limit": request.limit, "strategy": target.strategy}
+    tokens = request.batch_tokens or batch_budget(device())
+    with (
+        locked(folder) if is_main_process() else nullcontext(),
+        process_group(must_agree, then="the same command continues from the answers so far"),
+        or_out_of_memory(f"out of GPU memory with batches of {tokens:,} tokens; use a smaller --batch-tokens"),
+    ):
+        yield
 
 
 def prepare(

@@ -109,6 +109,16 @@ class PreparedQuestions:
             tasks.append(replace(task, blocks=(Block(wanted, wanted),)))
         return replace(self, tasks=tuple(tasks))
 
+    def in_order(self) -> "PreparedQuestions":
+        """Return a copy whose blocks follow the order of the questions, so that more questions behind them change no
+        block but the last."""
+        tasks = []
+        for task in self.tasks:
+            size = len(task.blocks[0].computed)
+            cut = [tuple(task.questions[first : first + size]) for first in range(0, len(task.questions), size)]
+            tasks.append(replace(task, blocks=tuple(Block(block, block) for block in cut)))
+        return replace(self, tasks=tuple(tasks))
+
     def open_journal(self, out: Path | None, leaks: Mapping[str, Leaks]) -> Journal:
         """The journal in ``out``, with the records of these tasks. The first process writes it; the others keep what it
         has read in memory."""
@@ -134,17 +144,26 @@ class PreparedQuestions:
         Raises:
             MosloraError: a server answers no question.
         """
-        score_missing(self.tasks, model, journal)
+        predictions = self.complete(model, journal)
         if model.alone is not None:
             drifts = measure_drifts([task for task in self.tasks if task.has_margins], model.alone, journal)
             known = journal.header.tasks
             largest = {name: max(drifts[name], known[name].drift or 0.0) for name in drifts}  # also of more questions
             journal.record({name: replace(known[name], drift=drift) for name, drift in largest.items()})
+        journal.finish()
+        return summarise(self.conditions, predictions, journal.header.tasks)
+
+    def complete(self, model: Model, journal: Journal) -> tuple[Prediction, ...]:
+        """Ask a model what is missing in the journal, and return the predictions of all wanted questions.
+
+        Raises:
+            MosloraError: a server answers no question.
+        """
+        score_missing(self.tasks, model, journal)
         predictions = self.predictions(journal)
         if all(prediction.refused for prediction in predictions):
             raise MosloraError(f"no question was answered: {predictions[0].refused}")
-        journal.finish()
-        return summarise(self.conditions, predictions, journal.header.tasks)
+        return predictions
 
     def ask(self, model: Model) -> tuple[Prediction, ...]:
         """Score the model as it is now, silently, and keep nothing. The processes share the questions, and all return

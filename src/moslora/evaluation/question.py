@@ -5,7 +5,7 @@ from typing import TextIO
 
 from moslora.errors import UsageError
 from moslora.recipe import resolve_tasks
-from moslora.tasks import FOR_OPTIONS, FOR_TRUTHS, Columns, Example, OpenEnded, Task, TrueFalse
+from moslora.tasks import FOR_OPTIONS, FOR_TRUTHS, UNKNOWN_ANSWER, Columns, Example, OpenEnded, Task, TrueFalse
 from moslora.tasks.matching import Exact
 
 TRUTHS = (("true", "false"), ("yes", "no"))
@@ -18,9 +18,6 @@ BARE = Task(
     splits={},
 )
 """Of a question without options and without a task: it is asked as it is, and nothing says what is right."""
-
-UNKNOWN = ("<answer>",)
-"""The accepted answers to an open-ended question that is typed."""
 
 
 def as_example(
@@ -44,7 +41,7 @@ def as_example(
         raise UsageError(f"{entry.name}: a set of texts, not of questions; moslora eval measures them")
     choices = options
     if words.is_open_ended:
-        choices = UNKNOWN
+        choices = (UNKNOWN_ANSWER,)
         if options:
             raise UsageError(f"task {entry.name}: is answered in words; omit the options, or change --task")
     elif isinstance(words, TrueFalse):

@@ -9,7 +9,7 @@ from typing import Any
 from moslora.base.resolve import available_offline, refuse_mistyped_path
 from moslora.choices import DType, EngineChoice, Strategy
 from moslora.console import note_once
-from moslora.errors import UsageError
+from moslora.errors import UsageError, some
 from moslora.evaluation.request import Request
 from moslora.files import near_folders
 from moslora.recipe import ModelSection, Recipe, resolve_tasks
@@ -73,6 +73,21 @@ class Target:
         if typed is None and self.recipe is not None:
             return self.recipe.questions.tasks
         return resolve_tasks(GROUP if typed is None else typed, self.own_tasks)
+
+    def task_of_rows(self, typed: str | None) -> Task:
+        """The task that describes rows without answers: the ``typed`` one, by default the only one of its recipe.
+
+        Raises:
+            UsageError: there are none or several, or the adapter's gate does not know it.
+        """
+        named = self.own_tasks.values() if typed is None else resolve_tasks(typed, self.own_tasks)
+        tasks = [task for task in named if not task.is_text]
+        if len(tasks) != 1:
+            among = some([task.name for task in tasks], most=8) or "boolq, or a YAML file that declares one"
+            raise UsageError(f"--task: name the one task that describes the rows, such as {among}")
+        if self.adapter:
+            self.adapter.refuse_untrained(tasks[0].name)
+        return tasks[0]
 
     def request_with(self, overrides: Mapping[str, Any]) -> Request:
         """Return its request with these fields."""

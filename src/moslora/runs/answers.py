@@ -8,6 +8,7 @@ from itertools import repeat
 from typing import Any
 
 from moslora.runs.predictions import Prediction, argmax, deciding
+from moslora.tasks import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class TaskAnswers:
         first = predictions[0]
         known = ["prediction", "truncated", *(["scores"] if first.scores else ["text", "answer"])]
         known += [name for name in ("characters", "bytes") if getattr(first, name)]
-        if first.gold is not None and not first.bytes:
+        if first.gold not in (None, UNKNOWN) and not first.bytes:
             known.append("gold")
         columns: dict[str, Any] = {name: tuple(getattr(each, name) for each in predictions) for name in known}
         return cls(tuple(each.id for each in predictions), **columns)

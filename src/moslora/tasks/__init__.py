@@ -18,11 +18,22 @@ from .commonsense import (
     split_names,
     unknown_names,
 )
-from .task import INSTRUCTION, Columns, Conversation, Example, Hub, QuestionSource, Task, Turn
+from .task import (
+    INSTRUCTION,
+    UNKNOWN,
+    UNKNOWN_ANSWER,
+    Columns,
+    Conversation,
+    Example,
+    Hub,
+    QuestionSource,
+    Task,
+    Turn,
+)
 from .wording import RESPONSE_LEAD, Bare, Numbered, OpenEnded, Option, Plain, TrueFalse, Worded
 
 __all__ = ["BUILT_IN", "COMMONSENSE", "FOR_OPTIONS", "FOR_TRUTHS", "GROUP", "INSTRUCTION", "PASSAGES", "PASSAGES_OF"]
-__all__ += ["SAME_INSTRUCTION", "TASKS"]
+__all__ += ["SAME_INSTRUCTION", "TASKS", "UNKNOWN", "UNKNOWN_ANSWER"]
 __all__ += [
     "Columns",
     "Conversation",

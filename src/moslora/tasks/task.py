@@ -24,6 +24,12 @@ INSTRUCTION = "instruction"
 RESPONSE = "response"
 """Key of `Example.meta`."""
 
+UNKNOWN = -1
+"""`Example.gold` of a question whose answer is not known."""
+
+UNKNOWN_ANSWER = "<answer>"
+"""Stands for the accepted answer of an open-ended question that has none."""
+
 AUTOMATIC = "auto"
 """`Task.cluster` of a task whose rows tell what groups its questions."""
 
@@ -58,7 +64,7 @@ class Example(Kind):
     # the text of the options; ("true", "false") for BoolQ; whole responses for instruction rows; of an open-ended
     # question the accepted answers, the usual one first
     choices: tuple[str, ...]
-    gold: int  # position of the right choice; 0 for an open-ended question
+    gold: int  # position of the right choice; 0 for an open-ended question; `UNKNOWN` where it is not known
     # BoolQ passage, SIQA context or HellaSwag activity label, where the source has it as a field
     context: str | None = None
     # further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``); the trained text of an
@@ -267,22 +273,27 @@ class Task(Kind):
     def example(self, row: Mapping[str, Any], id: str, *, trained: bool = True) -> Example:
         """A row as a question; a `ValueError` says what is wrong with it. Of an open-ended question the response is
         read and checked only if it may be ``trained`` on: rows to evaluate on need none."""
+        asked = self.unanswered(row, id)
+        answer = _evaluate("answer", self.columns.answer, row)
+        cluster = self._cluster(row)
+        if isinstance(self.wording, OpenEnded):
+            example = replace(asked, choices=_accepted(answer, self.wording.match), gold=0, cluster=cluster)
+            return self._with_response(example, row, self.wording) if trained else example
+        column = self.columns.answer if self.own and self.columns.answer.isidentifier() else None
+        return replace(asked, gold=_position(answer, asked.choices, column=column), cluster=cluster)
+
+    def unanswered(self, row: Mapping[str, Any], id: str) -> Example:
+        """A row as a question whose answer is not read and may be absent; a `ValueError` says what is wrong with it."""
         columns = self.columns
         question = _text("question", _evaluate("question", columns.question, row))
         context = None if columns.context is None else _evaluate("context", columns.context, row)
         context = None if context is None or not str(context).strip() else _text("context", context)
-        cluster = self._cluster(row)
-        if isinstance(self.wording, OpenEnded):
-            accepted = _accepted(_evaluate("answer", columns.answer, row), self.wording.match)
-            example = Example(id, self.name, question, accepted, 0, context, wording=self.wording, cluster=cluster)
-            return self._with_response(example, row, self.wording) if trained else example
-        assert columns.options is not None, f"{self.name}: neither options nor an answer in words"
-        choices = _choices(columns.options, row)
-        column = columns.answer if self.own and columns.answer.isidentifier() else None
-        gold = _position(_evaluate("answer", columns.answer, row), choices, column=column)
-        meta = {name: str(_evaluate(name, source, row)) for name, source in columns.meta.items()}
         wording = self.wording if self.own else None
-        return Example(id, self.name, question, choices, gold, context, meta, wording, cluster)
+        if isinstance(self.wording, OpenEnded):
+            return Example(id, self.name, question, (UNKNOWN_ANSWER,), UNKNOWN, context, wording=wording)
+        assert columns.options is not None, f"{self.name}: neither options nor an answer in words"
+        meta = {name: str(_evaluate(name, source, row)) for name, source in columns.meta.items()}
+        return Example(id, self.name, question, _choices(columns.options, row), UNKNOWN, context, meta, wording)
 
     def row_of_split(self, split: Split, row: Mapping[str, Any], number: int) -> Example:
         """Row ``number`` of a split as a question, as :meth:`example`: the training rows alone need a response."""

@@ -1,0 +1,129 @@
+"""Predictions: an evaluation of rows whose answers nobody knows.
+
+Answers are kept in ``predictions/`` of the run, or of ``runs/``, in a folder for each of the conditions that they
+depend on, under the hash of what was asked. So a row that was asked before, in this file or in another one, is not
+asked again, and a killed command continues.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moslora.base.shapes import read_config
+from moslora.choices import BadRows
+from moslora.data.unanswered import Columns, Row, RowFile
+from moslora.errors import MosloraError, by_row, counted, some
+from moslora.evaluation.evaluate_target import asking
+from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.loading import tokenizer_of
+from moslora.evaluation.scorer import Scorer
+from moslora.evaluation.scorers import make_encoder, make_scorer
+from moslora.evaluation.server import Server
+from moslora.evaluation.sources import Here, There
+from moslora.evaluation.target import Target
+from moslora.runs.conditions import KEPT, Conditions
+from moslora.runs.outcomes import log_softmax
+from moslora.runs.predictions import Prediction, argmax
+from moslora.tasks import Example, Task
+
+
+def predict(
+    target: Target,
+    task: Task,
+    file: RowFile,
+    *,
+    bad_rows: BadRows = "stop",
+    server: Server | None = None,
+    at_once: int = 8,
+    **overrides: Any,
+) -> tuple[RowFile, dict[str, Prediction]]:
+    """Ask ``target`` the rows of a file, with its own settings, changed by ``overrides``, fields of `Request`. Other
+    arguments as in `evaluate_target`.
+
+    Returns:
+        The file, in which rows that cannot be encoded are bad ones; and id -> prediction.
+
+    Raises:
+        UsageError: bad rows that are not to be skipped; or as `evaluate_target`.
+    """
+    source = There(server, at_once) if server else Here(target)
+    request = target.request_with(overrides).model_copy(update={"limit": None, "skip": 0})
+    encoder = make_encoder(read_config(target.model), tokenizer_of(target), request)
+    first = next(iter(file.questions.values()))
+    file = _encodable(file, make_scorer(first, encoder, request))
+    file.refuse_bad_rows(bad_rows)
+    questions = {task.name: [*file.questions.values()]}
+    conditions = source.conditions(request, questions, encoder)
+    any_rows = replace(conditions, data={task.name: ""})
+    prepared = PreparedQuestions.of(questions, request, encoder, any_rows).in_order()
+    folder = _folder(target.results_folder(request, None, ending=source.ending), any_rows)
+    with asking(target, conditions, request, folder):
+        predictions = prepared.complete(*source.open(prepared, lambda: prepared.open_journal(folder, {})))
+    return file, {prediction.id: prediction for prediction in predictions}
+
+
+def _encodable(file: RowFile, scorer: Scorer[Any]) -> RowFile:
+    """The file, in which a row is a bad one that the protocol cannot score."""
+    faults: dict[str, MosloraError] = {}
+    for id, question in file.questions.items():
+        try:
+            scorer.encode(question)
+        except MosloraError as fault:
+            faults[id] = MosloraError(str(fault).removeprefix(f"{id}: "))
+    rows = []
+    for row in file.rows:
+        known = isinstance(row.question, Example) and faults.get(row.question.id)
+        rows.append(replace(row, question=known) if known else row)
+    return replace(file, rows=tuple(rows))
+
+
+def _folder(evaluation: Path, conditions: Conditions) -> Path:
+    """Where answers under these conditions are kept, of a model with its evaluations in such a folder."""
+    facts = json.dumps(conditions.facts(*KEPT), sort_keys=True)
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
+    return evaluation.parent.with_name("predictions") / f"{evaluation.name}-{digest}"
+
+
+def columns_of(file: RowFile, predictions: Mapping[str, Prediction]) -> list[Columns]:
+    """The columns of each row of the file."""
+    return [_columns(row, predictions) for row in file.rows]
+
+
+def _columns(row: Row, predictions: Mapping[str, Prediction]) -> Columns:
+    question = row.question
+    if isinstance(question, Exception) or predictions[question.id].refused:
+        return {}
+    prediction = predictions[question.id]
+    if question.is_open_ended:
+        return {"prediction": prediction.answer, "written": prediction.text}
+    if not prediction.scores:
+        named = prediction.prediction
+        return {"prediction": None if named is None else question.choices[named], "written": prediction.text}
+    scores = prediction.deciding_scores
+    probabilities: dict[str, float] = {}
+    for option, log_p in zip(question.choices, log_softmax(scores), strict=True):
+        probabilities[option] = probabilities.get(option, 0) + math.exp(log_p)  # an option may be there twice
+    rounded = {option: round(probability, 6) for option, probability in probabilities.items()}
+    chosen = question.choices[argmax(scores)]
+    return {"prediction": chosen, "probability": rounded[chosen], "probabilities": rounded}
+
+
+def remarks(file: RowFile, predictions: Mapping[str, Prediction]) -> list[str]:
+    """How many rows have a prediction, and why others have none."""
+    asked = [predictions[row.question.id] for row in file.rows if isinstance(row.question, Example)]
+    answered = [prediction for prediction in asked if not prediction.refused]
+    distinct = len({prediction.id for prediction in answered})
+    lines = [f"{len(answered):,} of {counted(len(file.rows), 'row')} with a prediction, {distinct:,} different"]
+    if file.faults:
+        lines.append(by_row(file.faults))
+    refusals = {prediction.refused: None for prediction in asked if prediction.refused}
+    if refusals:
+        lines.append(f"{counted(len(asked) - len(answered), 'row')} not answered by the server: {some(refusals)}")
+    truncated = sum(prediction.truncated for prediction in answered)
+    if truncated:
+        lines.append(f"{counted(truncated, 'row')} too long for evaluation.max_length: asked without the beginning")
+    return lines
