@@ -1,9 +1,13 @@
 """Wall time of calls, alone or in turns, and a device's time by kernel."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import torch
+
+PART = "part: "
+"""What the names of parts begin with that `operations.Watched` gives to torch's profiler."""
 
 
 def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -48,16 +52,28 @@ def reset_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def kernels(work: Callable[[], object]) -> list[float]:
-    """Seconds of each CUDA kernel of ``work``; on a CPU of its operations."""
+def kernels(work: Callable[[], object], parts: Counter[str] | None = None) -> list[tuple[str, float]]:
+    """Name and seconds of each CUDA kernel of ``work``; on a CPU of its operations. ``parts`` gets the seconds of those
+    that `operations.Watched` has named."""
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
+    # Names are recorded with the host's activity alone, also for a GPU's kernels.
+    activities = [ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiled:
         work()
         wait()
-    events = profiled.events() or []
-    if not on_gpu:
-        return [event.self_cpu_time_total / 1e6 for event in events]
-    on_device = [event for event in events if event.device_type.name != "CPU" and not event.is_user_annotation]
-    return [event.device_time_total / 1e6 for event in on_device]
+    found = []
+    for event in profiled.events() or []:
+        on_host = event.device_type.name == "CPU"
+        took = event.device_time_total if on_gpu else event.cpu_time_total
+        if event.name.startswith(PART):
+            if on_host and parts is not None:
+                parts[event.name.removeprefix(PART)] += took / 1e6
+        elif on_host and not on_gpu:
+            found.append((event.name, event.self_cpu_time_total / 1e6))
+        elif on_gpu and not on_host and not event.is_user_annotation:  # which is a span over kernels
+            found.append((event.name, took / 1e6))
+    return found

@@ -16,14 +16,42 @@ the host waits for the device, what that costs, as the next step's forward pass 
 """
 
 import math
-from collections.abc import Sequence, Set
+import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from benchmarks.timing import PART
+
+PRODUCTS = "frozen products"
+OUTPUT = "output layer, loss"
+SUMS = "sums"
+UPDATE = "clip, optimizer"
+REST = "rest"
+IDLE = "idle"
+PARTS = {
+    PRODUCTS: None,
+    OUTPUT: r"training/objective|kernels/vocabulary|transformers/loss/|utils/operations|loop\.py:accumulate",
+    "adapters": r"moslora/adapters/|kernels/(recompute|dropout|adapter)|peft/tuners/",
+    "norms": r"RMSNorm|kernels/norm|moslora\.\w*norm",
+    "RoPE": r"[Rr]otary|rotate_half|kernels/rope|moslora\.\w*(rope|turn)",
+    "attention": r"kernels/attention|rows\.py:Group|Attention\.forward|(sdpa|flash)_attention|moslora\.\w*atten",
+    "SwiGLU": r"GatedMLP|SwiGLU|LlamaMLP|SiLU|kernels/mlp|moslora\.\w*(glu|silu)",
+    SUMS: r"DecoderLayer",
+    UPDATE: r"torch/optim/|clip_grad|training/loop",
+    REST: r"Embedding|data/steps|masking_utils|LlamaModel",
+}
+"""Parts of a step, and places in the code, as file:function, or operations that belong to them; the innermost place
+decides. A product with a frozen weight is one wherever it is: of a layer, or of the output layer."""
 
 NOTHING = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
 MULTIPLY = {"mm", "addmm", "bmm", "baddbmm", "_linear_pointwise", "project", "project_backward"}
@@ -57,11 +85,11 @@ dropout: sums over parts of the columns, and what they add up to."""
 class Operation(NamedTuple):
     """One or several kernels; ``flops`` are those of its products, whose factors are of ``dtype``."""
 
+    part: str
     name: str
     flops: float
     bytes: float
     dtype: torch.dtype
-    frozen: bool = False  # whether it is a product with a frozen weight
     slow: bool = False  # whether it is of those that reach less of the bandwidth
     drawn: int = 0  # random numbers
     kernels: int = 1
@@ -76,39 +104,87 @@ class Ledger:
         self.waits = 0
         self.device = next(model.parameters()).device.type
         output: Any = model.get_output_embeddings()  # type: ignore[operator]
-        layers = [one for one in model.modules() if isinstance(one, nn.Linear) and not one.weight.requires_grad]
-        self._weights = {_storage(layer.weight) for layer in (*layers, output)}
+        self._weights: dict[int, str] = {}  # storage of a frozen weight: part
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                self._weights[_storage(module.weight)] = PRODUCTS
+        self._weights[_storage(output.weight)] = OUTPUT
+        self._made_in: dict[int, str] = {}  # number of a node of autograd's graph: part
 
     def note(self, function: Any, args: Any, found: Any, *, launches: bool, waits: bool) -> None:
         """Takes down an operation, or the name of a kernel, with what it reads and returns."""
-        self.waits += waits
+        node = torch._C._current_autograd_node()
+        part = self.part(function, tensors(args))
+        if node is None:  # its gradient, whose node was the last to be made, belongs to the same part
+            self._made_in.setdefault(torch._C._autograd._get_sequence_nr() - 1, part)
+        if waits:
+            self.waits += 1
         if launches:
-            self.done.append(described(function, args, found, weights=self._weights))
+            self.done.append(described(function, args, found, part=part))
+
+    def part(self, function: Any, read: Sequence[Tensor]) -> str:
+        if operation(function).rstrip("_") in MULTIPLY:
+            for x in read:
+                if x.is_mkldnn:  # a packed copy of a layer's weight
+                    return PRODUCTS
+                if _storage(x) in self._weights:
+                    return self._weights[_storage(x)]
+        part = _part_of(str(function)) or _part_of_place()
+        if part:
+            return part
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return REST
+        made_in = self._made_in.get(node._sequence_nr(), REST)
+        if operation(function) in ("add", "add_") and made_in != "RoPE":
+            return SUMS  # what autograd adds up where a tensor was used more than once
+        return made_in
 
 
-def described(function: Any, args: Any, found: Any, *, weights: Set[int]) -> Operation:
-    """What ``function`` multiplies and moves, with ``args``, positional and named ones, and what it has ``found``;
-    ``weights`` are the storages of frozen ones."""
+def described(function: Any, args: Any, found: Any, *, part: str) -> Operation:
+    """What ``function`` multiplies and moves, with ``args``, positional and named ones, and what it has ``found``."""
     name = operation(function)
     read = tensors(args)
     written = tensors(found)
-    multiplies = name.rstrip("_") in MULTIPLY
     is_slow = slow(name, [*read, *written])
     shape = (0, 0)
-    if multiplies and not is_slow:
+    if name.rstrip("_") in MULTIPLY and not is_slow:
         columns = written[0].shape[-1]
         shape = (written[0].numel() // columns, columns)
     return Operation(
+        part=part,
         name=name,
         flops=flops(function, args, found),
         bytes=moved(name, read, written),
         dtype=read[0].dtype if read else torch.float32,
-        frozen=multiplies and any(x.is_mkldnn or _storage(x) in weights for x in read),
         slow=is_slow,
         drawn=max(x.numel() for x in (*read, *written)) if name in RANDOM else 0,
         kernels=KERNELS.get(name, 1),
         shape=shape,
     )
+
+
+class Watched(TorchDispatchMode):
+    """Takes down in ``ledger`` what runs on a device that is there, and names the parts to torch's profiler."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.device = ledger.device
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        keywords = kwargs or {}
+        arguments = (args, keywords)
+        with record_function(f"{PART}{self.ledger.part(function, tensors(arguments))}"):
+            found = function(*args, **keywords)
+        name = operation(function)
+        devices_read = {x.device.type for x in tensors(arguments)}
+        devices_written = {x.device.type for x in tensors(found)}
+        launches = not function.is_view and name not in NOTHING and self.device in devices_read | devices_written
+        to_host = self.device != "cpu" and self.device in devices_read and "cpu" in devices_written
+        waits = to_host or name == "_local_scalar_dense"
+        self.ledger.note(function, arguments, found, launches=launches, waits=waits)
+        return found
 
 
 def operation(function: Any) -> str:
@@ -119,6 +195,28 @@ def operation(function: Any) -> str:
 
 def _storage(x: Tensor) -> int:
     return int(getattr(x, "held", x).untyped_storage()._cdata)
+
+
+@cache
+def _part_of(place: str) -> str | None:
+    for part, places in PARTS.items():
+        if places and re.search(places, place):
+            return part
+    return None
+
+
+def _part_of_place() -> str | None:
+    """That of the innermost place in the code, within the node of autograd's graph in the backward pass."""
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        function = frame.f_code.co_qualname
+        if function in ("_engine_run_backward", "BackwardCFunction.apply"):
+            return None
+        part = _part_of(f"{frame.f_code.co_filename}:{function}")
+        if part:
+            return part
+        frame = frame.f_back
+    return None
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -259,23 +357,31 @@ ACHIEVED = (
 slow end assumes a tenth less for products in a row, which heat the GPU, and much less for kernels that do not copy."""
 
 
-def estimate(seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, host: float = 0) -> dict[str, float]:
-    """A step's launches, and the sums that its time is of; ``floor`` is of the products with frozen weights alone.
+def estimate(seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, host: float = 0) -> dict[str, Any]:
+    """Of each part and of the step: launches, GB, TFLOP and milliseconds; and the sums that the step's time is of.
 
     ``host`` are the seconds of the step on the host where they were measured.
     """
-    frozen = [one for one in seen.done if one.frozen]
-    device_ms, floor_ms = (1e3 * sum(achieved.seconds(one, on) for one in of) for of in (seen.done, frozen))
+    parts = {part: {"launches": 0, "GB": 0.0, "TFLOP": 0.0, "ms": 0.0} for part in (*PARTS, IDLE)}
+    for one in seen.done:
+        part = parts[one.part]
+        part["launches"] += one.kernels
+        part["GB"] += one.bytes / 1e9
+        part["TFLOP"] += one.flops / 1e12
+        part["ms"] += achieved.seconds(one, on) * 1e3
+    step = {key: sum(part[key] for part in parts.values()) for key in parts[REST]}
+    device = step["ms"]
     host_ms = host * achieved.host * 1e3
-    step_ms = max(device_ms, host_ms)
+    parts[IDLE]["ms"] = max(0.0, host_ms - device)
+    step["ms"] += parts[IDLE]["ms"]
     return {
-        "launches": sum(one.kernels for one in seen.done),
-        "waits": seen.waits,
-        "device_ms": device_ms,
+        "parts": parts | {"step": step},
+        "step_ms": step["ms"],
+        "device_ms": device,
         "host_ms": host_ms,
-        "floor_ms": floor_ms,
-        "step_ms": step_ms,
-        "floor_tflop": sum(one.flops for one in frozen) / 1e12,
-        "tokens_per_second": tokens / step_ms * 1e3,
-        "share_of_peak": sum(one.flops for one in seen.done) / (step_ms / 1e3) / on.bfloat16,
+        "waits": seen.waits,
+        "floor_ms": sum(achieved.seconds(one, on) for one in seen.done if one.part in (PRODUCTS, OUTPUT) and one.flops)
+        * 1e3,
+        "tokens_per_second": tokens / step["ms"] * 1e3,
+        "share_of_peak": step["TFLOP"] * 1e15 / step["ms"] / on.bfloat16,
     }

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT
+from benchmarks.gpu.alone import kernels, products
 from benchmarks.gpu.race import DEVICE, GPU, SIZES, Record, adapted, lengths, ours, peft, random_model, step_rows
 from benchmarks.gpu.whole import command
 from benchmarks.speed.contestants import our_step, timed
@@ -234,7 +235,7 @@ def run_again(processes: int) -> int:
     return max(process.wait() for process in started)
 
 
-_PARTS = (check, first, machine, tests, memory, ours, command, evaluation, latency, sharded)
+_PARTS = (check, first, machine, tests, memory, ours, products, kernels, command, evaluation, latency, sharded)
 PARTS = {part.__name__: part for part in _PARTS}
 BEGAN = time.perf_counter()
 

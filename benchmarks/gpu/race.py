@@ -7,12 +7,14 @@ every shape of a batch has been seen.
 import importlib.util
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.operations import ACHIEVED, DEVICES, PARTS, Device, Ledger, Watched, estimate
 from benchmarks.speed.contestants import after_steps, our_loop, padded, trainer, with_lora
 from benchmarks.timing import kernels, reset_peak, wait
 from moslora.adapters import inject
@@ -106,10 +108,36 @@ class Stopwatch:
             peak_gb=torch.cuda.max_memory_allocated() / 1e9,
         )
 
-    def one_more(self, step: Callable[[], object]) -> None:
-        """What the device did in a step: less than it took where the host is too slow."""
-        times = kernels(step)
+    def one_more(self, step: Callable[[], object], model: Any = None) -> None:
+        """What the device did in a step: less than it took where the host is too slow. For a ``model`` whose operations
+        torch sees, by part, beside the ESTIMATE of `operations.py`; the device's name decides for which device."""
+        if model is None:
+            times = [took for _, took in kernels(step)]
+            self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
+            return
+        of_parts = Counter[str]()
+        with Watched(Ledger(model)) as seen:
+            times = [took for _, took in kernels(step, of_parts)]
         self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
+        if not any(of_parts.values()):
+            raise RuntimeError("torch's profiler has recorded no part of the step")
+        ends = [estimate(seen.ledger, this_device(), achieved, tokens=1)["parts"] for achieved in ACHIEVED]
+        parts = {}
+        for part in PARTS:
+            milliseconds = [end[part]["ms"] for end in ends]
+            launches = ends[0][part]["launches"]
+            parts[part] = {"ms": of_parts[part] * 1e3, "launches": launches, "estimate_ms": milliseconds}
+        self.record(parts=parts, share_of_kernels_in_parts=sum(of_parts.values()) / sum(times))
+
+
+def this_device() -> Device:
+    """The peaks of this GPU; those of an H100 for one that is not listed, and for a CPU."""
+    if GPU:
+        name = torch.cuda.get_device_name()
+        for known, device in DEVICES.items():
+            if known.split()[-1] in name:
+                return device
+    return DEVICES["H100"]
 
 
 def ours(record: Record) -> None:
@@ -122,7 +150,7 @@ def ours(record: Record) -> None:
     report = {"report": lambda *_, **__: watch.step_ended()}
     training = our_loop(model, recipe.training, rows, steps=2 * STEPS, each=ROWS, **report)
     training(first_step=0)
-    watch.one_more(lambda: training(first_step=2 * STEPS - 1))
+    watch.one_more(lambda: training(first_step=2 * STEPS - 1), model)
 
 
 def compile_layers(model: Any) -> None:
@@ -174,4 +202,5 @@ def peft(record: Record, how: str) -> None:
     after_steps(training, watch.step_ended)
     training.train()
     training.args.max_steps = 1
-    watch.one_more(training.train)
+    watched = model if how in ("rows", "length", "packed") else None  # torch does not see all operations of the others
+    watch.one_more(training.train, watched)

@@ -109,7 +109,7 @@ def table_of_steps(results: Results) -> list[list[str]]:
     for device in SHOWN:
         for name, by_device in results.items():
             ends = by_device[device]
-            row = [device, name, f"{ends[0]['launches']:,}", f"{ends[0]['waits']}"]
+            row = [device, name, f"{ends[0]['parts']['step']['launches']:,}", f"{ends[0]['waits']}"]
             row += [between([end[f"{time}_ms"] for end in ends], ".0f") for time in times]
             row.append(between([end["tokens_per_second"] for end in ends], ",.0f"))
             row.append(between([end["share_of_peak"] for end in ends], ".0%"))

@@ -11,10 +11,13 @@ LLaMA-3-8B's shapes and random weights; a step is 16 rows of random tokens, as l
 
     first         versions, and whether Liger-Kernel works
     machine       the speed of a large product, and of a copy
-    ours          training by this program's loop: 30 steps, timed when they come again
+    ours          training by this program's loop: 30 steps, timed when they come again; this and the first three of
+                  PEFT's also by part of a step, beside the ESTIMATE of benchmarks/gpu/operations.py
     check         each piece of the engine against its plain formula, as `moslora check` does
     tests         the tests marked ``gpu``
     memory        the peak of training steps against the one that `moslora plan` computes
+    products      each product with a frozen weight alone, beside its ESTIMATE
+    kernels       each Triton kernel alone, the forward product with dropout over tiles, beside its ESTIMATE
     peft:rows     the same by PEFT's LoRA under the Trainer of transformers: 16 rows at once, padded on the right
     peft:length   … with rows of similar length in a step
     peft:packed   … with the rows of a step end to end
@@ -56,6 +59,8 @@ LIMITS = {
     "check": 75,
     "tests": 60,
     "memory": 25,
+    "products": 20,
+    "kernels": 40,
     "peft:rows": 25,
     "peft:length": 25,
     "peft:packed": 25,
@@ -132,6 +137,15 @@ def ratios(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {name: round(ours / speed, 3) for name, speed in speeds.items()} if ours else {}
 
 
+def beside(found: Mapping[str, Any]) -> str:
+    """Lines with the device's time of a step by part beside the ESTIMATE of it, where a part of this file has both."""
+    lines = ""
+    for part, one in found.get("parts", {}).items():
+        fast, slow = one["estimate_ms"]
+        lines += f"\n  {part:20} {one['launches']:6,} launches {one['ms']:9.2f} ms, ESTIMATE {fast:.2f}–{slow:.2f} ms"
+    return lines
+
+
 def environment_of(part: str, scratch: str, *, dry_run: bool) -> dict[str, str]:
     """Our packages, the wheels' in ``scratch`` and a home there; nothing from the network, and no progress. The first
     device alone, of which the Trainer would use all, unless the part is for several."""
@@ -176,7 +190,7 @@ def run_parts(chosen: Sequence[str], *, wheels: Path, out: Path, dry_run: bool, 
             parts[part] = found
             result |= {"seconds": round(time.monotonic() - began, 1), "ours_is": ratios(parts)}
             summary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            print(f"{part}: {json.dumps(found)[:1200]}", flush=True)
+            print(f"{part}: {json.dumps(found)[:1200]}{beside(found)}", flush=True)
             if part == "machine" and "error" in ended:
                 break  # no other part can do without
     return result

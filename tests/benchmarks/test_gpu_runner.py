@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening
 
+from benchmarks.gpu import alone
 from benchmarks.gpu import runner as gpu
 from benchmarks.speed.contestants import features, our_loop, our_step, padded
 from forked_kit import python
@@ -158,6 +159,22 @@ def test_the_loop_in_the_race_takes_its_rows_in_order_again_and_again():
     our_loop(model, settings, [*ROWS, *ROWS[:1] * 3], steps=4, each=3, **report)(first_step=0)
     assert losses[::2] == pytest.approx([expected] * 2, rel=1e-5)
     assert losses[1] == pytest.approx(losses[3]) and abs(losses[1] - expected) > 1e-3
+
+
+def test_products_alone_are_timed_beside_their_estimate():
+    found = {}
+    alone.products(lambda **new: found.update(new))
+    assert len(found) == 5
+    for name, (outputs, inputs) in {"gate, up": (128, 64), "k, v": (32, 64), "output layer": (1024, 64)}.items():
+        for one in found[f"{name}, 20 tokens"].values():
+            assert one["tflops"] * one["ms"] == pytest.approx(2 * 20 * outputs * inputs / 1e9)
+            assert 0 < one["estimate_ms"][0] <= one["estimate_ms"][1]
+
+
+def test_triton_alone_is_skipped_on_a_cpu():
+    found = {}
+    alone.kernels(lambda **new: found.update(new))
+    assert found.keys() == {"skipped"}
 
 
 def test_our_steps_in_the_race_learn_from_their_rows():
