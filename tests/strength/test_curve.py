@@ -24,8 +24,9 @@ def curve(loss, *others):
     return Curve("hash", loss, others)
 
 
-@pytest.mark.parametrize(("lowest", "recommended"), [(0.5, 0.5), (0.8, 0.8), (1.0, 1.0), (1.2, 1.0)])
-def test_the_lowest_loss_up_to_one_is_recommended(lowest, recommended):
+@pytest.mark.parametrize(("lowest", "recommended"), [(0.5, 0.5), (0.8, 0.7), (1.0, 0.9), (1.2, 1.0)])
+def test_recommended_strength_keeps_most_of_the_fall_in_loss(lowest, recommended):
+    """The loss is lowest at c. 97 % of its fall are reached at c − √(.03 c²), and where c is 1.2, at 1.2 − √.082."""
     found = curve(measure(lambda c: 2 + (c - lowest) ** 2))
     assert found.recommended == recommended
     low, high = found.chosen_by_samples
@@ -103,5 +104,5 @@ def test_a_curve_is_read_back_for_the_weights_that_it_is_of(trained, tmp_path):
         again = read_curve(run)
         assert (again is not None) == found
         if again is not None:
-            assert again.recommended == 0.7 and again.others[0].title == "log p"
+            assert again.recommended == 0.6 and again.others[0].title == "log p"
             np.testing.assert_allclose(again.loss.values, loss.values, rtol=1e-5)

@@ -30,8 +30,14 @@ WHOLE = STRENGTHS.index(1.0)
 SAMPLES = 2_000
 """Bootstrap samples of the rows."""
 
+KEPT = 0.97
+"""Share of the fall in the held-out rows' loss that the recommended strength keeps.
+
+The loss hardly differs between strengths 0.7 and 1, where most is forgotten: its minimum would be a poor guide.
+"""
+
 FEWEST_ROWS = 30
-"""Rows from which on a strength is recommended: with fewer, samples of the rows choose strengths far apart."""
+"""Fewest rows by which a strength is recommended. Samples of fewer rows choose strengths far apart."""
 
 Range = tuple[float, float]
 
@@ -120,17 +126,17 @@ class Curve:
 
     @property
     def recommended(self) -> float | None:
-        """The strength of the lowest mean loss, at most 1; ``None`` with too few rows, or where the base's loss is the
-        lowest."""
-        place = int(self.loss.means[: WHOLE + 1].argmin())
+        """Lowest strength that keeps `KEPT` of the loss's largest fall up to strength 1; ``None`` with too few rows, or
+        if the loss is lowest without the adapter."""
+        place = int(_recommended(self.loss.means))
         if self.rows < FEWEST_ROWS or place == BASE:
             return None
         return STRENGTHS[place]
 
     @property
     def chosen_by_samples(self) -> Range:
-        """The range of strengths up to 1 that bootstrap samples of the rows choose."""
-        places = self.loss.sampled_means[:, : WHOLE + 1].argmin(axis=1)
+        """Range of the strengths that bootstrap samples of the rows recommend."""
+        places = _recommended(self.loss.sampled_means)
         low, high = np.percentile(np.array(STRENGTHS)[places], (2.5, 97.5), method="nearest")
         return float(low), float(high)
 
@@ -152,11 +158,11 @@ class Curve:
         if self.recommended is None:
             if self.rows < FEWEST_ROWS:
                 return f"no strength is recommended by {self.rows} rows; it takes {FEWEST_ROWS} or more"
-            return "no strength is recommended: of these rows the base has the lowest loss"
+            return "no strength is recommended: the loss of these rows is lowest without the adapter, that of the base"
         low, high = self.chosen_by_samples
         said = (
-            f"recommended strength {self.recommended:g}: the lowest loss of {self.rows:,} rows up to 1 (samples of the"
-            f" rows choose {low:g} to {high:g})"
+            f"recommended strength {self.recommended:g}: the lowest that keeps {100 * KEPT:.0f} % of the fall in the"
+            f" loss of {self.rows:,} rows (samples of the rows choose {low:g} to {high:g})"
         )
         kept = [
             f"{_share(measure, STRENGTHS.index(self.recommended))} in {measure.title}"
@@ -168,6 +174,13 @@ class Curve:
         if self.falls_beyond:
             said += ". Above 1 the loss falls further: more steps or a higher learning rate would fit better"
         return said
+
+
+def _recommended(mean_losses: Floats) -> NDArray[np.intp]:
+    """Places of the recommended strengths by mean losses, shape ``(…, len(STRENGTHS))``; the base's if none falls."""
+    falls = mean_losses[..., [BASE]] - mean_losses[..., : WHOLE + 1]
+    found: NDArray[np.intp] = (falls >= KEPT * falls.max(axis=-1, keepdims=True)).argmax(axis=-1)
+    return found
 
 
 def write_curve(run: Run, curve: Curve) -> None:
