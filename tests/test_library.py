@@ -14,7 +14,9 @@ import moslora
 from cli_kit import run
 from evaluation_kit import make_model
 from moslora.adapters import MIXERS
+from moslora.adapters.mixers.fixed import IdentityMixer
 from moslora.errors import UsageError
+from moslora.mixer_options import Options
 from moslora.runs.adapter_folder import open_adapter
 from reference import perturb
 
@@ -120,8 +122,16 @@ def test_the_recipe_says_how_the_base_was_loaded(world, tmp_path):
         moslora.save(model, tmp_path / "mine")
 
 
+class OwnOptions(Options):
+    kind: str = "mine"
+
+
+class OwnMixer(IdentityMixer):
+    options_type = OwnOptions
+
+
 def test_what_cannot_be_saved_is_refused_and_nothing_is_written(world, tmp_path, monkeypatch):
-    monkeypatch.setitem(MIXERS, "mine", MIXERS["identity"])
+    monkeypatch.setitem(MIXERS, "mine", OwnMixer)
     nameless = make_model()
     moslora.inject(nameless, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj"])
     for said, model in (

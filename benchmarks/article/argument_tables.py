@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.tables import markdown
-from moslora.adapters import AdapterLinear, Mixer, NotMergeable, build_mixer
+from moslora.adapters import MIXERS, AdapterLinear, Mixer, NotMergeable, build_mixer
 
 RANK = 12
 """Rank of the pictures and of the table of halves and thirds: it divides by 2 and by 3."""
@@ -30,7 +30,7 @@ TOKENS = 2048
 
 def drawn(kind: str, *, rank: int = RANK, in_features: int = 24, **options: Any) -> Mixer:
     """A mixer at its random start; one that starts at zero, after a step."""
-    mixer = build_mixer(kind=kind, rank=rank, in_features=in_features, **options)
+    mixer = build_mixer(MIXERS[kind].options_type(**options), rank=rank, in_features=in_features)
     mixer.reset_parameters(torch.Generator().manual_seed(2))
     for weight in mixer.parameters():
         if not weight.any():

@@ -24,6 +24,7 @@ from benchmarks.article.trajectories import (
 )
 from benchmarks.article.update_rules import Rule
 from moslora.adapters import build_mixer
+from moslora.mixer_options import ButterflyOptions
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def identities() -> tuple[Tensor, ...]:
 def butterfly(*, normalize: bool) -> Start:
     """Two-subspace mixing of rank 2 · RANK; normalised, M is halved."""
     a = draw_a(2 * RANK)
-    return Start(a, tuple(build_mixer(kind="butterfly", rank=len(factor), normalize=normalize) for factor in a))
+    options = ButterflyOptions(normalize=normalize)
+    return Start(a, tuple(build_mixer(options, rank=len(factor)) for factor in a))
 
 
 def half_rank(start: Start, *, normalize: bool) -> Start:

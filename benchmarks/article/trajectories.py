@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.article.update_rules import Rule
 from moslora.adapters import AdapterLinear, Mixer, build_mixer
+from moslora.mixer_options import DenseOptions, IdentityOptions
 
 WIDTHS = (20, 16, 12)
 RANK = 4
@@ -102,7 +103,7 @@ def dense(a: tuple[Tensor, ...], ms: tuple[Tensor, ...], *, learned: bool) -> St
     """The package's dense mixer with the given values, learned or fixed."""
     mixers = []
     for m in ms:
-        mixer = build_mixer(kind="dense", rank=m.shape[1], rank_out=m.shape[0]).double()
+        mixer = build_mixer(DenseOptions(), rank=m.shape[1], rank_out=m.shape[0]).double()
         weight = mixer.get_parameter("weight")
         weight.data.copy_(m)
         weight.requires_grad_(learned)
@@ -111,7 +112,7 @@ def dense(a: tuple[Tensor, ...], ms: tuple[Tensor, ...], *, learned: bool) -> St
 
 
 def lora(a: tuple[Tensor, ...]) -> Start:
-    return Start(a, tuple(build_mixer(kind="identity", rank=len(factor)) for factor in a))
+    return Start(a, tuple(build_mixer(IdentityOptions(), rank=len(factor)) for factor in a))
 
 
 @torch.no_grad()

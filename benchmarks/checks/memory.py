@@ -32,7 +32,8 @@ from benchmarks import DOCS, ROOT
 from benchmarks.commands import command, in_process
 from benchmarks.speed.contestants import our_parts
 from benchmarks.tables import machine, markdown, publish
-from moslora.adapters import adapter_state_dict, inject, named_adapters
+from moslora.adapters import adapter_state_dict, named_adapters
+from moslora.base.adapted import with_adapters
 from moslora.base.load import choose_engine_of, load_base
 from moslora.base.quantized import quantization_config
 from moslora.base.shapes import SHAPES, meta_model
@@ -110,7 +111,7 @@ def work(case_as_json: str) -> dict[str, int] | None:
     planned = memory(meta, recipe.model, at_once, Devices(on_gpu=False, processes=processes))
     idle = anonymous()
     rows = random_rows(case)
-    parts = our_parts(with_adapters(recipe), recipe.training)
+    parts = our_parts(with_adapters(load_base(recipe.model), recipe), recipe.training)
     parts = replace(parts, micro_batch_tokens=sum(lengths))
     with sampled() as seen:
         for _ in range(2):
@@ -133,12 +134,6 @@ def recipe_of(case: dict[str, Any]) -> Recipe:
         "training.global_batch_size": len(case["rows"]) * case.get("processes", 1),
     }
     return load_recipe("smollm2-135m", [f"{key}={value}" for key, value in changes.items()])
-
-
-def with_adapters(recipe: Recipe) -> Any:
-    model = load_base(recipe.model)
-    inject(model, **recipe.adapter_options())
-    return model
 
 
 def random_rows(case: dict[str, Any]) -> list[Encoded]:
@@ -249,7 +244,7 @@ def merging() -> Iterator[list[str]]:
 def write_adapter(folder: Path, base: str) -> None:
     """An adapter of the recipe for LLaMA-3-8B on this base, with a random B."""
     recipe = load_recipe("llama3-8b", [f"model.name={base}"])
-    model = with_adapters(recipe)
+    model: Any = with_adapters(load_base(recipe.model), recipe)
     for _, layer in named_adapters(model):
         layer.lora_b.data.normal_(std=0.002)
     facts = {"step": 1, "trained_rows": 0, "data": {"sha256": "", "notes": []}}

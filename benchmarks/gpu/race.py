@@ -17,7 +17,7 @@ import torch
 from benchmarks.gpu.operations import ACHIEVED, DEVICES, PARTS, Device, Ledger, Watched, estimate
 from benchmarks.speed.contestants import after_steps, our_loop, padded, trainer, with_lora
 from benchmarks.timing import kernels, reset_peak, wait
-from moslora.adapters import inject
+from moslora.base.adapted import with_adapters
 from moslora.base.engine import use_own_modules
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
@@ -61,8 +61,7 @@ def adapted(*overrides: str, on: torch.device = DEVICE, sizes: Mapping[str, Any]
     recipe = load_recipe("llama3-8b", overrides)
     model = random_model(on, sizes)
     use_own_modules(model)
-    inject(model, **recipe.adapter_options())
-    return recipe, model
+    return recipe, with_adapters(model, recipe)
 
 
 def step_rows(step: int, vocabulary: int = SIZES["vocab_size"]) -> list[Encoded]:

@@ -3,15 +3,15 @@
 A recipe and the constructors of `moslora.adapters.mixers` both take them from here. `kind` names the class there.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from moslora.strict import Size, StrictModel, fault_lines
+from moslora.strict import Size, StrictModel
 
 Conflicts = Iterator[tuple[str, str]]
-"""The keys of an adapter that do not go together, the best one to change first; what is wrong, and the fix."""
+"""The dotted keys of the options that do not go together, the best one to change first; what is wrong, and the fix."""
 
 Blocks = Annotated[int, Field(ge=2, description="Number k of blocks; it divides the rank.")]
 Experts = Annotated[int, Field(ge=2, description="Number k of experts of rank / k each.")]
@@ -217,23 +217,6 @@ MixerOptions = (
 
 INVERTIBLE = tuple(options.model_fields["kind"].default for options in get_args(MixerOptions) if options.is_invertible)
 """Kinds that are invertible at the start."""
-
-
-def checked_options(kind: type[Options], values: Mapping[str, Any], *, rank: int, rank_out: int | None) -> Options:
-    """The options of one kind that ``values`` are, in an adapter of these ranks.
-
-    Raises:
-        ValueError: a line for each fault: what is wrong, and how to fix it.
-    """
-    try:
-        options = kind(**values)
-    except ValidationError as error:
-        raise ValueError("\n".join(fault_lines(error))) from None
-    conflicts = options.conflicts(rank=rank, rank_out=rank_out)
-    faults = [f"{keys.split()[0].removeprefix('mixer.')}: {message}" for keys, message in conflicts]
-    if faults:
-        raise ValueError("\n".join(faults))
-    return options
 
 
 def _must_be_square(what: str, rank: int) -> str:

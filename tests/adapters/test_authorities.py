@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from moslora.adapters import AdapterLinear, build_mixer, inject, named_adapters
 from moslora.kernels.dropout import Dropout
+from moslora.mixer_options import DenseOptions
 from moslora.recipe import TrainingSection
 from moslora.training.optimizer import build_optimizer
 from reference import PROJECTIONS, OfficialLayer, adapted_llama, perturb, tiny_llama, token_batch
@@ -165,7 +166,7 @@ def test_dense_is_the_released_layer():
     """A network of two adapted layers, float64: outputs, gradients and ten AdamW steps."""
     torch.manual_seed(0)
     bases = [nn.Linear(12, 9).double(), nn.Linear(9, 5).double()]
-    mine = [AdapterLinear(base, mixer=build_mixer(kind="dense", rank=4), scale=2.0).double() for base in bases]
+    mine = [AdapterLinear(base, mixer=build_mixer(DenseOptions(), rank=4), scale=2.0).double() for base in bases]
     for layer in mine:
         layer.reset_parameters()
         perturb([layer.lora_a, layer.lora_b, layer.mixer.weight], size=0.3)

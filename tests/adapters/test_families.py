@@ -17,6 +17,7 @@ from moslora.adapters import (
     named_adapters,
 )
 from moslora.kernels.dropout import Dropout
+from moslora.mixer_options import DenseOptions
 from reference import PROJECTIONS, adapted_llama, perturb, token_batch
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -84,7 +85,7 @@ def test_layers_that_read_the_same_drop_the_same(kernel, monkeypatch):
     monkeypatch.setattr(Dropout, "kernel", lambda *_: kernel)
     torch.manual_seed(0)
     layers = {
-        name: AdapterLinear(nn.Linear(8, size), mixer=build_mixer(kind="dense", rank=4), scale=1.7, dropout=0.4)
+        name: AdapterLinear(nn.Linear(8, size), mixer=build_mixer(DenseOptions(), rank=4), scale=1.7, dropout=0.4)
         for name, size in (("q_proj", 6), ("k_proj", 5), ("v_proj", 6))
     }
     model = nn.ModuleDict(layers).double()

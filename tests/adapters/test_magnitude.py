@@ -7,9 +7,10 @@ from torch.nn import functional as F
 
 from moslora import adapters
 from moslora.adapters import AdapterLinear, Magnitude, build_mixer, fold
+from moslora.mixer_options import DenseOptions, IdentityOptions
 from reference import adapted_linear
 
-MIXERS = {kind: {"kind": kind} for kind, mixer in adapters.MIXERS.items() if not mixer.routes} | {
+MIXERS = {kind: {"kind": kind} for kind, mixer in adapters.MIXERS.items() if not mixer.options_type.routes} | {
     "kronecker": {"kind": "kronecker", "blocks": 2},
     "dense-rectangular": {"kind": "dense", "rank_out": 3},
 }
@@ -47,7 +48,7 @@ def test_norm_by_expansion_is_the_norm(dtype, tolerance, ratio):
     """‖ΔW‖ up to three times ‖W‖, 256 × 192: the error of W · aᵀ in the base's dtype is all there is."""
     torch.manual_seed(0)
     layer = AdapterLinear(
-        nn.Linear(192, 256).to(dtype), mixer=build_mixer(kind="dense", rank=8), scale=2.0, magnitude=Magnitude(256)
+        nn.Linear(192, 256).to(dtype), mixer=build_mixer(DenseOptions(), rank=8), scale=2.0, magnitude=Magnitude(256)
     )
     layer.reset_parameters()
     nn.init.normal_(layer.lora_b)
@@ -66,7 +67,7 @@ def test_an_update_that_cancels_the_weight_stays_finite(dtype):
     """ΔW = −W: what remains is rounding, whose square may come out below zero."""
     torch.manual_seed(0)
     layer = AdapterLinear(
-        nn.Linear(6, 9).to(dtype), mixer=build_mixer(kind="identity", rank=6), scale=1.0, magnitude=Magnitude(9)
+        nn.Linear(6, 9).to(dtype), mixer=build_mixer(IdentityOptions(), rank=6), scale=1.0, magnitude=Magnitude(9)
     )
     layer.magnitude.measure(layer.base.weight)
     layer.magnitude.reset_parameters()

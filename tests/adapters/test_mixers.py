@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from moslora.adapters import MIXERS, AdapterLinear, build_mixer, fold
-from reference import adapted_linear
+from moslora.mixer_options import DenseOptions
+from reference import adapted_linear, mixer_of
 
 CASES = {
     "identity": {"kind": "identity", "rank": 6},
@@ -64,7 +65,9 @@ def whole_a(case, layer):
 
 
 def test_every_static_mixer_is_covered():
-    assert {case["kind"] for case in CASES.values()} == {kind for kind, mixer in MIXERS.items() if not mixer.routes}
+    assert {case["kind"] for case in CASES.values()} == {
+        kind for kind, mixer in MIXERS.items() if not mixer.options_type.routes
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -87,7 +90,7 @@ def test_matrix_forward_and_delta_agree_with_the_definition(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_only_one_factor_has_a_gradient_at_the_start(case):
-    layer = AdapterLinear(nn.Linear(10, 7), mixer=build_mixer(**CASES[case]), scale=1.0)
+    layer = AdapterLinear(nn.Linear(10, 7), mixer=mixer_of(**CASES[case]), scale=1.0)
     layer.reset_parameters()
     assert not layer.delta_weight().any()
     layer(torch.randn(5, 10)).square().sum().backward()
@@ -102,7 +105,7 @@ def test_gains_of_the_dense_initialisations():
     """E‖Mh‖²/‖h‖² = ‖M‖²_F / rank_in, over 300 draws of 16 × 16."""
     gains = {}
     for init in ("kaiming", "orthogonal", "identity", "xavier", "normal"):
-        mixer = build_mixer(kind="dense", rank=16, init=init)
+        mixer = build_mixer(DenseOptions(init=init), rank=16)
         generator = torch.Generator().manual_seed(3)
         total = 0.0
         for _ in range(300):

@@ -14,6 +14,7 @@ from benchmarks.article.update_rules import ADAM, SGD
 from benchmarks.speed.latency import IN_PARTS, ONE_BY_ONE, contestants, measure_steps, put
 from evaluation_kit import make_model
 from moslora.adapters import build_mixer
+from moslora.mixer_options import ButterflyOptions
 from moslora.recipe import AdapterSection
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,7 @@ def test_the_tables_are_what_the_command_computes(name):
 
 @pytest.mark.parametrize("rule", [SGD, ADAM], ids=lambda rule: rule.name)
 def test_three_subspaces_train_as_lora_of_a_third_of_the_rank_at_three_times_the_rate(rule):
-    start = Start(draw_a(12), tuple(build_mixer(kind="butterfly", rank=12, blocks=3) for _ in range(2)))
+    start = Start(draw_a(12), tuple(build_mixer(ButterflyOptions(blocks=3), rank=12) for _ in range(2)))
     twin = folded(start)
     assert [len(factor) for factor in twin.a] == [4, 4]
     mixed = train(start, rule)

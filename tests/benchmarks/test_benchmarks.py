@@ -13,7 +13,8 @@ from benchmarks.article import method_checks, methods
 from benchmarks.article.method_checks import METHODS, becomes, examine, parameters, recipe_text
 from benchmarks.tables import spread, write_between
 from benchmarks.timing import alternate
-from moslora.adapters import MIXERS, describe_batch, inject
+from moslora.adapters import MIXERS, describe_batch
+from moslora.adapters.injection import adapt_layers
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
 from moslora.recipe import list_recipes, load_recipe
@@ -89,7 +90,7 @@ def first_step(method: str, folder: Path) -> float:
     torch.manual_seed(0)
     model = nn.ModuleDict({"q_proj": nn.Linear(576, 576, bias=False)})
     x, goal = torch.randn(8, 64, 576), torch.randn(576, 3) @ torch.randn(3, 576) / 24
-    inject(model, **recipe.adapter_options(), seed=0)
+    adapt_layers(model, recipe.adapter, seed=0, tasks=recipe.data.tasks)
     describe_batch(model, tasks=torch.arange(8))
     layer = model["q_proj"]
     before = layer(x)

@@ -7,7 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from message_kit import says
-from moslora.adapters import adapter_state_dict, inject
+from moslora.adapters import adapter_state_dict
+from moslora.base.adapted import with_adapters
 from moslora.base.load import load_base
 from moslora.convert.merge import merge
 from moslora.errors import UsageError
@@ -35,7 +36,7 @@ def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three):
     recorded = folder.manifest["data"]["tasks"]
     assert sum(recorded.values()) == folder.manifest["trained_rows"] == 54
     fresh = load_base(folder.recipe.model)
-    inject(fresh, **folder.recipe.adapter_options(), seed=folder.recipe.seed)
+    with_adapters(fresh, folder.recipe)
     end = load_file(two_of_three / "adapter" / "adapter.safetensors")
     for key, start in adapter_state_dict(fresh).items():
         if key.endswith("embedding"):

@@ -22,6 +22,7 @@ from changes_kit import replace as replace_text
 from cli_kit import run
 from experiment_kit import FILE, results, study, train
 from message_kit import says
+from moslora.adapter_options import AdapterOptions
 from moslora.base.identity import fingerprint
 from moslora.compare.arms import load_arms
 from moslora.compare.comparison import compare_paths
@@ -35,7 +36,7 @@ from moslora.evaluation.target import open_target
 from moslora.experiment import one_run, provenance
 from moslora.experiment.curve import Curve
 from moslora.experiment.file import load_experiment
-from moslora.recipe import Recipe, TrainingSection
+from moslora.recipe import TrainingSection
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.evaluation import read_predictions
 from moslora.runs.run import Run
@@ -386,7 +387,7 @@ def test_a_run_begun_with_another_recipe_is_not_resumed(write, monkeypatch):
 
 def test_the_code_that_makes_numbers_of_a_recipe_counts():
     """As the steps of a warm-up, and which questions are asked by default."""
-    for method in (TrainingSection.warmup, Recipe.adapter_options, StepPlan, rate_factor):
+    for method in (TrainingSection.warmup, AdapterOptions, StepPlan, rate_factor):
         assert Path(inspect.getfile(method)) in source_files(provenance.CODE)
 
 

@@ -94,7 +94,7 @@ def test_the_projection_is_the_product_with_what_dropout_leaves(kernel, again, m
 def test_an_adapter_in_training_is_the_formula(kind):
     """y = W x + s · B · M · A · x̃ with the dropped x̃."""
     torch.manual_seed(8)
-    mixer = build_mixer(kind=kind, rank=4)
+    mixer = build_mixer(MIXERS[kind].options_type(), rank=4)
     layer = AdapterLinear(nn.Linear(8, 6), mixer=mixer, scale=2.0, dropout=0.4).double()
     for weight in layer.parameters():
         nn.init.normal_(weight)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from moslora.adapters import AdapterLinear, build_mixer, inject
+from moslora.adapters import AdapterLinear, Mixer, build_mixer, inject
+from moslora.adapters.mixers import read_mixer
 from moslora.base.engines import Engine, Own
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import MicroBatch, collate
@@ -61,12 +62,24 @@ def adapted_llama(
     return model
 
 
+def mixer_of(
+    *,
+    rank: int,
+    rank_out: int | None = None,
+    in_features: int | None = None,
+    tasks: Sequence[str] = (),
+    **options: object,
+) -> Mixer:
+    """The mixer of these options, as they are written for `inject`."""
+    return build_mixer(read_mixer(options), rank=rank, rank_out=rank_out, in_features=in_features, tasks=tasks)
+
+
 def adapted_linear(
     mixer: dict[str, object], *, size: float, rank: int = 8, bias: bool = True, **options: object
 ) -> AdapterLinear:
     """A layer of 10 inputs and 7 outputs with s = 1.7, in float64, moved off its start."""
     torch.manual_seed(0)
-    built = build_mixer(**{"rank": rank, "in_features": 10, **mixer})  # type: ignore[arg-type]
+    built = mixer_of(**{"rank": rank, "in_features": 10, **mixer})  # type: ignore[arg-type]
     layer = AdapterLinear(nn.Linear(10, 7, bias=bias), mixer=built, scale=1.7, **options).double()  # type: ignore[arg-type]
     layer.reset_parameters()
     if layer.magnitude is not None:

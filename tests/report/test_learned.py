@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from importing_kit import OFFICIAL, official_model, write_source
-from moslora.adapters import inject, named_adapters
+from moslora.adapters import named_adapters
+from moslora.base.adapted import with_adapters
 from moslora.base.load import load_base
 from moslora.convert.importing import import_adapter
 from moslora.report.canvas import Canvas
@@ -35,7 +36,7 @@ def test_layers_are_those_of_the_model(recipe, tmp_path, method):
     folder = open_adapter(tmp_path / "run" / "adapter")
     found = {layer.name: layer for layer in learned_layers(folder)}
     begun = load_base(made.model)
-    inject(begun, **made.adapter_options(), seed=made.seed)
+    with_adapters(begun, made)
     start = dict(named_adapters(begun))
     layers = dict(named_adapters(load_adapted(folder)))
     with_weights = [name for name, layer in layers.items() if any(True for _ in layer.mixer.parameters())]

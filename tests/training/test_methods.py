@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from evaluation_kit import log_probability, make_examples, make_model, tokenizer
 from methods_kit import METHODS, logits_of
 from moslora.adapters import adapter_state_dict, describe_task, inject
+from moslora.base.adapted import with_adapters
 from moslora.base.load import load_base
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder
 from moslora.data.sources import load_examples
@@ -48,7 +49,7 @@ def test_it_trains_every_weight_that_it_has(finished, method):
     assert sum(row["loss"] for row in rows[-3:]) < sum(row["loss"] for row in rows[:3])
     assert all((row.get("penalty", 0) > 0) == (method in PENALTY) for row in rows)
     fresh = load_base(done.recipe.model)
-    inject(fresh, **done.recipe.adapter_options(), seed=done.recipe.seed)
+    with_adapters(fresh, done.recipe)
     start = adapter_state_dict(fresh)
     end = load_file(done.out / "adapter" / "adapter.safetensors")
     assert start.keys() == end.keys()

@@ -136,7 +136,7 @@ def mixers_with_and_without_dora():
     for mixer in (*({"kind": kind} for kind in MIXERS), {"kind": "token-gate", "top_k": 2, "balance": 0.1}):
         name = "-".join(str(value) for value in mixer.values())
         cases.append(pytest.param(mixer, False, id=name))
-        if not MIXERS[mixer["kind"]].routes:
+        if not MIXERS[mixer["kind"]].options_type.routes:
             cases.append(pytest.param(mixer, True, id=f"{name}-dora"))
     return cases
 

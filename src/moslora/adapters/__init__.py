@@ -4,9 +4,9 @@ from moslora.adapters.context import Context
 from moslora.adapters.families import Families
 from moslora.adapters.folding import LoraPair, fold
 from moslora.adapters.injection import (
-    adapter_options,
     adapter_penalty,
     adapter_state_dict,
+    context_of,
     describe_batch,
     describe_task,
     has_learned,
@@ -23,10 +23,10 @@ from moslora.adapters.mixers.base import Mixer, NotMergeable
 
 __all__ = ["MIXERS", "AdapterLinear", "Context", "Families", "LoraPair", "Magnitude", "Mixer", "NotMergeable"]
 __all__ += [
-    "adapter_options",
     "adapter_penalty",
     "adapter_state_dict",
     "build_mixer",
+    "context_of",
     "describe_batch",
     "describe_task",
     "fold",

@@ -1,10 +1,10 @@
 """What the adapters of a model know in a forward pass beside x."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from moslora.adapter_options import AdapterOptions
 from moslora.adapters.factors import Factors
 
 
@@ -12,11 +12,12 @@ class Context:
     """One object that all adapters of a model share, because the model's own code hands its layers x and nothing else.
 
     It is an attribute of the layers and no variable of a thread: gradient checkpointing computes a layer again in a
-    thread of autograd. Nothing of it is in a ``state_dict``; all but ``options`` is of one pass, or of the passes
-    between two updates.
+    thread of autograd. Nothing of it is in a ``state_dict``; all but ``options`` and ``seed`` is of one pass, or of
+    the passes between two updates.
 
     Attributes:
-        options: arguments of :func:`moslora.adapters.inject`, for `moslora.save`; empty for a layer made by hand.
+        options: those that the adapters were made with, for `moslora.save`; ``None`` for a layer made by hand.
+        seed: that of their start.
         tokens: which tokens of the batch are no padding, bool ``(batch, length)``; ``None`` for all. From
             :func:`moslora.adapters.describe_batch`, for the balance of gates.
         tasks: task numbers or weights, likewise, for gates that route by the task.
@@ -29,7 +30,8 @@ class Context:
     """
 
     def __init__(self) -> None:
-        self.options: Mapping[str, Any] = {}
+        self.options: AdapterOptions | None = None
+        self.seed = 0
         self.tokens: Tensor | None = None
         self.tasks: Tensor | None = None
         self.factors: dict[nn.Module, tuple[Factors, int]] = {}

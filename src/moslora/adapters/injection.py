@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moslora.adapter_options import AdapterOptions, Scaling, Start, Trains
 from moslora.adapters.context import Context
 from moslora.adapters.folding import fold_into_a
-from moslora.adapters.linear import AdapterLinear, Trains
+from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.magnitude import Magnitude
-from moslora.adapters.mixers import build_mixer
+from moslora.adapters.mixers import build_mixer, read_mixer
 from moslora.adapters.mixers.gates import Gate, TaskGateMixer
-from moslora.adapters.options import AdapterOptions, Scaling, checked
-from moslora.adapters.start import Start, begin, float_weight, leave_residual, remember_start
+from moslora.adapters.start import begin, float_weight, leave_residual, remember_start
 from moslora.errors import capped
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.rows import send
+from moslora.mixer_options import TaskGateOptions
+from moslora.strict import checked
 
 ALL_LINEAR = "all-linear"
 """Value of ``target_modules`` that stands for all linear layers but the output layer."""
@@ -67,15 +69,14 @@ def inject(
         within: the part of ``model`` whose layers are chosen from; by default all of it.
 
     Raises:
-        ValueError: an argument has the wrong type, nothing matches, the model has adapters, training could not start,
-            ``state`` does not fit, or options contradict each other. The model is as it was.
+        ValueError: an argument has the wrong type, options do not go together, nothing matches, the model has adapters,
+            or ``state`` does not fit. The model is as it was.
     """
-    if any(named_adapters(model)):
-        raise ValueError("the model has adapters already; inject into a freshly loaded one")
     options = checked(
+        AdapterOptions,
         rank=rank,
         alpha=alpha,
-        mixer=mixer,
+        mixer=read_mixer(mixer),
         target_modules=target_modules,
         dropout=dropout,
         rank_out=rank_out,
@@ -83,17 +84,46 @@ def inject(
         start=start,
         trains=trains,
         dora=dora,
-        seed=seed,
     )
+    faults = [f"{keys.split()[0]}: {message}" for keys, message in options.conflicts(drawn=state is None)]
+    tasks = mixer.get("tasks", ())
+    if tasks and not isinstance(options.mixer, TaskGateOptions):
+        faults.append(f"mixer.tasks: a {options.mixer.kind} mixer does not depend on the task; leave them out")
+    if faults:
+        raise ValueError("\n".join(faults))
+    return adapt_layers(model, options, seed=seed, tasks=tasks, state=state, weight_of=weight_of, within=within)
+
+
+def adapt_layers(
+    model: nn.Module,
+    options: AdapterOptions,
+    *,
+    seed: int,
+    tasks: Sequence[str] = (),
+    state: Mapping[str, Tensor] | None = None,
+    weight_of: Callable[[nn.Module], Tensor] = float_weight,
+    within: nn.Module | None = None,
+) -> list[str]:
+    """Put adapters into ``model`` as :func:`inject`, with ``options`` that go together; gates may route by ``tasks``.
+
+    Raises:
+        ValueError: nothing matches, the model has adapters, or ``state`` does not fit. The model is as it was.
+    """
+    if any(named_adapters(model)):
+        raise ValueError("the model has adapters already; inject into a freshly loaded one")
+    context = Context()
+    context.options = options
+    context.seed = seed
+    drawn_from = seed if state is None else None
     layers: dict[str, AdapterLinear] = {}  # all are built before one is put in place: a fault changes nothing
     with ExitStack() as undo:
         for weight in model.parameters():
             undo.callback(weight.requires_grad_, weight.requires_grad)
-        for name in _match(model, target_modules, model if within is None else within):
+        for name in _match(model, options.target_modules, model if within is None else within):
+            base = model.get_submodule(name)
             try:
-                base = model.get_submodule(name)
-                layers[name] = _new_layer(base, name, options, drawn=state is None, weight_of=weight_of)
-            except (TypeError, ValueError) as error:  # TypeError: an option that the mixer does not have
+                layers[name] = _new_layer(base, name, options, seed=drawn_from, tasks=tasks, weight_of=weight_of)
+            except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         if state is not None:
             own = _state(layers)
@@ -102,8 +132,6 @@ def inject(
                 value.copy_(state[key])
         undo.pop_all()
     model.requires_grad_(False)
-    context = Context()
-    context.options = options.model_dump()
     for name, layer in layers.items():
         if not next(layer.base.parameters()).is_meta:
             _settle(layer, weight_of)
@@ -112,11 +140,9 @@ def inject(
     return list(layers)
 
 
-def adapter_options(model: nn.Module) -> dict[str, Any]:
-    """The arguments of :func:`inject` that describe the adapters of ``model``; empty if it has none of `inject`."""
-    for _, layer in named_adapters(model):
-        return dict(layer.context.options)
-    return {}
+def context_of(model: nn.Module) -> Context:
+    """The context of the adapters of ``model``, with their options; an empty one without adapters."""
+    return next((layer.context for _, layer in named_adapters(model)), Context())
 
 
 def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
@@ -130,7 +156,7 @@ def has_learned(model: nn.Module) -> bool:
     """Whether an adapter of ``model`` has left its start: ΔW = 0, or B = 0 for a gate, which has no ΔW. True for a
     model without adapters."""
     layers = layers_of(model)
-    zero_at_start = (layer.lora_b if layer.mixer.routes else layer.delta_weight() for layer in layers)
+    zero_at_start = (layer.lora_b if layer.mixer.options.routes else layer.delta_weight() for layer in layers)
     return not layers or any(bool(weight.any()) for weight in zero_at_start)
 
 
@@ -256,7 +282,7 @@ def _match(model: nn.Module, target_modules: Collection[str] | str, within: nn.M
             unmatched = [f"the regular expression {target_modules} (several names are a list: [q_proj, v_proj])"]
     else:
         matched = [name for name, last in last_of.items() if last in target_modules]
-        unmatched = [str(target) for target in target_modules if target not in last_of.values()]
+        unmatched = [target for target in target_modules if target not in last_of.values()]
     if unmatched or not matched:
         there = ", ".join(sorted({*last_of.values()})) or "none"
         raise ValueError(f"no linear layer matches {', '.join(unmatched) or 'an empty list'}; this model has {there}")
@@ -273,15 +299,23 @@ def _refuse_shared(model: nn.Module, matched: Collection[str]) -> None:
 
 
 def _new_layer(
-    base: Any, name: str, options: AdapterOptions, *, drawn: bool, weight_of: Callable[[nn.Module], Tensor]
+    base: Any,
+    name: str,
+    options: AdapterOptions,
+    *,
+    seed: int | None,
+    tasks: Sequence[str],
+    weight_of: Callable[[nn.Module], Tensor],
 ) -> AdapterLinear:
-    """An adapter over ``base``, on the CPU, with its start if it is ``drawn``, or else for weights that are loaded.
-    Over a base on the meta device nothing is drawn, and what would be stays there, too."""
+    """An adapter over ``base``, on the CPU. Its start is drawn from ``seed``; without one it is for weights that are
+    loaded. Over a base on the meta device nothing is drawn, and what would be stays there, too."""
     weight = next(base.parameters(), None)
     if weight is None:
         raise ValueError(f"{type(base).__name__} has no weight (quantised by GPTQ or AWQ?); use the original")
-    with torch.device("meta" if drawn and weight.is_meta else "cpu"):
-        mixer = build_mixer(rank=options.rank, rank_out=options.rank_out, in_features=base.in_features, **options.mixer)
+    with torch.device("meta" if seed is not None and weight.is_meta else "cpu"):
+        mixer = build_mixer(
+            options.mixer, rank=options.rank, rank_out=options.rank_out, in_features=base.in_features, tasks=tasks
+        )
         layer = AdapterLinear(
             base,
             mixer=mixer,
@@ -294,8 +328,8 @@ def _new_layer(
         if layer.magnitude is not None:
             layer.magnitude.measure(weight_of(base))
             layer.magnitude.reset_parameters()
-        if drawn:
-            begin(layer, options.start, seed=options.seed, name=name, weight_of=weight_of)
+        if seed is not None:
+            begin(layer, options.start, seed=seed, name=name, weight_of=weight_of)
     if layer.mixer.folds_at_init:
         fold_into_a(layer)
     if options.start == "pissa":

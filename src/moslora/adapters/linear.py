@@ -1,19 +1,15 @@
 """The one adapter layer: a frozen linear map plus s · B · M · A."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moslora.adapter_options import Trains
 from moslora.adapters.factors import Factors
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers.base import Mixer, kaiming
 from moslora.kernels.dropout import Dropout, without
 from moslora.kernels.linear import add_product
-
-Trains = Literal["all", "b", "mixer"]
-"""Which of A, M and B learn."""
 
 
 class AdapterLinear(nn.Module):
@@ -57,8 +53,6 @@ class AdapterLinear(nn.Module):
         magnitude: Magnitude | None = None,
     ) -> None:
         super().__init__()
-        if magnitude is not None and mixer.routes:
-            raise ValueError("DoRA needs a single ΔW to normalise by, but with a gate ΔW depends on the token or task")
         self.in_features = int(base.in_features)  # type: ignore[arg-type]
         self.out_features = int(base.out_features)  # type: ignore[arg-type]
         self.scale = scale
@@ -71,7 +65,7 @@ class AdapterLinear(nn.Module):
         if trains == "b":
             mixer.requires_grad_(False)
         self.lora_b = nn.Parameter(b, requires_grad=trains != "mixer")
-        self.folds = not mixer.routes and trains != "mixer"
+        self.folds = not mixer.options.routes and trains != "mixer"
         self.magnitude = magnitude
         self.context = mixer.context
         self.register_buffer("start_a", None)
@@ -82,7 +76,7 @@ class AdapterLinear(nn.Module):
     ) -> None:
         """Draws the start. M has its own generator, so that A and B do not depend on the mixer's kind."""
         drawn = [self.lora_a]
-        if self.mixer.zero_at_init:
+        if self.mixer.options.starts_at_zero:
             drawn.append(self.lora_b)
         else:
             nn.init.zeros_(self.lora_b)

@@ -2,17 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from moslora.adapter_options import Start
 from moslora.adapters.linear import AdapterLinear
-
-Start = Literal["lora", "pissa", "svd"]
-
-MAX_CONDITION = 10
-"""Largest ‖M‖ · ‖M⁻¹‖ for a PiSSA start: it multiplies the rounding of the product, 1/256 in bfloat16."""
 
 LARGE = 1024
 """The smaller side of a weight up to which all its singular values are computed."""
@@ -27,23 +22,7 @@ ITERATIONS = 16
 def begin(
     layer: AdapterLinear, start: Start, *, seed: int, name: str, weight_of: Callable[[nn.Module], Tensor]
 ) -> None:
-    """Draws A, B and M of the layer ``name`` on the CPU, and takes from the base what ``start`` says.
-
-    Training must start at the base and be able to leave it: exactly one of B and M starts at zero, M perhaps only near
-    it, and that one learns. With G = ∂L/∂ΔW the gradients are Mᵀ Bᵀ G of A, Bᵀ G Aᵀ of M and G Aᵀ Mᵀ of B: at first
-    only the one at zero has any.
-    """
-    mixer = layer.mixer
-    if start == "svd" and not mixer.zero_at_init:
-        raise ValueError("neither B nor M starts at zero, so training would not start at the base")
-    if mixer.zero_at_init:
-        at_zero = "M"
-        learns = any(weight.requires_grad for weight in mixer.parameters())
-    else:
-        at_zero = "B"
-        learns = layer.lora_b.requires_grad
-    if not learns:
-        raise ValueError(f"{at_zero} starts at zero and does not learn, so no other weight gets a gradient")
+    """Draw A, B and M of the layer ``name`` on the CPU, and take from the base what ``start`` says."""
     layer.reset_parameters(generator_of(seed, name, "factors"), generator_of(seed, name, "mixer"))
     if start == "svd":
         _take_singular_vectors(layer, weight_of(layer.base))
@@ -76,12 +55,6 @@ def _take_principal_part(layer: AdapterLinear) -> None:
     """
     u, s, v = largest_triplets(float_weight(layer.base).float(), layer.mixer.rank_in)
     m = layer.mixer.matrix().double()
-    condition = float(torch.linalg.cond(m))
-    if not condition <= MAX_CONDITION:
-        raise ValueError(
-            "a PiSSA start puts the inverse of M into B, and this M is singular or too close to it"
-            f" (condition number {condition:.3g}, at most {MAX_CONDITION}); use an M that starts orthogonal"
-        )
     root = (s / layer.scale).sqrt()
     layer.lora_a.copy_(root[:, None] * v)
     layer.lora_b.copy_((u * root).double().cpu() @ torch.linalg.inv(m))

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import adapter_state_dict, inject, named_adapters
+from moslora.adapters import adapter_state_dict, named_adapters
+from moslora.adapters.injection import adapt_layers
 from moslora.base.engine import text_part
 from moslora.base.peft_methods import peft_layers, peft_state, with_peft
 from moslora.base.quantized import dequantize
@@ -23,11 +24,17 @@ def with_adapters(
         ValueError: a layer is not found or does not fit, or ``state`` does not.
         UsageError: as :func:`moslora.base.peft_methods.config_of`.
     """
-    seed = recipe.seed
     if isinstance(recipe.adapter, PeftSection):
-        return with_peft(model, recipe.adapter, seed=seed, state=state)
-    within = text_part(model)
-    inject(model, **recipe.adapter_options(), seed=seed, state=state, weight_of=dequantize, within=within)
+        return with_peft(model, recipe.adapter, seed=recipe.seed, state=state)
+    adapt_layers(
+        model,
+        recipe.adapter,
+        seed=recipe.seed,
+        tasks=recipe.data.tasks,
+        state=state,
+        weight_of=dequantize,
+        within=text_part(model),
+    )
     return model
 
 

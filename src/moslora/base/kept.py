@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from moslora.adapters import adapter_options
+from moslora.adapters import context_of
 from moslora.download.wheels import home
 from moslora.errors import MosloraError
 from moslora.files import once_per_machine, sha256, write_json
@@ -57,7 +57,7 @@ def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how
     gpu = None if model.device.type in ("cpu", "meta") else gpu_module().get_device_name(model.device)
     facts = {
         "config": {**model.config.to_dict(), "_name_or_path": None},
-        "adapters": {**adapter_options(model), "seed": None},  # factors are compared off their start
+        "adapters": context_of(model).options,  # without the seed: factors are compared off their start
         "peft": getattr(model, "peft_config", None),
         "dtypes": {str(weight.dtype) for weight in model.parameters()},
         "device": (model.device.type, torch.backends.cpu.get_cpu_capability(), gpu),

@@ -270,7 +270,12 @@ PIECES = (
     Piece("dropout, wide", "dropout", partial(dropout, rank=ODD_RANK, width=WIDE)),
     Piece("dropout, share", "dropout", dropped_share, dict.fromkeys(TOLERANCES, 5e-2)),
     *(
-        Piece(f"adapters, {kind}", "adapters", partial(adapters, kind=kind), UNEVEN if mixer.routes else TOLERANCES)
+        Piece(
+            f"adapters, {kind}",
+            "adapters",
+            partial(adapters, kind=kind),
+            UNEVEN if mixer.options_type.routes else TOLERANCES,
+        )
         for kind, mixer in MIXERS.items()
     ),
     Piece("loss", "loss", partial(loss, learns=True)),

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moslora.adapters import AdapterLinear, inject
-from moslora.base.engine import text_part
+from moslora.adapters import AdapterLinear
+from moslora.base.adapted import with_adapters
 from moslora.base.identity import fingerprint, packages
 from moslora.base.load import load_tokenizer, read_base
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, locate
@@ -140,7 +140,7 @@ def _refuse_misfits(recipe: Recipe, layers: Layers, weights: Path) -> None:
     """Refuses an adapter that does not fit its base, before that is loaded."""
     try:
         model = meta_model(recipe.model)
-        inject(model, **recipe.adapter_options(), state=own_state(layers), within=text_part(model))
+        with_adapters(model, recipe, state=own_state(layers))
         if isinstance(model.get_output_embeddings(), AdapterLinear):
             raise ValueError("adapts the output layer, which moslora does not support")
     except ValueError as misfits:

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, Strict, Tag
 
 from moslora.compare.margin import Margin, read_margin
-from moslora.recipe.fields import Listed, Section
+from moslora.recipe.fields import Section
 from moslora.runs.outcomes import OutcomeName
 from moslora.runs.strength import MOST
+from moslora.strict import Listed
 
 OTHERS = "others"
 """Key of the learning rates of all arms that have none of their own, in a mapping."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import moslora.adapter_options
 import moslora.adapters
 import moslora.base
 import moslora.convert.strength
@@ -34,6 +35,7 @@ from moslora.tasks import Task
 from moslora.version import PACKAGE, source_files
 
 CODE = (
+    moslora.adapter_options,
     moslora.adapters,
     moslora.base,
     moslora.convert.strength,

@@ -1,52 +1,21 @@
 """The section `adapter`: A, M and B on each chosen layer, or a method of PEFT."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Discriminator, Field, PositiveFloat, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
+from moslora.adapter_options import TARGETS, AdapterOptions
 from moslora.mixer_options import DenseOptions, MixerOptions
-from moslora.strict import Size
+from moslora.strict import Filled, Modules
 
 from .changes import Changes
-from .fields import Filled, Modules, Section, Share
-
-TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+from .fields import Section
 
 
-class AdapterSection(Section):
+class AdapterSection(AdapterOptions, Section):
     """The adapter on each chosen linear layer, ΔW = s · B · M · A."""
 
     changes = Changes.TRAINED
-
-    rank: Size = 16
-    """Rows of A."""
-
-    rank_out: Size | None = None
-    """Columns of B, for a rectangular dense mixer; null for `rank`."""
-
-    alpha: PositiveFloat = 32.0
-    """Numerator of the adapter's scale s; see `scaling`."""
-
-    scaling: Literal["lora", "rslora"] = "lora"
-    """Scale of ΔW. `lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
-
-    dropout: Share = 0.05
-    """Share of the adapter's inputs that are set to zero in training."""
-
-    target_modules: Modules = TARGETS
-    """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted name,
-    or `all-linear` for all but the output layer."""
-
-    start: Literal["lora", "pissa", "svd"] = "lora"
-    """Start of A and B. `lora`: A at random, ΔW = 0. `pissa`: ΔW is the principal part of the base, which is removed
-    from it (arXiv 2404.02948). `svd`: B = U and A = ΣVᵀ of the base's largest singular values (arXiv 2405.17604)."""
-
-    trains: Literal["all", "b", "mixer"] = "all"
-    """Weights that learn. `all`: A, B, and M where it has weights. `b`: only B (LoRA-FA, arXiv 2308.03303). `mixer`:
-    only M (LoRA-XS, arXiv 2405.17604)."""
-
-    dora: bool = False
-    """Learn the norm of each row of the adapted weight separately (DoRA, arXiv 2402.09353)."""
 
     mixer: Annotated[MixerOptions, Changes.TRAINED] = Field(default=DenseOptions(), discriminator="kind")
     """M, the only part that differs between methods."""

@@ -1,11 +1,11 @@
-"""The base of a recipe's sections, and field types beyond numbers and text."""
+"""The base of a recipe's sections, and their own field types."""
 
 import re
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, Strict, WithJsonSchema
 
-from moslora.strict import StrictModel
+from moslora.strict import Listed, Share, StrictModel
 from moslora.tasks import split_names
 
 from .changes import Changes
@@ -28,15 +28,6 @@ def _names(value: Any) -> Any:
     return value
 
 
-def _compiles(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            re.compile(value)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"is not a regular expression ({error}); fix the pattern") from error
-    return value
-
-
 def source_among(*keywords: str) -> BeforeValidator:
     """One of the keywords, or a path. A bare word is refused: it is likely a misspelt keyword."""
 
@@ -48,12 +39,6 @@ def source_among(*keywords: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Item = TypeVar("Item")
-
-# YAML has only lists: `Strict(False)` accepts a list for a tuple. Its items stay strict.
-Listed = Annotated[tuple[Item, ...], Strict(False)]
-Filled = Annotated[str, Field(min_length=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 Skipped = Annotated[NonNegativeInt, Field(multiple_of=64)]
 Shares = Annotated[tuple[Share, Share], Strict(False)]
 TaskNames = Annotated[
@@ -62,6 +47,3 @@ TaskNames = Annotated[
     BeforeValidator(_names),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
 ]
-Names = Annotated[Listed[Filled], Field(min_length=1)]
-Regex = Annotated[Filled, BeforeValidator(_compiles)]
-Modules = Annotated[Filled | Names, BeforeValidator(_compiles)]

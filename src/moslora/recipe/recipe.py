@@ -75,14 +75,6 @@ class Recipe(Section):
         known = {**BUILT_IN, **self.own_tasks}
         return tuple(known[name] for name in names)
 
-    def adapter_options(self) -> dict[str, Any]:
-        """The arguments of `moslora.adapters.inject`: a task gate has an embedding for each of `data.tasks`."""
-        assert isinstance(self.adapter, AdapterSection), "a method of PEFT is not injected here"
-        options = self.adapter.model_dump(exclude={"continue_from"})
-        if self.adapter.gated_by_task:
-            options["mixer"]["tasks"] = self.data.tasks
-        return options
-
     def changed_by(self, key: str) -> Changes:
         """What another value at a dotted key changes in this recipe.
 

@@ -1,17 +1,14 @@
 """Combinations of fields that cannot work, each a rule with its reason."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from moslora.mixer_options import INVERTIBLE, WELL_CONDITIONED, DenseOptions, MixerOptions
+from moslora.mixer_options import Conflicts
 from moslora.prompts.protocols import PROTOCOLS, joined_names, readers, writers
 from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
 from .adapter import Adapter, AdapterSection, PeftSection
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskSection
-
-Conflicts = Iterator[tuple[str, str]]
-"""The dotted keys of the fields that do not go together, the best one to change first; what is wrong, and the fix."""
 
 
 def conflicts(
@@ -28,9 +25,9 @@ def conflicts(
     if isinstance(adapter, PeftSection):
         yield from _peft(training, model)
     else:
-        yield from _mixer(adapter, training)
-        yield from _trains(adapter)
-        yield from _start(adapter)
+        yield from _rank_budget(adapter, training)
+        for keys, message in adapter.conflicts(drawn=adapter.continue_from is None):
+            yield " ".join(f"adapter.{key}" for key in keys.split()), message
     yield from _tasks(data, evaluation, own_tasks)
     for name, task in own_tasks.items():
         yield from _own_task(name, task, trained=name in data.tasks)
@@ -69,7 +66,7 @@ def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:
         yield keys, "several of PEFT's methods fail over 8 bits; set quantization: nf4 or null"
 
 
-def _mixer(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
+def _rank_budget(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
     mixer = adapter.mixer
     if training.rank_budget and mixer.kind != "diagonal":
         keys = "training.rank_budget adapter.mixer.kind"
@@ -77,51 +74,6 @@ def _mixer(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
     elif training.rank_budget and training.rank_budget.target_rank > adapter.rank:
         keys = "training.rank_budget.target_rank adapter.rank"
         yield keys, f"target_rank must be at most adapter.rank = {adapter.rank}"
-    for keys, message in mixer.conflicts(rank=adapter.rank, rank_out=adapter.rank_out):
-        yield " ".join(f"adapter.{key}" for key in keys.split()), message
-    if adapter.dora and mixer.routes:
-        keys = "adapter.dora adapter.mixer.kind"
-        yield keys, f"DoRA needs one ΔW, and {mixer.kind} has one per token or task; set dora: false"
-
-
-def _trains(adapter: AdapterSection) -> Conflicts:
-    mixer = adapter.mixer
-    if adapter.continue_from is not None:  # nothing is at its start
-        is_learned = isinstance(mixer, DenseOptions) and mixer.train == "learned"
-        if adapter.trains == "mixer" and not is_learned:
-            keys = "adapter.trains adapter.mixer.kind adapter.mixer.train"
-            yield keys, "M has no weights that learn, and nothing else would; set trains: all"
-        return
-    if adapter.trains == "b" and (mixer.starts_at_zero or mixer.routes):
-        # M would keep its start: zero, or a gate that never learned anything.
-        fix = "set adapter.mixer.kind: identity, or trains: all"
-        keys = "adapter.trains adapter.mixer.kind adapter.mixer.init"
-        yield keys, f"M keeps its initial value, here zero or a random gate, with trains: b; {fix}"
-    if adapter.trains == "mixer" and not _is_dense_at_zero(mixer):
-        yield _not_at_zero("trains", "mixer", usual="all")
-
-
-def _is_dense_at_zero(mixer: MixerOptions) -> bool:
-    return mixer.kind == "dense" and mixer.starts_at_zero
-
-
-def _not_at_zero(field: str, value: str, *, usual: str) -> tuple[str, str]:
-    keys = f"adapter.{field} adapter.mixer.kind adapter.mixer.init"
-    fix = f"set adapter.mixer to {{kind: dense, init: near-zero}}, as in methods/lora-xs, or {field}: {usual}"
-    return keys, f"B does not start at zero with {field}: {value}, so M must start at zero or near it; {fix}"
-
-
-def _start(adapter: AdapterSection) -> Conflicts:
-    mixer = adapter.mixer
-    if adapter.start == "svd" and not _is_dense_at_zero(mixer):
-        yield _not_at_zero("start", "svd", usual="lora")
-    square = adapter.rank_out in (None, adapter.rank)
-    if adapter.start == "pissa" and not (square and mixer.starts_well_conditioned):
-        # A random matrix has small singular values: its inverse is large, and B · M · A a difference of large numbers,
-        # which in bfloat16 is no longer the part removed from the base.
-        fix = f"{', '.join(INVERTIBLE)} (dense with init: {' or '.join(WELL_CONDITIONED)}), or start: lora"
-        keys = "adapter.start adapter.mixer.kind adapter.mixer.init"
-        yield keys, f"a PiSSA start inverts M; set the mixer's kind to {fix}"
 
 
 def _tasks(data: DataSection, evaluation: EvaluationSection, own_tasks: Mapping[str, TaskSection]) -> Conflicts:

@@ -7,10 +7,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from moslora.choices import BestBy, DType, EngineChoice, FormatName, LossOn, Strategy, TrackerName
 from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
+from moslora.strict import Filled, Listed, Share
 from moslora.tasks import COMMONSENSE
 
 from .changes import Arms, Changes
-from .fields import Filled, Listed, Section, Share, Shares, Skipped, TaskNames, source_among
+from .fields import Section, Shares, Skipped, TaskNames, source_among
 
 
 class ModelSection(Section):

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moslora.adapters import MIXERS, Mixer, build_mixer, named_adapters
+from moslora.adapters import Mixer, build_mixer, named_adapters
 from moslora.adapters.start import generator_of
 from moslora.compare.law import Floats
-from moslora.recipe import Recipe
+from moslora.recipe import AdapterSection, Recipe
 from moslora.runs.adapted_model import load_without_base
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.origin import CONTINUED_FROM
@@ -40,7 +40,7 @@ def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
     Empty for a method of PEFT, and for a mixer that depends on the token or the task: it has no single M.
     """
     mixer = folder.recipe.adapter.mixer
-    if mixer is None or MIXERS[mixer.kind].routes:
+    if mixer is None or mixer.routes:
         return []
     trained_before = CONTINUED_FROM in folder.manifest or "imported" in folder.manifest
     layers = []
@@ -59,7 +59,8 @@ def _matrix(mixer: Mixer) -> Floats:
 
 def _drawn(recipe: Recipe, name: str) -> Floats:
     """M of the layer ``name`` as the recipe's seed draws it."""
-    options = recipe.adapter_options()
-    drawn = build_mixer(rank=options["rank"], rank_out=options["rank_out"], **options["mixer"])
+    options = recipe.adapter
+    assert isinstance(options, AdapterSection)
+    drawn = build_mixer(options.mixer, rank=options.rank, rank_out=options.rank_out)
     drawn.reset_parameters(generator_of(recipe.seed, name, "mixer"))
     return _matrix(drawn)

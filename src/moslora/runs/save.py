@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from moslora.adapters import AdapterLinear, adapter_options, adapter_state_dict
+from moslora.adapters import AdapterLinear, adapter_state_dict, context_of, task_names
 from moslora.errors import UsageError, some
 from moslora.files import in_use, once_per_machine
 from moslora.recipe import stack_recipe
@@ -24,9 +24,9 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
         UsageError: an option or a base that no recipe can have; or ``folder`` holds more, such as what was merged.
     """
     folder = Path(folder)
-    options = adapter_options(model)
+    context = context_of(model)
     name = base or model.config.name_or_path
-    if not (options and name) or isinstance(model.get_output_embeddings(), AdapterLinear):
+    if context.options is None or not name or isinstance(model.get_output_embeddings(), AdapterLinear):
         needs = "the adapters of moslora.inject, none on its output layer, and the name of its base (base=…)"
         raise UsageError(f"{folder}: to be saved, a model needs {needs}")
     used = in_use(folder, older=(WEIGHTS, RECIPE, MANIFEST))
@@ -35,10 +35,9 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
     revision = getattr(model.config, "_commit_hash", None) if base is None else None
     dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
     section = {"name": name, "revision": revision, "dtype": dtype, **_quantization(model, folder)}
-    seed = options.pop("seed")
-    mixer = dict(options["mixer"])
-    data = {"tasks": list(mixer.pop("tasks", ()))} if mixer["kind"] == "task-gate" else {}
-    values = {"seed": seed, "model": section, "adapter": {**options, "mixer": mixer}, "data": data}
+    data = {"tasks": list(task_names(model))} if context.options.mixer.kind == "task-gate" else {}
+    adapter = context.options.model_dump(mode="json", exclude={"continue_from"})
+    values = {"seed": context.seed, "model": section, "adapter": adapter, "data": data}
     recipe = stack_recipe([("moslora.save", values)], name=f"{folder.resolve().name}.yaml", folder=Path())
     with once_per_machine(folder):
         save_adapter(folder, {WEIGHTS: adapter_state_dict(model)}, recipe, facts={"data": data} if data else {})

@@ -1,6 +1,6 @@
 """The mixers: every method is ΔW = s · B · M · A, and only M differs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -8,7 +8,8 @@ from moslora.adapters.mixers.base import Mixer
 from moslora.adapters.mixers.fixed import ButterflyMixer, HadamardMixer, IdentityMixer, InputSplitMixer
 from moslora.adapters.mixers.gates import GateInsideMixer, TaskGateMixer, TokenGateMixer
 from moslora.adapters.mixers.learned import DenseMixer, DiagonalMixer, KroneckerMixer
-from moslora.mixer_options import checked_options
+from moslora.mixer_options import Options
+from moslora.strict import checked
 
 MIXERS: dict[str, type[Mixer]] = {
     "identity": IdentityMixer,
@@ -25,34 +26,39 @@ MIXERS: dict[str, type[Mixer]] = {
 """``adapter.mixer.kind`` of a recipe → the class."""
 
 
+def read_mixer(values: Mapping[str, Any]) -> Options:
+    """Return the options of ``{"kind": name, **options}``, without ``tasks``, which belong to a run.
+
+    Raises:
+        ValueError: an unknown kind or option, or a value that is not allowed.
+    """
+    if not isinstance(values, Mapping) or values.get("kind") not in MIXERS:
+        kinds = ", ".join(MIXERS)
+        raise ValueError(
+            f"mixer = {values!r}: must be a mapping such as {{'kind': 'dense'}}; kind must be one of {kinds}"
+        )
+    options = {key: value for key, value in values.items() if key != "tasks"}
+    return checked(MIXERS[values["kind"]].options_type, **options)
+
+
 def build_mixer(
+    options: Options,
     *,
     rank: int,
-    kind: str,
     rank_out: int | None = None,
     in_features: int | None = None,
     tasks: Sequence[str] = (),
-    **options: Any,
 ) -> Mixer:
-    """The mixer ``kind`` of :data:`MIXERS`.
+    """Build the mixer of ``options``.
 
     Args:
+        options: its kind, a key of :data:`MIXERS`, and what else there is, of `moslora.mixer_options`.
         rank: columns of M.
-        kind: its name.
         rank_out: rows of M, if they are not as many.
         in_features: of the layer, for a router that reads its input.
         tasks: names, for a gate that routes by the task.
-        options: the mixer's own, of `moslora.mixer_options`.
-
-    Raises:
-        ValueError: an unknown kind or option, a value that is not allowed, or options that do not go together.
     """
-    if kind not in MIXERS:
-        raise ValueError(f"mixer kind {kind!r}: must be one of {', '.join(MIXERS)}")
-    mixer = MIXERS[kind]
-    checked = checked_options(mixer.options_type, options, rank=rank, rank_out=rank_out)
-    given: dict[str, Any] = {"rank": rank, "rank_out": rank_out, "in_features": in_features, "tasks": tasks}
+    mixer = MIXERS[options.kind]
+    given: dict[str, Any] = {"rank_out": rank_out, "in_features": in_features, "tasks": tasks}
     taken = signature(mixer).parameters
-    if tasks and "tasks" not in taken:
-        raise ValueError(f"tasks = {tasks!r}: a {kind} mixer does not depend on the task; leave them out")
-    return mixer(checked, **{name: value for name, value in given.items() if name in taken})
+    return mixer(options, rank=rank, **{name: value for name, value in given.items() if name in taken})

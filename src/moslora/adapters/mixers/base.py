@@ -21,20 +21,17 @@ class NotMergeable(ValueError):
 class Mixer(nn.Module, ABC):
     """A linear map M between an adapter's two factors. A subclass defines ``matrix``, and ``forward`` if it routes.
 
-    Its constructor takes its options, checked by `build_mixer`, and ``rank``; also ``rank_out`` if it may be
-    rectangular, ``in_features`` of the layer if it reads the layer's input, and ``tasks`` if it routes by the task.
+    Its constructor takes its options and ``rank``; also ``rank_out`` if it may be rectangular, ``in_features`` of the
+    layer if it reads the layer's input, and ``tasks`` if it routes by the task.
     """
 
     options_type: type[Options]
-    zero_at_init: bool  # whether M starts at zero or near it; then lora_b does not (and the other way round)
     folds_at_init = False  # whether M is multiplied into lora_a right after the draw and then removed
-    routes = False  # whether M depends on the input or the task
-    factor_std: float | None = None  # of the normal draw of A (and of B if zero_at_init), not LoRA's U(±1/√columns)
+    factor_std: float | None = None  # of the normal draw of A (and of B if M starts at zero), not LoRA's U(±1/√columns)
 
     def __init__(self, options: Options, *, rank: int) -> None:
         super().__init__()
         self.options = options
-        self.zero_at_init = options.starts_at_zero
         self.rank_in = rank  # columns of M, rows of lora_a
         self.rank_out = rank  # rows of M, columns of lora_b
         self.context = Context()  # until the mixer is part of a model's adapter

@@ -21,8 +21,6 @@ from moslora.mixer_options import GateInsideOptions, GateOptions, TaskGateOption
 class Gate(Mixer):
     """The base of all gates: k experts of rank r/k. ``context`` describes the batch."""
 
-    routes = True
-
     def __init__(self, options: GateOptions, *, rank: int) -> None:
         super().__init__(options, rank=rank)
         self.experts = options.experts
