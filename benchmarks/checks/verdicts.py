@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.commands import command
 from benchmarks.tables import markdown
+from moslora.evaluation.evaluate_target import There
 from moslora.evaluation.server import Server
-from moslora.evaluation.sources import There
 from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation
 from moslora.runs.run import Run

@@ -18,8 +18,7 @@ from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation import model as model_module
 from moslora.evaluation.batches import BLOCK_SIZE, blocks
-from moslora.evaluation.choice import Choice
-from moslora.evaluation.cloze import Cloze
+from moslora.evaluation.scorer import Choice, Cloze
 from moslora.runs.answers import order_key
 from moslora.runs.evaluation import is_finished, read_evaluation, read_predictions
 from moslora.runs.header import Leaks

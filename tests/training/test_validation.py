@@ -13,8 +13,8 @@ from moslora.data.select import cap, set_aside
 from moslora.data.sources import load_training
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.choice import Choice
 from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.scorer import Choice
 from moslora.experiment.file import load_experiment
 from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted

@@ -5,9 +5,15 @@ regular expression behind "### Response:" is its answer, and no match is wrong. 
 (`moslora.base.decoding`) ends where the answer cannot change any more. Several questions at a time never change
 each other's answer, as they do in the official script, which pads with token 0 and no mask. Beams are transformers'
 own, over questions that are padded on the left, masked, and keep their positions.
+
+Open-ended questions are answered in words, whatever the protocol: the model writes, and its text is matched. Greedy
+decoding, up to an end token, the first of the task's stop texts, or ``max_new_tokens``. What is read from the text,
+and when it is right, says the task's `moslora.tasks.matching.Match`; the metric is lm-eval's ``exact_match`` of
+``generate_until``. A question too long for the context loses its start, so that the text fits behind it.
 """
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 from moslora.errors import UsageError
@@ -16,7 +22,7 @@ from moslora.evaluation.scorer import EncodedQuestion, Scorer, task_of
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.prompts.protocols import PROTOCOLS, Protocol
 from moslora.runs.predictions import Prediction
-from moslora.tasks import Example
+from moslora.tasks import Example, OpenEnded
 
 FEWEST_PROMPT_TOKENS = 2
 """BOS, and one token of the question."""
@@ -36,6 +42,15 @@ WRITING = {
 }
 """Arguments of `GenerationConfig`, beside the number of beams and the tokens of the end and of padding. All others stay
 unset, also those that a later version of transformers adds."""
+
+BYTES_OF_A_CHARACTER = 4
+"""At most, in UTF-8; a token has at least one of them."""
+
+PART_OF_A_CHARACTER = "\ufffd"
+"""How a tokenizer decodes bytes that are no whole character."""
+
+SPACE = "\u2581"
+"""How SentencePiece writes a space, which it may leave out where a text begins."""
 
 
 class Generate(Scorer[str]):
@@ -93,6 +108,56 @@ class Generate(Scorer[str]):
         )
 
 
+class OpenAnswers(Generate):
+    """The scorer of open-ended questions."""
+
+    def room(self, example: Example) -> int:
+        return _words(example).max_new_tokens
+
+    def ends(self, model: Model) -> Collection[int]:
+        """The tokenizer's end-of-sequence token, and those special tokens that the model's own generation settings
+        name, such as the end of a turn of a chat, which several tokenizers have beside it."""
+        tokenizer = self.encoder.tokenizer
+        added = tokenizer.added_tokens_decoder
+        # A default may be any word.
+        special = {token for token in model.named_ends if token in added and added[token].special}
+        return special | {tokenizer.eos_token_id} - {None}
+
+    def is_ended(self, example: Example, tokens: list[int]) -> bool:
+        """Whether the newest of these ``tokens`` completes one of the task's stop texts. Only as many of the last ones
+        are decoded as may hold it, and none where the newest has no last character of a stop text."""
+        stop = _words(example).stop
+        if not self._may_complete(tokens[-1], "".join(text[-1] for text in stop)):
+            return False
+        longest = max((len(text.encode()) for text in stop), default=0)
+        newest = tokens[-longest - BYTES_OF_A_CHARACTER :]
+        tail = self.encoder.tokenizer.decode(newest, skip_special_tokens=True)
+        return any(text in tail for text in stop)
+
+    @cached_property
+    def _texts(self) -> dict[int, str]:
+        return {}
+
+    def _may_complete(self, token: int, last: str) -> bool:
+        """Whether a token's text has one of the characters ``last``, or a part of a character."""
+        if token not in self._texts:
+            tokenizer = self.encoder.tokenizer
+            piece = str(tokenizer.convert_ids_to_tokens(token)).replace(SPACE, " ")
+            self._texts[token] = f"{tokenizer.decode([token])}{piece}"
+        text = self._texts[token]
+        return PART_OF_A_CHARACTER in text or any(character in text for character in last)
+
+    def read(self, question: EncodedQuestion, output: str) -> Prediction:
+        example = question.example
+        words = _words(example)
+        text = words.before_stop(output)
+        answer = words.match.read(text)
+        accepted = words.match.position(answer, example.choices)
+        return Prediction(
+            example.id, example.task, None, accepted, text=text, answer=answer, truncated=question.truncated
+        )
+
+
 def find_answer(text: str, example: Example) -> str:
     """The first label in a continuation, "" if there is none. A second response header ends the response."""
     response, *_ = text.split(RESPONSE_HEADER)
@@ -111,3 +176,8 @@ def is_decided(text: str, example: Example) -> bool:
         return False
     rest = text[text.find(answer) :]
     return not any(label != answer and label.startswith(rest) for label in labels(example))
+
+
+def _words(example: Example) -> OpenEnded:
+    assert isinstance(example.wording, OpenEnded), f"{example.id}: has options"
+    return example.wording

@@ -1,15 +1,38 @@
-"""The base classes of the scorers: they encode questions for a model, and read its outputs."""
+"""Scorers: they encode questions for a model, and read its outputs. Here are the base class and those of options.
+
+``choice`` compares labels by their one differing token, at one forward pass a question. With p the prompt and the
+tokens that all labels begin with, and o_j the token in which label j differs,
+
+    score_j = log softmax_j(log p(o_j | p))
+
+which is what comparing the labels' full log-probabilities comes to, because they share every other term.
+
+``cloze`` compares the texts of all options behind the question by their log-probabilities: lm-eval's multiple choice.
+The best score is lm-eval's ``acc``, the best score per character its ``acc_norm``. Prompts may differ between options
+(WinoGrande, partial scoring: the option ends the prompt, the rest of the sentence is the answer).
+
+Texts are measured whatever the protocol, each by itself, to see how much a model has forgotten:
+
+    nats(t) = − Σᵢ log softmax(h(t_<i) · Wᵀ)[tᵢ]
+
+over the tokens of a text, per byte of UTF-8, so that models with different tokenizers compare. BOS is the context of
+the first token if the tokenizer adds one; otherwise the first token is context alone, and its bytes do not count. A
+text longer than ``evaluation.max_length`` loses its end.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, TypeVar
 
 from moslora.data.encode import EncodedText, Encoder, TokenPair
+from moslora.errors import MosloraError, UsageError
 from moslora.evaluation.model import Local, Model, Wait
 from moslora.evaluation.server import Refused
+from moslora.kernels.rows import common_prefix
 from moslora.prompts.formats import Format
-from moslora.prompts.protocols import Protocol
+from moslora.prompts.protocols import PROTOCOLS, Protocol
+from moslora.runs.outcomes import log_softmax
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example
 
@@ -117,6 +140,64 @@ class OptionScorer(Scorer[list[float]]):
     def ask(self, questions: Sequence[EncodedQuestion], model: Model) -> Wait[list[float]]:
         pairs = [question.pairs for question in questions]
         return model.log_probabilities(pairs, task=task_of(questions), one_prompt=self.one_prompt)
+
+
+class Choice(OptionScorer):
+    """The protocol ``choice``. An option's prompt ends before its one token that differs."""
+
+    protocol: ClassVar[Protocol] = PROTOCOLS["choice"]
+    one_prompt = True
+
+    def encode(self, example: Example) -> EncodedQuestion:
+        texts = self.encode_options(example)
+        ids = [text.ids for text in texts]
+        common = common_prefix(ids)
+        ends = {tuple(row[common:]) for row in ids}
+        if common == 0 or len(ends) < len(ids) or any(len(end) != 1 for end in ends):
+            raise MosloraError(
+                f"task {example.task}, format {self.format.name}, {len(ids)} options: protocol choice needs options"
+                " that differ only in their last token; use evaluation.protocol=cloze or generate"
+            )
+        return EncodedQuestion(example, [replace(text, answer_start=common) for text in texts])
+
+    def read(self, question: EncodedQuestion, output: list[float]) -> Prediction:
+        return Prediction.of(question.example, log_softmax(output), truncated=question.truncated)
+
+
+class Cloze(OptionScorer):
+    """The protocol ``cloze``; a question has one text per option."""
+
+    protocol: ClassVar[Protocol] = PROTOCOLS["cloze"]
+
+    def encode(self, example: Example) -> EncodedQuestion:
+        question = EncodedQuestion(example, self.encode_options(example))
+        if any(text.answer_start == 0 for text in question.texts):
+            raise MosloraError(
+                f"{example.id}: an option of {question.tokens} tokens leaves no room for the prompt; use a larger"
+                " evaluation.max_length"
+            )
+        return question
+
+    def read(self, question: EncodedQuestion, output: list[float]) -> Prediction:
+        characters = tuple(option.characters for option in self.format.options(question.example))
+        return Prediction.of(question.example, output, characters=characters, truncated=question.truncated)
+
+
+class Texts(Cloze):
+    """The scorer of texts, which are the only option of an empty prompt."""
+
+    def encode(self, example: Example) -> EncodedQuestion:
+        text = self.encoder.encode_text(example.choices[0])
+        if not text.bytes:
+            raise UsageError(
+                f"{example.id} ({example.choices[0][:40]!r}): this text is too short: after one token or"
+                " character of context nothing is left to predict; remove it, or raise evaluation.max_length"
+            )
+        return EncodedQuestion(example, [text])
+
+    def read(self, question: EncodedQuestion, output: list[float]) -> Prediction:
+        prediction = Prediction.of(question.example, output, truncated=question.truncated)
+        return replace(prediction, bytes=question.texts[0].bytes)
 
 
 def task_of(questions: Sequence[EncodedQuestion]) -> str | None:

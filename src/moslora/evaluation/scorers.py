@@ -9,13 +9,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from moslora.base.engine import context_length
 from moslora.data.encode import Encoder
 from moslora.errors import UsageError
-from moslora.evaluation.choice import Choice
-from moslora.evaluation.cloze import Cloze
-from moslora.evaluation.generate import Generate
-from moslora.evaluation.open_ended import OpenAnswers
+from moslora.evaluation.generate import Generate, OpenAnswers
 from moslora.evaluation.request import Request
-from moslora.evaluation.scorer import Scorer
-from moslora.evaluation.texts import Texts
+from moslora.evaluation.scorer import Choice, Cloze, Scorer, Texts
 from moslora.prompts.formats import make_format
 from moslora.prompts.protocols import ProtocolName
 from moslora.tasks import Example

@@ -15,13 +15,12 @@ from moslora.compare.find import evaluated_step
 from moslora.console import note, say
 from moslora.data.sources import load_examples
 from moslora.errors import MosloraError, UsageError, counted, first_line, some
-from moslora.evaluation.evaluate_target import evaluate_target, prepare
+from moslora.evaluation.evaluate_target import There, evaluate_target, name_of, prepare
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.model import Served, open_served
 from moslora.evaluation.request import Request
 from moslora.evaluation.scorer import EncodedQuestion
 from moslora.evaluation.server import MISREAD, open_server
-from moslora.evaluation.sources import There, name_of
 from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
 from moslora.prompts.protocols import readers
