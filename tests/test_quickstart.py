@@ -14,7 +14,7 @@ from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
 from moslora.quickstart import SIZES, fast_dtype, overrides, quickstart
 from moslora.recipe import load_recipe
-from moslora.runs.header import TaskRecord
+from moslora.runs.conditions import TaskRecord
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import Results, summarise
 

@@ -18,8 +18,7 @@ import numpy as np
 from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
 from moslora.report import write_report
-from moslora.runs.conditions import Conditions, Weights
-from moslora.runs.header import TaskRecord
+from moslora.runs.conditions import Conditions, TaskRecord, Weights
 from moslora.runs.predictions import Prediction
 
 STEPS = 400

@@ -17,12 +17,10 @@ from benchmarks.commands import command
 from benchmarks.tables import markdown
 from moslora.evaluation.evaluate_target import There
 from moslora.evaluation.server import Server
-from moslora.evaluation.target import open_target
 from moslora.runs.evaluation import read_evaluation
-from moslora.runs.run import Run
 from moslora.verify.evidence import evidence
 from moslora.verify.verdict import Evidence, judge
-from moslora.verify.verification import checkpoints_of, prepare_questions, with_base
+from moslora.verify.verification import checkpoints_of, open_as_evaluated, prepare_questions, with_base
 
 SAMPLES = 200
 SIZES = (8, 16, 32, 64)
@@ -51,12 +49,13 @@ def verdicts(whole: Evidence, size: int) -> str:
 
 
 def main(run: Path, folders: tuple[Path, ...]) -> None:
-    answered = read_evaluation(Run(run).evaluation_folder())
+    target, own = open_as_evaluated(run, None)
+    answered = read_evaluation(own)
     table = [["server", *(f"{size} questions" for size in SIZES)]]
     for folder in folders:
         server = read_evaluation(folder)
         chosen = answered.only({task: answers.ids for task, answers in server.tasks.items()})
-        questions = prepare_questions(open_target(str(run)), chosen, There(Server(""), at_once=1)).encoded()
+        questions = prepare_questions(target, chosen, There(Server(""), at_once=1)).encoded()
         checkpoints = checkpoints_of(chosen)
         whole = evidence(questions, server, with_base(chosen), checkpoints=checkpoints, dtype="bfloat16")
         table.append([folder.name, *(verdicts(whole, size) for size in SIZES)])

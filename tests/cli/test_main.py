@@ -21,7 +21,7 @@ from moslora.cli.table import print_table
 from moslora.evaluation.journal import Journal
 from moslora.processes.launch import PART
 from moslora.recipe import list_recipes
-from moslora.runs.header import TaskRecord
+from moslora.runs.conditions import TaskRecord
 from moslora.runs.listing import table_of_runs
 from moslora.runs.predictions import Prediction
 from moslora.runs.scores import MACRO

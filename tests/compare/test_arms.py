@@ -18,8 +18,7 @@ from moslora.compare.comparison import compare_arms
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
-from moslora.runs.conditions import without_double
-from moslora.runs.header import TaskRecord
+from moslora.runs.conditions import TaskRecord, without_double
 from moslora.runs.manifest import read_manifest
 from moslora.runs.origin import Origin
 from moslora.runs.predictions import Prediction

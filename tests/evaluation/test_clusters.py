@@ -17,8 +17,8 @@ from message_kit import says
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.display import remarks
 from moslora.runs.answers import TaskAnswers
+from moslora.runs.conditions import TaskRecord
 from moslora.runs.evaluation import read_evaluation
-from moslora.runs.header import TaskRecord
 from moslora.runs.intervals import mean_of, wilson
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import summarise
@@ -177,7 +177,7 @@ def test_an_evaluation_without_a_record_gets_the_clusters_that_are_known_of_its_
     found = evaluate(make_model(), tokenizer(), questions, Request(**CLOZE), out=tmp_path)
     data = found.conditions.data["mine"]
     clusters = {"mine/test/3": "mine/test/2", "mine/test/7": "mine/test/2"}
-    monkeypatch.setattr("moslora.runs.header.known_clusters", lambda: {data: clusters})
+    monkeypatch.setattr("moslora.runs.conditions.known_clusters", lambda: {data: clusters})
     read = read_evaluation(tmp_path).tasks["mine"]
     assert read.cluster_count == 8 and read.clusters == tuple(clusters.get(id, id) for id in read.ids)
     other = replace(found.conditions, data={"mine": "other"})

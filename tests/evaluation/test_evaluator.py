@@ -20,8 +20,8 @@ from moslora.evaluation import model as model_module
 from moslora.evaluation.batches import BLOCK_SIZE, blocks
 from moslora.evaluation.scorer import Choice, Cloze
 from moslora.runs.answers import order_key
+from moslora.runs.conditions import Leaks
 from moslora.runs.evaluation import is_finished, read_evaluation, read_predictions
-from moslora.runs.header import Leaks
 from moslora.runs.predictions import Prediction
 from moslora.tasks import Example, Numbered
 

@@ -15,8 +15,7 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import Recipe
-from moslora.runs.conditions import Conditions, Weights
-from moslora.runs.header import Leaks, TaskRecord
+from moslora.runs.conditions import Conditions, Leaks, TaskRecord, Weights
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import summarise
 from moslora.training import train_recipe

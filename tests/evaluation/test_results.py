@@ -12,7 +12,7 @@ from compare_kit import CONDITIONS
 from moslora.errors import MosloraError
 from moslora.evaluation.display import table
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.header import TaskRecord
+from moslora.runs.conditions import TaskRecord
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import summarise
 from moslora.runs.scores import average, score_task

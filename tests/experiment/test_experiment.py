@@ -34,8 +34,8 @@ from moslora.errors import Diverged, Interrupted, MosloraError, UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.experiment import one_run, provenance
-from moslora.experiment.curve import Curve
 from moslora.experiment.file import load_experiment
+from moslora.experiment.tables import Curve
 from moslora.recipe import TrainingSection
 from moslora.runs.absolute_paths import with_absolute_paths
 from moslora.runs.evaluation import read_predictions

@@ -26,13 +26,15 @@ def test_where_seeds_are_all_it_is_that_of_a_t_test(seeds):
     of_seeds = Components(seed=0.7**2, question=0.0, both=0.0, questions=10, degrees=999.0)
     t = stats.t(seeds - 1)
     expected = (t.isf(LEVEL / 2) + t.isf(1 - POWER)) * 0.7 / seeds**0.5
-    assert smallest(of_seeds.law(seeds=seeds, questions=40)) == pytest.approx(expected, rel=1e-6)
+    assert smallest(of_seeds.distribution(seeds=seeds, questions=40)) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("seeds", "contrasts", "share"), [(3, 1, 77), (3, 11, 68), (6, 1, 79), (6, 11, 74)])
 def test_how_often_a_few_seeds_show_it(seeds, contrasts, share):
     """The percentages of docs/experiments.md, by the noncentral t."""
-    law = Components(seed=1.0, question=0.0, both=0.0, questions=10, degrees=9.0).law(seeds=seeds, questions=10)
+    law = Components(seed=1.0, question=0.0, both=0.0, questions=10, degrees=9.0).distribution(
+        seeds=seeds, questions=10
+    )
     difference = smallest(law, LEVEL / contrasts) * seeds**0.5
     least = stats.t.isf(LEVEL / contrasts / 2, seeds - 1)
     assert round(100 * stats.nct.sf(least, seeds - 1, difference)) == share
@@ -66,7 +68,7 @@ def test_the_components_are_those_of_a_known_world():
 def test_four_of_five_studies_show_what_is_promised():
     """In a known world, by the law that `moslora compare` uses, with other numbers of seeds and questions."""
     random = np.random.default_rng(6)
-    difference = smallest(KNOWN.law(seeds=8, questions=100))
+    difference = smallest(KNOWN.distribution(seeds=8, questions=100))
     shown = [effects({"all": drawn(random, 8, 100, difference)}, binary=False)[MACRO].is_shown for _ in range(800)]
     assert np.mean(shown) == pytest.approx(POWER, abs=0.045)
 
@@ -75,7 +77,7 @@ def test_with_as_many_seeds_and_questions_it_is_what_compare_calls_detectable():
     effect = effects({"all": drawn(np.random.default_rng(2), 6, 200)}, binary=False)[MACRO]
     components = Components.of(effect.law, questions=200)
     assert components.seed > 0 and components.question > 0
-    assert smallest(components.law(seeds=6, questions=200)) == pytest.approx(effect.detectable, rel=1e-9)
+    assert smallest(components.distribution(seeds=6, questions=200)) == pytest.approx(effect.detectable, rel=1e-9)
 
 
 def test_contrasts_share_the_level_also_without_runs(tmp_path):
@@ -83,7 +85,7 @@ def test_contrasts_share_the_level_also_without_runs(tmp_path):
     write_experiment(tmp_path, rows, contrasts=[("a", "b"), ("a", "none")])
     (contrast,) = compare_paths([tmp_path]).named
     questions = contrast.questions() / len(contrast.y)
-    law = Components.of(contrast.effects[MACRO].law, questions=questions).law(seeds=6, questions=questions)
+    law = Components.of(contrast.effects[MACRO].law, questions=questions).distribution(seeds=6, questions=questions)
     (of_six,) = [row for row in power_of(tmp_path)[0] if row[0] == "6"]
     assert of_six[3] == f"{smallest(law, LEVEL / 2):.4f}"
 
@@ -99,4 +101,4 @@ def test_where_questions_are_all_it_is_that_of_a_normal_test():
     of_questions = Components(seed=0.0, question=0.36, both=0.0, questions=100, degrees=1e7)
     z = stats.norm.isf
     expected = 0.3 * (z(LEVEL / 2) + z(1 - POWER))
-    assert smallest(of_questions.law(seeds=4, questions=400)) == pytest.approx(expected, rel=1e-5)
+    assert smallest(of_questions.distribution(seeds=4, questions=400)) == pytest.approx(expected, rel=1e-5)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiment_kit import FILE, study
-from moslora.experiment.curve import Curve
 from moslora.experiment.one_run import planned_run
+from moslora.experiment.tables import Curve
 from moslora.files import append_text
 
 LOSSES = {

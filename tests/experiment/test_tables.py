@@ -13,8 +13,7 @@ from message_kit import says
 from moslora.compare.gains import gain_of
 from moslora.compare.index import EXPERIMENT, read_index
 from moslora.compare.statistics import effects
-from moslora.experiment.curve import Curve
-from moslora.experiment.tables import score_table
+from moslora.experiment.tables import Curve, score_table
 from moslora.recipe import find_recipe
 from moslora.runs.outcomes import OUTCOMES as NAMED
 from moslora.runs.scores import MACRO

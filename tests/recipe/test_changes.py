@@ -6,8 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from moslora.compare.find import OF_AN_ARM
-from moslora.experiment.faults import not_comparable
-from moslora.experiment.file import Planned
+from moslora.experiment.file import Planned, not_comparable
 from moslora.experiment.keys import ExperimentFile
 from moslora.experiment.provenance import changes
 from moslora.recipe import KEPT, Changes, Recipe

@@ -11,8 +11,16 @@ from pydantic import TypeAdapter
 from compare_kit import ADAPTED, CONDITIONS
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal
-from moslora.runs.conditions import KEPT, Changes, Conditions, Endpoint, Weights, differences
-from moslora.runs.header import EvaluationHeader, read_header
+from moslora.runs.conditions import (
+    KEPT,
+    Changes,
+    Conditions,
+    Endpoint,
+    EvaluationHeader,
+    Weights,
+    differences,
+    read_header,
+)
 
 EARLIER = Path(__file__).with_name("earlier")
 """What version 0.1.0 wrote as ``settings.json`` at a3bab9b1, one evaluation of each protocol, and a server's."""

@@ -12,8 +12,8 @@ from compare_kit import CONDITIONS
 from moslora.errors import MosloraError
 from moslora.evaluation.journal import Journal
 from moslora.runs.answers import TaskAnswers
+from moslora.runs.conditions import TaskRecord
 from moslora.runs.evaluation import Evaluation, is_finished, read_evaluation
-from moslora.runs.header import TaskRecord
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
 

@@ -13,8 +13,8 @@ from moslora.convert.importing import import_adapter
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.model import Local
 from moslora.evaluation.target import open_target
+from moslora.runs.conditions import read_header
 from moslora.runs.evaluation import read_evaluation, read_predictions
-from moslora.runs.header import read_header
 from moslora.runs.listing import table_of_runs
 from training_kit import cut_after
 

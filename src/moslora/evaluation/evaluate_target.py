@@ -34,9 +34,8 @@ from moslora.processes.group import process_group, take_gpu
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.bare_rows import remark_on_bare_rows
-from moslora.runs.conditions import KEPT, Conditions, Endpoint, Weights, without_double
+from moslora.runs.conditions import KEPT, Conditions, Endpoint, Leaks, Weights, without_double
 from moslora.runs.evaluation import read_evaluation
-from moslora.runs.header import Leaks
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.results import Results, results_of
 from moslora.runs.trackers import KINDS, record

@@ -25,8 +25,7 @@ from moslora.evaluation.scoring import ScoredTask, measure_drifts, missing_in, s
 from moslora.processes.group import all_gather, rank_in_group
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.answers import order_key
-from moslora.runs.conditions import Conditions, Endpoint, Weights
-from moslora.runs.header import Leaks, TaskRecord
+from moslora.runs.conditions import Conditions, Endpoint, Leaks, TaskRecord, Weights
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import Results, summarise
 from moslora.tasks import Example

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from moslora.errors import UsageError, some
 from moslora.files import append_text, drop_partial_line, write_text, writing
-from moslora.runs.conditions import KEPT, Conditions, differences
+from moslora.runs.conditions import KEPT, Conditions, EvaluationHeader, TaskRecord, differences, read_header
 from moslora.runs.evaluation import read_predictions, unfinished_tasks
-from moslora.runs.header import EvaluationHeader, TaskRecord, read_header
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import summarise
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS

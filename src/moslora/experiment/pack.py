@@ -36,7 +36,7 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
     if others:
         raise UsageError("\n".join(others))
     with locked(study.out):
-        every = (*study.experiment.rate_runs(study.arms), *study.scored())
+        every = (*study.experiment.rate_runs(study.arms), *study.scored_runs())
         done = []
         rows = []
         for planned in every:

@@ -55,7 +55,7 @@ class Components:
             degrees=law.questions.degrees,
         )
 
-    def law(self, *, seeds: int, questions: float) -> DifferenceDistribution:
+    def distribution(self, *, seeds: int, questions: float) -> DifferenceDistribution:
         """The law of a difference of 0 that was found with so many seeds and questions of each set."""
         share = self.questions / questions
         both = self.both * share / seeds
@@ -92,7 +92,7 @@ def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
     for seeds in sorted({*SEEDS, most}):
         row = [str(seeds)]
         for share in columns.values():
-            law = components.law(seeds=seeds, questions=components.questions * share)
+            law = components.distribution(seeds=seeds, questions=components.questions * share)
             difference = law.detectable(level=LEVEL / found.count, power=POWER)  # each has its share of the level
             row.append(outcome.change(difference).lstrip("+"))
         table.append(row)

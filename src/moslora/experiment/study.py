@@ -21,7 +21,6 @@ from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
-from moslora.experiment.curve import Curve
 from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import (
     RUN_FOLDERS,
@@ -33,7 +32,7 @@ from moslora.experiment.one_run import (
     row_of,
 )
 from moslora.experiment.provenance import changes
-from moslora.experiment.tables import rate_table, score_table
+from moslora.experiment.tables import Curve, rate_table, score_table
 from moslora.files import in_use, locked
 from moslora.recipe.builtin import is_builtin
 from moslora.recipe.layers import shown
@@ -84,7 +83,7 @@ class Study:
             remarks = self._remarks()
             for remark in remarks.values():
                 say(remark)
-            scored = self.scored()
+            scored = self.scored_runs()
             waiting = set() if self.any_rate else remarks.keys()
             trained = self.experiment.file.trained
             ready = [one for one in scored if trained(one.arm) not in waiting or row_of(self.out, one)]
@@ -132,7 +131,7 @@ class Study:
         """The learning rates of the arms that train."""
         return [curve for curve in self.curves() if not self.experiment.file.applied(curve.arm)]
 
-    def scored(self) -> list[Planned]:
+    def scored_runs(self) -> list[Planned]:
         """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
         chosen = [(curve.arm, curve.best) for curve in self.curves() if curve.best is not None]
         return self.experiment.planned(chosen, scored=True)
@@ -205,7 +204,7 @@ class Study:
         """Writes ``experiment.json``: every scored run that is done and in no table; of the other arms those that, with
         the search for their rate, would be made the same now."""
         runs = []
-        for planned in self.with_all_arms().scored():
+        for planned in self.with_all_arms().scored_runs():
             row = row_of(self.out, planned)
             if row is None or in_tables(self.out, planned) is not None:
                 continue
@@ -243,7 +242,7 @@ class Study:
         # Of the planned questions alone: the runs may have been asked more.
         scored: dict[str, list[ComparedRun]] = {arm: [] for arm in self.arms}
         strengths: dict[str, list[float]] = {}
-        for planned in self.scored():
+        for planned in self.scored_runs():
             row = row_of(self.out, planned)
             evaluation = answers_of(self.out, planned)
             if row is not None and evaluation is not None:
@@ -274,7 +273,7 @@ class Study:
         yield from self._remarks().values()
         yield from (f"note: {line}" for line in self.with_all_arms().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
-        finished = [row for row in (row_of(self.out, planned) for planned in self.scored()) if row is not None]
+        finished = [row for row in (row_of(self.out, planned) for planned in self.scored_runs()) if row is not None]
         diverged = [row.name for row in finished if row.diverged]
         if diverged:
             yield f"diverged, so without a score: {', '.join(diverged)}"

@@ -1,6 +1,6 @@
 """An evaluation: how it was asked, and what was answered. Importing this does not load torch.
 
-``settings.json``      what the predictions depend on, and a record per task (`moslora.runs.header`)
+``settings.json``      what the predictions depend on, and a record per task (`moslora.runs.conditions`)
 ``predictions.jsonl``  one line per question (`moslora.runs.predictions`)
 ``results.json``       the numbers of the finished tasks, which is there once it is done
 
@@ -19,8 +19,7 @@ from moslora.files import refuse_used
 from moslora.process_rank import is_main_process
 from moslora.recipe import Recipe
 from moslora.runs.answers import TaskAnswers, by_task, order_key
-from moslora.runs.conditions import Conditions, Weights
-from moslora.runs.header import EvaluationHeader, TaskRecord, read_header
+from moslora.runs.conditions import Conditions, EvaluationHeader, TaskRecord, Weights, read_header
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of

@@ -9,9 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from moslora.runs.answers import TaskAnswers, by_task
-from moslora.runs.conditions import Conditions
+from moslora.runs.conditions import Conditions, EvaluationHeader, TaskRecord
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.header import EvaluationHeader, TaskRecord
 from moslora.runs.intervals import percent
 from moslora.runs.predictions import Prediction
 from moslora.runs.scores import Score, TextScore, average, score_task, score_texts

@@ -5,8 +5,8 @@ from typing import Any
 
 from moslora.choices import DType
 from moslora.evaluation.scorer import EncodedQuestion
+from moslora.runs.conditions import TaskRecord
 from moslora.runs.evaluation import Evaluation
-from moslora.runs.header import TaskRecord
 from moslora.verify.fit import Centered, centered
 from moslora.verify.verdict import Evidence, TextEvidence, tolerance
 

@@ -18,15 +18,13 @@ from moslora.errors import MosloraError, UsageError, counted, first_line, some
 from moslora.evaluation.evaluate_target import There, evaluate_target, name_of, prepare
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.model import Served, open_served
-from moslora.evaluation.request import Request
 from moslora.evaluation.scorer import EncodedQuestion
 from moslora.evaluation.server import MISREAD, open_server
 from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
 from moslora.prompts.protocols import readers
-from moslora.runs.conditions import Changes, Conditions, Weights, differences
+from moslora.runs.conditions import Changes, Weights, differences, read_header
 from moslora.runs.evaluation import Evaluation, in_common, is_finished, read_evaluation, refuse_other_scores
-from moslora.runs.header import read_header
 from moslora.runs.origin import read_origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
@@ -73,7 +71,7 @@ def verify(
             models and none is named.
         Unavailable: the server does not answer; what it has answered is kept.
     """
-    target, folder = _opened(path, evaluation, trust_remote_code=trust_remote_code)
+    target, folder = open_as_evaluated(path, evaluation, trust_remote_code=trust_remote_code)
     names = there = _answered_in(folder)
     if tasks or not names:
         asked = target.tasks_to_ask(tasks)
@@ -115,8 +113,9 @@ def verify(
     return report
 
 
-def _opened(path: Path, evaluation: str | None, *, trust_remote_code: bool) -> tuple[Target, Path]:
-    """The model at ``path``, to be asked as in its evaluation, and the folder of that, which may be still to come."""
+def open_as_evaluated(path: Path, evaluation: str | None, *, trust_remote_code: bool = False) -> tuple[Target, Path]:
+    """Return the model at ``path``, which is asked as in its evaluation of this name, and the evaluation's folder. By
+    default it is the only one, or the recipe's, which may be still to come."""
     target = open_target(str(path), trust_remote_code=trust_remote_code)
     run = Run(path)
     if evaluation or any(result_of(folder) == folder for folder in run.evaluations):
@@ -125,16 +124,12 @@ def _opened(path: Path, evaluation: str | None, *, trust_remote_code: bool) -> t
         model = target.model
         if isinstance(conditions.answered_by, Weights):
             model = model.model_copy(update={"dtype": conditions.answered_by.dtype})
-        return replace(target, model=model, request=_request(conditions)), folder
+        asked = {name: getattr(conditions, name) for name in ("protocol", "format", "max_length", "source")}
+        asked |= {"beams": conditions.beams or 1, "limit": None}
+        return replace(target, model=model, request=target.request.model_copy(update=asked)), folder
     scoring = readers(target.request.format)[0].name  # texts show no scale
-    request = target.request.model_copy(update={"protocol": scoring})
+    request = target.request.model_copy(update={"protocol": scoring, "limit": None})
     return replace(target, request=request), target.results_folder(request, None)
-
-
-def _request(conditions: Conditions) -> Request:
-    """How the questions of an evaluation were asked."""
-    how = {name: getattr(conditions, name) for name in ("protocol", "format", "max_length", "source")}
-    return Request.model_validate({**how, "beams": conditions.beams or 1})
 
 
 def _answered_in(folder: Path) -> list[str]:
@@ -212,16 +207,15 @@ def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
 
 
 def prepare_questions(target: Target, chosen: Evaluation, source: There) -> PreparedQuestions:
-    """The questions that ``target`` has answered, to be asked of a server in the same way.
+    """Return the questions that ``target`` (`open_as_evaluated`) has answered, to be asked of a server in the same way.
 
     Raises:
         MosloraError: the questions, the tokenizer or the chat template have changed since.
     """
     assert chosen.conditions is not None
-    request = _request(chosen.conditions)
     tasks = target.tasks_to_ask(list(chosen.tasks))
-    questions = {task.name: load_examples(task, "test", source=request.source) for task in tasks}
-    prepared = prepare(target, source, questions, request)
+    questions = {task.name: load_examples(task, "test", source=target.request.source) for task in tasks}
+    prepared = prepare(target, source, questions, target.request)
     changed = differences(chosen.conditions, prepared.conditions, Changes.QUESTIONS, Changes.TOKENS)
     if changed:
         what = some(changed, separator="; ")
