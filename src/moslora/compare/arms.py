@@ -56,14 +56,14 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
         evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
         cluster: what groups the questions of logs: a column, or a path into a row.
     """
-    found = find(paths, evaluation=evaluation, cluster=cluster)
+    runs = find(paths, evaluation=evaluation, cluster=cluster)
     if len(paths) == 1 and is_run(paths[0]):
-        base = found[0].evaluation.base
+        base = runs[0].evaluation.base
         if base is None:
             command = f"moslora eval {shlex.quote(str(paths[0]))} --base"
             raise UsageError(f"{paths[0]}: its base was not asked; give another run, or ask it likewise: {command}")
-        found = [ComparedRun.of(base), *found]
-    return arms_of(found)
+        runs = [ComparedRun.of(base), *runs]
+    return arms_of(runs)
 
 
 def arms_of(runs: Sequence[ComparedRun]) -> list[Arm]:
@@ -125,7 +125,7 @@ def without_partner(before: Arm, after: Arm) -> list[str]:
 def cluster_codes(runs: Sequence[Evaluation]) -> dict[str, Codes]:
     """Task -> the number of each question's cluster, shape ``(n,)``, as the first run says that knows it; without the
     tasks whose questions are each alone. ``runs`` have answered the same questions."""
-    found = {}
+    codes_by_task = {}
     for task in runs[0].tasks:
         known = [run.tasks[task].clusters for run in runs if run.tasks[task].clusters]
         if not known:
@@ -136,8 +136,8 @@ def cluster_codes(runs: Sequence[Evaluation]) -> dict[str, Codes]:
                 f"{task}: all of these questions share a text, and are one cluster; evaluate with a higher --limit"
             )
         if len(names) < len(codes):
-            found[task] = codes
-    return found
+            codes_by_task[task] = codes
+    return codes_by_task
 
 
 HELD_OUT = "held-out rows"

@@ -86,13 +86,13 @@ def facts_of(run: ComparedRun, *changing: Changes) -> dict[str, Any]:
 def _differences(runs: Sequence[ComparedRun], fields: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Field -> its value in the first run that has it, and the first other one; of the ``fields`` of each run."""
     first: dict[str, tuple[Any, Path]] = {}
-    found: dict[str, str] = {}
+    differences: dict[str, str] = {}
     for run, own in zip(runs, fields, strict=True):
         for field, value in own.items():
             before, path = first.setdefault(field, (value, run.path))
             if value != before:
-                found.setdefault(field, f"{field}: {before} in {path}, {value} in {run.path}")
-    return found
+                differences.setdefault(field, f"{field}: {before} in {path}, {value} in {run.path}")
+    return differences
 
 
 def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str]) -> None:

@@ -99,13 +99,13 @@ def compare_planned(
     by_name = {arm.name: arm for arm in arms}
     there = [pair for pair in planned if by_name.keys() >= {*pair}]
     with_runs = [pair for pair in there if SEEDS in allowed or pairs(*(by_name[name] for name in pair))]
-    found = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
+    comparison = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
     margin = read_margin(index.margin) if index.margin else None
     # A number is one of its own outcome, a share of any that a base has.
     if margin and outcome != index.outcome and (OUTCOMES[outcome].of_runs or not margin.of_gain):
         margin = None
-    exploratory = found.exploratory if len(planned) == 1 else ()
-    return replace(found, count=len(planned), own_margin=margin, exploratory=exploratory)
+    exploratory = comparison.exploratory if len(planned) == 1 else ()
+    return replace(comparison, count=len(planned), own_margin=margin, exploratory=exploratory)
 
 
 def compare_arms(

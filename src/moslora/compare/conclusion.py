@@ -84,15 +84,15 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
     if member.equal <= LEVEL:
         inner = f"{title_of_inner(margin)} {inner_in_words(main, margin)}"
         return f"{main.after} and {main.before} are equal within {in_words(main, margin)} ({inner})"
-    found = f"No difference between {main.after} and {main.before} is shown over {_asked(main)}"
+    sentence = f"No difference between {main.after} and {main.before} is shown over {_asked(main)}"
     if comparison.own_margin:
-        found += f", nor equality within {in_words(main, margin)}"
+        sentence += f", nor equality within {in_words(main, margin)}"
     detectable = f"{outcome.size(effect.detectable)} would have been found"
     if effect.detectable > effect.law.most:
         detectable = "so few questions find none of any size"
     low, high = effect.interval
     between = f"between {outcome.amount(low)} {outcome.side(low)} and {outcome.size(abs(high))} {outcome.side(high)}"
-    return f"{found}: {between}; {detectable}"
+    return f"{sentence}: {between}; {detectable}"
 
 
 def _are_few(one: Contrast) -> bool:

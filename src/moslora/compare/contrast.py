@@ -57,8 +57,8 @@ class Contrast:
     @property
     def independent_questions(self) -> dict[str, int]:
         """Task -> number of clusters; a question that is alone is one."""
-        found = {task: self.questions(task) for task in self.y}
-        return found | {task: len(np.unique(codes)) for task, codes in self.clusters.items()}
+        counts = {task: self.questions(task) for task in self.y}
+        return counts | {task: len(np.unique(codes)) for task, codes in self.clusters.items()}
 
     @cached_property
     def means(self) -> dict[str, tuple[float, float]]:

@@ -17,16 +17,16 @@ def tables(comparison: Comparison) -> list[list[list[str]]]:
     main = comparison.main
     if comparison.named and main is None:
         return [_family_table(comparison)]
-    found = []
+    tables = []
     if comparison.exploratory:
         rows = []
         for contrast in comparison.exploratory:
             effect = contrast.effects[MACRO]
             rows.append((contrast, [contrast.outcome.range(effect.interval), probability(effect.p)]))
-        found.append(_by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), rows))
+        tables.append(_by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), rows))
     if main is not None:
-        found.append(_of_contrast(main))
-    return found
+        tables.append(_of_contrast(main))
+    return tables
 
 
 def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
@@ -85,11 +85,11 @@ def _by_arm(
 
     def levels(contrast: Contrast, arm: int) -> list[str]:
         """The means of the first (0) or the second arm (1), and what it gained over the base."""
-        found = [contrast.outcome.level(contrast.means[name][arm]) for name in averages.values()]
+        cells = [contrast.outcome.level(contrast.means[name][arm]) for name in averages.values()]
         if with_gains:
             gains = contrast.gains or (None, None)
-            found.append(gain_in_words(gains[arm], contrast.outcome))
-        return found
+            cells.append(gain_in_words(gains[arm], contrast.outcome))
+        return cells
 
     table = [[columns[0], "seeds", *titles, "difference", *columns[1:]]]
     for before in dict.fromkeys(contrast.before for contrast, _ in rows):

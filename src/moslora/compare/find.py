@@ -40,7 +40,7 @@ def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str |
     for path, place in zip(paths, places, strict=True):
         if places.count(place) > 1:
             raise UsageError(f"{path}: named twice; a comparison needs two different runs or logs")
-    found: list[ComparedRun] = []
+    runs: list[ComparedRun] = []
     for path in paths:
         index = read_index(path)
         if is_evaluation(path):
@@ -55,12 +55,12 @@ def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str |
                 return read_logs(paths, cluster=cluster)
         if not here:
             raise UsageError(f"{path}: no evaluated run here")
-        found += here
+        runs += here
     if cluster is not None:
         raise UsageError(
             f"--cluster {cluster}: is for logs of other programs; of runs, tasks.NAME.cluster in the recipe says it"
         )
-    return found
+    return runs
 
 
 def runs_at(path: Path) -> dict[Path, str | None]:
@@ -77,14 +77,14 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
     learning rate now. Says which have no answers, or are missing."""
     rates: dict[str | None, float] = {run.arm: run.learning_rate for run in index.runs}
     rows = [row for row in read_tables(path) if row.role == "scored" and rates.get(row.arm, row.rate) == row.rate]
-    found = []
+    runs = []
     for row in rows:
         if row.evaluation is not None:
             of_row = ComparedRun(row.evaluation, path / row.name, seed=row.seed, validation_loss=row.validation_loss)
-            found.append(as_arm(of_row, path, str(row.arm)))
+            runs.append(as_arm(of_row, path, str(row.arm)))
     there = [run for run in index.runs if not run.diverged and is_run(path / run.folder)]
     for run in there:
-        found.append(as_arm(compared_run(path / run.folder, evaluation), path, run.arm, as_planned=not evaluation))
+        runs.append(as_arm(compared_run(path / run.folder, evaluation), path, run.arm, as_planned=not evaluation))
     both: list[TableRun | ExperimentRun] = [*rows, *index.runs]
     diverged = [f"{run.arm} with seed {run.seed}" for run in both if run.diverged]
     missing = len(index.runs) - len(there) - sum(run.diverged for run in index.runs)
@@ -92,16 +92,16 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
         note(f"{path}: diverged, so it has no answers and is left out: {', '.join(diverged)}")
     if missing:
         note(f"{path}: {missing} of {len(index.runs)} runs are missing and left out")
-    return found
+    return runs
 
 
-def as_arm(found: ComparedRun, experiment: Path, arm: str, *, as_planned: bool = False) -> ComparedRun:
+def as_arm(run: ComparedRun, experiment: Path, arm: str, *, as_planned: bool = False) -> ComparedRun:
     """``found`` as a run of an experiment's arm, whatever its recipe; ``as_planned`` without what it was asked beyond
     its recipe."""
-    evaluation = found.evaluation
+    evaluation = run.evaluation
     if as_planned and evaluation.run is not None:
         evaluation = evaluation.planned_by(evaluation.run.recipe)
-    return replace(found, evaluation=evaluation, name=arm, arm=f"{experiment}: {arm}")
+    return replace(run, evaluation=evaluation, name=arm, arm=f"{experiment}: {arm}")
 
 
 def compared_run(path: Path, evaluation: str | None = None) -> ComparedRun:
@@ -114,9 +114,9 @@ def compared(folder: Path, *, path: Path | None = None) -> ComparedRun:
     and the rows and steps of its run."""
     evaluation = read_complete(folder)
     run = evaluation.run
-    found = replace(ComparedRun.of(evaluation), path=path or folder)
+    whole = replace(ComparedRun.of(evaluation), path=path or folder)
     if run is None or evaluation.of_base:
-        return found
+        return whole
     recipe = run.recipe
     facts = run.facts
     step = evaluated_step(evaluation, of_result=path is not None)
@@ -129,8 +129,8 @@ def compared(folder: Path, *, path: Path | None = None) -> ComparedRun:
     base = evaluation.weights.fingerprint if evaluation.weights else None
     arm = arm_key(recipe, facts, base=base)
     loss = run.validation_loss if result_of(folder) == folder else None
-    found = replace(found, name=run.path.name, arm=arm, seed=recipe.seed, validation_loss=loss)
-    return replace(found, made=made, chosen_step=chosen)
+    whole = replace(whole, name=run.path.name, arm=arm, seed=recipe.seed, validation_loss=loss)
+    return replace(whole, made=made, chosen_step=chosen)
 
 
 def _made(recipe: Recipe, facts: Mapping[str, Any], *, step: int | None, chosen: int | None) -> dict[str, str]:

@@ -75,7 +75,7 @@ def _read(file: Path, *, header_only: bool = False) -> Any:
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
     """Each score that is a number, by its scorer and, in a table, by its key."""
-    found = {}
+    numbers = {}
     for scorer, score in scores.items():
         values = {scorer: score.value}
         if isinstance(score.value, dict):
@@ -84,8 +84,8 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
             if isinstance(value, str):
                 value = GRADES.get(value)
             if isinstance(value, int | float) and isfinite(value):
-                found[name] = float(value)
-    return found
+                numbers[name] = float(value)
+    return numbers
 
 
 def _hash(value: Any) -> str:

@@ -111,8 +111,8 @@ class DifferenceDistribution:
         far = self.standard_error
         while self._tail(far) > tail:
             far *= 2
-        found: float = brentq(lambda distance: self._tail(distance) - tail, 0, far, xtol=1e-12 * far)
-        return found
+        root: float = brentq(lambda distance: self._tail(distance) - tail, 0, far, xtol=1e-12 * far)
+        return root
 
     @property
     def _in_both(self) -> float:

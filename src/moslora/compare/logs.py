@@ -88,7 +88,7 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
             _read_file(file, logs.setdefault(place, {}), cluster)
     # Whether the column groups any questions.
     groups = any(clusters_of(_shared(samples), {}) for read in logs.values() for samples in read.values())
-    found = []
+    runs = []
     for place, read in logs.items():
         tasks = {}
         for task, samples in read.items():
@@ -97,15 +97,15 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
         seed = None
         for number in SEED.findall(label):
             seed = int(number)
-        found.append(ComparedRun(Evaluation(place, None, tasks), place, arm=SEED.sub("", label), seed=seed))
+        runs.append(ComparedRun(Evaluation(place, None, tasks), place, arm=SEED.sub("", label), seed=seed))
     if cluster is not None and not groups:
         raise UsageError(
             f"--cluster {cluster}: groups no questions of these logs; must be a column, or a path such as doc.passage,"
             " with a text that some questions of a task share"
         )
-    _refuse_other_ranges(found)
-    in_all = set.intersection(*(set(one.arm.split("/")) for one in found))
-    return [replace(one, name="/".join(part for part in one.arm.split("/") if part not in in_all)) for one in found]
+    _refuse_other_ranges(runs)
+    in_all = set.intersection(*(set(one.arm.split("/")) for one in runs))
+    return [replace(one, name="/".join(part for part in one.arm.split("/") if part not in in_all)) for one in runs]
 
 
 def _label(place: Path) -> str:

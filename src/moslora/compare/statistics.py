@@ -157,12 +157,12 @@ def effects_unpaired(
     for task, y in before.items():
         difference = after[task].mean(axis=0) - y.mean(axis=0)
         means[task] = np.tile(difference, (seeds, 1))  # the same under every seed: their V_q is all that varies
-    found = {}
+    unpaired = {}
     for name, effect in effects(means, binary=binary, clusters=clusters).items():
         one, other = of_before[name].law, of_after[name].law
-        interaction = one.interaction + other.interaction
-        found[name] = Effect(replace(effect.law, seeds=_sum([one.seeds, other.seeds]), interaction=interaction), seeds)
-    return found
+        law = replace(effect.law, seeds=_sum([one.seeds, other.seeds]), interaction=one.interaction + other.interaction)
+        unpaired[name] = Effect(law, seeds)
+    return unpaired
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def read_tables(folder: Path) -> Sequence[TableRun]:
     if not any((folder / name).exists() for name in TABLES):
         return ()
     stats = [file.stat() for file in (folder / name for name in (EXPERIMENT, *TABLES)) if file.exists()]
-    return _read_once(folder, tuple((found.st_ino, found.st_mtime_ns, found.st_size) for found in stats))
+    return _read_once(folder, tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
 @lru_cache(maxsize=4)
@@ -139,10 +139,10 @@ def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Seque
     runs = []
     for row in _read(folder / RUNS):
         run = TableRun(**{name: row[name] for name in COLUMNS[RUNS] if name in row})
-        found = evaluations.get(run.key)
-        if found is not None and run.role == "scored":
-            found = replace(found, folder=folder / run.name, base=evaluations.get((None, None, None)))
-        runs.append(replace(run, evaluation=found))
+        evaluation = evaluations.get(run.key)
+        if evaluation is not None and run.role == "scored":
+            evaluation = replace(evaluation, folder=folder / run.name, base=evaluations.get((None, None, None)))
+        runs.append(replace(run, evaluation=evaluation))
     return runs
 
 

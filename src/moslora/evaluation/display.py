@@ -73,13 +73,13 @@ def remarks(results: Results) -> list[str]:
     return lines
 
 
-def _on_leaks(found: WithoutLeaks, metric: str) -> str:
+def _on_leaks(without: WithoutLeaks, metric: str) -> str:
     """How many questions of each task are leaks, and the accuracy that counts without them, in percent."""
-    counts = {task: count for task, count in found.leaks.items() if count}
-    scores = {**found.tasks, MACRO: found.macro}
+    counts = {task: count for task, count in without.leaks.items() if count}
+    scores = {**without.tasks, MACRO: without.macro}
     values = []
-    for name in (*counts, MACRO) if len(found.leaks) > 1 else counts:
+    for name in (*counts, MACRO) if len(without.leaks) > 1 else counts:
         score = scores.get(name)
         values.append(f"{name} {score.main if score else f'{NONE} ({NONE})'}")
     questions = ", ".join(f"{task} {count}" for task, count in counts.items())
-    return f"questions among {found.compared_with}: {questions}; {metric} without them: {', '.join(values)}"
+    return f"questions among {without.compared_with}: {questions}; {metric} without them: {', '.join(values)}"

@@ -236,12 +236,12 @@ def find_leaks(folder: AdapterFolder | None, questions: Mapping[str, Sequence[Ex
     if before is not None:
         note(f"unknown whether test questions were in the training rows of {before.run}, which this run continued")
     compared_with = f"the {folder.manifest['trained_rows']:,} rows this run was trained on"
-    found = {}
+    leaks = {}
     for task, rows in questions.items():
         if not any(row.is_text for row in rows):
             ids = sorted(row.id for row in rows if digest(row) in digests)
-            found[task] = Leaks(compared_with, tuple(ids))
-    return found
+            leaks[task] = Leaks(compared_with, tuple(ids))
+    return leaks
 
 
 def record_scores(target: Target, folder: Path) -> None:

@@ -195,11 +195,11 @@ class PreparedQuestions:
     @cached_property
     def clusters(self) -> dict[str, Clusters]:
         """Those of each task's questions: of a test set they are known by its hash, of others their texts tell."""
-        found = {}
+        clusters = {}
         for task in self.tasks:
             known = known_clusters().get(self.conditions.data[task.name])
-            found[task.name] = find_clusters(task.questions) if known is None else known
-        return found
+            clusters[task.name] = find_clusters(task.questions) if known is None else known
+        return clusters
 
     @property
     def wanted_count(self) -> int:

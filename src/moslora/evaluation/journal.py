@@ -42,9 +42,9 @@ class Journal:
         file = folder / PREDICTIONS
         if file.exists():
             drop_partial_line(file)
-            found = read_predictions(folder)
-            answered = [prediction for prediction in found if not prediction.refused]  # a server is asked these again
-            if len(answered) < len(found):
+            kept = read_predictions(folder)
+            answered = [prediction for prediction in kept if not prediction.refused]  # a server is asked these again
+            if len(answered) < len(kept):
                 write_text(file, _lines(answered))
             self.predictions = {prediction.id: prediction for prediction in answered}
 
@@ -70,8 +70,8 @@ class Journal:
             return
         partial = unfinished_tasks(self.header, self.predictions.values())
         records = {task: record for task, record in self.header.tasks.items() if task not in partial}
-        found = [prediction for prediction in self.predictions.values() if prediction.task in records]
-        write_text(self.folder / RESULTS, summarise(self.header.conditions, found, records).to_json())
+        finished = [prediction for prediction in self.predictions.values() if prediction.task in records]
+        write_text(self.folder / RESULTS, summarise(self.header.conditions, finished, records).to_json())
 
 
 def _lines(predictions: Sequence[Prediction]) -> str:

@@ -130,12 +130,12 @@ class Local:
 
             def wait() -> Iterator[Mapping[int, list[float]]]:
                 wait_for(self.model.device)
-                found: dict[int, list[float]] = {}
+                outputs: dict[int, list[float]] = {}
                 for batch, values in started:
                     answers = [answer for place in batch for _, answer in questions[place]]
                     sums = iter([float(each.sum()) for each in values.double().split([len(one) for one in answers])])
-                    found |= {place: [next(sums) for _ in questions[place]] for place in batch}
-                yield {place: found[place] for place in range(len(questions))}
+                    outputs |= {place: [next(sums) for _ in questions[place]] for place in batch}
+                yield {place: outputs[place] for place in range(len(questions))}
 
             return wait
 
@@ -181,12 +181,12 @@ class Local:
         self, prompts: Sequence[list[int]], search: Mapping[str, Any], *, max_new_tokens: int
     ) -> list[list[int]]:
         """The new tokens of each prompt, by beam search."""
-        found: dict[int, list[int]] = {}
+        written: dict[int, list[int]] = {}
         lengths = [search["num_beams"] * (len(prompt) + max_new_tokens) for prompt in prompts]
         for batch in in_batches(lengths, self.batch_tokens):
             new = generate(self.engine.model, [prompts[place] for place in batch], search).tolist()
-            found |= zip(batch, new, strict=True)
-        return [found[place] for place in range(len(prompts))]
+            written |= zip(batch, new, strict=True)
+        return [written[place] for place in range(len(prompts))]
 
     @contextmanager
     def _computing(self, task: str | None) -> Iterator[None]:
@@ -269,13 +269,13 @@ class Served:
 
     def _log_p(self, question: Pairs) -> list[float]:
         assert self.reading is not None
-        found = []
+        sums = []
         for ids, answer in question:
             value = self.reading.log_p(self.complete, ids, answer)
             if value is None:
                 raise Refused("its log-probabilities are not told in whole")
-            found.append(value)
-        return found
+            sums.append(value)
+        return sums
 
     def write(self, prompts: Sequence[list[int]], how: Writing, *, task: str | None) -> Wait[str]:
         """As `Local.write`; the server ends its texts itself, and writes greedily."""

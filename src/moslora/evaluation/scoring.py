@@ -113,11 +113,11 @@ def rounds(work: Sequence[Work], model: Model) -> Iterator[tuple[ScoredTask, Ite
 
 def _of_all(own: Iterable[list[Prediction]]) -> Iterator[list[Prediction]]:
     """The predictions of this process, before the others are waited for, of which one may be lost; then theirs."""
-    found = []
+    kept = []
     for predictions in own:
         yield predictions
-        found += predictions
-    for rank, predictions in enumerate(all_gather(found)):
+        kept += predictions
+    for rank, predictions in enumerate(all_gather(kept)):
         if rank != rank_in_group():
             yield predictions
 

@@ -62,7 +62,7 @@ class Experiment:
         """The runs of arms with learning rates, seed after seed. Validation questions are asked if the file has their
         number, or if they decide."""
         seeds = self.file.seeds if scored else self.file.rate_seeds
-        found = []
+        runs = []
         for seed, (arm, rate) in product(seeds, choices):
             training = self.recipes[arm].training
             changed: dict[str, Any] = {"learning_rate": rate}
@@ -74,8 +74,8 @@ class Experiment:
             applied = self.file.applied(arm)
             if applied is not None:
                 planned = replace(planned, strength=applied.strength, source=run_name(applied.of, rate, seed))
-            found.append(planned)
-        return found
+            runs.append(planned)
+        return runs
 
     def rate_runs(self, arms: tuple[str, ...]) -> list[Planned]:
         """The runs that choose the learning rates: every rate with every seed; none of an arm with one rate."""

@@ -124,13 +124,13 @@ class ExperimentFile(Section):
     @property
     def named(self) -> tuple[tuple[str, str], ...]:
         """All comparisons named beforehand."""
-        found = []
+        pairs = []
         if self.contrast is not None:
-            found.append(self.contrast)
-        found += self.contrasts
+            pairs.append(self.contrast)
+        pairs += self.contrasts
         if self.against is not None:
-            found += [(self.against, arm) for arm in self.arms if arm != self.against]
-        return tuple(dict.fromkeys(found))
+            pairs += [(self.against, arm) for arm in self.arms if arm != self.against]
+        return tuple(dict.fromkeys(pairs))
 
 
 def run_name(arm: str, learning_rate: float, seed: int) -> str:

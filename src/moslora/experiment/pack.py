@@ -66,17 +66,17 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
 def _arms(study: Study, done: Sequence[Planned], before: Card | None) -> dict[str, ArmCard]:
     """Arm -> how its runs were made: as the card of the tables says, and the folders of the others."""
     known = before.arms if before is not None else {}
-    found: dict[str, ArmCard] = {}
+    cards: dict[str, ArmCard] = {}
     for planned in sorted(done, key=lambda one: not one.scored):  # as those that are scored have recorded more
         arm = planned.arm
         applied = study.experiment.file.applied(arm)
         new = ArmCard(study.experiment.recipes[arm].to_yaml(), (), applied.of if applied else "")
-        card = found.get(arm) or known.get(arm) or new
+        card = cards.get(arm) or known.get(arm) or new
         made = made_with(planned_run(study.out, planned))
         if not any(made.items() <= other.items() for other in card.made_with):
             card = replace(card, made_with=(*card.made_with, made))
-        found[arm] = card
-    return found
+        cards[arm] = card
+    return cards
 
 
 def _asked(evaluations: Sequence[Evaluation]) -> Conditions | None:

@@ -74,8 +74,8 @@ def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
     Raises:
         UsageError: no contrast that was named has two seeds.
     """
-    found = compare_paths([folder])
-    several = [contrast for contrast in found.named if contrast.seeds > 1]
+    comparison = compare_paths([folder])
+    several = [contrast for contrast in comparison.named if contrast.seeds > 1]
     if not several:
         raise UsageError(f"{folder}: no contrast that was named has two seeds, which tell what a seed changes")
     measured = []
@@ -84,7 +84,7 @@ def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
         measured.append(astuple(Components.of(contrast.effects[MACRO].law, questions=of_each_set)))
     components = Components(*map(fmean, zip(*measured, strict=True)))  # all have the same questions
     most = max(contrast.seeds for contrast in several)
-    outcome = found.outcome
+    outcome = comparison.outcome
     columns = {f"{components.questions * share:,.0f} questions": share for share in QUESTIONS}
     if outcome.of_runs:
         columns = {"smallest difference": 1}
@@ -93,11 +93,11 @@ def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
         row = [str(seeds)]
         for share in columns.values():
             law = components.distribution(seeds=seeds, questions=components.questions * share)
-            difference = law.detectable(level=LEVEL / found.count, power=POWER)  # each has its share of the level
+            difference = law.detectable(level=LEVEL / comparison.count, power=POWER)  # each has its share of the level
             row.append(outcome.change(difference).lstrip("+"))
         table.append(row)
     return table, [
         f"smallest difference that is shown (in about 4 of 5 such experiments), among"
-        f" {counted(found.count, 'contrast')}; questions are of each set",
+        f" {counted(comparison.count, 'contrast')}; questions are of each set",
         f"variances: those of {most} seeds, mean of {counted(len(several), 'contrast')}",
     ]

@@ -67,17 +67,17 @@ def provenance(planned: Planned, *, fetching: bool = True) -> dict[str, Any]:
     ``questions`` if it is scored; and ``packages``, the versions of those that compute. Without ``fetching`` code and
     packages alone, which need neither base nor rows."""
     recipe = planned.recipe
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if fetching:
-        found["rows"] = _rows("train", (*recipe.training_tasks, *recipe.replayed), recipe.data.source)
-        found["base"] = fingerprint(recipe.model.name, revision=recipe.model.revision)
-        found["start"] = hash_of_predecessor(recipe.adapter.continue_from)
-        found |= _encoding(recipe.model, recipe.data.format)
-    found["code"] = code()
-    found["packages"] = packages(quantized=recipe.model.quantization is not None, peft=recipe.adapter.needs_peft)
+        facts["rows"] = _rows("train", (*recipe.training_tasks, *recipe.replayed), recipe.data.source)
+        facts["base"] = fingerprint(recipe.model.name, revision=recipe.model.revision)
+        facts["start"] = hash_of_predecessor(recipe.adapter.continue_from)
+        facts |= _encoding(recipe.model, recipe.data.format)
+    facts["code"] = code()
+    facts["packages"] = packages(quantized=recipe.model.quantization is not None, peft=recipe.adapter.needs_peft)
     if fetching and planned.scored:
-        found["questions"] = _rows("test", *recipe.questions)
-    return found
+        facts["questions"] = _rows("test", *recipe.questions)
+    return facts
 
 
 @cache
@@ -102,23 +102,23 @@ def changes(
     looked at.
     """
     counted = (*REMADE, Changes.ASKED) if planned.scored else REMADE
-    found = planned.recipe.differences(recipe, *counted)
+    differences = planned.recipe.differences(recipe, *counted)
     start = planned.recipe.adapter.continue_from
     if start is None or recipe.adapter.continue_from is None:  # two places may hold the same weights
-        found += planned.recipe.differences(recipe, Changes.START)
+        differences += planned.recipe.differences(recipe, Changes.START)
     if fetching:
         try:
             hash_of_predecessor(start)
         except MosloraError as error:
-            return [*found, f"cannot be made again: {error}"]
+            return [*differences, f"cannot be made again: {error}"]
     here = provenance(planned, fetching=fetching)
     if any_code:
         made_with = {**made_with, "code": here["code"], "packages": here["packages"]}
     for key in WHAT:
         if key in made_with and key in here and made_with[key] != here[key]:
-            found.append(f"the {key.replace('_', ' ')} changed")
+            differences.append(f"the {key.replace('_', ' ')} changed")
     recorded = made_with.get("packages", {})
-    return [*found, *changed_keys(recorded, {name: here["packages"].get(name) for name in recorded}).values()]
+    return [*differences, *changed_keys(recorded, {name: here["packages"].get(name) for name in recorded}).values()]
 
 
 @cache

@@ -113,15 +113,15 @@ class Study:
     def curves(self) -> list[Curve]:
         """The arms' learning rates, as far as they are known."""
         file = self.experiment.file
-        found = []
+        curves = []
         for arm in self.arms:
             losses: dict[float, list[float]] = {}
             for rate in file.rates(arm):
                 searched = self.experiment.planned([(file.trained(arm), rate)], scored=False)
                 rows = [row_of(self.out, one) for one in searched]
                 losses[rate] = [loss_of(row) for row in rows if row is not None]
-            found.append(Curve(arm, len(file.rate_seeds), losses))
-        return found
+            curves.append(Curve(arm, len(file.rate_seeds), losses))
+        return curves
 
     def _remarks(self) -> dict[str, str]:
         """Arm that trains -> the remark on its curve."""
@@ -139,13 +139,13 @@ class Study:
     def others(self) -> list[str]:
         """A line for each way in which runs there differ from those that this experiment would make."""
         choices = [(arm, rate) for arm in self.arms for rate in self.experiment.file.rates(arm)]
-        found: dict[str, list[str]] = defaultdict(list)
+        names_by_fault: dict[str, list[str]] = defaultdict(list)
         for planned in (*self.experiment.rate_runs(self.arms), *self.experiment.planned(choices, scored=True)):
             text = self._differs(planned)
             if text:
-                found[text].append(planned.name)
+                names_by_fault[text].append(planned.name)
         fix = "remove it to run it again, choose another folder with --out, or if only the code changed add --any-code"
-        return [f"{self.out}: {some(names, most=1)}: {text}; {fix}" for text, names in found.items()]
+        return [f"{self.out}: {some(names, most=1)}: {text}; {fix}" for text, names in names_by_fault.items()]
 
     def with_all_arms(self) -> "Study":
         """The same experiment, whichever arms run."""
@@ -172,12 +172,12 @@ class Study:
             return "not a run of this experiment"
         else:
             return ""
-        found = []
+        differences = []
         if isinstance(planned.strength, float) and strength not in (planned.strength, None):
-            found.append(f"strength was {strength:g}, is {planned.strength:g}")
+            differences.append(f"strength was {strength:g}, is {planned.strength:g}")
         for made_with in ways:
-            found += changes(planned, recipe, made_with, any_code=self.any_code, fetching=self.fetching)
-        return some(dict.fromkeys(found), separator="; ")
+            differences += changes(planned, recipe, made_with, any_code=self.any_code, fetching=self.fetching)
+        return some(dict.fromkeys(differences), separator="; ")
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` others come after them."""

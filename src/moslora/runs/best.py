@@ -41,14 +41,14 @@ class Best:
     @property
     def facts(self) -> dict[str, Any]:
         """JSON values, from which `best_of` reads it back equal."""
-        found = {
+        values = {
             "step": self.step,
             self.by: self.value,
             f"last_{self.by}": self.last,
             "validations": self.validations,
             "since": self.since,
         }
-        return {BEST: found}
+        return {BEST: values}
 
     def updated(self, step: int, value: float) -> "Best":
         """What is known once ``step`` was validated with this ``value``."""
@@ -80,11 +80,11 @@ def in_words(value: float, by: BestBy) -> str:
 
 def best_of(facts: Mapping[str, Any]) -> Best | None:
     """What a manifest or a ``run.json`` says; ``None`` if the run asked no validation."""
-    found = facts.get(BEST)
-    if found is None:
+    values = facts.get(BEST)
+    if values is None:
         return None
-    by: BestBy = "accuracy" if "accuracy" in found else "loss"
-    return Best(by, found["step"], found[by], found[f"last_{by}"], found["validations"], found["since"])
+    by: BestBy = "accuracy" if "accuracy" in values else "loss"
+    return Best(by, values["step"], values[by], values[f"last_{by}"], values["validations"], values["since"])
 
 
 def result_step(facts: Mapping[str, Any], training: TrainingSection) -> int | None:

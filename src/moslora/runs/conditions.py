@@ -115,12 +115,12 @@ class Conditions:
 
     def facts(self, *changing: Changes) -> dict[str, Any]:
         """Key -> value of the fields, also of what answers, that change one of ``changing``."""
-        found = {}
+        facts = {}
         for record in (self, self.answered_by):
             for each in fields(record):
                 if {*changing}.intersection(getattr(each.type, "__metadata__", ())):
-                    found[each.name] = getattr(record, each.name)
-        return flat(found)
+                    facts[each.name] = getattr(record, each.name)
+        return flat(facts)
 
     @model_validator(mode="before")
     @classmethod
@@ -188,12 +188,12 @@ class EvaluationHeader:
 
     def grouped(self, answers: Mapping[str, TaskAnswers]) -> dict[str, TaskAnswers]:
         """The answers by task with the clusters of their questions."""
-        found = {}
+        grouped = {}
         for task, of_task in answers.items():
             clusters = self.tasks[task].clusters if task in self.tasks else None
             # As they are known of the same data, since evaluations of earlier versions have no record.
-            found[task] = of_task.grouped(clusters or known_clusters().get(self.conditions.data.get(task, ""), {}))
-        return found
+            grouped[task] = of_task.grouped(clusters or known_clusters().get(self.conditions.data.get(task, ""), {}))
+        return grouped
 
     def to_json(self) -> str:
         """The text of ``settings.json``. A task whose questions are each alone has no clusters."""

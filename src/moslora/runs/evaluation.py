@@ -132,20 +132,20 @@ def read_evaluation(folder: Path) -> Evaluation:
     """
     header = read_header(folder)
     predictions = read_predictions(folder)
-    found = Evaluation.of(folder, header.conditions, predictions, header.tasks)
-    return replace(found, unfinished=unfinished_tasks(header, predictions))
+    evaluation = Evaluation.of(folder, header.conditions, predictions, header.tasks)
+    return replace(evaluation, unfinished=unfinished_tasks(header, predictions))
 
 
 def read_complete(folder: Path) -> Evaluation:
     """The evaluation in ``folder``, and that of its base beside it; without the tasks of which it was interrupted,
     which are noted."""
-    found = read_evaluation(folder)
-    if found.unfinished:
-        tasks = [f"{task} ({answered:,} of {asked:,})" for task, (answered, asked) in found.unfinished.items()]
+    evaluation = read_evaluation(folder)
+    if evaluation.unfinished:
+        tasks = [f"{task} ({answered:,} of {asked:,})" for task, (answered, asked) in evaluation.unfinished.items()]
         note_once(f"{folder}: interrupted and left out: {some(tasks)}; moslora eval continues it")
     base = base_of(folder)
     beside = read_complete(base) if base != folder and is_evaluation(base) else None
-    return replace(found.complete, base=beside)
+    return replace(evaluation.complete, base=beside)
 
 
 def read_predictions(folder: Path) -> list[Prediction]:

@@ -73,25 +73,25 @@ def _scores(run: Run) -> Iterator[str]:
     interrupted = []
     for folder in run.evaluations:
         with suppress(MosloraError):  # a damaged file, which is told where the scores are read
-            found = read_evaluation(folder)
-            if found.unfinished or not is_finished(folder):
+            evaluation = read_evaluation(folder)
+            if evaluation.unfinished or not is_finished(folder):
                 interrupted.append(folder.name)
             else:
-                evaluations.append(found)
-    for _, of_result in groupby(evaluations, key=lambda found: result_of(found.folder)):
+                evaluations.append(evaluation)
+    for _, of_result in groupby(evaluations, key=lambda evaluation: result_of(evaluation.folder)):
         group = list(of_result)
         shared, left_out = in_common(group)
         remark = left_out.partition("; ")[0]
         if left_out and shared:
-            group = [found.only(shared) for found in group]
+            group = [evaluation.only(shared) for evaluation in group]
         elif left_out:
             remark = "of different questions: moslora compare takes those in common"
-        for found in group:
-            results = results_of(found)
+        for evaluation in group:
+            results = results_of(evaluation)
             scores = [f"{task} {score.nats_per_byte:.4f} nats per byte" for task, score in results.texts.items()]
             if results.macro is not None:
                 scores.insert(0, f"{percent(results.macro.main.value)} (n {results.macro.n:,})")
-            yield f"{found.folder.name} {', '.join(scores)}"
+            yield f"{evaluation.folder.name} {', '.join(scores)}"
         if remark:
             yield remark
     for name in interrupted:

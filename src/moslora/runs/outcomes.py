@@ -238,11 +238,11 @@ OutcomeName = Annotated[str, AfterValidator(_known)]
 
 def with_outcomes(answers: TaskAnswers) -> TaskAnswers:
     """These answers with every outcome that they give, beside those that they had."""
-    found = {}
+    outcomes = {}
     for name, outcome in OUTCOMES.items():
         if outcome.of is not None and _has(answers, outcome):
-            found[name] = outcome.of(answers)
-    return replace(answers, outcomes={**found, **answers.outcomes})
+            outcomes[name] = outcome.of(answers)
+    return replace(answers, outcomes={**outcomes, **answers.outcomes})
 
 
 def _has(answers: TaskAnswers, outcome: Outcome) -> bool:
@@ -266,8 +266,8 @@ def measure(outcome: str, values: Collection[float]) -> Outcome:
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
     if set(values) <= {0, 1}:
-        found = replace(OUTCOMES["accuracy"], name=outcome, title=f"{outcome}, %")
+        accuracy = replace(OUTCOMES["accuracy"], name=outcome, title=f"{outcome}, %")
         if outcome in DEFAULTS:  # an accuracy under another name
-            return found
-        return replace(found, direction=0, says=Outcome.says)
+            return accuracy
+        return replace(accuracy, direction=0, says=Outcome.says)
     return Outcome(outcome, outcome, outcome, digits=3)

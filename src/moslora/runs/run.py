@@ -96,8 +96,8 @@ class Run:
     @property
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first; unfinished ones have other names."""
-        found = [path for path in (self.path / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-        return sorted(found, key=_step_of)
+        complete = [path for path in (self.path / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+        return sorted(complete, key=_step_of)
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after ``step`` updates is, or would be."""
@@ -218,15 +218,15 @@ class Run:
     def evaluation_folder(self, name: str | None = None) -> Path:
         """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
         every = [folder.name for folder in self.evaluations]
-        found = [each for each in every if not BESIDE.search(each)]
+        names = [each for each in every if not BESIDE.search(each)]
         if name:
-            found = [each for each in every if each == name]
-        elif len(found) > 1 and self.exists:
+            names = [each for each in every if each == name]
+        elif len(names) > 1 and self.exists:
             recipe = self.recipe
             named = evaluation_name(recipe.evaluation.protocol, recipe.data.format, recipe.model.precision)
-            found = [named] if named in found else found
-        if len(found) == 1:
-            return self.path / EVALUATIONS / found[0]
+            names = [named] if named in names else names
+        if len(names) == 1:
+            return self.path / EVALUATIONS / names[0]
         fault = f"no evaluation {name}" if name else "not evaluated, or in several ways"
         fix = f"moslora eval {shlex.quote(str(self.path))} makes one"
         if every:
@@ -313,7 +313,7 @@ def unfinished(path: Path, adapter: Path, *, doing: str) -> str:
 def newest_run(*places: Path) -> Run:
     """The finished run in one of ``places`` that was written to last."""
     every = [Run(path) for place in places for path in place.glob("*/")]
-    found = [run for run in every if run.finished]
-    if not found:
+    finished = [run for run in every if run.finished]
+    if not finished:
         raise UsageError("no finished run in runs/ or here; give a run or a model, or train one: moslora train RECIPE")
-    return max(found, key=lambda run: (run.result / MANIFEST).stat().st_mtime)
+    return max(finished, key=lambda run: (run.result / MANIFEST).stat().st_mtime)

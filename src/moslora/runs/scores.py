@@ -92,26 +92,26 @@ def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
     """Return the numbers of one task from its answers (at least one) and its drift."""
     n = len(answers.ids)
     plain = mean_of(right_undivided(answers), answers.clusters)
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     if answers.characters:
         main = mean_of(right(answers), answers.clusters)
-        found["accuracy_per_character"] = main.value
-        found["standard_error_per_character"] = main.error
-        found["interval_per_character"] = main.interval_of_share
+        numbers["accuracy_per_character"] = main.value
+        numbers["standard_error_per_character"] = main.error
+        numbers["interval_per_character"] = main.interval_of_share
     if answers.cluster_count < n:
-        found["clusters"] = answers.cluster_count
+        numbers["clusters"] = answers.cluster_count
     if answers.scores:
-        found["log_probability"] = mean_of(log_probability(answers)).value
+        numbers["log_probability"] = mean_of(log_probability(answers)).value
     else:
-        found["parse_rate"] = sum(map(bool, answers.answer)) / n
+        numbers["parse_rate"] = sum(map(bool, answers.answer)) / n
     if answers.are_in_words:
-        found["same_answer"] = _share_of_most_frequent([answer for answer in answers.answer if answer], n)
+        numbers["same_answer"] = _share_of_most_frequent([answer for answer in answers.answer if answer], n)
     else:
-        found["majority_class"] = _share_of_most_frequent(answers.gold, n)
-        found["same_answer"] = _share_of_most_frequent(answers.chosen, n)
-        found["below_majority"] = below_majority(answers)
+        numbers["majority_class"] = _share_of_most_frequent(answers.gold, n)
+        numbers["same_answer"] = _share_of_most_frequent(answers.chosen, n)
+        numbers["below_majority"] = below_majority(answers)
     if drift is not None:
-        found["close_calls"] = sum(margin(scores) < drift for scores in answers.deciding_scores)
+        numbers["close_calls"] = sum(margin(scores) < drift for scores in answers.deciding_scores)
     return Score(
         n=n,
         accuracy=plain.value,
@@ -119,7 +119,7 @@ def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
         interval=plain.interval_of_share,
         truncated=sum(answers.truncated),
         drift=drift,
-        **found,
+        **numbers,
     )
 
 

@@ -13,10 +13,10 @@ from moslora.verify.verdict import Evidence, TextEvidence, tolerance
 
 def by_id(evaluation: Evaluation, column: str) -> dict[str, Any]:
     """A column of `moslora.runs.answers.TaskAnswers` by question, of the tasks that have it."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for answers in evaluation.tasks.values():
-        found.update(zip(answers.ids, getattr(answers, column), strict=False))
-    return found
+        values.update(zip(answers.ids, getattr(answers, column), strict=False))
+    return values
 
 
 def evidence(

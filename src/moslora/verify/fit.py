@@ -71,8 +71,8 @@ class Fit:
 def fit(server: Centered, run: Centered, base: Centered) -> Fit:
     """The fit over at least one question, with percentiles of k over resampled questions."""
     moved = _less(run, base)
-    found = _less(server, base)
-    products = np.array([float(y @ x) for y, x in zip(found, moved, strict=True)])
+    served = _less(server, base)
+    products = np.array([float(y @ x) for y, x in zip(served, moved, strict=True)])
     squares = np.array([float(x @ x) for x in moved])
     k = float(products.sum() / max(squares.sum(), 1e-300))
     n = len(squares)
@@ -85,8 +85,8 @@ def fit(server: Centered, run: Centered, base: Centered) -> Fit:
         interval=(float(low), float(high)),
         effect=size(moved),
         distance=distance(server, run),
-        from_base=size(found),
-        left=size([y - k * x for y, x in zip(found, moved, strict=True)]),
+        from_base=size(served),
+        left=size([y - k * x for y, x in zip(served, moved, strict=True)]),
     )
 
 

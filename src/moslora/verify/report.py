@@ -51,7 +51,7 @@ class Report:
     @property
     def printed(self) -> list[str]:
         """What is printed, the verdict last."""
-        found = [
+        lines = [
             f"{self.server} {printable(self.model)}".rstrip() + f" against {self.evaluation}",
             f"{counted(self.asked, 'question')} {self.how}; {self.answered} answered",
             f"same answer to {self.same} of {self.answered}",
@@ -59,9 +59,9 @@ class Report:
         for name, effect in self.effects.items():
             outcome = OUTCOMES[name]
             change = gain_in_words(effect, outcome)
-            found.append(f"{outcome.title}: server − run {change} {outcome.unit}, 95 % interval")
-        found.append(self.verdict.says)
-        return found
+            lines.append(f"{outcome.title}: server − run {change} {outcome.unit}, 95 % interval")
+        lines.append(self.verdict.says)
+        return lines
 
     def to_json(self) -> str:
         """All numbers, for a program."""
@@ -77,5 +77,5 @@ def effects_of(server: Evaluation, run: Evaluation) -> dict[str, Effect]:
     questions = {task: answers.ids for task, answers in server.tasks.items() if answers.cluster_count > 1}
     theirs = server.only(questions)
     ours = run.only(questions)
-    found = {name: gain_of([theirs], ours, outcome) for name, outcome in OUTCOMES.items() if outcome.always_shown}
-    return {name: effect for name, effect in found.items() if effect is not None}
+    effects = {name: gain_of([theirs], ours, outcome) for name, outcome in OUTCOMES.items() if outcome.always_shown}
+    return {name: effect for name, effect in effects.items() if effect is not None}

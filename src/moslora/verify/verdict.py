@@ -117,51 +117,51 @@ def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
         return _too_few(len(evidence.lengths)), None
     most = evidence.tolerance
     off = distance(evidence.server, evidence.run)
-    found = fit(evidence.server, evidence.run, evidence.base) if evidence.base is not None else None
-    if off > most and (found is None or found.from_base > most):
+    fitted = fit(evidence.server, evidence.run, evidence.base) if evidence.base is not None else None
+    if off > most and (fitted is None or fitted.from_base > most):
         cut = _context(evidence)
         if cut is not None:
-            return cut, found
+            return cut, fitted
     numbers = f"{off:.2g} nats from the run's answers, of which rounding explains {most:.2g}"
-    if found is None:
+    if fitted is None:
         return _not_seen_beside_base(numbers, is_close=off <= most), None
-    return _judge(evidence, found, numbers), found
+    return _judge(evidence, fitted, numbers), fitted
 
 
 def _too_few(count: int) -> Verdict:
     return Verdict("undecided", f"{counted(count, 'question')}: at least {FEWEST_IN_ALL} are needed; raise --limit")
 
 
-def _judge(evidence: Evidence, found: Fit, distance_in_words: str) -> Verdict:
+def _judge(evidence: Evidence, fitted: Fit, distance_in_words: str) -> Verdict:
     """The first of these that fits: another checkpoint that is known, the run, its base, a wrong scale, another model,
     a quantisation, another checkpoint."""
-    low, high = found.interval
+    low, high = fitted.interval
     most = evidence.tolerance
-    numbers = f"k = {found.k:.2f} ({low:.2f} to {high:.2f}), {distance_in_words}"
-    is_close = found.distance <= most
+    numbers = f"k = {fitted.k:.2f} ({low:.2f} to {high:.2f}), {distance_in_words}"
+    is_close = fitted.distance <= most
     for name, other in evidence.checkpoints.items():
         off = distance(evidence.server, other)
-        if off <= most and off < found.distance / 2:
+        if off <= most and off < fitted.distance / 2:
             says = f"another checkpoint: computes {name} of this run, {off:.2g} nats from its answers; {numbers}"
             return Verdict("checkpoint", says)
     # As far as questions and rounding tell: the server may compute the whole adapter, or k is so far from 1.
-    may_be_all = low <= 1 <= high + found.attenuation
-    scale_off = 0.0 if may_be_all else min(abs(found.k - 1), abs(found.k + found.attenuation - 1))
-    if is_close and may_be_all and high - low + found.attenuation > WIDEST:
+    may_be_all = low <= 1 <= high + fitted.attenuation
+    scale_off = 0.0 if may_be_all else min(abs(fitted.k - 1), abs(fitted.k + fitted.attenuation - 1))
+    if is_close and may_be_all and high - low + fitted.attenuation > WIDEST:
         says = f"nothing speaks against this run, but the adapter moves these answers too little: {numbers}"
         return Verdict("undecided", f"{says}; ask more questions with --limit, or other --tasks", agrees=True)
     if is_close and scale_off <= 2 * SCALE_OFF:
         return Verdict("run", f"computes this run, as close as {evidence.dtype} allows: {numbers}", agrees=True)
-    is_near_base = found.from_base <= most and low - found.attenuation <= NOTHING and not may_be_all
-    is_around_base = abs(found.k) <= NOTHING and found.left <= found.effect / 2  # as a quantisation is
+    is_near_base = fitted.from_base <= most and low - fitted.attenuation <= NOTHING and not may_be_all
+    is_around_base = abs(fitted.k) <= NOTHING and fitted.left <= fitted.effect / 2  # as a quantisation is
     if is_near_base or is_around_base:
         fix = "load the adapter, or serve the merged model"
         return Verdict("base", f"computes its base, the adapter is not applied: {numbers}; {fix}")
-    from_scale = SCALE_LEFT * abs(1 - found.k) * found.effect
-    is_straight = found.left <= min(max(most, from_scale), found.effect / 4)
+    from_scale = SCALE_LEFT * abs(1 - fitted.k) * fitted.effect
+    is_straight = fitted.left <= min(max(most, from_scale), fitted.effect / 4)
     if is_straight and scale_off > SCALE_OFF:
         return Verdict("scale", f"a wrong scale: {numbers}; compare alpha, rank and rslora of what is served")
-    if found.left > found.effect / 2:
+    if fitted.left > fitted.effect / 2:
         return Verdict("another model", f"another model, another size, or another prompt: {numbers}")
     if low <= 1.1 and high >= 0.9:
         what = "of the server or of the base that the run was evaluated with, or with a checkpoint close to this run"
@@ -214,21 +214,21 @@ class TextEvidence:
     differing_like_base: int = 0
 
 
-def judge_texts(found: TextEvidence) -> Verdict:
+def judge_texts(evidence: TextEvidence) -> Verdict:
     """The verdict on texts. It is never the run: they show no scale and no quantisation, so that they may be the same
     where the model is another one."""
-    if found.questions < FEWEST_IN_ALL:
-        return _too_few(found.questions)
-    said = f"the run's answer to {found.like_run} of {found.questions} questions"
-    alike = found.like_run >= MOST * found.questions
-    if found.differing is None:
+    if evidence.questions < FEWEST_IN_ALL:
+        return _too_few(evidence.questions)
+    said = f"the run's answer to {evidence.like_run} of {evidence.questions} questions"
+    alike = evidence.like_run >= MOST * evidence.questions
+    if evidence.differing is None:
         return _not_seen_beside_base(said, is_close=alike)
-    if found.differing < FEWEST:
-        return Verdict("undecided", f"{said}, but run and base differ in {found.differing} only; raise --limit")
-    said += f", and to {found.differing_like_run} of the {found.differing} that its base answers differently"
-    if found.differing_like_base >= MOST * found.differing:
+    if evidence.differing < FEWEST:
+        return Verdict("undecided", f"{said}, but run and base differ in {evidence.differing} only; raise --limit")
+    said += f", and to {evidence.differing_like_run} of the {evidence.differing} that its base answers differently"
+    if evidence.differing_like_base >= MOST * evidence.differing:
         return Verdict("base", f"computes its base, the adapter is not applied: {said}")
-    if alike and found.differing_like_run >= MOST * found.differing:
+    if alike and evidence.differing_like_run >= MOST * evidence.differing:
         unseen = "but texts alone show no scale, no quantisation and no nearby checkpoint, so it may be another one"
         return Verdict("undecided", f"answers as this run: {said}; {unseen}", agrees=True)
     return Verdict("another model", f"another model, or another prompt: {said}")

@@ -185,13 +185,13 @@ def with_base(chosen: Evaluation) -> Evaluation:
 def checkpoints_of(chosen: Evaluation) -> dict[str, Evaluation]:
     """Name of a checkpoint -> its answers to the same questions, where it has answered all."""
     folder = chosen.folder
-    found = {}
+    checkpoints = {}
     for other in Run(folder.parent.parent).evaluations:
         if result_of(other) == folder and other not in (folder, base_of(folder)):
             answers = _same_questions(other, chosen)
             if answers is not None:
-                found[other.name.removeprefix(f"{folder.name}-")] = answers
-    return found
+                checkpoints[other.name.removeprefix(f"{folder.name}-")] = answers
+    return checkpoints
 
 
 def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
