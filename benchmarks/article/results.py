@@ -24,7 +24,7 @@ from moslora.compare.comparison import compare_arms
 from moslora.compare.contrast import Contrast
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.statistics import LEVEL, Member, family_with
-from moslora.compare.tables import TableRun, read_tables
+from moslora.compare.tables import FinishedRun, read_tables
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, Canvas
 from moslora.report.figures.forgetting import FORGOTTEN, gain_and_forgetting
@@ -54,7 +54,7 @@ class ScoredExperiment:
     """
 
     index: ExperimentIndex
-    rows: Sequence[TableRun]
+    rows: Sequence[FinishedRun]
     arms: list[Arm]
     base: Evaluation | None
 
@@ -62,7 +62,7 @@ class ScoredExperiment:
     def names(self) -> list[str]:
         return [arm.name for arm in self.arms]
 
-    def row(self, arm: str) -> TableRun:
+    def row(self, arm: str) -> FinishedRun:
         """That of the first run of an arm."""
         return next(row for row in self.rows if row.arm == arm)
 

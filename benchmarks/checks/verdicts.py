@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.commands import command
 from benchmarks.tables import markdown
-from moslora.evaluation.evaluate_target import There
+from moslora.evaluation.evaluate_target import ServerSource
 from moslora.evaluation.server import Server
 from moslora.runs.evaluation import read_evaluation
 from moslora.verify.evidence import evidence
@@ -55,7 +55,7 @@ def main(run: Path, folders: tuple[Path, ...]) -> None:
     for folder in folders:
         server = read_evaluation(folder)
         chosen = answered.only({task: answers.ids for task, answers in server.tasks.items()})
-        questions = prepare_questions(target, chosen, There(Server(""), at_once=1)).encoded()
+        questions = prepare_questions(target, chosen, ServerSource(Server(""), at_once=1)).encoded()
         checkpoints = checkpoints_of(chosen)
         whole = evidence(questions, server, with_base(chosen), checkpoints=checkpoints, dtype="bfloat16")
         table.append([folder.name, *(verdicts(whole, size) for size in SIZES)])

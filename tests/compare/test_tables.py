@@ -14,7 +14,7 @@ from cli_kit import run
 from compare_kit import CONDITIONS, base, base_row, drawn, row, with_tasks, with_texts, write_experiment
 from message_kit import says
 from moslora.compare.index import EXPERIMENT
-from moslora.compare.tables import ANSWERS, RUNS, TABLES, TableRun, read_tables, write_tables
+from moslora.compare.tables import ANSWERS, RUNS, TABLES, FinishedRun, read_tables, write_tables
 from moslora.errors import MosloraError
 
 UNTRAINED = with_texts(base(gain=-0.02), 0.9)
@@ -22,7 +22,7 @@ UNTRAINED = with_texts(base(gain=-0.02), 0.9)
 
 def rows():
     """Of two arms, one of whose seeds diverged; a search; and the base. Some questions are in clusters."""
-    found = [TableRun("lora", rate, 7, "searched", loss) for rate, loss in ((1e-3, 2.5), (2e-3, math.inf))]
+    found = [FinishedRun("lora", rate, 7, "searched", loss) for rate, loss in ((1e-3, 2.5), (2e-3, math.inf))]
     for arm in ("lora", "mixed"):
         for seed in (0, 1):
             answers = with_texts(drawn(seed, arm=arm), 1 + 0.01 * seed)
@@ -37,7 +37,7 @@ def rows():
                 "begun": "now",
             }
             found.append(row(arm, answers, **known))
-    found.append(TableRun("mixed", 1e-3, 2, "scored", math.inf, diverged=True))
+    found.append(FinishedRun("mixed", 1e-3, 2, "scored", math.inf, diverged=True))
     return [*found, base_row(UNTRAINED)]
 
 

@@ -399,7 +399,7 @@ def test_a_validation_loss_that_is_not_finite_counts_as_infinite(write, tmp_path
     for last, expected in ((None, math.inf), (2.5, 2.5)):
         rows = [{"step": 1, "validation_loss": 3.0}, {"step": 2, "validation_loss": last}]
         write_jsonl(run.path / "metrics.jsonl", rows)
-        row = one_run.row_of(tmp_path, planned)
+        row = one_run.finished_run(tmp_path, planned)
         assert row is not None and one_run.loss_of(row) == expected
 
 

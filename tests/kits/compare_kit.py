@@ -9,7 +9,7 @@ import numpy as np
 
 from moslora.compare.compared_run import ComparedRun
 from moslora.compare.index import ArmCard, Card, ExperimentIndex
-from moslora.compare.tables import TableRun, write_tables
+from moslora.compare.tables import FinishedRun, write_tables
 from moslora.recipe import load_recipe
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.conditions import Conditions, Weights
@@ -77,16 +77,16 @@ def base(**changes: Any) -> ComparedRun:
     return replace(answered_as(drawn(99, **changes), adapter=None), made={}, seed=None)
 
 
-def row(arm: str, run: ComparedRun, *, rate: float = 1e-3, **facts: Any) -> TableRun:
+def row(arm: str, run: ComparedRun, *, rate: float = 1e-3, **facts: Any) -> FinishedRun:
     """The row of a scored run."""
-    return TableRun(arm, rate, run.seed, "scored", evaluation=run.evaluation, **facts)
+    return FinishedRun(arm, rate, run.seed, "scored", evaluation=run.evaluation, **facts)
 
 
-def base_row(run: ComparedRun) -> TableRun:
-    return TableRun(None, None, None, "base", evaluation=run.evaluation)
+def base_row(run: ComparedRun) -> FinishedRun:
+    return FinishedRun(None, None, None, "base", evaluation=run.evaluation)
 
 
-def write_experiment(folder: Path, rows: Sequence[TableRun], *, contrasts: Sequence[tuple[str, str]]) -> Path:
+def write_experiment(folder: Path, rows: Sequence[FinishedRun], *, contrasts: Sequence[tuple[str, str]]) -> Path:
     """Writes an experiment in tables, asked as its first run."""
     folder.mkdir(exist_ok=True)
     write_tables(folder, rows)
@@ -107,7 +107,7 @@ def with_texts(run: ComparedRun, nats: float) -> ComparedRun:
     return with_tasks(run, {**run.tasks, TEXTS: texts})
 
 
-def drawn_arms(gains: Mapping[str, float], *, seeds: int) -> list[TableRun]:
+def drawn_arms(gains: Mapping[str, float], *, seeds: int) -> list[FinishedRun]:
     """The rows of arms that gain so much, under the first seeds; each was asked 256 of the WIDE questions."""
     rows = []
     for arm, gain in gains.items():

@@ -11,7 +11,7 @@ from typing import Any
 from moslora.compare.compared_run import ComparedRun
 from moslora.compare.index import ExperimentIndex, ExperimentRun, read_index
 from moslora.compare.logs import log_files, read_logs
-from moslora.compare.tables import TableRun, read_tables
+from moslora.compare.tables import FinishedRun, read_tables
 from moslora.console import note
 from moslora.errors import UsageError
 from moslora.recipe import Changes, Recipe
@@ -85,7 +85,7 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
     there = [run for run in index.runs if not run.diverged and is_run(path / run.folder)]
     for run in there:
         runs.append(as_arm(compared_run(path / run.folder, evaluation), path, run.arm, as_planned=not evaluation))
-    both: list[TableRun | ExperimentRun] = [*rows, *index.runs]
+    both: list[FinishedRun | ExperimentRun] = [*rows, *index.runs]
     diverged = [f"{run.arm} with seed {run.seed}" for run in both if run.diverged]
     missing = len(index.runs) - len(there) - sum(run.diverged for run in index.runs)
     if diverged:

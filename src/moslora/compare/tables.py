@@ -49,8 +49,8 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class TableRun:
-    """One run of an experiment, or its base.
+class FinishedRun:
+    """One finished run of an experiment, in its tables or in a folder, or its base.
 
     Attributes:
         arm: ``None`` of the base, as are its rate and its seed.
@@ -92,7 +92,7 @@ class TableRun:
         return f"{self.arm}-{self.rate:g}-{self.seed}"
 
 
-def write_tables(folder: Path, runs: Sequence[TableRun]) -> None:
+def write_tables(folder: Path, runs: Sequence[FinishedRun]) -> None:
     """Writes both tables into ``folder``. The same runs are the same bytes."""
     _write(folder / RUNS, [vars(run) for run in runs])
     places: dict[str, int] = {}  # task -> its place, in the order in which they were asked
@@ -109,7 +109,7 @@ def write_tables(folder: Path, runs: Sequence[TableRun]) -> None:
     _write(folder / ANSWERS, [row for _, row in rows])
 
 
-def read_tables(folder: Path) -> Sequence[TableRun]:
+def read_tables(folder: Path) -> Sequence[FinishedRun]:
     """The runs of an experiment that are in tables, in the order in which they were written; none if ``folder`` has no
     tables. Files that did not change are read once.
 
@@ -123,7 +123,7 @@ def read_tables(folder: Path) -> Sequence[TableRun]:
 
 
 @lru_cache(maxsize=4)
-def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Sequence[TableRun]:
+def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Sequence[FinishedRun]:
     """The runs in this version of the files."""
     index = read_index(folder)
     if index is None or index.card is None:
@@ -138,7 +138,7 @@ def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Seque
         evaluations[key] = Evaluation(folder, index.card.asked, tasks)
     runs = []
     for row in _read(folder / RUNS):
-        run = TableRun(**{name: row[name] for name in COLUMNS[RUNS] if name in row})
+        run = FinishedRun(**{name: row[name] for name in COLUMNS[RUNS] if name in row})
         evaluation = evaluations.get(run.key)
         if evaluation is not None and run.role == "scored":
             evaluation = replace(evaluation, folder=folder / run.name, base=evaluations.get((None, None, None)))

@@ -42,7 +42,7 @@ from moslora.runs.trackers import KINDS, record
 from moslora.tasks import Example
 
 
-class Here:
+class LocalSource:
     """A target that is loaded on this device, which is taken first."""
 
     ending = ""
@@ -82,7 +82,7 @@ class Here:
 
 
 @dataclass(frozen=True)
-class There:
+class ServerSource:
     """A server that is asked in place of a target, so many questions ``at_once``."""
 
     server: Server
@@ -116,7 +116,7 @@ class There:
         return served, journal
 
 
-Source = Here | There
+Source = LocalSource | ServerSource
 
 
 def name_of(server: Server) -> str:
@@ -144,7 +144,7 @@ def evaluate_target(
         Unavailable: the server does not answer; what it has answered is kept.
         MosloraError: the GPU is out of memory.
     """
-    source: Source = There(server, at_once) if server else Here(target)
+    source: Source = ServerSource(server, at_once) if server else LocalSource(target)
     request, questions = questions_of(target, tasks, overrides)
     leaks = find_leaks(target.trained, questions)
     out = target.results_folder(request, out, ending=source.ending)
@@ -152,7 +152,7 @@ def evaluate_target(
     with asking(target, prepared.conditions, request, out):
         # The model is not kept: it uses the group, which ends with this block.
         results = prepared.answer(*source.open(prepared, lambda: prepared.open_journal(out, leaks)))
-        if is_main_process() and target.is_in_run(out) and isinstance(source, Here):
+        if is_main_process() and target.is_in_run(out) and isinstance(source, LocalSource):
             record_scores(target, out)
     return results, out
 

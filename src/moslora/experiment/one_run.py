@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from moslora.compare.tables import TableRun, read_tables
+from moslora.compare.tables import FinishedRun, read_tables
 from moslora.console import LABEL, note
 from moslora.convert.strength import write_at_strength
 from moslora.errors import Diverged, MosloraError, UsageError
@@ -59,7 +59,7 @@ def made_with(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.facts.get("experiment", {}).items() if key in RECORDED}
 
 
-def in_tables(out: Path, planned: Planned) -> TableRun | None:
+def packed_run(out: Path, planned: Planned) -> FinishedRun | None:
     """The row of a run in the tables of the experiment's folder ``out``; ``None`` if it is not there, or is to be
     scored and was not."""
     key = (planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed)
@@ -69,10 +69,10 @@ def in_tables(out: Path, planned: Planned) -> TableRun | None:
     return None
 
 
-def row_of(out: Path, planned: Planned) -> TableRun | None:
-    """What is known of a run, of one outside the tables without its answers (`answers_of`); ``None`` if it is not
+def finished_run(out: Path, planned: Planned) -> FinishedRun | None:
+    """What is known of a run, of one outside the tables without its answers (`planned_answers`); ``None`` if it is not
     done."""
-    row = in_tables(out, planned)
+    row = packed_run(out, planned)
     if row is not None:
         return row
     run = planned_run(out, planned)
@@ -83,7 +83,7 @@ def row_of(out: Path, planned: Planned) -> TableRun | None:
         return None
     strength = strength_of(facts)
     losses = [row["validation_loss"] for row in run.metrics if row.get("validation_loss") is not None]
-    return TableRun(
+    return FinishedRun(
         arm=planned.arm,
         rate=planned.recipe.training.learning_rate,
         seed=planned.recipe.seed,
@@ -99,9 +99,9 @@ def row_of(out: Path, planned: Planned) -> TableRun | None:
     )
 
 
-def answers_of(out: Path, planned: Planned) -> Evaluation | None:
+def planned_answers(out: Path, planned: Planned) -> Evaluation | None:
     """The answers of a run to the planned questions, as it may have been asked more; ``None`` if it has none."""
-    row = row_of(out, planned)
+    row = finished_run(out, planned)
     if row is None:
         return None
     if row.evaluation is not None or row.diverged or not planned.scored:
@@ -109,7 +109,7 @@ def answers_of(out: Path, planned: Planned) -> Evaluation | None:
     return read_complete(planned_run(out, planned).evaluation_folder()).planned_by(planned.recipe)
 
 
-def loss_of(row: TableRun) -> float:
+def loss_of(row: FinishedRun) -> float:
     """The validation loss of a run's result; infinite if it was not finite, or there is none."""
     if row.diverged or row.validation_loss is None:
         return math.inf
@@ -117,7 +117,7 @@ def loss_of(row: TableRun) -> float:
 
 
 @contextmanager
-def here(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+def run_locally(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
     """Yields a function for each of ``runs``, which returns once that run is done: one at a time, or on a machine with
     several GPUs as many at once, each by processes that see one of them. If the block ends early, those save first."""
     count = gpus()

@@ -9,10 +9,10 @@ from moslora.compare.comparable import differently_asked, of_other_bases
 from moslora.compare.compared_run import ComparedRun
 from moslora.compare.gains import base_of_all
 from moslora.compare.index import EXPERIMENT, ArmCard, Card, read_index
-from moslora.compare.tables import TABLES, TableRun, read_tables, write_tables
+from moslora.compare.tables import TABLES, FinishedRun, read_tables, write_tables
 from moslora.errors import UsageError, capped, counted, some
 from moslora.experiment.file import Planned
-from moslora.experiment.one_run import answers_of, made_with, planned_run, row_of
+from moslora.experiment.one_run import finished_run, made_with, planned_answers, planned_run
 from moslora.experiment.study import Study
 from moslora.files import locked, new_folder
 from moslora.runs.conditions import Conditions
@@ -40,14 +40,14 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
         done = []
         rows = []
         for planned in every:
-            row = row_of(study.out, planned)
+            row = finished_run(study.out, planned)
             if row is not None:
                 done.append(planned)
-                rows.append(replace(row, evaluation=answers_of(study.out, planned)))
+                rows.append(replace(row, evaluation=planned_answers(study.out, planned)))
         evaluations = [row.evaluation for row in rows if row.evaluation is not None]
         base = base_of_all(evaluations)
         if base is not None:
-            rows.append(TableRun(None, None, None, "base", evaluation=base))
+            rows.append(FinishedRun(None, None, None, "base", evaluation=base))
         keys = {row.key for row in rows}
         lost = [row.name for row in read_tables(out) if row.key not in keys]
         if lost:

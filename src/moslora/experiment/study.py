@@ -24,12 +24,12 @@ from moslora.errors import UsageError, some, stopped
 from moslora.experiment.file import Experiment, Planned
 from moslora.experiment.one_run import (
     RUN_FOLDERS,
-    answers_of,
-    here,
-    in_tables,
+    finished_run,
     loss_of,
+    packed_run,
+    planned_answers,
     planned_run,
-    row_of,
+    run_locally,
 )
 from moslora.experiment.provenance import changes
 from moslora.experiment.tables import Curve, rate_table, score_table
@@ -60,7 +60,7 @@ class Study:
     any_code: bool = False
     any_rate: bool = False
     fetching: bool = True
-    start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = here
+    start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = run_locally
     _seconds: list[float] = field(default_factory=list)
 
     @stopped("stopped: the work so far is saved, and the same command continues from there")
@@ -86,7 +86,7 @@ class Study:
             scored = self.scored_runs()
             waiting = set() if self.any_rate else remarks.keys()
             trained = self.experiment.file.trained
-            ready = [one for one in scored if trained(one.arm) not in waiting or row_of(self.out, one)]
+            ready = [one for one in scored if trained(one.arm) not in waiting or finished_run(self.out, one)]
             self._finish(ready, later=0)
             return len(ready) == len(scored)
 
@@ -118,7 +118,7 @@ class Study:
             losses: dict[float, list[float]] = {}
             for rate in file.rates(arm):
                 searched = self.experiment.planned([(file.trained(arm), rate)], scored=False)
-                rows = [row_of(self.out, one) for one in searched]
+                rows = [finished_run(self.out, one) for one in searched]
                 losses[rate] = [loss_of(row) for row in rows if row is not None]
             curves.append(Curve(arm, len(file.rate_seeds), losses))
         return curves
@@ -155,7 +155,7 @@ class Study:
         """The differences of a run that is there; empty if it has none."""
         run = planned_run(self.out, planned)
         begun_with = run.facts.get("experiment")
-        packed = in_tables(self.out, planned)
+        packed = packed_run(self.out, planned)
         strength = packed.strength if packed is not None else getattr(strength_of(run.facts), "value", None)
         if packed is not None:
             index = read_index(self.out)
@@ -181,7 +181,7 @@ class Study:
 
     def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` others come after them."""
-        left = [planned for planned in runs if row_of(self.out, planned) is None]
+        left = [planned for planned in runs if finished_run(self.out, planned) is None]
         self.write_index()
         if not left:
             return
@@ -205,8 +205,8 @@ class Study:
         the search for their rate, would be made the same now."""
         runs = []
         for planned in self.with_all_arms().scored_runs():
-            row = row_of(self.out, planned)
-            if row is None or in_tables(self.out, planned) is not None:
+            row = finished_run(self.out, planned)
+            if row is None or packed_run(self.out, planned) is not None:
                 continue
             behind = (*self.experiment.rate_runs((planned.arm,)), planned)
             if planned.arm in self.arms or not any(self._differs(one) for one in behind):
@@ -243,8 +243,8 @@ class Study:
         scored: dict[str, list[ComparedRun]] = {arm: [] for arm in self.arms}
         strengths: dict[str, list[float]] = {}
         for planned in self.scored_runs():
-            row = row_of(self.out, planned)
-            evaluation = answers_of(self.out, planned)
+            row = finished_run(self.out, planned)
+            evaluation = planned_answers(self.out, planned)
             if row is not None and evaluation is not None:
                 run = ComparedRun(evaluation, evaluation.folder, validation_loss=row.validation_loss)
                 scored[planned.arm].append(run)
@@ -273,7 +273,8 @@ class Study:
         yield from self._remarks().values()
         yield from (f"note: {line}" for line in self.with_all_arms().others())
         total = len(self.arms) * len(self.experiment.file.seeds)
-        finished = [row for row in (row_of(self.out, planned) for planned in self.scored_runs()) if row is not None]
+        rows = [finished_run(self.out, planned) for planned in self.scored_runs()]
+        finished = [row for row in rows if row is not None]
         diverged = [row.name for row in finished if row.diverged]
         if diverged:
             yield f"diverged, so without a score: {', '.join(diverged)}"

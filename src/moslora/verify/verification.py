@@ -15,7 +15,7 @@ from moslora.compare.find import evaluated_step
 from moslora.console import note, say
 from moslora.data.sources import load_examples
 from moslora.errors import MosloraError, UsageError, counted, first_line, some
-from moslora.evaluation.evaluate_target import There, evaluate_target, name_of, prepare
+from moslora.evaluation.evaluate_target import ServerSource, evaluate_target, name_of, prepare
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.model import Served, open_served
 from moslora.evaluation.scorer import EncodedQuestion
@@ -94,7 +94,7 @@ def verify(
             known = with_base(chosen)
         except MosloraError as fault:
             note(f"its base was not asked, so that no server is called the run: {first_line(fault)}")
-    prepared = prepare_questions(target, chosen, There(server, at_once))
+    prepared = prepare_questions(target, chosen, ServerSource(server, at_once))
     home = target.run.path if target.run else folder.parent
     out = out or home / "verify" / f"{name_of(server)}-{folder.name}"
     refuse_other_scores(out)
@@ -206,7 +206,7 @@ def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
     return answered.only(wanted)
 
 
-def prepare_questions(target: Target, chosen: Evaluation, source: There) -> PreparedQuestions:
+def prepare_questions(target: Target, chosen: Evaluation, source: ServerSource) -> PreparedQuestions:
     """Return the questions that ``target`` (`open_as_evaluated`) has answered, to be asked of a server in the same way.
 
     Raises:
