@@ -17,13 +17,12 @@ from moslora.base.shapes import read_config
 from moslora.choices import BadRows
 from moslora.data.unanswered import Columns, Row, RowFile
 from moslora.errors import MosloraError, by_row, counted, some
-from moslora.evaluation.evaluate_target import asking
+from moslora.evaluation.evaluate_target import LocalSource, ServerSource, asking
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.loading import tokenizer_of
 from moslora.evaluation.scorer import Scorer
 from moslora.evaluation.scorers import make_encoder, make_scorer
 from moslora.evaluation.server import Server
-from moslora.evaluation.sources import Here, There
 from moslora.evaluation.target import Target
 from moslora.runs.conditions import KEPT, Conditions
 from moslora.runs.outcomes import log_softmax
@@ -50,7 +49,7 @@ def predict(
     Raises:
         UsageError: bad rows that are not to be skipped; or as `evaluate_target`.
     """
-    source = There(server, at_once) if server else Here(target)
+    source = ServerSource(server, at_once) if server else LocalSource(target)
     request = target.request_with(overrides).model_copy(update={"limit": None, "skip": 0})
     encoder = make_encoder(read_config(target.model), tokenizer_of(target), request)
     first = next(iter(file.questions.values()))
