@@ -81,6 +81,7 @@ COMPARE = _examples(
     "moslora compare runs/mine --outcome log_probability",
     "moslora compare runs/lora runs/mine --margin 20% # a share of LoRA's gain",
     "moslora compare logs/base logs/tuned             # of lm-eval, or of Inspect",
+    "moslora compare a.csv b.csv --require not-worse --margin 1  # for CI",
 )
 REPORT = _examples(
     "moslora report runs/mine",

@@ -1,13 +1,16 @@
 """The commands ``experiment``, ``compare``, ``runs``, ``report`` and ``reproduce``."""
 
 import os
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from moslora.choices import Required
 from moslora.cli import completion, examples
 from moslora.cli.early import refuse_paths
 from moslora.cli.options import Evaluation, Out, Trust
@@ -157,6 +160,26 @@ def compare(
     tasks: Annotated[str | None, typer.Option(help="Tasks to compare, separated by commas. [default: all]")] = None,
     cluster: Annotated[str | None, CLUSTER] = None,
     allow: Annotated[list[str] | None, ALLOW] = None,
+    require: Annotated[
+        Required | None,
+        typer.Option(help="What has to be concluded of the second arm. The exit code is 4 if it is not."),
+    ] = None,
+    better: Annotated[
+        Literal["higher", "lower"] | None,
+        typer.Option(help="Which numbers of a log are better, where their name does not say."),
+    ] = None,
+    min_questions: Annotated[
+        int, typer.Option(help="Number of questions that at least have to be compared.", min=0)
+    ] = 0,
+    min_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of each side's questions that all sides must have answered. [default: 0.9 with --require]",
+            min=0,
+            max=1,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the conclusion as JSON.")] = False,
 ) -> None:
     """Compare runs, question by question and seed by seed.
 
@@ -174,17 +197,33 @@ def compare(
     from moslora.compare.comparison import compare_paths
     from moslora.compare.conclusion import lines
     from moslora.compare.display import tables
+    from moslora.compare.gate import NOT_CONCLUDED, Gate
 
-    comparison = compare_paths(
-        paths,
-        contrasts=contrasts,
-        outcome=outcome,
-        evaluation=evaluation,
-        tasks=tasks,
-        allowed=allow or (),
-        cluster=cluster,
-    ).within(margin)
-    _print(tables(comparison), lines(comparison))
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        comparison = compare_paths(
+            paths,
+            contrasts=contrasts,
+            outcome=outcome,
+            evaluation=evaluation,
+            tasks=tasks,
+            allowed=allow or (),
+            cluster=cluster,
+        ).within(margin)
+    if better:
+        comparison = comparison.with_direction(1 if better == "higher" else -1)
+    if min_share is None:
+        min_share = 0.9 if require else 0.0
+    comparison.refuse_few(questions=min_questions, share=min_share)
+    gate = Gate(comparison, require) if require or as_json else None
+    if gate and as_json:
+        print(gate.to_json())
+    else:
+        _print(tables(comparison), lines(comparison))
+    if gate and require:
+        if not as_json:
+            print(gate)
+        if not gate.concluded:
+            raise typer.Exit(NOT_CONCLUDED)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from moslora.compare.gains import base_of_all
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
 from moslora.console import note
-from moslora.errors import UsageError, some
+from moslora.errors import UsageError, counted, some
 from moslora.runs.evaluation import in_common
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
@@ -32,6 +32,7 @@ class Comparison:
         count: contrasts that were named, with runs or without.
         left_out: lines that say which questions and runs were left out.
         own_margin: the largest difference that does not matter, if one was named; ``None`` for the outcome's.
+        least_shared: of all runs and tasks, the smallest share of the answered questions that all runs answered.
     """
 
     arms: tuple[Arm, ...]
@@ -40,6 +41,7 @@ class Comparison:
     count: int
     left_out: tuple[str, ...] = ()
     own_margin: Margin | None = None
+    least_shared: float = 1.0
 
     @property
     def main(self) -> Contrast | None:
@@ -69,6 +71,36 @@ class Comparison:
                 " these questions; evaluate it (moslora eval RUN --base), or give a number"
             )
         return replace(self, own_margin=margin)
+
+    def refuse_few(self, *, questions: int, share: float) -> None:
+        """Refuses fewer ``questions`` than these, and runs that answered less than this ``share`` of each other's.
+
+        Raises:
+            UsageError: there are fewer, with what was left out.
+        """
+        there = min(contrast.questions() for contrast in (*self.named, *self.exploratory))
+        if there < questions:
+            raise UsageError(f"compared on {counted(there, 'question')}, and --min-questions requires {questions:,}")
+        if self.least_shared < share:
+            raise UsageError(
+                f"{some(self.left_out)}; only {100 * self.least_shared:.1f} % of one side's questions have answers on"
+                f" all sides, and {100 * share:g} % are required; complete them, or set --min-share"
+            )
+
+    def with_direction(self, direction: int) -> "Comparison":
+        """The same, where more is better (1) or less is (-1), of an outcome that does not say.
+
+        Raises:
+            UsageError: it says.
+        """
+        if self.outcome.direction:
+            raise UsageError(f"--better: which {self.outcome.name} is better is known; leave it out")
+        outcome = replace(self.outcome, direction=direction)
+        named, exploratory = (
+            tuple(replace(contrast, outcome=outcome) for contrast in contrasts)
+            for contrasts in (self.named, self.exploratory)
+        )
+        return replace(self, named=named, exploratory=exploratory)
 
 
 def compare_paths(
@@ -135,6 +167,12 @@ def compare_arms(
         raise UsageError(
             f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit, evaluation.skip)"
         )
+    shares = [
+        len(shared.get(task, ())) / len(answers.ids)
+        for run in runs
+        for task, answers in run.tasks.items()
+        if answers.ids
+    ]
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     runs = all_runs(arms)
     note_what_differs(arms)
@@ -166,7 +204,8 @@ def compare_arms(
         alone = without_partner(by_name[one], by_name[other])
         if alone:
             lines.append(f"{one} and {other}: left out without a run of the same seed: {some(alone, most=8)}")
-    return Comparison(tuple(arms), made(named), made(exploratory), len(named), tuple(lines))
+    least_shared = min(shares, default=1.0)
+    return Comparison(tuple(arms), made(named), made(exploratory), len(named), tuple(lines), least_shared=least_shared)
 
 
 def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> list[Arm]:

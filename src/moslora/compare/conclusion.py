@@ -24,6 +24,11 @@ FEW = 10
 """With fewer independent right or wrong answers, nothing is said to be shown: McNemar's exact p is not small enough
 before six of them have changed, all in one direction."""
 
+TOO_FEW = "too few"
+EQUAL = "equal"
+SIDES = ("better", "worse", "higher", "lower")
+"""Verdicts on a contrast; of `SIDES` the first two where it is known which numbers are better. The last one is open."""
+
 
 def lines(comparison: Comparison) -> list[str]:
     """The lines below the tables, the conclusions last."""
@@ -69,19 +74,29 @@ def conclusions(comparison: Comparison) -> list[str]:
     return [f"{sentence}." for sentence in _of_family(comparison)]
 
 
+def verdict_on(one: Contrast, member: Member) -> str:
+    """What is concluded of one contrast: that the second arm is on one of `SIDES`, equality, or nothing."""
+    if _are_few(one):
+        return TOO_FEW
+    if member.different <= LEVEL:
+        return one.outcome.side(one.effects[MACRO].difference)
+    return EQUAL if member.equal <= LEVEL else "open"
+
+
 def _of_contrast(main: Contrast, comparison: Comparison) -> str:
     ((_, member),) = members_of(comparison)
     outcome = main.outcome
     margin = comparison.margin
     effect = main.effects[MACRO]
-    if _are_few(main):
+    verdict = verdict_on(main, member)
+    if verdict == TOO_FEW:
         few = counted(sum(main.independent_questions.values()), "independent question")
         size = f"{outcome.change(effect.difference)} {outcome.unit}"
         return f"{few}: too few to tell {main.after} from {main.before} ({size} in these)"
-    if member.different <= LEVEL:
+    if verdict in SIDES:
         over = f"95 % over {main.seeds} seeds" if main.seeds > 1 else "95 %"
         return _difference(main, member, margin, over, f", p {probability(effect.p)}")
-    if member.equal <= LEVEL:
+    if verdict == EQUAL:
         inner = f"{title_of_inner(margin)} {inner_in_words(main, margin)}"
         return f"{main.after} and {main.before} are equal within {in_words(main, margin)} ({inner})"
     sentence = f"No difference between {main.after} and {main.before} is shown over {_asked(main)}"
@@ -137,11 +152,12 @@ def _of_family(comparison: Comparison) -> Iterator[str]:
     margin = comparison.margin
     arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
     for one, member in members_of(comparison):
-        if _are_few(one):
+        verdict = verdict_on(one, member)
+        if verdict == TOO_FEW:
             arms_by_conclusion[f"Too few questions to tell from {one.before}"].append(one.after)
-        elif member.different <= LEVEL:
+        elif verdict in SIDES:
             yield _difference(one, member, margin, "joint 95 %")
-        elif member.equal <= LEVEL:
+        elif verdict == EQUAL:
             arms_by_conclusion[f"Equal to {one.before} within {in_words(one, margin)}"].append(one.after)
         else:
             between = one.outcome.range(member.interval) if isfinite(member.interval[0]) else "one seed"

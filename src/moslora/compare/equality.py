@@ -9,6 +9,7 @@ a ratio; both must hold: Berger and Hsu 1996, doi 10.1214/ss/1032280304).
 """
 
 import math
+from dataclasses import replace
 
 from scipy.optimize import brentq
 
@@ -32,6 +33,15 @@ def p_unequal(contrast: Contrast, margin: Margin) -> float:
         return 1.0
     sides = [_side(contrast, margin.size, sign=sign) for sign in (1, -1)]
     return max(side.below(0) for side in sides)
+
+
+def p_worse(contrast: Contrast, margin: Margin) -> float:
+    """One-sided p of a loss of the margin or more; 1 for a share of a gain that is not known."""
+    direction = contrast.outcome.direction
+    if not margin.of_gain:
+        law = contrast.effects[MACRO].law
+        return replace(law, difference=direction * law.difference).below(-margin.size / contrast.outcome.factor)
+    return _side(contrast, margin.size, sign=direction).below(0) if contrast.base else 1.0
 
 
 def size_in_words(margin: Margin, outcome: Outcome) -> str:
