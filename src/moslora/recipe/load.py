@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from moslora.errors import UsageError
 from moslora.files import replacing
-from moslora.tasks import BUILT_IN, GROUP, Task, name_here, split_names, unknown_names
+from moslora.tasks import BUILT_IN, GROUP, Task, canonical_task, split_names, unknown_names
 
 from .adapter import AdapterSection
 from .builtin import EXPERIMENTS, find_recipe, near_files
@@ -77,7 +77,7 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
 
 def _names_recipe(name: str) -> bool:
     """Whether ``name`` is of a recipe with tasks, not of a task; the hub's ids of the eight sets have a "/", too."""
-    return ("/" in name or "." in name) and name_here(name) is None
+    return ("/" in name or "." in name) and canonical_task(name) is None
 
 
 class NamedRows(NamedTuple):

@@ -14,7 +14,7 @@ from .commonsense import (
     PASSAGES_OF,
     SAME_INSTRUCTION,
     TASKS,
-    name_here,
+    canonical_task,
     split_names,
     unknown_names,
 )
@@ -46,4 +46,4 @@ __all__ += [
     "QuestionSource",
     "Task",
 ]
-__all__ += ["RESPONSE_LEAD", "Bare", "TrueFalse", "Turn", "Worded", "name_here", "split_names", "unknown_names"]
+__all__ += ["RESPONSE_LEAD", "Bare", "TrueFalse", "Turn", "Worded", "canonical_task", "split_names", "unknown_names"]

@@ -216,8 +216,8 @@ _NAMES_ELSEWHERE: Mapping[str, str] = {
 """Names on the hub, in lm-eval, in LLM-Adapters and in papers, in lower case and with "_" for "-" -> the name here."""
 
 
-def name_here(name: str) -> str | None:
-    """The name here of a set that others call ``name``; ``None`` if nobody does."""
+def canonical_task(name: str) -> str | None:
+    """Return the name of the set that others call ``name``; ``None`` if nobody does."""
     return _NAMES_ELSEWHERE.get(name.lower().replace("-", "_"))
 
 
@@ -239,9 +239,9 @@ def unknown_names(names: Iterable[str], known: Sequence[str], *, files: Sequence
     for name in names:
         if name in known:
             continue
-        here = name_here(name)
-        if here is not None:
-            faults.append(f"unknown task {name!r}; here it is {here}")
+        canonical = canonical_task(name)
+        if canonical is not None:
+            faults.append(f"unknown task {name!r}; here it is {canonical}")
             continue
         close = difflib.get_close_matches(name.lower(), known, n=1) or files
         hint = f"did you mean {close[0]}?" if close else f"must be one of {', '.join(known)}"
