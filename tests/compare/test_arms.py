@@ -141,7 +141,7 @@ def other(**conditions):
 def test_unlike_runs_are_refused_with_the_field_and_both_values(one, two, line):
     """Of other rows also under other seeds, each of which chooses its own."""
     with pytest.raises(UsageError) as fault:
-        refuse_mixed([arm("one", one), arm("base", base()), arm("other", two)], allowed=["protocol", "stepz"])
+        refuse_mixed([arm("one", one), arm("base", base()), arm("other", two)], allowed=["seeds"])
     assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
 
 
@@ -164,10 +164,36 @@ def test_what_may_be_meant_to_differ_is_one_line_with_one_command(runs, capsys):
     code, _, fault = run(capsys, "compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy")
     assert code == 2 and fault.count("\n") == 1 and fault.count("lora-1, ") == 3
     words = shlex.split(fault.partition("if that is meant, add ")[2])
-    assert words.count("--allow") == 3
-    words += ["--allow", "seds"]
-    code, said, _ = run(capsys, "compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy", *words)
-    assert code == 0 and "mixed-1" in said and "--allow seds: differs in none" in said
+    assert words == ["--allow", "rows,steps"]
+    compare = ("compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy")
+    code, said, _ = run(capsys, *compare, "--allow", "steps, rows,trained_rows,dtype")
+    assert code == 0 and "mixed-1" in said and says(said, "--allow dtype: differs in none")
+    assert run(capsys, *compare, "--allow", "steps", "--allow", "trained_rows")[0] == 2, "rows.1 differs, too"
+    code, _, fault = run(capsys, *compare, "--allow", "steps,rwos")
+    assert code == 2 and says(fault, "rwos", "did you mean rows")
+
+
+def test_seeds_that_hold_out_other_duplicates_are_compared(runs, capsys):
+    """They train other numbers of rows, and over epochs of steps; under one seed both are those of the other arm."""
+    for name, rows, steps in (("lora-1", 239, 30), ("mixed-1", 239, 30), ("lora-2", 240, 31), ("mixed-2", 240, 31)):
+        rewritten(runs / name, "training.epochs=1")
+        data = {"sha256": f"of {rows}", "source_sha256": "all"}
+        Run(runs / name).add_facts(steps=steps, trained_rows=rows, data=data)
+    compare = ("compare", runs, "--outcome", "accuracy")
+    code, said, _ = run(capsys, *compare)
+    assert code == 0 and says(said, "239 with seed 1", "240 with seed 2")
+    for changes, named in (
+        ({"trained_rows": 238}, ("trained_rows.2: 240", "238")),
+        ({"steps": 29, "trained_rows": 240}, ("steps.2: 31", "29")),
+        ({"steps": 31, "data": {"sha256": "of 240", "source_sha256": "other"}}, ("rows: all", "other")),
+    ):
+        Run(runs / "mixed-2").add_facts(**changes)
+        code, _, fault = run(capsys, *compare)
+        assert code == 2 and says(fault, *named), changes
+    for name in ("mixed-1", "mixed-2"):
+        rewritten(runs / name, "training.epochs=2")
+    code, _, fault = run(capsys, *compare)
+    assert code == 2 and says(fault, "steps: 1 epochs", "2 epochs")
 
 
 def test_other_versions_are_no_reason_to_refuse_but_told(capsys):

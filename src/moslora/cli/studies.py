@@ -132,7 +132,8 @@ CLUSTER = typer.Option(
     " metadata.NAME of Inspect's. [default: none]",
 )
 ALLOW = typer.Option(
-    help="Field that may differ: of base, rows, steps or prompt; or seeds, which are then not paired.",
+    help="Fields that may differ, separated by commas: rows, steps, or single ones; or seeds, which are then not"
+    " paired.",
     metavar="FIELD",
 )
 
@@ -206,7 +207,7 @@ def compare(
             outcome=outcome,
             evaluation=evaluation,
             tasks=tasks,
-            allowed=allow or (),
+            allowed=[field.strip() for fields in allow or () for field in fields.split(",")],
             cluster=cluster,
         ).within(margin)
     if better:

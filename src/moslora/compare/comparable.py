@@ -1,6 +1,6 @@
 """May these runs be compared? How they were asked, and their bases, rows and steps, must be alike."""
 
-import shlex
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -14,22 +14,48 @@ from moslora.errors import UsageError, capped, counted, some
 from moslora.runs.conditions import Changes
 from moslora.runs.evaluation import Evaluation
 
+ROWS = "rows"
+STEPS = "steps"
+"""What ``--allow`` names for all fields of the rows, and of the steps, in which runs differ."""
+
 
 def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     """Refuses runs that were asked differently, one line for each field, or that differ in base, rows or steps, whose
-    fields may be ``allowed`` to differ; a note names those that do not."""
+    fields may be ``allowed`` to differ: by name, or all of them as rows or as steps. A note names those that do not.
+
+    Raises:
+        UsageError: also of an allowed field that no run has.
+    """
     runs = all_runs(arms)
-    faults = [f"{values}; evaluate both in the same way" for values in differently_asked(runs).values()]
     differing = differently_made(runs)
-    alike = [field for field in allowed if field not in (SEEDS, PROMPT, *differing)]
+    known = {ROWS, STEPS, "base", SEEDS, PROMPT, *(field for run in runs for field in _fields_of(run))}
+    unknown = [field for field in allowed if field not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], sorted(known), n=1)
+        fix = f"did you mean {near[0]}?" if near else f"must be among {', '.join(sorted(known))}"
+        raise UsageError(f"--allow {unknown[0]}: no such field; {fix}")
+    unlike = {SEEDS, PROMPT, *differing, *map(_kind, differing)}
+    alike = [field for field in allowed if field not in unlike]
     if alike:
         note(f"--allow {some(alike)}: differs in none of these runs")
-    made = {field: values for field, values in differing.items() if field not in allowed}
+    faults = [f"{values}; evaluate both in the same way" for values in differently_asked(runs).values()]
+    made = {field: values for field, values in differing.items() if not {field, _kind(field)} & {*allowed}}
     if made:
-        allow = " ".join(f"--allow {shlex.quote(field)}" for field in made)
-        faults.append(f"{'; '.join(made.values())}; if that is meant, add {allow}")
+        allow = ",".join(dict.fromkeys(map(_kind, made)))
+        faults.append(f"{'; '.join(made.values())}; if that is meant, add --allow {allow}")
     if faults:
         raise UsageError(capped(faults))
+
+
+def _fields_of(run: ComparedRun) -> list[str]:
+    """The fields in which a run may differ from another one."""
+    return [*facts_of(run, Changes.BASE), *run.made]
+
+
+def _kind(field: str) -> str:
+    """What a field of how a run was made is about; a field of its base is about itself."""
+    first, _, _ = field.partition(".")
+    return {"steps": STEPS, "rows": ROWS, "trained_rows": ROWS, "data": ROWS, "training": STEPS}.get(first, field)
 
 
 def asked_the_same(one: Evaluation, other: Evaluation) -> bool:
@@ -118,6 +144,12 @@ def note_what_differs(arms: Sequence[Arm]) -> None:
     if chosen:
         steps = [f"{name} {run.chosen_step:,} ({run.made['steps']})" for name, run in chosen]
         note(f"steps: {some(steps, separator='; ', most=8)}")
+    trained_rows = {
+        run.seed: rows for run in runs for field, rows in run.made.items() if field == f"trained_rows.{run.seed}"
+    }
+    if len({*trained_rows.values()}) > 1:
+        by_seed = [f"{rows} with seed {seed}" for seed, rows in trained_rows.items()]
+        note(f"trained rows: {some(by_seed, most=8)}; those that repeat a seed's validation rows are left out")
     made_with = [facts_of(run, Changes.TOKENS, Changes.VERSIONS) for run in runs]
     short = [{key.rpartition(".")[2]: value[:20] for key, value in its.items()} for its in made_with]
     for values in _differences(runs, short).values():

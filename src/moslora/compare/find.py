@@ -135,19 +135,28 @@ def compared(folder: Path, *, path: Path | None = None) -> ComparedRun:
 
 def _made(recipe: Recipe, facts: Mapping[str, Any], *, step: int | None, chosen: int | None) -> dict[str, str]:
     """Field -> value: all rows of the source, and those that a seed has chosen among them; and the step of the adapter,
-    or the rule by which validations have ``chosen`` it, so that runs of one rule may have different ones."""
+    or the rule by which validations have ``chosen`` it, so that runs of one rule may have different ones.
+
+    What follows from the seed is a field of its own: training leaves out rows that repeat a validation row, so seeds
+    that hold out other duplicates train other numbers of rows, and with epochs of steps.
+    """
     values = recipe.model_dump(mode="json")
     data = facts.get("data", {})
+    training = recipe.training
+    total = facts.get("steps")
     made = {}
     for key in fields_that_change(Changes.ROWS):
         section, _, name = key.partition(".")
         made[key] = str(values[section].get(name))
-    made["trained_rows"] = str(facts.get("trained_rows"))
-    made["steps"] = str(facts.get("steps") if step is None else step)
+    by_seed = f".{recipe.seed}" if "source_sha256" in data else ""
+    made[f"trained_rows{by_seed}"] = str(facts.get("trained_rows"))
+    made["steps"] = str(total if step is None else step)
+    if step in (None, total) and training.max_steps is None and by_seed:
+        made[f"steps{by_seed}"] = made["steps"]
+        made["steps"] = f"{training.epochs:g} epochs"
     if chosen is not None:
-        training = recipe.training
         made["steps"] = (
-            f"the {training.result} of up to {facts['steps']}, validated every {training.validate_every} by"
+            f"the {training.result} of up to {total}, validated every {training.validate_every} by"
             f" {training.best_by}, patience {training.patience}"
         )
     made[f"rows.{recipe.seed}"] = str(data.get("sha256"))[:8]
