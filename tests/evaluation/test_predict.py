@@ -15,6 +15,7 @@ from message_kit import says
 from moslora.evaluation import predict as predict_module
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.runs.evaluation import read_predictions
+from server_kit import serving
 from world_kit import write_rows
 
 KINDS = ["billing", "technical", "other"]
@@ -104,6 +105,20 @@ class Counted:
             return self.complete(prepared, model, journal)
 
         return complete
+
+
+def test_a_server_answers_as_the_run_that_it_serves(here, served, capsys):
+    predict = ("predict", served.path, "rows.jsonl", "--task", "kinds.yaml", "--out")
+    assert run(capsys, *predict, "own.jsonl")[0] == 0
+    pretended = served.pretended()
+    with serving(pretended) as address:
+        assert run(capsys, *predict, "served.jsonl", "--server", address)[0] == 0
+        pretended.asked.clear()
+        assert run(capsys, *predict, "again.jsonl", "--server", address)[0] == 0
+    assert not any(body.get("echo") for body in pretended.asked), "what was answered is not asked again"
+    for own, of_server, again in zip(*map(read, ("own.jsonl", "served.jsonl", "again.jsonl")), strict=True):
+        assert of_server == again and own["prediction"] == of_server["prediction"]
+        assert of_server["probabilities"] == pytest.approx(own["probabilities"], abs=1e-4)
 
 
 def test_rows_are_written_as_they_were_in_their_own_format(here, capsys):
