@@ -1,6 +1,8 @@
-"""A base with the adapters of a recipe: ours, or a method of PEFT."""
+"""A base with the adapters of a recipe: ours, or a method of PEFT. Both answer the same questions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -8,9 +10,84 @@ from transformers import PreTrainedModel
 from moslora.adapters import adapter_state_dict, named_adapters
 from moslora.adapters.injection import adapt_layers
 from moslora.base.engine import text_part
-from moslora.base.peft_methods import peft_layers, peft_state, with_peft
+from moslora.base.peft_methods import merged_by_peft, peft_layers, peft_settings, peft_state, with_peft
 from moslora.base.quantized import dequantize
+from moslora.choices import EngineName
 from moslora.recipe import PeftSection, Recipe
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What is asked of the adapters of a model, or of those that a recipe describes."""
+
+    put: Callable[[PreTrainedModel, Any, Mapping[str, Tensor] | None], PreTrainedModel]  # see `with_adapters`
+    layers: Callable[[Any], dict[str, tuple[nn.Module, nn.Module]]]  # see `adapted_layers`
+    state: Callable[[Any], dict[str, Tensor]]  # see `adapter_state`
+    settings: Callable[
+        [Any], dict[str, Any]
+    ]  # of a recipe, by key, kept by a run that continues it; refuses wrong ones
+    merge: Callable[[Any], dict[str, Tensor]] | None = None  # by itself, in float32; otherwise layers fold
+    engine: EngineName | None = None  # the only one that computes them
+    packages: tuple[str, ...] = ()  # whose code computes, beside ours
+
+
+def _put_own(model: PreTrainedModel, recipe: Any, state: Mapping[str, Tensor] | None) -> PreTrainedModel:
+    adapt_layers(
+        model,
+        recipe.adapter,
+        seed=recipe.seed,
+        tasks=recipe.data.tasks,
+        state=state,
+        weight_of=dequantize,
+        within=text_part(model),
+    )
+    return model
+
+
+def _own_layers(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    return {name: (layer, layer.base) for name, layer in named_adapters(model)}
+
+
+def _own_settings(recipe: Recipe) -> dict[str, Any]:
+    """The adapter's section, and with a task gate the tasks."""
+    settings = section_settings(recipe.adapter)
+    if recipe.adapter.gated_by_task:
+        settings["data.tasks"] = list(recipe.data.tasks)
+    return settings
+
+
+FREE = ("continue_from", "dropout", "trains")
+"""Keys of an adapter's section that say nothing of its weights, and may have other values in a run that continues."""
+
+
+def section_settings(section: Any) -> dict[str, Any]:
+    """By dotted key; a list of layers has no order."""
+    values = section.model_dump(mode="json", exclude={*FREE})
+    if isinstance(values["target_modules"], list):
+        values["target_modules"].sort()
+    return {f"adapter.{key}": value for key, value in values.items()}
+
+
+OWN = Adapters(_put_own, _own_layers, adapter_state_dict, _own_settings)
+PEFT = Adapters(
+    with_peft,
+    peft_layers,
+    peft_state,
+    peft_settings,
+    merge=merged_by_peft,
+    engine="transformers",
+    packages=("peft",),
+)
+
+
+def adapters_of(recipe: Recipe) -> Adapters:
+    """The kind of adapters that ``recipe`` describes."""
+    return PEFT if isinstance(recipe.adapter, PeftSection) else OWN
+
+
+def adapters_in(model: nn.Module) -> Adapters:
+    """The kind of adapters that ``model`` has; ours of one without any."""
+    return PEFT if hasattr(model, "peft_config") else OWN
 
 
 def with_adapters(
@@ -24,37 +101,17 @@ def with_adapters(
         ValueError: a layer is not found or does not fit, or ``state`` does not.
         UsageError: as :func:`moslora.base.peft_methods.config_of`.
     """
-    if isinstance(recipe.adapter, PeftSection):
-        return with_peft(model, recipe.adapter, seed=recipe.seed, state=state)
-    adapt_layers(
-        model,
-        recipe.adapter,
-        seed=recipe.seed,
-        tasks=recipe.data.tasks,
-        state=state,
-        weight_of=dequantize,
-        within=text_part(model),
-    )
-    return model
-
-
-def is_of_peft(model: nn.Module) -> bool:
-    """Whether a method of PEFT adapts ``model``."""
-    return hasattr(model, "peft_config")
+    return adapters_of(recipe).put(model, recipe, state)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
     """The adapted layers with the base's in them, by the names that these have in the base."""
-    if is_of_peft(model):
-        return {**peft_layers(model)}
-    return {name: (layer, layer.base) for name, layer in named_adapters(model)}
+    return adapters_in(model).layers(model)
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """All of the adapters that a checkpoint must keep, by name."""
-    if is_of_peft(model):
-        return peft_state(model)
-    return adapter_state_dict(model)
+    return adapters_in(model).state(model)
 
 
 def own_parameters(model: nn.Module) -> set[nn.Parameter]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, Families, describe_batch, inject, named_adapters
-from moslora.base.adapted import is_of_peft
+from moslora.base.adapted import adapters_in
 from moslora.base.engine import text_part, use_own_modules
 from moslora.base.engines import ENDS, SHARED, Batch, Engine, Own, Transformers, two_rows
 from moslora.base.failures import UnsupportedModel
@@ -86,10 +86,11 @@ def choose_engine(
     """
     # cuDNN's attention plans for each new shape, for up to half a second, and rows have many lengths.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if is_of_peft(model):
-        if wanted == Own.name:
-            raise UsageError("model.engine = own: methods of PEFT are computed by transformers; set auto")
-        wanted = Transformers.name
+    only = adapters_in(model).engine
+    if only is not None:
+        if wanted not in ("auto", only):
+            raise UsageError(f"model.engine = {wanted}: methods of PEFT are computed by {only}; set auto")
+        wanted = only
     why = kept_verdict(
         model,
         lambda: _why_not(model, wanted, computed_here=computed_here, trust_remote_code=trust_remote_code),

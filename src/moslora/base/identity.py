@@ -97,11 +97,10 @@ def weight_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def packages(*, quantized: bool, peft: bool) -> dict[str, str]:
-    """The versions of the packages that compute: bitsandbytes for a quantised base, PEFT for its own adapters."""
+def packages(*others: str, quantized: bool) -> dict[str, str]:
+    """The versions of the packages that compute: bitsandbytes for a quantised base, and ``others`` of its adapters."""
     names = ["torch", "transformers", "tokenizers", "accelerate"]
     if quantized:
         names.append("bitsandbytes")
-    if peft:
-        names.append("peft")
+    names += others
     return {name: _version_of(name) for name in names}

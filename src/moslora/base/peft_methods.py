@@ -38,10 +38,9 @@ TARGETS = "adapter.target_modules"
 """Keys of the method and of its layers among its settings."""
 
 
-def with_peft(
-    model: PreTrainedModel, section: PeftSection, *, seed: int, state: Mapping[str, Tensor] | None
-) -> PreTrainedModel:
+def with_peft(model: PreTrainedModel, recipe: Any, state: Mapping[str, Tensor] | None) -> PreTrainedModel:
     """A ``PeftModel`` around ``model``; see `moslora.base.adapted.with_adapters`."""
+    section: PeftSection = recipe.adapter
     config = config_of(section)
     quantized = quantized_layers(model)
     home = model.device
@@ -49,7 +48,7 @@ def with_peft(
     moved = home.type == "cuda" and DRAWN_FROM_THE_BASE in start
     if moved:
         model.to(torch.device("cpu"))  # type: ignore[arg-type]
-    adapted = _drawn(model, section, config, seed)
+    adapted = _drawn(model, section, config, recipe.seed)
     if not isinstance(config.target_modules, str):
         names = "".join(f".{name}\n" for name in adapted.targeted_module_names)
         missed = sorted(target for target in config.target_modules if f".{target}\n" not in names)
@@ -165,6 +164,14 @@ def is_drawn_from_the_base(settings: Mapping[str, Any]) -> bool:
     """Whether a method with these settings splits the base's weights at random, so that another seed splits them
     otherwise."""
     return DRAWN_FROM_THE_BASE in str(settings.get("adapter.peft.init_lora_weights"))
+
+
+def peft_settings(recipe: Any) -> dict[str, Any]:
+    """`settings_of` the recipe's method, and the seed where that splits the base at random."""
+    settings = settings_of(config_of(recipe.adapter))
+    if is_drawn_from_the_base(settings):
+        settings["seed"] = recipe.seed
+    return settings
 
 
 def settings_of(config: Any) -> dict[str, Any]:

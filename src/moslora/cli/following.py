@@ -36,10 +36,9 @@ def after_training(run: "Run") -> Sequence[str]:
 
 def say_strength(run: "Run") -> None:
     """Prints the command that recommends the strength of ``run``, if it has validation rows to measure on."""
-    from moslora.convert.strength import linear_in
     from moslora.processes.launch import PART
 
-    if run.validation_loss is not None and linear_in(run.recipe.adapter) and PART not in os.environ:
+    if run.validation_loss is not None and run.recipe.adapter.linear_weights and PART not in os.environ:
         command = shlex.join(["moslora", "strength", str(run.path)])
         say(f"applied less strongly, it may forget less: {command}")
 

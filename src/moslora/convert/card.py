@@ -72,7 +72,7 @@ def write_card(
         base_model=None if local else base,
         library_name="peft" if (out / PEFT_CONFIG).exists() else "transformers",
         pipeline_tag="text-generation",
-        tags=["moslora"] if recipe.adapter.needs_peft else ["moslora", "lora"],
+        tags=["moslora", *recipe.adapter.tags],
     )
     card = ModelCard.from_template(
         data,

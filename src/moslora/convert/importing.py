@@ -89,7 +89,7 @@ def import_adapter(
         run = Run(scratch)
         run.begin(recipe, {"imported": imported, "versions": {"moslora": __version__}})
         encoded_by = encoding(Encoder(tokenizer, max_length=None), recipe.data.format)
-        facts = {"imported": imported, "encoding": encoded_by, "packages": packages(quantized=False, peft=False)}
+        facts = {"imported": imported, "encoding": encoded_by, "packages": packages(quantized=False)}
         save_adapter(run.result, {WEIGHTS: own_state(layers)}, recipe, facts=facts)
         folder = open_adapter(run.result, trust_remote_code=trust_remote_code)
         of_run = log_probabilities(with_adapters_of(folder, base_model), tokenizer)

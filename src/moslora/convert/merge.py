@@ -24,8 +24,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import AdapterLinear, LoraPair, named_adapters
 from moslora.adapters.folding import ROWS
+from moslora.base.adapted import adapters_of
 from moslora.base.load import DTYPES, in_files, load_tokenizer, read_base, stored_names
-from moslora.base.peft_methods import merged_by_peft
 from moslora.base.quantized import dequantize, quantized_layers, write_out
 from moslora.base.resolve import INDEX, weight_files
 from moslora.choices import DType, Onto
@@ -99,7 +99,7 @@ def _write_model(
     of_base = log_probabilities(base, tokenizer)
     stored = stored_names(base)
     quantized = quantized_layers(base) if onto == "dequantized" else {}
-    by_peft = folder.recipe.adapter.needs_peft
+    merge_whole = adapters_of(folder.recipe).merge
 
     def load_plain(dtype: DType) -> PreTrainedModel:
         """The adapter model on the weights that it is merged onto, none of them quantised."""
@@ -112,18 +112,18 @@ def _write_model(
     of_adapted = expected = log_probabilities(model, tokenizer)
     pairs = in_files(lora_pairs(model, str(folder.path)), stored)
     if section.quantization is not None:
-        if onto == "dequantized" and not by_peft:
+        if onto == "dequantized" and merge_whole is None:
             write_out(model, quantized_layers(model), DTYPES[section.dtype])
         else:
             del model
             model = load_plain(section.dtype)
         expected = log_probabilities(model, tokenizer)
     exact: dict[str, Tensor] = {}
-    if by_peft:
+    if merge_whole is not None:
         if section.dtype != "float32":
             del model
             model = load_plain("float32")
-        exact = {stored.get(key, key): weight for key, weight in merged_by_peft(model).items()}
+        exact = {stored.get(key, key): weight for key, weight in merge_whole(model).items()}
     layers = dict(named_adapters(model))
     for layer in layers.values():
         layer.base = nn.Identity()  # the layers stay, the model does not

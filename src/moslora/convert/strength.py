@@ -12,7 +12,6 @@ from torch import Tensor
 
 from moslora.errors import UsageError
 from moslora.files import new_folder
-from moslora.recipe import Adapter, PeftSection
 from moslora.runs.adapted_model import save_adapter
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.best import TRAINED_STEPS
@@ -26,9 +25,6 @@ OF_ITS_FOLDER = ("format", "moslora", "sha256", "scaler")
 
 OF_ITS_RUN = ("results", "experiment")
 """Keys of ``run.json`` that are of the run's own answers, and of the plan that it belongs to."""
-
-LINEAR_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Starts of a LoRA of PEFT that leave the base's weights as they are."""
 
 
 def write_at_strength(adapter: Path, strength: float, out: Path, *, trust_remote_code: bool = False) -> Strength:
@@ -65,7 +61,7 @@ def at_strength(folder: AdapterFolder, weights: Mapping[str, Tensor], strength: 
     Raises:
         UsageError: its change is not linear in any of its weights.
     """
-    linear = linear_in(folder.recipe.adapter)
+    linear = folder.recipe.adapter.linear_weights
     if not linear:
         raise UsageError(
             f"{folder.path}: {folder.recipe.adapter.summary()}: only a change of low rank has a strength, and this one"
@@ -75,17 +71,3 @@ def at_strength(folder: AdapterFolder, weights: Mapping[str, Tensor], strength: 
     for key, weight in weights.items():
         scaled[key] = (strength * weight.double()).to(weight) if key.endswith(linear) else weight
     return scaled
-
-
-def linear_in(adapter: Adapter) -> tuple[str, ...]:
-    """Ends of the names of the weights, one of each layer, in which ``adapter`` is linear. What a start has taken out
-    of the base (PiSSA) is linear in ``start_b``, which belongs to the change. None of an adapter that is not linear."""
-    if isinstance(adapter, PeftSection):
-        fields = adapter.peft.model_dump()
-        is_lora = fields["peft_type"] == "LORA" and not fields.get("use_dora")
-        if is_lora and fields.get("init_lora_weights", True) in LINEAR_STARTS:
-            return ".lora_B.weight", ".lora_B.bias", ".lora_embedding_B"
-        return ()
-    if adapter.dora:
-        return ()
-    return ".mixer.weight" if adapter.mixer.starts_at_zero else ".lora_b", ".start_b"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moslora.base.adapted import adapters_of
 from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import fingerprint, packages
 from moslora.base.resolve import locate
@@ -68,8 +69,8 @@ class LocalSource:
             adapter=adapter.manifest["sha256"][WEIGHTS] if adapter else None,
             quantization=quantization,
         )
-        by_peft = adapter is not None and adapter.recipe.adapter.needs_peft
-        versions = packages(quantized=quantization is not None, peft=by_peft)
+        of_adapter = adapters_of(adapter.recipe).packages if adapter else ()
+        versions = packages(*of_adapter, quantized=quantization is not None)
         return conditions_of(request, questions, encoder, answered_by, versions)
 
     def open(self, prepared: PreparedQuestions, open_journal: Callable[[], Journal]) -> tuple[Local, Journal]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from moslora.base.adapted import adapters_in
 from moslora.base.engine import output_weight
 from moslora.base.identity import packages
 from moslora.data.clusters import find_clusters
@@ -233,7 +234,7 @@ class ModelWithQuestions:
             quantization="int8" if getattr(model, "is_loaded_in_8bit", False) else None,
         )
         quantized = getattr(model.config, "quantization_config", None) is not None  # also where it is shared out
-        versions = packages(quantized=quantized, peft=hasattr(model, "peft_config"))
+        versions = packages(*adapters_in(model).packages, quantized=quantized)
         conditions = conditions_of(request, questions, encoder, answered_by, versions)
         return cls(local, PreparedQuestions.of(questions, request, encoder, conditions))
 

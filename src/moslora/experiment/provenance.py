@@ -20,6 +20,7 @@ import moslora.runs
 import moslora.strength
 import moslora.tasks
 import moslora.training
+from moslora.base.adapted import adapters_of
 from moslora.base.identity import fingerprint, packages
 from moslora.base.load import load_tokenizer
 from moslora.choices import FormatName, Split
@@ -74,7 +75,7 @@ def provenance(planned: Planned, *, fetching: bool = True) -> dict[str, Any]:
         facts["start"] = hash_of_predecessor(recipe.adapter.continue_from)
         facts |= _encoding(recipe.model, recipe.data.format)
     facts["code"] = code()
-    facts["packages"] = packages(quantized=recipe.model.quantization is not None, peft=recipe.adapter.needs_peft)
+    facts["packages"] = packages(*adapters_of(recipe).packages, quantized=recipe.model.quantization is not None)
     if fetching and planned.scored:
         facts["questions"] = _rows("test", *recipe.questions)
     return facts

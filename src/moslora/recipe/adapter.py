@@ -5,11 +5,12 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from moslora.adapter_options import TARGETS, AdapterOptions
-from moslora.mixer_options import DenseOptions, MixerOptions
+from moslora.mixer_options import Conflicts, DenseOptions, MixerOptions
 from moslora.strict import Filled, Modules
 
 from .changes import Changes
 from .fields import Section
+from .sections import ModelSection, TrainingSection
 
 
 class AdapterSection(AdapterOptions, Section):
@@ -25,7 +26,7 @@ class AdapterSection(AdapterOptions, Section):
     `start` says. The rest of this section must be as it was there, except `dropout` and `trains`."""
 
     equation: ClassVar[str] = "ΔW = s · B · M · A"
-    needs_peft: ClassVar[bool] = False
+    tags: ClassVar[tuple[str, ...]] = ("lora",)
 
     def summary(self) -> str:
         """The method in a few words."""
@@ -48,6 +49,30 @@ class AdapterSection(AdapterOptions, Section):
     def is_balanced(self) -> bool:
         """Whether each micro-batch has a penalty over its own rows."""
         return self.mixer.is_balanced
+
+    @property
+    def linear_weights(self) -> tuple[str, ...]:
+        """Ends of the names of the weights, one of each layer, in which the change of the base is linear; none if there
+        are none. ``start_b``, what a start has taken out of the base (PiSSA), belongs to the change."""
+        if self.dora:
+            return ()
+        return ".mixer.weight" if self.mixer.starts_at_zero else ".lora_b", ".start_b"
+
+    def conflicts_in(self, training: TrainingSection, model: ModelSection) -> Conflicts:
+        """Options that do not go together, nor with the rest of a recipe."""
+        budget = training.rank_budget
+        if budget and self.mixer.kind != "diagonal":
+            keys = "training.rank_budget adapter.mixer.kind"
+            yield keys, f"rank_budget needs a diagonal mixer, not {self.mixer.kind}; set rank_budget: null"
+        elif budget and budget.target_rank > self.rank:
+            keys = "training.rank_budget.target_rank adapter.rank"
+            yield keys, f"target_rank must be at most adapter.rank = {self.rank}"
+        for keys, message in self.conflicts(drawn=self.continue_from is None):
+            yield " ".join(f"adapter.{key}" for key in keys.split()), message
+
+
+LINEAR_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Starts of a LoRA of PEFT that leave the base's weights as they are."""
 
 
 class PeftMethod(Section):
@@ -75,10 +100,31 @@ class PeftSection(Section):
     were, except those of dropout."""
 
     equation: ClassVar[str] = "a method of another library"
-    needs_peft: ClassVar[bool] = True
+    tags: ClassVar[tuple[str, ...]] = ()
     gated_by_task: ClassVar[bool] = False
     is_balanced: ClassVar[bool] = False
     mixer: ClassVar[None] = None
+
+    @property
+    def linear_weights(self) -> tuple[str, ...]:
+        """As those of `AdapterSection`."""
+        fields = self.peft.model_dump()
+        is_lora = fields["peft_type"] == "LORA" and not fields.get("use_dora")
+        if is_lora and fields.get("init_lora_weights", True) in LINEAR_STARTS:
+            return ".lora_B.weight", ".lora_B.bias", ".lora_embedding_B"
+        return ()
+
+    def conflicts_in(self, training: TrainingSection, model: ModelSection) -> Conflicts:
+        """What does not go with a method of PEFT in a recipe."""
+        for field, usual in (("lora_plus_ratio", 1), ("mixer_rate_ratio", 1), ("rank_budget", None)):
+            if getattr(training, field) != usual:
+                yield (
+                    f"training.{field} adapter.peft.peft_type",
+                    f"applies only to moslora's own adapters, not to a method of PEFT; remove {field}",
+                )
+        if model.quantization == "int8":
+            keys = "model.quantization adapter.peft.peft_type"
+            yield keys, "several of PEFT's methods fail over 8 bits; set quantization: nf4 or null"
 
     def summary(self) -> str:
         """The method in a few words."""

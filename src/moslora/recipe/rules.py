@@ -6,7 +6,7 @@ from moslora.mixer_options import Conflicts
 from moslora.prompts.protocols import PROTOCOLS, joined_names, readers, writers
 from moslora.tasks import BUILT_IN, COMMONSENSE, GROUP, PASSAGES, unknown_names
 
-from .adapter import Adapter, AdapterSection, PeftSection
+from .adapter import Adapter
 from .sections import DataSection, EvaluationSection, ModelSection, TrackingSection, TrainingSection
 from .tasks import TaskSection
 
@@ -22,12 +22,7 @@ def conflicts(
 ) -> Conflicts:
     """All combinations in a recipe that cannot work."""
     yield from _training(training, model, data)
-    if isinstance(adapter, PeftSection):
-        yield from _peft(training, model)
-    else:
-        yield from _rank_budget(adapter, training)
-        for keys, message in adapter.conflicts(drawn=adapter.continue_from is None):
-            yield " ".join(f"adapter.{key}" for key in keys.split()), message
+    yield from adapter.conflicts_in(training, model)
     yield from _tasks(data, evaluation, own_tasks)
     for name, task in own_tasks.items():
         yield from _own_task(name, task, trained=name in data.tasks)
@@ -52,28 +47,6 @@ def _training(training: TrainingSection, model: ModelSection, data: DataSection)
     elif training.is_selected_by_accuracy and training.validation_questions == 0:
         keys = "training.best_by training.validation_questions"
         yield keys, "accuracy is that of validation questions; set validation_questions, such as 100, or best_by: loss"
-
-
-def _peft(training: TrainingSection, model: ModelSection) -> Conflicts:
-    for field, usual in (("lora_plus_ratio", 1), ("mixer_rate_ratio", 1), ("rank_budget", None)):
-        if getattr(training, field) != usual:
-            yield (
-                f"training.{field} adapter.peft.peft_type",
-                f"applies only to moslora's own adapters, not to a method of PEFT; remove {field}",
-            )
-    if model.quantization == "int8":
-        keys = "model.quantization adapter.peft.peft_type"
-        yield keys, "several of PEFT's methods fail over 8 bits; set quantization: nf4 or null"
-
-
-def _rank_budget(adapter: AdapterSection, training: TrainingSection) -> Conflicts:
-    mixer = adapter.mixer
-    if training.rank_budget and mixer.kind != "diagonal":
-        keys = "training.rank_budget adapter.mixer.kind"
-        yield keys, f"rank_budget needs a diagonal mixer, not {mixer.kind}; set rank_budget: null"
-    elif training.rank_budget and training.rank_budget.target_rank > adapter.rank:
-        keys = "training.rank_budget.target_rank adapter.rank"
-        yield keys, f"target_rank must be at most adapter.rank = {adapter.rank}"
 
 
 def _tasks(data: DataSection, evaluation: EvaluationSection, own_tasks: Mapping[str, TaskSection]) -> Conflicts:

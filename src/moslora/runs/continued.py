@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from moslora.base.adapted import adapters_of, section_settings
 from moslora.base.identity import fingerprint
 from moslora.base.peft_methods import KIND, config_of, is_drawn_from_the_base, read_config, settings_of
 from moslora.console import note_once
@@ -19,9 +20,6 @@ from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.origin import Origin, locate_predecessor, origin_of_peft
 from moslora.runs.peft_adapter import load_weights, own_section, own_state, read_layers, read_settings
 from moslora.runs.peft_files import adapter_files, has_adapter_files
-
-FREE = ("continue_from", "dropout", "trains")
-"""Keys of an adapter's section that say nothing of its weights, and may have other values in a run that continues."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,11 @@ def read_continued(recipe: Recipe, *, begun_with: Origin | None = None, fetching
 def _own(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
     """An adapter of ours, or a method of PEFT that was trained here; and what differs from ``recipe``."""
     adapter = open_adapter(folder)
-    now = {**_comparable(recipe), "seed": recipe.seed, "data.tasks": list(recipe.data.tasks)}
+    now = {**adapters_of(recipe).settings(recipe), "seed": recipe.seed, "data.tasks": list(recipe.data.tasks)}
+    then = adapters_of(adapter.recipe).settings(adapter.recipe)
     origin = adapter.origin_for(adapter.recipe.model.name)
     origin = replace(origin, run=adapter.run_name, steps=None)
-    return Continued(folder, origin, adapter.weights()), _changed_values(_comparable(adapter.recipe), now)
+    return Continued(folder, origin, adapter.weights()), _changed_values(then, now)
 
 
 def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
@@ -109,7 +108,7 @@ def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
             raise UsageError(f"{error}; cannot be continued as an adapter of A, M and B; {fix}") from None
         layers = read_layers(weights, settings)
         section = AdapterSection.model_validate(own_section(settings, layers))
-        changed = _changed_values(_values(section), _values(recipe.adapter))
+        changed = _changed_values(section_settings(section), section_settings(recipe.adapter))
         state = own_state(layers)
     origin = origin_of_peft(folder)
     named = json.loads(config.read_bytes()).get("base_model_name_or_path")
@@ -119,28 +118,6 @@ def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
             " have the same weights"
         )
     return Continued(folder, origin, state), changed
-
-
-def _comparable(recipe: Recipe) -> dict[str, Any]:
-    """What must fit, by dotted key: the adapter's section, with a task gate the tasks, and the seed where a method of
-    PEFT splits the base at random."""
-    if isinstance(recipe.adapter, PeftSection):
-        values = settings_of(config_of(recipe.adapter))
-        if is_drawn_from_the_base(values):
-            values["seed"] = recipe.seed
-        return values
-    values = _values(recipe.adapter)
-    if recipe.adapter.gated_by_task:
-        values["data.tasks"] = list(recipe.data.tasks)
-    return values
-
-
-def _values(section: AdapterSection) -> dict[str, Any]:
-    """By dotted key; a list of layers has no order."""
-    values = section.model_dump(mode="json", exclude={*FREE})
-    if isinstance(values["target_modules"], list):
-        values["target_modules"].sort()
-    return {f"adapter.{key}": value for key, value in values.items()}
 
 
 def _changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

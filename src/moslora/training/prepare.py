@@ -11,12 +11,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import task_names
-from moslora.base.adapted import adapted_layers, own_parameters, with_adapters
+from moslora.base.adapted import adapted_layers, adapters_of, own_parameters, with_adapters
 from moslora.base.engine import independent_length
 from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
 from moslora.base.load import choose_engine_of, in_files, load_tokenizer, read_base, stored_names
-from moslora.base.peft_methods import config_of
 from moslora.base.sharded import read_on_host, shard_base, shards
 from moslora.choices import Strategy
 from moslora.data.encode import Encoder
@@ -24,7 +23,7 @@ from moslora.data.prepared import RunRows, TrainingData
 from moslora.data.steps import StepPlan, default_micro_batch_tokens
 from moslora.errors import MosloraError, UsageError
 from moslora.processes.devices import keep_freed_memory
-from moslora.recipe import PeftSection, Recipe
+from moslora.recipe import Recipe
 from moslora.runs.adapted_model import check_base
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.best import Best
@@ -50,8 +49,7 @@ class Inputs:
 
 def gather_inputs(recipe: Recipe) -> Inputs:
     """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
-    if isinstance(recipe.adapter, PeftSection):
-        config_of(recipe.adapter)  # says what is wrong before anything is downloaded
+    adapters_of(recipe).settings(recipe)  # says what is wrong before anything is downloaded
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
     data = RunRows.of(recipe, encoder).prepare()

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import shares_beginnings
 from moslora.base import identity
-from moslora.base.adapted import adapted_layers
+from moslora.base.adapted import adapted_layers, adapters_of
 from moslora.base.engines import engine_of
 from moslora.data.steps import StepPlan
 from moslora.kernels import attention, liger, linear, norm
@@ -22,7 +22,7 @@ from moslora.kernels.plain import VARIABLE, left_out
 from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import device_name, gpus, total_memory
 from moslora.processes.group import group_size
-from moslora.recipe import Adapter, ModelSection, TrainingSection
+from moslora.recipe import Adapter, ModelSection, Recipe, TrainingSection
 from moslora.runs.best import BEST, TRAINED_STEPS
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
@@ -51,10 +51,9 @@ def describe(
     return lines
 
 
-def packages(base: ModelSection, adapter: Adapter) -> dict[str, str]:
+def packages(recipe: Recipe) -> dict[str, str]:
     """The versions of the packages that compute, or would: Liger-Kernel is tried later, in all processes together."""
-    quantized = base.quantization is not None
-    found = identity.packages(quantized=quantized, peft=adapter.needs_peft)
+    found = identity.packages(*adapters_of(recipe).packages, quantized=recipe.model.quantization is not None)
     if gpus() and liger.there():
         name = packages_distributions()["liger_kernel"][0]  # or its nightly
         found[name] = version(name)

@@ -103,7 +103,7 @@ def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str
         facts[path] = values[path]
     facts["the first step"] = saved.manifest.get("step", 0) if saved is not None else 0
     facts["the kind of device"] = device().type
-    return facts | packages(recipe.model, recipe.adapter)
+    return facts | packages(recipe)
 
 
 def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued | None, inputs: Inputs) -> Path:

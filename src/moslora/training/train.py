@@ -52,7 +52,7 @@ class Training:
         facts = {
             "data": self.data.facts(self.parts.plan, steps=steps),
             "encoding": self.data.encoding,
-            "packages": packages(self.recipe.model, self.recipe.adapter),
+            "packages": packages(self.recipe),
             "trained_rows": len(self.data.rows),
             "processes": self.parts.accelerator.num_processes,
             ENGINE: self.parts.engine.name,
