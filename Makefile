@@ -61,11 +61,11 @@ test-lowest test-newest: test-%: .venv-%/installed
 	@touch $@
 
 proof: $(VENV)/installed-plots
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.article.proof
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.article.argument
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.research.proof
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.research.argument
 
 results: $(VENV)/installed-plots
-	$(BIN)/python -m benchmarks.article.results
+	$(BIN)/python -m benchmarks.research.results
 
 setup: $(VENV)/installed-dev
 
@@ -79,9 +79,9 @@ pictures: $(VENV)/installed-plots
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pictures
 
 docs: $(VENV)/installed-dev
-	$(BIN)/python docs/recipes.py > docs/recipes.md.new
+	$(BIN)/python -m benchmarks.recipes > docs/recipes.md.new
 	mv docs/recipes.md.new docs/recipes.md
-	$(BIN)/python docs/keys.py
+	$(BIN)/python -m benchmarks.keys
 
 dist: .venv-dist/installed
 	rm -rf dist
@@ -95,7 +95,7 @@ dist: .venv-dist/installed
 	@touch $@
 
 methods: $(VENV)/installed
-	$(BIN)/python -m benchmarks.article.methods
+	$(BIN)/python -m benchmarks.research.methods
 
 # In an environment of its own: the peers bring their own requirements.
 bench: .venv-bench/installed

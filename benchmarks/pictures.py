@@ -10,8 +10,8 @@ with what is drawn today.
 from collections.abc import Callable
 
 from benchmarks import DOCS
-from benchmarks.article import ablation, argument, proof, rates, report_page, results
 from benchmarks.commands import command
+from benchmarks.research import ablation, argument, proof, rates, report_page, results
 from benchmarks.speed import growth
 from benchmarks.svg import write_pictures
 

@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from benchmarks import DOCS
-from benchmarks.article.argument_tables import SYSTEMS
 from benchmarks.commands import command
+from benchmarks.research.argument_tables import SYSTEMS
 from benchmarks.tables import machine, markdown, publish, ratios, spread
 from benchmarks.timing import seconds
 from moslora.adapters import AdapterLinear, inject, named_adapters

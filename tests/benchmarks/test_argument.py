@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.article.argument_tables import SYSTEMS, TABLES, drawn, matrices, token
-from benchmarks.article.trajectories import ROUNDING, Start, distance, draw_a, folded, train
-from benchmarks.article.update_rules import ADAM, SGD
+from benchmarks.research.argument_tables import SYSTEMS, TABLES, drawn, matrices, token
+from benchmarks.research.trajectories import ROUNDING, Start, distance, draw_a, folded, train
+from benchmarks.research.update_rules import ADAM, SGD
 from benchmarks.speed.latency import IN_PARTS, ONE_BY_ONE, contestants, measure_steps, put
 from evaluation_kit import make_model
 from moslora.adapters import build_mixer

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.article import method_checks, methods
-from benchmarks.article.method_checks import METHODS, becomes, examine, parameters, recipe_text
+from benchmarks.research import method_checks, methods
+from benchmarks.research.method_checks import METHODS, becomes, examine, parameters, recipe_text
 from benchmarks.tables import spread, write_between
 from benchmarks.timing import alternate
 from moslora.adapters import MIXERS, describe_batch

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.article import forgetting
+from benchmarks.research import forgetting
 from compare_kit import base, base_row, drawn, row, with_tasks, with_texts, write_experiment
 from moslora.compare.contrast import Contrast
 from moslora.runs.evaluation import Evaluation

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.article import proof
-from benchmarks.article.comparisons import comparisons
-from benchmarks.article.trajectories import STEPS
 from benchmarks.pictures import SOURCES
+from benchmarks.research import proof
+from benchmarks.research.comparisons import comparisons
+from benchmarks.research.trajectories import STEPS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

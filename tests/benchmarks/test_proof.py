@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.article.comparisons import (
+from benchmarks.research.comparisons import (
     butterfly,
     butterfly_distances,
     comparisons,
@@ -21,8 +21,8 @@ from benchmarks.article.comparisons import (
     start_matters,
     twin_rule,
 )
-from benchmarks.article.proof import largest_table, measure, twins_table
-from benchmarks.article.trajectories import (
+from benchmarks.research.proof import largest_table, measure, twins_table
+from benchmarks.research.trajectories import (
     RANK,
     ROUNDING,
     SCALE,
@@ -39,7 +39,7 @@ from benchmarks.article.trajectories import (
     loss,
     train,
 )
-from benchmarks.article.update_rules import (
+from benchmarks.research.update_rules import (
     ADAM,
     ADAMW,
     CLIP_VALUE,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.article import rates, results
+from benchmarks.research import rates, results
 from benchmarks.svg import from_report
 from compare_kit import base, base_row, drawn, row, with_texts, write_experiment
 from moslora.compare.compared_run import ComparedRun

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.article import results
+from benchmarks.research import results
 from compare_kit import base, base_row, drawn, row, with_tasks, with_texts, write_experiment
 from moslora.compare.compared_run import ComparedRun
 

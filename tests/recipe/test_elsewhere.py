@@ -2,13 +2,13 @@
 
 import dataclasses
 import re
-import runpy
 from pathlib import Path
 
 import peft
 import pytest
 from transformers import TrainingArguments
 
+from benchmarks.keys import with_tables
 from moslora.recipe import load_recipe, trace_recipe
 from moslora.recipe.elsewhere import answer, known
 from moslora.recipe.faults import SECRETS
@@ -220,7 +220,7 @@ def test_what_is_answered_exists():
 def test_the_page_has_the_keys_that_are_answered():
     docs = Path(__file__).parents[2] / "docs"
     page = (docs / "coming-from.md").read_text("utf-8")
-    assert page == runpy.run_path(str(docs / "keys.py"))["with_tables"](page), "run `make docs`"
+    assert page == with_tables(page), "run `make docs`"
     assert page.count("| `model.name` |") == 3
 
 

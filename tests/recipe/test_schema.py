@@ -1,11 +1,11 @@
 """The JSON schema of recipe files: what it lets pass and what not, as the library jsonschema reads it."""
 
-import runpy
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
 
+from benchmarks.recipes import reference
 from moslora.errors import UsageError
 from moslora.recipe import Recipe, find_recipe, list_recipes, load_recipe, recipe_schema
 from moslora.recipe.yaml_text import parse
@@ -71,8 +71,7 @@ def test_the_reference_page_is_up_to_date():
     """`make docs` writes it; every field and every kind of mixer has its row."""
     docs = Path(__file__).parents[2] / "docs"
     page = (docs / "recipes.md").read_text(encoding="utf-8")
-    current = runpy.run_path(str(docs / "recipes.py"))["reference"]()
-    assert page == current, "docs/recipes.md is not what the models say: run `make docs`"
+    assert page == reference(), "docs/recipes.md is not what the models say: run `make docs`"
     schema = recipe_schema()
     for model in [schema, *schema["$defs"].values()]:
         for name in model["properties"]:

@@ -1,8 +1,8 @@
 """The planned tests of the experiment `forgetting`, from its tables.
 
-    python -m benchmarks.article.forgetting                                        # docs/experiments/forgetting
-    python -m benchmarks.article.forgetting docs/experiments/forgetting-second     # the second model
-    python -m benchmarks.article.forgetting --without-seed 203                     # how much hangs on one seed
+    python -m benchmarks.research.forgetting                                        # docs/experiments/forgetting
+    python -m benchmarks.research.forgetting docs/experiments/forgetting-second     # the second model
+    python -m benchmarks.research.forgetting --without-seed 203                     # how much hangs on one seed
 
 A challenger is better than half the rate if it keeps the gain of `lora` and forgets less than `lora-half`. Each part is
 a one-sided test by the law of any contrast (`moslora.compare.law`), and all are needed (an intersection-union test:

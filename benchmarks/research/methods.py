@@ -1,7 +1,7 @@
 """Every method recipe on one real model: trained, resumed, reloaded, evaluated, merged and exported.
 
-    python -m benchmarks.article.methods    # all of them
-    python -m benchmarks.article.methods --methods lora moslora --print-only
+    python -m benchmarks.research.methods    # all of them
+    python -m benchmarks.research.methods --methods lora moslora --print-only
 
 A method has two processes of its own: the first trains by ``moslora train`` and has nothing else in its peak memory;
 the second, method_checks.py, does the rest, and times the method's training step and LoRA's in turns, on the same rows.
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import DOCS, ROOT
-from benchmarks.article.method_checks import BASE, METHODS, PAIRS, ROWS, STEPS, examine, recipe_text
 from benchmarks.commands import command, in_process, run_command
+from benchmarks.research.method_checks import BASE, METHODS, PAIRS, ROWS, STEPS, examine, recipe_text
 from benchmarks.tables import machine, markdown, publish, ratios, spread
 from moslora.experiment.provenance import code
 from moslora.files import write_json

@@ -1,7 +1,7 @@
 """Gain against forgetting beside the best learning rate: each model's tables in docs/results-runs.md, and the figure.
 
-    python -m benchmarks.article.rates                        # of docs/experiments
-    python -m benchmarks.article.rates packed --print-only    # moslora experiment FILE --pack packed/NAME wrote each
+    python -m benchmarks.research.rates                        # of docs/experiments
+    python -m benchmarks.research.rates packed --print-only    # moslora experiment FILE --pack packed/NAME wrote each
 
 An arm whose name is another's with one of `ENDINGS` is that method at a rate beside its best. The base is asked before
 the runs are packed: ``moslora eval FOLDER/runs/RUN --base``.
@@ -19,8 +19,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from benchmarks import DOCS
-from benchmarks.article.results import ScoredExperiment, load
 from benchmarks.commands import command
+from benchmarks.research.results import ScoredExperiment, load
 from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm

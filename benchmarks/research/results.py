@@ -1,7 +1,7 @@
 """The first edition's figures in docs/results-runs.md, from the tables of an experiment whose first arm is LoRA.
 
-    python -m benchmarks.article.results                          # docs/experiments/article
-    python -m benchmarks.article.results packed --docs drawn      # moslora experiment FILE --pack packed wrote it
+    python -m benchmarks.research.results                          # docs/experiments/article
+    python -m benchmarks.research.results packed --docs drawn      # moslora experiment FILE --pack packed wrote it
 
 Forgetting needs texts among the questions, and with gain the base's answers: ``moslora eval FOLDER/runs/RUN --base``,
 before the runs are packed.

@@ -1,7 +1,7 @@
 """What MOELoRA forgets under the gate of each task, and not under the mean of its gates alone.
 
-    python -m benchmarks.article.gates                       # at 0.008: some 80 minutes on one core
-    python -m benchmarks.article.gates --arm moelora-low     # at 0.004
+    python -m benchmarks.research.gates                       # at 0.008: some 80 minutes on one core
+    python -m benchmarks.research.gates --arm moelora-low     # at 0.004
 
 The arm's runs of `article-second` are trained again, and each measures the passages under every gate. What is done is
 kept in --work, and not done again; a training that was stopped goes on.

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks import DOCS
-from benchmarks.article.argument_tables import PARTS, RANK, TABLES, matrices
-from benchmarks.article.diagrams import (
+from benchmarks.commands import command
+from benchmarks.research.argument_tables import PARTS, RANK, TABLES, matrices
+from benchmarks.research.diagrams import (
     A_LEFT,
     A_RIGHT,
     B_LEFT,
@@ -33,7 +34,6 @@ from benchmarks.article.diagrams import (
     heights,
     picture,
 )
-from benchmarks.commands import command
 from benchmarks.svg import INK, from_figures, write_pictures
 from benchmarks.tables import publish
 

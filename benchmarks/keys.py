@@ -1,11 +1,11 @@
-"""Writes the tables of keys in `coming-from.md` from `src/moslora/recipe/elsewhere.yaml`; `make docs` runs it."""
+"""Write the tables of keys in `docs/coming-from.md` from `src/moslora/recipe/elsewhere.yaml`; `make docs` runs it."""
 
 import re
 from pathlib import Path
 
 from moslora.recipe.elsewhere import known
 
-PAGE = Path(__file__).with_name("coming-from.md")
+PAGE = Path(__file__).parents[1] / "docs/coming-from.md"
 
 
 def with_tables(page: str) -> str:

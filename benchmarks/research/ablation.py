@@ -1,7 +1,7 @@
 """The pictures of the experiment mixer-ablation in docs/experiments.md.
 
     python -m benchmarks.pictures --only ablation    # draws both, from docs/experiments/mixer-ablation
-    python -m benchmarks.article.ablation            # first trains the run again whose M is shown, in some minutes
+    python -m benchmarks.research.ablation            # first trains the run again whose M is shown, in some minutes
 
 The tables of an experiment keep no adapters. The matrices of one run are beside this file, as float32: M at the end and
 M₀ at the start, of six layers.
@@ -14,8 +14,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import DOCS
-from benchmarks.article.results import draw_forest, load
 from benchmarks.commands import command
+from benchmarks.research.results import draw_forest, load
 from benchmarks.svg import canvas_of, from_report, write_pictures
 from moslora.experiment.file import load_experiment
 from moslora.report.figures.mixers import draw_mixers, mapped

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.article.update_rules import Rule
+from benchmarks.research.update_rules import Rule
 from moslora.adapters import AdapterLinear, Mixer, build_mixer
 from moslora.mixer_options import DenseOptions, IdentityOptions
 

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import DOCS
-from benchmarks.article.comparisons import (
+from benchmarks.commands import command
+from benchmarks.research.comparisons import (
     butterfly_distances,
     comparisons,
     drift,
@@ -23,8 +24,8 @@ from benchmarks.article.comparisons import (
     start_matters,
     twin_rule,
 )
-from benchmarks.article.trajectories import ROUNDING, STEPS
-from benchmarks.article.update_rules import (
+from benchmarks.research.trajectories import ROUNDING, STEPS
+from benchmarks.research.update_rules import (
     ADAM,
     ADAMW,
     CLIP_NORM,
@@ -37,7 +38,6 @@ from benchmarks.article.update_rules import (
     SGD,
     TORCH_MUON,
 )
-from benchmarks.commands import command
 from benchmarks.svg import INK, from_figures, write_pictures
 from benchmarks.tables import markdown, publish
 

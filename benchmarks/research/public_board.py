@@ -1,7 +1,7 @@
 """What one run per method can say: PEFT's public MetaMathQA results, each compared with LoRA of rank 32.
 
     git clone https://github.com/huggingface/peft && git -C peft checkout 5d602fd
-    python -m benchmarks.article.public_board peft/method_comparison/MetaMathQA/results
+    python -m benchmarks.research.public_board peft/method_comparison/MetaMathQA/results
 
 Every result is one run of Llama-3.2-3B with seed 0, scored on GSM8K's 1,319 test questions. The answers to the single
 questions are not published, so two results are compared as independent proportions: with p₁ and p₂ correct of n each,

@@ -1,9 +1,9 @@
 """The search before the experiment `forgetting`: the share of replay, and whether 0.8 is a fixed strength to study.
 
-    python -m benchmarks.article.forgetting_texts
-    python -m benchmarks.article.forgetting_search                  # twelve runs of three minutes; goes on where it was
-    python -m benchmarks.article.forgetting_search --table          # what is known so far
-    python -m benchmarks.article.forgetting_search --write FILE     # the same as JSON, to be committed
+    python -m benchmarks.research.forgetting_texts
+    python -m benchmarks.research.forgetting_search                 # twelve runs of three minutes; goes on where it was
+    python -m benchmarks.research.forgetting_search --table         # what is known so far
+    python -m benchmarks.research.forgetting_search --write FILE    # the same as JSON, to be committed
 
 LoRA at its rate and the same with each share of replay, under the seeds that choose rates, as in the experiment.
 Nothing is scored: what counts is the loss of the held-out rows after the last step.

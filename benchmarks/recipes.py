@@ -1,4 +1,4 @@
-"""Prints `recipes.md`, the reference of all recipe fields, from the models; `make docs` writes it."""
+"""Print `docs/recipes.md`, the reference of all recipe fields, from the models; `make docs` writes it."""
 
 from collections.abc import Iterator
 from typing import Any
