@@ -4,6 +4,7 @@ A message is one clear line: what is wrong, where, and the fix. Several faults f
 one error, so that a user fixes them in one go.
 """
 
+import difflib
 import shlex
 import signal
 import sys
@@ -65,6 +66,16 @@ def by_row(faults: Mapping[str, Sequence[str]]) -> str:
         more = f" (and {len(others)} more rows)" if others else ""
         lines.append(f"{first}: {what}{more}")
     return capped(lines)
+
+
+def near_words(word: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The words among ``known`` that ``word`` may be misspelt from, the closest first."""
+    return difflib.get_close_matches(word, list(known), n=most)
+
+
+def did_you_mean(words: Sequence[str], *, otherwise: str) -> str:
+    """The fix for something unknown: the ``words`` that may be meant, or ``otherwise`` if there are none."""
+    return f"did you mean {', '.join(words)}?" if words else otherwise
 
 
 def counted(number: int, noun: str) -> str:

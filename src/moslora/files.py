@@ -1,6 +1,5 @@
 """Files and folders: written whole or not at all, by one process at a time; disk errors become one line."""
 
-import difflib
 import errno
 import fcntl
 import hashlib
@@ -16,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moslora.errors import MosloraError, UsageError, some
+from moslora.errors import MosloraError, UsageError, near_words, some
 
 LOCK = ".lock"
 """The lock file in a folder that is being written. A killed process leaves the file, but not the lock on it.
@@ -358,13 +357,5 @@ def near_folders(path: Path) -> list[str]:
         with suppress(OSError):
             near = [entry for entry in Path(parent).iterdir() if entry.is_dir() or path.suffix]
             names = sorted(entry.name for entry in near if entry.name[0] != ".")
-            found += [str(Path(parent, name)) for name in difflib.get_close_matches(path.name, names, n=3)]
+            found += [str(Path(parent, name)) for name in near_words(path.name, names, 3)]
     return found
-
-
-def did_you_mean(path: Path, *, otherwise: str) -> str:
-    """What is said of a folder that is not there: the `near_folders`, or else this."""
-    close = near_folders(path)
-    if close:
-        return f"did you mean {', '.join(close)}?"
-    return otherwise

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from moslora.adapters import AdapterLinear, Families, describe_batch, inject, named_adapters
 from moslora.base.adapted import adapters_in
 from moslora.base.engine import text_part, use_own_modules
-from moslora.base.engines import ENDS, SHARED, Batch, Engine, Own, Transformers, two_rows
+from moslora.base.engines import ENDS, SHARED, Batch, Engine, Own, Transformers, relative_error, two_rows
 from moslora.base.failures import UnsupportedModel
 from moslora.base.kept import kept_verdict
 from moslora.base.quantized import quantized_layers
@@ -46,9 +46,6 @@ TOLERANCE_IN_16_BITS = 2e-2
 
 TOLERANCE_OF_GRADIENTS_IN_16_BITS = 5e-2
 """The same of the gradients there."""
-
-SMALLEST = float(torch.finfo(torch.float32).tiny)
-"""A gradient that is shorter is as good as zero: a scale may take all of them there."""
 
 FAR = 10
 """An error of the logits of so many times the tolerance is not rounding, in 16 bits."""
@@ -175,20 +172,16 @@ def _difference(name: str, stock: Computed, ours: Computed, *, rounded: bool) ->
     def is_off(error: float, tolerance: float) -> bool:
         return error > tolerance or (math.isnan(error) and not rounded)  # 16 bits overflow
 
-    off = _relative(ours.logits, stock.logits)
+    off = relative_error(ours.logits, stock.logits)
     if is_off(off, of_logits):
         return f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
     largest = max((float(gradient.norm()) for gradient in stock.gradients.values()), default=0.0)
     for key, expected in stock.gradients.items():
-        length = max(float(expected.norm()), 1e-2 * largest, SMALLEST)
-        error = float((ours.gradients.get(key, torch.zeros_like(expected)) - expected).norm()) / length
+        found = ours.gradients.get(key, torch.zeros_like(expected))
+        error = relative_error(found, expected, least=1e-2 * largest)
         if is_off(error, of_gradients):
             return f"{name}: the gradient of {key} differs"
     return None
-
-
-def _relative(computed: Tensor, expected: Tensor) -> float:
-    return float((computed.float() - expected.float()).norm() / expected.float().norm())
 
 
 def _lay(engine: Engine, rows: Sequence[Sequence[int]]) -> tuple[Batch, list[int]]:
@@ -249,9 +242,9 @@ def _measured_plainly(model: PreTrainedModel) -> Computed:
     first, second = measured.logits[:SHARED], measured.logits[short : short + SHARED]
     tolerance = TOLERANCE_IN_16_BITS if _rounds(model.device, measured.logits.dtype) else FAR * TOLERANCE
     # NaN, of damaged weights or a scale that overflows, tells nothing: the twin decides.
-    if _relative(first, second) > tolerance:
+    if relative_error(first, second) > tolerance:
         raise UnsupportedModel(f"{name} is not causal: its tokens see those after them")
-    if _relative(measured.logits[:short], alone) > tolerance:
+    if relative_error(measured.logits[:short], alone) > tolerance:
         raise UnsupportedModel(f"{name} computes a row in another way where it is padded")
     _refuse_unfit(layers, measured.gradients, name)
     return measured

@@ -42,6 +42,9 @@ SHARED = 4
 ENDS = (3, 6)
 """Number of tokens that follow in each of them."""
 
+SMALLEST = float(torch.finfo(torch.float32).tiny)
+"""A tensor that is shorter is as good as zero."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -179,10 +182,9 @@ class Transformers(_Model):
         """Whether a prompt that is padded at its beginning is read as it is alone."""
         short, long = two_rows(self.model.config)
         settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
-        alone = _generate(self.model, [short], settings).scores[-1][0].float()
-        padded = _generate(self.model, [short, long], settings).scores[-1][0].float()
-        tolerance = 2e-2 if self.model.dtype.itemsize <= 2 else 1e-3
-        return bool((padded - alone).norm() <= tolerance * alone.norm())
+        alone = _generate(self.model, [short], settings).scores[-1][0]
+        padded = _generate(self.model, [short, long], settings).scores[-1][0]
+        return relative_error(padded, alone) <= (2e-2 if self.model.dtype.itemsize <= 2 else 1e-3)
 
 
 Engine = Own | Transformers
@@ -193,6 +195,13 @@ def engine_of(model: PreTrainedModel) -> Engine:
     if getattr(model, "moslora_engine", Own.name) == Own.name:
         return Own(model)
     return Transformers(model)
+
+
+def relative_error(computed: Tensor, expected: Tensor, *, least: float = 0.0) -> float:
+    """‖z' − z‖ / ‖z‖ of tensors of the same shape, in float32, with z ``expected``; relative to ``least`` if that is
+    longer."""
+    expected = expected.float()
+    return float((computed.float() - expected).norm()) / max(float(expected.norm()), least, SMALLEST)
 
 
 def two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:

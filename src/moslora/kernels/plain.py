@@ -5,11 +5,10 @@
 For a device on which `moslora check` finds a piece that is off. The run card names what was left out.
 """
 
-import difflib
 import os
 from functools import cache
 
-from moslora.errors import UsageError
+from moslora.errors import UsageError, did_you_mean, near_words
 
 VARIABLE = "MOSLORA_PLAIN"
 
@@ -25,9 +24,6 @@ def left_out() -> frozenset[str]:
     """
     named = {name.strip() for name in os.environ.get(VARIABLE, "").split(",")} - {""}
     for name in sorted(named - {*PIECES}):
-        hint = f"must be some of {','.join(PIECES)}"
-        close = difflib.get_close_matches(name.lower(), PIECES, n=1)
-        if close:
-            hint = f"did you mean {close[0]}?"
-        raise UsageError(f"{VARIABLE}: unknown piece {name!r}; {hint}")
+        fix = did_you_mean(near_words(name.lower(), PIECES), otherwise=f"must be some of {','.join(PIECES)}")
+        raise UsageError(f"{VARIABLE}: unknown piece {name!r}; {fix}")
     return frozenset(named)

@@ -1,10 +1,9 @@
 """The built-in recipes and experiments, and how a name or a path becomes a file."""
 
-import difflib
 import os
 from pathlib import Path
 
-from moslora.errors import UsageError
+from moslora.errors import UsageError, did_you_mean, near_words
 
 EXPERIMENTS = "experiments/"
 """Folder of the built-in experiments, which are not recipes."""
@@ -39,10 +38,8 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     what = f"neither a file nor a built-in {kind}"
     if os.path.isdir(path):
         what = "a folder without a run (no recipe.yaml)"
-    hint = f"give one such as {', '.join([*files][:5])}"
     close = near_files(path, shown_in=os.path.dirname(name)) or _near_names(stem, [*files])
-    if close:
-        hint = f"did you mean {', '.join(close)}?"
+    hint = did_you_mean(close, otherwise=f"give one such as {', '.join([*files][:5])}")
     if kind == "recipe":
         hint += " (moslora recipes lists all)"
     raise UsageError(f"{printable(name)}: is {what}; {hint}")
@@ -54,8 +51,7 @@ def _near_names(name: str, files: list[str]) -> list[str]:
     for file in reversed(files):  # of one name in two folders, the first
         known[file.rpartition("/")[2]] = file
     known |= {file: file for file in files}
-    near = difflib.get_close_matches(name, known, n=5)
-    return list(dict.fromkeys(known[file] for file in near))
+    return list(dict.fromkeys(known[file] for file in near_words(name, known, 5)))
 
 
 def near_files(path: Path, *, shown_in: str) -> list[str]:
@@ -65,7 +61,7 @@ def near_files(path: Path, *, shown_in: str) -> list[str]:
     except (OSError, ValueError):  # no such folder, or no path at all
         return []
     stems = {name.rpartition(".")[0]: name for name in names}
-    close = difflib.get_close_matches(path.name.removesuffix(".yaml").removesuffix(".yml"), stems, n=3)
+    close = near_words(path.name.removesuffix(".yaml").removesuffix(".yml"), stems, 3)
     return [printable(os.path.join(shown_in, stems[stem])) for stem in close]
 
 

@@ -1,12 +1,13 @@
 """Turns pydantic's errors into lines: `file: key.path = value: what is wrong; how to fix it`."""
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from moslora.errors import did_you_mean, near_words
 
 from .adapter import PeftSection
 from .builtin import printable
@@ -121,8 +122,7 @@ def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
 def _meant(value: str, expected: str) -> str:
     """The choice that another program calls ``value``, or that is close to it; ``expected`` are quoted."""
     choices = expected.split("'")[1::2]
-    close = difflib.get_close_matches(value, choices, n=1)
-    meant = our_value(value, choices) or "".join(close)
+    meant = our_value(value, choices) or "".join(near_words(value, choices))
     return f"; did you mean {meant}?" if meant else ""
 
 
@@ -141,13 +141,12 @@ def _unknown(location: tuple[str | int, ...], path: KeyPath, value: Any) -> str:
     known = [name for section in here for name in section.model_fields]
     if not at:
         known.append("extends")
-    close = difflib.get_close_matches(key, known, n=1)
+    close = near_words(key, known)
     for place, section in _every_section(Recipe):  # such as `learning_rate` at the top level
         if key in section.model_fields and place[:2] != at[:2]:
             close.append(".".join((*place, key)))
-    if close:
-        return f"unknown key; did you mean {close[0]}?"
-    return f"unknown key; must be one of {', '.join(known)}"
+    fix = did_you_mean(close[:1], otherwise=f"must be one of {', '.join(known)}")
+    return f"unknown key; {fix}"
 
 
 def _name_of(section: type[BaseModel]) -> str:

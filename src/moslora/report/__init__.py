@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from moslora.errors import UsageError, needing
-from moslora.files import did_you_mean, new_folder, refuse_used
+from moslora.errors import UsageError, did_you_mean, needing
+from moslora.files import near_folders, new_folder, refuse_used
 
 PAGE = "report.html"
 
@@ -27,7 +27,9 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
         if path.is_file():
             raise UsageError(f"{path}: a file, not a run; moslora compare reads logs of other programs")
         if not path.exists():
-            raise UsageError(f"{path}: no such run; {did_you_mean(path, otherwise='moslora runs lists all')}")
+            raise UsageError(
+                f"{path}: no such run; {did_you_mean(near_folders(path), otherwise='moslora runs lists all')}"
+            )
     older = partial(_files, out / PAGE)
     refuse_used(out, older=older())
     with needing("matplotlib", "a report"):

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from moslora.choices import BestBy
-from moslora.errors import UsageError
-from moslora.files import did_you_mean, once_per_machine, write_json, write_text, writing
+from moslora.errors import UsageError, did_you_mean
+from moslora.files import near_folders, once_per_machine, write_json, write_text, writing
 from moslora.recipe import Recipe, override_recipe
 from moslora.runs.best import TRAINED_STEPS, Best, best_of
 from moslora.runs.manifest import MANIFEST, RECIPE, written_recipe
@@ -281,7 +281,7 @@ def locate_adapter(path: Path) -> Path:
         return adapters[0]
     fault = f"not a run or an adapter folder (no {MANIFEST}); moslora runs lists all"
     if not path.exists():
-        fault = f"no such run; {did_you_mean(path, otherwise='moslora runs lists all')}"
+        fault = f"no such run; {did_you_mean(near_folders(path), otherwise='moslora runs lists all')}"
     elif (path / "adapter_config.json").is_file():
         fault = f"a PEFT adapter, not a run; import it: moslora import {shlex.quote(str(path))}"
     elif Run(path).exists:

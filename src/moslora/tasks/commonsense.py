@@ -5,10 +5,10 @@ All that is particular about a set is defined here, or in its wording, and nowhe
 """
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from moslora.choices import Split
+from moslora.errors import did_you_mean, near_words
 
 from .task import Columns, Difference, Hub, Task, WheelRows
 from .wording import Blank, Ending, Numbered, Plain, TrueFalse
@@ -243,7 +243,7 @@ def unknown_names(names: Iterable[str], known: Sequence[str], *, files: Sequence
         if canonical is not None:
             faults.append(f"unknown task {name!r}; here it is {canonical}")
             continue
-        close = difflib.get_close_matches(name.lower(), known, n=1) or files
-        hint = f"did you mean {close[0]}?" if close else f"must be one of {', '.join(known)}"
-        faults.append(f"unknown task {name!r}; {hint}")
+        close = near_words(name.lower(), known) or files[:1]
+        fix = did_you_mean(close, otherwise=f"must be one of {', '.join(known)}")
+        faults.append(f"unknown task {name!r}; {fix}")
     return faults
