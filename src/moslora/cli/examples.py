@@ -42,7 +42,8 @@ EVAL = _examples(
 )
 ASK = _examples(
     'moslora ask runs/mine --question "Is ice cold?" --option yes --option no',
-    "moslora ask runs/mine                            # type the question",
+    "moslora ask runs/mine                            # type it, or talk",
+    'moslora ask runs/mine --question "Why is ice cold?" --system "Be brief."',
 )
 PREDICT = _examples(
     "moslora predict runs/mine new.csv               # writes new-predicted.csv",

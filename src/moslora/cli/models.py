@@ -22,6 +22,7 @@ from moslora.prompts.protocols import ScoringProtocolName
 from moslora.runs import RUNS
 
 if TYPE_CHECKING:
+    from moslora.evaluation.ask import Chat
     from moslora.recipe import Recipe
 
 app = typer.Typer()
@@ -192,7 +193,8 @@ def ask(
     target: Annotated[str, options.TARGET],
     question: Annotated[str | None, typer.Option(help="Question. [default: read from the terminal]")] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Answer option. Give it twice or more, or not at all.")
+        list[str] | None,
+        typer.Option(help="Answer option. Give it twice or more, or not at all. [default: the run's own task's]"),
     ] = None,
     task: Annotated[
         str | None,
@@ -205,16 +207,26 @@ def ask(
         ScoringProtocolName | None, typer.Option(help="Protocol: how the options are scored. [default: the run's]")
     ] = None,
     format: options.Format = None,
+    system: Annotated[str, typer.Option(help="System message before a question without options.")] = "",
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Maximum number of tokens of an answer in words. [default: 256]", min=1)
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of an answer in words; 0 for the likeliest tokens.", min=0)
+    ] = 0.0,
     base: options.Base = False,
     dtype: options.DType = None,
     engine: options.Engine = None,
     trust: options.Trust = False,
 ) -> None:
-    """Ask a model a question, with or without answer options.
+    """Ask a model a question, with or without answer options, or talk with it.
 
-    Prints the options with their probabilities, the most likely first. Without options, the model answers in words.
-    Without --question, the question and then the options are read from the terminal, one per line, up to an empty
-    line.
+    Prints the options with their probabilities, the best score first. Without options, the model answers in words. If
+    the questions of the run's own task all have the same options, these are the default.
+
+    Without --question in a terminal: a conversation in the chat template, up to an empty line. If the run was trained
+    in another format, or the input is no terminal, one question is read, and then its options, one per line, up to an
+    empty line.
 
     The prompt is ARC's, or BoolQ's for yes/no. --task selects another one: a winogrande sentence has a _ where the
     options go, and a hellaswag text starts with its activity and a colon.
@@ -224,20 +236,40 @@ def ask(
 
     how: dict[str, Any] = {"base": base, "dtype": dtype, "engine": engine, "trust_remote_code": trust}
     opened = open_target(target, **how)
-    if question is None:
-        question, option = read_typed(sys.stdin, options=option or ())
-    as_example(question, option or (), task=task, own=opened.own_tasks)  # refuses before torch is loaded
+    may_talk = question is None and not (option or task or protocol) and sys.stdin.isatty()
+    if not may_talk or (opened.recipe is not None and (format or opened.request.format) != "chat"):
+        if question is None:
+            question, option = read_typed(sys.stdin, options=option or ())
+        as_example(question, option or (), task=task, own=opened.own_tasks)  # refuses before torch is loaded
     with options.importing():
+        from moslora.evaluation.ask import Chat, InWords, has_turns
         from moslora.evaluation.ask import ask as ask_target
 
     opened = imported(opened, target, **how)
+    in_words = InWords(system=system, max_tokens=max_tokens, temperature=temperature)
+    if question is None and has_turns(opened, format):
+        _talk(Chat.of(opened, in_words))
+        return
+    if question is None:
+        question, option = read_typed(sys.stdin, options=())
     typed = options.typed(protocol=protocol, format=format)
-    answers = ask_target(opened, question=question, options=option or (), task=task, **typed)
+    answers = ask_target(opened, question=question, options=option or (), task=task, in_words=in_words, **typed)
     print(answers)
     if not answers.options:
         print((answers.prediction.text or "").strip())
     for answer in answers.options:
-        print(f"{answer.probability:7.1%}  log p {answer.log_probability:8.3f}  {answer.option}")
+        print(
+            f"{answer.probability:7.1%}  score {answer.score:8.3f}  log p {answer.log_probability:8.3f}"
+            f"  {answer.option}"
+        )
+
+
+def _talk(chat: "Chat") -> None:
+    """A conversation in the terminal, up to an empty line."""
+    from moslora.evaluation.question import read_line
+
+    while question := read_line(sys.stdin, "> "):
+        print(chat.answer(question), flush=True)
 
 
 @app.command(epilog=examples.MERGE)

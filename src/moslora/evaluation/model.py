@@ -66,11 +66,13 @@ class Local:
         model: a causal language model on its device, in evaluation mode.
         tokenizer: decodes the texts that it writes.
         batch_tokens: maximum number of tokens in a batch.
+        temperature: of the softmax from which the tokens of a text are drawn; 0 for the likeliest.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     batch_tokens: int
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         keep_freed_memory()
@@ -161,9 +163,11 @@ class Local:
     def write(self, prompts: Sequence[list[int]], how: Writing, *, task: str | None) -> Wait[str]:
         """The text that follows each prompt of one ``task``."""
 
+        search = self._drawn(how) if self.temperature else how.search
+
         def wait() -> Iterator[Mapping[int, str]]:
             with self._computing(task):
-                if how.search is None:  # all together, since a row that ends makes room for another
+                if search is None:  # all together, since a row that ends makes room for another
                     written = self.engine.write(
                         prompts,
                         max_new_tokens=how.max_new_tokens,
@@ -172,17 +176,22 @@ class Local:
                         batch_tokens=self.batch_tokens,
                     )
                 else:
-                    written = self._search(prompts, how.search, max_new_tokens=how.max_new_tokens)
+                    written = self._search(prompts, search, max_new_tokens=how.max_new_tokens)
             yield dict(enumerate(self.tokenizer.batch_decode(written, skip_special_tokens=True)))
 
         return wait
 
+    def _drawn(self, how: Writing) -> Mapping[str, Any]:
+        """Arguments of transformers' `GenerationConfig` for tokens that are drawn at this temperature."""
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_k": 0}
+        return {**drawn, "max_new_tokens": how.max_new_tokens, "eos_token_id": sorted(how.ends) or None}
+
     def _search(
         self, prompts: Sequence[list[int]], search: Mapping[str, Any], *, max_new_tokens: int
     ) -> list[list[int]]:
-        """The new tokens of each prompt, by beam search."""
+        """The new tokens of each prompt, by beam search or drawn."""
         written: dict[int, list[int]] = {}
-        lengths = [search["num_beams"] * (len(prompt) + max_new_tokens) for prompt in prompts]
+        lengths = [search.get("num_beams", 1) * (len(prompt) + max_new_tokens) for prompt in prompts]
         for batch in in_batches(lengths, self.batch_tokens):
             new = generate(self.engine.model, [prompts[place] for place in batch], search).tolist()
             written |= zip(batch, new, strict=True)

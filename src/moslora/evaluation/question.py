@@ -1,11 +1,23 @@
 """A question as it is typed, as an example of a task. Importing this does not load torch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TextIO
 
 from moslora.errors import UsageError
 from moslora.recipe import resolve_tasks
-from moslora.tasks import FOR_OPTIONS, FOR_TRUTHS, UNKNOWN_ANSWER, Columns, Example, OpenEnded, Task, TrueFalse
+from moslora.tasks import (
+    FOR_OPTIONS,
+    FOR_TRUTHS,
+    UNKNOWN_ANSWER,
+    Columns,
+    Conversation,
+    Example,
+    OpenEnded,
+    Task,
+    TrueFalse,
+    Turn,
+)
 from moslora.tasks.matching import Exact
 
 TRUTHS = (("true", "false"), ("yes", "no"))
@@ -20,6 +32,12 @@ BARE = Task(
 """Of a question without options and without a task: it is asked as it is, and nothing says what is right."""
 
 
+def as_conversation(turns: Sequence[Turn]) -> Conversation:
+    """The question in the last of ``turns``, which is answered in words behind those before it."""
+    asked = Conversation.of("question", [*turns, Turn("assistant", UNKNOWN_ANSWER)])
+    return replace(asked, task=BARE.name, wording=BARE.wording)
+
+
 def as_example(
     question: str, options: Sequence[str], *, task: str | None = None, own: Mapping[str, Task] | None = None
 ) -> tuple[Example, tuple[str, ...]]:
@@ -27,9 +45,10 @@ def as_example(
 
     Args:
         question: in the task's form: WinoGrande's has a "_", HellaSwag's begins with an activity and ": ".
-        options: two or more; for BoolQ true and false, yes and no, or none; none for an answer in words.
+        options: two or more, or none for a task whose questions all have the same; for BoolQ true and false, yes and
+            no, or none; none for an answer in words.
         task: whose prompt to use; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
-        own: the tasks of a run's recipe; the only one with such questions is the default.
+        own: the tasks of a run's recipe; the only one that is asked like this is the default.
     """
     question = question.strip()
     options = tuple(option.strip() for option in options if option.strip())
@@ -39,6 +58,7 @@ def as_example(
     words = entry.wording
     if words.is_text:
         raise UsageError(f"{entry.name}: a set of texts, not of questions; moslora eval measures them")
+    options = options or entry.fixed_options
     choices = options
     if words.is_open_ended:
         choices = (UNKNOWN_ANSWER,)
@@ -68,7 +88,10 @@ def _entry(options: Sequence[str], task: str | None, own: Mapping[str, Task]) ->
             raise UsageError("--task: must be a single task for one question")
         return entry
     asked = [task for task in own.values() if not task.is_text]
-    fitting = [task for task in asked if task.is_open_ended != bool(options)]
+    if options:
+        fitting = [task for task in asked if not task.is_open_ended]
+    else:
+        fitting = [task for task in asked if task.is_open_ended or task.fixed_options]
     for candidates in (fitting, asked):
         if len(candidates) == 1:
             return candidates[0]
@@ -89,18 +112,19 @@ def _as_truths(options: Sequence[str]) -> tuple[str, ...]:
 def read_typed(stream: TextIO, *, options: Sequence[str]) -> tuple[str, list[str]]:
     """Reads the question, one line, and the options if there are none, one per line up to an empty line or the end.
     Prints prompts on a terminal."""
-    question = _read_line(stream, "question: ")
+    question = read_line(stream, "question: ")
     given = list(options)
     if given or not question:
         return question, given
-    option = _read_line(stream, "option 1 (empty: none): ")
+    option = read_line(stream, "option 1 (empty: none): ")
     while option:
         given.append(option)
-        option = _read_line(stream, f"option {len(given) + 1} (empty: done): ")
+        option = read_line(stream, f"option {len(given) + 1} (empty: done): ")
     return question, given
 
 
-def _read_line(stream: TextIO, prompt: str) -> str:
+def read_line(stream: TextIO, prompt: str) -> str:
+    """Reads a line, empty at the end; on a terminal behind ``prompt``."""
     if stream.isatty():
         print(prompt, end="", flush=True)
     try:

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from moslora.choices import FormatName
 from moslora.errors import UsageError
 from moslora.prompts.instructions import instruction, labels, wording
-from moslora.tasks import Example, Option, Turn
+from moslora.tasks import Conversation, Example, Option, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -180,7 +180,10 @@ class ChatFormat(Format):
         return own if before + own + after == plain else ""
 
     def generation_prompt(self, example: Example) -> str:
-        return self.render([Turn("user", instruction(example))], add_generation_prompt=True)
+        asked: Sequence[Turn] = [Turn("user", instruction(example))]
+        if isinstance(example, Conversation):
+            asked = example.turns[:-1]
+        return self.render(asked, add_generation_prompt=True)
 
     def render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation."""

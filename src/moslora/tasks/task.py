@@ -260,6 +260,14 @@ class Task(Kind):
         return self.folder is None
 
     @property
+    def fixed_options(self) -> tuple[str, ...]:
+        """The options of every question of this task; none if they differ, or if it is answered in words."""
+        listed = self.columns.options
+        if not isinstance(listed, tuple) or any("{{" in text for text in listed):
+            return ()
+        return listed
+
+    @property
     def is_of_files(self) -> bool:
         """Whether its rows are in files of this machine."""
         return bool(self.splits) and not (self.hub or self.wheel)
