@@ -1,7 +1,7 @@
 """May these runs be compared? How they were asked, and their bases, rows and steps, must be alike."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,13 @@ def _kind(field: str) -> str:
     return {"steps": STEPS, "rows": ROWS, "trained_rows": ROWS, "data": ROWS, "training": STEPS}.get(first, field)
 
 
-def asked_the_same(one: Evaluation, other: Evaluation) -> bool:
-    """Whether both answered the same questions, asked in the same way."""
-    questions, others = ({task: answers.ids for task, answers in its.tasks.items()} for its in (one, other))
-    return questions == others and not differently_asked([ComparedRun.of(one), ComparedRun.of(other)])
-
-
-def have_one_base(evaluations: Iterable[Evaluation]) -> bool:
-    """Whether all are of the same base, in the same precision."""
-    return not of_other_bases([*map(ComparedRun.of, evaluations)])
+def is_base_of(base: Evaluation, runs: Sequence[Evaluation]) -> bool:
+    """Whether ``base`` answered the questions of the first of ``runs``, asked in the same way, and all ``runs`` are of
+    this base, in the same precision."""
+    first = runs[0]
+    questions, others = ({task: answers.ids for task, answers in its.tasks.items()} for its in (base, first))
+    asked_alike = questions == others and not differently_asked([ComparedRun.of(base), ComparedRun.of(first)])
+    return asked_alike and not of_other_bases([*map(ComparedRun.of, (base, *runs))])
 
 
 def differently_asked(runs: Sequence[ComparedRun]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moslora.compare.arms import cluster_codes
-from moslora.compare.comparable import asked_the_same, have_one_base
+from moslora.compare.comparable import is_base_of
 from moslora.compare.statistics import Effect, effects
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import Outcome
@@ -20,7 +20,7 @@ def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:
         if run.base is None:
             continue
         base = run.base.only({task: answers.ids for task, answers in run.tasks.items()})
-        if asked_the_same(base, run) and have_one_base([base, *runs]):
+        if is_base_of(base, [run, *runs]):
             return base
     return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.compare.arms import arms_of
-from moslora.compare.comparable import asked_the_same, have_one_base
+from moslora.compare.comparable import is_base_of
 from moslora.compare.compared_run import ComparedRun
 from moslora.compare.find import as_arm, compared_run, runs_at
 from moslora.console import note
@@ -126,7 +126,7 @@ def _name_bases(runs: Sequence[ReportedRun]) -> None:
     with_base = [(run, run.base) for run in runs if run.base]
     names = []
     for _, base in with_base:
-        alike = (run for run, its in with_base if asked_the_same(its, base) and have_one_base([its, base]))
+        alike = (run for run, its in with_base if is_base_of(its, [base]))
         names.append(next(alike).name)
     if len(set(names)) > 1:
         for (run, _), name in zip(with_base, names, strict=True):
