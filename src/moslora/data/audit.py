@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import chain
-from pathlib import Path
 from statistics import median_low
 
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +15,7 @@ from moslora.choices import FormatName, Split
 from moslora.data import local
 from moslora.data.encode import Encoder, encode_examples
 from moslora.data.overlap import content
-from moslora.data.sources import differences, load_examples, load_training, local_path
+from moslora.data.sources import differences, load_examples, load_training, local_path, named_on_hub
 from moslora.errors import UsageError
 from moslora.prompts.formats import make_format
 from moslora.tasks import INSTRUCTION, Example, Task
@@ -67,11 +66,10 @@ def audit_rows(
 
 def read(tasks: Sequence[Task], *, source: str) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
     """Training and test rows by task, the same tasks in both; see `audit_rows`."""
-    path = local_path(source)
-    trained = load_training([task for task in tasks if _has_rows(task, "train", path)], source=source)
+    trained = load_training([task for task in tasks if _has_rows(task, "train", source)], source=source)
     tested: list[Example] = []
     for task in tasks:
-        if _has_rows(task, "test", path):
+        if _has_rows(task, "test", source):
             tested += load_examples(task, "test", source=source)
     asked = [task.name for task in tasks]
     tasks_of_rows = {row.task for row in (*trained, *tested)}
@@ -82,11 +80,14 @@ def read(tasks: Sequence[Task], *, source: str) -> tuple[dict[str, list[Example]
     return training, {name: [row for row in tested if row.task == name] for name in names}
 
 
-def _has_rows(task: Task, split: Split, path: Path | None) -> bool:
-    """Whether ``task`` has a split in the source at ``path``: a folder may lack files, and a file has training rows
-    alone."""
+def _has_rows(task: Task, split: Split, source: str) -> bool:
+    """Whether ``task`` has a split in the source: a folder may lack files, and a file, or a data set of the hub, counts
+    as training rows alone."""
+    path = local_path(source)
     if split == "train" and "train" not in task.splits:
         return False
+    if named_on_hub(source) and not task.own:
+        return split == "train"
     if task.own or path is None:
         return True
     return split == "train" if path.is_file() else local.find_file(path, task, split) is not None

