@@ -94,6 +94,11 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a process was killed while it put ``path`` in its place (`replacing`)."""
+    return _scratch_of(path).exists()
+
+
 def discard(folder: Path) -> None:
     """Removes ``folder`` atomically, so that nobody finds half of it; a missing folder is no error."""
     scratch = _scratch_of(folder)

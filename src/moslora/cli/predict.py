@@ -10,6 +10,7 @@ from moslora.cli import completion, early, examples, options
 from moslora.cli.peft_folder import imported
 from moslora.cli.processes import run_in_processes
 from moslora.errors import UsageError, stopped
+from moslora.files import is_unfinished
 from moslora.process_rank import is_main_process
 
 app = typer.Typer()
@@ -102,5 +103,5 @@ def _refuse_output(out: Path, file: Path) -> None:
     """Refuses a file that is there, or whose ending is another one than that of the rows."""
     if out.suffix.lower() != file.suffix.lower():
         raise UsageError(f"--out {out}: must end in {file.suffix}, as the rows are written as they are")
-    if out.exists():
+    if out.exists() and not is_unfinished(out):  # of this command, killed a moment before its end
         raise UsageError(f"{out}: is there already; remove it, or choose another file with --out")
