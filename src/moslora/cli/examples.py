@@ -60,11 +60,15 @@ STRENGTH = _examples(
     "moslora strength runs/mine --out runs/weaker     # write what is recommended",
     "moslora strength runs/mine --set 0.8 --out runs/mine-0.8",
 )
-EXPORT = _examples("moslora export runs/mine")
+EXPORT = _examples(
+    "moslora export runs/mine",
+    "moslora export runs/mine --for vllm --out adapter",
+)
 IMPORT = _examples("moslora import outputs/lora --base HuggingFaceTB/SmolLM2-135M --out runs/new")
 VERIFY = _examples(
     "moslora verify runs/mine --server http://localhost:8000",
     "moslora verify runs/mine --server http://localhost:8000 --limit all --json",
+    "moslora verify outputs/lora --for vllm",
 )
 QUICKSTART = _examples(
     "moslora quickstart",

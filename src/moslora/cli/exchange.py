@@ -24,6 +24,10 @@ def export(
             help="peft: a plain LoRA with the mixer folded in; llama.cpp makes a GGUF of it (docs/serving.md)."
         ),
     ] = "peft",
+    program: Annotated[
+        Literal["vllm"] | None,
+        typer.Option("--for", help="Names of the modules as this program reads them. [default: PEFT's]"),
+    ] = None,
     task: options.Task = None,
     out: options.Out = None,
     trust: options.Trust = False,
@@ -36,7 +40,7 @@ def export(
     from moslora.convert.card import how_to_use
     from moslora.convert.export import export_peft
 
-    export_peft(adapter, out=out, task=task, trust_remote_code=trust)
+    export_peft(adapter, out=out, task=task, for_vllm=program is not None, trust_remote_code=trust)
     print(how_to_use(out, adapter))
 
 

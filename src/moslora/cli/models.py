@@ -5,7 +5,7 @@ import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -16,7 +16,7 @@ from moslora.cli.peft_folder import adapter_to_convert, as_run, imported
 from moslora.cli.processes import run_in_processes
 from moslora.cli.table import print_table
 from moslora.console import say
-from moslora.errors import stopped
+from moslora.errors import UsageError, stopped
 from moslora.process_rank import is_main_process
 from moslora.prompts.protocols import ScoringProtocolName
 from moslora.runs import RUNS
@@ -296,7 +296,11 @@ def merge(
 @app.command(epilog=examples.VERIFY)
 def verify(
     run: Annotated[Path, typer.Argument(help="Run, PEFT's folder, or a merged model.", autocompletion=completion.runs)],
-    server: Annotated[str, typer.Option(help="Address of the server, such as http://localhost:8000.")],
+    server: Annotated[str | None, typer.Option(help="Address of the server, such as http://localhost:8000.")] = None,
+    program: Annotated[
+        Literal["vllm"] | None,
+        typer.Option("--for", help="Without a server: which modules of the adapter this program would apply."),
+    ] = None,
     model: options.ServedModel = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. [default: those evaluated]")] = None,
     limit: Annotated[
@@ -321,6 +325,16 @@ def verify(
     """
     from moslora.runs.run import locate_adapter
 
+    if (server is None) == (program is None):
+        raise UsageError("verify: type --server ADDRESS, or --for vllm, which needs no server")
+    if program is not None:
+        from moslora.verify.vllm import applied_modules
+
+        with redirect_stdout(sys.stderr if as_json else sys.stdout):
+            found = applied_modules(run, trust_remote_code=trust)
+        print(found.to_json().rstrip() if as_json else "\n".join(found.printed))
+        raise typer.Exit(not found.passed)
+    assert server is not None
     run = as_run(run, trust_remote_code=trust)
     if not (run / "config.json").is_file():  # of a merged model
         locate_adapter(run)  # refuses what is none, before torch is loaded

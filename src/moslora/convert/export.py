@@ -1,5 +1,6 @@
 """Adapters as plain LoRA pairs, and written in PEFT's format."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from moslora.adapters import LoraPair, fold, has_learned, named_adapters
 from moslora.base.load import load_tokenizer
 from moslora.base.peft_methods import config_of
 from moslora.base.resolve import BUILTIN, BUILTIN_ON_THE_HUB
+from moslora.base.shapes import read_config
 from moslora.console import note
 from moslora.convert.card import PEFT_CONFIG, public_name, write_card
+from moslora.convert.vllm_names import name_for_vllm, patterns_of
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import new_folder, write_json
 from moslora.recipe import PeftSection
@@ -21,6 +24,9 @@ from moslora.runs.adapted_model import load_without_base
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import write_origin
+
+PREFIX = "base_model.model."
+"""How PEFT's name of a weight begins, before the layer's."""
 
 LOST_BY_PEFT = (
     *("afmoe", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite", "hunyuan_v1_moe", "laguna"),
@@ -54,13 +60,20 @@ def lora_pairs(model: PreTrainedModel, name: str) -> dict[str, LoraPair]:
     return {layer_name: fold(layer) for layer_name, layer in named_adapters(model)}
 
 
-def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remote_code: bool = False) -> Path:
+def export_peft(
+    adapter: Path,
+    *,
+    out: Path,
+    task: str | None = None,
+    for_vllm: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
     """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW. One of
     PEFT's methods is written as PEFT writes it.
 
     The rank is M's rank_out, r/k for a butterfly, 2r for a PiSSA start (whose part of the base is subtracted again),
     and ``lora_alpha`` is set so that lora_alpha / r stays the scale s. DoRA's magnitudes are written as PEFT has them.
-    ``task`` fixes a task gate.
+    ``task`` fixes a task gate. ``for_vllm``: the modules have names that vLLM knows, and PEFT may not.
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     refuse_unfoldable(folder, task)
@@ -74,6 +87,10 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
         else:
             tensors, settings = _as_lora(folder, dropout=recipe.adapter.dropout, task=task)
             proof = "The mixer is folded into `lora_A` exactly (B · (M · A)); the scale is unchanged."
+        if for_vllm:
+            patterns = patterns_of(read_config(recipe.model))
+            tensors = {_for_vllm(name, patterns): tensor for name, tensor in tensors.items()}
+            settings["target_modules"] = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in tensors})
         settings |= {
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": BUILTIN_ON_THE_HUB if base == BUILTIN else base,
@@ -94,6 +111,12 @@ def export_peft(adapter: Path, *, out: Path, task: str | None = None, trust_remo
     return out
 
 
+def _for_vllm(key: str, patterns: Sequence[str]) -> str:
+    """PEFT's name of a weight, with the name that vLLM has for its layer."""
+    layer, mark, kind = key.removeprefix(PREFIX).partition(".lora_")
+    return f"{PREFIX}{name_for_vllm(layer, patterns)}{mark}{kind}"
+
+
 def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and settings of an adapter of ours, as PEFT's LoRA."""
     model = load_without_base(folder, task=task)
@@ -103,10 +126,10 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tupl
         note(f"PEFT mistakes the adapters of {some(lost)} for those of experts and loads none; merge instead")
     tensors: dict[str, Tensor] = {}
     for name, pair in pairs.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = pair.a.contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = pair.b.contiguous()
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = pair.a.contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = pair.b.contiguous()
         if pair.magnitude is not None:
-            tensors[f"base_model.model.{name}.lora_magnitude_vector"] = pair.magnitude.contiguous()
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = pair.magnitude.contiguous()
     rank = len(pair.a)  # of the last layer, as of all
     # The last components of the adapted layers' names; the whole names where other layers share a component.
     components = sorted({name.rpartition(".")[2] for name in pairs})

@@ -1,0 +1,58 @@
+"""The names by which vLLM knows the modules of an adapter, from a table that vLLM made of small models
+(`benchmarks/checks/vllm_modules.py`)."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from moslora.errors import MosloraError
+
+TABLE = Path(__file__).with_name("vllm_modules.json")
+"""``version`` of vLLM; ``architectures``: name -> patterns of the modules that it applies, with ``*`` for a number. The
+list is empty where vLLM has no LoRA."""
+
+
+def version() -> str:
+    """The version of vLLM that made the table."""
+    return str(json.loads(TABLE.read_bytes())["version"])
+
+
+def patterns_of(config: PretrainedConfig) -> list[str]:
+    """The patterns of the modules that vLLM applies over a base with this config.
+
+    Raises:
+        MosloraError: the table does not have its architecture.
+    """
+    architecture = (config.architectures or ["no architecture"])[0]
+    patterns: list[str] | None = json.loads(TABLE.read_bytes())["architectures"].get(architecture)
+    if patterns is None:
+        raise MosloraError(
+            f"{architecture}: not in the table of vLLM {version()}; in an environment with vLLM `moslora verify --for"
+            " vllm` asks its loader"
+        )
+    return patterns
+
+
+def pattern(module: str) -> str:
+    """A module's name with ``*`` for each number."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", module)
+
+
+def name_for_vllm(module: str, patterns: Sequence[str]) -> str:
+    """The name by which vLLM knows a module of a decoder layer: its own, or with what stands before the layers in the
+    table.
+
+    Raises:
+        MosloraError: vLLM applies no such module.
+    """
+    start, mark, rest = module.partition(".layers.")
+    ending = pattern(f"{mark}{rest}")
+    starts = {known.removesuffix(ending) for known in patterns if mark and known.endswith(ending)}
+    if pattern(module) not in patterns:
+        if len(starts) != 1:
+            raise MosloraError(f"{module}: vLLM {version()} applies no such module; merge the adapter instead")
+        (start,) = starts
+    return f"{start}{mark}{rest}"

@@ -1,0 +1,143 @@
+"""Which modules of an adapter vLLM applies, found without a server.
+
+vLLM loads an adapter whose module names it does not know, and then serves the base (vllm-project/vllm#34186). Where
+vLLM is installed, its own loader decides; otherwise the table of
+`moslora.convert.vllm_names`.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from safetensors import safe_open
+
+from moslora.base.resolve import locate
+from moslora.base.shapes import read_config
+from moslora.convert.export import export_peft
+from moslora.convert.vllm_names import pattern, patterns_of, version
+from moslora.errors import UsageError, some
+from moslora.recipe import ModelSection
+from moslora.runs.adapter_folder import open_adapter
+from moslora.runs.peft_files import CONFIG, WEIGHTS
+from moslora.runs.run import locate_adapter
+from moslora.verify.vllm_loader import load
+
+REFUSED_SETTINGS = (
+    *("use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens", "layer_replication", "use_bdlora"),
+    "use_qalora",
+)
+"""Settings of PEFT with which vLLM refuses an adapter."""
+
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Values of ``init_lora_weights`` that leave the base as it is."""
+
+
+@dataclass(frozen=True)
+class AppliedModules:
+    """What vLLM does with an adapter.
+
+    Attributes:
+        architecture: class of the base, by its ``config.json``.
+        decided_by: vLLM's own loader, or the table; with the version.
+        applied: modules of the adapter that change the answers.
+        ignored: the other modules.
+        refusal: why vLLM does not load the adapter; empty if it does.
+    """
+
+    architecture: str
+    decided_by: str
+    applied: Sequence[str]
+    ignored: Sequence[str]
+    refusal: str
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.applied) and not self.ignored and not self.refusal
+
+    @property
+    def verdict(self) -> str:
+        count = len(self.applied) + len(self.ignored)
+        if self.refusal:
+            return f"vLLM refuses this adapter: {self.refusal}"
+        if self.passed:
+            return f"vLLM applies all {count} modules"
+        fix = "moslora export RUN --for vllm writes the names that vLLM knows"
+        if not self.applied:
+            return f"vLLM serves the base: it applies none of the {count} modules, such as {self.ignored[0]}; {fix}"
+        left = some(self.ignored)
+        return f"vLLM applies at most {len(self.applied)} of {count} modules, or refuses all; not {left}; {fix}"
+
+    @property
+    def printed(self) -> list[str]:
+        """What is printed, the verdict last."""
+        return [f"{self.architecture}, by {self.decided_by}", self.verdict]
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "says": self.verdict, "passed": self.passed}, indent=2) + "\n"
+
+
+def applied_modules(path: Path, *, trust_remote_code: bool = False) -> AppliedModules:
+    """Return which modules vLLM applies of the adapter at ``path``: a run, which is exported for it into a temporary
+    folder, or a folder of PEFT.
+
+    Raises:
+        UsageError: ``path`` is neither.
+        MosloraError: vLLM is not installed, and the table does not have the base's architecture.
+    """
+    if (path / CONFIG).is_file():
+        settings = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        base = ModelSection(name=settings["base_model_name_or_path"], revision=settings.get("revision"))
+        return _applied(path, settings, base.model_copy(update={"trust_remote_code": trust_remote_code}))
+    folder = locate_adapter(path)
+    with TemporaryDirectory() as scratch:
+        exported = export_peft(folder, out=Path(scratch) / "peft", trust_remote_code=trust_remote_code)
+        settings = json.loads((exported / CONFIG).read_text(encoding="utf-8"))
+        return _applied(exported, settings, open_adapter(folder, trust_remote_code=trust_remote_code).recipe.model)
+
+
+def _applied(folder: Path, settings: dict[str, Any], base: ModelSection) -> AppliedModules:
+    config = read_config(base)
+    architecture = (config.architectures or ["no architecture"])[0]
+    weights = folder / WEIGHTS[0]
+    if not weights.is_file():
+        raise UsageError(f"{folder}: no {WEIGHTS[0]}; save the adapter again with PEFT")
+    with safe_open(weights, framework="pt") as tensors:
+        keys = [*tensors.keys()]
+    modules = sorted({re.sub(r"\.lora_\w+(\.weight)?$", "", key).removeprefix("base_model.model.") for key in keys})
+    if find_spec("vllm"):
+        loader, applied, refusal = load(folder, modules, locate(base.name, revision=base.revision))
+        decided_by = f"the loader of vLLM {loader}"
+    else:
+        decided_by = f"a table of vLLM {version()}"
+        patterns = patterns_of(config)
+        layers = config.get_text_config(decoder=True).num_hidden_layers
+        applied = [name for name in modules if pattern(name) in patterns and _layer(name) < layers]
+        refusal = "it has no LoRA for this architecture" if not patterns else _refusal(keys, settings)
+    ignored = [name for name in modules if name not in applied]
+    return AppliedModules(architecture, decided_by, applied, ignored, refusal)
+
+
+def _layer(module: str) -> int:
+    """The first number in a module's name: that of its layer; 0 for other modules."""
+    return int(re.search(r"\.(\d+)\.|$", module)[1] or 0)  # type: ignore[index]
+
+
+def _refusal(keys: Sequence[str], settings: dict[str, Any]) -> str:
+    """Why vLLM does not load an adapter with these weights and settings of PEFT."""
+    faults = [f"{name} is set" for name in REFUSED_SETTINGS if settings.get(name)]
+    if settings.get("peft_type") != "LORA":
+        faults.append(f"peft_type is {settings.get('peft_type')}, not LORA")
+    if settings.get("bias", "none") != "none":
+        faults.append(f"bias is {settings['bias']}")
+    start = settings.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
+        faults.append(f"init_lora_weights is {start}")
+    unknown = [key for key in keys if not re.search(r"\.lora_(A\.weight|B\.weight|embedding_A|embedding_B)$", key)]
+    if unknown:
+        faults.append(f"{some(unknown)} is no weight of a LoRA")
+    return "; ".join(faults)
