@@ -7,9 +7,11 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from pydantic import ValidationError
 from torch import nn
 
 from moslora.adapters import MIXERS, adapter_penalty, adapter_state_dict, describe_batch, inject, named_adapters
+from moslora.recipe import ModelSection, Recipe
 from reference import perturb
 
 KINDS: dict[str, dict[str, object]] = {
@@ -37,17 +39,16 @@ PARTS: dict[str, dict[str, object]] = {
     "m-alone-svd": {"trains": "mixer", "start": "svd"},
     "m-alone-svd-dora": {"trains": "mixer", "start": "svd", "dora": True},
 }
-ROUTING = {"token-gate", "top-k", "gate-inside", "task-gate"}
-AT_ZERO = {"flora", "dense-near-zero", "diagonal"}
-INVERTIBLE = {"identity", "hadamard", "kronecker", "dense-orthogonal", "dense-frozen", "dense-folded"}
 
 
 def goes_together(kind, part):
-    if "b-alone" in part and (kind in AT_ZERO or kind in ROUTING):
+    """By the recipe's rules, which docs/methods.md shows and tests/recipe/test_conflicts.py tests."""
+    mixer = {key: value for key, value in KINDS[kind].items() if key != "tasks"}
+    try:
+        Recipe(name="any", model=ModelSection(name="any"), adapter={"mixer": mixer, **PARTS[part]})
+    except ValidationError:
         return False
-    if ("m-alone" in part or "svd" in part) and kind not in AT_ZERO - {"diagonal"}:
-        return False
-    return not ("dora" in part and kind in ROUTING) and not ("pissa" in part and kind not in INVERTIBLE)
+    return True
 
 
 CASES = [(kind, part) for kind, part in itertools.product(KINDS, PARTS) if goes_together(kind, part)]

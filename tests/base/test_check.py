@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from moslora.adapters import adapter_state_dict, inject, named_adapters
@@ -17,7 +16,7 @@ from moslora.base.check import choose_engine
 from moslora.base.engines import Own, Transformers, engine_of
 from moslora.base.load import load_base, read_base
 from moslora.base.shapes import meta_model
-from moslora.base.twin import small_config, small_twin, spread_weights
+from moslora.base.twin import small_config, spread_weights
 from moslora.download.wheels import home
 from moslora.errors import UsageError
 from moslora.kernels import attention, loss, mlp, norm, recompute, rotary
@@ -270,41 +269,6 @@ def test_a_verdict_is_kept_for_what_it_is_of(world, monkeypatch):
     monkeypatch.setenv("MOSLORA_PLAIN", "norm")
     load("dense")
     assert len(compared) == 4
-
-
-def test_products_in_tf32_are_told_from_a_change_by_the_twin(tmp_path, monkeypatch, scaled):
-    """As on a GPU in an image that sets TORCH_ALLOW_TF32_CUBLAS_OVERRIDE; the twin is computed on the CPU."""
-    shapes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
-    config = AutoConfig.for_model("llama", num_key_value_heads=4, vocab_size=300, **shapes)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    spread_weights(model)
-    model.save_pretrained(tmp_path)
-    linear = functional.linear
-    on_gpu = [True]
-
-    def rounded(x):
-        return ((x.detach().contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-    def in_tf32(x, weight, bias=None):
-        if on_gpu[0]:
-            return linear(rounded(x), rounded(weight), bias)
-        return linear(x, weight, bias)
-
-    def twin_on_cpu(*arguments, **options):
-        on_gpu[0] = False
-        return small_twin(*arguments, **options)
-
-    monkeypatch.setattr(functional, "linear", in_tf32)
-    monkeypatch.setattr(linear_kernel, "kernel", lambda device, dtype: "torch")
-    monkeypatch.setattr(check, "small_twin", twin_on_cpu)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    section = ModelSection(name=str(tmp_path), dtype="float32")
-    load_base(section)
-    assert not on_gpu[0], "the twin decided"
-    on_gpu[0] = True
-    scaled(1.001)
-    assert engine_of(load_base(section)).name == "transformers"
 
 
 def test_a_scale_that_is_lost_is_noticed_and_transformers_takes_over(world, monkeypatch):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from benchmarks.research.argument_tables import SYSTEMS, TABLES, drawn, matrices, token
+from benchmarks.research.argument_tables import SYSTEMS, TABLES
 from benchmarks.research.trajectories import ROUNDING, Start, distance, draw_a, folded, train
 from benchmarks.research.update_rules import ADAM, SGD
 from benchmarks.speed.latency import IN_PARTS, ONE_BY_ONE, contestants, measure_steps, put
@@ -25,38 +24,6 @@ def page_table(name: str) -> list[list[str]]:
     """The rows of a table of the page."""
     lines = PAGE.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip().splitlines()
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:]]
-
-
-def gates(kind: str, router: str, x: Tensor) -> Tensor:
-    return torch.softmax(drawn(kind, experts=3).get_parameter(router).detach() @ x, 0)
-
-
-def test_the_pictures_show_the_matrices_of_the_definitions():
-    """G ⊗ I of k × k weights, with G from the router's softmax; the learned ones are the mixer's own weight."""
-    found = matrices()
-    eye = torch.eye(12)
-    part = torch.eye(4)
-    tokens = [token(1), token(5)]
-    p = [gates("token-gate", "weight", x) for x in tokens]
-    g_a, g_b = ([gates("gate-inside", f"router_{side}", x) for x in tokens] for side in "ab")
-    largest = p[0].topk(2)
-    top = torch.zeros(3).scatter(0, largest.indices, largest.values / largest.values.sum())
-    blocks = torch.kron(torch.eye(3), torch.ones(4, 8))
-    expected = {
-        "lora": [eye],
-        "experts": [torch.kron(weights.diag(), part) for weights in (*p, top)],
-        "gates-inside": [torch.kron(torch.outer(b, a), part) for a, b in zip(g_a, g_b, strict=True)],
-        "crossed": [eye.roll(6, 0) + eye, eye + eye.roll(4, 0) + eye.roll(8, 0)],
-        "learned": [torch.kron(drawn("kronecker", blocks=3).weight, part), drawn("dense").weight],
-    }
-    for name, ms in expected.items():
-        torch.testing.assert_close(found[name], ms, check_dtype=False)
-    assert not found["experts"][0].allclose(found["experts"][1]) and int(found["experts"][2].count_nonzero()) == 8
-    for name, filled in {"split-r": torch.ones(12, 24), "split-d": blocks}.items():
-        m, a = found[name]
-        assert m.equal(eye) and (a != 0).float().equal(filled)
-    first = [found[name][0] for name in ("lora", "experts", "gates-inside", "split-r", "crossed")]
-    assert all(map(torch.equal, found["steps"], [*first, found["learned"][1]]))
 
 
 def test_the_table_of_systems_is_what_the_formulas_give():

@@ -1,8 +1,6 @@
 """The benchmarks: what they say of the methods is so, and they run."""
 
-import json
 import re
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,12 +9,9 @@ from torch import nn
 
 from benchmarks.research import method_checks, methods
 from benchmarks.research.method_checks import METHODS, becomes, examine, parameters, recipe_text
-from benchmarks.tables import spread, write_between
-from benchmarks.timing import alternate
-from moslora.adapters import MIXERS, describe_batch
+from moslora.adapters import describe_batch
 from moslora.adapters.injection import adapt_layers
 from moslora.convert.merge import merge
-from moslora.errors import UsageError
 from moslora.recipe import list_recipes, load_recipe
 from moslora.training import train_recipe
 
@@ -62,28 +57,6 @@ def test_formula_gives_the_number_of_parameters(method, tmp_path, monkeypatch):
     assert parameters(recipe, rank=16) == {"lora": 28_311_552, "added": 32 * added}
 
 
-def test_what_goes_with_what_is_what_the_rules_say(tmp_path):
-    """Every cell of the page's table that says yes or no, against the recipes that load."""
-    (tmp_path / "recipe.yaml").write_text("model: {name: x}", encoding="utf-8")
-    (header,) = re.findall(r"^\| `adapter.mixer.kind` \| (.*) \|$", PAGE, re.M)
-    values = {"training.lora_plus_ratio": "4", "training.mixer_rate_ratio": "6", "adapter.dora": "true"}
-    values["training.rank_budget"] = "{target_rank: 8}"
-    parts = []
-    for part in header.replace("`", "").split(" | "):
-        key, _, value = part.partition(": ")
-        parts.append(f"{key}={value or values[key]}")
-    rows = re.findall(r"^\| `([\w-]+)` \| ((?:yes|no)[^|]*(?: \| (?:yes|no)[^|]*){7}) \|$", PAGE, re.M)
-    assert [kind for kind, _ in rows] == list(MIXERS)
-    for kind, cells in rows:
-        for part, cell in zip(parts, cells.split(" | "), strict=True):
-            init = {"kind": kind}
-            if kind == "dense":  # from a start with which the part goes
-                init["init"] = "near-zero" if part == "adapter.trains=mixer" else "orthogonal"
-            refused = nullcontext() if cell.startswith("yes") or cell == "no effect" else pytest.raises(UsageError)
-            with refused:
-                load_recipe(tmp_path / "recipe.yaml", [f"adapter.mixer={json.dumps(init)}", part])
-
-
 def first_step(method: str, folder: Path) -> float:
     """How far one step of AdamW takes the output of a layer with the recipe's adapter, in the norm over 512 tokens."""
     (folder / "recipe.yaml").write_text(f"extends: [smollm2-135m, {method}]", encoding="utf-8")
@@ -118,23 +91,6 @@ def test_gates_begin_with_smaller_steps_than_lora(tmp_path):
     assert first_step("methods/moslora", tmp_path) == first_step("methods/controls/moslora-folded", tmp_path)
 
 
-def test_pairs_are_timed_in_turns():
-    calls: list[str] = []
-    one, other = alternate(lambda: calls.append("a"), lambda: calls.append("b"), repetitions=3, warmup=1)
-    assert "".join(calls) == "baabbaab" and len(one) == len(other) == 3
-    assert spread([3.0, 1.0, 2.0]) == "2.00 (1.50–2.50)"
-
-
-def test_table_goes_between_its_markers_and_nowhere_else(tmp_path):
-    path = tmp_path / "page.md"
-    path.write_text("a\n<!-- x -->old<!-- /x -->\nb\n", encoding="utf-8")
-    write_between(path, "x", "new")
-    write_between(path, "x", "newer")
-    assert path.read_text(encoding="utf-8") == "a\n<!-- x -->\n\nnewer\n\n<!-- /x -->\nb\n"
-    with pytest.raises(ValueError, match="<!-- y -->"):
-        write_between(path, "y", "new")
-
-
 @pytest.mark.slow
 def test_a_method_is_examined_and_has_its_row(world, trained, tmp_path, monkeypatch):
     """One that does not merge; and one that does."""
@@ -151,23 +107,6 @@ def test_a_method_is_examined_and_has_its_row(world, trained, tmp_path, monkeypa
     table = methods.table({"lora": measured, "lora-moe-topk": measured})
     assert table.count("| `lora") == 2 and "uninterrupted run's adapter, bit for bit" in table
     assert becomes(merge, trained, tmp_path / "merged") == "yes"
-
-
-def test_what_was_measured_by_the_same_code_is_not_measured_again(tmp_path, monkeypatch):
-    measured: list[str] = []
-    method, *others = METHODS
-    monkeypatch.setattr(methods, "WORK", tmp_path)
-    folder = methods.folder_of(method)
-    folder.mkdir()
-    (folder / "recipe.yaml").write_text(recipe_text(method, steps=4), encoding="utf-8")
-    found = {"made_with": methods.made_with(folder)}
-    (folder / methods.KEPT).write_text(json.dumps(found), encoding="utf-8")
-    monkeypatch.setattr(methods, "measure", measured.append)
-    monkeypatch.setattr(methods, "table", str)
-    methods.main(print_only=True)
-    assert measured == others
-    monkeypatch.setattr(methods, "code", lambda: "another")
-    assert methods.kept(method) is None
 
 
 def test_every_table_of_a_document_is_measured():

@@ -16,8 +16,7 @@ from transformers import DataCollatorWithFlattening
 
 from benchmarks.gpu import alone
 from benchmarks.gpu import runner as gpu
-from benchmarks.speed.contestants import features, our_loop, our_step, padded
-from forked_kit import python
+from benchmarks.speed.contestants import features, our_loop, padded
 from moslora.adapters import inject
 from moslora.data.encode import Encoded
 from moslora.recipe import TrainingSection
@@ -33,23 +32,6 @@ with open(sys.argv[1], "a") as file:
     file.write('{"part": "stubborn", "fou')
 print("said", flush=True)
 time.sleep(600)
-"""
-
-RECORDED = """
-import os, pytest, time
-pytestmark = pytest.mark.gpu
-def test_first(record_property):
-    record_property("fact", 7)
-def test_fails():
-    assert 1 == 2
-def test_skipped():
-    pytest.skip("no reason")
-def test_last():
-    until, written = time.monotonic() + 60, ""
-    while not ('"test_first"' in written and '"test_fails"' in written):
-        assert time.monotonic() < until
-        time.sleep(0.1)
-        written = open(os.environ["RECORDS"]).read() if os.path.exists(os.environ["RECORDS"]) else ""
 """
 
 
@@ -68,31 +50,6 @@ def test_an_ended_part_keeps_what_it_found_and_leaves_nothing_running(tmp_path, 
     found = gpu.findings(records, "stubborn")
     assert found["first"] == 2 and gpu.findings(records, "another") == {} and log.read_text() == "said\n"
     assert not runs(found["child"])
-
-
-def test_a_part_that_fails_leaves_its_last_words_and_nothing_running(tmp_path):
-    program = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid); sys.exit('the reason')"
-    (log := tmp_path / "gpu.log").write_text("of another part")
-    ended = gpu.run_part(
-        [sys.executable, "-c", program], until=time.monotonic() + 60, log=log, environment=os.environ | {"A": "B"}
-    )
-    assert "exit code 1" in ended["error"] and "the reason" in ended["error"] and "another" not in ended["error"]
-    assert not runs(int(log.read_text().removeprefix("of another part").split()[0]))
-
-
-@pytest.mark.slow
-def test_each_test_is_written_down_as_it_ends(tmp_path):
-    (tmp_path / "test_recorded.py").write_text(RECORDED)
-    records = tmp_path / "gpu.jsonl"
-    place = {"RECORDS": str(records), "MOSLORA_GPU_DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = ("benchmarks.gpu.parts", "tests", records, tmp_path / "test_recorded.py")
-    ran = python("-m", *words, cwd=gpu.ROOT, env=os.environ | place)
-    said = ran.communicate(timeout=240)
-    assert ran.returncode == 0, said
-    found = gpu.findings(records, "tests")
-    assert {key: found[key] for key in ("passed", "failed", "skipped")} == {"passed": 2, "failed": 1, "skipped": 1}
-    assert found["test_first"]["fact"] == 7 and found["test_last"]["outcome"] == "passed"
-    assert "assert 1 == 2" in found["test_fails"]["message"] and "no reason" in found["test_skipped"]["message"]
 
 
 def test_all_parts_end_in_time_and_are_summed_up(tmp_path, monkeypatch):
@@ -175,13 +132,3 @@ def test_triton_alone_is_skipped_on_a_cpu():
     found = {}
     alone.kernels(lambda **new: found.update(new))
     assert found.keys() == {"skipped"}
-
-
-def test_our_steps_in_the_race_learn_from_their_rows():
-    model = tiny_llama()
-    expected = loss_of_each_alone(model)
-    inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj", "down_proj"])
-    step = our_step(model, TrainingSection(learning_rate=0.05))
-    losses = [step(ROWS) for _ in range(5)]
-    assert losses[0] == pytest.approx(float(expected), rel=1e-5)
-    assert losses[-1] < losses[0] - 0.01

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from scipy.special import log_softmax
 
 import lm_eval_kit
@@ -151,41 +150,6 @@ def test_logs_that_lm_eval_writes_are_compared_question_by_question(sides):
         assert table.majority[task].mean() == np.bincount(gold).max() / len(gold)
         differences.append(np.diff(acc.mean(axis=1))[0])
     assert any(differences) and table.effects[MACRO].difference == pytest.approx(np.mean(differences))
-
-
-@pytest.mark.slow
-def test_log_probability_of_lm_evals_logs_is_per_character_as_in_acc_norm(sides):
-    found = compare_paths(sides, outcome="log_probability", tasks="arc_easy").main
-    assert found is not None and found.outcome.margin == 0.01
-    for side, mean in zip(sides, found.means["arc_easy"], strict=True):
-        logs = []
-        file = next(side.rglob("samples_arc_easy_*.jsonl"))
-        for sample in map(json.loads, file.read_text("utf-8").splitlines()):
-            likelihoods = [float(value) for value, _ in sample["filtered_resps"]]
-            per_character = np.divide(likelihoods, [len(text) for text in sample["doc"]["choices"]["text"]])
-            gold = "ABCD".index(sample["doc"]["answerKey"])
-            assert sample["acc_norm"] == (np.argmax(per_character) == gold)
-            logs.append(log_softmax(per_character)[gold])
-        assert mean == pytest.approx(np.mean(logs))
-
-
-def test_p_and_interval_are_those_of_the_pairs_and_of_scipy(tmp_path):
-    def compared(values):
-        return compare_paths([table_of(tmp_path / f"{name}.csv", y) for name, y in zip("ab", values, strict=True)])
-
-    answers = np.array([right(0, 0.5, 90), right(1, 0.7, 90)])
-    found = compared(answers)
-    of_pairs = effects({"all": np.diff(answers, axis=0)}, binary=True)["all"]
-    assert found.main.effects["questions"].p == pytest.approx(of_pairs.p)
-    assert says(lines(found)[-1], f"b answers {100 * of_pairs.difference:.1f} points more of 90 questions right than a")
-    draws = np.random.default_rng(0).normal([[2], [3]], 1, (2, 11)).round(3)
-    found = compared(draws)
-    effect = found.main.effects["questions"]
-    of_scipy = stats.ttest_1samp(draws[1] - draws[0], 0)
-    assert effect.interval == pytest.approx(of_scipy.confidence_interval()) and not found.main.outcome.binary
-    assert effect.p == pytest.approx(of_scipy.pvalue)
-    unit = compared(np.abs(draws) / 9).main.outcome
-    assert (unit.unit, unit.margin, unit.binary) == ("score", 0, False), "they may be losses"
 
 
 def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from card_kit import Card
 from cli_kit import run as cli
 from importing_kit import (
     ALPHA,
@@ -29,10 +28,7 @@ from moslora.cli.completion import runs
 from moslora.convert import importing
 from moslora.convert.export import export_peft
 from moslora.convert.importing import import_adapter
-from moslora.convert.merge import merge
 from moslora.errors import MosloraError, UsageError
-from moslora.evaluation.evaluate_target import evaluate_target
-from moslora.evaluation.target import open_target
 from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
@@ -90,27 +86,6 @@ def test_an_import_is_a_run_wherever_runs_are_named(world, tmp_path, monkeypatch
     assert [name for name, _ in runs()] == ["runs/theirs"] and newest_run(Path("runs")).path == Path("runs/theirs")
     m = open_adapter(Path("runs/theirs/adapter")).weights()[f"{LAYER.removeprefix('base_model.model.')}.mixer.weight"]
     assert m.dtype == torch.float32 and m.equal(state[f"{LAYER}.lora_AB.weight"].float()), "kept to the bit"
-
-
-def test_the_import_merges_exports_and_is_scored(world, tmp_path):
-    model, state = official_model(world)
-    source = write_source(tmp_path / "source", {**OFFICIAL, "base_model_name_or_path": str(world / "model")}, state)
-    run = tmp_path / "runs" / "run"
-    import_adapter(source, out=run, dtype="float32")
-    expected = logits(model)
-    merge(run / "adapter", out=run / "merged")
-    export_peft(run / "adapter", out=run / "peft")
-    import_adapter(run / "peft", out=tmp_path / "again")
-    for computed in (
-        AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32).eval(),
-        peft.PeftModel.from_pretrained(fresh(world), run / "peft").eval(),
-        load_adapted(open_adapter(tmp_path / "again" / "adapter"), dtype="float32"),
-    ):
-        assert close(logits(computed), expected)
-    for folder in ("merged", "peft"):
-        assert Card(run / folder).fields["imported from"].startswith("MoSLoRA's format")
-    results, where = evaluate_target(open_target(str(run)), tasks=("obqa",), source=str(world / "data"))
-    assert results.tasks["obqa"].n == 20 and where == run / "eval" / "choice-llm-adapters-float32"
 
 
 @pytest.mark.parametrize("safetensors", [True, False], ids=["safetensors", "bin"])

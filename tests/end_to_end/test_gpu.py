@@ -24,9 +24,7 @@ from moslora.convert.export import export_peft, lora_pairs
 from moslora.convert.merge import merge
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
-from moslora.kernels.attention import attend_in_rows, kernel
-from moslora.kernels.rows import Rows
-from moslora.recipe import ModelSection, Recipe, load_recipe
+from moslora.recipe import Recipe, load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.training import train_recipe
@@ -119,25 +117,6 @@ def test_train_stop_resume_evaluate_merge_export(make, tmp_path, record_property
     assert len(load_file(tmp_path / "peft" / "adapter_model.safetensors")) == 12
 
 
-@pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("continues", [(), (None, 0, 0, 2)])
-def test_attention_over_rows_is_the_formula(record_property, continues, window):
-    """In bfloat16, values and gradients, against float64 on the CPU; lengths are of no kernel's tiles."""
-    torch.manual_seed(0)
-    lengths, cpu, found = (70, 131, 1, 200), torch.device("cpu"), []
-    heads = [torch.randn(1, count, sum(lengths), 64).bfloat16() for count in (8, 2, 2)]
-    weight = torch.randn(1, sum(lengths), 8, 64).bfloat16()
-    for device, dtype in ((DEVICE, torch.bfloat16), (cpu, torch.float64)):
-        leaves = [x.to(device, dtype).requires_grad_() for x in heads]
-        options = {"rows": Rows(lengths, device, continues), "scaling": 0.125, "sliding_window": window}
-        out, _ = attend_in_rows(torch.nn.Module(), *leaves, None, **options)
-        gradients = torch.autograd.grad((out * weight.to(out)).sum(), leaves)
-        found.append([x.double().cpu() for x in (out.detach(), *gradients)])
-    far = [float((one - exact).norm() / exact.norm()) for one, exact in zip(*found, strict=True)]
-    record_property("kernel", f"{kernel(DEVICE, torch.bfloat16, 64)}: relative errors {far}")
-    assert max(far) < 0.02
-
-
 @pytest.mark.parametrize(
     "mixer",
     [
@@ -210,19 +189,6 @@ def test_the_dequantized_merge_has_the_weights_that_the_gpu_had(make, tmp_path, 
         same, worst = same + (error < 1e-6), max(worst, error)
     record_property("layers_with_equal_codes", f"{same} of 14, worst relative error {worst:.1e}")
     assert worst < 1e-3  # NF4's own error is 0.09
-
-
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_the_weight_of_the_forward_pass_is_the_dequantized_one(base, kind):
-    """Against base(I) = Wᵀ."""
-    pytest.importorskip("bitsandbytes")
-    model = load_base(ModelSection(name=str(base), dtype="bfloat16", quantization=kind), device=DEVICE)
-    for name, layer in quantized_layers(model).items():
-        layer.train()
-        found = layer(torch.eye(layer.in_features, dtype=torch.bfloat16, device=DEVICE)).detach().float().T
-        weight = dequantize(layer)
-        assert weight.device.type == DEVICE.type
-        torch.testing.assert_close(found, weight, rtol=0, atol=8e-3 * float(weight.abs().max()), msg=name)
 
 
 def test_a_pissa_start_and_its_merge(make, tmp_path):

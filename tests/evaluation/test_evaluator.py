@@ -16,9 +16,8 @@ from changes_kit import edit_json
 from evaluation_kit import all_tasks, make_examples, make_model, read_results, tokenizer
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation import model as model_module
 from moslora.evaluation.batches import BLOCK_SIZE, blocks
-from moslora.evaluation.scorer import Choice, Cloze
+from moslora.evaluation.scorer import Choice
 from moslora.runs.answers import order_key
 from moslora.runs.conditions import Leaks
 from moslora.runs.evaluation import is_finished, read_evaluation, read_predictions
@@ -99,22 +98,6 @@ def test_a_folder_goes_on_with_what_it_skipped(tmp_path):
     }
     with pytest.raises(UsageError, match=r"evaluation\.skip.*piqa"):
         ask(tmp_path / "none", questions=some, request=CHOICE | {"skip": 128})
-
-
-def test_the_next_questions_are_encoded_before_the_device_is_waited_for(monkeypatch):
-    """Once each, but for the longest and the shortest of each task, which are tried, and those that are scored again
-    alone."""
-    order = []
-
-    def noted(name, function):
-        return lambda *given: (order.append(name), function(*given))[1]
-
-    monkeypatch.setattr(Cloze, "encode", noted("encode", Cloze.encode))
-    monkeypatch.setattr(model_module, "wait_for", noted("wait", model_module.wait_for))
-    examples = {"piqa": make_examples("piqa", BLOCK_SIZE + 30), "boolq": make_examples("boolq", 5)}
-    evaluate(make_model(), tokenizer(), examples, Request(**CLOZE))
-    blocks = [*["encode"] * (BLOCK_SIZE + 30), "wait", *["encode"] * 5, "wait", "wait"]
-    assert order == [*["encode"] * 4, *blocks, *["encode"] * 8, "wait", "wait"]
 
 
 @pytest.mark.parametrize(("limit", "alone"), [(2, 2), (64, 4), (192, 6), (None, 8)])

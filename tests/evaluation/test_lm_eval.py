@@ -4,7 +4,6 @@ The questions are the hub's rows, which lm-eval reads as they are and we through
 """
 
 import copy
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ import yaml
 import lm_eval_kit
 from data_kit import hub_rows
 from evaluation_kit import make_examples, make_model, tokenizer
-from moslora.base.load import load_base, load_tokenizer
-from moslora.base.resolve import BUILTIN
 from moslora.evaluation import Request, evaluate
 from moslora.prompts.formats import FORMATS
-from moslora.recipe import ModelSection, load_recipe
+from moslora.recipe import load_recipe
 from moslora.recipe.yaml_text import render_inline
 from moslora.tasks import COMMONSENSE, TASKS
 from recipe_kit import RECIPES
@@ -182,11 +179,3 @@ def test_a_run_writes_what_lm_eval_writes(world):
     written = ours.generate_until(requests())
     assert written == theirs.generate_until(requests())
     assert len(set(written)) > 6
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("MOSLORA_SLOW_TESTS" not in os.environ, reason="minutes; set MOSLORA_SLOW_TESTS=1")
-@pytest.mark.parametrize("task", COMMONSENSE)
-def test_acc_and_acc_norm_are_those_of_lm_eval_on_a_real_model(task):
-    section = ModelSection(name=BUILTIN, dtype="float32")
-    assert_equal(task, load_base(section), load_tokenizer(section))

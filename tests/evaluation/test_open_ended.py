@@ -1,15 +1,12 @@
 """Answers in words: the texts of a naive loop and of lm-eval's generate_until, and their numbers beside others."""
 
 import copy
-import os
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
 )
 
@@ -17,22 +14,16 @@ import lm_eval_kit
 from evaluation_kit import make_examples, make_model, tokenizer
 from message_kit import says
 from moslora.adapters import inject
-from moslora.base.load import load_base, load_tokenizer
-from moslora.base.resolve import BUILTIN, locate
 from moslora.data.encode import Encoder
-from moslora.data.sources import load_examples
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.display import remarks, table
 from moslora.prompts.formats import FORMATS
-from moslora.recipe import ModelSection, load_recipe
-from moslora.recipe.yaml_text import render_inline
-from moslora.runs.answers import TaskAnswers, order_key
+from moslora.runs.answers import TaskAnswers
 from moslora.runs.intervals import wilson
 from moslora.runs.outcomes import with_outcomes
 from moslora.tasks import Columns, OpenEnded, Task
 from moslora.tasks.matching import NUMBER, Exact, Number, Pattern
-from recipe_kit import RECIPES
 from reference import perturb
 
 NEW_TOKENS = 12
@@ -184,23 +175,6 @@ def test_beside_other_tasks_each_counts_by_its_own_metric():
     assert shown["mine"]["per character"] == "–" and shown["mine"]["parsed"] != "–" == shown["boolq"]["parsed"]
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(tmp_path):
-    model = perturbed(dtype=torch.bfloat16)
-    task = open_ended()
-    questions = examples(task, rows(70, task))
-    for name in ("whole", "part"):
-        asked(model, questions, tmp_path / name, limit=50)
-    lines = (tmp_path / "whole" / "predictions.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "part" / "predictions.jsonl").write_text("".join(lines[:35]) + lines[35][:9])
-    (tmp_path / "part" / "results.json").unlink()
-    asked(model, questions, tmp_path / "part", limit=50)
-    for name in ("predictions.jsonl", "results.json", "settings.json"):
-        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    other = examples(open_ended(stop=["a"]), rows(70, task))
-    with pytest.raises(UsageError, match=r"data\.mine was"):
-        asked(model, other, tmp_path / "part", limit=50)
-
-
 def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused():
     task = open_ended()
     long = examples(task, [{"question": "a red fox " * 300, "answer": "b"}])
@@ -306,25 +280,3 @@ def assert_equal(results, questions, samples):
         prediction = ours[example.id]
         assert prediction.text == sample["resps"][0][0]
         assert float(prediction.prediction is not None) == sample["exact_match"], prediction
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("MOSLORA_SLOW_TESTS" not in os.environ, reason="minutes; set MOSLORA_SLOW_TESTS=1")
-@pytest.mark.parametrize("name", ["arithmetic", "triviaqa"])
-def test_a_real_model_writes_what_lm_eval_writes(name):
-    """200 questions of the wheel's copies, in float32."""
-    declared = yaml.safe_load((RECIPES / "tasks" / f"{name}.yaml").read_text("utf-8"))["tasks"][name]
-    if name == "triviaqa":
-        declared = {key: value for key, value in declared.items() if key not in ("hub", "test")}
-        declared |= {"wheel": "trivia_qa/rc.wikipedia.nocontext", "train": "validation"}
-        declared |= {"ignore": ["case", "punctuation"]}
-    recipe = load_recipe("smollm2-135m", [f"tasks.mine={render_inline(declared)}"])
-    every = load_examples(recipe.own_tasks["mine"], "test", source="wheel")
-    questions = sorted(every, key=lambda example: order_key(example.id))[:200]
-    section = ModelSection(name=BUILTIN, dtype="float32")
-    tokens = load_tokenizer(section)
-    request = Request(protocol="cloze", format="cloze", max_length=512)
-    results = evaluate(load_base(section), tokens, {"mine": questions}, request)
-    plain = AutoModelForCausalLM.from_pretrained(locate(BUILTIN), dtype="float32").eval()
-    samples = by_lm_eval(plain, tokens, questions, format="cloze", numbers=name == "arithmetic")
-    assert_equal(results, questions, samples)

@@ -132,31 +132,6 @@ SEARCH = "rate_seeds: [7, 8]"
 
 
 @pytest.mark.slow
-def test_the_rate_of_each_arm_is_the_one_with_the_lowest_validation_loss(write, capsys):
-    out, begun = Path("runs/e"), re.compile(r"^(\S+): \d+ left", re.M)
-    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2]", search=SEARCH), "lora")
-    assert code == 1 and says(said, "lora: 0.03", "highest", "--any-rate", "add 9")
-    assert begun.findall(said) == [f"lora-{rate}-{seed}" for seed in (7, 8) for rate in ("0.0001", "0.03")]
-    # With a rate beyond it, only that is run; then the chosen one is scored.
-    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2, 3]", search=SEARCH), "lora")
-    assert code == 0 and begun.findall(said) == ["lora-3-7", "lora-3-8", "lora-0.03-0", "lora-0.03-1"]
-    means = {}
-    for rate in (1e-4, 3e-2, 3.0):
-        ends = []
-        for seed in (7, 8):
-            folder = out / "runs" / f"lora-{rate:g}-{seed}"
-            assert not (folder / "eval").exists(), "a run of the search is never scored"
-            ends.append([row["validation_loss"] for row in Run(folder).metrics if "validation_loss" in row][-1])
-        means[rate] = np.mean(ends)
-        spread = (max(ends) - min(ends)) / 2
-        assert f"{means[rate]:.4f} ± {spread:.4f}" + " *" * (rate == 3e-2) in said
-    assert {line.learning_rate for line in read_index(out).runs} == {min(means, key=means.__getitem__)} == {3e-2}
-    # One seed fewer: nothing is trained again.
-    code, said, _ = run(capsys, "experiment", write(rates="[1e-4, 3e-2, 3]", search="rate_seeds: [7]"), "lora")
-    assert code == 0 and not begun.search(said)
-
-
-@pytest.mark.slow
 def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults(world, tmp_path):
     with pytest.raises(Diverged):
         train_in_processes([str(world / "recipe.yaml"), "training.learning_rate=1e38"], out=tmp_path, processes=1)

@@ -1,24 +1,16 @@
 """An experiment on several GPUs, whose number is pretended: each has a run, whose processes see it alone."""
 
-import os
 import signal
-import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from experiment_kit import results, saved_of, study, trainers, two_runs
-from message_kit import says
-from moslora.errors import Interrupted, MosloraError
+from moslora.errors import MosloraError
 from moslora.experiment import one_run
 from moslora.experiment.one_run import VISIBLE, here
-
-Run = Callable[..., None]
 
 
 class AtOnce:
@@ -61,46 +53,3 @@ def test_as_many_runs_at_once_as_gpus_each_on_its_own(monkeypatch, visible, expe
     bystander.kill()
     assert bystander.wait() == -signal.SIGKILL, "only runs are stopped"
     assert runs.most == 3 and {*runs.gpus.values()} == expected and len(runs.gpus) == 7
-
-
-class StopsBoth(threading.Thread):
-    """Waits until two runs train at once and have saved, and stops this process. The first waits for the other."""
-
-    def __init__(self, out):
-        super().__init__(daemon=True)
-        self.out = out
-        self.seen = {}  # run -> the GPU that the process sees which trains it
-
-    def run(self):
-        saved = {}
-        while len(saved) < 2:
-            time.sleep(0.01)
-            training = trainers()
-            with suppress(psutil.Error, KeyError):  # one has just ended, or begun
-                self.seen = {name: process.environ()[VISIBLE] for name, process in training.items()}
-            saved = saved_of(training, self.out)
-            for process in saved.values():
-                process.suspend()
-        os.kill(os.getpid(), signal.SIGINT)
-        for process in saved.values():
-            process.resume()
-
-
-@pytest.mark.slow
-def test_stopped_and_continued_it_gives_the_bytes_of_one_run_after_the_other(world, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    alone = two_runs(world, steps=12)
-    monkeypatch.delenv(VISIBLE, raising=False)
-    monkeypatch.setattr(one_run, "gpus", lambda: 2)
-    out = Path("two")
-    stop = StopsBoth(out)
-    stop.start()
-    capfd.readouterr()
-    with pytest.raises(Interrupted):
-        study("e.yaml", out).run()
-    assert {*stop.seen.values()} == {"0", "1"}
-    assert not trainers() and not list(out.glob("runs/*/.lock"))
-    study("e.yaml", out).run()
-    assert results(out) == results(alone) and len(results(out)) == 2
-    said = capfd.readouterr().out
-    assert says(said, "lora-0.03-0: ") and "\x1b" not in said

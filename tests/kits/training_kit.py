@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,16 +100,6 @@ def moslora(*arguments: object, **options: Any) -> Forked | subprocess.Popen[str
     """The command, on the CPU unless ``options`` have another environment."""
     on_the_cpu = {"env": os.environ | {"CUDA_VISIBLE_DEVICES": ""}}
     return python("-m", "moslora", *arguments, **(on_the_cpu | options))
-
-
-def kill_at_checkpoint(name: str, out: Path, *command: object) -> None:
-    """kill -9 as soon as the run in ``out`` has that checkpoint."""
-    process = moslora(*command)
-    while not (out / "checkpoints" / name).exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.kill()
-    process.communicate(timeout=60)
-    assert not (out / "adapter").exists(), "the run ended before it could be killed"
 
 
 def importing_tests() -> dict[str, str]:

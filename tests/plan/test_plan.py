@@ -14,7 +14,7 @@ from message_kit import says
 from moslora.adapters import inject
 from moslora.base.shapes import meta_model
 from moslora.kernels import liger
-from moslora.plan.duration import GPUS, Cost, cost, in_words, on_gpus, on_this_cpu, probe
+from moslora.plan.duration import GPUS, Cost, cost, in_words, on_gpus, on_this_cpu
 from moslora.plan.outline import outline
 from moslora.plan.plan import disk_line
 from moslora.plan.sizes import parse_bytes
@@ -251,24 +251,6 @@ def test_a_cpu_is_timed_in_the_products_of_the_models_shapes(monkeypatch):
     smallest = model.model.layers[0].self_attn.k_proj.weight.numel()
     speed = 2 * 256 * (smallest + 64 * 192) / 2
     assert on_this_cpu(Cost(1e12), model, "float32") == pytest.approx(1e12 / speed / 0.7)
-
-
-def test_a_probe_counts_the_tokens_of_the_steps_that_it_times(recipe, monkeypatch):
-    """By a clock that stands still but in a step's passes, where it goes on by a second each."""
-    now = [0.0]
-    steps = []
-
-    def accumulate(parts, rows):
-        now[0] += 1.0
-        steps.append(sum(len(row.input_ids) for row in rows))
-        return torch.zeros(1)
-
-    monkeypatch.setattr("moslora.plan.duration.time.perf_counter", lambda: now[0])
-    monkeypatch.setattr("moslora.plan.duration.accumulate", accumulate)
-    monkeypatch.setattr("moslora.plan.duration.update", Mock())
-    speed = probe(recipe(), count=2)
-    not_timed, *timed = steps
-    assert not_timed > 0 and len(timed) == 2 and speed == sum(timed) / 2
 
 
 def test_validations_are_in_the_time(recipe, trained):

@@ -1,20 +1,25 @@
-"""Combinations that cannot work."""
+"""Combinations that cannot work. Which mixer goes with what is the table of docs/methods.md."""
 
+import json
+import re
+from contextlib import nullcontext
 from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from moslora.adapters.mixers import MIXERS
-from moslora.mixer_options import AT_ZERO, INVERTIBLE, WELL_CONDITIONED, DenseOptions, MixerOptions
+from moslora.errors import UsageError
+from moslora.mixer_options import AT_ZERO, WELL_CONDITIONED, DenseOptions, MixerOptions
 from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.recipe.adapter import AdapterSection
-from recipe_kit import faults
+from recipe_kit import ROOT, faults
 
 GATES = tuple(options.model_fields["kind"].default for options in get_args(MixerOptions) if options.routes)
 MIXER, PISSA, MIX = "adapter.mixer.kind=", "adapter.start=pissa", "data.source=commonsense_170k"
 FIRST = "adapter.continue_from=runs/first"
 BUDGET = 'training.rank_budget={"target_rank":4}'
+PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 IMPOSSIBLE = [
     "adapter.rank_out=8 adapter.mixer.train=folded",
     *(f"adapter.rank_out=8 {MIXER}{kind}" for kind in MIXERS if kind != "dense"),
@@ -22,18 +27,18 @@ IMPOSSIBLE = [
     *(f"adapter.mixer.experts=3 {MIXER}{kind}" for kind in GATES),
     *(f"adapter.mixer.top_k={count} {MIXER}token-gate" for count in (1, 4)),
     *(f"adapter.mixer.init={init} adapter.mixer.train={train}" for init in AT_ZERO for train in ("frozen", "folded")),
-    *(f"adapter.dora=true {MIXER}{kind}" for kind in GATES),
-    *(f"{PISSA} {MIXER}{kind}" for kind in MIXERS if kind not in INVERTIBLE),
+    f"adapter.dora=true {MIXER}token-gate",
+    f"{PISSA} {MIXER}butterfly",
     *(f"{PISSA} adapter.mixer.init={init}" for init in ("kaiming", "xavier", "normal", "zeros")),
     f"{PISSA} adapter.mixer.train=folded",
     f"{PISSA} adapter.rank_out=8",
     f"{PISSA} adapter.trains=mixer adapter.mixer.init=near-zero",
-    *(f"{part} {MIXER}{kind}" for part in ("adapter.trains=mixer", "adapter.start=svd") for kind in MIXERS),
+    *(f"{part} {MIXER}dense" for part in ("adapter.trains=mixer", "adapter.start=svd")),
     *(f"adapter.trains=b adapter.mixer.init={init}" for init in AT_ZERO),
-    *(f"adapter.trains=b {MIXER}{kind}" for kind in ("diagonal", *GATES)),
+    f"adapter.trains=b {MIXER}diagonal",
     *(f"adapter.trains=mixer {FIRST} {MIXER}{kind}" for kind in MIXERS if kind != "dense"),
     *(f"adapter.trains=mixer {FIRST} adapter.mixer.train={train}" for train in ("frozen", "folded")),
-    *(f"{BUDGET} {MIXER}{kind}" for kind in MIXERS if kind != "diagonal"),
+    f"{BUDGET} {MIXER}dense",
     f"training.rank_budget.target_rank=4 {MIXER}diagonal adapter.rank=3",
     "training.epochs=null",
     "training.strategy=fsdp model.quantization=int8",
@@ -61,14 +66,11 @@ POSSIBLE = [
     "adapter.rank_out=16 adapter.mixer.train=folded",
     "adapter.mixer.init=zeros",
     f"{MIXER}token-gate adapter.mixer.experts=4 adapter.mixer.top_k=3 adapter.mixer.balance=0.1",
-    *(f"adapter.dora=true {MIXER}{kind}" for kind in MIXERS if kind not in GATES),
-    *(f"{PISSA} {MIXER}{kind}" for kind in INVERTIBLE if kind != "dense"),
     *(f"{PISSA} adapter.mixer.init={init}" for init in WELL_CONDITIONED),
     f"{PISSA} adapter.dora=true adapter.mixer.init=orthogonal adapter.mixer.train=folded",
     f"{PISSA} adapter.dora=true adapter.trains=b {MIXER}identity",
     *(f"adapter.{part} adapter.mixer.init=near-zero" for part in ("start=svd", "trains=mixer")),
     "adapter.start=svd adapter.trains=mixer adapter.dora=true adapter.mixer.init=zeros",
-    *(f"adapter.trains=b {MIXER}{kind}" for kind in MIXERS if kind not in ("diagonal", *GATES)),
     *(f"adapter.trains=b {FIRST} {MIXER}{kind}" for kind in ("diagonal", *GATES)),
     f"adapter.trains=b {FIRST} adapter.mixer.init=near-zero",
     f"adapter.trains=mixer {FIRST}",
@@ -88,6 +90,28 @@ def test_impossible_combination_is_reported_once_at_the_key_to_change(write, ove
     """Which is the first of each line above."""
     (line,) = faults(write(a="model: {name: x}"), *overrides.split())
     assert line.startswith(f"override: {overrides.partition('=')[0]} = ")
+
+
+def test_which_mixer_goes_with_what(write):
+    """Every cell of the page's table that says yes or no, against the recipes that load."""
+    path = write(a="model: {name: x}")
+    (header,) = re.findall(r"^\| `adapter.mixer.kind` \| (.*) \|$", PAGE, re.M)
+    values = {"training.lora_plus_ratio": "4", "training.mixer_rate_ratio": "6", "adapter.dora": "true"}
+    values["training.rank_budget"] = "{target_rank: 8}"
+    parts = []
+    for part in header.replace("`", "").split(" | "):
+        key, _, value = part.partition(": ")
+        parts.append(f"{key}={value or values[key]}")
+    rows = re.findall(r"^\| `([\w-]+)` \| ((?:yes|no)[^|]*(?: \| (?:yes|no)[^|]*){7}) \|$", PAGE, re.M)
+    assert [kind for kind, _ in rows] == list(MIXERS)
+    for kind, cells in rows:
+        for part, cell in zip(parts, cells.split(" | "), strict=True):
+            init = {"kind": kind}
+            if kind == "dense":  # from a start with which the part goes
+                init["init"] = "near-zero" if part == "adapter.trains=mixer" else "orthogonal"
+            refused = nullcontext() if cell.startswith("yes") or cell == "no effect" else pytest.raises(UsageError)
+            with refused:
+                load_recipe(path, [f"adapter.mixer={json.dumps(init)}", part])
 
 
 @pytest.mark.parametrize("overrides", POSSIBLE)

@@ -1,6 +1,5 @@
 """Checkpoints are saved while the training goes on: what each holds, when it is waited for, and what a kill leaves."""
 
-import os
 import signal
 import time
 from collections import defaultdict
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from forked_kit import python
 from methods_kit import BUDGET
 from moslora.errors import Diverged, Interrupted, MosloraError
 from moslora.runs.adapter_folder import open_adapter
@@ -20,7 +18,7 @@ from moslora.training import loop, session, train_recipe
 from moslora.training import train as train_module
 from moslora.training.state import save_checkpoint
 from moslora.training.tracking import Tracker
-from training_kit import BEST, ON_A_CPU, same_files, steps_kept
+from training_kit import BEST, same_files, steps_kept
 
 SHORT = (
     "training.epochs=null",
@@ -135,51 +133,3 @@ def test_what_goes_wrong_while_it_is_saved_ends_the_run_at_the_next_or_before_th
         train_recipe(recipe(*SHORT), out=run.path)
     assert steps_kept(run) == kept and not run.finished
     assert max(row["step"] for row in run.metrics) == min(wrong + 2, 6)
-
-
-KILLED = """
-import os
-import signal
-from threading import Event
-
-from moslora import cli
-from moslora.runs import adapted_model
-from moslora.training.tracking import Tracker
-
-save_file = adapted_model.save_file
-step = Tracker.log_step
-went_on = Event()
-
-def told(tracker, done, **values):
-    step(tracker, done, **values)
-    if done == 5:
-        went_on.set()
-
-def killed(tensors, path):
-    save_file(tensors, path)
-    if "step-4" in str(path) and path.name.startswith("optimizer"):
-        os.truncate(path, path.stat().st_size // 2)
-        assert went_on.wait(60)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Tracker.log_step = told
-adapted_model.save_file = killed
-cli.main()
-"""
-
-
-@pytest.mark.slow
-def test_a_kill_while_one_is_written_leaves_the_one_before(recipe, world, tmp_path):
-    """And the run goes on from that to the same bits."""
-    whole = tmp_path / "whole"
-    train_recipe(recipe(*SHORT), out=whole)
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    run = Run(tmp_path / "run")
-    words = ("train", world / "recipe.yaml", *SHORT, "--out", run.path)
-    process = python(script, *words, env=os.environ | ON_A_CPU)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, errors
-    assert steps_kept(run) == [2] and max(row["step"] for row in run.metrics) == 5
-    train_recipe(recipe(*SHORT), out=run.path, resuming=True)
-    assert same_files(whole, run.path)

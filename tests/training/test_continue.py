@@ -20,7 +20,6 @@ from importing_kit import OFFICIAL, TARGETS, official_model, write_source
 from message_kit import in_order, says
 from methods_kit import METHODS, PEFT_METHODS, logits_of, recipe_of
 from moslora.convert.export import export_peft
-from moslora.convert.importing import import_adapter
 from moslora.errors import UsageError
 from moslora.experiment.file import Planned
 from moslora.experiment.provenance import provenance
@@ -34,10 +33,9 @@ from moslora.runs.manifest import read_manifest
 from moslora.runs.origin import Origin, predecessor_of
 from moslora.runs.run import Run
 from moslora.training import train_recipe
-from moslora.training.prepare import gather_inputs, prepare
+from moslora.training.prepare import prepare
 from reference import perturb
-from trainer_kit import under_the_trainer
-from training_kit import adapter, cut_after, in_processes, losses_logged, same_bits, same_files, sign
+from training_kit import adapter, cut_after, in_processes, same_bits, same_files, sign
 
 LORA = (
     "adapter.rank=4",
@@ -45,15 +43,6 @@ LORA = (
     "adapter.dropout=0",
     "adapter.mixer.kind=identity",
     "adapter.target_modules=[q_proj, v_proj, down_proj]",
-)
-STEPS = 20
-TWENTY = (
-    "training.epochs=null",
-    f"training.max_steps={STEPS}",
-    "training.learning_rate=1e-2",
-    "training.warmup_steps=4",
-    "training.max_grad_norm=0.5",
-    "training.log_every=1",
 )
 SHORT = ("training.epochs=null", "training.max_steps=4", "training.checkpoint_every=2", "training.log_every=1")
 
@@ -82,42 +71,6 @@ def test_it_starts_where_the_other_one_was(finished, method, world, tmp_path):
     assert torch.equal(logits_of(started(recipe)), done.logits)
     fresh = recipe_of(method, world, tmp_path, "seed=8")
     assert not torch.allclose(logits_of(started(fresh)), done.logits, atol=1e-3)
-
-
-@pytest.mark.parametrize("by", ["ours", "imported", "peft/lora"])
-def test_twenty_steps_have_the_losses_of_peft_from_the_same_start(world, tmp_path, by):
-    """A LoRA of PEFT goes on under the Trainer, and in our loop: from PEFT's folder or from an import of it as an
-    adapter of ours, and as PEFT's own method."""
-    theirs = peft_lora(world, tmp_path / "theirs")
-    source = tmp_path / "theirs"
-    if by == "imported":
-        source = tmp_path / "imported"
-        import_adapter(tmp_path / "theirs", out=source)
-    changes = [*LORA]
-    if by == "peft/lora":
-        changes = [
-            "adapter.peft={peft_type: LORA, r: 4, lora_alpha: 8}",
-            "adapter.target_modules=[v_proj, down_proj, q_proj]",
-        ]
-    recipe = load_recipe(world / "recipe.yaml", [*changes, *TWENTY, f"adapter.continue_from={source}"])
-    train_recipe(recipe, out=tmp_path / "run")
-    ours = [(row["loss"], row["grad_norm"]) for row in losses_logged(tmp_path / "run")]
-
-    inputs = gather_inputs(recipe)
-    ordered = [inputs.data.rows[row] for step in range(len(inputs.plan)) for row in inputs.plan[step]]
-    expected = under_the_trainer(
-        theirs,
-        ordered,
-        tmp_path / "trainer",
-        rows_per_step=recipe.training.global_batch_size,
-        learning_rate=1e-2,
-        warmup_steps=4,
-        max_grad_norm=0.5,
-    )
-    assert len(ours) == len(expected) == STEPS
-    assert expected[-1][0] < 0.95 * expected[0][0]
-    for mine, other in zip(ours, expected, strict=True):
-        assert mine == pytest.approx(other, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["peft/miss", "peft/vera", "peft/vblora", "peft/randlora", "peft/dora"])
