@@ -24,7 +24,7 @@ from recipe_kit import RECIPES
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
 
-QUESTIONS = 20
+QUESTIONS = 8
 LONGEST = 4096  # no text is cut: lm-eval cuts whole texts from the left, we never cut an answer
 
 TASK_FILES = {
@@ -130,8 +130,7 @@ def test_acc_and_acc_norm_are_those_of_lm_eval(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["arc_easy", "winogrande"])
-def test_a_run_is_a_model_of_lm_eval(task, world):
+def test_a_run_is_a_model_of_lm_eval(world):
     from lm_eval.api.registry import get_model
 
     from moslora.evaluation import harness
@@ -139,6 +138,7 @@ def test_a_run_is_a_model_of_lm_eval(task, world):
     assert get_model("moslora") is harness.HarnessModel
     arguments = f"run={world / 'model'},dtype=float32"
     ours = harness.HarnessModel.create_from_arg_string(arguments, {"batch_size": 1, "device": None})
+    task = "winogrande"  # its options come before the same end
     rows = sample_rows(task)
     theirs = by_lm_eval(task, rows, hf_harness(make_model(), tokenizer(), longest=512))
     for sample, expected in zip(by_lm_eval(task, rows, ours), theirs, strict=True):

@@ -10,7 +10,7 @@ import pytest
 
 from moslora.errors import MosloraError
 from moslora.experiment import one_run
-from moslora.experiment.one_run import VISIBLE, here
+from moslora.experiment.one_run import VISIBLE, run_locally
 
 
 class AtOnce:
@@ -43,7 +43,7 @@ def test_as_many_runs_at_once_as_gpus_each_on_its_own(monkeypatch, visible, expe
     monkeypatch.setattr(one_run, "run_one", runs)
     planned = [SimpleNamespace(name=f"r{n}") for n in range(7)]
     bystander = psutil.Popen(["sleep", "60"])  # such as a tracker's process
-    with here(planned, out=Path("e")) as waits:
+    with run_locally(planned, out=Path("e")) as waits:
         for n, wait in enumerate(waits):
             if n != 3:
                 wait()
