@@ -63,7 +63,7 @@ def by_row(faults: Mapping[str, Sequence[str]]) -> str:
     """A line for each fault of rows, with the first of the places where it is."""
     lines = []
     for what, (first, *others) in faults.items():
-        more = f" (and {len(others)} more rows)" if others else ""
+        more = f" (and {counted(len(others), 'more row')})" if others else ""
         lines.append(f"{first}: {what}{more}")
     return capped(lines)
 

@@ -1,6 +1,5 @@
 """Train, evaluate before and after, and merge, in one command, at a size that suits the machine."""
 
-import math
 import shlex
 import time
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from moslora.choices import DType, SizeName
 from moslora.compare.arms import Arm
 from moslora.compare.compared_run import ComparedRun
 from moslora.compare.comparison import compare_arms
-from moslora.compare.conclusion import lines
+from moslora.compare.conclusion import conclusions, lines
 from moslora.compare.display import tables
 from moslora.console import say
 from moslora.convert.merge import merge
@@ -29,6 +28,9 @@ RECIPE = "smollm2-135m"
 
 SIZES: Mapping[SizeName, tuple[int, int]] = {"full": (1, 256), "half": (2, 128), "third": (3, 64)}
 """Name -> 1 / this of the recipe's training rows; and the questions of each of the eight sets. The largest first."""
+
+VALIDATION_ROWS = 120
+"""Of every size."""
 
 SECONDS_TO_CHOOSE = 280
 """Most seconds, by the estimate, of the size that is chosen: five minutes, with a fifteenth to spare."""
@@ -73,7 +75,7 @@ def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[st
     """
     began = time.monotonic()
     run = Run(out)
-    recipe = _train(run, size)
+    _train(run, size)
     base = _scored(out, "base")
     tuned = _scored(out, "tuned")
     merged = out / "merged"
@@ -83,26 +85,21 @@ def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[st
     minutes = (time.monotonic() - began) / 60
     say(f"done in {minutes:.1f} minutes")
     shown = compare_arms([base, tuned], outcome="accuracy")
-    about = lines(shown)
-    other = "log_probability    # how sure it is of the right options"
-    if (recipe.evaluation.limit or math.inf) < SIZES["full"][1]:
-        in_nats = lines(compare_arms([base, tuned], outcome="log_probability"))
-        about = ["above: accuracy in percent; below: log p of the right option, in which fewer questions show a gain"]
-        about += in_nats
-        other = "accuracy    # the gain in accuracy"
+    surer = compare_arms([base, tuned], outcome="log_probability")
     quoted = shlex.quote(str(out))
     return tables(shown)[-1], [
-        *about,
+        *lines(shown),
+        *conclusions(surer),
         "try next:",
         f"  moslora ask {quoted}    # ask your own question",
-        f"  moslora compare {quoted} --outcome {other}",
+        f"  moslora compare {quoted} --outcome log_probability    # how sure it is of the right options",
         f"  moslora eval {quoted} --limit all    # every test question",
         "  moslora train llama3-8b --dry-run    # the plan of a run of LLaMA-3-8B",
     ]
 
 
-def _train(run: Run, size: SizeName | None) -> Recipe:
-    """Trains the run, or continues it, and returns its recipe; says so first, and how long it takes."""
+def _train(run: Run, size: SizeName | None) -> None:
+    """Trains the run, or continues it; says so first, and how long it takes."""
     if run.exists:
         recipe = run.recipe_to_resume()
         if recipe.name != load_recipe(RECIPE).name:
@@ -111,14 +108,13 @@ def _train(run: Run, size: SizeName | None) -> Recipe:
         words = [str(run.path), "--resume"]
     else:
         refuse_used(run.path)
-        dtype = f"model.dtype={fast_dtype()}"
-        recipe = load_recipe(RECIPE, [dtype])
-        changes = overrides(_choose_size(size, recipe), recipe)
-        words = [RECIPE, dtype, *changes]
-        recipe = load_recipe(RECIPE, [dtype, *changes])
+        changes = [f"model.dtype={fast_dtype()}", f"data.validation_rows={VALIDATION_ROWS}"]
+        recipe = load_recipe(RECIPE, changes)
+        changes += overrides(_choose_size(size, recipe), recipe)
+        words = [RECIPE, *changes]
+        recipe = load_recipe(RECIPE, changes)
     if not run.result.exists():
         train_in_processes(words, out=run.path, processes=worker_processes(recipe.training))
-    return recipe
 
 
 def _choose_size(typed: SizeName | None, recipe: Recipe) -> SizeName:

@@ -116,7 +116,7 @@ def test_a_stored_recipe_grants_no_trust(capsys, mark, command):
 
 READ_AS_DATA = {
     "data show": ["data", "show", "tasks.yaml"],
-    "data audit": ["data", "audit", "--tasks", "tasks.yaml"],
+    "data audit": ["data", "audit", "tasks.yaml"],
     "data show of training rows": ["data", "show", "rows.yaml"],
     "data show of a run's recipe": ["data", "show", "runs/own/recipe.yaml", "--split", "train"],
     "eval": ["eval", "runs/own", "--tasks", "tasks.yaml"],

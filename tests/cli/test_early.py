@@ -64,7 +64,7 @@ data show obqaa
 data show none.yaml
 data show obqa --source nowhere
 data show obqa --model ./none
-data audit --tasks obqaa
+data audit obqaa
 data audit --model ./none
 data fetch --source nowhere
 quickstart --out full

@@ -20,7 +20,7 @@ ASK = "--question größer? --option ja --option nö"
 COMMANDS = {
     "ask": f"ask runs/größe {ASK}",
     "compare": "compare runs/größe",
-    "data audit": "data audit --tasks obqa --source {world}/data --model {world}/model",
+    "data audit": "data audit obqa --source {world}/data --model {world}/model",
     "data fetch": "data fetch --tasks boolq --source {world}/data",
     "data show": "data show obqa --source {world}/data --model {world}/model",
     "eval": "eval runs/größe --limit 4",

@@ -82,7 +82,8 @@ def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs):
 
 
 def test_a_run_alone_is_compared_with_its_base(runs):
-    with pytest.raises(UsageError, match=r"lora-1: its base was not asked.*moslora eval \S+lora-1 --base$"):
+    command = r"moslora eval \S+lora-1 --base --protocol cloze --format cloze"
+    with pytest.raises(UsageError, match=rf"lora-1: its base was not asked.*{command}"):
         load_arms([runs / "lora-1"])
     evaluated(runs / "lora-1", "cloze-cloze-float32-base", conditions=of_weights(None))
     assert names([runs / "lora-1"]) == [("base", [None]), ("lora-1", [1])]

@@ -101,7 +101,8 @@ def test_a_stock_peft_adapter_computes_what_peft_does(world, tmp_path, kind, saf
         file = tmp_path / "source" / "adapter_model.safetensors"
         torch.save(load_file(file), tmp_path / "source" / "adapter_model.bin")
         file.unlink()
-    import_adapter(tmp_path / "source", out=tmp_path / "run")
+    said = import_adapter(tmp_path / "source", out=tmp_path / "run")
+    assert "prompt that it was trained with is not known" in said and "--protocol cloze" in said
     folder = open_adapter(tmp_path / "run" / "adapter")
     expected = logits(theirs.eval())
     assert close(logits(load_adapted(folder, dtype="float32")), expected)

@@ -115,8 +115,18 @@ def test_a_row_that_names_no_answer_contradicts_none(kind, tmp_path):
             ],
             "tools": "",
         },
+        {"prompt": "Name a planet.\nBriefly.", "response": "Mars."},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": text} for text in ("Name a planet.\n", "Briefly.")],
+                },
+                {"role": "assistant", "content": "Mars."},
+            ],
+        },
     ],
-    ids=["alpaca", "alpaca, empty input", "alpaca, input", "sharegpt"],
+    ids=["alpaca", "alpaca, empty input", "alpaca, input", "sharegpt", "prompt and response", "parts"],
 )
 def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row, tmp_path):
     plain = {"prompt": "Name a planet.\nBriefly.", "completion": "Mars."}

@@ -5,15 +5,19 @@ from collections.abc import Callable
 
 import pytest
 
+from changes_kit import write_jsonl
 from forked_kit import python
+from message_kit import in_order, says
 from moslora.base.load import load_tokenizer
+from moslora.console import note_once
 from moslora.data import prepared
 from moslora.data.encode import Encoder, encode_examples
 from moslora.data.overlap import digest
 from moslora.data.prepared import RunRows
 from moslora.data.select import cap, set_aside
-from moslora.data.sources import data_hash, load_training
+from moslora.data.sources import data_hash, load_examples, load_training
 from moslora.data.steps import label_count
+from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import Recipe
 from training_kit import importing_tests
@@ -212,3 +216,22 @@ def test_the_questions_of_an_own_task_keep_its_wording(recipe, cache, tmp_path):
     (mine,) = own.training_tasks
     assert all(example.wording == mine.wording and example.context == "c" for example in read.questions)
     assert [example.id for example in read.questions] == [row.id for row in read.validation]
+
+
+def test_bad_rows_are_skipped_and_named_and_repeated_ones_counted(recipe, cache, tmp_path, capsys):
+    rows = [{"q": f"Which {number}?", "right": "no" if number % 3 else "yes"} for number in range(20)]
+    rows += [rows[2], {**rows[4], "right": "yes"}, {"q": " ", "right": "no"}, {"q": "Which?", "right": "maybe"}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    files = f"train: {tmp_path}/rows.jsonl, test: {tmp_path}/test.jsonl"
+    task = f"{{{files}, question: q, options: ['yes', 'no'], answer: right}}"
+    words = (f"tasks.mine={task}", "data.tasks=[mine]", "evaluation.tasks=[mine]", "data.validation_rows=0")
+    with pytest.raises(UsageError, match=in_order("rows.jsonl:23", "rows.jsonl:24", "maybe", "'yes', 'no'")):
+        prepare(recipe(*words))
+    skipping = recipe(*words, "data.bad_rows=skip")
+    for _ in range(2):  # from the cache as well
+        note_once.cache_clear()
+        found = prepare(skipping)
+        assert len(found.rows) == 22 and says(capsys.readouterr().out, "2 bad rows skipped", "rows.jsonl:23", ":24")
+    assert len(load_examples(skipping.own_tasks["mine"], "test", source="wheel")) == 22
+    assert any(says(line, "mine: 2 rows", "1 question") for line in found.remarks())

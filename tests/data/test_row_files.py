@@ -117,6 +117,7 @@ def test_parquet_keeps_its_types(tmp_path):
         ("asked,a,b,right\nq,1,2,0\nq,1,2\n", [": row 2: has 3 cells", "names 4 columns"]),
         ("asked,a,b,right\nq,1,2,0\nq,1,2,x\nq,1,2,y\n", [": row 2: answer", ": row 3: answer"]),
         ('asked,a,b,right\n"q\nr",1,2,0\nq,1,"2"x,0\n', [":4: malformed CSV"]),
+        ('asked,a,b,right\n"q",1,2,0\n"q,1,2,0\nq,1,2,0\n', [":3: malformed CSV", "not closed"]),
         ("asked;a;b;right\nq;1;2;0\n", [": row 1: question: 'asked' is undefined; the row has asked;a;b;right"]),
         ("asked,a,a,right\nq,1,2,0\n", ["one name", "a, a"]),
         ("asked,a,b,right\n", [": contains no rows"]),

@@ -7,6 +7,7 @@ import pytest
 from evaluation_kit import make_examples
 from moslora.data.select import cap, set_aside
 from moslora.errors import UsageError
+from moslora.recipe import DataSection
 
 EXAMPLES = make_examples("boolq", 40) + make_examples("obqa", 30)
 
@@ -42,6 +43,15 @@ def test_validation_rows_are_set_aside_with_all_their_repetitions():
     assert not originals & {example.id.removesuffix("-again") for example in train}
     assert len(train) == 140 - 2 * len(originals)
     assert ids(set_aside(repeated, validation_rows=12, seed=1)[1]) != ids(validation)
+
+
+def test_validation_rows_are_a_number_or_a_share_or_a_tenth_up_to_120():
+    sizes = {None: [19, 1, 120, 120], 0.25: [47, 2, 300, 2_500], 7: [7, 7, 7, 7], 0: [0, 0, 0, 0]}
+    for given, expected in sizes.items():
+        section = DataSection(validation_rows=given)
+        assert [section.held_out_of(rows) for rows in (188, 8, 1_200, 10_000)] == expected
+    with pytest.raises(UsageError, match=r"data\.validation_rows = 8"):
+        DataSection(validation_rows=8).held_out_of(8)
 
 
 def test_something_has_to_be_left():

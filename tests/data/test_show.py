@@ -35,13 +35,13 @@ def test_free_rows_are_shown(capsys, sums):
 
 
 def test_free_rows_are_audited(capsys, sums):
-    code, out, _ = run(capsys, "data", "audit", "--tasks", sums)
+    code, out, _ = run(capsys, "data", "audit", sums)
     rows = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line}
     assert code == 0 and rows["instruction"] == ["5", "0"] and rows["boolq"] == ["1", "0"]
 
 
 def test_a_recipe_that_names_no_rows_declares_no_tasks(capsys, sums):
     Path("empty.yaml").write_text("model: {name: x}\n")
-    for command in (("show", "empty.yaml"), ("audit", "--tasks", "empty.yaml")):
+    for command in (("show", "empty.yaml"), ("audit", "empty.yaml")):
         code, _, errors = run(capsys, "data", *command)
         assert code == 2 and "declares no tasks" in errors

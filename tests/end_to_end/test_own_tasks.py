@@ -138,9 +138,10 @@ def test_a_gate_has_an_embedding_for_each_task_of_the_run(mine, tmp_path, capsys
     ("override", "said"),
     [
         ("data.tasks=[wether]", "unknown task 'wether'; did you mean weather?"),
-        ("tasks.weather.question=a b", "is neither a Jinja expression nor a template"),
-        ("tasks.weather.cloze=nothing", "must match pattern"),
-        ("tasks.weather.label=answer 1", "must match pattern"),
+        ("tasks.weather.question=a b", "is not a Jinja expression"),
+        ("tasks.weather.options=a, b", "in brackets"),
+        ("tasks.weather.cloze=nothing", "must contain {question}"),
+        ("tasks.weather.label=answer 1", "must be letters"),
         ("tasks.weather.held_out=0", "must be greater than 0"),
         ("tasks.boolq.train=x", "'boolq' cannot be the name of a task"),
         ("tasks.other.options=[a, b]", "tasks.other.train: is missing"),

@@ -117,6 +117,8 @@ def test_a_mistyped_path_names_what_is_there_and_is_no_hub_id(trained, tmp_path,
         ("eval", "runs/caps/checkpoints/step-99", "did you mean", "step-21", "step-20"),
         ("eval", "mine/nothing", "no such folder"),
         ("eval", "no/such/folder", "no such folder"),
+        ("eval", "theirs/adapter_config.json", "a file, not a model"),
+        ("eval", "smollm2-135m", "a recipe, not a model", "train smollm2-135m", "smollm2-135m-instruct"),
     ):
         code, _, error = run(capsys, command, typed)
         assert code == 2 and says(error, *named), typed

@@ -281,8 +281,8 @@ def test_the_disk_is_what_the_files_take(recipe, trained, changes, files):
     assert total == pytest.approx(files * of_one + result, abs=0.3)
 
 
-@pytest.mark.parametrize(("quantization", "named"), [("null", True), ("int8", False)])
-def test_no_other_strategy_is_named_that_a_recipe_may_not_have(capsys, quantization, named):
+@pytest.mark.parametrize(("quantization", "named"), [("null", True), ("int8", False), ("nf4", False)])
+def test_no_other_strategy_is_named_that_is_not_needed_or_not_possible(capsys, quantization, named):
     changes = (f"model.quantization={quantization}", "model.gradient_checkpointing=true")
     out, _ = planned(capsys, "llama3-70b-nf4", "--processes", "8", "--gpu-memory", "80GB", *changes)
     assert ("with training.strategy=fsdp it fits" in out) == named

@@ -68,7 +68,7 @@ def test_llama3_8b_is_the_setting_of_the_paper():
     assert set(adapter.target_modules) == {"q_proj", "k_proj", "v_proj", "up_proj", "down_proj"}
     assert adapter.mixer == DenseOptions(init="kaiming", train="learned")
     assert (data.source, data.format, data.loss_on) == ("commonsense_170k", "llm-adapters", "all")
-    assert (data.max_length, data.validation_rows, data.tasks) == (256, 120, COMMONSENSE)
+    assert (data.max_length, data.held_out_of(170_420), data.tasks) == (256, 120, COMMONSENSE)
     assert (training.learning_rate, training.schedule, training.warmup_steps) == (3e-4, "linear", 100)
     assert (training.global_batch_size, training.epochs) == (16, 3)
     assert (training.weight_decay, training.max_grad_norm, training.betas) == (0, 1, (0.9, 0.999))
@@ -89,6 +89,7 @@ def test_llama3_8b_released_takes_back_what_a_recipe_can():
     released = {
         "name": "llama3-8b-released",
         "model": plain.model.model_copy(update={"dtype": "float16"}),
+        "data": plain.data.model_copy(update={"validation_rows": 120}),
         "training": plain.training.model_copy(update={"result": "best", "keep_checkpoints": 3}),
         "evaluation": plain.evaluation.model_copy(update={"protocol": "generate", "beams": 4}),
     }

@@ -49,6 +49,7 @@ data.max_length                    resume   arm   remade   group   shared   pair
 data.rows                          resume   arm   remade   group   shared   paired
 data.rows.mine                     resume   arm   remade   group   shared   paired
 data.validation_rows               resume   arm   remade   group   shared   paired
+data.bad_rows                      resume   -     remade   group   shared   -
 data.loss_on                       resume   arm   remade   group   shared   paired
 data.replay                        resume   arm   remade   group   -        -
 training.epochs                    resume   arm   remade   group   shared   -

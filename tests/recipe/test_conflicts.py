@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from moslora.adapters.mixers import MIXERS
 from moslora.errors import UsageError
+from moslora.evaluation.request import Request
 from moslora.mixer_options import AT_ZERO, WELL_CONDITIONED, DenseOptions, MixerOptions
 from moslora.recipe import ModelSection, Recipe, load_recipe
 from moslora.recipe.adapter import AdapterSection
@@ -161,3 +162,10 @@ def test_recipe_built_in_python_obeys_the_same_rules():
             model=ModelSection(name="x"),
             adapter=AdapterSection(rank_out=3, mixer=DenseOptions(train="folded")),
         )
+
+
+def test_rows_that_nothing_scores_need_no_protocol():
+    talks = ["data.source=./talks.jsonl", "data.format=chat"]
+    assert Request.of(load_recipe("models/smollm2-135m", talks)).protocol == "choice"
+    (fault,) = faults("models/smollm2-135m", *talks, "evaluation.tasks=boolq")
+    assert "cloze cannot read the answers of format chat" in fault

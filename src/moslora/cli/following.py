@@ -24,12 +24,12 @@ def say_next(*words: str) -> None:
 def after_training(run: "Run") -> Sequence[str]:
     """The command after the training of ``run``: its evaluation, or a question of the user's, if its recipe names no
     questions. Says so where nothing scores the rows that it was trained on."""
-    from moslora.runs.bare_rows import asks_nothing, remark_on_bare_rows
+    from moslora.runs.bare_rows import asks_nothing, remark_on_bare_rows, trained_tasks
 
     remark = remark_on_bare_rows(run)
     if remark:
         say(remark)
-    if asks_nothing(run):
+    if asks_nothing(run.recipe, trained_tasks(run)):
         return ("ask", str(run.path))
     return ("eval", str(run.path))
 

@@ -171,7 +171,7 @@ def evaluate(
     if is_newest:
         say(f"newest run: {target}")
     with options.importing():
-        from moslora.evaluation.display import heading, remarks, table
+        from moslora.evaluation.display import heading, remarks, table, tables_by_option
         from moslora.evaluation.evaluate_target import evaluate_target
         from moslora.evaluation.server import open_server
         from moslora.plan.here import note_evaluation
@@ -183,7 +183,11 @@ def evaluate(
         results, folder = evaluate_target(opened, tasks=tasks, out=out, server=opened_server, at_once=at_once, **typed)
     if is_main_process():
         below = [*remarks(results), f"written to {folder}"]
-        print_table(table(results), above=[heading(results)], below=below)
+        print_table(table(results), above=[heading(results)])
+        for rows in tables_by_option(results, opened.tasks_to_ask(tasks)):
+            print()
+            print_table(rows)
+        print(*below, sep="\n")
         if opened.run and out is None:
             say_next(*after_scoring(folder, opened.run, words=words))
 

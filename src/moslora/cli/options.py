@@ -64,7 +64,7 @@ Format = Annotated[choices.FormatName | None, typer.Option(help="Prompt format. 
 Tokenizer = Annotated[str | None, typer.Option(help="Model whose tokenizer is used. [default: the recipe's]")]
 MaxLength = Annotated[int | None, typer.Option(help="Maximum number of tokens per row. [default: the recipe's]", min=1)]
 Processes = Annotated[
-    int | None, typer.Option(help="Number of processes on this machine. [default: one per GPU]", min=1)
+    int | None, typer.Option(help="Number of processes on this machine. [default: its GPUs, or 1]", min=1)
 ]
 Restarts = Annotated[
     int | None,

@@ -42,4 +42,8 @@ def _place(typed: str, context: Any) -> str:
             if option.startswith(typed):
                 return f"did you mean {option}?"
     of = [name for name, one in root.commands.items() for parameter in one.params if typed in parameter.opts]
-    return f"it is an option of {', '.join(f'{root.name} {name}' for name in of)}" if of else ""
+    if of:
+        return f"it is an option of {', '.join(f'{root.name} {name}' for name in of)}"
+    word = re.compile(rf"\b{re.escape(typed.strip('-'))}\b", re.IGNORECASE)
+    meant = [one for one in context.command.params if word.search(getattr(one, "help", None) or "")]
+    return f"did you mean {meant[0].opts[0]}? {meant[0].help}" if meant else ""

@@ -16,7 +16,7 @@ from moslora.compare.statistics import Codes
 from moslora.errors import UsageError, some
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import Outcome
-from moslora.runs.run import is_run
+from moslora.runs.run import Run, is_run
 
 SEED_AT_END = re.compile(r"[-_.=]*(seed|s)?[-_.=]*\d+$")
 """At the end of the name of a run."""
@@ -60,10 +60,20 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
     if len(paths) == 1 and is_run(paths[0]):
         base = runs[0].evaluation.base
         if base is None:
-            command = f"moslora eval {shlex.quote(str(paths[0]))} --base"
+            command = shlex.join(_evaluation_of_base(paths[0], runs[0].evaluation))
             raise UsageError(f"{paths[0]}: its base was not asked; give another run, or ask it likewise: {command}")
         runs = [ComparedRun.of(base), *runs]
     return arms_of(runs)
+
+
+def _evaluation_of_base(path: Path, evaluation: Evaluation) -> list[str]:
+    """The command that asks the base of the run at ``path`` what ``evaluation`` asked the run."""
+    words = ["moslora", "eval", str(path), "--base"]
+    if evaluation.conditions is not None:
+        words += ["--protocol", evaluation.conditions.protocol, "--format", evaluation.conditions.format]
+    if {*evaluation.tasks} != {task.name for task in Run(path).recipe.questions.tasks}:
+        words += ["--tasks", ",".join(evaluation.tasks)]
+    return words
 
 
 def arms_of(runs: Sequence[ComparedRun]) -> list[Arm]:

@@ -163,10 +163,10 @@ def compare_arms(
     runs = all_runs(arms)
     shared, left_out = in_common(evaluations_of(runs))
     if not (shared or _is_of_runs(outcome)):
-        paths = some((run.path for run in runs), separator=" and ")
-        raise UsageError(
-            f"{paths}: no question in common; evaluate them on the same questions (--tasks, --limit, evaluation.skip)"
-        )
+        asked = {run.path: next((ids for answers in run.tasks.values() for ids in answers.ids), "none") for run in runs}
+        paths = some((f"{path} (such as {id})" for path, id in asked.items()), separator=" and ")
+        fix = "evaluate them on the same questions (--tasks, --limit, evaluation.skip), and write their ids alike"
+        raise UsageError(f"{paths}: no question in common; {fix}")
     shares = [
         len(shared.get(task, ())) / len(answers.ids)
         for run in runs

@@ -13,16 +13,13 @@ from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import LEVEL, Member
 from moslora.errors import counted
-from moslora.runs.scores import MACRO
+from moslora.runs.intervals import FEW
+from moslora.runs.scores import MACRO, MICRO
 
 HANDFUL = 30
 """Where a task has fewer independent questions, what is shown at a p above `SURE` hangs on one or two of them."""
 
 SURE = 0.01
-
-FEW = 10
-"""With fewer independent right or wrong answers, nothing is said to be shown: McNemar's exact p is not small enough
-before six of them have changed, all in one direction."""
 
 TOO_FEW = "too few"
 EQUAL = "equal"
@@ -56,7 +53,7 @@ def remarks(comparison: Comparison) -> Iterator[str]:
     elif main.gains is not None:
         of_before, of_after = [gain_in_words(gain, main.outcome) for gain in main.gains]
         yield f"{title_of_gain(main.outcome)}: {main.before} {of_before}, {main.after} {of_after}"
-    low = [one for one in named if one.majority and one.over_majority.interval[0] <= 0]
+    low = [one for one in named if one.majority and not _are_few(one) and one.over_majority.interval[0] <= 0]
     if main is not None and low:
         share = main.outcome.level(fmean(labels.mean() for labels in main.majority.values()))
         interval = " to ".join(map(main.outcome.level, main.over_majority.interval))
@@ -91,8 +88,9 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
     verdict = verdict_on(main, member)
     if verdict == TOO_FEW:
         few = counted(sum(main.independent_questions.values()), "independent question")
-        size = f"{outcome.change(effect.difference)} {outcome.unit}"
-        return f"{few}: too few to tell {main.after} from {main.before} ({size} in these)"
+        asked = main.questions()
+        before, after = (f"{mean * asked:.3g}" for mean in main.means[MICRO])
+        return f"{few}: too few to tell {main.after} from {main.before} ({after} against {before} right of {asked})"
     if verdict in SIDES:
         over = f"95 % over {main.seeds} seeds" if main.seeds > 1 else "95 %"
         return _difference(main, member, margin, over, f", p {probability(effect.p)}")
@@ -111,7 +109,8 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
 
 
 def _are_few(one: Contrast) -> bool:
-    """Whether there are too few answers to conclude anything."""
+    """Whether there are too few answers to conclude anything: McNemar's exact p is not small enough before six of them
+    have changed, all in one direction."""
     return one.outcome.binary and sum(one.independent_questions.values()) < FEW
 
 

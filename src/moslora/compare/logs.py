@@ -171,9 +171,8 @@ def _read_file(file: Path, tasks: dict[str, Samples], cluster: str | None) -> No
             known.scores.update(scores)
             read += 1
     except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise UsageError(
-            f"{file}: row {read + 1}: {first_line(error)}; must have id and score, or be lm-eval's"
-        ) from None
+        what = f"has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UsageError(f"{file}: row {read + 1}: {what}; must have id and score, or be lm-eval's") from None
     if not read:
         raise UsageError(f"{file}: no questions")
 

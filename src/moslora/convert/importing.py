@@ -23,6 +23,7 @@ from moslora.convert.proof import log_probabilities
 from moslora.data.encode import Encoder, encoding
 from moslora.errors import MosloraError, UsageError
 from moslora.files import new_folder, sha256
+from moslora.prompts.protocols import DEFAULT_PROTOCOL
 from moslora.recipe import Recipe
 from moslora.runs.adapted_model import save_adapter, with_adapters_of
 from moslora.runs.adapter_folder import open_adapter
@@ -102,7 +103,12 @@ def import_adapter(
         if not error <= TOLERANCE:
             raise MosloraError(f"{said}: above the tolerance of {TOLERANCE:g}; nothing was written")
     if not effect:
-        return f"{said}; WARNING: the adapter changes nothing; was it trained?"
+        said += "; WARNING: the adapter changes nothing; was it trained?"
+    if read_evaluation_defaults(source) is None and not settings.official:
+        said += (
+            f"\nthe prompt that it was trained with is not known: moslora eval asks by protocol {DEFAULT_PROTOCOL};"
+            " compare its scores with those by --protocol cloze or --format chat"
+        )
     return said
 
 

@@ -11,7 +11,7 @@ from statistics import median_low
 
 from transformers import PreTrainedTokenizerBase
 
-from moslora.choices import FormatName, Split
+from moslora.choices import BadRows, FormatName, Split
 from moslora.data import local
 from moslora.data.encode import Encoder, encode_examples
 from moslora.data.overlap import content
@@ -38,7 +38,13 @@ class Overlap:
 
 
 def audit_rows(
-    tasks: Sequence[Task], *, source: str, tokenizer: PreTrainedTokenizerBase, format: FormatName, max_length: int
+    tasks: Sequence[Task],
+    *,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    format: FormatName,
+    max_length: int,
+    bad_rows: BadRows = "stop",
 ) -> tuple[list[list[str]], list[str]]:
     """The counts of ``source`` as a table, and the notes below it; tasks without rows are left out.
 
@@ -47,7 +53,7 @@ def audit_rows(
     """
     encoder = Encoder(tokenizer, max_length=None)
     rendered = make_format(format, tokenizer)
-    training, test = read(tasks, source=source)
+    training, test = read(tasks, source=source, bad_rows=bad_rows)
     notes = differences(source, [task.name for task in tasks])
     overlaps = count_overlaps(training, test)
     table = [HEADER]
@@ -64,9 +70,13 @@ def audit_rows(
     return table, notes
 
 
-def read(tasks: Sequence[Task], *, source: str) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
+def read(
+    tasks: Sequence[Task], *, source: str, bad_rows: BadRows = "stop"
+) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
     """Training and test rows by task, the same tasks in both; see `audit_rows`."""
-    trained = load_training([task for task in tasks if _has_rows(task, "train", source)], source=source)
+    trained = load_training(
+        [task for task in tasks if _has_rows(task, "train", source)], source=source, bad_rows=bad_rows
+    )
     tested: list[Example] = []
     for task in tasks:
         if _has_rows(task, "test", source):

@@ -15,7 +15,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from moslora.choices import Split
+from moslora.choices import BadRows, Split
 from moslora.data.row_files import has_rows, read_rows
 from moslora.errors import UsageError
 from moslora.prompts.instructions import llm_adapters_row, parse_instruction
@@ -29,8 +29,8 @@ _UNREAD = ("history", "system", "tools", "functions")
 """Columns of other programs whose text would have to be part of the prompt."""
 
 KINDS = (
-    "instruction, output, and an answer beside an empty input, or an input and no answer; or prompt and completion; or"
-    " messages; or conversations"
+    "instruction, output, and an answer beside an empty input, or an input and no answer; or prompt and completion, or"
+    " prompt and response; or messages; or conversations"
 )
 """What a row may have."""
 
@@ -67,9 +67,9 @@ def load(source: Path, task: Task, split: Split) -> list[Example]:
     return examples
 
 
-def read_file(path: Path, split: Split, *, task: str | None = None) -> list[Example]:
+def read_file(path: Path, split: Split, *, task: str | None = None, bad_rows: BadRows = "stop") -> list[Example]:
     """All rows of a file in LLM-Adapters' format; ``task`` names the set that all belong to, if known."""
-    return read_rows(path, partial(example_from_row, split=split, task=task))
+    return read_rows(path, partial(example_from_row, split=split, task=task), bad_rows=bad_rows)
 
 
 def read_texts(path: Path, task: Task) -> list[Example]:
@@ -143,7 +143,7 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
         for number, turn in enumerate(row[column], start=1):
             where = f"{column}, turn {number}"
             turn = turn if isinstance(turn, dict) else {}
-            speaker, said = turn.get(by), turn.get(text)
+            speaker, said = turn.get(by), _text_of_parts(turn.get(text), where=where)
             expected = system if speaker == system and number == 1 else next(in_turn)
             if speaker != expected:
                 order = f"{' and '.join(speakers)} take turns, after a {system} if there is one"
@@ -160,11 +160,23 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
     return turns
 
 
+def _text_of_parts(said: Any, *, where: str) -> Any:
+    """The text of a turn that is a list of parts, as OpenAI's are; anything else as it is."""
+    if not isinstance(said, list):
+        return said
+    texts: list[Any] = [part.get("text") if isinstance(part, dict) else None for part in said]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"{where}: of a list of parts only texts are read, and there is another part, such as an image"
+        )
+    return "".join(texts)
+
+
 def _texts(row: dict[str, Any]) -> tuple[str, str, str | None]:
     """Instruction, output and the answer that a row of LLM-Adapters names beside it, which the output may contradict;
     a row of two texts names none."""
     match row:
-        case {"prompt": str(asked), "completion": str(answered)}:
+        case {"prompt": str(asked), "completion": str(answered)} | {"prompt": str(asked), "response": str(answered)}:
             pass
         case {"instruction": str(asked), "output": str(answered), "answer": str(answer)} if not row.get("input"):
             return asked, answered, answer
@@ -175,7 +187,10 @@ def _texts(row: dict[str, Any]) -> tuple[str, str, str | None]:
             if text:  # as LLaMA-Factory joins them
                 asked += f"\n{text}"
         case _:
-            raise ValueError(f"its columns are {printable(', '.join(row))}; a row has {KINDS}, all of them texts")
+            raise ValueError(
+                f"its columns are {printable(', '.join(row))}; a row has {KINDS}, all of them texts. Other columns are"
+                " those of a task of your own, in a recipe's section `tasks` (docs/tasks.md)"
+            )
     return asked, answered, None
 
 

@@ -18,17 +18,18 @@ import moslora.data
 import moslora.prompts
 import moslora.tasks
 from moslora.console import note
+from moslora.data.audit import count_overlaps
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples, encoding
 from moslora.data.overlap import digest
 from moslora.data.select import cap, set_aside
 from moslora.data.sources import data_hash, differences, identity, load_examples, load_training, local_path
 from moslora.data.steps import StepPlan, label_count
 from moslora.download.wheels import home
-from moslora.errors import MosloraError, UsageError, first_line
+from moslora.errors import MosloraError, UsageError, counted, first_line
 from moslora.files import discard, once_per_machine, replacing, sha256
 from moslora.prompts.formats import make_format
 from moslora.recipe import DataSection, Recipe
-from moslora.tasks import INSTRUCTION, Example, Task
+from moslora.tasks import BUILT_IN, INSTRUCTION, Example, Task
 from moslora.version import source_files
 
 CODE = (moslora.tasks, moslora.data, moslora.prompts)
@@ -232,9 +233,9 @@ class RunRows:
     def _from_sources(self) -> TrainingData:
         data = self.data
         format = make_format(data.format, self.encoder.tokenizer)
-        rows = load_training(self.tasks, source=data.source)
+        rows = load_training(self.tasks, source=data.source, bad_rows=data.bad_rows)
         chosen = cap(rows, rows=data.rows, seed=self.seed)
-        training, validation = set_aside(chosen, validation_rows=data.validation_rows, seed=self.seed)
+        training, validation = set_aside(chosen, validation_rows=data.held_out_of(len(chosen)), seed=self.seed)
         split_here = [task for task in self.tasks if task.own and "test" not in task.splits]
         held_out = [load_examples(task, "test", source=data.source) for task in split_here]
         left_out = {
@@ -242,7 +243,7 @@ class RunRows:
             "equal to validation rows, and left out": len(chosen) - len(training) - len(validation),
             "skipped (data.rows)": len(rows) - len(chosen),
         }
-        notes = [*differences(data.source, data.tasks), *format.remarks()]
+        notes = [*differences(data.source, data.tasks), *format.remarks(), *_repetitions(rows)]
         if any(left_out.values()):
             parts = {"trained on": len(training), "for validation": len(validation), **left_out}
             counts = [f"{number:,} {what}" for what, number in parts.items() if number or what not in left_out]
@@ -276,7 +277,10 @@ class RunRows:
         return Replay(texts, self.data.replay.share, self.seed)
 
     def _read(self, folder: Path) -> TrainingData | None:
-        """The rows in ``folder``; ``None`` if there are none, or they are damaged."""
+        """The rows in ``folder``; ``None`` if there are none, or they are damaged, or bad rows may be skipped, of which
+        the user is told each time."""
+        if self.data.bad_rows == "skip":
+            return None
         try:
             contents = (folder / _ROWS).read_bytes()  # not mapped: another machine may replace or remove the file
             if (folder / _HASH).read_text(encoding="utf-8") != hashlib.sha256(contents).hexdigest():
@@ -325,6 +329,16 @@ def _write(made: TrainingData, folder: Path) -> None:
         oldest_first = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
         for old in oldest_first[:-_KEPT]:
             discard(old)
+
+
+def _repetitions(rows: Sequence[Example]) -> Iterator[str]:
+    """Lines that count repeated and contradictory rows of the user's own."""
+    tasks = {row.task for row in rows}.difference(BUILT_IN)
+    own = {task: [row for row in rows if row.task == task] for task in sorted(tasks)}
+    for task, overlap in count_overlaps(own, dict.fromkeys(own, ())).items():
+        if overlap.repeats:
+            repeats = f"{counted(overlap.repeats, 'row')} with the question of an earlier one"
+            yield f"{task}: {repeats}, {counted(overlap.conflicts, 'question')} with several answers"
 
 
 def _from_json(text: str | bytes, tasks: Sequence[Task]) -> list[Example]:

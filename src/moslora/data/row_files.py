@@ -12,7 +12,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from moslora.errors import UsageError, by_row, first_line
+from moslora.choices import BadRows
+from moslora.console import note_once
+from moslora.errors import UsageError, by_row, counted, first_line
 from moslora.tasks import Example
 
 Located = tuple[str, Any]
@@ -20,7 +22,9 @@ Located = tuple[str, Any]
 why it cannot be read."""
 
 
-def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, plain: bool = False) -> list[Example]:
+def read_rows(
+    path: Path, read: Callable[[dict[str, Any], int], Example], *, plain: bool = False, bad_rows: BadRows = "stop"
+) -> list[Example]:
     """The examples that ``read`` makes of a file's rows.
 
     The name's ending says how the file is read: ``.jsonl`` has an object per line, ``.csv`` a header and a row per
@@ -29,11 +33,12 @@ def read_rows(path: Path, read: Callable[[dict[str, Any], int], Example], *, pla
     Args:
         read: gets a row and its number, from 0; a `ValueError` says what is wrong with the row.
         plain: the file is text without rows; each paragraph, between empty lines, is a row with a ``text``.
+        bad_rows: "skip" leaves out rows with a fault, and says how many and where.
 
     Raises:
         UsageError: it cannot be read; or as of `examples_of`, with the line of a row in JSONL.
     """
-    return examples_of(located_rows(path, plain=plain), read, where=str(path))
+    return examples_of(located_rows(path, plain=plain), read, where=str(path), bad_rows=bad_rows)
 
 
 def located_rows(path: Path, *, plain: bool = False) -> Iterator[Located]:
@@ -43,9 +48,13 @@ def located_rows(path: Path, *, plain: bool = False) -> Iterator[Located]:
 
 
 def examples_of(
-    rows: Iterable[Located], read: Callable[[dict[str, Any], int], Example], *, where: str
+    rows: Iterable[Located],
+    read: Callable[[dict[str, Any], int], Example],
+    *,
+    where: str,
+    bad_rows: BadRows = "stop",
 ) -> list[Example]:
-    """The examples that ``read`` makes of rows, which are from ``where``.
+    """The examples that ``read`` makes of rows, which are from ``where``; ``bad_rows`` as in `read_rows`.
 
     Raises:
         UsageError: the faults of rows, each once, with the place of the first; or there are no rows.
@@ -57,8 +66,11 @@ def examples_of(
             examples.append(example)
         else:
             faults.setdefault(str(example), []).append(f"{where}{location}")
-    if faults:
+    if faults and not (bad_rows == "skip" and examples):
         raise UsageError(by_row(faults))
+    if faults:
+        count = sum(map(len, faults.values()))
+        note_once(f"{counted(count, 'bad row')} skipped: {'; '.join(by_row(faults).splitlines())}")
     if not examples:
         raise UsageError(f"{where}: contains no rows")
     return examples
@@ -133,11 +145,16 @@ def _cells(path: Path) -> Iterator[Located]:
     """Rows by Python's reader, which guesses no types. A column without a name, such as pandas' index, is left out."""
     csv.field_size_limit(2**31 - 1)  # Python's own is 131,072 characters; it is the whole process's
     lines = csv.reader(StringIO(text_of(path), newline=""), strict=True)
+    read = []
+    end = 0  # the last line of the row before
     try:
-        header, *rows = [cells for cells in lines if cells] or [[]]
+        for cells in lines:
+            read.append(cells)
+            end = lines.line_num
     except csv.Error as error:
-        fix = "quotes are doubled in a quoted text"
-        raise UsageError(f"{path}:{lines.line_num}: malformed CSV ({error}); {fix}") from None
+        fix = "a quote in the row that begins here is not closed, or not doubled within a quoted text"
+        raise UsageError(f"{path}:{end + 1}: malformed CSV ({error}); {fix}") from None
+    header, *rows = [cells for cells in read if cells] or [[]]
     names = [name.strip() for name in header]
     named = [name for name in names if name]
     if len({*named}) < len(named):

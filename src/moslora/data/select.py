@@ -28,7 +28,6 @@ def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -
 
     A set may repeat rows (WinoGrande's nested sizes); no training row equals a validation row.
     """
-    refuse_all_set_aside(len(examples), validation_rows=validation_rows)
     chosen = set(random.Random(f"{seed}/validation").sample(range(len(examples)), validation_rows))
     validation = [example for position, example in enumerate(examples) if position in chosen]
 
@@ -40,9 +39,3 @@ def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -
     if not training:
         raise UsageError("data.validation_rows: all other rows repeat the validation rows; set fewer")
     return training, validation
-
-
-def refuse_all_set_aside(rows: int, *, validation_rows: int) -> None:
-    """Refuses a number of validation rows that leaves nothing to train on."""
-    if validation_rows >= rows:
-        raise UsageError(f"data.validation_rows = {validation_rows}: must be less than the {rows:,} rows of the source")

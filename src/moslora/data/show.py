@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from moslora.choices import FormatName, LossOn, Split
+from moslora.choices import BadRows, FormatName, LossOn, Split
 from moslora.console import note_once
 from moslora.data.encode import IGNORE_INDEX, Encoder, encode_examples
 from moslora.data.sources import load_examples, load_training
@@ -15,7 +15,7 @@ from moslora.tasks.matching import Number
 
 
 def rows_to_show(
-    tasks: Sequence[Task], *, source: str, whole: bool, split: Split | None, row: int
+    tasks: Sequence[Task], *, source: str, whole: bool, split: Split | None, row: int, bad_rows: BadRows
 ) -> Iterator[Example]:
     """Row number ``row`` of each task.
 
@@ -28,7 +28,7 @@ def rows_to_show(
     """
     examples_of: dict[tuple[str, Split], list[Example]] = {}
     if whole and split in (None, "train"):
-        for example in load_training(tasks, source=source):
+        for example in load_training(tasks, source=source, bad_rows=bad_rows):
             examples_of.setdefault((example.task, "train"), []).append(example)
     else:
         for task in tasks:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from moslora.choices import Split
+from moslora.choices import BadRows, Split
 from moslora.data import hub, local, wheel
 from moslora.data.overlap import content, normalized
 from moslora.data.row_files import read_rows
@@ -102,7 +102,7 @@ def _read_own(task: Task, split: Split) -> list[Example]:
     path = _own_file(task, split)
     if task.is_text:
         return local.read_texts(path, task)
-    return read_rows(path, partial(task.row_of_split, split))
+    return read_rows(path, partial(task.row_of_split, split), bad_rows=task.bad_rows)
 
 
 def _own_file(task: Task, split: Split) -> Path:
@@ -125,15 +125,16 @@ def refuse_missing(tasks: Sequence[Task], split: Split, *, source: str) -> None:
         local_path(source)
 
 
-def load_training(tasks: Sequence[Task], *, source: str) -> list[Example]:
+def load_training(tasks: Sequence[Task], *, source: str, bad_rows: BadRows = "stop") -> list[Example]:
     """The training rows of ``tasks``, set after set, not shuffled; arguments as in `load_examples`.
 
     `MIXTURE` is always whole, and the bare instructions of a mixed file, which belong to no set, are always included.
+    ``bad_rows`` is what to do about those of that file, as in `read_rows`; a user's task has its own.
     """
     sets = [task for task in tasks if not task.own]
     own = [task for task in tasks if task.own]
     examples: list[Example] = []
-    mixed = _mixed_rows(source) if sets else None
+    mixed = _mixed_rows(source, bad_rows=bad_rows) if sets else None
     if sets and source == MIXTURE:
         examples = hub.load_mixture()
         sets = []
@@ -148,13 +149,13 @@ def load_training(tasks: Sequence[Task], *, source: str) -> list[Example]:
     return examples
 
 
-def _mixed_rows(source: str) -> list[Example] | None:
+def _mixed_rows(source: str, *, bad_rows: BadRows) -> list[Example] | None:
     """The training rows of a file, or of a data set that is named on the hub; ``None`` for any other source."""
     path = local_path(source)
     named = named_on_hub(source)
     if named is not None:
         return hub.load_named(named, "train")
-    return local.read_file(path, "train") if path is not None and path.is_file() else None
+    return local.read_file(path, "train", bad_rows=bad_rows) if path is not None and path.is_file() else None
 
 
 def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:

@@ -1,10 +1,16 @@
 """Results as they are printed: a heading, a table, and remarks below it."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
 from moslora.errors import counted, some
 from moslora.recipe.builtin import printable
-from moslora.runs.intervals import NONE, percent, percent_range
+from moslora.runs.answers import by_task
+from moslora.runs.confusion import NO_ANSWER, confusion, shared_options
+from moslora.runs.intervals import FEW, NONE, percent, percent_range, wilson
 from moslora.runs.results import Results, WithoutLeaks
 from moslora.runs.scores import MACRO, MICRO, Score
+from moslora.tasks import Task
 
 
 def heading(results: Results) -> str:
@@ -47,6 +53,33 @@ def _of_questions(score: Score) -> dict[str, str]:
         "close calls": NONE if score.close_calls is None else str(score.close_calls),
     }
     return {title: cell for title, cell in cells.items() if cell != NONE}
+
+
+def tables_by_option(results: Results, tasks: Sequence[Task]) -> Iterator[list[list[str]]]:
+    """A table for each task whose questions all have the same options: recall and precision of each, in percent with
+    Wilson's interval, and what its questions were most often taken for."""
+    answers = by_task(results.predictions)
+    for task in tasks:
+        options = shared_options(task)
+        if not options or task.name not in answers:
+            continue
+        matrix = confusion(answers[task.name], options=len(options))
+        chosen = [sum(column) for column in zip(*matrix, strict=True)]
+        rows = [[f"{task.name}: option", "n", "recall", "precision", "most often taken for"]]
+        for place, (option, row) in enumerate(zip(options, matrix, strict=True)):
+            right = row[place]
+            wrong = Counter(dict(zip((*options, NO_ANSWER), row, strict=True))) - Counter({option: right})
+            taken_for = "".join(f"{name} ({count:,})" for name, count in wrong.most_common(1)) or NONE
+            n = sum(row)
+            rows.append([option, f"{n:,}", _share(right, n), _share(right, chosen[place]), taken_for])
+        yield rows
+
+
+def _share(right: int, n: int) -> str:
+    """A share in percent with its interval, or as a count where it is of fewer than ten."""
+    if n < FEW:
+        return f"{right} of {n}" if n else NONE
+    return f"{percent(right / n)} ({percent_range(wilson(right / n, n))})"
 
 
 def remarks(results: Results) -> list[str]:

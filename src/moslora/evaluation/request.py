@@ -17,11 +17,12 @@ class Request(EvaluationSection):
 
     @classmethod
     def of(cls, recipe: Recipe | None) -> "Request":
-        """How a recipe's run is asked: in the format of its training rows; without a recipe by the defaults."""
+        """How a recipe's run is asked: in the format of its training rows, by the recipe's protocol if that reads it;
+        without a recipe by the defaults."""
         if recipe is None:
             return cls()
         asked = {"format": recipe.data.format, "source": recipe.questions.source}
-        return cls(**recipe.evaluation.model_dump() | asked)
+        return cls(**recipe.evaluation.model_dump() | asked).with_overrides({})
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Request":
         """Return a copy with the fields of ``overrides``. If protocol and format do not go together, one that is not

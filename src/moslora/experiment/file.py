@@ -147,8 +147,10 @@ def _lines(error: ValidationError) -> Iterator[str]:
     """Pydantic's errors: `key: what is wrong`."""
     for fault in error.errors(include_url=False):
         section = Applied if APPLIED in fault["loc"] else ExperimentFile
+        field = section.model_fields.get(str(fault["loc"][-1])) if fault["loc"] else None
+        meaning = " ".join(str(field.description).split()) if field else ""
         text = {
-            "missing": "is missing",
+            "missing": f"is missing. {meaning}",
             "extra_forbidden": f"unknown key; must be one of {', '.join(section.model_fields)}",
             "tuple_type": "must be a list",
             "too_short": "must have at least one entry",
@@ -205,7 +207,7 @@ def not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, R
         applied = file.applied(arm)
         if applied and applied.strength == "recommended":
             chosen.append(f"the strength of {arm}")
-    if chosen and not common.data.validation_rows:
+    if chosen and not common.data.holds_out:
         yield f"data.validation_rows = 0: {' and '.join(chosen)} is chosen on them; set some under recipe"
     for outcome in (file.outcome, *file.also):
         if not _is_measured(outcome, file, common):
@@ -222,7 +224,7 @@ def _is_measured(outcome: str, file: ExperimentFile, common: Recipe) -> bool:
     protocol = PROTOCOLS[common.evaluation.protocol]
     tasks = [task for task in common.questions.tasks if task.is_text == measure.of_texts]
     if measure.of_runs:
-        return common.data.validation_rows > 0 and len(file.seeds) > 1
+        return common.data.holds_out and len(file.seeds) > 1
     if measure.scored and any(task.is_open_ended for task in tasks):
         return False
     if measure.scored and not (protocol.scores_options and (protocol.divides_scores or not measure.per_character)):

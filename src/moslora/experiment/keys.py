@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, Stric
 
 from moslora.compare.margin import Margin, read_margin
 from moslora.recipe.fields import Section
-from moslora.runs.outcomes import OutcomeName
+from moslora.runs.outcomes import OUTCOMES, OutcomeName
 from moslora.runs.strength import MOST
 from moslora.strict import Listed
 
@@ -90,8 +90,7 @@ class ExperimentFile(Section):
     against: str | None = None
     """Or that of every other arm against this one."""
 
-    outcome: OutcomeName
-    """The number compared."""
+    outcome: OutcomeName = Field(description=f"The number compared: {', '.join(OUTCOMES)}.")
 
     margin: Annotated[Margin | None, BeforeValidator(read_margin)] = None
     """The largest difference of `outcome` that does not matter: a number, or a share of the gain, such as 20%."""

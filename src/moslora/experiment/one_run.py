@@ -199,7 +199,7 @@ def _apply(planned: Planned, source: Run, run: Run) -> None:
         raise UsageError(f"{planned.name}: is made of the adapter of {source.path}, which is not there; train it again")
     trust = planned.recipe.model.trust_remote_code
     curve = read_curve(source)
-    if curve is None and planned.recipe.data.validation_rows:
+    if curve is None and planned.recipe.data.holds_out:
         curve = measure_strength(source.result, trust_remote_code=trust)
         free_memory()
     strength = planned.strength

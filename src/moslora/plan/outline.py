@@ -12,7 +12,6 @@ from moslora.base.resolve import available_offline
 from moslora.base.shapes import meta_model
 from moslora.data.encode import Encoder
 from moslora.data.prepared import RunRows, TrainingData
-from moslora.data.select import refuse_all_set_aside
 from moslora.data.sources import row_counts
 from moslora.data.steps import StepPlan, default_micro_batch_tokens
 from moslora.evaluation.batches import WRITTEN_BLOCK_SIZE
@@ -124,11 +123,14 @@ def outline(recipe: Recipe) -> Outline:
         data = RunRows.of(recipe, encoder).prepare_offline()
     if data:
         rows = len(data.rows)
+        held_out = len(data.validation)
         tokens_of_rows = data.rows.token_count()
         tokens_per_row = tokens_of_rows / rows
         labelled = data.rows.label_count() / tokens_of_rows
     else:
-        rows = _row_count(section, recipe.training_tasks)
+        total = _row_count(section, recipe.training_tasks)
+        held_out = section.held_out_of(total)
+        rows = total - held_out
         tokens_per_row = min(TOKENS_PER_ROW[section.format], section.max_length)
         labelled = 1.0 if section.loss_on == "all" else LABELLED
     plan = StepPlan(training, rows=rows, seed=recipe.seed)
@@ -154,12 +156,12 @@ def outline(recipe: Recipe) -> Outline:
     else:
         lines += [
             f"{rows:,} training rows ({', '.join(section.tasks)}; source {section.source}) in format {section.format};"
-            f" {section.validation_rows} validation rows",
+            f" {held_out} validation rows",
             f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: nothing was downloaded to count them)",
         ]
-    validated = training.validations(len(plan)) * section.validation_rows * tokens_per_row * COST_OF_A_SCORED_TOKEN
+    validated = training.validations(len(plan)) * held_out * tokens_per_row * COST_OF_A_SCORED_TOKEN
     if validated:
-        validations = f"{training.validations(len(plan)):,} validations of {section.validation_rows:,} rows"
+        validations = f"{training.validations(len(plan)):,} validations of {held_out:,} rows"
         lines.append(
             f"{validations}, in about {validated / (tokens + validated):.1%} of the time, without their questions"
         )
@@ -184,5 +186,4 @@ def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
         if isinstance(limit, dict):
             limit = limit.get(task)
         total += min(count, limit or count)
-    refuse_all_set_aside(total, validation_rows=data.validation_rows)
-    return total - data.validation_rows
+    return total

@@ -24,6 +24,7 @@ from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe, TrainingSection
+from moslora.runs.bare_rows import asks_nothing
 from moslora.training.launch import refuse_too_many_processes
 
 COPIED = 2e9
@@ -105,7 +106,7 @@ def plan(
         columns = {f"{name}, GB": parts for name, parts in needed.items()}
         remark = f"this is for training.strategy={strategy}"
         may_be_sharded = recipe.model.quantization != "int8"
-        if strategy == "ddp" and may_be_sharded and needed["fsdp"].total <= room:
+        if strategy == "ddp" and may_be_sharded and needed["fsdp"].total <= room < needed["ddp"].total:
             remark += "; with training.strategy=fsdp it fits"
         remarks.append(remark)
     remarks.append(disk_line(run.model, training))
@@ -178,7 +179,7 @@ def _about_time(
         of_questions = in_words(seconds * asked.operations / total.operations)
     probed = "moslora plan RECIPE --probe measures a few steps here"
     lines = [f"about {total.operations:.1e} operations; {times}; {probed}"]
-    if questions:
+    if questions and not (run.data and asks_nothing(recipe, run.data.rows.tasks)):
         lines.append(f"then {questions:,} test questions by {request.protocol}: {of_questions}")
     tokens = run.tokens / len(run.plan) / processes
     if devices.on_gpu and processes > 1 and tokens < FEW_TOKENS:

@@ -26,6 +26,14 @@ _WORDS = {
 }
 """Pydantic's error types -> our text, where pydantic's is about Python."""
 
+_PATTERNS = {
+    r"\{question\}": "must contain {question}, and may contain {context}",
+    "^[A-Za-z]+$": "must be letters alone",
+    r"^\w[\w.-]*$": "must be letters, digits, _, - and points, and begin with no - or point",
+    r"^[\w.-]+(/[\w.-]+)+$": "must be a folder and its parts, such as nq_open/none",
+}
+"""Pattern of a field -> what it means."""
+
 SECRETS = ("hf_hub_token", "hub_token", "token")
 """Keys of other programs whose values no message may show."""
 
@@ -107,6 +115,8 @@ def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
             return _unknown(first["loc"], path, first["input"])
         case "value_error":
             return "; ".join(str(context["error"]).splitlines())
+        case "string_pattern_mismatch":
+            return _PATTERNS[context["pattern"]]
         case "union_tag_invalid":
             kinds = context["expected_tags"]
             return f"must be one of {kinds}{_meant(context['tag'], kinds)}"

@@ -88,20 +88,24 @@ class NamedRows(NamedTuple):
     source: str | None = None  # of the training rows of a recipe that declares no tasks; ``None`` where tasks are named
 
 
-def rows_named(names: str) -> NamedRows:
+def rows_named(names: str, overrides: Sequence[str] = ()) -> NamedRows:
     """The rows that ``names`` are for: of tasks, as in `resolve_tasks`, or the training rows of a recipe without any.
 
-    They are shown by the first of ``names`` that is a recipe, or by a recipe's defaults. A file that is only looked at
-    lets no code run.
+    They are shown by the first of ``names`` that is a recipe, or by a recipe's defaults, with ``overrides``. A file
+    that is only looked at lets no code run.
     """
     beneath = Layer("default", {"name": "tasks", "model": {"name": "smollm2-135m-instruct"}})
     every = split_names(names)
     file = next((name for name in every if _names_recipe(name)), None)
     if file is None:
-        return NamedRows(_checked([beneath], [], main=""), resolve_tasks(names))
-    recipe, layers = _resolve(file, ["model.trust_remote_code=false"], beneath=[beneath])
+        faults: list[str] = []
+        layers = [beneath, *_overrides(overrides, faults)]
+        return NamedRows(_checked(layers, faults, main=""), resolve_tasks(names))
+    recipe, layers = _resolve(file, [*overrides, "model.trust_remote_code=false"], beneath=[beneath])
+    if every == (file,) and recipe.own_tasks:
+        return NamedRows(recipe, tuple(recipe.own_tasks.values()))
     has_source = depth(combine_layers(layers), ("data", "source")) == 2
-    if every == (file,) and has_source and not recipe.own_tasks:
+    if every == (file,) and has_source:
         return NamedRows(recipe, recipe.training_tasks, recipe.data.source)
     return NamedRows(recipe, resolve_tasks(names))
 

@@ -1,6 +1,7 @@
 """The recipe as a whole: its sections and the rules between them; differences between two recipes; the schema."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -50,7 +51,7 @@ class Recipe(Section):
     @property
     def own_tasks(self) -> dict[str, Task]:
         """The entries of `tasks`."""
-        return {name: section.task(name) for name, section in self.tasks.items()}
+        return {name: replace(section.task(name), bad_rows=self.data.bad_rows) for name, section in self.tasks.items()}
 
     @property
     def training_tasks(self) -> tuple[Task, ...]:

@@ -1,5 +1,6 @@
 """Combinations of fields that cannot work, each a rule with its reason."""
 
+import re
 from collections.abc import Mapping
 
 from moslora.mixer_options import Conflicts
@@ -28,7 +29,7 @@ def conflicts(
         yield from _own_task(name, task, trained=name in data.tasks)
     if data.source == "commonsense_170k":
         yield from _mixture(data, adapter)
-    yield from _evaluation(data, evaluation)
+    yield from _evaluation(data, evaluation, own_tasks)
     # A project alone would track nothing, silently. An empty list that is written down is meant.
     if "project" in tracking.model_fields_set and "to" not in tracking.model_fields_set:
         fix = "set tracking.to as well, such as tracking.to=[wandb], or remove it"
@@ -41,7 +42,7 @@ def _training(training: TrainingSection, model: ModelSection, data: DataSection)
         yield keys, "fsdp loses the scales of int8 layers; set quantization: nf4 or null, or strategy: ddp"
     if training.epochs is None and training.max_steps is None:
         yield "training.epochs training.max_steps", "nothing ends the run; set epochs or max_steps"
-    if training.is_selected and not data.validation_rows:
+    if training.is_selected and not data.holds_out:
         keys = "training.result training.patience data.validation_rows"
         yield keys, "validation rows decide; set data.validation_rows, such as 120, or result: last and patience: null"
     elif training.is_selected_by_accuracy and training.validation_questions == 0:
@@ -96,9 +97,11 @@ def _mixture(data: DataSection, adapter: Adapter) -> Conflicts:
         yield keys, f"source commonsense_170k mixes all eight tasks and does not name them, so it needs {needs}"
 
 
-def _evaluation(data: DataSection, evaluation: EvaluationSection) -> Conflicts:
+def _evaluation(data: DataSection, evaluation: EvaluationSection, own_tasks: Mapping[str, TaskSection]) -> Conflicts:
     protocol = PROTOCOLS[evaluation.protocol]
-    if data.format not in protocol.formats:
+    # Rows of a file, of which no task is known, may be scored by nothing: then no protocol is needed.
+    asked = evaluation.tasks or evaluation.source or set(data.tasks) & {*own_tasks}
+    if data.format not in protocol.formats and (asked or not re.search("[./]", data.source)):
         keys = "evaluation.protocol data.format"
         fix = f"set evaluation.protocol: {joined_names(readers(data.format))}, or change data.format"
         yield keys, f"{protocol.name} cannot read the answers of format {data.format}; {fix}"

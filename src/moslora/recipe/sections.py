@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from moslora.choices import BestBy, DType, EngineChoice, FormatName, LossOn, Strategy, TrackerName
+from moslora.choices import BadRows, BestBy, DType, EngineChoice, FormatName, LossOn, Strategy, TrackerName
+from moslora.errors import UsageError, counted
 from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
 from moslora.strict import Filled, Listed, Share
 from moslora.tasks import COMMONSENSE
@@ -90,8 +91,13 @@ class DataSection(Section):
     rows: Annotated[PositiveInt | dict[str, PositiveInt] | None, Arms.ALL] = None
     """Maximum number of rows per task, or a mapping from task to number; null for all. The seed decides which."""
 
-    validation_rows: Annotated[NonNegativeInt, Arms.ALL] = 120
-    """Number of training rows held out for the validation loss and questions."""
+    validation_rows: Annotated[NonNegativeInt | Share | None, Arms.ALL] = None
+    """Number of training rows held out for the validation loss and questions; below 1, their share. Null for 120, or a
+    tenth of fewer than 1,200 rows."""
+
+    bad_rows: Annotated[BadRows, Changes.READING, Arms.ALL] = "stop"
+    """What to do about rows of a file that cannot be read: `stop`, or `skip` them, with a note that says how many and
+    where."""
 
     loss_on: Annotated[LossOn, Arms.ALL] = "response"
     """Tokens in the loss: of every answer (`response`), of the last answer alone (`last`), or of the question, too
@@ -99,6 +105,23 @@ class DataSection(Section):
 
     replay: Annotated[ReplaySection | None, Changes.TRAINED] = None
     """Texts that are trained on beside the rows; null for none."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are validation rows."""
+        return self.validation_rows is None or self.validation_rows > 0
+
+    def held_out_of(self, rows: int) -> int:
+        """Number of validation rows among ``rows``, some of which must be left to train on."""
+        held_out = self.validation_rows
+        if held_out is None:
+            held_out = min(120, math.ceil(rows / 10))
+        elif isinstance(held_out, float):
+            held_out = math.ceil(held_out * rows)
+        if held_out >= rows:
+            given = f"data.validation_rows = {self.validation_rows}"
+            raise UsageError(f"{given}: must leave rows to train on of the {counted(rows, 'row')} of the source")
+        return held_out
 
 
 class RankBudgetSection(Section):

@@ -19,7 +19,8 @@ def _is_jinja(source: str) -> str:
     try:
         compiled(source)
     except TemplateSyntaxError as error:
-        raise ValueError(f"is neither a Jinja expression nor a template: {error.message}") from None
+        fix = "name a column, write a template with {{column}}, or list fixed options in brackets: [cat, dog]"
+        raise ValueError(f"is not a Jinja expression ({error.message}); {fix}") from None
     return source
 
 

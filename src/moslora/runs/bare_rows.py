@@ -1,5 +1,8 @@
 """Runs of bare instructions: rows without options and without accepted answers, which nothing scores."""
 
+from collections.abc import Iterable
+
+from moslora.recipe import Recipe
 from moslora.runs.run import Run
 from moslora.tasks import INSTRUCTION
 
@@ -8,7 +11,7 @@ HOW_TO_SCORE = "make them a task with `answer` and `match` (docs/tasks.md, Answe
 
 def remark_on_bare_rows(run: Run) -> str:
     """What nothing scores, and how it can be; empty if the run was trained on rows of tasks."""
-    if not _has_bare_rows_alone(run):
+    if set(trained_tasks(run)) != {INSTRUCTION}:
         return ""
     return (
         "nothing scores the rows of this run yet: they have neither options nor accepted answers; to score such rows,"
@@ -16,12 +19,12 @@ def remark_on_bare_rows(run: Run) -> str:
     )
 
 
-def asks_nothing(run: Run) -> bool:
-    """Whether a run was trained on bare instructions alone, and its recipe names no other questions."""
-    evaluation = run.recipe.evaluation
-    return _has_bare_rows_alone(run) and evaluation.tasks is None and evaluation.source is None
+def asks_nothing(recipe: Recipe, tasks: Iterable[str]) -> bool:
+    """Whether the rows, of these ``tasks``, are bare instructions alone, and the recipe names no other questions."""
+    evaluation = recipe.evaluation
+    return set(tasks) == {INSTRUCTION} and evaluation.tasks is None and evaluation.source is None
 
 
-def _has_bare_rows_alone(run: Run) -> bool:
-    tasks = run.facts.get("data", {}).get("tasks", {})
-    return set(tasks) == {INSTRUCTION}
+def trained_tasks(run: Run) -> list[str]:
+    """Names of the tasks of the rows that ``run`` was trained on."""
+    return list(run.facts.get("data", {}).get("tasks", {}))

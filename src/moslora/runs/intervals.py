@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
+FEW = 10
+"""Below so many questions, what is read from them is no share in percent."""
+
 Interval = tuple[float, float]
 """Both ends."""
 

@@ -62,6 +62,9 @@ def _row(run: Run) -> list[str]:
         state = f"finished, no {RESULT}/"
     elif not run.finished:
         state = "unfinished" if run.begun else "not begun"
+        last = max((row["step"] for row in run.metrics), default=0)
+        if last > run.steps_done:
+            state += f", at step {last:,}"
     steps = f"{run.steps_done:,}/{facts['steps']:,}" if facts.get("steps") else "–"
     return [base, adapter, steps, state, "; ".join(_scores(run)) or "–"]
 

@@ -224,7 +224,11 @@ class Run:
         elif len(names) > 1 and self.exists:
             recipe = self.recipe
             named = evaluation_name(recipe.evaluation.protocol, recipe.data.format, recipe.model.precision)
-            names = [named] if named in names else names
+            with_base = [each for each in names if f"{each}-base" in every]
+            if "imported" in self.facts and len(with_base) == 1:  # its recipe does not know how it is asked
+                names = with_base
+            elif named in names:
+                names = [named]
         if len(names) == 1:
             return self.path / EVALUATIONS / names[0]
         fault = f"no evaluation {name}" if name else "not evaluated, or in several ways"

@@ -162,7 +162,7 @@ def _validation_rows(folder: AdapterFolder, encoder: Encoder) -> HeldOut:
     """The rows that its run has set aside."""
     recipe = folder.recipe
     named = "name rows that it was not trained on: --rows FILE"
-    if not recipe.data.validation_rows or "trained_rows" not in folder.manifest:
+    if not recipe.data.holds_out or "trained_rows" not in folder.manifest:
         raise UsageError(f"{folder.path}: its run has no validation rows; {named}")
     data = RunRows.of(recipe, encoder).prepare()
     if data.sha256 != folder.manifest["data"]["sha256"]:

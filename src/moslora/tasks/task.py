@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from moslora.choices import Split
-from moslora.errors import some
+from moslora.choices import BadRows, Split
+from moslora.errors import near_words, some
 
 from .matching import Match
 from .wording import OpenEnded, Worded
@@ -208,8 +208,13 @@ def _position(answer: Any, choices: tuple[str, ...], *, column: str | None) -> i
     elif isinstance(answer, str) and len(answer) == 1 and answer.isascii() and answer.isalpha():
         gold = ord(answer.upper()) - ord("A")
     else:
-        fix = "must be the position of an option from 0, its text, or its letter, such as answer: label|int - 1"
-        raise ValueError(f"answer {answer!r}: {fix}")
+        by_words = {choice.strip().lower(): choice for choice in choices}
+        near = near_words(text.strip().lower(), by_words)
+        meant = f", perhaps {by_words[near[0]]!r}" if near else ""
+        raise ValueError(
+            f"answer {answer!r}: must be one of the options {some(map(repr, choices), most=20)}{meant}; or its position"
+            f" from 0, or its letter. A column is changed by {column or 'label'}|trim|lower, or label|int - 1"
+        )
     if not 0 <= gold < len(choices):
         raise ValueError(f"answer {answer!r}: there are {len(choices)} options")
     return gold
@@ -252,6 +257,7 @@ class Task(Kind):
     # what groups questions that are not independent: an expression over a row's columns, or `AUTOMATIC`; ``None``: each
     # question is alone
     cluster: str | None = field(default=AUTOMATIC, repr=False)
+    bad_rows: BadRows = field(default="stop", repr=False)  # of its files, as `data.bad_rows` in a recipe
     shared: Literal["context", "options"] | None = field(default=None, repr=False)  # the same of one of the eight sets
 
     @property

@@ -12,7 +12,7 @@ from moslora.errors import counted
 from moslora.evaluation.evaluator import ModelWithQuestions
 from moslora.runs.answers import by_task
 from moslora.runs.best import in_words
-from moslora.runs.intervals import Mean, mean_of
+from moslora.runs.intervals import FEW, Mean, mean_of
 from moslora.runs.outcomes import right
 from moslora.training.loop import Parts
 
@@ -80,6 +80,8 @@ def in_fields(metrics: Mapping[str, float]) -> list[str]:
     found = [f"validation_loss {in_words(metrics['validation_loss'], 'loss')}"]
     if QUESTIONS in metrics:
         accuracy = in_words(metrics["validation_accuracy"], "accuracy")
+        if metrics[QUESTIONS] < FEW:
+            accuracy = str(round(metrics["validation_accuracy"] * metrics[QUESTIONS]))
         found.append(f"accuracy {accuracy} of {metrics[QUESTIONS]:,}")
     return found
 

@@ -3,19 +3,21 @@
 A figure is drawn on a canvas, which keeps it as PNG, and is returned as SVG; ``None`` where there is nothing to show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from markupsafe import Markup
 
 from moslora.report.canvas import Canvas
 from moslora.report.comparisons import ShownComparison
+from moslora.report.figures.confusion import confusion_matrix
 from moslora.report.figures.curves import CURVES, curve
 from moslora.report.figures.differences import differences
 from moslora.report.figures.forgetting import gain_and_forgetting
 from moslora.report.figures.mixers import draw_mixers, mapped
 from moslora.report.figures.strength import strengths
 from moslora.report.runs import ReportedRun
+from moslora.runs.confusion import confusion, shared_options
 from moslora.strength.curve import read_curve
 
 
@@ -34,7 +36,19 @@ def of_answers(
         forgotten = gain_and_forgetting(canvas, tuned, base)
         if forgotten is not None:
             figures.append(forgotten)
+    for run in runs:
+        figures += _confusions(canvas, run)
     return figures
+
+
+def _confusions(canvas: Canvas, run: ReportedRun) -> Iterator[Markup]:
+    """The confusion matrix of each of the run's own tasks whose questions all have the same options."""
+    for task in run.run.recipe.own_tasks.values():
+        options = shared_options(task)
+        if run.compared and options and task.name in run.compared.tasks:
+            matrix = confusion(run.compared.tasks[task.name], options=len(options))
+            name = f"confusion-{run.name.replace('/', '-')}-{task.name}"
+            yield confusion_matrix(canvas, name, f"{task.name}, {run.name}", matrix, options)
 
 
 def of_training(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Markup]:
