@@ -140,6 +140,10 @@ def test_a_kernel_that_fails_is_off(monkeypatch, capsys):
     only(monkeypatch, "norm", "attention")
     code, out, _ = run(capsys, "check")
     assert code == 1 and says(out, "off: attention in float32", "no kernel image", "MOSLORA_PLAIN=attention")
+    code, out, _ = run(capsys, "check", "--json")
+    found = json.loads(out)
+    faulty = [(piece["name"], piece["off"]) for piece in found["findings"] if "no kernel image" in piece["fault"]]
+    assert code == 1 and not found["passed"] and {*faulty} == {("attention", None)}
 
 
 def test_too_little_memory_is_no_fault_of_a_piece(monkeypatch, capsys):

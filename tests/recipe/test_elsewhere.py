@@ -134,7 +134,25 @@ special_tokens: {pad_token: "<|end_of_text|>"}
 """examples/llama-3/lora-1b.yml of axolotl, without its adapter, which tests/recipe/test_values.py has."""
 
 
-@pytest.mark.parametrize("theirs", [UNSLOTH, LLAMA_FACTORY, AXOLOTL])
+SOUP = """\
+base: meta-llama/Llama-3.1-8B-Instruct
+task: sft
+backend: unsloth
+output: ./output
+experiment_name: first
+train: ./data/train.jsonl
+val_split: 0.1
+train_on_responses_only: true
+lr: 2e-5
+scheduler: cosine
+batch_size: auto
+lora: {r: 64, alpha: 16}
+quantization: 4bit
+"""
+"""Keys of a soup.yaml, without its sections."""
+
+
+@pytest.mark.parametrize("theirs", [UNSLOTH, LLAMA_FACTORY, AXOLOTL, SOUP])
 def test_every_key_of_their_usual_configuration_is_answered(write, theirs):
     lines = faults(write(a=f"model: {{name: x}}\n{theirs}"))
     assert len(lines) == len(theirs.splitlines())
@@ -149,6 +167,7 @@ def test_every_key_of_their_usual_configuration_is_answered(write, theirs):
         ("quantization_bit: [8]", "did you mean model.quantization=nf4?"),
         ("train_on_inputs: false", "did you mean data.loss_on=response?"),
         ("lora_target: all", "did you mean adapter.target_modules=all-linear?"),
+        ("training: {quantization: 4bit}", "did you mean model.quantization=nf4?"),
         ("lora_target: q_proj", "did you mean adapter.target_modules?"),
         ("report_to: none", "did you mean tracking.to=[]?"),
         ("quantization_method: q4_k_m", "delete it: after the run, moslora merge RUN"),
@@ -220,7 +239,7 @@ def test_the_page_has_the_keys_that_are_answered():
     docs = Path(__file__).parents[2] / "docs"
     page = (docs / "coming-from.md").read_text("utf-8")
     assert page == with_tables(page), "run `make docs`"
-    assert page.count("| `model.name` |") == 3
+    assert page.count("| `model.name` |") == 4
 
 
 @pytest.mark.parametrize(

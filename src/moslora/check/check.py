@@ -1,10 +1,12 @@
 """The whole check: every piece on the device that is there, a training step, and one of two processes; and memory and
 time of one real step of a recipe."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 
+import pydantic_core
 import torch
+import transformers
 from accelerate import Accelerator
 
 from moslora.base.check import choose_engine
@@ -22,11 +24,12 @@ from moslora.plan.duration import cost, gpus_with, on_this_cpu, timed_step
 from moslora.plan.memory import Devices, memory
 from moslora.plan.outline import outline
 from moslora.plan.plan import gigabytes
-from moslora.processes.devices import device, gpus, multiplies_bfloat16, total_memory
+from moslora.processes.devices import device, device_name, gpus, multiplies_bfloat16, total_memory
 from moslora.recipe import ModelSection, Recipe
 from moslora.training.loop import rehearse
 from moslora.training.prepare import gather_inputs, prepare
 from moslora.training.tracking import peak_memory_gb
+from moslora.version import __version__
 
 SIZES = {
     "hidden_size": 1_024,
@@ -77,6 +80,21 @@ def not_compared(findings: Iterable[Finding]) -> list[str]:
     if gpus() == 1:
         lines.append("not compared: a step of two processes, as there is one GPU")
     return lines
+
+
+def to_json(findings: Sequence[Finding], *, step: list[list[str]] | None, said: Sequence[str]) -> str:
+    """The check for a program: ``step`` is the table of `real_step`, ``said`` the lines below the findings; ``off`` is
+    null where a fault ended a comparison, or there was none."""
+    values = {
+        "passed": all(finding.passed for finding in findings),
+        "device": device_name(device()),
+        "memory": total_memory(device()),
+        "versions": {"moslora": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "step": step,
+        "findings": findings,
+        "said": said,
+    }
+    return pydantic_core.to_json(values, inf_nan_mode="null", indent=2).decode()
 
 
 def real_step(recipe: Recipe) -> list[list[str]]:

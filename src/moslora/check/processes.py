@@ -3,6 +3,7 @@ one: python -m moslora.check.processes FOLDER"""
 
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,13 @@ def two_processes() -> list[Finding]:
 
 def main(folder: str) -> None:
     """What each of the two processes does; the first writes down what was found."""
-    take_gpu()
-    with process_group({}, then="moslora check"):
-        for strategy in STRATEGIES:
-            off = _off(strategy)
-            if is_main_process():
-                Path(folder, strategy).write_text(str(off), "utf-8")
+    with redirect_stdout(sys.stderr):  # the standard output is the check's own
+        take_gpu()
+        with process_group({}, then="moslora check"):
+            for strategy in STRATEGIES:
+                off = _off(strategy)
+                if is_main_process():
+                    Path(folder, strategy).write_text(str(off), "utf-8")
 
 
 def _off(strategy: Strategy) -> float:

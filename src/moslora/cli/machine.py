@@ -1,5 +1,7 @@
 """The commands that try a machine: ``check`` and ``quickstart``."""
 
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -25,6 +27,7 @@ def check(
         ),
     ] = None,
     overrides: options.Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check whether this machine computes right.
 
@@ -39,19 +42,25 @@ def check(
         recipe, model = early.recipe_or_model(target, overrides or ())
     with options.importing():
         from moslora.check.check import check as check_device
-        from moslora.check.check import not_compared, real_step
+        from moslora.check.check import not_compared, real_step, to_json
         from moslora.check.piece import TITLES, said_of
         from moslora.processes.devices import device, say_device
 
-    if recipe is not None:  # first: on a CPU its memory is the process's peak
-        print_table(real_step(recipe))
-    say_device(device().type)
-    say("comparing, which takes one or two minutes ...")
-    findings = list(check_device(model))
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        step = real_step(recipe) if recipe else None  # first: on a CPU its memory is the process's peak
+        if step:
+            print_table(step)
+        say_device(device().type)
+        say("comparing, which takes one or two minutes ...")
+        findings = list(check_device(model))
     off = [finding for finding in findings if not finding.passed]
     count = sum(finding.fits for finding in findings)
     said = said_of(off) if off else [f"all {count} comparisons are within their tolerances"]
-    print_table([TITLES, *(finding.row for finding in findings)], below=[*not_compared(findings), *said])
+    below = [*not_compared(findings), *said]
+    if as_json:
+        print(to_json(findings, step=step, said=below))
+    else:
+        print_table([TITLES, *(finding.row for finding in findings)], below=below)
     if off:
         raise typer.Exit(1)
 

@@ -86,7 +86,8 @@ def plan(
 ) -> None:
     """Estimate the memory, disk and time of a run.
 
-    Needs no weights, data or network, except with --probe. The exit code is 1 if the run does not fit.
+    Loads no weights, except with --probe. Downloads at most a model's config, and a data set of the hub that
+    data.source names, to count its rows. The exit code is 1 if the run does not fit.
     """
     from moslora.plan.sizes import parse_bytes
     from moslora.recipe import load_recipe
@@ -223,7 +224,7 @@ def ask(
     engine: options.Engine = None,
     trust: options.Trust = False,
 ) -> None:
-    """Ask a model a question, with or without answer options, or talk with it.
+    """Ask a model a question, with or without options, or talk.
 
     Prints the options with their probabilities, the best score first. Without options, the model answers in words. If
     the questions of the run's own task all have the same options, these are the default.

@@ -1,4 +1,4 @@
-"""What a run is, without its weights or the network; its rows are counted if they are on this machine."""
+"""What a run is, without its weights; its rows are counted if they are on this machine, or in a data set of the hub."""
 
 import math
 from collections.abc import Sequence
@@ -157,7 +157,7 @@ def outline(recipe: Recipe) -> Outline:
         lines += [
             f"{rows:,} training rows ({', '.join(section.tasks)}; source {section.source}) in format {section.format};"
             f" {held_out} validation rows",
-            f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: nothing was downloaded to count them)",
+            f"about {float(f'{tokens:.2g}'):,.0f} tokens (an estimate: no row was encoded to count them)",
         ]
     validated = training.validations(len(plan)) * held_out * tokens_per_row * COST_OF_A_SCORED_TOKEN
     if validated:

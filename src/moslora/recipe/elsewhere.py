@@ -1,5 +1,5 @@
-"""Keys and values of PEFT, the Trainer, TRL, axolotl, LLaMA-Factory, torchtune and Unsloth, answered with a recipe's:
-`elsewhere.yaml` has them."""
+"""Keys and values of PEFT, the Trainer, TRL, axolotl, LLaMA-Factory, torchtune, Unsloth and Soup, answered with a
+recipe's: `elsewhere.yaml` has them."""
 
 from collections.abc import Sequence
 from functools import cache
