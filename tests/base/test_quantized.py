@@ -402,7 +402,7 @@ def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world):
     does, the refusal may go."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    with pytest.raises(UsageError, match=r"model\.quantization = nf4: .*q_proj of .* has 48 inputs"):
+    with pytest.raises(UsageError, match=r"model\.quantization = nf4: .*q_proj has 48 inputs"):
         load_base(ModelSection(name=str(world / "model"), dtype="float32", quantization="nf4"))
     assert quantized_layers(load_base(ModelSection(name=str(world / "model"), dtype="float32", quantization="int8")))
     packed, state = quantize_4bit(torch.ones(48, 80), quant_type="nf4")

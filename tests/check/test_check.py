@@ -146,6 +146,14 @@ def test_a_kernel_that_fails_is_off(monkeypatch, capsys):
     assert code == 1 and not found["passed"] and {*faulty} == {("attention", None)}
 
 
+def test_a_width_that_is_refused_says_why(monkeypatch, capsys):
+    monkeypatch.setattr(check, "SIZES", SMALL | {"hidden_size": 48})
+    only(monkeypatch, "product, NF4")
+    monkeypatch.setattr(check, "quantized_pieces", quantized_pieces)
+    _, out, _ = run(capsys, "check")
+    assert says(out, "product, NF4 in float32", "48 inputs", "multiple of 64", "model.quantization=null")
+
+
 def test_too_little_memory_is_no_fault_of_a_piece(monkeypatch, capsys):
     def fails(*_):
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")

@@ -55,8 +55,8 @@ def fix_layers(model: PreTrainedModel, *, on_cpu: bool, recomputed: bool = False
         # Packed in blocks across rows, but unpacked in blocks per row: silently wrong scales.
         if layer.in_features % 64:
             raise UsageError(
-                f"model.quantization = nf4: {path} of {model.name_or_path} has {layer.in_features} inputs, not a"
-                " multiple of 64, which bitsandbytes unpacks wrongly on a CPU; use int8 or null, or a GPU"
+                f"model.quantization = nf4: {path} has {layer.in_features} inputs, not a multiple of 64,"
+                " which bitsandbytes unpacks wrongly on a CPU; use int8 or null, or a GPU"
             )
         # On a CPU with AVX512-BF16 the first forward pass in evaluation mode would repack the weight permanently,
         # with scales rounded to bfloat16 and for a kernel without a gradient.
