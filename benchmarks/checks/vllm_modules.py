@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,6 +41,7 @@ def write_models(folder: Path) -> None:
     for family in CONFIG_MAPPING:
         names = set()
         classes = set()
+        kind: Any
         for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
             try:
                 config = small_config(CONFIG_MAPPING[family](**CONFIGS.get(family, {})), **SMALL.get(family, {}))
@@ -72,12 +74,11 @@ def write_table(folder: Path) -> None:
         """In this process: in one of its own it takes 40 seconds."""
         return registry._ModelInfo.from_model_cls(self.load_model_cls())
 
-    def is_supported(name: str, module: Any, names: list[str], own: Callable[..., bool]) -> bool:
+    def is_supported(own: Callable[..., bool], name: str, module: Any, names: list[str]) -> bool:
         return not isinstance(module, MoERunner) and own(name, module, names)
 
     registry._LazyRegisteredModel.inspect_model_cls = inspect
-    own = model_manager.is_supported_lora_module
-    model_manager.is_supported_lora_module = lambda *words: is_supported(*words, own)
+    model_manager.is_supported_lora_module = partial(is_supported, model_manager.is_supported_lora_module)
     known = registry.ModelRegistry.get_supported_archs()
     found: dict[str, set[str]] = {}
     for model in sorted(folder.iterdir(), key=lambda path: (not path.name.startswith(FIRST), path.name)):

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from itertools import dropwhile
 from pathlib import Path
 
 import peft
@@ -103,7 +104,9 @@ def test_the_data_pages_commands_run(tmp_path, monkeypatch, capsys):
     assert len(lines) == 10
     for line in lines:
         command = shlex.split(line, comments=True)[1:]
-        if "audit" in command or "fetch" in command:
+        if "audit" in command:
+            command = ["data", "audit", "obqa", *dropwhile(lambda word: word[0] != "-", command)]
+        elif "fetch" in command:
             command += ["--tasks", "obqa"]
         elif "train" in command:
             command.append("--dry-run")

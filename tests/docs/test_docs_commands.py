@@ -59,7 +59,6 @@ READING = {
     "recipes",
     "recipes show",
     "data show",
-    "data audit",
     "experiment",
 }
 """Commands that write nothing as they are run here: the same words on another page need not run again."""
@@ -196,8 +195,6 @@ def small(words: list[str], world: Path) -> list[str] | None:
             extra += ["data.rows=null", "data.validation_rows=4", "training.global_batch_size=8"]
         case "data show":
             extra = ["--source", f"{world}/data", "--model", f"{world}/model"]
-        case "data audit":
-            extra = ["--source", f"{world}/data", "--model", f"{world}/model", "--tasks", "obqa"]
         case "ask":
             extra = ["--question", "is it a bird", "--option", "yes", "--option", "no"]
         case "merge" | "export":

@@ -34,6 +34,9 @@ PRIVATE = {
 PUBLIC = {"_asdict", "_exit", "_replace"}
 """Of os and of named tuples: documented."""
 
+OF_VLLM = {"_adapter_manager"}
+"""Read where vLLM is installed, which the tests do without; there is no public way to a worker's adapters."""
+
 
 def test_every_private_name_in_use_is_known_and_there():
     nodes = []
@@ -48,5 +51,5 @@ def test_every_private_name_in_use_is_known_and_there():
         if isinstance(node, ast.ImportFrom):
             imported |= {alias.name for alias in node.names}
     private = {name for name in used | imported if name.startswith("_") and not name.startswith("__")}
-    assert private - own - PUBLIC == PRIVATE.keys()
+    assert private - own - PUBLIC - OF_VLLM == PRIVATE.keys()
     assert [name for name, (place, _) in PRIVATE.items() if not hasattr(place, name)] == []
