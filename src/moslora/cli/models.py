@@ -86,8 +86,8 @@ def plan(
 ) -> None:
     """Estimate the memory, disk and time of a run.
 
-    Loads no weights, except with --probe. Downloads at most a model's config, and a data set of the hub that
-    data.source names, to count its rows. The exit code is 1 if the run does not fit.
+    Loads no weights, except with --probe. Downloads at most a model's config, and data sets that the recipe's
+    source or tasks name, to count their rows. The exit code is 1 if the run does not fit.
     """
     from moslora.plan.sizes import parse_bytes
     from moslora.recipe import load_recipe
