@@ -252,6 +252,14 @@ def test_with_a_scale_that_overflows_or_takes_all_gradients_our_engine_computes(
     choose_engine(model, "own")
 
 
+@torch.no_grad()
+def test_gradients_are_compared_where_the_caller_wants_none(world):
+    model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
+    inject(model, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules="all-linear")
+    choose_engine(model)
+    assert engine_of(model).name == "own"
+
+
 def test_a_verdict_is_kept_for_what_it_is_of(world, monkeypatch):
     compared = []
     compare = check._why_not

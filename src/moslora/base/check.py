@@ -199,12 +199,12 @@ def _measured(engine: Engine) -> Computed:
     targets = torch.tensor([token for row in rows for token in (*row[1:], row[0])], device=model.device)
     learn = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     gradients: dict[str, Tensor] = {}
-    with Families(model).folded(model.dtype):
+    # Gradients also where the caller wants none, such as a model loaded under torch.no_grad(): the verdict is kept.
+    with torch.enable_grad(), Families(model).folded(model.dtype):
         with torch.no_grad():
             logits = engine.logits(batch, places)
         if learn:
-            with torch.enable_grad():
-                loss = engine.loss(batch, places, send(places, model.device), targets)
+            loss = engine.loss(batch, places, send(places, model.device), targets)
             of_each = zip(learn, torch.autograd.grad(loss, list(learn.values()), allow_unused=True), strict=True)
             gradients = {name: gradient for name, gradient in of_each if gradient is not None}
     describe_batch(model)
