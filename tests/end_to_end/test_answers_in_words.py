@@ -86,7 +86,7 @@ def test_a_run_its_base_and_its_merged_model_are_scored_and_compared(here, capsy
 def test_ask_prints_the_text(here, capsys):
     code, said, errors = run(capsys, "ask", "run", "--question", "rain birds fox")
     first, text = said.splitlines()
-    assert code == 0 and first == "answer in words, greedy, format label, asked as first" and text, errors
+    assert code == 0 and first == "answer in words, format label, asked as first" and text, errors
     code, said, _ = run(
         capsys, "ask", "run", "--question", "rain fell", "--option=yes", "--option=no", "--task", "boolq"
     )

@@ -177,6 +177,13 @@ def test_results_on_disk_are_of_all_that_was_asked(tmp_path):
     assert list(json.loads(into("pieces", "obqa"))["tasks"]) == ["obqa"], "the others' predictions are gone"
 
 
+def test_predictions_of_unknown_settings_are_refused(tmp_path):
+    ask(tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(UsageError, match=r"settings\.json"):
+        ask(tmp_path)
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     """A chat template matters where the format is chat."""
     chat = {"protocol": "generate", "format": "chat"}

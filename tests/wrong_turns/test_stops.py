@@ -88,6 +88,7 @@ def test_a_stop_is_a_checkpoint_also_where_nobody_reads_the_errors(here, world, 
 QUICKSTART = """
 from moslora import cli, quickstart
 quickstart.RECIPE = "long.yaml"
+quickstart.VALIDATION_ROWS = 6
 quickstart.worker_processes = lambda training: 2
 cli.main()
 """

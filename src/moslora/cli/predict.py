@@ -49,7 +49,7 @@ def predict(
     strategy: options.Strategy = None,
     trust: options.Trust = False,
 ) -> None:
-    """Answer the rows of a file whose answers nobody knows.
+    """Predict the answers of the rows in a file.
 
     Writes the same rows with the columns prediction, probability and probabilities; or, of answers in words, prediction
     and written. Uses all GPUs of this machine. Each different row is asked once, and the same command continues where

@@ -22,13 +22,14 @@ class Contrast:
 
     Attributes:
         seeds: pairs of runs, S; 1 for one run against one. Of arms that are not paired the smaller number of runs.
-        y: task -> the outcome of both arms, each of shape ``(S, n)``.
+        y: task -> the outcome of both arms, of shape ``(S, n)``; if not paired, ``(S_before, n)`` and ``(S_after, n)``.
+            n is 1 for an outcome of runs.
         majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``; empty if it is unknown,
             or no accuracy is compared.
         clusters: task -> the cluster of each question, shape ``(n,)``; without tasks whose questions are each alone.
         base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
             not there.
-        paired: whether runs of the same seed have something in common, such as their rows.
+        paired: whether runs are subtracted one from one; if not, the arms' seeds are independent.
         are_runs: whether both arms were trained here.
     """
 
@@ -78,7 +79,7 @@ class Contrast:
         return before, after
 
     def effects_of(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
-        """`effects` of other outcomes of both arms, as ``y``, to the same questions."""
+        """`effects` of other numbers in place of ``y``, of the same shapes."""
         if self.paired:
             return self._over_seeds({task: after - before for task, (before, after) in y.items()})
         before, after = ({task: sides[arm] for task, sides in y.items()} for arm in (0, 1))

@@ -19,13 +19,14 @@ from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS
 
 
 class Journal:
-    """The predictions in one results folder, created if absent; with ``None`` in memory only.
+    """The predictions in one results folder, created if absent; with ``None``, as in all processes but the first,
+    in memory only.
 
     A prediction depends only on the question's id and the conditions, never on the tasks or the limit. So a folder of
     the same conditions is continued, also with more tasks or a higher limit.
 
     Raises:
-        UsageError: the folder's predictions were made under other conditions.
+        UsageError: the folder's predictions were made under other conditions, or nothing says under which.
         MosloraError: a file in the folder cannot be read.
     """
 
@@ -37,9 +38,13 @@ class Journal:
             return
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        file = folder / PREDICTIONS
         if (folder / SETTINGS).exists():
             self.header = _continued(folder, conditions)
-        file = folder / PREDICTIONS
+        elif file.exists():
+            raise UsageError(
+                f"{folder}: has no {SETTINGS}, which says how its predictions were made; remove the folder"
+            )
         if file.exists():
             drop_partial_line(file)
             kept = read_predictions(folder)
@@ -49,7 +54,7 @@ class Journal:
             self.predictions = {prediction.id: prediction for prediction in answered}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
-        """Replaces the records of these tasks."""
+        """Replaces the records of these tasks, keeps those of others, and writes ``settings.json``."""
         self.header = EvaluationHeader(self.header.conditions, {**self.header.tasks, **tasks})
         if self.folder is not None:
             write_text(self.folder / SETTINGS, self.header.to_json())
@@ -64,8 +69,8 @@ class Journal:
         append_text(self.folder / PREDICTIONS, _lines(predictions))
 
     def finish(self) -> None:
-        """Writes ``results.json`` of all tasks evaluated here, not only those of the last call; without those that were
-        interrupted, as an average over a part of a task is that of no task."""
+        """Writes ``results.json`` of all tasks in the folder, not only those of the last call. Tasks with fewer answers
+        than were asked are left out: an average over a part of a task is not the task's."""
         if self.folder is None:
             return
         partial = unfinished_tasks(self.header, self.predictions.values())
@@ -81,15 +86,15 @@ def _lines(predictions: Sequence[Prediction]) -> str:
 def _continued(folder: Path, now: Conditions) -> EvaluationHeader:
     """The header of the evaluation in ``folder``, which goes on under the conditions of ``now``.
 
-    Where the questions lie may change, as they have hashes, unless some of the folder are of tasks that lie elsewhere.
+    Hashes identify the questions, so ``source`` may change where all tasks of the folder are asked again. Where only
+    some are, it must stay: a header has one source for all its tasks.
     """
     earlier = read_header(folder)
     then = earlier.conditions
-    keeps_all_tasks = then.data.keys() <= now.data.keys()
-    if keeps_all_tasks or then.source == now.source:
-        changed = differences(then, now, *KEPT)
-    else:
-        changed = [*differences(then, now, *KEPT), f"source was {then.source}, is {now.source}"]
+    changed = [*differences(then, now, *KEPT)]
+    asks_all_tasks = then.data.keys() <= now.data.keys()
+    if not asks_all_tasks and then.source != now.source:
+        changed.append(f"source was {then.source}, is {now.source}")
     if changed:
         raise UsageError(
             f"{folder}: holds predictions made with other settings ({some(changed, separator='; ')});"
