@@ -74,6 +74,7 @@ training.checkpoint_every          -        -     -        -       -        -
 training.keep_checkpoints          -        -     -        -       -        -
 training.validate_every            -        -     -        group   -        -
 training.validation_questions      -        -     -        group   -        -
+training.samples                   -        -     -        -       -        -
 training.result                    resume   arm   remade   group   shared   -
 training.best_by                   resume   arm   remade   group   shared   -
 training.patience                  resume   arm   remade   group   shared   -

@@ -58,6 +58,8 @@ IMPOSSIBLE = [
     "tracking.project=mine",
     "training.result=best data.validation_rows=0",
     "training.patience=3 data.validation_rows=0",
+    "training.samples=2 training.strategy=fsdp",
+    "training.samples=2 data.loss_on=all",
     "training.best_by=accuracy training.result=best training.validation_questions=0",
 ]
 POSSIBLE = [

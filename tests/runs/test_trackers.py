@@ -15,6 +15,7 @@ from moslora.progress import Line
 from moslora.runs.run import Run
 from moslora.runs.trackers import KINDS, record
 from moslora.training import train_recipe
+from moslora.training.samples import Samples
 from moslora.training.tracking import MEASURED, Tracker
 from training_kit import cut_after
 
@@ -29,6 +30,7 @@ SIX = (
     "training.checkpoint_every=4",
     "training.log_every=1",
     "training.validation_questions=6",
+    "training.samples=2",
 )
 VALIDATED = ("validation_loss", "validation_accuracy", "validation_questions")
 
@@ -99,7 +101,8 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(recipe, tmp_path,
 
     drawn, rows = points(run), Run(run).metrics
     assert rows[-1]["step"] == 6 and any("validation_loss" in row for row in rows)
-    names = {"train": ("loss", "grad_norm", "learning_rate"), "speed": MEASURED, "validation": VALIDATED}
+    names = {"train": ("loss", "grad_norm", "learning_rate"), "validation": VALIDATED}
+    names["speed"] = (*MEASURED, "sample_seconds")
     for group, metrics in names.items():
         for metric in metrics:
             logged = {row["step"]: pytest.approx(row[metric]) for row in rows if metric in row}
@@ -178,6 +181,22 @@ def test_a_training_outlives_a_tracker(tmp_path, capsys):
     assert given == {"broken": [1, 2], "sound": [3, 4]}
     assert capsys.readouterr().out.count("the server is gone") == 1
     assert [row["step"] for row in Run(tmp_path).metrics] == [1, 2, 3, 4]
+
+
+def test_samples_reach_trackers_as_text_and_their_time_is_not_in_the_speed(tmp_path, monkeypatch):
+    """8 tokens in 10 seconds, of which 6 were the samples'."""
+    tracker = Mock()
+    monkeypatch.setattr("moslora.training.tracking.time", Mock(perf_counter=Mock(side_effect=[0.0, 10.0])))
+    samples = Samples([{"id": "boolq/1", "wanted": "true", "written": "false"}], 6.0)
+    with Line(2, "") as line:
+        metrics = Tracker(Run(tmp_path), line, first_step=0, total_steps=2, records=[(tracker, 0)])
+        metrics.record({"step": 0, "validation_loss": 1.0}, samples)
+        metrics.log_step(1, tokens=8, examples=4, loss=1.0)
+    validated, trained = Run(tmp_path).metrics
+    assert validated["samples"] == samples.samples and validated["sample_seconds"] == 6
+    assert (trained["tokens_per_second"], trained["examples_per_second"], trained["seconds"]) == (2, 1, 10)
+    (logged,) = tracker.log.call_args_list[0].args
+    assert logged["speed/sample_seconds"] == 6 and "'false', wanted 'true'" in logged["validation/samples"]
 
 
 @needs_both

@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from changes_kit import write_jsonl
 from message_kit import in_order, says
 from methods_kit import BUDGET
 from moslora.base.load import load_tokenizer
+from moslora.data.encode import Encoder
 from moslora.data.select import cap, set_aside
 from moslora.data.sources import load_training
 from moslora.errors import UsageError
@@ -16,6 +18,7 @@ from moslora.evaluation import Request, evaluate
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.scorer import Choice
 from moslora.experiment.file import load_experiment
+from moslora.prompts.formats import FORMATS
 from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
@@ -130,6 +133,39 @@ def test_questions_in_clusters_count_as_fewer(recipe, tmp_path, asked):
         assert 2 <= len({*clusters}) <= 5
 
 
+@pytest.mark.parametrize("changes", [("adapter.dropout=0.3",), ("model.engine=transformers",)])
+def test_samples_are_what_generate_writes_and_training_is_the_same_without_them(recipe, tmp_path, capsys, changes):
+    """By transformers' greedy generate of each checkpoint, to the 16th token after the longest wanted answer."""
+    changes = (*ASKING, *changes, "training.validation_questions=0")
+    own = recipe(*changes, "training.samples=5")
+    train_recipe(own, out=tmp_path / "with")
+    shown = capsys.readouterr().out
+    train_recipe(recipe(*changes), out=tmp_path / "without")
+    assert same_files(tmp_path / "with", tmp_path / "without")
+    tokenizer = load_tokenizer(own.model)
+    encoder = Encoder(tokenizer, max_length=own.data.max_length)
+    texts = set()
+    for step, row in validations(tmp_path / "with").items():
+        model = load_adapted(open_adapter(Run(tmp_path / "with").checkpoint(step or 2)))
+        assert row["sample_seconds"] > 0 and len(row["samples"]) == 5
+        samples = {sample["id"]: sample for sample in row["samples"]}
+        for examples in held_out(own, 5).values():
+            rows = [(example, FORMATS["label"].train(example)) for example in examples]
+            encoded = [encoder.encode(row.prompt, row.answer) for _, row in rows]
+            room = 16 + max(len(text.ids) - text.answer_start for text in encoded)
+            for (example, text), tokens in zip(rows, encoded, strict=True):
+                sample = samples[example.id]
+                assert sample["wanted"].strip() == text.answer.strip() and example.id in shown
+                if step:
+                    prompt = torch.tensor([tokens.ids[: tokens.answer_start]])
+                    options = {"eos_token_id": tokenizer.eos_token_id, "do_sample": False, "max_new_tokens": room}
+                    ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+                    written = tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True)
+                    assert sample["written"] == written
+                    texts.add(written)
+    assert len(texts) > 5, "the weights moved"
+
+
 def refuse_other_answers(own, run, asked):
     """Against the public evaluation of every checkpoint, and of the base."""
     logged = validations(run)
@@ -227,6 +263,7 @@ def test_questions_that_are_not_there_are_refused_in_a_line(recipe, tmp_path):
     short = (default, "training.max_steps=2", "training.validate_every=1")
     for changes, *named in (
         ((*ASKING, *plain), "training.validation_questions = 20", "0 are questions"),
+        ((*ASKING, "training.samples=25"), "training.samples = 25", "24"),
         ((*BY_ACCURACY, *plain, default), "training.best_by", "0 are questions"),
         ((*BY_ACCURACY, *short), "training.validation_questions", "up to 24"),
     ):

@@ -19,7 +19,7 @@ import moslora.prompts
 import moslora.tasks
 from moslora.console import note
 from moslora.data.audit import count_overlaps
-from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples, encoding
+from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, TokenPair, encode_examples, encoding
 from moslora.data.overlap import digest
 from moslora.data.select import cap, set_aside
 from moslora.data.sources import data_hash, differences, identity, load_examples, load_training, local_path
@@ -94,6 +94,12 @@ class RowTable(Sequence[Encoded]):
             labels=labels,
             truncated=self.batch["truncated"][row].as_py(),
         )
+
+    def last_answer(self, row: int) -> TokenPair:
+        """The tokens before a row's last labelled span, and those of the span."""
+        begin, end = self._spans[: self._spans_of[row + 1]][-2:]
+        ids = self._tokens[self._offsets[row] : self._offsets[row + 1]]
+        return ids[:begin].tolist(), ids[begin:end].tolist()
 
     def lengths(self) -> list[int]:
         """Tokens of each row."""

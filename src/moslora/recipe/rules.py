@@ -40,6 +40,12 @@ def _training(training: TrainingSection, model: ModelSection, data: DataSection)
     if training.strategy == "fsdp" and model.quantization == "int8":
         keys = "training.strategy model.quantization"
         yield keys, "fsdp loses the scales of int8 layers; set quantization: nf4 or null, or strategy: ddp"
+    if training.samples:
+        if training.strategy == "fsdp":
+            yield "training.samples training.strategy", "fsdp writes no samples; set samples: 0, or strategy: ddp"
+        if data.loss_on == "all":
+            fix = "set samples: 0, or loss_on: response"
+            yield "training.samples data.loss_on", f"no answer is marked in rows that are trained on whole; {fix}"
     if training.epochs is None and training.max_steps is None:
         yield "training.epochs training.max_steps", "nothing ends the run; set epochs or max_steps"
     if training.is_selected and not data.holds_out:

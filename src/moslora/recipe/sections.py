@@ -202,6 +202,9 @@ class TrainingSection(Section):
     """Number of validation rows that each validation asks as questions. Null for as many as take about 2 % of the run's
     time, and in an experiment for none."""
 
+    samples: Annotated[NonNegativeInt, Changes.WRITTEN] = 0
+    """Number of validation rows whose answers each validation writes, beside what was wanted."""
+
     result: Annotated[Literal["last", "best"], Arms.ALL] = "last"
     """Step whose adapter is the run's result: the `last`, or the `best` validated one by `best_by`. With a rank budget,
     only steps after the last drop count."""

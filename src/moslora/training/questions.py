@@ -31,7 +31,7 @@ TOKENS_OF_A_WRITTEN_TASK = 256
 
 
 def refuse_too_few_questions(training: TrainingSection, data: TrainingData) -> None:
-    """Refuses settings that ask more questions than there are among the validation rows."""
+    """Refuses settings that ask more questions, or write more samples, than there are among the validation rows."""
     wanted = training.validation_questions
     there = len(data.questions)
     rows = len(data.validation)
@@ -39,6 +39,9 @@ def refuse_too_few_questions(training: TrainingSection, data: TrainingData) -> N
     if wanted is not None and wanted > there:
         fix = f"set {there}, or more data.validation_rows"
         raise UsageError(f"training.validation_questions = {wanted}: {found}; {fix}")
+    if training.samples > rows:
+        fix = f"set {rows}, or more data.validation_rows"
+        raise UsageError(f"training.samples = {training.samples}: there are {rows} validation rows; {fix}")
     if training.is_selected_by_accuracy and not there:
         raise UsageError(f"training.best_by: there is no accuracy: {found}; set best_by: loss")
 

@@ -29,6 +29,7 @@ from moslora.training.launch import refuse_too_many_processes
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.questions import validation_questions
 from moslora.training.run_card import packages, record_outcome
+from moslora.training.samples import Sampler
 from moslora.training.state import restore
 from moslora.training.train import Training
 from moslora.training.validation import QUESTIONS, Validator
@@ -118,7 +119,8 @@ def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued |
     predecessor = start.predecessor if start is not None else None
     asked_before = start.manifest.get(QUESTIONS) if isinstance(start, AdapterFolder) else None
     questions = validation_questions(parts.model, inputs.tokenizer, recipe, data, count=asked_before)
-    training = Training(run, recipe, parts, data, Validator(data.validation, questions), predecessor)
+    sampler = Sampler.of(parts, inputs.tokenizer, recipe, data.validation) if recipe.training.samples else None
+    training = Training(run, recipe, parts, data, Validator(data.validation, questions, sampler), predecessor)
     first_step = _resume(training, start) if isinstance(start, AdapterFolder) else 0
     training.begin()
     done = training.train(first_step)

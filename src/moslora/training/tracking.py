@@ -16,6 +16,7 @@ from moslora.processes.devices import gpu_module, gpus
 from moslora.progress import Line
 from moslora.runs.run import METRICS, Run
 from moslora.runs.trackers import Records
+from moslora.training.samples import NO_SAMPLES, Samples
 
 MEASURED = ("tokens_per_second", "examples_per_second", "seconds", "peak_memory_gb")
 """Metrics that differ between equal runs."""
@@ -25,7 +26,7 @@ GROUPED = {
     "validation_accuracy": "validation/accuracy",
     "validation_questions": "validation/questions",
     "validation_effective_questions": "validation/effective_questions",
-    **{name: f"speed/{name}" for name in MEASURED},
+    **{name: f"speed/{name}" for name in (*MEASURED, "sample_seconds")},
 }
 """Names in trackers, which show the same first parts together; the others begin with `train/`."""
 
@@ -104,17 +105,25 @@ class Tracker:
             left = (now - self._steps_began) / done_here * (self._total - step)
             say("  ".join([at, loss, *others, tokens_s, examples_s, peak, f"{left / 60:.1f} min left"]))
 
-    def record(self, row: dict[str, Any]) -> None:
-        """Writes one line of ``metrics.jsonl``, and into the trackers, and shows nothing."""
+    def record(self, row: dict[str, Any], samples: Samples = NO_SAMPLES) -> None:
+        """Writes one line of ``metrics.jsonl``, and into the trackers, and shows nothing. The time of ``samples`` is
+        not in the speed of the next steps."""
         if not self._active:
             return
+        texts = {}
+        if samples.samples:
+            row = {**row, "sample_seconds": round(samples.seconds, 3)}
+            texts["samples"] = samples.samples
+            self._last_record += samples.seconds
         # JSON holds no infinity, such as the norm of a step that the float16 scaler skips.
         logged = {key: value if math.isfinite(value) else None for key, value in row.items()}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(logged) + "\n")
+            file.write(json.dumps(logged | texts) + "\n")
         step = row["step"]
         del logged["step"]
         values = {GROUPED.get(key, f"train/{key}"): value for key, value in logged.items() if value is not None}
+        if texts:
+            values["validation/samples"] = "\n".join(samples.lines())
         for tracker, next_step in [*self._records]:
             try:
                 if step >= next_step:  # a killed run logged the steps before

@@ -158,13 +158,15 @@ class Training:
         if not self.data.validation:
             return False
         selection = self.parts.selection
-        metrics = self.validator.measure(self.parts)
+        metrics, samples = self.validator.measure(self.parts)
         fields = in_fields(metrics)
-        tracker.record({"step": step, **metrics})
+        tracker.record({"step": step, **metrics}, samples)
         is_best = selection.consider(step, metrics[f"validation_{selection.best.by}"])
         tracker.validated = [selection.so_far, *fields]
         remark = selection.remark(step, start=self.run.validation_at_start(selection.best.by))
         say("  ".join(filter(None, [f"step {step}/{len(self.parts.plan)}", *fields, remark])))
+        for line_of_sample in samples.lines():
+            say(line_of_sample)
         if step == 0:
             tracker.begin_steps()
         return is_best

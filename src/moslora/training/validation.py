@@ -15,6 +15,7 @@ from moslora.runs.best import in_words
 from moslora.runs.intervals import FEW, Mean, mean_of
 from moslora.runs.outcomes import right
 from moslora.training.loop import Parts
+from moslora.training.samples import NO_SAMPLES, Sampler, Samples
 
 QUESTIONS = "validation_questions"
 """Key of the number of validation questions, in ``metrics.jsonl``, in ``run.json`` and in the manifests."""
@@ -25,10 +26,12 @@ EFFECTIVE_QUESTIONS = "validation_effective_questions"
 
 @dataclass(frozen=True)
 class Validator:
-    """The held-out rows of a run, and the questions among them that it is asked; ``None`` for no questions."""
+    """The held-out rows of a run, and the questions among them that it is asked; ``None`` for no questions.
+    ``sampler`` writes answers of some of the rows."""
 
     rows: RowTable
     questions: ModelWithQuestions | None = None
+    sampler: Sampler | None = None
 
     @property
     def question_count(self) -> int:
@@ -44,12 +47,12 @@ class Validator:
         protocol = self.questions.prepared.conditions.protocol
         return [f"{asked}, by protocol {protocol}, before the first step and at each validation"]
 
-    def measure(self, parts: Parts) -> dict[str, float]:
+    def measure(self, parts: Parts) -> tuple[dict[str, float], Samples]:
         """Validates the model of ``parts`` as it is. No random number is drawn, and nothing of the training changes.
 
         Returns:
             By their names in ``metrics.jsonl`` the mean loss over the label tokens of the rows, in nats, and the share
-            of the questions answered right, if there are any. The same on every process.
+            of the questions answered right, if there are any. The same on every process. And the samples.
         """
         objective = parts.objective
         objective.eval()  # without dropout
@@ -60,7 +63,7 @@ class Validator:
                 found |= {"validation_accuracy": answered.value, QUESTIONS: answered.n}
                 if answered.clusters < answered.n:
                     found[EFFECTIVE_QUESTIONS] = answered.effective_n
-            return found
+            return found, self.sampler.write() if self.sampler else NO_SAMPLES
         finally:
             objective.train()
             describe_batch(objective)  # its adapters know of no batch
