@@ -68,11 +68,11 @@ def test_answers_are_those_of_eval(here, capsys, task, protocol):
             )
             assert (row["prediction"], row["written"]) == (answer, of_eval.text)
             continue
-        scores = np.array(of_eval.scores) / (of_eval.characters or 1)
+        scores = np.array(of_eval.scores)
         softmax = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-        assert row["prediction"] == KINDS[int(scores.argmax())]
+        assert row["prediction"] == KINDS[int((scores / (of_eval.characters or 1)).argmax())]
         assert row["probabilities"] == pytest.approx(dict(zip(KINDS, softmax, strict=True)), abs=1e-6)
-        assert row["probability"] == max(row["probabilities"].values())
+        assert row["probability"] == row["probabilities"][row["prediction"]]
 
 
 def test_a_stopped_command_continues_to_the_same_bytes_and_asks_equal_rows_once(here, capsys, monkeypatch):

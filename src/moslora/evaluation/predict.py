@@ -102,12 +102,11 @@ def _columns(row: Row, predictions: Mapping[str, Prediction]) -> Columns:
     if not prediction.scores:
         named = prediction.prediction
         return {"prediction": None if named is None else question.choices[named], "written": prediction.text}
-    scores = prediction.deciding_scores
     probabilities: dict[str, float] = {}
-    for option, log_p in zip(question.choices, log_softmax(scores), strict=True):
+    for option, log_p in zip(question.choices, log_softmax(prediction.scores), strict=True):
         probabilities[option] = probabilities.get(option, 0) + math.exp(log_p)  # an option may be there twice
     rounded = {option: round(probability, 6) for option, probability in probabilities.items()}
-    chosen = question.choices[argmax(scores)]
+    chosen = question.choices[argmax(prediction.deciding_scores)]
     return {"prediction": chosen, "probability": rounded[chosen], "probabilities": rounded}
 
 
