@@ -17,10 +17,14 @@ def test_it_loads_and_holds_rows_out(name):
     assert all(recipe.data.validation_rows > 0 for recipe in experiment.recipes.values())
 
 
-def test_the_file_in_the_document_is_an_experiment(tmp_path):
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8"), re.S)
-    (tmp_path / "shown.yaml").write_text(text, encoding="utf-8")
-    assert load_experiment(str(tmp_path / "shown.yaml")).chosen_arms(()) == ("lora", "moslora")
+def test_the_files_in_the_document_are_experiments(tmp_path):
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text("extends: smollm2-135m\n", encoding="utf-8")
+    arms = []
+    for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", page, re.S)):
+        (tmp_path / f"{number}.yaml").write_text(text, encoding="utf-8")
+        arms.append(load_experiment(str(tmp_path / f"{number}.yaml")).chosen_arms(()))
+    assert arms == [("mine",), ("lora", "moslora")]
 
 
 def test_the_article_compares_every_mixer_with_lora():
