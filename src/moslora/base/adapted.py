@@ -18,17 +18,25 @@ from moslora.recipe import PeftSection, Recipe
 
 @dataclass(frozen=True)
 class Adapters:
-    """What is asked of the adapters of a model, or of those that a recipe describes."""
+    """What is asked of the adapters of a model, or of those that a recipe describes.
 
-    put: Callable[[PreTrainedModel, Any, Mapping[str, Tensor] | None], PreTrainedModel]  # see `with_adapters`
-    layers: Callable[[Any], dict[str, tuple[nn.Module, nn.Module]]]  # see `adapted_layers`
-    state: Callable[[Any], dict[str, Tensor]]  # see `adapter_state`
-    settings: Callable[
-        [Any], dict[str, Any]
-    ]  # of a recipe, by key, kept by a run that continues it; refuses wrong ones
-    merge: Callable[[Any], dict[str, Tensor]] | None = None  # by itself, in float32; otherwise layers fold
-    engine: EngineName | None = None  # the only one that computes them
-    packages: tuple[str, ...] = ()  # whose code computes, beside ours
+    Attributes:
+        put: see `with_adapters`.
+        layers: see `adapted_layers`.
+        state: see `adapter_state`.
+        settings: of a recipe, by key: what a run that continues it must keep. Refuses settings that do not go together.
+        merge: the merged weights in float32; ``None`` if each layer folds its own.
+        engine: the only engine that computes them; ``None`` if both do.
+        packages: names of packages whose code computes, beside ours.
+    """
+
+    put: Callable[[PreTrainedModel, Any, Mapping[str, Tensor] | None], PreTrainedModel]
+    layers: Callable[[Any], dict[str, tuple[nn.Module, nn.Module]]]
+    state: Callable[[Any], dict[str, Tensor]]
+    settings: Callable[[Any], dict[str, Any]]
+    merge: Callable[[Any], dict[str, Tensor]] | None = None
+    engine: EngineName | None = None
+    packages: tuple[str, ...] = ()
 
 
 def _put_own(model: PreTrainedModel, recipe: Any, state: Mapping[str, Tensor] | None) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from statistics import mode
 
 import numpy as np
 
-from moslora.compare.arms import SEEDS, Arm, are_paired_by_seed, cluster_codes, pairs, values
+from moslora.compare.arms import SEEDS, Arm, cluster_codes, only_seeds_pair, pairs, values
 from moslora.compare.compared_run import evaluations_of
 from moslora.compare.law import Floats
 from moslora.compare.statistics import Codes, Effect, effects, effects_unpaired
@@ -108,11 +108,12 @@ def contrast_of(
     Args:
         before: the arm that the other is held against.
         after: the other.
-        outcome: that the answers of every task have.
+        outcome: what is compared: of every task's answers, or of the runs themselves.
         base: the answers of the base of both arms to the same questions, if they are there.
         own_seeds: the seeds of the arms have nothing to do with each other, so runs are not paired by them.
     """
-    paired = not (own_seeds and are_paired_by_seed(before, after))
+    # Two runs, or a run and an untrained model, are paired without seeds.
+    paired = not (own_seeds and only_seeds_pair(before, after))
     ones = list(before.runs.values())
     others = list(after.runs.values())
     if paired:

@@ -178,7 +178,7 @@ def _not_seen_beside_base(numbers: str, *, is_close: bool) -> Verdict:
 
 
 def _context(evidence: Evidence) -> Verdict | None:
-    """That the context is cut: short questions agree, and every longer one is farther off than all of these."""
+    """Verdict that the context is cut: short questions agree, and every longer one is farther off than all of these."""
     order = np.argsort(evidence.lengths, kind="stable")
     lengths = np.array(evidence.lengths)[order]
     off = distances(evidence.server, evidence.run)[order]

@@ -259,7 +259,7 @@ def _report(
 
 
 def _misread(predictions: Sequence[Prediction]) -> Verdict | None:
-    """That the server reads another prompt than the one that was sent, of some questions."""
+    """Verdict that the server reads another prompt than was sent, for some of the questions."""
     misread = [each.refused for each in predictions if each.refused.startswith(MISREAD)]
     if not misread:
         return None
@@ -267,7 +267,7 @@ def _misread(predictions: Sequence[Prediction]) -> Verdict | None:
 
 
 def _refused_for_length(questions: Sequence[EncodedQuestion], answered: Collection[str]) -> Verdict | None:
-    """That the server refuses the longest questions, and has ``answered`` all others."""
+    """Verdict that the server refuses the longest questions, having ``answered`` all others."""
     refused = [question.tokens for question in questions if question.example.id not in answered]
     longest = max(question.tokens for question in questions if question.example.id in answered)
     if not refused or min(refused) < longest:
