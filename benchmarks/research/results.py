@@ -28,7 +28,7 @@ from moslora.compare.tables import FinishedRun, read_tables
 from moslora.report.canvas import INK as DARK
 from moslora.report.canvas import MUTED, SERIES, Canvas
 from moslora.report.figures.forgetting import FORGOTTEN, gain_and_forgetting
-from moslora.runs.evaluation import Evaluation, in_common
+from moslora.runs.evaluation import Evaluation, questions_in_common
 from moslora.runs.outcomes import OUTCOMES
 from moslora.runs.scores import MACRO
 
@@ -104,11 +104,11 @@ def load(folder: Path) -> ScoredExperiment:
     if arms[0].name != index.contrast[0]:
         raise SystemExit(f"{folder}: no scored run of {index.contrast[0]}, which the others are against")
     evaluations = evaluations_of(all_runs(arms))
-    shared, _ = in_common(evaluations)
+    shared, _ = questions_in_common(evaluations)
     arms = [arm.each(lambda run: run.only(shared)) for arm in arms]
     base = evaluations[0].base
     if base is not None:
-        asked_too, _ = in_common([*evaluations, base])
+        asked_too, _ = questions_in_common([*evaluations, base])
         base = base.only(asked_too)
     rows = [row for row in read_tables(folder) if row.role == "scored" and not row.diverged]
     return ScoredExperiment(index, rows, arms, base)

@@ -15,9 +15,9 @@ from moslora.runs.conditions import (
     KEPT,
     Changes,
     Conditions,
-    Endpoint,
     EvaluationHeader,
-    Weights,
+    LocalModel,
+    ServedModel,
     differences,
     read_header,
 )
@@ -53,7 +53,7 @@ def test_settings_of_an_earlier_version_are_read_and_written_in_the_new_form(nam
 
 def test_what_answered_in_an_earlier_version(tmp_path):
     old = earlier("choice", tmp_path)["settings"]
-    assert read_header(tmp_path).conditions.answered_by == Weights(
+    assert read_header(tmp_path).conditions.answered_by == LocalModel(
         "float32",
         "cpu",
         batch_tokens=2048,
@@ -65,11 +65,11 @@ def test_what_answered_in_an_earlier_version(tmp_path):
     earlier("cloze", tmp_path)
     assert read_header(tmp_path).conditions.answered_by.quantization == "nf4, its scales not quantised"
     earlier("server", tmp_path)
-    assert read_header(tmp_path).conditions.answered_by == Endpoint("http://localhost:8000", "small")
+    assert read_header(tmp_path).conditions.answered_by == ServedModel("http://localhost:8000", "small")
 
 
 def test_every_field_says_what_another_value_changes():
-    for record in (Conditions, Weights, Endpoint):
+    for record in (Conditions, LocalModel, ServedModel):
         for field in fields(record):
             marks = [mark for mark in getattr(field.type, "__metadata__", ()) if isinstance(mark, Changes)]
             assert len(marks) == (field.name != "answered_by"), field.name
@@ -85,7 +85,7 @@ def test_every_field_says_what_another_value_changes():
         ({"versions": {}}, "versions.torch was v2, is null"),
         ({"data": {"boolq": "c"}}, "data.boolq was b, is c"),
         ({"answered_by": replace(ADAPTED, adapter=None)}, "adapter was abc, is null"),
-        ({"answered_by": Endpoint("http://there", "")}, "server was null, is http://there"),
+        ({"answered_by": ServedModel("http://there", "")}, "server was null, is http://there"),
     ],
 )
 def test_an_evaluation_is_continued_under_the_same_conditions_alone(change, named, tmp_path):
@@ -99,6 +99,6 @@ def test_an_evaluation_is_continued_under_the_same_conditions_alone(change, name
 
 
 def test_conditions_are_read_back_as_they_were_written():
-    for conditions in (CONDITIONS, replace(CONDITIONS, answered_by=Endpoint("http://there", "small"))):
+    for conditions in (CONDITIONS, replace(CONDITIONS, answered_by=ServedModel("http://there", "small"))):
         header = EvaluationHeader(conditions, {})
         assert TypeAdapter(EvaluationHeader).validate_json(header.to_json()) == header

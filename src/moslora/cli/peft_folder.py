@@ -73,11 +73,11 @@ def adapter_to_convert(
 
 def adapter_at(run: Path, *, doing: str, trust: bool) -> Path:
     """The adapter folder of ``run``. Notes if the run is unfinished."""
-    from moslora.runs.run import locate_adapter, unfinished
+    from moslora.runs.run import locate_adapter, remark_on_unfinished
 
     run = as_run(run, trust_remote_code=trust)
     adapter = locate_adapter(run)
-    remark = unfinished(run, adapter, doing=doing)
+    remark = remark_on_unfinished(run, adapter, doing=doing)
     if remark:
         note(remark)
     return adapter

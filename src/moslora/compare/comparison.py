@@ -13,7 +13,7 @@ from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
 from moslora.console import note
 from moslora.errors import UsageError, counted, some
-from moslora.runs.evaluation import in_common
+from moslora.runs.evaluation import questions_in_common
 from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
@@ -161,7 +161,7 @@ def compare_arms(
     arms = _restricted(arms, tasks, outcome)
     refuse_mixed(arms, allowed=allowed)
     runs = all_runs(arms)
-    shared, left_out = in_common(evaluations_of(runs))
+    shared, left_out = questions_in_common(evaluations_of(runs))
     if not (shared or _is_of_runs(outcome)):
         asked = {run.path: next((ids for answers in run.tasks.values() for ids in answers.ids), "none") for run in runs}
         paths = some((f"{path} (such as {id})" for path, id in asked.items()), separator=" and ")

@@ -13,7 +13,7 @@ from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import LEVEL, Member
 from moslora.errors import counted
-from moslora.runs.intervals import FEW
+from moslora.runs.intervals import FEWEST_FOR_PERCENT
 from moslora.runs.scores import MACRO, MICRO
 
 HANDFUL = 30
@@ -111,7 +111,7 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
 def _are_few(one: Contrast) -> bool:
     """Whether there are too few answers to conclude anything: McNemar's exact p is not small enough before six of them
     have changed, all in one direction."""
-    return one.outcome.binary and sum(one.independent_questions.values()) < FEW
+    return one.outcome.binary and sum(one.independent_questions.values()) < FEWEST_FOR_PERCENT
 
 
 def _difference(one: Contrast, member: Member, margin: Margin, over: str, more: str = "") -> str:

@@ -17,7 +17,7 @@ from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.best import TRAINED_STEPS
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.run import Run
-from moslora.runs.strength import MOST, Strength
+from moslora.runs.strength import MAX_STRENGTH, Strength
 from moslora.version import __version__
 
 OF_ITS_FOLDER = ("format", "moslora", "sha256", "scaler")
@@ -34,8 +34,8 @@ def write_at_strength(adapter: Path, strength: float, out: Path, *, trust_remote
     Raises:
         UsageError: the strength is out of range, ``out`` is used, or the change is not linear in the adapter's weights.
     """
-    if not 0 < strength <= MOST:
-        raise UsageError(f"strength {strength:g}: must be above 0 and at most {MOST:g}")
+    if not 0 < strength <= MAX_STRENGTH:
+        raise UsageError(f"strength {strength:g}: must be above 0 and at most {MAX_STRENGTH:g}")
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     weights = at_strength(folder, folder.weights(), strength)
     run = folder.run

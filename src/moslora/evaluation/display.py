@@ -7,7 +7,7 @@ from moslora.errors import counted, some
 from moslora.recipe.builtin import printable
 from moslora.runs.answers import by_task
 from moslora.runs.confusion import NO_ANSWER, confusion, shared_options
-from moslora.runs.intervals import FEW, NONE, percent, percent_range, wilson
+from moslora.runs.intervals import FEWEST_FOR_PERCENT, NO_VALUE, percent, percent_range, wilson
 from moslora.runs.results import Results, WithoutLeaks
 from moslora.runs.scores import MACRO, MICRO, Score
 from moslora.tasks import Task
@@ -37,7 +37,7 @@ def table(results: Results) -> list[list[str]]:
     for name, count in results.unanswered.items():
         rows.setdefault(name, {})["not answered"] = f"{count:,}"
     titles = dict.fromkeys(title for row in rows.values() for title in row)
-    return [["task", *titles], *([name, *(row.get(title, NONE) for title in titles)] for name, row in rows.items())]
+    return [["task", *titles], *([name, *(row.get(title, NO_VALUE) for title in titles)] for name, row in rows.items())]
 
 
 def _of_questions(score: Score) -> dict[str, str]:
@@ -48,11 +48,11 @@ def _of_questions(score: Score) -> dict[str, str]:
         "accuracy": percent(score.accuracy),
         "per character": percent(score.accuracy_per_character),
         "95 % interval": percent_range(score.main.interval),
-        "log p": NONE if score.log_probability is None else f"{score.log_probability:.3f}",
+        "log p": NO_VALUE if score.log_probability is None else f"{score.log_probability:.3f}",
         "parsed": percent(score.parse_rate),
-        "close calls": NONE if score.close_calls is None else str(score.close_calls),
+        "close calls": NO_VALUE if score.close_calls is None else str(score.close_calls),
     }
-    return {title: cell for title, cell in cells.items() if cell != NONE}
+    return {title: cell for title, cell in cells.items() if cell != NO_VALUE}
 
 
 def tables_by_option(results: Results, tasks: Sequence[Task]) -> Iterator[list[list[str]]]:
@@ -69,7 +69,7 @@ def tables_by_option(results: Results, tasks: Sequence[Task]) -> Iterator[list[l
         for place, (option, row) in enumerate(zip(options, matrix, strict=True)):
             right = row[place]
             wrong = Counter(dict(zip((*options, NO_ANSWER), row, strict=True))) - Counter({option: right})
-            taken_for = "".join(f"{name} ({count:,})" for name, count in wrong.most_common(1)) or NONE
+            taken_for = "".join(f"{name} ({count:,})" for name, count in wrong.most_common(1)) or NO_VALUE
             n = sum(row)
             rows.append([option, f"{n:,}", _share(right, n), _share(right, chosen[place]), taken_for])
         yield rows
@@ -77,8 +77,8 @@ def tables_by_option(results: Results, tasks: Sequence[Task]) -> Iterator[list[l
 
 def _share(right: int, n: int) -> str:
     """A share in percent with its interval, or as a count where it is of fewer than ten."""
-    if n < FEW:
-        return f"{right} of {n}" if n else NONE
+    if n < FEWEST_FOR_PERCENT:
+        return f"{right} of {n}" if n else NO_VALUE
     return f"{percent(right / n)} ({percent_range(wilson(right / n, n))})"
 
 
@@ -113,6 +113,6 @@ def _on_leaks(without: WithoutLeaks, metric: str) -> str:
     values = []
     for name in (*counts, MACRO) if len(without.leaks) > 1 else counts:
         score = scores.get(name)
-        values.append(f"{name} {score.main if score else f'{NONE} ({NONE})'}")
+        values.append(f"{name} {score.main if score else f'{NO_VALUE} ({NO_VALUE})'}")
     questions = ", ".join(f"{task} {count}" for task, count in counts.items())
     return f"questions among {without.compared_with}: {questions}; {metric} without them: {', '.join(values)}"

@@ -26,7 +26,7 @@ from moslora.evaluation.scoring import ScoredTask, measure_drifts, missing_in, s
 from moslora.processes.group import all_gather, rank_in_group
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.answers import order_key
-from moslora.runs.conditions import Conditions, Endpoint, Leaks, TaskRecord, Weights
+from moslora.runs.conditions import Conditions, Leaks, LocalModel, ServedModel, TaskRecord
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import Results, summarise
 from moslora.tasks import Example
@@ -94,7 +94,7 @@ class PreparedQuestions:
                 raise UsageError(f"evaluation.skip: leaves none of the {len(rows)} questions of {name}")
             scorer = make_scorer(rows[0], encoder, request)
             size = len(rows)  # of a server, whose batches are its own
-            if isinstance(by, Weights):
+            if isinstance(by, LocalModel):
                 size = block_size(by.device, writes=scorer.protocol.writes)
             cut = blocks(rows, limit=request.limit, skip=skip, exact=by.is_exact, size=size)
             tasks.append(ScoredTask(name, rows, scorer, tuple(cut)))
@@ -226,7 +226,7 @@ class ModelWithQuestions:
         """Arguments and errors as in `evaluate`."""
         local = Local(model, tokenizer, request.batch_tokens or batch_budget(model.device))
         encoder = make_encoder(model.config, tokenizer, request)
-        answered_by = Weights(
+        answered_by = LocalModel(
             dtype=str(output_weight(model).dtype).removeprefix("torch."),
             device=model.device.type,
             batch_tokens=local.batch_tokens,
@@ -247,7 +247,7 @@ def conditions_of(
     request: Request,
     questions: Mapping[str, Sequence[Example]],
     encoder: Encoder,
-    answered_by: Weights | Endpoint,
+    answered_by: LocalModel | ServedModel,
     versions: Mapping[str, str],
 ) -> Conditions:
     """Return the conditions under which ``questions`` are asked; ``versions`` are those of packages that compute."""

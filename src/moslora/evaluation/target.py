@@ -27,7 +27,7 @@ from moslora.runs.run import (
     is_checkpoints,
     is_run,
     locate_adapter,
-    unfinished,
+    remark_on_unfinished,
 )
 from moslora.tasks import GROUP, Task
 
@@ -168,7 +168,7 @@ def open_target(
         return Target(model, Request.of(recipe), recipe, strategy=strategy or "ddp")
     if strategy == "fsdp" and model.quantization == "int8":
         raise UsageError("--strategy fsdp: int8 layers lose their scales when they are sharded; use ddp")
-    remark = "" if base else unfinished(path, trained.path, doing="scoring")
+    remark = "" if base else remark_on_unfinished(path, trained.path, doing="scoring")
     strategy = strategy or trained.recipe.training.strategy
     return Target(model, Request.of(recipe), recipe, trained, base, strategy, remark)
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, Stric
 from moslora.compare.margin import Margin, read_margin
 from moslora.recipe.fields import Section
 from moslora.runs.outcomes import OUTCOMES, OutcomeName
-from moslora.runs.strength import MOST
+from moslora.runs.strength import MAX_STRENGTH
 from moslora.strict import Listed
 
 OTHERS = "others"
@@ -26,7 +26,7 @@ class Applied(Section):
     of: str
     """The other arm."""
 
-    strength: Annotated[float, Field(gt=0, le=MOST)] | Literal["recommended"]
+    strength: Annotated[float, Field(gt=0, le=MAX_STRENGTH)] | Literal["recommended"]
     """How strongly they are applied, or for each of them as `moslora strength` recommends."""
 
 

@@ -3,13 +3,13 @@
 import re
 
 from moslora.errors import UsageError
-from moslora.tasks import INSTRUCTION, TASKS, Bare, Example, Worded
+from moslora.tasks import INSTRUCTION, TASKS, Bare, Example, Wording
 
 WORDINGS = {INSTRUCTION: Bare(), **{name: task.wording for name, task in TASKS.items()}}
 """Wordings of the examples that do not have their own."""
 
 
-def wording(example: Example) -> Worded:
+def wording(example: Example) -> Wording:
     """Return the wording of a question or an instruction."""
     found = example.wording or WORDINGS[example.task]
     if found.is_text:

@@ -19,7 +19,7 @@ from moslora.compare.display import tables
 from moslora.compare.index import read_index
 from moslora.errors import MosloraError, first_line, some
 from moslora.report.runs import ReportedRun
-from moslora.runs.evaluation import in_common
+from moslora.runs.evaluation import questions_in_common
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _against_first(title: str, arms: Sequence[Arm]) -> list[ShownComparison]:
     first, *others = arms
     groups: dict[str, list[Arm]] = {}
     for other in others:
-        shared, _ = in_common(evaluations_of(all_runs([first, other])))
+        shared, _ = questions_in_common(evaluations_of(all_runs([first, other])))
         groups.setdefault(", ".join(shared), []).append(other)
     found = []
     for tasks, group in groups.items():

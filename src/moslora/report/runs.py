@@ -15,7 +15,7 @@ from moslora.console import note
 from moslora.errors import MosloraError, UsageError, some
 from moslora.report.learned import LearnedLayer, learned_layers
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.evaluation import Evaluation, in_common
+from moslora.runs.evaluation import Evaluation, questions_in_common
 from moslora.runs.run import Run
 
 
@@ -103,7 +103,7 @@ def _read_answers(reported: ReportedRun, evaluation: str | None) -> None:
     base = found.evaluation.base
     if base is None:
         return
-    shared, reported.left_out = in_common([found.evaluation, base])
+    shared, reported.left_out = questions_in_common([found.evaluation, base])
     if shared:
         reported.tuned = found.only(shared)
         reported.base = base.only(shared)

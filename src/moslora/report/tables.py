@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from moslora.recipe.recipe import flat
 from moslora.report.runs import ReportedRun
-from moslora.runs.intervals import NONE, percent
+from moslora.runs.intervals import NO_VALUE, percent
 from moslora.runs.results import Results
 from moslora.runs.strength import strength_of
 
@@ -16,9 +16,9 @@ def glance(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[
     for run in runs:
         recipe = run.run.recipe
         tuned = results.get(run.name)
-        questions = f"{tuned.macro.n:,}" if tuned and tuned.macro else NONE
+        questions = f"{tuned.macro.n:,}" if tuned and tuned.macro else NO_VALUE
         loss = run.run.validation_loss
-        trained = [_steps(run), NONE if loss is None else f"{loss:.4f}"]
+        trained = [_steps(run), NO_VALUE if loss is None else f"{loss:.4f}"]
         averages = [_average(results.get(run.base_name) if run.base else None), _average(tuned)]
         costs = [_last(run, "seconds", per=60), _last(run, "peak_memory_gb", per=1)]
         rows.append([run.name, recipe.adapter.summary(), str(recipe.seed), *trained, questions, *averages, *costs])
@@ -26,7 +26,7 @@ def glance(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[
 
 
 def _average(results: Results | None) -> str:
-    return percent(results.macro.main.value) if results and results.macro else NONE
+    return percent(results.macro.main.value) if results and results.macro else NO_VALUE
 
 
 def _steps(run: ReportedRun) -> str:
@@ -41,7 +41,7 @@ def _steps(run: ReportedRun) -> str:
 def _last(run: ReportedRun, metric: str, *, per: float) -> str:
     """The last value of a metric that only rises."""
     _, values = run.curve(metric)
-    return f"{values[-1] / per:.1f}" if values else NONE
+    return f"{values[-1] / per:.1f}" if values else NO_VALUE
 
 
 def differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
@@ -52,7 +52,7 @@ def differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
         cards.append(flat(run.run.recipe.model_dump(mode="json")) | flat(card))
     rows = [["", *(run.name for run in runs)]]
     for key in dict.fromkeys(key for card in cards for key in card):
-        values = [_in_words(card.get(key, NONE)) for card in cards]
+        values = [_in_words(card.get(key, NO_VALUE)) for card in cards]
         if len(set(values)) > 1:
             rows.append([key, *values])
     return rows

@@ -68,12 +68,12 @@ class Best:
     def __str__(self) -> str:
         if self.value is None:
             return f"none of {self.validations} validation losses was finite"
-        last = "not finite" if self.last is None else in_words(self.last, self.by)
-        value = in_words(self.value, self.by)
+        last = "not finite" if self.last is None else format_value(self.last, self.by)
+        value = format_value(self.value, self.by)
         return f"step {self.step:,}, best of {self.validations:,} validations by {self.by} {value}; last {last}"
 
 
-def in_words(value: float, by: BestBy) -> str:
+def format_value(value: float, by: BestBy) -> str:
     """A loss, or an accuracy in percent."""
     return f"{value:.4f}" if by == "loss" else f"{100 * value:.1f} %"
 

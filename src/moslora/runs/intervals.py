@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
-FEW = 10
+FEWEST_FOR_PERCENT = 10
 """Below so many questions, what is read from them is no share in percent."""
 
 Interval = tuple[float, float]
@@ -92,15 +92,15 @@ def wilson(share: float, n: float) -> Interval:
     return low, high
 
 
-NONE = "–"
+NO_VALUE = "–"
 """A number in a table that there is not."""
 
 
 def percent(share: float | None) -> str:
     """Return a share in percent: 0.6615 as ``66.2``."""
-    return NONE if share is None else f"{100 * share:.1f}"
+    return NO_VALUE if share is None else f"{100 * share:.1f}"
 
 
 def percent_range(interval: Interval | None) -> str:
     """Return an interval of a share in percent: (0.6198, 0.7003) as ``62.0 to 70.0``."""
-    return NONE if interval is None else " to ".join(map(percent, interval))
+    return NO_VALUE if interval is None else " to ".join(map(percent, interval))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moslora.errors import MosloraError, UsageError
 from moslora.runs.best import best_of
-from moslora.runs.evaluation import in_common, is_finished, read_evaluation
+from moslora.runs.evaluation import is_finished, questions_in_common, read_evaluation
 from moslora.runs.intervals import percent
 from moslora.runs.manifest import MANIFEST, RECIPE
 from moslora.runs.results import results_of
@@ -83,7 +83,7 @@ def _scores(run: Run) -> Iterator[str]:
                 evaluations.append(evaluation)
     for _, of_result in groupby(evaluations, key=lambda evaluation: result_of(evaluation.folder)):
         group = list(of_result)
-        shared, left_out = in_common(group)
+        shared, left_out = questions_in_common(group)
         remark = left_out.partition("; ")[0]
         if left_out and shared:
             group = [evaluation.only(shared) for evaluation in group]

@@ -18,7 +18,7 @@ from moslora.files import sha256, write_json
 from moslora.recipe.builtin import printable
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.peft_files import adapter_files, has_adapter_files, hub_hint
-from moslora.runs.run import locate_adapter, unfinished
+from moslora.runs.run import locate_adapter, remark_on_unfinished
 from moslora.runs.strength import STRENGTH
 from moslora.version import __version__
 
@@ -116,7 +116,7 @@ def locate_predecessor(place: str) -> Path:
     except UsageError as error:
         fix = "" if path.parent.is_dir() else hub_hint(place)
         raise UsageError(f"adapter.continue_from = {error}{fix}") from None
-    remark = unfinished(path, folder, doing="continuing from")
+    remark = remark_on_unfinished(path, folder, doing="continuing from")
     if remark:
         note_once(remark)
     return folder

@@ -304,7 +304,7 @@ def checkpoint_name(adapter: Path) -> str:
     return place.name if is_checkpoints(place.parent) else ""
 
 
-def unfinished(path: Path, adapter: Path, *, doing: str) -> str:
+def remark_on_unfinished(path: Path, adapter: Path, *, doing: str) -> str:
     """A note before ``doing`` something with ``adapter``, the newest checkpoint of an unfinished run; empty otherwise,
     and if ``path`` names that checkpoint itself."""
     run = run_of(adapter)

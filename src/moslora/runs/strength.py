@@ -9,7 +9,7 @@ from typing import Any
 
 STRENGTH = "strength"
 
-MOST = 2.0
+MAX_STRENGTH = 2.0
 """Largest strength."""
 
 

@@ -24,7 +24,7 @@ Records = Sequence[tuple[Any, int]]
 """Open records: accelerate's tracker, and the first step that is not there yet."""
 
 
-class Kind(NamedTuple):
+class TrackerKind(NamedTuple):
     """What a tracker needs to go on in a record of its own."""
 
     tracker: Callable[[Recipe, Run, str | None, int | None], Any]  # of the record with this id; the first step to come
@@ -48,23 +48,23 @@ def _reached_in_mlflow(record: Any) -> tuple[str, int]:
     return record.info.run_id, max(steps) + 1
 
 
-KINDS: dict[TrackerName, Kind] = {
-    "wandb": Kind(
+KINDS: dict[TrackerName, TrackerKind] = {
+    "wandb": TrackerKind(
         lambda recipe, run, id, step: WandBTracker(**_common(recipe), dir=run.path, id=id),
         lambda record: (record.id, record.step),
         score=lambda tracker, scores, step: tracker.tracker.summary.update(scores),  # its steps can only rise
     ),
-    "tensorboard": Kind(
+    "tensorboard": TrackerKind(
         lambda recipe, run, id, step: TensorBoardTracker("tensorboard", run.path, purge_step=step),
         lambda record: ("tensorboard", 0),  # the steps from `purge_step` on are gone
         lambda tracker, recipe: tracker.log({"recipe": indent(recipe.to_yaml(), "    ")}),
         forgets=True,
     ),
-    "trackio": Kind(  # finds a record by its name
+    "trackio": TrackerKind(  # finds a record by its name
         lambda recipe, run, id, step: TrackioTracker(**_common(recipe, id or f"{recipe.name}-{token_hex(3)}")),
         lambda record: (record.name, getattr(record, "_next_step", 0)),  # not public; else it repeats its last steps
     ),
-    "mlflow": Kind(
+    "mlflow": TrackerKind(
         lambda recipe, run, id, step: MLflowTracker(recipe.tracking.project, run_name=recipe.name, run_id=id),
         _reached_in_mlflow,
         lambda tracker, recipe: tracker.store_init_configuration(flat(recipe.model_dump(mode="json"))),

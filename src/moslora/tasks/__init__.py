@@ -30,7 +30,7 @@ from .task import (
     Task,
     Turn,
 )
-from .wording import RESPONSE_LEAD, Bare, Numbered, OpenEnded, Option, Plain, TrueFalse, Worded
+from .wording import RESPONSE_LEAD, Bare, Numbered, OpenEnded, Option, Plain, TrueFalse, Wording
 
 __all__ = ["BUILT_IN", "COMMONSENSE", "FOR_OPTIONS", "FOR_TRUTHS", "GROUP", "INSTRUCTION", "PASSAGES", "PASSAGES_OF"]
 __all__ += ["SAME_INSTRUCTION", "TASKS", "UNKNOWN", "UNKNOWN_ANSWER"]
@@ -46,4 +46,4 @@ __all__ += [
     "QuestionSource",
     "Task",
 ]
-__all__ += ["RESPONSE_LEAD", "Bare", "TrueFalse", "Turn", "Worded", "canonical_task", "split_names", "unknown_names"]
+__all__ += ["RESPONSE_LEAD", "Bare", "TrueFalse", "Turn", "Wording", "canonical_task", "split_names", "unknown_names"]

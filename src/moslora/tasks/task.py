@@ -14,7 +14,7 @@ from moslora.choices import BadRows, Split
 from moslora.errors import near_words, some
 
 from .matching import Match
-from .wording import OpenEnded, Worded
+from .wording import OpenEnded, Wording
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
@@ -34,10 +34,10 @@ AUTOMATIC = "auto"
 """`Task.cluster` of a task whose rows tell what groups its questions."""
 
 
-class Kind:
+class HasWording:
     """What a question, or its task, is by its wording."""
 
-    wording: Worded | None  # ``None`` of an example of the eight sets and of a bare instruction
+    wording: Wording | None  # ``None`` of an example of the eight sets and of a bare instruction
 
     @property
     def is_text(self) -> bool:
@@ -50,7 +50,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Example(Kind):
+class Example(HasWording):
     """One question from any source: multiple-choice, or open-ended, whose choices are the accepted answers. Or a text,
     which has an empty question and itself as choice."""
 
@@ -70,7 +70,7 @@ class Example(Kind):
     # further fields of one source that one format reads (HellaSwag's ``ctx_a`` and ``ctx_b``); the trained text of an
     # open-ended question, if it is not its usual answer, as `RESPONSE`
     meta: Mapping[str, str] = field(default_factory=dict, hash=False)
-    wording: Worded | None = None  # its task's, if that is not among the eight
+    wording: Wording | None = None  # its task's, if that is not among the eight
     # text that it shares with the other questions of its cluster, empty for none; ``None`` where its task does not say
     # (`moslora.tasks.clusters`)
     cluster: str | None = None
@@ -238,12 +238,12 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Task(Kind):
+class Task(HasWording):
     """One set."""
 
     name: str  # as in recipes and tables
     columns: Columns  # how its rows are read
-    wording: Worded  # how its questions are worded
+    wording: Wording  # how its questions are worded
     splits: Mapping[Split, str] = field(hash=False)  # our split -> hub split, or the file of a set without a hub
     hub: Hub | None = None  # where it lies on the hub; ``None`` for local files
     held_out: float = 0.1  # share of the training rows that are the test rows of a set without any

@@ -47,7 +47,7 @@ class Option(NamedTuple):
     characters: int
 
 
-class Worded:
+class Wording:
     """How a row is worded."""
 
     is_text: ClassVar[bool] = False  # it is a text, about which nothing is asked
@@ -114,7 +114,7 @@ def continued(prompt: str, choices: Sequence[str]) -> list[Option]:
 
 
 @dataclass(frozen=True)
-class Numbered(Worded):
+class Numbered(Wording):
     """``{head}{question}`` + one ``{Stem}{i}: {choice}`` per option + ``Answer format: {stem}1/{stem}2…``."""
 
     head: str  # opening words
@@ -207,7 +207,7 @@ def _without_tags(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class TrueFalse(Worded):
+class TrueFalse(Wording):
     """BoolQ: ``{head}{question}?`` + ``Answer format: true/false``, without options and passage."""
 
     head: str
@@ -238,7 +238,7 @@ class TrueFalse(Worded):
 
 
 @dataclass(frozen=True)
-class OpenEnded(Worded):
+class OpenEnded(Wording):
     """``{head}{question}``, answered in words: what the model writes is read and compared by ``match``."""
 
     head: str
@@ -267,7 +267,7 @@ class OpenEnded(Worded):
 
 
 @dataclass(frozen=True)
-class Bare(Worded):
+class Bare(Wording):
     """An instruction as it is, with whole responses for options."""
 
     def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
@@ -275,7 +275,7 @@ class Bare(Worded):
 
 
 @dataclass(frozen=True)
-class Plain(Worded):
+class Plain(Wording):
     """A text by itself: nothing is asked about it, its own probability is measured."""
 
     is_text: ClassVar[bool] = True

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moslora.recipe import TrainingSection
-from moslora.runs.best import Best, best_of, in_words
+from moslora.runs.best import Best, best_of, format_value
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Selection:
         best = self.best
         if best.step == step and best.value is not None and start is not None and best.prefers(start, best.value):
             side = "above" if best.by == "loss" else "below"
-            return f"best so far, but {side} the start ({in_words(start, best.by)})"
+            return f"best so far, but {side} the start ({format_value(start, best.by)})"
         if best.step == step:
             return "best so far"
         if self.training.patience is not None and best.since:
@@ -64,4 +64,4 @@ class Selection:
         best = self.best
         if best.value is None:
             return ""
-        return f"best {in_words(best.value, best.by)} at step {best.step}"
+        return f"best {format_value(best.value, best.by)} at step {best.step}"

@@ -12,7 +12,7 @@ from moslora.errors import counted
 from moslora.evaluation.evaluator import ModelWithQuestions
 from moslora.runs.answers import by_task
 from moslora.runs.best import in_words
-from moslora.runs.intervals import FEW, Mean, mean_of
+from moslora.runs.intervals import FEWEST_FOR_PERCENT, Mean, mean_of
 from moslora.runs.outcomes import right
 from moslora.training.loop import Parts
 from moslora.training.samples import NO_SAMPLES, Sampler, Samples
@@ -83,7 +83,7 @@ def in_fields(metrics: Mapping[str, float]) -> list[str]:
     found = [f"validation_loss {in_words(metrics['validation_loss'], 'loss')}"]
     if QUESTIONS in metrics:
         accuracy = in_words(metrics["validation_accuracy"], "accuracy")
-        if metrics[QUESTIONS] < FEW:
+        if metrics[QUESTIONS] < FEWEST_FOR_PERCENT:
             accuracy = str(round(metrics["validation_accuracy"] * metrics[QUESTIONS]))
         found.append(f"accuracy {accuracy} of {metrics[QUESTIONS]:,}")
     return found

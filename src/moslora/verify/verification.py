@@ -23,8 +23,8 @@ from moslora.evaluation.server import MISREAD, open_server
 from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
 from moslora.prompts.protocols import readers
-from moslora.runs.conditions import Changes, Weights, differences, read_header
-from moslora.runs.evaluation import Evaluation, in_common, is_finished, read_evaluation, refuse_other_scores
+from moslora.runs.conditions import Changes, LocalModel, differences, read_header
+from moslora.runs.evaluation import Evaluation, is_finished, questions_in_common, read_evaluation, refuse_other_scores
 from moslora.runs.origin import read_origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
@@ -122,7 +122,7 @@ def open_as_evaluated(path: Path, evaluation: str | None, *, trust_remote_code: 
         folder = run.evaluation_folder(evaluation)
         conditions = read_header(folder).conditions
         model = target.model
-        if isinstance(conditions.answered_by, Weights):
+        if isinstance(conditions.answered_by, LocalModel):
             model = model.model_copy(update={"dtype": conditions.answered_by.dtype})
         asked = {name: getattr(conditions, name) for name in ("protocol", "format", "max_length", "source")}
         asked |= {"beams": conditions.beams or 1, "limit": None}
@@ -201,7 +201,7 @@ def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
         return None
     answered = read_evaluation(folder)
     wanted = {task: set(answers.ids) for task, answers in chosen.tasks.items()}
-    if answered.weights is None or in_common([answered, chosen])[0] != wanted:
+    if answered.weights is None or questions_in_common([answered, chosen])[0] != wanted:
         return None
     return answered.only(wanted)
 
