@@ -11,7 +11,7 @@ from moslora.data.prepared import RowTable
 from moslora.errors import counted
 from moslora.evaluation.evaluator import ModelWithQuestions
 from moslora.runs.answers import by_task
-from moslora.runs.best import in_words
+from moslora.runs.best import format_value
 from moslora.runs.intervals import FEWEST_FOR_PERCENT, Mean, mean_of
 from moslora.runs.outcomes import right
 from moslora.training.loop import Parts
@@ -80,9 +80,9 @@ class Validator:
 
 def in_fields(metrics: Mapping[str, float]) -> list[str]:
     """What `Validator.measure` has found, in words."""
-    found = [f"validation_loss {in_words(metrics['validation_loss'], 'loss')}"]
+    found = [f"validation_loss {format_value(metrics['validation_loss'], 'loss')}"]
     if QUESTIONS in metrics:
-        accuracy = in_words(metrics["validation_accuracy"], "accuracy")
+        accuracy = format_value(metrics["validation_accuracy"], "accuracy")
         if metrics[QUESTIONS] < FEWEST_FOR_PERCENT:
             accuracy = str(round(metrics["validation_accuracy"] * metrics[QUESTIONS]))
         found.append(f"accuracy {accuracy} of {metrics[QUESTIONS]:,}")
