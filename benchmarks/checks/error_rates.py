@@ -3,8 +3,8 @@
     python -m benchmarks.checks.error_rates                  # the table of docs/law.md
     python -m benchmarks.checks.error_rates --studies 100 --print-only
 
-Arms are compared with the first: one of them, and all as a family (`benchmarks.checks.worlds`). Beside the law of
-`moslora compare` stands an oracle: the normal law with the standard error over all studies.
+Arms are compared with the first: one of them, and all as a family (`benchmarks.checks.worlds`). Beside the distribution
+of `moslora compare` stands an oracle: the normal one with the standard error over all studies.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from benchmarks import DOCS
 from benchmarks.checks.worlds import SEEDS, World, worlds
 from benchmarks.commands import command
 from benchmarks.tables import machine, markdown, publish
-from moslora.compare.law import Floats
+from moslora.compare.distribution import Floats
 from moslora.compare.statistics import LEVEL, Effect, effects
 from moslora.errors import counted
 from moslora.runs.scores import MACRO
@@ -28,7 +28,7 @@ MEASURED = 220
 
 
 class Found(NamedTuple):
-    """What the law says in the studies of a world.
+    """What the distribution says in the studies of a world.
 
     Attributes:
         misses: percent of the studies whose one interval, of every arm in turn, is without the truth.
@@ -61,20 +61,20 @@ def drawn(world: World, studies: int) -> list[Study]:
 
 
 def found_in(world: World, studies: int) -> Found:
-    """What the law says in as many studies; widths are shares of those of normal laws, one for each arm."""
+    """Errors and widths of the distribution in so many studies; widths as shares of a normal one's, for each arm."""
     of_world = drawn(world, studies)
     errors = [[arm.difference for arm in arms] - true for arms, true in of_world]
     oracle = np.sqrt((np.array(errors) ** 2).mean(axis=0))
     misses = []
     widths = []
     for number, (arms, true) in enumerate(of_world):
-        p = [arm.law.p(truth) for arm, truth in zip(arms, true, strict=True)]
+        p = [arm.distribution.p(truth) for arm, truth in zip(arms, true, strict=True)]
         turn = number % len(arms)
         levels = (LEVEL, LEVEL / len(arms))
         misses.append((100 * (p[turn] <= LEVEL), 100 * (min(p) <= levels[1])))
         if number < MEASURED:
             of_oracle = [-2 * ndtri(level / 2) * oracle[turn] for level in levels]
-            widths.append([np.ptp(arms[turn].law.interval(level)) for level in levels] / np.array(of_oracle))
+            widths.append([np.ptp(arms[turn].distribution.interval(level)) for level in levels] / np.array(of_oracle))
     return Found(*np.mean(misses, axis=0).tolist(), *np.mean(widths, axis=0).tolist())
 
 

@@ -16,7 +16,7 @@ from scipy.special import ndtr
 
 from benchmarks import DOCS
 from moslora.compare.comparison import compare_paths
-from moslora.compare.law import Floats
+from moslora.compare.distribution import Floats
 from moslora.compare.statistics import Codes, effects
 from moslora.report.figures.forgetting import FORGOTTEN
 from moslora.runs.scores import MACRO
@@ -141,11 +141,11 @@ def estimated(outcome: str) -> World:
     questions = contrasts[0].questions()
     if not compared.binary:
         questions = min(QUESTIONS, questions)
-    laws = []
+    variances = []
     for contrast in contrasts:
         differences = {task: y[1] - y[0] for task, y in contrast.y.items()}
-        laws.append(effects(differences, binary=False)[MACRO].law)
-    variances = [(law.seeds.variance, law.questions.variance, law.interaction) for law in laws]
+        estimate = effects(differences, binary=False)[MACRO].distribution
+        variances.append((estimate.seeds.variance, estimate.questions.variance, estimate.interaction))
     of_seeds, of_questions, of_both = np.array([(0.0, 0.0, 0.0), *variances]).T
     luck = np.sqrt(np.maximum(0, of_seeds - of_both) * seeds)
     taste = np.sqrt(np.maximum(0, of_questions - of_both) * questions)

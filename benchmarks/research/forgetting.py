@@ -5,8 +5,8 @@
     python -m benchmarks.research.forgetting --without-seed 203                     # how much hangs on one seed
 
 A challenger is better than half the rate if it keeps the gain of `lora` and forgets less than `lora-half`. Each part is
-a one-sided test by the law of any contrast (`moslora.compare.law`), and all are needed (an intersection-union test:
-Berger 1982, doi 10.1080/00401706.1982.10487790):
+a one-sided test by `moslora.compare.distribution`, and all are needed (an intersection-union
+test: Berger 1982, doi 10.1080/00401706.1982.10487790):
 
     challenger − share · lora − (1 − share) · base > 0      in log p, and in summed log p: the gain counts as estimated
     lora-half − challenger > 0                              in nats per byte of the passages
@@ -64,14 +64,14 @@ def keeps(contrast: Contrast, share: float = KEPT) -> Part:
     for task, (before, after) in contrast.y.items():
         sides[task] = (share * before + (1 - share) * contrast.base[task], after)
     of_lora, of_challenger = gains
-    return Part(of_challenger.difference / of_lora.difference, contrast.effects_of(sides)[MACRO].law.below(0))
+    return Part(of_challenger.difference / of_lora.difference, contrast.effects_of(sides)[MACRO].distribution.below(0))
 
 
 def loses_less(contrast: Contrast) -> Part:
     """Whether the second arm loses fewer nats per byte than the first; finds how many fewer."""
     sides = {task: (after, before) for task, (before, after) in contrast.y.items()}
-    law = contrast.effects_of(sides)[MACRO].law
-    return Part(law.difference, law.below(0))
+    distribution = contrast.effects_of(sides)[MACRO].distribution
+    return Part(distribution.difference, distribution.below(0))
 
 
 def contrast_of(arms: Sequence[Arm], before: str, after: str, outcome: str) -> Contrast | None:

@@ -26,7 +26,7 @@ from moslora.evaluation import Request
 from moslora.evaluation.batches import batch_budget, blocks
 from moslora.evaluation.model import Local
 from moslora.evaluation.scorers import make_encoder, make_scorer
-from moslora.experiment.file import Planned, load_experiment
+from moslora.experiment.file import PlannedRun, load_experiment
 from moslora.experiment.tables import mean_in_words
 from moslora.files import write_json
 from moslora.recipe import Recipe
@@ -62,7 +62,7 @@ def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Rec
     return fmean(found)
 
 
-def measured(planned: Planned, work: Path) -> dict[str, float]:
+def measured(planned: PlannedRun, work: Path) -> dict[str, float]:
     """Gate -> nats per byte of one run, which is trained first; and those of its base."""
     kept = work / f"{planned.name}.json"
     if not kept.exists():

@@ -25,7 +25,7 @@ from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
-from moslora.compare.law import Floats
+from moslora.compare.distribution import Floats
 from moslora.experiment.tables import mean_in_words
 from moslora.report.canvas import Canvas, Style
 from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change, draw_base

@@ -80,7 +80,7 @@ class ScoredExperiment:
         for outcome in filter(self.tasks, COMPARED):
             contrasts = compare_arms(self.arms, contrasts=pairs, outcome=outcome, tasks=self.tasks(outcome)).named
             effects = [one.effects[MACRO] for one in contrasts]
-            members = family_with(effects, [one.law.beyond(0) for one in effects], count=count)
+            members = family_with(effects, [one.distribution.beyond(0) for one in effects], count=count)
             found[outcome] = {one.after: (one, member) for one, member in zip(contrasts, members, strict=True)}
         return found
 

@@ -57,7 +57,7 @@ def test_the_gain_counts_as_estimated():
     """A base that is not known well makes the share less certain than one that is taken for granted."""
     found = contrast(np.random.default_rng(2), kept=0.95)
     of_lora, _ = found.gains
-    as_known = found.effects[MACRO].law.below(-0.15 * of_lora.difference)
+    as_known = found.effects[MACRO].distribution.below(-0.15 * of_lora.difference)
     assert forgetting.keeps(found).p != pytest.approx(as_known, rel=0.01)
 
 

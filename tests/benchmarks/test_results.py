@@ -44,8 +44,8 @@ def test_the_intervals_hold_for_all_arms_at_once(drawn_folder):
         contrasts = some.contrasts["log_probability"]
         assert list(contrasts) == list(METHODS[1:])
         for one, (interval, *_) in contrasts.values():
-            law = one.effects["macro average"].law
-            assert law.p(interval[0]) == pytest.approx(0.05 / count) == law.p(interval[1])
+            distribution = one.effects["macro average"].distribution
+            assert distribution.p(interval[0]) == pytest.approx(0.05 / count) == distribution.p(interval[1])
 
 
 def test_two_arms_and_questions_that_one_run_lacks(tmp_path):

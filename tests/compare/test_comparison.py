@@ -125,14 +125,14 @@ def test_several_contrasts_are_one_family(experiment):
     assert lora[:2] == ["lora", "6"] and not any(lora[4:])
     for row, one, times in zip(rest, found.named, (2, 3), strict=True):  # Holm's; p of learned is the smallest
         effect = one.effects[MACRO]
-        low, high = effect.law.interval(0.05 / 3)
+        low, high = effect.distribution.interval(0.05 / 3)
         assert row[0] == one.after and row[4:6] == [f"{effect.difference:+.4f}", f"{low:+.4f} to {high:+.4f}"]
         assert row[2] == f"{one.means[MACRO][1]:.3f}" and row[6] == probability(min(1, times * effect.p))
-        low, high = effect.inner
+        low, high = effect.equivalence_interval
         assert row[7] == f"{low:+.4f} to {high:+.4f}"
     said = lines(found)
     assert says(said[0], "3 contrasts", "2 with runs")
-    low, high = (abs(end) for end in found.named[1].effects[MACRO].law.interval(0.05 / 3))
+    low, high = (abs(end) for end in found.named[1].effects[MACRO].distribution.interval(0.05 / 3))
     assert says(said[-2], "learned predicts", "better than lora", f"joint 95 %: {low:.4f} to {high:.4f}")
     assert said[-1] == "Equal to lora within 0.01 nats: init-only."
     assert "Equal to" not in "".join(lines(found.within(Margin(0.001))))

@@ -27,7 +27,7 @@ from moslora.compare.conclusion import lines
 from moslora.compare.contrast import Contrast
 from moslora.compare.display import tables
 from moslora.compare.equality import p_unequal, share_interval
-from moslora.compare.gains import base_of_all, gain_of
+from moslora.compare.gains import gain_of, shared_base
 from moslora.compare.index import EXPERIMENT, read_index
 from moslora.compare.margin import Margin, read_margin
 from moslora.compare.statistics import LEVEL
@@ -141,7 +141,7 @@ def test_gains_stand_beside_the_scores_and_a_margin_may_be_a_share_of_the_first_
     found = compare_paths([experiment]).within(Margin(0.2, of_gain=True))
     ((head, *rows),) = tables(found)
     assert head[4].startswith("gain over base") and any("% of the gain" in column for column in head)
-    untrained = base_of_all([run.evaluation for arm in found.arms for run in arm.runs.values()])
+    untrained = shared_base([run.evaluation for arm in found.arms for run in arm.runs.values()])
     assert untrained is not None and list(untrained.tasks) == list(WIDE)
     for row, arm in zip(rows, found.arms, strict=True):
         gain = gain_of(evaluations_of(arm.runs.values()), untrained, OUTCOMES["log_probability"])

@@ -36,8 +36,8 @@ def test_of_one_task_and_one_seed_it_is_scipys_t_test():
     expected = stats.ttest_1samp(d, 0)
     assert effect.p == pytest.approx(expected.pvalue)
     assert effect.interval == pytest.approx(expected.confidence_interval())
-    assert effect.inner == pytest.approx(expected.confidence_interval(0.9))
-    assert effect.law.standard_error == pytest.approx(stats.sem(d))
+    assert effect.equivalence_interval == pytest.approx(expected.confidence_interval(0.9))
+    assert effect.distribution.standard_error == pytest.approx(stats.sem(d))
 
 
 def test_of_right_and_wrong_answers_it_is_bonett_and_prices_error():
@@ -45,22 +45,22 @@ def test_of_right_and_wrong_answers_it_is_bonett_and_prices_error():
     d = np.repeat([-1.0, 0.0, 1.0], [4, 18, 26])
     effect = effects({"obqa": d[None]}, binary=True)["obqa"]
     assert effect.difference == pytest.approx(22 / 48), "not moved by the two questions"
-    assert effect.law.standard_error == pytest.approx(0.09448809 * np.sqrt(50 / 49))
+    assert effect.distribution.standard_error == pytest.approx(0.09448809 * np.sqrt(50 / 49))
 
 
 def test_tasks_are_independent():
     tasks = {"boolq": answers(0, 60)[None], "obqa": answers(1, 40, won=0.1)[None]}
     found = effects(tasks, binary=True)
-    errors = [found[task].law.standard_error for task in tasks]
+    errors = [found[task].distribution.standard_error for task in tasks]
     macro = found[MACRO]
     micro = found[MICRO]
     assert macro.difference == pytest.approx(np.mean([d.mean() for d in tasks.values()]))
-    assert macro.law.standard_error == pytest.approx(np.hypot(*errors) / 2)
+    assert macro.distribution.standard_error == pytest.approx(np.hypot(*errors) / 2)
     assert micro.difference == pytest.approx(np.concatenate(list(tasks.values()), axis=1).mean())
-    assert micro.law.standard_error == pytest.approx(np.hypot(0.6 * errors[0], 0.4 * errors[1]))
+    assert micro.distribution.standard_error == pytest.approx(np.hypot(0.6 * errors[0], 0.4 * errors[1]))
     parts = np.array([0.6 * errors[0], 0.4 * errors[1]]) ** 2
-    assert micro.law.questions.degrees == pytest.approx(parts.sum() ** 2 / (parts**2 / (59, 39)).sum())
-    assert found["boolq"].law.questions.degrees == pytest.approx(59)
+    assert micro.distribution.questions.degrees == pytest.approx(parts.sum() ** 2 / (parts**2 / (59, 39)).sum())
+    assert found["boolq"].distribution.questions.degrees == pytest.approx(59)
 
 
 def crossed(seeds, codes, *, by_seed=1.0, by_cluster=1.0, rest=1.0):
@@ -99,13 +99,13 @@ def test_variances_are_those_of_loops(codes):
     d = crossed(4, codes, rest=0.3)
     effect = effects({"obqa": d}, binary=False, clusters={"obqa": codes})[MACRO]
     seeds, questions, both = by_loops(d, codes)
-    found = effect.law
+    found = effect.distribution
     assert effect.difference == pytest.approx(d.mean())
     assert (found.seeds.variance, found.seeds.degrees) == (pytest.approx(seeds), 3)
     assert (found.questions.variance, found.questions.degrees) == (pytest.approx(questions), codes.max())
     assert found.interaction == pytest.approx(both)
     assert found.standard_error**2 == pytest.approx(seeds + questions - both), "what varies by both is counted once"
-    of_one = effects({"obqa": d[:1]}, binary=False, clusters={"obqa": codes})[MACRO].law
+    of_one = effects({"obqa": d[:1]}, binary=False, clusters={"obqa": codes})[MACRO].distribution
     _, questions, _ = by_loops(d[[0, 0]], codes)
     assert (of_one.seeds.variance, of_one.interaction) == (0, 0)
     assert of_one.questions.variance == pytest.approx(questions)
@@ -114,7 +114,7 @@ def test_variances_are_those_of_loops(codes):
 def test_alike_answers_to_few_questions_do_not_make_two_models_equal():
     few = effects({"obqa": np.zeros((1, 20))}, binary=True)[MACRO]
     many = effects({"obqa": np.zeros((1, 3000))}, binary=True)[MACRO]
-    assert few.law.beyond(0.005) > LEVEL >= many.law.beyond(0.005)
+    assert few.distribution.beyond(0.005) > LEVEL >= many.distribution.beyond(0.005)
     assert few.interval[0] < -0.05 and not few.is_shown
 
 
@@ -125,11 +125,13 @@ def test_equivalence_is_statsmodels_two_one_sided_tests(margin, seed):
     shifts = np.random.default_rng(seed).normal(0.1, 0.4, 6)
     effect = effects({"obqa": np.tile(shifts[:, None], 40)}, binary=False)[MACRO]
     p = weightstats.DescrStatsW(shifts).ttost_mean(-margin, margin)[0]
-    assert (effect.law.beyond(margin) <= LEVEL) == (p < 0.05) and effect.law.beyond(margin) == pytest.approx(p)
+    assert (effect.distribution.beyond(margin) <= LEVEL) == (p < 0.05) and effect.distribution.beyond(
+        margin
+    ) == pytest.approx(p)
 
 
 def family(contrasts, *, margin, count):
-    return family_with(contrasts, [one.law.beyond(margin) for one in contrasts], count=count)
+    return family_with(contrasts, [one.distribution.beyond(margin) for one in contrasts], count=count)
 
 
 @pytest.mark.parametrize(("seeds", "count"), [(4, 5), (6, 5), (6, 11)])
@@ -180,10 +182,10 @@ def test_a_question_under_six_seeds_is_not_six_questions():
     d = np.random.default_rng(0).normal(0, 1, (1, 200))
     one = effects({"obqa": d}, binary=False)[MACRO]
     six = effects({"obqa": np.tile(d, (6, 1))}, binary=False)[MACRO]
-    assert six.law.standard_error == pytest.approx(one.law.standard_error)
+    assert six.distribution.standard_error == pytest.approx(one.distribution.standard_error)
     noise = np.random.default_rng(1).normal(0, 1, (6, 200))  # and if they have nothing in common, it is 1 / √1200
     rest = effects({"obqa": noise}, binary=False)[MACRO]
-    assert rest.law.standard_error == pytest.approx(1 / np.sqrt(1200), rel=0.35)
+    assert rest.distribution.standard_error == pytest.approx(1 / np.sqrt(1200), rel=0.35)
 
 
 def test_arms_that_are_not_paired_are_welchs():
@@ -223,8 +225,8 @@ def test_components_of_arms_that_are_not_paired_add_up():
             interaction += sum(by_seed) / (s - 1) / s / 4
     for task in before:
         questions += stats.sem(after[task].mean(axis=0) - before[task].mean(axis=0)) ** 2 / 4
-    law = found.law
-    assert (law.seeds.variance, law.questions.variance, law.interaction) == pytest.approx(
+    distribution = found.distribution
+    assert (distribution.seeds.variance, distribution.questions.variance, distribution.interaction) == pytest.approx(
         (seeds, questions, interaction), rel=1e-12
     )
     backwards = effects_unpaired({task: x[::-1] for task, x in before.items()}, after, binary=False)[MACRO]

@@ -17,8 +17,8 @@ from recipe_kit import ROOT
 ABLATION = ROOT / "docs" / "experiments" / "mixer-ablation"
 
 
-def smallest(law, level=LEVEL):
-    return law.detectable(level=level, power=POWER)
+def smallest(distribution, level=LEVEL):
+    return distribution.detectable(level=level, power=POWER)
 
 
 @pytest.mark.parametrize("seeds", [3, 4, 6, 20])
@@ -32,10 +32,10 @@ def test_where_seeds_are_all_it_is_that_of_a_t_test(seeds):
 @pytest.mark.parametrize(("seeds", "contrasts", "share"), [(3, 1, 77), (3, 11, 68), (6, 1, 79), (6, 11, 74)])
 def test_how_often_a_few_seeds_show_it(seeds, contrasts, share):
     """The percentages of docs/experiments.md, by the noncentral t."""
-    law = Components(seed=1.0, question=0.0, both=0.0, questions=10, degrees=9.0).distribution(
+    distribution = Components(seed=1.0, question=0.0, both=0.0, questions=10, degrees=9.0).distribution(
         seeds=seeds, questions=10
     )
-    difference = smallest(law, LEVEL / contrasts) * seeds**0.5
+    difference = smallest(distribution, LEVEL / contrasts) * seeds**0.5
     least = stats.t.isf(LEVEL / contrasts / 2, seeds - 1)
     assert round(100 * stats.nct.sf(least, seeds - 1, difference)) == share
 
@@ -57,8 +57,8 @@ def test_the_components_are_those_of_a_known_world():
     random = np.random.default_rng(5)
     found = []
     for _ in range(300):
-        law = effects({"all": drawn(random, 5, 200)}, binary=False)[MACRO].law
-        found.append(Components.of(law, questions=200))
+        distribution = effects({"all": drawn(random, 5, 200)}, binary=False)[MACRO].distribution
+        found.append(Components.of(distribution, questions=200))
     mean = Components(*np.mean([astuple(one) for one in found], axis=0))
     assert mean.seed == pytest.approx(KNOWN.seed, rel=0.12)
     assert mean.question == pytest.approx(KNOWN.question, rel=0.06)
@@ -66,7 +66,7 @@ def test_the_components_are_those_of_a_known_world():
 
 
 def test_four_of_five_studies_show_what_is_promised():
-    """In a known world, by the law that `moslora compare` uses, with other numbers of seeds and questions."""
+    """In a known world, by the distribution that `moslora compare` uses, with other numbers of seeds and questions."""
     random = np.random.default_rng(6)
     difference = smallest(KNOWN.distribution(seeds=8, questions=100))
     shown = [effects({"all": drawn(random, 8, 100, difference)}, binary=False)[MACRO].is_shown for _ in range(800)]
@@ -75,7 +75,7 @@ def test_four_of_five_studies_show_what_is_promised():
 
 def test_with_as_many_seeds_and_questions_it_is_what_compare_calls_detectable():
     effect = effects({"all": drawn(np.random.default_rng(2), 6, 200)}, binary=False)[MACRO]
-    components = Components.of(effect.law, questions=200)
+    components = Components.of(effect.distribution, questions=200)
     assert components.seed > 0 and components.question > 0
     assert smallest(components.distribution(seeds=6, questions=200)) == pytest.approx(effect.detectable, rel=1e-9)
 
@@ -85,9 +85,11 @@ def test_contrasts_share_the_level_also_without_runs(tmp_path):
     write_experiment(tmp_path, rows, contrasts=[("a", "b"), ("a", "none")])
     (contrast,) = compare_paths([tmp_path]).named
     questions = contrast.questions() / len(contrast.y)
-    law = Components.of(contrast.effects[MACRO].law, questions=questions).distribution(seeds=6, questions=questions)
+    distribution = Components.of(contrast.effects[MACRO].distribution, questions=questions).distribution(
+        seeds=6, questions=questions
+    )
     (of_six,) = [row for row in power_of(tmp_path)[0] if row[0] == "6"]
-    assert of_six[3] == f"{smallest(law, LEVEL / 2):.4f}"
+    assert of_six[3] == f"{smallest(distribution, LEVEL / 2):.4f}"
 
 
 def test_what_no_power_is_known_of_is_refused_in_a_line(tmp_path, capsys):

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from moslora.compare.find import OF_AN_ARM
-from moslora.experiment.file import Planned, not_comparable
+from moslora.compare.find import ARM_CHANGES
+from moslora.experiment.file import PlannedRun, not_comparable
 from moslora.experiment.keys import ExperimentFile
 from moslora.experiment.provenance import changes
 from moslora.recipe import KEPT, Changes, Recipe
@@ -198,9 +198,9 @@ def test_another_value_is_decided_upon_as_the_table_says(key):
     before = next(recipe for recipe in RECIPES if key in keys(recipe))
     after = other(before, key)
     assert bool(after.differences(before, *KEPT)) == (resume == "resume")
-    assert (before.values_changing(*OF_AN_ARM) != after.values_changing(*OF_AN_ARM)) == (arm == "arm")
+    assert (before.values_changing(*ARM_CHANGES) != after.values_changing(*ARM_CHANGES)) == (arm == "arm")
     for scored in (False, True):
-        found = changes(Planned("arm", after, scored), before, {}, any_code=True, fetching=False)
+        found = changes(PlannedRun("arm", after, scored), before, {}, any_code=True, fetching=False)
         assert bool(found) == (remade == "remade" or (scored and remade == "scored"))
     of_the_group = agreed_by_processes(before, None)
     assert (key in of_the_group) == (group == "group")
@@ -216,8 +216,8 @@ def test_under_a_balance_the_micro_batch_counts():
     before = other(gated, "adapter.mixer.balance")
     after = other(before, "training.micro_batch_tokens")
     assert after.differences(before, *KEPT)
-    assert before.values_changing(*OF_AN_ARM) != after.values_changing(*OF_AN_ARM)
-    assert changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)
+    assert before.values_changing(*ARM_CHANGES) != after.values_changing(*ARM_CHANGES)
+    assert changes(PlannedRun("arm", after, False), before, {}, any_code=True, fetching=False)
 
 
 OF_VALIDATIONS = ["training.validate_every"]
@@ -240,5 +240,5 @@ def test_where_validations_decide_how_they_are_made_counts(chosen, best_by, key)
     after = other(before, key)
     counts = bool(chosen) and (key in OF_VALIDATIONS or best_by == "accuracy")
     assert bool(after.differences(before, *KEPT)) == counts
-    assert (before.values_changing(*OF_AN_ARM) != after.values_changing(*OF_AN_ARM)) == counts
-    assert bool(changes(Planned("arm", after, False), before, {}, any_code=True, fetching=False)) == counts
+    assert (before.values_changing(*ARM_CHANGES) != after.values_changing(*ARM_CHANGES)) == counts
+    assert bool(changes(PlannedRun("arm", after, False), before, {}, any_code=True, fetching=False)) == counts

@@ -12,7 +12,7 @@ from compare_kit import ADAPTED, CONDITIONS
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal
 from moslora.runs.conditions import (
-    KEPT,
+    AFFECTS_PREDICTIONS,
     Changes,
     Conditions,
     EvaluationHeader,
@@ -91,7 +91,7 @@ def test_every_field_says_what_another_value_changes():
 def test_an_evaluation_is_continued_under_the_same_conditions_alone(change, named, tmp_path):
     known = replace(CONDITIONS, data={"boolq": "b"}, encoding={"tokenizer": "a"}, versions={"torch": "v2"})
     Journal(tmp_path, known).record({})
-    assert named in differences(known, replace(known, **change), *KEPT)
+    assert named in differences(known, replace(known, **change), *AFFECTS_PREDICTIONS)
     with pytest.raises(UsageError, match=named):
         Journal(tmp_path, replace(known, **change))
     moved = replace(known, answered_by=replace(ADAPTED, base="/elsewhere"), data={"boolq": "b", "obqa": "d"})

@@ -21,7 +21,7 @@ from message_kit import in_order, says
 from methods_kit import METHODS, PEFT_METHODS, logits_of, recipe_of
 from moslora.convert.export import export_peft
 from moslora.errors import UsageError
-from moslora.experiment.file import Planned
+from moslora.experiment.file import PlannedRun
 from moslora.experiment.provenance import provenance
 from moslora.experiment.reproduce import reproduce, start_of
 from moslora.plan.plan import plan
@@ -368,10 +368,10 @@ def test_it_is_reproduced_from_the_same_weights_alone(trained, world, tmp_path):
 
 
 def test_an_experiment_makes_a_run_again_whose_predecessor_changed(trained, recipe):
-    planned = Planned("arm", recipe(f"adapter.continue_from={trained}"), scored=False)
+    planned = PlannedRun("arm", recipe(f"adapter.continue_from={trained}"), scored=False)
     digest = read_manifest(trained / "adapter")["sha256"]["adapter.safetensors"]
     assert provenance(planned)["start"] == digest
-    assert provenance(Planned("arm", recipe(), scored=False))["start"] is None
+    assert provenance(PlannedRun("arm", recipe(), scored=False))["start"] is None
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from moslora.compare.compared_run import ComparedRun
+from moslora.compare.distribution import Floats
 from moslora.compare.find import find
-from moslora.compare.law import Floats
 from moslora.compare.statistics import Codes
 from moslora.errors import UsageError, some
 from moslora.runs.evaluation import Evaluation
@@ -109,7 +109,7 @@ SEEDS = "seeds"
 """What ``--allow`` names where the seeds of the arms have nothing to do with each other."""
 
 
-def only_seeds_pair(before: Arm, after: Arm) -> bool:
+def pairs_by_seed(before: Arm, after: Arm) -> bool:
     """Whether only their seeds can pair the runs of these arms: not one against one, nor those of an untrained
     model."""
     return before.trained and after.trained and max(len(before.runs), len(after.runs)) > 1
@@ -118,15 +118,15 @@ def only_seeds_pair(before: Arm, after: Arm) -> bool:
 def pairs(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
     """Runs of the same seed, one against one whatever their seeds, and an untrained model against every seed. There may
     be none, also where those of either arm diverged."""
-    if only_seeds_pair(before, after):
+    if pairs_by_seed(before, after):
         seeds = sorted(before.runs.keys() & after.runs.keys())  # type: ignore[type-var]
         return [(before.runs[seed], after.runs[seed]) for seed in seeds]
     return list(product(before.runs.values(), after.runs.values()))
 
 
-def without_partner(before: Arm, after: Arm) -> list[str]:
+def unpaired_runs(before: Arm, after: Arm) -> list[str]:
     """The runs that `pairs` leaves out, named by arm and seed."""
-    if not only_seeds_pair(before, after):
+    if not pairs_by_seed(before, after):
         return []
     both = before.runs.keys() & after.runs.keys()
     return [f"{arm.name} with seed {seed}" for arm in (before, after) for seed in arm.runs if seed not in both]

@@ -27,7 +27,7 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
         UsageError: also of an allowed field that no run has.
     """
     runs = all_runs(arms)
-    differing = differently_made(runs)
+    differing = training_differences(runs)
     known = {ROWS, STEPS, "base", SEEDS, PROMPT, *(field for run in runs for field in _fields_of(run))}
     unknown = [field for field in allowed if field not in known]
     if unknown:
@@ -38,7 +38,7 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
     alike = [field for field in allowed if field not in unlike]
     if alike:
         note(f"--allow {some(alike)}: differs in none of these runs")
-    faults = [f"{values}; evaluate both in the same way" for values in differently_asked(runs).values()]
+    faults = [f"{values}; evaluate both in the same way" for values in question_differences(runs).values()]
     made = {field: values for field, values in differing.items() if not {field, _kind(field)} & {*allowed}}
     if made:
         allow = ",".join(dict.fromkeys(map(_kind, made)))
@@ -63,11 +63,11 @@ def is_base_of(base: Evaluation, runs: Sequence[Evaluation]) -> bool:
     this base, in the same precision."""
     first = runs[0]
     questions, others = ({task: answers.ids for task, answers in its.tasks.items()} for its in (base, first))
-    asked_alike = questions == others and not differently_asked([ComparedRun.of(base), ComparedRun.of(first)])
-    return asked_alike and not of_other_bases([*map(ComparedRun.of, (base, *runs))])
+    asked_alike = questions == others and not question_differences([ComparedRun.of(base), ComparedRun.of(first)])
+    return asked_alike and not base_differences([*map(ComparedRun.of, (base, *runs))])
 
 
-def differently_asked(runs: Sequence[ComparedRun]) -> dict[str, str]:
+def question_differences(runs: Sequence[ComparedRun]) -> dict[str, str]:
     """The differences in protocol, template and questions. The limit in tokens is none if it cut nothing in any."""
     tables = [answers for run in runs for answers in run.tasks.values()]
     limit_matters = any(any(its.truncated) or len(its.truncated) < len(its.ids) for its in tables)  # or not known
@@ -80,12 +80,12 @@ def differently_asked(runs: Sequence[ComparedRun]) -> dict[str, str]:
     return _differences(runs, ways)
 
 
-def differently_made(runs: Sequence[ComparedRun]) -> dict[str, str]:
+def training_differences(runs: Sequence[ComparedRun]) -> dict[str, str]:
     """The differences in base, rows and steps, which may be meant."""
-    return {**of_other_bases(runs), **_differences(runs, [run.made for run in runs])}
+    return {**base_differences(runs), **_differences(runs, [run.made for run in runs])}
 
 
-def of_other_bases(runs: Sequence[ComparedRun]) -> dict[str, str]:
+def base_differences(runs: Sequence[ComparedRun]) -> dict[str, str]:
     """The differences of their bases, in the precision in which they were asked. A base with the fingerprint of one
     before has its name, as the same may lie in several folders."""
     names: dict[str | None, str] = {}

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moslora.compare.arms import SEEDS, Arm, all_runs, load_arms, pairs, without_partner
+from moslora.compare.arms import SEEDS, Arm, all_runs, load_arms, pairs, unpaired_runs
 from moslora.compare.comparable import note_what_differs, refuse_mixed, refuse_other_prompts
 from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.contrast import Contrast, contrast_of
-from moslora.compare.gains import base_of_all
+from moslora.compare.gains import shared_base
 from moslora.compare.index import ExperimentIndex, read_index
 from moslora.compare.margin import Margin, read_margin
 from moslora.console import note
@@ -185,7 +185,7 @@ def compare_arms(
     trained = [arm for arm in arms if arm.trained]
     base = None
     if len(trained) > 1:  # one alone is held against its base itself
-        base = base_of_all(evaluations_of(all_runs(trained)))
+        base = shared_base(evaluations_of(all_runs(trained)))
 
     def made(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
         both = [(by_name[one], by_name[other]) for one, other in names]
@@ -201,7 +201,7 @@ def compare_arms(
         exploratory = in_pairs or against_first
     lines = [left_out] if left_out else []
     for one, other in [*named, *exploratory] if not own_seeds else ():
-        alone = without_partner(by_name[one], by_name[other])
+        alone = unpaired_runs(by_name[one], by_name[other])
         if alone:
             lines.append(f"{one} and {other}: left out without a run of the same seed: {some(alone, most=8)}")
     least_shared = min(shares, default=1.0)

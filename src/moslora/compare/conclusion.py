@@ -8,7 +8,7 @@ from statistics import fmean
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
 from moslora.compare.display import members_of, probability
-from moslora.compare.equality import in_words, inner_in_words, size_in_words, title_of_inner
+from moslora.compare.equality import equivalence_interval_in_words, equivalence_title, in_words, size_in_words
 from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import LEVEL, Member
@@ -95,13 +95,13 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
         over = f"95 % over {main.seeds} seeds" if main.seeds > 1 else "95 %"
         return _difference(main, member, margin, over, f", p {probability(effect.p)}")
     if verdict == EQUAL:
-        inner = f"{title_of_inner(margin)} {inner_in_words(main, margin)}"
-        return f"{main.after} and {main.before} are equal within {in_words(main, margin)} ({inner})"
+        equivalence_interval = f"{equivalence_title(margin)} {equivalence_interval_in_words(main, margin)}"
+        return f"{main.after} and {main.before} are equal within {in_words(main, margin)} ({equivalence_interval})"
     sentence = f"No difference between {main.after} and {main.before} is shown over {_asked(main)}"
     if comparison.own_margin:
         sentence += f", nor equality within {in_words(main, margin)}"
     detectable = f"{outcome.size(effect.detectable)} would have been found"
-    if effect.detectable > effect.law.most:
+    if effect.detectable > effect.distribution.most:
         detectable = "so few questions find none of any size"
     low, high = effect.interval
     between = f"between {outcome.amount(low)} {outcome.side(low)} and {outcome.size(abs(high))} {outcome.side(high)}"
@@ -139,7 +139,7 @@ def _asked(one: Contrast) -> str:
 def _risks(main: Contrast) -> Iterator[str]:
     """What a reader might think is shown, and is not."""
     effect = main.effects[MACRO]
-    if main.seeds == 1 and main.are_runs:
+    if main.seeds == 1 and main.trained_here:
         yield "These are two runs: to compare methods, train several seeds"
     fewest = min(main.independent_questions.values())
     if effect.is_shown and effect.p > SURE and fewest < HANDFUL and not (main.outcome.of_runs or _are_few(main)):

@@ -6,9 +6,9 @@ from statistics import mode
 
 import numpy as np
 
-from moslora.compare.arms import SEEDS, Arm, cluster_codes, only_seeds_pair, pairs, values
+from moslora.compare.arms import SEEDS, Arm, cluster_codes, pairs, pairs_by_seed, values
 from moslora.compare.compared_run import evaluations_of
-from moslora.compare.law import Floats
+from moslora.compare.distribution import Floats
 from moslora.compare.statistics import Codes, Effect, effects, effects_unpaired
 from moslora.errors import UsageError
 from moslora.runs.evaluation import Evaluation
@@ -30,7 +30,7 @@ class Contrast:
         base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
             not there.
         paired: whether runs are subtracted one from one; if not, the arms' seeds are independent.
-        are_runs: whether both arms were trained here.
+        trained_here: whether both arms were trained here.
     """
 
     before: str
@@ -42,7 +42,7 @@ class Contrast:
     clusters: dict[str, Codes]
     base: dict[str, Floats] = field(default_factory=dict)
     paired: bool = True
-    are_runs: bool = False
+    trained_here: bool = False
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
@@ -113,7 +113,7 @@ def contrast_of(
         own_seeds: the seeds of the arms have nothing to do with each other, so runs are not paired by them.
     """
     # Two runs, or a run and an untrained model, are paired without seeds.
-    paired = not (own_seeds and only_seeds_pair(before, after))
+    paired = not (own_seeds and pairs_by_seed(before, after))
     ones = list(before.runs.values())
     others = list(after.runs.values())
     if paired:
@@ -143,5 +143,5 @@ def contrast_of(
         clusters=cluster_codes(evaluations_of([*ones, *others])),
         base={task: np.array(answers.outcomes[outcome.name]) for task, answers in tables.items()},
         paired=paired,
-        are_runs=all(run.made for run in (*ones, *others)),
+        trained_here=all(run.made for run in (*ones, *others)),
     )

@@ -5,7 +5,7 @@ from math import isfinite
 
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
-from moslora.compare.equality import inner_in_words, p_unequal, title_of_inner
+from moslora.compare.equality import equivalence_interval_in_words, equivalence_title, p_unequal
 from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.statistics import Member, family_with, holm
 from moslora.runs.scores import MACRO, MICRO
@@ -38,13 +38,13 @@ def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
 
 
 def _family_table(comparison: Comparison) -> list[list[str]]:
-    columns = ("arm", "joint 95 % interval", "p (different)", title_of_inner(comparison.margin), "p (equal)")
+    columns = ("arm", "joint 95 % interval", "p (different)", equivalence_title(comparison.margin), "p (equal)")
     rows = []
     for contrast, member in members_of(comparison):
         is_known = isfinite(member.interval[0])  # not that of one seed, where others have several
         joint = contrast.outcome.range(member.interval) if is_known else ""
-        inner = inner_in_words(contrast, comparison.margin) if is_known else ""
-        rows.append((contrast, [joint, probability(member.different), inner, probability(member.equal)]))
+        equivalence_interval = equivalence_interval_in_words(contrast, comparison.margin) if is_known else ""
+        rows.append((contrast, [joint, probability(member.different), equivalence_interval, probability(member.equal)]))
     return _by_arm(comparison, columns, rows)
 
 

@@ -4,8 +4,8 @@
     m G + D > 0  and  m G − D > 0                m a share of G, what the first arm gained over its base
 
 G is estimated as D is, from the same questions and seeds. So both sides are contrasts of their own, of
-e[s, i] = m g[s, i] ± d[s, i], and each is tested against 0 by the law of any contrast, one-sided (Fieller 1954's way to
-a ratio; both must hold: Berger and Hsu 1996, doi 10.1214/ss/1032280304).
+e[s, i] = m g[s, i] ± d[s, i], and each is tested against 0 one-sided, by the distribution of any contrast
+(Fieller 1954's way to a ratio; both must hold: Berger and Hsu 1996, doi 10.1214/ss/1032280304).
 """
 
 import math
@@ -14,7 +14,7 @@ from dataclasses import replace
 from scipy.optimize import brentq
 
 from moslora.compare.contrast import Contrast
-from moslora.compare.law import DifferenceDistribution
+from moslora.compare.distribution import DifferenceDistribution
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import LEVEL
 from moslora.runs.outcomes import Outcome
@@ -28,7 +28,7 @@ def p_unequal(contrast: Contrast, margin: Margin) -> float:
     """p of a difference of the margin or more: the larger of the two one-sided tests'; 1 for a share of a gain that is
     not known."""
     if not margin.of_gain:
-        return contrast.effects[MACRO].law.beyond(margin.size / contrast.outcome.factor)
+        return contrast.effects[MACRO].distribution.beyond(margin.size / contrast.outcome.factor)
     if not contrast.base:
         return 1.0
     sides = [_side(contrast, margin.size, sign=sign) for sign in (1, -1)]
@@ -39,8 +39,10 @@ def p_worse(contrast: Contrast, margin: Margin) -> float:
     """One-sided p of a loss of the margin or more; 1 for a share of a gain that is not known."""
     direction = contrast.outcome.direction
     if not margin.of_gain:
-        law = contrast.effects[MACRO].law
-        return replace(law, difference=direction * law.difference).below(-margin.size / contrast.outcome.factor)
+        distribution = contrast.effects[MACRO].distribution
+        return replace(distribution, difference=direction * distribution.difference).below(
+            -margin.size / contrast.outcome.factor
+        )
     return _side(contrast, margin.size, sign=direction).below(0) if contrast.base else 1.0
 
 
@@ -58,16 +60,16 @@ def in_words(contrast: Contrast, margin: Margin) -> str:
     return f"{100 * margin.size:g} % of {contrast.before}'s gain ({size} {outcome.unit})"
 
 
-def title_of_inner(margin: Margin) -> str:
-    """What `inner_in_words` is."""
+def equivalence_title(margin: Margin) -> str:
+    """What `equivalence_interval_in_words` is."""
     return "% of the gain, 90 % interval" if margin.of_gain else "90 % interval"
 
 
-def inner_in_words(contrast: Contrast, margin: Margin) -> str:
+def equivalence_interval_in_words(contrast: Contrast, margin: Margin) -> str:
     """The interval of confidence 1 − 2 · `LEVEL`, which is within the margin where the arms are equal: of D, or of
     D / G in percent; empty if the gain is not shown."""
     if not margin.of_gain:
-        return contrast.outcome.range(contrast.effects[MACRO].inner)
+        return contrast.outcome.range(contrast.effects[MACRO].equivalence_interval)
     low, high = share_interval(contrast)
     if not math.isfinite(high - low):
         return ""
@@ -96,11 +98,11 @@ def _end(contrast: Contrast, share: float, *, sign: int) -> float:
 
 
 def _side(contrast: Contrast, share: float, *, sign: int) -> DifferenceDistribution:
-    """The law of ``share`` · G + ``sign`` · D."""
+    """The distribution of ``share`` · G + ``sign`` · D."""
     outcome = contrast.outcome
     # Training is to lower it; of texts it is to leave it: what an arm forgot is a rise.
     gain = -share if outcome.direction < 0 and not outcome.of_texts else share
     sides = {}
     for task, (before, after) in contrast.y.items():
         sides[task] = (sign * before - gain * (before - contrast.base[task]), sign * after)
-    return contrast.effects_of(sides)[MACRO].law
+    return contrast.effects_of(sides)[MACRO].distribution

@@ -23,7 +23,7 @@ from moslora.runs.origin import predecessor_of
 from moslora.runs.run import Run, is_run, result_of
 from moslora.runs.strength import STRENGTH, strength_of
 
-OF_AN_ARM = (Changes.TRAINED, Changes.ROWS)
+ARM_CHANGES = (Changes.TRAINED, Changes.ROWS)
 """Another value of a recipe that changes one of these makes another arm. Its base is known by a fingerprint, and its
 rows, wherever they are and however they are read, by a hash of all of them."""
 
@@ -195,7 +195,7 @@ def arm_key(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> st
     of its source; its ``base``, a fingerprint if it is known; the weights that it started with; its
     strength; and with a gate's balance, which each pass takes over its own rows, what cut the passes.
     """
-    values = recipe.values_changing(*OF_AN_ARM)
+    values = recipe.values_changing(*ARM_CHANGES)
     strength = strength_of(facts)
     if strength is not None:
         values[STRENGTH] = strength.value

@@ -12,7 +12,7 @@ from moslora.runs.outcomes import Outcome
 from moslora.runs.scores import MACRO
 
 
-def base_of_all(runs: Sequence[Evaluation]) -> Evaluation | None:
+def shared_base(runs: Sequence[Evaluation]) -> Evaluation | None:
     """The base's answers to the questions of these runs, which all have the same; in the order of their ids. ``None``
     if there are none, if the runs have several bases, or if these were asked in another way. They lie beside the
     answers of one of the runs, where `moslora eval RUN --base` writes them, or in the same table."""

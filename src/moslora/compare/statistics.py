@@ -9,8 +9,8 @@ D varies by seeds and by questions (the crossed design of Owen 2007, doi 10.1214
     V_q    by other questions: the cluster-robust variance of the mean of the questions' means over seeds
     V_i    by both together, which is in V_s and in V_q
 
-Tests, intervals and equalities of one contrast and of many are all read from one law (`moslora.compare.law`); only the
-level differs. Numpy and scipy only.
+Tests, intervals and equalities of one contrast and of many are all read from one distribution
+(`moslora.compare.distribution`); only the level differs. Numpy and scipy only.
 """
 
 import math
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moslora.compare.law import DifferenceDistribution, Floats, VarianceEstimate
+from moslora.compare.distribution import DifferenceDistribution, Floats, VarianceEstimate
 from moslora.runs.scores import MACRO, MICRO
 
 LEVEL = 0.05
@@ -40,37 +40,37 @@ class Effect:
     """A weighted difference D and what is known of it.
 
     Attributes:
-        law: of the true difference, in units of the outcome.
+        distribution: of the true difference, in units of the outcome.
         seeds: pairs of runs, S.
     """
 
-    law: DifferenceDistribution
+    distribution: DifferenceDistribution
     seeds: int
 
     @property
     def difference(self) -> float:
         """D."""
-        return self.law.difference
+        return self.distribution.difference
 
     @cached_property
     def interval(self) -> tuple[float, float]:
         """Of confidence 1 − `LEVEL`."""
-        return self.law.interval(LEVEL)
+        return self.distribution.interval(LEVEL)
 
     @cached_property
-    def inner(self) -> tuple[float, float]:
+    def equivalence_interval(self) -> tuple[float, float]:
         """Of confidence 1 − 2 · `LEVEL`. Inside ± m, it rejects both differences beyond m: the two one-sided tests."""
-        return self.law.interval(2 * LEVEL)
+        return self.distribution.interval(2 * LEVEL)
 
     @cached_property
     def p(self) -> float:
         """Two-sided p of no difference."""
-        return self.law.p()
+        return self.distribution.p()
 
     @cached_property
     def detectable(self) -> float:
         """The true difference that is found in `POWER` of such comparisons."""
-        return self.law.detectable(level=LEVEL, power=POWER)
+        return self.distribution.detectable(level=LEVEL, power=POWER)
 
     @property
     def is_shown(self) -> bool:
@@ -108,7 +108,7 @@ def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count:
     members = [unknown] * count
     for place, (one, p) in enumerate(zip(contrasts, unequal, strict=True)):
         if one.seeds > 1 or not several_seeds:
-            members[place] = Member(one.law.interval(LEVEL / count), p, one.p)
+            members[place] = Member(one.distribution.interval(LEVEL / count), p, one.p)
     intervals, equal, different = zip(*members, strict=True)
     return [*map(Member, intervals, holm(equal), holm(different))][: len(contrasts)]
 
@@ -159,9 +159,11 @@ def effects_unpaired(
         means[task] = np.tile(difference, (seeds, 1))  # the same under every seed: their V_q is all that varies
     unpaired = {}
     for name, effect in effects(means, binary=binary, clusters=clusters).items():
-        one, other = of_before[name].law, of_after[name].law
-        law = replace(effect.law, seeds=_sum([one.seeds, other.seeds]), interaction=one.interaction + other.interaction)
-        unpaired[name] = Effect(law, seeds)
+        one, other = of_before[name].distribution, of_after[name].distribution
+        distribution = replace(
+            effect.distribution, seeds=_sum([one.seeds, other.seeds]), interaction=one.interaction + other.interaction
+        )
+        unpaired[name] = Effect(distribution, seeds)
     return unpaired
 
 

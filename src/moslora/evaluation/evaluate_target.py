@@ -35,7 +35,7 @@ from moslora.processes.group import process_group, take_gpu
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.bare_rows import remark_on_bare_rows
-from moslora.runs.conditions import KEPT, Conditions, Leaks, LocalModel, ServedModel, without_double
+from moslora.runs.conditions import AFFECTS_PREDICTIONS, Conditions, Leaks, LocalModel, ServedModel, without_double
 from moslora.runs.evaluation import read_evaluation
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.results import Results, results_of
@@ -161,7 +161,7 @@ def evaluate_target(
 @contextmanager
 def asking(target: Target, conditions: Conditions, request: Request, folder: Path) -> Iterator[None]:
     """A block in which ``target`` is asked by all processes of this command, which write into ``folder``."""
-    must_agree = {**conditions.facts(*KEPT), "limit": request.limit, "strategy": target.strategy}
+    must_agree = {**conditions.facts(*AFFECTS_PREDICTIONS), "limit": request.limit, "strategy": target.strategy}
     tokens = request.batch_tokens or batch_budget(device())
     with (
         locked(folder) if is_main_process() else nullcontext(),

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from moslora.errors import UsageError, some
 from moslora.files import append_text, drop_partial_line, write_text, writing
-from moslora.runs.conditions import KEPT, Conditions, EvaluationHeader, TaskRecord, differences, read_header
+from moslora.runs.conditions import (
+    AFFECTS_PREDICTIONS,
+    Conditions,
+    EvaluationHeader,
+    TaskRecord,
+    differences,
+    read_header,
+)
 from moslora.runs.evaluation import read_predictions, unfinished_tasks
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import summarise
@@ -91,7 +98,7 @@ def _continued(folder: Path, now: Conditions) -> EvaluationHeader:
     """
     earlier = read_header(folder)
     then = earlier.conditions
-    changed = [*differences(then, now, *KEPT)]
+    changed = [*differences(then, now, *AFFECTS_PREDICTIONS)]
     asks_all_tasks = then.data.keys() <= now.data.keys()
     if not asks_all_tasks and then.source != now.source:
         changed.append(f"source was {then.source}, is {now.source}")

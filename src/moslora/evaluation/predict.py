@@ -24,7 +24,7 @@ from moslora.evaluation.scorer import Scorer
 from moslora.evaluation.scorers import make_encoder, make_scorer
 from moslora.evaluation.server import Server
 from moslora.evaluation.target import Target
-from moslora.runs.conditions import KEPT, Conditions
+from moslora.runs.conditions import AFFECTS_PREDICTIONS, Conditions
 from moslora.runs.outcomes import log_softmax
 from moslora.runs.predictions import Prediction, argmax
 from moslora.tasks import Example, Task
@@ -82,7 +82,7 @@ def _encodable(file: RowFile, scorer: Scorer[Any]) -> RowFile:
 
 def _folder(evaluation: Path, conditions: Conditions) -> Path:
     """Where answers under these conditions are kept, of a model with its evaluations in such a folder."""
-    facts = json.dumps(conditions.facts(*KEPT), sort_keys=True)
+    facts = json.dumps(conditions.facts(*AFFECTS_PREDICTIONS), sort_keys=True)
     digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
     return evaluation.parent.with_name("predictions") / f"{evaluation.name}-{digest}"
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from moslora.errors import UsageError
-from moslora.experiment.keys import APPLIED, LIST, OTHERS, Applied, ExperimentFile, run_name
+from moslora.experiment.keys import APPLIED, LIST, OTHERS, AppliedArm, ExperimentFile, run_name
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.recipe import Recipe, find_recipe, stack_recipe
 from moslora.recipe.changes import Arms, marked_fields
@@ -21,7 +21,7 @@ from moslora.runs.outcomes import OUTCOMES
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run: an arm with a learning rate and a seed.
 
     Attributes:
@@ -58,7 +58,7 @@ class Experiment:
     file: ExperimentFile
     recipes: Mapping[str, Recipe]
 
-    def planned(self, choices: Sequence[tuple[str, float]], *, scored: bool) -> list[Planned]:
+    def planned(self, choices: Sequence[tuple[str, float]], *, scored: bool) -> list[PlannedRun]:
         """The runs of arms with learning rates, seed after seed. Validation questions are asked if the file has their
         number, or if they decide."""
         seeds = self.file.seeds if scored else self.file.rate_seeds
@@ -70,14 +70,14 @@ class Experiment:
                 changed["validation_questions"] = 0
             training = training.model_copy(update=changed)
             update = {"name": run_name(arm, rate, seed), "seed": seed, "training": training}
-            planned = Planned(arm, self.recipes[arm].model_copy(update=update), scored)
+            planned = PlannedRun(arm, self.recipes[arm].model_copy(update=update), scored)
             applied = self.file.applied(arm)
             if applied is not None:
                 planned = replace(planned, strength=applied.strength, source=run_name(applied.of, rate, seed))
             runs.append(planned)
         return runs
 
-    def rate_runs(self, arms: tuple[str, ...]) -> list[Planned]:
+    def rate_runs(self, arms: tuple[str, ...]) -> list[PlannedRun]:
         """The runs that choose the learning rates: every rate with every seed; none of an arm with one rate."""
         searched = [arm for arm in self.file.searched if arm in arms]
         return self.planned([(arm, rate) for arm in searched for rate in self.file.rates(arm)], scored=False)
@@ -116,7 +116,7 @@ def load_experiment(source: str) -> Experiment:
     recipes: dict[str, Recipe] = {}
     for arm in sorted(file.arms, key=lambda arm: file.applied(arm) is not None):
         layer = file.arms[arm]
-        if isinstance(layer, Applied):
+        if isinstance(layer, AppliedArm):
             if layer.of in recipes:
                 recipes[arm] = recipes[layer.of]
             continue
@@ -146,7 +146,7 @@ def _read_file(path: Path, origin: str) -> ExperimentFile:
 def _lines(error: ValidationError) -> Iterator[str]:
     """Pydantic's errors: `key: what is wrong`."""
     for fault in error.errors(include_url=False):
-        section = Applied if APPLIED in fault["loc"] else ExperimentFile
+        section = AppliedArm if APPLIED in fault["loc"] else ExperimentFile
         field = section.model_fields.get(str(fault["loc"][-1])) if fault["loc"] else None
         meaning = " ".join(str(field.description).split()) if field else ""
         text = {

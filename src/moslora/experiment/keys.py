@@ -20,7 +20,7 @@ APPLIED = "[of]"
 """What pydantic calls an arm that trains nothing; of others it says nothing."""
 
 
-class Applied(Section):
+class AppliedArm(Section):
     """An arm that trains nothing: another arm's adapters at a strength."""
 
     of: str
@@ -53,7 +53,7 @@ def _by_arm(rates: Any) -> Any:
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 Layer = Annotated[dict[str, Any], BeforeValidator(_layer)]
-Arm = Annotated[Annotated[Applied, Tag(APPLIED)] | Annotated[Layer, Tag(LIST)], Discriminator(_kind)]
+Arm = Annotated[Annotated[AppliedArm, Tag(APPLIED)] | Annotated[Layer, Tag(LIST)], Discriminator(_kind)]
 Seeds = Listed[Annotated[int, Field(ge=0, lt=2**32)]]
 Rates = Annotated[Listed[PositiveFloat], Field(min_length=1)]
 Pair = Annotated[tuple[str, str], Strict(False)]
@@ -98,10 +98,10 @@ class ExperimentFile(Section):
     also: Listed[OutcomeName] = ()
     """Other outcomes named beforehand."""
 
-    def applied(self, arm: str) -> Applied | None:
+    def applied(self, arm: str) -> AppliedArm | None:
         """What ``arm`` applies, if it trains nothing."""
         layer = self.arms[arm]
-        return layer if isinstance(layer, Applied) else None
+        return layer if isinstance(layer, AppliedArm) else None
 
     def trained(self, arm: str) -> str:
         """The arm that trains what ``arm`` applies: itself, or another one."""

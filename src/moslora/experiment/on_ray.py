@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.errors import MosloraError, first_line, needing
-from moslora.experiment.file import Planned
+from moslora.experiment.file import PlannedRun
 from moslora.experiment.one_run import run_one
 from moslora.training.launch import worker_processes
 
@@ -26,7 +26,7 @@ def refuse_missing_ray() -> None:
 
 
 @contextmanager
-def on_ray(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+def on_ray(runs: Sequence[PlannedRun], *, out: Path) -> Iterator[list[Callable[[], None]]]:
     """Starts ``runs``, as many at once as there is room for, and yields what waits for each.
 
     A run has a GPU, or where the cluster has none, a core for each of its processes. If the block ends early, all that
@@ -67,7 +67,7 @@ def _cluster() -> Iterator[Any]:
         ray.shutdown()
 
 
-def _run(planned: Planned, *, out: Path, folder: str, processes: int) -> tuple[str, int] | None:
+def _run(planned: PlannedRun, *, out: Path, folder: str, processes: int) -> tuple[str, int] | None:
     """The task. Returns message and exit code of a fault, which Ray would wrap in a traceback."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it, and training would inherit that
     os.environ["OMP_NUM_THREADS"] = "1"  # of each process; Ray sets that of all together

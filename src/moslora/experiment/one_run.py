@@ -27,7 +27,7 @@ from moslora.convert.strength import write_at_strength
 from moslora.errors import Diverged, MosloraError, UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
-from moslora.experiment.file import Planned
+from moslora.experiment.file import PlannedRun
 from moslora.experiment.provenance import RECORDED, provenance
 from moslora.files import discard, replacing, write_text
 from moslora.processes.devices import free_memory, gpus
@@ -49,7 +49,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 """The variable that names the GPUs which a process sees."""
 
 
-def planned_run(out: Path, planned: Planned) -> Run:
+def planned_run(out: Path, planned: PlannedRun) -> Run:
     """The run in the experiment's folder ``out``."""
     return Run(out / RUN_FOLDERS / planned.name)
 
@@ -59,7 +59,7 @@ def made_with(run: Run) -> dict[str, Any]:
     return {key: value for key, value in run.facts.get("experiment", {}).items() if key in RECORDED}
 
 
-def packed_run(out: Path, planned: Planned) -> FinishedRun | None:
+def packed_run(out: Path, planned: PlannedRun) -> FinishedRun | None:
     """The row of a run in the tables of the experiment's folder ``out``; ``None`` if it is not there, or is to be
     scored and was not."""
     key = (planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed)
@@ -69,7 +69,7 @@ def packed_run(out: Path, planned: Planned) -> FinishedRun | None:
     return None
 
 
-def finished_run(out: Path, planned: Planned) -> FinishedRun | None:
+def finished_run(out: Path, planned: PlannedRun) -> FinishedRun | None:
     """What is known of a run, of one outside the tables without its answers (`planned_answers`); ``None`` if it is not
     done."""
     row = packed_run(out, planned)
@@ -99,7 +99,7 @@ def finished_run(out: Path, planned: Planned) -> FinishedRun | None:
     )
 
 
-def planned_answers(out: Path, planned: Planned) -> Evaluation | None:
+def planned_answers(out: Path, planned: PlannedRun) -> Evaluation | None:
     """The answers of a run to the planned questions, as it may have been asked more; ``None`` if it has none."""
     row = finished_run(out, planned)
     if row is None:
@@ -117,7 +117,7 @@ def loss_of(row: FinishedRun) -> float:
 
 
 @contextmanager
-def run_locally(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable[[], None]]]:
+def run_locally(runs: Sequence[PlannedRun], *, out: Path) -> Iterator[list[Callable[[], None]]]:
     """Yields a function for each of ``runs``, which returns once that run is done: one at a time, or on a machine with
     several GPUs as many at once, each by processes that see one of them. If the block ends early, those save first."""
     count = gpus()
@@ -126,7 +126,7 @@ def run_locally(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable
         return
     free = os.environ.get(VISIBLE, ",".join(map(str, range(count)))).split(",")[:count]
 
-    def on_gpu(planned: Planned) -> None:
+    def on_gpu(planned: PlannedRun) -> None:
         gpu = free.pop()
         try:
             run_one(planned, out=out, environment={VISIBLE: gpu, LABEL: f"{planned.name}: ", PART: "1", "TERM": "dumb"})
@@ -145,7 +145,7 @@ def run_locally(runs: Sequence[Planned], *, out: Path) -> Iterator[list[Callable
 
 
 def run_one(
-    planned: Planned, *, out: Path, processes: int | None = None, environment: Mapping[str, str] | None = None
+    planned: PlannedRun, *, out: Path, processes: int | None = None, environment: Mapping[str, str] | None = None
 ) -> None:
     """Trains, or goes on training, or applies what another run has trained, and scores if the run is to be scored.
 
@@ -186,7 +186,7 @@ def run_one(
     run.add_facts(experiment={"state": reached})
 
 
-def _apply(planned: Planned, source: Run, run: Run) -> None:
+def _apply(planned: PlannedRun, source: Run, run: Run) -> None:
     """Writes the adapter of ``source`` at the planned strength into ``run``, which keeps what was recorded of it.
 
     Raises:

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moslora.compare.comparable import differently_asked, of_other_bases
+from moslora.compare.comparable import base_differences, question_differences
 from moslora.compare.compared_run import ComparedRun
-from moslora.compare.gains import base_of_all
+from moslora.compare.gains import shared_base
 from moslora.compare.index import EXPERIMENT, ArmCard, Card, read_index
 from moslora.compare.tables import TABLES, FinishedRun, read_tables, write_tables
 from moslora.errors import UsageError, capped, counted, some
-from moslora.experiment.file import Planned
+from moslora.experiment.file import PlannedRun
 from moslora.experiment.one_run import finished_run, made_with, planned_answers, planned_run
 from moslora.experiment.study import Study
 from moslora.files import locked, new_folder
@@ -45,7 +45,7 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
                 done.append(planned)
                 rows.append(replace(row, evaluation=planned_answers(study.out, planned)))
         evaluations = [row.evaluation for row in rows if row.evaluation is not None]
-        base = base_of_all(evaluations)
+        base = shared_base(evaluations)
         if base is not None:
             rows.append(FinishedRun(None, None, None, "base", evaluation=base))
         keys = {row.key for row in rows}
@@ -63,7 +63,7 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
     yield f"next: moslora compare {shlex.quote(str(out))}"
 
 
-def _arms(study: Study, done: Sequence[Planned], before: Card | None) -> dict[str, ArmCard]:
+def _arms(study: Study, done: Sequence[PlannedRun], before: Card | None) -> dict[str, ArmCard]:
     """Arm -> how its runs were made: as the card of the tables says, and the folders of the others."""
     known = before.arms if before is not None else {}
     cards: dict[str, ArmCard] = {}
@@ -88,7 +88,7 @@ def _asked(evaluations: Sequence[Evaluation]) -> Conditions | None:
     if not evaluations:
         return None
     runs = [*map(ComparedRun.of, evaluations)]
-    different = {**differently_asked(runs), **of_other_bases(runs)}
+    different = {**question_differences(runs), **base_differences(runs)}
     if different:
         raise UsageError(f"{capped(different.values())}; evaluate all in the same way")
     first = evaluations[0]

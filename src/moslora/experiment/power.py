@@ -4,7 +4,7 @@ The difference of two arms over S seeds and n questions of each set has the vari
 
     σ²_s / S + σ²_q / n + σ²_b / (S n)      of other seeds, of other questions, of both together
 
-The three are those of the comparison (`moslora.compare.law`), on average over its contrasts.
+The three are those of the comparison (`moslora.compare.distribution`), on average over its contrasts.
 """
 
 from dataclasses import astuple, dataclass
@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from moslora.compare.comparison import compare_paths
-from moslora.compare.law import DifferenceDistribution, VarianceEstimate
+from moslora.compare.distribution import DifferenceDistribution, VarianceEstimate
 from moslora.compare.statistics import LEVEL, POWER
 from moslora.errors import UsageError, counted
 from moslora.runs.scores import MACRO
@@ -44,19 +44,19 @@ class Components:
     degrees: float
 
     @classmethod
-    def of(cls, law: DifferenceDistribution, *, questions: float) -> "Components":
+    def of(cls, distribution: DifferenceDistribution, *, questions: float) -> "Components":
         """Those of a difference that was found with several seeds and so many questions of each set."""
-        seeds = law.seeds.degrees + 1
+        seeds = distribution.seeds.degrees + 1
         return cls(
-            seed=(law.seeds.variance - law.interaction) * seeds,
-            question=law.questions.variance - law.interaction,
-            both=law.interaction * seeds,
+            seed=(distribution.seeds.variance - distribution.interaction) * seeds,
+            question=distribution.questions.variance - distribution.interaction,
+            both=distribution.interaction * seeds,
             questions=questions,
-            degrees=law.questions.degrees,
+            degrees=distribution.questions.degrees,
         )
 
     def distribution(self, *, seeds: int, questions: float) -> DifferenceDistribution:
-        """The law of a difference of 0 that was found with so many seeds and questions of each set."""
+        """The distribution of a difference of 0 that was found with so many seeds and questions of each set."""
         share = self.questions / questions
         both = self.both * share / seeds
         return DifferenceDistribution(
@@ -81,7 +81,7 @@ def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
     measured = []
     for contrast in several:
         of_each_set = contrast.questions() / len(contrast.y)
-        measured.append(astuple(Components.of(contrast.effects[MACRO].law, questions=of_each_set)))
+        measured.append(astuple(Components.of(contrast.effects[MACRO].distribution, questions=of_each_set)))
     components = Components(*map(fmean, zip(*measured, strict=True)))  # all have the same questions
     most = max(contrast.seeds for contrast in several)
     outcome = comparison.outcome
@@ -92,8 +92,9 @@ def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
     for seeds in sorted({*SEEDS, most}):
         row = [str(seeds)]
         for share in columns.values():
-            law = components.distribution(seeds=seeds, questions=components.questions * share)
-            difference = law.detectable(level=LEVEL / comparison.count, power=POWER)  # each has its share of the level
+            distribution = components.distribution(seeds=seeds, questions=components.questions * share)
+            # Each contrast has its share of the level.
+            difference = distribution.detectable(level=LEVEL / comparison.count, power=POWER)
             row.append(outcome.change(difference).lstrip("+"))
         table.append(row)
     return table, [

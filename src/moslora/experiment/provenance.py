@@ -27,7 +27,7 @@ from moslora.choices import FormatName, Split
 from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import identity
 from moslora.errors import MosloraError
-from moslora.experiment.file import Planned
+from moslora.experiment.file import PlannedRun
 from moslora.files import sha256
 from moslora.recipe import Changes, ModelSection, Recipe
 from moslora.recipe.recipe import changed_keys
@@ -63,7 +63,7 @@ RECORDED = (*WHAT, "packages")
 """All keys of a provenance."""
 
 
-def provenance(planned: Planned, *, fetching: bool = True) -> dict[str, Any]:
+def provenance(planned: PlannedRun, *, fetching: bool = True) -> dict[str, Any]:
     """Everything besides its recipe that a run's numbers depend on: hashes by the keys of :data:`WHAT`, of which
     ``questions`` if it is scored; and ``packages``, the versions of those that compute. Without ``fetching`` code and
     packages alone, which need neither base nor rows."""
@@ -94,7 +94,7 @@ def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> str:
 
 
 def changes(
-    planned: Planned, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool, fetching: bool = True
+    planned: PlannedRun, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool, fetching: bool = True
 ) -> list[str]:
     """Differences between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``.
 

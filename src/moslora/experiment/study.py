@@ -17,11 +17,11 @@ from statistics import fmean
 from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.comparison import compare_paths
 from moslora.compare.conclusion import conclusions
-from moslora.compare.gains import base_of_all
+from moslora.compare.gains import shared_base
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
 from moslora.console import say
 from moslora.errors import UsageError, some, stopped
-from moslora.experiment.file import Experiment, Planned
+from moslora.experiment.file import Experiment, PlannedRun
 from moslora.experiment.one_run import (
     RUN_FOLDERS,
     finished_run,
@@ -131,7 +131,7 @@ class Study:
         """The learning rates of the arms that train."""
         return [curve for curve in self.curves() if not self.experiment.file.applied(curve.arm)]
 
-    def scored_runs(self) -> list[Planned]:
+    def scored_runs(self) -> list[PlannedRun]:
         """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
         chosen = [(curve.arm, curve.best) for curve in self.curves() if curve.best is not None]
         return self.experiment.planned(chosen, scored=True)
@@ -151,7 +151,7 @@ class Study:
         """The same experiment, whichever arms run."""
         return replace(self, arms=tuple(self.experiment.recipes))
 
-    def _differs(self, planned: Planned) -> str:
+    def _differs(self, planned: PlannedRun) -> str:
         """The differences of a run that is there; empty if it has none."""
         run = planned_run(self.out, planned)
         begun_with = run.facts.get("experiment")
@@ -179,7 +179,7 @@ class Study:
             differences += changes(planned, recipe, made_with, any_code=self.any_code, fetching=self.fetching)
         return some(dict.fromkeys(differences), separator="; ")
 
-    def _finish(self, runs: Sequence[Planned], *, later: int) -> None:
+    def _finish(self, runs: Sequence[PlannedRun], *, later: int) -> None:
         """Does those of ``runs`` that are not done; ``later`` others come after them."""
         left = [planned for planned in runs if finished_run(self.out, planned) is None]
         self.write_index()
@@ -256,7 +256,7 @@ class Study:
             outcomes=self._outcomes(),
             seeds=len(self.experiment.file.seeds),
             strengths=strengths,
-            base=base_of_all(evaluations_of([*chain(*scored.values())])),
+            base=shared_base(evaluations_of([*chain(*scored.values())])),
         )
 
     def _outcomes(self) -> list[str]:

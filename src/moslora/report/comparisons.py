@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from moslora.compare.arms import Arm, all_runs
-from moslora.compare.comparable import differently_made
+from moslora.compare.comparable import training_differences
 from moslora.compare.compared_run import ComparedRun, evaluations_of
 from moslora.compare.comparison import Comparison, compare_arms, compare_planned
 from moslora.compare.conclusion import conclusions, remarks
@@ -87,7 +87,7 @@ def _shown(
 ) -> ShownComparison:
     """What ``compare`` finds, in a family of ``count``, or why it finds nothing. Base, rows and steps may differ, which
     a line says: what is compared are these models."""
-    differing = list(differently_made(all_runs(arms)))
+    differing = list(training_differences(all_runs(arms)))
     try:
         found = compare(arms, allowed=differing).within(None)
         found = replace(found, count=count or found.count)

@@ -7,7 +7,7 @@ import numpy as np
 
 from moslora.adapters import Mixer, build_mixer, named_adapters
 from moslora.adapters.start import generator_of
-from moslora.compare.law import Floats
+from moslora.compare.distribution import Floats
 from moslora.recipe import AdapterSection, Recipe
 from moslora.runs.adapted_model import load_without_base
 from moslora.runs.adapter_folder import AdapterFolder

@@ -34,7 +34,7 @@ class Changes(Enum):
     VERSIONS = "which packages compute"
 
 
-KEPT = tuple(mark for mark in Changes if mark is not Changes.PLACE)
+AFFECTS_PREDICTIONS = tuple(mark for mark in Changes if mark is not Changes.PLACE)
 """What an evaluation keeps when it is continued, and what its processes share."""
 
 ENCODING = ("tokenizer", "chat_template")

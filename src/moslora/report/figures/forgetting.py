@@ -7,8 +7,8 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from moslora.compare.distribution import Floats
 from moslora.compare.gains import gain_of
-from moslora.compare.law import Floats
 from moslora.report.canvas import MUTED, Canvas, Style
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import OUTCOMES

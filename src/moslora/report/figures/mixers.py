@@ -7,7 +7,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-from moslora.compare.law import Floats
+from moslora.compare.distribution import Floats
 from moslora.report.canvas import DIVERGING, GRID, INK, Canvas
 from moslora.report.learned import LearnedLayer
 

@@ -1,13 +1,14 @@
-"""What is known of a true difference δ once D was found: a law of Behrens and Fisher's kind.
+"""What is known of a true difference δ once D was found: a distribution of Behrens and Fisher's kind.
 
     δ − D   is normal with the variance   V_q ν_q / χ²_q + max(0, V_s ν_s / χ²_s − V_i)   for given χ²_q and χ²_s
 
 V_s is the variance of D by other seeds, estimated with ν_s degrees of freedom, and V_q that by other questions, with
-ν_q. V_i, of what varies by seed and question together, is in both. The law is the average over the χ². Its variance is
-never below that of questions, which is known best: a few seeds that agree by chance make no interval narrower.
+ν_q. V_i, of what varies by seed and question together, is in both. The distribution is the average over the χ². Its
+variance is never below that of questions, which is known best: a few seeds that agree by chance make no interval
+narrower.
 
-Where seeds are all it is Student's t of ν_s degrees, where questions are all that of ν_q, and without V_i the law of
-√V_s · T_s + √V_q · T_q: Behrens 1929; Fisher 1935, doi 10.1111/j.1469-1809.1935.tb02120.x.
+Where seeds are all it is Student's t of ν_s degrees, where questions are all that of ν_q, and without V_i the
+distribution of √V_s · T_s + √V_q · T_q: Behrens 1929; Fisher 1935, doi 10.1111/j.1469-1809.1935.tb02120.x.
 """
 
 import math
@@ -53,7 +54,7 @@ class VarianceEstimate:
 
 @dataclass(frozen=True)
 class DifferenceDistribution:
-    """The law of a true difference.
+    """The distribution of a true difference.
 
     Attributes:
         difference: D, as it was found.
@@ -120,7 +121,7 @@ class DifferenceDistribution:
 
     @cached_property
     def _mixture(self) -> tuple[Floats, Floats]:
-        """Standard deviations of the normals whose average the law is, and their weights."""
+        """Standard deviations of the normals whose average the distribution is, and their weights."""
         of_seeds, weights = self.seeds.plausible
         of_questions, other_weights = self.questions.plausible
         variances = np.add.outer(of_questions, np.maximum(0, of_seeds - self._in_both))

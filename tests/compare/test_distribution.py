@@ -1,4 +1,4 @@
-"""The law of a difference against Student's t, Fisher and Yates' table, an integral, and draws."""
+"""The distribution of a difference against Student's t, Fisher and Yates' table, an integral, and draws."""
 
 import math
 from dataclasses import replace
@@ -7,33 +7,33 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from moslora.compare.law import DifferenceDistribution, VarianceEstimate
+from moslora.compare.distribution import DifferenceDistribution, VarianceEstimate
 
 LEVELS = (0.1, 0.05, 0.05 / 11)
 NOTHING = VarianceEstimate(0.0, 0.0)
 
 
-def above(law, value):
-    """P(δ ≥ value), by the mirrored law."""
-    return replace(law, difference=-law.difference).below(-value)
+def above(distribution, value):
+    """P(δ ≥ value), by the mirrored distribution."""
+    return replace(distribution, difference=-distribution.difference).below(-value)
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 5, 7, 40.5, 800.0])
 def test_one_part_is_scipys_t(degrees):
     expected = stats.t(degrees, 0.3, 2)
     one = VarianceEstimate(4.0, degrees)
-    for law in (
+    for distribution in (
         DifferenceDistribution(0.3, one, NOTHING),
         DifferenceDistribution(0.3, NOTHING, one),
         DifferenceDistribution(0.3, one, NOTHING, interaction=1.0),
     ):
         for level in LEVELS:
             precise = 1e-3 if degrees == 1 else 1e-6
-            assert law.interval(level) == pytest.approx(expected.interval(1 - level), rel=precise)
+            assert distribution.interval(level) == pytest.approx(expected.interval(1 - level), rel=precise)
         for value in (-4.0, 0.0, 0.3, 1.0, 5.0):
-            assert above(law, value) == pytest.approx(expected.sf(value), rel=1e-7)
-            assert law.below(value) == pytest.approx(expected.cdf(value), rel=1e-7)
-            assert law.p(value) == pytest.approx(2 * min(expected.cdf(value), expected.sf(value)), rel=1e-7)
+            assert above(distribution, value) == pytest.approx(expected.sf(value), rel=1e-7)
+            assert distribution.below(value) == pytest.approx(expected.cdf(value), rel=1e-7)
+            assert distribution.p(value) == pytest.approx(2 * min(expected.cdf(value), expected.sf(value)), rel=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -49,16 +49,16 @@ def test_one_part_is_scipys_t(degrees):
 def test_it_is_fisher_and_yates_table(degrees, points):
     """5 % points at θ = 0°, 15° … 90°, of 6 degrees and others: Sukhatme's in table VI of their Statistical Tables."""
     for angle, point in zip(np.radians(range(0, 91, 15)), points, strict=True):
-        law = DifferenceDistribution(
+        distribution = DifferenceDistribution(
             0.0, VarianceEstimate(math.cos(angle) ** 2, 6), VarianceEstimate(math.sin(angle) ** 2, degrees)
         )
-        assert law.interval(0.05)[1] == pytest.approx(point, abs=0.0011)
+        assert distribution.interval(0.05)[1] == pytest.approx(point, abs=0.0011)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 4, 8])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_without_interaction_it_is_the_integral_over_one_t(seeds, share):
-    law = DifferenceDistribution(0.0, VarianceEstimate(share, seeds - 1), VarianceEstimate(1 - share, 300.5))
+    distribution = DifferenceDistribution(0.0, VarianceEstimate(share, seeds - 1), VarianceEstimate(1 - share, 300.5))
     tail = stats.t(300.5, scale=math.sqrt(1 - share)).sf
 
     def by_integral(x):
@@ -67,9 +67,9 @@ def test_without_interaction_it_is_the_integral_over_one_t(seeds, share):
         return integrate.quad(lambda t: density(t) * tail(x - math.sqrt(share) * t), -np.inf, np.inf, limit=200)[0]
 
     for x in (0.5, 2.0, 5.0):
-        assert above(law, x) == pytest.approx(by_integral(x), rel=1e-4 if seeds == 2 else 1e-6)
+        assert above(distribution, x) == pytest.approx(by_integral(x), rel=1e-4 if seeds == 2 else 1e-6)
     for level in LEVELS:
-        low, high = law.interval(level)
+        low, high = distribution.interval(level)
         assert -low == pytest.approx(high) and by_integral(high) == pytest.approx(level / 2, rel=1e-3)
 
 
@@ -82,9 +82,9 @@ def test_it_is_the_law_of_draws(seeds, interaction):
     of_seeds = 1.0 * (seeds - 1) / draw.chisquare(seeds - 1, count)
     rest = np.maximum(0, of_seeds - min(interaction, 1.5))
     drawn = 0.7 + np.sqrt(of_questions + rest) * draw.standard_normal(count)
-    law = DifferenceDistribution(0.7, VarianceEstimate(1.0, seeds - 1), VarianceEstimate(1.5, 20), interaction)
+    distribution = DifferenceDistribution(0.7, VarianceEstimate(1.0, seeds - 1), VarianceEstimate(1.5, 20), interaction)
     for value in (0.9, 3.0, 5.0):
-        p = above(law, value)
+        p = above(distribution, value)
         low, high = stats.binom.ppf([0.001, 0.999], count, p) / count
         assert low <= (drawn >= value).mean() <= high
 
@@ -93,17 +93,21 @@ def test_seeds_that_agree_by_chance_do_not_make_it_narrower_than_questions():
     questions = VarianceEstimate(2.0, 500)
     alone = DifferenceDistribution(0.3, NOTHING, questions)
     for of_seeds in (1e-9, 0.01, 0.3):
-        law = DifferenceDistribution(0.3, VarianceEstimate(of_seeds, 3), questions, interaction=1.9)
-        assert law.standard_error == pytest.approx(alone.standard_error)
-        assert law.p() >= alone.p() * (1 - 1e-9)
+        distribution = DifferenceDistribution(0.3, VarianceEstimate(of_seeds, 3), questions, interaction=1.9)
+        assert distribution.standard_error == pytest.approx(alone.standard_error)
+        assert distribution.p() >= alone.p() * (1 - 1e-9)
         for level in LEVELS:
-            assert law.interval(level)[1] >= alone.interval(level)[1] - 1e-9
+            assert distribution.interval(level)[1] >= alone.interval(level)[1] - 1e-9
 
 
 def test_without_any_error_a_difference_is_what_it_is():
-    law = DifferenceDistribution(0.2, VarianceEstimate(0.0, 3), VarianceEstimate(0.0, 10))
-    assert law.interval(0.05) == (0.2, 0.2) and law.p() == 0 and law.p(0.2) == 1
-    assert law.beyond(0.3) == 0 and law.beyond(0.1) == 1 and law.detectable(level=0.05, power=0.8) == 0
+    distribution = DifferenceDistribution(0.2, VarianceEstimate(0.0, 3), VarianceEstimate(0.0, 10))
+    assert distribution.interval(0.05) == (0.2, 0.2) and distribution.p() == 0 and distribution.p(0.2) == 1
+    assert (
+        distribution.beyond(0.3) == 0
+        and distribution.beyond(0.1) == 1
+        and distribution.detectable(level=0.05, power=0.8) == 0
+    )
 
 
 @pytest.mark.parametrize(("seeds", "of_seeds"), [(4, 0.9), (4, 0.3), (6, 1.0), (1, 0.0)])
