@@ -141,7 +141,7 @@ def in_passes(model: PreTrainedModel, passes: Sequence[list[list[Row]]]) -> tupl
     learned = factors(model)
     total = torch.zeros(sum(weight.numel() for weight in learned)) if learned else torch.ones(1)
     for families in passes:
-        batch = engine.lay(families, torch.device("cpu"))
+        batch = engine.build_batch(families, torch.device("cpu"))
         with torch.no_grad():
             found.append(engine.logits(batch, [place for path in batch.paths for place in path]))
         if learned:

@@ -49,9 +49,9 @@ def check(record: Record) -> None:
     Raises:
         RuntimeError: a piece is off.
     """
-    from moslora.check.check import check as findings
-    from moslora.check.piece import said_of
     from moslora.recipe import ModelSection
+    from moslora.selfcheck.check import check as findings
+    from moslora.selfcheck.piece import said_of
 
     model = ModelSection(name="meta-llama/Meta-Llama-3-8B") if GPU else None
     off = []

@@ -227,7 +227,7 @@ def scores_compared(ours: PreTrainedModel, theirs: PreTrainedModel) -> Iterator[
     """How far logits and log-probabilities are off those of rows by themselves, the latter as lm-eval has them."""
     engine = engine_of(ours)
     expected = torch.cat([theirs(input_ids=torch.tensor([row]), use_cache=False).logits[0] for row in ROWS])
-    batch = engine.lay([ROWS[:2], ROWS[2:]], torch.device("cpu"))
+    batch = engine.build_batch([ROWS[:2], ROWS[2:]], torch.device("cpu"))
     places: list[int] = []
     for path in batch.paths:
         places += path
@@ -275,7 +275,7 @@ def gradients_compared(ours: PreTrainedModel, folder: Path) -> Iterator[tuple[st
     expected_gradients = flat(torch.autograd.grad(expected, expected_of))
     encoded = [Encoded("", "", [*row], [IGNORE_INDEX, *row[1:]], truncated=False) for row in ROWS]
     for share in (False, True):
-        batch = collate(encoded, device=torch.device("cpu"), share=share, lay=engine_of(ours).lay)
+        batch = collate(encoded, device=torch.device("cpu"), share=share, build_batch=engine_of(ours).build_batch)
         loss, _ = LabelLoss(ours).eval()(batch)
         yield "loss", off(loss.detach(), expected.detach())
         yield "gradient", off(flat(torch.autograd.grad(loss, mine)), expected_gradients)

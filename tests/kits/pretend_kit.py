@@ -430,7 +430,9 @@ def project_backward(g: Tensor, a: Tensor, x: Any, of_x: Any, d_a: Any, d_x: Any
 
 def mask(x: Tensor, seed: float, p: float) -> Tensor:
     """The one that Triton draws from a seed, of ones where no tensor has data."""
-    from moslora.check.pieces import kept_by_philox  # loads what starts autograd's threads, before there is a device
+    from moslora.selfcheck.pieces import (
+        kept_by_philox,  # loads what starts autograd's threads, before there is a device
+    )
 
     if x.is_meta:
         return torch.ones_like(x)

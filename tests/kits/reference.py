@@ -112,7 +112,7 @@ def as_micro_batch(
             begin = begins[number]
             labels = [IGNORE_INDEX] * begin + tokens[begin:]
         rows.append(Encoded(str(number), "none", tokens, labels, truncated=False))
-    return collate(rows, device=ids.device, share=share, lay=engine.lay)
+    return collate(rows, device=ids.device, share=share, build_batch=engine.build_batch)
 
 
 @torch.no_grad()

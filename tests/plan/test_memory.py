@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from moslora.adapters import Families, inject, named_adapters
+from moslora.adapters import SharedInputLayers, inject, named_adapters
 from moslora.base import sharded
 from moslora.base.engine import use_own_modules
 from moslora.base.load import DTYPES, load_base
@@ -81,12 +81,12 @@ def allocated(model):
 
     def forward():
         """What lives until the backward pass ends: the loss, and the factors that the pass has folded."""
-        with Families(model).folded(model.dtype):
+        with SharedInputLayers(model).folded(model.dtype):
             loss, _ = objective(batch)
             return loss, [layer.context.factors.get(layer) for _, layer in named_adapters(model)]
 
     def step():
-        with Families(model).folded(model.dtype):
+        with SharedInputLayers(model).folded(model.dtype):
             loss, _ = objective(batch)
             loss.backward()
             return [layer.context.factors.get(layer) for _, layer in named_adapters(model)]

@@ -7,16 +7,16 @@ import torch
 from transformers import LlamaConfig
 
 import pretend_kit
-from moslora.check import piece as measure
-from moslora.check.pieces import PIECES
-from moslora.check.steps import SMALL_LLAMA, whole_pieces
 from moslora.kernels import attention, liger, loss, rotary, vocabulary
 from moslora.kernels.plain import PIECES as PARTS
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 from moslora.kernels.rows import Rows
+from moslora.selfcheck import piece as measure
+from moslora.selfcheck.pieces import PIECES
+from moslora.selfcheck.steps import SMALL_LLAMA, whole_pieces
 from moslora.training import loop
 from pretend_kit import DEVICE, watch
-from tests.check.faults import FAULTS as planted_on_a_cpu
+from tests.selfcheck.faults import FAULTS as planted_on_a_cpu
 
 CONFIG = LlamaConfig(
     hidden_size=64,
@@ -36,7 +36,7 @@ def in_a_moment(monkeypatch):
     monkeypatch.setattr(liger, "installed", lambda: True)
     monkeypatch.setattr(measure, "ON_GPU", 2)
     yield
-    left_out.cache_clear()
+    disabled_kernels.cache_clear()
 
 
 right_turn = rotary._turn
@@ -124,7 +124,7 @@ def test_a_fault_is_found_and_left_out(monkeypatch, name):
     monkeypatch.setattr(*plant)
     assert is_off(BY_NAME[name], torch.bfloat16) and is_off(STEP, torch.bfloat16)
     monkeypatch.setenv("MOSLORA_PLAIN", part)
-    left_out.cache_clear()
+    disabled_kernels.cache_clear()
     assert not is_off(STEP, torch.bfloat16)
 
 
@@ -137,7 +137,7 @@ def test_a_fault_is_found_in_its_piece(monkeypatch, name):
 
 def test_all_can_be_left_out(monkeypatch):
     monkeypatch.setenv("MOSLORA_PLAIN", ",".join(PARTS))
-    left_out.cache_clear()
+    disabled_kernels.cache_clear()
     with watch() as seen:
         assert not is_off(STEP, torch.bfloat16)
     assert not any(name.startswith("moslora") or "flash" in name for name in seen.operations), seen.operations

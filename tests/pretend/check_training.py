@@ -169,7 +169,7 @@ def test_it_logs_what_a_run_on_the_cpu_logs(recipe, tmp_path, kind, apart):
         assert one == about
 
 
-BEGIN = ["lay", "forward"]
+BEGIN = ["collate", "forward"]
 UPDATE = ["backward", "update", "copy"]
 READ = ["wait", "report"]
 
@@ -179,7 +179,7 @@ def order(monkeypatch):
     """Calls of a run, as they come."""
     calls = []
     places = {
-        "lay": (loop, "collate"),
+        "collate": (loop, "collate"),
         "forward": (LabelLoss, "forward"),
         "backward": (Tensor, "backward"),
         "update": (loop, "update"),

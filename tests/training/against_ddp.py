@@ -46,7 +46,7 @@ def compare(parts: Any) -> None:
     for number, of_pass in enumerate(passes, start=1):
         weight = sum(len(row.input_ids) for row in of_pass) / tokens
         last = number == len(passes)
-        with nullcontext() if last else objective.no_sync(), parts.families.folded(parts.model.dtype):
+        with nullcontext() if last else objective.no_sync(), parts.folded_layers.folded(parts.model.dtype):
             loss, penalty = objective(parts.micro_batch(of_pass, training=True))
             (parts.accelerator.num_processes * (loss / label_count(rows) + penalty * weight)).backward()
     for own, weight in zip(ours, learned, strict=True):

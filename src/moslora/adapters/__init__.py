@@ -1,7 +1,6 @@
 """Low-rank adapters with a mixer, for any model of torch."""
 
 from moslora.adapters.context import Context
-from moslora.adapters.families import Families
 from moslora.adapters.folding import LoraPair, fold
 from moslora.adapters.injection import (
     adapter_penalty,
@@ -20,8 +19,9 @@ from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import MIXERS, build_mixer
 from moslora.adapters.mixers.base import Mixer, NotMergeable
+from moslora.adapters.shared_inputs import SharedInputLayers
 
-__all__ = ["MIXERS", "AdapterLinear", "Context", "Families", "LoraPair", "Magnitude", "Mixer", "NotMergeable"]
+__all__ = ["MIXERS", "AdapterLinear", "Context", "LoraPair", "Magnitude", "Mixer", "NotMergeable", "SharedInputLayers"]
 __all__ += [
     "adapter_penalty",
     "adapter_state_dict",

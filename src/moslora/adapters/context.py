@@ -22,7 +22,7 @@ class Context:
             :func:`moslora.adapters.describe_batch`, for the balance of gates.
         tasks: task numbers or weights, likewise, for gates that route by the task.
         factors: by layer the factors that were made for all layers at once, and the layer's place among those that
-            share them. From :meth:`moslora.adapters.Families.folded`; a layer that is not here makes its own.
+            share them. From :meth:`moslora.adapters.SharedInputLayers.folded`; a layer that is not here makes its own.
         folds: by layer what makes its factors, and those of others, before it computes.
         plain: the layers compute y as it is written, and share nothing.
         bypassed: the layers that cannot be adapted: the model's code reads the base's weight around them, or takes more

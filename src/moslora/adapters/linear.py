@@ -19,7 +19,8 @@ class AdapterLinear(nn.Module):
 
     The base (``nn.Linear``, a 4-bit linear, …) is called, never subclassed: one adapter class fits any base. The
     factors stay in float32 and are cast to the dtype of ``x`` for the product; the activations are never cast up.
-    In training `moslora.adapters.families` does that for all layers at once, and those that read one x drop the same.
+    In training `moslora.adapters.shared_inputs` does that for all layers at once, and layers that read the same x drop
+    the same entries.
     What the forward pass needs beside x is in ``context``, which :func:`moslora.adapters.inject` shares among layers.
 
     Shapes: ``lora_a mixer.shape_of_a(in_features)``, usually ``(mixer.rank_in, in_features)``;

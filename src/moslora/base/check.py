@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, Families, describe_batch, inject, named_adapters
+from moslora.adapters import AdapterLinear, SharedInputLayers, describe_batch, inject, named_adapters
 from moslora.base.adapted import adapters_in
 from moslora.base.engine import text_part, use_own_modules
 from moslora.base.engines import ENDS, SHARED, Batch, Engine, Own, Transformers, relative_error, two_rows
@@ -186,7 +186,7 @@ def _difference(name: str, stock: Computed, ours: Computed, *, rounded: bool) ->
 
 def _lay(engine: Engine, rows: Sequence[Sequence[int]]) -> tuple[Batch, list[int]]:
     """The rows as a batch, of which the adapters know; and the places of their tokens, one row after the other."""
-    batch = engine.lay([rows], engine.model.device)
+    batch = engine.build_batch([rows], engine.model.device)
     describe_batch(engine.model, tokens=batch.real, tasks=torch.zeros_like(batch.input_ids))
     return batch, list(itertools.chain.from_iterable(batch.paths))
 
@@ -200,7 +200,7 @@ def _measured(engine: Engine) -> Computed:
     learn = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     gradients: dict[str, Tensor] = {}
     # Gradients also where the caller wants none, such as a model loaded under torch.no_grad(): the verdict is kept.
-    with torch.enable_grad(), Families(model).folded(model.dtype):
+    with torch.enable_grad(), SharedInputLayers(model).folded(model.dtype):
         with torch.no_grad():
             logits = engine.logits(batch, places)
         if learn:

@@ -8,7 +8,7 @@ from moslora.kernels.exchange import exchange
 from moslora.kernels.linear import own_linear
 from moslora.kernels.mlp import own_mlp
 from moslora.kernels.norm import own_norm
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 from moslora.kernels.rotary import own_attention
 from moslora.kernels.rows import Rows
 
@@ -17,7 +17,7 @@ def use_own_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Exchanges norms, MLPs, attention and linear layers for ours, as :func:`exchange`; the weights and their names
     stay."""
     ours = {"norm": own_norm, "mlp": own_mlp, "rope": own_attention, "linear": own_linear}
-    return exchange(model, *(replacement for piece, replacement in ours.items() if piece not in left_out()))
+    return exchange(model, *(replacement for piece, replacement in ours.items() if piece not in disabled_kernels()))
 
 
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, rows: Rows | Remembering) -> Tensor:

@@ -1,6 +1,6 @@
 """How a model is computed: by our engine, or by transformers' own forward. Both do the same five things.
 
-lay     the texts of all groups as a batch, whose places count its tokens row after row
+build_batch  the texts of all groups as a batch, whose places count its tokens row after row
 logits  those after the tokens at P places, shape ``(P, vocabulary)``
 loss    Σ −log p of the tokens ``targets (N,)`` after those at N places, which are ``sent`` to the device, too: a
         scalar, float32 or wider. Without a target it is zero, but still depends on every parameter, so that a process
@@ -70,7 +70,7 @@ class Own(_Model):
     pads = False
 
     @staticmethod
-    def lay(groups: PromptGroups, device: torch.device) -> Batch:
+    def build_batch(groups: PromptGroups, device: torch.device) -> Batch:
         tokens, rows, paths = concatenate(groups, device)
         return Batch(send([tokens], device), paths, rows.real, rows)
 
@@ -108,7 +108,7 @@ class Transformers(_Model):
     pads = True
 
     @staticmethod
-    def lay(groups: PromptGroups, device: torch.device) -> Batch:
+    def build_batch(groups: PromptGroups, device: torch.device) -> Batch:
         rows = list(chain.from_iterable(groups))
         longest = max(len(row) for row in rows)
         padded = [[*row, *[row[-1]] * (longest - len(row))] for row in rows]

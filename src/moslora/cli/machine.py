@@ -41,10 +41,10 @@ def check(
     if target is not None:
         recipe, model = early.recipe_or_model(target, overrides or ())
     with options.importing():
-        from moslora.check.check import check as check_device
-        from moslora.check.check import not_compared, real_step, to_json
-        from moslora.check.piece import TITLES, said_of
         from moslora.processes.devices import device, say_device
+        from moslora.selfcheck.check import check as check_device
+        from moslora.selfcheck.check import not_compared, real_step, to_json
+        from moslora.selfcheck.piece import TITLES, said_of
 
     with redirect_stdout(sys.stderr if as_json else sys.stdout):
         step = real_step(recipe) if recipe else None  # first: on a CPU its memory is the process's peak

@@ -19,7 +19,7 @@ from moslora.cli.usage import TyperUsageError, one_line
 from moslora.console import drop_output
 from moslora.errors import MosloraError, Terminated, UsageError, stopped
 from moslora.files import disk_fault
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 from moslora.process_rank import launched
 from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher
 from moslora.version import __version__
@@ -101,7 +101,7 @@ def main() -> None:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         with stopped("stopped"):  # before a command starts
-            left_out()  # refuses what is no piece
+            disabled_kernels()  # refuses what is no piece
             app(prog_name="moslora")  # also for `python -m moslora`
     except Exception as error:
         fault = error if isinstance(error, MosloraError) else disk_fault(error)

@@ -144,7 +144,7 @@ def collate(
     device: torch.device,
     tasks: Sequence[str] = (),
     share: bool = False,
-    lay: Callable[[PromptGroups, torch.device], Batch] = Own.lay,
+    build_batch: Callable[[PromptGroups, torch.device], Batch] = Own.build_batch,
 ) -> MicroBatch:
     """A micro-batch of ``rows``; no rows become one token without a label.
 
@@ -154,13 +154,13 @@ def collate(
         device: of the tensors.
         tasks: each has its position as number, and all other tasks the next one.
         share: tokens that all rows begin with are computed once; see `moslora.adapters.shares_beginnings`.
-        lay: of the engine.
+        build_batch: method of the engine that builds the batch.
     """
     if not rows:
         rows = [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]
     texts = [row.input_ids for row in rows]
     groups = [texts] if share else [[text] for text in texts]
-    batch = lay(groups, device)
+    batch = build_batch(groups, device)
     numbers = {name: number for number, name in enumerate(tasks)}
     task_of_token = [len(numbers)] * batch.input_ids.numel()
     predicted_from: list[int] = []

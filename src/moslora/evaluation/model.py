@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.adapters import Families, describe_task
+from moslora.adapters import SharedInputLayers, describe_task
 from moslora.base.decoding import Ended
 from moslora.base.engines import Engine, engine_of, generate
 from moslora.base.sharded import join_uneven_passes
@@ -83,9 +83,9 @@ class Local:
         return engine_of(self.model)
 
     @cached_property
-    def folded_layers(self) -> Families:
+    def folded_layers(self) -> SharedInputLayers:
         """The adapters whose factors are folded for each block."""
-        return Families(self.model)
+        return SharedInputLayers(self.model)
 
     @cached_property
     def alone(self) -> "Local":
@@ -149,7 +149,7 @@ class Local:
         """Log p of the answers' tokens of a batch, end to end; on its way to the host."""
         rows = [_rows(question, one_prompt=one_prompt) for question in questions]
         groups = [[row for its in rows for row in its]] if one_prompt else rows
-        batch = self.engine.lay(groups, self.model.device)
+        batch = self.engine.build_batch(groups, self.model.device)
         paths = iter(batch.paths)
         places: list[int] = []  # of the tokens that a scored one follows
         targets: list[int] = []

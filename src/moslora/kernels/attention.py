@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from moslora.errors import UsageError
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 from moslora.kernels.rows import Rows, send
 from moslora.processes.devices import has_flash_attention
 
@@ -68,7 +68,7 @@ def as_rows(rows: Rows | Remembering) -> dict[str, Any]:
 
 def kernel(device: torch.device, dtype: torch.dtype, size: int) -> str:
     """Name of the way in which attention of rows is computed; ``size`` is the number of entries of a head."""
-    if "attention" in left_out():
+    if "attention" in disabled_kernels():
         return PLAIN
     if device.type == "cpu":
         return GROUPED

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 
 WITHIN = "within the products"
 MOST_ROWS_OF_A = 512
@@ -70,7 +70,7 @@ class Dropout(nn.Module):
     @staticmethod
     def kernel(x: Tensor) -> str:
         """How the entries of ``x`` to drop are drawn."""
-        if "dropout" in left_out():
+        if "dropout" in disabled_kernels():
             return "by mask"
         if x.device.type == "cpu":
             return "by places"
@@ -85,7 +85,7 @@ def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Te
         return x if plus is None else x.add_(plus)
     if drawn.dtype == torch.float64:
         drawn = _mask(x, drawn)
-    if "dropout" in left_out():
+    if "dropout" in disabled_kernels():
         return x * drawn if plus is None else x * drawn + plus
     if drawn.dtype != torch.bool:
         entries = x.view(-1) if in_place or plus is not None else x.reshape(-1).clone()

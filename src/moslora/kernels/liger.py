@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from moslora.console import note
 from moslora.errors import MosloraError, first_line
 from moslora.kernels.dropout import Dropout
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 from moslora.processes.devices import as_current, device, gpus, wait_for
 from moslora.processes.group import all_gather
 
@@ -44,13 +44,13 @@ def there() -> bool:
 
 def installed() -> bool:
     """Whether these kernels are used: Liger-Kernel is there, and works in this process and those of its group."""
-    return "liger" not in left_out() and not _fails_elsewhere.is_set() and fault() is None
+    return "liger" not in disabled_kernels() and not _fails_elsewhere.is_set() and fault() is None
 
 
 def agree() -> None:
     """Has the processes of the group use these kernels if they work in all, and none of them otherwise: the steps of
     one run must not be computed in two ways."""
-    if "liger" in left_out():
+    if "liger" in disabled_kernels():
         return
     faults = all_gather(fault())
     if all(found == "" for found in faults):

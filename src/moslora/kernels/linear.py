@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 
 PACKED = "oneDNN, packed"
 IN_FLOAT32 = "torch, in float32"
@@ -36,7 +36,7 @@ def own_linear(module: nn.Module) -> nn.Module | None:
 
 def kernel(device: torch.device, dtype: torch.dtype) -> str:
     """Name of what computes a frozen linear layer."""
-    if device.type != "cpu" or "linear" in left_out():
+    if device.type != "cpu" or "linear" in disabled_kernels():
         return "torch"
     if torch.backends.mkldnn.is_available():
         if dtype == torch.float32:
@@ -107,7 +107,7 @@ def add_product(base: nn.Module, x: Tensor, u: Tensor, b: Tensor) -> Tensor:
     """
     if x.device.type == "cpu" or not isinstance(base, FrozenLinear) or base.bias is not None:
         return F.linear(u, b).add_(base(x))
-    if "adapters" in left_out() or not x.dtype == u.dtype == base.weight.dtype:  # autocast may choose another
+    if "adapters" in disabled_kernels() or not x.dtype == u.dtype == base.weight.dtype:  # autocast may choose another
         return F.linear(u, b).add_(base(x))
     y = u.reshape(-1, u.shape[-1]) @ b.T
     return y.addmm_(x.reshape(-1, x.shape[-1]), base.weight.T).view(*x.shape[:-1], -1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moslora.kernels.linear import product
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 from moslora.kernels.rows import send
 from moslora.kernels.vocabulary import exact_log_sum, exact_logits, label_loss, pieces, sizes
 
@@ -20,7 +20,7 @@ from moslora.kernels.vocabulary import exact_log_sum, exact_logits, label_loss, 
 def sum_of_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Σ_i −log p(y_i), a scalar, float32 or wider, with a gradient for h: ``hidden`` ``(N, H)``, ``weight`` ``(V, H)``,
     ``labels`` int64 ``(N,)``."""
-    if "loss" in left_out():
+    if "loss" in disabled_kernels():
         return plain_loss(hidden, weight, labels)
     loss: Tensor = ChunkedLoss.apply(hidden, weight, labels)
     return loss
@@ -94,7 +94,7 @@ def log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], tar
         places: P rows of h; those that repeat are computed once.
         targets: P token ids.
     """
-    if "loss" in left_out():
+    if "loss" in disabled_kernels():
         return plain_log_probabilities(hidden, weight, places, targets)
     distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
     states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)

@@ -16,7 +16,7 @@ PIECES = ("adapters", "attention", "dropout", "liger", "linear", "loss", "mlp", 
 
 
 @cache
-def left_out() -> frozenset[str]:
+def disabled_kernels() -> frozenset[str]:
     """Those of :data:`PIECES` that the environment names.
 
     Raises:

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moslora.kernels.dropout import drops_within, without
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 
 
-class Again:
+class Recomputable:
     """How the backward pass gets an activation x: by ``make(*parts)``, once for all adapters that read x; without
     ``make`` x is its only part, and is kept.
 
@@ -46,12 +46,12 @@ class Again:
 def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
     """``x``, which ``make(*parts)`` computes again, exactly, from parts that are kept anyway. No one may change it.
 
-    That is noted on x itself, as its attribute ``again``, which only :func:`project` reads: the model's own code hands
-    x on from a norm to its readers, and nothing else; and the note lives as long as x does. A weak dictionary of
+    That is noted on x itself, as its attribute ``recomputable``, which only :func:`project` reads: the model's own code
+    hands x on from a norm to its readers, and nothing else; and the note lives as long as x does. A weak dictionary of
     tensors would take microseconds each time.
     """
     if torch.is_grad_enabled():
-        x.again = Again(make), [part.detach() for part in parts]  # type: ignore[attr-defined]
+        x.recomputable = Recomputable(make), [part.detach() for part in parts]  # type: ignore[attr-defined]
     return x
 
 
@@ -60,10 +60,10 @@ def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]
 
     ``a`` is A, ``(r, in_features)``, in the dtype of ``x (..., in_features)``; ``drawn`` is of :meth:`Dropout.draw`.
     """
-    if not torch.is_grad_enabled() or "adapters" in left_out():
+    if not torch.is_grad_enabled() or "adapters" in disabled_kernels():
         return F.linear(without(x, drawn), a), x
-    again, parts = getattr(x, "again", None) or (Again(None), [x.detach()])
-    found = _Projection.apply(x, a, drawn, again, *parts)
+    recomputable, parts = getattr(x, "recomputable", None) or (Recomputable(None), [x.detach()])
+    found = _Projection.apply(x, a, drawn, recomputable, *parts)
     if x.requires_grad:
         return found  # h and x
     return found, x
@@ -73,12 +73,14 @@ class _Projection(torch.autograd.Function):
     """With G the gradient of h, and G' of x in other products: dA = Gᵀ (x without), dx = (G A) without + G'."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, drawn: Tensor | None, again: Again, *parts: Tensor) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, drawn: Tensor | None, recomputable: Recomputable, *parts: Tensor
+    ) -> Any:
         x_learns, a_learns, *_ = ctx.needs_input_grad
-        ctx.again = again
+        ctx.recomputable = recomputable
         ctx.parts = len(parts)
         if a_learns:
-            again.readers += 1
+            recomputable.readers += 1
             ctx.save_for_backward(a, drawn, *parts)
         else:
             ctx.save_for_backward(a, drawn)
@@ -97,7 +99,7 @@ class _Projection(torch.autograd.Function):
         gradient = gradient.to(a.dtype)  # under autocast it has another dtype
         d_x = d_a = x = None
         if a_learns:
-            x, in_place = ctx.again.made(parts)
+            x, in_place = ctx.recomputable.made(parts)
         if drawn is not None and drops_within(drawn, a):
             found = torch.ops.moslora.project_backward(gradient, a, x, of_x, *drawn.tolist())
             d_x = found.pop() if x_learns else None

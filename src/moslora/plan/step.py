@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, Families, named_adapters
+from moslora.adapters import AdapterLinear, SharedInputLayers, named_adapters
 from moslora.base.adapted import own_parameters
 from moslora.base.engines import engine_of
 from moslora.base.load import recompute_layers
@@ -81,7 +81,7 @@ def measure(
         work = replace(work, lengths=(max(work.lengths),) * len(work.lengths))
     part = work.of(default_micro_batch_tokens(on_gpu=on_gpu))
     few, counts = _one_layer_of_each_kind(model, dtype)
-    with _Live() as live, Families(model).folded(dtype):
+    with _Live() as live, SharedInputLayers(model).folded(dtype):
         factors = live.bytes  # of all layers, as they are folded at once
     if on_gpu:
         place = "meta"
@@ -91,7 +91,7 @@ def measure(
         kernels = FakeTensorMode(allow_non_fake_inputs=True)
     with kernels:
         few.to_empty(device=place)
-    with kernels, _Live() as live, Families(few).folded(dtype):
+    with kernels, _Live() as live, SharedInputLayers(few).folded(dtype):
         if checkpointing:
             recompute_layers(few)
         few.enable_input_require_grads()  # as in all layers but the first, the input has a gradient
@@ -99,7 +99,7 @@ def measure(
             if weight.requires_grad:  # its gradient, which only the first step of a run has to allocate
                 weight.grad = torch.zeros_like(weight)
         objective = LabelLoss(few).train()
-        batch = collate(_rows(part), device=few.device, lay=engine.lay)
+        batch = collate(_rows(part), device=few.device, build_batch=engine.build_batch)
         with torch.no_grad():
             objective(replace(batch, predicted_from=[], labels=batch.labels[:0]))  # finds what all layers share
         before = live.bytes

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import Families, describe_batch, named_adapters, task_names
+from moslora.adapters import SharedInputLayers, describe_batch, named_adapters, task_names
 from moslora.adapters.start import leave_residual
 from moslora.base.adapted import adapter_state
 from moslora.base.engines import engine_of
@@ -138,10 +138,10 @@ def row_losses(model: PreTrainedModel, rows: Sequence[Encoded]) -> list[float]:
     tokens = default_micro_batch_tokens(on_gpu=model.device.type != "cpu")
     names = task_names(model)
     losses = [0.0] * len(rows)
-    with Families(model).folded(model.dtype):
+    with SharedInputLayers(model).folded(model.dtype):
         for places in cut([len(row.input_ids) for row in rows], tokens=tokens, pads=engine.pads):
             together = [rows[place] for place in places]
-            batch = collate(together, device=model.device, tasks=names, lay=engine.lay)
+            batch = collate(together, device=model.device, tasks=names, build_batch=engine.build_batch)
             describe_batch(model, tokens=batch.real, tasks=batch.tasks)
             log_p = engine.log_p(batch, batch.predicted_from, batch.labels.tolist())
             of_rows = log_p.double().cpu().split([label_count([row]) for row in together])

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.adapters import AdapterLinear, Families, describe_batch, layers_of, shares_beginnings
+from moslora.adapters import AdapterLinear, SharedInputLayers, describe_batch, layers_of, shares_beginnings
 from moslora.base.engines import Engine, engine_of
 from moslora.data.encode import Encoded
 from moslora.data.prepared import Replay, RowTable
@@ -56,9 +56,9 @@ class Parts:
         return layers_of(self.model)
 
     @cached_property
-    def families(self) -> Families:
+    def folded_layers(self) -> SharedInputLayers:
         """The same, by what they read."""
-        return Families(self.model, parts=self._buckets)
+        return SharedInputLayers(self.model, parts=self._buckets)
 
     @cached_property
     def gradients(self) -> GradientSum:
@@ -114,7 +114,7 @@ class Parts:
         """``rows`` on this process's device, for a pass in training or without dropout."""
         share = self._shares[training]
         device = self.accelerator.device
-        return collate(rows, device=device, tasks=self.tasks, share=share, lay=self.engine.lay)
+        return collate(rows, device=device, tasks=self.tasks, share=share, build_batch=self.engine.build_batch)
 
 
 def train(
@@ -281,7 +281,7 @@ def _gradient(parts: Parts, rows: Sequence[Encoded]) -> Iterator[Tensor]:
     for number, of_pass in enumerate(passes, start=1):
         batch = parts.micro_batch(of_pass, training=True)
         weight = sum(len(row.input_ids) for row in of_pass) / tokens
-        with parts.families.folded(parts.model.dtype):
+        with parts.folded_layers.folded(parts.model.dtype):
             loss, penalty = parts.objective(batch)
             losses = torch.stack([loss / labels, penalty * weight])
             if number == 1:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moslora.adapters import Magnitude, Mixer, layers_of
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 from moslora.recipe import TrainingSection
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -42,7 +42,7 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
         params = [parameter for parameter in parameters if parameter.requires_grad]
         if params:
             learned.append({"params": params, "lr": lr, "initial_lr": lr, "weight_decay": weight_decay})
-    is_fused = "optimizer" not in left_out()
+    is_fused = "optimizer" not in disabled_kernels()
     return torch.optim.AdamW(learned, betas=training.betas, eps=training.eps, fused=is_fused)
 
 

@@ -18,7 +18,7 @@ from moslora.data.steps import StepPlan
 from moslora.kernels import attention, liger, linear, norm
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.mlp import GatedMLP
-from moslora.kernels.plain import VARIABLE, left_out
+from moslora.kernels.plain import VARIABLE, disabled_kernels
 from moslora.kernels.rotary import RotaryAttention
 from moslora.processes.devices import device_name, gpus, total_memory
 from moslora.processes.group import group_size
@@ -114,8 +114,8 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
             found["MLP"] = "activation computed again, Liger" if by_liger else "activation computed again"
         elif isinstance(module, Dropout) and module.p:
             found["dropout"] = Dropout.kernel(torch.empty(0, device=device, dtype=model.dtype))
-    if left_out():
-        found[VARIABLE] = ",".join(sorted(left_out()))
+    if disabled_kernels():
+        found[VARIABLE] = ",".join(sorted(disabled_kernels()))
     if of_attention:
         found["attention"] = ", ".join(sorted(of_attention))
     return found

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import adam
 
-from moslora.adapters import MIXERS, families
+from moslora.adapters import MIXERS, shared_inputs
 from moslora.base import quantized
-from moslora.check.piece import PLAIN_STEP
-from moslora.check.steps import CHECKPOINTING
 from moslora.kernels import attention, dropout, linear, loss, mlp, norm, recompute, rotary
 from moslora.kernels.cache import CachedPass, KeyValueCache
 from moslora.kernels.rows import Group
 from moslora.kernels.vocabulary import Piece
+from moslora.selfcheck.piece import PLAIN_STEP
+from moslora.selfcheck.steps import CHECKPOINTING
 from moslora.training import loop
 
 
@@ -81,7 +81,7 @@ def doubled(family: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
     return 2 * a, *b
 
 
-right_factors = families.Family.forward
+right_factors = shared_inputs.Family.forward
 
 
 def faster(*given: Any, lr: float, **options: Any) -> None:
@@ -175,7 +175,7 @@ FAULTS = {
     ),
     "attention, sign": Fault("attention", "attention", backward_times(attention._Grouped, 1, -1)),
     "attention, scale": Fault("attention", "attention", (attention._Grouped, "forward", staticmethod(unscaled))),
-    "adapters, scale": Fault("adapters", "adapters, dense", (families.Family, "forward", doubled)),
+    "adapters, scale": Fault("adapters", "adapters, dense", (shared_inputs.Family, "forward", doubled)),
     **{
         f"adapters, {kind}": Fault(
             "adapters", f"adapters, {kind}", backward_times(recompute._Projection, 1, -1), in_step=kind == "dense"

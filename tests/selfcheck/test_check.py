@@ -9,16 +9,16 @@ from transformers import Gemma2Config, LlamaConfig
 
 from cli_kit import run
 from message_kit import says
-from moslora.check import check, pieces, steps
-from moslora.check import piece as measure
-from moslora.check.piece import distance
-from moslora.check.pieces import quantized_pieces
-from moslora.check.steps import SMALL_LLAMA, whole_pieces
-from moslora.kernels.plain import PIECES, left_out
+from moslora.kernels.plain import PIECES, disabled_kernels
 from moslora.processes.devices import multiplies_bfloat16
+from moslora.selfcheck import check, pieces, steps
+from moslora.selfcheck import piece as measure
+from moslora.selfcheck.piece import distance
+from moslora.selfcheck.pieces import quantized_pieces
+from moslora.selfcheck.steps import SMALL_LLAMA, whole_pieces
 from moslora.training import train_recipe
 from moslora.training.optimizer import build_optimizer
-from tests.check.faults import FAULTS, planted
+from tests.selfcheck.faults import FAULTS, planted
 
 WHOLE = whole_pieces(SMALL_LLAMA)
 STEP = replace(WHOLE[0], draws=1)
@@ -44,10 +44,10 @@ def in_a_moment(monkeypatch):
 def leaving_out(monkeypatch):
     def leave_out(part):
         monkeypatch.setenv("MOSLORA_PLAIN", part)
-        left_out.cache_clear()
+        disabled_kernels.cache_clear()
 
     yield leave_out
-    left_out.cache_clear()
+    disabled_kernels.cache_clear()
 
 
 def all_pieces():

@@ -1,5 +1,5 @@
 """A training step of two processes, with the base whole in each (``ddp``) and shared out (``fsdp``), against that of
-one: python -m moslora.check.processes FOLDER"""
+one: python -m moslora.selfcheck.processes FOLDER"""
 
 import sys
 import tempfile
@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from moslora.check.piece import Draw, Finding, distance
-from moslora.check.steps import MICRO_BATCH_TOKENS, ROWS, SMALL_LLAMA, small_model
 from moslora.choices import Strategy
 from moslora.data.prepared import RowTable
 from moslora.data.steps import collate, label_count
@@ -21,6 +19,8 @@ from moslora.processes.devices import device, gpus
 from moslora.processes.group import process_group, take_gpu
 from moslora.processes.launch import launch
 from moslora.recipe import TrainingSection
+from moslora.selfcheck.piece import Draw, Finding, distance
+from moslora.selfcheck.steps import MICRO_BATCH_TOKENS, ROWS, SMALL_LLAMA, small_model
 from moslora.training.loop import Parts, accumulate
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer

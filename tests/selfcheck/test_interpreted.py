@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moslora.check.piece import measure
-from moslora.check.pieces import ODD_RANK, PIECES, dropout
 from moslora.kernels import liger
 from moslora.kernels.dropout import WITHIN, Dropout
+from moslora.selfcheck.piece import measure
+from moslora.selfcheck.pieces import ODD_RANK, PIECES, dropout
 from tests.kernels.test_liger import on_any_device  # noqa: F401 — a fixture
 
 CAN_RUN = liger.installed() and os.environ.get("TRITON_INTERPRET") == "1"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from message_kit import says
-from moslora.check import processes
-from moslora.check.piece import said_of
+from moslora.selfcheck import processes
+from moslora.selfcheck.piece import said_of
 from training_kit import in_processes
 
 

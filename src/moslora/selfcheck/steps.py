@@ -10,16 +10,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
-from moslora.adapters import Families
+from moslora.adapters import SharedInputLayers
 from moslora.base.engine import use_own_modules
 from moslora.base.engines import Own, Transformers, engine_of
 from moslora.base.load import recompute_layers
 from moslora.base.twin import small_config
-from moslora.check.piece import PLAIN_STEP, Draw, Piece
 from moslora.data.encode import Encoded
 from moslora.data.prepared import RowTable
 from moslora.data.steps import StepPlan, collate, label_count
 from moslora.recipe import TrainingSection
+from moslora.selfcheck.piece import PLAIN_STEP, Draw, Piece
 from moslora.training.loop import Parts, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
@@ -56,8 +56,8 @@ def training_step(draw: Draw, *, config: PretrainedConfig, checkpointing: bool) 
     model = small_model(draw, config)
     if checkpointing and not draw.plain:
         recompute_layers(model.train())
-    batch = collate(ROWS, device=draw.device, share=True, lay=engine_of(model).lay)
-    with Families(model).folded(draw.dtype):
+    batch = collate(ROWS, device=draw.device, share=True, build_batch=engine_of(model).build_batch)
+    with SharedInputLayers(model).folded(draw.dtype):
         loss, _ = LabelLoss(model).train()(batch)
         gradients = torch.autograd.grad(loss, draw.learned)
     draw.learned.clear()
@@ -77,7 +77,7 @@ def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
         adamw = torch.optim.AdamW(draw.learned, settings.learning_rate, settings.betas, settings.eps, weight_decay=0)
         for step in range(len(plan)):
             rows = [ROWS[row] for row in plan[step]]
-            loss, _ = LabelLoss(model)(collate(rows, device=draw.device, lay=Transformers.lay))
+            loss, _ = LabelLoss(model)(collate(rows, device=draw.device, build_batch=Transformers.build_batch))
             losses.append(loss / label_count(rows))
             losses[-1].backward()
             nn.utils.clip_grad_norm_(draw.learned, settings.max_grad_norm)

@@ -18,9 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from moslora.adapters import MIXERS, Families, describe_batch, named_adapters
+from moslora.adapters import MIXERS, SharedInputLayers, describe_batch, named_adapters
 from moslora.base.quantized import PACKED_ROWS, fix_layers
-from moslora.check.piece import PLAIN_STEP, RANK, TOLERANCES, Draw, Piece
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import attend, plain_attention
 from moslora.kernels.cache import CachedPass, KeyValueCache
@@ -33,6 +32,7 @@ from moslora.kernels.rotary import Turned
 from moslora.kernels.rows import Rows, send
 from moslora.processes.devices import unused_memory
 from moslora.recipe import TrainingSection
+from moslora.selfcheck.piece import PLAIN_STEP, RANK, TOLERANCES, Draw, Piece
 from moslora.training.optimizer import build_optimizer, update
 
 UNEVEN = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -205,7 +205,7 @@ def adapters(draw: Draw, *, kind: str) -> Sequence[Tensor]:
     tasks = {"tasks": ["this", "that"]} if kind == "task-gate" else {}
     draw.adapt(model, [*outputs], kind=kind, **tasks)
     describe_batch(model, tasks=send([1], draw.device))
-    with Families(model).folded(draw.dtype):
+    with SharedInputLayers(model).folded(draw.dtype):
         return [layer(x) for _, layer in named_adapters(model)]
 
 

@@ -94,7 +94,7 @@ class Piece:
     Attributes:
         part: its name among `moslora.kernels.plain.PIECES`, or the setting under which runs do without it.
         compute: what is computed from the inputs, by the plain formula where they say so.
-        tolerances: the largest `moslora.check.piece.distance`, by dtype in which it is compared.
+        tolerances: the largest `moslora.selfcheck.piece.distance`, by dtype in which it is compared.
         draws: how many random inputs are compared. Of several, the mean distance is compared with :data:`TIMES_PLAIN`
             times that of the plain formula in the same dtype, if this is more than the tolerance.
     """
@@ -117,7 +117,7 @@ class Finding:
     """What was found of a piece in one dtype.
 
     Attributes:
-        part: of `moslora.check.piece.Piece`.
+        part: of `moslora.selfcheck.piece.Piece`.
         off: the largest distance of a result or a gradient; infinite after a fault.
         fault: what ended it, if anything did.
         fits: whether the GPU's memory is enough for the comparison.

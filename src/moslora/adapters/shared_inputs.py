@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from moslora.adapters.factors import Factors
 from moslora.adapters.injection import named_adapters
 from moslora.adapters.linear import AdapterLinear
-from moslora.kernels.plain import left_out
+from moslora.kernels.plain import disabled_kernels
 
 READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of layers that read the same x, where they are parts of one module."""
@@ -45,7 +45,7 @@ Alike = Sequence[tuple[Family, dict[str, Tensor]]]
 """Families that differ in their weights alone, each with these."""
 
 
-class Families:
+class SharedInputLayers:
     """The adapters of ``model``, whose layers and weights stay the same objects; none that compute plainly. They are
     folded in ``parts``, which gradient checkpointing allows no more than one of."""
 
@@ -75,7 +75,7 @@ class Families:
         Inside, the weights must not change, and at most one backward pass runs.
         """
         try:
-            if "adapters" not in left_out():
+            if "adapters" not in disabled_kernels():
                 first, *later = self._parts
                 _fold_part(first, dtype)
                 for part in later:

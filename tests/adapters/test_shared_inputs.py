@@ -10,7 +10,7 @@ from torch import nn
 from moslora.adapters import (
     MIXERS,
     AdapterLinear,
-    Families,
+    SharedInputLayers,
     adapter_penalty,
     build_mixer,
     describe_batch,
@@ -53,7 +53,7 @@ def gradients(model, ids, *, at_once, checkpointing=False):
         return logits.detach()
 
     if at_once:
-        with Families(model).folded(torch.float64):
+        with SharedInputLayers(model).folded(torch.float64):
             assert all(layer in layer.context.factors for _, layer in named_adapters(model))
             logits = run()
     else:
@@ -102,7 +102,7 @@ def test_layers_that_read_the_same_drop_the_same(kernel, monkeypatch):
 
     expected = [of(layer, x, dropped[0]) for layer in layers.values()] + [of(layers["v_proj"], other, dropped[1])]
     torch.manual_seed(1)
-    with Families(model).folded(torch.float64):
+    with SharedInputLayers(model).folded(torch.float64):
         found = [layer(x) for layer in layers.values()] + [layers["v_proj"](other)]
     results = []
     for outputs in (found, expected):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moslora.check import processes
+from moslora.selfcheck import processes
 from moslora.training import loop
 
 right = loop.accumulate

@@ -13,19 +13,19 @@ from moslora.base.check import choose_engine
 from moslora.base.engines import engine_of
 from moslora.base.failures import or_out_of_memory
 from moslora.base.shapes import meta_model
-from moslora.check.piece import Finding, measure
-from moslora.check.pieces import PIECES, quantized_pieces
-from moslora.check.processes import two_processes
-from moslora.check.steps import SMALL_LLAMA, whole_pieces
 from moslora.data.steps import default_micro_batch_tokens, label_count
 from moslora.kernels import liger
-from moslora.kernels.plain import VARIABLE, left_out
+from moslora.kernels.plain import VARIABLE, disabled_kernels
 from moslora.plan.duration import cost, gpus_with, on_this_cpu, timed_step
 from moslora.plan.memory import Devices, memory
 from moslora.plan.outline import outline
 from moslora.plan.plan import gigabytes
 from moslora.processes.devices import device, device_name, gpus, multiplies_bfloat16, total_memory
 from moslora.recipe import ModelSection, Recipe
+from moslora.selfcheck.piece import Finding, measure
+from moslora.selfcheck.pieces import PIECES, quantized_pieces
+from moslora.selfcheck.processes import two_processes
+from moslora.selfcheck.steps import SMALL_LLAMA, whole_pieces
 from moslora.training.loop import rehearse
 from moslora.training.prepare import gather_inputs, prepare
 from moslora.training.tracking import peak_memory_gb
@@ -62,7 +62,7 @@ def check(section: ModelSection | None = None) -> Iterator[Finding]:
         sizes |= {name: getattr(text, name) for name in SIZES if getattr(text, name, None)}
     for piece in (*PIECES, *quantized_pieces(), *whole_pieces(config)):
         for dtype in piece.tolerances:
-            if piece.part not in left_out() and (dtype != torch.bfloat16 or multiplies_bfloat16(device())):
+            if piece.part not in disabled_kernels() and (dtype != torch.bfloat16 or multiplies_bfloat16(device())):
                 yield measure(piece, SimpleNamespace(**sizes), device(), dtype)
     yield from two_processes()
 
@@ -73,8 +73,8 @@ def not_compared(findings: Iterable[Finding]) -> list[str]:
     for finding in findings:
         if not finding.fits:
             lines.append(f"not compared: {finding.name} in {finding.dtype}, as the GPU has too little free memory")
-    if left_out():
-        lines.append(f"left out by {VARIABLE}, and not compared: {', '.join(sorted(left_out()))}")
+    if disabled_kernels():
+        lines.append(f"left out by {VARIABLE}, and not compared: {', '.join(sorted(disabled_kernels()))}")
     if not multiplies_bfloat16(device()):
         lines.append("not compared: bfloat16, which this device does not multiply")
     if gpus() == 1:
