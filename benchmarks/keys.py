@@ -1,9 +1,9 @@
-"""Write the tables of keys in `docs/coming-from.md` from `src/moslora/recipe/elsewhere.yaml`; `make docs` runs it."""
+"""Write the tables of keys in `docs/coming-from.md` from `recipe/other_programs.yaml`; `make docs` runs it."""
 
 import re
 from pathlib import Path
 
-from moslora.recipe.elsewhere import known
+from moslora.recipe.other_programs import translations
 
 PAGE = Path(__file__).parents[1] / "docs/coming-from.md"
 
@@ -16,7 +16,7 @@ def with_tables(page: str) -> str:
 def _table(found: re.Match[str]) -> str:
     programs = [column.strip() for column in found[1].split("|")]
     lines = [f"| moslora |{found[1]}|", f"|---{'|---' * len(programs)}|"]
-    for key, theirs in known()["keys"].items():
+    for key, theirs in translations()["keys"].items():
         cells = "".join(f" {theirs[program]} |" if program in theirs else " |" for program in programs)
         if cells.strip(" |"):
             lines.append(f"| `{key}` |{cells}")

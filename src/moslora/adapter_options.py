@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import PositiveFloat, SerializeAsAny
 
 from moslora.mixer_options import INVERTIBLE, WELL_CONDITIONED, Conflicts, DenseOptions, Options
-from moslora.strict import Modules, Share, Size, StrictModel
+from moslora.schema import Modules, Share, Size, StrictModel
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 

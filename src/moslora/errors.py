@@ -107,7 +107,7 @@ def needing(package: str, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def stopped(message: str) -> Iterator[None]:
+def on_interrupt(message: str) -> Iterator[None]:
     """Turns Ctrl-C or SIGTERM inside the block into an `Interrupted` with ``message``."""
     try:
         yield

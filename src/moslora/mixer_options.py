@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from moslora.strict import Size, StrictModel
+from moslora.schema import Size, StrictModel
 
 Conflicts = Iterator[tuple[str, str]]
 """The dotted keys of the options that do not go together, the best one to change first; what is wrong, and the fix."""

@@ -13,7 +13,7 @@ from moslora.compare.conclusion import conclusions, lines
 from moslora.compare.display import tables
 from moslora.console import say
 from moslora.convert.merge import merge
-from moslora.errors import UsageError, stopped
+from moslora.errors import UsageError, on_interrupt
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.files import in_use, refuse_used
@@ -61,7 +61,7 @@ def seconds(size: SizeName, speed: float) -> float:
     return SECONDS_BESIDE + (TRAINED / part + VALIDATED + ASKED * questions) / speed
 
 
-@stopped("stopped: the work so far is saved, and the same command continues from there")
+@on_interrupt("stopped: the work so far is saved, and the same command continues from there")
 def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[str]], list[str]]:
     """Runs all steps in the folder ``out``, or those that are left there.
 

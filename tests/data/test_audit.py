@@ -11,7 +11,7 @@ import pytest
 from data_kit import COUNTED, rows, sample, smollm2
 from moslora.data import audit, overlap
 from moslora.data.audit import Overlap, audit_rows, count_overlaps
-from moslora.data.overlap import content, digest, normalized, read_back
+from moslora.data.overlap import content, digest, normalized, parse_row
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS
 from moslora.prompts.instructions import llm_adapters_row
@@ -137,7 +137,7 @@ def test_what_an_instruction_row_says():
     assert content(reasoned) == content(question)
     assert content(replace(plain, gold=2)) != content(question)
     for free in (replace(plain, choices=("Trees.",)), replace(plain, question="What grows?")):
-        assert read_back(free) is free
+        assert parse_row(free) is free
         assert content(free).choices == () and not leaked([free], [question])
 
 

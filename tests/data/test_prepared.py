@@ -14,7 +14,7 @@ from moslora.data import prepared
 from moslora.data.encode import Encoder, encode_examples
 from moslora.data.overlap import digest
 from moslora.data.prepared import RunRows
-from moslora.data.select import cap, set_aside
+from moslora.data.select import hold_out, limit_rows
 from moslora.data.sources import data_hash, load_examples, load_training
 from moslora.data.steps import label_count
 from moslora.errors import UsageError
@@ -54,8 +54,8 @@ def test_cached_rows_are_the_fresh_ones(recipe, cache, made, change):
     """Every row, the batches of them, what is counted, recorded and said; first from memory, then from the disk."""
     own = recipe(change)
     rows = load_training(own.training_tasks, source=own.data.source)
-    chosen = cap(rows, rows=own.data.rows, seed=own.seed)
-    trained, aside = set_aside(chosen, validation_rows=own.data.validation_rows, seed=own.seed)
+    chosen = limit_rows(rows, rows=own.data.rows, seed=own.seed)
+    trained, aside = hold_out(chosen, validation_rows=own.data.validation_rows, seed=own.seed)
     encoder = Encoder(load_tokenizer(own.model), max_length=own.data.max_length)
     fresh, validation = (
         encode_examples(examples, FORMATS[own.data.format], encoder, loss_on=own.data.loss_on)

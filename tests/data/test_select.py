@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from evaluation_kit import make_examples
-from moslora.data.select import cap, set_aside
+from moslora.data.select import hold_out, limit_rows
 from moslora.errors import UsageError
 from moslora.recipe import DataSection
 
@@ -23,26 +23,26 @@ def counts(examples):
 
 
 def test_a_cap_draws_from_each_task_and_a_larger_one_keeps_the_smaller():
-    small = cap(EXAMPLES, rows=10, seed=1)
-    large = cap(EXAMPLES, rows=35, seed=1)
+    small = limit_rows(EXAMPLES, rows=10, seed=1)
+    large = limit_rows(EXAMPLES, rows=35, seed=1)
     assert counts(small) == [10, 10]
     assert counts(large) == [35, 30]
     assert set(ids(small)) < set(ids(large))
     assert ids(small) != ids(EXAMPLES)[:10] + ids(EXAMPLES)[40:50], "a draw, not the beginning"
     assert ids(small) == sorted(ids(small), key=ids(EXAMPLES).index), "in the source's order"
-    assert ids(cap(EXAMPLES, rows=10, seed=2)) != ids(small)
-    assert len(cap(EXAMPLES, rows={"boolq": 3}, seed=1)) == 33
-    assert cap(EXAMPLES, rows=None, seed=1) == EXAMPLES
+    assert ids(limit_rows(EXAMPLES, rows=10, seed=2)) != ids(small)
+    assert len(limit_rows(EXAMPLES, rows={"boolq": 3}, seed=1)) == 33
+    assert limit_rows(EXAMPLES, rows=None, seed=1) == EXAMPLES
 
 
 def test_validation_rows_are_set_aside_with_all_their_repetitions():
     repeated = EXAMPLES + [replace(example, id=f"{example.id}-again") for example in EXAMPLES]
-    train, validation = set_aside(repeated, validation_rows=12, seed=0)
+    train, validation = hold_out(repeated, validation_rows=12, seed=0)
     assert len(validation) == 12
     originals = {example.id.removesuffix("-again") for example in validation}
     assert not originals & {example.id.removesuffix("-again") for example in train}
     assert len(train) == 140 - 2 * len(originals)
-    assert ids(set_aside(repeated, validation_rows=12, seed=1)[1]) != ids(validation)
+    assert ids(hold_out(repeated, validation_rows=12, seed=1)[1]) != ids(validation)
 
 
 def test_validation_rows_are_a_number_or_a_share_or_a_tenth_up_to_120():
@@ -56,4 +56,4 @@ def test_validation_rows_are_a_number_or_a_share_or_a_tenth_up_to_120():
 
 def test_something_has_to_be_left():
     with pytest.raises(UsageError, match=r"data\.validation_rows"):
-        set_aside([replace(EXAMPLES[0], id=f"boolq/train/{row}") for row in range(6)], validation_rows=1, seed=0)
+        hold_out([replace(EXAMPLES[0], id=f"boolq/train/{row}") for row in range(6)], validation_rows=1, seed=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moslora.data.encode import IGNORE_INDEX, Encoded
-from moslora.data.steps import StepPlan, collate, cut, label_count, largest_pass, passes
+from moslora.data.steps import StepPlan, collate, group_by_length, label_count, largest_micro_batch, micro_batches_of
 from moslora.recipe import TrainingSection
 
 
@@ -78,7 +78,7 @@ def test_micro_batches_hold_what_fits_and_rows_of_similar_length():
     draw = random.Random(0)
     for _ in range(20):
         lengths = [draw.randint(5, 400) for _ in range(16)]
-        batches = cut(lengths, tokens=500)
+        batches = group_by_length(lengths, tokens=500)
         rows = list(itertools.chain(*batches))
         assert sorted(rows) == list(range(16))
         assert [lengths[row] for row in rows] == sorted(lengths)
@@ -86,7 +86,7 @@ def test_micro_batches_hold_what_fits_and_rows_of_similar_length():
         assert max(sizes) <= 500
         for size, after in zip(sizes[:-1], batches[1:], strict=True):
             assert size + lengths[after[0]] > 500, "it could have taken the first row of the next"
-    assert cut([9, 700, 3], tokens=500) == [[2, 0], [1]], "a row that is too long is by itself"
+    assert group_by_length([9, 700, 3], tokens=500) == [[2, 0], [1]], "a row that is too long is by itself"
 
 
 def test_all_processes_have_equally_many_passes():
@@ -94,7 +94,7 @@ def test_all_processes_have_equally_many_passes():
     lengths = (40, 5, 6, 30, 8, 35, 7)
     rows = [Encoded(str(n), "boolq", [1] * n, [1] * n, truncated=False) for n in lengths]
     for drawn, processes in ((rows, 2), (rows, 3), (rows[:2], 3)):
-        found = [passes(drawn, process=n, processes=processes, tokens=40) for n in range(processes)]
+        found = [micro_batches_of(drawn, process=n, processes=processes, tokens=40) for n in range(processes)]
         assert len({len(batches) for batches in found}) == 1
         for process, batches in enumerate(found):
             assert sorted(itertools.chain(*batches), key=drawn.index) == drawn[process::processes]
@@ -105,17 +105,17 @@ def test_all_processes_have_equally_many_passes():
 
 def test_the_largest_pass_of_a_step_is_that_of_any_process():
     """16 rows of 1,500 tokens are passes of 7,500; one of 12,000 beside short ones is a larger one, by itself."""
-    assert largest_pass([1500] * 16, processes=1, tokens=8192) == 7500
-    assert largest_pass([100] * 15 + [12_000], processes=1, tokens=8192) == 12_000
+    assert largest_micro_batch([1500] * 16, processes=1, tokens=8192) == 7500
+    assert largest_micro_batch([100] * 15 + [12_000], processes=1, tokens=8192) == 12_000
     rng = random.Random(0)
     for processes in (1, 2, 3, 20):
         lengths = [rng.randint(1, 300) for _ in range(16)]
         rows = [Encoded(str(n), "boolq", [1] * n, [1] * n, truncated=False) for n in lengths]
         sizes = []
         for process in range(processes):
-            for batch in passes(rows, process=process, processes=processes, tokens=500):
+            for batch in micro_batches_of(rows, process=process, processes=processes, tokens=500):
                 sizes.append(sum(len(row.input_ids) for row in batch))
-        assert largest_pass(lengths, processes=processes, tokens=500) == max(sizes)
+        assert largest_micro_batch(lengths, processes=processes, tokens=500) == max(sizes)
 
 
 def test_collate_lays_rows_end_to_end_and_finds_their_labels():

@@ -11,7 +11,7 @@ from message_kit import in_order, says
 from methods_kit import BUDGET
 from moslora.base.load import load_tokenizer
 from moslora.data.encode import Encoder
-from moslora.data.select import cap, set_aside
+from moslora.data.select import hold_out, limit_rows
 from moslora.data.sources import load_training
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
@@ -52,8 +52,8 @@ def validations(run):
 def held_out(recipe, count):
     """The first validation rows of the source in the fixed order, by task."""
     rows = load_training(recipe.training_tasks, source=recipe.data.source)
-    rows = cap(rows, rows=recipe.data.rows, seed=recipe.seed)
-    _, aside = set_aside(rows, validation_rows=recipe.data.validation_rows, seed=recipe.seed)
+    rows = limit_rows(rows, rows=recipe.data.rows, seed=recipe.seed)
+    _, aside = hold_out(rows, validation_rows=recipe.data.validation_rows, seed=recipe.seed)
     ordered = sorted(aside, key=lambda example: order_key(example.id))
     found = {}
     for example in ordered[:count]:

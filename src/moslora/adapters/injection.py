@@ -20,7 +20,7 @@ from moslora.errors import capped
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.rows import send
 from moslora.mixer_options import TaskGateOptions
-from moslora.strict import checked
+from moslora.schema import build_options
 
 ALL_LINEAR = "all-linear"
 """Value of ``target_modules`` that stands for all linear layers but the output layer."""
@@ -72,7 +72,7 @@ def inject(
         ValueError: an argument has the wrong type, options do not go together, nothing matches, the model has adapters,
             or ``state`` does not fit. The model is as it was.
     """
-    options = checked(
+    options = build_options(
         AdapterOptions,
         rank=rank,
         alpha=alpha,

@@ -17,7 +17,7 @@ from moslora.cli import data, exchange, machine, models, predict, recipes, stren
 from moslora.cli.examples import FIRST_STEPS
 from moslora.cli.usage import TyperUsageError, one_line
 from moslora.console import drop_output
-from moslora.errors import MosloraError, Terminated, UsageError, stopped
+from moslora.errors import MosloraError, Terminated, UsageError, on_interrupt
 from moslora.files import disk_fault
 from moslora.kernels.plain import disabled_kernels
 from moslora.process_rank import launched
@@ -43,7 +43,7 @@ class Commands(TyperGroup):
         return code
 
     def invoke(self, ctx: Any) -> Any:
-        with stopped("stopped: no half-written files were left"):
+        with on_interrupt("stopped: no half-written files were left"):
             try:
                 result = super().invoke(ctx)
                 sys.stdout.flush()
@@ -100,7 +100,7 @@ def main() -> None:
     atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with stopped("stopped"):  # before a command starts
+        with on_interrupt("stopped"):  # before a command starts
             disabled_kernels()  # refuses what is no piece
             app(prog_name="moslora")  # also for `python -m moslora`
     except Exception as error:

@@ -16,7 +16,7 @@ from moslora.cli.peft_folder import adapter_to_convert, as_run, imported
 from moslora.cli.processes import run_in_processes
 from moslora.cli.table import print_table
 from moslora.console import say
-from moslora.errors import UsageError, stopped
+from moslora.errors import UsageError, on_interrupt
 from moslora.process_rank import is_main_process
 from moslora.prompts.protocols import ScoringProtocolName
 from moslora.runs import RUNS
@@ -177,7 +177,7 @@ def evaluate(
         from moslora.evaluation.server import open_server
         from moslora.plan.here import note_evaluation
 
-    with stopped("stopped: the scores so far are kept, and the same command continues from there"):
+    with on_interrupt("stopped: the scores so far are kept, and the same command continues from there"):
         opened_server = open_server(server, model) if server else None
         if opened_server is None:
             note_evaluation(opened.model, opened.request_with(typed), opened.tasks_to_ask(tasks))
@@ -350,7 +350,7 @@ def verify(
     if as_json:  # which is alone on the standard output
         progress = sys.stderr
     then = "stopped: the replies so far are kept, and the same command continues from there"
-    with stopped(then), redirect_stdout(progress):
+    with on_interrupt(then), redirect_stdout(progress):
         report = verify_run(
             run,
             server,

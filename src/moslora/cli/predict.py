@@ -9,7 +9,7 @@ from moslora import choices
 from moslora.cli import completion, early, examples, options
 from moslora.cli.peft_folder import imported
 from moslora.cli.processes import run_in_processes
-from moslora.errors import UsageError, stopped
+from moslora.errors import UsageError, on_interrupt
 from moslora.files import is_unfinished
 from moslora.process_rank import is_main_process
 
@@ -84,7 +84,7 @@ def predict(
         from moslora.evaluation.predict import predict as predict_rows
         from moslora.evaluation.server import open_server
 
-    with stopped("stopped: the answers so far are kept, and the same command continues from there"):
+    with on_interrupt("stopped: the answers so far are kept, and the same command continues from there"):
         rows, predictions = predict_rows(
             opened,
             described_by,

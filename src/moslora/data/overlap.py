@@ -34,7 +34,7 @@ class Content(NamedTuple):
 
 def content(example: Example) -> Content:
     """The content of ``example``; an instruction row is parsed where possible."""
-    example = read_back(example)
+    example = parse_row(example)
     words = wording(example)
     choices = [normalized(choice) for choice in example.choices]
     options = tuple(sorted(choices)) if words.has_options else ()
@@ -46,7 +46,7 @@ def digest(example: Example) -> bytes:
     return hashlib.sha256(repr(content(example)).encode()).digest()[:DIGEST_BYTES]
 
 
-def read_back(example: Example) -> Example:
+def parse_row(example: Example) -> Example:
     """An instruction row parsed into question and choices, if it follows a template; any other row unchanged.
 
     SIQA, ARC and OpenBookQA share a template, so the returned task may be the wrong one of these; question and choices

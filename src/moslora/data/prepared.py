@@ -21,7 +21,7 @@ from moslora.console import note
 from moslora.data.audit import count_overlaps
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, TokenPair, encode_examples, encoding
 from moslora.data.overlap import digest
-from moslora.data.select import cap, set_aside
+from moslora.data.select import hold_out, limit_rows
 from moslora.data.sources import data_hash, differences, identity, load_examples, load_training, local_path
 from moslora.data.steps import StepPlan, label_count
 from moslora.download.wheels import home
@@ -240,8 +240,8 @@ class RunRows:
         data = self.data
         format = make_format(data.format, self.encoder.tokenizer)
         rows = load_training(self.tasks, source=data.source, bad_rows=data.bad_rows)
-        chosen = cap(rows, rows=data.rows, seed=self.seed)
-        training, validation = set_aside(chosen, validation_rows=data.held_out_of(len(chosen)), seed=self.seed)
+        chosen = limit_rows(rows, rows=data.rows, seed=self.seed)
+        training, validation = hold_out(chosen, validation_rows=data.held_out_of(len(chosen)), seed=self.seed)
         split_here = [task for task in self.tasks if task.own and "test" not in task.splits]
         held_out = [load_examples(task, "test", source=data.source) for task in split_here]
         left_out = {

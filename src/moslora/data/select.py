@@ -1,4 +1,4 @@
-"""The training rows of a run: a cap per task, rows set aside for validation."""
+"""The training rows of a run: a limit per task, and rows held out for validation."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,10 @@ from moslora.errors import UsageError
 from moslora.tasks import Example
 
 
-def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:
+def limit_rows(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:
     """At most ``rows`` random examples of each task (or ``rows[task]``), in the source's order.
 
-    A larger cap keeps every example that a smaller one keeps.
+    A larger limit keeps every example that a smaller one keeps.
     """
     if rows is None:
         return list(examples)
@@ -23,7 +23,7 @@ def cap(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, se
     return [example for position, example in enumerate(examples) if position in kept]
 
 
-def set_aside(examples: Sequence[Example], *, validation_rows: int, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: Sequence[Example], *, validation_rows: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Training and validation examples, a random split of ``examples``.
 
     A set may repeat rows (WinoGrande's nested sizes); no training row equals a validation row.

@@ -74,7 +74,7 @@ def _permutation(rows: int, seed: int) -> list[int]:
     return torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def cut(lengths: Sequence[int], *, tokens: int, pads: bool = False) -> list[list[int]]:
+def group_by_length(lengths: Sequence[int], *, tokens: int, pads: bool = False) -> list[list[int]]:
     """Cuts one step into micro-batches of at most ``tokens`` tokens, rows of similar length together.
 
     ``lengths`` are the tokens of each row, and a micro-batch is a list of positions in it. A row longer than ``tokens``
@@ -84,21 +84,21 @@ def cut(lengths: Sequence[int], *, tokens: int, pads: bool = False) -> list[list
     of_last: list[int] = []  # the lengths of its rows
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
         of_last.append(lengths[row])
-        if not batches or size(of_last, pads=pads) > tokens:
+        if not batches or tokens_of(of_last, pads=pads) > tokens:
             batches.append([])
             of_last = [lengths[row]]
         batches[-1].append(row)
     return batches
 
 
-def size(lengths: Sequence[int], *, pads: bool) -> int:
-    """Tokens of a micro-batch with rows of these ``lengths``; ``pads`` as in :func:`cut`."""
+def tokens_of(lengths: Sequence[int], *, pads: bool) -> int:
+    """Tokens of a micro-batch with rows of these ``lengths``; ``pads`` as in `group_by_length`."""
     if pads:
         return max(lengths) * len(lengths)
     return sum(lengths)
 
 
-def passes(
+def micro_batches_of(
     rows: Sequence[Encoded], *, process: int, processes: int, tokens: int, pads: bool = False
 ) -> list[list[Encoded]]:
     """The micro-batches of one process, which has every ``processes``-th row.
@@ -107,7 +107,7 @@ def passes(
     empty ones.
     """
     lengths = [len(row.input_ids) for row in rows]
-    cuts = [cut(lengths[first::processes], tokens=tokens, pads=pads) for first in range(processes)]
+    cuts = [group_by_length(lengths[first::processes], tokens=tokens, pads=pads) for first in range(processes)]
     share = rows[process::processes]
     batches: list[list[Encoded]] = []
     for positions in cuts[process]:
@@ -118,13 +118,13 @@ def passes(
     return batches
 
 
-def largest_pass(lengths: Sequence[int], *, processes: int, tokens: int, pads: bool = False) -> int:
+def largest_micro_batch(lengths: Sequence[int], *, processes: int, tokens: int, pads: bool = False) -> int:
     """Tokens of the largest micro-batch that any of the processes makes of a step with rows of these ``lengths``."""
     largest = 0
     for first in range(processes):
         share = lengths[first::processes]
-        for positions in cut(share, tokens=tokens, pads=pads):
-            largest = max(largest, size([share[i] for i in positions], pads=pads))
+        for positions in group_by_length(share, tokens=tokens, pads=pads):
+            largest = max(largest, tokens_of([share[i] for i in positions], pads=pads))
     return largest
 
 

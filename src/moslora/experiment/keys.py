@@ -8,7 +8,7 @@ from moslora.compare.margin import Margin, read_margin
 from moslora.recipe.fields import Section
 from moslora.runs.outcomes import OUTCOMES, OutcomeName
 from moslora.runs.strength import MAX_STRENGTH
-from moslora.strict import Listed
+from moslora.schema import Listed
 
 OTHERS = "others"
 """Key of the learning rates of all arms that have none of their own, in a mapping."""

@@ -20,7 +20,7 @@ from moslora.compare.conclusion import conclusions
 from moslora.compare.gains import shared_base
 from moslora.compare.index import EXPERIMENT, ExperimentIndex, ExperimentRun, read_index
 from moslora.console import say
-from moslora.errors import UsageError, some, stopped
+from moslora.errors import UsageError, on_interrupt, some
 from moslora.experiment.file import Experiment, PlannedRun
 from moslora.experiment.one_run import (
     RUN_FOLDERS,
@@ -63,7 +63,7 @@ class Study:
     start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = run_locally
     _seconds: list[float] = field(default_factory=list)
 
-    @stopped("stopped: the work so far is saved, and the same command continues from there")
+    @on_interrupt("stopped: the work so far is saved, and the same command continues from there")
     def run(self) -> bool:
         """Runs what is left; false if an arm waits for a learning rate beyond those tried.
 

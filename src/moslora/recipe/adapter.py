@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from moslora.adapter_options import TARGETS, AdapterOptions
 from moslora.mixer_options import Conflicts, DenseOptions, MixerOptions
-from moslora.strict import Filled, Modules
+from moslora.schema import Filled, Modules
 
 from .changes import Changes
 from .fields import Section

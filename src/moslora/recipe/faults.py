@@ -12,8 +12,8 @@ from moslora.errors import did_you_mean, near_words
 from .adapter import PeftSection
 from .builtin import printable
 from .changes import models_in
-from .elsewhere import answer, our_value, what_counts
 from .layers import KeyPath, Layer, combine_layers, depth, origin_of
+from .other_programs import answer, our_value, what_counts
 from .recipe import Recipe
 
 _WORDS = {

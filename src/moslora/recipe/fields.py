@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, Strict, WithJsonSchema
 
-from moslora.strict import Listed, Share, StrictModel
+from moslora.schema import Listed, Share, StrictModel
 from moslora.tasks import split_names
 
 from .changes import Changes

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from moslora.choices import BadRows, BestBy, DType, EngineChoice, FormatName, LossOn, Strategy, TrackerName
 from moslora.errors import UsageError, counted
 from moslora.prompts.protocols import DEFAULT_PROTOCOL, PROTOCOLS, ProtocolName
-from moslora.strict import Filled, Listed, Share
+from moslora.schema import Filled, Listed, Share
 from moslora.tasks import COMMONSENSE
 
 from .changes import Arms, Changes

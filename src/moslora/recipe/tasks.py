@@ -6,7 +6,7 @@ from jinja2 import TemplateSyntaxError
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from moslora.choices import Split
-from moslora.strict import Filled, Listed, Regex
+from moslora.schema import Filled, Listed, Regex
 from moslora.tasks import BUILT_IN, GROUP, INSTRUCTION, Columns, Hub, Numbered, OpenEnded, Plain, Task
 from moslora.tasks.matching import EVERY_IGNORED, Contains, Exact, Ignored, Match, Number, Pattern
 from moslora.tasks.task import AUTOMATIC, RESPONSE, WheelRows, compiled

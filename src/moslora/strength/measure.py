@@ -23,7 +23,7 @@ from moslora.data.encode import Encoded, Encoder, encode_examples
 from moslora.data.overlap import DIGEST_BYTES, digest
 from moslora.data.prepared import RunRows
 from moslora.data.sources import load_examples, load_training
-from moslora.data.steps import collate, cut, default_micro_batch_tokens, label_count
+from moslora.data.steps import collate, default_micro_batch_tokens, group_by_length, label_count
 from moslora.errors import UsageError
 from moslora.evaluation.evaluator import ModelWithQuestions
 from moslora.evaluation.loading import load_model, tokenizer_of
@@ -139,7 +139,7 @@ def row_losses(model: PreTrainedModel, rows: Sequence[Encoded]) -> list[float]:
     names = task_names(model)
     losses = [0.0] * len(rows)
     with SharedInputLayers(model).folded(model.dtype):
-        for places in cut([len(row.input_ids) for row in rows], tokens=tokens, pads=engine.pads):
+        for places in group_by_length([len(row.input_ids) for row in rows], tokens=tokens, pads=engine.pads):
             together = [rows[place] for place in places]
             batch = collate(together, device=model.device, tasks=names, build_batch=engine.build_batch)
             describe_batch(model, tokens=batch.real, tasks=batch.tasks)

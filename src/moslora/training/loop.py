@@ -15,7 +15,7 @@ from moslora.adapters import AdapterLinear, SharedInputLayers, describe_batch, l
 from moslora.base.engines import Engine, engine_of
 from moslora.data.encode import Encoded
 from moslora.data.prepared import Replay, RowTable
-from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, largest_pass, passes
+from moslora.data.steps import MicroBatch, StepPlan, collate, label_count, largest_micro_batch, micro_batches_of
 from moslora.errors import Diverged
 from moslora.process_rank import local_world_size, world_size
 from moslora.processes.devices import gpu_module
@@ -102,7 +102,7 @@ class Parts:
 
     def passes(self, rows: Sequence[Encoded]) -> list[list[Encoded]]:
         """This process's share of ``rows``, by micro-batch."""
-        return passes(
+        return micro_batches_of(
             rows,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
@@ -230,7 +230,7 @@ def rehearse(parts: Parts, *, first_step: int) -> None:
         if parts.replay is not None:
             drawn = [len(row.input_ids) for row in parts.drawn(step)]
         tokens = parts.micro_batch_tokens
-        return largest_pass(drawn, processes=processes, tokens=tokens, pads=parts.engine.pads)
+        return largest_micro_batch(drawn, processes=processes, tokens=tokens, pads=parts.engine.pads)
 
     step = max(range(first_step, len(parts.plan)), key=size_of_largest_pass)
     make_moments(parts.optimizer)

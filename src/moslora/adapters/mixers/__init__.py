@@ -9,7 +9,7 @@ from moslora.adapters.mixers.fixed import ButterflyMixer, HadamardMixer, Identit
 from moslora.adapters.mixers.gates import GateInsideMixer, TaskGateMixer, TokenGateMixer
 from moslora.adapters.mixers.learned import DenseMixer, DiagonalMixer, KroneckerMixer
 from moslora.mixer_options import Options
-from moslora.strict import checked
+from moslora.schema import build_options
 
 MIXERS: dict[str, type[Mixer]] = {
     "identity": IdentityMixer,
@@ -38,7 +38,7 @@ def read_mixer(values: Mapping[str, Any]) -> Options:
             f"mixer = {values!r}: must be a mapping such as {{'kind': 'dense'}}; kind must be one of {kinds}"
         )
     options = {key: value for key, value in values.items() if key != "tasks"}
-    return checked(MIXERS[values["kind"]].options_type, **options)
+    return build_options(MIXERS[values["kind"]].options_type, **options)
 
 
 def build_mixer(

@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 
 from benchmarks.keys import with_tables
 from moslora.recipe import load_recipe, trace_recipe
-from moslora.recipe.elsewhere import answer, known
 from moslora.recipe.faults import SECRETS
+from moslora.recipe.other_programs import answer, translations
 from recipe_kit import faults
 
 UNSLOTH = """\
@@ -218,7 +218,7 @@ def test_what_is_answered_exists():
     """Each key of ours, with its value where there is one, is a recipe's; and no word has two answers."""
     ours = {key for key, _, _ in trace_recipe("llama3.2-1b", ["extends=methods/lora"])}
     words = []
-    for key, theirs in known()["keys"].items():
+    for key, theirs in translations()["keys"].items():
         for written in re.findall(r"`([^`]+)`", " ".join(theirs.values())):
             if re.fullmatch(r"\w+(: \w+)?", written):
                 words.append((written, key))
@@ -228,7 +228,7 @@ def test_what_is_answered_exists():
         assert name in ours, key
         if equals:
             load_recipe("llama3.2-1b", ["extends=methods/lora", key])
-    for reason, named in known()["instead"].items():
+    for reason, named in translations()["instead"].items():
         words.extend((word, reason) for word in named)
     answered = dict(words)
     assert len(answered) == len({*words})

@@ -39,7 +39,7 @@ Modules = Annotated[Filled | Names, BeforeValidator(_compiles)]
 Model = TypeVar("Model", bound=StrictModel)
 
 
-def checked(model: type[Model], **values: Any) -> Model:
+def build_options(model: type[Model], **values: Any) -> Model:
     """Build ``model`` from arguments in Python, whose numbers may be numpy's.
 
     Raises:

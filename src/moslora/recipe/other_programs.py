@@ -1,5 +1,5 @@
 """Keys and values of PEFT, the Trainer, TRL, axolotl, LLaMA-Factory, torchtune, Unsloth and Soup, answered with a
-recipe's: `elsewhere.yaml` has them."""
+recipe's: `other_programs.yaml` has them."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,7 +10,7 @@ from .yaml_text import parse
 
 
 @cache
-def known() -> Any:
+def translations() -> Any:
     """The data: ``keys``, ``values`` and ``instead``."""
     return parse(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
@@ -22,10 +22,10 @@ def answer(word: str, value: object, section: str) -> str | None:
         our key and what it counts, or why there is none; ``None`` for a word that is nobody's.
     """
     for written in (f"`{word}: {str(value).lower()}`", f"`{word}`"):
-        for key, theirs in known()["keys"].items():
+        for key, theirs in translations()["keys"].items():
             if written in " ".join(theirs.values()):
                 return f"did you mean {key.removeprefix(f'{section}.')}?{what_counts(key)}"
-    for reason, words in known()["instead"].items():
+    for reason, words in translations()["instead"].items():
         if word in words:
             return f"delete it: {reason}"
     return None
@@ -33,13 +33,13 @@ def answer(word: str, value: object, section: str) -> str | None:
 
 def what_counts(key: str) -> str:
     """What our ``key`` counts, in brackets, if theirs count something else."""
-    counted = known()["keys"].get(key, {}).get("counts")
+    counted = translations()["keys"].get(key, {}).get("counts")
     return f" ({counted})" if counted else ""
 
 
 def our_value(value: str, choices: Sequence[str]) -> str | None:
     """That of our ``choices`` which another program calls ``value``; ``None`` if there is none."""
     for choice in choices:
-        if value in known()["values"].get(choice, ()):
+        if value in translations()["values"].get(choice, ()):
             return choice
     return None
